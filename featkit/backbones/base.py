@@ -1,0 +1,94 @@
+"""What a backbone is, without the network itself: this module never imports torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+if TYPE_CHECKING:
+    from torch import nn
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+_FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
+
+
+@dataclass(frozen=True)
+class Preprocess:
+    """Resize, centre crop and normalise, as torchvision's ``ImageClassification`` preset does on PIL images.
+
+    Attributes:
+        resize: length of the shorter edge in pixels, or ``(height, width)`` to squash.
+        crop: ``(height, width)`` of the centre crop in pixels; black where the image is smaller.
+        interpolation: ``bilinear`` or ``bicubic``, both with anti-aliasing.
+        mean, std: per channel, of values in 0..1.
+    """
+
+    resize: int | tuple[int, int] = 256
+    crop: tuple[int, int] = (224, 224)
+    interpolation: str = "bilinear"
+    mean: tuple[float, float, float] = IMAGENET_MEAN
+    std: tuple[float, float, float] = IMAGENET_STD
+
+    def __call__(self, pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """Resize and crop one uint8 image ``(h, w, 3)`` to uint8 ``(*crop, 3)``.
+
+        Normalisation is left to ``normalise``: bytes travel to the network at a quarter of the size.
+        """
+        image = Image.fromarray(pixels)
+        image = image.resize(self._resized(*image.size), _FILTERS[self.interpolation])
+        height, width = self.crop
+        left = round((image.width - width) / 2.0)
+        top = round((image.height - height) / 2.0)
+        return np.asarray(image.crop((left, top, left + width, top + height)))
+
+    def normalise(self, batch: Any) -> Any:
+        """Turn a float batch ``(b, 3, h, w)`` of values in 0..255 (array or tensor) into the network's input."""
+        like = batch.new_tensor if hasattr(batch, "new_tensor") else np.asarray
+        mean, std = (like(values, dtype=batch.dtype).reshape(1, 3, 1, 1) for values in (self.mean, self.std))
+        return (batch / 255 - mean) / std
+
+    def _resized(self, width: int, height: int) -> tuple[int, int]:
+        if isinstance(self.resize, tuple):
+            return self.resize[1], self.resize[0]
+        short, long = sorted((width, height))
+        longer = int(self.resize * long / short)
+        return (self.resize, longer) if width <= height else (longer, self.resize)
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """A network, its weights and its preprocessing: everything needed to turn pixels into vectors.
+
+    Making one costs no more than the digest of a weights file: the network is built by ``build``, and only then is
+    torch imported, so that a cache can be recognised without it.
+
+    Attributes:
+        name: as the user asks for it, such as ``resnet50``.
+        weights: what was found, for people: ``IMAGENET1K_V1 (/path/resnet50-0676ba61.pth)``, ``random:0 (untrained)``.
+        digest: SHA-256 (hex) of the weights file, or ``random:<seed>``.
+        layer: dotted name of the layer whose output is the embedding.
+        pool: ``avg``, ``max`` or ``catavgmax``: how a feature map becomes a vector.
+        preprocess: from pixels to the network's input.
+        build: () -> a module in eval mode, without gradients, float32 ``(b, 3, h, w)`` -> ``(b, d)``.
+            Raises WeightsError if the file is not of this network, SpecError if the layer is unknown.
+    """
+
+    name: str
+    weights: str
+    digest: str
+    layer: str
+    pool: str
+    preprocess: Preprocess
+    build: Callable[[], nn.Module]
+
+    @property
+    def trained(self) -> bool:
+        """Whether the weights were ever trained; untrained ones are labelled as such wherever they appear."""
+        return not self.digest.startswith("random:")

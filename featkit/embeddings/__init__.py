@@ -1,0 +1,1 @@
+"""The one road from images to cached vectors."""

@@ -1,0 +1,75 @@
+"""Everything that decides a vector, and nothing else; its fingerprint names the cache file."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from featkit.errors import CacheError
+
+SCHEMA = 1
+"""Raised whenever the same inputs would give other vectors, or the file's layout changes."""
+
+
+def digest(parts: Iterable[str]) -> str:
+    """Return the SHA-256 (hex) of a sequence of texts; no two different sequences share their bytes."""
+    return hashlib.sha256(json.dumps(list(parts)).encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What was embedded, and how: two equal recipes give equal files.
+
+    Attributes:
+        images: digest of the images' names and contents, in order.
+        labels: digest of the labels and the class names.
+        split: digest of the source's own splits, or ``none`` where it has none.
+        perturb: spec of the perturbation, or ``none``.
+        backbone: name of the network.
+        weights: digest of its weights.
+        layer, pool: which output, and how a map became a vector.
+        preprocess: resize, crop, interpolation, mean and standard deviation.
+        precision: ``fp32``, ``bf16``, ...
+        schema: version of featkit's own part: decoding, arithmetic, file layout.
+    """
+
+    images: str
+    labels: str
+    split: str
+    perturb: str
+    backbone: str
+    weights: str
+    layer: str
+    pool: str
+    preprocess: Mapping[str, Any]
+    precision: str
+    schema: int = SCHEMA
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 (hex) of the canonical JSON."""
+        return hashlib.sha256(self.to_json().encode()).hexdigest()
+
+    def to_json(self) -> str:
+        """Return the canonical JSON: sorted keys, no spaces."""
+        return json.dumps(asdict(self), sort_keys=True, separators=(",", ":"))
+
+    @classmethod
+    def from_json(cls, text: str) -> Recipe:
+        """Read what ``to_json`` wrote.
+
+        Raises:
+            CacheError: if the text is not a recipe.
+        """
+        try:
+            return cls(**json.loads(text))
+        except (TypeError, ValueError) as error:
+            raise CacheError(f"not a recipe that this version of featkit can read: {error}") from error
+
+    def differences(self, other: Recipe) -> dict[str, tuple[Any, Any]]:
+        """Return, for each field that differs, ``(here, in other)``."""
+        mine, theirs = json.loads(self.to_json()), json.loads(other.to_json())
+        return {f.name: (mine[f.name], theirs[f.name]) for f in fields(self) if mine[f.name] != theirs[f.name]}

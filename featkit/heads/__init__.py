@@ -1,0 +1,1 @@
+"""Classifiers on vectors, as scikit-learn estimators."""
