@@ -58,7 +58,7 @@ class Spec:
             key, equals, value = (piece.strip() for piece in part.partition("="))
             if equals and key:
                 options[key] = parse_value(value)
-            elif place == 0 and part.strip():
+            elif place == 0 and key and not equals:
                 argument = part.strip()
             else:
                 raise SpecError(f"{part!r} in {text!r} is not key=value: write {name}:key=value,key=value")

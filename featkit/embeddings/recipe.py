@@ -69,6 +69,10 @@ class Recipe:
         except (TypeError, ValueError) as error:
             raise CacheError(f"not a recipe that this version of featkit can read: {error}") from error
 
+    def same_network(self, other: Recipe) -> bool:
+        """Return whether both would give the same vector for the same image, whatever the images are."""
+        return not self.differences(other).keys() - {"images", "labels", "split"}
+
     def differences(self, other: Recipe) -> dict[str, tuple[Any, Any]]:
         """Return, for each field that differs, ``(here, in other)``."""
         mine, theirs = json.loads(self.to_json()), json.loads(other.to_json())

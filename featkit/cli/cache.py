@@ -1,0 +1,81 @@
+"""`featkit cache ls|show|rm`."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+
+import click
+
+from featkit.cli.options import cache_option, json_option, note, size, table
+from featkit.errors import CacheError
+
+EPILOG = """\b
+Examples:
+  featkit cache ls
+  featkit cache show cache/digits-resnet18-0123456789ab.h5
+  featkit cache rm cache/digits-resnet18-0123456789ab.h5
+"""
+
+
+@click.group(epilog=EPILOG)
+def cache() -> None:
+    """List, show and remove embeddings files."""
+
+
+@cache.command("ls")
+@cache_option
+@json_option
+def list_files(cache: Path, as_json: bool) -> None:
+    """List the embeddings files, newest first."""
+    from featkit.embeddings.store import entries
+
+    good, bad = entries(cache)
+    for error in bad:
+        note(f"warning: {error}")
+    if as_json:
+        lines = [{"path": str(e.path), "rows": e.rows, "width": e.width, "bytes": e.size} for e in good]
+        click.echo(json.dumps(lines, indent=2))
+        return
+    rows = [[e.path.name, e.rows, e.width, size(e.size), _age(e.modified), e.provenance["weights"]] for e in good]
+    click.echo(table(["file", "rows", "width", "size", "age", "weights"], rows, right=("rows", "width", "size", "age")))
+
+
+@cache.command("show")
+@click.argument("file", type=click.Path(path_type=Path))
+def show(file: Path) -> None:
+    """Print the recipe and the provenance of an embeddings file, as JSON."""
+    from featkit.embeddings.store import describe
+
+    entry = describe(file)
+    found = {
+        "path": str(file),
+        "rows": entry.rows,
+        "width": entry.width,
+        "unreadable_images": entry.invalid,
+        "fingerprint": entry.recipe.fingerprint,
+        "recipe": json.loads(entry.recipe.to_json()),
+        "provenance": entry.provenance,
+    }
+    click.echo(json.dumps(found, indent=2))
+
+
+@cache.command("rm")
+@click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="FILE...")
+def remove(files: tuple[Path, ...]) -> None:
+    """Remove embeddings FILEs; they can be extracted again."""
+    for file in files:
+        if file.suffix != ".h5" or not file.is_file():
+            raise CacheError(f"{file} is not an embeddings file (*.h5): see `featkit cache ls`")
+    for file in files:
+        file.unlink()
+        note(f"removed {file}")
+
+
+def _age(modified: float) -> str:
+    seconds = max(0.0, time.time() - modified)
+    for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= length:
+            return f"{seconds / length:.0f} {unit}"
+    return f"{seconds:.0f} s"

@@ -1,0 +1,156 @@
+"""Options that verbs share, and how verbs speak."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+if TYPE_CHECKING:
+    from featkit.embeddings.pipeline import Compute
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+REQUEST = ("data", "split", "limit", "seed", "backbone", "weights", "layer", "pool", "resize", "crop", "precision")
+COMPUTE = ("device", "batch_size", "workers", "on_error")
+
+
+def _stack(*options: Callable[[F], F]) -> Callable[[F], F]:
+    def decorate(function: F) -> F:
+        for option in reversed(options):
+            function = option(function)
+        return function
+
+    return decorate
+
+
+def data_options(function: F) -> F:
+    """Add the options that say which images."""
+    return _stack(
+        click.option(
+            "--data",
+            metavar="SPEC",
+            help="digits, a folder, a CSV file (path,label[,split]), or a "
+            "torchvision data set such as cifar10:root=DIR,download=true.",
+        ),
+        click.option(
+            "--split",
+            metavar="A/B/C",
+            help="Train/val/test shares, such as 70/15/15 (the default where the "
+            "data has no splits of its own); replaces its own.",
+        ),
+        click.option("--limit", metavar="train=N,test=N", help="A stratified part of each split."),
+        click.option("--seed", type=click.IntRange(min=0), help="Seed of the split, the limit and the head. [0]"),
+    )(function)
+
+
+def backbone_options(function: F) -> F:
+    """Add the options that say which network, and what comes out of it."""
+    return _stack(
+        click.option(
+            "--backbone",
+            metavar="SPEC",
+            help="resnet18, resnet34, resnet50, resnet101, resnet152 or timm:NAME; see `featkit models`. [resnet18]",
+        ),
+        click.option(
+            "--weights",
+            metavar="WHICH",
+            help="imagenet, IMAGENET1K_V1, IMAGENET1K_V2, random[:SEED] or a .pth or .safetensors FILE. [imagenet]",
+        ),
+        click.option(
+            "--layer",
+            metavar="NAME",
+            help="Take this layer's output; see `featkit models --layers resnet50`. [after global average pooling]",
+        ),
+        click.option(
+            "--pool", type=click.Choice(["avg", "max", "catavgmax"]), help="How a feature map becomes a vector. [avg]"
+        ),
+        click.option(
+            "--resize", metavar="N|HxW", help="Shorter edge in pixels, or a size to squash to. [as the weights say]"
+        ),
+        click.option("--crop", metavar="N|none", help="Centre crop in pixels. [as the weights say]"),
+        click.option("--precision", type=click.Choice(["fp32", "bf16"]), help="Arithmetic of the network. [fp32]"),
+    )(function)
+
+
+def compute_options(function: F) -> F:
+    """Add the options that say how the work is done."""
+    return _stack(
+        click.option("--device", type=click.Choice(["auto", "cpu", "cuda", "mps"]), default="auto", show_default=True),
+        click.option(
+            "--batch-size",
+            type=click.IntRange(min=1),
+            default=64,
+            show_default=True,
+            help="Images in one forward pass.",
+        ),
+        click.option("--workers", type=click.IntRange(min=1), help="Threads that read and decode. [one for each core]"),
+        click.option(
+            "--on-error",
+            type=click.Choice(["fail", "skip"]),
+            default="fail",
+            show_default=True,
+            help="What to do about an image that cannot be read.",
+        ),
+    )(function)
+
+
+cache_option = click.option(
+    "--cache",
+    type=click.Path(path_type=Path),
+    default="cache",
+    show_default=True,
+    help="Folder of the embeddings files.",
+)
+out_option = click.option(
+    "--out",
+    type=click.Path(path_type=Path, file_okay=False),
+    default="experiments",
+    show_default=True,
+    help="Folder of the results.",
+)
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON for machines.")
+
+
+def given_request(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options that make a request; None where one was not given."""
+    return {name: options[name] for name in REQUEST if name in options}
+
+
+def make_compute(options: Mapping[str, Any]) -> Compute:
+    """Return how the work is to be done, with a progress bar where a person watches."""
+    from featkit.embeddings.pipeline import Compute
+
+    chosen = {name: options[name] for name in COMPUTE if name in options}
+    return Compute(**chosen, progress=sys.stderr.isatty())
+
+
+def note(text: str) -> None:
+    """Say on stderr what was chosen or found on the way."""
+    click.echo(text, err=True)
+
+
+def table(header: list[str], rows: list[list[Any]], right: tuple[str, ...] = ()) -> str:
+    """Return rows as a plain table; the columns named in ``right`` are aligned on the right."""
+    from prettytable import PrettyTable, TableStyle
+
+    drawn = PrettyTable(header)
+    drawn.set_style(TableStyle.PLAIN_COLUMNS)
+    drawn.align = "l"
+    for name in right:
+        drawn.align[name] = "r"
+    drawn.add_rows(rows)
+    drawn.left_padding_width, drawn.right_padding_width = 0, 2
+    return "\n".join(line.rstrip() for line in drawn.get_string().splitlines())
+
+
+def size(count: float) -> str:
+    """Return a number of bytes for people: ``12.3 MB`` (10^6 bytes)."""
+    for unit in ("B", "kB", "MB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} GB"

@@ -1,0 +1,164 @@
+"""The embeddings as a scikit-learn transformer."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.base import BaseEstimator, TransformerMixin
+
+from featkit.embeddings import store
+from featkit.embeddings.extract import content_keys, make_recipe, run_extraction
+from featkit.embeddings.pipeline import Compute
+from featkit.embeddings.request import Request
+from featkit.errors import DataError
+from featkit.images.base import ImageSet, Pixels
+from featkit.images.decode import decode_file
+
+
+class ImageEmbedder(TransformerMixin, BaseEstimator):  # type: ignore[misc]
+    """Images to vectors, each image embedded once: what is in the cache is not computed again.
+
+    Works in a ``Pipeline`` and in a ``GridSearchCV``: folds and candidates share the cache.
+
+    Parameters
+    ----------
+    backbone, weights, layer, pool, resize, crop, precision
+        As in ``featkit.extract``.
+    cache : str or Path, default="cache"
+        Folder of the HDF5 files.
+    device : str, default="auto"
+        ``auto``, ``cpu``, ``cuda`` or ``mps``.
+    batch_size : int, default=64
+        Images in one forward pass.
+
+    Examples
+    --------
+    >>> from sklearn.linear_model import LogisticRegression
+    >>> from sklearn.pipeline import make_pipeline
+    >>> model = make_pipeline(ImageEmbedder("resnet18"), LogisticRegression())
+    """
+
+    def __init__(
+        self,
+        backbone: str = "resnet18",
+        *,
+        weights: str = "imagenet",
+        layer: str | None = None,
+        pool: str = "avg",
+        resize: str | None = None,
+        crop: str | None = None,
+        precision: str = "fp32",
+        cache: str | Path = "cache",
+        device: str = "auto",
+        batch_size: int = 64,
+    ) -> None:
+        self.backbone = backbone
+        self.weights = weights
+        self.layer = layer
+        self.pool = pool
+        self.resize = resize
+        self.crop = crop
+        self.precision = precision
+        self.cache = cache
+        self.device = device
+        self.batch_size = batch_size
+
+    def fit(self, X: Any, y: Any = None) -> Self:
+        """Do nothing: the network is frozen.
+
+        Parameters
+        ----------
+        X : sequence of paths, or uint8 array of shape (n, h, w) or (n, h, w, 3)
+            Not looked at.
+        y : object
+            Not looked at.
+        """
+        return self
+
+    def transform(self, X: Sequence[str | Path] | NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Return one vector for each image.
+
+        Parameters
+        ----------
+        X : sequence of paths, or uint8 array of shape (n, h, w) or (n, h, w, 3)
+            The images.
+
+        Returns
+        -------
+        ndarray of float32, shape (n, d)
+        """
+        images = _image_set(X)
+        request = Request(
+            data="",
+            backbone=self.backbone,
+            weights=self.weights,
+            layer=self.layer,
+            pool=self.pool,
+            resize=self.resize,
+            crop=self.crop,
+            precision=self.precision,
+        )
+        compute = Compute(device=self.device, batch_size=self.batch_size)
+        cache = Path(self.cache)
+        keys = content_keys(images, compute)
+        recipe = make_recipe(images, keys, request.load_backbone(), self.precision)
+        known = store.vectors_by_key(cache, recipe, keys)
+        missing = {key: row for row, key in enumerate(keys) if key not in known}
+        if missing:
+            run_extraction(request, images.take(np.array(sorted(missing.values()))), cache, compute)
+            known = store.vectors_by_key(cache, recipe, keys)
+        return np.stack([known[key] for key in keys])
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.requires_fit = False
+        tags.input_tags.string = True
+        tags.input_tags.three_d_array = True
+        return tags
+
+
+def _image_set(X: Sequence[str | Path] | NDArray[np.uint8]) -> ImageSet:
+    """Return paths or arrays as an unlabelled image set.
+
+    Raises:
+        DataError: if ``X`` is empty or neither paths nor uint8 arrays.
+    """
+    if len(X) == 0:
+        raise DataError("there are no images to embed: give at least one")
+    load: Callable[[int], Pixels]
+    key: Callable[[int], str]
+    if isinstance(X, np.ndarray) and X.dtype == np.uint8:
+        pixels = _as_rgb(X)
+        ids = tuple(map(str, range(len(pixels))))
+        load = pixels.__getitem__
+        key = lambda row: hashlib.sha256(str(pixels[row].shape).encode() + pixels[row].tobytes()).hexdigest()  # noqa: E731
+    elif all(isinstance(item, str | Path) for item in X):
+        paths = [Path(item) for item in X]
+        ids = tuple(map(str, paths))
+        load = lambda row: decode_file(paths[row])  # noqa: E731
+        key = lambda row: _file_key(paths[row])  # noqa: E731
+    else:
+        raise DataError("images are given as paths, or as a uint8 array of shape (n, h, w) or (n, h, w, 3)")
+    labels = np.zeros(len(ids), dtype=np.int64)
+    splits = np.full(len(ids), "train")
+    return ImageSet("images", ids, labels, ("",), splits, "none", load, key)
+
+
+def _as_rgb(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    if pixels.ndim == 3:
+        return np.repeat(pixels[..., None], 3, axis=3)
+    if pixels.ndim == 4 and pixels.shape[3] == 3:
+        return pixels
+    raise DataError(f"an array of shape {pixels.shape} is not images: give (n, h, w) or (n, h, w, 3)")
+
+
+def _file_key(path: Path) -> str:
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}") from error

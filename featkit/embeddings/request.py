@@ -1,0 +1,99 @@
+"""What a person asks for, in the words of the command line."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+from featkit.backbones import load_backbone
+from featkit.backbones.base import Backbone
+from featkit.embeddings.store import entries
+from featkit.images import load_images
+from featkit.images.base import ImageSet
+
+
+@dataclass(frozen=True)
+class Request:
+    """Which images, through which network: kept beside the vectors, so that both can be found again.
+
+    Attributes:
+        data: spec of the images: a name or a path; empty where they came from Python.
+        split: ``70/15/15``-like fractions that replace the source's own splits, or None.
+        limit: ``train=5000,test=1000``-like stratified part, or None.
+        seed: of the split and of the limit.
+        backbone: spec of the network.
+        weights: ``imagenet``, a torchvision enum name, ``random[:seed]`` or a file.
+        layer: dotted layer name, or None for the network's own embedding.
+        pool: ``avg``, ``max`` or ``catavgmax``.
+        resize: ``256`` or ``224x224``, or None for what the weights say.
+        crop: ``224`` or ``none``, or None for what the weights say.
+        precision: ``fp32`` or ``bf16``.
+    """
+
+    data: str = "digits"
+    split: str | None = None
+    limit: str | None = None
+    seed: int = 0
+    backbone: str = "resnet18"
+    weights: str = "imagenet"
+    layer: str | None = None
+    pool: str = "avg"
+    resize: str | None = None
+    crop: str | None = None
+    precision: str = "fp32"
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Request:
+        """Read what ``to_dict`` wrote; names that this version does not know are left out."""
+        return cls(**{field.name: values[field.name] for field in fields(cls) if field.name in values})
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields as JSON can hold them; a path becomes absolute, to be found from any folder."""
+        return {**asdict(self), "data": _absolute(self.data), "weights": _absolute(self.weights)}
+
+    def load_images(self) -> ImageSet:
+        """Return the images; see ``featkit.images.load_images`` for what is raised."""
+        return load_images(self.data, split=self.split, seed=self.seed, limit=self.limit)
+
+    def load_backbone(self) -> Backbone:
+        """Return the backbone; see ``featkit.backbones.load_backbone`` for what is raised."""
+        return load_backbone(
+            self.backbone,
+            weights=self.weights,
+            layer=self.layer,
+            pool=self.pool,
+            resize=self.resize,
+            crop=self.crop,
+        )
+
+
+def resolve(given: Mapping[str, Any], cache: Path) -> tuple[Request, Path | None]:
+    """Fill in what was not given from the newest cache file that agrees with what was.
+
+    Args:
+        given: fields of ``Request``; those that are None were not given.
+        cache: folder of the cache files.
+
+    Returns:
+        The request, and the file that it was filled in from: None where nothing was missing or none agrees.
+    """
+    chosen = {name: value for name, value in given.items() if value is not None}
+    if {"data", "backbone"} <= chosen.keys():
+        return Request(**chosen), None
+    absolute = {name: _absolute(value) if isinstance(value, str) else value for name, value in chosen.items()}
+    earlier = [(entry, Request.from_dict(entry.provenance["request"])) for entry in entries(cache)[0]]
+    earlier = [(entry, request) for entry, request in earlier if request.data]
+    for entry, request in earlier:
+        if all(asdict(request)[name] == value for name, value in absolute.items() if name != "seed"):
+            return replace(request, **chosen), entry.path
+    if earlier and "data" not in chosen:
+        entry, request = earlier[0]
+        same_images = {name: getattr(request, name) for name in ("data", "split", "limit", "seed")}
+        return Request(**{**same_images, **chosen}), entry.path
+    return Request(**chosen), None
+
+
+def _absolute(text: str) -> str:
+    return str(Path(text).resolve()) if text and Path(text).exists() else text

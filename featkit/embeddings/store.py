@@ -1,0 +1,288 @@
+"""The HDF5 file of embeddings: the only module that knows h5py.
+
+Datasets, one row for each image: ``embeddings`` float32 ``(n, d)``, ``labels`` int64, ``ids``, ``keys`` (SHA-256 of
+the image's bytes), ``splits`` and ``valid`` (false where the image could not be read; its vector is then NaN).
+Attributes: ``recipe``, ``classes`` and ``provenance`` (JSON), ``complete``.
+"""
+
+from __future__ import annotations
+
+import errno
+import io
+import json
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+
+from featkit.embeddings.base import Embeddings
+from featkit.embeddings.recipe import Recipe
+from featkit.errors import CacheError, StaleCacheError, StorageError
+
+Block = tuple[NDArray[np.int64], NDArray[np.float32]]
+"""Rows ``(b,)``, increasing, and their vectors ``(b, d)``; a row that no block names is an unreadable image."""
+
+_TEXT = h5py.string_dtype("utf-8")
+_CHUNK_BYTES = 2**18
+_FULL = {errno.ENOSPC, errno.EFBIG, errno.EDQUOT}
+
+
+@dataclass(frozen=True)
+class Header:
+    """All that a file says beside the vectors.
+
+    Attributes:
+        recipe: what decided the vectors.
+        ids, keys: names and content digests of the n images.
+        labels: ``(n,)`` int64, positions in ``classes``.
+        splits: ``(n,)`` text.
+        classes: class names.
+        provenance: recorded, not hashed: request, versions, device, times.
+    """
+
+    recipe: Recipe
+    ids: tuple[str, ...]
+    keys: tuple[str, ...]
+    labels: NDArray[np.int64]
+    splits: NDArray[np.str_]
+    classes: tuple[str, ...]
+    provenance: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One file in a listing."""
+
+    path: Path
+    rows: int
+    width: int
+    invalid: int
+    size: int
+    modified: float
+    recipe: Recipe
+    provenance: Mapping[str, Any]
+
+
+def file_name(data: str, backbone: str, recipe: Recipe) -> str:
+    """Return ``<data>-<backbone>-<12 hex of the fingerprint>.h5``."""
+    plain = "".join(letter if letter.isalnum() or letter in "._-" else "_" for letter in f"{data}-{backbone}")
+    return f"{plain}-{recipe.fingerprint[:12]}.h5"
+
+
+def find(cache: Path, recipe: Recipe) -> Path | None:
+    """Return the file that was made by this recipe, whatever its data set was called then, or None."""
+    matches = sorted(cache.glob(f"*-{recipe.fingerprint[:12]}.h5"))
+    return matches[0] if matches else None
+
+
+def write(path: Path, header: Header, blocks: Iterator[Block]) -> None:
+    """Write blocks of rows to a partial file, and publish it under ``path`` when there are no more.
+
+    Whatever ends the blocks early (an error, Ctrl-C) leaves nothing behind.
+
+    Raises:
+        StorageError: if the disk is full or the folder cannot be written.
+    """
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    with _storage_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        disk = _Disk(partial, "w+")
+    try:
+        with disk, h5py.File(disk, "w") as file:
+            _write_header(file, header)
+            for rows, vectors in blocks:
+                _write_block(file, rows, vectors)
+                with _storage_errors(path):
+                    disk.check()
+            file.attrs["complete"] = True
+        with _storage_errors(path):
+            disk.check()
+            partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+class _Disk(io.FileIO):
+    """A file that keeps its first failed write for ``check`` and takes all others as done.
+
+    HDF5 cannot close a file that it cannot write: it crashes the process on a full disk (h5py issue 914).
+    """
+
+    failure: OSError | None = None
+
+    def write(self, data: Any) -> int:
+        left = memoryview(data).cast("B")
+        size = len(left)
+        while left and self.failure is None:
+            try:
+                left = left[super().write(left) :]
+            except OSError as error:
+                self.failure = error
+        return size
+
+    def truncate(self, size: int | None = None) -> int:
+        try:
+            return super().truncate(size)
+        except OSError as error:
+            self.failure = self.failure or error
+            return size or 0
+
+    def check(self) -> None:
+        """Raise the first failure, if there was one."""
+        if self.failure is not None:
+            raise self.failure
+
+
+def _write_header(file: Any, header: Header) -> None:
+    file.create_dataset("labels", data=header.labels)
+    file.create_dataset("ids", data=list(header.ids), dtype=_TEXT)
+    file.create_dataset("keys", data=np.array(header.keys, dtype="S64"))
+    file.create_dataset("splits", data=np.array(header.splits, dtype="S5"))
+    file.create_dataset("valid", data=np.zeros(len(header.ids), bool))
+    file.attrs["recipe"] = header.recipe.to_json()
+    file.attrs["classes"] = json.dumps(list(header.classes))
+    file.attrs["provenance"] = json.dumps(header.provenance)
+    file.attrs["complete"] = False
+
+
+def _write_block(file: Any, rows: NDArray[np.int64], vectors: NDArray[np.float32]) -> None:
+    if "embeddings" not in file:
+        shape = (len(file["ids"]), vectors.shape[1])
+        chunk = max(1, min(shape[0], _CHUNK_BYTES // (4 * shape[1])))
+        file.create_dataset("embeddings", shape, "f4", chunks=(chunk, shape[1]), fillvalue=np.nan)
+    whole = len(rows) == rows[-1] - rows[0] + 1
+    where = slice(int(rows[0]), int(rows[-1]) + 1) if whole else rows
+    file["embeddings"][where] = vectors
+    file["valid"][where] = True
+    file.flush()
+
+
+@contextmanager
+def _storage_errors(path: Path) -> Iterator[None]:
+    """Turn what the operating system says of the disk into one line."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in _FULL:
+            raise StorageError(f"no room left to write {path}: free some space or choose another --cache") from error
+        raise StorageError(f"cannot write {path}: {error.strerror}; choose another --cache") from error
+
+
+def read(path: Path, recipe: Recipe | None = None) -> Embeddings:
+    """Read the valid rows of a file; with ``recipe``, only if it is the one that made the file.
+
+    Raises:
+        CacheError: if the file is missing, truncated, incomplete or not HDF5.
+        StaleCacheError: if the recipe is another one; the message names the fields that differ.
+    """
+    with open_file(path) as file:
+        made_by = _check_recipe(path, file, recipe)
+        rows = file["valid"][:]
+        return Embeddings(
+            x=file["embeddings"][:] if rows.all() else file["embeddings"][:][rows],
+            y=file["labels"][:][rows],
+            ids=tuple(np.asarray(file["ids"].asstr()[:])[rows].tolist()),
+            classes=tuple(json.loads(file.attrs["classes"])),
+            splits=file["splits"].asstr()[:].astype(np.str_)[rows],
+            recipe=made_by,
+        )
+
+
+def _check_recipe(path: Path, file: Any, recipe: Recipe | None) -> Recipe:
+    """Return the recipe in an open file, refusing it if it differs from the one asked for."""
+    made_by = Recipe.from_json(file.attrs["recipe"])
+    fields = made_by.differences(recipe) if recipe else {}
+    if fields:
+        listed = "; ".join(
+            f"{name}: {_short(here)} there, {_short(asked)} asked for" for name, (here, asked) in fields.items()
+        )
+        raise StaleCacheError(f"{path} was made by another recipe ({listed}): extract again", fields)
+    return made_by
+
+
+def _short(value: object) -> str:
+    text = json.dumps(value) if isinstance(value, dict) else str(value)
+    return text[:12] if len(text) == 64 else text
+
+
+@contextmanager
+def open_file(path: Path) -> Iterator[Any]:
+    """Open a whole file for reading.
+
+    Raises:
+        CacheError: if the file is missing, truncated, incomplete or not HDF5.
+    """
+    if not path.is_file():
+        raise CacheError(f"{path} is not there: see `featkit cache ls`, or make it with `featkit extract`")
+    again = f"remove it with `featkit cache rm {path}` and extract again"
+    try:
+        with h5py.File(path, "r") as file:
+            if not file.attrs.get("complete", False):
+                raise CacheError(f"{path} is not a complete embeddings file: {again}")
+            yield file
+    except (OSError, KeyError) as error:
+        reason = " ".join(str(error).split())
+        raise CacheError(f"{path} is damaged or not an embeddings file ({reason}): {again}") from error
+
+
+def describe(path: Path) -> Entry:
+    """Return what a listing shows of one file.
+
+    Raises:
+        CacheError: as ``open_file`` does.
+    """
+    with open_file(path) as file:
+        status = path.stat()
+        rows, width = file["embeddings"].shape
+        return Entry(
+            path=path,
+            rows=rows,
+            width=width,
+            invalid=int(rows - file["valid"][:].sum()),
+            size=status.st_size,
+            modified=status.st_mtime,
+            recipe=Recipe.from_json(file.attrs["recipe"]),
+            provenance=json.loads(file.attrs["provenance"]),
+        )
+
+
+def entries(cache: Path) -> tuple[list[Entry], list[CacheError]]:
+    """Return every readable file of a folder, newest first, and what is wrong with the others."""
+    good, bad = [], []
+    for path in sorted(cache.glob("*.h5"), key=lambda path: path.stat().st_mtime_ns, reverse=True):
+        try:
+            good.append(describe(path))
+        except CacheError as error:
+            bad.append(error)
+    return good, bad
+
+
+def check(path: Path, recipe: Recipe) -> list[str]:
+    """Check that a file is whole and was made by this recipe; return the names of the images it has no vector for.
+
+    Raises:
+        CacheError: as ``read`` does, and StaleCacheError.
+    """
+    with open_file(path) as file:
+        _check_recipe(path, file, recipe)
+        names: list[str] = file["ids"].asstr()[:][~file["valid"][:]].tolist()
+        return names
+
+
+def vectors_by_key(cache: Path, recipe: Recipe, keys: tuple[str, ...]) -> dict[str, NDArray[np.float32]]:
+    """Return the vectors of these contents that other files, made by the same network in the same way, hold."""
+    wanted = set(keys)
+    found: dict[str, NDArray[np.float32]] = {}
+    for entry in entries(cache)[0]:
+        if recipe.same_network(entry.recipe) and not wanted <= found.keys():
+            with open_file(entry.path) as file:
+                here = np.char.decode(file["keys"][:])
+                rows = np.flatnonzero(np.isin(here, list(wanted - found.keys())) & file["valid"][:])
+                found.update(zip(here[rows].tolist(), file["embeddings"][:][rows], strict=True))
+    return found

@@ -1,0 +1,54 @@
+"""A saved run on new pictures: the same road as the training images took."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from featkit.embeddings.extract import embed
+from featkit.embeddings.pipeline import Compute
+from featkit.errors import WeightsError
+from featkit.images.base import ImageSet
+from featkit.images.sources import image_files
+from featkit.studies.rundir import SavedRun
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The most probable classes of one picture, best first, with their probabilities."""
+
+    file: str
+    top: tuple[tuple[str, float], ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the prediction as JSON can hold it."""
+        return {"file": self.file, "top": [{"class": name, "probability": value} for name, value in self.top]}
+
+
+def predict(run: SavedRun, files: list[str], compute: Compute, *, top: int = 5) -> list[Prediction]:
+    """Classify picture files; those that cannot be read are left out where ``compute`` says to skip them.
+
+    Raises:
+        WeightsError: if the backbone's weights are not those that the head was fitted on.
+        DecodeError: if a file cannot be read.
+    """
+    backbone = run.request.load_backbone()
+    if backbone.digest != run.weights_digest:
+        raise WeightsError(
+            f"{run.path} was made with weights {run.weights_digest[:12]}, but {backbone.weights} has "
+            f"{backbone.digest[:12]}: put the former where featkit looks for weights"
+        )
+    images: ImageSet = image_files(files)
+    blocks = list(embed(images, backbone, run.request.precision, compute, []))
+    if not blocks:
+        return []
+    rows = np.concatenate([rows for rows, _ in blocks])
+    scores = run.head.predict_proba(np.concatenate([vectors for _, vectors in blocks]))
+    names = [run.classes[label] for label in run.head.classes_]
+    best = np.argsort(-scores, axis=1, kind="stable")[:, :top]
+    return [
+        Prediction(files[row], tuple((names[column], float(line[column])) for column in columns))
+        for row, line, columns in zip(rows, scores, best, strict=True)
+    ]

@@ -1,0 +1,118 @@
+"""The directory that a run leaves behind: ``card.json``, ``results.json``, the head, the figures."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from featkit.embeddings.request import Request
+from featkit.errors import RunError
+from featkit.heads.persist import load_head, save_head
+from featkit.studies.publish import Content, publish
+from featkit.studies.run import Run
+
+HEAD_FILE = "head.skops"
+
+
+@dataclass(frozen=True)
+class SavedRun:
+    """What a run directory holds, ready to predict.
+
+    Attributes:
+        path: the directory.
+        request: which network, which preprocessing.
+        weights_digest: SHA-256 of the weights that made the vectors.
+        classes: class names; the head's labels are positions in it.
+        head: the fitted estimator.
+    """
+
+    path: Path
+    request: Request
+    weights_digest: str
+    classes: tuple[str, ...]
+    head: Any
+
+
+def results(run: Run) -> dict[str, Any]:
+    """Return what ``results.json`` holds: the same for the same seed on the same machine."""
+    return {"run": run.id, **run.report.to_dict()}
+
+
+def save_run(run: Run, out: Path, figures: Mapping[str, bytes]) -> Path:
+    """Write ``out/<data>/<run id>/`` whole or not at all, and return it.
+
+    Raises:
+        StorageError: if the disk is full or cannot be written.
+    """
+    directory = out / data_name(run.source.path) / run.id
+    digests: dict[str, str] = {}
+
+    def write_head(path: Path) -> None:
+        save_head(run.head, path)
+        digests["head"] = hashlib.sha256(path.read_bytes()).hexdigest()
+
+    def write_card(path: Path) -> None:
+        path.write_text(json.dumps(_card(run, digests["head"]), indent=2), encoding="utf-8")
+
+    files: dict[str, Content] = {
+        HEAD_FILE: write_head,
+        "card.json": write_card,
+        "results.json": json.dumps(results(run), indent=2),
+        **figures,
+    }
+    publish(directory, files)
+    return directory
+
+
+def data_name(cache_file: Path) -> str:
+    """Return the data set's name from ``<data>-<backbone>-<fingerprint>.h5``."""
+    return re.sub(r"-[^-]+-[0-9a-f]{12}$", "", cache_file.stem)
+
+
+def _card(run: Run, head_digest: str) -> dict[str, Any]:
+    recipe = run.source.embeddings.recipe
+    return {
+        "run": run.id,
+        "request": run.source.request.to_dict(),
+        "recipe": asdict(recipe),
+        "weights": run.source.weights,
+        "classes": list(run.source.embeddings.classes),
+        "head": {"spec": run.head_spec, "file": HEAD_FILE, "sha256": head_digest},
+        "cost": dict(run.report.cost),
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def load_run(directory: Path) -> SavedRun:
+    """Read a run directory, checking the head against the digest in the card.
+
+    Raises:
+        RunError: if a part is missing, cannot be read or was changed.
+        HeadError: if the head holds anything that is not on the trusted list.
+    """
+    again = "make it again with `featkit fit`"
+    try:
+        card = json.loads((directory / "card.json").read_text(encoding="utf-8"))
+        head_file = directory / card["head"]["file"]
+        found = hashlib.sha256(head_file.read_bytes()).hexdigest()
+        if found != card["head"]["sha256"]:
+            raise RunError(f"{head_file} is not the head that {directory / 'card.json'} describes: {again}")
+        return SavedRun(
+            path=directory,
+            request=Request.from_dict(card["request"]),
+            weights_digest=card["recipe"]["weights"],
+            classes=tuple(card["classes"]),
+            head=load_head(head_file),
+        )
+    except FileNotFoundError as error:
+        raise RunError(
+            f"{directory} is not a run directory: {Path(error.filename).name} is missing; {again}"
+        ) from error
+    except (KeyError, TypeError, ValueError) as error:
+        raise RunError(f"{directory / 'card.json'} cannot be read ({error}): {again}") from error

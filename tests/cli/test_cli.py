@@ -1,0 +1,232 @@
+"""What a person types, and what comes back."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from PIL import Image
+
+from featkit.cli import main
+
+FAST = ("--backbone", "resnet18", "--weights", "random", "--resize", "32")
+
+
+@pytest.fixture(autouse=True)
+def _in_an_empty_folder(tmp_path, monkeypatch):
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+
+
+def call(*arguments, code=0):
+    done = CliRunner().invoke(main, [str(argument) for argument in arguments])
+    assert done.exit_code == code, (done.output, done.exception)
+    return done
+
+
+def refused(*arguments):
+    """One line, exit code 1, and nothing left behind."""
+    done = call(*arguments, code=1)
+    assert done.stdout == ""
+    lines = [line for line in done.stderr.splitlines() if line.startswith("Error")]
+    assert len(lines) == 1
+    assert done.stderr.splitlines()[-1] == lines[0]
+    assert not list(Path("cache").rglob("*.*"))
+    assert not Path("experiments").exists()
+    return lines[0]
+
+
+def test_extract_fit_predict(photos):
+    path = call("extract", "--data", photos, *FAST).stdout.strip()
+    assert Path(path).is_file()
+    done = call("fit", "--head", "prototypical")
+    assert "random:0 (untrained)" in done.stdout
+    assert "top-1" in done.stdout
+    assert path in done.stderr
+    (run,) = Path("experiments/photos").iterdir()
+    assert str(run) in done.stderr
+    assert Image.open(run / "confusion.png").size[0] > 300
+    done = call("predict", run, photos / "red" / "0.png")
+    assert done.stdout.splitlines()[1].split()[1] == "red"
+    assert json.loads(call("predict", run, photos / "red" / "0.png", "--json").stdout)[0]["top"][0]["class"] == "red"
+
+
+def test_a_second_extract_is_a_hit(photos):
+    first = call("extract", "--data", photos, *FAST)
+    second = call("extract", "--data", photos, *FAST)
+    assert first.stdout == second.stdout
+    assert "already in the cache" in second.stderr
+
+
+def test_fit_makes_the_cache_and_its_json_is_its_results_file(photos):
+    done = call("fit", "--data", photos, *FAST, "--head", "knn:k=1", "--json")
+    (run,) = Path("experiments/photos").iterdir()
+    assert json.loads(done.stdout) == json.loads((run / "results.json").read_text())
+    assert len(list(Path("cache").glob("*.h5"))) == 1
+
+
+def test_ablate_compares_heads(photos):
+    done = call(
+        "ablate", "--data", photos, "--weights", "random", "--weights", "gone.pth", "--head", "knn:k=1", "--head", "svm"
+    )
+    assert "skipped" in done.stdout
+    assert "gone.pth" in done.stdout
+    (folder,) = Path("experiments/ablate").iterdir()
+    assert sorted(path.name for path in folder.iterdir()) == ["heatmap.png", "results.csv", "results.json"]
+
+
+def test_ablate_reads_a_grid(photos):
+    Path("colours.toml").write_text(
+        f'[axes]\ndata = ["{photos}"]\nweights = ["random"]\nhead = ["prototypical"]\n[fixed]\nresize = "32"\n'
+    )
+    done = call("ablate", "colours.toml", "--json")
+    assert json.loads(done.stdout)["cells"][0]["status"] == "ok"
+    assert [path.name for path in Path("experiments").iterdir()] == ["colours"]
+
+
+def test_ablate_without_one_result_fails(photos):
+    done = call("ablate", "--data", photos, "--weights", "gone.pth", "--head", "svm", code=1)
+    assert "not one of the 1 cells" in done.stderr
+
+
+def test_cache_verbs(photos):
+    path = call("extract", "--data", photos, *FAST).stdout.strip()
+    assert Path(path).name in call("cache", "ls").stdout
+    assert json.loads(call("cache", "ls", "--json").stdout)[0]["rows"] == 24
+    assert json.loads(call("cache", "show", path).stdout)["recipe"]["backbone"] == "resnet18"
+    call("cache", "rm", path)
+    assert not Path(path).exists()
+
+
+def test_cache_rm_touches_nothing_else(photos):
+    Path("thesis.tex").write_text("")
+    assert "not an embeddings file" in call("cache", "rm", "thesis.tex", code=1).stderr
+    assert Path("thesis.tex").exists()
+
+
+def test_models_and_heads_list_what_can_be_named():
+    assert "resnet101" in call("models").stdout
+    assert "layer3" in call("models", "--layers", "resnet18").stdout
+    heads = call("heads").stdout
+    assert all(name in heads for name in ("linear", "svm", "knn", "mlp", "prototypical", "kernel"))
+
+
+def test_python_m_featkit_is_the_same_program():
+    import subprocess
+    import sys
+
+    done = subprocess.run([sys.executable, "-m", "featkit", "--version"], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("featkit, version")
+
+
+def csv_file(text):
+    Path("labels.csv").write_text(text)
+    return "labels.csv"
+
+
+def picture(path, size=(8, 8)):
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.zeros((*size, 3), np.uint8)).save(path)
+    return path
+
+
+BAD_DATA = {
+    "a missing folder": (lambda: "gone", "gone"),
+    "an empty folder": (lambda: Path("empty").mkdir() or "empty", "empty"),
+    "a folder with one class": (lambda: picture("one/a/1.png") and "one", "one"),
+    "a csv without a column": (lambda: csv_file("path,class\na.png,a\n"), "label"),
+    "a csv with a missing file": (lambda: csv_file("path,label\na.png,a\nb.png,b\n"), "a.png"),
+    "a csv with a path twice": (lambda: picture("a.png") and csv_file("path,label\na.png,a\na.png,b\n"), "a.png"),
+    "a csv with an unknown split": (
+        lambda: picture("a.png") and picture("b.png") and csv_file("path,label,split\na.png,a,train\nb.png,b,tset\n"),
+        "tset",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BAD_DATA)
+def test_bad_data_is_refused(case):
+    make, named = BAD_DATA[case]
+    assert named in refused("extract", "--data", make(), *FAST)
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        (("--backbone", "resnet19"), "resnet18"),
+        (("--weights", "gone.pth"), "gone.pth"),
+        (("--weights", "IMAGENET21K"), "IMAGENET1K_V1"),
+        (("--layer", "layer9"), "layer9"),
+        (("--resize", "big"), "big"),
+        (("--crop", "500", "--resize", "32"), "crop"),
+        (("--split", "70/40"), "70/40"),
+        (("--limit", "trian=5"), "trian"),
+    ],
+)
+def test_a_bad_option_value_is_refused(options, named, photos):
+    given = dict(zip(FAST[::2], FAST[1::2], strict=True)) | dict(zip(options[::2], options[1::2], strict=True))
+    assert named in refused("extract", "--data", photos, *(part for pair in given.items() for part in pair))
+
+
+@pytest.mark.parametrize(
+    ("head", "named"),
+    [("forest", "prototypical"), ("svm:D=1", "kernel"), ("svm:kernel=cubic", "rbf"), ("knn:k=0", "k"), ("svm:C", "C")],
+)
+def test_a_bad_head_is_refused_before_anything_is_extracted(head, named, photos):
+    assert named in refused("fit", "--data", photos, *FAST, "--head", head)
+
+
+def test_weights_of_another_network_are_refused(photos):
+    import torch
+    import torchvision
+
+    torch.save(torchvision.models.resnet18(num_classes=3).state_dict(), "other.pth")
+    assert "resnet50" in refused("extract", "--data", photos, "--backbone", "resnet50", "--weights", "other.pth")
+
+
+def test_weights_that_hold_code_are_refused(photos):
+    import torch
+
+    torch.save({"fc.weight": Path("/")}, "code.pth")
+    assert "code" in refused("extract", "--data", photos, "--weights", "code.pth")
+
+
+@pytest.mark.parametrize("content", [b"", b"rubbish"])
+def test_a_damaged_cache_is_refused(content, photos):
+    path = call("extract", "--data", photos, *FAST).stdout.strip()
+    Path(path).write_bytes(content)
+    assert "featkit cache rm" in call("fit", "--data", photos, *FAST, code=1).stderr
+    Path(path).write_bytes(b"")
+    assert "featkit cache rm" in call("extract", "--data", photos, *FAST, code=1).stderr
+
+
+def test_a_cache_whose_recipe_was_changed_is_refused(photos):
+    path = call("extract", "--data", photos, *FAST).stdout.strip()
+    with h5py.File(path, "r+") as file:
+        file.attrs["recipe"] = file.attrs["recipe"].replace("avgpool", "layer3")
+    assert "layer: layer3 there, avgpool asked for" in call("fit", "--data", photos, *FAST, code=1).stderr
+
+
+def test_a_broken_picture_fails_or_is_skipped(photos):
+    (photos / "red" / "0.png").write_bytes(b"not a picture")
+    assert "red/0.png" in refused("extract", "--data", photos, *FAST)
+    assert "1 images left out: red/0.png" in call("extract", "--data", photos, *FAST, "--on-error", "skip").stderr
+
+
+def test_a_huge_picture_is_refused_before_it_is_decoded(photos):
+    Image.new("1", (10_001, 10_000)).save(photos / "red" / "0.png")
+    assert "100 megapixels" in refused("extract", "--data", photos, *FAST)
+
+
+def test_a_run_that_is_none_is_refused(photos):
+    assert "is not a run directory" in call("predict", photos, photos / "red" / "0.png", code=1).stderr
+
+
+def test_an_axis_beside_a_grid_file_is_wrong_usage():
+    Path("grid.toml").write_text("")
+    call("ablate", "grid.toml", "--head", "svm", code=2)

@@ -1,0 +1,77 @@
+"""Small real data that every room's tests share."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from featkit.images.base import ImageSet
+
+
+@pytest.fixture(autouse=True)
+def _away_from_home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """No test finds weights or data of the person who runs it, unless it asks for the real ones."""
+    for name in ("FEATKIT_WEIGHTS", "FEATKIT_DATA", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "no-torch-home"))
+
+
+def _real(variable: str) -> Path:
+    if not _REAL[variable]:
+        pytest.skip(f"{variable} is not set")
+    return Path(_REAL[variable]).resolve()
+
+
+_REAL = {name: os.environ.get(name, "") for name in ("FEATKIT_TEST_DATA", "FEATKIT_WEIGHTS")}
+
+
+@pytest.fixture
+def real_data() -> Path:
+    """The folder of real images."""
+    return _real("FEATKIT_TEST_DATA")
+
+
+@pytest.fixture
+def real_weights(monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of real weights, where featkit looks for them."""
+    folder = _real("FEATKIT_WEIGHTS")
+    monkeypatch.setenv("FEATKIT_WEIGHTS", str(folder))
+    return folder
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """A folder of 3 classes x 8 tiny pictures, whose class is their colour."""
+    rng = np.random.default_rng(0)
+    for place, name in enumerate(("blue", "green", "red")):
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        for number in range(8):
+            pixels = rng.integers(0, 60, (20, 24, 3), dtype=np.uint8)
+            pixels[..., 2 - place] += 150
+            Image.fromarray(pixels).save(tmp_path / "photos" / name / f"{number}.png")
+    return tmp_path / "photos"
+
+
+@pytest.fixture
+def colours() -> Callable[..., ImageSet]:
+    """Makes an image set in memory: n random images, two classes."""
+
+    def make(n: int = 12, seed: int = 0, split: str = "own") -> ImageSet:
+        pixels = np.random.default_rng(seed).integers(0, 256, (n, 16, 16, 3), dtype=np.uint8)
+        return ImageSet(
+            name="colours",
+            ids=tuple(f"{row}.png" for row in range(n)),
+            labels=np.arange(n) % 2,
+            classes=("even", "odd"),
+            splits=np.where(np.arange(n) < 2 * n // 3, "train", "test"),
+            split=split,
+            load=pixels.__getitem__,
+            key=lambda row: f"{pixels[row].sum():064x}",
+        )
+
+    return make

@@ -1,0 +1,157 @@
+"""From images to a cache file: each image once, in order, and never a stale vector."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from featkit import extract
+from featkit.embeddings import store
+from featkit.embeddings.extract import run_extraction
+from featkit.embeddings.pipeline import Compute
+from featkit.embeddings.request import Request
+from featkit.errors import DataError, DecodeError, SpecError
+
+FAST = {"backbone": "resnet18", "weights": "random", "resize": "32"}
+REQUEST = Request(data="", **FAST)
+BATCHES_OF_5 = Compute(batch_size=5, workers=2)
+
+
+def unreadable(images, rows):
+    def load(row):
+        if row in rows:
+            raise DecodeError(f"{images.ids[row]} cannot be read")
+        return images.load(row)
+
+    return replace(images, load=load)
+
+
+def test_rows_are_those_of_the_image_set(tmp_path, colours):
+    images = colours(12)
+    found = extract(images, cache=tmp_path, compute=BATCHES_OF_5, **FAST)
+    assert found.x.shape == (12, 512)
+    assert found.x.dtype == np.float32
+    assert found.ids == images.ids
+    np.testing.assert_array_equal(found.y, images.labels)
+    np.testing.assert_array_equal(found.splits, images.splits)
+
+
+@pytest.mark.parametrize(("batch_size", "workers"), [(1, 1), (3, 4), (64, 2)])
+def test_neither_batch_size_nor_workers_decide_a_vector(tmp_path, colours, batch_size, workers):
+    one = extract(colours(), cache=tmp_path / "one", compute=BATCHES_OF_5, **FAST)
+    two = extract(colours(), cache=tmp_path / "two", compute=Compute(batch_size=batch_size, workers=workers), **FAST)
+    assert one.recipe == two.recipe
+    np.testing.assert_allclose(two.x, one.x, rtol=1e-4, atol=1e-5)
+
+
+def test_a_second_extraction_reads_no_image_and_builds_no_network(tmp_path, colours):
+    images = colours()
+    first = run_extraction(REQUEST, images, tmp_path, BATCHES_OF_5)
+    second = run_extraction(REQUEST, unreadable(images, range(99)), tmp_path, BATCHES_OF_5)
+    assert (first.hit, first.embedded, second.hit, second.path) == (False, 12, True, first.path)
+
+
+@pytest.mark.parametrize("change", [{"weights": "random:1"}, {"layer": "layer1"}, {"pool": "max"}, {"resize": "40"}])
+def test_another_recipe_is_another_file(tmp_path, colours, change):
+    one = run_extraction(REQUEST, colours(), tmp_path, BATCHES_OF_5)
+    two = run_extraction(replace(REQUEST, **change), colours(), tmp_path, BATCHES_OF_5)
+    assert (two.hit, two.embedded) == (False, 12)
+    assert one.path != two.path
+
+
+def test_known_contents_are_copied_not_embedded(tmp_path, colours):
+    before = extract(colours(8), cache=tmp_path, compute=BATCHES_OF_5, **FAST)
+    done = run_extraction(REQUEST, colours(12), tmp_path, BATCHES_OF_5)
+    after = store.read(done.path)
+    assert (done.embedded, done.reused) == (4, 8)
+    np.testing.assert_array_equal(after.x[:8], before.x)
+    alone = extract(colours(12), cache=tmp_path / "alone", compute=BATCHES_OF_5, **FAST)
+    np.testing.assert_allclose(after.x, alone.x, rtol=1e-4, atol=1e-5)
+
+
+def test_relabelled_images_are_not_embedded_again(tmp_path, colours):
+    run_extraction(REQUEST, colours(), tmp_path, BATCHES_OF_5)
+    done = run_extraction(REQUEST, replace(colours(), labels=1 - colours().labels), tmp_path, BATCHES_OF_5)
+    assert (done.hit, done.embedded, done.reused) == (False, 0, 12)
+    np.testing.assert_array_equal(store.read(done.path).y, 1 - colours().labels)
+
+
+def test_one_file_serves_every_seed_of_a_split(tmp_path, colours):
+    one = colours(split="70/15/15:seed=0")
+    two = replace(one, splits=one.splits[::-1], split="70/15/15:seed=1")
+    assert (
+        run_extraction(REQUEST, one, tmp_path, BATCHES_OF_5).path
+        == run_extraction(REQUEST, two, tmp_path, BATCHES_OF_5).path
+    )
+    np.testing.assert_array_equal(extract(two, cache=tmp_path, **FAST).splits, two.splits)
+
+
+def test_an_unreadable_image_stops_the_extraction_and_leaves_nothing(tmp_path, colours):
+    with pytest.raises(DecodeError, match=r"7\.png cannot be read"):
+        run_extraction(REQUEST, unreadable(colours(), {7}), tmp_path, BATCHES_OF_5)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_skipped_images_are_named_and_the_rows_stay_aligned(tmp_path, colours):
+    images = unreadable(colours(), {0, 7})
+    compute = replace(BATCHES_OF_5, on_error="skip")
+    assert run_extraction(REQUEST, images, tmp_path, compute).skipped == ("0.png", "7.png")
+    whole = extract(colours(), cache=tmp_path / "whole", compute=BATCHES_OF_5, **FAST)
+    rest = np.delete(np.arange(12), [0, 7])
+    found = extract(images, cache=tmp_path, compute=compute, **FAST)
+    assert found.ids == whole.take(rest).ids
+    np.testing.assert_allclose(found.x, whole.x[rest], rtol=1e-4, atol=1e-5)
+
+
+def test_a_file_with_skipped_images_is_no_hit_for_who_wants_all(tmp_path, colours):
+    images = unreadable(colours(), {7})
+    run_extraction(REQUEST, images, tmp_path, replace(BATCHES_OF_5, on_error="skip"))
+    with pytest.raises(DecodeError, match=r"7\.png"):
+        run_extraction(REQUEST, images, tmp_path, BATCHES_OF_5)
+
+
+def test_a_set_without_one_readable_image_is_refused(tmp_path, colours):
+    with pytest.raises(DataError, match="none of the images"):
+        run_extraction(REQUEST, unreadable(colours(), range(12)), tmp_path, replace(BATCHES_OF_5, on_error="skip"))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_failing_network_leaves_nothing(tmp_path, colours):
+    with pytest.raises(SpecError):
+        run_extraction(replace(REQUEST, layer="nonsense"), colours(), tmp_path, BATCHES_OF_5)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("wrong", [{"on_error": "ignore"}, {"batch_size": 0}, {"workers": 0}])
+def test_wrong_ways_of_working_are_refused(wrong):
+    with pytest.raises(SpecError):
+        Compute(**wrong)
+
+
+@pytest.mark.realdata
+def test_vectors_equal_a_plain_torchvision_loop(tmp_path, real_data, real_weights):
+    import torch
+    from torch.utils.data import DataLoader
+    from torchvision.datasets import ImageFolder
+    from torchvision.models import ResNet18_Weights, resnet18
+
+    folder = tmp_path / "some"
+    for name in ("beaver", "yin_yang"):
+        for split in ("train", "test"):
+            (folder / split).mkdir(parents=True, exist_ok=True)
+            source = real_data / "caltech101" / split / name
+            target = folder / split / name
+            target.mkdir()
+            for picture in sorted(source.iterdir())[:6]:
+                (target / picture.name).symlink_to(picture)
+    network = resnet18()
+    network.load_state_dict(torch.load(real_weights / "resnet18.pth", weights_only=True))
+    network.fc = torch.nn.Identity()
+    network.eval()
+    images = ImageFolder(folder / "train", transform=ResNet18_Weights.IMAGENET1K_V1.transforms())
+    with torch.no_grad():
+        plain = torch.cat([network(batch) for batch, _ in DataLoader(images, batch_size=4)]).numpy()
+    ours = extract(folder, cache=tmp_path / "cache").part("train").x
+    np.testing.assert_allclose(ours, plain, rtol=1e-4, atol=1e-4 * np.abs(plain).max())

@@ -1,0 +1,61 @@
+"""What decides a vector, and what does not."""
+
+from __future__ import annotations
+
+from dataclasses import fields, replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from featkit.embeddings.recipe import Recipe, digest
+from featkit.errors import CacheError
+
+TEXT = st.text(max_size=8)
+RECIPES = st.builds(
+    Recipe,
+    images=TEXT,
+    labels=TEXT,
+    split=TEXT,
+    perturb=TEXT,
+    backbone=TEXT,
+    weights=TEXT,
+    layer=TEXT,
+    pool=TEXT,
+    preprocess=st.dictionaries(TEXT, st.integers() | TEXT | st.lists(st.integers()), max_size=3),
+    precision=TEXT,
+    schema=st.integers(),
+)
+NAMES = [field.name for field in fields(Recipe)]
+
+
+@given(RECIPES)
+def test_a_recipe_reads_back_what_it_wrote(recipe):
+    assert Recipe.from_json(recipe.to_json()) == recipe
+    assert Recipe.from_json(recipe.to_json()).fingerprint == recipe.fingerprint
+
+
+@given(RECIPES, RECIPES, st.sampled_from(NAMES))
+def test_each_single_field_changes_the_fingerprint(recipe, other, name):
+    changed = replace(recipe, **{name: getattr(other, name)})
+    differs = getattr(recipe, name) != getattr(other, name)
+    assert (changed.fingerprint != recipe.fingerprint) == differs
+    assert set(recipe.differences(changed)) == ({name} if differs else set())
+
+
+@given(RECIPES, st.sampled_from(NAMES))
+def test_the_same_network_may_see_other_images(recipe, name):
+    value = {"a": "something else"} if name == "preprocess" else "something else"
+    changed = replace(recipe, **{name: value})
+    assert recipe.same_network(changed) == (name in {"images", "labels", "split"})
+
+
+@given(st.lists(TEXT, max_size=4), st.lists(TEXT, max_size=4))
+def test_two_sequences_share_a_digest_only_if_they_are_equal(one, two):
+    assert (digest(one) == digest(two)) == (one == two)
+
+
+@pytest.mark.parametrize("text", ["", "{}", "[1]", '{"images": 3}'])
+def test_what_is_no_recipe_is_refused(text):
+    with pytest.raises(CacheError):
+        Recipe.from_json(text)

@@ -1,0 +1,64 @@
+"""What the documents say is true."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import click
+import pytest
+
+from featkit.cli import main
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def fenced(language, text=README):
+    return re.findall(rf"```{language}\n(.*?)```", text, flags=re.DOTALL)
+
+
+def commands():
+    lines = [line for block in fenced("sh") for line in block.splitlines()]
+    verbs = [f"featkit {verb} --help" for verb in main.list_commands(None)]
+    for verb in main.list_commands(None):
+        epilog = main.get_command(None, verb).epilog
+        lines += [line.strip() for line in epilog.splitlines()]
+    return verbs + [line for line in lines if line.startswith("featkit ")]
+
+
+@pytest.mark.parametrize("line", commands())
+def test_every_command_shown_is_one_that_exists(line, monkeypatch):
+    """Its options parse; it is not run."""
+    words = shlex.split(line, comments=True)[1:]
+    command, context = main, click.Context(main)
+    while isinstance(command, click.Group) and words[0] != "--help":
+        command, words = command.get_command(context, words[0]), words[1:]
+        assert command is not None, line
+    if "--help" not in words:
+        command.make_context("featkit", list(words))
+
+
+def test_the_examples_of_readme_run_one_after_the_other(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    blocks = fenced("python")
+    reading = next(block for block in blocks if "h5py" in block)
+    for block in [block for block in blocks if block is not reading] + [reading]:
+        exec(compile(block, "README.md", "exec"), {})
+    assert "top-1 0." in capsys.readouterr().out
+
+
+def test_readme_is_a_page():
+    assert README.count("\n") < 200
+
+
+def test_readme_points_at_files_that_are_there():
+    for target in re.findall(r"\]\(([^)#]+)\)", README):
+        assert (ROOT / target).exists(), target
+
+
+def test_contributing_names_files_that_are_there():
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    for target in re.findall(r"`((?:featkit|tests|experiments)/[\w/.]+)`", text):
+        assert (ROOT / target).exists(), target

@@ -1,0 +1,61 @@
+"""Names, options and plug-ins."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from featkit.errors import SpecError
+from featkit.registry import Registry, Spec, parse_value
+
+WORDS = st.from_regex(r"[A-Za-z_][A-Za-z0-9_./-]{0,8}", fullmatch=True)
+VALUES = st.one_of(WORDS.map(parse_value), st.integers(), st.floats(allow_nan=False), st.booleans(), st.none())
+
+
+@given(WORDS, st.none() | WORDS, st.dictionaries(WORDS, VALUES, max_size=4))
+def test_a_spec_reads_back_what_it_wrote(name, argument, options):
+    spec = Spec(name, argument, options)
+    assert Spec.parse(str(spec)) == spec
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("9", 9), ("1e-3", 1e-3), ("true", True), ("None", None), ("rbf", "rbf"), ("a/b.pth", "a/b.pth")],
+)
+def test_values_have_the_type_they_look_like(text, value):
+    assert parse_value(text) == value
+    assert type(parse_value(text)) is type(value)
+
+
+@pytest.mark.parametrize("text", ["", ":C=1", "svm:C=1,gamma", "svm:=1", "svm:C=1,,kernel=rbf"])
+def test_a_malformed_spec_is_refused(text):
+    with pytest.raises(SpecError):
+        Spec.parse(text)
+
+
+def make_thing(size: int | str = 1, *, colour: str = "red") -> tuple[int | str, str]:
+    return size, colour
+
+
+THINGS = Registry("thing", "featkit.no-such-group", {"thing": f"{__name__}:make_thing"})
+
+
+def test_options_reach_the_factory():
+    assert THINGS.make("thing:size=3,colour=blue") == (3, "blue")
+    assert THINGS.make("thing:big") == ("big", "red")
+
+
+def test_an_unknown_name_lists_the_known_and_the_nearest():
+    with pytest.raises(SpecError, match="unknown thing 'thnig': did you mean thing\\? known: thing"):
+        THINGS.make("thnig")
+
+
+def test_an_unknown_option_lists_the_known():
+    with pytest.raises(SpecError, match="unknown option of thing thing 'weight': known: size, colour"):
+        THINGS.make("thing:weight=1")
+
+
+def test_an_option_given_twice_is_refused():
+    with pytest.raises(SpecError, match="its options: size, colour"):
+        THINGS.make("thing:big,size=3")
