@@ -131,6 +131,7 @@ def _table(cells: list[Cell]) -> str:
 
 
 def _heat_map(grid: Grid, cells: list[Cell]) -> bytes:
+    """Draw the mean top-1 over seeds; with one seed, its interval as well."""
     import numpy as np
 
     from featkit.plots.files import png_bytes
@@ -138,15 +139,30 @@ def _heat_map(grid: Grid, cells: list[Cell]) -> bytes:
 
     rows = list(dict.fromkeys(_place(cell, grid) for cell in cells))
     columns = list(dict.fromkeys(str(cell.values["head"]) for cell in cells))
-    sums = np.zeros((2, len(rows), len(columns)))
+    found: dict[tuple[int, int], list[Cell]] = {}
     for cell in cells:
-        if cell.report:
-            sums[:, rows.index(_place(cell, grid)), columns.index(str(cell.values["head"]))] += (cell.report.top1, 1)
-    with np.errstate(invalid="ignore"):
-        means = 100 * sums[0] / sums[1]
+        found.setdefault((rows.index(_place(cell, grid)), columns.index(str(cell.values["head"]))), []).append(cell)
+    means = np.full((len(rows), len(columns)), np.nan)
+    ends = np.full((len(rows), len(columns), 2), np.nan)
+    missing = np.full(means.shape, "", dtype=object)
+    for place, group in found.items():
+        reports = [cell.report for cell in group if cell.report]
+        if reports:
+            means[place] = np.mean([report.top1 for report in reports])
+            ends[place] = reports[0].interval95
+        else:
+            missing[place] = group[0].status
     seeds = len(grid.axes["seed"])
-    title = grid.name + (f", mean of {seeds} seeds" if seeds > 1 else "")
-    return png_bytes(plot_heatmap(means, rows, columns, title=title, label="top-1 (%)"))
+    figure = plot_heatmap(
+        means,
+        rows,
+        columns,
+        title=grid.name + (f", mean of {seeds} seeds" if seeds > 1 else ""),
+        label="top-1",
+        intervals=ends if seeds == 1 else None,
+        missing=missing.tolist(),
+    )
+    return png_bytes(figure)
 
 
 def _place(cell: Cell, grid: Grid) -> str:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -16,8 +16,9 @@ from featkit.embeddings.extract import content_keys, make_recipe, run_extraction
 from featkit.embeddings.pipeline import Compute
 from featkit.embeddings.request import Request
 from featkit.errors import DataError
-from featkit.images.base import ImageSet, Pixels
-from featkit.images.decode import decode_file
+from featkit.images.base import ImageSet
+from featkit.images.decode import array_key
+from featkit.images.files import image_files
 
 
 class ImageEmbedder(TransformerMixin, BaseEstimator):  # type: ignore[misc]
@@ -130,23 +131,16 @@ def _image_set(X: Sequence[str | Path] | NDArray[np.uint8]) -> ImageSet:
     """
     if len(X) == 0:
         raise DataError("there are no images to embed: give at least one")
-    load: Callable[[int], Pixels]
-    key: Callable[[int], str]
-    if isinstance(X, np.ndarray) and X.dtype == np.uint8:
-        pixels = _as_rgb(X)
-        ids = tuple(map(str, range(len(pixels))))
-        load = pixels.__getitem__
-        key = lambda row: hashlib.sha256(str(pixels[row].shape).encode() + pixels[row].tobytes()).hexdigest()  # noqa: E731
-    elif all(isinstance(item, str | Path) for item in X):
-        paths = [Path(item) for item in X]
-        ids = tuple(map(str, paths))
-        load = lambda row: decode_file(paths[row])  # noqa: E731
-        key = lambda row: _file_key(paths[row])  # noqa: E731
-    else:
+    if all(isinstance(item, str | Path) for item in X):
+        return image_files(X)
+    if not isinstance(X, np.ndarray) or X.dtype != np.uint8:
         raise DataError("images are given as paths, or as a uint8 array of shape (n, h, w) or (n, h, w, 3)")
-    labels = np.zeros(len(ids), dtype=np.int64)
-    splits = np.full(len(ids), "train")
-    return ImageSet("images", ids, labels, ("",), splits, "none", load, key)
+    pixels = _as_rgb(X)
+    return replace(
+        image_files(map(str, range(len(pixels)))),
+        load=pixels.__getitem__,
+        key=lambda row: array_key(pixels[row]),
+    )
 
 
 def _as_rgb(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -155,10 +149,3 @@ def _as_rgb(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
     if pixels.ndim == 4 and pixels.shape[3] == 3:
         return pixels
     raise DataError(f"an array of shape {pixels.shape} is not images: give (n, h, w) or (n, h, w, 3)")
-
-
-def _file_key(path: Path) -> str:
-    try:
-        return hashlib.sha256(path.read_bytes()).hexdigest()
-    except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror}") from error

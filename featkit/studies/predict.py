@@ -10,8 +10,7 @@ import numpy as np
 from featkit.embeddings.extract import embed
 from featkit.embeddings.pipeline import Compute
 from featkit.errors import WeightsError
-from featkit.images.base import ImageSet
-from featkit.images.sources import image_files
+from featkit.images.files import image_files
 from featkit.studies.rundir import SavedRun
 
 
@@ -40,7 +39,7 @@ def predict(run: SavedRun, files: list[str], compute: Compute, *, top: int = 5) 
             f"{run.path} was made with weights {run.weights_digest[:12]}, but {backbone.weights} has "
             f"{backbone.digest[:12]}: put the former where featkit looks for weights"
         )
-    images: ImageSet = image_files(files)
+    images = image_files(files)
     blocks = list(embed(images, backbone, run.request.precision, compute, []))
     if not blocks:
         return []

@@ -1,0 +1,198 @@
+"""The image classification sets that torchvision knows, by name and with its splits."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from featkit.errors import DataError, SpecError
+from featkit.images.base import SPLITS, ImageSet, Pixels
+from featkit.images.decode import array_key
+from featkit.images.files import UNSPLIT, Entry, from_entries
+
+_Parts = Mapping[str, Mapping[str, Any]]
+
+
+def _by_split(**names: str) -> _Parts:
+    return {split: {"split": name} for split, name in names.items()}
+
+
+_TRAIN_FLAG: _Parts = {"train": {"train": True}, "test": {"train": False}}
+_TRAIN_TEST = _by_split(train="train", test="test")
+_THREE = _by_split(train="train", val="val", test="test")
+_WHOLE: _Parts = {"": {}}
+
+# name -> torchvision's class, and the arguments that make it each split
+_SETS: dict[str, tuple[str, _Parts]] = {
+    "caltech101": ("Caltech101", _WHOLE),
+    "cifar10": ("CIFAR10", _TRAIN_FLAG),
+    "cifar100": ("CIFAR100", _TRAIN_FLAG),
+    "country211": ("Country211", _by_split(train="train", val="valid", test="test")),
+    "dtd": ("DTD", _THREE),
+    "eurosat": ("EuroSAT", _WHOLE),
+    "fashion-mnist": ("FashionMNIST", _TRAIN_FLAG),
+    "fgvc-aircraft": ("FGVCAircraft", _THREE),
+    "flowers102": ("Flowers102", _THREE),
+    "food101": ("Food101", _TRAIN_TEST),
+    "gtsrb": ("GTSRB", _TRAIN_TEST),
+    "imagenette": ("Imagenette", _by_split(train="train", test="val")),  # what it calls val is all it has to test on
+    "mnist": ("MNIST", _TRAIN_FLAG),
+    "oxford-iiit-pet": ("OxfordIIITPet", _by_split(train="trainval", test="test")),
+    "stanford-cars": ("StanfordCars", _TRAIN_TEST),
+    "stl10": ("STL10", _TRAIN_TEST),
+    "sun397": ("SUN397", _WHOLE),
+    "svhn": ("SVHN", _TRAIN_TEST),
+}
+
+NAMES = tuple(_SETS)
+
+
+def __getattr__(name: str) -> Callable[..., ImageSet]:
+    """Return the factory of a set, for the registry of sources."""
+    if name not in _SETS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return partial(load_dataset, name)
+
+
+def data_folder() -> Path:
+    """Return where the sets are kept: ``$FEATKIT_DATA``, else ``featkit/data`` in the user's cache folder."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache")
+    return Path(os.environ.get("FEATKIT_DATA") or cache / "featkit" / "data").expanduser()
+
+
+def load_dataset(name: str, root: str | None = None, download: bool = False) -> ImageSet:
+    """Return one of torchvision's sets with its own splits, ``split`` being ``none`` where it has none.
+
+    Args:
+        name: one of ``NAMES``.
+        root: folder that torchvision calls so; None for ``data_folder()``.
+        download: whether to fetch the set if it is not there.
+
+    Raises:
+        SpecError: if ``download`` is not a truth value.
+        DataError: if the set is not in ``root``, or cannot be downloaded.
+    """
+    if not isinstance(download, bool):
+        raise SpecError(f"{name}:download={download}: write true or false")
+    folder = data_folder() if root is None else Path(str(root)).expanduser()
+    attribute, parts = _SETS[name]
+    loaded = {split: _Part.of(_make(name, attribute, folder, download, given)) for split, given in parts.items()}
+    classes = tuple(dict.fromkeys(label for part in loaded.values() for label in part.classes))
+    if all(part.files for part in loaded.values()):
+        return _file_set(name, folder, loaded, classes)
+    return _array_set(name, loaded, classes)
+
+
+def _make(name: str, attribute: str, folder: Path, download: bool, given: Mapping[str, Any]) -> Any:
+    if not download and not folder.is_dir():
+        raise _absent(name, folder, "there is no such folder")
+    from torchvision import datasets
+
+    try:
+        return getattr(datasets, attribute)(str(folder), download=download, **given)
+    except Exception as error:  # torchvision raises whatever its parsers and downloads raise
+        reason = " ".join(str(error).split()).partition(" You can use download")[0]
+        if not download:
+            raise _absent(name, folder, reason) from error
+        raise DataError(
+            f"{name} cannot be downloaded to {folder} ({reason}): check the network, "
+            f"or fetch it elsewhere and say {name}:root=DIR"
+        ) from error
+
+
+def _absent(name: str, folder: Path, reason: str) -> DataError:
+    mistaken = f", or ./{name} for the folder of that name here" if Path(name).is_dir() else ""
+    return DataError(
+        f"{name} cannot be read from {folder} ({reason}): say where it is with {name}:root=DIR, "
+        f"fetch it with {name}:download=true{mistaken}"
+    )
+
+
+@dataclass(frozen=True)
+class _Part:
+    """One split of a set: its class names, a label for each image, and either its files or its pixels."""
+
+    classes: tuple[str, ...]
+    labels: NDArray[np.int64]
+    files: tuple[str, ...]
+    pixels: Any
+
+    @classmethod
+    def of(cls, part: Any) -> _Part:
+        labels = _labels(part)
+        return cls(_classes(part, labels), labels, _files(part), getattr(part, "data", None))
+
+    @property
+    def names(self) -> list[str]:
+        return [self.classes[label] for label in self.labels]
+
+
+def _labels(part: Any) -> NDArray[np.int64]:
+    for attribute in ("targets", "_labels", "labels", "y"):
+        if hasattr(part, attribute):
+            return np.asarray(getattr(part, attribute), dtype=np.int64)
+    return np.array([label for _, label in part._samples], dtype=np.int64)
+
+
+def _classes(part: Any, labels: NDArray[np.int64]) -> tuple[str, ...]:
+    names: Sequence[Any] = getattr(part, "classes", None) or getattr(part, "categories", None) or ()
+    if not names:
+        return tuple(map(str, range(labels.max() + 1)))
+    return tuple(name if isinstance(name, str) else name[0] for name in names)  # Imagenette gives all synonyms
+
+
+def _files(part: Any) -> tuple[str, ...]:
+    for attribute in ("samples", "_samples"):
+        if hasattr(part, attribute):
+            return tuple(path for path, _ in getattr(part, attribute))
+    for attribute in ("_images", "_image_files"):
+        if hasattr(part, attribute):
+            return tuple(map(str, getattr(part, attribute)))
+    if hasattr(part, "categories"):
+        base = Path(part.root, "101_ObjectCategories")
+        numbered = zip(part.y, part.index, strict=True)
+        return tuple(str(base / part.categories[label] / f"image_{number:04d}.jpg") for label, number in numbered)
+    return ()
+
+
+def _file_set(name: str, folder: Path, parts: Mapping[str, _Part], classes: Sequence[str]) -> ImageSet:
+    entries = [
+        Entry(Path(os.path.relpath(path, folder)).as_posix(), path, label, split)
+        for split, part in parts.items()
+        for path, label in zip(part.files, part.names, strict=True)
+    ]
+    return from_entries(name, sorted(entries), classes)
+
+
+def _array_set(name: str, parts: Mapping[str, _Part], classes: Sequence[str]) -> ImageSet:
+    position = {label: place for place, label in enumerate(classes)}
+    rows = [(split, row) for split, part in parts.items() for row in range(len(part.labels))]
+
+    def load(place: int) -> Pixels:
+        split, row = rows[place]
+        return _as_rgb(np.asarray(parts[split].pixels[row]))
+
+    return ImageSet(
+        name=name,
+        ids=tuple(f"{split}/{row:06d}" for split, row in rows),
+        labels=np.array([position[label] for part in parts.values() for label in part.names], dtype=np.int64),
+        classes=tuple(classes),
+        splits=np.array([split or SPLITS[0] for split, _ in rows], dtype=np.str_),
+        split=UNSPLIT if "" in parts else "own",
+        load=load,
+        key=lambda place: array_key(load(place)),
+    )
+
+
+def _as_rgb(pixels: Pixels) -> Pixels:
+    """Return ``(h, w)``, ``(3, h, w)`` or ``(h, w, 3)`` as ``(h, w, 3)``."""
+    if pixels.ndim == 2:
+        return np.repeat(pixels[..., None], 3, axis=2)
+    return pixels if pixels.shape[2] == 3 else np.ascontiguousarray(pixels.transpose(1, 2, 0))

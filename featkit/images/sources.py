@@ -1,0 +1,119 @@
+"""Any source of images, by name or path, becomes an ImageSet with splits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from featkit.errors import DataError
+from featkit.images import datasets, files
+from featkit.images.base import SPLITS, ImageSet
+from featkit.images.decode import array_key
+from featkit.images.files import UNSPLIT
+from featkit.images.files import image_files as image_files
+from featkit.images.splits import (
+    FRACTIONS,
+    format_limit,
+    format_split,
+    limit_rows,
+    parse_limit,
+    parse_split,
+    stratified_split,
+)
+from featkit.registry import Registry, unknown
+
+SOURCES: Registry[Callable[..., ImageSet]] = Registry(
+    "data source",
+    "featkit.sources",
+    {
+        "digits": "featkit.images.sources:digits",
+        **{name: f"featkit.images.datasets:{name}" for name in datasets.NAMES},
+    },
+)
+"""Factories ``(**options) -> ImageSet``; ``split`` is ``own``, or ``none`` where the source has no splits."""
+
+
+def load_images(spec: str = "digits", *, split: str | None = None, seed: int = 0, limit: str | None = None) -> ImageSet:
+    """Return the images that a spec names, each in train, val or test; none of them is decoded yet.
+
+    Args:
+        spec: a name with options (``digits``, ``cifar10:root=DIR``), a folder ``root/[split/]<class>/*`` or a CSV file
+            with columns ``path,label[,split]``. A folder with the name of a source is written ``./name``.
+        split: shares such as ``70/15/15`` that replace the source's own splits; None keeps these, and makes 70/15/15
+            where there are none.
+        seed: of the split and of the limit.
+        limit: ``train=5000,test=1000``: a stratified part of these splits.
+
+    Raises:
+        SpecError: if an option, the split or the limit is malformed.
+        DataError: if the images are not there, or their classes and splits do not make a classification problem.
+    """
+    fractions = None if split is None else parse_split(split)
+    limits = {} if limit is None else parse_limit(limit)
+    images = _open(spec)
+    if fractions is None and images.split == UNSPLIT:
+        fractions = FRACTIONS
+    if fractions is not None:
+        images = _split(images, fractions, seed)
+    _check(images)
+    return _limit(images, limits, seed) if limits else images
+
+
+def _open(spec: str) -> ImageSet:
+    name = spec.partition(":")[0].strip()
+    if name in SOURCES.names():
+        images: ImageSet = SOURCES.make(spec)
+        return images
+    path = Path(spec).expanduser()
+    if path.is_dir():
+        return files.folder(path)
+    if path.is_file() and path.suffix.lower() == ".csv":
+        return files.table(path)
+    raise DataError(f"{spec!r} is neither a folder nor a CSV file: {unknown('data source', name, SOURCES.names())}")
+
+
+def _split(images: ImageSet, fractions: tuple[float, float, float], seed: int) -> ImageSet:
+    splits = stratified_split(images.labels, fractions, seed)
+    return replace(images, splits=splits, split=f"{format_split(fractions)}:seed={seed}")
+
+
+def _limit(images: ImageSet, limits: dict[str, int], seed: int) -> ImageSet:
+    part = images.take(limit_rows(images, limits, seed))
+    return part if part.split == "own" else replace(part, split=f"{part.split},{format_limit(limits)}")
+
+
+def _check(images: ImageSet) -> None:
+    """Refuse what no classifier can be fitted to, or judged on."""
+    kinds = np.unique(images.labels[images.rows("train")])
+    if len(kinds) == 1:
+        alone = images.classes[kinds[0]]
+        raise DataError(f"{images.name} has one class alone to train on, {alone!r}: a classifier needs at least two")
+    for split in ("train", "test"):
+        if not len(images.rows(split)):
+            raise DataError(
+                f"{images.name} has {len(images)} images, but none in {split}: add some there, "
+                "or split all of them anew with --split 70/15/15"
+            )
+
+
+def digits() -> ImageSet:
+    """Return scikit-learn's 1,797 scans of handwritten digits (Alpaydin and Kaynak 1998), 8x8 pixels, 0..16 grey."""
+    from sklearn.datasets import load_digits
+
+    data = load_digits()
+    grey = np.rint(data.images * (255 / 16)).astype(np.uint8)
+    pixels = np.repeat(grey[..., None], 3, axis=3)
+    pixels.flags.writeable = False
+    return ImageSet(
+        name="digits",
+        ids=tuple(f"{row:04d}" for row in range(len(pixels))),
+        labels=data.target.astype(np.int64),
+        classes=tuple(map(str, data.target_names)),
+        splits=np.full(len(pixels), SPLITS[0]),
+        split=UNSPLIT,
+        load=pixels.__getitem__,
+        key=lambda row: array_key(pixels[row]),
+    )

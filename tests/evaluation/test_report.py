@@ -1,0 +1,189 @@
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.metrics import top_k_accuracy_score
+
+from featkit.errors import DataError
+from featkit.evaluation import ClassRow, Report, evaluate, summary
+
+NAMES = tuple("abcdefg")
+
+
+def example(n: int = 60, seed: int = 0, k: int = 7) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
+    """Scores that are right more often than not."""
+    rng = np.random.default_rng(seed)
+    y = rng.integers(0, k, n)
+    scores = rng.random((n, k))
+    scores[np.arange(n), y] += rng.random(n)
+    return scores, y, NAMES[:k]
+
+
+def test_a_report_holds_the_numbers_of_a_case_worked_by_hand() -> None:
+    """Four images of class a and one of b: three of a are right, b is wrong."""
+    scores = np.array([[0.9, 0.1], [0.8, 0.2], [0.7, 0.3], [0.4, 0.6], [0.6, 0.4]])
+    report = evaluate(scores, [0, 0, 0, 0, 1], ["a", "b"], cost={"seconds": 1.0}, warnings=["slow"])
+    assert (report.n, report.top1, report.top5) == (5, 0.6, None)
+    assert report.balanced_accuracy == 0.375
+    assert report.macro_f1 == pytest.approx(0.375)
+    assert report.interval95 == pytest.approx((0.2307, 0.8824), abs=1e-4)
+    assert report.confusion.tolist() == [[3, 1], [1, 0]]
+    assert report.per_class == (ClassRow("a", 4, 0.75, 0.75, 0.75), ClassRow("b", 1, 0.0, 0.0, 0.0))
+    assert (report.classes, report.cost, report.warnings) == (("a", "b"), {"seconds": 1.0}, ("slow",))
+
+
+def test_top5_is_there_with_more_than_five_classes_and_equals_scikit_learns() -> None:
+    scores, y, names = example()
+    assert evaluate(scores, y, names).top5 == top_k_accuracy_score(y, scores, k=5, labels=np.arange(7))
+    assert evaluate(*example(k=6)).top5 is not None
+    assert evaluate(*example(k=5)).top5 is None
+
+
+def test_columns_say_which_class_a_score_is_about_and_an_unseen_class_is_missed() -> None:
+    scores, y, names = example()
+    order = np.array([3, 1, 0, 2, 6, 5])
+    report = evaluate(scores[:, order], y, names, columns=order)
+    unseen = report.per_class[4]
+    assert (unseen.recall, unseen.precision) == (0.0, None)
+    filled = scores.copy()
+    filled[:, 4] = -np.inf
+    assert report.to_dict() == evaluate(filled, y, names).to_dict()
+
+
+def test_one_row_is_a_test_set() -> None:
+    report = evaluate([[0.1, 0.9]], [1], ["a", "b"])
+    assert (report.n, report.top1, report.balanced_accuracy) == (1, 1.0, 1.0)
+    assert report.interval95 == report.balanced_interval95 == pytest.approx((0.2065, 1), abs=1e-4)
+    assert report.per_class[0] == ClassRow("a", 0, None, None, None)
+    assert json.loads(report.to_json())["per_class"][0]["recall"] is None
+
+
+@settings(max_examples=30)
+@given(st.integers(1, 40), st.integers(0, 2**32 - 1))
+def test_the_order_of_images_does_not_matter(n: int, seed: int) -> None:
+    scores, y, names = example(n, seed)
+    rows = np.random.default_rng(seed).permutation(n)
+    assert evaluate(scores[rows], y[rows], names).to_dict() == evaluate(scores, y, names).to_dict()
+
+
+@settings(max_examples=30)
+@given(st.integers(1, 40), st.integers(0, 2**32 - 1))
+def test_another_order_of_classes_only_reorders_the_report(n: int, seed: int) -> None:
+    scores, y, names = example(n, seed)
+    order = np.random.default_rng(seed).permutation(7)
+    here = evaluate(scores, y, names)
+    there = evaluate(scores[:, order], np.argsort(order)[y], [names[place] for place in order])
+    assert there.per_class == tuple(here.per_class[place] for place in order)
+    np.testing.assert_array_equal(there.confusion, here.confusion[np.ix_(order, order)])
+    assert (there.n, there.top1, there.top5) == (here.n, here.top1, here.top5)
+    assert (there.interval95, there.balanced_interval95) == (here.interval95, here.balanced_interval95)
+    assert there.balanced_accuracy == pytest.approx(here.balanced_accuracy)
+    assert there.macro_f1 == pytest.approx(here.macro_f1)
+
+
+def test_the_same_seed_gives_the_same_report_and_another_only_other_bootstraps() -> None:
+    scores, y, names = example(n=300)
+    one, again, other = (evaluate(scores, y, names, seed=seed) for seed in (1, 1, 2))
+    assert one.to_json() == again.to_json()
+    assert replace(other, balanced_interval95=one.balanced_interval95).to_json() == one.to_json()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"y": [0, 1, 7]}, "a label is not one of the 7 classes"),
+        ({"y": [0, -1, 2]}, "a label is not one of the 7 classes"),
+        ({"y": [0.0, 1.0, 2.0]}, "whole numbers in 0..6"),
+        ({"y": ["a", "b", "c"]}, "whole numbers in 0..6"),
+        ({"y": [0, 1]}, r"scores \(3, 7\) do not fit y \(2,\)"),
+        ({"scores": np.zeros(3)}, r"scores \(3,\) do not fit"),
+        ({"scores": np.zeros((3, 6))}, r"expected \(n, 7\) scores"),
+        ({"scores": np.zeros((0, 7)), "y": []}, "nothing to judge"),
+        ({"scores": np.zeros((3, 0)), "columns": []}, "nothing to judge"),
+        ({"scores": np.full((3, 7), np.nan)}, "the scores of row 0 hold NaN"),
+        ({"columns": [0, 1, 2, 3, 4, 5, 7]}, "a column is not one of the 7 classes"),
+        ({"columns": [0, 1, 2, 3, 4, 5, 5]}, "two columns"),
+    ],
+)
+def test_what_cannot_be_judged_is_one_line(change: dict[str, Any], message: str) -> None:
+    values = {"scores": np.zeros((3, 7)), "y": [0, 1, 2], "columns": None, **change}
+    with pytest.raises(DataError, match=message) as caught:
+        evaluate(values["scores"], values["y"], NAMES, columns=values["columns"])
+    assert "\n" not in str(caught.value)
+
+
+json_values = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**53), 2**53)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=6,
+)
+
+
+@settings(max_examples=40)
+@given(
+    st.integers(1, 30),
+    st.integers(0, 2**32 - 1),
+    st.integers(2, 7),
+    st.lists(st.text(), max_size=2),
+    st.dictionaries(st.text(), json_values, max_size=3),
+)
+def test_a_report_survives_json(n: int, seed: int, k: int, warnings: list[str], provenance: dict[str, Any]) -> None:
+    report = evaluate(*example(n, seed, k), warnings=warnings, provenance=provenance, cost={"seconds": 2.0})
+    again = Report.from_json(report.to_json())
+    assert again.to_json() == report.to_json()
+    np.testing.assert_array_equal(again.confusion, report.confusion)
+    assert again.per_class == report.per_class
+    assert (again.interval95, again.warnings) == (report.interval95, report.warnings)
+    assert (again.provenance, again.cost) == (report.provenance, {})
+
+
+def test_json_holds_numpy_values_tuples_and_what_it_has_no_numbers_for() -> None:
+    given = {
+        "C": np.inf,
+        "k": np.int64(5),
+        "sizes": (1, 2),
+        "mean": np.ones(2),
+        "on": np.True_,
+        "path": Path("x"),
+        3: None,
+    }
+    report = evaluate(*example(), provenance=given)
+    assert json.loads(report.to_json())["provenance"] == {
+        "C": "inf", "k": 5, "sizes": [1, 2], "mean": [1.0, 1.0], "on": True, "path": "x", "3": None,
+    }  # fmt: skip
+
+
+def test_a_run_file_with_more_keys_is_read_as_its_report() -> None:
+    report = evaluate(*example())
+    assert Report.from_dict({"run": "ab12", **report.to_dict()}).to_dict() == report.to_dict()
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"n": 3}', "nonsense"])
+def test_text_that_is_no_report_is_refused_in_one_line(text: str) -> None:
+    with pytest.raises(DataError, match="not a report") as caught:
+        Report.from_json(text)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_report_with_a_torn_confusion_matrix_is_refused() -> None:
+    values = evaluate(*example()).to_dict()
+    with pytest.raises(DataError, match="not a report"):
+        Report.from_dict({**values, "confusion": values["confusion"][:-1]})
+
+
+def test_the_summary_names_every_number_with_the_interval_that_it_has() -> None:
+    report = evaluate([[0.9, 0.1], [0.2, 0.8], [0.9, 0.1], [0.7, 0.3]], [0, 1, 0, 1], ["a", "b"])
+    expected = "top-1 75.0 % (30.1 to 95.4), balanced accuracy 75.0 % (30.1 to 100.0), macro F1 73.3 %, n = 4"
+    assert summary(report) == expected
+    assert ", top-5 100.0 %, " in summary(replace(report, top5=1.0))
