@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
+_MOST_PIXELS = 100_000_000
 _FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 
 
@@ -41,11 +42,9 @@ class Preprocess:
 
         Normalisation is left to ``normalise``: bytes travel to the network at a quarter of the size.
         """
-        image = Image.fromarray(pixels)
-        image = image.resize(self._resized(*image.size), _FILTERS[self.interpolation])
+        image = self._resize(Image.fromarray(pixels))
         height, width = self.crop
-        left = round((image.width - width) / 2.0)
-        top = round((image.height - height) / 2.0)
+        left, top = _offset(image.width, width), _offset(image.height, height)
         return np.asarray(image.crop((left, top, left + width, top + height)))
 
     def normalise(self, batch: Any) -> Any:
@@ -54,12 +53,28 @@ class Preprocess:
         mean, std = (like(values, dtype=batch.dtype).reshape(1, 3, 1, 1) for values in (self.mean, self.std))
         return (batch / 255 - mean) / std
 
+    def _resize(self, image: Image.Image) -> Image.Image:
+        width, height = self._resized(*image.size)
+        if width * height <= _MOST_PIXELS:
+            return image.resize((width, height), _FILTERS[self.interpolation])
+        # A strip of 1 x 100000 pixels would fill the memory: resize only what the crop will show of it.
+        wide, high = min(width, self.crop[1]), min(height, self.crop[0])
+        left, top = _offset(width, wide), _offset(height, high)
+        across, down = image.width / width, image.height / height
+        box = (left * across, top * down, (left + wide) * across, (top + high) * down)
+        return image.resize((wide, high), _FILTERS[self.interpolation], box=box)
+
     def _resized(self, width: int, height: int) -> tuple[int, int]:
         if isinstance(self.resize, tuple):
             return self.resize[1], self.resize[0]
         short, long = sorted((width, height))
         longer = int(self.resize * long / short)
         return (self.resize, longer) if width <= height else (longer, self.resize)
+
+
+def _offset(length: int, crop: int) -> int:
+    """Return where a centre crop begins; negative where it is padded. Halves fall as in torchvision."""
+    return round((length - crop) / 2.0) if length >= crop else -((crop - length) // 2)
 
 
 @dataclass(frozen=True)

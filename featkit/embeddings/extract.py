@@ -137,8 +137,21 @@ def embed(
 
 
 def content_keys(images: ImageSet, compute: Compute) -> tuple[str, ...]:
-    """Return the SHA-256 of each image's bytes, in order."""
-    return tuple(in_threads(images.key, range(len(images)), compute.threads, ahead=64 * compute.threads))
+    """Return the SHA-256 of each image's bytes, in order; empty where the bytes cannot be read and that is put up with.
+
+    Raises:
+        DecodeError: for the first image whose bytes cannot be read, unless ``compute.on_error`` is ``skip``.
+    """
+
+    def key(row: int) -> str:
+        try:
+            return images.key(row)
+        except DecodeError:
+            if compute.on_error == "skip":
+                return ""
+            raise
+
+    return tuple(in_threads(key, range(len(images)), compute.threads, ahead=64 * compute.threads))
 
 
 def make_recipe(images: ImageSet, keys: tuple[str, ...], backbone: Backbone, precision: str) -> Recipe:

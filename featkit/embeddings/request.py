@@ -9,9 +9,11 @@ from typing import Any
 
 from featkit.backbones import load_backbone
 from featkit.backbones.base import Backbone
+from featkit.backbones.weights import SUFFIXES
 from featkit.embeddings.store import entries
 from featkit.images import load_images
 from featkit.images.base import ImageSet
+from featkit.images.sources import SOURCES
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,7 @@ class Request:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as JSON can hold them; a path becomes absolute, to be found from any folder."""
-        return {**asdict(self), "data": _absolute(self.data), "weights": _absolute(self.weights)}
+        return {name: _absolute(name, value) for name, value in asdict(self).items()}
 
     def load_images(self) -> ImageSet:
         """Return the images; see ``featkit.images.load_images`` for what is raised."""
@@ -82,7 +84,7 @@ def resolve(given: Mapping[str, Any], cache: Path) -> tuple[Request, Path | None
     chosen = {name: value for name, value in given.items() if value is not None}
     if {"data", "backbone"} <= chosen.keys():
         return Request(**chosen), None
-    absolute = {name: _absolute(value) if isinstance(value, str) else value for name, value in chosen.items()}
+    absolute = {name: _absolute(name, value) for name, value in chosen.items()}
     earlier = [(entry, Request.from_dict(entry.provenance["request"])) for entry in entries(cache)[0]]
     earlier = [(entry, request) for entry, request in earlier if request.data]
     for entry, request in earlier:
@@ -95,5 +97,8 @@ def resolve(given: Mapping[str, Any], cache: Path) -> tuple[Request, Path | None
     return Request(**chosen), None
 
 
-def _absolute(text: str) -> str:
-    return str(Path(text).resolve()) if text and Path(text).exists() else text
+def _absolute(name: str, value: Any) -> Any:
+    """Return the value of a field, a path in it made absolute: names come before paths, as in ``load_images``."""
+    path = name == "data" and value and value.partition(":")[0] not in SOURCES.names()
+    path = path or (name == "weights" and Path(value).suffix in SUFFIXES)
+    return str(Path(value).expanduser().resolve()) if path else value

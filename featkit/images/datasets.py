@@ -83,20 +83,20 @@ def load_dataset(name: str, root: str | None = None, download: bool = False) -> 
         raise SpecError(f"{name}:download={download}: write true or false")
     folder = data_folder() if root is None else Path(str(root)).expanduser()
     attribute, parts = _SETS[name]
-    loaded = {split: _Part.of(_make(name, attribute, folder, download, given)) for split, given in parts.items()}
+    loaded = {split: _load(name, attribute, folder, download, given) for split, given in parts.items()}
     classes = tuple(dict.fromkeys(label for part in loaded.values() for label in part.classes))
-    if all(part.files for part in loaded.values()):
+    if all(part.pixels is None for part in loaded.values()):
         return _file_set(name, folder, loaded, classes)
     return _array_set(name, loaded, classes)
 
 
-def _make(name: str, attribute: str, folder: Path, download: bool, given: Mapping[str, Any]) -> Any:
+def _load(name: str, attribute: str, folder: Path, download: bool, given: Mapping[str, Any]) -> _Part:
     if not download and not folder.is_dir():
         raise _absent(name, folder, "there is no such folder")
     from torchvision import datasets
 
     try:
-        return getattr(datasets, attribute)(str(folder), download=download, **given)
+        return _Part.of(getattr(datasets, attribute)(str(folder), download=download, **given))
     except Exception as error:  # torchvision raises whatever its parsers and downloads raise
         reason = " ".join(str(error).split()).partition(" You can use download")[0]
         if not download:

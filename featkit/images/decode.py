@@ -114,7 +114,7 @@ def _upright(image: Image.Image) -> Image.Image:
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:
-    values = np.asarray(image).astype(np.int64)
+    values = np.asarray(image).astype(np.int32)
     if values.min() < 0 or values.max() > 65535:
         raise ValueError("32-bit pixels do not say which value is white: save it with 8 or 16 bits")
     return Image.fromarray(((values + 128) // 257).astype(np.uint8))

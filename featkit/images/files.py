@@ -67,8 +67,7 @@ def from_entries(name: str, entries: Sequence[Entry], classes: Sequence[str] | N
     )
 
 
-def _classes(entries: Iterable[Entry]) -> list[str]:
-    entries = list(entries)
+def _classes(entries: Sequence[Entry]) -> list[str]:
     train = {entry.label for entry in entries if entry.split in ("", SPLITS[0])}
     return sorted(train) + sorted({entry.label for entry in entries} - train)
 
@@ -107,7 +106,7 @@ def _parts(root: Path) -> list[tuple[str, str, str]]:
     names = [entry.name for entry in _scan(root) if entry.is_dir()]
     splits = {name: _ALIASES[name.lower()] for name in names if name.lower() in _ALIASES}
     others = [name for name in names if name not in splits]
-    if not others and "train" in splits.values():
+    if splits and not others:
         return [(f"{name}/", str(root / name), split) for name, split in splits.items()]
     if {"train", "test"} <= set(splits.values()):
         raise DataError(

@@ -13,7 +13,6 @@ from featkit.images import datasets, files
 from featkit.images.base import SPLITS, ImageSet
 from featkit.images.decode import array_key
 from featkit.images.files import UNSPLIT
-from featkit.images.files import image_files as image_files
 from featkit.images.splits import (
     FRACTIONS,
     format_limit,
@@ -68,7 +67,7 @@ def _open(spec: str) -> ImageSet:
         images: ImageSet = SOURCES.make(spec)
         return images
     path = Path(spec).expanduser()
-    if path.is_dir():
+    if spec and path.is_dir():
         return files.folder(path)
     if path.is_file() and path.suffix.lower() == ".csv":
         return files.table(path)

@@ -93,7 +93,12 @@ def test_split_takes_labels_with_gaps():
 
 @pytest.mark.parametrize(
     ("text", "wanted"),
-    [("70/15/15", FRACTIONS), ("7/1.5/1.5", FRACTIONS), (" 1 / 0 / 3 ", (0.25, 0, 0.75)), ("0.6/0.2/0.2", (0.6, 0.2, 0.2))],
+    [
+        ("70/15/15", FRACTIONS),
+        ("7/1.5/1.5", FRACTIONS),
+        (" 1 / 0 / 3 ", (0.25, 0, 0.75)),
+        ("0.6/0.2/0.2", (0.6, 0.2, 0.2)),
+    ],
 )
 def test_parse_split(text, wanted):
     assert parse_split(text) == pytest.approx(wanted)
@@ -125,7 +130,7 @@ def test_malformed_limit(text):
 
 
 def test_limit_of_an_unknown_split_lists_the_known_ones():
-    with pytest.raises(SpecError, match="'trian': did you mean train.* known: train, val, test"):
+    with pytest.raises(SpecError, match=r"'trian': did you mean train.* known: train, val, test"):
         parse_limit("trian=5")
 
 

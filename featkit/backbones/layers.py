@@ -1,0 +1,101 @@
+"""Any layer of a network as an embedding."""
+
+from __future__ import annotations
+
+import difflib
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+from torchvision.models.feature_extraction import create_feature_extractor, get_graph_node_names
+
+from featkit.errors import SpecError
+from featkit.registry import unknown
+
+N = TypeVar("N", bound=nn.Module)
+
+
+def frozen(network: N) -> N:
+    """Return the network in eval mode, without gradients."""
+    return network.eval().requires_grad_(False)
+
+
+def pool_map(features: Tensor, pool: str) -> Tensor:
+    """Pool feature maps ``(b, c, h, w)`` to ``(b, c)``, or ``(b, 2 c)`` for ``catavgmax``; vectors pass."""
+    if features.ndim == 2:
+        return features
+    if pool == "catavgmax":
+        return torch.cat([pool_map(features, "avg"), pool_map(features, "max")], dim=1)
+    return features.mean((2, 3)) if pool == "avg" else features.amax((2, 3))
+
+
+class Cut(nn.Module):
+    """A network up to one layer, whose output is pooled."""
+
+    def __init__(self, network: nn.Module, layer: str, pool: str) -> None:
+        super().__init__()
+        self.features = create_feature_extractor(network, [layer], suppress_diff_warning=True)
+        self.layer = layer
+        self.pool = pool
+
+    def forward(self, batch: Tensor) -> Tensor:
+        """Return ``(b, d)`` for ``(b, 3, h, w)``."""
+        features = self.features(batch)[self.layer]
+        if not isinstance(features, Tensor) or features.ndim not in (2, 4):
+            shape = tuple(getattr(features, "shape", ()))
+            raise SpecError(f"layer {self.layer} gives {shape}, neither vectors nor feature maps: choose another layer")
+        return pool_map(features, self.pool)
+
+
+def cut(network: nn.Module, name: str, layer: str, pool: str) -> nn.Module:
+    """Return the part of a network up to a layer; what lies beyond is not computed.
+
+    Raises:
+        SpecError: if the layer is unknown, or the network cannot be traced.
+    """
+    known = layer_names(network, name)
+    if layer not in known:
+        blocks = [block for block, _ in network.named_children() if block in known]
+        near = difflib.get_close_matches(layer, known, n=5)
+        named = list(dict.fromkeys([*blocks, *near]))
+        raise unknown(f"layer of {name} (all by `featkit models --layers {name}`)", layer, named)
+    return frozen(Cut(network, layer, pool))
+
+
+def layer_names(network: nn.Module, name: str) -> dict[str, str]:
+    """Return the layers in the order in which they are computed, each with the operation that it ends in.
+
+    A block such as ``layer1.0`` ends in its last operation. A module that is used several times has a number after
+    the first: ``layer1.0.relu``, ``layer1.0.relu_1``.
+
+    Raises:
+        SpecError: if the network cannot be traced.
+    """
+    try:
+        _, nodes = get_graph_node_names(network, suppress_diff_warning=True)
+    except Exception as error:  # torch.fx gives up on a network in many ways
+        reason = (str(error).splitlines() or [""])[0]
+        raise SpecError(f"{name} has no layers that can be taken ({reason}): leave --layer out") from error
+    ends: dict[str, str] = {}
+    for node in nodes[1:]:
+        parts = node.split(".")
+        for depth in range(len(parts), 0, -1):
+            # Taken out and put back, so that a block stands where it ends.
+            block = ".".join(parts[:depth])
+            ends.pop(block, None)
+            ends[block] = node
+    return ends
+
+
+def layer_shapes(network: nn.Module, name: str, size: tuple[int, int]) -> list[tuple[str, tuple[int, ...]]]:
+    """Return each layer with its output for one image of that size: no numbers are computed.
+
+    Args:
+        network: on the meta device, in eval mode.
+        name: for the error.
+        size: ``(height, width)`` of the image in pixels.
+    """
+    ends = layer_names(network, name)
+    extractor = create_feature_extractor(network, sorted(set(ends.values())), suppress_diff_warning=True)
+    outputs = extractor(torch.empty(1, 3, *size, device="meta"))
+    return [(layer, tuple(outputs[end].shape[1:])) for layer, end in ends.items() if isinstance(outputs[end], Tensor)]

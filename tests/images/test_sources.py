@@ -1,0 +1,180 @@
+"""One spec, from digits to folders and plug-ins, gives images that make a classification problem."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from featkit.errors import DataError, SpecError
+from featkit.images import load_images
+from featkit.images.files import folder
+from featkit.images.sources import SOURCES
+
+
+def sizes(images) -> list[int]:
+    return [len(images.rows(split)) for split in ("train", "val", "test")]
+
+
+def test_digits():
+    from sklearn.datasets import load_digits
+
+    images = load_images()
+    assert (images.name, len(images), images.classes) == ("digits", 1797, tuple("0123456789"))
+    assert images.split == "70/15/15:seed=0"
+    assert sizes(images) == [1258, 270, 269] or sizes(images) == [1258, 269, 270]
+    assert np.array_equal(images.labels, load_digits().target)
+    for row in (0, 1000):
+        pixels = images.load(row)
+        assert (pixels.shape, pixels.dtype) == ((8, 8, 3), np.uint8)
+        assert np.abs(pixels[..., 0] / 255 - load_digits().images[row] / 16).max() < 0.5 / 255 + 1e-9
+    assert len({images.key(row) for row in range(1797)}) == len({images.load(row).tobytes() for row in range(1797)})
+
+
+def test_folder_without_splits_gets_them_by_seed(photos):
+    first, again, other = load_images(str(photos)), load_images(str(photos)), load_images(str(photos), seed=1)
+    assert sizes(first) == [17, 3, 4] or sizes(first) == [17, 4, 3]
+    assert np.array_equal(first.splits, again.splits)
+    assert not np.array_equal(first.splits, other.splits)
+    assert (first.split, other.split) == ("70/15/15:seed=0", "70/15/15:seed=1")
+
+
+@pytest.fixture
+def sorted_photos(photos):
+    """The photos in train, val and test folders: 5, 1 and 2 of each class."""
+    for kind in sorted(photos.iterdir()):
+        for number, file in enumerate(sorted(kind.iterdir())):
+            part = photos / ("train" if number < 5 else "val" if number < 6 else "test") / kind.name
+            part.mkdir(parents=True, exist_ok=True)
+            file.rename(part / file.name)
+        kind.rmdir()
+    return photos
+
+
+def test_own_splits_are_used(sorted_photos):
+    images = load_images(str(sorted_photos))
+    assert (images.split, sizes(images)) == ("own", [15, 3, 6])
+
+
+def test_explicit_split_replaces_the_own_one(sorted_photos):
+    images = load_images(str(sorted_photos), split="5/0/5", seed=3)
+    assert (images.split, sizes(images)) == ("50/0/50:seed=3", [12, 0, 12])
+
+
+def test_own_splits_without_val_are_left_so(sorted_photos):
+    shutil.rmtree(sorted_photos / "val")
+    assert sizes(load_images(str(sorted_photos))) == [15, 0, 6]
+
+
+def test_own_splits_without_test_are_refused_until_split_anew(sorted_photos):
+    shutil.rmtree(sorted_photos / "test")
+    with pytest.raises(DataError, match=r"photos has 18 images, but none in test: .* --split 70/15/15"):
+        load_images(str(sorted_photos))
+    assert sizes(load_images(str(sorted_photos), split="70/15/15"))[2] > 0
+
+
+def test_own_splits_without_train_are_refused(sorted_photos):
+    shutil.rmtree(sorted_photos / "train")
+    with pytest.raises(DataError, match=r"photos has 9 images, but none in train"):
+        load_images(str(sorted_photos))
+
+
+def test_limit_and_how_the_split_tells_it(photos, sorted_photos):
+    own = load_images(str(sorted_photos), limit="train=6,test=3")
+    assert (own.split, sizes(own)) == ("own", [6, 3, 3])
+    assert np.bincount(own.labels[own.rows("train")]).tolist() == [2, 2, 2]
+    seeded = load_images(str(photos), split="50/0/50", limit="test=3,train=6")
+    assert (seeded.split, sizes(seeded)) == ("50/0/50:seed=0,train=6,test=3", [6, 0, 3])
+
+
+def test_limited_images_are_the_same_images(photos):
+    whole, part = folder(photos), load_images(str(photos), limit="train=3")
+    for row, name in enumerate(part.ids):
+        assert part.key(row) == whole.key(whole.ids.index(name))
+        assert np.array_equal(part.load(row), whole.load(whole.ids.index(name)))
+
+
+def test_one_class_is_refused(photos):
+    for kind in ("blue", "green"):
+        shutil.rmtree(photos / kind)
+    with pytest.raises(DataError, match=r"photos has one class alone to train on, 'red': .* at least two"):
+        load_images(str(photos))
+
+
+def test_one_class_in_train_is_refused(sorted_photos):
+    for kind in ("blue", "green"):
+        shutil.rmtree(sorted_photos / "train" / kind)
+    with pytest.raises(DataError, match="one class alone"):
+        load_images(str(sorted_photos))
+
+
+@pytest.mark.parametrize("spec", ["nowhere", "no/such/folder", "digit", ""])
+def test_unknown_source_lists_the_known_ones(spec):
+    with pytest.raises(DataError, match=r"neither a folder nor a CSV file: .* known: digits, caltech101, cifar10"):
+        load_images(spec)
+
+
+def test_a_file_that_is_not_csv_is_refused(photos):
+    with pytest.raises(DataError, match=r"0.png' is neither a folder nor a CSV file"):
+        load_images(str(photos / "red" / "0.png"))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"spec": "digits:size=9"}, "unknown option of data source digits 'size'"),
+        ({"split": "70/30"}, "split '70/30'"),
+        ({"limit": "100"}, "limit '100'"),
+    ],
+)
+def test_malformed_options(options, message):
+    with pytest.raises(SpecError, match=message):
+        load_images(**options)
+
+
+def test_csv_and_a_path_from_home(photos, monkeypatch):
+    (photos / "labels.csv").write_text(
+        "path,label\n" + "".join(f"{kind}/{n}.png,{kind}\n" for kind in ("red", "blue") for n in range(8)),
+        encoding="utf-8",
+    )
+    monkeypatch.setenv("HOME", str(photos.parent))
+    images = load_images("~/photos/labels.csv")
+    assert (images.name, images.classes, len(images)) == ("photos", ("blue", "red"), 16)
+
+
+def test_a_plug_in_adds_a_source(photos, monkeypatch):
+    class Point:
+        name, value = "mine", "mine:load"
+
+        @staticmethod
+        def load():
+            return lambda kind="photos": folder(photos.parent / kind)
+
+    monkeypatch.setattr("featkit.registry.entry_points", lambda group: [Point] if group == "featkit.sources" else [])
+    assert "mine" in SOURCES.names()
+    assert sizes(load_images("mine:kind=photos"))[0] == 17
+
+
+def test_images_need_no_torch():
+    code = "import sys, featkit.images as images; images.load_images(); assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.realdata
+@pytest.mark.parametrize(
+    ("spec", "classes", "wanted"),
+    [
+        ("caltech101", 101, [5784, 0, 2893]),
+        ("pets/labels.csv", 37, [222, 0, 148]),
+        ("eurosat", 10, [2100, 300, 600]),
+        ("cifar10", 10, [2500, 0, 500]),
+    ],
+)
+def test_real_sets(real_data, spec, classes, wanted):
+    images = load_images(str(real_data / spec))
+    assert (images.name, images.split) == (spec.split("/")[0], "own")
+    assert (len(images.classes), sizes(images)) == (classes, wanted)
+    assert images.load(0).ndim == 3
