@@ -119,10 +119,9 @@ def _build(model: str, found: Weights, layer: str, pool: str) -> nn.Module:
     from featkit.backbones.layers import cut, frozen
 
     own_pool = {"global_pool": pool} if layer == DEFAULT_LAYER and pool != "avg" else {}
-    try:
-        network: nn.Module = frozen(_load(model, found, own_pool))
-    except (AssertionError, TypeError, ValueError) as error:
-        raise SpecError(f"timm:{model} cannot be pooled by {pool}: leave --pool out") from error
+    if own_pool:
+        _check_pool(model, own_pool)
+    network: nn.Module = frozen(_load(model, found, own_pool))
     if layer != DEFAULT_LAYER:
         if getattr(network, "output_fmt", "NCHW") != "NCHW":
             raise SpecError(f"timm:{model} keeps its maps in another order than featkit's: leave --layer out")
@@ -130,6 +129,16 @@ def _build(model: str, found: Weights, layer: str, pool: str) -> nn.Module:
     if _config(model).fixed_input_size:
         network.register_forward_pre_hook(partial(_check_size, model))
     return network
+
+
+def _check_pool(model: str, options: dict[str, str]) -> None:
+    import torch
+
+    try:
+        with torch.device("meta"):
+            make_network(model, **options)
+    except (AssertionError, TypeError, ValueError) as error:
+        raise SpecError(f"timm:{model} cannot be pooled by {options['global_pool']}: leave --pool out") from error
 
 
 def _check_size(model: str, _module: nn.Module, inputs: tuple[Any, ...]) -> None:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import click
 
-from featkit.cli.options import table
-
 EPILOG = """\b
 Examples:
   featkit heads
@@ -18,4 +16,6 @@ def heads() -> None:
     """List the heads and their options."""
     from featkit.heads import describe_heads
 
-    click.echo(table(["head", "what it is", "options"], [list(row) for row in describe_heads()]))
+    for row in describe_heads():
+        click.echo(f"{row.name}: {row.summary}")
+        click.echo("    " + ", ".join(f"{name}={value}" for name, value in row.options.items()))

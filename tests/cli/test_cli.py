@@ -49,7 +49,8 @@ def test_extract_fit_predict(photos):
     assert path in done.stderr
     (run,) = Path("experiments/photos").iterdir()
     assert str(run) in done.stderr
-    assert Image.open(run / "confusion.png").size[0] > 300
+    with Image.open(run / "confusion.png") as figure:
+        assert figure.size[0] > 300
     done = call("predict", run, photos / "red" / "0.png")
     assert done.stdout.splitlines()[1].split()[1] == "red"
     assert json.loads(call("predict", run, photos / "red" / "0.png", "--json").stdout)[0]["top"][0]["class"] == "red"
@@ -218,6 +219,7 @@ def test_a_broken_picture_fails_or_is_skipped(photos):
     assert "1 images left out: red/0.png" in call("extract", "--data", photos, *FAST, "--on-error", "skip").stderr
 
 
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 def test_a_huge_picture_is_refused_before_it_is_decoded(photos):
     Image.new("1", (10_001, 10_000)).save(photos / "red" / "0.png")
     assert "100 megapixels" in refused("extract", "--data", photos, *FAST)

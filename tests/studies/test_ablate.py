@@ -69,7 +69,7 @@ def test_the_csv_has_a_line_for_each_cell(grid, tmp_path):
 def test_the_json_is_the_same_from_run_to_run(grid, tmp_path):
     first, second = (to_json(grid, cells_of(grid, tmp_path)) for _ in range(2))
     assert first == second
-    assert json.loads(first)["cells"][0]["report"]["n"] == 3
+    assert json.loads(first)["cells"][0]["report"]["n"] == 4
 
 
 def write(tmp_path, text):

@@ -1,0 +1,54 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from featkit.backbones import load_backbone
+from featkit.backbones.engines import open_engine, pick_device
+from featkit.errors import SpecError
+
+PIXELS = np.random.default_rng(0).integers(0, 256, (3, 64, 64, 3), dtype=np.uint8)
+
+
+def cosine(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    return (a * b).sum(1) / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1)
+
+
+def test_an_engine_gives_float32_and_leaves_its_input_alone():
+    before = PIXELS.copy()
+    PIXELS.flags.writeable = False
+    vectors = open_engine(load_backbone("resnet18", weights="random"))(PIXELS)
+    PIXELS.flags.writeable = True
+    assert (vectors.shape, vectors.dtype) == ((3, 512), np.float32)
+    np.testing.assert_array_equal(PIXELS, before)
+
+
+def test_bfloat16_is_near_to_float32_and_not_the_same():
+    backbone = load_backbone("resnet18", weights="random")
+    exact, rough = (open_engine(backbone, precision=precision)(PIXELS) for precision in ("fp32", "bf16"))
+    assert rough.dtype == np.float32
+    assert (cosine(exact, rough) > 0.99).all()
+    assert not np.array_equal(exact, rough)
+
+
+def test_an_unknown_precision_is_refused():
+    with pytest.raises(SpecError, match="unknown precision 'fp8'.*fp32, bf16"):
+        open_engine(load_backbone("resnet18", weights="random"), precision="fp8")
+
+
+def test_the_first_device_that_is_there_is_taken(monkeypatch):
+    for there in ("cuda", "mps", "cpu"):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda there=there: there == "cuda")
+        monkeypatch.setattr(torch.backends.mps, "is_available", lambda there=there: there == "mps")
+        assert pick_device("auto") == there
+        assert pick_device(there) == there
+        assert pick_device("cpu") == "cpu"
+
+
+def test_a_device_that_is_not_there_is_refused(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(SpecError, match="device cuda is not there: use --device"):
+        pick_device("cuda")
+    with pytest.raises(SpecError, match="unknown device 'gpu'.*auto, cpu, cuda, mps"):
+        pick_device("gpu")

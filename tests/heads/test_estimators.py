@@ -1,0 +1,225 @@
+import warnings
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.base import clone
+from sklearn.datasets import load_digits
+from sklearn.model_selection import GridSearchCV, train_test_split
+from sklearn.utils.estimator_checks import parametrize_with_checks
+
+from featkit.errors import HeadError
+from featkit.heads import HEADS, make_head
+
+OWN = ["linear", "svm", "knn", "mlp", "prototypical"]
+FLOORS = {
+    "linear": 0.94,
+    "svm": 0.98,
+    "svm:kernel=linear": 0.96,
+    "knn": 0.97,
+    "knn:metric=euclidean,weights=uniform": 0.97,
+    "mlp": 0.96,
+    "prototypical": 0.86,
+    "prototypical:metric=euclidean": 0.87,
+}
+
+
+@parametrize_with_checks([HEADS.get(name)() for name in OWN])
+def test_every_head_is_a_scikit_learn_estimator(estimator, check):
+    check(estimator)
+
+
+@pytest.fixture(scope="module")
+def digits():
+    x, y = load_digits(return_X_y=True)
+    return train_test_split(x.astype(np.float32), y, test_size=0.4, random_state=0, stratify=y)
+
+
+@pytest.fixture(scope="module")
+def small(digits):
+    """148 training rows, 100 test rows."""
+    x_train, x_test, y_train, y_test = digits
+    return x_train[:148], x_test[:100], y_train[:148], y_test[:100]
+
+
+@pytest.mark.parametrize(("spec", "floor"), FLOORS.items())
+def test_every_head_reads_scanned_digits(spec, floor, digits):
+    x_train, x_test, y_train, y_test = digits
+    head = make_head(spec).fit(x_train, y_train)
+    assert (head.predict(x_test) == y_test).mean() >= floor
+    assert head.warnings_ == ()
+
+
+@pytest.mark.parametrize("spec", FLOORS)
+def test_scores_are_shares_in_the_order_of_classes(spec, small):
+    x_train, x_test, y_train, _ = small
+    head = make_head(spec).fit(x_train, y_train)
+    scores = head.predict_proba(x_test)
+    assert scores.shape == (100, 10)
+    assert (scores >= 0).all()
+    np.testing.assert_allclose(scores.sum(axis=1), 1, rtol=1e-12)
+    np.testing.assert_array_equal(head.classes_[scores.argmax(axis=1)], head.predict(x_test))
+
+
+@pytest.mark.parametrize("spec", OWN)
+def test_labels_may_have_gaps(spec, small):
+    """A subset of 101 classes keeps its labels; the scores have a column for each label seen, and no other."""
+    x_train, x_test, y_train, _ = small
+    with_gaps = make_head(spec).fit(x_train, y_train * 10 + 3)
+    np.testing.assert_array_equal(with_gaps.classes_, np.arange(10) * 10 + 3)
+    np.testing.assert_array_equal(
+        with_gaps.predict_proba(x_test), make_head(spec).fit(x_train, y_train).predict_proba(x_test)
+    )
+
+
+@pytest.mark.parametrize("spec", OWN)
+def test_renaming_the_classes_renames_the_predictions(spec, small):
+    """Nothing depends on which number a class has."""
+    x_train, x_test, y_train, _ = small
+    names = np.array(list("jihgfedcba"))
+    scores = make_head(spec).fit(x_train, y_train).predict_proba(x_test)
+    renamed = make_head(spec).fit(x_train, names[y_train])
+    np.testing.assert_array_equal(renamed.classes_, names[::-1])
+    if spec == "mlp":  # the initial weights of an output belong to its column
+        assert (renamed.predict_proba(x_test).argmax(axis=1) == 9 - scores.argmax(axis=1)).mean() > 0.9
+    else:
+        np.testing.assert_allclose(renamed.predict_proba(x_test)[:, ::-1], scores, atol=2e-3)
+
+
+@pytest.mark.parametrize("spec", ["linear", "svm", "knn", "prototypical", "prototypical:metric=euclidean"])
+@given(seed=st.integers(0, 99))
+@settings(max_examples=5, deadline=None)
+def test_the_order_of_the_training_rows_does_not_matter(spec, small, seed):
+    x_train, x_test, y_train, _ = small
+    order = np.random.default_rng(seed).permutation(len(x_train))
+    scores = make_head(spec).fit(x_train, y_train).predict_proba(x_test)
+    shuffled = make_head(spec).fit(x_train[order], y_train[order]).predict_proba(x_test)
+    np.testing.assert_allclose(shuffled, scores, atol=2e-3)
+
+
+@pytest.mark.parametrize("spec", OWN)
+def test_the_same_seed_gives_the_same_numbers(spec, small):
+    x_train, x_test, y_train, _ = small
+    first, second = (make_head(spec, seed=7).fit(x_train, y_train).predict_proba(x_test) for _ in range(2))
+    np.testing.assert_array_equal(first, second)
+
+
+@pytest.mark.parametrize("spec", ["linear", "linear:scale=standard", "svm", "mlp"])
+@pytest.mark.parametrize("value", [0.0, 0.1, 1e6])
+def test_a_constant_column_changes_no_prediction(spec, value, small):
+    """Dead units are common in embeddings; dividing by their spread must not blow them up."""
+    x_train, x_test, y_train, _ = small
+    if spec != "linear:scale=standard" and value == 1e6:
+        pytest.skip("after L2 normalisation a huge column is not constant")
+    x_train, x_test = (np.column_stack([x, np.full(len(x), value, np.float32)]) for x in (x_train, x_test))
+    scores = make_head(spec).fit(x_train, y_train).predict_proba(x_test)
+    assert np.isfinite(scores).all()
+    assert scores.max(axis=1).mean() > 0.3
+
+
+@pytest.mark.parametrize("spec", OWN)
+def test_the_unit_of_the_vectors_does_not_matter(spec, small):
+    x_train, x_test, y_train, _ = small
+    scores = make_head(spec).fit(x_train, y_train).predict_proba(x_test)
+    scaled = make_head(spec).fit(x_train * 1024, y_train).predict_proba(x_test * 1024)
+    np.testing.assert_allclose(scaled, scores, atol=1e-6)
+
+
+@pytest.mark.parametrize("spec", ["linear", "svm", "prototypical"])
+def test_a_row_of_weight_two_counts_as_two_rows(spec, small):
+    x_train, x_test, y_train, _ = small
+    weights = np.where(y_train < 5, 2, 1)
+    weighted = make_head(spec).fit(x_train, y_train, sample_weight=weights).predict_proba(x_test)
+    rows = np.repeat(np.arange(len(x_train)), weights)
+    repeated = make_head(spec).fit(x_train[rows], y_train[rows]).predict_proba(x_test)
+    np.testing.assert_allclose(weighted, repeated, atol=2e-3)
+
+
+@pytest.mark.parametrize("spec", OWN)
+def test_two_classes_give_two_columns(spec, small):
+    x_train, x_test, y_train, y_test = small
+    head = make_head(spec).fit(x_train, y_train == 3)
+    assert head.predict_proba(x_test).shape == (100, 2)
+    assert (head.predict(x_test) == (y_test == 3)).mean() > 0.9
+    if hasattr(head, "decision_function"):
+        np.testing.assert_array_equal(head.decision_function(x_test) > 0, head.predict(x_test))
+
+
+@pytest.mark.parametrize("spec", OWN)
+def test_a_single_class_is_refused_in_one_line(spec, small):
+    x_train, _, y_train, _ = small
+    with pytest.raises(HeadError, match=r"^\w+ needs images of two classes or more, but y holds 1 class$"):
+        make_head(spec).fit(x_train, np.zeros_like(y_train))
+
+
+@pytest.mark.parametrize("spec", OWN)
+def test_vectors_that_are_not_finite_are_refused(spec, small):
+    x_train, _, y_train, _ = small
+    x_train = x_train.copy()
+    x_train[3, 3] = np.nan
+    with pytest.raises(ValueError, match="contains NaN"):
+        make_head(spec).fit(x_train, y_train)
+
+
+def test_prototypes_equal_the_formula_of_snell_et_al(small):
+    x_train, x_test, y_train, _ = small
+    x, points = x_train.astype(np.float64) / 16, x_test.astype(np.float64) / 16
+    means = np.array([x[y_train == label].mean(axis=0) for label in range(10)])
+    powers = np.exp(-((points[:, None] - means) ** 2).sum(axis=2))
+    expected = powers / powers.sum(axis=1, keepdims=True)
+    head = make_head("prototypical:metric=euclidean").fit(x_train / 16, y_train)
+    np.testing.assert_allclose(head.predict_proba(x_test / 16), expected, rtol=1e-4)
+    np.testing.assert_allclose(head.fit(x, y_train).predict_proba(points), expected, rtol=1e-10)
+
+
+def test_cosine_prototypes_equal_the_formula(small):
+    x_train, x_test, y_train, _ = small
+    x, points = ((rows / np.linalg.norm(rows, axis=1)[:, None]).astype(np.float64) for rows in (x_train, x_test))
+    means = np.array([x[y_train == label].mean(axis=0) for label in range(10)])
+    powers = np.exp(points @ (means / np.linalg.norm(means, axis=1)[:, None]).T / 0.015)
+    expected = powers / powers.sum(axis=1, keepdims=True)
+    head = make_head("prototypical").fit(x_train, y_train)
+    np.testing.assert_allclose(head.predict_proba(x_test), expected, atol=1e-4)
+
+
+def test_a_class_without_weight_has_no_prototype(small):
+    x_train, _, y_train, _ = small
+    with pytest.raises(HeadError, match="class 3 has no row with a weight above zero"):
+        make_head("prototypical").fit(x_train, y_train, sample_weight=y_train != 3)
+
+
+def test_neighbours_vote_by_the_inverse_of_their_distance():
+    x, y = np.array([[0.0], [3.0], [10.0]]), [5, 8, 8]
+    head = make_head("knn:k=2,metric=euclidean").fit(x, y)
+    np.testing.assert_allclose(head.predict_proba([[1.0]]), [[2 / 3, 1 / 3]])
+    np.testing.assert_allclose(head.predict_proba([[3.0]]), [[0, 1]], atol=1e-8)
+
+
+def test_equal_votes_go_to_the_first_class_whatever_the_order_of_rows():
+    x, y = np.array([[0.0], [2.0]]), np.array([8, 5])
+    for order in ([0, 1], [1, 0]):
+        head = make_head("knn:k=2,metric=euclidean,weights=uniform").fit(x[order], y[order])
+        np.testing.assert_array_equal(head.predict([[0.5], [1.0], [1.5]]), [5, 5, 5])
+
+
+def test_more_neighbours_than_rows_is_refused_in_one_line(small):
+    x_train, _, y_train, _ = small
+    with pytest.raises(HeadError, match=r"^knn asks for k=200 neighbours, but n_samples = 148: choose a smaller k$"):
+        make_head("knn:k=200").fit(x_train, y_train)
+
+
+def test_what_did_not_converge_is_recorded_and_not_warned_of(small):
+    x_train, _, y_train, _ = small
+    head = make_head("linear:max_iter=3")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        head.fit(x_train, y_train)
+    assert head.warnings_ == ("linear did not converge in 3 iterations",)
+    assert clone(head).set_params(max_iter=1000).fit(x_train, y_train).warnings_ == ()
+
+
+def test_heads_work_in_a_grid_search(small):
+    x_train, x_test, y_train, y_test = small
+    search = GridSearchCV(make_head("svm"), {"kernel": ["rbf", "linear"], "C": [1.0, 3.0]}, cv=2)
+    assert search.fit(x_train, y_train).score(x_test, y_test) > 0.85

@@ -1,0 +1,95 @@
+import subprocess
+import sys
+
+import pytest
+
+from featkit.errors import SpecError
+from featkit.heads import HEADS, describe_heads, make_head
+from featkit.registry import Spec
+
+PLUGIN = '''
+from featkit.heads.knn import KNNHead
+
+
+class NearestHead(KNNHead):
+    """The single nearest neighbour."""
+
+    def __init__(self, *, k=1, metric="euclidean", weights="uniform"):
+        super().__init__(k=k, metric=metric, weights=weights)
+'''
+
+
+@pytest.fixture
+def plugin(tmp_path, monkeypatch):
+    """An installed package that adds one head, and another whose module does not exist."""
+    (tmp_path / "nearest_plugin.py").write_text(PLUGIN)
+    info = tmp_path / "nearest_plugin-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: nearest-plugin\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[featkit.heads]\nnearest = nearest_plugin:NearestHead\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    yield "nearest"
+    sys.modules.pop("nearest_plugin", None)
+
+
+def test_options_of_a_spec_reach_the_head():
+    head = make_head("svm:C=9,kernel=linear")
+    assert (head.C, head.kernel, head.gamma) == (9, "linear", "scale")
+    assert make_head(Spec("knn", options={"k": 3})).k == 3
+
+
+def test_the_seed_goes_to_heads_that_have_one_unless_the_spec_sets_it():
+    assert make_head("mlp", seed=4).seed == 4
+    assert make_head("mlp:seed=5", seed=4).seed == 5
+    assert make_head("mlp").seed == 0
+    assert not hasattr(make_head("linear", seed=4), "seed")
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("forest", r"unknown head 'forest': known: linear, svm, knn, mlp, prototypical$"),
+        ("svn", r"unknown head 'svn': did you mean svm\? known: "),
+        ("svm:c=9", r"unknown option of head svm 'c': .*known: C, kernel, gamma$"),
+        ("svm:9", r"its options: C, kernel, gamma$"),
+        ("svm:kernel=poly", r"^head 'svm:kernel=poly': The 'kernel' parameter .*'linear'.* Got 'poly' instead\.$"),
+        ("svm:gamma=auto", r"'gamma' parameter .*'scale'"),
+        ("svm:C=0", r"'C' parameter .*\(0(\.0)?, inf\)"),
+        ("linear:C=nan", r"'C' parameter"),
+        ("linear:C=true", r"'C' parameter"),
+        ("linear:scale=max", r"'scale' parameter .*'standard'"),
+        ("knn:k=2.5", r"'k' parameter .* must be an int"),
+        ("knn:metric=manhattan", r"'metric' parameter .*'cosine'"),
+        ("mlp:width=0", r"'width' parameter .*\[1, inf\)"),
+        ("mlp:seed=-1", r"'seed' parameter"),
+        ("prototypical:metric=dot", r"'metric' parameter .*'euclidean'"),
+    ],
+)
+def test_what_is_wrong_in_a_spec_is_said_in_one_line_before_any_data_is_seen(spec, message):
+    with pytest.raises(SpecError, match=message) as caught:
+        make_head(spec)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_plugin_adds_a_head(plugin):
+    assert HEADS.names() == ["linear", "svm", "knn", "mlp", "prototypical", "nearest"]
+    head = make_head("nearest:metric=cosine")
+    assert (head.k, head.metric) == (1, "cosine")
+    assert describe_heads()[-1].summary == "The single nearest neighbour."
+
+
+def test_every_head_is_described_with_its_options():
+    rows = {row.name: row for row in describe_heads()}
+    assert list(rows) == ["linear", "svm", "knn", "mlp", "prototypical"]
+    assert rows["svm"].summary == "Support vector machine with an RBF or a linear kernel."
+    assert rows["svm"].options == {"C": 3.0, "kernel": "rbf", "gamma": "scale"}
+    assert rows["prototypical"].options == {"metric": "cosine"}
+
+
+def test_importing_the_heads_is_light_and_no_head_needs_torch():
+    code = (
+        "import sys, featkit.heads as heads; assert 'sklearn' not in sys.modules and 'numpy' not in sys.modules;"
+        "[heads.make_head(name) for name in heads.HEADS.names()]; import featkit.heads.persist;"
+        "assert not {'torch', 'PIL', 'h5py'} & set(sys.modules), sys.modules.keys()"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
