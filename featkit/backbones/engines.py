@@ -7,14 +7,18 @@ from collections.abc import Callable
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import nn
+from torch.fx.experimental.optimization import fuse
 
 from featkit.backbones.base import Backbone
+from featkit.backbones.layers import Cut
+from featkit.backbones.precision import resolve_precision
 from featkit.errors import SpecError
 from featkit.registry import unknown
 
 Engine = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
 
-PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 DEVICES = ("auto", "cpu", "cuda", "mps")
 
 
@@ -33,10 +37,8 @@ def open_engine(backbone: Backbone, *, precision: str = "fp32", device: str = "c
         SpecError: if the precision, the device or the layer is unknown or not to be had.
         WeightsError: if the weights are damaged or of another network.
     """
-    if precision not in PRECISIONS:
-        raise unknown("precision", precision, list(PRECISIONS))
-    place, dtype = torch.device(pick_device(device)), PRECISIONS[precision]
-    module = backbone.build().to(place, dtype).to(memory_format=torch.channels_last)
+    place, dtype = torch.device(pick_device(device)), DTYPES[resolve_precision(precision, device)]
+    module = folded(backbone.build()).to(place, dtype).to(memory_format=torch.channels_last)
 
     def run(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
         # cuDNN would otherwise round the inputs of convolutions to TF32's ten bits.
@@ -47,6 +49,25 @@ def open_engine(backbone: Backbone, *, precision: str = "fp32", device: str = "c
         return vectors
 
     return run
+
+
+def folded(module: nn.Module) -> nn.Module:
+    """Return the module with each BatchNorm folded into the convolution before it, where it can be traced.
+
+    The same function of its input, up to rounding; a network that torch.fx cannot trace runs as it is.
+    """
+    if isinstance(module, Cut):
+        return Cut(folded(module.features), module.layer, module.pool)
+    try:
+        folded_module: nn.Module = fuse(module).eval().requires_grad_(False)
+    except (TypeError, ValueError, RuntimeError, NotImplementedError, torch.fx.proxy.TraceError):
+        return module
+    return folded_module
+
+
+def one_thread() -> None:
+    """Have networks that run in the calling thread use one core: other threads have the others."""
+    torch.set_num_threads(1)
 
 
 def pick_device(device: str = "auto") -> str:

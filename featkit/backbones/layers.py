@@ -6,8 +6,9 @@ import difflib
 from typing import TypeVar
 
 import torch
-from torch import Tensor, nn
-from torchvision.models.feature_extraction import create_feature_extractor, get_graph_node_names
+from torch import Tensor, fx, nn
+from torch.fx.passes.shape_prop import ShapeProp, TensorMetadata
+from torchvision.models.feature_extraction import NodePathTracer
 
 from featkit.errors import SpecError
 from featkit.registry import unknown
@@ -32,15 +33,15 @@ def pool_map(features: Tensor, pool: str) -> Tensor:
 class Cut(nn.Module):
     """A network up to one layer, whose output is pooled."""
 
-    def __init__(self, network: nn.Module, layer: str, pool: str) -> None:
+    def __init__(self, features: nn.Module, layer: str, pool: str) -> None:
         super().__init__()
-        self.features = create_feature_extractor(network, [layer], suppress_diff_warning=True)
+        self.features = features
         self.layer = layer
         self.pool = pool
 
     def forward(self, batch: Tensor) -> Tensor:
         """Return ``(b, d)`` for ``(b, 3, h, w)``."""
-        features = self.features(batch)[self.layer]
+        features = self.features(batch)
         if not isinstance(features, Tensor) or features.ndim not in (2, 4):
             shape = tuple(getattr(features, "shape", ()))
             raise SpecError(f"layer {self.layer} gives {shape}, neither vectors nor feature maps: choose another layer")
@@ -53,38 +54,19 @@ def cut(network: nn.Module, name: str, layer: str, pool: str) -> nn.Module:
     Raises:
         SpecError: if the layer is unknown, or the network cannot be traced.
     """
-    known = layer_names(network, name)
-    if layer not in known:
-        blocks = [block for block, _ in network.named_children() if block in known]
-        near = difflib.get_close_matches(layer, known, n=5)
+    graph, ends = _trace(network, name)
+    if layer not in ends:
+        blocks = [block for block, _ in network.named_children() if block in ends]
+        near = difflib.get_close_matches(layer, ends, n=5)
         named = list(dict.fromkeys([*blocks, *near]))
         raise unknown(f"layer of {name} (all by `featkit models --layers {name}`)", layer, named)
-    return frozen(Cut(network, layer, pool))
-
-
-def layer_names(network: nn.Module, name: str) -> dict[str, str]:
-    """Return the layers in the order in which they are computed, each with the operation that it ends in.
-
-    A block such as ``layer1.0`` ends in its last operation. A module that is used several times has a number after
-    the first: ``layer1.0.relu``, ``layer1.0.relu_1``.
-
-    Raises:
-        SpecError: if the network cannot be traced.
-    """
-    try:
-        _, nodes = get_graph_node_names(network, suppress_diff_warning=True)
-    except Exception as error:  # torch.fx gives up on a network in many ways
-        reason = (str(error).splitlines() or [""])[0]
-        raise SpecError(f"{name} has no layers that can be taken ({reason}): leave --layer out") from error
-    ends: dict[str, str] = {}
-    for node in nodes[1:]:
-        parts = node.split(".")
-        for depth in range(len(parts), 0, -1):
-            # Taken out and put back, so that a block stands where it ends.
-            block = ".".join(parts[:depth])
-            ends.pop(block, None)
-            ends[block] = node
-    return ends
+    graph.erase_node(graph.output_node())
+    graph.output(ends[layer])
+    features = fx.GraphModule(network, graph)
+    features.graph.eliminate_dead_code()
+    features.delete_all_unused_submodules()
+    features.recompile()
+    return frozen(Cut(features, layer, pool))
 
 
 def layer_shapes(network: nn.Module, name: str, size: tuple[int, int]) -> list[tuple[str, tuple[int, ...]]]:
@@ -94,8 +76,36 @@ def layer_shapes(network: nn.Module, name: str, size: tuple[int, int]) -> list[t
         network: on the meta device, in eval mode.
         name: for the error.
         size: ``(height, width)`` of the image in pixels.
+
+    Raises:
+        SpecError: if the network cannot be traced.
     """
-    ends = layer_names(network, name)
-    extractor = create_feature_extractor(network, sorted(set(ends.values())), suppress_diff_warning=True)
-    outputs = extractor(torch.empty(1, 3, *size, device="meta"))
-    return [(layer, tuple(outputs[end].shape[1:])) for layer, end in ends.items() if isinstance(outputs[end], Tensor)]
+    graph, ends = _trace(network, name)
+    ShapeProp(fx.GraphModule(network, graph)).propagate(torch.empty(1, 3, *size, device="meta"))
+    found = {layer: end.meta.get("tensor_meta") for layer, end in ends.items()}
+    return [(layer, tuple(meta.shape[1:])) for layer, meta in found.items() if isinstance(meta, TensorMetadata)]
+
+
+def _trace(network: nn.Module, name: str) -> tuple[fx.Graph, dict[str, fx.Node]]:
+    """Return what a network computes, and for each layer the operation it ends in, in the order of computing.
+
+    A block such as ``layer1.0`` ends in its last operation. A module that is used several times has a number after
+    the first: ``layer1.0.relu``, ``layer1.0.relu_1``.
+    """
+    tracer = NodePathTracer()
+    try:
+        graph = tracer.trace(network)
+    except Exception as error:  # torch.fx gives up on a network in many ways
+        reason = (str(error).splitlines() or [""])[0]
+        raise SpecError(f"{name} has no layers that can be taken ({reason}): leave --layer out") from error
+    ends: dict[str, fx.Node] = {}
+    for node, path in tracer.node_to_qualname.items():
+        if node.op in ("placeholder", "output"):
+            continue
+        parts = path.split(".")
+        for depth in range(len(parts), 0, -1):
+            # Taken out and put back, so that a block stands where it ends.
+            block = ".".join(parts[:depth])
+            ends.pop(block, None)
+            ends[block] = node
+    return graph, ends

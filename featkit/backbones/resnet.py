@@ -26,7 +26,7 @@ DEFAULT_LAYER = "avgpool"
 def _resnet(network: str, *, weights: str, layer: str | None, pool: str) -> Backbone:
     """Return one of torchvision's ResNets (He et al. 2016)."""
     found = find_weights(network, weights)
-    layer = layer or DEFAULT_LAYER
+    layer = DEFAULT_LAYER if layer is None else layer
     return Backbone(
         name=network,
         weights=found.label,
@@ -50,13 +50,11 @@ def _build(network: str, found: Weights, layer: str, pool: str) -> nn.Module:
 
     from featkit.backbones.layers import cut, frozen
 
-    module = frozen(_load(network, found, needs_classifier=layer == "fc"))
-    if layer == DEFAULT_LAYER:
-        if pool == "avg":
-            module.fc = nn.Identity()
-            return module
-        layer = "layer4"
-    return cut(module, network, layer, pool)
+    module = _load(network, found, needs_classifier=layer == "fc")
+    if (layer, pool) == (DEFAULT_LAYER, "avg"):
+        module.fc = nn.Identity()
+        return frozen(module)
+    return cut(frozen(module), network, "layer4" if layer == DEFAULT_LAYER else layer, pool)
 
 
 def _load(network: str, found: Weights, *, needs_classifier: bool) -> nn.Module:

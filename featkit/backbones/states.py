@@ -34,7 +34,7 @@ def read_state(path: Path) -> dict[str, Tensor]:
     for key in _WRAPPERS:
         if isinstance(state, Mapping) and isinstance(state.get(key), Mapping):
             state = state[key]
-    if not isinstance(state, Mapping) or not state or not all(isinstance(value, Tensor) for value in state.values()):
+    if not isinstance(state, Mapping) or not state or not all(map(_is_named_tensor, state.items())):
         raise WeightsError(f"{path} holds no state dict: save one with torch.save(network.state_dict(), FILE)")
     prefix = "module." if all(key.startswith("module.") for key in state) else ""
     return {key.removeprefix(prefix): value for key, value in state.items()}
@@ -55,7 +55,6 @@ def fill(
     Raises:
         WeightsError: if a tensor is missing, is one too many, or has another shape.
     """
-    # Files from before torch 0.4.1 lack num_batches_tracked, which matters in training alone.
     wanted = {key: value for key, value in network.state_dict().items() if not key.startswith(ignore)}
     given = {key: value for key, value in state.items() if not key.startswith(ignore)}
     wrong = _first_difference(wanted, given)
@@ -66,11 +65,16 @@ def fill(
 
 def _first_difference(wanted: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> str:
     for key, value in wanted.items():
+        # Files from before torch 0.4.1 lack num_batches_tracked, which matters in training alone.
         if key not in given and not key.endswith("num_batches_tracked"):
             return f"{key} is missing"
         if key in given and given[key].shape != value.shape:
             return f"{key} is {_shape(given[key])} where {_shape(value)} is needed"
     return next((f"{key} is not in that network" for key in given if key not in wanted), "")
+
+
+def _is_named_tensor(item: tuple[object, object]) -> bool:
+    return isinstance(item[0], str) and isinstance(item[1], Tensor)
 
 
 def _shape(tensor: Tensor) -> str:

@@ -31,7 +31,7 @@ def timm_backbone(model: str, *, weights: str, layer: str | None, pool: str) -> 
     """
     preprocess = _preprocess(model)
     found = _find(model, weights)
-    layer = layer or DEFAULT_LAYER
+    layer = DEFAULT_LAYER if layer is None else layer
     return Backbone(
         name=f"timm:{model}",
         weights=found.label,
@@ -118,7 +118,7 @@ def _pretrained(model: str, **options: Any) -> Any:
 def _build(model: str, found: Weights, layer: str, pool: str) -> nn.Module:
     from featkit.backbones.layers import cut, frozen
 
-    own_pool = {"global_pool": pool} if layer == DEFAULT_LAYER and pool != "avg" else {}
+    own_pool: dict[str, Any] = {"global_pool": pool} if layer == DEFAULT_LAYER and pool != "avg" else {}
     if own_pool:
         _check_pool(model, own_pool)
     network: nn.Module = frozen(_load(model, found, own_pool))
@@ -131,7 +131,7 @@ def _build(model: str, found: Weights, layer: str, pool: str) -> nn.Module:
     return network
 
 
-def _check_pool(model: str, options: dict[str, str]) -> None:
+def _check_pool(model: str, options: dict[str, Any]) -> None:
     import torch
 
     try:

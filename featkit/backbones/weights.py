@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
-from urllib.error import URLError
+from urllib.error import HTTPError, URLError
 
 from featkit.errors import SpecError, StorageError, WeightsError
 from featkit.registry import unknown
@@ -145,6 +145,8 @@ def download(url: str, path: Path) -> None:
             raise StorageError(
                 f"{path} cannot be written ({error.strerror}): make room, or set TORCH_HOME to another folder"
             ) from error
+        if isinstance(error, HTTPError):
+            error.close()
         reason = error.reason if type(error) is URLError else error
         raise WeightsError(
             f"{path.name} cannot be downloaded ({reason}): put it into the folder that FEATKIT_WEIGHTS names, "

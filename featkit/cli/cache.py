@@ -15,13 +15,15 @@ EPILOG = """\b
 Examples:
   featkit cache ls
   featkit cache show cache/digits-resnet18-0123456789ab.h5
+  featkit cache verify
+  featkit cache gc
   featkit cache rm cache/digits-resnet18-0123456789ab.h5
 """
 
 
 @click.group(epilog=EPILOG)
 def cache() -> None:
-    """List, show and remove embeddings files."""
+    """List, show, verify and remove embeddings files."""
 
 
 @cache.command("ls")
@@ -59,6 +61,38 @@ def show(file: Path) -> None:
         "provenance": entry.provenance,
     }
     click.echo(json.dumps(found, indent=2))
+
+
+@cache.command("verify")
+@click.argument("files", nargs=-1, type=click.Path(path_type=Path), metavar="[FILE...]")
+@cache_option
+def verify_files(files: tuple[Path, ...], cache: Path) -> None:
+    """Check every vector, the recipe, and the images on disk.
+
+    Without FILE, all files of the cache are checked. Exit code 1 if anything is wrong.
+    """
+    from featkit.embeddings.pipeline import Compute
+    from featkit.embeddings.verify import verify
+
+    problems = [line for file in files or sorted(cache.glob("*.h5")) for line in verify(file, Compute())]
+    for line in problems:
+        click.echo(line)
+    if problems:
+        raise CacheError(f"{len(problems)} problems: extract again what is to be trusted")
+    note("all is well")
+
+
+@cache.command("gc")
+@cache_option
+def collect(cache: Path) -> None:
+    """Remove what interrupted extractions left behind."""
+    from featkit.embeddings.verify import collect_garbage
+
+    removed, busy = collect_garbage(cache)
+    for owner in busy:
+        note(f"left alone: {owner} is at work")
+    for path in removed:
+        note(f"removed {path}")
 
 
 @cache.command("rm")

@@ -3,52 +3,81 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from featkit.cli.options import (
-    backbone_options,
     cache_option,
     compute_options,
     data_options,
     given_request,
     make_compute,
+    network_options,
     note,
 )
+
+if TYPE_CHECKING:
+    from featkit.embeddings.extract import Extraction
+    from featkit.embeddings.pipeline import Compute
+    from featkit.embeddings.request import Request
+    from featkit.images.base import ImageSet
 
 EPILOG = """\b
 Examples:
   featkit extract --data photos --backbone resnet50
+  featkit extract --data photos --backbone resnet18 --backbone resnet50
   featkit extract --data labels.csv --resize 224x224 --on-error skip
   featkit extract --data cifar10:root=data,download=true --limit train=5000,test=1000
   featkit extract --backbone resnet18 --weights random --layer layer3
+  featkit extract --data photos --backbone resnet50 --explain
 """
 
 
 @click.command(epilog=EPILOG)
 @data_options
-@backbone_options
+@click.option("--backbone", multiple=True, metavar="SPEC", help="Repeatable: each image is read once. [resnet18]")
+@network_options
 @cache_option
 @compute_options
-def extract(cache: Path, **options: Any) -> None:
+@click.option("--explain", is_flag=True, help="Only say whether a file would be a hit, and if not, why.")
+def extract(cache: Path, explain: bool, **options: Any) -> None:
     """Turn images into vectors, once.
 
     Prints the path of the file that holds them. What is in the cache already
     is found by its recipe (images, network, weights, preprocessing) and not made again.
     """
-    from featkit.embeddings.extract import run_extraction
+    from featkit.embeddings.extract import run_extractions
     from featkit.embeddings.request import Request
 
     chosen = {name: value for name, value in given_request(options).items() if value is not None}
-    request = Request(**chosen)
-    images = request.load_images()
+    backbones = chosen.pop("backbone") or ("resnet18",)
+    requests = [Request(**chosen, backbone=backbone) for backbone in backbones]
+    images = requests[0].load_images()
     note(f"{images.name}: {len(images)} images, {len(images.classes)} classes, split {images.split}")
-    done = run_extraction(request, images, cache, make_compute(options))
+    if explain:
+        _explain(requests, images, cache, make_compute(options))
+        return
+    for done in run_extractions(requests, images, cache, make_compute(options), note):
+        note(_summary(done))
+        click.echo(done.path)
+
+
+def _explain(requests: list[Request], images: ImageSet, cache: Path, compute: Compute) -> None:
+    from featkit.embeddings.job import content_keys, make_job
+    from featkit.embeddings.verify import explain
+
+    keys = content_keys(images, compute)
+    for request in requests:
+        click.echo(explain(make_job(request.on(compute.device), images, keys, cache)))
+
+
+def _summary(done: Extraction) -> str:
+    """Say in one line what an extraction came to."""
+    left_out = f"; {len(done.skipped)} images left out: {', '.join(done.skipped)}" if done.skipped else ""
     if done.hit:
-        note("already in the cache")
-    else:
-        note(f"{done.embedded} embedded, {done.reused} reused from other files ({done.weights})")
-    if done.skipped:
-        note(f"{len(done.skipped)} images left out: {', '.join(done.skipped)}")
-    click.echo(done.path)
+        return f"already in the cache{left_out}"
+    since = done.changes or {"new": done.embedded + done.resumed, "changed": 0, "gone": 0}
+    counts = ", ".join(f"{number:,} {what}" for what, number in since.items())
+    resumed = f"; {done.resumed:,} taken over from an interrupted run" if done.resumed else ""
+    return f"{counts}, {done.reused:,} reused{resumed}{left_out} ({done.weights})"

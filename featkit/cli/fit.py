@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from featkit.cli.options import (
-    backbone_options,
+    backbone_option,
     cache_option,
     compute_options,
     data_options,
     given_request,
     json_option,
     make_compute,
+    network_options,
     note,
     out_option,
 )
@@ -44,7 +45,8 @@ Without --data or --backbone, the newest cache that agrees with the other option
     help="linear, svm, knn, mlp or prototypical, with options; see `featkit heads`.",
 )
 @data_options
-@backbone_options
+@backbone_option
+@network_options
 @cache_option
 @compute_options
 @out_option

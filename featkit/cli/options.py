@@ -47,14 +47,16 @@ def data_options(function: F) -> F:
     )(function)
 
 
-def backbone_options(function: F) -> F:
-    """Add the options that say which network, and what comes out of it."""
+backbone_option = click.option(
+    "--backbone",
+    metavar="SPEC",
+    help="resnet18, resnet34, resnet50, resnet101, resnet152 or timm:NAME; see `featkit models`. [resnet18]",
+)
+
+
+def network_options(function: F) -> F:
+    """Add the options that say which weights, and what comes out of the network."""
     return _stack(
-        click.option(
-            "--backbone",
-            metavar="SPEC",
-            help="resnet18, resnet34, resnet50, resnet101, resnet152 or timm:NAME; see `featkit models`. [resnet18]",
-        ),
         click.option(
             "--weights",
             metavar="WHICH",
@@ -72,7 +74,11 @@ def backbone_options(function: F) -> F:
             "--resize", metavar="N|HxW", help="Shorter edge in pixels, or a size to squash to. [as the weights say]"
         ),
         click.option("--crop", metavar="N|none", help="Centre crop in pixels. [as the weights say]"),
-        click.option("--precision", type=click.Choice(["fp32", "bf16"]), help="Arithmetic of the network. [fp32]"),
+        click.option(
+            "--precision",
+            type=click.Choice(["auto", "fp32", "bf16"]),
+            help="Arithmetic of the network; auto is bf16 where the device has it in hardware. [auto]",
+        ),
     )(function)
 
 
@@ -83,7 +89,7 @@ def compute_options(function: F) -> F:
         click.option(
             "--batch-size",
             type=click.IntRange(min=1),
-            default=64,
+            default=32,
             show_default=True,
             help="Images in one forward pass.",
         ),

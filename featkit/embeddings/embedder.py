@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from sklearn.base import BaseEstimator, TransformerMixin
 
 from featkit.embeddings import store
-from featkit.embeddings.extract import content_keys, make_recipe, run_extraction
+from featkit.embeddings.extract import run_extractions
+from featkit.embeddings.job import content_keys, make_job
 from featkit.embeddings.pipeline import Compute
 from featkit.embeddings.request import Request
 from featkit.errors import DataError
@@ -34,7 +35,7 @@ class ImageEmbedder(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         Folder of the HDF5 files.
     device : str, default="auto"
         ``auto``, ``cpu``, ``cuda`` or ``mps``.
-    batch_size : int, default=64
+    batch_size : int, default=32
         Images in one forward pass.
 
     Examples
@@ -53,10 +54,10 @@ class ImageEmbedder(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         pool: str = "avg",
         resize: str | None = None,
         crop: str | None = None,
-        precision: str = "fp32",
+        precision: str = "auto",
         cache: str | Path = "cache",
         device: str = "auto",
-        batch_size: int = 64,
+        batch_size: int = 32,
     ) -> None:
         self.backbone = backbone
         self.weights = weights
@@ -103,17 +104,17 @@ class ImageEmbedder(TransformerMixin, BaseEstimator):  # type: ignore[misc]
             resize=self.resize,
             crop=self.crop,
             precision=self.precision,
-        )
+        ).on(self.device)
         compute = Compute(device=self.device, batch_size=self.batch_size)
         cache = Path(self.cache)
         keys = content_keys(images, compute)
-        recipe = make_recipe(images, keys, request.load_backbone(), self.precision)
-        known = store.vectors_by_key(cache, recipe, keys)
-        missing = {key: row for row, key in enumerate(keys) if key not in known}
+        recipe = make_job(request, images, keys, cache).recipe
+        places = store.locate(cache, recipe, keys)
+        missing = {key: row for row, key in enumerate(keys) if key not in places}
         if missing:
-            run_extraction(request, images.take(np.array(sorted(missing.values()))), cache, compute)
-            known = store.vectors_by_key(cache, recipe, keys)
-        return np.stack([known[key] for key in keys])
+            run_extractions([request], images.take(np.array(sorted(missing.values()))), cache, compute)
+            places = store.locate(cache, recipe, keys)
+        return store.read_places([places[key] for key in keys])
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()

@@ -1,30 +1,28 @@
-"""Images and a backbone to a cache file: each image is read and embedded once."""
+"""Images and backbones to cache files: each image is read and embedded once."""
 
 from __future__ import annotations
 
-import platform
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
-from datetime import UTC, datetime
-from importlib.metadata import version
-from itertools import chain
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from tqdm import tqdm
 
 from featkit.backbones.base import Backbone
-from featkit.embeddings import store
+from featkit.embeddings import pipeline, store
 from featkit.embeddings.base import Embeddings
-from featkit.embeddings.pipeline import Compute, batches, in_threads
-from featkit.embeddings.recipe import Recipe, digest
+from featkit.embeddings.disk import storage_errors
+from featkit.embeddings.job import Job, changes, content_keys, make_job, provenance
+from featkit.embeddings.journal import Journal, open_journal, remove
+from featkit.embeddings.pipeline import Compute
 from featkit.embeddings.request import Request
 from featkit.errors import DataError, DecodeError
 from featkit.images.base import ImageSet
 
-_COPY_ROWS = 4096
+_COPY_ROWS = 1024
 
 
 @dataclass(frozen=True)
@@ -33,19 +31,23 @@ class Extraction:
 
     Attributes:
         path: the cache file.
+        weights: label of the weights, for people.
         hit: whether it was there already.
         embedded: how many images went through the network.
-        reused: how many vectors were copied from other files.
+        reused: how many vectors were taken from other files.
+        resumed: how many vectors were taken over from an extraction that did not end.
         skipped: names of the images that could not be read.
-        weights: label of the weights, for people.
+        changes: since the last file of the same data and network: how many images are ``new``, ``changed``, ``gone``.
     """
 
     path: Path
-    hit: bool
-    embedded: int
-    reused: int
-    skipped: tuple[str, ...]
     weights: str
+    hit: bool
+    embedded: int = 0
+    reused: int = 0
+    resumed: int = 0
+    skipped: tuple[str, ...] = ()
+    changes: dict[str, int] | None = None
 
 
 def extract(
@@ -73,7 +75,7 @@ def extract(
     else:
         request = Request(data=str(data), backbone=backbone, **options)
         images = request.load_images()
-    done = run_extraction(request, images, Path(cache), compute or Compute())
+    (done,) = run_extractions([request], images, Path(cache), compute or Compute())
     return read_for(images, done.path)
 
 
@@ -84,125 +86,159 @@ def read_for(images: ImageSet, path: Path) -> Embeddings:
     return replace(embeddings, splits=np.array([splits[name] for name in embeddings.ids], dtype=np.str_))
 
 
-def run_extraction(request: Request, images: ImageSet, cache: Path, compute: Compute) -> Extraction:
-    """Make the cache file of these images through the network that a request names, unless it is there.
+def run_extractions(
+    requests: Sequence[Request],
+    images: ImageSet,
+    cache: Path,
+    compute: Compute,
+    note: Callable[[str], None] = lambda text: None,
+) -> list[Extraction]:
+    """Make the cache files of these images through some networks, unless they are there; read each image once.
+
+    What was done is kept when the work is cut short, and taken over by the next extraction through the same network.
+
+    Args:
+        requests: the networks; they agree on the images.
+        images: the images.
+        cache: folder of the cache files.
+        compute: how the work is done.
+        note: told when this has to wait for another process.
 
     Raises:
         FeatkitError: of the kind that says what cannot be had.
     """
-    backbone = request.load_backbone()
     keys = content_keys(images, compute)
-    recipe = make_recipe(images, keys, backbone, request.precision)
-    path = store.find(cache, recipe)
-    if path is not None:
-        skipped_before = _check_hit(path, recipe, compute)
-        return Extraction(path, hit=True, embedded=0, reused=0, skipped=skipped_before, weights=backbone.weights)
-    path = cache / store.file_name(images.name, backbone.name, recipe)
-    header = store.Header(
-        recipe=recipe,
-        ids=images.ids,
-        keys=keys,
-        labels=images.labels,
-        splits=images.splits,
-        classes=images.classes,
-        provenance=_provenance(request, backbone, compute),
-    )
-    known = store.vectors_by_key(cache, recipe, keys)
-    is_new = np.array([key not in known for key in keys])
-    new, old = np.flatnonzero(is_new), np.flatnonzero(~is_new)
-    skipped: list[int] = []
-    copied = _copied(old, [known[keys[row]] for row in old])
-    fresh = embed(images.take(new), backbone, request.precision, compute, skipped)
-    embedded = ((new[rows], vectors) for rows, vectors in fresh)
-    store.write(path, header, _some(chain(copied, embedded), images.name))
-    names = tuple(images.ids[new[row]] for row in skipped)
-    count = len(new) - len(names)
-    return Extraction(path, hit=False, embedded=count, reused=len(old), skipped=names, weights=backbone.weights)
+    jobs = [make_job(request.on(compute.device), images, keys, cache) for request in requests]
+    found = [store.find(cache, job.recipe) for job in jobs]
+    missing = {job.path: job for job, path in zip(jobs, found, strict=True) if path is None}
+    made = _make(sorted(missing.values(), key=lambda job: job.journal), images, compute, note)
+    return [_hit(job, path, compute) if path else made[job.path] for job, path in zip(jobs, found, strict=True)]
 
 
-def embed(
-    images: ImageSet, backbone: Backbone, precision: str, compute: Compute, skipped: list[int]
-) -> Iterator[store.Block]:
-    """Yield ``(rows, vectors)`` of the images, batch by batch; rows that cannot be read are added to ``skipped``."""
-    if not len(images):
-        return
-    from featkit.backbones.engines import open_engine
-
-    engine = open_engine(backbone, precision=precision, device=compute.device)
-    title = f"{backbone.name} on {images.name}"
-    with tqdm(total=len(images), desc=title, unit="img", disable=not compute.progress) as bar:
-        for rows, pixels in batches(len(images), lambda row: backbone.preprocess(images.load(row)), compute, skipped):
-            yield rows, engine(pixels)
-            bar.update(len(rows))
-
-
-def content_keys(images: ImageSet, compute: Compute) -> tuple[str, ...]:
-    """Return the SHA-256 of each image's bytes, in order; empty where the bytes cannot be read and that is put up with.
-
-    Raises:
-        DecodeError: for the first image whose bytes cannot be read, unless ``compute.on_error`` is ``skip``.
-    """
-
-    def key(row: int) -> str:
-        try:
-            return images.key(row)
-        except DecodeError:
-            if compute.on_error == "skip":
-                return ""
-            raise
-
-    return tuple(in_threads(key, range(len(images)), compute.threads, ahead=64 * compute.threads))
-
-
-def make_recipe(images: ImageSet, keys: tuple[str, ...], backbone: Backbone, precision: str) -> Recipe:
-    """Return everything that decides the vectors of these images through this backbone."""
-    return Recipe(
-        images=digest([*images.ids, *keys]),
-        labels=digest([*images.classes, *map(str, images.labels.tolist())]),
-        split=digest(images.splits.tolist()) if images.split == "own" else "none",
-        perturb="none",
-        backbone=backbone.name,
-        weights=backbone.digest,
-        layer=backbone.layer,
-        pool=backbone.pool,
-        preprocess=asdict(backbone.preprocess),
-        precision=precision,
-    )
-
-
-def _check_hit(path: Path, recipe: Recipe, compute: Compute) -> tuple[str, ...]:
-    """Return the images that a cache file has no vector for, which only ``skip`` puts up with."""
-    skipped = tuple(store.check(path, recipe))
+def _hit(job: Job, path: Path, compute: Compute) -> Extraction:
+    skipped = tuple(store.check(path, job.recipe))
     if skipped and compute.on_error == "fail":
         raise DecodeError(
             f"{len(skipped)} images of {path} cannot be read ({', '.join(skipped[:5])}): mend or remove them, "
             "or go on without them with --on-error skip"
         )
-    return skipped
+    return Extraction(path, job.backbone.weights, hit=True, skipped=skipped)
 
 
-def _copied(rows: NDArray[np.int64], vectors: list[NDArray[np.float32]]) -> Iterator[store.Block]:
-    for start in range(0, len(rows), _COPY_ROWS):
-        yield rows[start : start + _COPY_ROWS], np.stack(vectors[start : start + _COPY_ROWS])
+@dataclass(frozen=True)
+class _Open:
+    """A job at work: what is known already, and the journal for what is new."""
+
+    job: Job
+    journal: Journal
+    known: dict[str, store.Place]
+    resumed: int
+
+    def has(self, key: str) -> bool:
+        return key in self.known or key in self.journal
 
 
-def _some(blocks: Iterator[store.Block], name: str) -> Iterator[store.Block]:
-    """Pass blocks on; none at all means that not one image could be read."""
-    first = next(blocks, None)
-    if first is None:
-        raise DataError(f"none of the images of {name} can be read: look at one of them with an image viewer")
-    yield first
-    yield from blocks
+def _make(
+    jobs: Sequence[Job], images: ImageSet, compute: Compute, note: Callable[[str], None]
+) -> dict[Path, Extraction]:
+    """Make the files of some jobs, holding their locks; the order of the jobs is that in which locks are taken."""
+    done: dict[Path, Extraction] = {}
+    with ExitStack() as stack:
+        work = []
+        for job in jobs:
+            with storage_errors(job.path):
+                job.path.parent.mkdir(parents=True, exist_ok=True)
+                journal = stack.enter_context(open_journal(job.journal, lambda who: note(f"waiting for {who}")))
+            made_meanwhile = store.find(job.path.parent, job.recipe)
+            if made_meanwhile:
+                done[job.path] = _hit(job, made_meanwhile, compute)
+            else:
+                known = store.locate(job.path.parent, job.recipe, job.keys)
+                work.append(_Open(job, journal, known, sum(key in journal for key in set(job.keys))))
+        failed = _embed_missing(work, images, compute)
+        done.update({each.job.path: _publish(each, images, compute, failed) for each in work})
+    return done
 
 
-def _provenance(request: Request, backbone: Backbone, compute: Compute) -> dict[str, Any]:
-    packages = ("featkit", "torch", "torchvision", "pillow", "numpy")
-    return {
-        "request": request.to_dict(),
-        "weights": backbone.weights,
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "device": compute.device,
-        "batch_size": compute.batch_size,
-        "host": platform.node(),
-        "versions": {name: version(name) for name in packages},
-    }
+def _embed_missing(work: Sequence[_Open], images: ImageSet, compute: Compute) -> frozenset[int]:
+    """Put the vectors of all images that are not known yet into the journals; return the rows that cannot be read."""
+    wanted = [frozenset(row for row, key in enumerate(each.job.keys) if key and not each.has(key)) for each in work]
+    failed = {row for each in work for row, key in enumerate(each.job.keys) if not key}
+    networks = [(each.job.backbone, each.job.request.precision, rows) for each, rows in zip(work, wanted, strict=True)]
+    for batch in embed(images, networks, compute):
+        failed.update(batch.failed)
+        for each, output in zip(work, batch.outputs, strict=True):
+            if output is not None:
+                with storage_errors(each.job.path):
+                    each.journal.append([each.job.keys[row] for row in output[0]], output[1])
+    return frozenset(failed)
+
+
+def embed(
+    images: ImageSet, networks: Sequence[tuple[Backbone, str, frozenset[int]]], compute: Compute
+) -> Iterator[pipeline.Batch]:
+    """Yield the vectors of images through networks, batch by batch; each image is read once.
+
+    Args:
+        images: the images.
+        networks: for each, the backbone, the precision and the rows that it is to see.
+        compute: how the work is done.
+    """
+    total = len(frozenset[int]().union(*(rows for _, _, rows in networks)))
+    if not total:
+        return
+    from featkit.backbones.engines import one_thread, open_engine, pick_device
+
+    on_cpu = pick_device(compute.device) == "cpu"
+    targets = [
+        pipeline.Target(backbone.preprocess, open_engine(backbone, precision=precision, device=compute.device), rows)
+        for backbone, precision, rows in networks
+    ]
+    title = f"{'+'.join(backbone.name for backbone, _, _ in networks)} on {images.name}"
+    start = one_thread if on_cpu else None
+    with tqdm(total=total, desc=title, unit="img", disable=not compute.progress) as bar:
+        for batch in pipeline.run(images.load, targets, compute, on_cpu=on_cpu, start=start):
+            yield batch
+            bar.update(batch.size)
+
+
+def _publish(each: _Open, images: ImageSet, compute: Compute, failed: frozenset[int]) -> Extraction:
+    job = each.job
+    rows = [row for row in range(len(images)) if row not in failed]
+    if not rows:
+        raise DataError(f"none of the images of {images.name} can be read: look at one of them with an image viewer")
+    header = store.Header(
+        recipe=job.recipe,
+        ids=images.ids,
+        keys=job.keys,
+        labels=images.labels,
+        splits=images.splits,
+        classes=images.classes,
+        provenance=provenance(job, compute),
+    )
+    since = changes(job, images)
+    store.write(job.path, header, _gather(each, rows))
+    remove(job.journal)
+    reused = sum(job.keys[row] in each.known for row in rows)
+    return Extraction(
+        job.path,
+        job.backbone.weights,
+        hit=False,
+        embedded=len(rows) - reused - each.resumed,
+        reused=reused,
+        resumed=each.resumed,
+        skipped=tuple(images.ids[row] for row in sorted(failed)),
+        changes=since,
+    )
+
+
+def _gather(each: _Open, rows: list[int]) -> Iterator[store.Block]:
+    """Yield the vectors of ``rows``, from wherever they are, a few at a time."""
+    for first in range(0, len(rows), _COPY_ROWS):
+        part = np.array(rows[first : first + _COPY_ROWS])
+        keys = [each.job.keys[row] for row in part]
+        old = [place for place, key in enumerate(keys) if key in each.known]
+        new = [place for place, key in enumerate(keys) if key not in each.known]
+        pieces = [store.read_places([each.known[keys[place]] for place in old])] if old else []
+        pieces += [each.journal.read([keys[place] for place in new])] if new else []
+        yield part, np.concatenate(pieces)[np.argsort(old + new)]

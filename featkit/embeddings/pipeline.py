@@ -1,10 +1,14 @@
-"""From image files to batches: read, decoded and preprocessed in threads, in order, a few batches ahead."""
+"""From image files to vectors: each file read once, on every core, in order, a few batches at a time.
+
+On a CPU each worker decodes a batch and runs it through the networks by itself, on one thread: cores share nothing and
+wait for nobody. With a GPU the workers decode, and the calling thread feeds the device.
+"""
 
 from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
@@ -16,10 +20,13 @@ from numpy.typing import NDArray
 from featkit.errors import DecodeError, SpecError
 
 ON_ERROR = ("fail", "skip")
-_AHEAD = 2
 
 A = TypeVar("A")
 B = TypeVar("B")
+
+Rows = NDArray[np.int64]
+Pixels = NDArray[np.uint8]
+Vectors = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -29,13 +36,13 @@ class Compute:
     Attributes:
         device: ``auto``, ``cpu``, ``cuda`` or ``mps``.
         batch_size: images in one forward pass.
-        workers: threads that read and decode; None for one for each core.
+        workers: threads that read, decode and, on a CPU, compute; None for one for each core.
         on_error: ``fail`` at the first image that cannot be read, or ``skip`` such images.
         progress: whether to show a progress bar on stderr.
     """
 
     device: str = "auto"
-    batch_size: int = 64
+    batch_size: int = 32
     workers: int | None = None
     on_error: str = "fail"
     progress: bool = False
@@ -48,14 +55,28 @@ class Compute:
 
     @property
     def threads(self) -> int:
-        """Number of threads that read and decode."""
-        return (os.cpu_count() or 1) if self.workers is None else self.workers
+        """Number of worker threads."""
+        return cores() if self.workers is None else self.workers
 
 
-def in_threads(work: Callable[[A], B], items: Iterable[A], threads: int, ahead: int) -> Iterator[B]:
-    """Yield ``work(item)`` in the order of the items, with at most ``ahead`` of them under way or waiting."""
+def cores() -> int:
+    """Return how many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def in_threads(
+    work: Callable[[A], B],
+    items: Iterable[A],
+    threads: int,
+    ahead: int,
+    start: Callable[[], object] | None = None,
+) -> Iterator[B]:
+    """Yield ``work(item)`` in the order of the items, with at most ``ahead`` of them under way or waiting.
+
+    ``start`` is called in each thread before its first item.
+    """
     remaining = iter(items)
-    with ThreadPoolExecutor(threads) as pool:
+    with ThreadPoolExecutor(threads, initializer=start) as pool:
         waiting: deque[Future[B]] = deque(pool.submit(work, item) for item in islice(remaining, ahead))
         try:
             while waiting:
@@ -65,39 +86,99 @@ def in_threads(work: Callable[[A], B], items: Iterable[A], threads: int, ahead: 
             pool.shutdown(cancel_futures=True)
 
 
-def batches(
-    count: int, load: Callable[[int], NDArray[np.uint8]], compute: Compute, skipped: list[int]
-) -> Iterator[tuple[NDArray[np.int64], NDArray[np.uint8]]]:
-    """Yield ``(rows (b,), pixels (b, h, w, 3))`` for those of ``count`` images that can be read.
+@dataclass(frozen=True)
+class Target:
+    """One of the networks that see the same images.
 
-    The rows of the others are added to ``skipped``.
+    Attributes:
+        preprocess: uint8 ``(h, w, 3)`` to uint8 of one size.
+        engine: uint8 ``(b, h, w, 3)`` to float32 ``(b, d)``; called from several threads on a CPU.
+        rows: the images it needs.
+    """
+
+    preprocess: Callable[[Pixels], Pixels]
+    engine: Callable[[Pixels], Vectors]
+    rows: frozenset[int]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What came of a few images.
+
+    Attributes:
+        outputs: for each target, the rows it was given ``(b,)`` and their vectors ``(b, d)``; None where it had none.
+        failed: rows whose image cannot be read, and why.
+        size: number of images.
+    """
+
+    outputs: list[tuple[Rows, Vectors] | None]
+    failed: dict[int, DecodeError]
+    size: int
+
+
+def run(
+    load: Callable[[int], Pixels],
+    targets: Sequence[Target],
+    compute: Compute,
+    *,
+    on_cpu: bool,
+    start: Callable[[], object] | None = None,
+) -> Iterator[Batch]:
+    """Yield the vectors of all rows that some target needs, batch by batch, in order; each image is read once.
+
+    Args:
+        load: row to pixels; called from several threads.
+        targets: the networks.
+        compute: batch size, workers, what to do about unreadable images.
+        on_cpu: whether the workers run the networks too.
+        start: called in each worker first.
 
     Raises:
         DecodeError: for the first image that cannot be read, unless ``compute.on_error`` is ``skip``.
     """
+    rows = sorted(frozenset[int]().union(*(target.rows for target in targets)))
+    size = compute.batch_size
+    parts = [rows[first : first + size] for first in range(0, len(rows), size)]
 
-    def attempt(row: int) -> NDArray[np.uint8] | DecodeError:
+    def decode(part: list[int]) -> _Decoded:
+        return _decode(part, load, targets, skip=compute.on_error == "skip")
+
+    def infer(decoded: _Decoded) -> Batch:
+        outputs = [
+            (np.array(list(inputs)), target.engine(np.stack(list(inputs.values())))) if inputs else None
+            for target, inputs in zip(targets, decoded.inputs, strict=True)
+        ]
+        return Batch(outputs, decoded.failed, decoded.size)
+
+    ahead = compute.threads + 2
+    if on_cpu:
+        yield from in_threads(lambda part: infer(decode(part)), parts, compute.threads, ahead, start)
+    else:
+        yield from map(infer, in_threads(decode, parts, compute.threads, ahead, start))
+
+
+@dataclass(frozen=True)
+class _Decoded:
+    inputs: list[dict[int, Pixels]]
+    failed: dict[int, DecodeError]
+    size: int
+
+
+def _decode(part: list[int], load: Callable[[int], Pixels], targets: Sequence[Target], *, skip: bool) -> _Decoded:
+    inputs: list[dict[int, Pixels]] = [{} for _ in targets]
+    failed = {}
+    for row in part:
         try:
-            return load(row)
+            pixels = load(row)
         except DecodeError as error:
-            return error
-
-    ahead = _AHEAD * compute.batch_size + compute.threads
-    pending: list[tuple[int, NDArray[np.uint8]]] = []
-    for row, result in enumerate(in_threads(attempt, range(count), compute.threads, ahead)):
-        if not isinstance(result, DecodeError):
-            pending.append((row, result))
-        elif compute.on_error == "skip":
-            skipped.append(row)
-        else:
-            raise result
-        if len(pending) == compute.batch_size:
-            yield _stack(pending)
-            pending = []
-    if pending:
-        yield _stack(pending)
-
-
-def _stack(pending: list[tuple[int, NDArray[np.uint8]]]) -> tuple[NDArray[np.int64], NDArray[np.uint8]]:
-    rows, pixels = zip(*pending, strict=True)
-    return np.array(rows, dtype=np.int64), np.stack(pixels)
+            if not skip:
+                raise
+            failed[row] = error
+            continue
+        seen: dict[Callable[[Pixels], Pixels], Pixels] = {}
+        for target, rows in zip(targets, inputs, strict=True):
+            if row in target.rows:
+                if target.preprocess not in seen:
+                    seen[target.preprocess] = target.preprocess(pixels)
+                rows[row] = seen[target.preprocess]
+    return _Decoded(inputs, failed, len(part))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 from featkit.errors import CacheError
@@ -69,11 +69,27 @@ class Recipe:
         except (TypeError, ValueError) as error:
             raise CacheError(f"not a recipe that this version of featkit can read: {error}") from error
 
+    @property
+    def network(self) -> str:
+        """SHA-256 (hex) of all that decides the vector of one image, whatever the others are."""
+        return replace(self, images="", labels="", split="").fingerprint
+
     def same_network(self, other: Recipe) -> bool:
-        """Return whether both would give the same vector for the same image, whatever the images are."""
-        return not self.differences(other).keys() - {"images", "labels", "split"}
+        """Return whether both would give the same vector for the same image."""
+        return self.network == other.network
 
     def differences(self, other: Recipe) -> dict[str, tuple[Any, Any]]:
         """Return, for each field that differs, ``(here, in other)``."""
         mine, theirs = json.loads(self.to_json()), json.loads(other.to_json())
         return {f.name: (mine[f.name], theirs[f.name]) for f in fields(self) if mine[f.name] != theirs[f.name]}
+
+
+def listed(differences: Mapping[str, tuple[Any, Any]]) -> str:
+    """Return differences between recipes in one line: ``layer: avgpool there, layer3 asked for``; digests shortened."""
+    parts = [f"{name}: {_short(here)} there, {_short(asked)} asked for" for name, (here, asked) in differences.items()]
+    return "; ".join(parts)
+
+
+def _short(value: object) -> str:
+    text = json.dumps(value) if isinstance(value, dict) else str(value)
+    return text[:12] if len(text) == 64 else text

@@ -9,6 +9,7 @@ from typing import Any
 
 from featkit.backbones import load_backbone
 from featkit.backbones.base import Backbone
+from featkit.backbones.precision import resolve_precision
 from featkit.backbones.weights import SUFFIXES
 from featkit.embeddings.store import entries
 from featkit.images import load_images
@@ -31,7 +32,7 @@ class Request:
         pool: ``avg``, ``max`` or ``catavgmax``.
         resize: ``256`` or ``224x224``, or None for what the weights say.
         crop: ``224`` or ``none``, or None for what the weights say.
-        precision: ``fp32`` or ``bf16``.
+        precision: ``fp32``, ``bf16``, or ``auto``: bf16 where the device has it in hardware.
     """
 
     data: str = "digits"
@@ -44,7 +45,7 @@ class Request:
     pool: str = "avg"
     resize: str | None = None
     crop: str | None = None
-    precision: str = "fp32"
+    precision: str = "auto"
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Request:
@@ -54,6 +55,14 @@ class Request:
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as JSON can hold them; a path becomes absolute, to be found from any folder."""
         return {name: _absolute(name, value) for name, value in asdict(self).items()}
+
+    def on(self, device: str) -> Request:
+        """Return the request with the precision that ``auto`` means on a device.
+
+        Raises:
+            SpecError: if the precision is unknown.
+        """
+        return replace(self, precision=resolve_precision(self.precision, device))
 
     def load_images(self) -> ImageSet:
         """Return the images; see ``featkit.images.load_images`` for what is raised."""

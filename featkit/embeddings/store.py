@@ -1,17 +1,17 @@
 """The HDF5 file of embeddings: the only module that knows h5py.
 
 Datasets, one row for each image: ``embeddings`` float32 ``(n, d)``, ``labels`` int64, ``ids``, ``keys`` (SHA-256 of
-the image's bytes), ``splits`` and ``valid`` (false where the image could not be read; its vector is then NaN).
+the image's bytes), ``splits``, ``valid`` (false where the image could not be read; its vector is then NaN) and
+``checksums`` (CRC-32 of each vector's bytes).
 Attributes: ``recipe``, ``classes`` and ``provenance`` (JSON), ``complete``.
 """
 
 from __future__ import annotations
 
-import errno
-import io
 import json
 import os
-from collections.abc import Iterator, Mapping
+import zlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,15 +22,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featkit.embeddings.base import Embeddings
-from featkit.embeddings.recipe import Recipe
-from featkit.errors import CacheError, StaleCacheError, StorageError
+from featkit.embeddings.disk import Disk, storage_errors
+from featkit.embeddings.recipe import Recipe, listed
+from featkit.errors import CacheError, StaleCacheError
 
 Block = tuple[NDArray[np.int64], NDArray[np.float32]]
 """Rows ``(b,)``, increasing, and their vectors ``(b, d)``; a row that no block names is an unreadable image."""
 
+Place = tuple[Path, int]
+"""A file and a row in it."""
+
 _TEXT = h5py.string_dtype("utf-8")
 _CHUNK_BYTES = 2**18
-_FULL = {errno.ENOSPC, errno.EFBIG, errno.EDQUOT}
 
 
 @dataclass(frozen=True)
@@ -69,10 +72,9 @@ class Entry:
     provenance: Mapping[str, Any]
 
 
-def file_name(data: str, backbone: str, recipe: Recipe) -> str:
-    """Return ``<data>-<backbone>-<12 hex of the fingerprint>.h5``."""
-    plain = "".join(letter if letter.isalnum() or letter in "._-" else "_" for letter in f"{data}-{backbone}")
-    return f"{plain}-{recipe.fingerprint[:12]}.h5"
+def file_stem(data: str, backbone: str) -> str:
+    """Return ``<data>-<backbone>`` as a file's name may have it."""
+    return "".join(letter if letter.isalnum() or letter in "._-" else "_" for letter in f"{data}-{backbone}")
 
 
 def find(cache: Path, recipe: Recipe) -> Path | None:
@@ -90,53 +92,33 @@ def write(path: Path, header: Header, blocks: Iterator[Block]) -> None:
         StorageError: if the disk is full or the folder cannot be written.
     """
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    with _storage_errors(path):
+    with storage_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        disk = _Disk(partial, "w+")
+        disk = Disk(partial, "w+")
     try:
         with disk, h5py.File(disk, "w") as file:
             _write_header(file, header)
             for rows, vectors in blocks:
                 _write_block(file, rows, vectors)
-                with _storage_errors(path):
+                with storage_errors(path):
                     disk.check()
             file.attrs["complete"] = True
-        with _storage_errors(path):
+        with storage_errors(path):
             disk.check()
+            _sync(partial)
             partial.replace(path)
+            _sync(path.parent)
     finally:
         partial.unlink(missing_ok=True)
 
 
-class _Disk(io.FileIO):
-    """A file that keeps its first failed write for ``check`` and takes all others as done.
-
-    HDF5 cannot close a file that it cannot write: it crashes the process on a full disk (h5py issue 914).
-    """
-
-    failure: OSError | None = None
-
-    def write(self, data: Any) -> int:
-        left = memoryview(data).cast("B")
-        size = len(left)
-        while left and self.failure is None:
-            try:
-                left = left[super().write(left) :]
-            except OSError as error:
-                self.failure = error
-        return size
-
-    def truncate(self, size: int | None = None) -> int:
-        try:
-            return super().truncate(size)
-        except OSError as error:
-            self.failure = self.failure or error
-            return size or 0
-
-    def check(self) -> None:
-        """Raise the first failure, if there was one."""
-        if self.failure is not None:
-            raise self.failure
+def _sync(path: Path) -> None:
+    """Have the operating system put a file, or a folder's list of files, on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _write_header(file: Any, header: Header) -> None:
@@ -145,6 +127,7 @@ def _write_header(file: Any, header: Header) -> None:
     file.create_dataset("keys", data=np.array(header.keys, dtype="S64"))
     file.create_dataset("splits", data=np.array(header.splits, dtype="S5"))
     file.create_dataset("valid", data=np.zeros(len(header.ids), bool))
+    file.create_dataset("checksums", data=np.zeros(len(header.ids), np.uint32))
     file.attrs["recipe"] = header.recipe.to_json()
     file.attrs["classes"] = json.dumps(list(header.classes))
     file.attrs["provenance"] = json.dumps(header.provenance)
@@ -159,19 +142,14 @@ def _write_block(file: Any, rows: NDArray[np.int64], vectors: NDArray[np.float32
     whole = len(rows) == rows[-1] - rows[0] + 1
     where = slice(int(rows[0]), int(rows[-1]) + 1) if whole else rows
     file["embeddings"][where] = vectors
+    file["checksums"][where] = row_checksums(vectors)
     file["valid"][where] = True
     file.flush()
 
 
-@contextmanager
-def _storage_errors(path: Path) -> Iterator[None]:
-    """Turn what the operating system says of the disk into one line."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno in _FULL:
-            raise StorageError(f"no room left to write {path}: free some space or choose another --cache") from error
-        raise StorageError(f"cannot write {path}: {error.strerror}; choose another --cache") from error
+def row_checksums(vectors: NDArray[np.float32]) -> NDArray[np.uint32]:
+    """Return the CRC-32 of each vector's little-endian bytes."""
+    return np.array([zlib.crc32(row.tobytes()) for row in vectors.astype("<f4", copy=False)], dtype=np.uint32)
 
 
 def read(path: Path, recipe: Recipe | None = None) -> Embeddings:
@@ -199,16 +177,8 @@ def _check_recipe(path: Path, file: Any, recipe: Recipe | None) -> Recipe:
     made_by = Recipe.from_json(file.attrs["recipe"])
     fields = made_by.differences(recipe) if recipe else {}
     if fields:
-        listed = "; ".join(
-            f"{name}: {_short(here)} there, {_short(asked)} asked for" for name, (here, asked) in fields.items()
-        )
-        raise StaleCacheError(f"{path} was made by another recipe ({listed}): extract again", fields)
+        raise StaleCacheError(f"{path} was made by another recipe ({listed(fields)}): extract again", fields)
     return made_by
-
-
-def _short(value: object) -> str:
-    text = json.dumps(value) if isinstance(value, dict) else str(value)
-    return text[:12] if len(text) == 64 else text
 
 
 @contextmanager
@@ -275,14 +245,44 @@ def check(path: Path, recipe: Recipe) -> list[str]:
         return names
 
 
-def vectors_by_key(cache: Path, recipe: Recipe, keys: tuple[str, ...]) -> dict[str, NDArray[np.float32]]:
-    """Return the vectors of these contents that other files, made by the same network in the same way, hold."""
+def locate(cache: Path, recipe: Recipe, keys: Iterable[str]) -> dict[str, Place]:
+    """Return where vectors of these contents, made by the same network in the same way, lie in other files."""
     wanted = set(keys)
-    found: dict[str, NDArray[np.float32]] = {}
+    found: dict[str, Place] = {}
     for entry in entries(cache)[0]:
         if recipe.same_network(entry.recipe) and not wanted <= found.keys():
             with open_file(entry.path) as file:
-                here = np.char.decode(file["keys"][:])
-                rows = np.flatnonzero(np.isin(here, list(wanted - found.keys())) & file["valid"][:])
-                found.update(zip(here[rows].tolist(), file["embeddings"][:][rows], strict=True))
+                valid = file["valid"][:]
+                here = [key.decode() for key in file["keys"][:]]
+            for row in np.flatnonzero(valid).tolist():
+                if here[row] in wanted:
+                    found.setdefault(here[row], (entry.path, row))
     return found
+
+
+def read_places(places: Sequence[Place]) -> NDArray[np.float32]:
+    """Return the vectors ``(len(places), d)`` that lie there."""
+    vectors: dict[Place, NDArray[np.float32]] = {}
+    for path in {path for path, _ in places}:
+        rows = sorted({row for other, row in places if other == path})
+        with open_file(path) as file:
+            vectors.update(zip(((path, row) for row in rows), file["embeddings"][rows], strict=True))
+    return np.stack([vectors[place] for place in places])
+
+
+def read_header(path: Path) -> Header:
+    """Return all that a file says beside the vectors.
+
+    Raises:
+        CacheError: as ``open_file`` does.
+    """
+    with open_file(path) as file:
+        return Header(
+            recipe=Recipe.from_json(file.attrs["recipe"]),
+            ids=tuple(file["ids"].asstr()[:].tolist()),
+            keys=tuple(key.decode() for key in file["keys"][:]),
+            labels=file["labels"][:],
+            splits=file["splits"].asstr()[:].astype(np.str_),
+            classes=tuple(json.loads(file.attrs["classes"])),
+            provenance=json.loads(file.attrs["provenance"]),
+        )

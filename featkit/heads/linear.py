@@ -27,8 +27,9 @@ class LinearHead(LogitHead):
         Inverse strength of the penalty on the weights, for the summed loss.
     max_iter : int, default=1000
         Most iterations of the solver (L-BFGS). What did not converge by then says so in ``warnings_``.
-    scale : {"l2", "standard", "none"}, default="l2"
-        Unit length, centred, one common factor; or each column centred and divided by its spread; or nothing.
+    scale : {"root", "l2", "standard"} or None, default="root"
+        Signed square root of each number, then as "l2": unit length, centred, one common factor. "standard": each
+        column centred and divided by its spread. None (``none`` in a spec): nothing.
 
     Attributes
     ----------
@@ -52,10 +53,10 @@ class LinearHead(LogitHead):
     _parameter_constraints: ClassVar[dict[str, Any]] = {
         "C": [Interval(Real, 0, None, closed="neither")],
         "max_iter": [Interval(Integral, 1, None, closed="left")],
-        "scale": [StrOptions(set(SCALES))],
+        "scale": [StrOptions({how for how in SCALES if how}), None],
     }
 
-    def __init__(self, *, C: float = 20.0, max_iter: int = 1000, scale: str = "l2") -> None:
+    def __init__(self, *, C: float = 20.0, max_iter: int = 1000, scale: str | None = "root") -> None:
         self.C = C
         self.max_iter = max_iter
         self.scale = scale

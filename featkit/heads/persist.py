@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
 from collections.abc import Iterable
+from functools import cache
+from importlib import import_module
 from importlib.metadata import entry_points
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import sklearn
-import skops.io
 from sklearn.exceptions import InconsistentVersionWarning
 
 from featkit.errors import HeadError
@@ -38,10 +41,10 @@ def save_head(head: Any, path: Path, trusted: Iterable[str] = ()) -> None:
         HeadError: if the head holds a type that ``load_head`` would refuse, or that cannot be written.
     """
     try:
-        data = skops.io.dumps({"scikit-learn": sklearn.__version__, "head": head})
+        data = _skops().dumps({"scikit-learn": sklearn.__version__, "head": head})
     except Exception as error:  # whatever a plug-in's attributes raise
         raise HeadError(f"{_name(head)} cannot be written to {path} without pickle: {_line(error)}") from error
-    refused = set(skops.io.get_untrusted_types(data=data)) - _trusted(trusted)
+    refused = set(_skops().get_untrusted_types(data=data)) - _trusted(trusted)
     if refused:
         raise HeadError(f"{_name(head)} cannot be written to {path}: {_refused(refused)}")
     path.write_bytes(data)
@@ -73,15 +76,32 @@ def _read(path: Path, allowed: set[str]) -> tuple[Any, str]:
     """Return what the file holds: a head, and the version of scikit-learn that fitted it."""
     try:
         data = path.read_bytes()
-        refused = set(skops.io.get_untrusted_types(data=data)) - allowed
+        refused = set(_skops().get_untrusted_types(data=data)) - allowed
         if not refused:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", InconsistentVersionWarning)
-                content = skops.io.loads(data, trusted=sorted(allowed))
+                content = _skops().loads(data, trusted=sorted(allowed))
             return content["head"], content["scikit-learn"]
     except Exception as error:  # a damaged file can fail at any point of the format
         raise HeadError(f"{path} is not a head that featkit saved ({_line(error)}): fit it again") from error
     raise HeadError(f"{path} is not read: {_refused(refused)}")
+
+
+@cache
+def _skops() -> ModuleType:
+    """Import ``skops.io`` without torch.
+
+    skops asks scikit-learn for all its estimators, which walks over the adapters of other array libraries and so
+    imports torch where that is installed: seconds, for nothing. A module that is None cannot be imported.
+    """
+    hidden = "torch" not in sys.modules
+    if hidden:
+        sys.modules["torch"] = None  # type: ignore[assignment]
+    try:
+        return import_module("skops.io")
+    finally:
+        if hidden:
+            del sys.modules["torch"]
 
 
 def _trusted(more: Iterable[str]) -> set[str]:

@@ -57,7 +57,7 @@ class PrototypicalHead(LogitHead):
         weights = _check_sample_weight(sample_weight, rows, dtype=np.float64, ensure_non_negative=True)
         totals = np.bincount(codes, weights)
         if not totals.all():
-            raise UnfitDataError(f"class {self.classes_[totals.argmin()]!r} has no row with a weight above zero")
+            raise UnfitDataError(f"class {self.classes_[totals.argmin()]} has no row with a weight above zero")
         prepared = self._prepared(rows)
         members = [codes == code for code in range(len(totals))]
         means = np.stack([np.average(prepared[its], axis=0, weights=weights[its]) for its in members])

@@ -40,7 +40,8 @@ def predict(run: SavedRun, files: list[str], compute: Compute, *, top: int = 5) 
             f"{backbone.digest[:12]}: put the former where featkit looks for weights"
         )
     images = image_files(files)
-    blocks = list(embed(images, backbone, run.request.precision, compute, []))
+    network = (backbone, run.request.precision, frozenset(range(len(files))))
+    blocks = [batch.outputs[0] for batch in embed(images, [network], compute) if batch.outputs[0]]
     if not blocks:
         return []
     rows = np.concatenate([rows for rows, _ in blocks])

@@ -15,7 +15,8 @@ import numpy as np
 
 from featkit.embeddings import store
 from featkit.embeddings.base import Embeddings
-from featkit.embeddings.extract import content_keys, make_recipe, read_for, run_extraction
+from featkit.embeddings.extract import read_for, run_extractions
+from featkit.embeddings.job import content_keys, make_recipe
 from featkit.embeddings.pipeline import Compute
 from featkit.embeddings.recipe import digest
 from featkit.embeddings.request import Request, resolve
@@ -36,6 +37,7 @@ class Source:
         request: which images through which network.
         embeddings: the vectors, with splits.
         path: the cache file.
+        data: name of the images.
         weights: label of the weights, for people.
         notes: what was chosen or left out on the way, one line each.
     """
@@ -43,6 +45,7 @@ class Source:
     request: Request
     embeddings: Embeddings
     path: Path
+    data: str
     weights: str
     notes: tuple[str, ...] = ()
 
@@ -81,14 +84,15 @@ def open_source(given: Mapping[str, Any], cache: Path, compute: Compute) -> Sour
     if cache.suffix == ".h5":
         return _from_file(given, cache, compute)
     request, newest = resolve(given, cache)
+    request = request.on(compute.device)
     if newest and not _there(request):
         note = f"{request.data} is gone: taking the vectors in {newest} as they are"
         return replace(_from_file({}, newest, compute), notes=(note,))
     images = request.load_images()
-    done = run_extraction(request, images, cache, compute)
+    (done,) = run_extractions([request], images, cache, compute)
     notes = [f"data and backbone not given: going on from {newest}"] if newest else []
     notes += [f"{len(done.skipped)} images left out: {', '.join(done.skipped)}"] if done.skipped else []
-    return Source(request, read_for(images, done.path), done.path, done.weights, tuple(notes))
+    return Source(request, read_for(images, done.path), done.path, images.name, done.weights, tuple(notes))
 
 
 def _there(request: Request) -> bool:
@@ -99,13 +103,14 @@ def _there(request: Request) -> bool:
 def _from_file(given: Mapping[str, Any], path: Path, compute: Compute) -> Source:
     entry = store.describe(path)
     chosen = {name: value for name, value in given.items() if value is not None}
-    request = replace(Request.from_dict(entry.provenance["request"]), **chosen)
+    request = replace(Request.from_dict(entry.provenance["request"]), **chosen).on(compute.device)
+    data, weights = entry.provenance["data"], entry.provenance["weights"]
     if not chosen:
-        return Source(request, store.read(path), path, entry.provenance["weights"])
+        return Source(request, store.read(path), path, data, weights)
     images = request.load_images()
     recipe = make_recipe(images, content_keys(images, compute), request.load_backbone(), request.precision)
     store.check(path, recipe)
-    return Source(request, read_for(images, path), path, entry.provenance["weights"])
+    return Source(request, read_for(images, path), path, data, weights)
 
 
 def fit_run(source: Source, head_spec: str = "linear", *, seed: int = 0) -> Run:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -50,7 +49,7 @@ def save_run(run: Run, out: Path, figures: Mapping[str, bytes]) -> Path:
     Raises:
         StorageError: if the disk is full or cannot be written.
     """
-    directory = out / data_name(run.source.path) / run.id
+    directory = out / run.source.data / run.id
     digests: dict[str, str] = {}
 
     def write_head(path: Path) -> None:
@@ -68,11 +67,6 @@ def save_run(run: Run, out: Path, figures: Mapping[str, bytes]) -> Path:
     }
     publish(directory, files)
     return directory
-
-
-def data_name(cache_file: Path) -> str:
-    """Return the data set's name from ``<data>-<backbone>-<fingerprint>.h5``."""
-    return re.sub(r"-[^-]+-[0-9a-f]{12}$", "", cache_file.stem)
 
 
 def _card(run: Run, head_digest: str) -> dict[str, Any]:

@@ -33,7 +33,7 @@ def test_bfloat16_is_near_to_float32_and_not_the_same():
 
 
 def test_an_unknown_precision_is_refused():
-    with pytest.raises(SpecError, match="unknown precision 'fp8'.*fp32, bf16"):
+    with pytest.raises(SpecError, match=r"unknown precision 'fp8'.*fp32, bf16"):
         open_engine(load_backbone("resnet18", weights="random"), precision="fp8")
 
 
@@ -50,5 +50,5 @@ def test_a_device_that_is_not_there_is_refused(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(SpecError, match="device cuda is not there: use --device"):
         pick_device("cuda")
-    with pytest.raises(SpecError, match="unknown device 'gpu'.*auto, cpu, cuda, mps"):
+    with pytest.raises(SpecError, match=r"unknown device 'gpu'.*auto, cpu, cuda, mps"):
         pick_device("gpu")

@@ -49,7 +49,8 @@ def test_a_backbone_of_a_plugin_is_found_and_its_sizes_overridden(plugin):
 
 
 @pytest.mark.parametrize(
-    ("name", "reason"), [("wrong", "not a featkit Backbone"), ("old", "weights"), ("gone", "cannot be imported")]
+    ("name", "reason"),
+    [("wrong", "not a featkit Backbone"), ("old", "unexpected keyword argument"), ("gone", "cannot be imported")],
 )
 def test_a_plugin_that_does_not_fit_is_refused(name, reason, plugin):
     with pytest.raises(SpecError, match=reason):

@@ -91,7 +91,7 @@ def test_a_malformed_resize_is_refused(text):
 
 @pytest.mark.parametrize("text", ["0", "-1", "", "None", "224x224"])
 def test_a_malformed_crop_is_refused(text):
-    with pytest.raises(SpecError, match="crop .* is not N or none"):
+    with pytest.raises(SpecError, match=r"crop .* is not N or none"):
         override(Preprocess(), None, text)
 
 

@@ -146,7 +146,9 @@ def test_a_damaged_file_is_refused_by_name(damage, suffix, saved, tmp_path):
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("value", [[1, 2], {}, {"epoch": 1}, torch.zeros(3), {"state_dict": {"a": 1}}])
+@pytest.mark.parametrize(
+    "value", [[1, 2], {}, {"epoch": 1}, {1: torch.zeros(1)}, torch.zeros(3), {"state_dict": {"a": 1}}]
+)
 def test_a_file_without_a_state_dict_is_refused(value, tmp_path):
     torch.save(value, tmp_path / "other.pth")
     with pytest.raises(WeightsError, match="holds no state dict"):

@@ -9,7 +9,6 @@ from featkit.backbones import list_layers, load_backbone
 from featkit.backbones.engines import open_engine
 from featkit.errors import SpecError, WeightsError
 
-# timm's own imports and factories may warn of what others deprecated.
 timm = pytest.importorskip("timm")
 
 PICTURE = np.random.default_rng(0).integers(0, 256, (90, 70, 3), dtype=np.uint8)
@@ -60,12 +59,17 @@ def test_pools_and_layers_of_a_convolutional_network():
         ("timm:resnet10t", {"layer": "layer9"}, "did you mean layer4"),
         ("timm:resnet10t", {"weights": "IMAGENET1K_V1"}, "known: imagenet, random"),
         ("timm:swin_tiny_patch4_window7_224", {"layer": "layers.0"}, "another order"),
-        ("timm:vit_5b_patch16_sapiens2", {}, "featkit cannot"),
     ],
 )
 def test_what_does_not_work_is_refused_in_one_line(name, options, reason):
     with pytest.raises(SpecError, match=reason):
         embed(name, **options)
+
+
+def test_preprocessing_that_featkit_cannot_do_is_refused():
+    bordered = next(name for name in timm.list_models() if timm.get_pretrained_cfg(name).crop_mode == "border")
+    with pytest.raises(SpecError, match="by border: featkit cannot"):
+        load_backbone(f"timm:{bordered}", weights="random")
 
 
 def test_pretrained_weights_are_timms_and_known_by_their_digest(monkeypatch):

@@ -9,7 +9,7 @@ import pytest
 
 from featkit import extract
 from featkit.embeddings import store
-from featkit.embeddings.extract import run_extraction
+from featkit.embeddings.extract import run_extractions
 from featkit.embeddings.pipeline import Compute
 from featkit.embeddings.request import Request
 from featkit.errors import DataError, DecodeError, SpecError
@@ -17,6 +17,10 @@ from featkit.errors import DataError, DecodeError, SpecError
 FAST = {"backbone": "resnet18", "weights": "random", "resize": "32"}
 REQUEST = Request(data="", **FAST)
 BATCHES_OF_5 = Compute(batch_size=5, workers=2)
+
+
+def run_extraction(request, images, cache, compute):
+    return run_extractions([request], images, cache, compute)[0]
 
 
 def unreadable(images, rows):
@@ -89,9 +93,18 @@ def test_one_file_serves_every_seed_of_a_split(tmp_path, colours):
 
 
 def test_an_unreadable_image_stops_the_extraction_and_leaves_nothing(tmp_path, colours):
-    with pytest.raises(DecodeError, match=r"7\.png cannot be read"):
-        run_extraction(REQUEST, unreadable(colours(), {7}), tmp_path, BATCHES_OF_5)
+    with pytest.raises(DecodeError, match=r"2\.png cannot be read"):
+        run_extraction(REQUEST, unreadable(colours(), {2}), tmp_path, BATCHES_OF_5)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_was_done_before_an_unreadable_image_is_not_done_again(tmp_path, colours):
+    with pytest.raises(DecodeError, match=r"7\.png cannot be read"):
+        run_extraction(REQUEST, unreadable(colours(), {7}), tmp_path, replace(BATCHES_OF_5, workers=1))
+    assert list(tmp_path.glob("*.h5")) == []
+    done = run_extraction(REQUEST, unreadable(colours(), range(5)), tmp_path, Compute(batch_size=3))
+    assert (done.resumed, done.embedded) == (5, 7)
+    assert list(tmp_path.iterdir()) == [done.path]
 
 
 def test_skipped_images_are_named_and_the_rows_stay_aligned(tmp_path, colours):
@@ -155,3 +168,30 @@ def test_vectors_equal_a_plain_torchvision_loop(tmp_path, real_data, real_weight
         plain = torch.cat([network(batch) for batch, _ in DataLoader(images, batch_size=4)]).numpy()
     ours = extract(folder, cache=tmp_path / "cache").part("train").x
     np.testing.assert_allclose(ours, plain, rtol=1e-4, atol=1e-4 * np.abs(plain).max())
+
+
+def test_several_networks_share_one_reading_of_each_image(tmp_path, colours):
+    read = []
+    images = colours()
+    counted = replace(images, load=lambda row: (read.append(row), images.load(row))[1])
+    requests = [REQUEST, replace(REQUEST, weights="random:1"), replace(REQUEST, resize="40"), REQUEST]
+    done = run_extractions(requests, counted, tmp_path, BATCHES_OF_5)
+    assert sorted(read) == list(range(12))
+    assert len({each.path for each in done}) == 3
+    for request, each in zip(requests, done, strict=True):
+        alone = run_extraction(request, images, tmp_path / "alone", BATCHES_OF_5)
+        np.testing.assert_array_equal(store.read(each.path).x, store.read(alone.path).x)
+
+
+def test_what_changed_since_the_last_file_is_counted(tmp_path, photos):
+    from PIL import Image
+
+    request = Request(data=str(photos), **FAST)
+    run_extraction(request, request.load_images(), tmp_path, BATCHES_OF_5)
+    (photos / "red" / "0.png").rename(photos / "red" / "renamed.png")
+    (photos / "red" / "1.png").unlink()
+    Image.new("RGB", (9, 9), "red").save(photos / "red" / "2.png")
+    Image.new("RGB", (9, 9), "pink").save(photos / "red" / "new.png")
+    done = run_extraction(request, request.load_images(), tmp_path, BATCHES_OF_5)
+    assert done.changes == {"new": 1, "changed": 1, "gone": 1}
+    assert (done.embedded, done.reused) == (2, 22)

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from featkit.embeddings.pipeline import Compute, batches, in_threads
+from featkit.embeddings.pipeline import Compute, Target, in_threads, run
 from featkit.errors import DecodeError
 
 
@@ -37,21 +37,37 @@ def test_threads_end_with_the_work():
     assert threading.active_count() == before
 
 
-@given(st.integers(0, 20), st.sets(st.integers(0, 19)), st.integers(1, 7))
-def test_batches_hold_every_readable_row_once_and_in_order(count, broken, size):
+def means(pixels):
+    return pixels.mean((1, 2)).astype(np.float32)
+
+
+@given(
+    st.lists(st.frozensets(st.integers(0, 19)), min_size=1, max_size=3),
+    st.sets(st.integers(0, 19)),
+    st.integers(1, 7),
+    st.booleans(),
+)
+def test_each_image_is_read_once_and_reaches_every_network_that_needs_it(wanted, broken, size, on_cpu):
+    read = []
+
     def load(row):
+        read.append(row)
         if row in broken:
             raise DecodeError(str(row))
         return np.full((2, 2, 3), row, np.uint8)
 
-    skipped: list[int] = []
-    found = list(batches(count, load, Compute(batch_size=size, workers=2, on_error="skip"), skipped))
-    rows = [row for part, _ in found for row in part.tolist()]
-    assert rows == [row for row in range(count) if row not in broken]
-    assert skipped == [row for row in range(count) if row in broken]
-    assert all(len(part) == size for part, _ in found[:-1])
-    for part, pixels in found:
-        np.testing.assert_array_equal(pixels[:, 0, 0, 0], part)
+    targets = [Target(lambda pixels: pixels, means, rows) for rows in wanted]
+    compute = Compute(batch_size=size, workers=2, on_error="skip")
+    batches = list(run(load, targets, compute, on_cpu=on_cpu))
+    everything = frozenset().union(*wanted)
+    assert sorted(read) == sorted(everything)
+    assert {row for batch in batches for row in batch.failed} == everything & broken
+    assert sum(batch.size for batch in batches) == len(everything)
+    for place, rows in enumerate(wanted):
+        outputs = [batch.outputs[place] for batch in batches if batch.outputs[place]]
+        found = [row for rows, _ in outputs for row in rows.tolist()]
+        assert found == sorted(rows - broken)
+        assert [value for _, vectors in outputs for value in vectors[:, 0]] == found
 
 
 def test_the_first_unreadable_image_is_raised():
@@ -59,4 +75,4 @@ def test_the_first_unreadable_image_is_raised():
         raise DecodeError(f"image {row}")
 
     with pytest.raises(DecodeError, match="image 0"):
-        list(batches(3, load, Compute(), []))
+        list(run(load, [Target(lambda pixels: pixels, means, frozenset(range(3)))], Compute(), on_cpu=True))

@@ -24,7 +24,13 @@ def cache(tmp_path):
     for age, request in enumerate(requests):
         recipe = Recipe(str(age), "", "", "", "", "", "", "", {}, "")
         header = store.Header(
-            recipe, ("a",), ("k",), np.zeros(1, int), np.array(["train"]), ("c",), {"request": request.to_dict()}
+            recipe,
+            ("a",),
+            ("k",),
+            np.zeros(1, int),
+            np.array(["train"]),
+            ("c",),
+            {"data": "some", "request": request.to_dict()},
         )
         path = tmp_path / "cache" / f"{age}.h5"
         store.write(path, header, iter([(np.arange(1), np.ones((1, 2), np.float32))]))

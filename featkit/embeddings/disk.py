@@ -1,0 +1,62 @@
+"""Writing when the disk may be full: one line for the user, and nothing lost that was good."""
+
+from __future__ import annotations
+
+import errno
+import io
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from featkit.errors import StorageError
+
+_FULL = {errno.ENOSPC, errno.EFBIG, errno.EDQUOT}
+
+
+@contextmanager
+def storage_errors(path: Path) -> Iterator[None]:
+    """Turn what the operating system says of the disk into one line.
+
+    Raises:
+        StorageError: for any OSError inside the block.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno in _FULL:
+            raise StorageError(f"no room left to write {path}: free some space or choose another --cache") from error
+        raise StorageError(f"cannot write {path}: {error.strerror}; choose another --cache") from error
+
+
+class Disk(io.FileIO):
+    """A file that keeps its first failed write for ``check`` and takes all others as done.
+
+    HDF5 cannot close a file that it cannot write: it crashes the process on a full disk (h5py issue 914).
+    """
+
+    failure: OSError | None = None
+
+    def write(self, data: Any) -> int:
+        """Write all of ``data``, or keep the reason why not."""
+        left = memoryview(data).cast("B")
+        size = len(left)
+        while left and self.failure is None:
+            try:
+                left = left[super().write(left) :]
+            except OSError as error:
+                self.failure = error
+        return size
+
+    def truncate(self, size: int | None = None) -> int:
+        """Set the length of the file, or keep the reason why not."""
+        try:
+            return super().truncate(size)
+        except OSError as error:
+            self.failure = self.failure or error
+            return size or 0
+
+    def check(self) -> None:
+        """Raise the first failure, if there was one."""
+        if self.failure is not None:
+            raise self.failure
