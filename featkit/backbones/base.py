@@ -86,7 +86,7 @@ class Backbone:
 
     Attributes:
         name: as the user asks for it, such as ``resnet50``.
-        weights: what was found, for people: ``IMAGENET1K_V1 (/path/resnet50-0676ba61.pth)``, ``random:0 (untrained)``.
+        weights: what was found, for people: ``IMAGENET1K_V1 (resnet50-0676ba61.pth)``, ``random:0 (untrained)``.
         digest: SHA-256 (hex) of the weights file, or ``random:<seed>``.
         layer: dotted name of the layer whose output is the embedding.
         pool: ``avg``, ``max`` or ``catavgmax``: how a feature map becomes a vector.

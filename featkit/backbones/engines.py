@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -65,9 +66,17 @@ def folded(module: nn.Module) -> nn.Module:
     return folded_module
 
 
-def one_thread() -> None:
-    """Have networks that run in the calling thread use one core: other threads have the others."""
-    torch.set_num_threads(1)
+@contextmanager
+def one_thread_each() -> Iterator[Callable[[], None]]:
+    """Give a function that has networks in the calling thread use one core, since other threads use the others.
+
+    It is called at the start of each thread; after the block torch uses as many cores as before.
+    """
+    before = torch.get_num_threads()
+    try:
+        yield lambda: torch.set_num_threads(1)
+    finally:
+        torch.set_num_threads(before)
 
 
 def pick_device(device: str = "auto") -> str:

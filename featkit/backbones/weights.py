@@ -99,7 +99,7 @@ def file_weights(text: str, kind: str, known: list[str]) -> Weights:
     path = Path(text).expanduser().absolute()
     if not path.exists() and path.suffix not in SUFFIXES:
         raise unknown(kind, text, [*known, "random", "random:SEED", "FILE.pth", "FILE.safetensors"])
-    return Weights(str(path), digest_file(path), path)
+    return Weights(path.name, digest_file(path), path)
 
 
 def digest_file(path: Path) -> str:
@@ -161,7 +161,7 @@ def _published(network: str, name: str) -> Weights:
         download(_url(network, name), path)
     digest = digest_file(path)
     own = digest.startswith(_hash_prefix(Path(FILES[network][name])))
-    label = f"{name} ({path})" if own else f"{name} ({path}, not torchvision's own file)"
+    label = f"{name} ({path.name})" if own else f"{name} ({path.name}, not torchvision's own file)"
     return Weights(label, digest, path, resize=RESIZE[name])
 
 

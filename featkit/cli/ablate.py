@@ -110,7 +110,7 @@ def _table(cells: list[Cell]) -> str:
             values["backbone"],
             cell.weights or values["weights"],
             values["layer"] or "",
-            values["data"],
+            cell.data,
             values["seed"],
         ]
         if cell.report:
@@ -169,5 +169,6 @@ def _place(cell: Cell, grid: Grid) -> str:
     """Return the cell's row in the heat map: its backbone and weights, and each other axis that varies."""
     weights = str(cell.values["weights"])
     parts = [str(cell.values["backbone"]), weights + (" (untrained)" if weights.startswith("random") else "")]
-    parts += [str(cell.values[axis]) for axis in ("data", "layer") if len(grid.axes[axis]) > 1]
+    parts = [cell.data, *parts] if len(grid.axes["data"]) > 1 else parts
+    parts += [str(cell.values["layer"])] if len(grid.axes["layer"]) > 1 else []
     return " ".join(part for part in parts if part)

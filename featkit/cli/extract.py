@@ -77,7 +77,7 @@ def _summary(done: Extraction) -> str:
     left_out = f"; {len(done.skipped)} images left out: {', '.join(done.skipped)}" if done.skipped else ""
     if done.hit:
         return f"already in the cache{left_out}"
-    since = done.changes or {"new": done.embedded + done.resumed, "changed": 0, "gone": 0}
-    counts = ", ".join(f"{number:,} {what}" for what, number in since.items())
-    resumed = f"; {done.resumed:,} taken over from an interrupted run" if done.resumed else ""
-    return f"{counts}, {done.reused:,} reused{resumed}{left_out} ({done.weights})"
+    since = done.changes or {"embedded": done.embedded}
+    counts = ", ".join(f"{number:,} {what}" for what, number in [*since.items(), ("reused", done.reused)])
+    resumed = f", {done.resumed:,} taken over from an interrupted run" if done.resumed else ""
+    return f"{counts}{resumed}{left_out}; weights {done.weights}, {done.precision}"

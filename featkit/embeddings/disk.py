@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import io
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -36,6 +37,10 @@ class Disk(io.FileIO):
     """
 
     failure: OSError | None = None
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path, "w+")
+        fcntl.flock(self, fcntl.LOCK_EX)  # for who collects garbage
 
     def write(self, data: Any) -> int:
         """Write all of ``data``, or keep the reason why not."""

@@ -32,6 +32,7 @@ class Extraction:
     Attributes:
         path: the cache file.
         weights: label of the weights, for people.
+        precision: ``fp32`` or ``bf16``.
         hit: whether it was there already.
         embedded: how many images went through the network.
         reused: how many vectors were taken from other files.
@@ -42,6 +43,7 @@ class Extraction:
 
     path: Path
     weights: str
+    precision: str
     hit: bool
     embedded: int = 0
     reused: int = 0
@@ -122,7 +124,7 @@ def _hit(job: Job, path: Path, compute: Compute) -> Extraction:
             f"{len(skipped)} images of {path} cannot be read ({', '.join(skipped[:5])}): mend or remove them, "
             "or go on without them with --on-error skip"
         )
-    return Extraction(path, job.backbone.weights, hit=True, skipped=skipped)
+    return Extraction(path, job.backbone.weights, job.recipe.precision, hit=True, skipped=skipped)
 
 
 @dataclass(frozen=True)
@@ -187,7 +189,7 @@ def embed(
     total = len(frozenset[int]().union(*(rows for _, _, rows in networks)))
     if not total:
         return
-    from featkit.backbones.engines import one_thread, open_engine, pick_device
+    from featkit.backbones.engines import one_thread_each, open_engine, pick_device
 
     on_cpu = pick_device(compute.device) == "cpu"
     targets = [
@@ -195,8 +197,10 @@ def embed(
         for backbone, precision, rows in networks
     ]
     title = f"{'+'.join(backbone.name for backbone, _, _ in networks)} on {images.name}"
-    start = one_thread if on_cpu else None
-    with tqdm(total=total, desc=title, unit="img", disable=not compute.progress) as bar:
+    with (
+        one_thread_each() as start,
+        tqdm(total=total, desc=title, unit="img", disable=not compute.progress) as bar,
+    ):
         for batch in pipeline.run(images.load, targets, compute, on_cpu=on_cpu, start=start):
             yield batch
             bar.update(batch.size)
@@ -223,6 +227,7 @@ def _publish(each: _Open, images: ImageSet, compute: Compute, failed: frozenset[
     return Extraction(
         job.path,
         job.backbone.weights,
+        job.recipe.precision,
         hit=False,
         embedded=len(rows) - reused - each.resumed,
         reused=reused,

@@ -16,7 +16,7 @@ import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from io import BufferedRandom
+from io import FileIO
 from pathlib import Path
 
 import numpy as np
@@ -31,7 +31,7 @@ _MARK = b"fkj1"
 class Journal:
     """Vectors by key, on disk; only their places are held in memory."""
 
-    def __init__(self, file: BufferedRandom) -> None:
+    def __init__(self, file: FileIO) -> None:
         self._file = file
         self._places: dict[str, tuple[int, int]] = {}
         end = 0
@@ -54,9 +54,10 @@ class Journal:
         """
         names, numbers = "\n".join(keys).encode(), np.ascontiguousarray(vectors, dtype="<f4").tobytes()
         body = struct.pack("<III", len(keys), vectors.shape[1], len(names)) + names + numbers
+        left = memoryview(_MARK + struct.pack("<I", zlib.crc32(body)) + body)
         self._file.seek(0, os.SEEK_END)
-        self._file.write(_MARK + struct.pack("<I", zlib.crc32(body)) + body)
-        self._file.flush()
+        while left:
+            left = left[self._file.write(left) :]
         os.fsync(self._file.fileno())
         self._index(list(keys), vectors.shape[1], self._file.tell() - len(numbers))
 
@@ -73,7 +74,7 @@ class Journal:
         self._places.update({key: (start + 4 * width * place, 4 * width) for place, key in enumerate(keys)})
 
 
-def _records(file: BufferedRandom) -> Iterator[tuple[int, list[str], int, int]]:
+def _records(file: FileIO) -> Iterator[tuple[int, list[str], int, int]]:
     """Yield ``(end of the record, keys, width, start of the vectors)`` up to the first record that is not whole."""
     file.seek(0)
     while len(head := file.read(_HEAD.size)) == _HEAD.size:
@@ -110,9 +111,10 @@ def remove(path: Path) -> None:
 
 
 @contextmanager
-def _locked(path: Path, waiting: Callable[[str], None]) -> Iterator[BufferedRandom]:
+def _locked(path: Path, waiting: Callable[[str], None]) -> Iterator[FileIO]:
     while True:
-        with path.open("a+b") as file:
+        # Unbuffered: what a full disk refused would otherwise be written again when the file is closed.
+        with path.open("a+b", buffering=0) as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:

@@ -86,15 +86,16 @@ def find(cache: Path, recipe: Recipe) -> Path | None:
 def write(path: Path, header: Header, blocks: Iterator[Block]) -> None:
     """Write blocks of rows to a partial file, and publish it under ``path`` when there are no more.
 
-    Whatever ends the blocks early (an error, Ctrl-C) leaves nothing behind.
+    Whatever ends the blocks early (an error, Ctrl-C) leaves nothing behind. The caller sees to it that nobody else
+    writes the same file.
 
     Raises:
         StorageError: if the disk is full or the folder cannot be written.
     """
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    partial = path.with_name(f".{path.name}.partial")
     with storage_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        disk = Disk(partial, "w+")
+        disk = Disk(partial)
     try:
         with disk, h5py.File(disk, "w") as file:
             _write_header(file, header)

@@ -18,8 +18,8 @@ from featkit.heads.scaling import apply_scale, fit_scale
 class MLPHead(LogitHead):
     """Multi-layer perceptron: one hidden layer of rectified units, soft-max, cross-entropy.
 
-    Trained by Adam for a fixed number of epochs, in batches of a sixteenth of the images (16 to 128), on vectors
-    brought to unit length, centred and divided by one common factor inside. The defaults were chosen as those of
+    Trained by Adam for a fixed number of epochs, in batches of a sixteenth of the images (16 to 128). Vectors are
+    scaled inside as by ``LinearHead(scale="root")``, times the square root of d. The defaults were chosen as those of
     ``LinearHead``.
 
     Parameters
@@ -67,13 +67,13 @@ class MLPHead(LogitHead):
     def fit(self, X: Any, y: Any) -> MLPHead:
         """Fit on rows ``(n, d)`` with labels ``(n,)``."""
         rows, codes = self._begin(X, y)
-        self.centre_, spread = fit_scale(rows, "l2")
+        self.centre_, spread = fit_scale(rows, "root")
         # Adam's step and the initial weights suppose inputs of variance 1 each, not 1 together.
         self.spread_ = spread / np.sqrt(rows.shape[1], dtype=rows.dtype)
         network = self._network(len(rows))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)
-            network.fit(apply_scale(rows, "l2", self.centre_, self.spread_), codes)
+            network.fit(apply_scale(rows, "root", self.centre_, self.spread_), codes)
         self.hidden_coef_, self.coef_ = network.coefs_
         self.hidden_intercept_, self.intercept_ = network.intercepts_
         return self
@@ -83,12 +83,13 @@ class MLPHead(LogitHead):
             hidden_layer_sizes=(self.width,),
             alpha=self.alpha,
             batch_size=min(n, int(np.clip(n // 16, 16, 128))),
+            learning_rate_init=5e-4,
             max_iter=self.epochs,
             n_iter_no_change=self.epochs + 1,
             random_state=self.seed,
         )
 
     def _logits(self, rows: Floats) -> Floats:
-        scaled = apply_scale(rows, "l2", self.centre_, self.spread_)
+        scaled = apply_scale(rows, "root", self.centre_, self.spread_)
         hidden = np.maximum(scaled @ self.hidden_coef_ + self.hidden_intercept_, 0)
         return two_columns(hidden @ self.coef_ + self.intercept_)

@@ -17,8 +17,8 @@ from featkit.heads.scaling import apply_scale, fit_scale
 class SVMHead(LogitHead):
     """Support vector machine with an RBF or a linear kernel.
 
-    Vectors are brought to unit length, centred and divided by one common factor inside. One machine is trained for
-    each pair of classes (libsvm); the one-vs-rest decision value of a class is the number of pairs it wins, with their
+    Vectors are scaled inside as by ``LinearHead(scale="root")``. One machine is trained for each pair of classes
+    (libsvm); the one-vs-rest decision value of a class is the number of pairs it wins, with their
     margins deciding between equals. The scores are the soft-max of these values. They rank, but are not calibrated:
     0.6 does not mean that six in ten such predictions are right. The defaults were chosen as those of ``LinearHead``.
 
@@ -63,13 +63,13 @@ class SVMHead(LogitHead):
         """Fit on rows ``(n, d)`` with labels ``(n,)``, each row counting ``sample_weight`` times."""
         rows, codes = self._begin(X, y)
         weights = None if sample_weight is None else _check_sample_weight(sample_weight, rows)
-        self.centre_, self.spread_ = fit_scale(rows, "l2", weights)
+        self.centre_, self.spread_ = fit_scale(rows, "root", weights)
         gamma = 1.0 if self.gamma == "scale" else self.gamma
         # The usual tolerance of 1e-3 would let the order of the rows, or a repeated row, show in the scores.
         self.machine_ = SVC(C=self.C, kernel=self.kernel, gamma=gamma, tol=1e-8, cache_size=1000)
-        self.machine_.fit(apply_scale(rows, "l2", self.centre_, self.spread_), codes, weights)
+        self.machine_.fit(apply_scale(rows, "root", self.centre_, self.spread_), codes, weights)
         return self
 
     def _logits(self, rows: Floats) -> Floats:
-        values = self.machine_.decision_function(apply_scale(rows, "l2", self.centre_, self.spread_))
+        values = self.machine_.decision_function(apply_scale(rows, "root", self.centre_, self.spread_))
         return two_columns(np.asarray(values))

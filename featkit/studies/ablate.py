@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
@@ -58,6 +59,7 @@ class Cell:
         values: the cell's place on each axis.
         status: ``ok``; ``skipped`` where weights or an extra are not to be had; ``failed``.
         reason: why it is not ``ok``, or what the report warns of.
+        data: short name of the images.
         weights: label of the weights, which says so if they are untrained.
         run: the id that `featkit fit` gives the same run.
         report: None unless ``ok``.
@@ -66,6 +68,7 @@ class Cell:
     values: Mapping[str, Any]
     status: str
     reason: str = ""
+    data: str = ""
     weights: str = ""
     run: str = ""
     report: Report | None = None
@@ -87,6 +90,8 @@ def default_axes(given: Mapping[str, Sequence[Any]]) -> dict[str, Sequence[Any]]
 def read_grid(path: Path) -> Grid:
     """Read ``[axes]`` and ``[fixed]`` from a TOML file; an axis that is not named has its built-in value.
 
+    Environment variables, as in ``$HOME/photos``, are replaced by their values when a cell is run.
+
     Raises:
         SpecError: if the file is not there, is not TOML, or names an axis or option that nobody knows.
     """
@@ -103,6 +108,11 @@ def read_grid(path: Path) -> Grid:
             raise SpecError(f"{path}: axis {axis} must be a list of at least one value, such as {axis} = [...]")
     narrowed = {"weights": ("imagenet",), **axes}
     return Grid(str(document.get("name", path.stem)), default_axes(narrowed), fixed)
+
+
+def _expanded(value: Any) -> Any:
+    """Put environment variables such as ``$HOME`` into a text."""
+    return os.path.expandvars(value) if isinstance(value, str) else value
 
 
 def _table(path: Path, document: Mapping[str, Any], part: str) -> dict[str, Any]:
@@ -127,6 +137,7 @@ def run_cells(grid: Grid, cache: Path, compute: Compute) -> Iterator[Cell]:
     for values in grid.cells():
         given = {name: value for name, value in values.items() if name != "head"}
         given = {**grid.fixed, **given, "layer": values["layer"] or None}
+        given = {name: _expanded(value) for name, value in given.items()}
         place = json.dumps(given, sort_keys=True)
         if place not in sources:
             sources.clear()
@@ -143,18 +154,19 @@ def _attempt_source(given: Mapping[str, Any], cache: Path, compute: Compute) -> 
 
 def _run_cell(values: Mapping[str, Any], source: Source | Exception) -> Cell:
     if isinstance(source, Exception):
-        return _failed(values, source)
+        return _failed(values, source, str(values["data"]))
     try:
         run = fit_run(source, values["head"], seed=values["seed"])
     except Exception as error:  # whatever it is, the other cells go on
-        return _failed(values, error)
-    return Cell(values, "ok", "; ".join(run.report.warnings), source.weights, run.id, run.report)
+        return _failed(values, error, source.data)
+    warnings = "; ".join(run.report.warnings)
+    return Cell(values, "ok", warnings, source.data, source.weights, run.id, run.report)
 
 
-def _failed(values: Mapping[str, Any], error: Exception) -> Cell:
+def _failed(values: Mapping[str, Any], error: Exception, data: str) -> Cell:
     status = "skipped" if isinstance(error, WeightsError | MissingExtraError) else "failed"
     text = str(error) if isinstance(error, FeatkitError) else f"{type(error).__name__}: {error}"
-    return Cell(values, status, " ".join(text.split()))
+    return Cell(values, status, " ".join(text.split()), data)
 
 
 def ranked(cells: Sequence[Cell]) -> list[Cell]:

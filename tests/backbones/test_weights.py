@@ -65,7 +65,7 @@ def test_torchvisions_file_name_is_found_first_then_the_networks_then_torchs_fol
     for name in names:
         found = find_weights("resnet50", "imagenet")
         assert (found.path, found.digest, found.resize) == (name, sha256(name), 256)
-        assert found.label == f"IMAGENET1K_V1 ({name}, not torchvision's own file)"
+        assert found.label == f"IMAGENET1K_V1 ({name.name}, not torchvision's own file)"
         name.unlink()
 
 
@@ -108,10 +108,10 @@ def test_unknown_weights_are_refused_and_the_known_ones_listed(text, tmp_path, m
         find_weights("resnet18", text)
 
 
-def test_a_file_is_labelled_by_its_path(tmp_path, monkeypatch):
+def test_a_file_is_labelled_by_its_name(tmp_path, monkeypatch):
     path = put(tmp_path / "mine.pth")
     monkeypatch.chdir(tmp_path)
-    assert find_weights("resnet34", "mine.pth") == Weights(str(path), sha256(path), path)
+    assert find_weights("resnet34", "mine.pth") == Weights("mine.pth", sha256(path), path)
 
 
 @pytest.mark.parametrize("name", ["gone.pth", "gone.safetensors", "."])
@@ -158,7 +158,7 @@ def test_weights_are_downloaded_once_into_torchs_folder(fetch, address, capsys):
     found = fetch(f"{address}/there")
     assert found.path == hub_folder() / f"resnet18-{DIGEST[:8]}.pth"
     assert found.path.read_bytes() == CONTENT
-    assert (found.digest, found.label) == (DIGEST, f"IMAGENET1K_V1 ({found.path})")
+    assert (found.digest, found.label) == (DIGEST, f"IMAGENET1K_V1 ({found.path.name})")
     seen = capsys.readouterr()
     assert "100%" in seen.err
     assert not seen.out

@@ -1,0 +1,120 @@
+"""Extractions that are killed, at any moment, and go on."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+KILLS = int(os.environ.get("FEATKIT_KILLS", "6"))
+
+FAULTS = """
+import os, signal, sys, time
+from pathlib import Path
+import numpy as np
+import torch
+from featkit import Compute, ImageSet, extract
+from featkit.backbones import engines
+
+kills, cache = int(sys.argv[1]), Path(sys.argv[2])
+pixels = np.random.default_rng(0).integers(0, 256, (40, 16, 16, 3), dtype=np.uint8)
+
+def load(row):
+    time.sleep(0.01)
+    return pixels[row]
+
+rows = np.arange(40)
+images = ImageSet("colours", tuple(f"{row}.png" for row in rows), rows % 2, ("even", "odd"),
+                  np.where(rows < 30, "train", "test"), "own", load, lambda row: f"{pixels[row].sum():064x}")
+
+def run(cache, batch_size, workers):
+    compute = Compute(device="cpu", batch_size=batch_size, workers=workers)
+    return extract(images, cache=cache, compute=compute, weights="random", resize="32", precision="fp32")
+
+def in_child(*arguments, after=None):
+    start, child = time.perf_counter(), os.fork()
+    if child == 0:
+        run(*arguments)
+        os._exit(0)
+    if after is not None:
+        time.sleep(after)
+        os.kill(child, signal.SIGKILL)
+    assert os.waitpid(child, 0)[1] in (0, signal.SIGKILL)
+    return time.perf_counter() - start
+
+in_child(cache / "whole", 4, 2)
+whole = in_child(cache / "again", 4, 2)
+rng = np.random.default_rng(0)
+equal = close = left = 0
+for number in range(kills):
+    place = cache / str(number)
+    in_child(place, 4, 2, after=rng.uniform(0, 1.05 * whole))
+    left += any(place.glob(".*.partial"))
+    same = number % 2 == 0
+    in_child(place, *((4, 2) if same else (7, 3)))
+    assert [path.suffix for path in place.iterdir()] == [".h5"], list(place.iterdir())
+    found, reference = run(place, 4, 2), run(cache / "whole", 4, 2)
+    assert found.ids == reference.ids
+    equal += np.array_equal(found.x, reference.x)
+    close += np.allclose(found.x, reference.x, rtol=1e-5, atol=1e-6)
+    assert np.array_equal(found.x, reference.x) or not same
+print(f"{kills} kills, {left} of them while vectors were being made: {equal} files equal bit for bit, {close} close")
+"""
+
+
+def test_a_killed_extraction_goes_on_to_the_same_file(tmp_path):
+    """With the same batch size bit for bit, with another within rounding. FEATKIT_KILLS=50 kills more often."""
+    command = [sys.executable, "-W", "ignore", "-c", FAULTS, str(KILLS), str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    sys.stdout.write(done.stdout)
+    assert f"{KILLS} close" in done.stdout
+
+
+FULL = """
+import resource, sys
+from pathlib import Path
+from featkit import Compute, extract
+from featkit.errors import StorageError
+
+def run(cache):
+    compute = Compute(device="cpu", batch_size=8)
+    options = {"weights": "random", "resize": "8", "limit": "train=60,test=30", "precision": "fp32"}
+    return extract("digits", cache=cache, compute=compute, **options)
+
+before = resource.getrlimit(resource.RLIMIT_FSIZE)
+for room in (1_000, 50_000, 150_000, 250_000):
+    resource.setrlimit(resource.RLIMIT_FSIZE, (room, before[1]))
+    try:
+        run(sys.argv[1])
+    except StorageError as error:
+        print("refused:", error)
+    assert not list(Path(sys.argv[1]).glob("*.h5"))
+resource.setrlimit(resource.RLIMIT_FSIZE, before)
+print(len(run(sys.argv[1])), "rows;", [path.suffix for path in Path(sys.argv[1]).iterdir()])
+"""
+
+
+def test_a_full_disk_is_said_and_the_next_run_with_room_finishes(tmp_path):
+    """A limit on the file's size stands in for the full disk: the writes fail in the same places."""
+    command = [sys.executable, "-c", FULL, str(tmp_path / "cache")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("refused: no room left to write") == 4
+    assert done.stdout.endswith("rows; ['.h5']\n")
+
+
+@pytest.mark.parametrize("verb", ["extract", "fit"])
+def test_a_full_disk_is_one_line_and_exit_code_1(tmp_path, verb):
+    code = f"""
+import resource
+resource.setrlimit(resource.RLIMIT_FSIZE, (1000, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
+from featkit.cli import main
+main(["{verb}", "--weights", "random", "--resize", "8", "--limit", "train=60,test=30", "--cache", {str(tmp_path)!r}])
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert done.returncode == 1, done.stderr
+    assert done.stderr.splitlines()[-1].startswith("Error: no room left to write")
+    assert "Traceback" not in done.stderr
