@@ -32,6 +32,9 @@ grid.toml:
 """
 
 
+_NUMBERS = ("top-1 %", "95 % interval", "balanced %", "n", "fit s")
+
+
 @click.command(epilog=EPILOG)
 @click.argument("grid", required=False, type=click.Path(path_type=Path))
 @click.option("--data", multiple=True, metavar="SPEC", help="Repeatable. [that of the newest cache, else digits]")
@@ -89,45 +92,40 @@ def _grid(path: Path | None, axes: dict[str, Any], cache: Path) -> Grid:
 
 
 def _table(cells: list[Cell]) -> str:
-    header = [
-        "top-1 %",
-        "95 % interval",
-        "balanced %",
-        "fit s",
-        "head",
-        "backbone",
-        "weights",
-        "layer",
-        "data",
-        "seed",
-        "n",
-    ]
-    rows = []
-    for cell in cells:
-        values = cell.values
-        place = [
-            values["head"],
-            values["backbone"],
-            cell.weights or values["weights"],
-            values["layer"] or "",
-            cell.data,
-            values["seed"],
-        ]
-        if cell.report:
-            low, high = (100 * end for end in cell.report.interval95)
-            report = cell.report
-            numbers = [
-                f"{100 * report.top1:.1f}",
-                f"{low:.1f} to {high:.1f}",
-                f"{100 * report.balanced_accuracy:.1f}",
-                f"{report.cost['fit_seconds']:.1f}",
-            ]
-            rows.append([*numbers, *place, report.n])
-        else:
-            rows.append([cell.status, "", "", "", *place, ""])
-    drawn = table(header, rows, right=("top-1 %", "balanced %", "fit s", "n"))
+    """Draw the cells; what is the same in all of them stands once, above."""
+    places = [_axes_of(cell) for cell in cells]
+    varying = [name for name in places[0] if len({str(place[name]) for place in places}) > 1]
+    same = ", ".join(f"{name} {value}" for name, value in places[0].items() if name not in varying and value != "")
+    rows = [[*_numbers(cell), *(place[name] for name in varying)] for cell, place in zip(cells, places, strict=True)]
+    drawn = table([*_NUMBERS, *varying], rows, right=_NUMBERS)
     reasons = dict.fromkeys(f"{cell.status}: {cell.reason}" for cell in cells if cell.reason)
-    return "\n".join([drawn, *reasons])
+    return "\n".join([f"{same}\n" if same else "", drawn, *reasons]).lstrip("\n")
+
+
+def _axes_of(cell: Cell) -> dict[str, Any]:
+    values = cell.values
+    return {
+        "data": cell.data,
+        "head": values["head"],
+        "backbone": values["backbone"],
+        "weights": cell.weights or values["weights"],
+        "layer": values["layer"],
+        "seed": values["seed"],
+    }
+
+
+def _numbers(cell: Cell) -> list[str]:
+    report = cell.report
+    if report is None:
+        return [cell.status, "", "", "", ""]
+    low, high = (100 * end for end in report.interval95)
+    return [
+        f"{100 * report.top1:.1f}",
+        f"{low:.1f} to {high:.1f}",
+        f"{100 * report.balanced_accuracy:.1f}",
+        str(report.n),
+        f"{report.cost['fit_seconds']:.1f}",
+    ]
 
 
 def _heat_map(grid: Grid, cells: list[Cell]) -> bytes:
@@ -137,13 +135,14 @@ def _heat_map(grid: Grid, cells: list[Cell]) -> bytes:
     from featkit.plots.files import png_bytes
     from featkit.plots.heatmap import plot_heatmap
 
-    rows = list(dict.fromkeys(_place(cell, grid) for cell in cells))
+    rows, same = _row_names(cells)
+    places = list(dict.fromkeys(rows))
     columns = list(dict.fromkeys(str(cell.values["head"]) for cell in cells))
     found: dict[tuple[int, int], list[Cell]] = {}
-    for cell in cells:
-        found.setdefault((rows.index(_place(cell, grid)), columns.index(str(cell.values["head"]))), []).append(cell)
-    means = np.full((len(rows), len(columns)), np.nan)
-    ends = np.full((len(rows), len(columns), 2), np.nan)
+    for row, cell in zip(rows, cells, strict=True):
+        found.setdefault((places.index(row), columns.index(str(cell.values["head"]))), []).append(cell)
+    means = np.full((len(places), len(columns)), np.nan)
+    ends = np.full((len(places), len(columns), 2), np.nan)
     missing = np.full(means.shape, "", dtype=object)
     for place, group in found.items():
         reports = [cell.report for cell in group if cell.report]
@@ -155,9 +154,9 @@ def _heat_map(grid: Grid, cells: list[Cell]) -> bytes:
     seeds = len(grid.axes["seed"])
     figure = plot_heatmap(
         means,
-        rows,
+        places,
         columns,
-        title=grid.name + (f", mean of {seeds} seeds" if seeds > 1 else ""),
+        title=f"{grid.name}: {same}" + (f", mean of {seeds} seeds" if seeds > 1 else ""),
         label="top-1",
         intervals=ends if seeds == 1 else None,
         missing=missing.tolist(),
@@ -165,10 +164,17 @@ def _heat_map(grid: Grid, cells: list[Cell]) -> bytes:
     return png_bytes(figure)
 
 
-def _place(cell: Cell, grid: Grid) -> str:
-    """Return the cell's row in the heat map: its backbone and weights, and each other axis that varies."""
-    weights = str(cell.values["weights"])
-    parts = [str(cell.values["backbone"]), weights + (" (untrained)" if weights.startswith("random") else "")]
-    parts = [cell.data, *parts] if len(grid.axes["data"]) > 1 else parts
-    parts += [str(cell.values["layer"])] if len(grid.axes["layer"]) > 1 else []
-    return " ".join(part for part in parts if part)
+def _row_names(cells: list[Cell]) -> tuple[list[str], str]:
+    """Return each cell's row in the heat map, made of what varies, and what does not, for the title."""
+    parts = [
+        [cell.data, str(cell.values["backbone"]), _weights(str(cell.values["weights"])), str(cell.values["layer"])]
+        for cell in cells
+    ]
+    varying = [len(set(column)) > 1 for column in zip(*parts, strict=True)]
+    same = " ".join(name for name, varies in zip(parts[0], varying, strict=True) if name and not varies)
+    rows = [" ".join(name for name, varies in zip(part, varying, strict=True) if name and varies) for part in parts]
+    return [row or part[1] for row, part in zip(rows, parts, strict=True)], same
+
+
+def _weights(name: str) -> str:
+    return f"{name} (untrained)" if name.startswith("random") else name
