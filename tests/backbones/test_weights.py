@@ -72,7 +72,7 @@ def test_torchvisions_file_name_is_found_first_then_the_networks_then_torchs_fol
 def test_a_file_with_torchvisions_digest_is_called_torchvisions(folder, monkeypatch):
     monkeypatch.setitem(FILES["resnet18"], "IMAGENET1K_V1", f"resnet18-{DIGEST[:8]}.pth")
     path = put(folder / f"resnet18-{DIGEST[:8]}.pth", CONTENT)
-    assert find_weights("resnet18", "imagenet") == Weights(f"IMAGENET1K_V1 ({path})", DIGEST, path)
+    assert find_weights("resnet18", "imagenet") == Weights(f"IMAGENET1K_V1 ({path.name})", DIGEST, path)
 
 
 def test_a_plain_file_name_is_not_taken_for_the_second_weights(folder, monkeypatch):
