@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
+from threadpoolctl import threadpool_limits
 
 from featkit.errors import HeadError
 
@@ -80,6 +81,15 @@ class LogitHead(Head):
     def predict_proba(self, X: Any) -> NDArray[np.float64]:
         """Return the scores ``(n, k)``: columns as in ``classes_``, rows that sum to 1."""
         return softmax(self._logits(self._rows(X)))
+
+
+def one_thread() -> threadpool_limits:
+    """Return a context in which a matrix product uses one core.
+
+    The products of a solver's step are small: on a machine that does anything else, threads that wait for each other
+    make it four to ten times slower. The numbers then do not depend on the number of cores either.
+    """
+    return threadpool_limits(1, user_api="blas")
 
 
 def softmax(logits: Floats) -> NDArray[np.float64]:

@@ -11,7 +11,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import _check_sample_weight
 
-from featkit.heads.base import Floats, LogitHead, two_columns
+from featkit.heads.base import Floats, LogitHead, one_thread, two_columns
 from featkit.heads.scaling import SCALES, apply_scale, fit_scale
 
 
@@ -81,7 +81,7 @@ class LinearHead(LogitHead):
 
 def _converges(solver: LogisticRegression, *data: Any) -> bool:
     """Fit the solver and return whether it converged; warnings of any other kind are passed on."""
-    with warnings.catch_warnings(record=True) as caught:
+    with warnings.catch_warnings(record=True) as caught, one_thread():
         warnings.simplefilter("always")
         solver.fit(*data)
     late = [warning for warning in caught if issubclass(warning.category, ConvergenceWarning)]

@@ -11,7 +11,7 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.neural_network import MLPClassifier
 from sklearn.utils._param_validation import Interval
 
-from featkit.heads.base import Floats, LogitHead, two_columns
+from featkit.heads.base import Floats, LogitHead, one_thread, two_columns
 from featkit.heads.scaling import apply_scale, fit_scale
 
 
@@ -71,7 +71,7 @@ class MLPHead(LogitHead):
         # Adam's step and the initial weights suppose inputs of variance 1 each, not 1 together.
         self.spread_ = spread / np.sqrt(rows.shape[1], dtype=rows.dtype)
         network = self._network(len(rows))
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), one_thread():
             warnings.simplefilter("ignore", ConvergenceWarning)
             network.fit(apply_scale(rows, "root", self.centre_, self.spread_), codes)
         self.hidden_coef_, self.coef_ = network.coefs_

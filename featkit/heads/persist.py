@@ -98,7 +98,10 @@ def _skops() -> ModuleType:
     if hidden:
         sys.modules["torch"] = None  # type: ignore[assignment]
     try:
-        return import_module("skops.io")
+        with warnings.catch_warnings():
+            # Where torch is there already, skops looks at every name in it, and some of them are deprecated.
+            warnings.simplefilter("ignore", FutureWarning)
+            return import_module("skops.io")
     finally:
         if hidden:
             del sys.modules["torch"]

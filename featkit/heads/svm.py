@@ -18,9 +18,9 @@ class SVMHead(LogitHead):
     """Support vector machine with an RBF or a linear kernel.
 
     Vectors are scaled inside as by ``LinearHead(scale="root")``. One machine is trained for each pair of classes
-    (libsvm); the one-vs-rest decision value of a class is the number of pairs it wins, with their
-    margins deciding between equals. The scores are the soft-max of these values. They rank, but are not calibrated:
-    0.6 does not mean that six in ten such predictions are right. The defaults were chosen as those of ``LinearHead``.
+    (libsvm); the one-vs-rest decision value of a class is the number of pairs it wins, with their margins deciding
+    between equals. The scores are the soft-max of these values. They rank, but are not calibrated: 0.6 does not mean
+    that six in ten such predictions are right. The defaults were chosen as those of ``LinearHead``.
 
     Parameters
     ----------

@@ -232,3 +232,21 @@ def test_a_run_that_is_none_is_refused(photos):
 def test_an_axis_beside_a_grid_file_is_wrong_usage():
     Path("grid.toml").write_text("")
     call("ablate", "grid.toml", "--head", "svm", code=2)
+
+
+def test_cache_verify_names_what_differs(photos):
+    call("extract", "--data", photos, *FAST)
+    assert "all is well" in call("cache", "verify").stderr
+    Image.new("RGB", (9, 9)).save(photos / "red" / "0.png")
+    done = call("cache", "verify", code=1)
+    assert "red/0.png is changed" in done.stdout
+
+
+def test_explain_runs_nothing(photos):
+    assert "no hit" in call("extract", "--data", photos, *FAST, "--explain").stdout
+    assert not Path("cache").exists()
+
+
+def test_several_backbones_give_a_file_each(photos):
+    done = call("extract", "--data", photos, "--backbone", "resnet34", *FAST)
+    assert len(done.stdout.splitlines()) == len(list(Path("cache").glob("*.h5"))) == 2

@@ -1,0 +1,100 @@
+"""A cache file is asked whether it is still good, and why another would not be a hit."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import h5py
+import numpy as np
+import pytest
+from PIL import Image
+
+from featkit.embeddings.extract import run_extractions
+from featkit.embeddings.job import content_keys, make_job
+from featkit.embeddings.journal import open_journal
+from featkit.embeddings.pipeline import Compute
+from featkit.embeddings.request import Request
+from featkit.embeddings.verify import collect_garbage, explain, verify
+
+COMPUTE = Compute(device="cpu", workers=2)
+
+
+@pytest.fixture
+def request_(photos):
+    return Request(data=str(photos), weights="random", resize="32", precision="fp32")
+
+
+@pytest.fixture
+def path(request_, tmp_path):
+    return run_extractions([request_], request_.load_images(), tmp_path / "cache", COMPUTE)[0].path
+
+
+def job_of(request, cache):
+    images = request.load_images()
+    return make_job(request, images, content_keys(images, COMPUTE), cache)
+
+
+def test_nothing_is_wrong_with_a_fresh_file(path):
+    assert verify(path, COMPUTE) == []
+
+
+@pytest.mark.parametrize("dataset", ["embeddings", "checksums"])
+def test_a_corrupted_row_is_named(path, dataset):
+    with h5py.File(path, "r+") as file:
+        row = file[dataset][5]
+        file[dataset][5] = row + np.asarray(1, row.dtype)
+    assert verify(path, COMPUTE) == [f"{path}: the vector of blue/5.png is damaged"]
+
+
+@pytest.mark.parametrize(
+    ("dataset", "wrong"), [("labels", "labels or classes"), ("keys", "names or keys"), ("ids", "names or keys")]
+)
+def test_changed_labels_names_or_keys_are_noticed(path, dataset, wrong):
+    with h5py.File(path, "r+") as file:
+        file[dataset][0] = file[dataset][9]
+    assert any(wrong in line for line in verify(path, COMPUTE))
+
+
+def test_a_changed_recipe_is_noticed(path):
+    with h5py.File(path, "r+") as file:
+        file.attrs["recipe"] = file.attrs["recipe"].replace("avgpool", "layer3")
+    assert verify(path, COMPUTE) == [f"{path}: the recipe in it is not the one in its name"]
+
+
+def test_a_truncated_file_is_named(path):
+    path.write_bytes(path.read_bytes()[:5000])
+    (line,) = verify(path, COMPUTE)
+    assert str(path) in line
+
+
+def test_images_that_differ_from_those_on_disk_are_named(path, photos):
+    Image.new("RGB", (9, 9), "red").save(photos / "red" / "0.png")
+    (photos / "red" / "1.png").unlink()
+    Image.new("RGB", (9, 9), "pink").save(photos / "red" / "new.png")
+    lines = [line.partition("since it was made, ")[2] for line in verify(path, COMPUTE)]
+    assert lines == ["red/new.png is new", "red/0.png is changed", "red/1.png is gone"]
+
+
+def test_why_a_file_is_no_hit_is_explained_by_field(path, request_):
+    cache = path.parent
+    assert explain(job_of(request_, cache)) == f"hit: {path}"
+    said = explain(job_of(replace(request_, layer="layer3"), cache))
+    assert said.startswith("no hit: 24 of 24 images would be embedded")
+    assert said.endswith("differs in layer: avgpool there, layer3 asked for")
+    assert "there is no embeddings file" in explain(job_of(request_, cache / "none"))
+
+
+def test_what_would_be_embedded_is_counted(path, request_, photos):
+    Image.new("RGB", (9, 9), "red").save(photos / "red" / "0.png")
+    assert "no hit: 1 of 24 images would be embedded" in explain(job_of(request_, path.parent))
+
+
+def test_garbage_is_collected_but_not_from_under_who_is_at_work(tmp_path):
+    for name in (".a.partial", ".b.partial"):
+        with open_journal(tmp_path / name, print) as journal:
+            journal.append(["key"], np.ones((1, 2)))
+    with open_journal(tmp_path / ".b.partial", print):
+        removed, busy = collect_garbage(tmp_path)
+    assert removed == [tmp_path / ".a.partial"]
+    assert len(busy) == 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".b.owner", ".b.partial"]
