@@ -89,9 +89,7 @@ def compute_options(function: F) -> F:
         click.option(
             "--batch-size",
             type=click.IntRange(min=1),
-            default=32,
-            show_default=True,
-            help="Images in one forward pass.",
+            help="Images in one forward pass. [16 on a CPU, 128 on a GPU]",
         ),
         click.option("--workers", type=click.IntRange(min=1), help="Threads that read and decode. [one for each core]"),
         click.option(

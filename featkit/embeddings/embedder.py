@@ -35,8 +35,8 @@ class ImageEmbedder(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         Folder of the HDF5 files.
     device : str, default="auto"
         ``auto``, ``cpu``, ``cuda`` or ``mps``.
-    batch_size : int, default=32
-        Images in one forward pass.
+    batch_size : int, optional
+        Images in one forward pass; None for what suits the device.
 
     Examples
     --------
@@ -57,7 +57,7 @@ class ImageEmbedder(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         precision: str = "auto",
         cache: str | Path = "cache",
         device: str = "auto",
-        batch_size: int = 32,
+        batch_size: int | None = None,
     ) -> None:
         self.backbone = backbone
         self.weights = weights

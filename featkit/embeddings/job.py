@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,8 @@ from featkit.embeddings.recipe import Recipe, digest
 from featkit.embeddings.request import Request
 from featkit.errors import DecodeError
 from featkit.images.base import ImageSet
+
+_KEYS_AT_ONCE = 64
 
 
 @dataclass(frozen=True)
@@ -71,7 +74,11 @@ def content_keys(images: ImageSet, compute: Compute) -> tuple[str, ...]:
                 return ""
             raise
 
-    return tuple(in_threads(key, range(len(images)), compute.threads, ahead=64 * compute.threads))
+    def keys(start: int) -> list[str]:
+        return [key(row) for row in range(start, min(start + _KEYS_AT_ONCE, len(images)))]
+
+    starts = range(0, len(images), _KEYS_AT_ONCE)
+    return tuple(chain.from_iterable(in_threads(keys, starts, compute.threads, ahead=2 * compute.threads)))
 
 
 def images_digest(ids: Sequence[str], keys: Sequence[str]) -> str:

