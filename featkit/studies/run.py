@@ -90,7 +90,8 @@ def open_source(given: Mapping[str, Any], cache: Path, compute: Compute) -> Sour
         return replace(_from_file({}, newest, compute), notes=(note,))
     images = request.load_images()
     (done,) = run_extractions([request], images, cache, compute)
-    notes = [f"data and backbone not given: going on from {newest}"] if newest else []
+    taken = f"what was not given is taken from {newest}: data {request.data}, backbone {request.backbone}"
+    notes = [taken] if newest else []
     notes += [f"{len(done.skipped)} images left out: {', '.join(done.skipped)}"] if done.skipped else []
     return Source(request, read_for(images, done.path), done.path, images.name, done.weights, tuple(notes))
 
