@@ -93,7 +93,7 @@ def load_run(directory: Path) -> SavedRun:
     again = "make it again with `featkit fit`"
     try:
         card = json.loads((directory / "card.json").read_text(encoding="utf-8"))
-        head_file = directory / card["head"]["file"]
+        head_file = directory / HEAD_FILE
         found = hashlib.sha256(head_file.read_bytes()).hexdigest()
         if found != card["head"]["sha256"]:
             raise RunError(f"{head_file} is not the head that {directory / 'card.json'} describes: {again}")
