@@ -29,13 +29,13 @@ def call(*arguments, code=0):
 
 
 def refused(*arguments):
-    """One line, exit code 1, and nothing left behind."""
+    """One line, exit code 1, and neither a cache file nor a run left behind."""
     done = call(*arguments, code=1)
     assert done.stdout == ""
     lines = [line for line in done.stderr.splitlines() if line.startswith("Error")]
     assert len(lines) == 1
     assert done.stderr.splitlines()[-1] == lines[0]
-    assert not list(Path("cache").rglob("*.*"))
+    assert not list(Path("cache").rglob("*.h5"))
     assert not Path("experiments").exists()
     return lines[0]
 
