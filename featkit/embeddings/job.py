@@ -21,6 +21,7 @@ from featkit.embeddings.recipe import Recipe, digest
 from featkit.embeddings.request import Request
 from featkit.errors import DecodeError
 from featkit.images.base import ImageSet
+from featkit.images.files import safe_name
 
 _KEYS_AT_ONCE = 64
 
@@ -53,7 +54,7 @@ def make_job(request: Request, images: ImageSet, keys: tuple[str, ...], cache: P
     """
     backbone = request.load_backbone()
     recipe = make_recipe(images, keys, backbone, request.precision)
-    stem = store.file_stem(images.name, backbone.name)
+    stem = safe_name(f"{images.name}-{backbone.name}")
     path = cache / f"{stem}-{recipe.fingerprint[:12]}.h5"
     journal = cache / f".{stem}-{recipe.network[:12]}.partial"
     return Job(request, images.name, backbone, recipe, keys, path, journal)

@@ -72,11 +72,6 @@ class Entry:
     provenance: Mapping[str, Any]
 
 
-def file_stem(data: str, backbone: str) -> str:
-    """Return ``<data>-<backbone>`` as a file's name may have it."""
-    return "".join(letter if letter.isalnum() or letter in "._-" else "_" for letter in f"{data}-{backbone}")
-
-
 def find(cache: Path, recipe: Recipe) -> Path | None:
     """Return the file that was made by this recipe, whatever its data set was called then, or None."""
     matches = sorted(cache.glob(f"*-{recipe.fingerprint[:12]}.h5"))

@@ -27,17 +27,10 @@ def old(*, weights):
 
 
 @pytest.fixture
-def plugin(tmp_path, monkeypatch):
+def plugin(install):
     """An installed package, as far as Python can tell, that adds backbones."""
-    (tmp_path / "colour_backbone.py").write_text(PLUGIN)
-    about = tmp_path / "colour_backbone-1.0.dist-info"
-    about.mkdir()
-    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: colour-backbone\nVersion: 1.0\n")
     points = "".join(f"{name} = colour_backbone:{name}\n" for name in ("colour", "wrong", "old", "gone"))
-    (about / "entry_points.txt").write_text(f"[featkit.backbones]\n{points}")
-    monkeypatch.syspath_prepend(tmp_path)
-    yield
-    sys.modules.pop("colour_backbone", None)
+    install("colour_backbone", PLUGIN, f"[featkit.backbones]\n{points}")
 
 
 def test_a_backbone_of_a_plugin_is_found_and_its_sizes_overridden(plugin):

@@ -20,16 +20,10 @@ class NearestHead(KNNHead):
 
 
 @pytest.fixture
-def plugin(tmp_path, monkeypatch):
-    """An installed package that adds one head, and another whose module does not exist."""
-    (tmp_path / "nearest_plugin.py").write_text(PLUGIN)
-    info = tmp_path / "nearest_plugin-1.0.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: nearest-plugin\nVersion: 1.0\n")
-    (info / "entry_points.txt").write_text("[featkit.heads]\nnearest = nearest_plugin:NearestHead\n")
-    monkeypatch.syspath_prepend(str(tmp_path))
-    yield "nearest"
-    sys.modules.pop("nearest_plugin", None)
+def plugin(install):
+    """An installed package that adds one head."""
+    install("nearest_plugin", PLUGIN, "[featkit.heads]\nnearest = nearest_plugin:NearestHead\n")
+    return "nearest"
 
 
 def test_options_of_a_spec_reach_the_head():
