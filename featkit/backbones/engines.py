@@ -23,13 +23,15 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 DEVICES = ("auto", "cpu", "cuda", "mps")
 
 
-def open_engine(backbone: Backbone, *, precision: str = "fp32", device: str = "cpu") -> Engine:
+def open_engine(backbone: Backbone, *, precision: str = "fp32", device: str = "cpu", compiled: bool = False) -> Engine:
     """Build a backbone's network and return what runs it.
 
     Args:
         backbone: the network, its weights and its preprocessing.
-        precision: ``fp32``, exact on every device, or ``bf16``: weights and activations in bfloat16.
+        precision: ``fp32``, exact on every device; ``bf16``: weights and activations in bfloat16, but for the first
+            convolution; ``int8``: what ``backbone.quantized`` holds, on a CPU.
         device: ``auto``, ``cpu``, ``cuda`` or ``mps``.
+        compiled: whether torch compiles the network first; not for int8, which ONNX Runtime compiles by itself.
 
     Returns:
         A function from uint8 ``(b, h, w, 3)``, as ``backbone.preprocess`` gives them, to float32 ``(b, d)``.
@@ -37,16 +39,93 @@ def open_engine(backbone: Backbone, *, precision: str = "fp32", device: str = "c
     Raises:
         SpecError: if the precision, the device or the layer is unknown or not to be had.
         WeightsError: if the weights are damaged or of another network.
+        MissingExtraError: if int8 is asked for without ONNX Runtime.
     """
-    place, dtype = torch.device(pick_device(device)), DTYPES[resolve_precision(precision, device)]
-    module = folded(backbone.build()).to(place, dtype).to(memory_format=torch.channels_last)
+    precision = resolve_precision(precision, device)
+    if precision == "int8":
+        from featkit.backbones.int8 import open_quantized
+
+        return open_quantized(backbone, pick_device(device))
+    place = torch.device(pick_device(device))
+    module = _at(folded(backbone.build()), DTYPES[precision]).to(place).to(memory_format=torch.channels_last)
+    forward = _compiled(module) if compiled else module
 
     def run(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
         # cuDNN would otherwise round the inputs of convolutions to TF32's ten bits.
-        with torch.inference_mode(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
-            # Bytes (b, h, w, 3) seen as (b, 3, h, w) are channels_last already.
-            batch = torch.tensor(pixels, device=place).permute(0, 3, 1, 2).to(torch.float32)
-            vectors: NDArray[np.float32] = module(backbone.preprocess.normalise(batch).to(dtype)).float().cpu().numpy()
+        with torch.no_grad(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+            batch = backbone.preprocess.normalise(_images(pixels, place))
+            vectors: NDArray[np.float32] = forward(batch).float().cpu().numpy()
+        return vectors
+
+    return run
+
+
+def _images(pixels: NDArray[np.uint8], place: torch.device) -> torch.Tensor:
+    """Bring bytes ``(b, h, w, 3)`` to the device as float32 ``(b, 3, h, w)``; they are channels_last already."""
+    host = torch.tensor(pixels, pin_memory=place.type == "cuda")
+    return host.to(place, non_blocking=True).permute(0, 3, 1, 2).to(torch.float32)
+
+
+class _FullFirst(nn.Module):
+    """A first convolution that stays in float32, before a network in another type.
+
+    What it rounds, every later layer inherits. It costs little: an image has only three channels.
+    """
+
+    def __init__(self, convolution: nn.Conv2d, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.convolution = convolution
+        self.dtype = dtype
+
+    def forward(self, batch: torch.Tensor) -> torch.Tensor:
+        features: torch.Tensor = self.convolution(batch).to(self.dtype)
+        return features
+
+
+class _Cast(nn.Module):
+    """A network in another type, on float32 input."""
+
+    def __init__(self, network: nn.Module, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.network = network
+        self.dtype = dtype
+
+    def forward(self, batch: torch.Tensor) -> torch.Tensor:
+        vectors: torch.Tensor = self.network(batch.to(self.dtype))
+        return vectors
+
+
+def _at(module: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """Return the module in a type, on float32 input ``(b, 3, h, w)``."""
+    if dtype == torch.float32:
+        return module
+    convolutions = ((name, part) for name, part in module.named_modules() if isinstance(part, nn.Conv2d))
+    name, first = next(convolutions, ("", None))
+    if first is None or not name or first.in_channels != 3:
+        return _Cast(module.to(dtype), dtype)
+    module.set_submodule(name, nn.Identity())
+    module.to(dtype).set_submodule(name, _FullFirst(first, dtype))
+    return module
+
+
+def _compiled(module: nn.Module) -> Callable[[torch.Tensor], torch.Tensor]:
+    """Return the module compiled by torch, for batches of one size: smaller ones are filled up.
+
+    Raises:
+        SpecError: at the first batch, if there is no compiler.
+    """
+    forward = torch.compile(module, options={"freezing": True})
+    size = 0
+
+    def run(batch: torch.Tensor) -> torch.Tensor:
+        nonlocal size
+        size = max(size, len(batch))
+        filled = torch.cat([batch, batch[:1].expand(size - len(batch), -1, -1, -1)])
+        try:
+            vectors: torch.Tensor = forward(filled)[: len(batch)]
+        except torch._dynamo.exc.TorchDynamoException as error:
+            reason = str(error).strip().partition("\n")[0]
+            raise SpecError(f"torch cannot compile this network here ({reason}): go on without --compile") from error
         return vectors
 
     return run

@@ -6,17 +6,17 @@ from pathlib import Path
 
 from featkit.registry import unknown
 
-PRECISIONS = ("fp32", "bf16")
+PRECISIONS = ("fp32", "bf16", "int8")
 _BF16_FLAGS = {"avx512_bf16", "amx_bf16", "bf16"}
 _CPU_INFO = Path("/proc/cpuinfo")
 _NVIDIA = Path("/dev/nvidiactl")
 
 
 def resolve_precision(text: str, device: str = "auto") -> str:
-    """Return ``fp32`` or ``bf16``; ``auto`` is bf16 where the device has it in hardware.
+    """Return ``fp32``, ``bf16`` or ``int8``; ``auto`` is bf16 where the device has it in hardware.
 
     Raises:
-        SpecError: if the text is neither of these.
+        SpecError: if the text is none of these.
     """
     if text in PRECISIONS:
         return text

@@ -1,4 +1,4 @@
-"""`featkit cache ls|show|rm`."""
+"""`featkit cache ls|show|verify|export|import|gc|rm`."""
 
 from __future__ import annotations
 
@@ -16,6 +16,8 @@ Examples:
   featkit cache ls
   featkit cache show cache/digits-resnet18-0123456789ab.h5
   featkit cache verify
+  featkit cache export cache/digits-resnet18-0123456789ab.h5 digits.npz
+  featkit cache import vectors.csv
   featkit cache gc
   featkit cache rm cache/digits-resnet18-0123456789ab.h5
 """
@@ -56,6 +58,8 @@ def show(file: Path) -> None:
         "rows": entry.rows,
         "width": entry.width,
         "unreadable_images": entry.invalid,
+        "bytes": entry.size,
+        "rounding": entry.rounding,
         "fingerprint": entry.recipe.fingerprint,
         "recipe": json.loads(entry.recipe.to_json()),
         "provenance": entry.provenance,
@@ -80,6 +84,34 @@ def verify_files(files: tuple[Path, ...], cache: Path) -> None:
     if problems:
         raise CacheError(f"{len(problems)} problems: extract again what is to be trusted")
     note("all is well")
+
+
+@cache.command("export")
+@click.argument("file", type=click.Path(path_type=Path))
+@click.argument("out", type=click.Path(path_type=Path, dir_okay=False))
+def export_vectors(file: Path, out: Path) -> None:
+    """Write the vectors of FILE to OUT: a .csv, .npz or .parquet file.
+
+    CSV and Parquet have columns id, label, split, x0, x1, ...; npz has arrays
+    embeddings, labels, ids, splits, classes and recipe.
+    """
+    from featkit.embeddings.exchange import export_file
+
+    export_file(file, out)
+    note(f"wrote {out}, {size(out.stat().st_size)}")
+
+
+@cache.command("import")
+@click.argument("file", type=click.Path(path_type=Path))
+@cache_option
+def import_vectors(file: Path, cache: Path) -> None:
+    """Make an embeddings file of the vectors in FILE, in the form that export writes.
+
+    Prints its path, for `featkit fit --cache PATH`.
+    """
+    from featkit.embeddings.exchange import import_file
+
+    click.echo(import_file(file, cache))
 
 
 @cache.command("gc")

@@ -12,9 +12,11 @@ from featkit.cli.options import (
     compute_options,
     data_options,
     given_request,
+    layers_option,
     make_compute,
     network_options,
     note,
+    size,
 )
 
 if TYPE_CHECKING:
@@ -30,6 +32,8 @@ Examples:
   featkit extract --data labels.csv --resize 224x224 --on-error skip
   featkit extract --data cifar10:root=data,download=true --limit train=5000,test=1000
   featkit extract --backbone resnet18 --weights random --layer layer3
+  featkit extract --data photos --layer layer3 --layer avgpool --precision int8
+  featkit extract --data photos --augment trivial --views 8 --store float16
   featkit extract --data photos --backbone resnet50 --explain
 """
 
@@ -38,8 +42,14 @@ Examples:
 @data_options
 @click.option("--backbone", multiple=True, metavar="SPEC", help="Repeatable: each image is read once. [resnet18]")
 @network_options
+@layers_option
 @cache_option
 @compute_options
+@click.option(
+    "--store",
+    metavar="HOW",
+    help="float32 or float16 (half the size), compressed with gzip or zstd, or both: float16,zstd. [float32]",
+)
 @click.option("--explain", is_flag=True, help="Only say whether a file would be a hit, and if not, why.")
 def extract(cache: Path, explain: bool, **options: Any) -> None:
     """Turn images into vectors, once.
@@ -52,7 +62,8 @@ def extract(cache: Path, explain: bool, **options: Any) -> None:
 
     chosen = {name: value for name, value in given_request(options).items() if value is not None}
     backbones = chosen.pop("backbone") or ("resnet18",)
-    requests = [Request(**chosen, backbone=backbone) for backbone in backbones]
+    layers = chosen.pop("layer") or (None,)
+    requests = [Request(**chosen, backbone=backbone, layer=layer) for backbone in backbones for layer in layers]
     images = requests[0].load_images()
     note(f"{images.name}: {len(images)} images, {len(images.classes)} classes, split {images.split}")
     if explain:
@@ -60,6 +71,8 @@ def extract(cache: Path, explain: bool, **options: Any) -> None:
         return
     for done in run_extractions(requests, images, cache, make_compute(options), note):
         note(_summary(done))
+        if "store" in chosen:
+            note(_stored(done))
         click.echo(done.path)
 
 
@@ -70,6 +83,15 @@ def _explain(requests: list[Request], images: ImageSet, cache: Path, compute: Co
     keys = content_keys(images, compute)
     for request in requests:
         click.echo(explain(make_job(request.on(compute.device), images, keys, cache)))
+
+
+def _stored(done: Extraction) -> str:
+    """Say in one line what the way of storing gains and loses."""
+    from featkit.embeddings.store import describe
+
+    entry = describe(done.path)
+    plain = size(4 * entry.rows * entry.width)
+    return f"{size(entry.size)} on disk for {plain} of float32; rounding: {entry.rounding:.1e} of the largest number"
 
 
 def _summary(done: Extraction) -> str:

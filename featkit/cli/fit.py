@@ -15,6 +15,7 @@ from featkit.cli.options import (
     data_options,
     given_request,
     json_option,
+    layer_option,
     make_compute,
     network_options,
     note,
@@ -47,6 +48,7 @@ Without --data or --backbone, the newest cache that agrees with the other option
 @data_options
 @backbone_option
 @network_options
+@layer_option
 @cache_option
 @compute_options
 @out_option

@@ -14,8 +14,11 @@ if TYPE_CHECKING:
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-REQUEST = ("data", "split", "limit", "seed", "backbone", "weights", "layer", "pool", "resize", "crop", "precision")
-COMPUTE = ("device", "batch_size", "workers", "on_error")
+REQUEST = (
+    *("data", "split", "limit", "seed", "augment", "views", "backbone", "weights", "layer", "pool", "resize", "crop"),
+    *("precision", "store"),
+)
+COMPUTE = ("device", "batch_size", "workers", "compiled", "on_error")
 
 
 def _stack(*options: Callable[[F], F]) -> Callable[[F], F]:
@@ -44,6 +47,13 @@ def data_options(function: F) -> F:
         ),
         click.option("--limit", metavar="train=N,test=N", help="A stratified part of each split."),
         click.option("--seed", type=click.IntRange(min=0), help="Seed of the split, the limit and the head. [0]"),
+        click.option(
+            "--augment",
+            type=click.Choice(["basic", "trivial", "auto", "rand"]),
+            help="Add views of each train image: random resized crop and flip, then nothing, TrivialAugment, "
+            "AutoAugment or RandAugment. [none]",
+        ),
+        click.option("--views", type=click.IntRange(1, 100), help="How many views of each train image. [4]"),
     )(function)
 
 
@@ -63,11 +73,6 @@ def network_options(function: F) -> F:
             help="imagenet, IMAGENET1K_V1, IMAGENET1K_V2, random[:SEED] or a .pth or .safetensors FILE. [imagenet]",
         ),
         click.option(
-            "--layer",
-            metavar="NAME",
-            help="Take this layer's output; see `featkit models --layers resnet50`. [after global average pooling]",
-        ),
-        click.option(
             "--pool", type=click.Choice(["avg", "max", "catavgmax"]), help="How a feature map becomes a vector. [avg]"
         ),
         click.option(
@@ -76,10 +81,15 @@ def network_options(function: F) -> F:
         click.option("--crop", metavar="N|none", help="Centre crop in pixels. [as the weights say]"),
         click.option(
             "--precision",
-            type=click.Choice(["auto", "fp32", "bf16"]),
-            help="Arithmetic of the network; auto is bf16 where the device has it in hardware. [auto]",
+            type=click.Choice(["auto", "fp32", "bf16", "int8"]),
+            help="Arithmetic; auto is bf16 where the device has it in hardware, else fp32; int8 is for CPUs. [auto]",
         ),
     )(function)
+
+
+_LAYER = "this layer's output; see `featkit models --layers resnet50`. [after global average pooling]"
+layer_option = click.option("--layer", metavar="NAME", help=f"Take {_LAYER}")
+layers_option = click.option("--layer", multiple=True, metavar="NAME", help=f"Repeatable: take {_LAYER}")
 
 
 def compute_options(function: F) -> F:
@@ -92,6 +102,12 @@ def compute_options(function: F) -> F:
             help="Images in one forward pass. [16 on a CPU, 128 on a GPU]",
         ),
         click.option("--workers", type=click.IntRange(min=1), help="Threads that read and decode. [one for each core]"),
+        click.option(
+            "--compile",
+            "compiled",
+            is_flag=True,
+            help="Have torch compile the network first: half a minute, then faster. Needs a C++ compiler.",
+        ),
         click.option(
             "--on-error",
             type=click.Choice(["fail", "skip"]),

@@ -11,12 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.base import BaseEstimator, TransformerMixin
 
-from featkit.embeddings import store
+from featkit.embeddings import lookup
 from featkit.embeddings.extract import run_extractions
 from featkit.embeddings.job import content_keys, make_job
 from featkit.embeddings.pipeline import Compute
 from featkit.embeddings.request import Request
-from featkit.errors import DataError
+from featkit.errors import DataError, SpecError
 from featkit.images.base import ImageSet
 from featkit.images.decode import array_key
 from featkit.images.files import image_files
@@ -94,6 +94,8 @@ class ImageEmbedder(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         -------
         ndarray of float32, shape (n, d)
         """
+        if self.precision == "int8":
+            raise SpecError("int8 is calibrated on train images, and there are none here: use another precision")
         images = _image_set(X)
         request = Request(
             data="",
@@ -109,12 +111,12 @@ class ImageEmbedder(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         cache = Path(self.cache)
         keys = content_keys(images, compute)
         recipe = make_job(request, images, keys, cache).recipe
-        places = store.locate(cache, recipe, keys)
+        places = lookup.locate(cache, recipe, keys)
         missing = {key: row for row, key in enumerate(keys) if key not in places}
         if missing:
             run_extractions([request], images.take(np.array(sorted(missing.values()))), cache, compute)
-            places = store.locate(cache, recipe, keys)
-        return store.read_places([places[key] for key in keys])
+            places = lookup.locate(cache, recipe, keys)
+        return lookup.read_places([places[key] for key in keys])
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()

@@ -12,11 +12,13 @@ import numpy as np
 from tqdm import tqdm
 
 from featkit.backbones.base import Backbone
-from featkit.embeddings import pipeline, store
+from featkit.embeddings import lookup, pipeline, store
 from featkit.embeddings.base import Embeddings
+from featkit.embeddings.calibration import Task, calibrate
 from featkit.embeddings.disk import storage_errors
 from featkit.embeddings.job import Job, changes, content_keys, make_job, provenance
 from featkit.embeddings.journal import Journal, open_journal, remove
+from featkit.embeddings.layout import Layout
 from featkit.embeddings.pipeline import Compute
 from featkit.embeddings.request import Request
 from featkit.errors import DataError, DecodeError
@@ -32,7 +34,7 @@ class Extraction:
     Attributes:
         path: the cache file.
         weights: label of the weights, for people.
-        precision: ``fp32`` or ``bf16``.
+        precision: ``fp32``, ``bf16`` or ``int8``.
         hit: whether it was there already.
         embedded: how many images went through the network.
         reused: how many vectors were taken from other files.
@@ -110,11 +112,20 @@ def run_extractions(
         FeatkitError: of the kind that says what cannot be had.
     """
     keys = content_keys(images, compute)
-    jobs = [make_job(request.on(compute.device), images, keys, cache) for request in requests]
-    found = [store.find(cache, job.recipe) for job in jobs]
+    jobs = [_make_job(request.on(compute.device), images, keys, cache, compute) for request in requests]
+    found = [lookup.find(cache, job.recipe) for job in jobs]
     missing = {job.path: job for job, path in zip(jobs, found, strict=True) if path is None}
     made = _make(sorted(missing.values(), key=lambda job: job.journal), images, compute, note)
     return [_hit(job, path, compute) if path else made[job.path] for job, path in zip(jobs, found, strict=True)]
+
+
+def _make_job(request: Request, images: ImageSet, keys: tuple[str, ...], cache: Path, compute: Compute) -> Job:
+    """Return the wanted file; an int8 network that is not there yet is calibrated first."""
+    job = make_job(request, images, keys, cache)
+    if request.precision == "int8" and job.backbone.quantized is None:
+        calibrate(Task(job.backbone, job.recipe, images, keys), cache, compute)
+        job = make_job(request, images, keys, cache)
+    return job
 
 
 def _hit(job: Job, path: Path, compute: Compute) -> Extraction:
@@ -133,7 +144,7 @@ class _Open:
 
     job: Job
     journal: Journal
-    known: dict[str, store.Place]
+    known: dict[str, lookup.Place]
     resumed: int
 
     def has(self, key: str) -> bool:
@@ -151,11 +162,11 @@ def _make(
             with storage_errors(job.path):
                 job.path.parent.mkdir(parents=True, exist_ok=True)
                 journal = stack.enter_context(open_journal(job.journal, lambda who: note(f"waiting for {who}")))
-            made_meanwhile = store.find(job.path.parent, job.recipe)
+            made_meanwhile = lookup.find(job.path.parent, job.recipe)
             if made_meanwhile:
                 done[job.path] = _hit(job, made_meanwhile, compute)
             else:
-                known = store.locate(job.path.parent, job.recipe, job.keys)
+                known = lookup.locate(job.path.parent, job.recipe, job.keys)
                 work.append(_Open(job, journal, known, sum(key in journal for key in set(job.keys))))
         failed = _embed_missing(work, images, compute)
         done.update({each.job.path: _publish(each, images, compute, failed) for each in work})
@@ -193,7 +204,11 @@ def embed(
 
     on_cpu = pick_device(compute.device) == "cpu"
     targets = [
-        pipeline.Target(backbone.preprocess, open_engine(backbone, precision=precision, device=compute.device), rows)
+        pipeline.Target(
+            backbone.preprocess if precision == "fp32" else backbone.preprocess.nearly,
+            open_engine(backbone, precision=precision, device=compute.device, compiled=compute.compiled),
+            rows,
+        )
         for backbone, precision, rows in networks
     ]
     title = f"{'+'.join(backbone.name for backbone, _, _ in networks)} on {images.name}"
@@ -221,7 +236,7 @@ def _publish(each: _Open, images: ImageSet, compute: Compute, failed: frozenset[
         provenance=provenance(job, compute),
     )
     since = changes(job, images)
-    store.write(job.path, header, _gather(each, rows))
+    store.write(job.path, header, _gather(each, rows), Layout.parse(job.request.store))
     remove(job.journal)
     reused = sum(job.keys[row] in each.known for row in rows)
     return Extraction(
@@ -244,6 +259,6 @@ def _gather(each: _Open, rows: list[int]) -> Iterator[store.Block]:
         keys = [each.job.keys[row] for row in part]
         old = [place for place, key in enumerate(keys) if key in each.known]
         new = [place for place, key in enumerate(keys) if key not in each.known]
-        pieces = [store.read_places([each.known[keys[place]] for place in old])] if old else []
+        pieces = [lookup.read_places([each.known[keys[place]] for place in old])] if old else []
         pieces += [each.journal.read([keys[place] for place in new])] if new else []
         yield part, np.concatenate(pieces)[np.argsort(old + new)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from itertools import chain
@@ -16,6 +16,8 @@ from numpy.typing import NDArray
 
 from featkit.backbones.base import Backbone
 from featkit.embeddings import store
+from featkit.embeddings.calibration import Task, choose
+from featkit.embeddings.layout import Layout
 from featkit.embeddings.pipeline import Compute, in_threads
 from featkit.embeddings.recipe import Recipe, digest
 from featkit.embeddings.request import Request
@@ -52,12 +54,29 @@ def make_job(request: Request, images: ImageSet, keys: tuple[str, ...], cache: P
     Raises:
         FeatkitError: if the backbone or its weights cannot be had.
     """
-    backbone = request.load_backbone()
-    recipe = make_recipe(images, keys, backbone, request.precision)
+    backbone, recipe = plan(request, images, keys, cache)
     stem = safe_name(f"{images.name}-{backbone.name}")
     path = cache / f"{stem}-{recipe.fingerprint[:12]}.h5"
     journal = cache / f".{stem}-{recipe.network[:12]}.partial"
     return Job(request, images.name, backbone, recipe, keys, path, journal)
+
+
+def plan(request: Request, images: ImageSet, keys: tuple[str, ...], cache: Path) -> tuple[Backbone, Recipe]:
+    """Return the backbone that a request wants, in the int8 network it has to run through if any, and the recipe.
+
+    Where that network has not been calibrated yet, the recipe's calibration is ``none``, which no file has.
+
+    Raises:
+        FeatkitError: if the backbone or its weights cannot be had.
+    """
+    backbone = request.load_backbone()
+    recipe = make_recipe(images, keys, backbone, request.precision)
+    recipe = replace(recipe, store=Layout.parse(request.store).dtype)
+    if request.precision != "int8":
+        return backbone, recipe
+    task = Task(backbone, recipe, images, keys)
+    found = choose(task, request.to_dict()["data"], cache)
+    return replace(backbone, quantized=found), replace(recipe, calibration=found.digest if found else "none")
 
 
 def content_keys(images: ImageSet, compute: Compute) -> tuple[str, ...]:

@@ -39,6 +39,7 @@ class Compute:
         device: ``auto``, ``cpu``, ``cuda`` or ``mps``.
         batch_size: images in one forward pass; None for what suits the device.
         workers: threads that read, decode and, on a CPU, compute; None for one for each core.
+        compiled: whether torch compiles the networks first: seconds, for a few percent on a CPU.
         on_error: ``fail`` at the first image that cannot be read, or ``skip`` such images.
         progress: whether to show a progress bar on stderr.
     """
@@ -46,6 +47,7 @@ class Compute:
     device: str = "auto"
     batch_size: int | None = None
     workers: int | None = None
+    compiled: bool = False
     on_error: str = "fail"
     progress: bool = False
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from featkit.errors import CacheError
 
-SCHEMA = 1
+SCHEMA = 2
 """Raised whenever the same inputs would give other vectors, or the file's layout changes."""
 
 
@@ -32,7 +32,9 @@ class Recipe:
         weights: digest of its weights.
         layer, pool: which output, and how a map became a vector.
         preprocess: resize, crop, interpolation, mean and standard deviation.
-        precision: ``fp32``, ``bf16``, ...
+        precision: ``fp32``, ``bf16`` or ``int8``.
+        calibration: digest of the int8 network, or ``none``.
+        store: type of the stored numbers, ``float32`` or ``float16``.
         schema: version of featkit's own part: decoding, arithmetic, file layout.
     """
 
@@ -46,6 +48,8 @@ class Recipe:
     pool: str
     preprocess: Mapping[str, Any]
     precision: str
+    calibration: str = "none"
+    store: str = "float32"
     schema: int = SCHEMA
 
     @property

@@ -13,6 +13,7 @@ from featkit.backbones.precision import resolve_precision
 from featkit.backbones.weights import SUFFIXES
 from featkit.embeddings.store import entries
 from featkit.images import load_images
+from featkit.images.augment import with_views
 from featkit.images.base import ImageSet
 from featkit.images.sources import SOURCES
 
@@ -32,7 +33,10 @@ class Request:
         pool: ``avg``, ``max`` or ``catavgmax``.
         resize: ``256`` or ``224x224``, or None for what the weights say.
         crop: ``224`` or ``none``, or None for what the weights say.
-        precision: ``fp32``, ``bf16``, or ``auto``: bf16 where the device has it in hardware.
+        precision: ``fp32``, ``bf16``, ``int8``, or ``auto``: bf16 where the device has it in hardware, else fp32.
+        augment: ``basic``, ``trivial``, ``auto`` or ``rand`` for augmented views of each train image, or None.
+        views: how many views, if any.
+        store: ``float32`` or ``float16``, ``gzip`` or ``zstd``, or one of each: see ``Layout``.
     """
 
     data: str = "digits"
@@ -46,6 +50,9 @@ class Request:
     resize: str | None = None
     crop: str | None = None
     precision: str = "auto"
+    augment: str | None = None
+    views: int = 4
+    store: str = "float32"
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Request:
@@ -66,7 +73,8 @@ class Request:
 
     def load_images(self) -> ImageSet:
         """Return the images; see ``featkit.images.load_images`` for what is raised."""
-        return load_images(self.data, split=self.split, seed=self.seed, limit=self.limit)
+        images = load_images(self.data, split=self.split, seed=self.seed, limit=self.limit)
+        return with_views(images, self.augment, self.views, self.seed) if self.augment else images
 
     def load_backbone(self) -> Backbone:
         """Return the backbone; see ``featkit.backbones.load_backbone`` for what is raised."""
@@ -101,7 +109,7 @@ def resolve(given: Mapping[str, Any], cache: Path) -> tuple[Request, Path | None
             return replace(request, **chosen), entry.path
     if earlier and "data" not in chosen:
         entry, request = earlier[0]
-        same_images = {name: getattr(request, name) for name in ("data", "split", "limit", "seed")}
+        same_images = {name: getattr(request, name) for name in ("data", "split", "limit", "seed", "augment", "views")}
         return Request(**{**same_images, **chosen}), entry.path
     return Request(**chosen), None
 

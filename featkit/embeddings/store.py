@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import os
 import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,14 +23,12 @@ from numpy.typing import NDArray
 
 from featkit.embeddings.base import Embeddings
 from featkit.embeddings.disk import Disk, storage_errors
+from featkit.embeddings.layout import ZSTD, Layout, register_filters
 from featkit.embeddings.recipe import Recipe, listed
-from featkit.errors import CacheError, StaleCacheError
+from featkit.errors import CacheError, DataError, StaleCacheError
 
 Block = tuple[NDArray[np.int64], NDArray[np.float32]]
 """Rows ``(b,)``, increasing, and their vectors ``(b, d)``; a row that no block names is an unreadable image."""
-
-Place = tuple[Path, int]
-"""A file and a row in it."""
 
 _TEXT = h5py.string_dtype("utf-8")
 _CHUNK_BYTES = 2**18
@@ -60,34 +58,33 @@ class Header:
 
 @dataclass(frozen=True)
 class Entry:
-    """One file in a listing."""
+    """One file in a listing; ``rounding`` is the largest error of a stored number, as a share of the largest number."""
 
     path: Path
     rows: int
     width: int
     invalid: int
     size: int
+    rounding: float
     modified: float
     recipe: Recipe
     provenance: Mapping[str, Any]
 
 
-def find(cache: Path, recipe: Recipe) -> Path | None:
-    """Return the file that was made by this recipe, whatever its data set was called then, or None."""
-    matches = sorted(cache.glob(f"*-{recipe.fingerprint[:12]}.h5"))
-    return matches[0] if matches else None
-
-
-def write(path: Path, header: Header, blocks: Iterator[Block]) -> None:
+def write(path: Path, header: Header, blocks: Iterator[Block], layout: Layout | None = None) -> None:
     """Write blocks of rows to a partial file, and publish it under ``path`` when there are no more.
 
     Whatever ends the blocks early (an error, Ctrl-C) leaves nothing behind. The caller sees to it that nobody else
     writes the same file.
 
     Raises:
+        DataError: if a number is too large for float16.
+        MissingExtraError: if the layout asks for a compression that is not installed.
         StorageError: if the disk is full or the folder cannot be written.
     """
     partial = path.with_name(f".{path.name}.partial")
+    layout = layout or Layout()
+    filters = layout.filters()
     with storage_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         disk = Disk(partial)
@@ -95,6 +92,8 @@ def write(path: Path, header: Header, blocks: Iterator[Block]) -> None:
         with disk, h5py.File(disk, "w") as file:
             _write_header(file, header)
             for rows, vectors in blocks:
+                if "embeddings" not in file:
+                    _create(file, vectors.shape[1], layout.dtype, filters)
                 _write_block(file, rows, vectors)
                 with storage_errors(path):
                     disk.check()
@@ -131,20 +130,33 @@ def _write_header(file: Any, header: Header) -> None:
 
 
 def _write_block(file: Any, rows: NDArray[np.int64], vectors: NDArray[np.float32]) -> None:
-    if "embeddings" not in file:
-        shape = (len(file["ids"]), vectors.shape[1])
-        chunk = max(1, min(shape[0], _CHUNK_BYTES // (4 * shape[1])))
-        file.create_dataset("embeddings", shape, "f4", chunks=(chunk, shape[1]), fillvalue=np.nan)
+    stored = vectors.astype(file["embeddings"].dtype)
+    if not np.isfinite(stored).all() and np.isfinite(vectors).all():
+        raise DataError(f"numbers up to {np.abs(vectors).max():.3g} do not fit into float16: use --store float32")
     whole = len(rows) == rows[-1] - rows[0] + 1
     where = slice(int(rows[0]), int(rows[-1]) + 1) if whole else rows
-    file["embeddings"][where] = vectors
-    file["checksums"][where] = row_checksums(vectors)
+    file["embeddings"][where] = stored
+    file["checksums"][where] = row_checksums(stored)
+    file.attrs["rounding"] = max(file.attrs["rounding"], _rounding(vectors, stored))
     file["valid"][where] = True
     file.flush()
 
 
-def row_checksums(vectors: NDArray[np.float32]) -> NDArray[np.uint32]:
-    """Return the CRC-32 of each vector's little-endian bytes."""
+def _create(file: Any, width: int, dtype: str, filters: Mapping[str, Any]) -> None:
+    shape = (len(file["ids"]), width)
+    chunk = max(1, min(shape[0], _CHUNK_BYTES // (4 * width)))
+    file.create_dataset("embeddings", shape, dtype, chunks=(chunk, width), fillvalue=np.nan, **filters)
+    file.attrs["rounding"] = 0.0
+
+
+def _rounding(vectors: NDArray[np.float32], stored: NDArray[np.floating[Any]]) -> float:
+    """Return the largest error of a stored number, as a share of the largest number."""
+    largest = float(np.abs(vectors).max(initial=0))
+    return float(np.abs(vectors - stored).max(initial=0)) / largest if largest else 0.0
+
+
+def row_checksums(vectors: NDArray[np.floating[Any]]) -> NDArray[np.uint32]:
+    """Return the CRC-32 of each vector's bytes, as little-endian float32."""
     return np.array([zlib.crc32(row.tobytes()) for row in vectors.astype("<f4", copy=False)], dtype=np.uint32)
 
 
@@ -159,13 +171,18 @@ def read(path: Path, recipe: Recipe | None = None) -> Embeddings:
         made_by = _check_recipe(path, file, recipe)
         rows = file["valid"][:]
         return Embeddings(
-            x=file["embeddings"][:] if rows.all() else file["embeddings"][:][rows],
+            x=float32(file["embeddings"][:] if rows.all() else file["embeddings"][:][rows]),
             y=file["labels"][:][rows],
             ids=tuple(np.asarray(file["ids"].asstr()[:])[rows].tolist()),
             classes=tuple(json.loads(file.attrs["classes"])),
             splits=file["splits"].asstr()[:].astype(np.str_)[rows],
             recipe=made_by,
         )
+
+
+def float32(stored: Any) -> NDArray[np.float32]:
+    """Return stored numbers as float32."""
+    return np.asarray(stored, dtype=np.float32)
 
 
 def _check_recipe(path: Path, file: Any, recipe: Recipe | None) -> Recipe:
@@ -191,10 +208,23 @@ def open_file(path: Path) -> Iterator[Any]:
         with h5py.File(path, "r") as file:
             if not file.attrs.get("complete", False):
                 raise CacheError(f"{path} is not a complete embeddings file: {again}")
+            _need_filters(path, file)
             yield file
     except (OSError, KeyError) as error:
         reason = " ".join(str(error).split())
         raise CacheError(f"{path} is damaged or not an embeddings file ({reason}): {again}") from error
+
+
+def _need_filters(path: Path, file: Any) -> None:
+    """Make sure that what compressed the vectors is installed.
+
+    Raises:
+        CacheError: if it is not.
+    """
+    properties = file["embeddings"].id.get_create_plist()
+    filters = {properties.get_filter(place)[0] for place in range(properties.get_nfilters())}
+    if ZSTD in filters and not register_filters():
+        raise CacheError(f"{path} is compressed with zstd, to be read with pip install 'featkit[zstd]'")
 
 
 def describe(path: Path) -> Entry:
@@ -212,6 +242,7 @@ def describe(path: Path) -> Entry:
             width=width,
             invalid=int(rows - file["valid"][:].sum()),
             size=status.st_size,
+            rounding=float(file.attrs.get("rounding", 0.0)),
             modified=status.st_mtime,
             recipe=Recipe.from_json(file.attrs["recipe"]),
             provenance=json.loads(file.attrs["provenance"]),
@@ -239,31 +270,6 @@ def check(path: Path, recipe: Recipe) -> list[str]:
         _check_recipe(path, file, recipe)
         names: list[str] = file["ids"].asstr()[:][~file["valid"][:]].tolist()
         return names
-
-
-def locate(cache: Path, recipe: Recipe, keys: Iterable[str]) -> dict[str, Place]:
-    """Return where vectors of these contents, made by the same network in the same way, lie in other files."""
-    wanted = set(keys)
-    found: dict[str, Place] = {}
-    for entry in entries(cache)[0]:
-        if recipe.same_network(entry.recipe) and not wanted <= found.keys():
-            with open_file(entry.path) as file:
-                valid = file["valid"][:]
-                here = [key.decode() for key in file["keys"][:]]
-            for row in np.flatnonzero(valid).tolist():
-                if here[row] in wanted:
-                    found.setdefault(here[row], (entry.path, row))
-    return found
-
-
-def read_places(places: Sequence[Place]) -> NDArray[np.float32]:
-    """Return the vectors ``(len(places), d)`` that lie there."""
-    vectors: dict[Place, NDArray[np.float32]] = {}
-    for path in {path for path, _ in places}:
-        rows = sorted({row for other, row in places if other == path})
-        with open_file(path) as file:
-            vectors.update(zip(((path, row) for row in rows), file["embeddings"][rows], strict=True))
-    return np.stack([vectors[place] for place in places])
 
 
 def read_header(path: Path) -> Header:

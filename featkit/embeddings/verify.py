@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from featkit.embeddings import store
+from featkit.embeddings import lookup, store
+from featkit.embeddings.calibration import garbage
 from featkit.embeddings.job import Job, content_keys, differing, images_digest, labels_digest
 from featkit.embeddings.journal import in_use, remove
 from featkit.embeddings.pipeline import Compute
@@ -63,20 +64,24 @@ def _images_now(header: store.Header, compute: Compute) -> list[str]:
 def explain(job: Job) -> str:
     """Say whether a cache file would be a hit, and if not, in which fields the nearest one differs."""
     cache = job.path.parent
-    hit = store.find(cache, job.recipe)
+    hit = lookup.find(cache, job.recipe)
     if hit:
         return f"hit: {hit}"
     nearest = min(store.entries(cache)[0], key=lambda entry: len(entry.recipe.differences(job.recipe)), default=None)
     if nearest is None:
         return f"no hit: there is no embeddings file in {cache}"
-    missing = len(set(job.keys) - store.locate(cache, job.recipe, job.keys).keys())
+    missing = len(set(job.keys) - lookup.locate(cache, job.recipe, job.keys).keys())
     why = listed(nearest.recipe.differences(job.recipe))
     count = f"{missing:,} of {len(job.keys):,} images would be embedded"
     return f"no hit: {count}; the nearest file, {nearest.path}, differs in {why}"
 
 
 def collect_garbage(cache: Path) -> tuple[list[Path], list[str]]:
-    """Remove what extractions that did not end left behind; return what was removed, and who is still at work."""
+    """Remove what extractions that did not end left behind, and int8 networks that no file refers to.
+
+    Returns:
+        What was removed, and who is still at work; then the int8 networks stay.
+    """
     removed, busy = [], []
     for path in sorted(cache.glob(".*.partial")):
         owner = in_use(path)
@@ -85,4 +90,7 @@ def collect_garbage(cache: Path) -> tuple[list[Path], list[str]]:
         else:
             remove(path)
             removed.append(path)
+    for path in [] if busy else garbage(cache):
+        path.unlink(missing_ok=True)
+        removed.append(path)
     return removed, busy

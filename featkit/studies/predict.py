@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -33,7 +33,7 @@ def predict(run: SavedRun, files: list[str], compute: Compute, *, top: int = 5) 
         WeightsError: if the backbone's weights are not those that the head was fitted on.
         DecodeError: if a file cannot be read.
     """
-    backbone = run.request.load_backbone()
+    backbone = replace(run.request.load_backbone(), quantized=run.quantized)
     if backbone.digest != run.weights_digest:
         raise WeightsError(
             f"{run.path} was made with weights {run.weights_digest[:12]}, but {backbone.weights} has "

@@ -16,7 +16,7 @@ import numpy as np
 from featkit.embeddings import store
 from featkit.embeddings.base import Embeddings
 from featkit.embeddings.extract import read_for, run_extractions
-from featkit.embeddings.job import content_keys, make_recipe
+from featkit.embeddings.job import content_keys, plan
 from featkit.embeddings.pipeline import Compute
 from featkit.embeddings.recipe import digest
 from featkit.embeddings.request import Request, resolve
@@ -109,7 +109,7 @@ def _from_file(given: Mapping[str, Any], path: Path, compute: Compute) -> Source
     if not chosen:
         return Source(request, store.read(path), path, data, weights)
     images = request.load_images()
-    recipe = make_recipe(images, content_keys(images, compute), request.load_backbone(), request.precision)
+    _, recipe = plan(request, images, content_keys(images, compute), path.parent)
     store.check(path, recipe)
     return Source(request, read_for(images, path), path, data, weights)
 

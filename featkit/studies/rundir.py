@@ -10,13 +10,16 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from featkit.backbones.base import Quantized
+from featkit.embeddings.calibration import find as find_calibration
 from featkit.embeddings.request import Request
-from featkit.errors import RunError
+from featkit.errors import CacheError, RunError
 from featkit.heads.persist import load_head, save_head
 from featkit.studies.publish import Content, publish
 from featkit.studies.run import Run
 
 HEAD_FILE = "head.skops"
+NETWORK_FILE = "network.int8.onnx"
 
 
 @dataclass(frozen=True)
@@ -29,6 +32,7 @@ class SavedRun:
         weights_digest: SHA-256 of the weights that made the vectors.
         classes: class names; the head's labels are positions in it.
         head: the fitted estimator.
+        quantized: the int8 network that made the vectors, if it was one.
     """
 
     path: Path
@@ -36,6 +40,7 @@ class SavedRun:
     weights_digest: str
     classes: tuple[str, ...]
     head: Any
+    quantized: Quantized | None = None
 
 
 def results(run: Run) -> dict[str, Any]:
@@ -65,8 +70,19 @@ def save_run(run: Run, out: Path, figures: Mapping[str, bytes]) -> Path:
         "results.json": json.dumps(results(run), indent=2),
         **figures,
     }
+    calibration = run.source.embeddings.recipe.calibration
+    if calibration != "none":
+        files[NETWORK_FILE] = _network(run.source.path.parent, calibration)
     publish(directory, files)
     return directory
+
+
+def _network(cache: Path, sha256: str) -> bytes:
+    """Read the int8 network that made the vectors: without it, the run could not predict anywhere else."""
+    found = find_calibration(cache, sha256)
+    if found is None:
+        raise CacheError(f"the int8 network {sha256[:12]} that made the vectors is no longer in {cache}: extract again")
+    return found.path.read_bytes()
 
 
 def _card(run: Run, head_digest: str) -> dict[str, Any]:
@@ -97,12 +113,14 @@ def load_run(directory: Path) -> SavedRun:
         found = hashlib.sha256(head_file.read_bytes()).hexdigest()
         if found != card["head"]["sha256"]:
             raise RunError(f"{head_file} is not the head that {directory / 'card.json'} describes: {again}")
+        calibration = card["recipe"].get("calibration", "none")
         return SavedRun(
             path=directory,
             request=Request.from_dict(card["request"]),
             weights_digest=card["recipe"]["weights"],
             classes=tuple(card["classes"]),
             head=load_head(head_file),
+            quantized=None if calibration == "none" else Quantized(directory / NETWORK_FILE, calibration),
         )
     except FileNotFoundError as error:
         raise RunError(

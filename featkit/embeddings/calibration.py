@@ -1,0 +1,175 @@
+"""Which int8 network an extraction runs: the one that its data set was calibrated with before, or a new one.
+
+The networks lie in ``<cache>/calibration``, each beside a JSON file that says on what it was calibrated. Their digest
+is part of the recipe: another calibration gives other vectors.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from featkit.backbones.base import Backbone, Quantized
+from featkit.embeddings import store
+from featkit.embeddings.disk import storage_errors
+from featkit.embeddings.pipeline import Compute, in_threads
+from featkit.embeddings.recipe import Recipe, digest
+from featkit.errors import CacheError, DataError, DecodeError
+from featkit.images.base import ImageSet
+from featkit.images.files import safe_name
+
+FOLDER = "calibration"
+IMAGES = 256
+"""Most images to calibrate on: those train images whose digests come first, whatever their names and order."""
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """An int8 network on disk.
+
+    Attributes:
+        network: digest of what was quantized: backbone, weights, layer, preprocessing.
+        images: digest of the contents of the images it was calibrated on.
+        file: the network and its digest.
+    """
+
+    network: str
+    images: str
+    file: Quantized
+
+
+def find(cache: Path, sha256: str) -> Quantized | None:
+    """Return the int8 network with this digest."""
+    return next((known.file for known in _known(cache) if known.file.digest == sha256), None)
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is to run in eight bits.
+
+    Attributes:
+        backbone: the network.
+        recipe: how it turns the images into vectors, without a calibration.
+        images, keys: the images and their content digests.
+    """
+
+    backbone: Backbone
+    recipe: Recipe
+    images: ImageSet
+    keys: Sequence[str]
+
+    def train_keys(self) -> list[str]:
+        """Return the digests of the images to calibrate on."""
+        return sorted({self.keys[row] for row in self.images.rows("train")} - {""})[:IMAGES]
+
+
+def choose(task: Task, data: str, cache: Path) -> Quantized | None:
+    """Return the int8 network that the images are to run through, if it is there already.
+
+    That is the one their data set was last extracted with, so that images can be added without starting over;
+    otherwise one that was calibrated on the same train images.
+
+    Args:
+        task: what is to run.
+        data: absolute spec of the images; empty where they came from Python.
+        cache: folder of the cache files.
+    """
+    fitting = [known for known in _known(cache) if known.network == task.recipe.network]
+    if data:
+        for entry in store.entries(cache)[0] if fitting else []:
+            same = replace(entry.recipe, calibration="none").same_network(task.recipe)
+            if same and entry.provenance["request"]["data"] == data:
+                files = [known.file for known in fitting if known.file.digest == entry.recipe.calibration]
+                if files:
+                    return files[0]
+    wanted = digest(task.train_keys())
+    return next((known.file for known in fitting if known.images == wanted), None)
+
+
+def calibrate(task: Task, cache: Path, compute: Compute) -> None:
+    """Quantize a network on train images, and keep it where ``choose`` finds it.
+
+    Args:
+        task: what is to run.
+        cache: folder of the cache files.
+        compute: threads, progress, what to do about images that cannot be read.
+
+    Raises:
+        DataError: if there are no train images.
+        DecodeError: if one of them cannot be read, unless ``compute.on_error`` is ``skip``.
+        MissingExtraError: if the extra ``int8`` is not installed.
+    """
+    from featkit.backbones.int8 import quantize
+
+    keys = task.train_keys()
+    pixels = _pixels(task, keys, compute)
+    if not pixels:
+        raise DataError(f"{task.images.name} has no train images to calibrate int8 on: use another --precision")
+    folder = cache / FOLDER
+    with storage_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".", dir=folder) as scratch:
+            file = Path(scratch, "network.onnx")
+            quantize(task.backbone, pixels, file)
+            _publish(file, folder, task, digest(keys))
+
+
+def _pixels(task: Task, keys: Sequence[str], compute: Compute) -> list[NDArray[np.uint8]]:
+    row_of = {key: row for row, key in enumerate(task.keys)}
+
+    def load(key: str) -> NDArray[np.uint8] | None:
+        try:
+            return task.backbone.preprocess.nearly(task.images.load(row_of[key]))
+        except DecodeError:
+            if compute.on_error == "skip":
+                return None
+            raise
+
+    loaded = in_threads(load, keys, compute.threads, ahead=2 * compute.threads)
+    title = f"calibrating {task.backbone.name}"
+    shown = tqdm(loaded, title, total=len(keys), unit="img", disable=not compute.progress)
+    return [image for image in shown if image is not None]
+
+
+def garbage(cache: Path) -> list[Path]:
+    """Return the files of int8 networks that no cache file refers to."""
+    used = {entry.recipe.calibration for entry in store.entries(cache)[0]}
+    files = [known.file.path for known in _known(cache) if known.file.digest not in used]
+    return [path.with_suffix(suffix) for path in files for suffix in (".json", ".onnx")]
+
+
+def _publish(file: Path, folder: Path, task: Task, images: str) -> None:
+    """Name the network by its digest; the JSON file beside it, moved there last, says that it is whole."""
+    sha256 = hashlib.sha256(file.read_bytes()).hexdigest()
+    versions = {package: version(package) for package in ("torch", "onnx", "onnxruntime")}
+    content = {"network": task.recipe.network, "images": images, "sha256": sha256, "versions": versions}
+    card = file.with_suffix(".json")
+    card.write_text(json.dumps(content, indent=2), encoding="utf-8")
+    for part in (file, card):
+        part.replace(folder / f"{safe_name(task.backbone.name)}-{sha256[:12]}{part.suffix}")
+
+
+def _known(cache: Path) -> list[Calibration]:
+    """Return the int8 networks of a cache, by name.
+
+    Raises:
+        CacheError: if one of the JSON files is damaged.
+    """
+    found = []
+    for path in sorted((cache / FOLDER).glob("*.json")):
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+            file = Quantized(path.with_suffix(".onnx"), content["sha256"])
+            found.append(Calibration(content["network"], content["images"], file))
+        except (ValueError, KeyError, TypeError, OSError) as error:
+            raise CacheError(f"{path} is damaged ({error}): remove it and extract again") from error
+    return found
