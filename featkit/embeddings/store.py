@@ -130,7 +130,8 @@ def _write_header(file: Any, header: Header) -> None:
 
 
 def _write_block(file: Any, rows: NDArray[np.int64], vectors: NDArray[np.float32]) -> None:
-    stored = vectors.astype(file["embeddings"].dtype)
+    with np.errstate(over="ignore"):
+        stored = vectors.astype(file["embeddings"].dtype)
     if not np.isfinite(stored).all() and np.isfinite(vectors).all():
         raise DataError(f"numbers up to {np.abs(vectors).max():.3g} do not fit into float16: use --store float32")
     whole = len(rows) == rows[-1] - rows[0] + 1

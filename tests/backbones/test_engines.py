@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import shutil
+
 import numpy as np
 import pytest
 import torch
@@ -52,3 +54,17 @@ def test_a_device_that_is_not_there_is_refused(monkeypatch):
         pick_device("cuda")
     with pytest.raises(SpecError, match=r"unknown device 'gpu'.*auto, cpu, cuda, mps"):
         pick_device("gpu")
+
+
+def test_bfloat16_leaves_the_first_convolution_and_its_weights_as_they_are():
+    backbone = load_backbone("resnet18", weights="random", layer="conv1")
+    exact, rough = (open_engine(backbone, precision=precision)(PIXELS) for precision in ("fp32", "bf16"))
+    assert (cosine(exact, rough) > 1 - 1e-5).all()
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+def test_a_compiled_network_gives_the_same_for_batches_of_any_size():
+    backbone = load_backbone("resnet18", weights="random", layer="layer1.0")
+    plain, compiled = open_engine(backbone), open_engine(backbone, compiled=True)
+    np.testing.assert_allclose(compiled(PIXELS), plain(PIXELS), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(compiled(PIXELS[:1]), plain(PIXELS[:1]), rtol=1e-4, atol=1e-5)

@@ -104,3 +104,11 @@ def test_a_crop_larger_than_the_image_is_refused(resize, crop):
 def test_no_crop_needs_one_size_for_all():
     with pytest.raises(SpecError, match="different sizes"):
         override(Preprocess(), "256", "none")
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_the_faster_way_differs_by_one_level_at_most(size):
+    image = random_image(*size)
+    exact, near = Preprocess()(image), Preprocess().nearly(image)
+    assert near.shape == exact.shape
+    assert np.abs(exact.astype(int) - near).max() <= 1

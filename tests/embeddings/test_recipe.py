@@ -24,6 +24,8 @@ RECIPES = st.builds(
     pool=TEXT,
     preprocess=st.dictionaries(TEXT, st.integers() | TEXT | st.lists(st.integers()), max_size=3),
     precision=TEXT,
+    calibration=TEXT,
+    store=TEXT,
     schema=st.integers(),
 )
 NAMES = [field.name for field in fields(Recipe)]

@@ -1,0 +1,99 @@
+"""An int8 network stays that of its data set, and is part of the recipe."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from featkit import ImageEmbedder
+from featkit.embeddings import store
+from featkit.embeddings.extract import run_extractions
+from featkit.embeddings.job import content_keys, make_job
+from featkit.embeddings.pipeline import Compute
+from featkit.embeddings.request import Request
+from featkit.embeddings.verify import collect_garbage
+from featkit.errors import CacheError, DataError, SpecError
+
+COMPUTE = Compute(workers=2)
+
+
+def request(photos) -> Request:
+    return Request(data=str(photos), weights="random", layer="layer1.0", resize="32", precision="int8")
+
+
+def run(photos, cache):
+    (done,) = run_extractions([request(photos)], request(photos).load_images(), cache, COMPUTE)
+    return done
+
+
+def calibrations(cache):
+    return {path.stem for path in (cache / "calibration").iterdir()}
+
+
+def test_the_calibration_is_in_the_recipe_and_found_again(photos, tmp_path):
+    first, second = run(photos, tmp_path), run(photos, tmp_path)
+    card = json.loads(next((tmp_path / "calibration").glob("*.json")).read_text())
+    assert store.describe(first.path).recipe.calibration == card["sha256"]
+    assert (first.hit, second.hit, len(calibrations(tmp_path))) == (False, True, 1)
+
+
+def test_added_images_go_through_the_network_that_the_others_went_through(photos, tmp_path):
+    before = run(photos, tmp_path)
+    Image.fromarray(np.full((20, 20, 3), 90, np.uint8)).save(photos / "red" / "new.png")
+    after = run(photos, tmp_path)
+    assert (after.embedded, after.reused) == (1, before.embedded)
+    assert len(calibrations(tmp_path)) == 1
+
+
+def test_without_its_network_the_whole_file_is_a_miss(photos, tmp_path):
+    before = run(photos, tmp_path)
+    shutil.rmtree(tmp_path / "calibration")
+    images = request(photos).load_images()
+    job = make_job(request(photos), images, content_keys(images, COMPUTE), tmp_path)
+    assert job.recipe.calibration == "none"
+    assert store.describe(before.path).recipe.differences(job.recipe).keys() == {"calibration"}
+
+
+def test_test_images_are_not_calibrated_on(photos, tmp_path, monkeypatch):
+    images = request(photos).load_images()
+    opened = []
+
+    def stop(*_):
+        raise SpecError("that is enough")
+
+    monkeypatch.setattr("featkit.backbones.int8.quantize", stop)
+    counted = replace(images, load=lambda row: opened.append(row) or images.load(row))
+    with pytest.raises(SpecError, match="enough"):
+        run_extractions([request(photos)], counted, tmp_path, COMPUTE)
+    assert sorted(opened) == images.rows("train").tolist()
+    assert not list((tmp_path / "calibration").iterdir())
+
+
+def test_images_without_a_train_part_cannot_be_calibrated_on(photos, tmp_path):
+    images = request(photos).load_images()
+    with pytest.raises(DataError, match="no train images"):
+        run_extractions([request(photos)], images.take(images.rows("test")), tmp_path, COMPUTE)
+    with pytest.raises(SpecError, match="train images"):
+        ImageEmbedder(precision="int8", weights="random", cache=tmp_path).transform([photos / "red" / "0.png"])
+
+
+def test_a_network_that_no_file_refers_to_is_garbage(photos, tmp_path):
+    done = run(photos, tmp_path)
+    assert collect_garbage(tmp_path) == ([], [])
+    done.path.unlink()
+    removed, _ = collect_garbage(tmp_path)
+    assert {path.suffix for path in removed} == {".json", ".onnx"}
+    assert not calibrations(tmp_path)
+
+
+def test_a_damaged_card_is_an_error_that_names_it(photos, tmp_path):
+    run(photos, tmp_path)
+    card = next((tmp_path / "calibration").glob("*.json"))
+    card.write_text("{")
+    with pytest.raises(CacheError, match=f"{card.name} is damaged"):
+        run(photos, tmp_path)
