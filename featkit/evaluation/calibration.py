@@ -22,7 +22,7 @@ BINS = 15
 _SMALLEST = float(np.finfo(np.float64).eps)
 TEMPERATURES = (1e-3, 1e3)
 """The lowest and the highest that ``fit_temperature`` gives."""
-FLOORS = (_SMALLEST, 1e-6, 1e-4, 1e-3, 1e-2)
+SMOOTHINGS = (_SMALLEST, 1e-6, 1e-4, 1e-3, 1e-2)
 """What ``fit_temperature`` chooses from."""
 
 
@@ -40,13 +40,12 @@ class Bin:
 class Temperature:
     """What divides the logarithms of scores, above 1 for a head that is too confident.
 
-    Before that, no class is held to be less than ``floor`` times as likely as the predicted one. The zeros of a KNN
-    head, and the far tails of an SVM, are not to be taken literally; undone by the temperature alone they would
-    leave every confidence too low.
+    Before that, ``smoothing`` is added to every score. The zeros of a KNN head, and the far tails of an SVM, are not
+    to be taken literally; a temperature alone that undoes them leaves every confidence too low.
     """
 
     value: float
-    floor: float
+    smoothing: float
 
 
 def are_probabilities(scores: Scores) -> bool:
@@ -108,7 +107,7 @@ def ece(scores: Scores, y: Labels, columns: Labels) -> float:
 def fit_temperature(scores: Scores, y: Labels, columns: Labels) -> Temperature:
     """Return the temperature under which ``apply_temperature`` makes the true classes likeliest.
 
-    For a given floor the problem is convex in 1/T; of a few floors the one with the likeliest true classes is taken.
+    For a given smoothing the problem is convex in 1/T; of a few, the one with the likeliest true classes is taken.
     One more image is imagined, like the others but with the runner-up as its true class (Laplace's rule): where every
     prediction is right, the likelihood alone would send T to 0 and every confidence to 1. An image whose class has no
     column says nothing about T and is left out.
@@ -121,7 +120,7 @@ def fit_temperature(scores: Scores, y: Labels, columns: Labels) -> Temperature:
     Raises:
         DataError: if the scores are not probabilities of two classes or more, or no image has a class with a column.
 
-    Source: Guo et al., "On calibration of modern neural networks", ICML 2017, section 4.2. The floor is featkit's.
+    Source: Guo et al., "On calibration of modern neural networks", ICML 2017, section 4.2. The smoothing is featkit's.
     """
     if len(columns) < 2 or not are_probabilities(scores):
         raise DataError(
@@ -132,12 +131,12 @@ def fit_temperature(scores: Scores, y: Labels, columns: Labels) -> Temperature:
     known = own >= 0
     if not known.any():
         raise DataError(f"none of {len(y)} images has a class that the head knows: a temperature needs at least one")
-    fits = [_fit(_logits(scores[known], floor), own[known], floor) for floor in FLOORS]
+    fits = [_fit(_logits(scores[known], smoothing), own[known], smoothing) for smoothing in SMOOTHINGS]
     return min(fits, key=lambda fit: fit[0])[1]
 
 
-def _fit(logits: Scores, own: Labels, floor: float) -> tuple[float, Temperature]:
-    """Return the best temperature over one floor, after the loss that it leaves."""
+def _fit(logits: Scores, own: Labels, smoothing: float) -> tuple[float, Temperature]:
+    """Return the best temperature over one smoothing, after the loss that it leaves."""
     n = len(own)
     true = fsum(logits[np.arange(n), own])
     runner_up = fsum(np.partition(logits, -2, axis=1)[:, -2]) / n
@@ -153,18 +152,18 @@ def _fit(logits: Scores, own: Labels, floor: float) -> tuple[float, Temperature]
         best = low if slope(low) >= 0 else high
     else:
         best = float(brentq(slope, low, high, xtol=1e-12, rtol=1e-12))
-    return loss(best), Temperature(1 / best, floor)
+    return loss(best), Temperature(1 / best, smoothing)
 
 
 def apply_temperature(scores: Scores, temperature: Temperature) -> Scores:
-    """Return ``scores ** (1 / temperature)``, each row divided by its sum; the predicted class stays what it was.
+    """Return ``(scores + smoothing) ** (1 / T)``, each row divided by its sum; predictions stay what they were.
 
     Raises:
-        DataError: if the temperature is not a positive number with a floor in 0..1, both ends left out.
+        DataError: if the temperature or its smoothing is not a positive number.
     """
-    if not (0 < temperature.value < np.inf and 0 < temperature.floor < 1):
-        raise DataError(f"{temperature} is no temperature over 0 with a floor in 0..1: take it from fit_temperature")
-    powers = _softmax(_logits(scores, temperature.floor) / temperature.value)
+    if not (0 < temperature.value < np.inf and 0 < temperature.smoothing < np.inf):
+        raise DataError(f"{temperature} is no temperature over 0 with a smoothing over 0: take it from fit_temperature")
+    powers = _softmax(_logits(scores, temperature.smoothing) / temperature.value)
     best = scores.argmax(axis=1)
     # Scores that differ in the last digit can become equal, and the first of equals is predicted.
     moved = np.flatnonzero(powers.argmax(axis=1) != best)
@@ -172,11 +171,11 @@ def apply_temperature(scores: Scores, temperature: Temperature) -> Scores:
     return powers
 
 
-def _logits(scores: Scores, floor: float) -> Scores:
-    """Return the logarithms of probabilities ``(n, m)`` relative to the highest of the row, none below the floor's."""
-    relative = scores / scores.max(axis=1, keepdims=True)
-    logits: Scores = np.log(np.maximum(relative, floor))
-    return logits
+def _logits(scores: Scores, smoothing: float) -> Scores:
+    """Return the logarithms of smoothed probabilities ``(n, m)``, relative to the highest of the row."""
+    logs = np.log(scores + smoothing)
+    relative: Scores = logs - logs.max(axis=1, keepdims=True)
+    return relative
 
 
 def _softmax(logits: Scores) -> Scores:

@@ -62,7 +62,7 @@ class Report:
         nll, ece: mean negative log likelihood in nats and expected calibration error (15 bins of equal mass), as
             ``calibration`` has them; None where the scores are not probabilities.
         reliability: the bins of ``ece``, by rising confidence.
-        temperature: fitted on val, and its floor; None where there was none to fit it on.
+        temperature: fitted on val, and its smoothing; None where there was none to fit it on.
         nll_calibrated, ece_calibrated, reliability_calibrated: the same at that temperature. Every other number is
             the same with and without it.
         warnings: what a reader must know, such as a head that did not converge.

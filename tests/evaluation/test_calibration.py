@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from sklearn.datasets import load_digits
 from sklearn.metrics import log_loss
 
 from featkit.errors import DataError
@@ -19,6 +20,7 @@ from featkit.evaluation.calibration import (
     nll,
     reliability,
 )
+from featkit.heads import make_head
 
 SEEDS = st.integers(0, 2**32 - 1)
 TEN = np.arange(10)
@@ -109,22 +111,34 @@ def test_the_temperature_that_made_scores_too_sharp_or_too_flat_is_found(sharpne
     assert fit_temperature(*draw(4000, sharpness), TEN).value == pytest.approx(sharpness, rel=0.1)
 
 
-@pytest.mark.parametrize("make", [lambda n, seed: draw(n, 3.0, seed), lambda n, seed: draw(n, 0.3, seed), draw_votes])
-def test_a_temperature_fitted_on_val_lowers_ece_and_nll_on_test(make) -> None:
-    """For scores too sharp, too flat, and votes with zeros."""
-    (val, val_y), (test, test_y) = make(1500, 0), make(1500, 1)
+def check_calibration(val: np.ndarray, val_y: np.ndarray, test: np.ndarray, test_y: np.ndarray) -> None:
     calibrated = apply_temperature(test, fit_temperature(val, val_y, TEN))
     assert ece(calibrated, test_y, TEN) < ece(test, test_y, TEN)
     assert nll(calibrated, test_y, TEN) < nll(test, test_y, TEN)
     np.testing.assert_array_equal(calibrated.argmax(axis=1), test.argmax(axis=1))
 
 
-def test_the_fitted_temperature_is_the_best_over_its_floor() -> None:
+@pytest.mark.parametrize("sharpness", [0.3, 3.0])
+def test_a_temperature_fitted_on_val_lowers_ece_and_nll_on_test(sharpness: float) -> None:
+    """For scores too flat and too sharp."""
+    check_calibration(*draw(1500, sharpness, 0), *draw(1500, sharpness, 1))
+
+
+@pytest.mark.parametrize("head", ["linear", "svm", "knn", "prototypical", "mlp"])
+def test_a_temperature_lowers_ece_and_nll_of_every_head(head: str) -> None:
+    """On real digits: a third to fit on, a third for the temperature, a third to test."""
+    x, y = load_digits(return_X_y=True)
+    fit, val, test = np.array_split(np.random.default_rng(0).permutation(len(x)), 3)
+    fitted = make_head(head, seed=0).fit(x[fit], y[fit])
+    check_calibration(fitted.predict_proba(x[val]), y[val], fitted.predict_proba(x[test]), y[test])
+
+
+def test_the_fitted_temperature_is_the_best_for_its_smoothing() -> None:
     """Against a search on a grid, with the imagined image taken into account by a tolerance."""
     scores, y = draw_votes(2000, 3)
     best = fit_temperature(scores, y, TEN)
     losses = [
-        nll(apply_temperature(scores, Temperature(best.value * factor, best.floor)), y, TEN)
+        nll(apply_temperature(scores, Temperature(best.value * factor, best.smoothing)), y, TEN)
         for factor in (0.8, 0.9, 1.0, 1.1, 1.25)
     ]
     assert np.argmin(losses) == 2
@@ -158,18 +172,18 @@ def test_images_of_unseen_classes_do_not_move_the_temperature() -> None:
     st.floats(1e-3, 1e3),
     st.sampled_from([2.3e-16, 1e-6, 1e-2]),
 )
-def test_no_temperature_changes_the_prediction(rows: list[list[float]], value: float, floor: float) -> None:
+def test_no_temperature_changes_the_prediction(rows: list[list[float]], value: float, smoothing: float) -> None:
     """Not of scores that differ in their last digit either; of equal scores the first stays the first."""
     table = np.array([row for row in rows if sum(row) > 0.1] or [[1.0, 0, 0, 0]])
     scores = table / table.sum(axis=1, keepdims=True)
-    calibrated = apply_temperature(scores, Temperature(value, floor))
+    calibrated = apply_temperature(scores, Temperature(value, smoothing))
     np.testing.assert_array_equal(calibrated.argmax(axis=1), scores.argmax(axis=1))
     assert are_probabilities(calibrated)
     assert np.isfinite(nll(calibrated, np.zeros(len(scores), dtype=np.int64), np.arange(4)))
 
 
 def test_temperature_1_leaves_scores_as_they_are() -> None:
-    """But for what lies below the floor."""
+    """With next to no smoothing."""
     scores, _ = draw(50, 1.0)
     np.testing.assert_allclose(apply_temperature(scores, Temperature(1.0, 2.3e-16)), scores)
 
