@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from featkit.errors import DataError
 from featkit.evaluation.intervals import Interval
@@ -100,11 +101,13 @@ def run_episodes(
     judge = _batched(x, head) if isinstance(head, str) else _one_by_one(x, y, head)
     drawn = _draw(y, (way, shot + query), episodes, seed)
     accuracies = []
-    for start in range(0, episodes, _BLOCK):
-        block = drawn[start : start + _BLOCK]
-        accuracies.append(judge(block[:, :, :shot], block[:, :, shot:]))
-        if progress is not None:
-            progress(start + len(block))
+    # The matrix products are small: threads that wait for each other would make them several times slower.
+    with threadpool_limits(1, user_api="blas"):
+        for start in range(0, episodes, _BLOCK):
+            block = drawn[start : start + _BLOCK]
+            accuracies.append(judge(block[:, :, :shot], block[:, :, shot:]))
+            if progress is not None:
+                progress(start + len(block))
     return Episodes(way, shot, query, np.concatenate(accuracies))
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.datasets import load_digits
 from sklearn.metrics import log_loss
@@ -90,6 +90,7 @@ def test_equal_confidences_share_a_bin() -> None:
     assert sum(each.count for each in bins) == 1000
 
 
+@settings(max_examples=30)
 @given(st.integers(1, 60), SEEDS)
 def test_neither_order_of_rows_nor_names_of_classes_matter(n: int, seed: int) -> None:
     """To the last digit for rows; another order of columns may round otherwise."""
