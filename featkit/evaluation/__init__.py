@@ -1,5 +1,21 @@
-"""Scores to a Report: metrics with their intervals."""
+"""Scores to a Report: metrics with their intervals, calibration, comparisons, few-shot episodes."""
 
-from featkit.evaluation.report import ClassRow, Report, evaluate, summary
+from featkit.evaluation.calibration import Temperature, fit_temperature
+from featkit.evaluation.compare import Paired, Predictions, compare
+from featkit.evaluation.episodes import Episodes, run_episodes
+from featkit.evaluation.report import ClassRow, Report, summary
+from featkit.evaluation.scoring import evaluate
 
-__all__ = ["ClassRow", "Report", "evaluate", "summary"]
+__all__ = [
+    "ClassRow",
+    "Episodes",
+    "Paired",
+    "Predictions",
+    "Report",
+    "Temperature",
+    "compare",
+    "evaluate",
+    "fit_temperature",
+    "run_episodes",
+    "summary",
+]

@@ -6,6 +6,7 @@ Throughout: ``y (n,)`` true classes as positions 0..k-1, ``scores (n, m)`` where
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -32,6 +33,13 @@ def predict(scores: Scores, columns: Labels) -> Labels:
     return best
 
 
+def own_columns(y: Labels, columns: Labels) -> Labels:
+    """Return ``(n,)`` the column that is about each row's true class, -1 where there is none."""
+    column_of = np.full(int(max(y.max(), columns.max())) + 1, -1)
+    column_of[columns] = np.arange(len(columns))
+    return column_of[y]
+
+
 def confusion_matrix(y: Labels, predicted: Labels, k: int) -> Labels:
     """Return ``(k, k)`` counts, true class by row, predicted class by column."""
     return np.bincount(y * k + predicted, minlength=k * k).reshape(k, k)
@@ -43,9 +51,7 @@ def top_k(scores: Scores, y: Labels, columns: Labels, k: int) -> float:
     A rival is any other class whose score is as high or higher: ties count against the head. A KNN head gives most
     classes the same score, zero; broken by position, such ties would favour whichever classes come first.
     """
-    column_of = np.full(int(max(y.max(), columns.max())) + 1, -1)
-    column_of[columns] = np.arange(len(columns))
-    own = column_of[y]
+    own = own_columns(y, columns)
     rivals = (scores >= np.take_along_axis(scores, own[:, None], axis=1)).sum(axis=1) - 1
     hits = (own >= 0) & ((rivals < k) | (scores.argmax(axis=1) == own))
     return float(hits.mean())
@@ -69,6 +75,16 @@ def balanced_accuracy(confusion: Labels) -> float:
 def macro_f1(confusion: Labels) -> float:
     """Return the mean F1 over the classes that the test set contains."""
     return float(np.nanmean(per_class(confusion).f1))
+
+
+def most_confused(confusion: Labels, classes: Sequence[str]) -> list[tuple[int, int]]:
+    """Return (true, predicted) of every kind of mistake: by count, then by share of the true class, then by name."""
+    wrong = np.where(np.eye(len(confusion), dtype=bool), 0, confusion)
+    shares = wrong / np.maximum(confusion.sum(axis=1, keepdims=True), 1)
+    rank = np.unique(list(classes), return_inverse=True)[1]
+    true, predicted = np.nonzero(wrong)
+    order = np.lexsort((rank[predicted], rank[true], -shares[true, predicted], -wrong[true, predicted]))
+    return list(zip(true[order].tolist(), predicted[order].tolist(), strict=True))
 
 
 def _ratio(part: Labels, whole: Labels) -> NDArray[np.float64]:

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 from featkit.errors import DataError
-from featkit.evaluation import metrics
-from featkit.evaluation.intervals import Interval, balanced_interval, wilson
+from featkit.evaluation.calibration import Bin, Temperature
+from featkit.evaluation.groups import GroupRow
+from featkit.evaluation.intervals import Interval
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,16 @@ class ClassRow:
 
 
 @dataclass(frozen=True)
+class Mistake:
+    """How many images of one class were taken for another, and their share of the true class's test images."""
+
+    true: str
+    predicted: str
+    count: int
+    share: float
+
+
+@dataclass(frozen=True)
 class Report:
     """What a classifier is worth on n test images; fractions in 0..1, 95 % intervals beside them.
 
@@ -45,6 +56,15 @@ class Report:
         balanced_interval95: interval of ``balanced_accuracy``: bootstrap over test images, at least Wilson's.
         per_class: one row for each class.
         confusion: ``(k, k)`` counts, true class by row, predicted class by column.
+        confused: up to ten kinds of mistake, the most frequent first.
+        groups: accuracy on classes with many, medium and few training images; None where train is not imbalanced or
+            was not given.
+        nll, ece: mean negative log likelihood in nats and expected calibration error (15 bins of equal mass), as
+            ``calibration`` has them; None where the scores are not probabilities.
+        reliability: the bins of ``ece``, by rising confidence.
+        temperature: fitted on val, and its smoothing; None where there was none to fit it on.
+        nll_calibrated, ece_calibrated, reliability_calibrated: the same at that temperature. Every other number is
+            the same with and without it.
         warnings: what a reader must know, such as a head that did not converge.
         provenance: what made the numbers: recipe, head, seed, versions. The same from run to run.
         cost: seconds and megabytes. Never the same twice, so it is not part of ``to_dict``.
@@ -59,6 +79,15 @@ class Report:
     balanced_interval95: Interval
     per_class: tuple[ClassRow, ...]
     confusion: NDArray[np.int64]
+    confused: tuple[Mistake, ...] = ()
+    groups: tuple[GroupRow, ...] | None = None
+    nll: float | None = None
+    ece: float | None = None
+    reliability: tuple[Bin, ...] = ()
+    temperature: Temperature | None = None
+    nll_calibrated: float | None = None
+    ece_calibrated: float | None = None
+    reliability_calibrated: tuple[Bin, ...] = ()
     warnings: tuple[str, ...] = ()
     provenance: Mapping[str, Any] = field(default_factory=dict)
     cost: Mapping[str, float] = field(default_factory=dict)
@@ -71,7 +100,6 @@ class Report:
     def to_dict(self) -> dict[str, Any]:
         """Return what JSON can hold; the same for the same seed on the same machine."""
         values = {part.name: getattr(self, part.name) for part in fields(self) if part.name != "cost"}
-        values["per_class"] = [vars(row) for row in self.per_class]
         return {name: _plain(value) for name, value in values.items()}
 
     def to_json(self) -> str:
@@ -80,18 +108,22 @@ class Report:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Report:
-        """Read back what ``to_dict`` wrote; keys that are not of a report, such as ``run``, are left alone.
+        """Read back what this or an earlier version's ``to_dict`` wrote.
+
+        Keys that are not of a report, such as ``run``, are left alone; what an earlier version did not write is as if
+        it had not been asked for.
 
         Raises:
             DataError: if a part is missing or is not what it should be.
         """
         known = {part.name: values[part.name] for part in fields(cls) if part.name in values}
         try:
-            rows = tuple(ClassRow(**row) for row in known["per_class"])
-            counts = np.array(known["confusion"], dtype=np.int64).reshape(len(rows), len(rows))
             tuples = {name: tuple(known[name]) for name in ("interval95", "balanced_interval95", "warnings")}
-            return cls(**{**known, **tuples, "per_class": rows, "confusion": counts})
-        except (KeyError, TypeError, ValueError) as error:
+            rows = {name: _read(kind, known[name]) for name, kind in _ROWS.items() if known.get(name) is not None}
+            k = len(known["per_class"])
+            counts = np.array(known["confusion"], dtype=np.int64).reshape(k, k)
+            return cls(**{**known, **tuples, **rows, "confusion": counts})
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise DataError(f"not a report ({type(error).__name__}: {error}): write it with Report.to_dict") from error
 
     @classmethod
@@ -110,8 +142,27 @@ class Report:
         return cls.from_dict(values)
 
 
+_ROWS: Mapping[str, type] = {
+    "per_class": ClassRow,
+    "confused": Mistake,
+    "groups": GroupRow,
+    "reliability": Bin,
+    "reliability_calibrated": Bin,
+    "temperature": Temperature,
+}
+
+
+def _read(kind: type, values: Any) -> Any:
+    """Turn what JSON had for a value, or a list of values, of one kind into that."""
+    if isinstance(values, list):
+        return tuple(_read(kind, row) for row in values)
+    return kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
+
+
 def _plain(value: Any) -> Any:
-    """Turn NumPy values and tuples into what JSON has; numbers it has not (inf, nan) and other values into text."""
+    """Turn rows, NumPy values and tuples into what JSON has; numbers it has not (inf, nan) and all else into text."""
+    if is_dataclass(value) and not isinstance(value, type):
+        return _plain(vars(value))
     if isinstance(value, Mapping):
         return {str(key): _plain(part) for key, part in value.items()}
     if isinstance(value, list | tuple):
@@ -123,89 +174,22 @@ def _plain(value: Any) -> Any:
     return str(value)
 
 
-def evaluate(
-    scores: ArrayLike,
-    y: ArrayLike,
-    classes: Sequence[str],
-    *,
-    columns: ArrayLike | None = None,
-    warnings: Iterable[str] = (),
-    provenance: Mapping[str, Any] | None = None,
-    cost: Mapping[str, float] | None = None,
-    seed: int = 0,
-) -> Report:
-    """Judge scores against the truth.
-
-    Args:
-        scores: ``(n, m)``, higher is likelier; any monotone scale. Of equal scores the first is predicted, and among
-            the first five a tie counts as a miss (see ``metrics.top_k``).
-        y: ``(n,)`` whole numbers, positions in ``classes``.
-        classes: k class names.
-        columns: ``(m,)`` the class of each column, such as a head's ``classes_``; 0..k-1 if None. A class without a
-            column is missed whenever it is the true one.
-        warnings: lines that a reader must know.
-        provenance: what made the scores.
-        cost: seconds and megabytes.
-        seed: of the bootstrap.
-
-    Raises:
-        DataError: if there is no row, a shape does not fit, a label or column is not a class, or a score is NaN.
-    """
-    table, truth, named = _checked(scores, y, len(classes), columns)
-    counts = metrics.confusion_matrix(truth, metrics.predict(table, named), len(classes))
-    hits, totals = np.diag(counts), counts.sum(axis=1)
-    right, n = int(hits.sum()), len(truth)
-    return Report(
-        n=n,
-        top1=right / n,
-        top5=metrics.top_k(table, truth, named, 5) if len(classes) > 5 else None,
-        balanced_accuracy=metrics.balanced_accuracy(counts),
-        macro_f1=metrics.macro_f1(counts),
-        interval95=wilson(right, n),
-        balanced_interval95=balanced_interval(hits, totals, seed=seed),
-        per_class=_rows(classes, totals, metrics.per_class(counts)),
-        confusion=counts,
-        warnings=tuple(warnings),
-        provenance=dict(provenance or {}),
-        cost=dict(cost or {}),
-    )
-
-
-def _checked(
-    scores: ArrayLike, y: ArrayLike, k: int, columns: ArrayLike | None
-) -> tuple[metrics.Scores, metrics.Labels, metrics.Labels]:
-    table, truth = np.asarray(scores, dtype=np.float64), np.asarray(y)
-    named = np.arange(k) if columns is None else np.asarray(columns)
-    if not truth.size or not named.size:
-        raise DataError(
-            f"nothing to judge in scores {table.shape}: a report needs at least one test image and one class"
-        )
-    if table.shape != (*truth.shape, len(named)) or truth.ndim != 1:
-        raise DataError(
-            f"scores {table.shape} do not fit y {truth.shape}: expected (n, {len(named)}) scores, (n,) labels"
-        )
-    for what, values in (("label", truth), ("column", named)):
-        if values.dtype.kind not in "iu" or values.min() < 0 or values.max() >= k:
-            raise DataError(f"a {what} is not one of the {k} classes: {what}s must be whole numbers in 0..{k - 1}")
-    if len(np.unique(named)) < len(named):
-        raise DataError("two columns of scores are about the same class: give one column for each class")
-    if np.isnan(table).any():
-        row = int(np.flatnonzero(np.isnan(table).any(axis=1))[0])
-        raise DataError(f"the scores of row {row} hold NaN: look for NaN in the vectors or an unfitted head")
-    return table, truth.astype(np.int64), named.astype(np.int64)
-
-
-def _rows(classes: Sequence[str], totals: metrics.Labels, values: metrics.PerClass) -> tuple[ClassRow, ...]:
-    columns = [[None if math.isnan(value) else value for value in part.tolist()] for part in values]
-    return tuple(ClassRow(*row) for row in zip(map(str, classes), totals.tolist(), *columns, strict=True))
-
-
 def summary(report: Report) -> str:
     """Write the report's numbers in one line, in percent with one decimal, 95 % intervals in brackets."""
     parts = [f"top-1 {_percent(report.top1, report.interval95)}"]
     parts += [] if report.top5 is None else [f"top-5 {_percent(report.top5)}"]
     parts += [f"balanced accuracy {_percent(report.balanced_accuracy, report.balanced_interval95)}"]
-    return ", ".join([*parts, f"macro F1 {_percent(report.macro_f1)}", f"n = {report.n}"])
+    parts += [f"macro F1 {_percent(report.macro_f1)}"]
+    parts += [f"{row.name} {_percent(row.top1, row.interval95)}" for row in report.groups or ()]
+    parts += _calibration(report.nll, report.ece)
+    if report.temperature is not None:
+        at, *rest = _calibration(report.nll_calibrated, report.ece_calibrated)
+        parts += [f"at temperature {report.temperature.value:.3g} {at}", *rest]
+    return ", ".join([*parts, f"n = {report.n}"])
+
+
+def _calibration(nll: float | None, ece: float | None) -> list[str]:
+    return [] if nll is None or ece is None else [f"NLL {nll:.3f}", f"ECE {_percent(ece)}"]
 
 
 def _percent(share: float, interval: Interval | None = None) -> str:

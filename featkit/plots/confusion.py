@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 from numpy.typing import NDArray
 
+from featkit.evaluation.metrics import most_confused
 from featkit.plots.labels import as_written, set_title, shortened
 
 _FEW = 15
@@ -107,9 +108,9 @@ _MODES = {0: "default", 45: "anchor", 90: "default"}
 
 
 def _list_pairs(axes: Axes, confusion: NDArray[np.int64], classes: Sequence[str], *, lines: int) -> None:
-    """List who is taken for whom, by number of images and then by share of the true class."""
+    """List who is taken for whom."""
     axes.set_axis_off()
-    pairs = _confused(confusion)
+    pairs = most_confused(confusion, classes)
     names, totals = shortened(classes, _LONGEST), confusion.sum(axis=1)
     _write_line(axes, 0, "", "Most confused: true → predicted" if pairs else "No class is taken for another")
     for line, (true, predicted) in enumerate(pairs[:lines], start=1):
@@ -117,14 +118,6 @@ def _list_pairs(axes: Axes, confusion: NDArray[np.int64], classes: Sequence[str]
         _write_line(axes, line, count, f"{names[true]} → {names[predicted]}")
     if len(pairs) > lines:
         _write_line(axes, lines + 1, "", f"and {len(pairs) - lines} more pairs")
-
-
-def _confused(confusion: NDArray[np.int64]) -> list[tuple[int, int]]:
-    """Return (true, predicted) of every kind of mistake, the most frequent first."""
-    wrong = np.where(np.eye(len(confusion), dtype=bool), 0, confusion)
-    shares = np.where(wrong > 0, _shares(confusion), 0)
-    order = np.lexsort((-shares.ravel(), -wrong.ravel()))
-    return [divmod(int(place), len(wrong)) for place in order[: np.count_nonzero(wrong)]]
 
 
 def _write_line(axes: Axes, line: int, left: str, right: str) -> None:

@@ -8,6 +8,7 @@ from functools import cache
 from typing import Any
 
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties, findfont, get_font, get_font_names
 
 _FAMILIES = (
@@ -68,5 +69,13 @@ def as_written() -> dict[str, Any]:
 
 def set_title(axes: Axes, title: str, *, width: float) -> None:
     """Write a title above the left edge of a plot, wrapped to ``width`` inches."""
-    lines = textwrap.wrap(drawable(title), width=max(20, int(width / 0.095)))
-    axes.set_title("\n".join(lines), loc="left", fontsize=11, **as_written())
+    axes.set_title(_wrapped(title, width), loc="left", fontsize=11, **as_written())
+
+
+def set_figure_title(figure: Figure, title: str, *, width: float) -> None:
+    """Write a title above all plots of a figure, wrapped to ``width`` inches."""
+    figure.suptitle(_wrapped(title, width), x=0.02, ha="left", fontsize=11, **as_written())
+
+
+def _wrapped(title: str, width: float) -> str:
+    return "\n".join(textwrap.wrap(drawable(title), width=max(20, int(width / 0.095))))

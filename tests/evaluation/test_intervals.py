@@ -4,9 +4,11 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.optimize import minimize_scalar
+from scipy.stats import binom
 
 from featkit.errors import DataError
-from featkit.evaluation.intervals import balanced_interval, wilson
+from featkit.evaluation.intervals import balanced_interval, paired_interval, wilson
 
 counts = st.integers(1, 5000).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n)))
 classes = st.lists(
@@ -51,6 +53,14 @@ def test_wilson_covers_as_often_as_it_says(n: int, share: float) -> None:
     intervals = np.array([wilson(int(value), n) for value in right])
     covered = np.mean((intervals[:, 0] <= share) & (share <= intervals[:, 1]))
     assert 0.93 <= covered <= 0.98
+
+
+@pytest.mark.parametrize(("n", "share", "coverage"), [(148, 0.99, 0.938), (50, 0.95, 0.962), (2893, 0.94, 0.950)])
+def test_wilson_covers_exactly_this_often(n: int, share: float, coverage: float) -> None:
+    """The probabilities of all counts whose interval holds the share, added up."""
+    right = np.arange(n + 1)
+    covered = [low <= share <= high for low, high in (wilson(int(value), n) for value in right)]
+    assert binom.pmf(right, n, share)[covered].sum() == pytest.approx(coverage, abs=5e-4)
 
 
 @pytest.mark.parametrize(("right", "n"), [(0, 0), (-1, 5), (6, 5), (1, -1)])
@@ -107,3 +117,58 @@ def test_balanced_interval_is_the_same_for_the_same_seed() -> None:
 def test_no_test_images_have_no_interval() -> None:
     with pytest.raises(DataError, match="no test images"):
         balanced_interval(np.array([0, 0]), np.array([0, 0]))
+
+
+pairs = st.integers(1, 300).flatmap(
+    lambda n: st.integers(0, n).flatmap(lambda a: st.tuples(st.just(a), st.integers(0, n - a), st.just(n)))
+)
+
+
+@given(pairs)
+def test_the_interval_of_a_difference_holds_it_and_turns_with_it(case: tuple[int, int, int]) -> None:
+    """Within -1..1, never without a width."""
+    only_a, only_b, n = case
+    low, high = paired_interval(only_a, only_b, n)
+    assert -1 <= low <= (only_a - only_b) / n <= high <= 1
+    assert low < high
+    assert paired_interval(only_b, only_a, n) == (-high, -low)
+
+
+@given(pairs)
+def test_the_interval_of_a_difference_is_narrower_with_more_images(case: tuple[int, int, int]) -> None:
+    """And wider with a higher level."""
+    only_a, only_b, n = case
+    widths = [
+        high - low
+        for low, high in (
+            paired_interval(4 * only_a, 4 * only_b, 4 * n),
+            paired_interval(only_a, only_b, n),
+            paired_interval(only_a, only_b, n, 0.99),
+        )
+    ]
+    assert widths == sorted(widths)
+
+
+@pytest.mark.parametrize(("only_a", "only_b", "n"), [(12, 2, 50), (3, 0, 148), (0, 0, 50), (60, 20, 1000), (14, 1, 15)])
+def test_the_interval_of_a_difference_inverts_the_score_test(only_a: int, only_b: int, n: int) -> None:
+    """At each end, with the rest as likely as it can be, what was seen is 1.96 standard errors away."""
+    for end in paired_interval(only_a, only_b, n):
+        if abs(end) == 1:
+            continue
+
+        def loss(b: float, end: float = end) -> float:
+            parts = np.array([b + end, b, 1 - 2 * b - end])
+            counts = np.array([only_a, only_b, n - only_a - only_b])
+            return -np.sum(counts * np.log(np.maximum(parts, 1e-300)))
+
+        bounds = (max(0.0, -end), (1 - end) / 2)
+        b = minimize_scalar(loss, bounds=bounds, method="bounded", options={"xatol": 1e-12}).x
+        error = np.sqrt(n * (2 * b + end - end**2))
+        assert abs(only_a - only_b - n * end) / error == pytest.approx(1.96, abs=2e-3)
+
+
+@pytest.mark.parametrize("counts", [(1, 1, 1), (-1, 0, 5), (0, 0, 0)])
+def test_counts_of_pairs_that_cannot_be_are_refused(counts: tuple[int, int, int]) -> None:
+    """In one line."""
+    with pytest.raises(DataError, match="have no interval"):
+        paired_interval(*counts)

@@ -84,3 +84,13 @@ def test_a_class_that_the_head_never_saw_is_always_missed() -> None:
     for k in (1, 2, 5):
         assert metrics.top_k(scores, np.array([2, 0]), columns, k) == 0
         assert metrics.top_k(scores, np.array([9, 1]), columns, k) == 0.5
+
+
+def test_the_most_confused_come_first_by_count_then_share_then_name() -> None:
+    """Wherever the classes stand."""
+    confusion = np.array([[5, 3, 1, 1], [3, 9, 0, 1], [0, 0, 0, 0], [1, 0, 0, 0]])
+    expected = [("d", "b"), ("b", "d"), ("a", "d"), ("d", "a"), ("d", "c"), ("b", "a")]
+    for order in ([0, 1, 2, 3], [3, 1, 0, 2], [2, 3, 1, 0]):
+        names = [["d", "b", "c", "a"][place] for place in order]
+        pairs = metrics.most_confused(confusion[np.ix_(order, order)], names)
+        assert [(names[true], names[predicted]) for true, predicted in pairs] == expected

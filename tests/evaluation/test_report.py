@@ -184,6 +184,7 @@ def test_a_report_with_a_torn_confusion_matrix_is_refused() -> None:
 
 def test_the_summary_names_every_number_with_the_interval_that_it_has() -> None:
     report = evaluate([[0.9, 0.1], [0.2, 0.8], [0.9, 0.1], [0.7, 0.3]], [0, 1, 0, 1], ["a", "b"])
-    expected = "top-1 75.0 % (30.1 to 95.4), balanced accuracy 75.0 % (30.1 to 100.0), macro F1 73.3 %, n = 4"
-    assert summary(report) == expected
+    expected = "top-1 75.0 % (30.1 to 95.4), balanced accuracy 75.0 % (30.1 to 100.0), macro F1 73.3 %"
+    assert summary(report) == f"{expected}, NLL 0.409, ECE 27.5 %, n = 4"
+    assert summary(replace(report, nll=None, ece=None)) == f"{expected}, n = 4"
     assert ", top-5 100.0 %, " in summary(replace(report, top5=1.0))

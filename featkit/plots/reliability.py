@@ -1,0 +1,83 @@
+"""What a head's confidence is worth, as a figure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.ticker import MaxNLocator, MultipleLocator, PercentFormatter
+
+from featkit.evaluation.calibration import Bin, calibration_error
+from featkit.plots.labels import set_figure_title
+
+_SIDE = 3.6
+_TRUE, _GAP = "#3182bd", "#d95f0e"
+
+
+def plot_reliability(
+    bins: Sequence[Bin],
+    *,
+    title: str,
+    calibrated: Sequence[Bin] = (),
+    temperature: float | None = None,
+) -> Figure:
+    """Draw accuracy against confidence, and below it which confidences there were.
+
+    A point for each bin, with its 95 % interval; from the point a bar shows how far confidence is from accuracy. On
+    the diagonal confidence means what it says; below it, the head is too confident.
+
+    Args:
+        bins: of the scores as they are; one or more.
+        title: wrapped where it is longer than the plot is wide.
+        calibrated: of the scores at the temperature, drawn beside them.
+        temperature: named above these.
+    """
+    parts = [("as given", bins)]
+    if calibrated:
+        parts += [("calibrated" if temperature is None else f"at temperature {temperature:.3g}", calibrated)]
+    width = _SIDE * len(parts)
+    figure = Figure(figsize=(width + 1.2, _SIDE + 1.9), layout=ConstrainedLayoutEngine(wspace=0.05))
+    grid = figure.subplots(
+        2, len(parts), squeeze=False, sharex=True, sharey="row", gridspec_kw={"height_ratios": [_SIDE, 0.8]}
+    )
+    for (name, drawn), above, below in zip(parts, *grid, strict=True):
+        _draw_points(above, drawn)
+        above.set_title(f"{name}: ECE {100 * calibration_error(drawn):.1f} %", fontsize=10)
+        _draw_counts(below, drawn)
+        below.set_xlabel("confidence")
+    grid[0, 0].set_ylabel("accuracy")
+    grid[1, 0].set_ylabel("images")
+    grid[0, 0].legend(loc="upper left", fontsize=8, frameon=False)
+    set_figure_title(figure, title, width=width)
+    return figure
+
+
+def _draw_points(axes: Axes, bins: Sequence[Bin]) -> None:
+    confidence, accuracy = (np.array([getattr(each, name) for each in bins]) for name in ("confidence", "accuracy"))
+    ends = np.array([each.interval95 for each in bins])
+    axes.plot([0, 1], [0, 1], color="0.6", linewidth=1, linestyle="--", zorder=1)
+    axes.vlines(
+        confidence, confidence, accuracy, color=_GAP, linewidth=4, alpha=0.45, label="gap to confidence", zorder=2
+    )
+    reach = np.abs(ends.T - accuracy)
+    axes.errorbar(
+        confidence, accuracy, reach, fmt="o", color=_TRUE, markersize=4, linewidth=1, label="accuracy, 95 %", zorder=3
+    )
+    axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_locator(MultipleLocator(0.2))
+        axis.set_major_formatter(PercentFormatter(1, 0, " %"))
+    axes.grid(color="0.92", linewidth=0.7)
+    axes.set_axisbelow(True)
+
+
+def _draw_counts(axes: Axes, bins: Sequence[Bin]) -> None:
+    axes.vlines([each.confidence for each in bins], 0, [each.count for each in bins], color="0.4", linewidth=3)
+    axes.set_ylim(bottom=0)
+    axes.yaxis.set_major_locator(MaxNLocator(3, integer=True))
+    axes.xaxis.set_major_formatter(PercentFormatter(1, 0, " %"))
+    axes.grid(axis="y", color="0.92", linewidth=0.7)
+    axes.set_axisbelow(True)

@@ -1,0 +1,190 @@
+"""Differences between classifiers on the same images: how often they are claimed, and how often wrongly."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.stats import binom, binomtest
+
+from featkit.errors import DataError
+from featkit.evaluation.compare import Predictions, compare, holm, mcnemar
+from featkit.evaluation.intervals import paired_interval
+
+COUNTS = st.integers(0, 400)
+
+
+def run(right: np.ndarray, ids: list[str] | None = None) -> Predictions:
+    """Every image is of class 1; a wrong answer is 0."""
+    return Predictions(ids or [f"{row}.png" for row in range(len(right))], np.ones(len(right), int), right.astype(int))
+
+
+def answers(n: int, only_a: int, only_b: int) -> tuple[np.ndarray, np.ndarray]:
+    place = np.arange(n)
+    return place >= only_b, (place < only_b) | (place >= only_b + only_a)
+
+
+def joint(accuracies: tuple[float, float], correlation: float) -> np.ndarray:
+    """Probabilities that both are right, one alone, the other alone, neither."""
+    a, b = accuracies
+    both = min(a * b + correlation * np.sqrt(a * (1 - a) * b * (1 - b)), a, b)
+    return np.array([both, a - both, b - both, 1 - a - b + both])
+
+
+def test_a_clear_difference_is_a_sentence_with_its_interval() -> None:
+    """Named the better one first, whichever comes first."""
+    a, b = answers(1000, 60, 20)
+    (pair,) = compare({"svm": run(a), "knn": run(b)})
+    assert (pair.n, pair.only_a, pair.only_b, pair.difference) == (1000, 60, 20, 0.04)
+    assert pair.sentence == "svm is better than knn by 4.0 points (2.3 to 5.8)"
+    (turned,) = compare({"knn": run(b), "svm": run(a)})
+    assert turned.sentence == pair.sentence
+    assert turned.p == pair.p == pair.p_holm
+    assert turned.difference == -0.04
+    assert pair.to_dict()["sentence"] == pair.sentence
+
+
+def test_a_small_difference_cannot_be_claimed() -> None:
+    """And the sentence says so."""
+    (pair,) = compare(dict(zip("ab", map(run, answers(1000, 12, 8)), strict=True)))
+    assert not pair.claimed
+    assert pair.sentence == "no difference can be claimed between a and b (0.4 points, -0.5 to 1.4)"
+
+
+def test_runs_without_a_single_difference_are_equal_with_an_interval() -> None:
+    """A bootstrap would say that there is no doubt."""
+    (pair,) = compare({"a": run(np.ones(50, bool)), "b": run(np.ones(50, bool))})
+    assert pair.p == 1
+    assert pair.interval95 == pytest.approx((-0.0713, 0.0713), abs=1e-4)
+
+
+def test_the_order_of_images_does_not_matter() -> None:
+    """They are matched by id."""
+    rng = np.random.default_rng(0)
+    right, other, rows = rng.random(80) < 0.9, rng.random(80) < 0.7, rng.permutation(80)
+    turned = run(other[rows], [f"{row}.png" for row in rows])
+    assert compare({"a": run(right), "b": turned}) == compare({"a": run(right), "b": run(other)})
+
+
+def test_labels_may_be_names_and_other_names_change_nothing() -> None:
+    """Only whether a prediction is right counts."""
+    y, guessed = np.array(["cat", "dog", "cat"]), np.array(["cat", "cat", "cat"])
+    ids = ["1", "2", "3"]
+    (pair,) = compare({"a": Predictions(ids, y, y), "b": Predictions(ids, y, guessed)})
+    numbers = {"a": Predictions(ids, [7, 3, 7], [7, 3, 7]), "b": Predictions(ids, [7, 3, 7], [7, 7, 7])}
+    assert (pair,) == compare(numbers)
+
+
+def test_every_pair_is_compared_and_holm_makes_claims_harder() -> None:
+    """Three runs are three pairs."""
+    rng = np.random.default_rng(1)
+    runs = {name: run(rng.random(300) < accuracy) for name, accuracy in (("a", 0.9), ("b", 0.84), ("c", 0.6))}
+    pairs = compare(runs)
+    assert [(pair.a, pair.b) for pair in pairs] == [("a", "b"), ("a", "c"), ("b", "c")]
+    assert all(pair.p_holm >= pair.p for pair in pairs)
+    assert [pair.p_holm for pair in pairs] == holm([pair.p for pair in pairs])
+
+
+def test_runs_that_cannot_be_compared_are_refused_in_one_line() -> None:
+    """Other images, other labels, an image twice, one run alone."""
+    right = np.ones(5, bool)
+    with pytest.raises(DataError, match=r"different test images \(5 and 4, 1 of them in one run only\)"):
+        compare({"a": run(right), "b": run(right[:4])})
+    with pytest.raises(DataError, match=r"different test images \(5 and 5, 10 of them"):
+        compare({"a": run(right), "b": run(right, list("abcde"))})
+    ids = [f"{row}.png" for row in range(5)]
+    with pytest.raises(DataError, match="disagree about the true class of 5 of 5 images"):
+        compare({"a": run(right), "b": Predictions(ids, np.zeros(5, int), np.zeros(5, int))})
+    with pytest.raises(DataError, match="names 2 images twice"):
+        compare({"a": run(right), "b": run(right, list("aabbc"))})
+    with pytest.raises(DataError, match="expected"):
+        compare({"a": run(right), "b": Predictions(ids, [1], [1])})
+    with pytest.raises(DataError, match="1 runs to compare"):
+        compare({"a": run(right)})
+
+
+@given(COUNTS, COUNTS)
+def test_mid_p_is_the_exact_test_less_half_of_what_was_seen(only_a: int, only_b: int) -> None:
+    """And therefore symmetric, and never above the exact p."""
+    p, both = mcnemar(only_a, only_b), only_a + only_b
+    assert p == mcnemar(only_b, only_a)
+    if only_a == only_b:
+        assert p == pytest.approx(1)
+    else:
+        exact = binomtest(only_a, both).pvalue
+        assert p == pytest.approx(exact - binom.pmf(only_a, both, 0.5))
+
+
+@given(COUNTS, COUNTS)
+def test_what_is_claimed_is_never_contradicted_by_the_interval(only_a: int, only_b: int) -> None:
+    """Where p is below 0.05, the interval does not hold 0."""
+    low, high = paired_interval(only_a, only_b, 1000)
+    assert mcnemar(only_a, only_b) >= 0.05 or low > 0 or high < 0
+
+
+@pytest.mark.parametrize("n", [50, 148, 500, 2893])
+def test_a_true_null_is_rejected_in_at_most_5_percent_whatever_the_number_of_differences(n: int) -> None:
+    """Not simulated but added up."""
+    for rate in (0.01, 0.03, 0.1, 0.2, 0.3):
+        both = np.arange(int(binom.ppf(1e-6, n, rate)), int(binom.ppf(1 - 1e-6, n, rate)) + 1)
+        limits = _limits(int(both[-1]))
+        rejected = [2 * binom.cdf(limits[m], m, 0.5) for m in both]
+        assert np.sum(binom.pmf(both, n, rate) * rejected) <= 0.05
+
+
+def _limits(most: int) -> list[int]:
+    """For each number of differences the largest smaller part that is rejected, -1 for none."""
+    return [
+        int(
+            np.searchsorted(
+                2 * binom.cdf(np.arange(m // 2 + 1), m, 0.5) - binom.pmf(np.arange(m // 2 + 1), m, 0.5), 0.05
+            )
+        )
+        - 1
+        for m in range(most + 1)
+    ]
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=8), st.randoms())
+def test_holm_follows_its_definition_in_any_order(p_values: list[float], random) -> None:
+    """The i-th smallest of m is multiplied by m - i + 1 and never smaller than the one before."""
+    by_size, m = sorted(p_values), len(p_values)
+    expected = [min(1.0, max((m - place) * by_size[place] for place in range(last + 1))) for last in range(m)]
+    adjusted = holm(p_values)
+    assert sorted(adjusted) == pytest.approx(expected)
+    order = random.sample(range(m), m)
+    assert holm([p_values[place] for place in order]) == [adjusted[place] for place in order]
+
+
+@pytest.mark.parametrize(
+    ("n", "accuracies", "correlation"),
+    [
+        (2893, (0.94, 0.94), 0.5),
+        (2893, (0.94, 0.925), 0.5),
+        (148, (0.99, 0.99), 0.0),
+        (148, (0.99, 0.95), 0.3),
+        (50, (0.95, 0.95), 0.3),
+        (50, (0.95, 0.90), 0.3),
+    ],
+)
+def test_the_interval_of_a_difference_covers_as_often_as_it_says(
+    n: int, accuracies: tuple[float, float], correlation: float
+) -> None:
+    """In 2,000 trials; a true null is rejected in at most 6 % of them."""
+    cells = np.random.default_rng(0).multinomial(n, joint(accuracies, correlation), size=2000)
+    seen, times = np.unique(cells[:, 1:3], axis=0, return_counts=True)
+    true = accuracies[0] - accuracies[1]
+    ends = np.array([paired_interval(int(a), int(b), n) for a, b in seen])
+    covered = np.sum(times * ((ends[:, 0] <= true + 1e-12) & (true <= ends[:, 1] + 1e-12))) / 2000
+    assert 0.93 <= covered <= 0.98
+    if true == 0:
+        assert np.sum(times * [mcnemar(int(a), int(b)) < 0.05 for a, b in seen]) / 2000 <= 0.06
+
+
+@pytest.mark.parametrize("correlation", [0.3, 0.5, 0.7])
+def test_where_hardly_anything_differs_the_interval_covers_more_than_it_says(correlation: float) -> None:
+    """With one or two differing images among 148; the percentile bootstrap covers as much there."""
+    cells = np.random.default_rng(0).multinomial(148, joint((0.99, 0.99), correlation), size=2000)
+    covered = [low <= 0 <= high for low, high in (paired_interval(int(a), int(b), 148) for _, a, b, _ in cells)]
+    assert np.mean(covered) >= 0.97
