@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,17 +25,23 @@ from featkit.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from featkit.studies.run import Run
+    from featkit.embeddings.pipeline import Compute
+    from featkit.studies.run import Protocol, Run
 
 EPILOG = """\b
 Examples:
   featkit fit --head svm
+  featkit fit --head svm --tune
   featkit fit --head svm:C=9,kernel=rbf --data photos --backbone resnet50
   featkit fit --head knn:k=5,metric=cosine --json
+  featkit fit --head linear --tune --seeds 5 --strict
+  featkit fit --head linear --reject 0.05
   featkit fit --cache cache/photos-resnet50-0123456789ab.h5
 
 \b
 Without --data or --backbone, the newest cache that agrees with the other options is used.
+Val is the data's own, or else a fifth of train. It chooses the temperature, and with --tune
+the head's options; then the head is fitted on train and val, and judged on test once.
 """
 
 
@@ -45,6 +53,15 @@ Without --data or --backbone, the newest cache that agrees with the other option
     show_default=True,
     help="linear, svm, knn, mlp or prototypical, with options; see `featkit heads`.",
 )
+@click.option("--tune", is_flag=True, help="Choose the head's options on val; what was tried is in results.json.")
+@click.option("--seeds", type=click.IntRange(min=1), default=1, help="Repeat with so many seeds, from --seed on. [1]")
+@click.option(
+    "--reject",
+    type=click.FloatRange(0, 1, max_open=True),
+    metavar="SHARE",
+    help="Call images unknown whose confidence is below that of this share of val. [answer always]",
+)
+@click.option("--strict", is_flag=True, help="Refuse data of which train and test share an image.")
 @data_options
 @backbone_option
 @network_options
@@ -53,47 +70,131 @@ Without --data or --backbone, the newest cache that agrees with the other option
 @compute_options
 @out_option
 @json_option
-def fit(head: str, cache: Path, out: Path, as_json: bool, **options: Any) -> None:
+def fit(cache: Path, out: Path, as_json: bool, **options: Any) -> None:
     """Fit a head on vectors and judge it.
 
-    It is judged on test images that nothing else has seen. Leaves a run directory:
-    card.json, results.json, confusion.png and the head, enough to predict anywhere.
+    It is judged on test images that nothing else has seen. Leaves a run directory: card.json, results.json,
+    predictions.csv, confusion.png, reliability.png and the head, enough to predict anywhere.
     """
     from featkit.heads import make_head
-    from featkit.studies.run import fit_run, open_source
-    from featkit.studies.rundir import results, save_run
+    from featkit.studies.run import Protocol
 
-    make_head(head)
-    given = given_request(options)
+    make_head(options["head"])
+    given, first = given_request(options), options["seed"]
+    runs = []
+    for number in range(options["seeds"]):
+        seeded = given if options["seeds"] == 1 else {**given, "seed": (first or 0) + number}
+        with _counted(make_compute(options), options["tune"]) as progress:
+            protocol = Protocol(options["tune"], options["reject"], progress)
+            run = _fit(seeded, cache, options, protocol)
+        runs.append(run)
+        note(f"run: {_save(run, out)}")
+        if not as_json:
+            click.echo(_text(run))
+    _print_seeds(runs, out, as_json)
+
+
+def _fit(given: dict[str, Any], cache: Path, options: dict[str, Any], protocol: Protocol) -> Run:
+    from featkit.errors import DataError
+    from featkit.studies.run import fit_run
+    from featkit.studies.source import leak, open_source
+
     source = open_source(given, cache, make_compute(options))
     for line in source.notes:
         note(line)
     note(f"vectors: {source.path}, weights: {source.weights}")
-    run = fit_run(source, head, seed=source.request.seed)
-    directory = save_run(run, out, {"confusion.png": _confusion(run)})
-    for warning in run.report.warnings:
+    shared = leak(source)
+    if shared and options["strict"]:
+        raise DataError(f"{shared}: mend the data, or leave out --strict")
+    run = fit_run(source, options["head"], seed=source.request.seed, protocol=protocol)
+    for warning in [*([shared] if shared else []), *run.report.warnings]:
         note(f"warning: {warning}")
-    click.echo(json.dumps(results(run), indent=2) if as_json else _text(run))
-    note(f"run: {directory}")
+    return run
+
+
+@contextmanager
+def _counted(compute: Compute, tune: bool) -> Iterator[Any]:
+    """Give a function that counts the settings tried, on stderr where a person watches."""
+    from tqdm import tqdm
+
+    with tqdm(unit="setting", disable=not (tune and compute.progress)) as bar:
+        yield lambda tried: bar.update()
+
+
+def _save(run: Run, out: Path) -> Path:
+    from featkit.studies.rundir import save_run
+
+    return save_run(run, out, _figures(run))
+
+
+def _print_seeds(runs: list[Run], out: Path, as_json: bool) -> None:
+    """Print what the seeds have in common; JSON of a single run is its results.json."""
+    from featkit.studies.rundir import results
+
+    if len(runs) == 1:
+        if as_json:
+            click.echo(json.dumps(results(runs[0]), indent=2))
+        return
+    from featkit.embeddings.recipe import digest
+    from featkit.studies.publish import publish
+    from featkit.studies.seeds import over_seeds
+
+    found = over_seeds([run.report.top1 for run in runs])
+    values = {"runs": [run.id for run in runs], "n": [run.report.n for run in runs], **found.to_dict()}
+    directory = out / runs[0].source.data / f"seeds-{digest(values['runs'])[:12]}"
+    text = json.dumps(values, indent=2)
+    publish(directory, {"results.json": text})
+    low, high = (100 * end for end in found.interval95)
+    line = f"top-1 {100 * found.mean:.2f} % ({low:.2f} to {high:.2f}), standard deviation {100 * found.deviation:.2f}"
+    click.echo(text if as_json else f"over {len(runs)} seeds: {line}")
+    note(f"seeds: {directory}")
 
 
 def _text(run: Run) -> str:
     from featkit.evaluation.report import summary
 
-    request, cost = run.source.request, run.report.cost
+    request, cost, report = run.source.request, run.report.cost, run.report
     made = f"{run.head_spec} on {request.backbone}, weights {run.source.weights}"
-    time = f"fitted in {cost['fit_seconds']:.1f} s, peak memory {cost['peak_memory_mb']:.0f} MB"
-    return f"{made}\n{summary(run.report)}\n{time}"
+    if run.search:
+        best = run.search.tried[run.search.best]
+        options = ", ".join(f"{name} {value}" for name, value in best.options.items())
+        made += f"\nchosen among {len(run.search.tried)} settings: {options} (top-1 on val {100 * best.top1:.1f} %)"
+    lines = [made, summary(report), *_unknown(report)]
+    confused = [f"{pair.true} as {pair.predicted} ({pair.count})" for pair in report.confused[:3]]
+    lines += [f"most confused: {', '.join(confused)}"] if confused else []
+    return "\n".join([*lines, f"fitted in {cost['fit_seconds']:.1f} s, peak memory {cost['peak_memory_mb']:.0f} MB"])
 
 
-def _confusion(run: Run) -> bytes:
+def _unknown(report: Any) -> list[str]:
+    found = report.rejection
+    if found is None:
+        return []
+    if found.top1 is None:
+        return [f"every test image is below confidence {found.threshold:.3f}: all unknown"]
+    low, high = (100 * end for end in found.interval95)
+    right = f"{100 * found.top1:.1f} % ({low:.1f} to {high:.1f})"
+    return [f"{100 * found.coverage:.1f} % answered (confidence from {found.threshold:.3f}), of these {right} right"]
+
+
+def _figures(run: Run) -> dict[str, bytes]:
     from featkit.plots.confusion import plot_confusion
     from featkit.plots.files import png_bytes
+    from featkit.plots.reliability import plot_reliability
+    from featkit.plots.search import plot_search
 
-    low, high = (100 * end for end in run.report.interval95)
+    report = run.report
+    low, high = (100 * end for end in report.interval95)
     untrained = ", untrained" if "untrained" in run.source.weights else ""
-    title = (
-        f"{run.head_spec} on {run.source.request.backbone}{untrained}: "
-        f"top-1 {100 * run.report.top1:.1f} % ({low:.1f} to {high:.1f}), n = {run.report.n}"
-    )
-    return png_bytes(plot_confusion(run.report.confusion, run.report.classes, title=title))
+    name = f"{run.head_spec}{' tuned' if run.search else ''} on {run.source.request.backbone}{untrained}"
+    title = f"{name}: top-1 {100 * report.top1:.1f} % ({low:.1f} to {high:.1f}), n = {report.n}"
+    figures = {"confusion.png": png_bytes(plot_confusion(report.confusion, report.classes, title=title))}
+    if report.reliability:
+        temperature = report.temperature.value if report.temperature else None
+        drawn = plot_reliability(
+            report.reliability, title=name, calibrated=report.reliability_calibrated, temperature=temperature
+        )
+        figures["reliability.png"] = png_bytes(drawn)
+    if run.search:
+        tried = [(each.options, each.top1) for each in run.search.tried]
+        figures["search.png"] = png_bytes(plot_search(tried, title=f"{name}: {len(tried)} settings"))
+    return figures

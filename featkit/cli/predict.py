@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
+import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from featkit.cli.options import compute_options, json_option, make_compute, note, table
 
+if TYPE_CHECKING:
+    from featkit.studies.predict import Prediction
+
 EPILOG = """\b
 Examples:
   featkit predict experiments/photos/0123456789ab new.jpg other.png
-  featkit predict experiments/photos/0123456789ab --json *.jpg
+  featkit predict experiments/photos/0123456789ab holiday --csv
+  find . -name '*.jpg' | featkit predict experiments/photos/0123456789ab - --json
 """
 
 
@@ -22,24 +29,65 @@ Examples:
 @click.argument("files", nargs=-1, required=True, metavar="FILE...")
 @compute_options
 @json_option
-def predict(run: Path, files: tuple[str, ...], as_json: bool, **options: Any) -> None:
+@click.option("--csv", "as_csv", is_flag=True, help="Print a line of CSV for each picture.")
+def predict(run: Path, files: tuple[str, ...], as_json: bool, as_csv: bool, **options: Any) -> None:
     """Classify pictures with a run.
 
-    Prints the five most probable classes of each FILE, by the run in directory RUN.
+    Prints the five most probable classes of each FILE, by the run in directory RUN. A FILE may be a folder,
+    for all pictures in it, or - for names on standard input, one in a line.
     """
     from featkit.studies.predict import predict as classify
     from featkit.studies.rundir import load_run
 
-    found = classify(load_run(run), list(files), make_compute(options))
-    missing = sorted(set(files) - {prediction.file for prediction in found})
+    if as_json and as_csv:
+        raise click.UsageError("--json and --csv exclude each other")
+    saved, pictures = load_run(run), _pictures(files)
+    found = classify(saved, pictures, make_compute(options))
+    missing = sorted(set(pictures) - {prediction.file for prediction in found})
     if missing:
         note(f"{len(missing)} files left out: {', '.join(missing)}")
     if as_json:
         click.echo(json.dumps([prediction.to_dict() for prediction in found], indent=2))
-        return
+    else:
+        click.echo(_csv(found) if as_csv else _table(found), nl=not as_csv)
+
+
+def _pictures(names: tuple[str, ...]) -> list[str]:
+    """Return the names of picture files, folders and standard input spelt out."""
+    from featkit.errors import DataError
+    from featkit.images.files import pictures_below
+
+    found: list[str] = []
+    for name in names:
+        if name == "-":
+            found += [line for line in sys.stdin.read().splitlines() if line]
+        else:
+            found += pictures_below(Path(name)) if Path(name).is_dir() else [name]
+    if not found:
+        raise DataError("no picture was named: standard input is empty")
+    return found
+
+
+def _table(found: list[Prediction]) -> str:
     rows = [
         [prediction.file if place == 0 else "", name, f"{100 * probability:.1f} %"]
         for prediction in found
-        for place, (name, probability) in enumerate(prediction.top)
+        for place, (name, probability) in enumerate(_shown(prediction))
     ]
-    click.echo(table(["file", "class", "probability"], rows, right=("probability",)))
+    return table(["file", "class", "probability"], rows, right=("probability",))
+
+
+def _shown(prediction: Prediction) -> list[tuple[str, float]]:
+    if not prediction.unknown:
+        return list(prediction.top)
+    return [(f"unknown (perhaps {prediction.top[0][0]})", prediction.top[0][1]), *prediction.top[1:]]
+
+
+def _csv(found: list[Prediction]) -> str:
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(["file", "class", "probability", "most_probable"])
+    for prediction in found:
+        name, probability = prediction.top[0]
+        writer.writerow([prediction.file, prediction.answer, f"{probability:.6f}", name])
+    return out.getvalue()

@@ -15,6 +15,7 @@ from featkit.errors import DataError
 from featkit.evaluation.calibration import Bin, Temperature
 from featkit.evaluation.groups import GroupRow
 from featkit.evaluation.intervals import Interval
+from featkit.evaluation.rejection import Rejection
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,7 @@ class Report:
         temperature: fitted on val, and its smoothing; None where there was none to fit it on.
         nll_calibrated, ece_calibrated, reliability_calibrated: the same at that temperature. Every other number is
             the same with and without it.
+        rejection: what becomes of the images when those of low confidence are called unknown, if that was asked for.
         warnings: what a reader must know, such as a head that did not converge.
         provenance: what made the numbers: recipe, head, seed, versions. The same from run to run.
         cost: seconds and megabytes. Never the same twice, so it is not part of ``to_dict``.
@@ -88,6 +90,7 @@ class Report:
     nll_calibrated: float | None = None
     ece_calibrated: float | None = None
     reliability_calibrated: tuple[Bin, ...] = ()
+    rejection: Rejection | None = None
     warnings: tuple[str, ...] = ()
     provenance: Mapping[str, Any] = field(default_factory=dict)
     cost: Mapping[str, float] = field(default_factory=dict)
@@ -149,6 +152,7 @@ _ROWS: Mapping[str, type] = {
     "reliability": Bin,
     "reliability_calibrated": Bin,
     "temperature": Temperature,
+    "rejection": Rejection,
 }
 
 

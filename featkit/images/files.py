@@ -77,6 +77,18 @@ def image_files(files: Iterable[str | Path]) -> ImageSet:
     return from_entries("images", [Entry(str(file), str(file), "", "") for file in files])
 
 
+def pictures_below(root: Path) -> list[str]:
+    """Return the paths of all pictures in a folder and the folders in it, sorted.
+
+    Raises:
+        DataError: if there are none.
+    """
+    found = sorted(path for _, path in _walk(str(root), ""))
+    if not found:
+        raise DataError(f"{root} holds no pictures (known: {' '.join(EXTENSIONS)})")
+    return found
+
+
 def safe_name(name: str) -> str:
     """Return a name for files: letters, digits, dots, dashes and underscores."""
     return re.sub(r"[^A-Za-z0-9._-]+", "_", name).strip("._") or "images"

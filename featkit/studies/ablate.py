@@ -19,7 +19,8 @@ from featkit.embeddings.request import Request
 from featkit.errors import FeatkitError, MissingExtraError, SpecError, WeightsError
 from featkit.evaluation.report import Report
 from featkit.registry import unknown
-from featkit.studies.run import Source, fit_run, open_source
+from featkit.studies.run import fit_run
+from featkit.studies.source import Source, open_source
 
 AXES = ("data", "backbone", "weights", "layer", "head", "seed")
 HEADS = ("linear", "svm", "knn", "mlp", "prototypical")

@@ -10,20 +10,31 @@ import numpy as np
 from featkit.embeddings.extract import embed
 from featkit.embeddings.pipeline import Compute
 from featkit.errors import WeightsError
+from featkit.evaluation.calibration import apply_temperature
 from featkit.images.files import image_files
 from featkit.studies.rundir import SavedRun
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """The most probable classes of one picture, best first, with their probabilities."""
+    """The most probable classes of one picture, best first, with their probabilities.
+
+    ``unknown`` says that the first is below the confidence that the run asks for.
+    """
 
     file: str
     top: tuple[tuple[str, float], ...]
+    unknown: bool = False
+
+    @property
+    def answer(self) -> str:
+        """Name of the class, or ``unknown``."""
+        return "unknown" if self.unknown else self.top[0][0]
 
     def to_dict(self) -> dict[str, Any]:
         """Return the prediction as JSON can hold it."""
-        return {"file": self.file, "top": [{"class": name, "probability": value} for name, value in self.top]}
+        top = [{"class": name, "probability": value} for name, value in self.top]
+        return {"file": self.file, "answer": self.answer, "top": top}
 
 
 def predict(run: SavedRun, files: list[str], compute: Compute, *, top: int = 5) -> list[Prediction]:
@@ -46,9 +57,14 @@ def predict(run: SavedRun, files: list[str], compute: Compute, *, top: int = 5) 
         return []
     rows = np.concatenate([rows for rows, _ in blocks])
     scores = run.head.predict_proba(np.concatenate([vectors for _, vectors in blocks]))
+    scores = apply_temperature(scores, run.temperature) if run.temperature else scores
     names = [run.classes[label] for label in run.head.classes_]
     best = np.argsort(-scores, axis=1, kind="stable")[:, :top]
     return [
-        Prediction(files[row], tuple((names[column], float(line[column])) for column in columns))
+        Prediction(
+            files[row],
+            tuple((names[column], float(line[column])) for column in columns),
+            unknown=bool(line[columns[0]] < run.threshold),
+        )
         for row, line, columns in zip(rows, scores, best, strict=True)
     ]

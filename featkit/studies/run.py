@@ -5,49 +5,59 @@ from __future__ import annotations
 import resource
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from featkit.embeddings import store
 from featkit.embeddings.base import Embeddings
-from featkit.embeddings.extract import read_for, run_extractions
-from featkit.embeddings.job import content_keys, plan
-from featkit.embeddings.pipeline import Compute
 from featkit.embeddings.recipe import digest
-from featkit.embeddings.request import Request, resolve
-from featkit.errors import DataError
-from featkit.evaluation import evaluate
+from featkit.errors import DataError, SpecError
+from featkit.evaluation import Temperature, evaluate, fit_temperature
+from featkit.evaluation.calibration import apply_temperature
+from featkit.evaluation.rejection import reject, rejection_threshold
 from featkit.evaluation.report import Report
 from featkit.heads import make_head
+from featkit.heads.search import Search, Tried, search
 from featkit.registry import Spec
+from featkit.studies.parts import Parts, divide, train_counts
+from featkit.studies.source import Source
 
 _PACKAGES = ("featkit", "numpy", "scikit-learn", "skops", "torch", "torchvision")
 
 
 @dataclass(frozen=True)
-class Source:
-    """Vectors to fit on, and where they come from.
+class Answers:
+    """What a head said about each test image.
 
     Attributes:
-        request: which images through which network.
-        embeddings: the vectors, with splits.
-        path: the cache file.
-        data: name of the images.
-        weights: label of the weights, for people.
-        notes: what was chosen or left out on the way, one line each.
+        ids: names of the n images.
+        y, predicted: ``(n,)`` positions in the class names.
+        confidence: ``(n,)`` probability of the predicted class, at the temperature if there is one.
     """
 
-    request: Request
-    embeddings: Embeddings
-    path: Path
-    data: str
-    weights: str
-    notes: tuple[str, ...] = ()
+    ids: tuple[str, ...]
+    y: NDArray[np.int64]
+    predicted: NDArray[np.int64]
+    confidence: NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """How a head is fitted and judged.
+
+    Attributes:
+        tune: whether its settings are chosen on val, from the head's search space.
+        reject: share of val images to call unknown, or None to answer always.
+        progress: called after each setting that was tried.
+    """
+
+    tune: bool = False
+    reject: float | None = None
+    progress: Callable[[Tried], None] | None = None
 
 
 @dataclass(frozen=True)
@@ -60,6 +70,8 @@ class Run:
         head_spec: how the head was asked for.
         head: the fitted estimator.
         report: its worth on the test images.
+        answers: what it said about each of them.
+        search: what was tried on val, if anything.
     """
 
     id: str
@@ -67,94 +79,108 @@ class Run:
     head_spec: str
     head: Any
     report: Report
+    answers: Answers
+    search: Search | None = None
 
 
-def open_source(given: Mapping[str, Any], cache: Path, compute: Compute) -> Source:
-    """Find or make the vectors that some options ask for.
+def fit_run(source: Source, head_spec: str = "linear", *, seed: int = 0, protocol: Protocol | None = None) -> Run:
+    """Fit a head and judge it on the test vectors, which nothing else has seen.
 
-    Args:
-        given: fields of ``Request``; None for what was not given.
-        cache: folder of the cache files, or one such file.
-        compute: how to extract where that is needed.
-
-    Raises:
-        FeatkitError: of the kind that says what cannot be had; StaleCacheError if ``cache`` is a file that the given
-            options would not make.
-    """
-    if cache.suffix == ".h5":
-        return _from_file(given, cache, compute)
-    request, newest = resolve(given, cache)
-    request = request.on(compute.device)
-    if newest and not _there(request):
-        note = f"{request.data} is gone: taking the vectors in {newest} as they are"
-        return replace(_from_file({}, newest, compute), notes=(note,))
-    images = request.load_images()
-    (done,) = run_extractions([request], images, cache, compute)
-    taken = f"what was not given is taken from {newest}: data {request.data}, backbone {request.backbone}"
-    notes = [taken] if newest else []
-    notes += [f"{len(done.skipped)} images left out: {', '.join(done.skipped)}"] if done.skipped else []
-    return Source(request, read_for(images, done.path), done.path, images.name, done.weights, tuple(notes))
-
-
-def _there(request: Request) -> bool:
-    """Return whether the images can still be read; names are looked up, paths must exist."""
-    return not Path(request.data).is_absolute() or Path(request.data).exists()
-
-
-def _from_file(given: Mapping[str, Any], path: Path, compute: Compute) -> Source:
-    entry = store.describe(path)
-    chosen = {name: value for name, value in given.items() if value is not None}
-    request = replace(Request.from_dict(entry.provenance["request"]), **chosen).on(compute.device)
-    data, weights = entry.provenance["data"], entry.provenance["weights"]
-    if not chosen:
-        return Source(request, store.read(path), path, data, weights)
-    images = request.load_images()
-    _, recipe = plan(request, images, content_keys(images, compute), path.parent)
-    store.check(path, recipe)
-    return Source(request, read_for(images, path), path, data, weights)
-
-
-def fit_run(source: Source, head_spec: str = "linear", *, seed: int = 0) -> Run:
-    """Fit a head on the train vectors and judge it on the test vectors, which nothing else has seen.
+    The settings (with ``tune``), the temperature and the threshold of rejection are chosen on val, with heads that were
+    fitted on the rest of train; then the head is fitted on train and val together.
 
     Raises:
         SpecError: if the head, an option or a value is unknown.
         DataError: if train has fewer than two classes, or test no image.
     """
-    head_spec = str(Spec.parse(head_spec))
-    head = make_head(head_spec, seed=seed)
-    train, test = source.embeddings.part("train"), source.embeddings.part("test")
-    if len(np.unique(train.y)) < 2 or not len(test):
-        raise DataError(f"{source.path} has too few images: {len(train)} to train on, {len(test)} to test on")
+    protocol = protocol or Protocol()
+    asked = Spec.parse(head_spec)
+    make_head(asked, seed=seed)
+    parts = _divide(source, seed)
     start = time.perf_counter()
-    head.fit(train.x, train.y)
+    found = _search(asked, parts, seed, protocol) if protocol.tune else None
+    spec = replace(asked, options=found.tried[found.best].options) if found else asked
+    temperature, threshold = _on_val(make_head(spec, seed=seed), parts, protocol.reject)
+    head = make_head(spec, seed=seed).fit(parts.final.x, parts.final.y)
     fitted = time.perf_counter()
-    scores = head.predict_proba(test.x)
+    scores = np.asarray(head.predict_proba(parts.test.x), dtype=np.float64)
     cost = {
         "fit_seconds": fitted - start,
         "predict_seconds": time.perf_counter() - fitted,
         "peak_memory_mb": _peak_memory(),
     }
+    columns = np.asarray(head.classes_)
     report = evaluate(
         scores,
-        test.y,
-        test.classes,
-        columns=head.classes_,
-        warnings=getattr(head, "warnings_", ()),
-        provenance=_provenance(source, head_spec, head, seed, len(train)),
+        parts.test.y,
+        parts.test.classes,
+        columns=columns,
+        temperature=temperature,
+        train_counts=train_counts(parts.final),
+        warnings=[*getattr(head, "warnings_", ()), *_unseen(parts), *_constant(parts.final)],
+        provenance={**_provenance(source, str(asked), head, seed, parts), "tuned": protocol.tune},
         cost=cost,
         seed=seed,
     )
-    return Run(_run_id(source, head_spec, seed), source, head_spec, head, report)
+    shown = apply_temperature(scores, temperature) if temperature else scores
+    if threshold is not None and protocol.reject is not None:
+        judged = reject(shown, parts.test.y, columns, share=protocol.reject, threshold=threshold)
+        report = replace(report, rejection=judged)
+    answers = Answers(parts.test.ids, parts.test.y, columns[scores.argmax(axis=1)], shown.max(axis=1))
+    return Run(_run_id(source, str(asked), seed, protocol), source, str(asked), head, report, answers, found)
 
 
-def _run_id(source: Source, head_spec: str, seed: int) -> str:
+def _divide(source: Source, seed: int) -> Parts:
+    try:
+        return divide(source.embeddings, seed)
+    except DataError as error:
+        raise DataError(f"{source.path}: {error}") from error
+
+
+def _search(asked: Spec, parts: Parts, seed: int, protocol: Protocol) -> Search:
+    """Try the head's search space on val."""
+    if asked.options:
+        raise SpecError(f"--tune chooses the options of {asked.name} on val: write {asked.name} alone, without options")
+    fit, val = parts.fit, parts.val
+    return search(asked.name, fit.x, fit.y, val.x, val.y, seed=seed, progress=protocol.progress)
+
+
+def _on_val(head: Any, parts: Parts, share: float | None) -> tuple[Temperature | None, float | None]:
+    """Return the temperature, and the confidence below which an image is unknown, of a head fitted without val."""
+    if not len(parts.val) or len(np.unique(parts.fit.y)) < 2:
+        if share is not None:
+            raise DataError("there are no val images to choose a confidence on: leave out --reject")
+        return None, None
+    head.fit(parts.fit.x, parts.fit.y)
+    scores, columns = np.asarray(head.predict_proba(parts.val.x), dtype=np.float64), np.asarray(head.classes_)
+    known = np.isin(parts.val.y, columns)
+    temperature = fit_temperature(scores[known], parts.val.y[known], columns) if known.any() else None
+    shown = apply_temperature(scores, temperature) if temperature else scores
+    return temperature, None if share is None else rejection_threshold(shown, share)
+
+
+def _unseen(parts: Parts) -> list[str]:
+    """Say which classes are tested and were never seen."""
+    names = [parts.test.classes[label] for label in np.setdiff1d(parts.test.y, parts.final.y)]
+    return [f"no training image of {', '.join(names)}: every test image of it is a miss"] if names else []
+
+
+def _constant(embeddings: Embeddings) -> list[str]:
+    """Say how many columns tell nothing."""
+    columns = np.flatnonzero((embeddings.x == embeddings.x[0]).all(axis=0))
+    if len(columns) == embeddings.x.shape[1]:
+        raise DataError("all vectors are the same: the network tells the images nothing apart; choose another layer")
+    named = ", ".join(map(str, columns[:5])) + (", ..." if len(columns) > 5 else "")
+    return [f"{len(columns)} of {embeddings.x.shape[1]} columns are constant ({named})"] if len(columns) else []
+
+
+def _run_id(source: Source, head_spec: str, seed: int, protocol: Protocol) -> str:
     embeddings = source.embeddings
-    parts = [embeddings.recipe.fingerprint, *embeddings.splits.tolist(), head_spec, str(seed), version("featkit")]
-    return digest(parts)[:12]
+    chosen = [head_spec, str(seed), str(protocol.tune), str(protocol.reject), version("featkit")]
+    return digest([embeddings.recipe.fingerprint, *embeddings.splits.tolist(), *chosen])[:12]
 
 
-def _provenance(source: Source, head_spec: str, head: Any, seed: int, train: int) -> dict[str, Any]:
+def _provenance(source: Source, head_spec: str, head: Any, seed: int, parts: Parts) -> dict[str, Any]:
     return {
         "request": source.request.to_dict(),
         "fingerprint": source.embeddings.recipe.fingerprint,
@@ -162,7 +188,9 @@ def _provenance(source: Source, head_spec: str, head: Any, seed: int, train: int
         "head": head_spec,
         "head_options": head.get_params(),
         "seed": seed,
-        "n_train": train,
+        "n_train": len(parts.final),
+        "n_val": len(parts.val),
+        "val": "own" if parts.own_val else f"{len(parts.val)} images of train",
         "versions": {name: version(name) for name in _PACKAGES},
     }
 

@@ -1,8 +1,10 @@
-"""The directory that a run leaves behind: ``card.json``, ``results.json``, the head, the figures."""
+"""The directory that a run leaves behind: ``card.json``, ``results.json``, predictions, the head, the figures."""
 
 from __future__ import annotations
 
+import csv
 import hashlib
+import io
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -14,11 +16,13 @@ from featkit.backbones.base import Quantized
 from featkit.embeddings.calibration import find as find_calibration
 from featkit.embeddings.request import Request
 from featkit.errors import CacheError, RunError
+from featkit.evaluation import Temperature
 from featkit.heads.persist import load_head, save_head
 from featkit.studies.publish import Content, publish
 from featkit.studies.run import Run
 
 HEAD_FILE = "head.skops"
+PREDICTIONS_FILE = "predictions.csv"
 NETWORK_FILE = "network.int8.onnx"
 
 
@@ -33,6 +37,8 @@ class SavedRun:
         classes: class names; the head's labels are positions in it.
         head: the fitted estimator.
         quantized: the int8 network that made the vectors, if it was one.
+        temperature: what makes the head's scores mean what they say, if there was val to choose it on.
+        threshold: confidence below which an image is unknown, 0 if it never is.
     """
 
     path: Path
@@ -41,11 +47,27 @@ class SavedRun:
     classes: tuple[str, ...]
     head: Any
     quantized: Quantized | None = None
+    temperature: Temperature | None = None
+    threshold: float = 0.0
 
 
 def results(run: Run) -> dict[str, Any]:
     """Return what ``results.json`` holds: the same for the same seed on the same machine."""
-    return {"run": run.id, **run.report.to_dict()}
+    tried = {"search": [each._asdict() for each in run.search.tried]} if run.search else {}
+    return {"run": run.id, **run.report.to_dict(), **tried}
+
+
+def _predictions(run: Run) -> str:
+    """Return one line for each test image: names of the true and the predicted class, and the confidence."""
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(["id", "true", "predicted", "confidence"])
+    classes, answers = run.source.embeddings.classes, run.answers
+    for name, true, predicted, confidence in zip(
+        answers.ids, answers.y, answers.predicted, answers.confidence, strict=True
+    ):
+        writer.writerow([name, classes[true], classes[predicted], f"{confidence:.6f}"])
+    return out.getvalue()
 
 
 def save_run(run: Run, out: Path, figures: Mapping[str, bytes]) -> Path:
@@ -68,6 +90,7 @@ def save_run(run: Run, out: Path, figures: Mapping[str, bytes]) -> Path:
         HEAD_FILE: write_head,
         "card.json": write_card,
         "results.json": json.dumps(results(run), indent=2),
+        PREDICTIONS_FILE: _predictions(run),
         **figures,
     }
     calibration = run.source.embeddings.recipe.calibration
@@ -94,6 +117,8 @@ def _card(run: Run, head_digest: str) -> dict[str, Any]:
         "weights": run.source.weights,
         "classes": list(run.source.embeddings.classes),
         "head": {"spec": run.head_spec, "file": HEAD_FILE, "sha256": head_digest},
+        "temperature": asdict(run.report.temperature) if run.report.temperature else None,
+        "threshold": run.report.rejection.threshold if run.report.rejection else 0.0,
         "cost": dict(run.report.cost),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
     }
@@ -120,6 +145,8 @@ def load_run(directory: Path) -> SavedRun:
             weights_digest=card["recipe"]["weights"],
             classes=tuple(card["classes"]),
             head=load_head(head_file),
+            temperature=Temperature(**card["temperature"]) if card.get("temperature") else None,
+            threshold=float(card.get("threshold", 0.0)),
             quantized=None if calibration == "none" else Quantized(directory / NETWORK_FILE, calibration),
         )
     except FileNotFoundError as error:

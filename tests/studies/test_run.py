@@ -14,7 +14,8 @@ import pytest
 from featkit.embeddings.pipeline import Compute
 from featkit.errors import CacheError, DataError, HeadError, RunError, SpecError, StaleCacheError, WeightsError
 from featkit.studies.predict import predict
-from featkit.studies.run import fit_run, open_source
+from featkit.studies.run import fit_run
+from featkit.studies.source import open_source
 from featkit.studies.rundir import load_run, results, save_run
 
 
@@ -165,7 +166,8 @@ def test_fitting_on_a_cache_needs_no_torch(source, given, tmp_path):
 import sys
 from pathlib import Path
 from featkit.embeddings.pipeline import Compute
-from featkit.studies.run import fit_run, open_source
+from featkit.studies.run import fit_run
+from featkit.studies.source import open_source
 for head in ("linear", "svm", "knn:k=1", "mlp", "prototypical"):
     fit_run(open_source({given!r}, Path({str(tmp_path / "cache")!r}), Compute()), head)
 assert "torch" not in sys.modules

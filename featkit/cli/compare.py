@@ -1,0 +1,40 @@
+"""`featkit compare`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from featkit.cli.options import json_option, table
+
+EPILOG = """\b
+Examples:
+  featkit compare experiments/photos/0123456789ab experiments/photos/ba9876543210
+  featkit compare experiments/photos/*/ --json
+"""
+
+
+@click.command(epilog=EPILOG)
+@click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="RUN RUN...")
+@json_option
+def compare(runs: tuple[Path, ...], as_json: bool) -> None:
+    """Say which runs differ.
+
+    Compares runs that were judged on the same test images: for each pair the difference of top-1 with its
+    95 % interval, and McNemar's test (mid-p), adjusted by Holm for the number of pairs.
+    """
+    from featkit.studies.compare import compare_runs, to_json
+
+    compared = compare_runs(runs)
+    if as_json:
+        click.echo(to_json(compared))
+        return
+    rows = [
+        [name, f"{100 * run.top1:.1f}", f"{100 * run.interval95[0]:.1f} to {100 * run.interval95[1]:.1f}", run.n]
+        for name, run in compared.runs
+    ]
+    click.echo(table(["run", "top-1 %", "95 % interval", "n"], rows, right=("top-1 %", "95 % interval", "n")))
+    click.echo("")
+    for pair in compared.pairs:
+        click.echo(f"{pair.sentence}; p = {pair.p:.2g}, adjusted {pair.p_holm:.2g}")

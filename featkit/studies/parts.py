@@ -1,0 +1,84 @@
+"""Which rows a head is fitted on, which choose its settings, and which judge it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from featkit.embeddings.base import Embeddings
+from featkit.errors import DataError
+from featkit.images.augment import is_view, source_name
+from featkit.images.splits import stratified_split
+
+VAL_SHARE = 0.2
+"""Share of train that serves as val where the data has none of its own."""
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Rows of one file of vectors, no image in two of the first three parts.
+
+    Attributes:
+        fit: what heads are fitted on while settings are chosen.
+        val: what chooses them: images as they are, without augmented views.
+        test: what judges the head, once.
+        final: what the head with the chosen settings is fitted on: all of train and val.
+        own_val: whether the data came with a val part; otherwise it is a fifth of train, stratified, by seed.
+    """
+
+    fit: Embeddings
+    val: Embeddings
+    test: Embeddings
+    final: Embeddings
+    own_val: bool
+
+
+def divide(embeddings: Embeddings, seed: int) -> Parts:
+    """Divide vectors into the parts of the protocol; the views of an image go where the image goes.
+
+    Raises:
+        DataError: if train has fewer than two classes, there is no test image, or a number is not finite.
+    """
+    _refuse_infinite(embeddings)
+    train, test = embeddings.part("train"), embeddings.part("test")
+    if len(np.unique(train.y)) < 2 or not len(test):
+        raise DataError(f"too few images: {len(train)} to train on, {len(test)} to test on")
+    val = embeddings.part("val")
+    final = embeddings.take(np.flatnonzero(embeddings.splits != "test"))
+    if len(val):
+        return Parts(train, val, test, final, own_val=True)
+    held_out = _held_out(train, seed)
+    clean = np.array([not is_view(name) for name in train.ids])
+    return Parts(
+        train.take(np.flatnonzero(~held_out)), train.take(np.flatnonzero(held_out & clean)), test, final, own_val=False
+    )
+
+
+def train_counts(embeddings: Embeddings) -> NDArray[np.int64]:
+    """Return ``(k,)`` how many images of each class there are, augmented views not counted."""
+    clean = [label for label, name in zip(embeddings.y.tolist(), embeddings.ids, strict=True) if not is_view(name)]
+    return np.bincount(clean, minlength=len(embeddings.classes))
+
+
+def _held_out(train: Embeddings, seed: int) -> NDArray[np.bool_]:
+    """Return ``(n,)`` which train rows are of an image that serves as val; no class loses its last image."""
+    sources = [source_name(name) for name in train.ids]
+    names, first, of = np.unique(sources, return_index=True, return_inverse=True)
+    order = np.argsort(first)  # the split is that of the images in their own order
+    chosen = np.empty(len(names), bool)
+    chosen[order] = stratified_split(train.y[first[order]], (1 - VAL_SHARE, VAL_SHARE, 0.0), seed) == "val"
+    held_out: NDArray[np.bool_] = chosen[of]
+    return held_out
+
+
+def _refuse_infinite(embeddings: Embeddings) -> None:
+    wrong = ~np.isfinite(embeddings.x)
+    if wrong.any():
+        columns = np.flatnonzero(wrong.any(axis=0))
+        image = embeddings.ids[int(np.flatnonzero(wrong.any(axis=1))[0])]
+        raise DataError(
+            f"{len(columns)} columns of the vectors hold numbers that are not finite (first column {columns[0]}, "
+            f"image {image}): extract them again with --precision fp32"
+        )

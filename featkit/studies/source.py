@@ -1,0 +1,101 @@
+"""The vectors that a study works on: found in the cache, or made."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from featkit.embeddings import store
+from featkit.embeddings.base import Embeddings
+from featkit.embeddings.extract import read_for, run_extractions
+from featkit.embeddings.job import content_keys, plan
+from featkit.embeddings.pipeline import Compute
+from featkit.embeddings.request import Request, resolve
+
+
+@dataclass(frozen=True)
+class Source:
+    """Vectors to fit on, and where they come from.
+
+    Attributes:
+        request: which images through which network.
+        embeddings: the vectors, with splits.
+        path: the cache file.
+        data: name of the images.
+        weights: label of the weights, for people.
+        notes: what was chosen or left out on the way, one line each.
+    """
+
+    request: Request
+    embeddings: Embeddings
+    path: Path
+    data: str
+    weights: str
+    notes: tuple[str, ...] = ()
+
+
+def open_source(given: Mapping[str, Any], cache: Path, compute: Compute) -> Source:
+    """Find or make the vectors that some options ask for.
+
+    Args:
+        given: fields of ``Request``; None for what was not given.
+        cache: folder of the cache files, or one such file.
+        compute: how to extract where that is needed.
+
+    Raises:
+        FeatkitError: of the kind that says what cannot be had; StaleCacheError if ``cache`` is a file that the given
+            options would not make.
+    """
+    if cache.suffix == ".h5":
+        return _from_file(given, cache, compute)
+    request, newest = resolve(given, cache)
+    request = request.on(compute.device)
+    if newest and not _there(request):
+        note = f"{request.data} is gone: taking the vectors in {newest} as they are"
+        return replace(_from_file({}, newest, compute), notes=(note,))
+    images = request.load_images()
+    (done,) = run_extractions([request], images, cache, compute)
+    taken = f"what was not given is taken from {newest}: data {request.data}, backbone {request.backbone}"
+    notes = [taken] if newest else []
+    notes += [f"{len(done.skipped)} images left out: {', '.join(done.skipped)}"] if done.skipped else []
+    return Source(request, read_for(images, done.path), done.path, images.name, done.weights, tuple(notes))
+
+
+def _there(request: Request) -> bool:
+    """Return whether the images can still be read; names are looked up, paths must exist."""
+    return not Path(request.data).is_absolute() or Path(request.data).exists()
+
+
+def _from_file(given: Mapping[str, Any], path: Path, compute: Compute) -> Source:
+    entry = store.describe(path)
+    chosen = {name: value for name, value in given.items() if value is not None}
+    request = replace(Request.from_dict(entry.provenance["request"]), **chosen).on(compute.device)
+    data, weights = entry.provenance["data"], entry.provenance["weights"]
+    if not chosen:
+        return Source(request, store.read(path), path, data, weights)
+    images = request.load_images()
+    _, recipe = plan(request, images, content_keys(images, compute), path.parent)
+    store.check(path, recipe)
+    return Source(request, read_for(images, path), path, data, weights)
+
+
+def leak(source: Source) -> str:
+    """Say how many test images are train or val images too, byte for byte; nothing if none is.
+
+    Raises:
+        CacheError: if the cache file cannot be read.
+    """
+    header = store.read_header(source.path)
+    key_of = dict(zip(header.ids, header.keys, strict=True))
+    embeddings = source.embeddings
+    judged = embeddings.splits == "test"
+    keys = np.array([key_of[name] for name in embeddings.ids])
+    twice = [embeddings.ids[row] for row in np.flatnonzero(judged & np.isin(keys, keys[~judged]))]
+    if not twice:
+        return ""
+    named = ", ".join(twice[:3]) + (", ..." if len(twice) > 3 else "")
+    return f"{len(twice)} of {int(judged.sum())} test images are train or val images too ({named}); see `featkit audit`"
