@@ -106,13 +106,10 @@ def _text(done: Audit, found: dict[str, list[Finding]], top: int) -> str:
         for kind, count in counts(done).items()
     ]
     header = ["finding", "found", "across splits", "labels differ"]
-    near = done.near
     parts = [
         f"{_safe(done.data)}: {len(done.embeddings)} images, {len(done.embeddings.classes)} classes",
         table(header, rows, right=tuple(header[1:])),
-        f"A near duplicate is closer than {near.ratio:.2f} of the way to the 10th neighbour, which chance does to one "
-        f"image in all {len(done.embeddings)}; as a cosine, over {near.cosine:.3f} for the median image. "
-        f"A small class has fewer than {done.few} train images, or none in test.",
+        f"{_threshold(done)}\nA small class has fewer than {done.few} train images, or none in test.",
     ]
     for kind, lines in found.items():
         if lines and top:
@@ -120,6 +117,17 @@ def _text(done: Audit, found: dict[str, list[Finding]], top: int) -> str:
             shown = [[_safe(str(cell)) for cell in _CELLS[kind](line)] for line in lines[:top]]
             parts.append(f"{_TITLES[kind]}\n{table(_HEADERS[kind], shown)}{more}")
     return "\n\n".join(parts)
+
+
+def _threshold(done: Audit) -> str:
+    """Say when two images are near duplicates."""
+    near = done.near
+    if not near.ratio:
+        return "No threshold for near duplicates follows from these vectors: they are too few, or too much alike."
+    return (
+        f"Near duplicates are closer than {near.ratio:.2f} of the distance to the {near.k}th neighbour, as by chance "
+        f"about one of all these images is;\nas a cosine: over {near.cosine:.3f} for the median image."
+    )
 
 
 _TITLES = {

@@ -49,7 +49,9 @@ class NearDuplicates:
     Attributes:
         pairs: ``(p, 2)`` int64 rows, the lower one first.
         cosines: ``(p,)`` float64.
-        ratio: a pair is closer than this times the distance of both its rows to their last neighbour.
+        ratio: a pair is closer than this times the distance of both its rows to their ``k``-th neighbour; 0 where
+            the vectors are too few, or too much alike, for such a threshold.
+        k: which neighbour that is.
         dimension: intrinsic dimension of the vectors, from which ``ratio`` follows.
         cosine: what ``ratio`` comes to as a cosine, for the median row.
     """
@@ -57,6 +59,7 @@ class NearDuplicates:
     pairs: Labels
     cosines: Shares
     ratio: float
+    k: int
     dimension: float
     cosine: float
 
@@ -137,7 +140,7 @@ def near_duplicates(neighbours: Neighbours, expected: float = 1.0) -> NearDuplic
     apart = spread > 0
     median = float(np.median(distances[apart, k // 2 - 1] / spread[apart])) if apart.any() else 1.0
     if not 0 < median < 1:
-        return NearDuplicates(np.empty((0, 2), np.int64), np.empty(0), 0.0, float("nan"), 1.0)
+        return NearDuplicates(np.empty((0, 2), np.int64), np.empty(0), 0.0, k, float("nan"), 1.0)
     dimension = np.log(0.5) / np.log(median)
     ratio = float((-np.expm1(np.log1p(-min(0.5, expected / n)) / (k - 1))) ** (1 / dimension))
     others = neighbours.rows[:, :k]
@@ -147,7 +150,9 @@ def near_duplicates(neighbours: Neighbours, expected: float = 1.0) -> NearDuplic
     scale = np.maximum(np.minimum(*spread[pairs.T]), np.finfo(np.float64).tiny)
     order = np.argsort(distances[first, place][kept] / scale, kind="stable")
     cosine = float(np.median(1 - (ratio * spread) ** 2 / 2))
-    return NearDuplicates(pairs[order], neighbours.cosines[first, place][kept][order], ratio, float(dimension), cosine)
+    return NearDuplicates(
+        pairs[order], neighbours.cosines[first, place][kept][order], ratio, k, float(dimension), cosine
+    )
 
 
 def groups(pairs: Labels) -> Labels:

@@ -100,6 +100,7 @@ def to_dict(audit: Audit) -> dict[str, Any]:
         "in_train_and_test": [audit.embeddings.ids[row] for row in audit.leaks],
         "near_duplicates": {
             "ratio": near.ratio,
+            "k": near.k,
             "dimension": near.dimension if math.isfinite(near.dimension) else None,
             "median_cosine_threshold": near.cosine,
         },

@@ -109,11 +109,11 @@ def test_vectors_that_tell_nothing_have_no_near_duplicates(x):
     assert len(near_duplicates(nearest(x)).pairs) == 0
 
 
-def test_a_small_cosine_threshold_is_stated():
+def test_the_threshold_is_stated_as_a_cosine():
     """The cosine that is stated is what the ratio comes to."""
     neighbours = nearest(cloud())
     found = near_duplicates(neighbours)
-    distance = found.ratio * neighbours.distances[:, 9]
+    distance = found.ratio * neighbours.distances[:, found.k - 1]
     assert 0 < found.ratio < 1
     assert found.cosine == pytest.approx(np.median(1 - distance**2 / 2))
 
