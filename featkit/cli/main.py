@@ -10,7 +10,7 @@ import click
 from featkit import __version__
 from featkit.errors import FeatkitError
 
-VERBS = ("extract", "fit", "predict", "ablate", "cache", "models", "heads")
+VERBS = ("extract", "audit", "fit", "predict", "ablate", "cache", "models", "heads")
 
 EPILOG = """\b
 Examples:

@@ -1,0 +1,107 @@
+"""A contact sheet: small pictures in rows, with what is said of each."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+from PIL import Image
+
+from featkit.plots.labels import as_written, drawable, shortened
+
+_SIDE = 1.25
+_GAP = 0.12
+_LINE = 0.14
+_HEADING = 0.42
+_ACROSS = 10
+_LONGEST = 19
+_PIXELS = 240
+
+
+@dataclass(frozen=True)
+class Tile:
+    """Some pictures side by side with lines of text below.
+
+    Attributes:
+        pictures: uint8 ``(h, w, 3)``, one or more; all tiles of a section have the same number.
+        lines: what is said of them; the first is bold.
+    """
+
+    pictures: tuple[NDArray[np.uint8], ...]
+    lines: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Section:
+    """Tiles under a heading."""
+
+    heading: str
+    tiles: Sequence[Tile]
+
+
+def thumbnail(picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Return a picture ``(h, w, 3)`` scaled to fit the sheet; a smaller one is as it was."""
+    small = Image.fromarray(picture)
+    small.thumbnail((_PIXELS, _PIXELS))
+    return np.asarray(small)
+
+
+def plot_contact(sections: Sequence[Section], *, title: str) -> Figure:
+    """Draw sections below each other, their tiles in rows; a section without tiles says so.
+
+    Names in the text are shortened and written as they are: nothing in them is read as a formula.
+    """
+    width = _ACROSS * (_SIDE + _GAP) - _GAP
+    height = 0.35 + sum(map(_height, sections))
+    figure = Figure(figsize=(width + 0.4, height + 0.4))
+    axes = figure.add_axes((0, 0, 1, 1))
+    axes.set(xlim=(-0.2, width + 0.2), ylim=(height + 0.2, -0.2), autoscale_on=False)
+    axes.set_axis_off()
+    axes.text(0, 0, drawable(title), va="top", fontsize=14, weight="bold", **as_written())
+    top = 0.35
+    for section in sections:
+        _draw_section(axes, section, top)
+        top += _height(section)
+    return figure
+
+
+def _columns(section: Section) -> int:
+    return _ACROSS // len(section.tiles[0].pictures) if section.tiles else 1
+
+
+def _row_height(section: Section) -> float:
+    return _SIDE + _LINE * max(len(tile.lines) for tile in section.tiles) + 2 * _GAP
+
+
+def _height(section: Section) -> float:
+    if not section.tiles:
+        return _HEADING + 2 * _GAP
+    return _HEADING + _row_height(section) * -(-len(section.tiles) // _columns(section))
+
+
+def _draw_section(axes: Axes, section: Section, top: float) -> None:
+    heading = section.heading if section.tiles else f"{section.heading}: none"
+    axes.text(0, top + 0.12, drawable(heading), va="top", fontsize=11, **as_written())
+    for number, tile in enumerate(section.tiles):
+        row, column = divmod(number, _columns(section))
+        left = column * len(tile.pictures) * (_SIDE + _GAP)
+        _draw_tile(axes, tile, left, top + _HEADING + row * _row_height(section))
+
+
+def _draw_tile(axes: Axes, tile: Tile, left: float, top: float) -> None:
+    """Draw each picture in the middle of a square, unstretched, and the lines below the first."""
+    for place, picture in enumerate(tile.pictures):
+        height, width = picture.shape[:2]
+        w, h = (_SIDE * side / max(height, width) for side in (width, height))
+        x = left + place * (_SIDE + 0.03) + (_SIDE - w) / 2
+        y = top + (_SIDE - h) / 2
+        axes.imshow(picture, extent=(x, x + w, y + h, y), aspect="auto", interpolation="antialiased")
+    longest = _LONGEST * len(tile.pictures) + 2 * (len(tile.pictures) - 1)
+    for number, line in enumerate(shortened(tile.lines, longest)):
+        weight = "bold" if number == 0 else "normal"
+        below = top + _SIDE + 0.05 + number * _LINE
+        axes.text(left, below, line, va="top", fontsize=7.5, weight=weight, **as_written())

@@ -1,0 +1,182 @@
+"""Copies, near copies, wrong labels and small classes, found in arrays."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from featkit.errors import DataError
+from featkit.evaluation import audit
+from featkit.evaluation.audit import (
+    groups,
+    identical,
+    near_duplicates,
+    nearest,
+    pooled,
+    small_classes,
+    stratified_folds,
+    suspects,
+    vote_shares,
+)
+
+
+def cloud(n=600, d=12, seed=0):
+    """Points spread evenly over the sphere."""
+    return np.random.default_rng(seed).normal(size=(n, d)).astype(np.float32)
+
+
+def with_copies(x, copies, noise=0.01, seed=1):
+    """The first rows once more for each of ``copies``, a little changed."""
+    rng = np.random.default_rng(seed)
+    changed = [x[:20] + noise * rng.normal(size=x[:20].shape).astype(np.float32) for _ in range(copies)]
+    return np.concatenate([x, *changed])
+
+
+def blobs(sizes=(60, 60, 60), d=8, seed=0):
+    rng = np.random.default_rng(seed)
+    y = np.repeat(np.arange(len(sizes)), sizes)
+    return (4 * np.eye(len(sizes), d)[y] + rng.normal(size=(len(y), d))).astype(np.float32), y
+
+
+def test_identical_contents_are_found_and_unreadable_ones_are_not_contents():
+    """Rows of one content are a group; the empty key stands for no content."""
+    assert [rows.tolist() for rows in identical(["a", "", "b", "a", "", "c", "a"])] == [[0, 3, 6]]
+
+
+@given(n=st.integers(2, 40), k=st.integers(1, 12), seed=st.integers(0, 99))
+def test_neighbours_are_those_of_the_whole_matrix_whatever_the_blocks(n, k, seed):
+    """They are the largest cosines of a row, itself left out, in descending order."""
+    x = cloud(n, 5, seed)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(audit, "_BLOCK_NUMBERS", 3 * n)
+        found = nearest(x, k)
+    unit = x / np.linalg.norm(x, axis=1, keepdims=True)
+    whole = unit @ unit.T
+    np.fill_diagonal(whole, -np.inf)
+    np.testing.assert_allclose(found.cosines, -np.sort(-whole, axis=1)[:, : min(k, n - 1)], atol=1e-6)
+    np.testing.assert_allclose(np.take_along_axis(whole, found.rows, axis=1), found.cosines, atol=1e-6)
+
+
+def test_one_vector_has_no_neighbours():
+    """It is refused, with the number that was found."""
+    with pytest.raises(DataError, match="1 vectors"):
+        nearest(cloud(1))
+
+
+def test_progress_is_told_of_every_block():
+    """The caller's track sees the steps and can show them."""
+    seen = []
+    nearest(cloud(10), track=lambda steps: seen.extend(steps) or steps)
+    assert seen == [0]
+
+
+@pytest.mark.parametrize("copies", [1, 2, 4])
+def test_planted_near_duplicates_are_found_and_next_to_nothing_else(copies):
+    """Up to five versions of one picture are all paired with each other."""
+    x = with_copies(cloud(), copies)
+    found = near_duplicates(nearest(x))
+    of = np.concatenate([np.arange(600), *[np.arange(20)] * copies])
+    true = of[found.pairs[:, 0]] == of[found.pairs[:, 1]]
+    assert true.sum() == 20 * copies * (copies + 1) / 2
+    assert (~true).sum() <= 3
+    assert true[: true.sum()].all()
+
+
+def test_copies_of_every_image_do_not_hide_each_other():
+    """The threshold comes from neighbours that are farther away than the copies."""
+    x = cloud(300)
+    noise = 0.01 * np.random.default_rng(1).normal(size=x.shape).astype(np.float32)
+    found = near_duplicates(nearest(np.concatenate([x, x + noise])))
+    assert {(row, row + 300) for row in range(300)} <= set(map(tuple, found.pairs.tolist()))
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_chance_gives_about_as_many_pairs_as_are_expected(seed):
+    """Evenly spread points have no more than a few near duplicates, whatever their number of dimensions."""
+    assert all(len(near_duplicates(nearest(cloud(500, d, seed))).pairs) <= 3 for d in (4, 16, 64))
+
+
+def test_the_dimension_is_that_of_the_points():
+    """On a sphere in 9 dimensions there are 8."""
+    assert near_duplicates(nearest(cloud(3000, 9))).dimension == pytest.approx(8, abs=0.8)
+
+
+@pytest.mark.parametrize("x", [np.ones((5, 3)), np.zeros((4, 3)), np.eye(6), np.eye(2)])
+def test_vectors_that_tell_nothing_have_no_near_duplicates(x):
+    """Where no distance differs from another, none is surprising."""
+    assert len(near_duplicates(nearest(x)).pairs) == 0
+
+
+def test_the_threshold_is_stated_as_a_cosine():
+    """The cosine that is stated is what the ratio comes to."""
+    neighbours = nearest(cloud())
+    found = near_duplicates(neighbours)
+    distance = found.ratio * neighbours.distances[:, found.k - 1]
+    assert 0 < found.ratio < 1
+    assert found.cosine == pytest.approx(np.median(1 - distance**2 / 2))
+
+
+def test_pairs_that_share_a_row_are_one_group():
+    """At once or through others; groups are numbered as they come."""
+    assert groups(np.array([[4, 5], [0, 1], [1, 2], [6, 5], [2, 3]])).tolist() == [0, 1, 1, 0, 1]
+    assert groups(np.empty((0, 2), np.int64)).tolist() == []
+
+
+def test_a_row_has_no_vote_on_itself():
+    """Votes are those of the neighbours alone, and sum to 1."""
+    x, y = blobs()
+    y[0] = 2
+    votes = vote_shares(nearest(x, 5), y, 4)
+    np.testing.assert_allclose(votes.sum(axis=1), 1)
+    assert votes[0, 0] > 0.5
+    assert votes[:, 3].max() == 0
+
+
+def test_one_judge_alone_cannot_rule_a_class_out():
+    """The floor keeps the pooled share of a class above zero where one judge gives it none."""
+    shares = pooled([(np.array([[1.0, 0.0]]), 0.01), (np.array([[0.0, 1.0]]), 0.01)])
+    np.testing.assert_allclose(shares, [[0.5, 0.5]])
+
+
+@given(seed=st.integers(0, 50), wrong=st.integers(1, 9))
+def test_planted_wrong_labels_are_the_surest_suspects(seed, wrong):
+    """With probabilities that know the truth, all of them are found, with the true class suggested."""
+    y = np.arange(90) % 3
+    rng = np.random.default_rng(seed)
+    p = rng.uniform(0.01, 0.05, (90, 3))
+    p[np.arange(90), y] = 0.9
+    rows = rng.choice(90, wrong, replace=False)
+    given_labels = y.copy()
+    given_labels[rows] = (y[rows] + 1) % 3
+    found = suspects(p / p.sum(axis=1, keepdims=True), given_labels)
+    assert set(found.rows.tolist()) <= set(rows.tolist())
+    np.testing.assert_array_equal(found.suggested, y[found.rows])
+    assert (np.diff(found.odds) <= 0).all()
+    assert (found.odds > 1).all()
+
+
+def test_right_labels_are_not_suspect():
+    """Where the given class is always the likeliest, nothing is found."""
+    y = np.arange(30) % 3
+    assert len(suspects(0.1 + 0.7 * np.eye(3)[y], y).rows) == 0
+
+
+@given(sizes=st.lists(st.integers(1, 20), min_size=1, max_size=6), folds=st.integers(2, 5), seed=st.integers(0, 9))
+def test_folds_share_every_class_out_evenly(sizes, folds, seed):
+    """No fold has two rows of a class more than another; the same seed gives the same folds."""
+    y = np.random.default_rng(seed).permutation(np.repeat(np.arange(len(sizes)), sizes))
+    assigned = stratified_folds(y, folds, seed)
+    for label in np.unique(y):
+        assert np.ptp(np.bincount(assigned[y == label], minlength=folds)) <= 1
+    np.testing.assert_array_equal(assigned, stratified_folds(y, folds, seed))
+
+
+def test_classes_are_small_for_few_train_or_no_test_images():
+    """The one with the fewest train images comes first."""
+    y = np.repeat([0, 1, 2], [6, 3, 6])
+    splits = np.array(["train"] * 4 + ["test"] * 2 + ["train", "test", "test"] + ["train"] * 6)
+    small, sizes = small_classes(y, splits, 4, 3)
+    assert small.tolist() == [3, 1, 2]
+    assert sizes.tolist() == [[4, 2], [1, 2], [6, 0], [0, 0]]
