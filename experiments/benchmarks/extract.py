@@ -1,17 +1,19 @@
-"""Images per second from files to a cache file: featkit beside the plain torchvision loop, in one run, interleaved.
+"""Images per second from files to a cache file: featkit beside the plain torchvision loop and its peers, in one run.
 
     FEATKIT_TEST_DATA=... FEATKIT_WEIGHTS=... python experiments/benchmarks/extract.py [--images 256] [--repeats 5]
 
-The limit is what the cores could do if they did nothing but decode and compute: cores / (core-seconds of decoding and
-preprocessing + core-seconds of the forward pass, per image). Without the real images and weights there is nothing to
+All ways take turns in every repeat; medians are printed. The limit is what the cores could do if they did nothing but
+decode and compute: cores / (core-seconds of decoding and preprocessing + core-seconds of the forward pass, per image).
+The peers timm and embetter stand in the table where they are installed; thingsvision, whose pins need an environment
+of its own, where --thingsvision names the Python of that one. Without the real images and weights there is nothing to
 measure, and it says so.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import os
-import shutil
 import statistics
 import subprocess
 import sys
@@ -26,12 +28,13 @@ import torch
 import torchvision
 from torch.utils.data import DataLoader
 
-from featkit import Compute, load_backbone
+from featkit import Compute
 from featkit.backbones.engines import one_thread_each, open_engine
 from featkit.embeddings.extract import run_extractions
+from featkit.embeddings.job import content_keys, make_job
 from featkit.embeddings.pipeline import cores
 from featkit.embeddings.request import Request
-from featkit.images.decode import decode_file
+from featkit.images.decode import decode
 from featkit.images.files import image_files
 
 Timed = Callable[[], object]
@@ -54,53 +57,156 @@ def plain_loop(network: str, root: Path) -> Timed:
     return run
 
 
-def ours(network: str, precision: str, files: list[Path], scratch: Path) -> Timed:
-    """Return featkit's whole way, from files to a published cache file."""
-    images = image_files(files)
+def ours(network: str, way: str, files: list[Path], scratch: Path) -> Timed:
+    """Return featkit's whole way, from files to a published cache file; an int8 network is calibrated before."""
+    images, (precision, *compiled) = image_files(files), way.split()
+    request = Request(data="", backbone=network, precision=precision)
+    compute = Compute(device="cpu", compiled=bool(compiled))
 
     def run() -> object:
-        shutil.rmtree(scratch, ignore_errors=True)
-        request = Request(data="", backbone=network, precision=precision)
-        return run_extractions([request], images, scratch, Compute(device="cpu"))
+        for file in scratch.glob("*.h5"):
+            file.unlink()
+        return run_extractions([request], images, scratch, compute)
+
+    run()
+    return run
+
+
+def timm_loop(network: str, files: list[Path]) -> Timed:
+    """Return the loop of timm's documentation: its network and transform, a DataLoader."""
+    import timm
+    from PIL import Image
+
+    module = timm.create_model(f"{network}.tv_in1k", pretrained=False, num_classes=0).eval()
+    config = timm.data.resolve_data_config({}, model=module)
+    transform = timm.data.create_transform(**config)
+    images = [str(file) for file in files]
+
+    class Pictures(torch.utils.data.Dataset):
+        def __len__(self) -> int:
+            return len(images)
+
+        def __getitem__(self, row: int) -> torch.Tensor:
+            return transform(Image.open(images[row]).convert("RGB"))
+
+    def run() -> object:
+        with torch.inference_mode():
+            return torch.cat([module(batch) for batch in DataLoader(Pictures(), batch_size=32, num_workers=2)])
 
     return run
 
 
-def core_seconds(network: str, precision: str, files: list[Path]) -> tuple[float, float]:
-    """Return core-seconds per image of decoding with preprocessing, and of the forward pass, on one core."""
-    backbone = load_backbone(network)
+def embetter_loop(network: str, files: list[Path]) -> Timed:
+    """Return embetter's pipeline: its loader, and its encoder on a network of timm's."""
+    import timm
+    from embetter.vision import ImageLoader, TimmEncoder
+
+    create = timm.create_model
+    timm.create_model = lambda name, pretrained, **more: create(name, pretrained=False, **more)
+    encoder, loader = TimmEncoder(network), ImageLoader(convert="RGB")
+    timm.create_model = create
+    return lambda: encoder.transform(loader.transform([str(file) for file in files]))
+
+
+THINGSVISION = """
+import sys, time, torch
+from thingsvision import get_extractor
+from thingsvision.utils.data import DataLoader, ImageDataset
+network, root = sys.argv[1:]
+extractor = get_extractor(model_name=network, source="torchvision", device="cpu", pretrained=False)
+images = ImageDataset(root=root, out_path=root + "-out", backend="pt", transforms=extractor.get_transformations())
+for line in sys.stdin:
     start = time.perf_counter()
-    pixels = np.stack([backbone.preprocess(decode_file(file)) for file in files[:64]])
-    decoded = (time.perf_counter() - start) / len(pixels)
+    batches = DataLoader(dataset=images, batch_size=32, backend="pt")
+    extractor.extract_features(batches=batches, module_name="avgpool", flatten_acts=True, output_type="ndarray")
+    print(time.perf_counter() - start, flush=True)
+"""
+
+
+def thingsvision_loop(python: str, network: str, root: Path) -> Timed:
+    """Return thingsvision in a process of its own, which imports and builds before the clock starts."""
+    command = [python, "-c", THINGSVISION, network, str(root)]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    def run() -> object:
+        process.stdin.write("go\n")
+        process.stdin.flush()
+        while True:  # progress bars share the stream
+            line = process.stdout.readline().strip()
+            if not line or line.replace(".", "", 1).isdigit():
+                return float(line)
+
+    run()
+    return run
+
+
+def peers(network: str, files: list[Path], root: Path, python: str | None) -> dict[str, Timed]:
+    """Return those peers that are installed, on the same images and a network of the same shape."""
+    found = {}
+    for name, make in (("timm", timm_loop), ("embetter", embetter_loop)):
+        if importlib.util.find_spec(name):
+            found[name] = make(network, files)
+    return {**found, **({"thingsvision": thingsvision_loop(python, network, root)} if python else {})}
+
+
+def core_seconds(network: str, precision: str, files: list[Path], scratch: Path) -> dict[str, float]:
+    """Return core-seconds per image of each stage, on one core, as a worker does it.
+
+    int8 runs the network that ``ours`` has calibrated.
+    """
+    images, files = image_files(files), files[:64]
+    request = Request(data="", backbone=network, precision=precision)
+    keys = content_keys(images, Compute())
+    backbone = make_job(request, images, keys, scratch).backbone
+    prepare = backbone.preprocess if precision == "fp32" else backbone.preprocess.nearly
+    spent, seconds = {}, time.perf_counter()
+    data = [file.read_bytes() for file in files]
+    spent["read"], seconds = time.perf_counter() - seconds, time.perf_counter()
+    pictures = [decode(name, str(file)) for name, file in zip(data, files, strict=True)]
+    spent["decode"], seconds = time.perf_counter() - seconds, time.perf_counter()
+    pixels = np.stack([prepare(picture) for picture in pictures])
+    spent["resize"] = time.perf_counter() - seconds
     engine = open_engine(backbone, precision=precision)
     with one_thread_each() as one_thread:
         one_thread()
-        engine(pixels[:32])
-        start = time.perf_counter()
-        engine(pixels[:32]), engine(pixels[32:])
-        forward = (time.perf_counter() - start) / len(pixels)
-    return decoded, forward
+        engine(pixels[:16])
+        seconds = time.perf_counter()
+        vectors = np.concatenate([engine(pixels[first : first + 16]) for first in range(0, len(pixels), 16)])
+        spent["forward"], seconds = time.perf_counter() - seconds, time.perf_counter()
+    np.save(scratch / "write.npy", vectors)
+    spent["write"] = time.perf_counter() - seconds
+    return {stage: taken / len(files) for stage, taken in spent.items()}
 
 
-def compare(network: str, files: list[Path], root: Path, scratch: Path, repeats: int) -> None:
+def compare(network: str, data: tuple[str, list[Path], Path], scratch: Path, chosen: argparse.Namespace) -> None:
     """Print one line for each way, medians over the repeats, each repeat running all ways in turn."""
-    ways = {"plain loop": plain_loop(network, root)}
-    ways |= {f"featkit {precision}": ours(network, precision, files, scratch) for precision in ("fp32", "bf16")}
-    limits: dict[str, list[float]] = {name: [] for name in ways}
-    seconds: dict[str, list[float]] = {name: [] for name in ways}
-    for _ in range(repeats):
-        for name, run in ways.items():
+    name, files, root = data
+    ways = {"plain loop": plain_loop(network, root), **peers(network, files, root, chosen.thingsvision)}
+    ways |= {f"featkit {way}": ours(network, way, files, scratch / way) for way in chosen.ways}
+    stages: dict[str, list[dict[str, float]]] = {way: [] for way in chosen.ways}
+    seconds: dict[str, list[float]] = {way: [] for way in ways}
+    for _ in range(chosen.repeats):
+        for way, run in ways.items():
             start = time.perf_counter()
             run()
-            seconds[name].append(time.perf_counter() - start)
-            if name != "plain loop":
-                limits[name].append(cores() / sum(core_seconds(network, name.split()[1], files)))
+            seconds[way].append(time.perf_counter() - start)
+            if way.startswith("featkit"):
+                way = way.removeprefix("featkit ")
+                stages[way].append(core_seconds(network, way.split()[0], files, scratch / way))
     plain = statistics.median(seconds["plain loop"])
-    for name, taken in seconds.items():
+    for way, taken in seconds.items():
         median = statistics.median(taken)
-        rate = len(files) / median
-        share = f"{rate / statistics.median(limits[name]):.0%}" if limits[name] else ""
-        print(f"{network:10} {name:13} {rate:7.1f} images/s {plain / median:6.2f}x  {share}", flush=True)
+        line = f"{name:10} {network:9} {way:20} {len(files) / median:7.1f} images/s {plain / median:6.2f}x"
+        print(line, _stages(stages.get(way.removeprefix("featkit "), []), len(files) / median), flush=True)
+
+
+def _stages(measured: list[dict[str, float]], rate: float) -> str:
+    """Return the share of the limit that a rate is, and the milliseconds of one core that each stage takes."""
+    if not measured:
+        return ""
+    medians = {stage: statistics.median(each[stage] for each in measured) for stage in measured[0]}
+    limit = cores() / sum(medians[stage] for stage in ("read", "decode", "resize", "forward"))
+    return f" {rate / limit:4.0%}  " + " ".join(f"{stage} {1000 * taken:.1f}" for stage, taken in medians.items())
 
 
 def warm_hit(files: list[Path], scratch: Path) -> float:
@@ -139,28 +245,41 @@ def peak_memory(files: list[Path], count: int, scratch: Path) -> float:
     return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
 
 
+def _linked(name: str, count: int, folder: Path) -> tuple[list[Path], Path]:
+    """Return some images of a data set, and a folder of two classes that links to them."""
+    everything = sorted(Path(os.environ["FEATKIT_TEST_DATA"], name).rglob("*.jpg"))
+    files = everything[:: max(1, len(everything) // count)][:count]
+    for number, file in enumerate(files):
+        link = folder / name / str(number % 2) / f"{number}.jpg"
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.symlink_to(file.absolute())
+    return files, folder / name
+
+
 def main() -> None:
     """Measure and print."""
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--images", type=int, default=256)
     options.add_argument("--repeats", type=int, default=5)
     options.add_argument("--networks", nargs="+", default=["resnet18", "resnet50"])
+    options.add_argument("--data", nargs="+", default=["caltech101", "pets"])
+    options.add_argument("--ways", nargs="+", default=["fp32", "bf16", "bf16 compiled", "int8"])
+    options.add_argument("--thingsvision", metavar="PYTHON", help="the Python that has thingsvision")
     options.add_argument("--no-memory", action="store_true")
     chosen = options.parse_args()
     if not {"FEATKIT_TEST_DATA", "FEATKIT_WEIGHTS"} <= os.environ.keys():
         print("nothing measured: set FEATKIT_TEST_DATA and FEATKIT_WEIGHTS to real images and weights")
         return
-    data = Path(os.environ["FEATKIT_TEST_DATA"])
-    everything = sorted((data / "caltech101").rglob("*.jpg"))
-    files = everything[:: max(1, len(everything) // chosen.images)][: chosen.images]
+    everything = sorted(Path(os.environ["FEATKIT_TEST_DATA"], "caltech101").rglob("*.jpg"))
     with tempfile.TemporaryDirectory() as folder:
-        root = Path(folder, "images")
-        for number, file in enumerate(files):
-            (root / str(number % 2)).mkdir(parents=True, exist_ok=True)
-            (root / str(number % 2) / f"{number}.jpg").symlink_to(file.absolute())
-        print(f"{len(files)} images of Caltech-101, {cores()} cores, medians of {chosen.repeats}; last: share of limit")
-        for network in chosen.networks:
-            compare(network, files, root, Path(folder, "cache"), chosen.repeats)
+        print(
+            f"{chosen.images} images, {cores()} cores, medians of {chosen.repeats}: images/s, ratio to the plain loop,"
+        )
+        print("share of the limit, milliseconds of one core for each stage of an image")
+        for name in chosen.data:
+            data = (name, *_linked(name, chosen.images, Path(folder)))
+            for network in chosen.networks:
+                compare(network, data, Path(folder, "cache", name, network), chosen)
         print(f"warm hit on {len(everything)} images: {warm_hit(everything, Path(folder, 'warm')):.2f} s")
         if not chosen.no_memory:
             few, many = (peak_memory(everything, count, Path(folder)) for count in (1_000, 10_000))

@@ -17,6 +17,7 @@ from featkit.cli.options import (
     data_options,
     given_request,
     json_option,
+    layer_option,
     make_compute,
     network_options,
     note,
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from featkit.plots.contact import Section
     from featkit.studies.audit import Audit
     from featkit.studies.findings import Finding
-    from featkit.studies.run import Source
+    from featkit.studies.source import Source
 
 EPILOG = """\b
 Examples:
@@ -54,6 +55,7 @@ _SHEET = 50
 @click.option("--strict", is_flag=True, help="Exit code 1 if an image is in both train and test.")
 @backbone_option
 @network_options
+@layer_option
 @cache_option
 @compute_options
 @out_option
@@ -70,7 +72,7 @@ def audit(cache: Path, out: Path, as_json: bool, *, few: int, top: int, strict: 
     from featkit.studies.audit import audit as run_audit
     from featkit.studies.findings import findings, to_csv, to_dict
     from featkit.studies.publish import publish
-    from featkit.studies.run import open_source
+    from featkit.studies.source import open_source
 
     compute = make_compute(options)
     source = open_source(given_request(options), cache, compute)

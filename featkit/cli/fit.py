@@ -97,13 +97,13 @@ def fit(cache: Path, out: Path, as_json: bool, **options: Any) -> None:
 def _fit(given: dict[str, Any], cache: Path, options: dict[str, Any], protocol: Protocol) -> Run:
     from featkit.errors import DataError
     from featkit.studies.run import fit_run
-    from featkit.studies.source import leak, open_source
+    from featkit.studies.source import leak_warning, open_source
 
     source = open_source(given, cache, make_compute(options))
     for line in source.notes:
         note(line)
     note(f"vectors: {source.path}, weights: {source.weights}")
-    shared = leak(source)
+    shared = leak_warning(source)
     if shared and options["strict"]:
         raise DataError(f"{shared}: mend the data, or leave out --strict")
     run = fit_run(source, options["head"], seed=source.request.seed, protocol=protocol)

@@ -10,7 +10,7 @@ import click
 from featkit import __version__
 from featkit.errors import FeatkitError
 
-VERBS = ("extract", "audit", "fit", "predict", "ablate", "cache", "models", "heads")
+VERBS = ("extract", "fit", "compare", "predict", "fewshot", "audit", "ablate", "cache", "models", "heads")
 
 EPILOG = """\b
 Examples:

@@ -136,16 +136,3 @@ def _apportion(sizes: NDArray[np.int64], total: int) -> NDArray[np.int64]:
             counts[np.argmax(counts)] -= 1
             counts[empty] = 1
     return counts
-
-
-def find_leaks(keys: Sequence[str], splits: Sequence[str] | NDArray[np.str_]) -> NDArray[np.int64]:
-    """Return the rows whose content is also found in another split.
-
-    Args:
-        keys: ``n`` digests of the images' contents.
-        splits: ``n`` names of splits.
-    """
-    places: dict[str, set[str]] = {}
-    for key, split in zip(keys, splits, strict=True):
-        places.setdefault(key, set()).add(str(split))
-    return np.flatnonzero([len(places[key]) > 1 for key in keys])

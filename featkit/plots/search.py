@@ -54,7 +54,8 @@ def _bars(tried: Sequence[tuple[Mapping[str, Any], float]], title: str) -> Figur
     figure = Figure(figsize=(7.0, 1.2 + 0.24 * len(tried)), layout="constrained")
     axes = figure.subplots()
     axes.barh(range(len(tried)), [100 * value for value in top1], color="#3182bd", height=0.7)
-    axes.set_yticks(range(len(tried)), [drawable(name) for name in shortened(names, _LONGEST)], fontsize=8, **as_written())
+    shown = [drawable(name) for name in shortened(names, _LONGEST)]
+    axes.set_yticks(range(len(tried)), shown, fontsize=8, **as_written())
     axes.set_xlabel("top-1 on val, %")
     low = 100 * min(top1)
     axes.set_xlim(max(0.0, low - max(1.0, 0.3 * (100 * max(top1) - low))), None)

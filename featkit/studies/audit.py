@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -10,7 +9,6 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from featkit.embeddings import store
 from featkit.embeddings.base import Embeddings
 from featkit.evaluation.audit import (
     NearDuplicates,
@@ -27,8 +25,8 @@ from featkit.evaluation.audit import (
     vote_shares,
 )
 from featkit.heads import make_head
-from featkit.images.splits import find_leaks
-from featkit.studies.run import Source
+from featkit.studies.parts import without_views
+from featkit.studies.source import Source, cached_keys, leaks
 
 Rows = NDArray[np.int64]
 
@@ -51,7 +49,7 @@ class Audit:
         data: name of the images.
         embeddings: their vectors, labels and names.
         identical: rows of each content that occurs more than once.
-        leaks: rows of test whose content is in train too, ``(l,)``.
+        leaks: rows of test whose content is in train or val too, ``(l,)``.
         near: pairs of different contents that are nearly the same picture.
         suspects: images whose label is probably wrong; of identical images the first stands for all.
         small: classes with few images in train, or none in test.
@@ -72,30 +70,6 @@ class Audit:
     notes: tuple[str, ...] = ()
 
 
-def shared(keys: Sequence[str], splits: NDArray[np.str_]) -> Rows:
-    """Return the rows of test whose content is also in train.
-
-    Args:
-        keys: n digests of contents; the empty one, of an image that cannot be read, is no content.
-        splits: ``(n,)`` text.
-    """
-    rows = np.flatnonzero(np.isin(splits, ("train", "test")) & (np.array(keys, dtype=np.str_) != ""))
-    leaks = rows[find_leaks([keys[row] for row in rows.tolist()], splits[rows])]
-    of_test: Rows = leaks[splits[leaks] == "test"]
-    return of_test
-
-
-def cached_keys(source: Source) -> tuple[str, ...]:
-    """Return the digest of each image's content, in the order of ``source.embeddings``.
-
-    Raises:
-        CacheError: if the cache file is gone or damaged.
-    """
-    header = store.read_header(source.path)
-    keys = dict(zip(header.ids, header.keys, strict=True))
-    return tuple(keys[name] for name in source.embeddings.ids)
-
-
 def audit(source: Source, *, few: int = FEW, progress: bool = False) -> Audit:
     """Look for copies, near copies, wrong labels and small classes among all images: train, val and test.
 
@@ -112,6 +86,7 @@ def audit(source: Source, *, few: int = FEW, progress: bool = False) -> Audit:
         CacheError: if the cache file is gone or damaged.
         DataError: if there are fewer than two different images.
     """
+    source = replace(source, embeddings=without_views(source.embeddings))
     embeddings, keys = source.embeddings, cached_keys(source)
     kept = np.sort(np.unique(keys, return_index=True)[1])
     bar = partial(tqdm, disable=not progress, leave=False)
@@ -124,7 +99,7 @@ def audit(source: Source, *, few: int = FEW, progress: bool = False) -> Audit:
         data=source.data,
         embeddings=embeddings,
         identical=identical(keys),
-        leaks=shared(keys, embeddings.splits),
+        leaks=leaks(source),
         near=replace(near, pairs=kept[near.pairs]),
         suspects=replace(found, rows=kept[found.rows]),
         small=small,

@@ -48,8 +48,8 @@ def _read(directory: Path) -> tuple[str, Report, Predictions]:
     try:
         report = Report.from_json((directory / "results.json").read_text(encoding="utf-8"))
         rows = list(csv.DictReader(io.StringIO((directory / PREDICTIONS_FILE).read_text(encoding="utf-8"))))
-        request = report.provenance["request"]
-        title = f"{report.provenance['head']}{' tuned' if report.provenance.get('tuned') else ''} on {request['backbone']}"
+        made = report.provenance
+        title = f"{made['head']}{' tuned' if made.get('tuned') else ''} on {made['request']['backbone']}"
         columns = [[row[name] for row in rows] for name in ("id", "true", "predicted")]
     except FileNotFoundError as error:
         raise RunError(f"{directory} is no run to compare: {Path(error.filename).name} is missing; {again}") from error

@@ -17,8 +17,8 @@ from featkit.errors import DataError
 from featkit.evaluation import run_episodes
 from featkit.evaluation.intervals import Interval
 from featkit.heads import make_head
-from featkit.images.augment import is_view
 from featkit.images.subsets import k_shot
+from featkit.studies.parts import without_views
 
 BATCHED = ("prototypical", "prototypical:metric=euclidean", "knn:k=1")
 """Heads of which many episodes are computed at once; any other is fitted for each of them."""
@@ -72,7 +72,7 @@ def episode_scores(
         SpecError: if a head is unknown.
         DataError: if too few classes have enough images.
     """
-    clean = embeddings.take(np.array([row for row, name in enumerate(embeddings.ids) if not is_view(name)]))
+    clean = without_views(embeddings)
     for shot in shots:
         for head in heads:
             found = run_episodes(
@@ -108,8 +108,7 @@ def learning_curve(
     Raises:
         DataError: if there are no test images, or fewer than two draws.
     """
-    train, test = embeddings.part("train"), embeddings.part("test")
-    train = train.take(np.array([row for row, name in enumerate(train.ids) if not is_view(name)], dtype=np.int64))
+    train, test = without_views(embeddings.part("train")), embeddings.part("test")
     if not len(test) or len(np.unique(train.y)) < 2 or draws < 2:
         raise DataError(f"{len(test)} test images, {draws} draws: a learning curve needs a test image and two draws")
     for shot in shots:

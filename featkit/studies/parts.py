@@ -58,8 +58,12 @@ def divide(embeddings: Embeddings, seed: int) -> Parts:
 
 def train_counts(embeddings: Embeddings) -> NDArray[np.int64]:
     """Return ``(k,)`` how many images of each class there are, augmented views not counted."""
-    clean = [label for label, name in zip(embeddings.y.tolist(), embeddings.ids, strict=True) if not is_view(name)]
-    return np.bincount(clean, minlength=len(embeddings.classes))
+    return np.bincount(without_views(embeddings).y, minlength=len(embeddings.classes))
+
+
+def without_views(embeddings: Embeddings) -> Embeddings:
+    """Return the vectors of the images as they are."""
+    return embeddings.take(np.array([row for row, name in enumerate(embeddings.ids) if not is_view(name)], np.int64))
 
 
 def _held_out(train: Embeddings, seed: int) -> NDArray[np.bool_]:

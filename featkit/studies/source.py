@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from featkit.embeddings import store
 from featkit.embeddings.base import Embeddings
@@ -83,19 +84,32 @@ def _from_file(given: Mapping[str, Any], path: Path, compute: Compute) -> Source
     return Source(request, read_for(images, path), path, data, weights)
 
 
-def leak(source: Source) -> str:
-    """Say how many test images are train or val images too, byte for byte; nothing if none is.
+def cached_keys(source: Source) -> tuple[str, ...]:
+    """Return the digest of each image's content, in the order of ``source.embeddings``.
 
     Raises:
-        CacheError: if the cache file cannot be read.
+        CacheError: if the cache file is gone or damaged.
     """
     header = store.read_header(source.path)
-    key_of = dict(zip(header.ids, header.keys, strict=True))
-    embeddings = source.embeddings
-    judged = embeddings.splits == "test"
-    keys = np.array([key_of[name] for name in embeddings.ids])
-    twice = [embeddings.ids[row] for row in np.flatnonzero(judged & np.isin(keys, keys[~judged]))]
-    if not twice:
+    keys = dict(zip(header.ids, header.keys, strict=True))
+    return tuple(keys[name] for name in source.embeddings.ids)
+
+
+def leaks(source: Source) -> NDArray[np.int64]:
+    """Return the rows of test images that are train or val images too, byte for byte.
+
+    Raises:
+        CacheError: if the cache file is gone or damaged.
+    """
+    keys, judged = np.array(cached_keys(source)), source.embeddings.splits == "test"
+    return np.flatnonzero(judged & np.isin(keys, keys[~judged]))
+
+
+def leak_warning(source: Source) -> str:
+    """Say which test images are train or val images too; nothing if none is."""
+    embeddings, twice = source.embeddings, leaks(source)
+    if not len(twice):
         return ""
-    named = ", ".join(twice[:3]) + (", ..." if len(twice) > 3 else "")
-    return f"{len(twice)} of {int(judged.sum())} test images are train or val images too ({named}); see `featkit audit`"
+    named = ", ".join(embeddings.ids[row] for row in twice[:3]) + (", ..." if len(twice) > 3 else "")
+    count = int((embeddings.splits == "test").sum())
+    return f"{len(twice)} of {count} test images are train or val images too ({named}): see `featkit audit`"

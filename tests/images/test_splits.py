@@ -13,7 +13,6 @@ from featkit.errors import SpecError
 from featkit.images.base import SPLITS, ImageSet
 from featkit.images.splits import (
     FRACTIONS,
-    find_leaks,
     format_limit,
     format_split,
     limit_rows,
@@ -176,10 +175,3 @@ def test_limit_of_one_split_does_not_move_another(colours):
     images = replace(colours(60), splits=np.repeat(SPLITS, 20))
     alone, both = (limit_rows(images, limits) for limits in ({"test": 5}, {"train": 5, "test": 5}))
     assert set(alone[alone >= 40]) == set(both[both >= 40])
-
-
-def test_leaks_are_rows_whose_content_is_in_two_splits():
-    keys = ["a", "b", "a", "c", "c", "d"]
-    splits = np.array(["train", "train", "test", "val", "val", "test"])
-    assert find_leaks(keys, splits).tolist() == [0, 2]
-    assert find_leaks([], []).tolist() == []

@@ -15,8 +15,8 @@ from featkit.embeddings.pipeline import Compute
 from featkit.errors import CacheError, DataError, HeadError, RunError, SpecError, StaleCacheError, WeightsError
 from featkit.studies.predict import predict
 from featkit.studies.run import fit_run
-from featkit.studies.source import open_source
 from featkit.studies.rundir import load_run, results, save_run
+from featkit.studies.source import open_source
 
 
 @pytest.fixture
@@ -53,7 +53,9 @@ def test_another_seed_or_head_is_another_run(source):
 
 
 def test_a_run_directory_is_whole_and_has_no_times_in_its_results(saved):
-    assert sorted(path.name for path in saved.iterdir()) == ["card.json", "confusion.png", "head.skops", "results.json"]
+    assert sorted(path.name for path in saved.iterdir()) == [
+        *("card.json", "confusion.png", "head.skops", "predictions.csv", "results.json")
+    ]
     assert saved.parent.name == "photos"
     found = json.loads((saved / "results.json").read_text())
     expected = {"run", "n", "top1", "top5", "balanced_accuracy", "macro_f1", "interval95", "per_class", "confusion"}

@@ -1,0 +1,74 @@
+"""Who is fitted on, who chooses, who judges."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from featkit import extract
+from featkit.embeddings.base import Embeddings
+from featkit.embeddings.recipe import Recipe
+from featkit.errors import DataError
+from featkit.images.augment import with_views
+from featkit.studies.parts import divide, train_counts, without_views
+
+RECIPE = Recipe(*["x"] * 8, {}, "fp32")
+
+
+def vectors(n=60, splits=None) -> Embeddings:
+    rng = np.random.default_rng(0)
+    splits = np.where(np.arange(n) % 3 == 0, "test", "train") if splits is None else splits
+    x = rng.normal(size=(n, 4)).astype(np.float32)
+    return Embeddings(x, np.arange(n) % 4, tuple(map(str, range(n))), tuple("abcd"), splits, RECIPE)
+
+
+def test_no_image_is_in_two_parts_and_test_is_in_none_of_the_others():
+    parts = divide(vectors(), 0)
+    fit, val, test = (set(part.ids) for part in (parts.fit, parts.val, parts.test))
+    assert not fit & val
+    assert not (fit | val) & test
+    assert set(parts.final.ids) == fit | val
+    assert len(val) == 8
+    assert not parts.own_val
+
+
+def test_a_val_part_of_the_data_is_kept():
+    splits = np.array(["train", "val", "test"] * 20)
+    parts = divide(vectors(splits=splits), 0)
+    assert parts.own_val
+    assert set(parts.val.splits) == {"val"}
+    assert (len(parts.fit), len(parts.final)) == (20, 40)
+
+
+def test_the_seed_decides_who_is_held_out():
+    first, again, other = (divide(vectors(), seed).val.ids for seed in (0, 0, 1))
+    assert first == again != other
+
+
+def test_views_go_where_their_image_goes_and_val_has_none(tmp_path, colours):
+    images = with_views(colours(30), "basic", 3)
+    embeddings = extract(images, cache=tmp_path, backbone="resnet18", weights="random", resize="32")
+    parts = divide(embeddings, 0)
+    assert not any("#view" in name for name in parts.val.ids)
+    assert not {name.partition("#")[0] for name in parts.fit.ids} & set(parts.val.ids)
+    assert len(parts.fit) == 4 * (20 - len(parts.val))
+    assert train_counts(parts.final).tolist() == [10, 10]
+    assert without_views(embeddings).ids == colours(30).ids
+
+
+@pytest.mark.parametrize(
+    "splits", [["train"] * 60, ["test"] * 60, ["train", *["test"] * 59]], ids=["no test", "no train", "one class"]
+)
+def test_too_few_images_are_refused(splits):
+    with pytest.raises(DataError, match="too few images"):
+        divide(vectors(splits=np.array(splits)), 0)
+
+
+def test_columns_that_are_not_finite_are_named():
+    found = vectors()
+    x = found.x.copy()
+    x[7, 2] = np.inf
+    with pytest.raises(DataError, match=r"1 columns .*first column 2, image 7"):
+        divide(replace(found, x=x), 0)
