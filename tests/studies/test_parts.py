@@ -8,23 +8,12 @@ import numpy as np
 import pytest
 
 from featkit import extract
-from featkit.embeddings.base import Embeddings
-from featkit.embeddings.recipe import Recipe
 from featkit.errors import DataError
 from featkit.images.augment import with_views
 from featkit.studies.parts import divide, train_counts, without_views
 
-RECIPE = Recipe(*["x"] * 8, {}, "fp32")
 
-
-def vectors(n=60, splits=None) -> Embeddings:
-    rng = np.random.default_rng(0)
-    splits = np.where(np.arange(n) % 3 == 0, "test", "train") if splits is None else splits
-    x = rng.normal(size=(n, 4)).astype(np.float32)
-    return Embeddings(x, np.arange(n) % 4, tuple(map(str, range(n))), tuple("abcd"), splits, RECIPE)
-
-
-def test_no_image_is_in_two_parts_and_test_is_in_none_of_the_others():
+def test_no_image_is_in_two_parts_and_test_is_in_none_of_the_others(vectors):
     parts = divide(vectors(), 0)
     fit, val, test = (set(part.ids) for part in (parts.fit, parts.val, parts.test))
     assert not fit & val
@@ -34,7 +23,7 @@ def test_no_image_is_in_two_parts_and_test_is_in_none_of_the_others():
     assert not parts.own_val
 
 
-def test_a_val_part_of_the_data_is_kept():
+def test_a_val_part_of_the_data_is_kept(vectors):
     splits = np.array(["train", "val", "test"] * 20)
     parts = divide(vectors(splits=splits), 0)
     assert parts.own_val
@@ -42,7 +31,7 @@ def test_a_val_part_of_the_data_is_kept():
     assert (len(parts.fit), len(parts.final)) == (20, 40)
 
 
-def test_the_seed_decides_who_is_held_out():
+def test_the_seed_decides_who_is_held_out(vectors):
     first, again, other = (divide(vectors(), seed).val.ids for seed in (0, 0, 1))
     assert first == again != other
 
@@ -61,12 +50,12 @@ def test_views_go_where_their_image_goes_and_val_has_none(tmp_path, colours):
 @pytest.mark.parametrize(
     "splits", [["train"] * 60, ["test"] * 60, ["train", *["test"] * 59]], ids=["no test", "no train", "one class"]
 )
-def test_too_few_images_are_refused(splits):
+def test_too_few_images_are_refused(splits, vectors):
     with pytest.raises(DataError, match="too few images"):
         divide(vectors(splits=np.array(splits)), 0)
 
 
-def test_columns_that_are_not_finite_are_named():
+def test_columns_that_are_not_finite_are_named(vectors):
     found = vectors()
     x = found.x.copy()
     x[7, 2] = np.inf
