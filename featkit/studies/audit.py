@@ -36,8 +36,8 @@ world", CVPR 2019)."""
 
 _HEAD = "linear"
 _FOLDS = 3
-# Chosen on ResNet-18 vectors of Caltech-101 with 3 % of all labels made wrong; experiments/benchmarks/README.md has
-# what it came to on other data, networks and errors.
+# Chosen on ResNet-18 vectors of all Caltech-101 with 3 % of the labels made wrong; experiments/benchmarks/README.md
+# says among what, and what it comes to on other data, networks and errors.
 _HEAD_FLOOR, _VOTE_FLOOR = 0.001, 0.01
 
 
