@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+import os
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
@@ -14,10 +19,19 @@ from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 from featkit.errors import HeadError
 
 Floats = NDArray[np.floating[Any]]
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 class UnfitDataError(HeadError, ValueError):
     """Training data on which a head cannot be fitted; a ValueError too, as scikit-learn's callers expect."""
+
+
+class Trial(NamedTuple):
+    """One try of a search: the options of a head, and its scores ``(n, k)`` on validation rows."""
+
+    options: dict[str, Any]
+    scores: NDArray[np.float64]
 
 
 class Head(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
@@ -90,6 +104,22 @@ def one_thread() -> threadpool_limits:
     make it four to ten times slower. The numbers then do not depend on the number of cores either.
     """
     return threadpool_limits(1, user_api="blas")
+
+
+def in_threads(function: Callable[[Item], Result], items: Sequence[Item]) -> Iterator[Result]:
+    """Yield ``function(item)`` for each item in order, as many at a time as there are cores, each on one core.
+
+    For work that NumPy or libsvm does outside Python's lock. Solvers that stop early do not warn.
+    """
+    cores = os.cpu_count() or 1
+    with ThreadPoolExecutor(cores) as pool:
+        for start in range(0, len(items), cores):
+            # Filters of warnings and limits of BLAS belong to the process: two threads that set and restore their own
+            # would undo each other's. What is set here is what they restore.
+            with one_thread(), warnings.catch_warnings():
+                warnings.simplefilter("ignore", ConvergenceWarning)
+                results = list(pool.map(function, items[start : start + cores]))
+            yield from results
 
 
 def softmax(logits: Floats) -> NDArray[np.float64]:

@@ -3,24 +3,36 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
 from numbers import Integral, Real
 from typing import Any, ClassVar
 
 import numpy as np
+from numpy.typing import NDArray
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.neural_network import MLPClassifier
-from sklearn.utils._param_validation import Interval
+from sklearn.utils._param_validation import Interval, StrOptions
 
-from featkit.heads.base import Floats, LogitHead, one_thread, two_columns
-from featkit.heads.scaling import apply_scale, fit_scale
+from featkit.heads.base import Floats, LogitHead, Trial, in_threads, one_thread, two_columns
+from featkit.heads.scaling import SCALES, apply_scale, fit_scale
+
+_SPACE: tuple[dict[str, Any], ...] = (
+    {"scale": "root", "width": 512, "alpha": 0.1},
+    {"scale": "root", "width": 256, "alpha": 0.1},
+    {"scale": "root", "width": 256, "alpha": 1.0},
+    {"scale": "l2", "width": 256, "alpha": 0.1},
+    {"scale": "standard", "width": 256, "alpha": 0.1},
+    {"scale": None, "width": 256, "alpha": 0.1},
+)
+"""The defaults and one step away from them in each direction, as each fit takes seconds."""
 
 
 class MLPHead(LogitHead):
     """Multi-layer perceptron: one hidden layer of rectified units, soft-max, cross-entropy.
 
     Trained by Adam for a fixed number of epochs, in batches of a sixteenth of the images (16 to 128). Vectors are
-    scaled inside as by ``LinearHead(scale="root")``, times the square root of d. The defaults were chosen as those of
-    ``LinearHead``.
+    scaled inside as by ``LinearHead`` and, unless ``scale`` is None, multiplied by the square root of d. The defaults
+    were chosen as those of ``LinearHead``.
 
     Parameters
     ----------
@@ -32,6 +44,8 @@ class MLPHead(LogitHead):
         Weight decay, per batch.
     seed : int, default=0
         Decides the initial weights and the order of the rows; the same seed gives the same network.
+    scale : {"root", "l2", "standard"} or None, default="root"
+        As in ``LinearHead``.
 
     Attributes
     ----------
@@ -56,27 +70,40 @@ class MLPHead(LogitHead):
         "epochs": [Interval(Integral, 1, None, closed="left")],
         "alpha": [Interval(Real, 0, None, closed="left")],
         "seed": [Interval(Integral, 0, 2**32 - 1, closed="both")],
+        "scale": [StrOptions({how for how in SCALES if how}), None],
     }
 
-    def __init__(self, *, width: int = 512, epochs: int = 30, alpha: float = 0.1, seed: int = 0) -> None:
+    def __init__(
+        self, *, width: int = 512, epochs: int = 30, alpha: float = 0.1, seed: int = 0, scale: str | None = "root"
+    ) -> None:
         self.width = width
         self.epochs = epochs
         self.alpha = alpha
         self.seed = seed
+        self.scale = scale
 
     def fit(self, X: Any, y: Any) -> MLPHead:
         """Fit on rows ``(n, d)`` with labels ``(n,)``."""
         rows, codes = self._begin(X, y)
-        self.centre_, spread = fit_scale(rows, "root")
+        self.centre_, spread = fit_scale(rows, self.scale)
         # Adam's step and the initial weights suppose inputs of variance 1 each, not 1 together.
         self.spread_ = spread / np.sqrt(rows.shape[1], dtype=rows.dtype)
         network = self._network(len(rows))
         with warnings.catch_warnings(), one_thread():
             warnings.simplefilter("ignore", ConvergenceWarning)
-            network.fit(apply_scale(rows, "root", self.centre_, self.spread_), codes)
+            network.fit(apply_scale(rows, self.scale, self.centre_, self.spread_), codes)
         self.hidden_coef_, self.coef_ = network.coefs_
         self.hidden_intercept_, self.intercept_ = network.intercepts_
         return self
+
+    @classmethod
+    def trials(cls, x: Floats, y: NDArray[Any], x_val: Floats, seed: int = 0) -> Iterator[Trial]:
+        """Yield the scores on ``x_val (m, d)`` of every head of the default search space, fitted on ``x (n, d)``."""
+
+        def scores(options: dict[str, Any]) -> NDArray[np.float64]:
+            return cls(**options, seed=seed).fit(x, y).predict_proba(x_val)
+
+        yield from map(Trial, _SPACE, in_threads(scores, _SPACE))
 
     def _network(self, n: int) -> MLPClassifier:
         return MLPClassifier(
@@ -90,6 +117,6 @@ class MLPHead(LogitHead):
         )
 
     def _logits(self, rows: Floats) -> Floats:
-        scaled = apply_scale(rows, "root", self.centre_, self.spread_)
+        scaled = apply_scale(rows, self.scale, self.centre_, self.spread_)
         hidden = np.maximum(scaled @ self.hidden_coef_ + self.hidden_intercept_, 0)
         return two_columns(hidden @ self.coef_ + self.intercept_)

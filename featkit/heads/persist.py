@@ -60,12 +60,17 @@ def load_head(path: Path, trusted: Iterable[str] = ()) -> Any:
         trusted: full names of further types that the head of a plug-in holds.
 
     Raises:
-        HeadError: if the file is missing, damaged, foreign, or holds a type that is not trusted.
+        HeadError: if the file is missing, damaged, foreign, or holds a type that is not trusted, or is a head
+            whose options were others.
     """
     allowed = _trusted(trusted)
     head, version = _read(path, allowed)
     if _name(head) not in allowed:
         raise HeadError(f"{path} holds a {_name(head)}, which is not a head: fit it again")
+    try:
+        head.get_params()
+    except AttributeError as error:
+        raise HeadError(f"{path} was written by another version of featkit ({_line(error)}): fit it again") from error
     if version != sklearn.__version__:
         text = f"fitted with scikit-learn {version}, used with {sklearn.__version__}: predictions may differ"
         head.warnings_ = (*getattr(head, "warnings_", ()), text)

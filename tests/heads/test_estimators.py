@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sklearn.base import clone
+from sklearn.base import BaseEstimator, clone
 from sklearn.datasets import load_digits
+from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.model_selection import GridSearchCV, train_test_split
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
@@ -19,9 +20,11 @@ FLOORS = {
     "svm:kernel=linear": 0.96,
     "knn": 0.97,
     "knn:metric=euclidean,weights=uniform": 0.97,
+    "knn:weights=temperature,scale=root": 0.97,
     "mlp": 0.96,
     "prototypical": 0.86,
     "prototypical:metric=euclidean": 0.87,
+    "prototypical:metric=mahalanobis,scale=root": 0.93,
 }
 
 
@@ -105,7 +108,9 @@ def test_the_same_seed_gives_the_same_numbers(spec, small):
     np.testing.assert_array_equal(first, second)
 
 
-@pytest.mark.parametrize("spec", ["linear", "linear:scale=standard", "linear:scale=none", "svm", "mlp"])
+@pytest.mark.parametrize(
+    "spec", ["linear:scale=none", "svm:scale=none", *OWN, *(f"{name}:scale=standard" for name in OWN)]
+)
 @pytest.mark.parametrize("value", [0.0, 0.1, 1e4])
 def test_a_constant_column_breaks_nothing(spec, value, small):
     """Dead units are common in embeddings; dividing by their spread must not blow them up."""
@@ -124,7 +129,9 @@ def test_the_unit_of_the_vectors_does_not_matter(spec, small):
     np.testing.assert_allclose(scaled, scores, atol=1e-6)
 
 
-@pytest.mark.parametrize("spec", ["linear", "svm", "prototypical"])
+@pytest.mark.parametrize(
+    "spec", ["linear", "svm", "svm:scale=none", "prototypical", "prototypical:metric=mahalanobis,scale=standard"]
+)
 def test_a_row_of_weight_two_counts_as_two_rows(spec, small):
     x_train, x_test, y_train, _ = small
     weights = np.where(y_train < 5, 2, 1)
@@ -181,10 +188,47 @@ def test_cosine_prototypes_equal_the_formula(small):
     np.testing.assert_allclose(head.predict_proba(x_test), expected, atol=1e-4)
 
 
-def test_a_class_without_weight_has_no_prototype(small):
+def test_mahalanobis_prototypes_equal_discriminant_analysis_with_equal_priors(small):
+    x_train, x_test, y_train, _ = small
+    x, points = x_train.astype(np.float64), x_test.astype(np.float64)
+    head = make_head("prototypical:metric=mahalanobis,shrinkage=0.3").fit(x, y_train)
+    means = np.array([x[y_train == label].mean(axis=0) for label in range(10)])
+    covariance = np.cov((x - means[y_train]).T, bias=True)
+    shrunk = 0.7 * covariance + 0.3 * np.trace(covariance) / 64 * np.eye(64)
+    lda = LinearDiscriminantAnalysis(
+        solver="lsqr", covariance_estimator=FixedCovariance(shrunk), priors=np.full(10, 0.1)
+    )
+    np.testing.assert_allclose(head.predict_proba(points), lda.fit(x, y_train).predict_proba(points), atol=1e-9)
+
+
+class FixedCovariance(BaseEstimator):
+    """A covariance that is known, divided by the priors by which scikit-learn sums that of the classes."""
+
+    def __init__(self, covariance_=None):
+        self.covariance_ = covariance_
+
+    def fit(self, X):
+        return self
+
+
+def test_neighbours_vote_by_similarity_over_temperature(small):
+    """As in DINO: exp(cosine / 0.07), summed for each class over the k nearest."""
+    x_train, x_test, y_train, _ = small
+    x, points = (rows / np.linalg.norm(rows, axis=1)[:, None] for rows in (x_train.astype(float), x_test.astype(float)))
+    similarities = points @ x.T
+    votes = np.where(similarities >= np.sort(similarities, axis=1)[:, -20, None], np.exp(similarities / 0.07), 0)
+    expected = votes @ np.eye(10)[y_train]
+    head = make_head("knn:k=20,weights=temperature").fit(x_train.astype(float), y_train)
+    np.testing.assert_allclose(
+        head.predict_proba(x_test.astype(float)), expected / expected.sum(axis=1, keepdims=True), atol=1e-9
+    )
+
+
+@pytest.mark.parametrize("spec", ["svm", "prototypical"])
+def test_a_class_without_weight_is_refused_in_one_line(spec, small):
     x_train, _, y_train, _ = small
-    with pytest.raises(HeadError, match="class 3 has no row with a weight above zero"):
-        make_head("prototypical").fit(x_train, y_train, sample_weight=y_train != 3)
+    with pytest.raises(HeadError, match=r"^class 3 has no row with a weight above zero$"):
+        make_head(spec).fit(x_train, y_train, sample_weight=y_train != 3)
 
 
 def test_neighbours_vote_by_the_inverse_of_their_distance():

@@ -44,8 +44,8 @@ def test_the_seed_goes_to_heads_that_have_one_unless_the_spec_sets_it():
     [
         ("forest", r"unknown head 'forest': known: linear, svm, knn, mlp, prototypical$"),
         ("svn", r"unknown head 'svn': did you mean svm\? known: "),
-        ("svm:c=9", r"unknown option of head svm 'c': .*known: C, kernel, gamma$"),
-        ("svm:9", r"its options: C, kernel, gamma$"),
+        ("svm:c=9", r"unknown option of head svm 'c': .*known: C, kernel, gamma, scale$"),
+        ("svm:9", r"its options: C, kernel, gamma, scale$"),
         ("svm:kernel=poly", r"^head 'svm:kernel=poly': The 'kernel' parameter .*'linear'.* Got 'poly' instead\.$"),
         ("svm:gamma=auto", r"'gamma' parameter .*'scale'"),
         ("svm:C=0", r"'C' parameter .*\(0(\.0)?, inf\)"),
@@ -53,6 +53,10 @@ def test_the_seed_goes_to_heads_that_have_one_unless_the_spec_sets_it():
         ("linear:scale=max", r"'scale' parameter .*'standard'"),
         ("knn:k=2.5", r"'k' parameter .* must be an int"),
         ("knn:metric=manhattan", r"'metric' parameter .*'cosine'"),
+        ("knn:weights=gauss", r"'weights' parameter .*'temperature'"),
+        ("knn:temperature=0", r"'temperature' parameter"),
+        ("svm:scale=max", r"'scale' parameter .*'standard'"),
+        ("prototypical:shrinkage=0", r"'shrinkage' parameter .*\(0(\.0)?, 1(\.0)?\]"),
         ("mlp:width=0", r"'width' parameter .*\[1, inf\)"),
         ("mlp:seed=-1", r"'seed' parameter"),
         ("prototypical:metric=dot", r"'metric' parameter .*'euclidean'"),
@@ -75,8 +79,8 @@ def test_every_head_is_described_with_its_options():
     rows = {row.name: row for row in describe_heads()}
     assert list(rows) == ["linear", "svm", "knn", "mlp", "prototypical"]
     assert rows["svm"].summary == "Support vector machine with an RBF or a linear kernel."
-    assert rows["svm"].options == {"C": 3.0, "kernel": "rbf", "gamma": "scale"}
-    assert rows["prototypical"].options == {"metric": "cosine"}
+    assert rows["svm"].options == {"C": 3.0, "kernel": "rbf", "gamma": "scale", "scale": "root"}
+    assert rows["prototypical"].options == {"metric": "cosine", "shrinkage": 0.3, "scale": None}
 
 
 def test_importing_the_heads_costs_neither_numpy_nor_scikit_learn():

@@ -154,6 +154,14 @@ def test_another_version_of_scikit_learn_is_told(rows, tmp_path):
     assert text.startswith("fitted with scikit-learn 1.0, used with ")
 
 
+def test_a_head_from_before_it_had_an_option_is_refused_in_one_line(rows, tmp_path):
+    head = make_head("knn").fit(*rows[:2])
+    del head.scale
+    save_head(head, tmp_path / "head.skops")
+    with pytest.raises(HeadError, match=r"by another version of featkit \(.*'scale'.*\): fit it again$"):
+        load_head(tmp_path / "head.skops")
+
+
 def test_the_class_of_an_installed_plugin_is_trusted(rows, tmp_path, monkeypatch):
     (tmp_path / "mean_plugin.py").write_text(
         "from featkit.heads.prototypical import PrototypicalHead\nclass MeanHead(PrototypicalHead):\n    pass\n"

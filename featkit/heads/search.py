@@ -1,0 +1,96 @@
+"""A search among the options of a head, by scores on validation rows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from featkit.errors import HeadError
+from featkit.heads import HEADS, make_head
+from featkit.heads.base import Floats, Trial
+
+_LEAST = np.finfo(np.float64).eps
+
+
+class Tried(NamedTuple):
+    """The options of one head and how it did on the validation rows: top-1, and mean negative log-likelihood (nats)."""
+
+    options: dict[str, Any]
+    top1: float
+    nll: float
+
+
+@dataclass(frozen=True)
+class Search:
+    """What a search tried.
+
+    Attributes:
+        tried: every option set, in the order tried.
+        best: place in ``tried`` of the highest top-1; of several the one with the lowest negative log-likelihood, and
+            of several of these the first.
+    """
+
+    tried: tuple[Tried, ...]
+    best: int
+
+
+def search(
+    head_name: str,
+    x: Floats,
+    y: NDArray[Any],
+    x_val: Floats,
+    y_val: NDArray[Any],
+    *,
+    seed: int = 0,
+    progress: Callable[[Tried], None] | None = None,
+) -> Search:
+    """Fit a head with every option set of its default search space, and judge each by rows it was not fitted on.
+
+    A head whose class defines no ``trials``, as a plug-in may, is tried with its defaults. In the likelihood
+    no score is lower than 2.2e-16: that no neighbour votes for the true class is very wrong, but not infinitely.
+
+    Args:
+        head_name: as in ``HEADS``.
+        x: training rows ``(n, d)``.
+        y: their labels ``(n,)``.
+        x_val: validation rows ``(m, d)``.
+        y_val: their labels ``(m,)``; rows of a label that is not in ``y`` count as missed.
+        seed: for heads that have one.
+        progress: called after each trial.
+
+    Raises:
+        SpecError: if there is no such head.
+        HeadError: if there are no validation rows, or the head cannot be fitted.
+    """
+    if len(y_val) == 0:
+        raise HeadError(
+            f"a search among the options of {head_name} needs validation images, but got none: hold some out"
+        )
+    classes = np.unique(y)
+    tried: list[Tried] = []
+    for options, scores in _trials(head_name, x, y, x_val, seed):
+        tried.append(Tried(options, *_judge(scores, classes, y_val)))
+        if progress:
+            progress(tried[-1])
+    return Search(tuple(tried), min(range(len(tried)), key=lambda i: (-tried[i].top1, tried[i].nll)))
+
+
+def _trials(head_name: str, x: Floats, y: NDArray[Any], x_val: Floats, seed: int) -> Iterator[Trial]:
+    head: Any = HEADS.get(head_name)
+    if "trials" in vars(head):  # not if inherited: the options of a plug-in may be others than those of its base
+        yield from head.trials(x, y, x_val, seed)
+    else:
+        yield Trial({}, make_head(head_name, seed=seed).fit(x, y).predict_proba(x_val))
+
+
+def _judge(scores: NDArray[np.float64], classes: NDArray[Any], y_val: NDArray[Any]) -> tuple[float, float]:
+    """Return top-1 and mean negative log-likelihood of scores ``(m, k)`` whose columns are the sorted ``classes``."""
+    own = np.searchsorted(classes, y_val).clip(max=len(classes) - 1)
+    known = classes[own] == y_val
+    top1 = (known & (scores.argmax(axis=1) == own)).mean()
+    likelihood = np.where(known, scores[np.arange(len(own)), own], 0)
+    return float(top1), float(-np.log(np.maximum(likelihood, _LEAST)).mean())

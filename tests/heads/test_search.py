@@ -1,0 +1,148 @@
+import warnings
+
+import numpy as np
+import pytest
+from sklearn.datasets import load_digits
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.model_selection import train_test_split
+from threadpoolctl import threadpool_info
+
+from featkit.errors import HeadError, SpecError
+from featkit.heads import HEADS, make_head, svm
+from featkit.heads.base import in_threads
+from featkit.heads.scaling import SCALES
+from featkit.heads.search import Tried, search
+
+TUNED = ["svm", "knn", "mlp", "prototypical"]
+
+
+@pytest.fixture(scope="module")
+def small():
+    """120 training rows, 40 others; a little noise, as whole numbers have neighbours at equal distances."""
+    x, y = load_digits(n_class=5, return_X_y=True)
+    x = (x + np.random.default_rng(0).uniform(-0.1, 0.1, x.shape)).astype(np.float32)
+    return train_test_split(x, y * 2 + 1, train_size=120, test_size=40, random_state=0, stratify=y)
+
+
+@pytest.mark.parametrize("name", TUNED)
+def test_each_trial_equals_a_fresh_head_with_these_options(name, small):
+    """Whatever work the trials share; of many trials, 30 are compared."""
+    x, x_val, y, _ = small
+    trials = list(HEADS.get(name).trials(x, y, x_val, seed=3))
+    for place in np.random.default_rng(0).permutation(len(trials))[:30]:
+        options, scores = trials[place]
+        head = HEADS.get(name)(**options, **({"seed": 3} if name == "mlp" else {}))
+        np.testing.assert_allclose(scores, head.fit(x, y).predict_proba(x_val), atol=1e-6, err_msg=str(options))
+
+
+@pytest.mark.parametrize("name", TUNED)
+def test_every_scaling_is_tried_and_nothing_twice(name, small):
+    x, x_val, y, _ = small
+    tried = [tuple(trial.options.items()) for trial in HEADS.get(name).trials(x, y, x_val)]
+    assert len(set(tried)) == len(tried)
+    assert {dict(options)["scale"] for options in tried} == set(SCALES)
+
+
+def test_more_neighbours_than_rows_are_not_tried(small):
+    x, x_val, y, _ = small
+    assert {trial.options["k"] for trial in HEADS.get("knn").trials(x, y, x_val)} == {1, 3, 5, 10, 20, 50, 100}
+
+
+def test_too_many_rows_for_a_kernel_matrix_are_tried_one_head_after_the_other(small, monkeypatch):
+    x, x_val, y, _ = small
+    shared = list(HEADS.get("svm").trials(x, y, x_val))
+    monkeypatch.setattr(svm, "MOST_ROWS", 100)
+    alone = list(HEADS.get("svm").trials(x, y, x_val))
+    assert [trial.options for trial in alone] == [trial.options for trial in shared]
+    np.testing.assert_allclose([trial.scores for trial in alone], [trial.scores for trial in shared], atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["svm", "prototypical"])
+def test_a_search_finds_the_options_that_did_best(name, small):
+    x, x_val, y, y_val = small
+    seen = []
+    found = search(name, x, y, x_val, y_val, progress=seen.append)
+    assert tuple(seen) == found.tried
+    best = found.tried[found.best]
+    assert best.top1 == max(tried.top1 for tried in found.tried)
+    assert best.nll == min(tried.nll for tried in found.tried if tried.top1 == best.top1)
+    head = make_head(name).set_params(**best.options).fit(x, y)
+    assert head.score(x_val, y_val) == pytest.approx(best.top1)
+
+
+PLUGIN = '''
+import numpy as np
+from featkit.heads.base import Trial
+from featkit.heads.knn import KNNHead
+from featkit.heads.linear import LinearHead
+
+
+class NearestHead(KNNHead):
+    """The single nearest neighbour."""
+
+    def __init__(self, *, k=1, metric="euclidean", weights="uniform"):
+        super().__init__(k=k, metric=metric, weights=weights)
+
+
+class FixedHead(LinearHead):
+    """Scores that are written here."""
+
+    @classmethod
+    def trials(cls, x, y, x_val, seed=0):
+        for name, first in [("a", 0.6), ("b", 0.7), ("c", 0.7), ("d", 0.4), ("e", 0.0)]:
+            yield Trial({"name": name}, np.tile([first, 1 - first], (len(x_val), 1)))
+'''
+
+
+@pytest.fixture
+def plugin(install):
+    """An installed package that adds two heads."""
+    points = "[featkit.heads]\nnearest = two_plugin:NearestHead\nfixed = two_plugin:FixedHead\n"
+    install("two_plugin", PLUGIN, points)
+
+
+def test_a_plugin_without_trials_is_tried_with_its_defaults(plugin, small):
+    """Those of a class it extends are not its own: the options may have changed."""
+    x, x_val, y, y_val = small
+    found = search("nearest", x, y, x_val, y_val)
+    assert [tried.options for tried in found.tried] == [{}]
+    assert found.tried[0].top1 == make_head("nearest").fit(x, y).score(x_val, y_val)
+
+
+def test_equal_top1_goes_to_the_lower_nll_and_then_to_the_first(plugin):
+    x, y = np.eye(2), np.array([3, 9])
+    found = search("fixed", x, y, x, np.array([3, 3]))
+    assert found.best == 1
+    expected = [1, -np.log(0.6)], [1, -np.log(0.7)], [1, -np.log(0.7)], [0, -np.log(0.4)]
+    np.testing.assert_allclose([tried[1:] for tried in found.tried[:4]], expected)
+    assert found.tried[4].top1 == 0
+    assert 30 < found.tried[4].nll < 40, "a score of zero is very wrong, but not infinitely"
+
+
+@pytest.mark.parametrize("label", [1, 5, 11])
+def test_labels_that_were_not_learnt_are_missed(plugin, label):
+    x, y = np.eye(2), np.array([3, 9])
+    known = search("fixed", x, y, x, np.array([3, 3])).tried[0]
+    tried = search("fixed", x, y, x, np.array([3, label])).tried[0]
+    assert tried == Tried({"name": "a"}, 0.5, pytest.approx((known.nll - np.log(np.finfo(float).eps)) / 2))
+
+
+def test_what_cannot_be_searched_is_refused_in_one_line(small):
+    x, x_val, y, y_val = small
+    with pytest.raises(HeadError, match=r"^a search among the options of svm needs validation images, but got none"):
+        search("svm", x, y, x_val[:0], y_val[:0])
+    with pytest.raises(SpecError, match=r"unknown head 'svn': did you mean svm"):
+        search("svn", x, y, x_val, y_val)
+
+
+def test_work_in_threads_keeps_its_order_and_leaves_no_settings_behind():
+    def work(i):
+        with warnings.catch_warnings():
+            warnings.warn("stopped early", ConvergenceWarning, stacklevel=1)
+            return i, [pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"]
+
+    before = threadpool_info(), list(warnings.filters)
+    results = list(in_threads(work, range(20)))
+    assert [i for i, _ in results] == list(range(20))
+    assert all(set(threads) == {1} for _, threads in results)
+    assert (threadpool_info(), list(warnings.filters)) == before
