@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +18,13 @@ Floats = NDArray[np.floating[Any]]
 
 class UnfitDataError(HeadError, ValueError):
     """Training data on which a head cannot be fitted; a ValueError too, as scikit-learn's callers expect."""
+
+
+class Trial(NamedTuple):
+    """One try of a search: the options of a head, and its scores ``(n, k)`` on validation rows."""
+
+    options: dict[str, Any]
+    scores: NDArray[np.float64]
 
 
 class Head(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
