@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
-import warnings
+from collections.abc import Iterator
 from numbers import Integral, Real
 from typing import Any, ClassVar
 
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.linear_model import LogisticRegression
+import numpy as np
+from numpy.typing import NDArray
 from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import _check_sample_weight
 
-from featkit.heads.base import Floats, LogitHead, one_thread, two_columns
+from featkit.heads.base import Floats, LogitHead, Trial, softmax, two_columns
+from featkit.heads.logistic import logistic_path
 from featkit.heads.scaling import SCALES, apply_scale, fit_scale
+
+TRIED = np.logspace(-6, 5, 45)
+"""Values of C that a search tries."""
+
+WARM_UP = np.logspace(-3, 0, 4)
+"""Parts of C that are solved on the way to it: faster than starting from nothing."""
 
 
 class LinearHead(LogitHead):
@@ -26,7 +33,7 @@ class LinearHead(LogitHead):
     C : float, default=20.0
         Inverse strength of the penalty on the weights, for the summed loss.
     max_iter : int, default=1000
-        Most iterations of the solver (L-BFGS). What did not converge by then says so in ``warnings_``.
+        Most iterations of the solver (``logistic_path``). What did not converge by then says so in ``warnings_``.
     scale : {"root", "l2", "standard"} or None, default="root"
         Signed square root of each number, then as "l2": unit length, centred, one common factor. "standard": each
         column centred and divided by its spread. None (``none`` in a spec): nothing.
@@ -66,26 +73,43 @@ class LinearHead(LogitHead):
         rows, codes = self._begin(X, y)
         weights = None if sample_weight is None else _check_sample_weight(sample_weight, rows)
         self.centre_, self.spread_ = fit_scale(rows, self.scale, weights)
-        solver = LogisticRegression(C=self.C, max_iter=self.max_iter)
-        converged = _converges(solver, apply_scale(rows, self.scale, self.centre_, self.spread_), codes, weights)
-        self.coef_, self.intercept_ = solver.coef_, solver.intercept_
-        self.n_iter_ = int(solver.n_iter_[0])
-        if not converged:
+        *_, fitted = logistic_path(
+            apply_scale(rows, self.scale, self.centre_, self.spread_),
+            codes,
+            self.C * WARM_UP,
+            n_classes=len(self.classes_),
+            sample_weight=weights,
+            tol=1e-6 if rows.dtype == np.float32 else 1e-10,
+            max_iter=self.max_iter,
+        )
+        self.coef_, self.intercept_, self.n_iter_ = fitted.coef, fitted.intercept, fitted.n_iter
+        if not fitted.converged:
             self.warnings_ = (f"linear did not converge in {self.n_iter_} iterations",)
         return self
+
+    @classmethod
+    def trials(cls, x: Floats, y: NDArray[Any], x_val: Floats, seed: int = 0) -> Iterator[Trial]:
+        """Yield, for every scale and every C of ``TRIED``, the scores of a head with these options.
+
+        One path of penalties is solved for each scale, to a tolerance of 1e-4 of the objective: heads that are
+        compared, not kept.
+
+        Args:
+            x: training rows ``(n, d)``.
+            y: their labels ``(n,)``.
+            x_val: rows ``(n_val, d)`` to score; columns of the scores are as in ``np.unique(y)``.
+            seed: taken as by other heads; nothing here is random.
+        """
+        for scale in (None, "standard", "l2", "root"):
+            head = cls(scale=scale)
+            rows, codes = head._begin(x, y)
+            head.centre_, head.spread_ = fit_scale(rows, scale)
+            scaled = apply_scale(rows, scale, head.centre_, head.spread_)
+            points = apply_scale(head._rows(x_val), scale, head.centre_, head.spread_)
+            for fitted in logistic_path(scaled, codes, TRIED, n_classes=len(head.classes_), tol=1e-4):
+                scores = softmax(two_columns(points @ fitted.coef.T + fitted.intercept))
+                yield Trial({"C": fitted.C, "scale": scale}, scores)
 
     def _logits(self, rows: Floats) -> Floats:
         scaled = apply_scale(rows, self.scale, self.centre_, self.spread_)
         return two_columns(scaled @ self.coef_.T + self.intercept_)
-
-
-def _converges(solver: LogisticRegression, *data: Any) -> bool:
-    """Fit the solver and return whether it converged; warnings of any other kind are passed on."""
-    with warnings.catch_warnings(record=True) as caught, one_thread():
-        warnings.simplefilter("always")
-        solver.fit(*data)
-    late = [warning for warning in caught if issubclass(warning.category, ConvergenceWarning)]
-    for warning in caught:
-        if warning not in late:
-            warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
-    return not late
