@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -32,10 +32,12 @@ class Search:
         tried: every option set, in the order tried.
         best: place in ``tried`` of the highest top-1; of several the one with the lowest negative log-likelihood, and
             of several of these the first.
+        scores: those of the best on the validation rows ``(m, k)``; columns are the sorted labels of training.
     """
 
     tried: tuple[Tried, ...]
     best: int
+    scores: NDArray[np.float64] = field(compare=False, repr=False)
 
 
 def search(
@@ -72,11 +74,14 @@ def search(
         )
     classes = np.unique(y)
     tried: list[Tried] = []
+    best, best_scores = -1, np.empty((0, 0))
     for options, scores in _trials(head_name, x, y, x_val, seed):
         tried.append(Tried(options, *_judge(scores, classes, y_val)))
+        if best < 0 or (-tried[-1].top1, tried[-1].nll) < (-tried[best].top1, tried[best].nll):
+            best, best_scores = len(tried) - 1, scores
         if progress:
             progress(tried[-1])
-    return Search(tuple(tried), min(range(len(tried)), key=lambda i: (-tried[i].top1, tried[i].nll)))
+    return Search(tuple(tried), best, best_scores)
 
 
 def _trials(head_name: str, x: Floats, y: NDArray[Any], x_val: Floats, seed: int) -> Iterator[Trial]:

@@ -100,7 +100,8 @@ def fit_run(source: Source, head_spec: str = "linear", *, seed: int = 0, protoco
     start = time.perf_counter()
     found = _search(asked, parts, seed, protocol) if protocol.tune else None
     spec = replace(asked, options=found.tried[found.best].options) if found else asked
-    temperature, threshold = _on_val(make_head(spec, seed=seed), parts, protocol.reject)
+    scored = (found.scores, np.unique(parts.fit.y)) if found else _score_val(make_head(spec, seed=seed), parts)
+    temperature, threshold = _on_val(scored, parts.val.y, protocol.reject)
     head = make_head(spec, seed=seed).fit(parts.final.x, parts.final.y)
     fitted = time.perf_counter()
     scores = np.asarray(head.predict_proba(parts.test.x), dtype=np.float64)
@@ -145,16 +146,28 @@ def _search(asked: Spec, parts: Parts, seed: int, protocol: Protocol) -> Search:
     return search(asked.name, fit.x, fit.y, val.x, val.y, seed=seed, progress=protocol.progress)
 
 
-def _on_val(head: Any, parts: Parts, share: float | None) -> tuple[Temperature | None, float | None]:
-    """Return the temperature, and the confidence below which an image is unknown, of a head fitted without val."""
+Scored = tuple[NDArray[np.float64], NDArray[np.int64]]
+"""Scores ``(n, m)``, and the class of each column ``(m,)``."""
+
+
+def _score_val(head: Any, parts: Parts) -> Scored | None:
+    """Return what a head that was fitted without val says about val; None where that cannot be."""
     if not len(parts.val) or len(np.unique(parts.fit.y)) < 2:
+        return None
+    head.fit(parts.fit.x, parts.fit.y)
+    return np.asarray(head.predict_proba(parts.val.x), dtype=np.float64), np.asarray(head.classes_)
+
+
+def _on_val(
+    scored: Scored | None, y: NDArray[np.int64], share: float | None
+) -> tuple[Temperature | None, float | None]:
+    """Return the temperature, and the confidence below which an image is unknown, that suit the scores of val."""
+    if scored is None:
         if share is not None:
             raise DataError("there are no val images to choose a confidence on: leave out --reject")
         return None, None
-    head.fit(parts.fit.x, parts.fit.y)
-    scores, columns = np.asarray(head.predict_proba(parts.val.x), dtype=np.float64), np.asarray(head.classes_)
-    known = np.isin(parts.val.y, columns)
-    temperature = fit_temperature(scores[known], parts.val.y[known], columns) if known.any() else None
+    scores, columns = scored
+    temperature = fit_temperature(scores, y, columns) if np.isin(y, columns).any() else None
     shown = apply_temperature(scores, temperature) if temperature else scores
     return temperature, None if share is None else rejection_threshold(shown, share)
 
