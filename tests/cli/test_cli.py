@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import h5py
@@ -250,3 +251,80 @@ def test_explain_runs_nothing(photos):
 def test_several_backbones_give_a_file_each(photos):
     done = call("extract", "--data", photos, "--backbone", "resnet34", *FAST)
     assert len(done.stdout.splitlines()) == len(list(Path("cache").glob("*.h5"))) == 2
+
+
+def test_fit_tunes_on_val_and_keeps_what_was_tried(photos):
+    done = call("fit", "--data", photos, *FAST, "--head", "knn", "--tune", "--reject", "0.2")
+    assert "chosen among" in done.stdout
+    assert "answered (confidence from" in done.stdout
+    (run,) = Path("experiments/photos").iterdir()
+    assert {"search.png", "reliability.png", "predictions.csv"} <= {path.name for path in run.iterdir()}
+    assert len(json.loads((run / "results.json").read_text())["search"]) > 4
+
+
+def test_fit_over_seeds_gives_their_mean(photos):
+    done = call("fit", "--data", photos, *FAST, "--head", "prototypical", "--seeds", "3")
+    assert "over 3 seeds: top-1" in done.stdout
+    (summary,) = Path("experiments/photos").glob("seeds-*/results.json")
+    found = json.loads(summary.read_text())
+    assert len(found["runs"]) == len(set(found["runs"])) == found["seeds"] == 3
+
+
+def test_strict_refuses_an_image_in_train_and_test(photos):
+    for split in ("train", "test"):
+        for kind in ("blue", "red"):
+            shutil.copytree(photos / kind, photos.parent / "own" / split / kind)
+    own = photos.parent / "own"
+    done = call("fit", "--data", own, *FAST, "--head", "prototypical")
+    assert "warning: 16 of 16 test images are train or val images too" in done.stderr
+    done = call("fit", "--data", own, *FAST, "--head", "prototypical", "--strict", code=1)
+    assert done.stderr.splitlines()[-1].startswith("Error: 16 of 16 test images")
+
+
+def test_compare_says_what_can_be_claimed(photos):
+    for head in ("prototypical", "knn:k=1"):
+        call("fit", "--data", photos, *FAST, "--head", head)
+    runs = sorted(Path("experiments/photos").iterdir())
+    done = call("compare", *runs)
+    assert "no difference can be claimed" in done.stdout
+    assert len(json.loads(call("compare", *runs, "--json").stdout)["pairs"]) == 1
+    assert "two runs or more" in call("compare", runs[0], code=1).stderr
+
+
+def test_fewshot_prints_episodes_and_a_learning_curve(photos):
+    given = ["--data", photos, *FAST, "--way", "2", "--shot", "1,2", "--query", "3", "--episodes", "20"]
+    done = call("fewshot", *given, "--curve", "1,2", "--draws", "2")
+    assert "20 episodes of 2 classes" in done.stdout
+    assert "top-1 on test, 2 draws" in done.stdout
+    (directory,) = Path("experiments/photos").iterdir()
+    assert {path.name for path in directory.iterdir()} == {"curve.png", "results.json"}
+    assert "9 ways need 9 classes" in call("fewshot", *given[:-6], "--way", "9", code=1).stderr
+    assert "not a list of whole numbers" in call("fewshot", "--shot", "x", code=1).stderr
+
+
+def test_predict_takes_folders_and_standard_input_and_prints_csv(photos):
+    call("fit", "--data", photos, *FAST, "--head", "prototypical")
+    (run,) = Path("experiments/photos").iterdir()
+    lines = call("predict", run, photos / "red", "--csv").stdout.splitlines()
+    assert lines[0] == "file,class,probability,most_probable"
+    assert len(lines) == 9
+    names = f"{photos}/red/0.png\n{photos}/blue/1.png\n"
+    done = CliRunner().invoke(main, ["predict", str(run), "-", "--json"], input=names)
+    assert [each["file"] for each in json.loads(done.stdout)] == names.split()
+    assert "no picture was named" in CliRunner().invoke(main, ["predict", str(run), "-"], input="").stderr
+
+
+def test_vectors_go_to_a_file_and_come_back(photos):
+    path = call("extract", "--data", photos, *FAST, "--store", "float16,gzip").stdout.strip()
+    call("cache", "export", path, "vectors.npz")
+    imported = call("cache", "import", "vectors.npz").stdout.strip()
+    one, two = (call("fit", "--cache", file, "--head", "prototypical", "--json").stdout for file in (path, imported))
+    assert json.loads(one)["top1"] == json.loads(two)["top1"]
+
+
+def test_several_layers_and_views_come_from_one_reading(photos):
+    views = ["--augment", "trivial", "--views", "2"]
+    done = call("extract", "--data", photos, *FAST, *views, "--layer", "layer1", "--layer", "layer2")
+    assert len(done.stdout.split()) == 2
+    call("fit", "--data", photos, *FAST, *views, "--layer", "layer2", "--head", "prototypical")
+    assert len(list(Path("cache").glob("*.h5"))) == 2
