@@ -158,7 +158,7 @@ def core_seconds(network: str, precision: str, files: list[Path], scratch: Path)
     request = Request(data="", backbone=network, precision=precision)
     keys = content_keys(images, Compute())
     backbone = make_job(request, images, keys, scratch).backbone
-    prepare = backbone.preprocess if precision == "fp32" else backbone.preprocess.nearly
+    prepare = backbone.preprocess.nearly if precision == "int8" else backbone.preprocess
     spent, seconds = {}, time.perf_counter()
     data = [file.read_bytes() for file in files]
     spent["read"], seconds = time.perf_counter() - seconds, time.perf_counter()

@@ -54,7 +54,8 @@ class Preprocess:
     def nearly(self, pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """Do what a call does in about two thirds of the time: only what the crop shows is resized.
 
-        Off by one of 256 levels in 3 % of the values: Pillow keeps the edges of what it resizes as float32.
+        Off by one of 256 levels in 3 % of the values, since Pillow keeps the edges of what it resizes as float32. That
+        moves ResNet-50's vectors more than bf16 does (cosine 0.9992 at worst), and less than int8.
         """
         image = Image.fromarray(pixels)
         resized = self._resize_shown(image, *self._resized(*image.size))

@@ -205,7 +205,7 @@ def embed(
     on_cpu = pick_device(compute.device) == "cpu"
     targets = [
         pipeline.Target(
-            backbone.preprocess if precision == "fp32" else backbone.preprocess.nearly,
+            backbone.preprocess.nearly if precision == "int8" else backbone.preprocess,
             open_engine(backbone, precision=precision, device=compute.device, compiled=compute.compiled),
             rows,
         )
