@@ -4,9 +4,12 @@ set -eu
 
 say() { printf '\n$ %s\n' "$*"; "$@"; }
 
+rm -rf experiments/demo
 say featkit extract --data digits --backbone resnet18 --weights random
 for head in linear svm knn mlp prototypical; do
-  say featkit fit --data digits --backbone resnet18 --weights random --head "$head"
+  say featkit fit --data digits --backbone resnet18 --weights random --head "$head" --out experiments/demo
 done
-say featkit ablate --data digits --backbone resnet18
-printf '\nrun directories: experiments/digits/, table and heat map: experiments/ablate/\n'
+say featkit fit --data digits --backbone resnet18 --weights random --head knn --tune --out experiments/demo
+say featkit compare experiments/demo/digits/*/
+say featkit ablate --data digits --backbone resnet18 --out experiments/demo
+printf '\nrun directories: experiments/demo/digits/, table and heat map: experiments/demo/ablate/\n'

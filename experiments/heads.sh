@@ -1,0 +1,14 @@
+#!/bin/sh
+# Five tuned heads on Caltech-101 through two ResNets, with paired tests: sh experiments/heads.sh
+# FEATKIT_TEST_DATA names the folder that holds the data sets, FEATKIT_WEIGHTS that of the weights.
+set -eu
+
+for backbone in resnet18 resnet50; do
+  runs=experiments/heads/$backbone
+  rm -rf "$runs"
+  for head in linear svm knn mlp prototypical; do
+    featkit fit --data "$FEATKIT_TEST_DATA/caltech101" --backbone $backbone --head $head --tune --out "$runs"
+  done
+  featkit compare "$runs"/caltech101/*/ > "$runs.txt"
+done
+cat experiments/heads/*.txt
