@@ -11,17 +11,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from featkit.cli.options import (
-    backbone_option,
-    cache_option,
-    compute_options,
-    data_options,
     given_request,
-    json_option,
-    layer_option,
     make_compute,
-    network_options,
     note,
-    out_option,
+    study_options,
     table,
 )
 
@@ -47,19 +40,12 @@ _SHEET = 50
 
 
 @click.command(epilog=EPILOG)
-@data_options
 @click.option(
     "--few", type=click.IntRange(min=1), default=20, show_default=True, help="Fewest train images of a class."
 )
 @click.option("--top", type=click.IntRange(min=0), default=10, show_default=True, help="Findings of a kind to print.")
 @click.option("--strict", is_flag=True, help="Exit code 1 if an image is in both train and test.")
-@backbone_option
-@network_options
-@layer_option
-@cache_option
-@compute_options
-@out_option
-@json_option
+@study_options
 def audit(cache: Path, out: Path, as_json: bool, *, few: int, top: int, strict: bool, **options: Any) -> None:
     """Look for copies, wrong labels and small classes.
 

@@ -8,17 +8,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from featkit.cli.options import (
-    backbone_option,
-    cache_option,
-    compute_options,
-    data_options,
     given_request,
-    json_option,
-    layer_option,
     make_compute,
-    network_options,
     note,
-    out_option,
+    study_options,
     table,
 )
 from featkit.errors import SpecError
@@ -42,14 +35,7 @@ Examples:
 @click.option("--head", multiple=True, metavar="SPEC", help="Repeatable. [prototypical and knn:k=1]")
 @click.option("--curve", metavar="K,K...", help="Also learn from K train images of each class, judged on test.")
 @click.option("--draws", type=click.IntRange(min=2), default=5, show_default=True, help="Draws for each point of it.")
-@data_options
-@backbone_option
-@network_options
-@layer_option
-@cache_option
-@compute_options
-@out_option
-@json_option
+@study_options
 def fewshot(cache: Path, out: Path, as_json: bool, **options: Any) -> None:
     """Judge heads that see few images of each class.
 

@@ -11,17 +11,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from featkit.cli.options import (
-    backbone_option,
-    cache_option,
-    compute_options,
-    data_options,
     given_request,
-    json_option,
-    layer_option,
     make_compute,
-    network_options,
     note,
-    out_option,
+    study_options,
 )
 
 if TYPE_CHECKING:
@@ -62,14 +55,7 @@ the head's options; then the head is fitted on train and val, and judged on test
     help="Call images unknown whose confidence is below that of this share of val. [answer always]",
 )
 @click.option("--strict", is_flag=True, help="Refuse data of which train and test share an image.")
-@data_options
-@backbone_option
-@network_options
-@layer_option
-@cache_option
-@compute_options
-@out_option
-@json_option
+@study_options
 def fit(cache: Path, out: Path, as_json: bool, **options: Any) -> None:
     """Fit a head on vectors and judge it.
 

@@ -135,6 +135,12 @@ out_option = click.option(
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON for machines.")
 
 
+def study_options(function: F) -> F:
+    """Add the options of a verb that finds or makes vectors, and leaves results behind."""
+    parts = (data_options, backbone_option, network_options, layer_option, cache_option, compute_options)
+    return _stack(*parts, out_option, json_option)(function)
+
+
 def given_request(options: Mapping[str, Any]) -> dict[str, Any]:
     """Return the options that make a request; None where one was not given."""
     return {name: options[name] for name in REQUEST if name in options}
