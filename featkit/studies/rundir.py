@@ -84,7 +84,8 @@ def save_run(run: Run, out: Path, figures: Mapping[str, bytes]) -> Path:
         digests["head"] = hashlib.sha256(path.read_bytes()).hexdigest()
 
     def write_card(path: Path) -> None:
-        path.write_text(json.dumps(_card(run, digests["head"]), indent=2), encoding="utf-8")
+        card = _card(run, digests["head"])
+        path.write_text(json.dumps({**card, "sha256": seal(card)}, indent=2), encoding="utf-8")
 
     files: dict[str, Content] = {
         HEAD_FILE: write_head,
@@ -124,8 +125,14 @@ def _card(run: Run, head_digest: str) -> dict[str, Any]:
     }
 
 
+def seal(card: Mapping[str, Any]) -> str:
+    """Return the SHA-256 (hex) of a card's canonical JSON, in which the card's own ``sha256`` does not count."""
+    content = {name: value for name, value in card.items() if name != "sha256"}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
 def load_run(directory: Path) -> SavedRun:
-    """Read a run directory, checking the head against the digest in the card.
+    """Read a run directory, checking the card (classes, temperature) and the head against their digests.
 
     Raises:
         RunError: if a part is missing, cannot be read or was changed.
@@ -134,6 +141,8 @@ def load_run(directory: Path) -> SavedRun:
     again = "make it again with `featkit fit`"
     try:
         card = json.loads((directory / "card.json").read_text(encoding="utf-8"))
+        if card["sha256"] != seal(card):
+            raise RunError(f"{directory / 'card.json'} was changed after the run: {again}")
         head_file = directory / HEAD_FILE
         found = hashlib.sha256(head_file.read_bytes()).hexdigest()
         if found != card["head"]["sha256"]:

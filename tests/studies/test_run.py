@@ -15,7 +15,7 @@ from featkit.embeddings.pipeline import Compute
 from featkit.errors import CacheError, DataError, HeadError, RunError, SpecError, StaleCacheError, WeightsError
 from featkit.studies.predict import predict
 from featkit.studies.run import fit_run
-from featkit.studies.rundir import load_run, results, save_run
+from featkit.studies.rundir import load_run, results, save_run, seal
 from featkit.studies.source import open_source
 
 
@@ -110,7 +110,7 @@ def test_a_head_that_holds_something_else_is_refused(saved):
     card = json.loads((saved / "card.json").read_text())
     card["head"]["sha256"] = hashlib.sha256(content).hexdigest()
     (saved / "head.skops").write_bytes(content)
-    (saved / "card.json").write_text(json.dumps(card))
+    (saved / "card.json").write_text(json.dumps({**card, "sha256": seal(card)}))
     with pytest.raises(HeadError):
         load_run(saved)
 
@@ -118,7 +118,7 @@ def test_a_head_that_holds_something_else_is_refused(saved):
 def test_other_weights_than_those_of_the_run_are_refused(saved, photos):
     card = json.loads((saved / "card.json").read_text())
     card["request"]["weights"] = "random:9"
-    (saved / "card.json").write_text(json.dumps(card))
+    (saved / "card.json").write_text(json.dumps({**card, "sha256": seal(card)}))
     with pytest.raises(WeightsError, match="random:0"):
         predict(load_run(saved), [str(photos / "red" / "0.png")], Compute())
 
@@ -176,3 +176,11 @@ assert "torch" not in sys.modules
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("change", [{"classes": ["green", "blue", "red"]}, {"temperature": None}, {"threshold": 1.0}])
+def test_a_card_that_was_changed_is_noticed(saved, change):
+    card = json.loads((saved / "card.json").read_text())
+    (saved / "card.json").write_text(json.dumps({**card, **change}))
+    with pytest.raises(RunError, match=r"card\.json was changed after the run"):
+        load_run(saved)
