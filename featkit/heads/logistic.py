@@ -16,7 +16,7 @@ from featkit.heads.rotated import Array, Backend, RotatedRows
 MEMORY = 20
 """Steps that the quasi-Newton method remembers."""
 
-FLATTER = 4.0
+FLATTER = 10.0
 """The axes are found anew when the mean curvature of the loss has fallen by this factor."""
 
 
@@ -75,7 +75,8 @@ def logistic_path(
         n_classes: k, two or more.
         sample_weight: how much each row counts ``(n,)``; default 1.
         tol: a fit stops when the estimate ``g' M g / 2`` of what is left to gain, with the gradient g and the inverse
-            M of the approximate Hessian, falls below this part of the objective.
+            M of the approximate Hessian, falls below this part of the objective, or, where that is less, of a hundredth
+            of what the objective has gained on predicting the shares of the classes for every row.
         max_iter: most steps for one C.
         device: "cpu" for NumPy, or what ``torch.device`` takes.
 
@@ -133,8 +134,12 @@ class _Solver:
         self._rows = RotatedRows(x, self._weights, backend)
         axes = len(self._rows.spectrum)
         self._penalised = backend.send(np.append(np.ones(axes - 1), 0.0)[:, None])
+        # All that is known without the rows: how frequent each class is. A class without weight gets nearly nothing.
+        shares = np.bincount(codes, weights, k)
+        self._prior_loss = -float(shares @ np.log(np.where(shares > 0, shares, 1)))
         self._theta = backend.send(np.zeros((axes, k)))
-        self._scores = backend.send(np.zeros((len(codes), k)))
+        self._theta[-1] = backend.send(np.log(np.maximum(shares, np.finfo(backend.dtype).eps)))
+        self._scores = self._rows.scores(self._theta)
         self._pairs: deque[tuple[Array, Array]] = deque(maxlen=MEMORY)
         self._past: deque[tuple[Array, Array]] = deque(maxlen=2)
         self._spread = 1.0
@@ -142,7 +147,7 @@ class _Solver:
     def weights(self) -> tuple[NDArray[Any], NDArray[Any]]:
         """Return weights and intercepts for the rows as given, in the type of the computation."""
         coef, intercept = self._rows.unrotated(self._theta)
-        intercept -= intercept.mean()
+        coef, intercept = coef - coef.mean(0), intercept - intercept.mean()
         if len(coef) == 2:
             coef, intercept = coef[1:] - coef[:1], intercept[1:] - intercept[:1]
         return coef.astype(self._backend.dtype), intercept.astype(self._backend.dtype)
@@ -159,8 +164,7 @@ class _Solver:
         while True:
             gradient = of_loss + self._pull * self._theta
             objective = point.loss + _dot(self._theta, self._pull * self._theta) / 2
-            # An objective of nothing, as for rows of one class, is not worth a relative tolerance.
-            converged = _dot(gradient, invert(gradient)) / 2 <= tol * max(objective, np.finfo(self._backend.dtype).eps)
+            converged = _dot(gradient, invert(gradient)) / 2 <= tol * self._worth(objective)
             if converged or step == max_iter:
                 break
             move, along, slope = self._descent(gradient, invert)
@@ -171,6 +175,16 @@ class _Solver:
             step += 1
         self._past.append((self._theta, self._scores))
         return objective, step, converged
+
+    def _worth(self, objective: float) -> float:
+        """Return the amount of which a part is left to gain when a fit stops.
+
+        Under a strong penalty the objective is nearly constant, and says nothing of the weights; what it gained on the
+        shares of the classes grows as their square, and a hundredth of it kept 99.9 % of the predictions.
+        What rounds to nothing, as the loss of rows of one class, is worth no more.
+        """
+        gain = self._prior_loss - objective
+        return max(min(objective, gain / 100), float(np.finfo(self._backend.dtype).eps))
 
     def _at(self, scores: Array) -> _Point:
         """Return the loss at these scores, exact also where nearly all probability is on the right class.
@@ -198,12 +212,11 @@ class _Solver:
         if 0 < np.trace(classes) < self._spread / FLATTER:
             self._spread = float(np.trace(classes))
             self._turn(self._rows.rotate(-point.residual[self._own][:, None]))
-        values, vectors = np.linalg.eigh(classes)
+        # What all classes have in common changes nothing, and no gradient has it; high curvature keeps rounding small.
+        values, vectors = np.linalg.eigh(classes + np.trace(classes) / len(classes))
         by_class, vectors = self._backend.send(np.maximum(values, 0)), self._backend.send(vectors)
         scale = self._rows.spectrum * by_class + self._pull
-        # The intercepts have no penalty, and no curvature in common: the first of the vectors is that of all classes.
-        scale[-1:] = self._xp.clip(by_class, 1e-6 * by_class[-1], None)
-        scale[-1:, :1] = 1
+        scale[-1:] = self._xp.clip(by_class, 1e-6 * by_class[-1], None)  # intercepts, which have no penalty
         return lambda gradient: ((gradient @ vectors) / scale) @ vectors.T
 
     def _turn(self, turn: Array) -> None:

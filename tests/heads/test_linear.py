@@ -1,0 +1,54 @@
+"""The linear head is scikit-learn's logistic regression on scaled rows, and offers its options to a search."""
+
+import numpy as np
+import pytest
+from sklearn.datasets import load_digits
+from sklearn.linear_model import LogisticRegression
+
+from featkit.heads import make_head
+from featkit.heads.linear import TRIED, LinearHead
+from featkit.heads.scaling import SCALES, apply_scale
+
+
+@pytest.fixture(scope="module")
+def small():
+    """150 training rows and 100 to score, with labels 1, 3, 5 ..., so that positions are not labels."""
+    x, y = load_digits(return_X_y=True)
+    return x[:150].astype(np.float32), y[:150] * 2 + 1, x[150:250].astype(np.float32), y[150:250] * 2 + 1
+
+
+@pytest.mark.parametrize("scale", SCALES)
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_the_head_predicts_what_scikit_learn_predicts(scale, dtype, small):
+    """The same scores as a LogisticRegression on the scaled rows, in float64 to four digits."""
+    x, y, points, _ = small
+    head = LinearHead(scale=scale).fit(x.astype(dtype), y)
+    scaled, points_scaled = (
+        apply_scale(rows.astype(np.float64), scale, head.centre_, head.spread_) for rows in (x, points)
+    )
+    expected = LogisticRegression(C=20, solver="newton-cg", tol=1e-9).fit(scaled, y).predict_proba(points_scaled)
+    assert head.warnings_ == ()
+    tolerance = 1e-4 if dtype == np.float64 else 5e-3
+    np.testing.assert_allclose(head.predict_proba(points.astype(dtype)), expected, atol=tolerance)
+
+
+def test_every_scale_and_every_c_is_tried_once(small):
+    """A search sees the whole grid; each option is one that a spec can set."""
+    x, y, points, labels = small
+    trials = list(LinearHead.trials(x, y, points))
+    tried = [(trial.options["scale"], trial.options["C"]) for trial in trials]
+    assert len(set(tried)) == len(tried) == 4 * 45
+    assert {scale for scale, _ in tried} == set(SCALES)
+    assert all(trial.scores.shape == (100, 10) for trial in trials)
+    best = max(trials, key=lambda trial: (np.unique(y)[trial.scores.argmax(axis=1)] == labels).mean())
+    assert make_head("linear").set_params(**best.options).fit(x, y).score(points, labels) > 0.9
+
+
+@pytest.mark.parametrize("place", [12, 24, 36])
+def test_the_scores_of_a_trial_are_those_of_a_head_with_its_options(place, small):
+    """What a search compares is what it then gets, to the looser tolerance of a trial."""
+    x, y, points, _ = small
+    trial = list(LinearHead.trials(x, y, points))[place]
+    assert trial.options == {"C": TRIED[place], "scale": None}
+    scores = LinearHead(**trial.options).fit(x, y).predict_proba(points)
+    np.testing.assert_allclose(trial.scores, scores, atol=0.05)
