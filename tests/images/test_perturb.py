@@ -1,0 +1,273 @@
+"""Perturbed images stay images, and are made again the same."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from matplotlib.colors import hsv_to_rgb, rgb_to_hsv
+from PIL import Image, ImageEnhance
+from scipy import ndimage
+
+from featkit.errors import SpecError
+from featkit.images import corruptions
+from featkit.images.perturb import (
+    LEVELS,
+    PERTURBATIONS,
+    Perturbation,
+    image_rng,
+    parameter_table,
+    parse_perturbation,
+    perturb,
+    perturbed,
+)
+
+SIDES = st.integers(8, 64)
+PIXELS = np.random.default_rng(0).integers(0, 256, (48, 64, 3), dtype=np.uint8)
+SMOOTH = ndimage.gaussian_filter(PIXELS, (3, 3, 0))
+EVERY = [Perturbation(family, level) for family in PERTURBATIONS for level in LEVELS]
+
+
+def changed(family, level="strong", pixels=PIXELS, name="a.png"):
+    return perturb(pixels, Perturbation(family, level), image_rng(0, name))
+
+
+@given(SIDES, SIDES, st.sampled_from(EVERY), st.integers())
+def test_images_of_any_size_stay_images(height, width, perturbation, seed):
+    """uint8 in, uint8 out, of the same shape but where a mixture has rotated; the image given is left alone."""
+    pixels = np.random.default_rng(height * width).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    before = pixels.copy()
+    out = perturb(pixels, perturbation, image_rng(seed, "a.png"))
+    assert out.dtype == np.uint8
+    assert out.flags.c_contiguous
+    assert (out.shape == pixels.shape) or (perturbation.family == "mixed" and min(out.shape[:2]) >= min(height, width))
+    np.testing.assert_array_equal(pixels, before)
+    np.testing.assert_array_equal(out, perturb(pixels, perturbation, image_rng(seed, "a.png")))
+
+
+@pytest.mark.parametrize("perturbation", EVERY, ids=str)
+@pytest.mark.parametrize("grey", [0, 128, 255])
+def test_images_of_one_grey_are_no_exception(perturbation, grey):
+    """Black, grey and white images, without colour or contrast, divide nothing by zero."""
+    out = perturb(np.full((9, 12, 3), grey, np.uint8), perturbation, image_rng(0, "a.png"))
+    assert out.dtype == np.uint8
+
+
+@pytest.mark.parametrize("family", PERTURBATIONS)
+def test_every_level_does_something_and_none_does_nothing(family):
+    """The three levels differ from the image and from each other; level none is the image itself."""
+    pixels = np.tile(PIXELS, (3, 2, 1))
+    versions = [changed(family, level, pixels, "b.png") for level in LEVELS]
+    assert len({pixels.tobytes(), *(version.tobytes() for version in versions)}) == 4
+    for level in ("none", "0"):
+        assert perturb(pixels, parse_perturbation(f"{family}:level={level}"), image_rng(0, "b.png")) is pixels
+
+
+def test_noise_has_the_moments_that_it_claims():
+    """Normal noise has its deviation, shot noise that of a Poisson count, impulses half black and half white."""
+    grey = np.full((200, 200, 3), 102, np.uint8)
+    assert np.std(changed("gaussian_noise", "mild", grey) / 255) == pytest.approx(0.08, rel=0.02)
+    assert np.std(changed("shot_noise", "mild", grey) / 255) == pytest.approx(np.sqrt(0.4 / 60), rel=0.02)
+    impulses = changed("impulse_noise", "strong", grey)
+    for extreme in (0, 255):
+        assert np.mean(impulses == extreme) == pytest.approx(0.27 / 2, rel=0.05)
+
+
+def test_a_gaussian_blur_is_that_of_scipy_and_scales_with_the_image():
+    """Sigma is in pixels of an image whose shorter side is 224."""
+    pixels = np.tile(SMOOTH, (3, 3, 1))[:112, :130]
+    expected = ndimage.gaussian_filter(pixels.astype(float), (3, 3, 0), mode="mirror")
+    np.testing.assert_allclose(changed("gaussian_blur", "strong", pixels), expected, atol=0.51)
+
+
+def test_defocus_makes_a_disk_and_motion_a_line_of_one_point():
+    """Point spread: a disk of the radius; a smear to the right, as long as it should be."""
+    point = np.zeros((224, 224, 3), np.uint8)
+    point[112, 112] = 255
+    spread = np.argwhere(changed("defocus_blur", "mild", point)[..., 0])
+    np.testing.assert_array_equal((spread.min(0), spread.max(0)), ((109, 109), (115, 115)))
+    smear = np.argwhere(changed("motion_blur", "mild", point)[..., 0]) - 112
+    length, across = np.hypot(*smear.T).max(), smear[:, 1]
+    assert 6 < length <= 20
+    assert across.min() >= 0
+    assert (np.abs(smear[:, 0]) <= across).all()
+
+
+@pytest.mark.parametrize(
+    ("family", "change"),
+    [
+        ("brightness", lambda hsv: hsv + (0, 0, 0.5)),
+        ("saturation", lambda hsv: hsv * (1, 20, 1) + (0, 0.2, 0)),
+    ],
+)
+def test_colour_changes_are_those_of_hue_saturation_and_value(family, change):
+    """Formulas without hue equal the way through HSV, for greys and black too."""
+    pixels = PIXELS.copy()
+    pixels[:4] = pixels[:4, :, :1]
+    pixels[0] = 0
+    expected = 255 * hsv_to_rgb(np.clip(change(rgb_to_hsv(pixels / 255)), 0, 1))
+    np.testing.assert_allclose(changed(family, "strong", pixels), expected, atol=0.51)
+
+
+def test_geometry_is_about_the_centre():
+    """A point at the centre stays; one beside it goes where the angle, the slope or the factor says."""
+    pixels = np.zeros((101, 101, 3), np.uint8)
+    pixels[50, 50] = 255
+    for family in ("rotation", "scale", "shear"):
+        assert changed(family, "mild", pixels)[50, 50, 0] > 100
+    moved = np.argwhere(changed("translation", "medium", pixels)[..., 0] > 40) - 50
+    np.testing.assert_allclose(np.abs(moved.mean(0)), 15, atol=0.6)
+    beside = np.zeros((101, 101, 3), np.uint8)
+    beside[50, 80:83] = beside[49, 80:83] = beside[51, 80:83] = 255
+    row, column, _ = np.argwhere(changed("rotation", "medium", beside) > 200).mean(0) - 50
+    assert abs(np.degrees(np.arctan2(row, column))) == pytest.approx(30, abs=1)
+    assert np.hypot(row, column) == pytest.approx(31, abs=0.7)
+
+
+@pytest.mark.parametrize("family", ["hue", "rotation", "translation", "scale", "shear", "motion_blur"])
+def test_directions_differ_between_images_but_not_between_levels(family):
+    """The generator of an image decides the direction, whatever the level."""
+    versions = {changed(family, "medium", SMOOTH, f"{number}.png").tobytes() for number in range(12)}
+    assert len(versions) > 1
+    states = set()
+    for level in LEVELS:
+        rng = image_rng(0, "a.png")
+        perturb(SMOOTH, Perturbation(family, level), rng)
+        states.add(str(rng.bit_generator.state))
+    assert len(states) == 1
+
+
+def test_occlusion_covers_the_share_and_stronger_ones_cover_more():
+    """Of 64 fields 6, 19 and 32 are black; what a level covers, the next one covers too."""
+    white = np.full((64, 64, 3), 255, np.uint8)
+    covered = [changed("occlusion", level, white)[..., 0] == 0 for level in LEVELS]
+    assert [int(mask.sum()) for mask in covered] == [6 * 64, 19 * 64, 32 * 64]
+    assert (covered[0] <= covered[1]).all()
+    assert (covered[1] <= covered[2]).all()
+
+
+def test_a_mixture_applies_its_changes_in_order():
+    """Rotation on a larger canvas, flips, colours, noise, as a plain sequence of Pillow calls does them."""
+    rng = np.random.default_rng(5)
+    rng.random(5)
+    image = Image.fromarray(SMOOTH).rotate(rng.uniform(-45, 45), Image.Resampling.BILINEAR, expand=True)
+    image = image.transpose(Image.Transpose.ROTATE_180)
+    for change in (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color):
+        image = change(image).enhance(rng.uniform(0.7, 1.3))
+    hsv = np.array(image.convert("HSV"), int)
+    hsv[..., 0] += round(256 * rng.uniform(-0.2, 0.2))
+    planes = (Image.fromarray((plane % 256).astype(np.uint8)) for plane in hsv.transpose(2, 0, 1))
+    coloured = np.asarray(Image.merge("HSV", tuple(planes)).convert("RGB"))
+    expected = np.clip(coloured + 25 * rng.standard_normal(coloured.shape, np.float32), 0, 255)
+    certain = PERTURBATIONS["mixed"].parameters("strong") | {"p": 1.0}
+    out = corruptions.mixed(SMOOTH, np.random.default_rng(5), **certain)
+    np.testing.assert_allclose(out, expected, atol=0.51)
+    assert min(out.shape[:2]) > 48
+
+
+def test_a_mixture_leaves_some_images_alone_unless_jpeg_is_asked_for():
+    """At mild, (1 - 0.3)^5 = 17 % of images are as they were; with jpeg75, none."""
+    names = [f"{number}.png" for number in range(300)]
+
+    def alone(spec):
+        mixture = parse_perturbation(spec)
+        return sum(np.array_equal(perturb(SMOOTH, mixture, image_rng(0, name)), SMOOTH) for name in names)
+
+    assert 30 < alone("mixed:level=mild") < 75
+    assert alone("mixed:level=mild,jpeg75=true") == 0
+
+
+def test_a_perturbed_set_changes_the_named_splits_only(colours):
+    """Ids, labels and train images stay; test images and their keys change."""
+    images = colours(12)
+    noisy = perturbed(images, "gaussian_noise:level=strong")
+    assert (noisy.ids, noisy.classes, len(noisy)) == (images.ids, images.classes, 12)
+    for place, split in enumerate(images.splits):
+        same = split == "train"
+        assert np.array_equal(noisy.load(place), images.load(place)) == same
+        assert (noisy.key(place) == images.key(place)) == same
+    other = perturbed(images, "gaussian_noise:level=strong", splits=("train",))
+    assert not np.array_equal(other.load(0), images.load(0))
+
+
+def test_what_becomes_of_an_image_depends_on_seed_and_id_alone(colours):
+    """Neither the order nor the worker nor the other images matter."""
+    images = colours(12)
+    noisy = perturbed(images, "mixed:level=strong", 3)
+    expected = [noisy.load(row) for row in range(12)]
+    back = noisy.take(np.arange(12)[::-1])
+    alone = perturbed(images.take(np.array([9])), "mixed:level=strong", 3)
+    np.testing.assert_array_equal(alone.load(0), expected[9])
+    assert alone.key(0) == noisy.key(9)
+    with ThreadPoolExecutor(4) as pool:
+        for row, pixels in enumerate(pool.map(back.load, range(12))):
+            np.testing.assert_array_equal(pixels, expected[11 - row])
+
+
+def test_keys_tell_specs_seeds_and_ids_apart(colours):
+    """Equal keys mean equal pixels: the same picture under two ids is perturbed in two ways."""
+    images = colours(12)
+    twice = replace(images, key=lambda place: "same")
+    sets = [
+        perturbed(twice, "fog:level=mild"),
+        perturbed(twice, "fog:level=mild", 1),
+        perturbed(twice, "fog:level=strong"),
+        perturbed(twice, "mixed:level=mild"),
+        perturbed(twice, "mixed:level=mild,jpeg75=true"),
+    ]
+    assert len({each.key(place) for each in sets for place in (10, 11)}) == 2 * len(sets)
+    assert perturbed(images, "fog:level=none") is images
+
+
+@pytest.mark.parametrize("text", ["none", "fog:level=none", "fog:level=0", "mixed:level=none,jpeg75=true"])
+def test_no_perturbation_has_one_spec(text):
+    """Whatever a person wrote to have none, it is the same as none."""
+    assert parse_perturbation(text) == Perturbation()
+    assert str(parse_perturbation(text)) == "none"
+    assert not parse_perturbation(text)
+
+
+@pytest.mark.parametrize("perturbation", [*EVERY, Perturbation("mixed", "mild", ("jpeg75",))], ids=str)
+def test_a_perturbation_is_read_back_from_its_text(perturbation):
+    """The canonical text of a perturbation, which recipes hold, is a spec."""
+    assert parse_perturbation(str(perturbation)) == perturbation
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("gausian_noise:level=mild", "unknown perturbation 'gausian_noise': did you mean gaussian_noise?"),
+        ("fog", "'fog' has no level=...: write fog:level=mild|medium|strong"),
+        ("fog:strong", "'fog:strong' has no level=...: write fog:level=mild|medium|strong"),
+        ("fog:level=heavy", "unknown level of fog 'heavy': known: none, mild, medium, strong"),
+        ("fog:severity=3", "unknown option of perturbation fog 'severity': known: level"),
+        ("fog:level=mild,jpeg75=true", "unknown option of perturbation fog 'jpeg75'"),
+        ("mixed:level=mild,jpeg75=80", "jpeg75=80 of perturbation mixed is neither true nor false"),
+        ("none:level=mild", "none takes no options"),
+    ],
+)
+def test_a_wrong_spec_is_refused_with_what_is_right(text, message):
+    """An error names what was found and what is known."""
+    with pytest.raises(SpecError) as caught:
+        parse_perturbation(text)
+    assert message in str(caught.value)
+
+
+def test_an_unknown_split_is_refused(colours):
+    """A split that does not exist would perturb nothing in silence."""
+    with pytest.raises(SpecError, match="unknown split 'tset': did you mean test"):
+        perturbed(colours(), "fog:level=mild", splits=("tset",))
+
+
+def test_the_table_says_what_every_level_means():
+    """One row for each family, three different levels in each."""
+    rows = parameter_table()
+    assert [row["family"] for row in rows] == list(PERTURBATIONS)
+    assert all(len({row[level] for level in LEVELS}) == 3 for row in rows)
+    (motion,) = (row for row in rows if row["family"] == "motion_blur")
+    assert (motion["mild"], motion["strong"]) == ("radius 10, sigma 3", "radius 20, sigma 15")
+    assert motion["source"] == "ImageNet-C, severities 1, 3, 5"
