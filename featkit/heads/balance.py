@@ -69,7 +69,8 @@ class BalancedHead(Head):
 
     def predict_proba(self, X: Any) -> NDArray[np.float64]:
         """Return the scores ``(n, k)``: columns as in ``classes_``, rows that sum to 1."""
-        return np.asarray(self.head_.predict_proba(self._rows(X)), np.float64)
+        rows = self._rows(X)
+        return np.asarray(self.head_.predict_proba(rows), np.float64)
 
     def trials(self, x: Floats, y: NDArray[Any], x_val: Floats) -> Iterator[Trial]:
         """Yield the scores on ``x_val (m, d)`` for every value tried of the correction's options.
@@ -84,7 +85,7 @@ class BalancedHead(Head):
             if trained is None or type(correction).train is not Correction.train:
                 trained = correction.train(make_head(self.head, seed=self.seed), x, y, self.seed)
             fitted = correction.adjust(deepcopy(trained), x, y)
-            yield Trial({"correction": str(spec)}, fitted.predict_proba(x_val))
+            yield Trial({"head": self.head, "correction": str(spec)}, fitted.predict_proba(x_val))
 
     def _validate_params(self) -> None:
         super()._validate_params()

@@ -62,7 +62,7 @@ class Reweight(Correction):
         weights = self._of_classes(counts)[codes]
         return head.fit(x, y, sample_weight=weights / weights.mean())
 
-    def _of_classes(self, counts: NDArray[np.int64]) -> NDArray[np.float64]:
+    def _of_classes(self, counts: NDArray[np.int64]) -> Floats:
         """Return the weight of a row of each class ``(k,)``, up to a factor."""
         return 1 / counts
 
@@ -81,7 +81,7 @@ class Effective(Reweight):
     def __post_init__(self) -> None:
         check_option("beta", self.beta, below=1)
 
-    def _of_classes(self, counts: NDArray[np.int64]) -> NDArray[np.float64]:
+    def _of_classes(self, counts: NDArray[np.int64]) -> Floats:
         return (1 - self.beta) / (1 - self.beta**counts)
 
 
@@ -102,7 +102,7 @@ class ClassAware(Correction):
 
     def _size(self, counts: NDArray[np.int64]) -> int:
         """Return how many rows each class gives."""
-        return round(counts.mean())
+        return round(float(counts.mean()))
 
 
 class Oversample(ClassAware):
