@@ -13,7 +13,7 @@ from typing import Any
 from featkit.errors import SpecError
 from featkit.registry import Registry, Spec
 
-__all__ = ["HEADS", "HeadRow", "describe_heads", "make_head"]
+__all__ = ["CORRECTIONS", "HEADS", "HeadRow", "describe_heads", "make_head"]
 
 HEADS: Registry[Callable[..., Any]] = Registry(
     "head",
@@ -27,6 +27,29 @@ HEADS: Registry[Callable[..., Any]] = Registry(
     },
 )
 """Heads by name. A plug-in adds one with an entry point ``name = module:class`` in the group ``featkit.heads``."""
+
+CORRECTIONS: Registry[Callable[..., Any]] = Registry(
+    "correction",
+    "featkit.corrections",
+    own={
+        "none": "featkit.heads.corrections:Correction",
+        "reweight": "featkit.heads.corrections:Reweight",
+        "effective": "featkit.heads.corrections:Effective",
+        "oversample": "featkit.heads.corrections:Oversample",
+        "undersample": "featkit.heads.corrections:Undersample",
+        "class_aware": "featkit.heads.corrections:ClassAware",
+        "smote": "featkit.heads.corrections:Smote",
+        "logit_adjust": "featkit.heads.adjustments:LogitAdjust",
+        "logit_adjust_loss": "featkit.heads.adjustments:LogitAdjustLoss",
+        "balanced_softmax": "featkit.heads.adjustments:BalancedSoftmax",
+        "tau_norm": "featkit.heads.adjustments:TauNorm",
+        "crt": "featkit.heads.corrections:Retrain",
+        "lws": "featkit.heads.adjustments:WeightScaling",
+        "ncm": "featkit.heads.corrections:NearestMean",
+    },
+)
+"""Corrections for imbalanced training data by name. A plug-in adds one, as a frozen dataclass that extends
+``featkit.heads.corrections.Correction``, with an entry point in the group ``featkit.corrections``."""
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from featkit.errors import HeadError
 from featkit.heads import HEADS
 
 TRUSTED = (
+    "featkit.heads.balance.BalancedHead",
     "featkit.heads.knn.KNNHead",
     "featkit.heads.linear.LinearHead",
     "featkit.heads.mlp.MLPHead",

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from featkit.errors import DataError
-from featkit.images.subsets import k_shot
+from featkit.errors import DataError, SpecError
+from featkit.images.subsets import PROFILES, k_shot, longtail, parse_subset
 
 LABELS = st.lists(st.integers(-3, 5), min_size=1, max_size=80).map(np.array)
 
@@ -41,3 +43,122 @@ def test_a_class_with_fewer_images_is_named() -> None:
         k_shot(labels, 3)
     with pytest.raises(DataError, match="at least 1"):
         k_shot(labels, 0)
+
+
+SIZES = st.lists(st.integers(1, 60), min_size=2, max_size=12)
+
+
+def labels_of(sizes: list[int]) -> np.ndarray:
+    return np.random.default_rng(0).permutation(np.repeat(np.arange(len(sizes)) * 2 - 3, sizes))
+
+
+@given(SIZES, st.sampled_from(sorted(PROFILES)), st.floats(1, 60), st.integers(0, 9))
+def test_a_long_tail_falls_leaves_nobody_empty_and_has_its_factor(
+    sizes: list[int], profile: str, factor: float, seed: int
+) -> None:
+    """Sizes fall in the order that the seed decides, by the weights of the profile, each within half an image."""
+    labels = labels_of(sizes)
+    try:
+        rows = longtail(labels, factor, seed, profile=profile)
+    except DataError as error:
+        possible = int(str(error).rpartition(" ")[2])
+        assert possible < factor
+        assert len(longtail(labels, possible, seed, profile=profile))
+        return
+    assert (np.diff(rows) > 0).all()
+    order = np.random.default_rng(seed).permutation(len(sizes))
+    kept = np.unique(labels[rows], return_counts=True)[1][order]
+    assert len(kept) == len(sizes)
+    assert (np.diff(kept) <= 0).all()
+    assert (np.abs(kept - kept[0] * PROFILES[profile](len(sizes), factor)) <= 0.5 + 1e-6).all()
+    assert kept[-1] - 0.5 <= kept[0] / factor + 1e-6 <= kept[-1] + 0.5 + 1e-5
+
+
+@given(SIZES, st.sampled_from(sorted(PROFILES)), st.integers(1, 60), st.integers(0, 9))
+def test_a_long_tail_is_as_large_as_the_data_allows(sizes: list[int], profile: str, factor: int, seed: int) -> None:
+    """One image more of the largest class, and some class would need more than it has."""
+    labels = labels_of(sizes)
+    order = np.random.default_rng(seed).permutation(len(sizes))
+    try:
+        rows = longtail(labels, factor, seed, profile=profile)
+    except DataError:
+        return
+    largest = np.unique(labels[rows], return_counts=True)[1][order[0]]
+    needed = (largest + 1) * PROFILES[profile](len(sizes), factor)
+    assert (needed > np.array(sizes)[order] + 1e-9).any()
+
+
+def test_profiles_are_those_of_the_papers() -> None:
+    """Ten balanced classes of 210 images, imbalance factor 50."""
+    labels = np.repeat(np.arange(10), 210)
+
+    def falling(profile: str) -> list[int]:
+        return sorted(np.bincount(labels[longtail(labels, 50, 3, profile=profile)]), reverse=True)
+
+    assert falling("exponential") == [round(210 * 50 ** (-r / 9)) for r in range(10)]
+    assert falling("step") == [210] * 5 + [4] * 5
+    assert falling("pareto") == [round(210 * (r + 1) ** (-np.log10(50))) for r in range(10)]
+
+
+def test_the_natural_profile_is_the_data_itself() -> None:
+    """And a factor of 1 is, too, where the classes are of equal size."""
+    labels = np.arange(30) % 3
+    np.testing.assert_array_equal(longtail(labels, profile="natural"), np.arange(30))
+    np.testing.assert_array_equal(longtail(labels, 1), np.arange(30))
+
+
+@given(st.sampled_from(sorted(PROFILES)), st.floats(1, 30), st.floats(1, 30), st.integers(0, 5))
+def test_the_rows_of_a_longer_tail_lie_within_those_of_a_shorter(profile: str, a: float, b: float, seed: int) -> None:
+    """Where the classes are of equal size: what differs between factors is the factor."""
+    labels = np.arange(200) % 5
+    short, long = (set(longtail(labels, factor, seed, profile=profile)) for factor in sorted((a, b)))
+    assert long <= short
+
+
+def test_a_tail_that_the_data_cannot_supply_is_refused_with_the_longest_it_can() -> None:
+    """The class is named as its owner names it."""
+    labels = np.repeat([0, 1], 20)
+    with pytest.raises(DataError, match=r"factor 50 would leave class (cat|dog) .* largest possible one is 20$"):
+        longtail(labels, 50, classes=["cat", "dog"])
+    assert sorted(np.bincount(labels[longtail(labels, 20)])) == [1, 20]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("kshot:k=5", lambda labels: k_shot(labels, 5, 7)),
+        ("kshot:k=90,take_fewer=true", lambda labels: k_shot(labels, 90, 7, take_fewer=True)),
+        ("longtail:if=10", lambda labels: longtail(labels, 10, 7)),
+        ("longtail:profile=step,if=2.5", lambda labels: longtail(labels, 2.5, 7, profile="step")),
+        ("longtail:profile=natural", lambda labels: np.arange(len(labels))),
+    ],
+)
+def test_a_subset_is_read_from_text(text: str, expected: Callable[[np.ndarray], np.ndarray]) -> None:
+    """As a function of labels and seed."""
+    labels = np.arange(90) % 3
+    np.testing.assert_array_equal(parse_subset(text)(labels, 7), expected(labels))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("longtial:if=5", r"unknown subset 'longtial': did you mean longtail\? known: longtail, kshot$"),
+        ("longtail:factor=5", r"unknown option of subset longtail 'factor': .*known: if, profile$"),
+        ("longtail:50", r"write options as longtail:key=value; known: if, profile$"),
+        ("longtail", r"imbalance factor None: give a number from 1 up"),
+        ("longtail:if=0.5", r"imbalance factor 0\.5: give"),
+        ("longtail:if=nan", r"imbalance factor nan: give"),
+        ("longtail:if=inf", r"imbalance factor inf: give"),
+        ("longtail:if=true", r"imbalance factor True: give"),
+        ("longtail:if=5,profile=stepp", r"unknown profile 'stepp': did you mean step\?"),
+        ("longtail:if=5,profile=natural", r"leave the imbalance factor out$"),
+        ("kshot", r"'kshot': give the images of each class"),
+        ("kshot:k=0", r"'kshot:k=0': give the images of each class"),
+        ("kshot:k=2.5", r"give the images of each class"),
+        ("kshot:k=2,take_fewer=yes", r"take_fewer is true or false$"),
+    ],
+)
+def test_what_is_wrong_in_a_subset_is_said_before_any_label_is_seen(text: str, message: str) -> None:
+    """In one line."""
+    with pytest.raises(SpecError, match=message):
+        parse_subset(text)
