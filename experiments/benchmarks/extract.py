@@ -30,6 +30,7 @@ from torch.utils.data import DataLoader
 
 from featkit import Compute
 from featkit.backbones.engines import one_thread_each, open_engine
+from featkit.cli.memory import keep_freed_memory
 from featkit.embeddings.extract import run_extractions
 from featkit.embeddings.job import content_keys, make_job
 from featkit.embeddings.pipeline import cores
@@ -224,10 +225,13 @@ PEAK = """
 import resource, sys
 from pathlib import Path
 from featkit import Compute
+from featkit.cli.memory import keep_freed_memory
+from featkit.cli.memory import keep_freed_memory
 from featkit.embeddings.extract import run_extractions
 from featkit.embeddings.request import Request
 from featkit.images.files import image_files
 from dataclasses import replace
+keep_freed_memory()
 files = Path(sys.argv[1]).read_text().splitlines()
 images = image_files(files)
 images = replace(images, ids=tuple(map(str, range(len(files)))), key=lambda row: f"{row:064x}")
@@ -258,6 +262,7 @@ def _linked(name: str, count: int, folder: Path) -> tuple[list[Path], Path]:
 
 def main() -> None:
     """Measure and print."""
+    keep_freed_memory()  # as the program does
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--images", type=int, default=256)
     options.add_argument("--repeats", type=int, default=5)

@@ -29,6 +29,8 @@ Examples:
   featkit fit --head knn:k=5,metric=cosine --json
   featkit fit --head linear --tune --seeds 5 --strict
   featkit fit --head linear --reject 0.05
+  featkit fit --head linear --subset longtail:if=50 --balance logit_adjust
+  featkit fit --head linear --perturb gaussian_noise:level=strong
   featkit fit --cache cache/photos-resnet50-0123456789ab.h5
 
 \b
@@ -47,6 +49,12 @@ the head's options; then the head is fitted on train and val, and judged on test
     help="linear, svm, knn, mlp or prototypical, with options; see `featkit heads`.",
 )
 @click.option("--tune", is_flag=True, help="Choose the head's options on val; what was tried is in results.json.")
+@click.option("--subset", metavar="SPEC", help="Fit on a part of train: longtail:if=50, kshot:k=5. [all]")
+@click.option(
+    "--balance",
+    metavar="SPEC",
+    help="Correct for classes of unequal size: reweight, effective, class_aware, logit_adjust:tau=1, ... [none]",
+)
 @click.option("--seeds", type=click.IntRange(min=1), default=1, help="Repeat with so many seeds, from --seed on. [1]")
 @click.option(
     "--reject",
@@ -71,7 +79,8 @@ def fit(cache: Path, out: Path, as_json: bool, **options: Any) -> None:
     for number in range(options["seeds"]):
         seeded = given if options["seeds"] == 1 else {**given, "seed": (first or 0) + number}
         with _counted(make_compute(options), options["tune"]) as progress:
-            protocol = Protocol(options["tune"], options["reject"], progress)
+            chosen = {name: options[name] for name in ("tune", "subset", "balance", "reject")}
+            protocol = Protocol(**chosen, progress=progress)
             run = _fit(seeded, cache, options, protocol)
         runs.append(run)
         note(f"run: {_save(run, out)}")

@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from featkit import __version__
+from featkit.cli.memory import keep_freed_memory
 from featkit.errors import FeatkitError
 
 VERBS = ("extract", "fit", "compare", "predict", "fewshot", "audit", "ablate", "cache", "models", "heads")
@@ -58,3 +59,4 @@ def main() -> None:
     Results go to stdout, progress and what was chosen by default to stderr.
     Exit code 0: good, 1: something to put right, said in one line, 2: wrong usage.
     """
+    keep_freed_memory()

@@ -15,7 +15,21 @@ if TYPE_CHECKING:
 F = TypeVar("F", bound=Callable[..., Any])
 
 REQUEST = (
-    *("data", "split", "limit", "seed", "augment", "views", "backbone", "weights", "layer", "pool", "resize", "crop"),
+    *(
+        "data",
+        "split",
+        "limit",
+        "seed",
+        "augment",
+        "views",
+        "perturb",
+        "backbone",
+        "weights",
+        "layer",
+        "pool",
+        "resize",
+        "crop",
+    ),
     *("precision", "store"),
 )
 COMPUTE = ("device", "batch_size", "workers", "compiled", "on_error")
@@ -52,6 +66,11 @@ def data_options(function: F) -> F:
             type=click.Choice(["basic", "trivial", "auto", "rand"]),
             help="Add views of each train image: random resized crop and flip, then nothing, TrivialAugment, "
             "AutoAugment or RandAugment. [none]",
+        ),
+        click.option(
+            "--perturb",
+            metavar="SPEC",
+            help="Corrupt the test images, such as gaussian_noise:level=strong (or mild, medium). [none]",
         ),
         click.option("--views", type=click.IntRange(1, 100), help="How many views of each train image. [4]"),
     )(function)

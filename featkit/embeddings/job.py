@@ -24,6 +24,7 @@ from featkit.embeddings.request import Request
 from featkit.errors import DecodeError
 from featkit.images.base import ImageSet
 from featkit.images.files import safe_name
+from featkit.images.perturb import parse_perturbation
 
 _KEYS_AT_ONCE = 64
 
@@ -71,7 +72,8 @@ def plan(request: Request, images: ImageSet, keys: tuple[str, ...], cache: Path)
     """
     backbone = request.load_backbone()
     recipe = make_recipe(images, keys, backbone, request.precision)
-    recipe = replace(recipe, store=Layout.parse(request.store).dtype)
+    perturbation = str(parse_perturbation(request.perturb or "none"))
+    recipe = replace(recipe, perturb=perturbation, store=Layout.parse(request.store).dtype)
     if request.precision != "int8":
         return backbone, recipe
     task = Task(backbone, recipe, images, keys)

@@ -75,8 +75,11 @@ class Recipe:
 
     @property
     def network(self) -> str:
-        """SHA-256 (hex) of all that decides the vector of one image, whatever the others are."""
-        return replace(self, images="", labels="", split="").fingerprint
+        """SHA-256 (hex) of all that decides the vector of one image, whatever the others are.
+
+        A perturbed image is another image, with a digest of its own.
+        """
+        return replace(self, images="", labels="", split="", perturb="").fingerprint
 
     def same_network(self, other: Recipe) -> bool:
         """Return whether both would give the same vector for the same image."""

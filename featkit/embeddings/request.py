@@ -15,7 +15,11 @@ from featkit.embeddings.store import entries
 from featkit.images import load_images
 from featkit.images.augment import with_views
 from featkit.images.base import ImageSet
+from featkit.images.perturb import perturbed
 from featkit.images.sources import SOURCES
+
+_IMAGES = ("data", "split", "limit", "seed", "augment", "views", "perturb")
+"""Fields of a request that say which images."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +40,7 @@ class Request:
         precision: ``fp32``, ``bf16``, ``int8``, or ``auto``: bf16 where the device has it in hardware, else fp32.
         augment: ``basic``, ``trivial``, ``auto`` or ``rand`` for augmented views of each train image, or None.
         views: how many views, if any.
+        perturb: spec such as ``gaussian_noise:level=strong`` for the test images, or None.
         store: ``float32`` or ``float16``, ``gzip`` or ``zstd``, or one of each: see ``Layout``.
     """
 
@@ -52,6 +57,7 @@ class Request:
     precision: str = "auto"
     augment: str | None = None
     views: int = 4
+    perturb: str | None = None
     store: str = "float32"
 
     @classmethod
@@ -74,7 +80,9 @@ class Request:
     def load_images(self) -> ImageSet:
         """Return the images; see ``featkit.images.load_images`` for what is raised."""
         images = load_images(self.data, split=self.split, seed=self.seed, limit=self.limit)
-        return with_views(images, self.augment, self.views, self.seed) if self.augment else images
+        if self.augment:
+            images = with_views(images, self.augment, self.views, self.seed)
+        return perturbed(images, self.perturb, self.seed) if self.perturb else images
 
     def load_backbone(self) -> Backbone:
         """Return the backbone; see ``featkit.backbones.load_backbone`` for what is raised."""
@@ -109,7 +117,9 @@ def resolve(given: Mapping[str, Any], cache: Path) -> tuple[Request, Path | None
             return replace(request, **chosen), entry.path
     if earlier and "data" not in chosen:
         entry, request = earlier[0]
-        same_images = {name: getattr(request, name) for name in ("data", "split", "limit", "seed", "augment", "views")}
+        same_images = {
+            name: getattr(request, name) for name in ("data", "split", "limit", "seed", "augment", "views", "perturb")
+        }
         return Request(**{**same_images, **chosen}), entry.path
     return Request(**chosen), None
 

@@ -49,7 +49,10 @@ def _read(directory: Path) -> tuple[str, Report, Predictions]:
         report = Report.from_json((directory / "results.json").read_text(encoding="utf-8"))
         rows = list(csv.DictReader(io.StringIO((directory / PREDICTIONS_FILE).read_text(encoding="utf-8"))))
         made = report.provenance
-        title = f"{made['head']}{' tuned' if made.get('tuned') else ''} on {made['request']['backbone']}"
+        extra = [" tuned"] if made.get("tuned") else []
+        extra += [f" {made[name]}" for name in ("balance", "subset") if made.get(name)]
+        extra += [f" {made['request']['perturb']}"] if made["request"].get("perturb") else []
+        title = f"{made['head']}{''.join(extra)} on {made['request']['backbone']}"
         columns = [[row[name] for row in rows] for name in ("id", "true", "predicted")]
     except FileNotFoundError as error:
         raise RunError(f"{directory} is no run to compare: {Path(error.filename).name} is missing; {again}") from error

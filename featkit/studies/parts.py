@@ -11,6 +11,7 @@ from featkit.embeddings.base import Embeddings
 from featkit.errors import DataError
 from featkit.images.augment import is_view, source_name
 from featkit.images.splits import stratified_split
+from featkit.images.subsets import parse_subset
 
 VAL_SHARE = 0.2
 """Share of train that serves as val where the data has none of its own."""
@@ -35,20 +36,29 @@ class Parts:
     own_val: bool
 
 
-def divide(embeddings: Embeddings, seed: int) -> Parts:
+def divide(embeddings: Embeddings, seed: int, subset: str | None = None) -> Parts:
     """Divide vectors into the parts of the protocol; the views of an image go where the image goes.
 
+    Args:
+        embeddings: the vectors.
+        seed: of what is drawn.
+        subset: spec of a part of train, such as ``longtail:if=50``. A val part of the data's own is not like that part,
+            and so chooses only; otherwise the head is fitted on it at last.
+
     Raises:
+        SpecError: if the subset is unknown.
         DataError: if train has fewer than two classes, there is no test image, or a number is not finite.
     """
     _refuse_infinite(embeddings)
+    if subset:
+        embeddings = _narrowed(embeddings, subset, seed)
     train, test = embeddings.part("train"), embeddings.part("test")
     if len(np.unique(train.y)) < 2 or not len(test):
         raise DataError(f"too few images: {len(train)} to train on, {len(test)} to test on")
     val = embeddings.part("val")
     final = embeddings.take(np.flatnonzero(embeddings.splits != "test"))
     if len(val):
-        return Parts(train, val, test, final, own_val=True)
+        return Parts(train, val, test, train if subset else final, own_val=True)
     held_out = _held_out(train, seed)
     clean = np.array([not is_view(name) for name in train.ids])
     return Parts(
@@ -64,6 +74,16 @@ def train_counts(embeddings: Embeddings) -> NDArray[np.int64]:
 def without_views(embeddings: Embeddings) -> Embeddings:
     """Return the vectors of the images as they are."""
     return embeddings.take(np.array([row for row, name in enumerate(embeddings.ids) if not is_view(name)], np.int64))
+
+
+def _narrowed(embeddings: Embeddings, subset: str, seed: int) -> Embeddings:
+    """Return the vectors without the train images that a subset leaves out, and without their views."""
+    train = embeddings.splits == "train"
+    clean = np.flatnonzero(train & [not is_view(name) for name in embeddings.ids])
+    chosen = parse_subset(subset)(embeddings.y[clean], seed, embeddings.classes)
+    names = {embeddings.ids[row] for row in clean[chosen]}
+    kept = ~train | [source_name(name) in names for name in embeddings.ids]
+    return embeddings.take(np.flatnonzero(kept))
 
 
 def _held_out(train: Embeddings, seed: int) -> NDArray[np.bool_]:

@@ -51,11 +51,15 @@ class Protocol:
 
     Attributes:
         tune: whether its settings are chosen on val, from the head's search space.
+        subset: spec of the part of train to fit on, such as ``longtail:if=50``, or None for all of it.
+        balance: spec of a correction for classes of unequal size, or None.
         reject: share of val images to call unknown, or None to answer always.
         progress: called after each setting that was tried.
     """
 
     tune: bool = False
+    subset: str | None = None
+    balance: str | None = None
     reject: float | None = None
     progress: Callable[[Tried], None] | None = None
 
@@ -96,13 +100,13 @@ def fit_run(source: Source, head_spec: str = "linear", *, seed: int = 0, protoco
     protocol = protocol or Protocol()
     asked = Spec.parse(head_spec)
     make_head(asked, seed=seed)
-    parts = _divide(source, seed)
+    parts = _divide(source, seed, protocol.subset)
     start = time.perf_counter()
     found = _search(asked, parts, seed, protocol) if protocol.tune else None
     spec = replace(asked, options=found.tried[found.best].options) if found else asked
-    scored = (found.scores, np.unique(parts.fit.y)) if found else _score_val(make_head(spec, seed=seed), parts)
+    scored = (found.scores, np.unique(parts.fit.y)) if found else _score_val(_head(spec, seed, protocol), parts)
     temperature, threshold = _on_val(scored, parts.val.y, protocol.reject)
-    head = make_head(spec, seed=seed).fit(parts.final.x, parts.final.y)
+    head = _head(spec, seed, protocol).fit(parts.final.x, parts.final.y)
     fitted = time.perf_counter()
     scores = np.asarray(head.predict_proba(parts.test.x), dtype=np.float64)
     cost = {
@@ -119,7 +123,7 @@ def fit_run(source: Source, head_spec: str = "linear", *, seed: int = 0, protoco
         temperature=temperature,
         train_counts=train_counts(parts.final),
         warnings=[*getattr(head, "warnings_", ()), *_unseen(parts), *_constant(parts.final)],
-        provenance={**_provenance(source, str(asked), head, seed, parts), "tuned": protocol.tune},
+        provenance={**_provenance(source, str(asked), head, seed, parts), **_settings(protocol)},
         cost=cost,
         seed=seed,
     )
@@ -131,15 +135,30 @@ def fit_run(source: Source, head_spec: str = "linear", *, seed: int = 0, protoco
     return Run(_run_id(source, str(asked), seed, protocol), source, str(asked), head, report, answers, found)
 
 
-def _divide(source: Source, seed: int) -> Parts:
+def _divide(source: Source, seed: int, subset: str | None) -> Parts:
     try:
-        return divide(source.embeddings, seed)
+        return divide(source.embeddings, seed, subset)
     except DataError as error:
         raise DataError(f"{source.path}: {error}") from error
 
 
+def _head(spec: Spec, seed: int, protocol: Protocol) -> Any:
+    """Return the unfitted head, within the correction if there is one."""
+    if protocol.balance is None:
+        return make_head(spec, seed=seed)
+    from featkit.heads.balance import BalancedHead
+
+    return BalancedHead(head=str(spec), correction=protocol.balance, seed=seed)
+
+
+def _settings(protocol: Protocol) -> dict[str, Any]:
+    return {"tuned": protocol.tune, "subset": protocol.subset, "balance": protocol.balance}
+
+
 def _search(asked: Spec, parts: Parts, seed: int, protocol: Protocol) -> Search:
     """Try the head's search space on val."""
+    if protocol.balance:
+        raise SpecError("--tune chooses the head's options without a correction: leave out --tune or --balance")
     if asked.options:
         raise SpecError(f"--tune chooses the options of {asked.name} on val: write {asked.name} alone, without options")
     fit, val = parts.fit, parts.val
@@ -189,7 +208,7 @@ def _constant(embeddings: Embeddings) -> list[str]:
 
 def _run_id(source: Source, head_spec: str, seed: int, protocol: Protocol) -> str:
     embeddings = source.embeddings
-    chosen = [head_spec, str(seed), str(protocol.tune), str(protocol.reject), version("featkit")]
+    chosen = [head_spec, str(seed), *map(str, _settings(protocol).values()), str(protocol.reject), version("featkit")]
     return digest([embeddings.recipe.fingerprint, *embeddings.splits.tolist(), *chosen])[:12]
 
 

@@ -49,7 +49,7 @@ def test_each_single_field_changes_the_fingerprint(recipe, other, name):
 def test_the_same_network_may_see_other_images(recipe, name):
     value = {"a": "something else"} if name == "preprocess" else "something else"
     changed = replace(recipe, **{name: value})
-    assert recipe.same_network(changed) == (name in {"images", "labels", "split"})
+    assert recipe.same_network(changed) == (name in {"images", "labels", "split", "perturb"})
 
 
 @given(st.lists(TEXT, max_size=4), st.lists(TEXT, max_size=4))

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from featkit import extract
-from featkit.errors import DataError
+from featkit.errors import DataError, SpecError
 from featkit.images.augment import with_views
 from featkit.studies.parts import divide, train_counts, without_views
 
@@ -61,3 +61,19 @@ def test_columns_that_are_not_finite_are_named(vectors):
     x[7, 2] = np.inf
     with pytest.raises(DataError, match=r"1 columns .*first column 2, image 7"):
         divide(replace(found, x=x), 0)
+
+
+def test_a_subset_narrows_train_and_nothing_else(vectors):
+    embeddings = vectors(240)
+    parts = divide(embeddings, 0, "longtail:if=10")
+    counts = np.sort(np.bincount(parts.final.y))
+    assert counts[-1] / counts[0] == pytest.approx(10, rel=0.3)
+    assert parts.test.ids == divide(embeddings, 0).test.ids
+    with pytest.raises(SpecError, match="unknown subset 'tail'"):
+        divide(embeddings, 0, "tail:if=10")
+
+
+def test_a_val_part_is_not_fitted_on_beside_a_subset(vectors):
+    splits = np.array(["train", "val", "test"] * 80)
+    parts = divide(vectors(240, splits=splits), 0, "kshot:k=3")
+    assert (len(parts.fit), len(parts.val), len(parts.final)) == (12, 80, 12)

@@ -14,7 +14,7 @@ import pytest
 from featkit.embeddings.pipeline import Compute
 from featkit.errors import CacheError, DataError, HeadError, RunError, SpecError, StaleCacheError, WeightsError
 from featkit.studies.predict import predict
-from featkit.studies.run import fit_run
+from featkit.studies.run import Protocol, fit_run
 from featkit.studies.rundir import load_run, results, save_run, seal
 from featkit.studies.source import open_source
 
@@ -168,7 +168,7 @@ def test_fitting_on_a_cache_needs_no_torch(source, given, tmp_path):
 import sys
 from pathlib import Path
 from featkit.embeddings.pipeline import Compute
-from featkit.studies.run import fit_run
+from featkit.studies.run import Protocol, fit_run
 from featkit.studies.source import open_source
 for head in ("linear", "svm", "knn:k=1", "mlp", "prototypical"):
     fit_run(open_source({given!r}, Path({str(tmp_path / "cache")!r}), Compute()), head)
@@ -184,3 +184,21 @@ def test_a_card_that_was_changed_is_noticed(saved, change):
     (saved / "card.json").write_text(json.dumps({**card, **change}))
     with pytest.raises(RunError, match=r"card\.json was changed after the run"):
         load_run(saved)
+
+
+def test_a_correction_is_part_of_the_run_and_of_its_directory(source, tmp_path, photos):
+    plain, corrected = (fit_run(source, "linear", protocol=Protocol(balance=each)) for each in (None, "logit_adjust"))
+    assert plain.id != corrected.id
+    assert corrected.report.provenance["balance"] == "logit_adjust"
+    saved = load_run(save_run(corrected, tmp_path / "out", {}))
+    assert predict(saved, [str(photos / "red" / "0.png")], Compute())[0].top[0][0] == "red"
+    with pytest.raises(SpecError, match="leave out --tune or --balance"):
+        fit_run(source, "linear", protocol=Protocol(tune=True, balance="reweight"))
+
+
+def test_perturbed_test_images_are_embedded_anew_and_train_is_reused(given, source, tmp_path):
+    noisy = open_source({**given, "perturb": "gaussian_noise:level=strong"}, tmp_path / "cache", Compute())
+    clean, test = source.embeddings, source.embeddings.splits == "test"
+    np.testing.assert_array_equal(noisy.embeddings.x[~test], clean.x[~test])
+    assert not np.allclose(noisy.embeddings.x[test], clean.x[test])
+    assert noisy.embeddings.recipe.perturb == "gaussian_noise:level=strong"
