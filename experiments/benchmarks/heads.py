@@ -30,12 +30,14 @@ Rows = tuple[NDArray[np.float32], NDArray[np.intp]]
 
 
 def synthetic(n: int = 6000, d: int = 2048, k: int = 101) -> Rows:
-    """Return rectified rows around class means, with variances along random axes that fall as a power."""
+    """Return positive, skewed rows: classes differ along 100 random axes, variances fall as a power over all axes."""
     rng = np.random.default_rng(0)
-    axes = np.linalg.qr(rng.normal(size=(d, d)))[0] * np.arange(1, d + 1) ** -0.6
+    spread = np.arange(1, d + 1) ** -0.6
+    axes = np.linalg.qr(rng.normal(size=(d, d)))[0] * spread / np.sqrt((spread**2).mean() / d)
     codes = np.arange(n) % k
-    signal = rng.normal(size=(k, d))[codes] + rng.normal(size=(n, d)) * 1.5
-    return np.maximum(signal @ axes.T, 0).astype(np.float32), codes
+    means = rng.normal(size=(k, d)) * (np.arange(d) < 100) * 0.5
+    latent = (means[codes] + rng.normal(size=(n, d))) @ axes.T / np.sqrt(d)
+    return np.exp(2 * latent).astype(np.float32), codes
 
 
 def cached(file: Path) -> Rows:

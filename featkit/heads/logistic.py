@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
-from featkit.heads.base import UnfitDataError
+from featkit.heads.base import UnfitDataError, one_thread
 from featkit.heads.rotated import Array, Backend, RotatedRows
 
 MEMORY = 20
@@ -213,7 +213,8 @@ class _Solver:
             self._spread = float(np.trace(classes))
             self._turn(self._rows.rotate(-point.residual[self._own][:, None]))
         # What all classes have in common changes nothing, and no gradient has it; high curvature keeps rounding small.
-        values, vectors = np.linalg.eigh(classes + np.trace(classes) / len(classes))
+        with one_thread():
+            values, vectors = np.linalg.eigh(classes + np.trace(classes) / len(classes))
         by_class, vectors = self._backend.send(np.maximum(values, 0)), self._backend.send(vectors)
         scale = self._rows.spectrum * by_class + self._pull
         scale[-1:] = self._xp.clip(by_class, 1e-6 * by_class[-1], None)  # intercepts, which have no penalty
