@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import _check_sample_weight
 
-from featkit.heads.base import Floats, LogitHead, Trial, softmax, two_columns
+from featkit.heads.base import Floats, LogitHead, Trial, in_threads, softmax, two_columns
 from featkit.heads.logistic import logistic_path
 from featkit.heads.scaling import SCALES, apply_scale, fit_scale
 
@@ -91,8 +91,8 @@ class LinearHead(LogitHead):
     def trials(cls, x: Floats, y: NDArray[Any], x_val: Floats, seed: int = 0) -> Iterator[Trial]:
         """Yield, for every scale and every C of ``TRIED``, the scores of a head with these options.
 
-        One path of penalties is solved for each scale, to a tolerance of 1e-3 of the objective: these heads
-        are compared, not kept.
+        One path of penalties is solved for each scale, on one core each, to a tolerance of 1e-3 of the objective: these
+        heads are compared, not kept.
 
         Args:
             x: training rows ``(n, d)``.
@@ -100,15 +100,22 @@ class LinearHead(LogitHead):
             x_val: rows ``(n_val, d)`` to score; columns of the scores are as in ``np.unique(y)``.
             seed: taken as by other heads; nothing here is random.
         """
-        for scale in (None, "standard", "l2", "root"):
+
+
+        def path(scale: str | None) -> list[Trial]:
             head = cls(scale=scale)
             rows, codes = head._begin(x, y)
             head.centre_, head.spread_ = fit_scale(rows, scale)
             scaled = apply_scale(rows, scale, head.centre_, head.spread_)
             points = apply_scale(head._rows(x_val), scale, head.centre_, head.spread_)
-            for fitted in logistic_path(scaled, codes, TRIED, n_classes=len(head.classes_), tol=1e-3):
-                scores = softmax(two_columns(points @ fitted.coef.T + fitted.intercept))
-                yield Trial({"C": fitted.C, "scale": scale}, scores)
+            fits = logistic_path(scaled, codes, TRIED, n_classes=len(head.classes_), tol=1e-3)
+            logits = (two_columns(points @ fitted.coef.T + fitted.intercept) for fitted in fits)
+            return [
+                Trial({"C": fitted.C, "scale": scale}, softmax(each)) for fitted, each in zip(fits, logits, strict=True)
+            ]
+
+        for trials in in_threads(path, (None, "standard", "l2", "root")):
+            yield from trials
 
     def _logits(self, rows: Floats) -> Floats:
         scaled = apply_scale(rows, self.scale, self.centre_, self.spread_)
