@@ -101,7 +101,6 @@ class LinearHead(LogitHead):
             seed: taken as by other heads; nothing here is random.
         """
 
-
         def path(scale: str | None) -> list[Trial]:
             head = cls(scale=scale)
             rows, codes = head._begin(x, y)
