@@ -17,7 +17,7 @@ from featkit.embeddings.base import Embeddings
 from featkit.embeddings.recipe import digest
 from featkit.errors import DataError, SpecError
 from featkit.evaluation import Temperature, evaluate, fit_temperature
-from featkit.evaluation.calibration import apply_temperature
+from featkit.evaluation.calibration import apply_temperature, are_probabilities
 from featkit.evaluation.rejection import reject, rejection_threshold
 from featkit.evaluation.report import Report
 from featkit.heads import make_head
@@ -186,7 +186,9 @@ def _on_val(
             raise DataError("there are no val images to choose a confidence on: leave out --reject")
         return None, None
     scores, columns = scored
-    temperature = fit_temperature(scores, y, columns) if np.isin(y, columns).any() else None
+    # A plug-in's scores need not be probabilities; then there is nothing to calibrate.
+    fitting = are_probabilities(scores) and np.isin(y, columns).any()
+    temperature = fit_temperature(scores, y, columns) if fitting else None
     shown = apply_temperature(scores, temperature) if temperature else scores
     return temperature, None if share is None else rejection_threshold(shown, share)
 

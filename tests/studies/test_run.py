@@ -202,3 +202,13 @@ def test_perturbed_test_images_are_embedded_anew_and_train_is_reused(given, sour
     np.testing.assert_array_equal(noisy.embeddings.x[~test], clean.x[~test])
     assert not np.allclose(noisy.embeddings.x[test], clean.x[test])
     assert noisy.embeddings.recipe.perturb == "gaussian_noise:level=strong"
+
+
+def test_scores_that_are_no_probabilities_have_no_temperature(source, monkeypatch):
+    from featkit.heads.prototypical import PrototypicalHead
+
+    plain = PrototypicalHead.predict_proba
+    monkeypatch.setattr(PrototypicalHead, "predict_proba", lambda self, X: 3 * plain(self, X))
+    report = fit_run(source, "prototypical").report
+    assert (report.temperature, report.nll) == (None, None)
+    assert report.top1 > 0.5
