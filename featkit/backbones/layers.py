@@ -22,9 +22,14 @@ def frozen(network: N) -> N:
 
 
 def pool_map(features: Tensor, pool: str) -> Tensor:
-    """Pool feature maps ``(b, c, h, w)`` to ``(b, c)``, or ``(b, 2 c)`` for ``catavgmax``; vectors pass."""
+    """Pool feature maps ``(b, c, h, w)`` to ``(b, c)``, ``(b, 2 c)`` for ``catavgmax``, or ``(b, c h w)`` for ``none``.
+
+    Vectors pass.
+    """
     if features.ndim == 2:
         return features
+    if pool == "none":
+        return features.flatten(1)
     if pool == "catavgmax":
         return torch.cat([pool_map(features, "avg"), pool_map(features, "max")], dim=1)
     return features.mean((2, 3)) if pool == "avg" else features.amax((2, 3))

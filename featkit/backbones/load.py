@@ -7,10 +7,11 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from featkit.backbones.base import Backbone, Preprocess
+from featkit.backbones.saved import is_path, open_saved
 from featkit.errors import SpecError
 from featkit.registry import Registry, unknown
 
-POOLS = ("avg", "max", "catavgmax")
+POOLS = ("avg", "max", "catavgmax", "none")
 
 BACKBONES: Registry[Callable[..., Backbone]] = Registry(
     "backbone",
@@ -39,11 +40,13 @@ def load_backbone(
     """Return a backbone with its weights found, and its network not yet built.
 
     Args:
-        spec: ``resnet50``, ``timm:NAME``, or the name of a plug-in.
+        spec: ``resnet50``, ``resnet18:residual=false``, ``timm:NAME``, the name of a plug-in, or the path of a network
+            that featkit saved: a run directory of ``finetune``, ``distill`` or ``prune``.
         weights: ``imagenet`` (for torchvision's networks IMAGENET1K_V1, whose features serve a linear classifier
             better than V2's), ``IMAGENET1K_V1``, ``IMAGENET1K_V2``, ``random[:seed]``, or a file.
         layer: dotted name of the layer to take, or None for the embedding after global pooling.
-        pool: ``avg``, ``max`` or ``catavgmax`` (average and maximum side by side: twice the width).
+        pool: ``avg``, ``max``, ``catavgmax`` (average and maximum side by side: twice the width), or ``none``: the
+            whole map as one long vector.
         resize: ``256`` (shorter edge) or ``224x224`` (height x width, squashed), or None for what the weights say.
         crop: ``224``, ``none`` for the whole of a squashed image, or None for what the weights say.
 
@@ -55,6 +58,9 @@ def load_backbone(
     """
     if pool not in POOLS:
         raise unknown("pool", pool, list(POOLS))
+    if is_path(spec):
+        saved = open_saved(spec, weights=weights, layer=layer, pool=pool)
+        return replace(saved, preprocess=override(saved.preprocess, resize, crop))
     backbone = BACKBONES.make(spec, weights=weights, layer=layer, pool=pool)
     if not isinstance(backbone, Backbone):
         raise SpecError(

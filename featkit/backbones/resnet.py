@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from featkit.backbones.base import Backbone, Preprocess
 from featkit.backbones.weights import Weights, find_weights
+from featkit.registry import Spec, Value, unknown
 
 if TYPE_CHECKING:
     from torch import nn
@@ -22,19 +23,59 @@ SIZES = {
 
 DEFAULT_LAYER = "avgpool"
 
+_VARIANTS: dict[str, tuple[Value, ...]] = {
+    "residual": (True, False),
+    "norm": ("batch", "none"),
+    "stem": ("imagenet", "small"),
+}
+"""Options of a ResNet and their values, torchvision's own first."""
 
-def _resnet(network: str, *, weights: str, layer: str | None, pool: str) -> Backbone:
-    """Return one of torchvision's ResNets (He et al. 2016)."""
+
+_SMALL = 32
+"""Edge in pixels of the images that the small stem is made for, that of CIFAR."""
+
+
+def _resnet(
+    network: str,
+    *,
+    weights: str,
+    layer: str | None,
+    pool: str,
+    residual: bool = True,
+    norm: str = "batch",
+    stem: str = "imagenet",
+) -> Backbone:
+    """Return one of torchvision's ResNets (He et al. 2016), or one built otherwise for a comparison.
+
+    Args:
+        network: ``resnet18``, ...
+        weights: as in ``load_backbone``.
+        layer: as in ``load_backbone``.
+        pool: as in ``load_backbone``.
+        residual: whether blocks have their skip connections.
+        norm: ``batch``, or ``none`` (as a spec reads it, None) for no BatchNorm.
+        stem: ``imagenet``, or ``small``: 3 x 3 without stride and no max pooling, for images of 32 pixels.
+
+    Raises:
+        SpecError: if an option has a value that nobody knows.
+        WeightsError: if the weights cannot be had.
+    """
+    options: dict[str, Value] = {"residual": residual, "norm": "none" if norm is None else norm, "stem": stem}
+    for option, value in options.items():
+        if value not in _VARIANTS[option]:
+            raise unknown(f"{option} of {network}", str(value), [str(known).lower() for known in _VARIANTS[option]])
     found = find_weights(network, weights)
     layer = DEFAULT_LAYER if layer is None else layer
+    small = Preprocess(resize=_SMALL, crop=(_SMALL, _SMALL))
+    spec = Spec(network, options={name: value for name, value in options.items() if value != _VARIANTS[name][0]})
     return Backbone(
-        name=network,
+        name=str(spec),
         weights=found.label,
         digest=found.digest,
         layer=layer,
         pool=pool,
-        preprocess=Preprocess(resize=found.resize),
-        build=partial(_build, network, found, layer, pool),
+        preprocess=small if stem == "small" else Preprocess(resize=found.resize),
+        build=partial(_build, spec, found, layer, pool),
     )
 
 
@@ -45,29 +86,44 @@ resnet101 = partial(_resnet, "resnet101")
 resnet152 = partial(_resnet, "resnet152")
 
 
-def _build(network: str, found: Weights, layer: str, pool: str) -> nn.Module:
+def _build(spec: Spec, found: Weights, layer: str, pool: str) -> nn.Module:
     from torch import nn
 
+    module = _load(spec, found, needs_classifier=layer == "fc")
+    if layer != "fc":
+        module.fc = nn.Identity()
+    return up_to(module, spec.name, layer, pool)
+
+
+def up_to(module: nn.Module, network: str, layer: str, pool: str) -> nn.Module:
+    """Return a ResNet in eval mode, without gradients, up to a layer whose output is pooled.
+
+    Raises:
+        SpecError: if the layer is unknown.
+    """
     from featkit.backbones.layers import cut, frozen
 
-    module = _load(network, found, needs_classifier=layer == "fc")
     if (layer, pool) == (DEFAULT_LAYER, "avg"):
-        module.fc = nn.Identity()
         return frozen(module)
     return cut(frozen(module), network, "layer4" if layer == DEFAULT_LAYER else layer, pool)
 
 
-def _load(network: str, found: Weights, *, needs_classifier: bool) -> nn.Module:
+def _load(spec: Spec, found: Weights, *, needs_classifier: bool) -> nn.Module:
     """Return the whole network; its classifier is as wide as the file's, or untrained where nobody looks at it."""
-    import torchvision
-
     from featkit.backbones.states import fill, read_state, seeded
+    from featkit.backbones.variants import make_resnet
 
     state = read_state(found.path) if found.path else {}
     weight = state.get("fc.weight") if needs_classifier else None
     classes = len(weight) if weight is not None and weight.ndim else 1000
     with seeded(found.seed):
-        module: nn.Module = torchvision.models.get_model(network, weights=None, num_classes=classes)
+        module = make_resnet(
+            spec.name,
+            classes=classes,
+            residual=bool(spec.options.get("residual", True)),
+            norm="norm" not in spec.options,
+            small="stem" in spec.options,
+        )
     if found.path:
-        fill(module, state, network_name=network, path=found.path, ignore=() if needs_classifier else ("fc.",))
+        fill(module, state, network_name=str(spec), path=found.path, ignore=() if needs_classifier else ("fc.",))
     return module

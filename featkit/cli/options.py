@@ -79,7 +79,8 @@ def data_options(function: F) -> F:
 backbone_option = click.option(
     "--backbone",
     metavar="SPEC",
-    help="resnet18, resnet34, resnet50, resnet101, resnet152 or timm:NAME; see `featkit models`. [resnet18]",
+    help="resnet18, resnet34, resnet50, resnet101, resnet152, timm:NAME (see `featkit models`), or the directory of "
+    "a network that featkit trained. [resnet18]",
 )
 
 
@@ -92,7 +93,9 @@ def network_options(function: F) -> F:
             help="imagenet, IMAGENET1K_V1, IMAGENET1K_V2, random[:SEED] or a .pth or .safetensors FILE. [imagenet]",
         ),
         click.option(
-            "--pool", type=click.Choice(["avg", "max", "catavgmax"]), help="How a feature map becomes a vector. [avg]"
+            "--pool",
+            type=click.Choice(["avg", "max", "catavgmax", "none"]),
+            help="How a feature map becomes a vector; none: as it is, flattened. [avg]",
         ),
         click.option(
             "--resize", metavar="N|HxW", help="Shorter edge in pixels, or a size to squash to. [as the weights say]"

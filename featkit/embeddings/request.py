@@ -10,6 +10,7 @@ from typing import Any
 from featkit.backbones import load_backbone
 from featkit.backbones.base import Backbone
 from featkit.backbones.precision import resolve_precision
+from featkit.backbones.saved import is_path
 from featkit.backbones.weights import SUFFIXES
 from featkit.embeddings.store import entries
 from featkit.images import load_images
@@ -31,10 +32,10 @@ class Request:
         split: ``70/15/15``-like fractions that replace the source's own splits, or None.
         limit: ``train=5000,test=1000``-like stratified part, or None.
         seed: of the split and of the limit.
-        backbone: spec of the network.
+        backbone: spec of the network, or the path of a saved one.
         weights: ``imagenet``, a torchvision enum name, ``random[:seed]`` or a file.
         layer: dotted layer name, or None for the network's own embedding.
-        pool: ``avg``, ``max`` or ``catavgmax``.
+        pool: ``avg``, ``max``, ``catavgmax`` or ``none``.
         resize: ``256`` or ``224x224``, or None for what the weights say.
         crop: ``224`` or ``none``, or None for what the weights say.
         precision: ``fp32``, ``bf16``, ``int8``, or ``auto``: bf16 where the device has it in hardware, else fp32.
@@ -127,5 +128,5 @@ def resolve(given: Mapping[str, Any], cache: Path) -> tuple[Request, Path | None
 def _absolute(name: str, value: Any) -> Any:
     """Return the value of a field, a path in it made absolute: names come before paths, as in ``load_images``."""
     path = name == "data" and value and value.partition(":")[0] not in SOURCES.names()
-    path = path or (name == "weights" and Path(value).suffix in SUFFIXES)
+    path = path or (name == "weights" and Path(value).suffix in SUFFIXES) or (name == "backbone" and is_path(value))
     return str(Path(value).expanduser().resolve()) if path else value

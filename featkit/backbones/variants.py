@@ -1,0 +1,114 @@
+"""ResNets built otherwise than torchvision does: without skip connections or norms, for small images, narrower."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torchvision
+from torch import Tensor, nn
+from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
+
+from featkit.errors import WeightsError
+
+BLOCKS: dict[str, tuple[type[BasicBlock | Bottleneck], list[int]]] = {
+    "resnet18": (BasicBlock, [2, 2, 2, 2]),
+    "resnet34": (BasicBlock, [3, 4, 6, 3]),
+    "resnet50": (Bottleneck, [3, 4, 6, 3]),
+    "resnet101": (Bottleneck, [3, 4, 23, 3]),
+    "resnet152": (Bottleneck, [3, 8, 36, 3]),
+}
+"""Kind of block, and number of blocks in each of the four stages (He et al. 2016, table 1)."""
+
+
+def make_resnet(network: str, *, classes: int, residual: bool, norm: bool, small: bool) -> nn.Module:
+    """Return an untrained ResNet, drawn from torch's current random state.
+
+    Args:
+        network: ``resnet18``, ...
+        classes: width of its classifier.
+        residual: whether the blocks add their input to their output.
+        norm: whether there are BatchNorms; without them, convolutions have no bias either, as in torchvision.
+        small: a first convolution of 3 x 3 without stride, and no max pooling: for images of about 32 pixels.
+    """
+    if residual and norm:
+        module: nn.Module = torchvision.models.get_model(network, weights=None, num_classes=classes)
+    else:
+        block, depths = BLOCKS[network]
+        block = block if residual else _PLAIN[block]
+        options: dict[str, Any] = {} if norm else {"norm_layer": _no_norm}
+        module = ResNet(block, depths, num_classes=classes, **options)
+    if not residual:
+        for part in list(module.modules()):
+            if isinstance(part, BasicBlock | Bottleneck):
+                part.downsample = None
+    if small:
+        module.conv1 = _small_stem()
+        module.maxpool = nn.Identity()
+    return module
+
+
+def narrow(module: nn.Module, widths: Mapping[str, int]) -> None:
+    """Give convolutions inside residual blocks fewer output channels, in place; their weights are then undefined.
+
+    Args:
+        module: a ResNet.
+        widths: number of channels by the convolution's name, such as ``layer1.0.conv1``; never a block's last one,
+            whose channels are added to the block's input.
+
+    Raises:
+        WeightsError: if a name or a number does not fit.
+    """
+    for name, width in widths.items():
+        block, _, conv = name.rpartition(".")
+        index = conv.removeprefix("conv")
+        try:
+            part = module.get_submodule(block)
+            first, second = getattr(part, conv), getattr(part, f"conv{int(index) + 1}")
+            fits = isinstance(part, BasicBlock | Bottleneck) and 1 <= width <= first.out_channels
+        except (AttributeError, ValueError):
+            fits = False
+        if not fits:
+            raise WeightsError(f"this network has no convolution {name!r} that could have {width} channels")
+        setattr(part, conv, _resized(first, first.in_channels, width))
+        setattr(part, f"conv{int(index) + 1}", _resized(second, width, second.out_channels))
+        if isinstance(getattr(part, f"bn{index}"), nn.BatchNorm2d):
+            setattr(part, f"bn{index}", nn.BatchNorm2d(width).train(part.training))
+
+
+def _resized(conv: nn.Conv2d, inside: int, outside: int) -> nn.Conv2d:
+    kernel, stride, padding = conv.kernel_size, conv.stride, conv.padding
+    assert not isinstance(padding, str)  # torchvision's are numbers
+    return nn.Conv2d(inside, outside, kernel, stride, padding, bias=conv.bias is not None)  # type: ignore[arg-type]
+
+
+def _small_stem() -> nn.Conv2d:
+    conv = nn.Conv2d(3, 64, kernel_size=3, stride=1, padding=1, bias=False)
+    nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
+    return conv
+
+
+def _no_norm(_: int) -> nn.Module:
+    return nn.Identity()
+
+
+class _PlainBasic(BasicBlock):  # type: ignore[misc]
+    """A basic block whose input is not added to its output."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.relu(self.bn1(self.conv1(x)))
+        plain: Tensor = self.relu(self.bn2(self.conv2(out)))
+        return plain
+
+
+class _PlainBottleneck(Bottleneck):  # type: ignore[misc]
+    """A bottleneck whose input is not added to its output."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.relu(self.bn1(self.conv1(x)))
+        out = self.relu(self.bn2(self.conv2(out)))
+        plain: Tensor = self.relu(self.bn3(self.conv3(out)))
+        return plain
+
+
+_PLAIN: dict[type, Any] = {BasicBlock: _PlainBasic, Bottleneck: _PlainBottleneck}

@@ -1,0 +1,128 @@
+"""Networks that featkit saved: backbones again."""
+
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from featkit.backbones import load_backbone
+from featkit.backbones.base import Preprocess
+from featkit.backbones.saved import NETWORK_FILE, Blueprint, read_blueprint, save_network
+from featkit.backbones.variants import narrow
+from featkit.embeddings.request import Request
+from featkit.errors import SpecError, WeightsError
+
+IMAGES = torch.linspace(-1, 1, 2 * 3 * 32 * 32).reshape(2, 3, 32, 32)
+
+
+@pytest.fixture
+def saved(tmp_path):
+    """Return a run directory with a narrowed network, and the network."""
+    base = "resnet18:stem=small"
+    module = load_backbone(base, weights="random:7").build()
+    narrow(module, {"layer4.0.conv1": 6})
+    torch.nn.init.ones_(module.layer4[0].conv1.weight)
+    torch.nn.init.ones_(module.layer4[0].conv2.weight)
+    directory = tmp_path / "run"
+    directory.mkdir()
+    preprocess = Preprocess(resize=40, crop=(32, 32), interpolation="bicubic")
+    blueprint = Blueprint(base, "resnet18-tried-1a2b", "tried out", preprocess, {"layer4.0.conv1": 6})
+    save_network(module, blueprint, directory / NETWORK_FILE)
+    return directory, module, blueprint
+
+
+def test_a_saved_network_is_the_same_backbone_again(saved):
+    directory, module, blueprint = saved
+    backbone = load_backbone(str(directory))
+    assert (backbone.name, backbone.weights, backbone.preprocess) == (
+        "resnet18-tried-1a2b",
+        "tried out",
+        blueprint.preprocess,
+    )
+    assert torch.equal(backbone.build()(IMAGES), module(IMAGES))
+    assert backbone.trained
+
+
+def test_its_layers_can_be_taken(saved):
+    directory, module, _ = saved
+    expected = module.layer2(module.layer1(module.relu(module.bn1(module.conv1(IMAGES))))).flatten(1)
+    taken = load_backbone(str(directory / NETWORK_FILE), layer="layer2", pool="none").build()(IMAGES)
+    assert torch.allclose(taken, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_it_can_be_moved_and_is_still_the_same(saved, tmp_path):
+    directory, *_ = saved
+    before = load_backbone(str(directory))
+    moved = shutil.move(directory, tmp_path / "moved")
+    after = load_backbone(str(moved))
+    assert (after.digest, after.name) == (before.digest, before.name)
+
+
+def test_what_rebuilds_it_is_covered_by_the_digest(saved):
+    directory, module, blueprint = saved
+    before = load_backbone(str(directory)).digest
+    save_network(
+        module,
+        Blueprint(blueprint.base, blueprint.name, "tried out", Preprocess(), blueprint.widths),
+        directory / NETWORK_FILE,
+    )
+    assert load_backbone(str(directory)).digest != before
+
+
+def test_reading_it_needs_no_torch_and_no_pickle(saved):
+    directory, *_ = saved
+    code = (
+        "import sys; from featkit.backbones import load_backbone;"
+        f"b = load_backbone({str(directory)!r}); assert 'torch' not in sys.modules, 'torch';"
+        "import pickle, torch, torchvision\n"
+        "def refuse(*_, **__): raise AssertionError('pickle')\n"
+        "pickle.load = pickle.loads = pickle.Unpickler = torch.load = refuse\n"
+        "print(float(b.build()(torch.ones(1, 3, 32, 32)).sum()))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    expected = load_backbone(str(directory)).build()(torch.ones(1, 3, 32, 32)).sum()
+    np.testing.assert_allclose(float(done.stdout), float(expected), rtol=1e-5)
+
+
+def test_a_request_keeps_where_it_lies(saved, monkeypatch):
+    directory, *_ = saved
+    monkeypatch.chdir(directory.parent)
+    assert Request(backbone="run").to_dict()["backbone"] == str(directory)
+    assert Request(backbone="resnet18").to_dict()["backbone"] == "resnet18"
+
+
+def test_other_weights_are_refused(saved):
+    with pytest.raises(SpecError, match="weights of its own"):
+        load_backbone(str(saved[0]), weights="random")
+
+
+def test_a_directory_without_a_network_says_so(tmp_path):
+    with pytest.raises(WeightsError, match=r"has no network\.safetensors"):
+        load_backbone(str(tmp_path))
+
+
+def test_a_path_that_is_not_there_says_so(tmp_path):
+    with pytest.raises(WeightsError, match="is not there"):
+        load_backbone(str(tmp_path / "gone"))
+
+
+def test_plain_weights_are_no_saved_network(tmp_path):
+    save_file({"a": torch.ones(1)}, tmp_path / "plain.safetensors")
+    with pytest.raises(WeightsError, match="no network that featkit saved"):
+        load_backbone(str(tmp_path / "plain.safetensors"))
+
+
+@pytest.mark.parametrize("size", [0, 5, 100, 5000])
+def test_a_truncated_file_is_refused(saved, size):
+    file = saved[0] / NETWORK_FILE
+    file.write_bytes(file.read_bytes()[:size])
+    with pytest.raises(WeightsError, match="damaged"):
+        load_backbone(str(saved[0])).build()
+
+
+def test_the_blueprint_survives_its_json(saved):
+    assert read_blueprint(saved[0] / NETWORK_FILE) == saved[2]
