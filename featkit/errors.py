@@ -10,6 +10,7 @@
     ├── CacheError          an embeddings file that cannot be read
     │   └── StaleCacheError   ... or that was made by another recipe
     ├── HeadError           a head that cannot be fitted, saved or loaded
+    ├── TrainingError       training that diverges, or cannot be gone on with
     ├── RunError            a run directory that is incomplete or was tampered with
     ├── StorageError        a disk that is full or cannot be written
     └── MissingExtraError   an optional dependency that is not installed
@@ -60,6 +61,10 @@ class StaleCacheError(CacheError):
 
 class HeadError(FeatkitError):
     """A head that cannot be fitted, saved or loaded."""
+
+
+class TrainingError(FeatkitError):
+    """Training that diverges, or that cannot be gone on with."""
 
 
 class RunError(FeatkitError):

@@ -85,7 +85,7 @@ def fit(cache: Path, out: Path, as_json: bool, **options: Any) -> None:
         runs.append(run)
         note(f"run: {_save(run, out)}")
         if not as_json:
-            click.echo(_text(run))
+            click.echo(run_text(run))
     _print_seeds(runs, out, as_json)
 
 
@@ -119,7 +119,7 @@ def _counted(compute: Compute, tune: bool) -> Iterator[Any]:
 def _save(run: Run, out: Path) -> Path:
     from featkit.studies.rundir import save_run
 
-    return save_run(run, out, _figures(run))
+    return save_run(run, out, draw_run(run))
 
 
 def _print_seeds(runs: list[Run], out: Path, as_json: bool) -> None:
@@ -145,7 +145,8 @@ def _print_seeds(runs: list[Run], out: Path, as_json: bool) -> None:
     note(f"seeds: {directory}")
 
 
-def _text(run: Run) -> str:
+def run_text(run: Run) -> str:
+    """Return what a person reads of a run."""
     from featkit.evaluation.report import summary
 
     request, cost, report = run.source.request, run.report.cost, run.report
@@ -171,7 +172,8 @@ def _unknown(report: Any) -> list[str]:
     return [f"{100 * found.coverage:.1f} % answered (confidence from {found.threshold:.3f}), of these {right} right"]
 
 
-def _figures(run: Run) -> dict[str, bytes]:
+def draw_run(run: Run) -> dict[str, bytes]:
+    """Draw the confusion matrix, the reliability diagram and the search of a run, by file name."""
     from featkit.plots.confusion import plot_confusion
     from featkit.plots.files import png_bytes
     from featkit.plots.reliability import plot_reliability

@@ -35,7 +35,9 @@ REQUEST = (
 COMPUTE = ("device", "batch_size", "workers", "compiled", "on_error")
 
 
-def _stack(*options: Callable[[F], F]) -> Callable[[F], F]:
+def stack(*options: Callable[[F], F]) -> Callable[[F], F]:
+    """Return a decorator that adds options in the order in which they are to be listed."""
+
     def decorate(function: F) -> F:
         for option in reversed(options):
             function = option(function)
@@ -44,9 +46,9 @@ def _stack(*options: Callable[[F], F]) -> Callable[[F], F]:
     return decorate
 
 
-def data_options(function: F) -> F:
-    """Add the options that say which images."""
-    return _stack(
+def source_options(function: F) -> F:
+    """Add the options that say where images come from, and which of them."""
+    return stack(
         click.option(
             "--data",
             metavar="SPEC",
@@ -61,11 +63,18 @@ def data_options(function: F) -> F:
         ),
         click.option("--limit", metavar="train=N,test=N", help="A stratified part of each split."),
         click.option("--seed", type=click.IntRange(min=0), help="Seed of the split, the limit and the head. [0]"),
+    )(function)
+
+
+def data_options(function: F) -> F:
+    """Add the options that say which images, and what becomes of them."""
+    return stack(
+        source_options,
         click.option(
             "--augment",
-            type=click.Choice(["basic", "trivial", "auto", "rand"]),
-            help="Add views of each train image: random resized crop and flip, then nothing, TrivialAugment, "
-            "AutoAugment or RandAugment. [none]",
+            type=click.Choice(["basic", "light", "shift", "trivial", "auto", "rand"]),
+            help="Add views of each train image: random resized crop and flip (light: of at least half the area; "
+            "shift: moved, not cropped), then nothing, TrivialAugment, AutoAugment or RandAugment. [none]",
         ),
         click.option(
             "--perturb",
@@ -84,9 +93,20 @@ backbone_option = click.option(
 )
 
 
+size_options = (
+    click.option(
+        "--resize", metavar="N|HxW", help="Shorter edge in pixels, or a size to squash to. [as the weights say]"
+    ),
+    click.option("--crop", metavar="N|none", help="Centre crop in pixels. [as the weights say]"),
+)
+device_option = click.option(
+    "--device", type=click.Choice(["auto", "cpu", "cuda", "mps"]), default="auto", show_default=True
+)
+
+
 def network_options(function: F) -> F:
     """Add the options that say which weights, and what comes out of the network."""
-    return _stack(
+    return stack(
         click.option(
             "--weights",
             metavar="WHICH",
@@ -97,10 +117,7 @@ def network_options(function: F) -> F:
             type=click.Choice(["avg", "max", "catavgmax", "none"]),
             help="How a feature map becomes a vector; none: as it is, flattened. [avg]",
         ),
-        click.option(
-            "--resize", metavar="N|HxW", help="Shorter edge in pixels, or a size to squash to. [as the weights say]"
-        ),
-        click.option("--crop", metavar="N|none", help="Centre crop in pixels. [as the weights say]"),
+        *size_options,
         click.option(
             "--precision",
             type=click.Choice(["auto", "fp32", "bf16", "int8"]),
@@ -116,8 +133,8 @@ layers_option = click.option("--layer", multiple=True, metavar="NAME", help=f"Re
 
 def compute_options(function: F) -> F:
     """Add the options that say how the work is done."""
-    return _stack(
-        click.option("--device", type=click.Choice(["auto", "cpu", "cuda", "mps"]), default="auto", show_default=True),
+    return stack(
+        device_option,
         click.option(
             "--batch-size",
             type=click.IntRange(min=1),
@@ -160,7 +177,7 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON f
 def study_options(function: F) -> F:
     """Add the options of a verb that finds or makes vectors, and leaves results behind."""
     parts = (data_options, backbone_option, network_options, layer_option, cache_option, compute_options)
-    return _stack(*parts, out_option, json_option)(function)
+    return stack(*parts, out_option, json_option)(function)
 
 
 def given_request(options: Mapping[str, Any]) -> dict[str, Any]:

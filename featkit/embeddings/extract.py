@@ -24,7 +24,7 @@ from featkit.embeddings.request import Request
 from featkit.errors import DataError, DecodeError
 from featkit.images.base import ImageSet
 
-_COPY_ROWS = 1024
+_COPY_ROWS, _COPY_NUMBERS = 1024, 2**24
 
 
 @dataclass(frozen=True)
@@ -161,7 +161,8 @@ def _make(
         for job in jobs:
             with storage_errors(job.path):
                 job.path.parent.mkdir(parents=True, exist_ok=True)
-                journal = stack.enter_context(open_journal(job.journal, lambda who: note(f"waiting for {who}")))
+                waiting = open_journal(job.journal, lambda who: note(f"waiting for {who}"), job.recipe.store)
+                journal = stack.enter_context(waiting)
             made_meanwhile = lookup.find(job.path.parent, job.recipe)
             if made_meanwhile:
                 done[job.path] = _hit(job, made_meanwhile, compute)
@@ -254,11 +255,14 @@ def _publish(each: _Open, images: ImageSet, compute: Compute, failed: frozenset[
 
 def _gather(each: _Open, rows: list[int]) -> Iterator[store.Block]:
     """Yield the vectors of ``rows``, from wherever they are, a few at a time."""
-    for first in range(0, len(rows), _COPY_ROWS):
-        part = np.array(rows[first : first + _COPY_ROWS])
+    first, step = 0, 1
+    while first < len(rows):
+        part = np.array(rows[first : first + step])
         keys = [each.job.keys[row] for row in part]
         old = [place for place, key in enumerate(keys) if key in each.known]
         new = [place for place, key in enumerate(keys) if key not in each.known]
         pieces = [lookup.read_places([each.known[keys[place]] for place in old])] if old else []
         pieces += [each.journal.read([keys[place] for place in new])] if new else []
-        yield part, np.concatenate(pieces)[np.argsort(old + new)]
+        vectors = np.concatenate(pieces)[np.argsort(old + new)]
+        yield part, vectors
+        first, step = first + step, max(1, min(_COPY_ROWS, _COPY_NUMBERS // vectors.shape[1]))

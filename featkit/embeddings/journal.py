@@ -22,20 +22,24 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from featkit.embeddings.layout import rounded
+
 _HEAD = struct.Struct("<4sIIII")
 """Mark, checksum of the rest, number of vectors, their width, length of the keys in bytes."""
 
-_MARK = b"fkj1"
+_MARKS = {"<f4": b"fkj1", "<f2": b"fkj2"}
+"""Marks of records, by the type of their numbers."""
 
 
 class Journal:
     """Vectors by key, on disk; only their places are held in memory."""
 
-    def __init__(self, file: FileIO) -> None:
+    def __init__(self, file: FileIO, dtype: str = "float32") -> None:
         self._file = file
+        self._dtype = np.dtype(dtype).newbyteorder("<").str
         self._places: dict[str, tuple[int, int]] = {}
         end = 0
-        for end, keys, width, start in _records(file):  # noqa: B007
+        for end, keys, width, start in _records(file, self._dtype):  # noqa: B007
             self._index(keys, width, start)
         file.truncate(end)
         file.seek(end)
@@ -50,11 +54,12 @@ class Journal:
         """Add ``(b, d)`` vectors; they are on the disk when this returns.
 
         Raises:
+            DataError: if a number is too large for float16.
             OSError: if the disk is full; what was there before is still good.
         """
-        names, numbers = "\n".join(keys).encode(), np.ascontiguousarray(vectors, dtype="<f4").tobytes()
+        names, numbers = "\n".join(keys).encode(), rounded(vectors, self._dtype).tobytes()
         body = struct.pack("<III", len(keys), vectors.shape[1], len(names)) + names + numbers
-        left = memoryview(_MARK + struct.pack("<I", zlib.crc32(body)) + body)
+        left = memoryview(_MARKS[self._dtype] + struct.pack("<I", zlib.crc32(body)) + body)
         self._file.seek(0, os.SEEK_END)
         while left:
             left = left[self._file.write(left) :]
@@ -67,36 +72,38 @@ class Journal:
         for key in keys:
             start, size = self._places[key]
             self._file.seek(start)
-            vectors.append(np.frombuffer(self._file.read(size), dtype="<f4"))
-        return np.stack(vectors)
+            vectors.append(np.frombuffer(self._file.read(size), dtype=self._dtype))
+        return np.stack(vectors).astype(np.float32, copy=False)
 
     def _index(self, keys: list[str], width: int, start: int) -> None:
-        self._places.update({key: (start + 4 * width * place, 4 * width) for place, key in enumerate(keys)})
+        size = np.dtype(self._dtype).itemsize * width
+        self._places.update({key: (start + size * place, size) for place, key in enumerate(keys)})
 
 
-def _records(file: FileIO) -> Iterator[tuple[int, list[str], int, int]]:
+def _records(file: FileIO, dtype: str) -> Iterator[tuple[int, list[str], int, int]]:
     """Yield ``(end of the record, keys, width, start of the vectors)`` up to the first record that is not whole."""
     file.seek(0)
+    item = np.dtype(dtype).itemsize
     while len(head := file.read(_HEAD.size)) == _HEAD.size:
         mark, checksum, count, width, length = _HEAD.unpack(head)
-        size = length + 4 * count * width
-        body = file.read(size) if mark == _MARK else b""
+        size = length + item * count * width
+        body = file.read(size) if mark == _MARKS[dtype] else b""
         if len(body) < size or zlib.crc32(head[8:] + body) != checksum:
             return
         end = file.tell()
-        yield end, body[:length].decode().split("\n"), width, end - 4 * count * width
+        yield end, body[:length].decode().split("\n"), width, end - item * count * width
         file.seek(end)
 
 
 @contextmanager
-def open_journal(path: Path, waiting: Callable[[str], None]) -> Iterator[Journal]:
+def open_journal(path: Path, waiting: Callable[[str], None], dtype: str = "float32") -> Iterator[Journal]:
     """Open or begin the journal at ``path`` and hold its lock until the block ends.
 
     Where another process holds it, ``waiting`` is told who, and this waits until it is free. A journal without a
-    record is not left behind.
+    record is not left behind. ``dtype`` is the type in which the numbers are kept: float32 or float16.
     """
     with _locked(path, waiting) as file:
-        journal = Journal(file)
+        journal = Journal(file, dtype)
         try:
             yield journal
         finally:

@@ -6,7 +6,10 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
 
-from featkit.errors import MissingExtraError, SpecError
+import numpy as np
+from numpy.typing import NDArray
+
+from featkit.errors import DataError, MissingExtraError, SpecError
 
 TYPES = ("float32", "float16")
 COMPRESSIONS = ("gzip", "zstd")
@@ -49,6 +52,19 @@ class Layout:
         if self.compression is None:
             return {}
         return {"shuffle": True, **({"compression": "gzip"} if self.compression == "gzip" else dict(_zstd()))}
+
+
+def rounded(vectors: NDArray[np.float32], dtype: str | np.dtype[Any]) -> NDArray[np.floating[Any]]:
+    """Return vectors in the type in which they are stored.
+
+    Raises:
+        DataError: if a number is too large for it.
+    """
+    with np.errstate(over="ignore"):
+        stored: NDArray[np.floating[Any]] = np.ascontiguousarray(vectors, dtype=dtype)
+    if not np.isfinite(stored).all() and np.isfinite(vectors).all():
+        raise DataError(f"numbers up to {np.abs(vectors).max():.3g} do not fit into float16: use --store float32")
+    return stored
 
 
 def register_filters() -> bool:

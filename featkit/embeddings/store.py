@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import os
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,9 +23,9 @@ from numpy.typing import NDArray
 
 from featkit.embeddings.base import Embeddings
 from featkit.embeddings.disk import Disk, storage_errors
-from featkit.embeddings.layout import ZSTD, Layout, register_filters
+from featkit.embeddings.layout import ZSTD, Layout, register_filters, rounded
 from featkit.embeddings.recipe import Recipe, listed
-from featkit.errors import CacheError, DataError, StaleCacheError
+from featkit.errors import CacheError, StaleCacheError
 
 Block = tuple[NDArray[np.int64], NDArray[np.float32]]
 """Rows ``(b,)``, increasing, and their vectors ``(b, d)``; a row that no block names is an unreadable image."""
@@ -130,10 +130,7 @@ def _write_header(file: Any, header: Header) -> None:
 
 
 def _write_block(file: Any, rows: NDArray[np.int64], vectors: NDArray[np.float32]) -> None:
-    with np.errstate(over="ignore"):
-        stored = vectors.astype(file["embeddings"].dtype)
-    if not np.isfinite(stored).all() and np.isfinite(vectors).all():
-        raise DataError(f"numbers up to {np.abs(vectors).max():.3g} do not fit into float16: use --store float32")
+    stored = rounded(vectors, file["embeddings"].dtype)
     whole = len(rows) == rows[-1] - rows[0] + 1
     where = slice(int(rows[0]), int(rows[-1]) + 1) if whole else rows
     file["embeddings"][where] = stored
@@ -184,6 +181,27 @@ def read(path: Path, recipe: Recipe | None = None) -> Embeddings:
 def float32(stored: Any) -> NDArray[np.float32]:
     """Return stored numbers as float32."""
     return np.asarray(stored, dtype=np.float32)
+
+
+@contextmanager
+def open_rows(path: Path) -> Iterator[Callable[[NDArray[np.int64]], NDArray[np.floating[Any]]]]:
+    """Open a file to read rows of it one by one, in the type in which they are stored.
+
+    Gives a function from rows ``(b,)``, in any order, to vectors ``(b, d)``. For files larger than memory; it is to be
+    called from one thread at a time.
+
+    Raises:
+        CacheError: as ``open_file`` does.
+    """
+    with open_file(path) as file:
+        stored = file["embeddings"]
+
+        def read_rows(rows: NDArray[np.int64]) -> NDArray[np.floating[Any]]:
+            wanted, places = np.unique(rows, return_inverse=True)
+            vectors: NDArray[np.floating[Any]] = stored[wanted]
+            return vectors[places]
+
+        yield read_rows
 
 
 def _check_recipe(path: Path, file: Any, recipe: Recipe | None) -> Recipe:

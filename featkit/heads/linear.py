@@ -88,6 +88,24 @@ class LinearHead(LogitHead):
         return self
 
     @classmethod
+    def from_weights(cls, coef: Floats, intercept: Floats, classes: NDArray[Any]) -> LinearHead:
+        """Return a fitted head with weights that something else has found, on vectors as they are.
+
+        Args:
+            coef: ``(k, d)``.
+            intercept: ``(k,)``.
+            classes: ``(k,)`` labels, sorted.
+        """
+        head = cls(scale=None)
+        head.classes_, head.n_features_in_ = np.asarray(classes), coef.shape[1]
+        head.centre_, head.spread_ = fit_scale(coef, None)
+        binary = len(coef) == 2  # a single row then, of the second class over the first
+        head.coef_ = coef[1:] - coef[:1] if binary else coef
+        head.intercept_ = intercept[1:] - intercept[:1] if binary else intercept
+        head.n_iter_, head.warnings_ = 0, ()
+        return head
+
+    @classmethod
     def trials(cls, x: Floats, y: NDArray[Any], x_val: Floats, seed: int = 0) -> Iterator[Trial]:
         """Yield, for every scale and every C of ``TRIED``, the scores of a head with these options.
 

@@ -19,9 +19,9 @@ from featkit.registry import unknown
 
 Change = Callable[[Image.Image, np.random.Generator], Image.Image]
 
-AUGMENTATIONS = ("basic", "trivial", "auto", "rand")
+AUGMENTATIONS = ("basic", "light", "shift", "trivial", "auto", "rand")
 MOST_VIEWS = 100
-_AREA, _RATIO = (0.08, 1.0), (3 / 4, 4 / 3)
+_AREA, _LIGHT_AREA, _RATIO = (0.08, 1.0), (0.5, 1.0), (3 / 4, 4 / 3)
 _EDGE = 256
 _NAME = re.compile(r"#view[1-9]\d*$")
 
@@ -34,8 +34,9 @@ def with_views(images: ImageSet, how: str, views: int, seed: int = 0) -> ImageSe
 
     Args:
         images: the images.
-        how: ``basic``: a random resized crop, then flipped or not; ``trivial``, ``auto``, ``rand``: the same, then
-            TrivialAugment, AutoAugment or RandAugment.
+        how: ``basic``: a random resized crop, then flipped or not; ``light``: the same with crops of at least half the
+            area; ``shift``: shifted by up to an eighth on black, then flipped or not, for small images; ``trivial``,
+            ``auto``, ``rand``: as basic, then TrivialAugment, AutoAugment or RandAugment.
         views: how many of each train image.
         seed: other views.
 
@@ -76,18 +77,29 @@ def source_name(name: str) -> str:
 
 
 def view(pixels: Pixels, how: str, rng: np.random.Generator) -> NDArray[np.uint8]:
-    """Return one augmented view, uint8 ``(256, 256, 3)``, of an image ``(h, w, 3)``."""
-    image = _resized_crop(Image.fromarray(pixels), rng)
+    """Return one augmented view of an image ``(h, w, 3)``: uint8 ``(256, 256, 3)``; of its own size if shifted."""
+    image = Image.fromarray(pixels)
+    if how == "shift":
+        image = _shifted(image, rng)
+    else:
+        image = _resized_crop(image, rng, _LIGHT_AREA if how == "light" else _AREA)
     if rng.random() < 0.5:
         image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     policies: dict[str, Change] = {"trivial": trivialaugment, "auto": autoaugment, "rand": randaugment}
     return np.asarray(policies[how](image, rng) if how in policies else image)
 
 
-def _resized_crop(image: Image.Image, rng: np.random.Generator) -> Image.Image:
+def _shifted(image: Image.Image, rng: np.random.Generator) -> Image.Image:
+    """Return the image moved on black by up to an eighth of its edges (He et al. 2016, section 4.2)."""
+    across, down = (round(edge / 8) for edge in image.size)
+    left, top = int(rng.integers(-across, across + 1)), int(rng.integers(-down, down + 1))
+    return image.crop((left, top, left + image.width, top + image.height))
+
+
+def _resized_crop(image: Image.Image, rng: np.random.Generator, areas: tuple[float, float]) -> Image.Image:
     """Return a crop of random area and shape (Szegedy et al. 2015) as a square; after ten misfits, the centre."""
     for _ in range(10):
-        area = image.width * image.height * rng.uniform(*_AREA)
+        area = image.width * image.height * rng.uniform(*areas)
         ratio = np.exp(rng.uniform(*np.log(_RATIO)))
         width, height = round(np.sqrt(area * ratio)), round(np.sqrt(area / ratio))
         if 0 < width <= image.width and 0 < height <= image.height:

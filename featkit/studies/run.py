@@ -26,7 +26,8 @@ from featkit.registry import Spec
 from featkit.studies.parts import Parts, divide, train_counts
 from featkit.studies.source import Source
 
-_PACKAGES = ("featkit", "numpy", "scikit-learn", "skops", "torch", "torchvision")
+PACKAGES = ("featkit", "numpy", "scikit-learn", "skops", "torch", "torchvision")
+"""Packages whose versions a report names."""
 
 
 @dataclass(frozen=True)
@@ -112,7 +113,7 @@ def fit_run(source: Source, head_spec: str = "linear", *, seed: int = 0, protoco
     cost = {
         "fit_seconds": fitted - start,
         "predict_seconds": time.perf_counter() - fitted,
-        "peak_memory_mb": _peak_memory(),
+        "peak_memory_mb": peak_memory(),
     }
     columns = np.asarray(head.classes_)
     report = evaluate(
@@ -225,11 +226,11 @@ def _provenance(source: Source, head_spec: str, head: Any, seed: int, parts: Par
         "n_train": len(parts.final),
         "n_val": len(parts.val),
         "val": "own" if parts.own_val else f"{len(parts.val)} images of train",
-        "versions": {name: version(name) for name in _PACKAGES},
+        "versions": {name: version(name) for name in PACKAGES},
     }
 
 
-def _peak_memory() -> float:
+def peak_memory() -> float:
     """Return the largest resident memory of this process so far, in megabytes (10^6 bytes)."""
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6

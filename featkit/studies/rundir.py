@@ -7,12 +7,13 @@ import hashlib
 import io
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from featkit.backbones.base import Quantized
+from featkit.backbones.saved import NETWORK_FILE
 from featkit.embeddings.calibration import find as find_calibration
 from featkit.embeddings.request import Request
 from featkit.errors import CacheError, RunError
@@ -23,7 +24,7 @@ from featkit.studies.run import Run
 
 HEAD_FILE = "head.skops"
 PREDICTIONS_FILE = "predictions.csv"
-NETWORK_FILE = "network.int8.onnx"
+QUANTIZED_FILE = "network.int8.onnx"
 
 
 @dataclass(frozen=True)
@@ -70,8 +71,8 @@ def _predictions(run: Run) -> str:
     return out.getvalue()
 
 
-def save_run(run: Run, out: Path, figures: Mapping[str, bytes]) -> Path:
-    """Write ``out/<data>/<run id>/`` whole or not at all, and return it.
+def save_run(run: Run, out: Path, more: Mapping[str, Content]) -> Path:
+    """Write ``out/<data>/<run id>/`` whole or not at all, and return it; ``more`` are figures and other files.
 
     Raises:
         StorageError: if the disk is full or cannot be written.
@@ -92,11 +93,11 @@ def save_run(run: Run, out: Path, figures: Mapping[str, bytes]) -> Path:
         "card.json": write_card,
         "results.json": json.dumps(results(run), indent=2),
         PREDICTIONS_FILE: _predictions(run),
-        **figures,
+        **more,
     }
     calibration = run.source.embeddings.recipe.calibration
     if calibration != "none":
-        files[NETWORK_FILE] = _network(run.source.path.parent, calibration)
+        files[QUANTIZED_FILE] = _network(run.source.path.parent, calibration)
     publish(directory, files)
     return directory
 
@@ -148,15 +149,19 @@ def load_run(directory: Path) -> SavedRun:
         if found != card["head"]["sha256"]:
             raise RunError(f"{head_file} is not the head that {directory / 'card.json'} describes: {again}")
         calibration = card["recipe"].get("calibration", "none")
+        request = Request.from_dict(card["request"])
+        if (directory / NETWORK_FILE).exists():
+            # The directory may have been moved since.
+            request = replace(request, backbone=str(directory))
         return SavedRun(
             path=directory,
-            request=Request.from_dict(card["request"]),
+            request=request,
             weights_digest=card["recipe"]["weights"],
             classes=tuple(card["classes"]),
             head=load_head(head_file),
             temperature=Temperature(**card["temperature"]) if card.get("temperature") else None,
             threshold=float(card.get("threshold", 0.0)),
-            quantized=None if calibration == "none" else Quantized(directory / NETWORK_FILE, calibration),
+            quantized=None if calibration == "none" else Quantized(directory / QUANTIZED_FILE, calibration),
         )
     except FileNotFoundError as error:
         raise RunError(

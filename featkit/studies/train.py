@@ -1,0 +1,187 @@
+"""A trained network is judged as every head is, and kept in a run directory that is a backbone again."""
+
+from __future__ import annotations
+
+import csv
+import io
+import shutil
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from featkit.backbones.saved import NETWORK_FILE, open_saved, save_network
+from featkit.embeddings.base import Embeddings
+from featkit.embeddings.extract import embed
+from featkit.embeddings.job import content_keys, make_recipe
+from featkit.embeddings.pipeline import Compute
+from featkit.errors import DataError
+from featkit.evaluation import Temperature, evaluate, fit_temperature
+from featkit.evaluation.calibration import apply_temperature
+from featkit.heads.linear import LinearHead
+from featkit.studies.publish import Content
+from featkit.studies.run import PACKAGES, Answers, Run, peak_memory
+from featkit.studies.rundir import save_run
+from featkit.studies.source import Source
+from featkit.training.checkpoint import CHECKPOINT_FILE
+from featkit.training.finetune import How, Trained, finetune
+from featkit.training.history import Epoch, history_rows
+from featkit.training.prepare import Prepared
+
+
+@dataclass(frozen=True)
+class TrainedRun:
+    """A trained network and what it is worth.
+
+    Attributes:
+        run: the report and the classifier, as a head.
+        history: epoch by epoch.
+        path: the run directory.
+    """
+
+    run: Run
+    history: list[Epoch]
+    path: Path
+
+
+def work_folder(prepared: Prepared, out: Path) -> Path:
+    """Return where the checkpoints of a training lie until it is done."""
+    return out / prepared.images.name / f".{prepared.id}.training"
+
+
+def train_run(prepared: Prepared, how: How, out: Path, draw: Any) -> TrainedRun | None:
+    """Train a network, judge it on test, and keep it.
+
+    Args:
+        prepared: what is to be trained.
+        how: how; ``how.folder`` is set here.
+        out: folder of the results.
+        draw: figures by file name, from a run and its history.
+
+    Returns:
+        None in a process that is not the one that writes.
+    """
+    folder = work_folder(prepared, out)
+    how = replace(how, folder=folder)
+    return None if how.group.rank else publish_trained(finetune(prepared, how), how.compute, out, draw)
+
+
+def publish_trained(trained: Trained, compute: Compute, out: Path, draw: Any) -> TrainedRun:
+    """Judge a trained network and write its run directory; its checkpoints are then removed.
+
+    Raises:
+        StorageError: if the disk is full; the checkpoints are then still there.
+    """
+    prepared = trained.prepared
+    with tempfile.TemporaryDirectory(prefix="featkit-") as scratch:
+        file = Path(scratch, NETWORK_FILE)
+        save_network(trained.network, prepared.blueprint, file)
+        run = judge(trained, file, compute, out)
+        extra: dict[str, Content] = {
+            NETWORK_FILE: lambda path: _copied(file, path),
+            "history.csv": history_csv(trained.history),
+            **draw(run, trained.history),
+        }
+        path = save_run(run, out, extra)
+    shutil.rmtree(work_folder(prepared, out), ignore_errors=True)
+    return TrainedRun(run, trained.history, path)
+
+
+def _copied(file: Path, path: Path) -> None:
+    shutil.copyfile(file, path)
+
+
+def judge(trained: Trained, file: Path, compute: Compute, out: Path) -> Run:
+    """Judge a trained network on test images, through the same engine that will embed other images.
+
+    Args:
+        trained: the network.
+        file: where it was saved.
+        compute: how it is run.
+        out: folder of the results.
+
+    Raises:
+        DataError: if there is no test image.
+    """
+    prepared = trained.prepared
+    images, settings = prepared.images, prepared.wanted.settings
+    directory = out / images.name / prepared.id
+    request = replace(prepared.wanted.request, backbone=str(directory), weights="imagenet", augment=None)
+    head = LinearHead.from_weights(trained.coef, trained.intercept, np.arange(len(images.classes)))
+    test = _embedded(prepared, file, "test", compute)
+    if not len(test):
+        raise DataError(f"{images.name} has no test image: give --split, such as 70/15/15")
+    scores = head.predict_proba(test.x)
+    temperature = _temperature(head, _embedded(prepared, file, "val", compute))
+    counts = np.bincount(images.labels[images.splits == "train"], minlength=len(images.classes))
+    spec = f"{settings.mode} fine-tuning" if settings.mode != "scratch" else "from scratch"
+    report = evaluate(
+        scores,
+        test.y,
+        images.classes,
+        temperature=temperature,
+        train_counts=counts,
+        warnings=_unseen(images.classes, counts, test),
+        provenance={
+            "request": request.to_dict(),
+            "fingerprint": prepared.fingerprint,
+            "weights": prepared.blueprint.label,
+            "head": spec,
+            "training": {**settings.to_dict(), "augment": prepared.wanted.augment, "views": prepared.wanted.views},
+            "begun_with": {"backbone": prepared.backbone.name, "weights": prepared.backbone.digest},
+            "seed": settings.seed,
+            "n_train": int((images.splits == "train").sum()),
+            "n_val": int((images.splits == "val").sum()),
+            "versions": {name: version(name) for name in PACKAGES},
+        },
+        cost={"fit_seconds": sum(each.seconds for each in trained.history), "peak_memory_mb": peak_memory()},
+        seed=settings.seed,
+    )
+    shown = apply_temperature(scores, temperature) if temperature else scores
+    answers = Answers(test.ids, test.y, scores.argmax(axis=1), shown.max(axis=1))
+    source = Source(request, test, directory, images.name, prepared.blueprint.label)
+    return Run(prepared.id, source, spec, head, report, answers)
+
+
+def _embedded(prepared: Prepared, file: Path, split: str, compute: Compute) -> Embeddings:
+    """Return the embeddings of one split through a saved network."""
+    part = prepared.images.take(prepared.images.rows(split))
+    backbone, precision = open_saved(str(file)), prepared.wanted.request.precision
+    blocks = [batch.outputs[0] for batch in embed(part, [(backbone, precision, frozenset(range(len(part))))], compute)]
+    x = np.concatenate([vectors for _, vectors in filter(None, blocks)]) if blocks else np.empty((0, 0), np.float32)
+    recipe = make_recipe(part, content_keys(part, compute), backbone, precision)
+    return Embeddings(x, part.labels, part.ids, part.classes, part.splits, recipe)
+
+
+def _temperature(head: LinearHead, val: Embeddings) -> Temperature | None:
+    return fit_temperature(head.predict_proba(val.x), val.y, np.arange(len(val.classes))) if len(val) else None
+
+
+def _unseen(classes: tuple[str, ...], counts: Any, test: Embeddings) -> list[str]:
+    names = [classes[label] for label in np.unique(test.y) if not counts[label]]
+    return [f"no training image of {', '.join(names)}: every test image of it is a miss"] if names else []
+
+
+def history_csv(history: list[Epoch]) -> str:
+    """Return one line for each epoch: rate, loss, top-1, top-5 and n on train and val."""
+    out = io.StringIO()
+    rows = list(history_rows(history))
+    writer = csv.DictWriter(out, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return out.getvalue()
+
+
+def read_history(path: Path) -> list[Mapping[str, float]]:
+    """Return the lines of a ``history.csv``; what is empty in it is NaN."""
+    with path.open(newline="", encoding="utf-8") as file:
+        return [{name: float(value or "nan") for name, value in row.items()} for row in csv.DictReader(file)]
+
+
+def is_begun(folder: Path) -> bool:
+    """Return whether there is a checkpoint to go on from."""
+    return (folder / CHECKPOINT_FILE).exists()

@@ -1,0 +1,1 @@
+"""Backbones to backbones, by gradient."""

@@ -1,0 +1,163 @@
+"""Fine-tuning and training from scratch: a request and settings to a trained network."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from featkit.backbones.engines import pick_device
+from featkit.embeddings.pipeline import Compute
+from featkit.training.distributed import Group
+from featkit.training.feeds import Batch, Feed, Inputs, in_order, resampled, shuffled
+from featkit.training.history import Epoch
+from featkit.training.inputs import inputs_for
+from featkit.training.loop import Loss, Task, train
+from featkit.training.losses import CrossEntropy
+from featkit.training.network import Classifier, make_classifier
+from featkit.training.prepare import Prepared
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A trained network and what is known of its training.
+
+    Attributes:
+        prepared: what decided it.
+        network: with its pooled embedding as output.
+        coef, intercept: ``(k, d)`` and ``(k,)`` of the classifier; rows are positions in the class names.
+        history: epoch by epoch.
+    """
+
+    prepared: Prepared
+    network: nn.Module
+    coef: NDArray[np.float32]
+    intercept: NDArray[np.float32]
+    history: list[Epoch]
+
+
+@dataclass(frozen=True)
+class Watch:
+    """Who is told of what happens.
+
+    Attributes:
+        step: epoch, step, mean loss and top-1 so far.
+        epoch: each one that is done.
+        note: what was chosen or is being waited for.
+    """
+
+    step: Callable[[int, int, float, float], None] = lambda *_: None
+    epoch: Callable[[Epoch], None] = lambda _: None
+    note: Callable[[str], None] = lambda _: None
+
+
+@dataclass(frozen=True)
+class How:
+    """How a training is run; none of it decides the weights.
+
+    Attributes:
+        compute: how the part that stays as it is is run, and on which device.
+        folder: where checkpoints go, or None for none.
+        resume: whether to go on from the checkpoint there, if there is one.
+        watch: who is told.
+        group: the processes that take part.
+    """
+
+    compute: Compute
+    folder: Path | None = None
+    resume: bool = False
+    watch: Watch = field(default_factory=Watch)
+    group: Group = field(default_factory=Group)
+
+
+def finetune(prepared: Prepared, how: How) -> Trained:
+    """Train a network on labels.
+
+    Raises:
+        FeatkitError: of the kind that says what cannot be had.
+    """
+    model = begin(prepared)
+    inputs = inputs_for(prepared, model.body, how.compute, note=how.watch.note)
+    return run(prepared, model, inputs, labelled(cross_entropy(prepared, how.compute)), how)
+
+
+def begin(prepared: Prepared) -> Classifier:
+    """Return the network as it is before the first step."""
+    backbone = prepared.backbone
+    size = backbone.preprocess.crop
+    return make_classifier(backbone, len(prepared.images.classes), prepared.wanted.settings, size=size)
+
+
+def run(
+    prepared: Prepared,
+    model: Classifier,
+    inputs: tuple[Inputs, Inputs | None],
+    loss: Loss,
+    how: How,
+    *,
+    extra: nn.Module | None = None,
+) -> Trained:
+    """Train a network to make a loss small.
+
+    Args:
+        prepared: what decides the weights.
+        model: the network, trained in place.
+        inputs: of the train images and of those that choose the epoch.
+        loss: what is made small.
+        how: everything else.
+        extra: what else learns and is thrown away afterwards.
+    """
+    settings, images, group = prepared.wanted.settings, prepared.images, how.group
+    group.check(settings.batch_size)
+    labels, judged = (images.labels[images.splits == split] for split in ("train", "val"))
+    balanced = settings.balance == "resample"
+    order = resampled(labels, settings.seed) if balanced else shuffled(len(labels), settings.seed)
+    share = (group.rank, group.size)
+    history = train(
+        Task(
+            model=model,
+            train=Feed(inputs[0], labels, settings.batch_size, order, share),
+            val=Feed(inputs[1], judged, settings.batch_size, in_order(len(judged))) if inputs[1] else None,
+            loss=loss,
+            settings=settings,
+            fingerprint=prepared.fingerprint,
+            folder=how.folder,
+            extra=extra,
+            device=pick_device(how.compute.device),
+            group=group,
+            progress=how.watch.step,
+            finished=how.watch.epoch,
+        ),
+        resume=how.resume,
+    )
+    weight, bias = (tensor.detach().cpu().numpy() for tensor in (model.fc.weight, model.fc.bias))
+    return Trained(prepared, model.body.network.cpu(), weight, bias, history)
+
+
+def labelled(criterion: CrossEntropy) -> Loss:
+    """Return cross-entropy as the loop wants it."""
+
+    def loss(features: Tensor, logits: Tensor, labels: Tensor, batch: Batch) -> Tensor:
+        return criterion(logits, labels)
+
+    return loss
+
+
+def cross_entropy(prepared: Prepared, compute: Compute) -> CrossEntropy:
+    """Return the loss on labels, corrected for unequal classes as the settings say."""
+    settings, images = prepared.wanted.settings, prepared.images
+    counts = np.bincount(images.labels[images.splits == "train"], minlength=len(images.classes))
+    device = pick_device(compute.device)
+    weight = offset = None
+    if settings.balance == "reweight":
+        inverse = np.where(counts > 0, 1 / np.maximum(counts, 1), 0.0)
+        weight = torch.tensor(inverse / inverse.sum() * (counts > 0).sum(), dtype=torch.float32, device=device)
+    if settings.balance == "logit-adjust":
+        prior = np.maximum(counts, 1) / counts.sum()
+        offset = torch.tensor(np.log(prior), dtype=torch.float32, device=device)
+    return CrossEntropy(weight, offset, settings.smoothing)

@@ -1,0 +1,134 @@
+"""What is to be trained, found and fingerprinted before any of it costs time."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from featkit.backbones.base import Backbone
+from featkit.backbones.precision import resolve_precision
+from featkit.backbones.saved import Blueprint, is_path, network_file, read_blueprint
+from featkit.embeddings.job import content_keys
+from featkit.embeddings.pipeline import Compute
+from featkit.embeddings.recipe import digest
+from featkit.embeddings.request import Request
+from featkit.errors import DataError, SpecError
+from featkit.images.base import ImageSet
+from featkit.images.splits import stratified_split
+from featkit.training.settings import Settings
+
+VAL_SHARE = 0.1
+"""Share of train that chooses the epoch where the data has no val part of its own."""
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """A trained network that is wanted.
+
+    Attributes:
+        request: images and network; its precision is that of the part that stays as it is.
+        settings: how the rest is trained.
+        augment: kind of augmentation (``images.augment``), or None.
+        views: how many augmented views of each image are kept where a part of the network stays as it is; 0: none is
+            kept, and each epoch augments anew.
+        val: share of train that chooses the epoch where the data has no val part of its own; 0: train on everything,
+            the data's own val part included, and keep the last epoch.
+        cache: folder of the cache files.
+    """
+
+    request: Request
+    settings: Settings
+    augment: str | None = None
+    views: int = 4
+    val: float = VAL_SHARE
+    cache: Path = Path("cache")
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.val <= 0.9:
+            raise SpecError(f"--val {self.val:g} is not in 0..0.9")
+        if self.request.perturb or self.request.augment:
+            raise SpecError("a network is trained on images as they are or augmented by itself: leave --perturb out")
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Everything that decides the weights, found; nothing is trained yet.
+
+    Attributes:
+        wanted: what was asked for.
+        images: all of them; splits say what trains, what chooses the epoch, what judges.
+        backbone: the network to begin with.
+        fingerprint: digest of all that decides the weights.
+    """
+
+    wanted: Wanted
+    images: ImageSet
+    backbone: Backbone
+    fingerprint: str
+
+    @property
+    def id(self) -> str:
+        """12 hex digits that name the run."""
+        return self.fingerprint[:12]
+
+    @property
+    def blueprint(self) -> Blueprint:
+        """How the trained network will be rebuilt, and what it is called."""
+        settings, backbone, request = self.wanted.settings, self.backbone, self.wanted.request
+        what = {"deep": f"{settings.unfreeze} fine-tuned", "full": "fine-tuned", "shallow": "classifier trained"}
+        label = f"{backbone.name}, {what.get(settings.mode, 'trained from scratch')} on {self.images.name}"
+        name = f"{backbone.name}-{settings.mode}-{self.id[:8]}"
+        if not is_path(request.backbone):
+            return Blueprint(request.backbone, name, label, backbone.preprocess)
+        before = read_blueprint(network_file(request.backbone))
+        return Blueprint(before.base, name, label, backbone.preprocess, before.widths)
+
+
+def prepare(wanted: Wanted, compute: Compute, extra: str = "") -> Prepared:
+    """Find the images and the network.
+
+    Args:
+        wanted: what is asked for.
+        compute: how contents are read.
+        extra: what else decides the weights, such as a teacher.
+
+    Raises:
+        FeatkitError: of the kind that says what cannot be had.
+    """
+    request = wanted.request.on(compute.device)
+    if wanted.settings.mode == "scratch" and request.weights == "imagenet":
+        request = replace(request, weights=f"random:{wanted.settings.seed}")
+    settings = replace(wanted.settings, precision=resolve_precision(wanted.settings.precision, compute.device))
+    wanted = replace(wanted, request=request, settings=settings)
+    images = divide(request.load_images(), wanted.val, settings.seed)
+    keys = content_keys(images, compute)
+    backbone = request.load_backbone()
+    decided = {
+        **settings.to_dict(),
+        **{"augment": wanted.augment, "views": wanted.views, "frozen": request.precision, "extra": extra},
+        **{"backbone": backbone.name, "weights": backbone.digest, "preprocess": str(backbone.preprocess)},
+    }
+    learning = np.flatnonzero(images.splits != "test")
+    rows = [f"{images.ids[row]} {keys[row]} {images.labels[row]} {images.splits[row]}" for row in learning]
+    return Prepared(wanted, images, backbone, digest([json.dumps(decided, sort_keys=True), *images.classes, *rows]))
+
+
+def divide(images: ImageSet, share: float, seed: int) -> ImageSet:
+    """Return the images with a val part that chooses the epoch; with none where the share is 0.
+
+    Raises:
+        DataError: if there are fewer than two classes to train on.
+    """
+    splits = images.splits.astype("<U5")
+    own = np.flatnonzero(splits == "val")
+    if not share:
+        splits[own] = "train"
+    elif not len(own):
+        rows = np.flatnonzero(splits == "train")
+        splits[rows] = stratified_split(images.labels[rows], (1 - share, share, 0.0), seed)
+    if len(np.unique(images.labels[splits == "train"])) < 2:
+        raise DataError(f"{images.name} has {int((splits == 'train').sum())} images of one class to train on: give two")
+    return replace(images, splits=splits, split="own")

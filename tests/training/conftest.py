@@ -1,0 +1,46 @@
+"""Small trainings on real digits."""
+
+import pytest
+import torch
+
+from featkit.embeddings.pipeline import Compute
+from featkit.embeddings.request import Request
+from featkit.training.finetune import How, finetune
+from featkit.training.prepare import Wanted, prepare
+from featkit.training.settings import Settings
+
+COMPUTE = Compute(device="cpu")
+SMALL = {"data": "digits", "limit": "train=40,val=10,test=20", "resize": "8", "precision": "fp32"}
+
+
+@pytest.fixture
+def wanted(tmp_path):
+    """Return a function that makes a small training from settings; options with a request's names go there."""
+
+    def make(*, augment=None, views=2, val=0.1, **options):
+        request = {**SMALL, "backbone": "resnet18:stem=small", "weights": "random:3"}
+        request |= {
+            name: options.pop(name) for name in list(options) if name in Request.__dataclass_fields__ and name != "seed"
+        }
+        settings = Settings(**{"epochs": 2, "batch_size": 8, "warmup": 0, **options})
+        return Wanted(Request(**request), settings, augment, views, val, tmp_path / "cache")
+
+    return make
+
+
+@pytest.fixture
+def trained(wanted):
+    """Return a function that trains."""
+
+    def make(*, how=None, **options):
+        return finetune(prepare(wanted(**options), COMPUTE), how or How(COMPUTE))
+
+    return make
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

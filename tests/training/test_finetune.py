@@ -1,0 +1,294 @@
+"""Trainings, small but whole."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+
+from featkit.backbones import load_backbone
+from featkit.backbones.engines import open_engine
+from featkit.embeddings.pipeline import Compute
+from featkit.errors import DataError, SpecError, StorageError, TrainingError
+from featkit.training import inputs, loop
+from featkit.training.feeds import LiveInputs
+from featkit.training.finetune import How, Watch, begin, finetune
+from featkit.training.history import history_rows
+from featkit.training.inputs import inputs_for
+from featkit.training.prepare import divide, prepare
+
+COMPUTE = Compute(device="cpu")
+
+
+def state(done):
+    """Return everything that was trained, as arrays."""
+    arrays = {name: value.numpy() for name, value in done.network.state_dict().items()}
+    return {**arrays, "coef": done.coef, "intercept": done.intercept}
+
+
+def differing(one, other):
+    """Return the names of what is not equal to the bit."""
+    return {name for name in one if not np.array_equal(one[name], other[name], equal_nan=True)}
+
+
+@pytest.fixture
+def begun_with():
+    """The network that the small trainings begin with."""
+    module = load_backbone("resnet18:stem=small", weights="random:3").build()
+    return {name: value.numpy() for name, value in module.state_dict().items()}
+
+
+def test_shallow_training_changes_the_classifier_alone(trained, begun_with):
+    """Not one bit of the network, statistics of norms included."""
+    done = trained(mode="shallow")
+    assert differing(begun_with, state(done)) == set()
+    assert np.abs(done.coef).max() > 0
+
+
+def test_shallow_training_can_let_statistics_drift(trained, begun_with):
+    changed = differing(begun_with, state(trained(mode="shallow", norm="update")))
+    assert changed
+    assert all(name.endswith(("running_mean", "running_var", "num_batches_tracked")) for name in changed)
+
+
+@pytest.mark.parametrize(
+    ("unfreeze", "prefixes"), [("layer4", ("layer4.",)), ("layer4.1", ("layer4.1.",)), ("1", ("layer4.1.",))]
+)
+def test_deep_training_changes_what_it_names_and_nothing_else(trained, begun_with, unfreeze, prefixes):
+    changed = differing(begun_with, state(trained(mode="deep", unfreeze=unfreeze)))
+    assert changed == {name for name in begun_with if name.startswith(prefixes)}
+
+
+@pytest.mark.parametrize("mode", ["full", "scratch"])
+def test_other_training_changes_everything(trained, begun_with, mode):
+    assert differing(begun_with, state(trained(mode=mode))) == set(begun_with)
+
+
+def test_frozen_norms_keep_their_statistics(trained, begun_with):
+    changed = differing(begun_with, state(trained(mode="full", norm="frozen")))
+    assert changed
+    assert not any(name.endswith(("running_mean", "running_var")) for name in changed)
+
+
+@pytest.mark.parametrize("mode", ["shallow", "deep", "full"])
+def test_the_same_seed_gives_the_same_weights(trained, mode):
+    one, other = (state(trained(mode=mode, augment="shift", mixup=0.2, cutmix=0.5, ema=0.9)) for _ in range(2))
+    assert differing(one, other) == set()
+    assert differing(one, state(trained(mode=mode, augment="shift", mixup=0.2, cutmix=0.5, ema=0.9, seed=1)))
+
+
+def test_what_is_kept_gives_what_is_made_anew(wanted):
+    """Activations read from the cache are those that the frozen part makes of the images, up to float16."""
+    prepared = prepare(wanted(mode="deep"), COMPUTE)
+    model = begin(prepared)
+    kept, _ = inputs_for(prepared, model.body, COMPUTE)
+    live = LiveInputs(kept_images(prepared), kept.views, prepared.backbone.preprocess, trunk=trunk(prepared))
+    rows = [np.arange(5), np.array([7, 6])]
+    for (ours, _), (anew, _) in zip(kept.batches(0, rows), live.batches(0, rows), strict=True):
+        assert ours.dtype == torch.float16
+        np.testing.assert_allclose(ours.float(), anew, rtol=2e-3, atol=1e-3)
+
+
+def kept_images(prepared):
+    images = prepared.images
+    return images.take(np.flatnonzero(images.splits != "test"))
+
+
+def trunk(prepared):
+    return open_engine(
+        load_backbone("resnet18:stem=small", weights="random:3", layer="layer3", pool="none", resize="8")
+    )
+
+
+class _StopError(Exception):
+    pass
+
+
+@pytest.mark.parametrize("mode", ["shallow", "deep", "full"])
+def test_a_training_that_is_stopped_anywhere_ends_as_one_that_is_not(wanted, tmp_path, mode, monkeypatch):
+    """With a checkpoint after every step, and a stop at every one of them."""
+    monkeypatch.setattr(loop, "_BETWEEN_CHECKPOINTS", 0.0)
+    prepared = prepare(wanted(mode=mode, augment="shift", mixup=0.2, ema=0.9, patience=5), COMPUTE)
+    whole = finetune(prepared, How(COMPUTE))
+    moments = [(epoch, step) for epoch in range(2) for step in range(1, 6)]
+    for moment in random.Random(0).sample(moments, 3):
+
+        def stop(epoch, step, *_, moment=moment):
+            if (epoch, step) == moment:
+                raise _StopError
+
+        folder = tmp_path / f"{moment}"
+        with pytest.raises(_StopError):
+            finetune(prepared, How(COMPUTE, folder, watch=Watch(step=stop)))
+        resumed = finetune(prepared, How(COMPUTE, folder, resume=True))
+        assert differing(state(whole), state(resumed)) == set(), moment
+        assert [epoch.train for epoch in whole.history] == [epoch.train for epoch in resumed.history]
+
+
+PROGRAM = """
+import sys, json, numpy as np, torch
+torch.set_num_threads(1)
+from pathlib import Path
+from featkit.embeddings.pipeline import Compute
+from featkit.embeddings.request import Request
+from featkit.training import loop
+from featkit.training.feeds import LiveInputs
+from featkit.training.finetune import How, Watch, begin, finetune
+from featkit.training.prepare import Wanted, prepare
+from featkit.training.settings import Settings
+loop._BETWEEN_CHECKPOINTS = 0.0
+folder, out = map(Path, sys.argv[1:])
+request = Request(data="digits", limit="train=40,val=10,test=20", resize="8", backbone="resnet18:stem=small", weights="random:3", precision="fp32")
+wanted = Wanted(request, Settings(mode="deep", epochs=3, batch_size=8), "shift", 2, 0.1, folder / "cache")
+done = finetune(prepare(wanted, Compute(device="cpu")), How(Compute(device="cpu"), folder / "work", resume=True, watch=Watch(step=lambda *_: print("step", flush=True))))
+np.savez(out, coef=done.coef, **{name: value.numpy() for name, value in done.network.state_dict().items()})
+"""
+
+
+def test_a_training_that_is_killed_ends_as_one_that_is_not(tmp_path):
+    """SIGKILL at random moments (FEATKIT_KILLS of them, 3 by default), then on with --resume."""
+    program = [sys.executable, "-c", PROGRAM]
+    subprocess.run([*program, tmp_path / "a", tmp_path / "whole.npz"], check=True, capture_output=True)
+    kills, rng = int(os.environ.get("FEATKIT_KILLS", "3")), random.Random(0)
+    for _ in range(kills):
+        process = subprocess.Popen([*program, tmp_path / "b", tmp_path / "killed.npz"], stdout=subprocess.PIPE)
+        for _ in range(rng.randint(1, 5)):
+            process.stdout.readline()
+        time.sleep(rng.uniform(0, 0.3))
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+    subprocess.run([*program, tmp_path / "b", tmp_path / "killed.npz"], check=True, capture_output=True)
+    whole, killed = np.load(tmp_path / "whole.npz"), np.load(tmp_path / "killed.npz")
+    assert differing(whole, killed) == set()
+
+
+def test_a_checkpoint_of_another_training_is_refused(wanted, tmp_path):
+    finetune(prepare(wanted(mode="shallow"), COMPUTE), How(COMPUTE, tmp_path))
+    with pytest.raises(TrainingError, match="is of another training"):
+        finetune(prepare(wanted(mode="shallow", lr=0.5), COMPUTE), How(COMPUTE, tmp_path, resume=True))
+
+
+def test_a_damaged_checkpoint_is_refused(wanted, tmp_path):
+    prepared = prepare(wanted(mode="shallow"), COMPUTE)
+    finetune(prepared, How(COMPUTE, tmp_path))
+    file = tmp_path / "checkpoint.pt"
+    file.write_bytes(file.read_bytes()[:1000])
+    with pytest.raises(TrainingError, match="damaged"):
+        finetune(prepared, How(COMPUTE, tmp_path, resume=True))
+
+
+def test_images_that_changed_make_another_training(wanted, photos):
+    options = {"data": str(photos), "limit": None, "mode": "shallow"}
+    before = prepare(wanted(**options), COMPUTE).fingerprint
+    image = next(photos.glob("red/*.png"))
+    image.write_bytes((photos / "blue" / "0.png").read_bytes())
+    assert prepare(wanted(**options), COMPUTE).fingerprint != before
+
+
+def test_a_rate_that_diverges_says_what_to_do(trained, tmp_path):
+    with pytest.raises(TrainingError, match=r"lower --lr \(1e\+06\)"):
+        trained(mode="full", lr=1e6, epochs=3, how=How(COMPUTE, tmp_path))
+
+
+def test_a_batch_of_one_is_refused_where_norms_need_more(trained):
+    with pytest.raises(DataError, match="batch of one"):
+        trained(mode="full", batch_size=1)
+    trained(mode="full", batch_size=1, norm="frozen", epochs=1)
+
+
+def test_activations_that_do_not_fit_on_the_disk_are_not_begun(trained, monkeypatch):
+    full = inputs.shutil.disk_usage("/")._replace(free=1000)
+    monkeypatch.setattr(inputs.shutil, "disk_usage", lambda _: full)
+    with pytest.raises(StorageError, match="lower --views"):
+        trained(mode="deep")
+
+
+def test_the_epoch_that_is_best_on_val_is_kept(trained):
+    """A rate that destroys what was learned: the last epoch is not the best."""
+    done = trained(mode="shallow", epochs=6, lr=0.05)
+    scores = [epoch.val.top1 for epoch in done.history]
+    kept = trained(mode="shallow", epochs=6, lr=0.05, patience=1)
+    assert len(kept.history) <= len(done.history)
+    assert max(scores) == max(epoch.val.top1 for epoch in done.history)
+
+
+def test_without_val_everything_is_trained_on(wanted):
+    prepared = prepare(wanted(val=0), COMPUTE)
+    assert set(prepared.images.splits) == {"train", "test"}
+
+
+def test_a_class_with_one_image_stays_in_train(wanted, photos):
+    for image in sorted(photos.glob("red/*.png"))[1:]:
+        image.unlink()
+    images = divide(wanted(data=str(photos), limit=None, split="70/0/30").request.load_images(), 0.3, seed=0)
+    red = images.classes.index("red")
+    assert (images.splits[images.labels == red] == "train").all()
+
+
+@pytest.mark.parametrize("balance", ["reweight", "resample", "logit-adjust"])
+def test_classes_of_unequal_size_are_put_right(trained, photos, balance):
+    """Each way trains something else than none does."""
+    for image in sorted(photos.glob("red/*.png"))[2:]:
+        image.unlink()
+    options = {"data": str(photos), "limit": None, "mode": "shallow", "val": 0}
+    assert differing(state(trained(**options)), state(trained(**options, balance=balance))) == {"coef", "intercept"}
+
+
+def test_averaged_weights_are_kept(trained):
+    assert differing(state(trained(mode="shallow", val=0)), state(trained(mode="shallow", ema=0.99, val=0))) == {
+        "coef",
+        "intercept",
+    }
+
+
+def test_the_history_has_a_line_for_each_epoch(trained):
+    rows = list(history_rows(trained(mode="shallow", epochs=3).history))
+    assert [row["epoch"] for row in rows] == [1, 2, 3]
+    assert {"train_loss", "train_top1", "train_top5", "val_loss", "val_top1", "val_top5"} <= rows[0].keys()
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"mode": "medium"}, {"lr": -1}, {"optimiser": "lbfgs"}, {"mixup": 1e9}, {"epochs": 0}]
+)
+def test_a_setting_that_nobody_knows_is_refused(wanted, wrong):
+    with pytest.raises(SpecError):
+        wanted(**wrong)
+
+
+def test_perturbed_images_are_not_trained_on(wanted):
+    with pytest.raises(SpecError, match="leave --perturb out"):
+        wanted(perturb="fog:level=mild")
+
+
+DISTRIBUTED = (
+    PROGRAM.split("loop._BETWEEN")[0]
+    + """
+from featkit.training.distributed import joined
+out = Path(sys.argv[1])
+request = Request(data="digits", limit="train=40,val=10,test=20", resize="8", backbone="resnet18:stem=small,norm=none", weights="random:3", precision="fp32")
+wanted = Wanted(request, Settings(mode="full", epochs=2, batch_size=8, lr=1e-3), "shift", 2, 0.1, out / "cache")
+with joined("cpu") as group:
+    done = finetune(prepare(wanted, Compute(device="cpu")), How(Compute(device="cpu"), out, group=group))
+    if not group.rank:
+        (out / f"{group.size}.json").write_text(json.dumps([done.coef.tolist(), [e.train.loss for e in done.history]]))
+"""
+)
+
+
+def test_two_processes_train_what_one_trains(tmp_path):
+    """Up to the order in which numbers are added."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    program = tmp_path / "program.py"
+    program.write_text(DISTRIBUTED)
+    subprocess.run([sys.executable, program, tmp_path], check=True, capture_output=True, env=environment)
+    run = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", program, tmp_path]
+    subprocess.run(run, check=True, capture_output=True, env=environment)
+    one, two = (json.loads((tmp_path / f"{size}.json").read_text()) for size in (1, 2))
+    np.testing.assert_allclose(one[0], two[0], atol=1e-5)
+    np.testing.assert_allclose(one[1], two[1], rtol=1e-4)

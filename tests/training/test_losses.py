@@ -1,0 +1,96 @@
+"""Losses, against direct formulas in float64, and their gradients against differences."""
+
+import numpy as np
+import pytest
+import torch
+from scipy.special import log_softmax, softmax
+from torch.autograd import gradcheck
+
+from featkit.training.losses import CrossEntropy, decoupled, feature_distance, projection, soft_targets
+
+RNG = np.random.default_rng(0)
+STUDENT, TEACHER = RNG.normal(size=(2, 6, 5)) * 3
+LABELS = np.array([0, 1, 2, 3, 4, 0])
+T = 4.0
+
+
+def tensor(values, grad=False):
+    return torch.tensor(values, dtype=torch.float64, requires_grad=grad)
+
+
+def kl(p, q):
+    return (p * (np.log(p) - np.log(q))).sum(axis=1).mean()
+
+
+def direct_soft_targets():
+    return T**2 * kl(softmax(TEACHER / T, axis=1), softmax(STUDENT / T, axis=1))
+
+
+def direct_decoupled(beta):
+    p, q = softmax(TEACHER / T, axis=1), softmax(STUDENT / T, axis=1)
+    rows = np.arange(len(LABELS))
+    binary = [np.column_stack([each[rows, LABELS], 1 - each[rows, LABELS]]) for each in (p, q)]
+    rest = [
+        np.array([np.delete(row, label) / (1 - row[label]) for row, label in zip(each, LABELS, strict=True)])
+        for each in (p, q)
+    ]
+    return T**2 * (kl(*binary) + beta * kl(*rest))
+
+
+LOSSES = {
+    "cross-entropy": (
+        lambda x: CrossEntropy()(x, torch.tensor(LABELS)),
+        lambda: -log_softmax(STUDENT, axis=1)[np.arange(6), LABELS].mean(),
+    ),
+    "soft targets": (lambda x: soft_targets(x, tensor(TEACHER), T), direct_soft_targets),
+    "decoupled": (lambda x: decoupled(x, tensor(TEACHER), torch.tensor(LABELS), T, 8.0), lambda: direct_decoupled(8.0)),
+    "cosine": (
+        lambda x: feature_distance(x, tensor(TEACHER), "cosine"),
+        lambda: (
+            1 - (STUDENT * TEACHER).sum(1) / np.linalg.norm(STUDENT, axis=1) / np.linalg.norm(TEACHER, axis=1)
+        ).mean(),
+    ),
+    "mse": (lambda x: feature_distance(x, tensor(TEACHER), "mse"), lambda: ((STUDENT - TEACHER) ** 2).mean()),
+}
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_a_loss_is_its_formula(name):
+    ours, direct = LOSSES[name]
+    assert float(ours(tensor(STUDENT))) == pytest.approx(direct(), rel=1e-12)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_a_gradient_is_that_of_the_formula(name):
+    assert gradcheck(LOSSES[name][0], tensor(STUDENT, grad=True))
+
+
+@pytest.mark.parametrize("name", ["soft targets", "decoupled", "cosine", "mse"])
+def test_nothing_is_lost_where_the_student_says_what_the_teacher_says(name):
+    assert float(LOSSES[name][0](tensor(TEACHER))) == pytest.approx(0, abs=1e-12)
+
+
+def test_decoupled_with_the_teachers_own_weights_is_soft_targets():
+    """Zhao et al. 2022, eq. 6: KD = TCKD + (1 - p_t) NCKD, here for one image."""
+    student, teacher = tensor(STUDENT[:1]), tensor(TEACHER[:1])
+    rest = 1 - float(torch.softmax(teacher / T, dim=1)[0, LABELS[0]])
+    ours = decoupled(student, teacher, torch.tensor(LABELS[:1]), T, rest)
+    assert float(ours) == pytest.approx(float(soft_targets(student, teacher, T)), rel=1e-10)
+
+
+def test_log_probabilities_do_for_logits_of_the_teacher():
+    scores = tensor(log_softmax(TEACHER, axis=1))
+    assert float(soft_targets(tensor(STUDENT), scores, T)) == pytest.approx(direct_soft_targets(), rel=1e-12)
+
+
+def test_weights_and_offsets_of_classes_are_those_of_the_formula():
+    weight, offset = RNG.uniform(0.5, 2, (2, 5))
+    each = -log_softmax(STUDENT + offset, axis=1)[np.arange(6), LABELS]
+    expected = (weight[LABELS] * each).sum() / weight[LABELS].sum()
+    ours = CrossEntropy(tensor(weight), tensor(offset))(tensor(STUDENT), torch.tensor(LABELS))
+    assert float(ours) == pytest.approx(expected, rel=1e-12)
+
+
+def test_embeddings_of_one_width_are_not_projected():
+    assert not list(projection(8, 8).parameters())
+    assert projection(8, 16)(torch.zeros(2, 8)).shape == (2, 16)

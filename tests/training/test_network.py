@@ -1,0 +1,84 @@
+"""Networks cut into what stays and what learns."""
+
+import pytest
+import torch
+
+from featkit.backbones import load_backbone
+from featkit.errors import SpecError
+from featkit.training.network import WHOLE, blocks, cut_at, cut_layer, learning_state, make_classifier, set_training
+from featkit.training.settings import Settings
+
+BACKBONE = load_backbone("resnet18:stem=small", weights="random")
+IMAGES = torch.linspace(-1, 1, 2 * 3 * 16 * 16).reshape(2, 3, 16, 16)
+
+
+def classifier(**settings):
+    return make_classifier(BACKBONE, 3, Settings(**settings), size=(16, 16))
+
+
+@pytest.mark.parametrize(
+    ("unfreeze", "layer"),
+    [
+        ("layer4", "layer3"),
+        ("layer4.1", "layer4.0"),
+        ("1", "layer4.0"),
+        ("2", "layer3"),
+        ("layer1", "maxpool"),
+        ("8", "maxpool"),
+    ],
+)
+def test_what_learns_begins_where_the_rest_ends(unfreeze, layer):
+    """The rest, as a backbone, then the learning part: together the whole network."""
+    model = classifier(unfreeze=unfreeze)
+    assert cut_layer(model.body.network, model.body.start) == layer
+    trunk = load_backbone("resnet18:stem=small", weights="random", layer=layer, pool="none").build()
+    model.eval()
+    whole = BACKBONE.build()(IMAGES)
+    assert torch.allclose(model.body(trunk(IMAGES)), whole, rtol=1e-4, atol=1e-5)
+
+
+def test_the_classifier_alone_learns_from_embeddings():
+    model = classifier(mode="shallow")
+    assert cut_layer(model.body.network, model.body.start) is None
+    assert [name for name, value in model.named_parameters() if value.requires_grad] == ["fc.weight", "fc.bias"]
+
+
+@pytest.mark.parametrize("settings", [{"mode": "full"}, {"mode": "scratch"}, {"mode": "shallow", "norm": "update"}])
+def test_the_whole_network_learns_from_images(settings):
+    assert classifier(**settings).body.start == WHOLE
+
+
+def test_only_what_learns_has_gradients():
+    model = classifier(unfreeze="layer4")
+    learning = {name for name, value in model.named_parameters() if value.requires_grad}
+    assert learning == {
+        name for name, _ in model.named_parameters() if name.startswith(("fc.", "body.network.layer4."))
+    }
+    assert learning <= learning_state(model).keys()
+
+
+def test_norms_of_what_stays_keep_their_statistics():
+    model = classifier(unfreeze="layer4")
+    set_training(model, Settings(unfreeze="layer4"))
+    modes = {name: part.training for name, part in model.named_modules() if isinstance(part, torch.nn.BatchNorm2d)}
+    assert all(training == ("layer4" in name) for name, training in modes.items())
+
+
+def test_frozen_norms_keep_theirs_where_the_rest_learns():
+    settings = Settings(mode="full", norm="frozen")
+    model = classifier(mode="full", norm="frozen")
+    set_training(model, settings)
+    assert not any(part.training for part in model.modules() if isinstance(part, torch.nn.BatchNorm2d))
+
+
+@pytest.mark.parametrize("unfreeze", ["layer5", "9", "0", "fc", "stem"])
+def test_a_block_that_is_not_there_is_named(unfreeze):
+    with pytest.raises(SpecError, match=unfreeze):
+        cut_at(BACKBONE.build(), "resnet18", Settings(unfreeze=unfreeze))
+
+
+def test_a_network_without_blocks_is_not_cut():
+    network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 4))
+    assert blocks(network) == []
+    with pytest.raises(SpecError, match="not cut into blocks"):
+        cut_at(network, "mine", Settings())
