@@ -183,7 +183,7 @@ class _Run:
         drawn = np.random.default_rng([settings.seed, self.number, self.step, 2]).integers(2**63)
         with seeded(int(drawn)):
             mix = kinds[int(torch.randint(len(kinds), ()))]
-            maps = inputs if inputs.ndim == 4 else inputs.unflatten(1, self.model.body.shape)
+            maps = inputs if inputs.ndim == 4 else inputs.reshape(len(inputs), *self.model.body.shape)
             mixed, shares = mix(maps, labels)
         return mixed.reshape(inputs.shape), shares
 
