@@ -6,7 +6,7 @@ import csv
 import io
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -32,6 +32,9 @@ from featkit.training.finetune import How, Trained, finetune
 from featkit.training.history import Epoch, history_rows
 from featkit.training.prepare import Prepared
 
+Draw = Callable[[Run, list[Epoch]], Mapping[str, bytes]]
+"""Figures by file name, of a run and its history."""
+
 
 @dataclass(frozen=True)
 class TrainedRun:
@@ -53,7 +56,7 @@ def work_folder(prepared: Prepared, out: Path) -> Path:
     return out / prepared.images.name / f".{prepared.id}.training"
 
 
-def train_run(prepared: Prepared, how: How, out: Path, draw: Any) -> TrainedRun | None:
+def train_run(prepared: Prepared, how: How, out: Path, draw: Draw) -> TrainedRun | None:
     """Train a network, judge it on test, and keep it.
 
     Args:
@@ -65,12 +68,12 @@ def train_run(prepared: Prepared, how: How, out: Path, draw: Any) -> TrainedRun 
     Returns:
         None in a process that is not the one that writes.
     """
-    folder = work_folder(prepared, out)
-    how = replace(how, folder=folder)
-    return None if how.group.rank else publish_trained(finetune(prepared, how), how.compute, out, draw)
+    how = replace(how, folder=work_folder(prepared, out))
+    trained = finetune(prepared, how)
+    return None if how.group.rank else publish_trained(trained, how.compute, out, draw)
 
 
-def publish_trained(trained: Trained, compute: Compute, out: Path, draw: Any) -> TrainedRun:
+def publish_trained(trained: Trained, compute: Compute, out: Path, draw: Draw) -> TrainedRun:
     """Judge a trained network and write its run directory; its checkpoints are then removed.
 
     Raises:
@@ -118,7 +121,8 @@ def judge(trained: Trained, file: Path, compute: Compute, out: Path) -> Run:
     scores = head.predict_proba(test.x)
     temperature = _temperature(head, _embedded(prepared, file, "val", compute))
     counts = np.bincount(images.labels[images.splits == "train"], minlength=len(images.classes))
-    spec = f"{settings.mode} fine-tuning" if settings.mode != "scratch" else "from scratch"
+    spec = {"scratch": "from scratch", "shallow": "classifier"}.get(settings.mode, f"{settings.mode} fine-tuning")
+    spec += f", {prepared.about}" if prepared.about else ""
     report = evaluate(
         scores,
         test.y,

@@ -62,12 +62,14 @@ class Prepared:
         images: all of them; splits say what trains, what chooses the epoch, what judges.
         backbone: the network to begin with.
         fingerprint: digest of all that decides the weights.
+        about: what else there is to say of it, such as who its teacher is.
     """
 
     wanted: Wanted
     images: ImageSet
     backbone: Backbone
     fingerprint: str
+    about: str = ""
 
     @property
     def id(self) -> str:
@@ -80,6 +82,7 @@ class Prepared:
         settings, backbone, request = self.wanted.settings, self.backbone, self.wanted.request
         what = {"deep": f"{settings.unfreeze} fine-tuned", "full": "fine-tuned", "shallow": "classifier trained"}
         label = f"{backbone.name}, {what.get(settings.mode, 'trained from scratch')} on {self.images.name}"
+        label += f", {self.about}" if self.about else ""
         name = f"{backbone.name}-{settings.mode}-{self.id[:8]}"
         if not is_path(request.backbone):
             return Blueprint(request.backbone, name, label, backbone.preprocess)
@@ -87,13 +90,14 @@ class Prepared:
         return Blueprint(before.base, name, label, backbone.preprocess, before.widths)
 
 
-def prepare(wanted: Wanted, compute: Compute, extra: str = "") -> Prepared:
+def prepare(wanted: Wanted, compute: Compute, *, extra: str = "", about: str = "") -> Prepared:
     """Find the images and the network.
 
     Args:
         wanted: what is asked for.
         compute: how contents are read.
         extra: what else decides the weights, such as a teacher.
+        about: the same for people.
 
     Raises:
         FeatkitError: of the kind that says what cannot be had.
@@ -113,7 +117,9 @@ def prepare(wanted: Wanted, compute: Compute, extra: str = "") -> Prepared:
     }
     learning = np.flatnonzero(images.splits != "test")
     rows = [f"{images.ids[row]} {keys[row]} {images.labels[row]} {images.splits[row]}" for row in learning]
-    return Prepared(wanted, images, backbone, digest([json.dumps(decided, sort_keys=True), *images.classes, *rows]))
+    return Prepared(
+        wanted, images, backbone, digest([json.dumps(decided, sort_keys=True), *images.classes, *rows]), about
+    )
 
 
 def divide(images: ImageSet, share: float, seed: int) -> ImageSet:

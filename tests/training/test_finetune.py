@@ -143,10 +143,14 @@ from featkit.training.finetune import How, Watch, begin, finetune
 from featkit.training.prepare import Wanted, prepare
 from featkit.training.settings import Settings
 loop._BETWEEN_CHECKPOINTS = 0.0
+BACKBONE, CPU = "resnet18:stem=small", Compute(device="cpu")
 folder, out = map(Path, sys.argv[1:])
-request = Request(data="digits", limit="train=40,val=10,test=20", resize="8", backbone="resnet18:stem=small", weights="random:3", precision="fp32")
+request = Request(
+    data="digits", limit="train=40,val=10,test=20", resize="8", backbone=BACKBONE, weights="random:3", precision="fp32"
+)
 wanted = Wanted(request, Settings(mode="deep", epochs=3, batch_size=8), "shift", 2, 0.1, folder / "cache")
-done = finetune(prepare(wanted, Compute(device="cpu")), How(Compute(device="cpu"), folder / "work", resume=True, watch=Watch(step=lambda *_: print("step", flush=True))))
+watch = Watch(step=lambda *_: print("step", flush=True))
+done = finetune(prepare(wanted, CPU), How(CPU, folder / "work", resume=True, watch=watch))
 np.savez(out, coef=done.coef, **{name: value.numpy() for name, value in done.network.state_dict().items()})
 """
 
@@ -271,7 +275,14 @@ DISTRIBUTED = (
     + """
 from featkit.training.distributed import joined
 out = Path(sys.argv[1])
-request = Request(data="digits", limit="train=40,val=10,test=20", resize="8", backbone="resnet18:stem=small,norm=none", weights="random:3", precision="fp32")
+request = Request(
+    data="digits",
+    limit="train=40,val=10,test=20",
+    resize="8",
+    backbone="resnet18:stem=small,norm=none",
+    weights="random:3",
+    precision="fp32",
+)
 wanted = Wanted(request, Settings(mode="full", epochs=2, batch_size=8, lr=1e-3), "shift", 2, 0.1, out / "cache")
 with joined("cpu") as group:
     done = finetune(prepare(wanted, Compute(device="cpu")), How(Compute(device="cpu"), out, group=group))

@@ -1,0 +1,96 @@
+"""`featkit distill`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from featkit.cli.options import cache_option, json_option, note, out_option, table
+from featkit.cli.training import figures, make_wanted, training_compute, training_options, watched
+
+if TYPE_CHECKING:
+    from featkit.studies.distill import Distilled
+
+EPILOG = """\b
+Examples:
+  featkit distill --data photos --teacher resnet50 --student resnet18
+  featkit distill --data photos --teacher experiments/photos/1a2b3c4d5e6f --student resnet18 --mode full --views 8
+  featkit distill --data photos --teacher resnet50 --student resnet18 --mode scratch --loss dkd --epochs 100
+  featkit distill --data photos --teacher resnet50 --teacher-head svm --loss logits+features --alpha 0.7
+"""
+
+
+@click.command(epilog=EPILOG)
+@click.option("--teacher", metavar="SPEC", required=True, help="A run directory, or a backbone whose head is fitted.")
+@click.option("--teacher-head", metavar="SPEC", default="linear", show_default=True, help="Of a backbone.")
+@click.option("--student", "backbone", metavar="SPEC", default="resnet18", show_default=True, help="What learns.")
+@click.option(
+    "--mode",
+    type=click.Choice(["shallow", "deep", "full", "scratch"]),
+    default="deep",
+    show_default=True,
+    help="What of the student learns, as in `featkit finetune`.",
+)
+@click.option(
+    "--loss",
+    type=click.Choice(["logits", "dkd", "features", "logits+features"]),
+    help="Softened outputs; decoupled; distance of embeddings; both. [logits]",
+)
+@click.option("--temperature", type=click.FloatRange(0.01, 1000), help="Of softened outputs. [4]")
+@click.option("--alpha", type=click.FloatRange(0, 1), help="Weight of the teacher; the labels have the rest. [0.5]")
+@click.option("--beta", type=click.FloatRange(min=0), help="dkd: weight of the classes that are not true. [8]")
+@click.option("--distance", type=click.Choice(["cosine", "mse"]), help="Of embeddings. [cosine]")
+@click.option("--alone/--no-alone", default=True, show_default=True, help="Train the student without a teacher too.")
+@training_options
+@cache_option
+@out_option
+@json_option
+def distill(cache: Path, out: Path, as_json: bool, resume: bool, alone: bool, **options: Any) -> None:
+    """Train a student that learns from a teacher as well as from labels.
+
+    Reports the teacher, the student alone and the student distilled on the same test images, with paired tests, and
+    how much of the gap is closed. What the teacher says about each view of an image is kept in the cache.
+    """
+    from featkit.studies.distill import compared, distill_run, make_teacher
+    from featkit.training.distill import Distillation
+    from featkit.training.distributed import joined
+    from featkit.training.finetune import How
+
+    compute, wanted = training_compute(options), make_wanted(options, cache)
+    names = ("loss", "temperature", "alpha", "beta", "distance")
+    distillation = Distillation(**{name: options[name] for name in names if options[name] is not None})
+    taught = make_teacher(options["teacher"], options["teacher_head"], wanted, compute, out)
+    note(f"teacher: {taught.path}")
+    runs = {"teacher": taught.path}
+    wishes = {"alone": Distillation(alpha=0)} if alone else {}
+    with joined(compute.device) as group:
+        for name, wish in {**wishes, "distilled": distillation}.items():
+            say = note if not group.rank else (lambda _: None)
+            say(f"student {name}")
+            with watched(wanted.settings.epochs, say, bar=compute.progress and not group.rank) as watch:
+                how = How(compute, resume=resume, watch=watch, group=group)
+                done = distill_run(wanted, taught, wish, how, out, draw=figures)
+            if done:
+                note(f"run: {done.path}")
+                runs[name] = done.path
+    if "distilled" in runs:
+        found = compared(runs)
+        click.echo(json.dumps(found.to_dict(), indent=2) if as_json else _text(found))
+
+
+def _text(found: Distilled) -> str:
+    rows = []
+    for name, report in found.reports.items():
+        low, high = (f"{100 * end:.1f}" for end in report.interval95)
+        rows.append([name, f"{100 * report.top1:.1f}", f"{low} to {high}", report.n])
+    lines = [table(["run", "top-1 %", "95 % interval", "n"], rows, right=("top-1 %", "95 % interval", "n")), ""]
+    lines += [f"{pair.sentence}; p = {pair.p:.2g}, adjusted {pair.p_holm:.2g}" for pair in found.pairs]
+    if found.gap is not None:
+        between = (
+            "" if found.gap_interval is None else " ({:.0f} to {:.0f})".format(*(100 * e for e in found.gap_interval))
+        )
+        lines.append(f"gap to the teacher closed: {100 * found.gap:.0f} %{between}")
+    return "\n".join(lines)

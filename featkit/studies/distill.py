@@ -1,0 +1,173 @@
+"""Distillation as a study: teacher, student alone, student distilled, and how much of the gap is closed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from featkit.backbones.saved import is_path
+from featkit.embeddings.pipeline import Compute
+from featkit.embeddings.recipe import digest
+from featkit.evaluation import Paired, Predictions, Report, compare
+from featkit.studies.compare import read_run
+from featkit.studies.run import fit_run
+from featkit.studies.rundir import load_run, save_run
+from featkit.studies.source import open_source
+from featkit.studies.train import Draw, TrainedRun, publish_trained, work_folder
+from featkit.training.distill import Distillation, distill, teacher_of
+from featkit.training.finetune import How
+from featkit.training.inputs import Teacher
+from featkit.training.prepare import Prepared, Wanted, prepare
+
+_DRAWS = 2000
+
+
+@dataclass(frozen=True)
+class Taught:
+    """A teacher on the data of its student.
+
+    Attributes:
+        teacher: what is asked while the student learns.
+        width: of its embeddings.
+        path: its run directory.
+    """
+
+    teacher: Teacher
+    width: int
+    path: Path
+
+
+@dataclass(frozen=True)
+class Distilled:
+    """What came of a distillation.
+
+    Attributes:
+        reports: of the runs.
+        runs: directories of ``teacher``, ``alone`` (if there is one) and ``distilled``.
+        pairs: every two of them, on the same test images.
+        gap: share of the distance from the student alone to its teacher that distillation closed; None without the
+            student alone, or where the teacher is not better.
+        gap_interval: 95 % bootstrap interval over the test images.
+    """
+
+    runs: Mapping[str, Path]
+    reports: Mapping[str, Report]
+    pairs: tuple[Paired, ...]
+    gap: float | None
+    gap_interval: tuple[float, float] | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return what JSON can hold."""
+        return {
+            "runs": {name: str(path) for name, path in self.runs.items()},
+            "top1": {
+                name: {"n": each.n, "top1": each.top1, "interval95": each.interval95}
+                for name, each in self.reports.items()
+            },
+            "pairs": [pair.to_dict() for pair in self.pairs],
+            "gap_closed": self.gap,
+            "gap_closed_interval95": self.gap_interval,
+        }
+
+
+def make_teacher(spec: str, head: str, wanted: Wanted, compute: Compute, out: Path) -> Taught:
+    """Return a teacher: a run directory, or a backbone with a head that is fitted on the student's train images.
+
+    Args:
+        spec: run directory with a head, or spec of a backbone.
+        head: of a backbone.
+        wanted: the student, whose images the teacher sees.
+        compute: how embeddings are made.
+        out: folder of the results, where a head that is fitted is kept.
+
+    Raises:
+        FeatkitError: of the kind that says what cannot be had.
+    """
+    images = replace(wanted.request, seed=wanted.settings.seed)
+    given = {name: getattr(images, name) for name in ("data", "split", "limit", "seed")}
+    if is_path(spec) and Path(spec, "card.json").exists():
+        path = Path(spec)
+        saved = load_run(path)
+        request = replace(saved.request, **given)
+        classes = images.load_images().classes
+        source = open_source(request.to_dict() | {"backbone": request.backbone}, wanted.cache, compute)
+        return Taught(
+            teacher_of(source.request, saved.head, saved.classes, classes), source.embeddings.x.shape[1], path
+        )
+    source = open_source({**given, "backbone": spec}, wanted.cache, compute)
+    run = fit_run(source, head, seed=wanted.settings.seed)
+    names = source.embeddings.classes
+    teacher = teacher_of(source.request, run.head, names, names)
+    return Taught(teacher, source.embeddings.x.shape[1], save_run(run, out, {}))
+
+
+def distill_run(
+    wanted: Wanted, taught: Taught, distillation: Distillation, how: How, out: Path, *, draw: Draw
+) -> TrainedRun | None:
+    """Train a student with its teacher, judge it on test, and keep it.
+
+    Returns:
+        None in a process that is not the one that writes.
+    """
+    prepared = prepare_student(wanted, taught, distillation, how.compute)
+    how = replace(how, folder=work_folder(prepared, out))
+    trained = distill(prepared, taught.teacher, taught.width, distillation, how)
+    return None if how.group.rank else publish_trained(trained, how.compute, out, draw)
+
+
+def prepare_student(wanted: Wanted, taught: Taught, distillation: Distillation, compute: Compute) -> Prepared:
+    """Find the images and the student; without a weight on its teacher, it is the student alone."""
+    if not distillation.alpha:
+        return prepare(wanted, compute)
+    request = taught.teacher.request
+    about = f"taught by {request.load_backbone().name} ({distillation.loss})"
+    return prepare(wanted, compute, extra=f"{distillation.to_json()} {_digest(taught.path)}", about=about)
+
+
+def _digest(run: Path) -> str:
+    """Return the digest of a teacher: of the card of its run, in which those of its parts are."""
+    card: dict[str, str] = json.loads((run / "card.json").read_text(encoding="utf-8"))
+    return digest([card["run"], json.dumps(card["head"]), json.dumps(card["recipe"])])
+
+
+def compared(runs: Mapping[str, Path], seed: int = 0) -> Distilled:
+    """Compare ``teacher``, ``alone`` (if there is one) and ``distilled`` on their test images.
+
+    Raises:
+        DataError: if they were judged on different images.
+        RunError: if a directory is not that of a run.
+    """
+    read = {name: read_run(path) for name, path in runs.items()}
+    reports = {name: report for name, (_, report, _) in read.items()}
+    found = {name: answers for name, (_, _, answers) in read.items()}
+    made = Distilled(runs, reports, tuple(compare(found)), None, None)
+    if "alone" not in found:
+        return made
+    right = {name: _right(answers) for name, answers in found.items()}
+    names = sorted(right["teacher"])
+    table = np.array([[right[run][name] for name in names] for run in ("teacher", "alone", "distilled")], dtype=float)
+    rng = np.random.default_rng(seed)
+    drawn = [_gap(table[:, rng.integers(len(names), size=len(names))]) for _ in range(_DRAWS)]
+    known = [gap for gap in drawn if gap is not None]
+    gap = _gap(table)
+    if gap is None or len(known) < 0.95 * _DRAWS:
+        return replace(made, gap=gap)
+    low, high = np.quantile(known, [0.025, 0.975])
+    return replace(made, gap=gap, gap_interval=(float(low), float(high)))
+
+
+def _right(answers: Predictions) -> dict[str, bool]:
+    right = np.asarray(answers.y) == np.asarray(answers.predicted)
+    return dict(zip(answers.ids, right.tolist(), strict=True))
+
+
+def _gap(table: NDArray[np.float64]) -> float | None:
+    """Return the share of the gap that is closed, for rows teacher, alone, distilled; None where there is no gap."""
+    teacher, alone, distilled = table.mean(axis=1)
+    return float((distilled - alone) / (teacher - alone)) if teacher > alone else None
