@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from featkit.cli.options import cache_option, json_option, note, out_option, table
-from featkit.cli.training import figures, make_wanted, training_compute, training_options, watched
+from featkit.cli.training import figures, training_compute, training_of, training_options, watched
 
 if TYPE_CHECKING:
     from featkit.studies.distill import Distilled
@@ -59,7 +59,7 @@ def distill(cache: Path, out: Path, as_json: bool, resume: bool, alone: bool, **
     from featkit.training.distributed import joined
     from featkit.training.finetune import How
 
-    compute, wanted = training_compute(options), make_wanted(options, cache)
+    compute, wanted = training_compute(options), training_of(options, cache)
     names = ("loss", "temperature", "alpha", "beta", "distance")
     distillation = Distillation(**{name: options[name] for name in names if options[name] is not None})
     taught = make_teacher(options["teacher"], options["teacher_head"], wanted, compute, out)

@@ -4,69 +4,131 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from featkit.cli.options import backbone_option, cache_option, json_option, note, out_option
-from featkit.cli.training import figures, make_wanted, training_compute, training_options, watched
+from featkit.cli.options import backbone_option, cache_option, json_option, note, out_option, table
+from featkit.cli.training import NAMES, figures, number_rows, training_compute, training_of, training_options, watched
+
+if TYPE_CHECKING:
+    from featkit.embeddings.pipeline import Compute
+    from featkit.studies.train import TrainedRun
+    from featkit.training.distributed import Group
+    from featkit.training.wanted import Wanted
 
 EPILOG = """\b
 Examples:
   featkit finetune --data photos --backbone resnet18
   featkit finetune --data photos --mode full --epochs 15 --lr 0.005 --augment trivial
   featkit finetune --data photos --mode deep --unfreeze 1 --views 8 --val 0
-  featkit finetune --data photos --mode shallow --views 0 --norm update
-  featkit finetune --mode scratch --backbone resnet18:stem=small --data digits --augment none --epochs 12 --lr 0.05
+  featkit finetune --data photos --mode shallow --augment basic --views 0 --norm update
+  featkit finetune --data digits --mode scratch --backbone resnet18:stem=small --resize 16 --epochs 7 --lr 0.05
   featkit finetune --resume --data photos --mode full --epochs 15 --lr 0.005 --augment trivial
+  featkit finetune experiments/cifar100.toml
   torchrun --nproc-per-node 2 -m featkit finetune --data photos --mode full --device cuda
 
 \b
 What it leaves is a backbone again:
   featkit fit --data photos --backbone experiments/photos/1a2b3c4d5e6f --head svm
   featkit predict experiments/photos/1a2b3c4d5e6f new.jpg
+
+\b
+study.toml:
+  [fixed]
+  data = "photos"
+  backbone = "resnet18"
+  [[run]]
+  mode = "deep"
+  [[run]]
+  name = "deep, 8 views"
+  mode = "deep"
+  views = 8
 """
 
 
 @click.command(epilog=EPILOG)
+@click.argument("study", required=False, type=click.Path(path_type=Path))
 @click.option(
     "--mode",
     type=click.Choice(["shallow", "deep", "full", "scratch"]),
-    default="deep",
-    show_default=True,
-    help="What learns: the classifier; the last blocks with it; all of a trained network; all of an untrained one.",
+    help="What learns: the classifier; the last blocks with it; all of a trained network; all of an untrained one. "
+    "[deep]",
 )
 @backbone_option
 @training_options
 @cache_option
 @out_option
 @json_option
-def finetune(cache: Path, out: Path, as_json: bool, resume: bool, **options: Any) -> None:
-    """Train a network, wholly or in part.
+def finetune(study: Path | None, cache: Path, out: Path, as_json: bool, resume: bool, **options: Any) -> None:
+    """Train a network, wholly or in part; or several, as STUDY says, into one table and one figure.
 
     Blocks that stay as they are run once: their output for some augmented views of each image is kept in the cache,
     and only the rest is trained. The epoch is chosen on val, the network judged on test. Leaves a run directory:
     network.safetensors, history.csv, curves.png, and what `featkit fit` leaves.
     """
     from featkit.cli.fit import run_text
-    from featkit.studies.train import is_begun, train_run, work_folder
     from featkit.training.distributed import joined
+
+    compute = training_compute(options)
+    with joined(compute.device) as group:
+        if study is None:
+            done = _train(training_of(options, cache), compute, out, resume, group)
+            if done:
+                text = json.dumps(done.run.report.to_dict(), indent=2) if as_json else run_text(done.run)
+                click.echo(text)
+            return
+        given = [name for name in NAMES if options[name] is not None]
+        if given:
+            raise click.UsageError(
+                f"the trainings are in {study}: leave out {', '.join('--' + name for name in given)}"
+            )
+        _train_all(study, cache, compute, out, resume=resume, group=group, as_json=as_json)
+
+
+def _train(wanted: Wanted, compute: Compute, out: Path, resume: bool, group: Group) -> TrainedRun | None:
+    from featkit.studies.train import is_begun, train_run, work_folder
     from featkit.training.finetune import How
     from featkit.training.prepare import prepare
 
-    compute = training_compute(options)
-    wanted = make_wanted(options, cache)
-    with joined(compute.device) as group:
-        prepared = prepare(wanted, compute)
-        images = prepared.images
-        counts = ", ".join(f"{int((images.splits == split).sum()):,} {split}" for split in ("train", "val", "test"))
-        say = note if not group.rank else (lambda _: None)
-        say(f"{images.name}: {counts}, {len(images.classes)} classes; {prepared.blueprint.label}")
-        if resume:
-            begun = is_begun(work_folder(prepared, out))
-            say("going on from the last checkpoint" if begun else "no checkpoint of this training: beginning anew")
-        with watched(wanted.settings.epochs, say, bar=compute.progress and not group.rank) as watch:
-            done = train_run(prepared, How(compute, resume=resume, watch=watch, group=group), out, figures)
+    prepared = prepare(wanted, compute)
+    images = prepared.images
+    counts = ", ".join(f"{int((images.splits == split).sum()):,} {split}" for split in ("train", "val", "test"))
+    say = note if not group.rank else (lambda _: None)
+    say(f"{images.name}: {counts}, {len(images.classes)} classes; {prepared.blueprint.label}")
+    if resume:
+        begun = is_begun(work_folder(prepared, out))
+        say("going on from the last checkpoint" if begun else "no checkpoint of this training: beginning anew")
+    with watched(wanted.settings.epochs, say, bar=compute.progress and not group.rank) as watch:
+        done = train_run(prepared, How(compute, resume=resume, watch=watch, group=group), out, figures)
     if done:
         note(f"run: {done.path}")
-        click.echo(json.dumps(done.run.report.to_dict(), indent=2) if as_json else run_text(done.run))
+    return done
+
+
+def _train_all(
+    study: Path, cache: Path, compute: Compute, out: Path, *, resume: bool, group: Group, as_json: bool
+) -> None:
+    from featkit.plots.files import png_bytes
+    from featkit.plots.training import plot_histories
+    from featkit.studies.publish import publish
+    from featkit.studies.trainings import read_trainings, to_csv, to_rows
+
+    asked = read_trainings(study, cache)
+    found = {name: _train(wanted, compute, out, resume, group) for name, wanted in asked.wanted.items()}
+    done = {name: each for name, each in found.items() if each}
+    if group.rank:
+        return
+    rows = to_rows(done)
+    curves = plot_histories({name: number_rows(each.history) for name, each in done.items()}, title=asked.name)
+    results = json.dumps(rows, indent=2)
+    texts = {"results.csv": to_csv(rows), "results.json": results}
+    publish(out / asked.name, {**texts, "curves.png": png_bytes(curves)})
+    note(f"results.csv, results.json and curves.png: {out / asked.name}")
+    shown = [
+        [row["name"], f"{100 * row['top1']:.1f}", f"{100 * row['low']:.1f} to {100 * row['high']:.1f}"]
+        + [f"{100 * row['top5']:.1f}", row["n"], row["epochs"]]
+        for row in rows
+    ]
+    numbers = ("top-1 %", "95 % interval", "top-5 %", "n", "epochs")
+    click.echo(results if as_json else table(["run", *numbers], shown, right=numbers))

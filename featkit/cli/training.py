@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from featkit.studies.run import Run
     from featkit.training.finetune import Watch
     from featkit.training.history import Epoch
-    from featkit.training.prepare import Wanted
+    from featkit.training.wanted import Wanted
 
 
 _BAR = "{l_bar}{bar}| {elapsed}<{remaining}{postfix}"
@@ -38,9 +38,7 @@ def training_options(function: F) -> F:
         click.option(
             "--views",
             type=click.IntRange(0, 100),
-            default=4,
-            show_default=True,
-            help="Augmented views of each image, kept where blocks stay as they are; 0: new ones in each epoch.",
+            help="Augmented views of each image, kept where blocks stay as they are; 0: new ones in each epoch. [4]",
         ),
         click.option(
             "--val",
@@ -66,13 +64,10 @@ def training_options(function: F) -> F:
         ),
         click.option("--norm", type=click.Choice(["update", "frozen"]), help="BatchNorm of what learns. [update]"),
         click.option("--patience", type=click.IntRange(min=1), help="Epochs to wait for a better val. [wait for all]"),
-        click.option(
-            "--precision", type=click.Choice(["auto", "fp32", "bf16"]), default="auto", help="Of training. [auto]"
-        ),
+        click.option("--precision", type=click.Choice(["auto", "fp32", "bf16"]), help="Of training. [auto]"),
         click.option(
             "--frozen-precision",
             type=click.Choice(["auto", "fp32", "bf16"]),
-            default="auto",
             help="Of blocks that stay as they are, and of judging. [auto]",
         ),
         click.option("--resume", is_flag=True, help="Go on from the last checkpoint of the same training."),
@@ -80,27 +75,32 @@ def training_options(function: F) -> F:
     )(function)
 
 
-def make_wanted(options: Mapping[str, Any], cache: Path) -> Wanted:
-    """Return the training that options ask for."""
-    from featkit.embeddings.request import Request
-    from featkit.training.prepare import VAL_SHARE, Wanted
-    from featkit.training.settings import Settings
+NAMES = (
+    *(
+        "data",
+        "split",
+        "limit",
+        "seed",
+        "backbone",
+        "weights",
+        "resize",
+        "crop",
+        "mode",
+        "unfreeze",
+        "augment",
+        "views",
+    ),
+    *("val", "epochs", "batch_size", "optimiser", "lr", "layer_decay", "weight_decay", "warmup", "smoothing", "mixup"),
+    *("cutmix", "ema", "clip", "balance", "norm", "patience", "precision", "frozen_precision"),
+)
+"""Options that decide what is trained."""
 
-    names = ("data", "split", "limit", "seed", "backbone", "weights", "resize", "crop")
-    given = {name: options[name] for name in names if options.get(name) is not None}
-    request = Request(**given, precision=options["frozen_precision"])
-    chosen = {name: options[name] for name in Settings.__dataclass_fields__ if options.get(name) is not None}
-    settings = Settings(**{**chosen, "seed": options["seed"] or 0})
-    small = settings.mode == "shallow" or request.data == "digits"
-    augment = options["augment"] or ("none" if small else "basic")
-    return Wanted(
-        request,
-        settings,
-        augment=None if augment == "none" else augment,
-        views=options["views"],
-        val=VAL_SHARE if options["val"] is None else options["val"],
-        cache=cache,
-    )
+
+def training_of(options: Mapping[str, Any], cache: Path) -> Wanted:
+    """Return the training that options ask for."""
+    from featkit.training.wanted import Wanted
+
+    return Wanted.from_options({name: options[name] for name in NAMES}, cache)
 
 
 def training_compute(options: Mapping[str, Any]) -> Compute:
@@ -140,15 +140,20 @@ def _line(epoch: Epoch, epochs: int) -> str:
     return f"epoch {epoch.number + 1}/{epochs}, {epoch.seconds:.0f} s; {'; '.join(parts)}"
 
 
+def number_rows(history: list[Epoch]) -> list[dict[str, float]]:
+    """Return the lines of a history as numbers; NaN where there is no val."""
+    from featkit.training.history import history_rows
+
+    return [
+        {name: float("nan" if value == "" else value) for name, value in row.items()} for row in history_rows(history)
+    ]
+
+
 def figures(run: Run, history: list[Epoch]) -> dict[str, bytes]:
     """Draw the curves of a training, and what `featkit fit` draws of a head."""
     from featkit.cli.fit import draw_run
     from featkit.plots.files import png_bytes
     from featkit.plots.training import plot_histories
-    from featkit.training.history import history_rows
 
-    rows = [
-        {name: float(value if value != "" else "nan") for name, value in row.items()} for row in history_rows(history)
-    ]
     title = f"{run.source.weights}: top-1 {100 * run.report.top1:.1f} % on test (n = {run.report.n})"
-    return {"curves.png": png_bytes(plot_histories({run.id: rows}, title=title)), **draw_run(run)}
+    return {"curves.png": png_bytes(plot_histories({run.id: number_rows(history)}, title=title)), **draw_run(run)}

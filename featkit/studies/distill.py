@@ -23,7 +23,8 @@ from featkit.studies.train import Draw, TrainedRun, publish_trained, work_folder
 from featkit.training.distill import Distillation, distill, teacher_of
 from featkit.training.finetune import How
 from featkit.training.inputs import Teacher
-from featkit.training.prepare import Prepared, Wanted, prepare
+from featkit.training.prepare import Prepared, prepare
+from featkit.training.wanted import Wanted
 
 _DRAWS = 2000
 

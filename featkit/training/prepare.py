@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 
@@ -14,43 +13,10 @@ from featkit.backbones.saved import Blueprint, is_path, network_file, read_bluep
 from featkit.embeddings.job import content_keys
 from featkit.embeddings.pipeline import Compute
 from featkit.embeddings.recipe import digest
-from featkit.embeddings.request import Request
-from featkit.errors import DataError, SpecError
+from featkit.errors import DataError
 from featkit.images.base import ImageSet
 from featkit.images.splits import stratified_split
-from featkit.training.settings import Settings
-
-VAL_SHARE = 0.1
-"""Share of train that chooses the epoch where the data has no val part of its own."""
-
-
-@dataclass(frozen=True)
-class Wanted:
-    """A trained network that is wanted.
-
-    Attributes:
-        request: images and network; its precision is that of the part that stays as it is.
-        settings: how the rest is trained.
-        augment: kind of augmentation (``images.augment``), or None.
-        views: how many augmented views of each image are kept where a part of the network stays as it is; 0: none is
-            kept, and each epoch augments anew.
-        val: share of train that chooses the epoch where the data has no val part of its own; 0: train on everything,
-            the data's own val part included, and keep the last epoch.
-        cache: folder of the cache files.
-    """
-
-    request: Request
-    settings: Settings
-    augment: str | None = None
-    views: int = 4
-    val: float = VAL_SHARE
-    cache: Path = Path("cache")
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.val <= 0.9:
-            raise SpecError(f"--val {self.val:g} is not in 0..0.9")
-        if self.request.perturb or self.request.augment:
-            raise SpecError("a network is trained on images as they are or augmented by itself: leave --perturb out")
+from featkit.training.wanted import Wanted
 
 
 @dataclass(frozen=True)

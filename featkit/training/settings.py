@@ -41,7 +41,8 @@ class Settings:
         balance: ``reweight``: classes count alike in the loss; ``resample``: they are drawn alike; ``logit-adjust``:
             the loss is on logits plus log prior (Menon et al. 2021).
         patience: epochs without a better val top-1 after which training ends; None: never before its end.
-        precision: ``fp32``, or ``bf16`` for products in bfloat16 on float32 weights.
+        precision: ``fp32``, ``bf16`` for products in bfloat16 on float32 weights, or ``auto``: bf16 where the device
+            has it in hardware.
         seed: of the order, the augmentation, the classifier's first weights.
     """
 
@@ -62,7 +63,7 @@ class Settings:
     clip: float = 0.0
     balance: str = "none"
     patience: int | None = None
-    precision: str = "fp32"
+    precision: str = "auto"
     seed: int = 0
 
     def __post_init__(self) -> None:

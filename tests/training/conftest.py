@@ -6,8 +6,9 @@ import torch
 from featkit.embeddings.pipeline import Compute
 from featkit.embeddings.request import Request
 from featkit.training.finetune import How, finetune
-from featkit.training.prepare import Wanted, prepare
+from featkit.training.prepare import prepare
 from featkit.training.settings import Settings
+from featkit.training.wanted import Wanted
 
 COMPUTE = Compute(device="cpu")
 SMALL = {"data": "digits", "limit": "train=40,val=10,test=20", "resize": "8", "precision": "fp32"}

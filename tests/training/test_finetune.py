@@ -140,7 +140,8 @@ from featkit.embeddings.request import Request
 from featkit.training import loop
 from featkit.training.feeds import LiveInputs
 from featkit.training.finetune import How, Watch, begin, finetune
-from featkit.training.prepare import Wanted, prepare
+from featkit.training.prepare import prepare
+from featkit.training.wanted import Wanted
 from featkit.training.settings import Settings
 loop._BETWEEN_CHECKPOINTS = 0.0
 BACKBONE, CPU = "resnet18:stem=small", Compute(device="cpu")

@@ -1,0 +1,84 @@
+"""Several trainings in one file: one table, and the curves of all of them in one figure."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from featkit.errors import SpecError
+from featkit.registry import unknown
+from featkit.studies.train import TrainedRun
+from featkit.training.wanted import Wanted
+
+
+@dataclass(frozen=True)
+class Trainings:
+    """Trainings to be compared.
+
+    Attributes:
+        name: short name of the study.
+        wanted: by name.
+    """
+
+    name: str
+    wanted: Mapping[str, Wanted]
+
+
+def read_trainings(path: Path, cache: Path) -> Trainings:
+    """Read ``[fixed]`` and ``[[run]]`` from a TOML file; a run's own options come before the fixed ones.
+
+    Environment variables in ``data``, as in ``$HOME/photos``, are replaced by their values.
+
+    Args:
+        path: the file.
+        cache: folder of the cache files.
+
+    Raises:
+        SpecError: if it is not there, is not TOML, has no run, or asks for something that nobody knows.
+    """
+    try:
+        document = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise SpecError(f"{path} cannot be read as a study: {error}") from error
+    for part in document:
+        if part not in ("name", "fixed", "run"):
+            raise unknown("part of a study", part, ["name", "fixed", "run"])
+    runs, fixed = document.get("run", []), document.get("fixed", {})
+    if not isinstance(runs, list) or not runs or not isinstance(fixed, dict):
+        raise SpecError(f"{path} has no trainings: write [[run]] and, below it, mode = 'deep' and other options")
+    wanted = {}
+    for run in runs:
+        options = {name: value for name, value in {**fixed, **run}.items() if name != "name"}
+        if "data" in options:
+            options["data"] = os.path.expandvars(options["data"])
+        name = str(run.get("name", run.get("mode", "deep")))
+        if name in wanted:
+            raise SpecError(f"{path} has two runs called {name}: give one of them another name = '...'")
+        wanted[name] = Wanted.from_options(options, cache)
+    return Trainings(str(document.get("name", path.stem)), wanted)
+
+
+def to_rows(done: Mapping[str, TrainedRun]) -> list[dict[str, Any]]:
+    """Return a row for each run: top-1 with its interval, top-5, n, epochs."""
+    rows = []
+    for name, each in done.items():
+        report = each.run.report
+        low, high = report.interval95
+        scores = {"n": report.n, "top1": report.top1, "low": low, "high": high, "top5": report.top5}
+        rows.append({"name": name, "run": each.run.id, **scores, "epochs": len(each.history)})
+    return rows
+
+
+def to_csv(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Return rows as CSV."""
+    out = io.StringIO()
+    writer = csv.DictWriter(out, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return out.getvalue()
