@@ -129,9 +129,9 @@ def open_saved(spec: str, *, weights: str = "imagenet", layer: str | None = None
         SpecError: if other weights are asked for.
         WeightsError: if the file is not there, damaged or foreign.
     """
+    file = network_file(spec)
     if weights != "imagenet":
         raise SpecError(f"backbone {spec} has weights of its own: leave --weights {weights} out")
-    file = network_file(spec)
     blueprint = read_blueprint(file)
     from featkit.backbones.load import load_backbone
 

@@ -127,7 +127,7 @@ def _train_all(
     note(f"results.csv, results.json and curves.png: {out / asked.name}")
     shown = [
         [row["name"], f"{100 * row['top1']:.1f}", f"{100 * row['low']:.1f} to {100 * row['high']:.1f}"]
-        + [f"{100 * row['top5']:.1f}", row["n"], row["epochs"]]
+        + ["" if row["top5"] is None else f"{100 * row['top5']:.1f}", row["n"], row["epochs"]]
         for row in rows
     ]
     numbers = ("top-1 %", "95 % interval", "top-5 %", "n", "epochs")

@@ -1,0 +1,190 @@
+"""Training, as a person types it."""
+
+from __future__ import annotations
+
+import csv
+import json
+import pickle
+import shutil
+import tomllib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torchvision
+from click.testing import CliRunner
+from PIL import Image
+
+from featkit.cli import main
+from featkit.training import loop
+
+ROOT = Path(__file__).parents[2]
+SMALL = ("--backbone", "resnet18:stem=small", "--weights", "random", "--resize", "16", "--epochs", "2")
+
+
+@pytest.fixture(autouse=True)
+def _in_an_empty_folder(tmp_path, monkeypatch):
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+
+
+def call(*arguments, code=0):
+    done = CliRunner().invoke(main, [str(argument) for argument in arguments])
+    assert done.exit_code == code, (done.output, done.exception)
+    return done
+
+
+def run_of(done):
+    return Path(next(line for line in done.stderr.splitlines() if line.startswith("run: ")).removeprefix("run: "))
+
+
+def test_a_trained_network_is_a_backbone_again(photos, tmp_path):
+    """It predicts, also where it was moved to; heads are fitted on its embeddings; runs are compared."""
+    done = call("finetune", "--data", photos, "--mode", "deep", "--views", "1", *SMALL)
+    run = run_of(done)
+    assert "top-1" in done.stdout
+    assert {"network.safetensors", "history.csv", "curves.png", "card.json", "head.skops"} <= {
+        path.name for path in run.iterdir()
+    }
+    with (run / "history.csv").open() as file:
+        assert [row["epoch"] for row in csv.DictReader(file)] == ["1", "2"]
+    Image.open(run / "curves.png").verify()
+    image = next(photos.glob("red/*.png"))
+    before = json.loads(call("predict", run, image, "--json").stdout)
+    fitted = call("fit", "--data", photos, "--backbone", run, "--head", "prototypical")
+    assert "deep" in next(Path("cache").glob("photos-resnet18*deep*.h5")).name
+    assert "layer4 fine-tuned on photos" in call("compare", run, run_of(fitted)).stdout
+    moved = shutil.move(run, tmp_path / "elsewhere")
+    shutil.rmtree("cache")
+    assert json.loads(call("predict", moved, image, "--json").stdout) == before
+
+
+def test_a_network_can_be_trained_on(photos):
+    first = run_of(call("finetune", "--data", photos, "--mode", "full", *SMALL))
+    second = call("finetune", "--data", photos, "--mode", "shallow", "--backbone", first, "--epochs", "1")
+    assert "classifier trained on photos" in second.stderr
+
+
+def test_the_same_command_gives_the_same_results(photos):
+    texts = []
+    for folder in ("one", "two"):
+        run = run_of(call("finetune", "--data", photos, "--mode", "shallow", *SMALL, "--out", folder))
+        texts.append([(run / name).read_text() for name in ("results.json", "predictions.csv", "history.csv")])
+    assert texts[0][1:] == texts[1][1:]
+    assert texts[0][0].replace("/one/", "/two/") == texts[1][0]
+
+
+def test_an_interrupted_training_is_gone_on_with(photos, monkeypatch):
+    arguments = ("finetune", "--data", photos, "--mode", "full", *SMALL)
+    whole = run_of(call(*arguments, "--out", "whole"))
+    epoch = loop._Run.epoch
+
+    def interrupted(self):
+        if self.number == 1:
+            raise KeyboardInterrupt
+        epoch(self)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop._Run, "epoch", interrupted)
+        CliRunner().invoke(main, [str(argument) for argument in arguments])
+    assert list(Path("experiments/photos").glob(".*.training/checkpoint.pt"))
+    assert not list(Path("experiments").rglob("card.json"))
+    resumed = call(*arguments, "--resume")
+    assert "going on from the last checkpoint" in resumed.stderr
+    assert (run_of(resumed) / "network.safetensors").read_bytes() == (whole / "network.safetensors").read_bytes()
+    assert not list(Path("experiments/photos").glob(".*"))
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("--lr", "1e6", "--warmup", "0", "--epochs", "4", "--mode", "full"), "lower --lr"),
+        (("--batch-size", "1", "--mode", "full"), "batch of one"),
+        (("--unfreeze", "layer7"), "unknown block"),
+        (("--backbone", "nowhere/run"), "is not there"),
+        (("--backbone", "resnet18", "--weights", "gone.pth"), "gone.pth"),
+    ],
+)
+def test_what_cannot_be_trained_is_said_in_one_line(photos, options, said):
+    done = call("finetune", "--data", photos, *SMALL, *options, code=1)
+    lines = [line for line in done.stderr.splitlines() if line.startswith("Error")]
+    assert len(lines) == 1
+    assert said in lines[0]
+    assert not list(Path().rglob("card.json"))
+
+
+def test_weights_of_another_network_are_refused(photos, tmp_path):
+    torch.save(torchvision.models.resnet34().state_dict(), tmp_path / "other.pth")
+    done = call("finetune", "--data", photos, "--weights", tmp_path / "other.pth", "--epochs", "1", code=1)
+    assert "is not of resnet18" in done.stderr
+
+
+def test_a_student_is_compared_with_its_teacher_and_with_itself_alone(photos):
+    fitted = call("fit", "--data", photos, "--weights", "random:4", "--resize", "16", "--head", "prototypical")
+    student = ("--student", "resnet18:stem=small", "--weights", "random", "--resize", "16", "--epochs", "1")
+    done = call("distill", "--data", photos, "--teacher", run_of(fitted), *student)
+    assert all(name in done.stdout for name in ("teacher", "alone", "distilled", "top-1 %"))
+    runs = [line.removeprefix("run: ") for line in done.stderr.splitlines() if line.startswith("run: ")]
+    assert len(set(runs)) == 2
+    again = call("distill", "--data", photos, "--teacher", runs[0], "--no-alone", "--json", *student)
+    found = json.loads(again.stdout)
+    assert set(found["top1"]) == {"teacher", "distilled"}
+    assert found["gap_closed"] is None
+
+
+@pytest.fixture
+def cifar100(tmp_path, monkeypatch):
+    """CIFAR-100 in its own format: five classes of colours, 8 train and 4 test images of each."""
+    folder, rng = tmp_path / "data" / "cifar-100-python", np.random.default_rng(0)
+    folder.mkdir(parents=True)
+    for name, each in (("train", 8), ("test", 4)):
+        labels = np.repeat(np.arange(5), each)
+        pixels = rng.integers(0, 80, (len(labels), 3, 32, 32)) + 30 * labels[:, None, None, None]
+        content = {"data": pixels.astype(np.uint8).reshape(len(labels), -1), "fine_labels": labels.tolist()}
+        (folder / name).write_bytes(pickle.dumps(content))
+    (folder / "meta").write_bytes(pickle.dumps({"fine_label_names": [f"class {n}" for n in range(5)]}))
+    monkeypatch.setattr(torchvision.datasets.CIFAR100, "_check_integrity", lambda self: True)
+    monkeypatch.setattr("torchvision.datasets.cifar.check_integrity", lambda *_: True)
+    return tmp_path / "data"
+
+
+def test_the_study_of_cifar100_runs_on_a_file_in_its_format(cifar100, tmp_path):
+    """The committed study, with this file in place of the download, random weights and fewer epochs and pixels."""
+    text = (ROOT / "experiments" / "cifar100.toml").read_text()
+    for old, new in (
+        ("root=data,download=true", f"root={cifar100}"),
+        ("epochs = 30", 'epochs = 2\nweights = "random"\nprecision = "fp32"\nfrozen_precision = "fp32"'),
+        ('"128x128"', '"32x32"'),
+        ("batch_size = 128", "batch_size = 8"),
+    ):
+        assert old in text
+        text = text.replace(old, new)
+    assert len(tomllib.loads(text)["run"]) == 3
+    (tmp_path / "study.toml").write_text(text)
+    done = call("finetune", tmp_path / "study.toml")
+    assert all(mode in done.stdout for mode in ("shallow", "deep", "scratch", "top-5 %"))
+    folder = Path("experiments/cifar100")
+    Image.open(folder / "curves.png").verify()
+    with (folder / "results.csv").open() as file:
+        assert [row["name"] for row in csv.DictReader(file)] == ["shallow", "deep", "scratch"]
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "has no trainings"),
+        ("[[run]]\nmode = 'deep'\n[[run]]\nmode = 'deep'", "two runs called deep"),
+        ("[[run]]\nspeed = 3", "unknown option of a training 'speed'"),
+        ("[[rum]]\nmode = 'deep'", "did you mean run"),
+        ("[[run", "cannot be read as a study"),
+    ],
+)
+def test_a_study_that_says_nothing_sensible_is_refused(tmp_path, text, said):
+    (tmp_path / "study.toml").write_text(text)
+    assert said in call("finetune", tmp_path / "study.toml", code=1).stderr
+
+
+def test_options_beside_a_study_are_wrong_usage(tmp_path):
+    (tmp_path / "study.toml").write_text("[[run]]\nmode = 'deep'")
+    assert "leave out --lr" in call("finetune", tmp_path / "study.toml", "--lr", "1", code=2).stderr
