@@ -168,7 +168,7 @@ def test_the_interval_of_a_difference_inverts_the_score_test(only_a: int, only_b
 
 
 def outcomes(n: int, share: float, correlation: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """How many images one alone of two equally good classifiers has right, how many the other, and how probable that is."""
+    """How many images each of two equally good classifiers alone has right, and how probable that is."""
     alone = share * (1 - share) * (1 - correlation)
     only_a, only_b = np.mgrid[:31, :31]
     return only_a, only_b, binom.pmf(only_a, n, alone) * binom.pmf(only_b, n - only_a, alone / (1 - alone))
@@ -200,9 +200,9 @@ def test_the_interval_of_a_difference_covers_exactly_this_often(
 def test_no_interval_covers_between_93_and_98_percent_where_hardly_anything_differs() -> None:
     """At 148 images and a share of 0.99 the counts are too few, whatever the interval.
 
-    What holds 0 for ``m`` images against none holds it for all differences up to m. At a correlation of 0.7 an interval
-    that holds it for 2 therefore covers more than 98 %, any other less than 93 %. At 0.3 and 0.5 one that holds it for 3
-    covers more than 98 %, any other less than 93 % of independent classifiers. Tango's is the first of these.
+    What holds 0 for m images against none holds it for all differences up to m. At a correlation of 0.7 an interval
+    that holds it for 2 therefore covers more than 98 %, any other less than 93 %. At 0.3 and 0.5 one that holds it for
+    3 covers more than 98 %; any other covers less than 93 % at 0. Tango's holds it for 3.
     """
 
     def least(correlation: float, m: int) -> float:
