@@ -117,11 +117,11 @@ def tune(cache: Path) -> None:
         with tempfile.TemporaryDirectory() as folder:
             command = [sys.executable, "-m", "featkit", "fit", "--tune", "--head", head, "--out", folder]
             seconds, peak = spent([*command, "--cache", str(cache)])
-            (file,) = Path(folder).glob("*/*/results.json")
-            found = json.loads(file.read_text())
+            (run,) = Path(folder).glob("*/*/")
+            card, found = (json.loads((run / name).read_text()) for name in ("card.json", "results.json"))
         low, high = found["interval95"]
         print(
-            f"{head:13} {seconds[0]:7.1f} {seconds[1]:7.1f} {found['cost']['fit_seconds']:8.1f} {peak:9.0f}"
+            f"{head:13} {seconds[0]:7.1f} {seconds[1]:7.1f} {card['cost']['fit_seconds']:8.1f} {peak:9.0f}"
             f"  {found['top1']:.2%} ({low:.2%} to {high:.2%}), n = {found['n']}",
             flush=True,
         )
