@@ -114,7 +114,7 @@ def test_each_value_of_c_can_have_a_tolerance_of_its_own():
     fine = logistic_path(x, codes, CS[::-1], n_classes=5, tol=1e-12)
     mixed = logistic_path(x, codes, CS[::-1], n_classes=5, tol=[1e-12, *[1e-2] * (len(CS) - 1)])
     assert all(a.n_iter > b.n_iter for a, b in zip(fine[1:-1], mixed[1:-1], strict=True))
-    assert mixed[0].C == CS[-1]
+    assert CS[-1] == mixed[0].C
     np.testing.assert_allclose(mixed[0].coef, fine[0].coef, atol=1e-4 * np.abs(fine[0].coef).max())
 
 
