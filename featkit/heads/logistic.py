@@ -16,7 +16,7 @@ from featkit.heads.rotated import Array, Backend, RotatedRows
 MEMORY = 20
 """Steps that the quasi-Newton method remembers."""
 
-FLATTER = 100.0
+FLATTER = 10.0
 """The axes are found anew when the mean curvature of the loss has fallen by this factor."""
 
 
