@@ -1,15 +1,19 @@
 """The path of penalties of the linear head: one solver call beside one scikit-learn fit for each C, in one run.
 
     python experiments/benchmarks/heads.py [--cache FILE] [--values 45] [--fits 45] [--max-iter 20000]
+    python experiments/benchmarks/heads.py --tune --cache FILE
 
 Without ``--cache`` the vectors are synthetic: 6,000 x 2,048 in 101 classes with a spectrum that falls like that of
 ResNet-50. Both solvers get the same float32 rows, scaled as the linear head scales them, and as many cores.
+
+With ``--tune``: seconds and memory of `featkit fit --tune` for each of the five heads, each in a process of its own.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -102,6 +106,40 @@ def peak_memory(rows: Rows) -> tuple[float, float]:
     return before, after
 
 
+HEADS = ("linear", "svm", "knn", "mlp", "prototypical")
+
+
+def tune(cache: Path) -> None:
+    """Print what tuning each head takes: seconds on the clock and of all cores, peak memory; and what it found."""
+    print("head           wall s   CPU s  fitting  peak MiB  top-1 on test", flush=True)
+    total = np.zeros(2)
+    for head in HEADS:
+        with tempfile.TemporaryDirectory() as folder:
+            command = [sys.executable, "-m", "featkit", "fit", "--tune", "--head", head, "--out", folder]
+            seconds, peak = spent([*command, "--cache", str(cache)])
+            (run,) = Path(folder).glob("*/*/")
+            card, found = (json.loads((run / name).read_text()) for name in ("card.json", "results.json"))
+        low, high = found["interval95"]
+        print(
+            f"{head:13} {seconds[0]:7.1f} {seconds[1]:7.1f} {card['cost']['fit_seconds']:8.1f} {peak:9.0f}"
+            f"  {found['top1']:.2%} ({low:.2%} to {high:.2%}), n = {found['n']}",
+            flush=True,
+        )
+        total += seconds
+    print(f"{'all':13} {total[0]:7.1f} {total[1]:7.1f}")
+
+
+def spent(command: list[str]) -> tuple[NDArray[np.float64], float]:
+    """Run a command; return its seconds on the clock and of all cores, and its peak resident memory in MiB."""
+    start = time.perf_counter()
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    _, status, used = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        raise subprocess.CalledProcessError(process.returncode, command)
+    return np.array([time.perf_counter() - start, used.ru_utime + used.ru_stime]), used.ru_maxrss / 1024
+
+
 def load(cache: Path | None) -> Rows:
     """Return the rows asked for."""
     return cached(cache) if cache else synthetic()
@@ -119,7 +157,12 @@ def main() -> None:
     options.add_argument("--values", type=int, default=45, help="values of C from 1e-6 to 1e5")
     options.add_argument("--fits", type=int, default=45, help="of these, evenly spread, to fit with scikit-learn too")
     options.add_argument("--max-iter", type=int, default=20_000, help="of scikit-learn")
+    options.add_argument("--tune", action="store_true", help="time `featkit fit --tune` on the cache instead")
     chosen = options.parse_args()
+    if chosen.tune:
+        if not chosen.cache:
+            options.error("--tune needs --cache FILE")
+        return tune(chosen.cache)
     rows = scaled(load(chosen.cache))
     k = int(rows[1].max()) + 1
     cs = np.logspace(-6, 5, chosen.values)

@@ -22,8 +22,9 @@ BINS = 15
 _SMALLEST = float(np.finfo(np.float64).eps)
 TEMPERATURES = (1e-3, 1e3)
 """The lowest and the highest that ``fit_temperature`` gives."""
-SMOOTHINGS = (_SMALLEST, 1e-6, 1e-4, 1e-3, 1e-2)
-"""What ``fit_temperature`` chooses from."""
+SMOOTHINGS = (float(np.finfo(np.float64).tiny), _SMALLEST, 1e-6, 1e-4, 1e-3, 1e-2)
+"""What ``fit_temperature`` chooses from. The first does no more than make a logarithm of 0 possible: scores far below
+2.2e-16 still tell a head that is much too confident how wrong it was."""
 
 
 @dataclass(frozen=True)

@@ -18,8 +18,11 @@ from featkit.heads.scaling import SCALES, apply_scale, fit_scale
 TRIED = np.logspace(-6, 5, 45)
 """Values of C that a search tries."""
 
-WARM_UP = np.logspace(-3, 0, 4)
+WARM_UP = np.logspace(-6, 0, 13)
 """Parts of C that are solved on the way to it: faster than starting from nothing."""
+
+ROUGH = 1e-3
+"""Tolerance, as a part of the objective, of solutions that are compared or passed by, not kept."""
 
 
 class LinearHead(LogitHead):
@@ -73,13 +76,14 @@ class LinearHead(LogitHead):
         rows, codes = self._begin(X, y)
         weights = None if sample_weight is None else _check_sample_weight(sample_weight, rows)
         self.centre_, self.spread_ = fit_scale(rows, self.scale, weights)
+        tol = 1e-5 if rows.dtype == np.float32 else 1e-10
         *_, fitted = logistic_path(
             apply_scale(rows, self.scale, self.centre_, self.spread_),
             codes,
             self.C * WARM_UP,
             n_classes=len(self.classes_),
             sample_weight=weights,
-            tol=1e-5 if rows.dtype == np.float32 else 1e-10,
+            tol=[ROUGH] * (len(WARM_UP) - 1) + [tol],
             max_iter=self.max_iter,
         )
         self.coef_, self.intercept_, self.n_iter_ = fitted.coef, fitted.intercept, fitted.n_iter
@@ -109,8 +113,7 @@ class LinearHead(LogitHead):
     def trials(cls, x: Floats, y: NDArray[Any], x_val: Floats, seed: int = 0) -> Iterator[Trial]:
         """Yield, for every scale and every C of ``TRIED``, the scores of a head with these options.
 
-        One path of penalties is solved for each scale, on one core each, to a tolerance of 1e-3 of the objective: these
-        heads are compared, not kept.
+        One path of penalties is solved for each scale, on one core each, to the tolerance ``ROUGH``.
 
         Args:
             x: training rows ``(n, d)``.
@@ -125,7 +128,7 @@ class LinearHead(LogitHead):
             head.centre_, head.spread_ = fit_scale(rows, scale)
             scaled = apply_scale(rows, scale, head.centre_, head.spread_)
             points = apply_scale(head._rows(x_val), scale, head.centre_, head.spread_)
-            fits = logistic_path(scaled, codes, TRIED, n_classes=len(head.classes_), tol=1e-3)
+            fits = logistic_path(scaled, codes, TRIED, n_classes=len(head.classes_), tol=ROUGH)
             logits = (two_columns(points @ fitted.coef.T + fitted.intercept) for fitted in fits)
             return [
                 Trial({"C": fitted.C, "scale": scale}, softmax(each)) for fitted, each in zip(fits, logits, strict=True)

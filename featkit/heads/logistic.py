@@ -52,7 +52,7 @@ def logistic_path(
     *,
     n_classes: int,
     sample_weight: NDArray[Any] | None = None,
-    tol: float = 1e-5,
+    tol: float | Sequence[float] = 1e-5,
     max_iter: int = 500,
     device: Any = "cpu",
 ) -> list[Solution]:
@@ -76,7 +76,7 @@ def logistic_path(
         sample_weight: how much each row counts ``(n,)``; default 1.
         tol: a fit stops when the estimate ``g' M g / 2`` of what is left to gain, with the gradient g and the inverse
             M of the approximate Hessian, falls below this part of the objective, or, where that is less, of a hundredth
-            of what the objective has gained on predicting the shares of the classes for every row.
+            of what the objective has gained on predicting the shares of the classes for every row. Or one for each C.
         max_iter: most steps for one C.
         device: "cpu" for NumPy, or what ``torch.device`` takes.
 
@@ -93,13 +93,14 @@ def logistic_path(
         raise UnfitDataError(f"codes must lie in 0..{n_classes - 1}, but span {np.min(codes)}..{np.max(codes)}")
     dtype = np.dtype(np.float32 if x.dtype == np.float32 else np.float64)
     total = len(codes) if sample_weight is None else float(np.sum(sample_weight))
+    tols = np.broadcast_to(tol, len(cs))
     solutions: dict[int, Solution] = {}
     with threadpool_limits(None if x.shape[0] * x.shape[1] * n_classes > LARGE else 1, user_api="blas"):
         solver = _Solver(x, codes, n_classes, weights, Backend(device, dtype))
         for position in np.argsort(cs, kind="stable"):
             c = float(cs[position])
             # With two classes, the opposite rows w/2 and -w/2 have half the penalty of the single row w.
-            fit = solver.fit((2 if n_classes == 2 else 1) / (c * total), tol, max_iter)
+            fit = solver.fit((2 if n_classes == 2 else 1) / (c * total), float(tols[position]), max_iter)
             coef, intercept = solver.weights()
             solutions[int(position)] = Solution(c, coef, intercept, *fit)
     return [solutions[position] for position in range(len(cs))]

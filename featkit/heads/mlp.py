@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator
 from numbers import Integral, Real
 from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.neural_network import MLPClassifier
 from sklearn.utils._param_validation import Interval, StrOptions
 
 from featkit.heads.base import Floats, LogitHead, Trial, in_threads, one_thread, two_columns
+from featkit.heads.perceptron import train_perceptron
 from featkit.heads.scaling import SCALES, apply_scale, fit_scale
 
 _SPACE: tuple[dict[str, Any], ...] = (
@@ -88,12 +86,16 @@ class MLPHead(LogitHead):
         self.centre_, spread = fit_scale(rows, self.scale)
         # Adam's step and the initial weights suppose inputs of variance 1 each, not 1 together.
         self.spread_ = spread / np.sqrt(rows.shape[1], dtype=rows.dtype)
-        network = self._network(len(rows))
-        with warnings.catch_warnings(), one_thread():
-            warnings.simplefilter("ignore", ConvergenceWarning)
-            network.fit(apply_scale(rows, self.scale, self.centre_, self.spread_), codes)
-        self.hidden_coef_, self.coef_ = network.coefs_
-        self.hidden_intercept_, self.intercept_ = network.intercepts_
+        with one_thread():
+            network = train_perceptron(
+                apply_scale(rows, self.scale, self.centre_, self.spread_),
+                codes,
+                width=self.width,
+                decay=self.alpha,
+                epochs=self.epochs,
+                seed=self.seed,
+            )
+        self.hidden_coef_, self.coef_, self.hidden_intercept_, self.intercept_ = network
         return self
 
     @classmethod
@@ -104,17 +106,6 @@ class MLPHead(LogitHead):
             return cls(**options, seed=seed).fit(x, y).predict_proba(x_val)
 
         yield from map(Trial, _SPACE, in_threads(scores, _SPACE))
-
-    def _network(self, n: int) -> MLPClassifier:
-        return MLPClassifier(
-            hidden_layer_sizes=(self.width,),
-            alpha=self.alpha,
-            batch_size=min(n, int(np.clip(n // 16, 16, 128))),
-            learning_rate_init=5e-4,
-            max_iter=self.epochs,
-            n_iter_no_change=self.epochs + 1,
-            random_state=self.seed,
-        )
 
     def _logits(self, rows: Floats) -> Floats:
         scaled = apply_scale(rows, self.scale, self.centre_, self.spread_)

@@ -106,9 +106,9 @@ def test_neither_order_of_rows_nor_names_of_classes_matter(n: int, seed: int) ->
     assert there.value == pytest.approx(here.value, rel=1e-6)
 
 
-@pytest.mark.parametrize("sharpness", [0.3, 1.0, 3.0])
+@pytest.mark.parametrize("sharpness", [0.3, 1.0, 3.0, 30.0])
 def test_the_temperature_that_made_scores_too_sharp_or_too_flat_is_found(sharpness: float) -> None:
-    """Within 10 % on 4,000 images."""
+    """Within 10 % on 4,000 images; at 30, as of a Mahalanobis distance, true classes have scores of 1e-100."""
     assert fit_temperature(*draw(4000, sharpness), TEN).value == pytest.approx(sharpness, rel=0.1)
 
 

@@ -167,6 +167,60 @@ def test_the_interval_of_a_difference_inverts_the_score_test(only_a: int, only_b
         assert abs(only_a - only_b - n * end) / error == pytest.approx(1.96, abs=2e-3)
 
 
+def outcomes(n: int, share: float, correlation: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """How many images each of two equally good classifiers alone has right, and how probable that is."""
+    alone = share * (1 - share) * (1 - correlation)
+    only_a, only_b = np.mgrid[:31, :31]
+    return only_a, only_b, binom.pmf(only_a, n, alone) * binom.pmf(only_b, n - only_a, alone / (1 - alone))
+
+
+@pytest.mark.parametrize(
+    ("n", "share", "correlation", "coverage"),
+    [
+        (50, 0.95, 0.0, 0.953),
+        (50, 0.95, 0.3, 0.965),
+        (50, 0.95, 0.5, 0.980),
+        (50, 0.95, 0.7, 0.994),
+        (148, 0.99, 0.0, 0.971),
+        (148, 0.99, 0.3, 0.985),
+        (148, 0.99, 0.5, 0.994),
+        (148, 0.99, 0.7, 0.999),
+    ],
+)
+def test_the_interval_of_a_difference_covers_exactly_this_often(
+    n: int, share: float, correlation: float, coverage: float
+) -> None:
+    """Of two equally good classifiers: the probabilities of all counts whose interval holds 0, added up."""
+    only_a, only_b, chance = outcomes(n, share, correlation)
+    seen = chance > 1e-9
+    intervals = [paired_interval(int(a), int(b), n) for a, b in zip(only_a[seen], only_b[seen], strict=True)]
+    assert chance[seen] @ [low <= 0 <= high for low, high in intervals] == pytest.approx(coverage, abs=5e-4)
+
+
+def test_no_interval_covers_between_93_and_98_percent_where_hardly_anything_differs() -> None:
+    """At 148 images and a share of 0.99 the counts are too few, whatever the interval.
+
+    What holds 0 for m images against none holds it for all differences up to m. At a correlation of 0.7 an interval
+    that holds it for 2 therefore covers more than 98 %, any other less than 93 %. At 0.3 and 0.5 one that holds it for
+    3 covers more than 98 %; any other covers less than 93 % at 0. Tango's holds it for 3.
+    """
+
+    def least(correlation: float, m: int) -> float:
+        only_a, only_b, chance = outcomes(148, 0.99, correlation)
+        return float(chance[abs(only_a - only_b) <= m].sum())
+
+    def most_without(correlation: float, m: int) -> float:
+        only_a, only_b, chance = outcomes(148, 0.99, correlation)
+        return float(1 - chance[(np.minimum(only_a, only_b) == 0) & (abs(only_a - only_b) >= m)].sum())
+
+    assert least(0.7, 2) == pytest.approx(0.986, abs=5e-4)
+    assert most_without(0.7, 2) == pytest.approx(0.907, abs=5e-4)
+    assert [least(correlation, 3) for correlation in (0.3, 0.5)] == pytest.approx([0.982, 0.993], abs=5e-4)
+    assert most_without(0.0, 3) == pytest.approx(0.915, abs=5e-4)
+    held = [low <= 0 <= high for low, high in (paired_interval(m, 0, 148) for m in range(6))]
+    assert held == [True, True, True, True, False, False]
+
+
 @pytest.mark.parametrize("counts", [(1, 1, 1), (-1, 0, 5), (0, 0, 0)])
 def test_counts_of_pairs_that_cannot_be_are_refused(counts: tuple[int, int, int]) -> None:
     """In one line."""

@@ -108,6 +108,16 @@ def test_torch_gives_what_numpy_gives(n, d):
         np.testing.assert_allclose(a.coef, b.coef, atol=1e-4 * np.abs(a.coef).max())
 
 
+def test_each_value_of_c_can_have_a_tolerance_of_its_own():
+    """In the order of the values, not of the path: what is passed by roughly does not spoil where it leads."""
+    x, codes = blobs(200, 10, 5)
+    fine = logistic_path(x, codes, CS[::-1], n_classes=5, tol=1e-12)
+    mixed = logistic_path(x, codes, CS[::-1], n_classes=5, tol=[1e-12, *[1e-2] * (len(CS) - 1)])
+    assert all(a.n_iter > b.n_iter for a, b in zip(fine[1:-1], mixed[1:-1], strict=True))
+    assert CS[-1] == mixed[0].C
+    np.testing.assert_allclose(mixed[0].coef, fine[0].coef, atol=1e-4 * np.abs(fine[0].coef).max())
+
+
 def test_the_loss_falls_and_the_weights_grow_with_c():
     """Along the path the penalty only ever gives way."""
     x, codes = blobs(200, 10, 5)
