@@ -191,9 +191,7 @@ def _embed_missing(work: Sequence[_Open], compute: Compute) -> list[set[int]]:
         (
             each.job.backbone,
             each.job.request.precision,
-            frozenset(
-                row * len(sets) + place for row, key in enumerate(each.job.keys) if key and not each.has(key)
-            ),
+            frozenset(row * len(sets) + place for row, key in enumerate(each.job.keys) if key and not each.has(key)),
         )
         for each, place in zip(work, places, strict=True)
     ]

@@ -122,9 +122,7 @@ class _Maker:
                 self._rows[place] = Cell(values, "skipped", planned)
             else:
                 name = digest([str(values)])[:16]
-                self._rows[place] = replace(
-                    failed_cell(self._folder, name, values, planned), data=str(values["data"])
-                )
+                self._rows[place] = replace(failed_cell(self._folder, name, values, planned), data=str(values["data"]))
         return found
 
     def _keep(self, planned: Mapping[int, Planned]) -> dict[int, Planned]:
@@ -148,6 +146,7 @@ class _Maker:
         path = self._vectors.path
         return Fit(
             folder=self._folder,
+            protocol=self._grid.protocol(cells[0].values),
             request=job.request,
             data=job.images.name,
             weights=job.backbone.weights,
@@ -190,13 +189,15 @@ def plan_cell(grid: Grid, values: Mapping[str, Value], vectors: Vectors) -> Plan
         needs = needed(values, grid.fixed)
     except Exception as error:
         return error
-    return vectors.error(needs) or Planned(values, needs, _name(values, needs, vectors))
+    return vectors.error(needs) or Planned(values, needs, _name(grid, values, needs, vectors))
 
 
-def _name(values: Mapping[str, Value], needs: Needed, vectors: Vectors) -> str:
+def _name(grid: Grid, values: Mapping[str, Value], needs: Needed, vectors: Vectors) -> str:
     """Return 16 hex digits over everything that decides the cell's numbers."""
-    chosen = [f"{axis}={values[axis]}" for axis in ("subset", "head", "balance", "tune", "seed")]
-    files = [vectors.known(each).recipe.fingerprint if each else "none" for each in (needs.clean, needs.views, needs.test)]
+    chosen = [str(values["head"]), str(values["seed"]), str(grid.protocol(values))]
+    files = [
+        vectors.known(each).recipe.fingerprint if each else "none" for each in (needs.clean, needs.views, needs.test)
+    ]
     splits = vectors.known(needs.clean).images.splits.tolist()
     return digest([*chosen, *files, *splits, version("featkit"), str(SCHEMA)])[:16]
 

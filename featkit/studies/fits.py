@@ -36,6 +36,7 @@ class Fit:
 
     Attributes:
         folder: where the cells are kept.
+        protocol: how it is fitted.
         request, data, weights: as in ``Source``.
         clean: file of all images as they are.
         splits: split of each image by its id.
@@ -44,6 +45,7 @@ class Fit:
     """
 
     folder: Path
+    protocol: Protocol
     request: Request
     data: str
     weights: str
@@ -87,13 +89,7 @@ def _read(path: Path) -> Embeddings:
 
 def _fit(task: Fit, source: Source) -> Fitted:
     values = task.cells[0].values
-    subset, balance = (None if values[axis] == none else str(values[axis]) for axis, none in _NONE.items())
-    protocol = Protocol(tune=bool(values["tune"]), subset=subset, balance=balance)
-    return fit_head(source, str(values["head"]), int(values["seed"]), protocol)
-
-
-_NONE = {"subset": "all", "balance": "none"}
-"""What an axis says where a protocol says None."""
+    return fit_head(source, str(values["head"]), int(values["seed"]), task.protocol)
 
 
 def _judge(task: Fit, cell: Judged, fitted: Fitted, source: Source) -> None:

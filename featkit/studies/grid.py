@@ -16,6 +16,7 @@ from featkit.embeddings.request import Request
 from featkit.errors import SpecError
 from featkit.registry import unknown
 from featkit.studies.cells import Value
+from featkit.studies.run import Protocol
 
 AXES: Mapping[str, Value] = {
     "data": "digits",
@@ -36,7 +37,8 @@ AXES: Mapping[str, Value] = {
 ``data``, ``backbone``, ``weights``, ``layer`` and ``precision`` are as in ``Request``, ``subset``, ``balance`` and
 ``tune`` as in ``Protocol``, ``head`` as in ``make_head``. ``perturb`` is done to the test images. With
 ``train_perturb`` a head is fitted on a perturbed view of each train image as well. ``seed`` is that of the split, the
-limit, the subset, the perturbation and the head.
+limit, the subset, the perturbation and the head. ``tune`` chooses options on val: those of the head, or in a grid of
+several corrections those of the correction, of which ``none`` has none: the same head in all of them.
 """
 
 HEADS = ("linear", "svm", "knn", "mlp", "prototypical")
@@ -102,6 +104,12 @@ class Grid:
     def cells(self) -> list[dict[str, Value]]:
         """Return the product of the axes, skipped or not; neighbours share vectors, and then a head."""
         return [dict(zip(AXES, values, strict=True)) for values in product(*map(self.values, AXES))]
+
+    def protocol(self, values: Mapping[str, Value]) -> Protocol:
+        """Return how the head of a cell is fitted."""
+        subset, balance, tune = str(values["subset"]), str(values["balance"]), bool(values["tune"])
+        plain = balance == "none" and not (tune and len(self.values("balance")) > 1)
+        return Protocol(tune, None if subset == "all" else subset, None if plain else balance)
 
     def why_skipped(self, values: Mapping[str, Value]) -> str:
         """Return why a cell is left out, empty if it is not."""

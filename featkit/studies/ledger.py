@@ -21,8 +21,8 @@ from featkit.errors import DataError, FeatkitError, MissingExtraError, RunError,
 from featkit.evaluation.report import Report
 from featkit.heads.balance import InapplicableError
 from featkit.studies.cells import Answers, Cell, Value
-from featkit.studies.rundir import seal
 from featkit.studies.run import Run
+from featkit.studies.rundir import seal
 
 SCHEMA = 1
 """Raised whenever the same cell would hold other numbers, or the file's layout changes."""
@@ -52,7 +52,7 @@ def locked(folder: Path) -> Iterator[None]:
         since = datetime.now(UTC).isoformat(timespec="seconds")
         file.write(f"process {os.getpid()} on {platform.node()} since {since}")
         file.flush()
-        for left in folder.glob(".*.tmp"):
+        for left in [*folder.glob(".*.tmp"), *folder.glob("*.log")]:  # what failed is tried again
             left.unlink(missing_ok=True)
         yield
 

@@ -15,11 +15,9 @@ from featkit.embeddings.job import Job, content_keys, make_job
 from featkit.embeddings.pipeline import Compute
 from featkit.embeddings.request import Request
 from featkit.errors import CacheError
-from featkit.images import load_images
 from featkit.images.base import ImageSet, remembering
 from featkit.images.perturb import parse_perturbation
 from featkit.studies.cells import Value
-
 
 _IMAGES = ("data", "split", "limit", "seed", "augment", "views", "perturb", "part")
 """Fields of a request that say which images."""
