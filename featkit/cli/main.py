@@ -11,20 +11,8 @@ from featkit import __version__
 from featkit.cli.memory import keep_freed_memory
 from featkit.errors import FeatkitError
 
-VERBS = (
-    "extract",
-    "fit",
-    "compare",
-    "predict",
-    "fewshot",
-    "audit",
-    "ablate",
-    "longtail",
-    "robustness",
-    "cache",
-    "models",
-    "heads",
-)
+_STUDIES = ("fewshot", "audit", "ablate", "longtail", "robustness")
+VERBS = ("extract", "fit", "compare", "predict", *_STUDIES, "cache", "models", "heads")
 
 EPILOG = """\b
 Examples:

@@ -22,7 +22,7 @@ from featkit.cli.options import (
 from featkit.errors import FeatkitError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from featkit.studies.ablate import Matrix, Progress, Work
     from featkit.studies.cells import Cell
@@ -43,7 +43,7 @@ def matrix_options(function: F) -> F:
     )(function)
 
 
-def axis_option(name: str, metavar: str, text: str) -> Any:
+def axis_option(name: str, metavar: str, text: str) -> Callable[[F], F]:
     """Return the repeatable option of an axis."""
     return click.option(f"--{name}", multiple=True, metavar=metavar, help=f"Repeatable. {text}")
 

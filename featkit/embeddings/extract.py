@@ -183,24 +183,25 @@ def _make(jobs: Sequence[Job], compute: Compute, note: Callable[[str], None]) ->
 
 def _embed_missing(work: Sequence[_Open], compute: Compute) -> list[set[int]]:
     """Put the vectors of all images that are not known yet into the journals; return whose rows cannot be read."""
-    sets = list({id(each.job.images): each.job.images for each in work}.values())
-    place_of = {id(images): place for place, images in enumerate(sets)}
-    places = [place_of[id(each.job.images)] for each in work]
+    keys = {id(each.job.images): each.job.keys for each in work}
+    sets = {id(each.job.images): each.job.images for each in work}
+    step, places = len(sets), {images: place for place, images in enumerate(sets)}
     failed = [{row for row, key in enumerate(each.job.keys) if not key} for each in work]
-    networks = [
-        (
-            each.job.backbone,
-            each.job.request.precision,
-            frozenset(row * len(sets) + place for row, key in enumerate(each.job.keys) if key and not each.has(key)),
-        )
-        for each, place in zip(work, places, strict=True)
-    ]
-    for batch in embed(_interleaved(sets), networks, compute) if sets else ():
-        for each, place, output, unread in zip(work, places, batch.outputs, failed, strict=True):
-            unread.update(row // len(sets) for row in batch.failed if row % len(sets) == place)
+    wanted: dict[Path, set[int]] = {each.job.journal: set() for each in work}
+    for each in work:
+        place = places[id(each.job.images)]
+        rows = (row for row, key in enumerate(each.job.keys) if key and not each.has(key))
+        wanted[each.job.journal].update(row * step + place for row in rows)
+    firsts = list({each.job.journal: each for each in work}.values())
+    networks = [(each.job.backbone, each.job.request.precision, frozenset(wanted[each.job.journal])) for each in firsts]
+    columns = list(keys.values())
+    for batch in embed(_interleaved(list(sets.values())), networks, compute) if work else ():
+        for each, unread in zip(work, failed, strict=True):
+            unread.update(row // step for row in batch.failed if row % step == places[id(each.job.images)])
+        for each, output in zip(firsts, batch.outputs, strict=True):
             if output is not None:
                 with storage_errors(each.job.path):
-                    each.journal.append([each.job.keys[row // len(sets)] for row in output[0]], output[1])
+                    each.journal.append([columns[row % step][row // step] for row in output[0]], output[1])
     return failed
 
 

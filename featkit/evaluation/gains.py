@@ -26,7 +26,8 @@ def balanced_gain(y: NDArray[np.int64], right_a: Right, right_b: Right) -> tuple
 
     Args:
         y: ``(n,)`` true classes.
-        right_a, right_b: ``(n,)`` whether each is right.
+        right_a: ``(n,)`` whether each image is right.
+        right_b: the same of the other.
     """
     _, codes, totals = np.unique(y, return_inverse=True, return_counts=True)
     only_a, only_b = (
@@ -43,7 +44,8 @@ def ratio_interval(over: NDArray[np.float64], under: NDArray[np.float64], seed: 
     denominator there is left out of its mean.
 
     Args:
-        over, under: ``(r, n)`` numerators and denominators of r ratios, image by image.
+        over: ``(r, n)`` numerators of r ratios, image by image.
+        under: their denominators.
         seed: of the 2,000 resamples.
     """
     n = over.shape[1]

@@ -90,7 +90,11 @@ def search_correction(
 
     Args:
         head: the head with its correction.
-        x, y, x_val, y_val, progress: as in ``search``.
+        x: training rows ``(n, d)``.
+        y: their labels ``(n,)``.
+        x_val: validation rows ``(m, d)``.
+        y_val: their labels ``(m,)``.
+        progress: called after each trial.
 
     Raises:
         SpecError: if there is no such head or correction.

@@ -60,7 +60,7 @@ class ImageSet:
 
 
 def remembering(load: Callable[[int], Pixels]) -> Callable[[int], Pixels]:
-    """Return ``load`` with a memory of one image for each thread: an image and all that is made of it is decoded once."""
+    """Return ``load`` with a memory of one image for each thread, to decode it once for all that is made of it."""
     last = threading.local()
 
     def remembered(row: int) -> Pixels:

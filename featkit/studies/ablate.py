@@ -13,7 +13,7 @@ from featkit.errors import RunError
 from featkit.studies.cells import Cell, Value
 from featkit.studies.fits import Fit, Judged, fit_cells
 from featkit.studies.grid import Grid
-from featkit.studies.ledger import SCHEMA, failed_cell, locked, read_cell
+from featkit.studies.ledger import SCHEMA, failed_cell, forget_cell, locked, read_cell
 from featkit.studies.vectors import Needed, Vectors, needed
 from featkit.studies.workers import side_by_side
 
@@ -51,7 +51,7 @@ class Work:
 
     out: Path
     cache: Path
-    compute: Compute = Compute()
+    compute: Compute
     jobs: int = 1
     note: Callable[[str], None] = lambda text: None
     progress: Callable[[Progress], None] = lambda progress: None
@@ -133,6 +133,7 @@ class _Maker:
                 cell = read_cell(self._folder, each.name, each.values)
             except RunError as error:
                 self._work.note(f"{error}: it is made again")
+                forget_cell(self._folder, each.name)
                 cell = None
             if cell:
                 self._rows[place] = cell

@@ -167,6 +167,6 @@ def _check(axis: str, values: Any) -> None:
         raise SpecError(f"axis {axis} must be a list of at least one value, such as {axis} = [...]")
     kind = type(AXES[axis])
     for value in values:
-        if type(value) is not kind or (kind is int and value < 0):
+        if type(value) is not kind or (isinstance(value, int) and value < 0):
             wanted = {bool: "true or false", int: "a whole number from 0 up", str: "text"}[kind]
             raise SpecError(f"{axis} = {value!r} is not {wanted}")

@@ -112,6 +112,11 @@ def read_cell(folder: Path, name: str, values: Mapping[str, Value]) -> Cell | No
         raise RunError(f"{path} cannot be read ({error or type(error).__name__})") from error
 
 
+def forget_cell(folder: Path, name: str) -> None:
+    """Remove a cell, so that it is made again."""
+    (folder / f"{name}.json.gz").unlink(missing_ok=True)
+
+
 def _cell(content: Mapping[str, Any], values: Mapping[str, Value]) -> Cell:
     answers, cost = content["answers"], content["cost"]
     report = replace(Report.from_dict(content["report"]), cost=cost)

@@ -75,7 +75,8 @@ def _tail(cell: Cell) -> tuple[Value, ...]:
 
 def _row(cell: Cell, group: Sequence[Cell]) -> TailRow:
     report, answers = cell.report, cell.answers
-    assert report and answers
+    assert report is not None
+    assert answers is not None
     scored = [other for other in group if other.val_score is not None]
     best = max(scored, key=lambda other: other.val_score or 0.0, default=None)
     plain = next((other.answers for other in group if other.values["balance"] == "none"), None)

@@ -136,7 +136,8 @@ def _level(clean: Cell | None, perturbation: Perturbation, cell: Cell) -> LevelR
     if clean:
         before, after = _right(clean), _right(cell, clean)
         drop = gain(before, after)
-        ends = ratio_interval(before[None] * 1.0 - after[None], before[None] * 1.0)
+        lost = before.astype(np.float64) - after
+        ends = ratio_interval(lost[None], before[None].astype(np.float64))
         relative = (drop[0] / before.mean(), ends) if before.any() else None
     return LevelRow(
         values=dict(cell.values),
@@ -157,7 +158,8 @@ def _level(clean: Cell | None, perturbation: Perturbation, cell: Cell) -> LevelR
 def _right(cell: Cell, like: Cell | None = None) -> NDArray[np.bool_]:
     """Return ``(n,)`` whether each test image was right, in the order of another cell's images."""
     answers, order = cell.answers, (like or cell).answers
-    assert answers and order
+    assert answers is not None
+    assert order is not None
     right = dict(zip(answers.ids, (answers.predicted == answers.y).tolist(), strict=True))
     return np.array([right[name] for name in order.ids], bool)
 

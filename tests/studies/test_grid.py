@@ -25,11 +25,8 @@ def test_a_value_that_is_given_twice_is_one_value():
 
 
 def test_a_rule_leaves_out_what_has_its_values_on_every_axis_it_names(tmp_path):
-    path = write(
-        tmp_path,
-        '[axes]\nhead = ["svm", "knn"]\nseed = [0, 1, 2]\n[[skip]]\nwhen = {head = "knn", seed = [1, 2]}\nwhy = "slow"\n',
-    )
-    grid = read_grid(path)
+    rule = '[[skip]]\nwhen = {head = "knn", seed = [1, 2]}\nwhy = "slow"\n'
+    grid = read_grid(write(tmp_path, f'[axes]\nhead = ["svm", "knn"]\nseed = [0, 1, 2]\n{rule}'))
     left_out = [(cell["head"], cell["seed"]) for cell in grid.cells() if grid.why_skipped(cell) == "slow"]
     assert left_out == [("knn", 1), ("knn", 2)]
 
