@@ -82,7 +82,7 @@ def estimate(grid: Grid, work: Work) -> Estimate:
     planned = [plan_cell(grid, values, vectors) for values in grid.cells()]
     cells = {each.name: _finished(work, grid, each) for each in planned if isinstance(each, Planned)}
     left = [each for each in planned if isinstance(each, Planned) and not cells[each.name]]
-    requests = list(dict.fromkeys(request for each in left for request in each.needs.requests))
+    requests = [request for each in left for request in each.needs.requests]
     missing = vectors.missing(requests)
     done = [cell.report.cost["fit_seconds"] for cell in cells.values() if cell and cell.report]
     return Estimate(
@@ -90,7 +90,7 @@ def estimate(grid: Grid, work: Work) -> Estimate:
         skipped=dict(Counter(each for each in planned if isinstance(each, str))),
         unavailable=dict(Counter(str(each) for each in planned if isinstance(each, Exception))),
         finished=sum(cell is not None for cell in cells.values()),
-        files=len(requests) - len(missing),
+        files=len(vectors.files(requests)) - len(missing),
         networks=tuple(_network(jobs, work) for jobs in _by_network(missing)),
         fits=len(grouped(left)),
         fit_seconds=sum(done) / len(done) if done else None,
@@ -112,15 +112,11 @@ def _by_network(jobs: list[Job]) -> list[list[Job]]:
 
 
 def _network(jobs: list[Job], work: Work) -> NetworkWork:
-    unknown = [sorted(_unknown(job, work)) for job in jobs]
-    fullest = max(range(len(jobs)), key=lambda place: len(unknown[place]))
-    rate = _rate(jobs[fullest], unknown[fullest][:SAMPLE], work)
-    return NetworkWork(jobs[0].backbone.name, len(jobs), sum(map(len, unknown)), rate)
-
-
-def _unknown(job: Job, work: Work) -> frozenset[int]:
-    known = lookup.locate(work.cache, job.recipe, job.keys)
-    return frozenset(row for row, key in enumerate(job.keys) if key and key not in known)
+    wanted = {key for job in jobs for key in job.keys} - {""}
+    unknown = wanted - lookup.locate(work.cache, jobs[0].recipe, wanted).keys()
+    rows = [[row for row, key in enumerate(job.keys) if key in unknown][:SAMPLE] for job in jobs]
+    fullest = max(range(len(jobs)), key=lambda place: len(rows[place]))
+    return NetworkWork(jobs[0].backbone.name, len(jobs), len(unknown), _rate(jobs[fullest], rows[fullest], work))
 
 
 def _rate(job: Job, rows: list[int], work: Work) -> float | None:

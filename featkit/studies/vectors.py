@@ -120,8 +120,12 @@ class Vectors:
 
     def missing(self, requests: Iterable[Request]) -> list[Job]:
         """Return the files that are not there yet, of those that can be had."""
-        jobs = [job for request in dict.fromkeys(requests) if isinstance(job := self.job(request), Job)]
-        return [job for job in jobs if lookup.find(self._folder, job.recipe) is None]
+        return [job for job in self.files(requests) if lookup.find(self._folder, job.recipe) is None]
+
+    def files(self, requests: Iterable[Request]) -> list[Job]:
+        """Return the files that can be had, each once: two seeds of a split share one."""
+        jobs = [job for request in requests if isinstance(job := self.job(request), Job)]
+        return list({job.path: job for job in jobs}.values())
 
     def make(self, requests: Iterable[Request]) -> None:
         """Make the files that are not there yet: those of the same images from one decode, whole images first.

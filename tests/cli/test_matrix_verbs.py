@@ -77,7 +77,7 @@ def test_longtail_marks_what_val_would_choose(photos):
     done = call("longtail", *small, "--balance", "none", "--balance", "tau_norm")
     assert done.stdout.count("best on val") == 1
     (path,) = Path("experiments/longtail").glob("*/longtail.csv")
-    rows = list(csv.DictReader(path.open()))
+    rows = list(csv.DictReader(path.read_text().splitlines()))
     assert {row["balance"] for row in rows} == {"none", "tau_norm"}
     assert [bool(row["gain"]) for row in rows] == [row["balance"] != "none" for row in rows]
 
