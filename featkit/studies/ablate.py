@@ -91,6 +91,7 @@ class _Maker:
 
     def __init__(self, grid: Grid, work: Work, folder: Path) -> None:
         self._places = grid.cells()
+        self._place_of = {tuple(values.values()): place for place, values in enumerate(self._places)}
         self._grid = grid
         self._work = work
         self._folder = folder
@@ -102,10 +103,9 @@ class _Maker:
         self._vectors.make(request for each in self._planned().values() for request in each.needs.requests)
         left = self._keep(self._planned())  # an int8 network, once calibrated, may be one that cells were made with
         tasks = [self._task(cells) for cells in grouped(left.values())]
-        names = {each.name: place for place, each in left.items()}
         self._report(running=min(self._work.jobs, len(tasks)))
         for done, (place, lost) in enumerate(side_by_side(fit_cells, tasks, self._work.jobs, cores()), 1):
-            self._take(tasks[place], lost, names)
+            self._take(tasks[place], lost)
             self._report(running=min(self._work.jobs, len(tasks) - done))
         return tuple(self._rows[place] for place in range(len(self._places)))
 
@@ -165,16 +165,20 @@ class _Maker:
             ),
         )
 
-    def _take(self, task: Fit, lost: Sequence[Cell] | None, names: Mapping[str, int]) -> None:
+    def _take(self, task: Fit, lost: Sequence[Cell] | None) -> None:
         """Take the rows of a task: from the disk, or those that say why there is nothing."""
         died = RunError("the process of this cell died: it was killed, or ran out of memory")
-        rows = {tuple(cell.values.items()): cell for cell in lost or ()}
-        for cell in task.cells:
-            row = rows.get(tuple(cell.values.items())) or read_cell(self._folder, cell.name, cell.values)
-            row = row or replace(
-                failed_cell(self._folder, cell.name, cell.values, died), data=task.data, weights=task.weights
+        rows = {self._place(cell.values): cell for cell in lost or ()}
+        for each in task.cells:
+            place = self._place(each.values)
+            row = rows.get(place) or read_cell(self._folder, each.name, each.values)
+            self._rows[place] = row or replace(
+                failed_cell(self._folder, each.name, each.values, died), data=task.data, weights=task.weights
             )
-            self._rows[names[cell.name]] = row
+
+    def _place(self, values: Mapping[str, Value]) -> int:
+        """Return a cell's place; two cells may share a name, where two values mean the same."""
+        return self._place_of[tuple(values.values())]
 
     def _report(self, running: int) -> None:
         failed = sum(row.status == "failed" for row in self._rows.values())

@@ -178,6 +178,12 @@ def test_what_the_grid_skips_and_what_does_not_apply_says_why(grid, work):
     assert "does not apply to head knn" in cells[3].reason
 
 
+def test_two_values_that_mean_the_same_are_two_equal_rows(grid, work):
+    cells = run_matrix(narrowed(grid, perturb=("none", "fog:level=none"), weights=("random", "random:0")), work).cells
+    assert [cell.status for cell in cells] == ["ok"] * 16
+    assert len({cell.run for cell in cells}) == 4
+
+
 def test_progress_counts_cells(grid, work):
     seen = []
     run_matrix(grid, replace(work, progress=seen.append))
