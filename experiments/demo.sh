@@ -12,4 +12,6 @@ done
 say featkit fit --data digits --backbone resnet18 --weights random --head knn --tune --out experiments/demo
 say featkit compare experiments/demo/digits/*/
 say featkit ablate --data digits --backbone resnet18 --out experiments/demo
+say featkit longtail --data digits --weights random --if 10 --balance none --balance logit_adjust --out experiments/demo
+say featkit robustness --data digits --weights random --family fog --family jpeg --level medium --out experiments/demo
 printf '\nrun directories: experiments/demo/digits/, table and heat map: experiments/demo/ablate/\n'

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import featkit
+from featkit.cli.main import VERBS
 
 ROOT = Path(__file__).parents[1]
 MODULES = sorted((ROOT / "featkit").rglob("*.py"))
@@ -41,7 +42,7 @@ def test_modules_and_functions_are_small():
     assert statistics.median(lengths) < 12
 
 
-@pytest.mark.parametrize("verb", ["", "extract", "audit", "fit", "predict", "ablate", "cache", "models", "heads"])
+@pytest.mark.parametrize("verb", ["", *VERBS])
 def test_help_needs_nothing_heavy(verb):
     code = f"""
 import sys

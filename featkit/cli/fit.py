@@ -48,7 +48,7 @@ the head's options; then the head is fitted on train and val, and judged on test
     show_default=True,
     help="linear, svm, knn, mlp or prototypical, with options; see `featkit heads`.",
 )
-@click.option("--tune", is_flag=True, help="Choose the head's options on val; what was tried is in results.json.")
+@click.option("--tune", is_flag=True, help="Choose the head's options on val, or with --balance the correction's.")
 @click.option("--subset", metavar="SPEC", help="Fit on a part of train: longtail:if=50, kshot:k=5. [all]")
 @click.option(
     "--balance",

@@ -11,19 +11,11 @@ from featkit import __version__
 from featkit.cli.memory import keep_freed_memory
 from featkit.errors import FeatkitError
 
+_STUDIES = ("fewshot", "audit", "ablate", "longtail", "robustness")
 VERBS = (
-    "extract",
-    "fit",
-    "finetune",
-    "distill",
-    "compare",
-    "predict",
-    "fewshot",
-    "audit",
-    "ablate",
-    "cache",
-    "models",
-    "heads",
+    *("extract", "fit", "finetune", "distill", "compare", "predict"),
+    *_STUDIES,
+    *("cache", "models", "heads"),
 )
 
 EPILOG = """\b

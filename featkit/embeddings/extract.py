@@ -92,7 +92,7 @@ def read_for(images: ImageSet, path: Path) -> Embeddings:
 
 def run_extractions(
     requests: Sequence[Request],
-    images: ImageSet,
+    images: ImageSet | Sequence[ImageSet],
     cache: Path,
     compute: Compute,
     note: Callable[[str], None] = lambda text: None,
@@ -102,8 +102,9 @@ def run_extractions(
     What was done is kept when the work is cut short, and taken over by the next extraction through the same network.
 
     Args:
-        requests: the networks; they agree on the images.
-        images: the images.
+        requests: the networks.
+        images: the images; where requests differ in what is made of them, those of each request. Then rows of the same
+            number are read one after the other, so that ``remembering`` decodes an image once for all of them.
         cache: folder of the cache files.
         compute: how the work is done.
         note: told when this has to wait for another process.
@@ -111,11 +112,15 @@ def run_extractions(
     Raises:
         FeatkitError: of the kind that says what cannot be had.
     """
-    keys = content_keys(images, compute)
-    jobs = [_make_job(request.on(compute.device), images, keys, cache, compute) for request in requests]
+    each = [images] * len(requests) if isinstance(images, ImageSet) else images
+    keys = {id(own): content_keys(own, compute) for own in {id(own): own for own in each}.values()}
+    jobs = [
+        _make_job(request.on(compute.device), own, keys[id(own)], cache, compute)
+        for request, own in zip(requests, each, strict=True)
+    ]
     found = [lookup.find(cache, job.recipe) for job in jobs]
     missing = {job.path: job for job, path in zip(jobs, found, strict=True) if path is None}
-    made = _make(sorted(missing.values(), key=lambda job: job.journal), images, compute, note)
+    made = _make(sorted(missing.values(), key=lambda job: job.journal), compute, note)
     return [_hit(job, path, compute) if path else made[job.path] for job, path in zip(jobs, found, strict=True)]
 
 
@@ -140,7 +145,7 @@ def _hit(job: Job, path: Path, compute: Compute) -> Extraction:
 
 @dataclass(frozen=True)
 class _Open:
-    """A job at work: what is known already, and the journal for what is new."""
+    """A job at work: what is known already, and the journal for what is new, which jobs of one network share."""
 
     job: Job
     journal: Journal
@@ -151,41 +156,58 @@ class _Open:
         return key in self.known or key in self.journal
 
 
-def _make(
-    jobs: Sequence[Job], images: ImageSet, compute: Compute, note: Callable[[str], None]
-) -> dict[Path, Extraction]:
+def _make(jobs: Sequence[Job], compute: Compute, note: Callable[[str], None]) -> dict[Path, Extraction]:
     """Make the files of some jobs, holding their locks; the order of the jobs is that in which locks are taken."""
     done: dict[Path, Extraction] = {}
     with ExitStack() as stack:
-        work = []
+        work, journals = [], dict[Path, Journal]()
         for job in jobs:
-            with storage_errors(job.path):
-                job.path.parent.mkdir(parents=True, exist_ok=True)
-                waiting = open_journal(job.journal, lambda who: note(f"waiting for {who}"), job.recipe.store)
-                journal = stack.enter_context(waiting)
+            if job.journal not in journals:
+                with storage_errors(job.path):
+                    job.path.parent.mkdir(parents=True, exist_ok=True)
+                    waiting = open_journal(job.journal, lambda who: note(f"waiting for {who}"), job.recipe.store)
+                    journals[job.journal] = stack.enter_context(waiting)
+            journal = journals[job.journal]
             made_meanwhile = lookup.find(job.path.parent, job.recipe)
             if made_meanwhile:
                 done[job.path] = _hit(job, made_meanwhile, compute)
             else:
                 known = lookup.locate(job.path.parent, job.recipe, job.keys)
                 work.append(_Open(job, journal, known, sum(key in journal for key in set(job.keys))))
-        failed = _embed_missing(work, images, compute)
-        done.update({each.job.path: _publish(each, images, compute, failed) for each in work})
+        failed = _embed_missing(work, compute)
+        done.update({each.job.path: _publish(each, compute, rows) for each, rows in zip(work, failed, strict=True)})
+        for path in journals:
+            remove(path)
     return done
 
 
-def _embed_missing(work: Sequence[_Open], images: ImageSet, compute: Compute) -> frozenset[int]:
-    """Put the vectors of all images that are not known yet into the journals; return the rows that cannot be read."""
-    wanted = [frozenset(row for row, key in enumerate(each.job.keys) if key and not each.has(key)) for each in work]
-    failed = {row for each in work for row, key in enumerate(each.job.keys) if not key}
-    networks = [(each.job.backbone, each.job.request.precision, rows) for each, rows in zip(work, wanted, strict=True)]
-    for batch in embed(images, networks, compute):
-        failed.update(batch.failed)
-        for each, output in zip(work, batch.outputs, strict=True):
+def _embed_missing(work: Sequence[_Open], compute: Compute) -> list[set[int]]:
+    """Put the vectors of all images that are not known yet into the journals; return whose rows cannot be read."""
+    keys = {id(each.job.images): each.job.keys for each in work}
+    sets = {id(each.job.images): each.job.images for each in work}
+    step, places = len(sets), {images: place for place, images in enumerate(sets)}
+    failed = [{row for row, key in enumerate(each.job.keys) if not key} for each in work]
+    wanted: dict[Path, set[int]] = {each.job.journal: set() for each in work}
+    for each in work:
+        place = places[id(each.job.images)]
+        rows = (row for row, key in enumerate(each.job.keys) if key and not each.has(key))
+        wanted[each.job.journal].update(row * step + place for row in rows)
+    firsts = list({each.job.journal: each for each in work}.values())
+    networks = [(each.job.backbone, each.job.request.precision, frozenset(wanted[each.job.journal])) for each in firsts]
+    columns = list(keys.values())
+    for batch in embed(_interleaved(list(sets.values())), networks, compute) if work else ():
+        for each, unread in zip(work, failed, strict=True):
+            unread.update(row // step for row in batch.failed if row % step == places[id(each.job.images)])
+        for each, output in zip(firsts, batch.outputs, strict=True):
             if output is not None:
                 with storage_errors(each.job.path):
-                    each.journal.append([each.job.keys[row] for row in output[0]], output[1])
-    return frozenset(failed)
+                    each.journal.append([columns[row % step][row // step] for row in output[0]], output[1])
+    return failed
+
+
+def _interleaved(sets: Sequence[ImageSet]) -> ImageSet:
+    """Return all first images, then all second ones, and so on; only its name and its pixels are of use."""
+    return replace(sets[0], load=lambda row: sets[row % len(sets)].load(row // len(sets)))
 
 
 def embed(
@@ -222,8 +244,8 @@ def embed(
             bar.update(batch.size)
 
 
-def _publish(each: _Open, images: ImageSet, compute: Compute, failed: frozenset[int]) -> Extraction:
-    job = each.job
+def _publish(each: _Open, compute: Compute, failed: set[int]) -> Extraction:
+    job, images = each.job, each.job.images
     rows = [row for row in range(len(images)) if row not in failed]
     if not rows:
         raise DataError(f"none of the images of {images.name} can be read: look at one of them with an image viewer")
@@ -236,9 +258,8 @@ def _publish(each: _Open, images: ImageSet, compute: Compute, failed: frozenset[
         classes=images.classes,
         provenance=provenance(job, compute),
     )
-    since = changes(job, images)
+    since = changes(job)
     store.write(job.path, header, _gather(each, rows), Layout.parse(job.request.store))
-    remove(job.journal)
     reused = sum(job.keys[row] in each.known for row in rows)
     return Extraction(
         job.path,

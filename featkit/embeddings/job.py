@@ -35,13 +35,12 @@ class Job:
 
     Attributes:
         request, backbone, recipe: how it is made.
-        data: name of the images.
-        keys: the images' content digests.
+        images, keys: the images and their content digests.
         path, journal: the file, and where its vectors are kept until it is whole.
     """
 
     request: Request
-    data: str
+    images: ImageSet
     backbone: Backbone
     recipe: Recipe
     keys: tuple[str, ...]
@@ -59,7 +58,7 @@ def make_job(request: Request, images: ImageSet, keys: tuple[str, ...], cache: P
     stem = safe_name(f"{images.name}-{backbone.name}")
     path = cache / f"{stem}-{recipe.fingerprint[:12]}.h5"
     journal = cache / f".{stem}-{recipe.network[:12]}.partial"
-    return Job(request, images.name, backbone, recipe, keys, path, journal)
+    return Job(request, images, backbone, recipe, keys, path, journal)
 
 
 def plan(request: Request, images: ImageSet, keys: tuple[str, ...], cache: Path) -> tuple[Backbone, Recipe]:
@@ -129,13 +128,13 @@ def make_recipe(images: ImageSet, keys: tuple[str, ...], backbone: Backbone, pre
     )
 
 
-def changes(job: Job, images: ImageSet) -> dict[str, int] | None:
+def changes(job: Job) -> dict[str, int] | None:
     """Compare with the newest file of the same data through the same network; None where there is none."""
     source = job.request.to_dict()["data"]
     for entry in store.entries(job.path.parent)[0]:
         if entry.recipe.same_network(job.recipe) and source and entry.provenance["request"]["data"] == source:
             before = store.read_header(entry.path)
-            changed = differing(before.ids, before.keys, images.ids, job.keys)
+            changed = differing(before.ids, before.keys, job.images.ids, job.keys)
             return {what: len(names) for what, names in changed.items()}
     return None
 
@@ -157,7 +156,7 @@ def provenance(job: Job, compute: Compute) -> dict[str, Any]:
     """Return what is recorded of an extraction and decides nothing."""
     packages = ("featkit", "torch", "torchvision", "pillow", "numpy")
     return {
-        "data": job.data,
+        "data": job.images.name,
         "request": job.request.to_dict(),
         "weights": job.backbone.weights,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),

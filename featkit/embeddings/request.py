@@ -16,7 +16,7 @@ from featkit.embeddings.store import entries
 from featkit.images import load_images
 from featkit.images.augment import with_views
 from featkit.images.base import ImageSet
-from featkit.images.perturb import perturbed
+from featkit.images.perturb import perturbed, perturbed_part
 from featkit.images.sources import SOURCES
 
 _IMAGES = ("data", "split", "limit", "seed", "augment", "views", "perturb")
@@ -42,6 +42,7 @@ class Request:
         augment: ``basic``, ``trivial``, ``auto`` or ``rand`` for augmented views of each train image, or None.
         views: how many views, if any.
         perturb: spec such as ``gaussian_noise:level=strong`` for the test images, or None.
+        part: ``test`` or ``train`` for the images of that split alone, perturbed: see ``perturbed_part``; None for all.
         store: ``float32`` or ``float16``, ``gzip`` or ``zstd``, or one of each: see ``Layout``.
     """
 
@@ -59,6 +60,7 @@ class Request:
     augment: str | None = None
     views: int = 4
     perturb: str | None = None
+    part: str | None = None
     store: str = "float32"
 
     @classmethod
@@ -80,7 +82,12 @@ class Request:
 
     def load_images(self) -> ImageSet:
         """Return the images; see ``featkit.images.load_images`` for what is raised."""
-        images = load_images(self.data, split=self.split, seed=self.seed, limit=self.limit)
+        return self.apply(load_images(self.data, split=self.split, seed=self.seed, limit=self.limit))
+
+    def apply(self, images: ImageSet) -> ImageSet:
+        """Return what the request makes of its images as they are: augmented, perturbed, those of one split."""
+        if self.part:
+            return perturbed_part(images, self.perturb or "none", self.part, self.seed)
         if self.augment:
             images = with_views(images, self.augment, self.views, self.seed)
         return perturbed(images, self.perturb, self.seed) if self.perturb else images
@@ -111,8 +118,10 @@ def resolve(given: Mapping[str, Any], cache: Path) -> tuple[Request, Path | None
     if {"data", "backbone"} <= chosen.keys():
         return Request(**chosen), None
     absolute = {name: _absolute(name, value) for name, value in chosen.items()}
+    given_perturb = chosen.get("perturb")
     earlier = [(entry, Request.from_dict(entry.provenance["request"])) for entry in entries(cache)[0]]
-    earlier = [(entry, request) for entry, request in earlier if request.data]
+    # Perturbed images are never what somebody means without saying so.
+    earlier = [(entry, request) for entry, request in earlier if request.data and request.perturb == given_perturb]
     for entry, request in earlier:
         if all(asdict(request)[name] == value for name, value in absolute.items() if name != "seed"):
             return replace(request, **chosen), entry.path

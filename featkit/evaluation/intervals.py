@@ -94,7 +94,7 @@ def _resampled_means(
     return means
 
 
-def paired_interval(only_a: int, only_b: int, n: int, level: float = 0.95) -> Interval:
+def paired_interval(only_a: float, only_b: float, n: float, level: float = 0.95) -> Interval:
     """Return the score interval of the difference between two shares of right answers on the same n images.
 
     It holds the differences that a score test would not reject, given how many images one classifier alone has
@@ -107,7 +107,7 @@ def paired_interval(only_a: int, only_b: int, n: int, level: float = 0.95) -> In
     Args:
         only_a: images that the first classifier alone has right.
         only_b: images that the second alone has right.
-        n: number of images.
+        n: number of images; all three may be fractional where ``n`` is an effective number.
         level: how often such an interval holds the true difference.
 
     Returns:
@@ -125,7 +125,7 @@ def paired_interval(only_a: int, only_b: int, n: int, level: float = 0.95) -> In
     return -_upper_end(only_b, only_a, n, z), _upper_end(only_a, only_b, n, z)
 
 
-def _upper_end(only_a: int, only_b: int, n: int, z: float) -> float:
+def _upper_end(only_a: float, only_b: float, n: float, z: float) -> float:
     """Return the largest difference from which what was seen is at most ``z`` standard errors away, by bisection."""
     low, high = (only_a - only_b) / n, 1.0
     for _ in range(60):
@@ -135,7 +135,7 @@ def _upper_end(only_a: int, only_b: int, n: int, z: float) -> float:
     return (low + high) / 2
 
 
-def _score_variance(difference: float, only_a: int, only_b: int, n: int) -> float:
+def _score_variance(difference: float, only_a: float, only_b: float, n: float) -> float:
     """Return the variance of ``only_a - only_b`` where the true difference is given and all else is likeliest.
 
     The likeliest probability of an image that the second alone has right is the root of a quadratic (Tango's eq. 9).

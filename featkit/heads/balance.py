@@ -20,6 +20,10 @@ from featkit.heads.corrections import Correction
 from featkit.registry import Spec
 
 
+class InapplicableError(HeadError):
+    """A correction that needs what the head has not."""
+
+
 class BalancedHead(Head):
     """A head with a correction for classes of unequal size.
 
@@ -59,7 +63,7 @@ class BalancedHead(Head):
 
         Raises:
             SpecError: if the head, the correction or an option of them is unknown.
-            HeadError: if the correction does not apply to the head.
+            InapplicableError: if the correction does not apply to the head.
         """
         rows, codes = self._begin(X, y)
         correction = _correction(_spec(self.correction))
@@ -91,7 +95,7 @@ class BalancedHead(Head):
         super()._validate_params()
         head, correction = make_head(self.head), _correction(_spec(self.correction))
         if not correction.applies(head):
-            raise HeadError(
+            raise InapplicableError(
                 f"correction {self.correction} does not apply to head {self.head}: it takes {correction.takes}"
             )
 

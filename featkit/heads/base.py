@@ -112,9 +112,11 @@ def one_thread() -> threadpool_limits:
 def in_threads(function: Callable[[Item], Result], items: Sequence[Item]) -> Iterator[Result]:
     """Yield ``function(item)`` for each item in order, as many at a time as there are cores, each on one core.
 
+    ``LOKY_MAX_CPU_COUNT``, which scikit-learn follows too, says how many of the cores are there to be used.
+
     For work that NumPy or libsvm does outside Python's lock. Solvers that stop early do not warn.
     """
-    cores = os.cpu_count() or 1
+    cores = int(os.environ.get("LOKY_MAX_CPU_COUNT") or os.cpu_count() or 1)
     with ThreadPoolExecutor(cores) as pool:
         for start in range(0, len(items), cores):
             # Filters of warnings and limits of BLAS belong to the process: two threads that set and restore their own

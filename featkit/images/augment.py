@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import re
-import threading
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -13,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from featkit.errors import SpecError
-from featkit.images.base import ImageSet, Pixels
+from featkit.images.base import ImageSet, Pixels, remembering
 from featkit.images.policies import autoaugment, randaugment, trivialaugment
 from featkit.registry import unknown
 
@@ -52,7 +51,7 @@ def with_views(images: ImageSet, how: str, views: int, seed: int = 0) -> ImageSe
     first = np.repeat(np.cumsum(counts) - counts, counts)
     numbers = np.arange(len(rows)) - first
     wide = images.take(rows)
-    pixels = _last_image(images.load)
+    pixels = remembering(images.load)
 
     def key(place: int) -> str:
         clean = images.key(int(rows[place]))
@@ -110,19 +109,6 @@ def _resized_crop(image: Image.Image, rng: np.random.Generator, areas: tuple[flo
         left, top = (image.width - width) // 2, (image.height - height) // 2
     box = (left, top, left + width, top + height)
     return image.resize((_EDGE, _EDGE), Image.Resampling.BILINEAR, box=box)
-
-
-def _last_image(load: Callable[[int], Pixels]) -> Callable[[int], Pixels]:
-    """Return ``load`` with a memory of one image for each thread: an image and its views are decoded once."""
-    last = threading.local()
-
-    def remembered(row: int) -> Pixels:
-        if getattr(last, "row", None) != row:
-            last.pixels, last.row = load(row), row
-        pixels: Pixels = last.pixels
-        return pixels
-
-    return remembered
 
 
 def _sha256(text: str) -> str:

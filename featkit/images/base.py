@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -56,3 +57,16 @@ class ImageSet:
             load=lambda place: load(int(rows[place])),
             key=lambda place: key(int(rows[place])),
         )
+
+
+def remembering(load: Callable[[int], Pixels]) -> Callable[[int], Pixels]:
+    """Return ``load`` with a memory of one image for each thread, to decode it once for all that is made of it."""
+    last = threading.local()
+
+    def remembered(row: int) -> Pixels:
+        if getattr(last, "row", None) != row:
+            last.pixels, last.row = load(row), row
+        pixels: Pixels = last.pixels
+        return pixels
+
+    return remembered

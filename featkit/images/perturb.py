@@ -10,6 +10,7 @@ import numpy as np
 
 from featkit.errors import SpecError
 from featkit.images import corruptions
+from featkit.images.augment import MOST_VIEWS
 from featkit.images.base import SPLITS, ImageSet, Pixels
 from featkit.registry import Spec, Value, unknown
 
@@ -226,6 +227,21 @@ def perturbed(images: ImageSet, spec: str, seed: int = 0, splits: Collection[str
         return perturb(clean, perturbation, image_rng(seed, images.ids[place])) if changed[place] else clean
 
     return replace(images, load=load, key=key)
+
+
+def perturbed_part(images: ImageSet, spec: str, part: str, seed: int = 0) -> ImageSet:
+    """Return the images of one split alone, perturbed.
+
+    Those of ``test`` keep their ids: they take the place of the images as they are. Those of ``train`` are further
+    views of their images, named and numbered after any augmented ones.
+
+    Raises:
+        SpecError: if the spec or the split is unknown.
+    """
+    own = images.take(images.rows(part))
+    if part != "test":
+        own = replace(own, ids=tuple(f"{name}#view{MOST_VIEWS + 1}" for name in own.ids))
+    return perturbed(own, spec, seed, (part,))
 
 
 def parameter_table() -> list[dict[str, str]]:

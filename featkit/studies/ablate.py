@@ -1,210 +1,215 @@
-"""A grid of data, backbones, weights, layers, heads and seeds: each cell a run, all of them one table."""
+"""A matrix: every cell of a grid, each finished one on disk at once, and all of them one table."""
 
 from __future__ import annotations
 
-import csv
-import io
-import json
-import os
-import tomllib
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields
-from itertools import product
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
-from featkit.embeddings.pipeline import Compute
+from featkit.embeddings.pipeline import Compute, cores
 from featkit.embeddings.recipe import digest
-from featkit.embeddings.request import Request
-from featkit.errors import FeatkitError, MissingExtraError, SpecError, WeightsError
-from featkit.evaluation.report import Report
-from featkit.registry import unknown
-from featkit.studies.run import fit_run
-from featkit.studies.source import Source, open_source
-
-AXES = ("data", "backbone", "weights", "layer", "head", "seed")
-HEADS = ("linear", "svm", "knn", "mlp", "prototypical")
-_COLUMNS = ("n", "top1", "low", "high", "top5", "balanced_accuracy", "macro_f1", "fit_seconds")
+from featkit.errors import RunError
+from featkit.studies.cells import Cell, Value
+from featkit.studies.fits import Fit, Judged, fit_cells
+from featkit.studies.grid import Grid
+from featkit.studies.ledger import SCHEMA, failed_cell, forget_cell, locked, read_cell
+from featkit.studies.vectors import Needed, Vectors, needed
+from featkit.studies.workers import side_by_side
 
 
 @dataclass(frozen=True)
-class Grid:
-    """Values along each axis, and options that stay the same in every cell.
+class Matrix:
+    """A grid and what came of each cell, in the order of ``grid.cells()``."""
+
+    grid: Grid
+    cells: tuple[Cell, ...]
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a matrix is, in cells."""
+
+    total: int
+    done: int
+    failed: int
+    running: int
+
+
+@dataclass(frozen=True)
+class Work:
+    """Where and how a matrix is made; none of it decides a number.
 
     Attributes:
-        name: short name of the study.
-        axes: for each of ``AXES`` its values; the cells are their product.
-        fixed: other fields of ``Request``.
+        out: folder of the results; cells are kept in ``<out>/<grid name>/cells``.
+        cache: folder of the cache files.
+        compute: how vectors are made where they are missing.
+        jobs: how many heads are fitted at a time, each in a process of its own; 1 for in this process.
+        note: told, in a line each, what was made again and who is waited for.
+        progress: told whenever cells were finished.
     """
 
+    out: Path
+    cache: Path
+    compute: Compute
+    jobs: int = 1
+    note: Callable[[str], None] = lambda text: None
+    progress: Callable[[Progress], None] = lambda progress: None
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A cell that is to be made.
+
+    Attributes:
+        values: its place on the axes.
+        needs: its files of vectors.
+        name: what it is called on disk.
+    """
+
+    values: Mapping[str, Value]
+    needs: Needed
     name: str
-    axes: Mapping[str, Sequence[Any]]
-    fixed: Mapping[str, Any] = field(default_factory=dict)
-
-    @property
-    def id(self) -> str:
-        """12 hex digits over the axes and the fixed options."""
-        return digest([json.dumps([dict(self.axes), dict(self.fixed)], sort_keys=True)])[:12]
-
-    def cells(self) -> list[dict[str, Any]]:
-        """Return the product of the axes, heads innermost, so that neighbours share a cache file."""
-        order = [axis for axis in AXES if axis != "head"] + ["head"]
-        return [dict(zip(order, values, strict=True)) for values in product(*(self.axes[axis] for axis in order))]
 
 
-@dataclass(frozen=True)
-class Cell:
-    """One row of the table.
+def run_matrix(grid: Grid, work: Work) -> Matrix:
+    """Make every cell of a grid that is not on disk yet, and return all; what goes wrong in one is its row.
 
-    Attributes:
-        values: the cell's place on each axis.
-        status: ``ok``; ``skipped`` where weights or an extra are not to be had; ``failed``.
-        reason: why it is not ``ok``, or what the report warns of.
-        data: short name of the images.
-        weights: label of the weights, which says so if they are untrained.
-        run: the id that `featkit fit` gives the same run.
-        report: None unless ``ok``.
-    """
-
-    values: Mapping[str, Any]
-    status: str
-    reason: str = ""
-    data: str = ""
-    weights: str = ""
-    run: str = ""
-    report: Report | None = None
-
-
-def default_axes(given: Mapping[str, Sequence[Any]]) -> dict[str, Sequence[Any]]:
-    """Return the built-in grid with the axes that were given in place of its own."""
-    built_in: dict[str, Sequence[Any]] = {
-        "data": ("digits",),
-        "backbone": ("resnet18",),
-        "weights": ("imagenet", "random"),
-        "layer": ("",),
-        "head": HEADS,
-        "seed": (0,),
-    }
-    return {axis: tuple(given.get(axis) or values) for axis, values in built_in.items()}
-
-
-def read_grid(path: Path) -> Grid:
-    """Read ``[axes]`` and ``[fixed]`` from a TOML file; an axis that is not named has its built-in value.
-
-    Environment variables, as in ``$HOME/photos``, are replaced by their values when a cell is run.
+    Vectors are made first, each file once. A head is fitted once for all cells that differ in their test images only.
 
     Raises:
-        SpecError: if the file is not there, is not TOML, or names an axis or option that nobody knows.
+        RunError: if another process is at work on the same matrix.
+        StorageError: if the disk is full or cannot be written.
     """
+    folder = work.out / grid.name / "cells"
+    with locked(folder):
+        return Matrix(grid, _Maker(grid, work, folder).run())
+
+
+class _Maker:
+    """The rows of a matrix by their places in ``grid.cells()``, as they come."""
+
+    def __init__(self, grid: Grid, work: Work, folder: Path) -> None:
+        self._places = grid.cells()
+        self._place_of = {tuple(values.values()): place for place, values in enumerate(self._places)}
+        self._grid = grid
+        self._work = work
+        self._folder = folder
+        self._vectors = Vectors(work.cache, work.compute, work.note)
+        self._rows: dict[int, Cell] = {}
+
+    def run(self) -> tuple[Cell, ...]:
+        self._keep(self._planned())
+        self._vectors.make(request for each in self._planned().values() for request in each.needs.requests)
+        left = self._keep(self._planned())  # an int8 network, once calibrated, may be one that cells were made with
+        tasks = [self._task(cells) for cells in grouped(left.values())]
+        self._report(running=min(self._work.jobs, len(tasks)))
+        for done, (place, lost) in enumerate(side_by_side(fit_cells, tasks, self._work.jobs, cores()), 1):
+            self._take(tasks[place], lost)
+            self._report(running=min(self._work.jobs, len(tasks) - done))
+        return tuple(self._rows[place] for place in range(len(self._places)))
+
+    def _planned(self) -> dict[int, Planned]:
+        """Return the cells without a row yet; one that is left out, or whose vectors cannot be had, gets its row."""
+        found = {}
+        for place, values in enumerate(self._places):
+            if place in self._rows:
+                continue
+            planned = plan_cell(self._grid, values, self._vectors)
+            if isinstance(planned, Planned):
+                found[place] = planned
+            elif isinstance(planned, str):
+                self._rows[place] = Cell(values, "skipped", planned)
+            else:
+                name = digest([str(values)])[:16]
+                self._rows[place] = replace(failed_cell(self._folder, name, values, planned), data=str(values["data"]))
+        return found
+
+    def _keep(self, planned: Mapping[int, Planned]) -> dict[int, Planned]:
+        """Take the rows of finished cells from the disk; return the cells that are to be made."""
+        left = {}
+        for place, each in planned.items():
+            try:
+                cell = read_cell(self._folder, each.name, each.values)
+            except RunError as error:
+                self._work.note(f"{error}: it is made again")
+                forget_cell(self._folder, each.name)
+                cell = None
+            if cell:
+                self._rows[place] = cell
+            else:
+                left[place] = each
+        return left
+
+    def _task(self, cells: Sequence[Planned]) -> Fit:
+        needs = cells[0].needs
+        job = self._vectors.known(needs.clean)
+        path = self._vectors.path
+        return Fit(
+            folder=self._folder,
+            protocol=self._grid.protocol(cells[0].values),
+            request=job.request,
+            data=job.images.name,
+            weights=job.backbone.weights,
+            clean=path(needs.clean),
+            splits=dict(zip(job.images.ids, job.images.splits.tolist(), strict=True)),
+            views=path(needs.views) if needs.views else None,
+            cells=tuple(
+                Judged(
+                    each.name,
+                    each.values,
+                    replace(job.request, perturb=each.needs.test.perturb if each.needs.test else None),
+                    path(each.needs.test) if each.needs.test else None,
+                )
+                for each in cells
+            ),
+        )
+
+    def _take(self, task: Fit, lost: Sequence[Cell] | None) -> None:
+        """Take the rows of a task: from the disk, or those that say why there is nothing."""
+        died = RunError("the process of this cell died: it was killed, or ran out of memory")
+        rows = {self._place(cell.values): cell for cell in lost or ()}
+        for each in task.cells:
+            place = self._place(each.values)
+            row = rows.get(place) or read_cell(self._folder, each.name, each.values)
+            self._rows[place] = row or replace(
+                failed_cell(self._folder, each.name, each.values, died), data=task.data, weights=task.weights
+            )
+
+    def _place(self, values: Mapping[str, Value]) -> int:
+        """Return a cell's place; two cells may share a name, where two values mean the same."""
+        return self._place_of[tuple(values.values())]
+
+    def _report(self, running: int) -> None:
+        failed = sum(row.status == "failed" for row in self._rows.values())
+        self._work.progress(Progress(len(self._places), len(self._rows), failed, running))
+
+
+def plan_cell(grid: Grid, values: Mapping[str, Value], vectors: Vectors) -> Planned | Exception | str:
+    """Return a cell that is to be made, or the error that says why it cannot, or why the grid leaves it out."""
+    why = grid.why_skipped(values)
+    if why:
+        return why
     try:
-        document = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise SpecError(f"{path} cannot be read as a grid: {error}") from error
-    _known("part of a grid", document, ["name", "axes", "fixed"])
-    axes, fixed = (_table(path, document, part) for part in ("axes", "fixed"))
-    _known("axis", axes, list(AXES))
-    _known("fixed option", fixed, [name.name for name in fields(Request) if name.name not in AXES])
-    for axis, values in axes.items():
-        if not isinstance(values, list) or not values:
-            raise SpecError(f"{path}: axis {axis} must be a list of at least one value, such as {axis} = [...]")
-    narrowed = {"weights": ("imagenet",), **axes}
-    return Grid(str(document.get("name", path.stem)), default_axes(narrowed), fixed)
-
-
-def _expanded(value: Any) -> Any:
-    """Put environment variables such as ``$HOME`` into a text."""
-    return os.path.expandvars(value) if isinstance(value, str) else value
-
-
-def _table(path: Path, document: Mapping[str, Any], part: str) -> dict[str, Any]:
-    found = document.get(part, {})
-    if not isinstance(found, dict):
-        raise SpecError(f"{path}: {part} must be a table: write [{part}] and, below it, name = value")
-    return found
-
-
-def _known(kind: str, found: Mapping[str, Any], known: list[str]) -> None:
-    for name in found:
-        if name not in known:
-            raise unknown(kind, name, known)
-
-
-def run_cells(grid: Grid, cache: Path, compute: Compute) -> Iterator[Cell]:
-    """Yield every cell of the grid; what goes wrong in one is its row, and the next one is run.
-
-    Vectors are extracted once for all the heads that share them; if that fails, it fails once.
-    """
-    sources: dict[str, Source | Exception] = {}
-    for values in grid.cells():
-        given = {name: value for name, value in values.items() if name != "head"}
-        given = {**grid.fixed, **given, "layer": values["layer"] or None}
-        given = {name: _expanded(value) for name, value in given.items()}
-        place = json.dumps(given, sort_keys=True)
-        if place not in sources:
-            sources.clear()
-            sources[place] = _attempt_source(given, cache, compute)
-        yield _run_cell(values, sources[place])
-
-
-def _attempt_source(given: Mapping[str, Any], cache: Path, compute: Compute) -> Source | Exception:
-    try:
-        return open_source(given, cache, compute)
-    except Exception as error:  # whatever it is, the other cells go on
+        needs = needed(values, grid.fixed)
+    except Exception as error:
         return error
+    return vectors.error(needs) or Planned(values, needs, _name(grid, values, needs, vectors))
 
 
-def _run_cell(values: Mapping[str, Any], source: Source | Exception) -> Cell:
-    if isinstance(source, Exception):
-        return _failed(values, source, str(values["data"]))
-    try:
-        run = fit_run(source, values["head"], seed=values["seed"])
-    except Exception as error:  # whatever it is, the other cells go on
-        return _failed(values, error, source.data)
-    warnings = "; ".join(run.report.warnings)
-    return Cell(values, "ok", warnings, source.data, source.weights, run.id, run.report)
-
-
-def _failed(values: Mapping[str, Any], error: Exception, data: str) -> Cell:
-    status = "skipped" if isinstance(error, WeightsError | MissingExtraError) else "failed"
-    text = str(error) if isinstance(error, FeatkitError) else f"{type(error).__name__}: {error}"
-    return Cell(values, status, " ".join(text.split()), data)
-
-
-def ranked(cells: Sequence[Cell]) -> list[Cell]:
-    """Return the cells, best top-1 first, those without a report last."""
-    return sorted(cells, key=lambda cell: -cell.report.top1 if cell.report else 1)
-
-
-def to_csv(cells: Sequence[Cell]) -> str:
-    """Return one line for each cell, with its interval, its cost and what went wrong."""
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow([*AXES, "status", *_COLUMNS, "weights_used", "run", "reason"])
-    for cell in cells:
-        place = [cell.values[axis] for axis in AXES]
-        writer.writerow([*place, cell.status, *_numbers(cell.report), cell.weights, cell.run, cell.reason])
-    return out.getvalue()
-
-
-def _numbers(report: Report | None) -> list[Any]:
-    if report is None:
-        return [""] * len(_COLUMNS)
-    low, high = report.interval95
-    scores = [report.n, report.top1, low, high, report.top5, report.balanced_accuracy, report.macro_f1]
-    return [*scores, round(report.cost["fit_seconds"], 3)]
-
-
-def to_json(grid: Grid, cells: Sequence[Cell]) -> str:
-    """Return the grid and every cell with its whole report, as indented JSON without times."""
-    rows = [
-        {
-            **cell.values,
-            "status": cell.status,
-            "reason": cell.reason,
-            "weights_used": cell.weights,
-            "run": cell.run,
-            "report": cell.report.to_dict() if cell.report else None,
-        }
-        for cell in cells
+def _name(grid: Grid, values: Mapping[str, Value], needs: Needed, vectors: Vectors) -> str:
+    """Return 16 hex digits over everything that decides the cell's numbers."""
+    chosen = [str(values["head"]), str(values["seed"]), str(grid.protocol(values))]
+    files = [
+        vectors.known(each).recipe.fingerprint if each else "none" for each in (needs.clean, needs.views, needs.test)
     ]
-    return json.dumps({"name": grid.name, "axes": dict(grid.axes), "fixed": dict(grid.fixed), "cells": rows}, indent=2)
+    splits = vectors.known(needs.clean).images.splits.tolist()
+    return digest([*chosen, *files, *splits, version("featkit"), str(SCHEMA)])[:16]
+
+
+def grouped(cells: Iterable[Planned]) -> list[list[Planned]]:
+    """Return cells that one fitted head serves: those that agree on all but their test images."""
+    groups: dict[tuple[Value, ...], list[Planned]] = {}
+    for each in cells:
+        groups.setdefault(tuple(value for axis, value in each.values.items() if axis != "perturb"), []).append(each)
+    return list(groups.values())

@@ -49,7 +49,7 @@ def divide(embeddings: Embeddings, seed: int, subset: str | None = None) -> Part
         SpecError: if the subset is unknown.
         DataError: if train has fewer than two classes, there is no test image, or a number is not finite.
     """
-    _refuse_infinite(embeddings)
+    refuse_infinite(embeddings)
     if subset:
         embeddings = _narrowed(embeddings, subset, seed)
     train, test = embeddings.part("train"), embeddings.part("test")
@@ -97,7 +97,12 @@ def _held_out(train: Embeddings, seed: int) -> NDArray[np.bool_]:
     return held_out
 
 
-def _refuse_infinite(embeddings: Embeddings) -> None:
+def refuse_infinite(embeddings: Embeddings) -> None:
+    """Refuse vectors with a number that is not finite.
+
+    Raises:
+        DataError: naming the first column and image.
+    """
     wrong = ~np.isfinite(embeddings.x)
     if wrong.any():
         columns = np.flatnonzero(wrong.any(axis=0))

@@ -18,12 +18,14 @@ from featkit.embeddings.recipe import digest
 from featkit.errors import DataError, SpecError
 from featkit.evaluation import Temperature, evaluate, fit_temperature
 from featkit.evaluation.calibration import apply_temperature, are_probabilities
+from featkit.evaluation.metrics import balanced_accuracy, confusion_matrix
 from featkit.evaluation.rejection import reject, rejection_threshold
 from featkit.evaluation.report import Report
 from featkit.heads import make_head
-from featkit.heads.search import Search, Tried, search
+from featkit.heads.balance import BalancedHead
+from featkit.heads.search import Search, Tried, search, search_correction
 from featkit.registry import Spec
-from featkit.studies.parts import Parts, divide, train_counts
+from featkit.studies.parts import Parts, divide, refuse_infinite, train_counts
 from featkit.studies.source import Source
 
 PACKAGES = ("featkit", "numpy", "scikit-learn", "skops", "torch", "torchvision")
@@ -51,7 +53,8 @@ class Protocol:
     """How a head is fitted and judged.
 
     Attributes:
-        tune: whether its settings are chosen on val, from the head's search space.
+        tune: whether its settings are chosen on val, from the search space of the head, or of the correction if there
+            is one.
         subset: spec of the part of train to fit on, such as ``longtail:if=50``, or None for all of it.
         balance: spec of a correction for classes of unequal size, or None.
         reject: share of val images to call unknown, or None to answer always.
@@ -88,6 +91,33 @@ class Run:
     search: Search | None = None
 
 
+@dataclass(frozen=True)
+class Fitted:
+    """A head with all that was chosen for it, judged by nothing yet.
+
+    Attributes:
+        source, head_spec, seed, protocol: what was asked for.
+        parts: which rows it was fitted on, and which chose its settings.
+        head: the fitted estimator.
+        temperature, threshold: chosen on val; None where there is none.
+        val_score: balanced accuracy on val, before val joined train; None where there is none.
+        search: what was tried on val, if anything.
+        seconds: of all this.
+    """
+
+    source: Source
+    head_spec: str
+    seed: int
+    protocol: Protocol
+    parts: Parts
+    head: Any
+    temperature: Temperature | None
+    threshold: float | None
+    val_score: float | None
+    search: Search | None
+    seconds: float
+
+
 def fit_run(source: Source, head_spec: str = "linear", *, seed: int = 0, protocol: Protocol | None = None) -> Run:
     """Fit a head and judge it on the test vectors, which nothing else has seen.
 
@@ -98,42 +128,64 @@ def fit_run(source: Source, head_spec: str = "linear", *, seed: int = 0, protoco
         SpecError: if the head, an option or a value is unknown.
         DataError: if train has fewer than two classes, or test no image.
     """
-    protocol = protocol or Protocol()
+    return judge(fit_head(source, head_spec, seed, protocol or Protocol()), source)
+
+
+def fit_head(source: Source, head_spec: str, seed: int, protocol: Protocol) -> Fitted:
+    """Fit a head and choose all there is to choose without a look at test; see ``fit_run``."""
     asked = Spec.parse(head_spec)
     make_head(asked, seed=seed)
     parts = _divide(source, seed, protocol.subset)
     start = time.perf_counter()
     found = _search(asked, parts, seed, protocol) if protocol.tune else None
-    spec = replace(asked, options=found.tried[found.best].options) if found else asked
-    scored = (found.scores, np.unique(parts.fit.y)) if found else _score_val(_head(spec, seed, protocol), parts)
+    chosen = found.tried[found.best].options if found else {}
+    balance = chosen.get("correction", protocol.balance)
+    spec = replace(asked, options=chosen) if found and not balance else asked
+    scored = (found.scores, np.unique(parts.fit.y)) if found else _score_val(_head(spec, balance, seed), parts)
     temperature, threshold = _on_val(scored, parts.val.y, protocol.reject)
-    head = _head(spec, seed, protocol).fit(parts.final.x, parts.final.y)
-    fitted = time.perf_counter()
-    scores = np.asarray(head.predict_proba(parts.test.x), dtype=np.float64)
-    cost = {
-        "fit_seconds": fitted - start,
-        "predict_seconds": time.perf_counter() - fitted,
-        "peak_memory_mb": peak_memory(),
-    }
+    head = _head(spec, balance, seed).fit(parts.final.x, parts.final.y)
+    return Fitted(
+        source=source,
+        head_spec=str(asked),
+        seed=seed,
+        protocol=protocol,
+        parts=parts,
+        head=head,
+        temperature=temperature,
+        threshold=threshold,
+        val_score=_val_score(scored, parts.val),
+        search=found,
+        seconds=time.perf_counter() - start,
+    )
+
+
+def judge(fitted: Fitted, source: Source) -> Run:
+    """Judge a fitted head on the test images of ``source``: its own, or the same ones perturbed."""
+    test, head, reject_share = source.embeddings.part("test"), fitted.head, fitted.protocol.reject
+    refuse_infinite(test)
+    start = time.perf_counter()
+    scores = np.asarray(head.predict_proba(test.x), dtype=np.float64)
+    seconds = time.perf_counter() - start
     columns = np.asarray(head.classes_)
     report = evaluate(
         scores,
-        parts.test.y,
-        parts.test.classes,
+        test.y,
+        test.classes,
         columns=columns,
-        temperature=temperature,
-        train_counts=train_counts(parts.final),
-        warnings=[*getattr(head, "warnings_", ()), *_unseen(parts), *_constant(parts.final)],
-        provenance={**_provenance(source, str(asked), head, seed, parts), **_settings(protocol)},
-        cost=cost,
-        seed=seed,
+        temperature=fitted.temperature,
+        train_counts=train_counts(fitted.parts.final),
+        warnings=[*getattr(head, "warnings_", ()), *_unseen(fitted.parts), *_constant(fitted.parts.final)],
+        provenance=_provenance(fitted, source),
+        cost={"fit_seconds": fitted.seconds, "predict_seconds": seconds, "peak_memory_mb": peak_memory()},
+        seed=fitted.seed,
     )
-    shown = apply_temperature(scores, temperature) if temperature else scores
-    if threshold is not None and protocol.reject is not None:
-        judged = reject(shown, parts.test.y, columns, share=protocol.reject, threshold=threshold)
+    shown = apply_temperature(scores, fitted.temperature) if fitted.temperature else scores
+    if fitted.threshold is not None and reject_share is not None:
+        judged = reject(shown, test.y, columns, share=reject_share, threshold=fitted.threshold)
         report = replace(report, rejection=judged)
-    answers = Answers(parts.test.ids, parts.test.y, columns[scores.argmax(axis=1)], shown.max(axis=1))
-    return Run(_run_id(source, str(asked), seed, protocol), source, str(asked), head, report, answers, found)
+    answers = Answers(test.ids, test.y, columns[scores.argmax(axis=1)], shown.max(axis=1))
+    run_id = _run_id(source, fitted.head_spec, fitted.seed, fitted.protocol)
+    return Run(run_id, source, fitted.head_spec, head, report, answers, fitted.search)
 
 
 def _divide(source: Source, seed: int, subset: str | None) -> Parts:
@@ -143,13 +195,9 @@ def _divide(source: Source, seed: int, subset: str | None) -> Parts:
         raise DataError(f"{source.path}: {error}") from error
 
 
-def _head(spec: Spec, seed: int, protocol: Protocol) -> Any:
+def _head(spec: Spec, balance: str | None, seed: int) -> Any:
     """Return the unfitted head, within the correction if there is one."""
-    if protocol.balance is None:
-        return make_head(spec, seed=seed)
-    from featkit.heads.balance import BalancedHead
-
-    return BalancedHead(head=str(spec), correction=protocol.balance, seed=seed)
+    return BalancedHead(head=str(spec), correction=balance, seed=seed) if balance else make_head(spec, seed=seed)
 
 
 def _settings(protocol: Protocol) -> dict[str, Any]:
@@ -157,12 +205,13 @@ def _settings(protocol: Protocol) -> dict[str, Any]:
 
 
 def _search(asked: Spec, parts: Parts, seed: int, protocol: Protocol) -> Search:
-    """Try the head's search space on val."""
+    """Try the search space of the correction, if there is one, or else of the head, on val."""
+    fit, val = parts.fit, parts.val
     if protocol.balance:
-        raise SpecError("--tune chooses the head's options without a correction: leave out --tune or --balance")
+        head = BalancedHead(head=str(asked), correction=protocol.balance, seed=seed)
+        return search_correction(head, fit.x, fit.y, val.x, val.y, progress=protocol.progress)
     if asked.options:
         raise SpecError(f"--tune chooses the options of {asked.name} on val: write {asked.name} alone, without options")
-    fit, val = parts.fit, parts.val
     return search(asked.name, fit.x, fit.y, val.x, val.y, seed=seed, progress=protocol.progress)
 
 
@@ -194,6 +243,13 @@ def _on_val(
     return temperature, None if share is None else rejection_threshold(shown, share)
 
 
+def _val_score(scored: Scored | None, val: Embeddings) -> float | None:
+    if scored is None:
+        return None
+    scores, columns = scored
+    return balanced_accuracy(confusion_matrix(val.y, columns[scores.argmax(axis=1)], len(val.classes)))
+
+
 def _unseen(parts: Parts) -> list[str]:
     """Say which classes are tested and were never seen."""
     names = [parts.test.classes[label] for label in np.setdiff1d(parts.test.y, parts.final.y)]
@@ -215,18 +271,21 @@ def _run_id(source: Source, head_spec: str, seed: int, protocol: Protocol) -> st
     return digest([embeddings.recipe.fingerprint, *embeddings.splits.tolist(), *chosen])[:12]
 
 
-def _provenance(source: Source, head_spec: str, head: Any, seed: int, parts: Parts) -> dict[str, Any]:
+def _provenance(fitted: Fitted, source: Source) -> dict[str, Any]:
+    parts = fitted.parts
     return {
         "request": source.request.to_dict(),
         "fingerprint": source.embeddings.recipe.fingerprint,
         "weights": source.weights,
-        "head": head_spec,
-        "head_options": head.get_params(),
-        "seed": seed,
+        "head": fitted.head_spec,
+        "head_options": fitted.head.get_params(),
+        "seed": fitted.seed,
         "n_train": len(parts.final),
         "n_val": len(parts.val),
         "val": "own" if parts.own_val else f"{len(parts.val)} images of train",
+        "val_balanced_accuracy": fitted.val_score,
         "versions": {name: version(name) for name in PACKAGES},
+        **_settings(fitted.protocol),
     }
 
 

@@ -15,7 +15,9 @@ from featkit.embeddings.base import Embeddings
 from featkit.embeddings.extract import read_for, run_extractions
 from featkit.embeddings.job import content_keys, plan
 from featkit.embeddings.pipeline import Compute
+from featkit.embeddings.recipe import Recipe, digest
 from featkit.embeddings.request import Request, resolve
+from featkit.images.perturb import parse_perturbation
 
 
 @dataclass(frozen=True)
@@ -58,12 +60,41 @@ def open_source(given: Mapping[str, Any], cache: Path, compute: Compute) -> Sour
     if newest and not _there(request):
         note = f"{request.data} is gone: taking the vectors in {newest} as they are"
         return replace(_from_file({}, newest, compute), notes=(note,))
-    images = request.load_images()
-    (done,) = run_extractions([request], images, cache, compute)
+    images = replace(request, perturb=None).load_images()
+    (done,) = run_extractions([replace(request, perturb=None)], images, cache, compute)
     taken = f"what was not given is taken from {newest}: data {request.data}, backbone {request.backbone}"
     notes = [taken] if newest else []
     notes += [f"{len(done.skipped)} images left out: {', '.join(done.skipped)}"] if done.skipped else []
-    return Source(request, read_for(images, done.path), done.path, images.name, done.weights, tuple(notes))
+    source = Source(request, read_for(images, done.path), done.path, images.name, done.weights, tuple(notes))
+    if not parse_perturbation(request.perturb or "none"):
+        return source
+    part = replace(request, part="test")
+    (side,) = run_extractions([part], part.apply(images), cache, compute)
+    return on_test(source, store.read(side.path), request)
+
+
+def on_test(source: Source, test: Embeddings, request: Request) -> Source:
+    """Return a source with perturbed test images, made as ``request`` says, in the place of those as they are."""
+    kept = source.embeddings.take(np.flatnonzero(source.embeddings.splits != "test"))
+    return replace(source, request=request, embeddings=_joined(kept, test, source.embeddings.recipe))
+
+
+def with_train(source: Source, views: Embeddings) -> Source:
+    """Return a source with perturbed views of its train images after everything else."""
+    return replace(source, embeddings=_joined(source.embeddings, views, source.embeddings.recipe))
+
+
+def _joined(first: Embeddings, second: Embeddings, clean: Recipe) -> Embeddings:
+    """Return the rows of both; the recipe is that of the clean images, with the digests of both and what was done."""
+    images = digest([clean.fingerprint, second.recipe.fingerprint])
+    return Embeddings(
+        x=np.concatenate([first.x, second.x]),
+        y=np.concatenate([first.y, second.y]),
+        ids=first.ids + second.ids,
+        classes=first.classes,
+        splits=np.concatenate([first.splits, second.splits]),
+        recipe=replace(clean, images=images, perturb=second.recipe.perturb),
+    )
 
 
 def _there(request: Request) -> bool:
@@ -85,7 +116,7 @@ def _from_file(given: Mapping[str, Any], path: Path, compute: Compute) -> Source
 
 
 def cached_keys(source: Source) -> tuple[str, ...]:
-    """Return the digest of each image's content, in the order of ``source.embeddings``.
+    """Return the digest of each image's content as it is on disk, in the order of ``source.embeddings``.
 
     Raises:
         CacheError: if the cache file is gone or damaged.

@@ -192,8 +192,15 @@ def test_a_correction_is_part_of_the_run_and_of_its_directory(source, tmp_path, 
     assert corrected.report.provenance["balance"] == "logit_adjust"
     saved = load_run(save_run(corrected, tmp_path / "out", {}))
     assert predict(saved, [str(photos / "red" / "0.png")], Compute())[0].top[0][0] == "red"
-    with pytest.raises(SpecError, match="leave out --tune or --balance"):
-        fit_run(source, "linear", protocol=Protocol(tune=True, balance="reweight"))
+
+
+def test_the_options_of_a_correction_are_chosen_by_balanced_accuracy_on_val(source):
+    """Test has no part in it; the head that is fitted at last has what was chosen."""
+    run = fit_run(source, "linear", protocol=Protocol(tune=True, balance="logit_adjust"))
+    best = run.search.tried[run.search.best]
+    assert best.balanced_accuracy == max(tried.balanced_accuracy for tried in run.search.tried)
+    assert run.head.correction == best.options["correction"]
+    assert run.report.provenance["val_balanced_accuracy"] == best.balanced_accuracy
 
 
 def test_perturbed_test_images_are_embedded_anew_and_train_is_reused(given, source, tmp_path):

@@ -1,0 +1,217 @@
+"""What the verbs that run a matrix share: their options, live progress, the table, the files."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from featkit.cli.options import (
+    F,
+    cache_option,
+    compute_options,
+    json_option,
+    make_compute,
+    note,
+    out_option,
+    stack,
+    table,
+)
+from featkit.errors import FeatkitError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from featkit.studies.ablate import Matrix, Progress, Work
+    from featkit.studies.cells import Cell
+    from featkit.studies.grid import Grid
+
+_NUMBERS = ("top-1 %", "95 % interval", "balanced %", "n", "fit s")
+
+
+def matrix_options(function: F) -> F:
+    """Add the options of a verb that runs a matrix."""
+    return stack(
+        click.option("--jobs", type=click.IntRange(min=1), help="Heads fitted at a time. [one for each core]"),
+        click.option("--dry-run", is_flag=True, help="Only say how many cells, which files, and how long."),
+        cache_option,
+        compute_options,
+        out_option,
+        json_option,
+    )(function)
+
+
+def axis_option(name: str, metavar: str, text: str) -> Callable[[F], F]:
+    """Return the repeatable option of an axis."""
+    return click.option(f"--{name}", multiple=True, metavar=metavar, help=f"Repeatable. {text}")
+
+
+seed_option = click.option("--seed", multiple=True, type=click.IntRange(min=0), help="Repeatable. [0]")
+limit_option = click.option("--limit", metavar="train=N,test=N", help="A stratified part of each split.")
+
+
+def given_axes(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the axes that were given."""
+    from featkit.studies.grid import AXES
+
+    return {axis: options[axis] for axis in AXES if options.get(axis)}
+
+
+def run_grid(grid: Grid, options: Mapping[str, Any], baseline: str = "") -> Matrix | None:
+    """Run a grid, print its table, leave its files; with ``--dry-run``, say what it would take, and return None."""
+    from featkit.studies.ablate import run_matrix
+    from featkit.studies.tables import matrix_files, ranked
+
+    with _work(options) as work:
+        if options["dry_run"]:
+            click.echo(_estimated(grid, work))
+            return None
+        matrix = run_matrix(grid, work)
+    directory = work.out / grid.name / grid.id
+    files = matrix_files(matrix, baseline)
+    _publish(matrix, files, directory)
+    click.echo(files["results.json"] if options["as_json"] else _table(ranked(matrix.cells)))
+    note(f"{', '.join(files)}: {directory}")
+    if not any(cell.report for cell in matrix.cells):
+        why = next(cell.reason for cell in matrix.cells if cell.status != "ok")
+        raise FeatkitError(f"not one of the {len(matrix.cells)} cells has a result: {why}")
+    return matrix
+
+
+def _publish(matrix: Matrix, files: dict[str, Any], directory: Any) -> None:
+    """Publish everything whole: whoever else writes a page about a matrix adds its files here."""
+    from featkit.plots.files import png_bytes
+    from featkit.studies.publish import publish
+
+    files["heatmap.png"] = png_bytes(_heat_map(matrix))
+    publish(directory, files)
+
+
+@contextmanager
+def _work(options: Mapping[str, Any]) -> Iterator[Work]:
+    """Give where and how to work, with live progress where a person watches."""
+    from tqdm import tqdm
+
+    from featkit.embeddings.pipeline import cores
+    from featkit.studies.ablate import Work
+
+    compute = make_compute(options)
+    with tqdm(unit="cell", disable=options["dry_run"] or not compute.progress) as bar:
+
+        def show(progress: Progress) -> None:
+            if bar.total is None:  # what is on disk already says nothing of the time left
+                bar.reset(progress.total)
+                bar.initial = bar.n = progress.done
+            bar.set_postfix(running=progress.running, failed=progress.failed, refresh=False)
+            bar.update(progress.done - bar.n)
+            bar.refresh()
+
+        yield Work(options["out"], options["cache"], compute, options["jobs"] or cores(), note, show)
+
+
+def _estimated(grid: Grid, work: Work) -> str:
+    from featkit.studies.estimate import SAMPLE, estimate
+
+    found = estimate(grid, work)
+    lines = [f"{found.cells} cells, {found.finished} of them finished, {found.fits} heads to fit"]
+    lines += [f"{count} skipped: {why}" for why, count in found.skipped.items()]
+    lines += [f"{count} cannot be made: {' '.join(why.split())}" for why, count in found.unavailable.items()]
+    lines += [f"{found.files} cache files are there"]
+    for network in found.networks:
+        speed = f", {network.rate:.0f} images/s measured on {SAMPLE}" if network.rate else ""
+        lines += [f"{network.files} cache files to make with {network.name}: {network.images:,} images{speed}"]
+    if found.fit_seconds is not None:
+        lines += [f"{found.fit_seconds:.1f} s for a fit, the mean of those on disk"]
+    seconds = found.seconds(work.jobs)
+    about = "not known before a head of this matrix was fitted" if seconds is None else f"about {seconds:.0f} s"
+    return "\n".join([*lines, f"time with {work.jobs} jobs: {about}"])
+
+
+def _table(cells: Sequence[Cell]) -> str:
+    """Draw the cells; what is the same in all of them stands once, above."""
+    places = [_axes_of(cell) for cell in cells]
+    varying = [name for name in places[0] if len({place[name] for place in places}) > 1]
+    same = ", ".join(f"{name} {value}" for name, value in places[0].items() if name not in varying and value != "")
+    rows = [[*_numbers(cell), *(place[name] for name in varying)] for cell, place in zip(cells, places, strict=True)]
+    drawn = table([*_NUMBERS, *varying], rows, right=_NUMBERS)
+    reasons = dict.fromkeys(f"{cell.status}: {cell.reason}" for cell in cells if cell.reason)
+    return "\n".join([f"{same}\n" if same else "", drawn, *reasons]).lstrip("\n")
+
+
+def _axes_of(cell: Cell) -> dict[str, str]:
+    """Return the place of a cell as a person reads it."""
+    shown = {"data": cell.data, "weights": cell.weights or str(cell.values["weights"])}
+    return {axis: shown.get(axis) or str(value) for axis, value in cell.values.items()}
+
+
+def _numbers(cell: Cell) -> list[str]:
+    report = cell.report
+    if report is None:
+        return [cell.status, "", "", "", ""]
+    low, high = (100 * end for end in report.interval95)
+    return [
+        f"{100 * report.top1:.1f}",
+        f"{low:.1f} to {high:.1f}",
+        f"{100 * report.balanced_accuracy:.1f}",
+        str(report.n),
+        f"{report.cost['fit_seconds']:.1f}",
+    ]
+
+
+def _heat_map(matrix: Matrix) -> Any:
+    """Draw top-1 by head and by all else that varies, as a mean over seeds and perturbations of the test images."""
+    import numpy as np
+
+    from featkit.plots.heatmap import plot_heatmap
+
+    cells, over = matrix.cells, [axis for axis in ("seed", "perturb") if len(matrix.grid.values(axis)) > 1]
+    rows, same = _row_names(cells)
+    places = list(dict.fromkeys(rows))
+    columns = list(dict.fromkeys(str(cell.values["head"]) for cell in cells))
+    found: dict[tuple[int, int], list[Cell]] = {}
+    for row, cell in zip(rows, cells, strict=True):
+        found.setdefault((places.index(row), columns.index(str(cell.values["head"]))), []).append(cell)
+    means = np.full((len(places), len(columns)), np.nan)
+    ends = np.full((len(places), len(columns), 2), np.nan)
+    missing = np.full(means.shape, "", dtype=object)
+    for place, group in found.items():
+        reports = [cell.report for cell in group if cell.report]
+        if reports:
+            means[place] = np.mean([report.top1 for report in reports])
+            ends[place] = reports[0].interval95
+        else:
+            missing[place] = group[0].status
+    return plot_heatmap(
+        means,
+        places,
+        columns,
+        title=f"{matrix.grid.name}: {same}" + (f", mean over {' and '.join(over)}" if over else ""),
+        label="top-1",
+        intervals=None if over else ends,
+        missing=missing.tolist(),
+    )
+
+
+def _row_names(cells: Sequence[Cell]) -> tuple[list[str], str]:
+    """Return each cell's row in the heat map, made of what varies, and what does not, for the title."""
+    axes = ("data", "backbone", "weights", "layer", "precision", "subset", "train_perturb", "balance", "tune")
+    parts = [[_written(cell, axis) for axis in axes] for cell in cells]
+    varying = [len(set(column)) > 1 for column in zip(*parts, strict=True)]
+    same = " ".join(name for name, varies in zip(parts[0], varying, strict=True) if name and not varies)
+    rows = [" ".join(name for name, varies in zip(part, varying, strict=True) if name and varies) for part in parts]
+    return [row or part[1] for row, part in zip(rows, parts, strict=True)], same
+
+
+def _written(cell: Cell, axis: str) -> str:
+    """Return a value for the heat map; what is no news is left out."""
+    value = cell.values[axis]
+    plain = {"precision": "auto", "subset": "all", "train_perturb": "none", "balance": "none"}
+    if axis == "data":
+        return cell.data
+    if axis == "weights" and str(value).startswith("random"):
+        return f"{value} (untrained)"
+    if axis == "tune":
+        return "tuned" if value else ""
+    return "" if value == plain.get(axis) else f"trained on {value}" if axis == "train_perturb" else str(value)

@@ -1,0 +1,102 @@
+"""The verbs that run a matrix: what a person types, and what comes back."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from featkit.cli import main
+from featkit.studies.ledger import locked
+
+
+@pytest.fixture(autouse=True)
+def _in_an_empty_folder(tmp_path, monkeypatch):
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+
+
+def call(*arguments, code=0):
+    done = CliRunner().invoke(main, [str(argument) for argument in (*arguments, "--jobs", 1)])
+    assert done.exit_code == code, (done.output, done.exception)
+    return done
+
+
+def grid_file(photos, more="", axes=""):
+    text = f'[axes]\ndata = ["{photos}"]\nweights = ["random"]\nhead = ["prototypical"]\n{axes}\n'
+    Path("colours.toml").write_text(f'{text}[fixed]\nresize = "32"\n{more}')
+    return "colours.toml"
+
+
+def test_a_dry_run_says_what_there_is_to_do_and_writes_nothing(photos):
+    rule = '[[skip]]\nwhen = {seed = 1}\nwhy = "enough"\n'
+    done = call("ablate", grid_file(photos, rule, "seed = [0, 1]"), "--dry-run")
+    assert "2 cells, 0 of them finished, 1 heads to fit" in done.stdout
+    assert "1 skipped: enough" in done.stdout
+    assert "1 cache files to make with resnet18: 24 images" in done.stdout
+    assert not Path("experiments").exists()
+    assert not list(Path("cache").glob("*.h5"))
+
+
+def test_a_second_run_of_a_grid_leaves_the_same_results(photos):
+    texts = []
+    for _ in range(2):
+        call("ablate", grid_file(photos, axes="seed = [0, 1]"))
+        (results,) = Path("experiments/colours").glob("*/results.csv")
+        texts.append(results.read_text())
+    assert texts[0] == texts[1]
+    assert len(list(Path("experiments/colours/cells").glob("*.json.gz"))) == 2
+
+
+@pytest.mark.parametrize(
+    ("more", "axes", "message"),
+    [
+        ("", 'haed = ["svm"]', "unknown axis 'haed': did you mean head"),
+        ('[[skip]]\nwhen = {head = "prototypical"}\nwhy = "x"\n', "", "no cell left"),
+        ("", 'subset = ["longtail:if=1000"]', "the largest possible one is"),
+    ],
+)
+def test_what_cannot_be_run_is_one_line_and_exit_code_1(photos, more, axes, message):
+    done = call("ablate", grid_file(photos, more, axes), code=1)
+    lines = [line for line in done.stderr.splitlines() if line.startswith("Error")]
+    assert len(lines) == 1
+    assert message in lines[0]
+
+
+def test_two_at_once_are_refused(photos):
+    path = grid_file(photos)
+    with locked(Path("experiments/colours/cells")):
+        assert "is at work on experiments/colours" in call("ablate", path, code=1).stderr
+
+
+def test_longtail_marks_what_val_would_choose(photos):
+    small = ("--data", photos, "--weights", "random", "--subset", "longtail:profile=natural")
+    done = call("longtail", *small, "--balance", "none", "--balance", "tau_norm")
+    assert done.stdout.count("best on val") == 1
+    (path,) = Path("experiments/longtail").glob("*/longtail.csv")
+    rows = list(csv.DictReader(path.read_text().splitlines()))
+    assert {row["balance"] for row in rows} == {"none", "tau_norm"}
+    assert [bool(row["gain"]) for row in rows] == [row["balance"] != "none" for row in rows]
+
+
+def test_longtail_is_told_one_way_which_part_of_train(photos):
+    done = CliRunner().invoke(main, ["longtail", "--if", "10", "--subset", "kshot:k=2"])
+    assert done.exit_code == 2
+
+
+def test_robustness_gives_drops_and_errors_against_a_baseline(photos):
+    small = ("--data", photos, "--weights", "random", "--head", "prototypical")
+    done = call("robustness", *small, "--family", "flip", "--family", "fog", "--level", "strong", "--json")
+    found = json.loads(done.stdout)
+    assert [(row["family"], row["level"]) for row in found["robustness"]] != []
+    (head,) = found["robustness_heads"]
+    assert head["baseline"] == "resnet18"
+    assert head["perturbations"] == 2
+    assert head["mce"] in (None, 1.0)
+
+
+def test_an_unknown_family_is_named(photos):
+    assert "did you mean fog" in call("robustness", "--family", "fogg", code=1).stderr
