@@ -1,0 +1,106 @@
+"""What a README could quote of a matrix, as Markdown."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from featkit.plots.markup import readable
+from featkit.studies.ablate_conditions import drops_by_choice, long_tail
+from featkit.studies.ablate_findings import Findings
+from featkit.studies.ablate_words import chosen_sentence, counts, doubtful, effect_sentence, points, share
+
+_BEST = 10
+_SAID = 12
+_MARKUP = re.compile(r"([\\`*\[\]<>|&#])")
+
+
+def markdown(text: str) -> str:
+    """Return text that Markdown shows as it is."""
+    return _MARKUP.sub(r"\\\1", readable(text))
+
+
+def summary_text(findings: Findings, lead: Sequence[str], commands: Sequence[str]) -> str:
+    """Return the best cells, what can and what cannot be claimed, and how it was made.
+
+    Args:
+        findings: of the matrix.
+        lead: its size and scope.
+        commands: what was typed.
+    """
+    claimed = [effect for effect in findings.effects if effect.claimed]
+    parts = [
+        f"# {markdown(findings.name)}",
+        f"{markdown('; '.join(lead))}.",
+        "## Chosen on val",
+        _bullets([chosen_sentence(findings, one) for one in findings.chosen])
+        or "Nothing was chosen: not every classifier has a score on val.",
+        f"## Best cells by {findings.metric} on test",
+        _best(findings),
+        "## What can be claimed",
+        _bullets([effect_sentence(findings, effect) for effect in claimed][:_SAID]) or "Nothing.",
+        "## What cannot be claimed",
+        _bullets([effect_sentence(findings, effect) for effect in doubtful(findings.effects)][:_SAID]) or "-",
+        *_long_tail(findings),
+        *_robustness(findings),
+        *_troubles(findings),
+        "## How it was made",
+        "\n".join(f"    {readable(command)}" for command in commands),
+        "Every number with its 95 % interval; differences are paired over test images and claimed at a Holm-adjusted "
+        "p below 0.05. Nothing was selected on test; the whole list is in report.html.",
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _bullets(texts: Sequence[str]) -> str:
+    return "\n".join(f"- {markdown(text)}" for text in texts)
+
+
+def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [columns, ["---"] * len(columns), *[[markdown(text) for text in row] for row in rows]]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _best(findings: Findings) -> str:
+    axes = list(findings.axes)
+    rows = [
+        [*(findings.shown(axis, cell.values.get(axis, "")) for axis in axes), points(*findings.score(cell)), str(n)]
+        for cell, outcome in findings.judged[:_BEST]
+        for n in [len(outcome.images)]
+    ]
+    return _table([*axes, f"{findings.metric} % (95 %)", "n"], rows) if rows else "Not one cell has a result."
+
+
+def _long_tail(findings: Findings) -> list[str]:
+    rows = [
+        [
+            row.condition,
+            row.balance,
+            share(row.mean),
+            points(row.gain.difference, row.gain.interval95, signed=True) if row.gain else "",
+            str(row.mean.n),
+        ]
+        for row in long_tail(findings)
+    ]
+    columns = ["training set", "correction", "balanced % (95 %)", "gain, points (95 %)", "n"]
+    return ["## Long tail", _table(columns, rows)] if rows else []
+
+
+def _robustness(findings: Findings) -> list[str]:
+    rows = [
+        [
+            row.name,
+            share(row.clean),
+            share(row.perturbed),
+            points(row.drop.difference, row.drop.interval95),
+            str(row.drop.n),
+        ]
+        for row in drops_by_choice(findings)
+    ]
+    columns = ["classifier", "clean % (95 %)", "perturbed % (95 %)", "drop, points (95 %)", "n"]
+    return ["## Robustness", _table(columns, rows)] if rows else []
+
+
+def _troubles(findings: Findings) -> list[str]:
+    reasons = dict.fromkeys(f"{cell.status}: {cell.reason}" for cell in findings.cells if cell.status != "ok")
+    return [f"## {counts(findings)}", _bullets(list(reasons)[:_SAID])] if reasons else []
