@@ -76,6 +76,13 @@ class Effect:
         """Whether one may be called better: ``p_holm`` is below 0.05."""
         return self.p_holm < LEVEL
 
+    def better_first(self) -> Effect:
+        """Return the same comparison with the value of the higher metric as ``a``."""
+        if self.difference >= 0:
+            return self
+        low, high = self.interval95
+        return replace(self, a=self.b, b=self.a, difference=-self.difference, interval95=(-high, -low))
+
     def to_dict(self) -> dict[str, Any]:
         """Return what JSON can hold."""
         return {**asdict(self), "interval95": list(self.interval95)}
@@ -180,7 +187,7 @@ def average(cells: Sequence[Outcome]) -> Average:
     """
     square = float(np.mean([cell.square for cell in cells]))
     spread = _Spread([cell.scores for cell in cells], cells)
-    (low, high), _ = spread.with_images(4, total=2 * sqrt(square), squares=2 * square)
+    (low, high), _ = spread.with_images(4, 2 * sqrt(square), 2 * square)
     value = min(1.0, spread.mean)
     return Average(value, (max(0.0, low), min(1.0, high)), len(cells), spread.seeds, spread.n)
 
@@ -188,7 +195,7 @@ def average(cells: Sequence[Outcome]) -> Average:
 def average_shares(hits: Sequence[int], totals: Sequence[int]) -> Average:
     """Return the mean over seeds of shares of right answers, each counted on test images of its own or the same ones.
 
-    As the images are not known, they are taken for the same ones with the same answers, which gives the widest interval.
+    As the images are not known, they are taken for the same ones with the same answers: the widest interval.
 
     Args:
         hits: right answers, for each seed.
@@ -206,7 +213,7 @@ def _effect(axis: str, values: tuple[Hashable, Hashable], matched: Sequence[tupl
         only_a, only_b = (int(np.sum(sign * (matched[0][0].scores - matched[0][1].scores) > 0)) for sign in (1, -1))
         interval, p = paired_interval(only_a, only_b, spread.n), mcnemar(only_a, only_b)
     else:
-        interval, p = spread.with_images(2, total=0, squares=float(np.mean([cell.square for cell in ours])))
+        interval, p = spread.with_images(2, 0.0, float(np.mean([cell.square for cell in ours])))
     return Effect(axis, *values, len(matched), spread.seeds, spread.n, spread.mean, interval, p, p)
 
 
@@ -225,12 +232,13 @@ class _Spread:
         per_seed = np.bincount(seeds, means - own[settings]) / len(rows)
         self.over_seeds = float(np.sum(per_seed**2)) * self.seeds / max(self.seeds - 1, 1)
 
-    def with_images(self, added: int, *, total: float, squares: float) -> tuple[Interval, float]:
+    def with_images(self, added: int, total: float, squares: float) -> tuple[Interval, float]:
         """Return the 95 % interval, and the p-value of a mean of zero, after some more images.
 
         Args:
             added: number of them.
-            total, squares: sum of their scores and of the squares of these.
+            total: sum of their scores.
+            squares: sum of the squares of these.
         """
         n = self.n + added
         centre = (self.n * self.mean + total) / n

@@ -33,9 +33,9 @@ def interval_bar(value: float, interval: Range, span: Range, *, doubt: bool = Fa
 
 @dataclass(frozen=True)
 class Point:
-    """A place in a scatter plot: ``y`` with its interval over ``x``, a word beside it, and a longer text when pointed at.
+    """A place in a scatter plot: ``y`` with its interval over ``x``.
 
-    A point without a word is drawn hollow.
+    ``title`` is said when pointed at. ``word`` stands beside the point; one without a word is drawn hollow.
     """
 
     x: float
@@ -47,22 +47,29 @@ class Point:
 
 def scatter(points: Sequence[Point], *, x_label: str, y_label: str) -> Html:
     """Return points over a logarithmic axis of positive ``x``, ``y`` being fractions that are written in percent."""
-    across, up = _decades([point.x for point in points]), _span([end for point in points for end in point.interval])
-    tens = range(round(across[0]), round(across[1]) + 1)
-    grid = [_down(_across(ten, across), f"{10.0**ten:g}") for ten in tens]
+    ticks = _ticks([point.x for point in points])
+    across, up = (log10(ticks[0]), log10(ticks[-1])), _span([end for point in points for end in point.interval])
+    grid = [_down(_across(log10(tick), across), f"{tick:g}") for tick in ticks]
     step = (up[1] - up[0]) / 4
     grid += [_level(_up(up[0] + k * step, up), f"{100 * (up[0] + k * step):.0f}") for k in range(5)]
     names = join(
         tag("text", y_label, x="0%", y="-4"),
         tag("text", x_label, x="100%", y="99%", text_anchor="end"),
     )
-    drawn = [_dot(point, across, up) for point in sorted(points, key=lambda point: bool(point.word))]
+    # Words in turn to the left and to the right: neighbours then do not cover each other's.
+    above = sorted(points, key=lambda point: bool(point.word))
+    drawn = [_dot(point, across, up, left=place % 2 == 0) for place, point in enumerate(above)]
     return tag("div", tag("svg", *grid, names, *drawn, role="img", aria_label=f"{y_label}, {x_label}"), class_="plot")
 
 
-def _decades(values: Sequence[float]) -> Range:
-    low, high = floor(log10(min(values))), ceil(log10(max(values)))
-    return float(low), float(max(high, low + 1))
+def _ticks(values: Sequence[float]) -> list[float]:
+    """Return 1, 2 and 5 times powers of ten, or these powers alone where there are many, around all values."""
+    low, high = floor(log10(min(values))), ceil(log10(max(values))) + 1
+    steps = (1, 2, 5) if high - low < 4 else (1,)
+    ticks = [step * 10.0**exponent for exponent in range(low, high + 1) for step in steps]
+    first = max(place for place, tick in enumerate(ticks) if tick <= min(values))
+    last = min(place for place, tick in enumerate(ticks) if tick > max(values))
+    return ticks[first : last + 1]
 
 
 def _span(values: Sequence[float]) -> Range:
@@ -75,15 +82,15 @@ def _span(values: Sequence[float]) -> Range:
     return 0.0, 1.0
 
 
-def _dot(point: Point, across: Range, up: Range) -> Html:
+def _dot(point: Point, across: Range, up: Range, *, left: bool) -> Html:
     x = f"{_across(log10(point.x), across):.2f}%"
     y, low, high = (f"{_up(value, up):.2f}%" for value in (point.y, *point.interval))
     kind = "mark" if point.word else "mark doubt"
     dot = tag("circle", cx=x, cy=y, r=5, class_=kind)
     line = tag("line", x1=x, x2=x, y1=low, y2=high, class_=kind)
-    # A word beside a point would run out of the picture at its right edge, so it is short, a number for a list.
-    word = [tag("text", point.word, x=x, y=y, dx=9, dy=4, class_="strong")] if point.word else []
-    return tag("g", tag("title", point.title), line, dot, *word)
+    anchor, beside = ("end", -9) if left else ("start", 9)
+    word = tag("text", point.word, x=x, y=y, dx=beside, dy=4, text_anchor=anchor, class_="strong")
+    return tag("g", tag("title", point.title), line, dot, word if point.word else "")
 
 
 def _down(x: float, text: str) -> Html:

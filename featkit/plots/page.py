@@ -10,6 +10,9 @@ from importlib.resources import files
 
 from featkit.plots.markup import Html, join, tag
 
+_WIDTHS = ("name", "text", "number", "drawn")
+"""Kinds of entries that a heading lines up with."""
+
 
 @dataclass(frozen=True)
 class Entry:
@@ -18,7 +21,7 @@ class Entry:
     Attributes:
         shown: text, or markup.
         sort: what the table is sorted by in its place: a number or a text; ``shown`` if None.
-        kind: class of the place: ``name``, ``number``, ``drawn`` or a colour such as ``h3``.
+        kind: class of the place: ``name``, ``text``, ``number``, ``drawn`` or a colour such as ``h3``.
         title: said when pointed at.
         head: whether it names its row.
     """
@@ -71,7 +74,7 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[Entry]], *, caption: s
         caption: what it is, for those who cannot see it.
         sortable: whether it may be sorted.
     """
-    kinds = [entry.kind for entry in rows[0]] if rows else [""] * len(columns)
+    kinds = [entry.kind if entry.kind in _WIDTHS else None for entry in rows[0]] if rows else [None] * len(columns)
     head = tag("tr", *[tag("th", name, scope="col", class_=kind) for name, kind in zip(columns, kinds, strict=True)])
     body = tag("tbody", *[tag("tr", *map(_entry, row)) for row in rows])
     drawn = tag("table", tag("thead", head), body, class_="sortable" if sortable else None)

@@ -74,8 +74,8 @@ def robustness_part(findings: Findings) -> Html | None:
     if not kinds:
         return None
     about = (
-        f"Drop: {findings.metric} without perturbation less that with it, in points, on the same test images. Relative: "
-        "the drop as a share of the accuracy without perturbation, which its interval takes as known."
+        f"Drop: {findings.metric} without perturbation less that with it, in points, on the same test images. "
+        "Relative: as a share of that without perturbation, which its interval takes as known."
     )
     return join(
         paragraphs(about),

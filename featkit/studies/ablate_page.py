@@ -9,8 +9,17 @@ from featkit.evaluation.effects import SEED, Effect
 from featkit.plots.charts import Point, Range, interval_bar, scatter, shade
 from featkit.plots.markup import Html, join, tag
 from featkit.plots.page import Entry, bullets, paragraphs, switch, table
-from featkit.studies.ablate_findings import DATA, PERTURB, SUBSET, Findings, Judged, grouped, unperturbed
-from featkit.studies.ablate_words import chance, chosen_sentence, duration, effect_sentence, points, sentence, share
+from featkit.studies.ablate_findings import DATA, Findings, Judged, grouped, unperturbed
+from featkit.studies.ablate_words import (
+    NOT_CHOSEN,
+    basis,
+    chance,
+    chosen_sentence,
+    duration,
+    effect_sentence,
+    points,
+    share,
+)
 from featkit.studies.cells import Cell
 
 
@@ -36,9 +45,8 @@ def summary_part(findings: Findings) -> Html:
     """Return what can be claimed, in sentences."""
     claims = [effect_sentence(findings, effect) for effect in findings.effects if effect.claimed]
     chosen = [chosen_sentence(findings, one) for one in findings.chosen]
-    reason = "No classifier is called best: not all of them have a score on val to be chosen by."
     return join(
-        bullets([*chosen] or [reason]),
+        bullets(chosen or [NOT_CHOSEN]),
         bullets(claims[:12]),
         paragraphs(f"{len(claims) - 12} more claims are in the tables below.") if len(claims) > 12 else "",
         paragraphs(f"{len(findings.effects) - len(claims)} of {len(findings.effects)} main effects cannot be claimed."),
@@ -61,21 +69,9 @@ def effects_part(findings: Findings) -> Html:
 
 
 def _forest(findings: Findings, axis: str, against: Sequence[Effect]) -> Html:
-    first = findings.shown(axis, against[0].b)
     span = span_of((effect.interval95 for effect in against), zero=True)
-    rows = [
-        [
-            Entry(findings.shown(axis, effect.a), head=True),
-            drawn(effect.difference, effect.interval95, span, doubt=not effect.claimed, zero=True),
-            number(points(effect.difference, effect.interval95, signed=True), effect.difference),
-            number(chance(effect.p_holm), effect.p_holm),
-            number(str(effect.cells), effect.cells),
-            number(str(effect.n), effect.n),
-        ]
-        for effect in against
-    ]
-    ends = f"{100 * span[0]:+.1f} to {100 * span[1]:+.1f}"
-    columns = [f"against {first}", ends, "points (95 %)", "Holm p", "cells", "n"]
+    rows = [[Entry(findings.shown(axis, effect.a), head=True), *_difference(effect, span)] for effect in against]
+    columns = [f"against {findings.shown(axis, against[0].b)}", *_difference_columns(span)]
     return table(columns, rows, caption=f"main effect of {axis}", sortable=False)
 
 
@@ -110,7 +106,7 @@ def _heat(findings: Findings, down: str, across: str) -> Html:
                 continue
             low95, high95 = mean.interval95
             shown = join(f"{100 * mean.value:.1f}", tag("small", f"{100 * low95:.1f} to {100 * high95:.1f}"))
-            said = f"{mean.cells} cells, n = {mean.n} test images, {share(mean)} %"
+            said = f"{share(mean)} %, {basis(mean)}"
             entries.append(Entry(shown, mean.value, shade(mean.value, (low - wanting, high + wanting)), said))
         rows.append(entries)
     columns = [f"{down} ↓ {across} →", *(findings.shown(across, value) for value in findings.axes[across])]
@@ -131,14 +127,14 @@ def pareto_part(findings: Findings) -> Html:
         on_front = mean.value > best
         best = max(best, mean.value)
         if on_front:
-            front.append(f"{label}: {share(mean)} % in {duration(seconds)} ({mean.cells} cells, n = {mean.n})")
+            front.append(f"{label}: {share(mean)} % in {duration(seconds)} ({basis(mean)})")
         word = str(len(front)) if on_front else ""
         marked.append(
             Point(seconds, mean.value, mean.interval95, f"{label}: {share(mean)} %, {duration(seconds)}", word)
         )
     about = (
-        "Each point is a classifier, averaged over seeds and over whatever it was put to. Filled and numbered: no other is "
-        "both faster and more accurate. Seen on test: to choose by it, check it on other images."
+        "Each point is a classifier, averaged over seeds and over whatever it was put to. Filled and numbered: no "
+        "other is both faster and more accurate. Seen on test: to choose by it, check it on other images."
     )
     plot = scatter(marked, x_label="seconds to fit and judge", y_label=f"{findings.metric} (%)")
     return join(paragraphs(about), plot, bullets(front, ordered=True))
@@ -154,35 +150,48 @@ def _complete(findings: Findings) -> list[tuple[str, list[Judged]]]:
 
 def pairs_part(findings: Findings) -> Html:
     """Return every comparison that was made, with its p-value."""
-    chosen = [
-        (effect, sentence(effect, str(effect.a), str(effect.b)), one.condition or "all")
-        for one in findings.chosen
-        for effect in one.versus
-    ]
-    main = [(effect, effect_sentence(findings, effect), effect.axis) for effect in findings.effects]
+    chosen = [(effect, one.condition or "all") for one in findings.chosen for effect in one.versus]
+    main = [(effect, effect.axis) for effect in findings.effects]
     return join(
         tag("h3", f"Values of an axis, pooled over all else (one family of {len(main)})"),
-        _pairs(main, "axis") if main else paragraphs("No axis has two values to compare."),
+        _pairs(findings, main, "axis") if main else paragraphs("No axis has two values to compare."),
         tag("h3", f"The classifier chosen on val against every other one (one family of {len(chosen)})"),
-        _pairs(chosen, "condition") if chosen else paragraphs("None was chosen: not all have a score on val."),
+        _pairs(findings, chosen, "condition") if chosen else paragraphs(NOT_CHOSEN),
     )
 
 
-def _pairs(compared: Sequence[tuple[Effect, str, str]], about: str) -> Html:
-    span = span_of((effect.interval95 for effect, _, _ in compared), zero=True)
+def _pairs(findings: Findings, compared: Sequence[tuple[Effect, str]], about: str) -> Html:
+    turned = [(effect.better_first(), group) for effect, group in compared]
+    span = span_of((effect.interval95 for effect, _ in turned), zero=True)
     rows = [
         [
-            Entry(said, head=True),
             Entry(group),
-            drawn(effect.difference, effect.interval95, span, doubt=not effect.claimed, zero=True),
-            number(chance(effect.p), effect.p),
-            number(chance(effect.p_holm), effect.p_holm),
-            number(str(effect.n), effect.n),
+            Entry(findings.shown(effect.axis, effect.a), head=True),
+            Entry(findings.shown(effect.axis, effect.b)),
+            *_difference(effect, span),
+            Entry("claimed" if effect.claimed else "not claimed", kind="number"),
         ]
-        for effect, said, group in compared
+        for effect, group in turned
     ]
-    columns = ["what can be said", about, "first less second", "p", "Holm p", "n"]
+    columns = [about, "higher", "lower", *_difference_columns(span), "verdict"]
     return table(columns, rows, caption="differences and whether they can be claimed")
+
+
+def _difference(effect: Effect, span: Range) -> list[Entry]:
+    """Return a difference as a bar and in numbers."""
+    value, interval = effect.difference, effect.interval95
+    return [
+        drawn(value, interval, span, doubt=not effect.claimed, zero=True),
+        number(points(value, interval, signed=True), value),
+        number(chance(effect.p), effect.p),
+        number(chance(effect.p_holm), effect.p_holm),
+        number(str(effect.cells), effect.cells),
+        number(str(effect.n), effect.n),
+    ]
+
+
+def _difference_columns(span: Range) -> list[str]:
+    return [f"{100 * span[0]:+.1f} to {100 * span[1]:+.1f}", "points (95 %)", "p", "Holm p", "cells", "n"]
 
 
 def cells_part(findings: Findings) -> Html:
@@ -233,7 +242,7 @@ def troubles_part(findings: Findings) -> Html:
         [
             Entry(cell.status if cell.status != "ok" else "ok, warned", head=True),
             Entry(findings.label(cell.values, axes) or "the only cell"),
-            Entry(cell.reason),
+            Entry(cell.reason, kind="text"),
             Entry(cell.log),
         ]
         for cell in findings.cells

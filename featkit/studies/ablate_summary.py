@@ -5,10 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
+from featkit.evaluation.effects import SEED
 from featkit.plots.markup import readable
 from featkit.studies.ablate_conditions import drops_by_choice, long_tail
-from featkit.studies.ablate_findings import Findings
-from featkit.studies.ablate_words import chosen_sentence, counts, doubtful, effect_sentence, points, share
+from featkit.studies.ablate_findings import Findings, grouped
+from featkit.studies.ablate_words import NOT_CHOSEN, chosen_sentence, counts, effect_sentence, points, share
 
 _BEST = 10
 _SAID = 12
@@ -28,19 +29,21 @@ def summary_text(findings: Findings, lead: Sequence[str], commands: Sequence[str
         lead: its size and scope.
         commands: what was typed.
     """
-    claimed = [effect for effect in findings.effects if effect.claimed]
+    claimed, doubtful = (
+        [effect_sentence(findings, effect) for effect in findings.effects if effect.claimed == state]
+        for state in (True, False)
+    )
     parts = [
         f"# {markdown(findings.name)}",
         f"{markdown('; '.join(lead))}.",
         "## Chosen on val",
-        _bullets([chosen_sentence(findings, one) for one in findings.chosen])
-        or "Nothing was chosen: not every classifier has a score on val.",
-        f"## Best cells by {findings.metric} on test",
+        _bullets([chosen_sentence(findings, one) for one in findings.chosen]) or NOT_CHOSEN,
+        f"## Best by {findings.metric} on test, over seeds",
         _best(findings),
         "## What can be claimed",
-        _bullets([effect_sentence(findings, effect) for effect in claimed][:_SAID]) or "Nothing.",
+        _said(claimed),
         "## What cannot be claimed",
-        _bullets([effect_sentence(findings, effect) for effect in doubtful(findings.effects)][:_SAID]) or "-",
+        _said(doubtful),
         *_long_tail(findings),
         *_robustness(findings),
         *_troubles(findings),
@@ -56,19 +59,26 @@ def _bullets(texts: Sequence[str]) -> str:
     return "\n".join(f"- {markdown(text)}" for text in texts)
 
 
+def _said(sentences: Sequence[str]) -> str:
+    """Return as many as one reads, and how many there are besides."""
+    left = len(sentences) - _SAID
+    more = [f"{left} more: see report.html"] if left > 0 else []
+    return _bullets([*sentences[:_SAID], *more]) or "Nothing."
+
+
 def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     lines = [columns, ["---"] * len(columns), *[[markdown(text) for text in row] for row in rows]]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def _best(findings: Findings) -> str:
-    axes = list(findings.axes)
+    axes = [axis for axis in findings.axes if axis != SEED]
+    means = [(place, findings.mean(its)) for place, its in grouped(findings.judged, axes).items()]
+    means.sort(key=lambda one: -one[1].value)
     rows = [
-        [*(findings.shown(axis, cell.values.get(axis, "")) for axis in axes), points(*findings.score(cell)), str(n)]
-        for cell, outcome in findings.judged[:_BEST]
-        for n in [len(outcome.images)]
+        [*map(findings.shown, axes, place), share(mean), str(mean.seeds), str(mean.n)] for place, mean in means[:_BEST]
     ]
-    return _table([*axes, f"{findings.metric} % (95 %)", "n"], rows) if rows else "Not one cell has a result."
+    return _table([*axes, f"{findings.metric} % (95 %)", "seeds", "n"], rows) if rows else "Not one cell has a result."
 
 
 def _long_tail(findings: Findings) -> list[str]:
@@ -103,4 +113,4 @@ def _robustness(findings: Findings) -> list[str]:
 
 def _troubles(findings: Findings) -> list[str]:
     reasons = dict.fromkeys(f"{cell.status}: {cell.reason}" for cell in findings.cells if cell.status != "ok")
-    return [f"## {counts(findings)}", _bullets(list(reasons)[:_SAID])] if reasons else []
+    return [f"## {counts(findings)}", _said(list(reasons))] if reasons else []

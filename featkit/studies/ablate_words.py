@@ -3,27 +3,34 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Hashable, Mapping
 
 from featkit.evaluation.effects import SEED, Average, Effect
 from featkit.evaluation.intervals import Interval
 from featkit.studies.ablate_findings import DATA, PLAIN, Chosen, Findings
 
 PROTOCOL = (
-    "Each head was fitted on the vectors of train and val together and judged on the test images, which nothing else had "
-    "seen. Settings, temperatures and the classifier called chosen were picked on val, never on test.",
+    "Each head was fitted on the vectors of train and val together and judged on the test images, which nothing else "
+    "had seen. Settings, temperatures and the classifier called chosen were picked on val, never on test.",
     "Intervals are 95 % intervals. That of one cell is over test images: Wilson's for top-1, a bootstrap for balanced "
-    "accuracy. Means and differences over cells are paired over the same test images and over seeds. What they say is of "
-    "these values of the axes, on other images and seeds of the same kind.",
+    "accuracy. Means and differences over cells are paired over the same test images and over seeds. They are about "
+    "these values of the axes, on other images and with other seeds of the same kind.",
     "A difference is claimed where its p-value is below 0.05 after Holm's correction. Each table of differences is a "
     "family of its own: the chance of one false claim in it is at most 5 %.",
 )
 
 
+NOT_CHOSEN = "No classifier is chosen: that takes two or more that all have a score on val."
+
+
 def points(value: float, interval: Interval, *, signed: bool = False) -> str:
     """Return a fraction and its interval in percent or in points."""
-    shown = f"{100 * value:+.1f}" if signed else f"{100 * value:.1f}"
-    return f"{shown} ({100 * interval[0]:.1f} to {100 * interval[1]:.1f})"
+    sign = "+" if signed else ""
+    return f"{100 * value:{sign}z.1f} ({_ends(interval)})"
+
+
+def _ends(interval: Interval) -> str:
+    return f"{100 * interval[0]:z.1f} to {100 * interval[1]:z.1f}"
 
 
 def share(average: Average) -> str:
@@ -44,12 +51,11 @@ def chance(p: float) -> str:
     return "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
-def sentence(effect: Effect, a: str, b: str) -> str:
+def sentence(effect: Effect, names: Mapping[Hashable, str] | None = None) -> str:
     """Say what can be said of two values, with the interval of their difference and what it is a mean over."""
-    value, (low, high) = effect.difference, effect.interval95
-    if value < 0:
-        a, b, value, low, high = b, a, -value, -high, -low
-    size = f"{100 * value:.1f} points ({100 * low:.1f} to {100 * high:.1f})"
+    effect = effect.better_first()
+    a, b = ((names or {}).get(value, str(value)) for value in (effect.a, effect.b))
+    size = f"{100 * effect.difference:.1f} points ({_ends(effect.interval95)})"
     verdict = (
         f"{a} is better than {b} by {size}"
         if effect.claimed
@@ -68,25 +74,29 @@ def _over(cells: int, seeds: int) -> str:
 
 
 def effect_sentence(findings: Findings, effect: Effect) -> str:
-    """Say what can be said of two values of an axis."""
-    a, b = (
-        f"{effect.axis} {shown}" if value in PLAIN else shown
-        for value in (effect.a, effect.b)
-        for shown in [findings.shown(effect.axis, value)]
-    )
-    return sentence(effect, a, b)
+    """Say what can be said of two values of an axis; the axis is named where a value alone would say nothing."""
+    axis, names = effect.axis, {}
+    for value in (effect.a, effect.b):
+        shown = findings.shown(axis, value)
+        names[value] = f"{axis} {shown}" if value in PLAIN or not isinstance(value, str) else shown
+    return sentence(effect, names)
 
 
 def chosen_sentence(findings: Findings, chosen: Chosen) -> str:
     """Say what val chose, and what that is worth on test."""
-    before = f"{chosen.condition}: " if chosen.condition else ""
-    ties = sum(not effect.claimed for effect in chosen.versus)
+    before = f"{chosen.condition}: of" if chosen.condition else "Of"
     better = sum(effect.claimed and effect.difference > 0 for effect in chosen.versus)
+    worse = sum(effect.claimed and effect.difference < 0 for effect in chosen.versus)
     return (
-        f"{before}of {chosen.of} classifiers val chooses {chosen.choice} ({100 * chosen.val:.1f} % balanced accuracy on "
-        f"val); on test {findings.metric} {share(chosen.test)} %, n = {chosen.test.n}. On test it is better than {better} "
-        f"of the others, and from {ties} no difference can be claimed."
+        f"{before} {chosen.of} classifiers val chooses {chosen.choice} ({100 * chosen.val:.1f} % balanced accuracy "
+        f"on val). On test it has {findings.metric} {share(chosen.test)} %, n = {chosen.test.n}: better than {better} "
+        f"of the others, worse than {worse}, not told apart from {len(chosen.versus) - better - worse}."
     )
+
+
+def basis(average: Average) -> str:
+    """Return what a mean is a mean of."""
+    return f"{average.cells} cell{'s' if average.cells > 1 else ''}, n = {average.n}"
 
 
 def counts(findings: Findings) -> str:
@@ -111,8 +121,3 @@ def scope(findings: Findings) -> list[str]:
         *([f"{len(seeds)} seeds ({', '.join(map(str, seeds))})"] if seeds else []),
         *same,
     ]
-
-
-def doubtful(effects: Sequence[Effect]) -> list[Effect]:
-    """Return the differences that cannot be claimed."""
-    return [effect for effect in effects if not effect.claimed]
