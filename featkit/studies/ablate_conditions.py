@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from statistics import fmean
 from typing import Any
 
 from featkit.errors import SpecError
@@ -155,7 +156,7 @@ def _worst(findings: Findings, judged: list[Judged]) -> tuple[str, float] | None
     families: dict[str, list[float]] = {}
     for cell, _ in judged:
         families.setdefault(family_and_level(str(cell.values[PERTURB]))[0], []).append(findings.score(cell)[0])
-    means = {family: sum(scores) / len(scores) for family, scores in families.items()}
+    means = {family: fmean(scores) for family, scores in families.items()}
     worst = min(means, key=lambda family: means[family])
     return (worst, means[worst]) if len(means) > 1 else None
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
+from statistics import fmean
 from typing import Any
 
 from featkit.evaluation.compare import Predictions
@@ -18,7 +19,7 @@ CONDITIONS = (DATA, SUBSET, PERTURB)
 PLAIN = ("none", "")
 """Values that stand for an axis left alone."""
 _ALL_PAIRS = 6
-"""With more values than this, an axis has each compared with the first alone."""
+"""With more values than this, an axis has each compared with the first alone, and in tables only."""
 
 Judged = tuple[Cell, Outcome]
 
@@ -72,6 +73,11 @@ class Findings:
     def choice_axes(self) -> list[str]:
         """The axes that vary and say which classifier it is."""
         return [axis for axis in self.axes if axis not in (*CONDITIONS, SEED)]
+
+    @property
+    def spoken(self) -> list[Effect]:
+        """The effects of axes with few enough values to be told in sentences."""
+        return [effect for effect in self.effects if len(self.axes[effect.axis]) <= _ALL_PAIRS]
 
     def score(self, cell: Cell) -> tuple[float, Interval]:
         """Return a judged cell's metric and its interval.
@@ -204,7 +210,7 @@ def _choose(findings: Findings, condition: str, judged: list[Judged]) -> Chosen 
     }
     if len(choices) < 2 or any(len(scores[choice]) < len(its) for choice, its in choices.items()):
         return None
-    means = {choice: sum(found) / len(found) for choice, found in scores.items()}
+    means = {choice: fmean(found) for choice, found in scores.items()}
     best = max(means, key=lambda choice: means[choice])
     relabelled = [
         replace(outcome, place={"classifier": choice, SEED: cell.values.get(SEED)})

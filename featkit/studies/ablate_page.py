@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from itertools import combinations
+from statistics import fmean
 
-from featkit.evaluation.effects import SEED, Effect
+from featkit.evaluation.effects import SEED, Average, Effect
 from featkit.plots.charts import Point, Range, interval_bar, scatter, shade
 from featkit.plots.markup import Html, join, tag
 from featkit.plots.page import Entry, bullets, paragraphs, switch, table
@@ -17,6 +18,7 @@ from featkit.studies.ablate_words import (
     chosen_sentence,
     duration,
     effect_sentence,
+    ends,
     points,
     share,
 )
@@ -43,14 +45,11 @@ def span_of(intervals: Iterable[Range], *, zero: bool = False) -> Range:
 
 def summary_part(findings: Findings) -> Html:
     """Return what can be claimed, in sentences."""
-    claims = [effect_sentence(findings, effect) for effect in findings.effects if effect.claimed]
+    claims = [effect_sentence(findings, effect) for effect in findings.spoken if effect.claimed]
     chosen = [chosen_sentence(findings, one) for one in findings.chosen]
-    return join(
-        bullets(chosen or [NOT_CHOSEN]),
-        bullets(claims[:12]),
-        paragraphs(f"{len(claims) - 12} more claims are in the tables below.") if len(claims) > 12 else "",
-        paragraphs(f"{len(findings.effects) - len(claims)} of {len(findings.effects)} main effects cannot be claimed."),
-    )
+    claimed = sum(effect.claimed for effect in findings.effects)
+    rest = f"Of {len(findings.effects)} main effects, {claimed} can be claimed."
+    return join(bullets([*(chosen or [NOT_CHOSEN]), *claims]), paragraphs(rest))
 
 
 def effects_part(findings: Findings) -> Html:
@@ -92,27 +91,32 @@ def _longer_down(findings: Findings, axes: Sequence[str]) -> list[tuple[str, str
 
 
 def _heat(findings: Findings, down: str, across: str) -> Html:
-    groups = grouped(findings.judged, [down, across])
-    means = {place: findings.mean(its) for place, its in groups.items()}
-    low, high = (end([mean.value for mean in means.values()], default=0.5) for end in (min, max))
-    wanting = max(0.0, 0.05 - (high - low)) / 2
-    rows = []
-    for row in findings.axes[down]:
-        entries = [Entry(findings.shown(down, row), head=True)]
-        for column in findings.axes[across]:
-            mean = means.get((row, column))
-            if mean is None:
-                entries.append(Entry("–", title="no result"))
-                continue
-            low95, high95 = mean.interval95
-            shown = join(f"{100 * mean.value:.1f}", tag("small", f"{100 * low95:.1f} to {100 * high95:.1f}"))
-            said = f"{share(mean)} %, {basis(mean)}"
-            entries.append(Entry(shown, mean.value, shade(mean.value, (low - wanting, high + wanting)), said))
-        rows.append(entries)
+    means = {place: findings.mean(its) for place, its in grouped(findings.judged, [down, across]).items()}
+    span = _colours([mean.value for mean in means.values()])
+    rows = [
+        [
+            Entry(findings.shown(down, row), head=True),
+            *[_place_of(means.get((row, column)), span) for column in findings.axes[across]],
+        ]
+        for row in findings.axes[down]
+    ]
     columns = [f"{down} ↓ {across} →", *(findings.shown(across, value) for value in findings.axes[across])]
-    return tag(
-        "div", table(columns, rows, caption=f"{findings.metric}, {down} by {across}", sortable=False), class_="heat"
-    )
+    drawn = table(columns, rows, caption=f"{findings.metric}, {down} by {across}", sortable=False)
+    return tag("div", drawn, class_="heat")
+
+
+def _colours(values: Sequence[float]) -> Range:
+    """Return the range of the colours, at least five points wide, so that noise does not look like a difference."""
+    low, high = min(values, default=0.5), max(values, default=0.5)
+    wanting = max(0.0, 0.05 - (high - low)) / 2
+    return low - wanting, high + wanting
+
+
+def _place_of(mean: Average | None, span: Range) -> Entry:
+    if mean is None:
+        return Entry("–", title="no result")
+    shown = join(f"{100 * mean.value:.1f}", tag("small", ends(mean.interval95)))
+    return Entry(shown, mean.value, shade(mean.value, span), f"{share(mean)} %, {basis(mean)}")
 
 
 def pareto_part(findings: Findings) -> Html:
@@ -120,18 +124,16 @@ def pareto_part(findings: Findings) -> Html:
     found = _complete(findings)
     if len(found) < 2:
         return paragraphs("Fewer than two classifiers have results and times to compare.")
-    means = [(label, findings.mean(its), sum(cell.seconds for cell, _ in its) / len(its)) for label, its in found]
-    means.sort(key=lambda one: (one[2], -one[1].value))
-    marked, best, front = [], -1.0, []
-    for label, mean, seconds in means:
-        on_front = mean.value > best
+    timed = [(label, findings.mean(its), fmean(cell.seconds for cell, _ in its)) for label, its in found]
+    marked: list[Point] = []
+    front: list[str] = []
+    best = -1.0
+    for label, mean, seconds in sorted(timed, key=lambda one: (one[2], -one[1].value)):
+        said = f"{label}: {share(mean)} % in {duration(seconds)} ({basis(mean)})"
+        front += [said] if mean.value > best else []
+        word = str(len(front)) if mean.value > best else ""
+        marked.append(Point(seconds, mean.value, mean.interval95, said, word))
         best = max(best, mean.value)
-        if on_front:
-            front.append(f"{label}: {share(mean)} % in {duration(seconds)} ({basis(mean)})")
-        word = str(len(front)) if on_front else ""
-        marked.append(
-            Point(seconds, mean.value, mean.interval95, f"{label}: {share(mean)} %, {duration(seconds)}", word)
-        )
     about = (
         "Each point is a classifier, averaged over seeds and over whatever it was put to. Filled and numbered: no "
         "other is both faster and more accurate. Seen on test: to choose by it, check it on other images."

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from featkit.evaluation.effects import SEED
 from featkit.plots.markup import readable
 from featkit.studies.ablate_conditions import drops_by_choice, long_tail
-from featkit.studies.ablate_findings import Findings, grouped
+from featkit.studies.ablate_findings import PERTURB, Findings, grouped, unperturbed
 from featkit.studies.ablate_words import NOT_CHOSEN, chosen_sentence, counts, effect_sentence, points, share
 
 _BEST = 10
@@ -30,7 +30,7 @@ def summary_text(findings: Findings, lead: Sequence[str], commands: Sequence[str
         commands: what was typed.
     """
     claimed, doubtful = (
-        [effect_sentence(findings, effect) for effect in findings.effects if effect.claimed == state]
+        [effect_sentence(findings, effect) for effect in findings.spoken if effect.claimed == state]
         for state in (True, False)
     )
     parts = [
@@ -38,7 +38,7 @@ def summary_text(findings: Findings, lead: Sequence[str], commands: Sequence[str
         f"{markdown('; '.join(lead))}.",
         "## Chosen on val",
         _bullets([chosen_sentence(findings, one) for one in findings.chosen]) or NOT_CHOSEN,
-        f"## Best by {findings.metric} on test, over seeds",
+        f"## Highest {findings.metric} on test",
         _best(findings),
         "## What can be claimed",
         _said(claimed),
@@ -72,8 +72,9 @@ def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def _best(findings: Findings) -> str:
-    axes = [axis for axis in findings.axes if axis != SEED]
-    means = [(place, findings.mean(its)) for place, its in grouped(findings.judged, axes).items()]
+    """Rank what is not perturbed, seeds averaged."""
+    axes = [axis for axis in findings.axes if axis not in (SEED, PERTURB)]
+    means = [(place, findings.mean(its)) for place, its in grouped(unperturbed(findings), axes).items()]
     means.sort(key=lambda one: -one[1].value)
     rows = [
         [*map(findings.shown, axes, place), share(mean), str(mean.seeds), str(mean.n)] for place, mean in means[:_BEST]
@@ -99,15 +100,16 @@ def _long_tail(findings: Findings) -> list[str]:
 def _robustness(findings: Findings) -> list[str]:
     rows = [
         [
-            row.name,
+            row.name or "the only one",
             share(row.clean),
             share(row.perturbed),
             points(row.drop.difference, row.drop.interval95),
+            f"{row.worst[0]} ({100 * row.worst[1]:.1f})" if row.worst else "",
             str(row.drop.n),
         ]
         for row in drops_by_choice(findings)
     ]
-    columns = ["classifier", "clean % (95 %)", "perturbed % (95 %)", "drop, points (95 %)", "n"]
+    columns = ["classifier", "clean % (95 %)", "perturbed % (95 %)", "drop, points (95 %)", "worst family %", "n"]
     return ["## Robustness", _table(columns, rows)] if rows else []
 
 

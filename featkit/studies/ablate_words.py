@@ -26,10 +26,11 @@ NOT_CHOSEN = "No classifier is chosen: that takes two or more that all have a sc
 def points(value: float, interval: Interval, *, signed: bool = False) -> str:
     """Return a fraction and its interval in percent or in points."""
     sign = "+" if signed else ""
-    return f"{100 * value:{sign}z.1f} ({_ends(interval)})"
+    return f"{100 * value:{sign}z.1f} ({ends(interval)})"
 
 
-def _ends(interval: Interval) -> str:
+def ends(interval: Interval) -> str:
+    """Return the ends of an interval, in percent or in points."""
     return f"{100 * interval[0]:z.1f} to {100 * interval[1]:z.1f}"
 
 
@@ -55,7 +56,7 @@ def sentence(effect: Effect, names: Mapping[Hashable, str] | None = None) -> str
     """Say what can be said of two values, with the interval of their difference and what it is a mean over."""
     effect = effect.better_first()
     a, b = ((names or {}).get(value, str(value)) for value in (effect.a, effect.b))
-    size = f"{100 * effect.difference:.1f} points ({_ends(effect.interval95)})"
+    size = f"{100 * effect.difference:.1f} points ({ends(effect.interval95)})"
     verdict = (
         f"{a} is better than {b} by {size}"
         if effect.claimed
@@ -113,7 +114,7 @@ def scope(findings: Findings) -> list[str]:
     same = [
         f"{axis} {findings.shown(axis, value)}"
         for axis, value in findings.same.items()
-        if axis == DATA or value not in (*PLAIN, False)
+        if axis == DATA or not (value in PLAIN or value is False)
     ]
     seeds = findings.axes.get(SEED, ())
     return [
