@@ -16,7 +16,7 @@ from featkit.studies.cells import Cell
 DATA, SUBSET, BALANCE, PERTURB = "data", "subset", "balance", "perturb"
 CONDITIONS = (DATA, SUBSET, PERTURB)
 """Axes that say what a classifier is put to; the others, but for the seed, say which classifier it is."""
-PLAIN = ("none", "")
+PLAIN = ("none", "all", "")
 """Values that stand for an axis left alone."""
 _ALL_PAIRS = 6
 """With more values than this, an axis has each compared with the first alone, and in tables only."""
@@ -114,10 +114,12 @@ def find(name: str, axes: Mapping[str, Sequence[Any]], cells: Sequence[Cell]) ->
 
     Args:
         name: of the study.
-        axes: the values of each axis, in the order of the grid.
+        axes: values in the order of the grid; axes and values that only cells have come after them.
         cells: in any order.
     """
-    found = {axis: _plain_first(_values(axis, given, cells)) for axis, given in axes.items()}
+    named = dict.fromkeys([*axes, *(axis for cell in cells for axis in cell.values)])
+    found = {axis: _plain_first(_values(axis, axes.get(axis, ()), cells)) for axis in named}
+    cells = sorted(cells, key=lambda cell: _rank(found, cell))
     varying = {axis: values for axis, values in found.items() if len(values) > 1}
     metric = METRICS[1] if {SUBSET, BALANCE} & set(varying) else METRICS[0]
     answered = [cell for cell in cells if cell.report is not None and cell.answers is not None]
@@ -142,7 +144,12 @@ def find(name: str, axes: Mapping[str, Sequence[Any]], cells: Sequence[Cell]) ->
 def _values(axis: str, given: Sequence[Any], cells: Sequence[Cell]) -> tuple[Any, ...]:
     """Return the values that some cell has: the grid's order first, then whatever else cells say."""
     there = dict.fromkeys(cell.values[axis] for cell in cells if axis in cell.values)
-    return tuple([value for value in dict.fromkeys(given) if value in there] or there)
+    return tuple(dict.fromkeys([*(value for value in given if value in there), *there]))
+
+
+def _rank(axes: Mapping[str, tuple[Any, ...]], cell: Cell) -> list[int]:
+    """Return where a cell stands in the grid, so that the order in which cells come changes nothing."""
+    return [values.index(cell.values[axis]) if axis in cell.values else -1 for axis, values in axes.items()]
 
 
 def _plain_first(values: tuple[Any, ...]) -> tuple[Any, ...]:

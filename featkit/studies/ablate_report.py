@@ -39,7 +39,7 @@ def write_report(
 
     Args:
         name: of the study.
-        axes: the values of each axis; the first, or ``none``, is what the others are compared with.
+        axes: the values of each axis; ``none``, else the first, is what the others are compared with.
         cells: what came of each place, in any order.
         commands: what was typed to get here.
         versions: of packages, by name.

@@ -41,7 +41,7 @@ def share(average: Average) -> str:
 
 def duration(seconds: float) -> str:
     """Return a time as people say it."""
-    if seconds < 60:
+    if seconds < 59.5:
         return f"{seconds:.2g} s" if seconds < 9.95 else f"{seconds:.0f} s"
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
