@@ -151,8 +151,8 @@ def effects(cells: Sequence[Outcome], axis: str, pairs: Iterable[tuple[Hashable,
         A value for each pair that has matched cells judged on the same images; ``p_holm`` is ``p``.
 
     Source: Cameron, Gelbach and Miller, "Robust inference with multiway clustering", J. Bus. Econ. Stat. 29 (2011),
-    238-249, without the third term; Satterthwaite, "An approximate distribution of estimates of
-    variance components", Biometrics Bulletin 2 (1946), 110-114; Agresti and Min, "Simple improved confidence intervals
+    238-249, without the third term; Satterthwaite, "An approximate distribution of estimates of variance components",
+    Biometrics Bulletin 2 (1946), 110-114; Agresti and Min, "Simple improved confidence intervals
     for comparing matched proportions", Statistics in Medicine 24 (2005), 729-740.
     """
     by_value: dict[Hashable, dict[Hashable, Outcome]] = {}

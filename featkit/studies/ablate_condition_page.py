@@ -75,7 +75,7 @@ def robustness_part(findings: Findings) -> Html | None:
         return None
     about = (
         f"Drop: {findings.metric} without perturbation less that with it, in points, on the same test images. "
-        "Relative: as a share of that without perturbation, which its interval takes as known."
+        "Relative: as a share of that without perturbation."
     )
     return join(
         paragraphs(about),

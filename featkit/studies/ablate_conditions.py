@@ -8,10 +8,13 @@ from statistics import fmean
 from typing import Any
 
 from featkit.errors import SpecError
-from featkit.evaluation.effects import Average, Effect, Outcome, adjusted, average_shares, effects
+from featkit.evaluation.effects import SEED, Average, Effect, Outcome, adjusted, average_shares, effects
 from featkit.evaluation.intervals import Interval
 from featkit.registry import Spec
-from featkit.studies.ablate_findings import BALANCE, PERTURB, SUBSET, Findings, Judged, grouped, unperturbed
+from featkit.studies.ablate_findings import BALANCE, PERTURB, PLAIN, SUBSET, Findings, Judged, grouped, unperturbed
+
+_NONE = "none"
+"""The correction that others are compared with."""
 
 
 @dataclass(frozen=True)
@@ -41,46 +44,36 @@ class DropRow:
         name: of the classifier, or of the perturbation.
         clean, perturbed: the metric without and with perturbation, over the same cells otherwise.
         drop: clean less perturbed.
-        cells: number of perturbed cells.
-        worst: the family of the lowest accuracy and that accuracy, if several were pooled.
+        relative, relative_interval95: the drop as a share of the metric without perturbation.
+        worst: the family of the lowest metric and that metric, if several were pooled.
     """
 
     name: str
     clean: Average
     perturbed: Average
     drop: Effect
+    relative: float
+    relative_interval95: Interval
     worst: tuple[str, float] | None = None
-
-    @property
-    def relative(self) -> float:
-        """The drop as a share of the clean metric."""
-        return self.drop.difference / self.clean.value if self.clean.value else 0.0
-
-    @property
-    def relative_interval95(self) -> Interval:
-        """The interval of the drop as a share of the clean metric, which is taken as known."""
-        low, high = (end / self.clean.value if self.clean.value else 0.0 for end in self.drop.interval95)
-        return low, high
 
 
 def long_tail(findings: Findings) -> list[LongTailRow]:
     """Return a row for each correction under each training set; none unless corrections or training sets vary."""
     if not {SUBSET, BALANCE} & set(findings.axes):
         return []
-    axes = [axis for axis in findings.axes if axis not in ("seed", BALANCE)]
+    axes = [axis for axis in findings.axes if axis not in (SEED, BALANCE)]
     rows = [row for its in grouped(findings.judged, axes).values() for row in _corrections(findings, axes, its)]
     gains = iter(adjusted([row.gain for row in rows if row.gain]))
     return [replace(row, gain=next(gains)) if row.gain else row for row in rows]
 
 
 def _corrections(findings: Findings, axes: Sequence[str], judged: list[Judged]) -> list[LongTailRow]:
-    by_balance = {str(value): its for (value,), its in grouped(judged, [BALANCE]).items()}
-    plain = str(findings.axes[BALANCE][0]) if BALANCE in findings.axes else None
+    by_balance = {str(value or _NONE): its for (value,), its in grouped(judged, [BALANCE]).items()}
     order = [str(value) for value in findings.axes.get(BALANCE, by_balance) if str(value) in by_balance]
     scored = [
         replace(outcome, place={**outcome.place, BALANCE: key}) for key in order for _, outcome in by_balance[key]
     ]
-    gains = {effect.a: effect for effect in effects(scored, BALANCE, [(key, plain) for key in order if key != plain])}
+    gains = {effect.a: effect for effect in effects(scored, BALANCE, [(key, _NONE) for key in order if key != _NONE])}
     condition = findings.label(judged[0][0].values, axes)
     return [
         LongTailRow(condition, key, findings.mean(by_balance[key]), gains.get(key), _groups(by_balance[key]))
@@ -99,53 +92,58 @@ def _shares(rows: Sequence[tuple[float, int]]) -> Average:
 
 
 def drops_by_choice(findings: Findings) -> list[DropRow]:
-    """Return a row for each classifier, all perturbations pooled; none unless perturbations vary."""
-    if PERTURB not in findings.axes:
-        return []
-    axes = [axis for axis in findings.axes if axis not in ("seed", PERTURB)]
+    """Return a row for each classifier, all perturbations pooled; none unless there are clean and perturbed cells."""
+    axes = [axis for axis in findings.axes if axis not in (SEED, PERTURB)]
     groups = grouped(findings.judged, axes).values()
-    return _rows((findings.label(its[0][0].values, axes), findings, its) for its in groups)
+    return _rows(findings, ((findings.label(its[0][0].values, axes), its) for its in groups))
 
 
 def drops_by_perturbation(findings: Findings) -> list[DropRow]:
-    """Return a row for each perturbation, all classifiers pooled; none unless perturbations vary."""
-    if PERTURB not in findings.axes:
+    """Return a row for each perturbation, all classifiers pooled; none unless there are clean and perturbed cells."""
+    clean, groups = unperturbed(findings), grouped(findings.judged, [PERTURB])
+    kinds = [value for value in findings.axes.get(PERTURB, ())[1:] if (value,) in groups]
+    return _rows(findings, ((str(value), [*clean, *groups[value,]]) for value in kinds))
+
+
+def _rows(findings: Findings, given: Iterable[tuple[str, list[Judged]]]) -> list[DropRow]:
+    if findings.axes.get(PERTURB, ("",))[0] not in PLAIN:
         return []
-    clean = unperturbed(findings)
-    groups = grouped(findings.judged, [PERTURB])
-    perturbed = [
-        (str(groups[(value,)][0][0].values[PERTURB]), groups[(value,)]) for value in _harmful(findings, groups)
-    ]
-    return _rows((name, findings, [*clean, *its]) for name, its in perturbed)
-
-
-def _harmful(findings: Findings, groups: Mapping[tuple[Any, ...], Any]) -> list[Any]:
-    return [value for value in findings.axes[PERTURB][1:] if (value,) in groups]
-
-
-def _rows(given: Iterable[tuple[str, Findings, list[Judged]]]) -> list[DropRow]:
-    rows = [row for name, findings, judged in given if (row := _drop(name, findings, judged)) is not None]
+    rows = [row for name, judged in given if (row := _drop(name, findings, judged)) is not None]
     drops = adjusted([row.drop for row in rows])
     return [replace(row, drop=drop) for row, drop in zip(rows, drops, strict=True)]
 
 
 def _drop(name: str, findings: Findings, judged: list[Judged]) -> DropRow | None:
     """Return what all perturbations among the cells cost, each cell paired with its clean one."""
-    plain = findings.axes[PERTURB][0]
-    clean = {_others(outcome): (cell, outcome) for cell, outcome in judged if cell.values[PERTURB] == plain}
-    harmed = [one for one in judged if one[0].values[PERTURB] != plain and _others(one[1]) in clean]
-    if not harmed:
-        return None
-    pooled = [
-        replace(outcome, place={**own.place, "under": own.place[PERTURB], PERTURB: state})
-        for _, own in harmed
-        for state, outcome in (("clean", clean[_others(own)][1]), ("perturbed", own))
-    ]
-    found = effects(pooled, PERTURB, [("clean", "perturbed")])
-    if not found:
+    clean = {_others(outcome): (cell, outcome) for cell, outcome in judged if cell.values.get(PERTURB) in PLAIN}
+    harmed = [one for one in judged if one[0].values.get(PERTURB) not in PLAIN and _others(one[1]) in clean]
+    pairs = [(clean[_others(outcome)][1], outcome) for _, outcome in harmed]
+    found = _less(pairs)
+    if found is None:
         return None
     used = [clean[others] for others in dict.fromkeys(_others(outcome) for _, outcome in harmed)]
-    return DropRow(name, findings.mean(used), findings.mean(harmed), found[0], _worst(findings, harmed))
+    before = fmean(float(outcome.scores.mean()) for outcome, _ in pairs) or 1.0
+    relative = found.difference / before
+    # The delta method: what is left of the drop where every clean score is cut by that share has mean zero.
+    cut = _less([(_scaled(one, 1 - relative), other) for one, other in pairs]) or found
+    low, high = (relative + (end - cut.difference) / before for end in cut.interval95)
+    return DropRow(
+        name, findings.mean(used), findings.mean(harmed), found, relative, (low, high), _worst(findings, harmed)
+    )
+
+
+def _scaled(outcome: Outcome, factor: float) -> Outcome:
+    return replace(outcome, scores=outcome.scores * factor, square=outcome.square * factor**2)
+
+
+def _less(pairs: Sequence[tuple[Outcome, Outcome]]) -> Effect | None:
+    """Return the mean difference within pairs of a clean and a perturbed cell; None without pairs."""
+    pooled = [
+        replace(outcome, place={**harmed.place, "under": harmed.place[PERTURB], PERTURB: state})
+        for clean, harmed in pairs
+        for state, outcome in (("clean", clean), ("perturbed", harmed))
+    ]
+    return next(iter(effects(pooled, PERTURB, [("clean", "perturbed")])), None)
 
 
 def _others(outcome: Outcome) -> frozenset[tuple[str, Any]]:

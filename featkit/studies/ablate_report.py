@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from featkit.evaluation.effects import SEED
 from featkit.plots.markup import Html, join, tag
 from featkit.plots.page import page, paragraphs
 from featkit.studies.ablate_condition_page import long_tail_part, robustness_part
@@ -57,7 +58,7 @@ def _parts(findings: Findings, commands: Sequence[str], versions: Mapping[str, s
         "Main effects": effects_part(findings) if findings.effects else None,
         "Long tail": long_tail_part(findings),
         "Robustness": robustness_part(findings),
-        "Two axes": heat_part(findings) if len(set(findings.axes) - {"seed"}) > 1 else None,
+        "Two axes": heat_part(findings) if len(set(findings.axes) - {SEED}) > 1 else None,
         "Accuracy over time": pareto_part(findings),
         "Which differ": pairs_part(findings),
         "All cells": cells_part(findings),

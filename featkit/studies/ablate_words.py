@@ -15,10 +15,10 @@ PROTOCOL = (
     "Intervals are 95 % intervals. That of one cell is over test images: Wilson's for top-1, a bootstrap for balanced "
     "accuracy. Means and differences over cells are paired over the same test images and over seeds. They are about "
     "these values of the axes, on other images and with other seeds of the same kind.",
-    "A difference is claimed where its p-value is below 0.05 after Holm's correction. Each table of differences is a "
-    "family of its own: the chance of one false claim in it is at most 5 %.",
+    "The p-value of one pair of cells is McNemar's (mid-p), that of a mean belongs to its interval. A difference is "
+    "claimed where it is below 0.05 after Holm's correction. Each table of differences is a family of its own: the "
+    "chance of any false claim in it is at most 5 %.",
 )
-
 
 NOT_CHOSEN = "No classifier is chosen: that takes two or more that all have a score on val."
 

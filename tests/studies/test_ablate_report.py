@@ -188,6 +188,24 @@ def test_robustness_is_what_perturbations_take_from_the_same_classifier() -> Non
     assert family_and_level("jpeg:quality=15") == ("jpeg", "quality 15")
 
 
+def test_a_relative_drop_has_the_interval_of_a_ratio() -> None:
+    """By the delta method, written out; a clean accuracy that is uncertain makes it wider or narrower."""
+    found = [one for one in robust_cells() if one.values["head"] == "knn" and "jpeg" not in str(one.values["perturb"])]
+    (row,) = drops_by_choice(find("a", ROBUST, found))
+    clean, harmed = (np.asarray(one.answers.predicted == Y, float) for one in found if one.answers)
+    relative = 1 - harmed.mean() / clean.mean()
+    half = 1.96 * np.std(clean - harmed - relative * clean) / clean.mean() / np.sqrt(N)
+    assert row.relative == pytest.approx(relative)
+    assert row.relative_interval95 == pytest.approx((relative - half, relative + half), abs=0.01)
+
+
+def test_perturbations_without_clean_cells_have_no_drops() -> None:
+    """The first of them is not taken for clean."""
+    found = [one for one in robust_cells() if one.values["perturb"] != "none"]
+    findings = find("a", ROBUST, found)
+    assert drops_by_choice(findings) == drops_by_perturbation(findings) == []
+
+
 def test_data_sets_are_pooled_but_never_compared() -> None:
     """They have other images, even where these have the same names."""
     found = [cell({"data": data, "head": head}, 0.7) for data in ("p", "q") for head in ("knn", "linear")]
