@@ -85,11 +85,7 @@ class Findings:
         Raises:
             ValueError: if the cell has no report.
         """
-        if cell.report is None:
-            raise ValueError(f"cell {dict(cell.values)} has no report")
-        if self.metric == METRICS[1]:
-            return cell.report.balanced_accuracy, cell.report.balanced_interval95
-        return cell.report.top1, cell.report.interval95
+        return _score(cell, self.metric)
 
     def mean(self, judged: Sequence[Judged]) -> Average:
         """Return the mean metric of some cells; one alone has the interval of its report."""
@@ -101,7 +97,9 @@ class Findings:
         return ", ".join(f"{axis} {self.shown(axis, values[axis])}" for axis in axes if axis in values)
 
     def shown(self, axis: str, value: Any) -> str:
-        """Return a value in words; data by the short name of the images, where that tells them apart."""
+        """Return a value in words: data by their short name where that tells them apart, random weights as such."""
+        if axis == "weights" and str(value).startswith("random"):
+            return f"{value} (untrained)"
         if axis == DATA:
             names = {cell.values.get(DATA): cell.data for cell in self.cells if cell.data}
             short = names.get(value, "")
@@ -119,26 +117,34 @@ def find(name: str, axes: Mapping[str, Sequence[Any]], cells: Sequence[Cell]) ->
     """
     named = dict.fromkeys([*axes, *(axis for cell in cells for axis in cell.values)])
     found = {axis: _plain_first(_values(axis, axes.get(axis, ()), cells)) for axis in named}
-    cells = sorted(cells, key=lambda cell: _rank(found, cell))
     varying = {axis: values for axis, values in found.items() if len(values) > 1}
     metric = METRICS[1] if {SUBSET, BALANCE} & set(varying) else METRICS[0]
-    answered = [cell for cell in cells if cell.report is not None and cell.answers is not None]
-    scored = outcomes(((cell.values, _predictions(cell)) for cell in answered), metric)
+    best_first = sorted(cells, key=lambda cell: (-_score(cell, metric)[0] if cell.report else 1, _rank(found, cell)))
+    answered = [
+        (cell, Predictions(given.ids, given.y, given.predicted))
+        for cell in best_first
+        if cell.report and (given := cell.answers)
+    ]
+    scored = outcomes(((cell.values, answers) for cell, answers in answered), metric)
     findings = Findings(
         name,
         metric,
         varying,
         {axis: values[0] for axis, values in found.items() if len(values) == 1},
-        tuple(cells),
-        tuple(zip(answered, scored, strict=True)),
+        tuple(best_first),
+        tuple((cell, outcome) for (cell, _), outcome in zip(answered, scored, strict=True)),
         tuple(_main_effects(varying, scored)),
         (),
     )
-    best_first = sorted(cells, key=lambda cell: -findings.score(cell)[0] if cell.report else 1)
-    ranks = {id(cell): rank for rank, cell in enumerate(best_first)}
-    judged = sorted(findings.judged, key=lambda one: ranks[id(one[0])])
-    findings = replace(findings, cells=tuple(best_first), judged=tuple(judged))
     return replace(findings, chosen=tuple(_chosen(findings)))
+
+
+def _score(cell: Cell, metric: str) -> tuple[float, Interval]:
+    if cell.report is None:
+        raise ValueError(f"cell {dict(cell.values)} has no report")
+    if metric == METRICS[1]:
+        return cell.report.balanced_accuracy, cell.report.balanced_interval95
+    return cell.report.top1, cell.report.interval95
 
 
 def _values(axis: str, given: Sequence[Any], cells: Sequence[Cell]) -> tuple[Any, ...]:
@@ -154,12 +160,6 @@ def _rank(axes: Mapping[str, tuple[Any, ...]], cell: Cell) -> list[int]:
 
 def _plain_first(values: tuple[Any, ...]) -> tuple[Any, ...]:
     return tuple(sorted(values, key=lambda value: value not in PLAIN))
-
-
-def _predictions(cell: Cell) -> Predictions:
-    if cell.answers is None:
-        raise ValueError(f"cell {dict(cell.values)} has no answers")
-    return Predictions(cell.answers.ids, cell.answers.y, cell.answers.predicted)
 
 
 def _main_effects(axes: Mapping[str, tuple[Any, ...]], scored: Sequence[Outcome]) -> list[Effect]:
@@ -218,7 +218,8 @@ def _choose(findings: Findings, condition: str, judged: list[Judged]) -> Chosen 
     if len(choices) < 2 or any(len(scores[choice]) < len(its) for choice, its in choices.items()):
         return None
     means = {choice: fmean(found) for choice, found in scores.items()}
-    best = max(means, key=lambda choice: means[choice])
+    # Of equals the first by name: the order of the cells is that of test.
+    best = max(sorted(means), key=lambda choice: means[choice])
     relabelled = [
         replace(outcome, place={"classifier": choice, SEED: cell.values.get(SEED)})
         for choice, its in choices.items()

@@ -95,6 +95,13 @@ def test_the_classifier_is_chosen_on_val() -> None:
     assert "No classifier is chosen" in report(without)[1]
 
 
+def test_of_equals_on_val_test_does_not_choose() -> None:
+    """The first by name is taken, be it the worse one."""
+    for skills in ((0.9, 0.5), (0.5, 0.9)):
+        found = [cell({"head": head}, skill) for head, skill in zip("ab", skills, strict=True)]
+        assert find("a", {"head": ["a", "b"]}, found).chosen[0].choice == "head a"
+
+
 def test_the_order_of_cells_does_not_matter() -> None:
     """The same bytes come out."""
     found = [*cells(), Cell({**cells()[0].values, "head": "svm"}, "failed", "broke")]
@@ -219,6 +226,9 @@ def test_values_that_say_nothing_alone_are_named_by_their_axis() -> None:
     found = [cell({"tune": tune}, 0.7 + 0.2 * tune) for tune in (False, True)]
     findings = find("a", {"tune": [False, True]}, found)
     assert effect_sentence(findings, findings.effects[0]).startswith("tune True is better than tune False by ")
+    found = [cell({"weights": weights}, 0.9 - 0.4 * (weights != "imagenet")) for weights in ("imagenet", "random:3")]
+    findings = find("a", {"weights": ["imagenet", "random:3"]}, found)
+    assert effect_sentence(findings, findings.effects[0]).startswith("imagenet is better than random:3 (untrained) by ")
 
 
 @pytest.mark.parametrize(
