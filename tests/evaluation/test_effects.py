@@ -1,0 +1,176 @@
+"""What values of an axis are worth: right on average, with intervals that hold the truth as often as they say."""
+
+from __future__ import annotations
+
+from itertools import product
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.stats import norm, t
+
+from featkit.evaluation.compare import Predictions, compare
+from featkit.evaluation.effects import Outcome, adjusted, average, average_shares, effects, outcomes
+from featkit.evaluation.intervals import wilson
+
+
+def cell(right: np.ndarray, **place: object) -> tuple[dict[str, object], Predictions]:
+    """All images are of class 1."""
+    return place, Predictions(range(len(right)), np.ones(len(right), int), np.asarray(right, int))
+
+
+def grid(rng: np.random.Generator, n: int = 40, seeds: int = 3) -> list[tuple[dict[str, object], Predictions]]:
+    """Two backbones, two heads, some seeds; images differ in how hard they are."""
+    hard = rng.normal(size=n)
+    return [
+        cell(hard + rng.normal(size=n) < 0.5 + 0.4 * better, backbone="ab"[better], head=head, seed=seed)
+        for better, head, seed in product((0, 1), "xy", range(seeds))
+    ]
+
+
+def test_a_difference_is_the_mean_over_matched_cells_with_the_variance_of_its_formula() -> None:
+    """Every sum written out in float64."""
+    cells = grid(np.random.default_rng(0))
+    (effect,) = effects(outcomes(cells), "backbone", [("b", "a")])
+    right = {tuple(place.values()): np.asarray(given.predicted, float) for place, given in cells}
+    d = np.array([[right["b", head, seed] - right["a", head, seed] for head in "xy"] for seed in range(3)])
+    seeds, _, n = d.shape
+    per_image, per_seed, mean = d.mean(axis=(0, 1)), d.mean(axis=(1, 2)), d.mean()
+    # Within a head, each cell is centred on its own mean, which is what leaves the seeds out.
+    centred = (d - d.mean(axis=2, keepdims=True)).mean(axis=(0, 1))
+    assert centred == pytest.approx(per_image - mean)
+    over_seeds = np.sum((per_seed - mean) ** 2) / (seeds * (seeds - 1))
+    centre = n * mean / (n + 2)
+    over_images = (np.sum(per_image**2) + 1) / (n + 2) ** 2 - centre**2 / (n + 2)
+    variance = over_images + over_seeds
+    freedom = (seeds - 1) * variance**2 / over_seeds**2
+
+    half = t.ppf(0.975, freedom) * np.sqrt(variance)
+    assert (effect.cells, effect.seeds, effect.n) == (6, 3, n)
+    assert effect.difference == pytest.approx(mean)
+    assert effect.interval95 == pytest.approx((centre - half, centre + half))
+    assert effect.p == pytest.approx(2 * t.sf(abs(centre) / np.sqrt(variance), freedom))
+
+
+def test_one_pair_of_cells_has_what_compare_says() -> None:
+    """The same interval and the same p-value."""
+    a, b = (np.random.default_rng(seed).random(200) < 0.8 for seed in (0, 1))
+    (effect,) = effects(outcomes([cell(a, head="x"), cell(b, head="y")]), "head", [("x", "y")])
+    (pair,) = compare({"x": cell(a)[1], "y": cell(b)[1]})
+    assert (effect.difference, effect.interval95, effect.p) == (pair.difference, pair.interval95, pair.p)
+
+
+def test_balanced_accuracy_weighs_classes_alike() -> None:
+    """Whatever their sizes."""
+    y, predicted = np.array([0] * 8 + [1] * 2), np.array([0] * 8 + [1, 0])
+    (outcome,) = outcomes([({}, Predictions(range(10), y, predicted))], "balanced accuracy")
+    assert average([outcome]).value == pytest.approx(0.75)
+    (outcome,) = outcomes([({}, Predictions(range(10), y, predicted))])
+    assert average([outcome]).value == pytest.approx(0.9)
+
+
+def test_only_cells_that_agree_on_all_else_are_compared() -> None:
+    """A cell without a partner does not count."""
+    right, wrong = np.ones(20, bool), np.zeros(20, bool)
+    cells = [
+        cell(right, head="x", backbone="a"),
+        cell(right, head="y", backbone="a"),
+        cell(wrong, head="y", backbone="b"),
+    ]
+    (effect,) = effects(outcomes(cells), "head", [("x", "y")])
+    assert (effect.difference, effect.cells) == (0, 1)
+    assert effect.interval95[0] < 0 < effect.interval95[1]
+
+
+def test_cells_on_other_images_are_not_compared() -> None:
+    """Neither other ids, nor other labels, nor the same names in other data."""
+    right = np.ones(3, bool)
+    one = ({"head": "x"}, Predictions(["1", "2", "3"], [0, 1, 2], [0, 1, 2]))
+    for ids, y in ((["1", "2", "4"], [0, 1, 2]), (["1", "2", "3"], [0, 1, 1])):
+        other = ({"head": "y"}, Predictions(ids, y, y))
+        assert effects(outcomes([one, other]), "head", [("x", "y")]) == []
+    assert effects(outcomes([cell(right, data="p"), cell(right, data="q")]), "data", [("p", "q")]) == []
+
+
+@given(st.integers(0, 2**32 - 1))
+def test_neither_the_order_of_cells_nor_that_of_images_matters(seed: int) -> None:
+    """Nor does the name of an axis that never varies."""
+    rng = np.random.default_rng(seed)
+    cells = grid(rng, n=12, seeds=2)
+    turned = []
+    for place in rng.permutation(len(cells)):
+        values, given_ = cells[place]
+        rows = rng.permutation(12)
+        turned.append(
+            (
+                {**values, "tune": True},
+                Predictions(
+                    [given_.ids[row] for row in rows], np.asarray(given_.y)[rows], np.asarray(given_.predicted)[rows]
+                ),
+            )
+        )
+    (one,), (other,) = (effects(outcomes(given_), "backbone", [("a", "b")]) for given_ in (cells, turned))
+    assert (one.difference, *one.interval95, one.p) == pytest.approx((other.difference, *other.interval95, other.p))
+
+
+def test_the_other_way_round_is_the_same_with_the_other_sign() -> None:
+    """And the better one can be put first."""
+    found = outcomes(grid(np.random.default_rng(1)))
+    one, other = effects(found, "backbone", [("a", "b"), ("b", "a")])
+    assert one.difference == pytest.approx(-other.difference)
+    assert one.interval95 == pytest.approx(tuple(-end for end in reversed(other.interval95)))
+    assert one.better_first().difference == other.better_first().difference > 0
+    assert one.better_first().a == "b"
+
+
+def test_holm_makes_claims_harder() -> None:
+    """p-values of a family grow, and keep their order."""
+    found = effects(outcomes(grid(np.random.default_rng(2))), "backbone", [("b", "a")])
+    found += effects(outcomes(grid(np.random.default_rng(2))), "head", [("x", "y")])
+    ours = adjusted(found)
+    assert all(one.p_holm >= one.p for one in ours)
+    assert adjusted([]) == []
+    assert ours[0].to_dict()["interval95"] == list(ours[0].interval95)
+
+
+def test_an_average_of_one_cell_is_close_to_wilson() -> None:
+    """Both are score-like intervals of one share."""
+    (outcome,) = outcomes([cell(np.arange(200) < 180)])
+    mean = average([outcome])
+    assert (mean.value, mean.n, mean.cells) == (0.9, 200, 1)
+    assert mean.interval95 == pytest.approx(wilson(180, 200), abs=0.003)
+
+
+def test_counts_of_several_seeds_are_averaged_with_their_spread() -> None:
+    """Seeds that differ widen the interval; seeds alike add nothing."""
+    alike, apart = average_shares([80, 80, 80], [100, 100, 100]), average_shares([70, 80, 90], [100, 100, 100])
+    assert alike.value == pytest.approx(apart.value)
+    assert alike.interval95 == pytest.approx(average_shares([80], [100]).interval95)
+    assert apart.interval95[0] < alike.interval95[0]
+
+
+def test_perfect_answers_still_leave_doubt() -> None:
+    """An interval has a width where no image was missed."""
+    outcome = Outcome({"seed": 0}, np.arange(50), np.ones(50), 1.0)
+    low, high = average([outcome, outcome]).interval95
+    assert low < 0.95
+    assert high == 1
+
+
+@pytest.mark.parametrize(("seeds", "spread"), [(1, 0.0), (3, 0.0), (3, 0.3), (5, 0.2)])
+def test_intervals_hold_the_true_difference_as_often_as_they_say(seeds: int, spread: float) -> None:
+    """95 % of the time over images and seeds; with 3 seeds at least 90 %."""
+    rng, n, repeats = np.random.default_rng(seeds), 300, 300
+    scale = np.sqrt(1 + 1 + spread**2)
+    true = norm.cdf(1 / scale) - norm.cdf(0.8 / scale)
+    held = 0
+    for _ in range(repeats):
+        hard = rng.normal(size=n)
+        cells = [
+            cell(hard + rng.normal(size=n) + spread * rng.normal() < mean, head=head, seed=seed)
+            for (head, mean), seed in product((("x", 1.0), ("y", 0.8)), range(seeds))
+        ]
+        (effect,) = effects(outcomes(cells), "head", [("x", "y")])
+        held += effect.interval95[0] <= true <= effect.interval95[1]
+    assert held / repeats > 0.9
