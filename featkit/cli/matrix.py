@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import shlex
+import sys
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -62,16 +66,20 @@ def given_axes(options: Mapping[str, Any]) -> dict[str, Any]:
 def run_grid(grid: Grid, options: Mapping[str, Any], baseline: str = "") -> Matrix | None:
     """Run a grid, print its table, leave its files; with ``--dry-run``, say what it would take, and return None."""
     from featkit.studies.ablate import run_matrix
+    from featkit.studies.publish import publish
     from featkit.studies.tables import matrix_files, ranked
 
     with _work(options) as work:
         if options["dry_run"]:
             click.echo(_estimated(grid, work))
             return None
+        begun, start = any((work.out / grid.name / "cells").glob("*")), time.perf_counter()
         matrix = run_matrix(grid, work)
+    # Of a matrix that was gone on with, the time of this part says little.
+    seconds = None if begun else time.perf_counter() - start
     directory = work.out / grid.name / grid.id
-    files = matrix_files(matrix, baseline)
-    _publish(matrix, files, directory)
+    files = {**matrix_files(matrix, baseline), **_report(matrix, seconds)}
+    publish(directory, files)
     click.echo(files["results.json"] if options["as_json"] else _table(ranked(matrix.cells)))
     note(f"{', '.join(files)}: {directory}")
     if not any(cell.report for cell in matrix.cells):
@@ -80,13 +88,31 @@ def run_grid(grid: Grid, options: Mapping[str, Any], baseline: str = "") -> Matr
     return matrix
 
 
-def _publish(matrix: Matrix, files: dict[str, Any], directory: Any) -> None:
-    """Publish everything whole: whoever else writes a page about a matrix adds its files here."""
-    from featkit.plots.files import png_bytes
-    from featkit.studies.publish import publish
+def _report(matrix: Matrix, seconds: float | None) -> dict[str, str | bytes]:
+    """Return the page, the summary and the heat map."""
+    from importlib.metadata import version
 
-    files["heatmap.png"] = png_bytes(_heat_map(matrix))
-    publish(directory, files)
+    from featkit.plots.files import png_bytes
+    from featkit.studies.ablate_report import write_report
+    from featkit.studies.grid import AXES
+    from featkit.studies.run import PACKAGES
+
+    grid = matrix.grid
+    written = write_report(
+        grid.name,
+        {axis: grid.values(axis) for axis in AXES},
+        matrix.cells,
+        commands=[_command()],
+        versions={name: version(name) for name in PACKAGES},
+        wall_seconds=seconds,
+    )
+    return {**written, "heatmap.png": png_bytes(_heat_map(matrix))}
+
+
+def _command() -> str:
+    """Return what was typed; of a call from Python, the verb."""
+    typed = Path(sys.argv[0]).name in ("featkit", "__main__.py")
+    return shlex.join(["featkit", *sys.argv[1:]]) if typed else click.get_current_context().command_path
 
 
 @contextmanager
