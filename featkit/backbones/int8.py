@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import logging
 import tempfile
-import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -19,7 +15,8 @@ from numpy.typing import NDArray
 from torch import nn
 
 from featkit.backbones.base import Backbone
-from featkit.errors import MissingExtraError, SpecError, WeightsError
+from featkit.backbones.onnx_files import need, open_session, quiet, write_onnx
+from featkit.errors import SpecError, WeightsError
 
 if TYPE_CHECKING:
     from featkit.backbones.engines import Engine
@@ -39,9 +36,7 @@ def open_quantized(backbone: Backbone, device: str) -> Engine:
     """
     if device != "cpu":
         raise SpecError(f"int8 runs on a CPU, not on {device}: use --device cpu or another --precision")
-    if backbone.quantized is None:
-        raise SpecError(f"{backbone.name} has not been quantized: int8 needs train images to be calibrated on")
-    session = _session(_checked(backbone.quantized.path, backbone.quantized.digest))
+    session = open_session(read_quantized(backbone))
 
     def run(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
         vectors: NDArray[np.float32] = session.run(None, {"pixels": pixels})[0]
@@ -65,12 +60,12 @@ def quantize(backbone: Backbone, pixels: Sequence[NDArray[np.uint8]], path: Path
         SpecError: if the network cannot be exported to ONNX.
         MissingExtraError: if ONNX, ONNX Script or ONNX Runtime is not installed.
     """
-    tools = _need("onnxruntime.quantization")
-    _need("onnxscript")
+    tools = need("onnxruntime.quantization")
     batches = [np.stack(pixels[first : first + _BATCH]) for first in range(0, len(pixels), _BATCH)]
-    with tempfile.TemporaryDirectory() as scratch, _quiet():
+    with tempfile.TemporaryDirectory() as scratch, quiet():
         exported = Path(scratch, "float.onnx")
-        _export(backbone, exported)
+        example = torch.zeros((2, *backbone.preprocess.crop, 3), dtype=torch.uint8)
+        write_onnx(_FromBytes(backbone).eval(), example, exported, names=("pixels", "vectors"), title=backbone.name)
         tools.quantize_static(
             exported,
             path,
@@ -96,24 +91,6 @@ class _FromBytes(nn.Module):
         return vectors
 
 
-def _export(backbone: Backbone, path: Path) -> None:
-    size = (2, *backbone.preprocess.crop, 3)
-    try:
-        torch.onnx.export(
-            _FromBytes(backbone).eval(),
-            (torch.zeros(size, dtype=torch.uint8),),
-            path,
-            input_names=["pixels"],
-            output_names=["vectors"],
-            dynamic_shapes=({0: torch.export.Dim("images")},),
-            external_data=False,
-            verbose=False,
-        )
-    except torch.onnx.OnnxExporterError as error:
-        reason = str(error).strip().partition("\n")[0]
-        raise SpecError(f"{backbone.name} cannot be exported to ONNX ({reason}): use another --precision") from error
-
-
 def _reader(tools: ModuleType, batches: Sequence[NDArray[np.uint8]]) -> Any:
     """Return batches in the form that ONNX Runtime's calibration asks for."""
 
@@ -128,16 +105,16 @@ def _reader(tools: ModuleType, batches: Sequence[NDArray[np.uint8]]) -> Any:
     return Reader()
 
 
-def _session(data: bytes) -> Any:
-    """Open a network that runs on the thread that calls it: featkit gives every core a batch of its own."""
-    runtime = _need("onnxruntime")
-    options = runtime.SessionOptions()
-    options.intra_op_num_threads = options.inter_op_num_threads = 1
-    options.log_severity_level = 3
-    return runtime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+def read_quantized(backbone: Backbone) -> bytes:
+    """Return the bytes of ``backbone.quantized``.
 
-
-def _checked(path: Path, digest: str) -> bytes:
+    Raises:
+        SpecError: if the network was not quantized.
+        WeightsError: if the file is gone or another one.
+    """
+    if backbone.quantized is None:
+        raise SpecError(f"{backbone.name} has not been quantized: int8 needs train images to be calibrated on")
+    path, digest = backbone.quantized
     try:
         data = path.read_bytes()
     except OSError as error:
@@ -145,23 +122,3 @@ def _checked(path: Path, digest: str) -> bytes:
     if hashlib.sha256(data).hexdigest() != digest:
         raise WeightsError(f"{path} is not the int8 network {digest[:12]} that made the vectors: extract again")
     return data
-
-
-def _need(name: str) -> ModuleType:
-    try:
-        return import_module(name)
-    except ImportError as error:
-        raise MissingExtraError(name.partition(".")[0], "int8") from error
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep what the exporter and the quantizer say about themselves from the terminal."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        before = logging.root.manager.disable
-        logging.disable(logging.WARNING)
-        try:
-            yield
-        finally:
-            logging.disable(before)

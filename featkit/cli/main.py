@@ -11,7 +11,7 @@ from featkit import __version__
 from featkit.cli.memory import keep_freed_memory
 from featkit.errors import FeatkitError
 
-VERBS = ("extract", "fit", "compare", "predict", "fewshot", "audit", "ablate", "cache", "models", "heads")
+VERBS = ("extract", "fit", "compare", "predict", "export", "profile", "fewshot", "audit", "ablate", "cache", "models", "heads")
 
 EPILOG = """\b
 Examples:

@@ -1,0 +1,88 @@
+"""ONNX files: written by torch, run by ONNX Runtime."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import import_module
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import nn
+
+from featkit.errors import MissingExtraError, SpecError
+
+
+def write_onnx(module: nn.Module, example: torch.Tensor, path: Path, *, names: tuple[str, str], title: str) -> None:
+    """Write what a module computes, for batches of any size, into one file.
+
+    Args:
+        module: in eval mode, a tensor to a tensor.
+        example: an input of two rows or more.
+        path: the file.
+        names: those of the input and the output.
+        title: of the network, for the error.
+
+    Raises:
+        SpecError: if the module cannot be expressed in ONNX.
+        MissingExtraError: if ONNX or ONNX Script is not installed.
+    """
+    need("onnx")
+    need("onnxscript")
+    try:
+        with quiet():
+            torch.onnx.export(
+                module,
+                (example,),
+                path,
+                input_names=[names[0]],
+                output_names=[names[1]],
+                dynamic_shapes=({0: torch.export.Dim("images")},),
+                external_data=False,
+                verbose=False,
+            )
+    except torch.onnx.OnnxExporterError as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise SpecError(f"{title} cannot be exported to ONNX ({reason}): leave it to torch") from error
+
+
+def open_session(data: bytes) -> Any:
+    """Open a file's bytes as a network that runs on the thread that calls it: featkit gives every core its own batch.
+
+    Raises:
+        MissingExtraError: if ONNX Runtime is not installed.
+    """
+    runtime = need("onnxruntime")
+    options = runtime.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    return runtime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+
+
+def need(name: str) -> ModuleType:
+    """Import a package of the extra ``int8``.
+
+    Raises:
+        MissingExtraError: if it is not installed.
+    """
+    try:
+        return import_module(name)
+    except ImportError as error:
+        raise MissingExtraError(name.partition(".")[0], "int8") from error
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep what the exporter and the quantizer say about themselves from the terminal."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        before = logging.root.manager.disable
+        logging.disable(logging.WARNING)
+        try:
+            yield
+        finally:
+            logging.disable(before)
