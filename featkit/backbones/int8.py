@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import tempfile
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -17,11 +18,15 @@ from torch import nn
 from featkit.backbones.base import Backbone
 from featkit.backbones.onnx_files import need, open_session, quiet, write_onnx
 from featkit.errors import SpecError, WeightsError
+from featkit.registry import unknown
 
 if TYPE_CHECKING:
     from featkit.backbones.engines import Engine
 
-_BATCH = 16
+METHODS = {"minmax": "MinMax", "entropy": "Entropy", "percentile": "Percentile", "dynamic": ""}
+"""Ways to calibrate, with ONNX Runtime's names for them."""
+
+_BATCH, _HISTOGRAM_BATCH = 16, 4
 
 
 def open_quantized(backbone: Backbone, device: str) -> Engine:
@@ -45,8 +50,22 @@ def open_quantized(backbone: Backbone, device: str) -> Engine:
     return run
 
 
-def quantize(backbone: Backbone, pixels: Sequence[NDArray[np.uint8]], path: Path) -> None:
-    """Write a backbone in eight bits: weights per output channel, activations by the least and greatest value seen.
+@dataclass(frozen=True)
+class Scheme:
+    """How a network becomes one of eight bits.
+
+    Attributes:
+        method: where the range of an activation comes from: ``minmax``, the least and greatest value seen; ``entropy``
+            or ``percentile`` (99.999 %), of the values seen; ``dynamic``: each image by itself, while the network runs.
+        keep: layers that stay in float32, as ``featkit models --layers`` names them; a block stands for all in it.
+    """
+
+    method: str = "minmax"
+    keep: tuple[str, ...] = ()
+
+
+def quantize(backbone: Backbone, pixels: Sequence[NDArray[np.uint8]], path: Path, scheme: Scheme | None = None) -> None:
+    """Write a backbone in eight bits: weights per output channel, activations by what was seen.
 
     Static quantization (Jacob et al., "Quantization and training of neural networks for efficient integer-arithmetic-
     only inference", CVPR 2018), by ONNX Runtime, of the network with its BatchNorm folded in.
@@ -55,17 +74,28 @@ def quantize(backbone: Backbone, pixels: Sequence[NDArray[np.uint8]], path: Path
         backbone: the network, its weights and its preprocessing.
         pixels: images to calibrate on, uint8 ``(h, w, 3)`` as ``backbone.preprocess`` gives them.
         path: the ONNX file, from uint8 ``(b, h, w, 3)`` to float32 ``(b, d)``.
+        scheme: how; None for the defaults.
 
     Raises:
-        SpecError: if the network cannot be exported to ONNX.
+        SpecError: if the network cannot be exported to ONNX, or the method or a layer is unknown.
         MissingExtraError: if ONNX, ONNX Script or ONNX Runtime is not installed.
     """
     tools = need("onnxruntime.quantization")
-    batches = [np.stack(pixels[first : first + _BATCH]) for first in range(0, len(pixels), _BATCH)]
+    scheme = scheme or Scheme()
+    if scheme.method not in METHODS:
+        raise unknown("calibration", scheme.method, list(METHODS))
+    histogram = scheme.method in ("entropy", "percentile")
+    size = _HISTOGRAM_BATCH if histogram else _BATCH
+    batches = [np.stack(pixels[first : first + size]) for first in range(0, len(pixels), size)]
     with tempfile.TemporaryDirectory() as scratch, quiet():
         exported = Path(scratch, "float.onnx")
         example = torch.zeros((2, *backbone.preprocess.crop, 3), dtype=torch.uint8)
         write_onnx(_FromBytes(backbone).eval(), example, exported, names=("pixels", "vectors"), title=backbone.name)
+        kept = _nodes(exported, scheme.keep)
+        if scheme.method == "dynamic":
+            # ONNX Runtime has no dynamic convolution with signed weights.
+            tools.quantize_dynamic(exported, path, nodes_to_exclude=kept, weight_type=tools.QuantType.QUInt8)
+            return
         tools.quantize_static(
             exported,
             path,
@@ -73,6 +103,10 @@ def quantize(backbone: Backbone, pixels: Sequence[NDArray[np.uint8]], path: Path
             per_channel=True,
             activation_type=tools.QuantType.QUInt8,
             weight_type=tools.QuantType.QInt8,
+            calibrate_method=getattr(tools.CalibrationMethod, METHODS[scheme.method]),
+            nodes_to_exclude=kept,
+            # One batch at a time: the values of all layers for all images would fill the memory.
+            extra_options={"CalibStridedMinMax": 1} if histogram else {},
         )
 
 
@@ -91,12 +125,45 @@ class _FromBytes(nn.Module):
         return vectors
 
 
+def _nodes(path: Path, layers: Sequence[str]) -> list[str]:
+    """Return the names of the nodes in an exported network that belong to some layers.
+
+    Raises:
+        SpecError: if a layer is not there.
+    """
+    nodes = {
+        layer_of(name): node.name
+        for node in need("onnx").load_model(path).graph.node
+        for name in node.input
+        if name.endswith(".weight")
+    }
+    for layer in layers:
+        if not any(_inside(name, layer) for name in nodes):
+            raise unknown("layer with weights", layer, list(nodes))
+    return [node for name, node in nodes.items() if any(_inside(name, layer) for layer in layers)]
+
+
+def layer_of(weight: str) -> str:
+    """Return the layer that a weight of an exported network belongs to: ``layer1.0.conv1``."""
+    return weight.removeprefix("network.").removeprefix("features.").removesuffix(".weight")
+
+
+def _inside(name: str, layer: str) -> bool:
+    return name == layer or name.startswith(f"{layer}.")
+
+
 def _reader(tools: ModuleType, batches: Sequence[NDArray[np.uint8]]) -> Any:
     """Return batches in the form that ONNX Runtime's calibration asks for."""
 
     class Reader(tools.CalibrationDataReader):  # type: ignore[name-defined, misc]
         def __init__(self) -> None:
             self.remaining: Iterator[NDArray[np.uint8]] = iter(batches)
+
+        def __len__(self) -> int:
+            return len(batches)
+
+        def set_range(self, start_index: int, end_index: int) -> None:
+            self.remaining = iter(batches[start_index:end_index])
 
         def get_next(self) -> dict[str, NDArray[np.uint8]] | None:
             batch = next(self.remaining, None)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from importlib import import_module
+from io import StringIO
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -83,6 +84,7 @@ def quiet() -> Iterator[None]:
         before = logging.root.manager.disable
         logging.disable(logging.WARNING)
         try:
-            yield
+            with redirect_stdout(StringIO()):
+                yield
         finally:
             logging.disable(before)

@@ -11,7 +11,11 @@ from featkit import __version__
 from featkit.cli.memory import keep_freed_memory
 from featkit.errors import FeatkitError
 
-VERBS = ("extract", "fit", "compare", "predict", "export", "profile", "fewshot", "audit", "ablate", "cache", "models", "heads")
+VERBS = (
+    *("extract", "fit", "compare", "predict", "fewshot", "audit", "ablate"),
+    *("profile", "prune", "quantize", "export"),
+    *("cache", "models", "heads"),
+)
 
 EPILOG = """\b
 Examples:

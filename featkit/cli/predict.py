@@ -35,8 +35,9 @@ Examples:
 def predict(run: Path, files: tuple[str, ...], as_json: bool, as_csv: bool, **options: Any) -> None:
     """Classify pictures with a run.
 
-    Prints the five most probable classes of each FILE, by the run in directory RUN, or by a file of `featkit export`. A FILE may be a folder,
-    for all pictures in it, or - for names on standard input, one in a line.
+    Prints the five most probable classes of each FILE, by the run in directory RUN, or by a file of
+    `featkit export`. A FILE may be a folder, for all pictures in it, or - for names on standard input, one in a
+    line.
     """
     if as_json and as_csv:
         raise click.UsageError("--json and --csv exclude each other")

@@ -114,7 +114,7 @@ def _worth(each: Profile) -> list[str]:
     cosines = (drift.mean_cosine, drift.worst_cosine)
     return [
         *top1,
-        f"{100 * paired.difference:+.1f} ({100 * least:+.1f} to {100 * most:+.1f})",
+        f"{100 * paired.difference:+.2f} ({100 * least:+.2f} to {100 * most:+.2f})",
         *("" if cosine is None else f"{cosine:.4f}" for cosine in cosines),
         f"{100 * drift.neighbours_kept:.1f}",
     ]

@@ -117,7 +117,7 @@ def export(
         if found.differing:
             raise SpecError(
                 f"the {to} file gives {found.differing} of {found.n} images another class than the run does (largest "
-                f"difference of probabilities {found.largest:.1g}) and was not kept: try another --format or --precision"
+                f"difference of probabilities {found.largest:.1g}) and was not kept: try another --format"
             )
         new.replace(path)
     return found
@@ -196,9 +196,7 @@ def _write_torch(classifier: Classifier, path: Path) -> None:
         raise SpecError("an int8 network is one of ONNX Runtime: use --format onnx")
     images = {0: torch.export.Dim("images")}
     with quiet():
-        program = torch.export.export(
-            _module(classifier), (_example(classifier.backbone),), dynamic_shapes=(images,)
-        )
+        program = torch.export.export(_module(classifier), (_example(classifier.backbone),), dynamic_shapes=(images,))
         torch.export.save(program, path, extra_files={"featkit.json": json.dumps(classifier.about().to_properties())})
 
 

@@ -59,10 +59,10 @@ class About:
     @classmethod
     def from_properties(cls, texts: Mapping[str, str]) -> About:
         """Read what ``to_properties`` wrote; ValueError, KeyError or TypeError if it is anything else."""
-        fields: dict[str, Any] = {name: json.loads(text) for name, text in texts.items() if name != "input"}
-        how = {name: tuple(value) if isinstance(value, list) else value for name, value in fields["preprocessing"].items()}
-        names = ("precision", "threshold", "head", "temperature", "recipe")
-        return cls(tuple(fields["classes"]), Preprocess(**how), **{name: fields[name] for name in names})
+        names = ("classes", "preprocessing", "precision", "threshold", "head", "temperature", "recipe")
+        classes, how, *others = (json.loads(texts[name]) for name in names)
+        tuples = {name: tuple(value) for name, value in how.items() if isinstance(value, list)}
+        return cls(tuple(classes), Preprocess(**{**how, **tuples}), *others)
 
 
 @dataclass(frozen=True)
@@ -108,9 +108,7 @@ def load_exported(path: Path) -> Exported:
         if elsewhere:
             raise RunError(f"{path} takes weights from another file ({elsewhere[0]!r}) and is refused: {again}")
         session = open_session(data)
-        about = About.from_properties(
-            {name: text for name, text in session.get_modelmeta().custom_metadata_map.items() if name != _SEAL}
-        )
+        about = About.from_properties(session.get_modelmeta().custom_metadata_map)
     except RunError:
         raise
     except Exception as error:  # ONNX and ONNX Runtime raise types of their own

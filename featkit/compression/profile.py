@@ -58,13 +58,11 @@ class Timing:
     images_per_s: float
 
 
-def count(module: nn.Module, crop: tuple[int, int]) -> tuple[int, int, int]:
-    """Return parameters, non-zero parameters and MACs of a float network on an image of ``(height, width)`` pixels."""
-    numbers = list(module.parameters())
+def count_macs(module: nn.Module, crop: tuple[int, int]) -> int:
+    """Return the MACs of a float network, on any device, for an image of ``(height, width)`` pixels."""
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         copy.deepcopy(module).to("meta")(torch.empty(1, 3, *crop, device="meta"))
-    nonzero = sum(int(torch.count_nonzero(each)) for each in numbers)
-    return sum(each.numel() for each in numbers), nonzero, counter.get_total_flops() // 2
+    return counter.get_total_flops() // 2
 
 
 def measure_size(backbone: Backbone, precision: str) -> Size:
@@ -73,10 +71,14 @@ def measure_size(backbone: Backbone, precision: str) -> Size:
     Raises:
         SpecError: if int8 is asked for without a quantized network.
     """
-    parameters, nonzero, macs = count(backbone.build(), backbone.preprocess.crop)
-    if precision != "int8":
-        return Size(parameters, nonzero, macs, parameters * _BYTES[precision])
-    return Size(parameters, nonzero, macs, file_size(backbone))
+    module = backbone.build()
+    parameters = sum(each.numel() for each in module.parameters())
+    return Size(
+        parameters,
+        sum(int(torch.count_nonzero(each)) for each in module.parameters()),
+        count_macs(module, backbone.preprocess.crop),
+        file_size(backbone) if precision == "int8" else parameters * _BYTES[precision],
+    )
 
 
 def file_size(backbone: Backbone) -> int:
@@ -126,7 +128,9 @@ def time_engines(
         one = _interleaved([_call(engine, pixels[:1]) for engine, pixels in calls], repeats, warm_up)
         many = _interleaved([_call(engine, pixels) for engine, pixels in calls], -(-repeats // 3), 1)
     return [
-        Timing(1000 * float(np.median(single)), 1000 * float(np.quantile(single, 0.95)), BATCH / float(np.median(batch)))
+        Timing(
+            1000 * float(np.median(single)), 1000 * float(np.quantile(single, 0.95)), BATCH / float(np.median(batch))
+        )
         for single, batch in zip(one, many, strict=True)
     ]
 

@@ -53,9 +53,7 @@ def plot_pareto(points: Sequence[Point], *, title: str) -> Figure:
         )
     axes.set_xscale("log")
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axes.xaxis.set_minor_formatter(
-        FuncFormatter(lambda value, _: f"{value:g}") if _narrow(points) else NullFormatter()
-    )
+    axes.xaxis.set_minor_formatter(FuncFormatter(lambda value, _: f"{value:g}") if _narrow(points) else NullFormatter())
     axes.yaxis.set_major_formatter(PercentFormatter(1, None, " %"))
     axes.set_xlabel("latency of one image on one thread, ms (median)")
     axes.set_ylabel("top-1, with its 95 % interval")

@@ -126,7 +126,9 @@ def profile(candidates: Sequence[Candidate], protocol: Protocol, compute: Comput
             timing=timing,
             peak_memory_mb=peak_memory(each.request, backbone.quantized, each.precision),
             report=run.report if run else None,
-            **(_beside(runs[0], run, (each.spec, candidates[0].spec)) if run and runs[0] and run is not runs[0] else {}),
+            **(
+                _beside(runs[0], run, (each.spec, candidates[0].spec)) if run and runs[0] and run is not runs[0] else {}
+            ),
         )
         for each, backbone, timing, run in zip(candidates, backbones, timings, runs, strict=True)
     ]
