@@ -54,8 +54,9 @@ class Int8Card:
     def from_json(cls, text: str) -> Int8Card:
         """Read what ``to_json`` wrote; ValueError, KeyError or TypeError if it is anything else."""
         values: dict[str, Any] = json.loads(text)
-        how = {name: tuple(value) if isinstance(value, list) else value for name, value in values["preprocess"].items()}
-        return cls(**{**values, "preprocess": Preprocess(**how)})
+        preprocess: dict[str, Any] = values["preprocess"]
+        tuples: dict[str, Any] = {name: tuple(value) for name, value in preprocess.items() if isinstance(value, list)}
+        return cls(**{**values, "preprocess": Preprocess(**{**preprocess, **tuples})})
 
 
 def is_int8(spec: str) -> bool:

@@ -35,7 +35,9 @@ REQUEST = (
 COMPUTE = ("device", "batch_size", "workers", "compiled", "on_error")
 
 
-def _stack(*options: Callable[[F], F]) -> Callable[[F], F]:
+def stack(*options: Callable[[F], F]) -> Callable[[F], F]:
+    """Return a decorator that adds options in the order in which they are to be listed."""
+
     def decorate(function: F) -> F:
         for option in reversed(options):
             function = option(function)
@@ -46,7 +48,7 @@ def _stack(*options: Callable[[F], F]) -> Callable[[F], F]:
 
 def data_options(function: F) -> F:
     """Add the options that say which images."""
-    return _stack(
+    return stack(
         click.option(
             "--data",
             metavar="SPEC",
@@ -84,9 +86,17 @@ backbone_option = click.option(
 )
 
 
+size_options = (
+    click.option(
+        "--resize", metavar="N|HxW", help="Shorter edge in pixels, or a size to squash to. [as the weights say]"
+    ),
+    click.option("--crop", metavar="N|none", help="Centre crop in pixels. [as the weights say]"),
+)
+
+
 def network_options(function: F) -> F:
     """Add the options that say which weights, and what comes out of the network."""
-    return _stack(
+    return stack(
         click.option(
             "--weights",
             metavar="WHICH",
@@ -97,10 +107,7 @@ def network_options(function: F) -> F:
             type=click.Choice(["avg", "max", "catavgmax", "none"]),
             help="How a feature map becomes a vector; none: as it is, flattened. [avg]",
         ),
-        click.option(
-            "--resize", metavar="N|HxW", help="Shorter edge in pixels, or a size to squash to. [as the weights say]"
-        ),
-        click.option("--crop", metavar="N|none", help="Centre crop in pixels. [as the weights say]"),
+        *size_options,
         click.option(
             "--precision",
             type=click.Choice(["auto", "fp32", "bf16", "int8"]),
@@ -116,7 +123,7 @@ layers_option = click.option("--layer", multiple=True, metavar="NAME", help=f"Re
 
 def compute_options(function: F) -> F:
     """Add the options that say how the work is done."""
-    return _stack(
+    return stack(
         click.option("--device", type=click.Choice(["auto", "cpu", "cuda", "mps"]), default="auto", show_default=True),
         click.option(
             "--batch-size",
@@ -160,7 +167,7 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON f
 def study_options(function: F) -> F:
     """Add the options of a verb that finds or makes vectors, and leaves results behind."""
     parts = (data_options, backbone_option, network_options, layer_option, cache_option, compute_options)
-    return _stack(*parts, out_option, json_option)(function)
+    return stack(*parts, out_option, json_option)(function)
 
 
 def given_request(options: Mapping[str, Any]) -> dict[str, Any]:

@@ -17,6 +17,8 @@ from featkit.cli.options import (
     note,
     out_option,
     size,
+    size_options,
+    stack,
     table,
 )
 
@@ -42,6 +44,7 @@ _WORTH = ("top-1 %", "95 % interval", "to first, points", "cosine", "worst", "ne
 @click.command(epilog=EPILOG)
 @click.argument("specs", nargs=-1, required=True, metavar="SPEC...")
 @data_options
+@stack(*size_options)
 @click.option("--head", metavar="SPEC", default="linear", show_default=True, help="With --data: what is fitted.")
 @click.option("--repeats", type=click.IntRange(min=3), default=30, show_default=True, help="Of the timings.")
 @click.option("--warm-up", type=click.IntRange(min=0), default=3, show_default=True, help="Repeats that do not count.")
@@ -63,14 +66,14 @@ def profile(specs: tuple[str, ...], cache: Path, out: Path, as_json: bool, **opt
     given = {name: value for name, value in given_request(options).items() if value is not None}
     protocol = Protocol(
         head=options["head"],
-        given=given if "data" in given else None,
+        given=given,
         cache=cache,
         repeats=options["repeats"],
         warm_up=options["warm_up"],
     )
     profiles = measure([parse_candidate(spec) for spec in specs], protocol, make_compute(options))
     files: dict[str, Any] = {"profile.csv": to_csv(profiles), "profile.json": to_json(profiles, protocol)}
-    if protocol.given:
+    if "data" in given:
         files["pareto.png"] = _pareto(profiles, protocol)
     directory = out / "profile" / digest([*specs, *map(str, given.values()), protocol.head])[:12]
     publish(directory, files)
@@ -82,7 +85,7 @@ def _table(profiles: list[Profile], protocol: Protocol) -> str:
     how = f"times on one thread, medians of {protocol.repeats} repeats in turn after {protocol.warm_up} to warm up"
     parts = [how, table(["network", *_COSTS], [[each.spec, *_costs(each)] for each in profiles], right=_COSTS)]
     judged = profiles[0].report
-    if judged and protocol.given:
+    if judged:
         rows = [[each.spec, *_worth(each)] for each in profiles]
         parts += [f"\n{protocol.head} on {protocol.given['data']}, n = {judged.n}"]
         parts += [table(["network", *_WORTH], rows, right=_WORTH)]
@@ -130,5 +133,5 @@ def _pareto(profiles: list[Profile], protocol: Protocol) -> bytes:
         if each.report
     ]
     n = profiles[0].report.n if profiles[0].report else 0
-    data = Path(str((protocol.given or {})["data"])).name
+    data = Path(str(protocol.given["data"])).name
     return png_bytes(plot_pareto(points, title=f"{protocol.head} on {data}, n = {n}"))

@@ -9,7 +9,16 @@ from typing import Any
 
 import click
 
-from featkit.cli.options import compute_options, data_options, given_request, make_compute, note, out_option
+from featkit.cli.options import (
+    compute_options,
+    data_options,
+    given_request,
+    make_compute,
+    note,
+    out_option,
+    size_options,
+    stack,
+)
 
 EPILOG = """\b
 Examples:
@@ -51,6 +60,7 @@ What it leaves is a backbone again:
 )
 @click.option("--weights", metavar="WHICH", help="imagenet, random[:SEED] or a FILE, as for `featkit extract`.")
 @data_options
+@stack(*size_options)
 @compute_options
 @out_option
 def prune(spec: str, out: Path, **options: Any) -> None:

@@ -19,6 +19,8 @@ from featkit.cli.options import (
     note,
     out_option,
     size,
+    size_options,
+    stack,
     table,
 )
 
@@ -55,6 +57,7 @@ What it leaves is a backbone again, which runs on CPUs:
 @click.option("--weights", metavar="WHICH", help="imagenet, random[:SEED] or a FILE, as for `featkit extract`.")
 @layer_option
 @data_options
+@stack(*size_options)
 @compute_options
 @out_option
 @json_option

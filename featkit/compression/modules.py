@@ -130,7 +130,7 @@ class _PairVotes(nn.Module):
         self.sides = _buffer((np.eye(k)[first] - np.eye(k)[second]).astype(np.float32))
 
     def forward(self, kernel: Tensor) -> Tensor:
-        spans = zip(kernel.split(self.sizes, dim=1), self.coef.split(self.sizes, dim=1), strict=True)
+        spans = zip(*(torch.split(each, self.sizes, dim=1) for each in (kernel, self.coef)), strict=True)
         parts = torch.cat([values @ coef.T for values, coef in spans], dim=1)
         pairs = parts[:, self.own] + parts[:, self.other] + self.intercept
         if len(self.sizes) == 2:

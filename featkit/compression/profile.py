@@ -62,7 +62,7 @@ def count_macs(module: nn.Module, crop: tuple[int, int]) -> int:
     """Return the MACs of a float network, on any device, for an image of ``(height, width)`` pixels."""
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         copy.deepcopy(module).to("meta")(torch.empty(1, 3, *crop, device="meta"))
-    return counter.get_total_flops() // 2
+    return int(counter.get_total_flops()) // 2
 
 
 def measure_size(backbone: Backbone, precision: str) -> Size:
@@ -127,12 +127,12 @@ def time_engines(
         start()
         one = _interleaved([_call(engine, pixels[:1]) for engine, pixels in calls], repeats, warm_up)
         many = _interleaved([_call(engine, pixels) for engine, pixels in calls], -(-repeats // 3), 1)
-    return [
-        Timing(
-            1000 * float(np.median(single)), 1000 * float(np.quantile(single, 0.95)), BATCH / float(np.median(batch))
-        )
-        for single, batch in zip(one, many, strict=True)
-    ]
+    return [_timing(single, batch) for single, batch in zip(one, many, strict=True)]
+
+
+def _timing(one: list[float], many: list[float]) -> Timing:
+    median, p95 = 1000 * np.quantile(one, [0.5, 0.95])
+    return Timing(float(median), float(p95), BATCH / float(np.median(many)))
 
 
 def _call(engine: Engine, pixels: NDArray[np.uint8]) -> Callable[[], object]:
@@ -151,7 +151,7 @@ def _interleaved(calls: Sequence[Callable[[], object]], repeats: int, warm_up: i
 
 
 def peak_memory(request: Request, quantized: Quantized | None, precision: str) -> float:
-    """Return the peak memory in megabytes (10^6 bytes) of a fresh process that runs one batch of 32, libraries included.
+    """Return the peak memory, in 10^6 bytes, of a fresh process that runs one batch of 32, libraries included.
 
     Raises:
         SpecError: if that process failed.

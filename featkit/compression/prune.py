@@ -55,7 +55,7 @@ def prune_weights(module: nn.Module, sparsity: float, recover: Recover | None = 
         raise SpecError(f"sparsity {sparsity:g} leaves none of {len(sizes):,} weights: choose a lower one")
     kept = torch.ones(len(sizes), dtype=torch.bool)
     kept[sizes.argsort(stable=True)[:zeros]] = False
-    for layer, mask in zip(layers, kept.split([layer.weight.numel() for layer in layers]), strict=True):
+    for layer, mask in zip(layers, torch.split(kept, [layer.weight.numel() for layer in layers]), strict=True):
         parametrize.register_parametrization(layer, "weight", _Masked(mask.reshape(layer.weight.shape)))
     pruned = recover(pruned) if recover else pruned
     for part in pruned.modules():
@@ -104,10 +104,11 @@ def prune_channels(module: nn.Module, share: float, crop: tuple[int, int], impor
         return Narrowed(copy.deepcopy(module), {})
     levels = torch.cat([_relative(values) for values in importance.values()]).sort().values
     low, high = 0, len(levels) - 1  # places of a level that leaves too much, and of one that leaves little enough
-    if _macs(module, _kept(importance, float(levels[high])), crop) > most:
-        least = _macs(module, _kept(importance, float(levels[high])), crop) / before
+    least = _macs(module, _kept(importance, float(levels[high])), crop)
+    if least > most:
         raise SpecError(
-            f"macs {share:g} cannot be reached inside the blocks of this network: choose {least:.2f} or more"
+            f"macs {share:g} cannot be reached inside the blocks of this network: choose {least / before + 0.005:.2f} "
+            "or more"
         )
     while high - low > 1:
         middle = (low + high) // 2

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -41,7 +41,7 @@ class Wish:
         images: most train images to calibrate on.
     """
 
-    scheme: Scheme = Scheme()
+    scheme: Scheme = field(default_factory=Scheme)
     keep_worst: int = 0
     images: int = IMAGES
 

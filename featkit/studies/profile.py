@@ -6,7 +6,7 @@ import csv
 import io
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +38,10 @@ from featkit.studies.source import open_source
 
 @dataclass(frozen=True)
 class Candidate:
-    """A network that is profiled: its spec, its request without images, and ``fp32``, ``bf16``, ``int8`` or ``torch``."""
+    """A network to profile: its spec, its request without images, and how it runs.
+
+    ``precision`` is ``fp32``, ``bf16``, ``int8`` or, for the network as torch runs it by itself, ``torch``.
+    """
 
     spec: str
     request: Request
@@ -72,7 +75,7 @@ class Protocol:
     """How networks are profiled: the head, the images (fields of ``Request``), where vectors are kept, the repeats."""
 
     head: str = "linear"
-    given: Mapping[str, Any] | None = None
+    given: Mapping[str, Any] = field(default_factory=dict)
     cache: Path = Path("cache")
     repeats: int = 30
     warm_up: int = 3
@@ -112,8 +115,11 @@ def profile(candidates: Sequence[Candidate], protocol: Protocol, compute: Comput
     """
     if len({each.spec for each in candidates}) < len(candidates):
         raise SpecError(f"a network is named twice: {', '.join(each.spec for each in candidates)}")
-    runs = [_judge(each, protocol, compute) if protocol.given else None for each in candidates]
+    sized = {name: protocol.given[name] for name in ("resize", "crop") if name in protocol.given}
+    candidates = [replace(each, request=replace(each.request, **sized)) for each in candidates]
+    runs = [_judge(each, protocol, compute) if "data" in protocol.given else None for each in candidates]
     backbones = [_backbone(each, run) for each, run in zip(candidates, runs, strict=True)]
+    sizes = [_size(each, backbone) for each, backbone in zip(candidates, backbones, strict=True)]
     engines = [
         (open_any(backbone, each.precision), backbone.preprocess.crop)
         for backbone, each in zip(backbones, candidates, strict=True)
@@ -122,15 +128,13 @@ def profile(candidates: Sequence[Candidate], protocol: Protocol, compute: Comput
     return [
         Profile(
             spec=each.spec,
-            size=_size(each, backbone),
+            size=size,
             timing=timing,
             peak_memory_mb=peak_memory(each.request, backbone.quantized, each.precision),
             report=run.report if run else None,
-            **(
-                _beside(runs[0], run, (each.spec, candidates[0].spec)) if run and runs[0] and run is not runs[0] else {}
-            ),
+            **_beside(runs[0], run, (each.spec, candidates[0].spec)),
         )
-        for each, backbone, timing, run in zip(candidates, backbones, timings, runs, strict=True)
+        for each, backbone, size, timing, run in zip(candidates, backbones, sizes, timings, runs, strict=True)
     ]
 
 
@@ -139,7 +143,7 @@ def _judge(candidate: Candidate, protocol: Protocol, compute: Compute) -> Run:
     network = candidate.request.to_dict()
     own = {name: network[name] for name in ("backbone", "weights", "layer", "pool", "resize", "crop")}
     precision = "fp32" if candidate.precision == "torch" else candidate.precision
-    source = open_source({**own, **(protocol.given or {}), "precision": precision}, protocol.cache, compute)
+    source = open_source({**own, **protocol.given, "precision": precision}, protocol.cache, compute)
     return fit_run(source, protocol.head, seed=source.request.seed)
 
 
@@ -160,8 +164,10 @@ def _size(candidate: Candidate, backbone: Backbone) -> Size:
     return Size(card.parameters, card.nonzero, card.macs, file_size(backbone))
 
 
-def _beside(first: Run, run: Run, names: tuple[str, str]) -> dict[str, Any]:
-    """Return how far the vectors of a run are from those of the first, and its answers."""
+def _beside(first: Run | None, run: Run | None, names: tuple[str, str]) -> dict[str, Any]:
+    """Return how far the vectors of a run are from those of the first, and its answers; nothing for the first."""
+    if first is None or run is None or first is run:
+        return {}
     before, after = first.source.embeddings.part("test"), run.source.embeddings.part("test")
     answers = [Predictions(each.answers.ids, each.answers.y, each.answers.predicted) for each in (run, first)]
     (difference,) = compare(dict(zip(names, answers, strict=True)))

@@ -163,7 +163,7 @@ def test_an_operator_that_the_runtime_lacks_is_named(exported, classifier):
     model = onnx.load(exported)
     del model.metadata_props[:]
     model.graph.node[0].op_type = "Teleport"
-    with pytest.raises(RunError, match="cannot be run.*Teleport"):
+    with pytest.raises(RunError, match=r"cannot be run.*Teleport"):
         load_exported(sealed(exported, model, classifier))
 
 
