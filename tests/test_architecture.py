@@ -41,7 +41,24 @@ def test_modules_and_functions_are_small():
     assert statistics.median(lengths) < 12
 
 
-@pytest.mark.parametrize("verb", ["", "extract", "audit", "fit", "predict", "ablate", "cache", "models", "heads"])
+@pytest.mark.parametrize(
+    "verb",
+    [
+        "",
+        "extract",
+        "audit",
+        "fit",
+        "predict",
+        "export",
+        "profile",
+        "prune",
+        "quantize",
+        "ablate",
+        "cache",
+        "models",
+        "heads",
+    ],
+)
 def test_help_needs_nothing_heavy(verb):
     code = f"""
 import sys

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -20,13 +22,13 @@ from featkit.backbones.onnx_files import need, quiet, write_onnx
 from featkit.compression.exported import About, ClassifierEngine, as_input, open_exported, stamp
 from featkit.compression.modules import PixelsToScores, scores_module
 from featkit.embeddings import pipeline
-from featkit.embeddings.disk import storage_errors
 from featkit.embeddings.pipeline import Compute
 from featkit.embeddings.recipe import Recipe
-from featkit.errors import SpecError
+from featkit.errors import SpecError, StorageError
 from featkit.evaluation import Temperature
 from featkit.evaluation.calibration import apply_temperature
 from featkit.images.base import ImageSet
+from featkit.registry import unknown
 
 SUFFIXES = {"onnx": ".onnx", "torch": ".pt2"}
 """How the file of each format ends."""
@@ -109,9 +111,10 @@ def export(
         MissingExtraError: if ONNX, ONNX Script or ONNX Runtime is not installed.
         StorageError: if the file cannot be written.
     """
-    write, opened = {"onnx": (_write_onnx, open_exported), "torch": (_write_torch, _open_torch)}[to]
-    with storage_errors(path), tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as scratch:
-        new = Path(scratch, path.name)
+    if to not in SUFFIXES:
+        raise unknown("format", to, list(SUFFIXES))
+    write, opened = (_write_onnx, open_exported) if to == "onnx" else (_write_torch, _open_torch)
+    with _room_for(path) as new:
         write(classifier, new)
         found = compare(classifier, opened(new), images, compute or Compute(device="cpu"))
         if found.differing:
@@ -119,8 +122,19 @@ def export(
                 f"the {to} file gives {found.differing} of {found.n} images another class than the run does (largest "
                 f"difference of probabilities {found.largest:.1g}) and was not kept: try another --format"
             )
-        new.replace(path)
     return found
+
+
+@contextmanager
+def _room_for(path: Path) -> Iterator[Path]:
+    """Give a file beside ``path`` to write, which takes its place if all goes well."""
+    try:
+        with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as scratch:
+            new = Path(scratch, path.name)
+            yield new
+            new.replace(path)
+    except OSError as error:
+        raise StorageError(f"cannot write {path}: {error.strerror or error}; choose another --out") from error
 
 
 def compare(classifier: Classifier, engine: ClassifierEngine, images: ImageSet, compute: Compute) -> Agreement:

@@ -23,7 +23,7 @@ from featkit.compression.exported import load_exported, stamp
 from featkit.compression.modules import scores_module
 from featkit.embeddings.pipeline import Compute
 from featkit.embeddings.recipe import Recipe
-from featkit.errors import HeadError, RunError, SpecError
+from featkit.errors import HeadError, RunError, SpecError, StorageError
 from featkit.evaluation import Temperature
 from featkit.heads import make_head
 
@@ -165,6 +165,13 @@ def test_an_operator_that_the_runtime_lacks_is_named(exported, classifier):
     model.graph.node[0].op_type = "Teleport"
     with pytest.raises(RunError, match=r"cannot be run.*Teleport"):
         load_exported(sealed(exported, model, classifier))
+
+
+def test_a_format_or_a_folder_that_is_not_there_is_named(classifier, colours, tmp_path):
+    with pytest.raises(SpecError, match="unknown format 'tflite'"):
+        export(classifier, tmp_path / "model.tflite", colours(8), to="tflite")
+    with pytest.raises(StorageError, match="choose another --out"):
+        export(classifier, tmp_path / "gone" / "model.onnx", colours(8))
 
 
 def test_the_check_takes_the_compute_that_is_asked_for(classifier, colours, tmp_path):
