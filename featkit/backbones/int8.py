@@ -41,7 +41,7 @@ def open_quantized(backbone: Backbone, device: str) -> Engine:
     """
     if device != "cpu":
         raise SpecError(f"int8 runs on a CPU, not on {device}: use --device cpu or another --precision")
-    session = open_session(read_quantized(backbone))
+    session = open_session(read_quantized(backbone), f"the int8 network of {backbone.name}")
 
     def run(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
         vectors: NDArray[np.float32] = session.run(None, {"pixels": pixels})[0]

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from featkit.errors import MissingExtraError, SpecError
+from featkit.errors import MissingExtraError, SpecError, WeightsError
 
 
 def write_onnx(module: nn.Module, example: torch.Tensor, path: Path, *, names: tuple[str, str], title: str) -> None:
@@ -51,17 +51,35 @@ def write_onnx(module: nn.Module, example: torch.Tensor, path: Path, *, names: t
         raise SpecError(f"{title} cannot be exported to ONNX ({reason}): leave it to torch") from error
 
 
-def open_session(data: bytes) -> Any:
+def open_session(data: bytes, title: str) -> Any:
     """Open a file's bytes as a network that runs on the thread that calls it: featkit gives every core its own batch.
 
+    Args:
+        data: of the file, whoever wrote it.
+        title: what it is, for the error.
+
     Raises:
+        WeightsError: if weights are to be read from other files.
         MissingExtraError: if ONNX Runtime is not installed.
     """
     runtime = need("onnxruntime")
+    elsewhere = next(_locations(need("onnx").load_model_from_string(data)), None)
+    if elsewhere is not None:
+        raise WeightsError(f"{title} takes weights from another file ({elsewhere!r}) and is refused: make it again")
     options = runtime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     options.log_severity_level = 3
     return runtime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+
+
+def _locations(message: Any) -> Iterator[str]:
+    """Yield what every tensor inside a protobuf message says of where it lies."""
+    for field, value in message.ListFields():
+        if field.name == "external_data":
+            yield from ([entry.value for entry in value if entry.key == "location"] or ["unnamed"])
+        elif field.message_type is not None:
+            for part in [value] if hasattr(value, "ListFields") else value:
+                yield from _locations(part)
 
 
 def need(name: str) -> ModuleType:

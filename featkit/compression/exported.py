@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from featkit.backbones.base import Preprocess
 from featkit.backbones.onnx_files import need, open_session
-from featkit.errors import RunError
+from featkit.errors import FeatkitError, RunError
 
 ClassifierEngine = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
 """From uint8 ``(b, h, w, 3)``, resized and cropped, to probabilities ``(b, k)``."""
@@ -91,8 +91,8 @@ def load_exported(path: Path) -> Exported:
     """Read a file that ``featkit export`` wrote; it is never asked for another file.
 
     Raises:
-        RunError: if it is missing, foreign, or was changed; if it names other files, or needs operators that ONNX
-            Runtime lacks.
+        RunError: if it is missing, foreign, or was changed, or needs operators that ONNX Runtime lacks.
+        WeightsError: if it names other files.
         MissingExtraError: if ONNX or ONNX Runtime is not installed.
     """
     again = "export it again with `featkit export`"
@@ -104,12 +104,9 @@ def load_exported(path: Path) -> Exported:
     if data[-size:] != _seal(data[:-size]):
         raise RunError(f"{path} is no file that featkit exported, or was changed since: {again}")
     try:
-        elsewhere = _other_files(data)
-        if elsewhere:
-            raise RunError(f"{path} takes weights from another file ({elsewhere[0]!r}) and is refused: {again}")
-        session = open_session(data)
+        session = open_session(data, str(path))
         about = About.from_properties(session.get_modelmeta().custom_metadata_map)
-    except RunError:
+    except FeatkitError:
         raise
     except Exception as error:  # ONNX and ONNX Runtime raise types of their own
         reason = (str(error).strip().splitlines() or [""])[0]
@@ -137,18 +134,3 @@ def _properties(texts: Mapping[str, str]) -> bytes:
     entries = [onnx.StringStringEntryProto(key=key, value=value) for key, value in texts.items()]
     part: bytes = onnx.ModelProto(metadata_props=entries).SerializeToString()
     return part
-
-
-def _other_files(data: bytes) -> list[str]:
-    """Return the names of files that tensors, anywhere in a model, are to be read from."""
-    return list(_locations(need("onnx").load_model_from_string(data)))
-
-
-def _locations(message: Any) -> Iterator[str]:
-    """Yield what every tensor inside a protobuf message says of where it lies."""
-    for field, value in message.ListFields():
-        if field.name == "external_data":
-            yield from ([entry.value for entry in value if entry.key == "location"] or ["unnamed"])
-        elif field.message_type is not None:
-            for part in [value] if hasattr(value, "ListFields") else value:
-                yield from _locations(part)

@@ -23,7 +23,7 @@ from featkit.compression.exported import load_exported, stamp
 from featkit.compression.modules import scores_module
 from featkit.embeddings.pipeline import Compute
 from featkit.embeddings.recipe import Recipe
-from featkit.errors import HeadError, RunError, SpecError, StorageError
+from featkit.errors import HeadError, RunError, SpecError, StorageError, WeightsError
 from featkit.evaluation import Temperature
 from featkit.heads import make_head
 
@@ -155,7 +155,7 @@ def test_weights_in_another_file_are_refused(exported, classifier, where):
     tensor = model.graph.initializer[0]
     tensor.data_location = onnx.TensorProto.EXTERNAL
     tensor.external_data.add(key="location", value=where)
-    with pytest.raises(RunError, match=f"another file.*{where}"):
+    with pytest.raises(WeightsError, match=f"another file.*{where}"):
         load_exported(sealed(exported, model, classifier))
 
 
