@@ -83,7 +83,7 @@ def test_prune_leaves_backbones_that_profile_compares(photos):
     assert {"mean_cosine", "neighbours_kept"} <= networks[1]["drift"].keys()
     assert networks[0]["n"] == networks[1]["n"] == networks[1]["difference"]["n"] == 4
     (folder,) = Path("experiments/profile").iterdir()
-    rows = list(csv.DictReader((folder / "profile.csv").open()))
+    rows = list(csv.DictReader((folder / "profile.csv").read_text().splitlines()))
     assert [row["spec"] for row in rows] == [narrow, f"{sparse[1]}@bf16"]
     with Image.open(folder / "pareto.png") as figure:
         assert figure.size[0] > 500
@@ -93,7 +93,7 @@ def test_a_pruned_network_is_the_same_in_a_fresh_process_without_pickle(photos):
     pruned = ("prune", "resnet18", "--weights", "random", "--macs", "0.6", "--calibrate", "8", "--by", "activation")
     (directory,) = call(*pruned, "--data", photos, "--resize", "64").stdout.split()
     code = f"""
-import pickle, torch
+import pickle, torch, torchvision
 def refuse(*_, **__): raise AssertionError("pickle")
 pickle.load = pickle.loads = pickle.Unpickler = torch.load = refuse
 from featkit.backbones import load_backbone
