@@ -8,8 +8,11 @@ from pathlib import Path
 
 import click
 import pytest
+from click.testing import CliRunner
+from PIL import Image
 
 from featkit.cli import main
+from featkit.images import load_images
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -43,10 +46,25 @@ def test_every_command_shown_is_one_that_exists(line, monkeypatch):
 def test_the_examples_of_readme_run_one_after_the_other(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     blocks = fenced("python")
-    reading = next(block for block in blocks if "h5py" in block)
-    for block in [block for block in blocks if block is not reading] + [reading]:
+    # These need what others, or commands, leave behind.
+    reading, deployed = (next(block for block in blocks if name in block) for name in ("h5py", "onnxruntime"))
+    for block in [block for block in blocks if block not in (reading, deployed)] + [reading]:
         exec(compile(block, "README.md", "exec"), {})
     assert "top-1 0." in capsys.readouterr().out
+    export_digits()
+    exec(compile(deployed, "README.md", "exec"), {})
+    name, probability = capsys.readouterr().out.split()
+    assert name in map(str, range(10))
+    assert 0.1 < float(probability) <= 1
+
+
+def export_digits():
+    """Leave ``model.onnx`` and ``new.jpg`` behind, from the cache that the examples made."""
+    arguments = ["fit", "--data", "digits", "--backbone", "resnet18", "--weights", "random", "--resize", "32"]
+    assert CliRunner().invoke(main, [*arguments, "--head", "prototypical"]).exit_code == 0
+    (run,) = Path("experiments/digits").iterdir()
+    assert CliRunner().invoke(main, ["export", str(run), "--out", "model.onnx", "--check", "20"]).exit_code == 0
+    Image.fromarray(load_images("digits").load(0)).save("new.jpg")
 
 
 def test_readme_is_a_page():

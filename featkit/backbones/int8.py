@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-import logging
 import tempfile
-import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from importlib import import_module
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -19,12 +16,17 @@ from numpy.typing import NDArray
 from torch import nn
 
 from featkit.backbones.base import Backbone
-from featkit.errors import MissingExtraError, SpecError, WeightsError
+from featkit.backbones.onnx_files import need, open_session, quiet, write_onnx
+from featkit.errors import SpecError, WeightsError
+from featkit.registry import unknown
 
 if TYPE_CHECKING:
     from featkit.backbones.engines import Engine
 
-_BATCH = 16
+METHODS = {"minmax": "MinMax", "entropy": "Entropy", "percentile": "Percentile", "dynamic": ""}
+"""Ways to calibrate, with ONNX Runtime's names for them."""
+
+_BATCH, _HISTOGRAM_BATCH = 16, 4
 
 
 def open_quantized(backbone: Backbone, device: str) -> Engine:
@@ -39,9 +41,7 @@ def open_quantized(backbone: Backbone, device: str) -> Engine:
     """
     if device != "cpu":
         raise SpecError(f"int8 runs on a CPU, not on {device}: use --device cpu or another --precision")
-    if backbone.quantized is None:
-        raise SpecError(f"{backbone.name} has not been quantized: int8 needs train images to be calibrated on")
-    session = _session(_checked(backbone.quantized.path, backbone.quantized.digest))
+    session = open_session(read_quantized(backbone), f"the int8 network of {backbone.name}")
 
     def run(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
         vectors: NDArray[np.float32] = session.run(None, {"pixels": pixels})[0]
@@ -50,8 +50,22 @@ def open_quantized(backbone: Backbone, device: str) -> Engine:
     return run
 
 
-def quantize(backbone: Backbone, pixels: Sequence[NDArray[np.uint8]], path: Path) -> None:
-    """Write a backbone in eight bits: weights per output channel, activations by the least and greatest value seen.
+@dataclass(frozen=True)
+class Scheme:
+    """How a network becomes one of eight bits.
+
+    Attributes:
+        method: where the range of an activation comes from: ``minmax``, the least and greatest value seen; ``entropy``
+            or ``percentile`` (99.999 %), of the values seen; ``dynamic``: each image by itself, while the network runs.
+        keep: layers that stay in float32, as ``featkit models --layers`` names them; a block stands for all in it.
+    """
+
+    method: str = "minmax"
+    keep: tuple[str, ...] = ()
+
+
+def quantize(backbone: Backbone, pixels: Sequence[NDArray[np.uint8]], path: Path, scheme: Scheme | None = None) -> None:
+    """Write a backbone in eight bits: weights per output channel, activations by what was seen.
 
     Static quantization (Jacob et al., "Quantization and training of neural networks for efficient integer-arithmetic-
     only inference", CVPR 2018), by ONNX Runtime, of the network with its BatchNorm folded in.
@@ -60,17 +74,28 @@ def quantize(backbone: Backbone, pixels: Sequence[NDArray[np.uint8]], path: Path
         backbone: the network, its weights and its preprocessing.
         pixels: images to calibrate on, uint8 ``(h, w, 3)`` as ``backbone.preprocess`` gives them.
         path: the ONNX file, from uint8 ``(b, h, w, 3)`` to float32 ``(b, d)``.
+        scheme: how; None for the defaults.
 
     Raises:
-        SpecError: if the network cannot be exported to ONNX.
+        SpecError: if the network cannot be exported to ONNX, or the method or a layer is unknown.
         MissingExtraError: if ONNX, ONNX Script or ONNX Runtime is not installed.
     """
-    tools = _need("onnxruntime.quantization")
-    _need("onnxscript")
-    batches = [np.stack(pixels[first : first + _BATCH]) for first in range(0, len(pixels), _BATCH)]
-    with tempfile.TemporaryDirectory() as scratch, _quiet():
+    tools = need("onnxruntime.quantization")
+    scheme = scheme or Scheme()
+    if scheme.method not in METHODS:
+        raise unknown("calibration", scheme.method, list(METHODS))
+    histogram = scheme.method in ("entropy", "percentile")
+    size = _HISTOGRAM_BATCH if histogram else _BATCH
+    batches = [np.stack(pixels[first : first + size]) for first in range(0, len(pixels), size)]
+    with tempfile.TemporaryDirectory() as scratch, quiet():
         exported = Path(scratch, "float.onnx")
-        _export(backbone, exported)
+        example = torch.zeros((2, *backbone.preprocess.crop, 3), dtype=torch.uint8)
+        write_onnx(_FromBytes(backbone).eval(), example, exported, names=("pixels", "vectors"), title=backbone.name)
+        kept = _nodes(exported, scheme.keep)
+        if scheme.method == "dynamic":
+            # ONNX Runtime has no dynamic convolution with signed weights.
+            tools.quantize_dynamic(exported, path, nodes_to_exclude=kept, weight_type=tools.QuantType.QUInt8)
+            return
         tools.quantize_static(
             exported,
             path,
@@ -78,6 +103,10 @@ def quantize(backbone: Backbone, pixels: Sequence[NDArray[np.uint8]], path: Path
             per_channel=True,
             activation_type=tools.QuantType.QUInt8,
             weight_type=tools.QuantType.QInt8,
+            calibrate_method=getattr(tools.CalibrationMethod, METHODS[scheme.method]),
+            nodes_to_exclude=kept,
+            # One batch at a time: the values of all layers for all images would fill the memory.
+            extra_options={"CalibStridedMinMax": 1} if histogram else {},
         )
 
 
@@ -96,22 +125,31 @@ class _FromBytes(nn.Module):
         return vectors
 
 
-def _export(backbone: Backbone, path: Path) -> None:
-    size = (2, *backbone.preprocess.crop, 3)
-    try:
-        torch.onnx.export(
-            _FromBytes(backbone).eval(),
-            (torch.zeros(size, dtype=torch.uint8),),
-            path,
-            input_names=["pixels"],
-            output_names=["vectors"],
-            dynamic_shapes=({0: torch.export.Dim("images")},),
-            external_data=False,
-            verbose=False,
-        )
-    except torch.onnx.OnnxExporterError as error:
-        reason = str(error).strip().partition("\n")[0]
-        raise SpecError(f"{backbone.name} cannot be exported to ONNX ({reason}): use another --precision") from error
+def _nodes(path: Path, layers: Sequence[str]) -> list[str]:
+    """Return the names of the nodes in an exported network that belong to some layers.
+
+    Raises:
+        SpecError: if a layer is not there.
+    """
+    nodes = {
+        layer_of(name): node.name
+        for node in need("onnx").load_model(path).graph.node
+        for name in node.input
+        if name.endswith(".weight")
+    }
+    for layer in layers:
+        if not any(_inside(name, layer) for name in nodes):
+            raise unknown("layer with weights", layer, list(nodes))
+    return [node for name, node in nodes.items() if any(_inside(name, layer) for layer in layers)]
+
+
+def layer_of(weight: str) -> str:
+    """Return the layer that a weight of an exported network belongs to: ``layer1.0.conv1``."""
+    return weight.removeprefix("network.").removeprefix("features.").removesuffix(".weight")
+
+
+def _inside(name: str, layer: str) -> bool:
+    return name == layer or name.startswith(f"{layer}.")
 
 
 def _reader(tools: ModuleType, batches: Sequence[NDArray[np.uint8]]) -> Any:
@@ -121,6 +159,12 @@ def _reader(tools: ModuleType, batches: Sequence[NDArray[np.uint8]]) -> Any:
         def __init__(self) -> None:
             self.remaining: Iterator[NDArray[np.uint8]] = iter(batches)
 
+        def __len__(self) -> int:
+            return len(batches)
+
+        def set_range(self, start_index: int, end_index: int) -> None:
+            self.remaining = iter(batches[start_index:end_index])
+
         def get_next(self) -> dict[str, NDArray[np.uint8]] | None:
             batch = next(self.remaining, None)
             return None if batch is None else {"pixels": batch}
@@ -128,16 +172,16 @@ def _reader(tools: ModuleType, batches: Sequence[NDArray[np.uint8]]) -> Any:
     return Reader()
 
 
-def _session(data: bytes) -> Any:
-    """Open a network that runs on the thread that calls it: featkit gives every core a batch of its own."""
-    runtime = _need("onnxruntime")
-    options = runtime.SessionOptions()
-    options.intra_op_num_threads = options.inter_op_num_threads = 1
-    options.log_severity_level = 3
-    return runtime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+def read_quantized(backbone: Backbone) -> bytes:
+    """Return the bytes of ``backbone.quantized``.
 
-
-def _checked(path: Path, digest: str) -> bytes:
+    Raises:
+        SpecError: if the network was not quantized.
+        WeightsError: if the file is gone or another one.
+    """
+    if backbone.quantized is None:
+        raise SpecError(f"{backbone.name} has not been quantized: int8 needs train images to be calibrated on")
+    path, digest = backbone.quantized
     try:
         data = path.read_bytes()
     except OSError as error:
@@ -145,23 +189,3 @@ def _checked(path: Path, digest: str) -> bytes:
     if hashlib.sha256(data).hexdigest() != digest:
         raise WeightsError(f"{path} is not the int8 network {digest[:12]} that made the vectors: extract again")
     return data
-
-
-def _need(name: str) -> ModuleType:
-    try:
-        return import_module(name)
-    except ImportError as error:
-        raise MissingExtraError(name.partition(".")[0], "int8") from error
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep what the exporter and the quantizer say about themselves from the terminal."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        before = logging.root.manager.disable
-        logging.disable(logging.WARNING)
-        try:
-            yield
-        finally:
-            logging.disable(before)

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 from featkit.backbones.base import Backbone, Preprocess
 from featkit.backbones.saved import is_path, open_saved
+from featkit.backbones.saved_int8 import is_int8, open_int8
 from featkit.errors import SpecError
 from featkit.registry import Registry, unknown
 
@@ -41,7 +42,7 @@ def load_backbone(
 
     Args:
         spec: ``resnet50``, ``resnet18:residual=false``, ``timm:NAME``, the name of a plug-in, or the path of a network
-            that featkit saved: a run directory of ``finetune``, ``distill`` or ``prune``.
+            that featkit saved: a run directory of ``finetune``, ``distill``, ``prune`` or ``quantize``.
         weights: ``imagenet`` (for torchvision's networks IMAGENET1K_V1, whose features serve a linear classifier
             better than V2's), ``IMAGENET1K_V1``, ``IMAGENET1K_V2``, ``random[:seed]``, or a file.
         layer: dotted name of the layer to take, or None for the embedding after global pooling.
@@ -58,6 +59,10 @@ def load_backbone(
     """
     if pool not in POOLS:
         raise unknown("pool", pool, list(POOLS))
+    if is_int8(spec):
+        if resize is not None or crop is not None:
+            raise SpecError(f"{spec} was quantized for images of one size: leave out --resize and --crop")
+        return open_int8(spec, weights=weights, layer=layer, pool=pool)
     if is_path(spec):
         saved = open_saved(spec, weights=weights, layer=layer, pool=pool)
         return replace(saved, preprocess=override(saved.preprocess, resize, crop))

@@ -15,6 +15,7 @@ _STUDIES = ("fewshot", "audit", "ablate", "longtail", "robustness")
 VERBS = (
     *("extract", "fit", "finetune", "distill", "compare", "predict"),
     *_STUDIES,
+    *("profile", "prune", "quantize", "export"),
     *("cache", "models", "heads"),
 )
 

@@ -14,12 +14,14 @@ import click
 from featkit.cli.options import compute_options, json_option, make_compute, note, table
 
 if TYPE_CHECKING:
+    from featkit.embeddings.pipeline import Compute
     from featkit.studies.predict import Prediction
 
 EPILOG = """\b
 Examples:
   featkit predict experiments/photos/0123456789ab new.jpg other.png
   featkit predict experiments/photos/0123456789ab holiday --csv
+  featkit predict model.onnx new.jpg
   find . -name '*.jpg' | featkit predict experiments/photos/0123456789ab - --json
 """
 
@@ -33,16 +35,14 @@ Examples:
 def predict(run: Path, files: tuple[str, ...], as_json: bool, as_csv: bool, **options: Any) -> None:
     """Classify pictures with a run.
 
-    Prints the five most probable classes of each FILE, by the run in directory RUN. A FILE may be a folder,
-    for all pictures in it, or - for names on standard input, one in a line.
+    Prints the five most probable classes of each FILE, by the run in directory RUN, or by a file of
+    `featkit export`. A FILE may be a folder, for all pictures in it, or - for names on standard input, one in a
+    line.
     """
-    from featkit.studies.predict import predict as classify
-    from featkit.studies.rundir import load_run
-
     if as_json and as_csv:
         raise click.UsageError("--json and --csv exclude each other")
-    saved, pictures = load_run(run), _pictures(files)
-    found = classify(saved, pictures, make_compute(options))
+    pictures = _pictures(files)
+    found = _classify(run, pictures, make_compute(options))
     missing = sorted(set(pictures) - {prediction.file for prediction in found})
     if missing:
         note(f"{len(missing)} files left out: {', '.join(missing)}")
@@ -50,6 +50,18 @@ def predict(run: Path, files: tuple[str, ...], as_json: bool, as_csv: bool, **op
         click.echo(json.dumps([prediction.to_dict() for prediction in found], indent=2))
     else:
         click.echo(_csv(found) if as_csv else _table(found), nl=not as_csv)
+
+
+def _classify(run: Path, pictures: list[str], compute: Compute) -> list[Prediction]:
+    from featkit.studies.predict import predict, predict_exported
+
+    if run.suffix == ".onnx":
+        from featkit.compression.exported import load_exported
+
+        return predict_exported(load_exported(run), pictures, compute)
+    from featkit.studies.rundir import load_run
+
+    return predict(load_run(run), pictures, compute)
 
 
 def _pictures(names: tuple[str, ...]) -> list[str]:

@@ -67,9 +67,9 @@ class Task:
     images: ImageSet
     keys: Sequence[str]
 
-    def train_keys(self) -> list[str]:
+    def train_keys(self, most: int = IMAGES) -> list[str]:
         """Return the digests of the images to calibrate on."""
-        return sorted({self.keys[row] for row in self.images.rows("train")} - {""})[:IMAGES]
+        return sorted({self.keys[row] for row in self.images.rows("train")} - {""})[:most]
 
 
 def choose(task: Task, data: str, cache: Path) -> Quantized | None:
@@ -111,9 +111,7 @@ def calibrate(task: Task, cache: Path, compute: Compute) -> None:
     from featkit.backbones.int8 import quantize
 
     keys = task.train_keys()
-    pixels = _pixels(task, keys, compute)
-    if not pixels:
-        raise DataError(f"{task.images.name} has no train images to calibrate int8 on: use another --precision")
+    pixels = read_pixels(task, keys, compute)
     folder = cache / FOLDER
     with storage_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
@@ -123,7 +121,13 @@ def calibrate(task: Task, cache: Path, compute: Compute) -> None:
             _publish(file, folder, task, digest(keys))
 
 
-def _pixels(task: Task, keys: Sequence[str], compute: Compute) -> list[NDArray[np.uint8]]:
+def read_pixels(task: Task, keys: Sequence[str], compute: Compute) -> list[NDArray[np.uint8]]:
+    """Return the images with these digests, uint8 ``(h, w, 3)`` as the network sees them.
+
+    Raises:
+        DataError: if there are none.
+        DecodeError: if one of them cannot be read, unless ``compute.on_error`` is ``skip``.
+    """
     row_of = {key: row for row, key in enumerate(task.keys)}
 
     def load(key: str) -> NDArray[np.uint8] | None:
@@ -137,7 +141,10 @@ def _pixels(task: Task, keys: Sequence[str], compute: Compute) -> list[NDArray[n
     loaded = in_threads(load, keys, compute.threads, ahead=2 * compute.threads)
     title = f"calibrating {task.backbone.name}"
     shown = tqdm(loaded, title, total=len(keys), unit="img", disable=not compute.progress)
-    return [image for image in shown if image is not None]
+    pixels = [image for image in shown if image is not None]
+    if not pixels:
+        raise DataError(f"{task.images.name} has no train images to calibrate int8 on: use another --precision")
+    return pixels
 
 
 def garbage(cache: Path) -> list[Path]:

@@ -75,6 +75,8 @@ def plan(request: Request, images: ImageSet, keys: tuple[str, ...], cache: Path)
     recipe = replace(recipe, perturb=perturbation, store=Layout.parse(request.store).dtype)
     if request.precision != "int8":
         return backbone, recipe
+    if backbone.quantized:
+        return backbone, replace(recipe, calibration=backbone.quantized.digest)
     task = Task(backbone, recipe, images, keys)
     found = choose(task, request.to_dict()["data"], cache)
     return replace(backbone, quantized=found), replace(recipe, calibration=found.digest if found else "none")

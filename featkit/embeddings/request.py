@@ -11,8 +11,10 @@ from featkit.backbones import load_backbone
 from featkit.backbones.base import Backbone
 from featkit.backbones.precision import resolve_precision
 from featkit.backbones.saved import is_path
+from featkit.backbones.saved_int8 import is_int8
 from featkit.backbones.weights import SUFFIXES
 from featkit.embeddings.store import entries
+from featkit.errors import SpecError
 from featkit.images import load_images
 from featkit.images.augment import with_views
 from featkit.images.base import ImageSet
@@ -73,11 +75,15 @@ class Request:
         return {name: _absolute(name, value) for name, value in asdict(self).items()}
 
     def on(self, device: str) -> Request:
-        """Return the request with the precision that ``auto`` means on a device.
+        """Return the request with the precision that ``auto`` means on a device, and for the network.
 
         Raises:
-            SpecError: if the precision is unknown.
+            SpecError: if the precision is unknown, or not one that the network runs in.
         """
+        if is_int8(self.backbone):
+            if self.precision not in ("auto", "int8"):
+                raise SpecError(f"{self.backbone} is a network in eight bits: leave out --precision {self.precision}")
+            return replace(self, precision="int8")
         return replace(self, precision=resolve_precision(self.precision, device))
 
     def load_images(self) -> ImageSet:

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
+from featkit.embeddings import pipeline
 from featkit.embeddings.extract import embed
-from featkit.embeddings.pipeline import Compute
-from featkit.errors import WeightsError
+from featkit.embeddings.pipeline import Batch, Compute, Rows, Target, Vectors
 from featkit.evaluation.calibration import apply_temperature
 from featkit.images.files import image_files
 from featkit.studies.rundir import SavedRun
+
+if TYPE_CHECKING:
+    from featkit.compression.exported import Exported
 
 
 @dataclass(frozen=True)
@@ -44,27 +49,46 @@ def predict(run: SavedRun, files: list[str], compute: Compute, *, top: int = 5) 
         WeightsError: if the backbone's weights are not those that the head was fitted on.
         DecodeError: if a file cannot be read.
     """
-    backbone = replace(run.request.load_backbone(), quantized=run.quantized)
-    if backbone.digest != run.weights_digest:
-        raise WeightsError(
-            f"{run.path} was made with weights {run.weights_digest[:12]}, but {backbone.weights} has "
-            f"{backbone.digest[:12]}: put the former where featkit looks for weights"
-        )
-    images = image_files(files)
-    network = (backbone, run.request.precision, frozenset(range(len(files))))
-    blocks = [batch.outputs[0] for batch in embed(images, [network], compute) if batch.outputs[0]]
-    if not blocks:
+    network = (run.load_backbone(), run.request.precision, frozenset(range(len(files))))
+    rows, vectors = _gathered(embed(image_files(files), [network], compute))
+    if not len(rows):
         return []
-    rows = np.concatenate([rows for rows, _ in blocks])
-    scores = run.head.predict_proba(np.concatenate([vectors for _, vectors in blocks]))
+    scores = run.head.predict_proba(vectors)
     scores = apply_temperature(scores, run.temperature) if run.temperature else scores
     names = [run.classes[label] for label in run.head.classes_]
+    return _best([files[row] for row in rows], scores, names, run.threshold, top)
+
+
+def predict_exported(exported: Exported, files: list[str], compute: Compute, *, top: int = 5) -> list[Prediction]:
+    """Classify picture files with an exported classifier, as ``predict`` does with a run.
+
+    Raises:
+        DecodeError: if a file cannot be read.
+    """
+    about = exported.about
+    target = Target(about.prepare, exported.engine, frozenset(range(len(files))))
+    rows, scores = _gathered(pipeline.run(image_files(files).load, [target], compute, on_cpu=True))
+    return _best([files[row] for row in rows], scores, about.classes, about.threshold, top) if len(rows) else []
+
+
+def _gathered(batches: Iterable[Batch]) -> tuple[Rows, Vectors]:
+    """Return the rows of all batches, and what the only network made of them; both empty where there is none."""
+    blocks = [batch.outputs[0] for batch in batches if batch.outputs[0]]
+    if not blocks:
+        return np.empty(0, np.int64), np.empty((0, 0), np.float32)
+    return np.concatenate([rows for rows, _ in blocks]), np.concatenate([vectors for _, vectors in blocks])
+
+
+def _best(
+    files: Sequence[str], scores: NDArray[np.floating[Any]], names: Sequence[str], threshold: float, top: int
+) -> list[Prediction]:
+    """Return the ``top`` classes of each file, by scores ``(n, k)`` with the names of their columns."""
     best = np.argsort(-scores, axis=1, kind="stable")[:, :top]
     return [
         Prediction(
-            files[row],
+            file,
             tuple((names[column], float(line[column])) for column in columns),
-            unknown=bool(line[columns[0]] < run.threshold),
+            unknown=bool(line[columns[0]] < threshold),
         )
-        for row, line, columns in zip(rows, scores, best, strict=True)
+        for file, line, columns in zip(files, scores, best, strict=True)
     ]

@@ -12,15 +12,17 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from featkit.backbones.base import Quantized
+from featkit.backbones.base import Backbone, Quantized
 from featkit.backbones.saved import NETWORK_FILE
 from featkit.embeddings.calibration import find as find_calibration
+from featkit.embeddings.recipe import Recipe
 from featkit.embeddings.request import Request
-from featkit.errors import CacheError, RunError
+from featkit.errors import CacheError, RunError, WeightsError
 from featkit.evaluation import Temperature
 from featkit.heads.persist import load_head, save_head
 from featkit.studies.publish import Content, publish
 from featkit.studies.run import Run
+from featkit.studies.source import Source
 
 HEAD_FILE = "head.skops"
 PREDICTIONS_FILE = "predictions.csv"
@@ -34,9 +36,10 @@ class SavedRun:
     Attributes:
         path: the directory.
         request: which network, which preprocessing.
-        weights_digest: SHA-256 of the weights that made the vectors.
         classes: class names; the head's labels are positions in it.
         head: the fitted estimator.
+        head_spec: how it was asked for.
+        recipe: what decided the vectors that it was fitted on.
         quantized: the int8 network that made the vectors, if it was one.
         temperature: what makes the head's scores mean what they say, if there was val to choose it on.
         threshold: confidence below which an image is unknown, 0 if it never is.
@@ -44,12 +47,27 @@ class SavedRun:
 
     path: Path
     request: Request
-    weights_digest: str
     classes: tuple[str, ...]
     head: Any
+    head_spec: str
+    recipe: Recipe
     quantized: Quantized | None = None
     temperature: Temperature | None = None
     threshold: float = 0.0
+
+    def load_backbone(self) -> Backbone:
+        """Return the network that made the vectors.
+
+        Raises:
+            WeightsError: if there are other weights now than those that the head was fitted on.
+        """
+        backbone = replace(self.request.load_backbone(), quantized=self.quantized)
+        if backbone.digest != self.recipe.weights:
+            raise WeightsError(
+                f"{self.path} was made with weights {self.recipe.weights[:12]}, but {backbone.weights} has "
+                f"{backbone.digest[:12]}: put the former where featkit looks for weights"
+            )
+        return backbone
 
 
 def results(run: Run) -> dict[str, Any]:
@@ -97,14 +115,15 @@ def save_run(run: Run, out: Path, more: Mapping[str, Content]) -> Path:
     }
     calibration = run.source.embeddings.recipe.calibration
     if calibration != "none":
-        files[QUANTIZED_FILE] = _network(run.source.path.parent, calibration)
+        files[QUANTIZED_FILE] = _network(run.source, calibration)
     publish(directory, files)
     return directory
 
 
-def _network(cache: Path, sha256: str) -> bytes:
+def _network(source: Source, sha256: str) -> bytes:
     """Read the int8 network that made the vectors: without it, the run could not predict anywhere else."""
-    found = find_calibration(cache, sha256)
+    cache = source.path.parent
+    found = source.request.load_backbone().quantized or find_calibration(cache, sha256)
     if found is None:
         raise CacheError(f"the int8 network {sha256[:12]} that made the vectors is no longer in {cache}: extract again")
     return found.path.read_bytes()
@@ -148,7 +167,7 @@ def load_run(directory: Path) -> SavedRun:
         found = hashlib.sha256(head_file.read_bytes()).hexdigest()
         if found != card["head"]["sha256"]:
             raise RunError(f"{head_file} is not the head that {directory / 'card.json'} describes: {again}")
-        calibration = card["recipe"].get("calibration", "none")
+        recipe = Recipe(**card["recipe"])
         request = Request.from_dict(card["request"])
         if (directory / NETWORK_FILE).exists():
             # The directory may have been moved since.
@@ -156,12 +175,15 @@ def load_run(directory: Path) -> SavedRun:
         return SavedRun(
             path=directory,
             request=request,
-            weights_digest=card["recipe"]["weights"],
             classes=tuple(card["classes"]),
             head=load_head(head_file),
+            head_spec=card["head"]["spec"],
+            recipe=recipe,
             temperature=Temperature(**card["temperature"]) if card.get("temperature") else None,
             threshold=float(card.get("threshold", 0.0)),
-            quantized=None if calibration == "none" else Quantized(directory / QUANTIZED_FILE, calibration),
+            quantized=None
+            if recipe.calibration == "none"
+            else Quantized(directory / QUANTIZED_FILE, recipe.calibration),
         )
     except FileNotFoundError as error:
         raise RunError(

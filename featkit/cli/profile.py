@@ -1,0 +1,137 @@
+"""`featkit profile`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from featkit.cli.options import (
+    cache_option,
+    compute_options,
+    data_options,
+    given_request,
+    json_option,
+    make_compute,
+    note,
+    out_option,
+    size,
+    size_options,
+    stack,
+    table,
+)
+
+if TYPE_CHECKING:
+    from featkit.studies.profile import Profile, Protocol
+
+EPILOG = """\b
+Examples:
+  featkit profile resnet18 resnet50
+  featkit profile resnet18@torch resnet18 resnet18@bf16 resnet18@int8 --data photos
+  featkit profile resnet18 experiments/prune/resnet18-0123456789ab --data photos --head svm
+
+\b
+SPEC is a backbone, or the directory of a network that featkit saved or of a run; after @ its precision: fp32 (the
+default), bf16, int8, or torch for the network as torch runs it by itself. int8 of a backbone is calibrated on
+train images, and so needs --data. Times are on one thread; MACs and times do not fall with zeros in the weights.
+"""
+
+_COSTS = ("parameters", "non-zero", "GMACs", "size", "memory", "1 image, ms", "p95", "images/s at 32")
+_WORTH = ("top-1 %", "95 % interval", "to first, points", "cosine", "worst", "neighbours %")
+
+
+@click.command(epilog=EPILOG)
+@click.argument("specs", nargs=-1, required=True, metavar="SPEC...")
+@data_options
+@stack(*size_options)
+@click.option("--head", metavar="SPEC", default="linear", show_default=True, help="With --data: what is fitted.")
+@click.option("--repeats", type=click.IntRange(min=3), default=30, show_default=True, help="Of the timings.")
+@click.option("--warm-up", type=click.IntRange(min=0), default=3, show_default=True, help="Repeats that do not count.")
+@cache_option
+@compute_options
+@out_option
+@json_option
+def profile(specs: tuple[str, ...], cache: Path, out: Path, as_json: bool, **options: Any) -> None:
+    """Say what networks cost and are worth.
+
+    Parameters, operations, size, memory and times of each SPEC; with --data the accuracy of a head on its vectors,
+    and how far they are from those of the first. Writes profile.csv, profile.json and pareto.png.
+    """
+    from featkit.embeddings.recipe import digest
+    from featkit.studies.profile import Protocol, parse_candidate, to_csv, to_json
+    from featkit.studies.profile import profile as measure
+    from featkit.studies.publish import publish
+
+    given = {name: value for name, value in given_request(options).items() if value is not None}
+    protocol = Protocol(
+        head=options["head"],
+        given=given,
+        cache=cache,
+        repeats=options["repeats"],
+        warm_up=options["warm_up"],
+    )
+    profiles = measure([parse_candidate(spec) for spec in specs], protocol, make_compute(options))
+    files: dict[str, Any] = {"profile.csv": to_csv(profiles), "profile.json": to_json(profiles, protocol)}
+    if "data" in given:
+        files["pareto.png"] = _pareto(profiles, protocol)
+    directory = out / "profile" / digest([*specs, *map(str, given.values()), protocol.head])[:12]
+    publish(directory, files)
+    click.echo(files["profile.json"] if as_json else _table(profiles, protocol))
+    note(f"{', '.join(files)}: {directory}")
+
+
+def _table(profiles: list[Profile], protocol: Protocol) -> str:
+    how = f"times on one thread, medians of {protocol.repeats} repeats in turn after {protocol.warm_up} to warm up"
+    parts = [how, table(["network", *_COSTS], [[each.spec, *_costs(each)] for each in profiles], right=_COSTS)]
+    judged = profiles[0].report
+    if judged:
+        rows = [[each.spec, *_worth(each)] for each in profiles]
+        parts += [f"\n{protocol.head} on {protocol.given['data']}, n = {judged.n}"]
+        parts += [table(["network", *_WORTH], rows, right=_WORTH)]
+    return "\n".join(parts)
+
+
+def _costs(each: Profile) -> list[str]:
+    return [
+        f"{each.size.parameters:,}",
+        f"{each.size.nonzero:,}",
+        f"{each.size.macs / 1e9:.2f}",
+        size(each.size.bytes),
+        size(1e6 * each.peak_memory_mb),
+        f"{each.timing.median_ms:.1f}",
+        f"{each.timing.p95_ms:.1f}",
+        f"{each.timing.images_per_s:.1f}",
+    ]
+
+
+def _worth(each: Profile) -> list[str]:
+    report, drift, paired = each.report, each.drift, each.difference
+    if report is None:
+        return [""] * len(_WORTH)
+    low, high = report.interval95
+    top1 = [f"{100 * report.top1:.1f}", f"{100 * low:.1f} to {100 * high:.1f}"]
+    if drift is None or paired is None:
+        return [*top1, *[""] * (len(_WORTH) - len(top1))]
+    least, most = paired.interval95
+    cosines = (drift.mean_cosine, drift.worst_cosine)
+    return [
+        *top1,
+        f"{100 * paired.difference:+.2f} ({100 * least:+.2f} to {100 * most:+.2f})",
+        *("" if cosine is None else f"{cosine:.4f}" for cosine in cosines),
+        f"{100 * drift.neighbours_kept:.1f}",
+    ]
+
+
+def _pareto(profiles: list[Profile], protocol: Protocol) -> bytes:
+    from featkit.plots.files import png_bytes
+    from featkit.plots.pareto import Point, plot_pareto
+
+    points = [
+        Point(each.spec, each.timing.median_ms, each.report.top1, each.report.interval95)
+        for each in profiles
+        if each.report
+    ]
+    n = profiles[0].report.n if profiles[0].report else 0
+    data = Path(str(protocol.given["data"])).name
+    return png_bytes(plot_pareto(points, title=f"{protocol.head} on {data}, n = {n}"))

@@ -1,0 +1,93 @@
+"""`featkit prune`."""
+
+from __future__ import annotations
+
+import json
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import click
+
+from featkit.cli.options import (
+    compute_options,
+    data_options,
+    given_request,
+    make_compute,
+    note,
+    out_option,
+    size_options,
+    stack,
+)
+
+EPILOG = """\b
+Examples:
+  featkit prune resnet18 --macs 0.5
+  featkit prune resnet18 --macs 0.5 --by activation --calibrate 512 --data photos
+  featkit prune resnet50 --sparsity 0.5 --sparsity 0.8 --sparsity 0.9
+
+\b
+What it leaves is a backbone again:
+  featkit profile resnet18 experiments/prune/resnet18-pruned-1a2b3c4d --data photos
+  featkit fit --data photos --backbone experiments/prune/resnet18-pruned-1a2b3c4d
+"""
+
+
+@click.command(epilog=EPILOG)
+@click.argument("spec", metavar="SPEC")
+@click.option(
+    "--sparsity",
+    multiple=True,
+    type=float,
+    metavar="SHARE",
+    help="Set this share of the weights to zero, the smallest of the whole network. Repeatable: each step begins "
+    "with the network of the step before. No faster on ordinary hardware.",
+)
+@click.option("--macs", type=float, metavar="SHARE", help="Take channels away until this share of the MACs is left.")
+@click.option(
+    "--by",
+    type=click.Choice(["magnitude", "activation"]),
+    default="magnitude",
+    show_default=True,
+    help="Which channels matter: by their weights, or by what they give on train images.",
+)
+@click.option(
+    "--calibrate",
+    type=click.IntRange(min=0),
+    default=0,
+    metavar="N",
+    help="Take the BatchNorms' means and variances anew from N train images. [leave them]",
+)
+@click.option("--weights", metavar="WHICH", help="imagenet, random[:SEED] or a FILE, as for `featkit extract`.")
+@data_options
+@stack(*size_options)
+@compute_options
+@out_option
+def prune(spec: str, out: Path, **options: Any) -> None:
+    """Make a network smaller: fewer channels, or zeros among its weights.
+
+    Prints the directory of each network made: network.safetensors and prune.json.
+    """
+    from featkit.backbones.saved import NETWORK_FILE, save_network
+    from featkit.compression.pruned import Goal
+    from featkit.compression.pruned import prune as make_smaller
+    from featkit.embeddings.request import Request
+    from featkit.images.files import safe_name
+    from featkit.studies.publish import publish
+
+    given = {name: value for name, value in given_request(options).items() if value is not None}
+    request = Request(**{**given, "backbone": spec})
+    chosen = {name: options[name] for name in ("sparsity", "macs", "by", "calibrate")}
+    needed = options["calibrate"] or (options["macs"] is not None and options["by"] == "activation")
+    if needed and "data" not in given:
+        raise click.UsageError("--calibrate and --by activation look at train images: give --data")
+    for pruned in make_smaller(request, Goal(**chosen, seed=request.seed), make_compute(options)):
+        facts, blueprint = pruned.facts, pruned.blueprint
+        directory = out / "prune" / safe_name(blueprint.name)
+        network = partial(save_network, pruned.module, blueprint)
+        publish(directory, {NETWORK_FILE: network, "prune.json": json.dumps(facts, indent=2)})
+        note(
+            f"{blueprint.label}: {facts['parameters']:,} parameters, {100 * facts['sparsity']:.1f} % of the weights "
+            f"zero, {facts['macs'] / 1e9:.2f} of {facts['macs_before'] / 1e9:.2f} GMACs"
+        )
+        click.echo(directory)

@@ -1,0 +1,1 @@
+"""Networks made smaller, and measured: quantized, pruned, exported."""

@@ -1,0 +1,146 @@
+"""From a spec to pruned networks that can be saved, and that load as backbones again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from featkit.backbones.base import Backbone
+from featkit.backbones.saved import Blueprint, is_path, network_file, read_blueprint
+from featkit.backbones.saved_int8 import is_int8
+from featkit.compression.profile import count_macs
+from featkit.compression.prune import (
+    Recover,
+    by_activation,
+    by_magnitude,
+    prune_channels,
+    prune_weights,
+    reestimate_norms,
+)
+from featkit.embeddings.pipeline import Compute, in_threads
+from featkit.embeddings.recipe import digest
+from featkit.embeddings.request import Request
+from featkit.errors import DataError, SpecError
+from featkit.images.augment import is_view
+from featkit.images.base import ImageSet
+
+_BATCH = 32
+
+
+@dataclass(frozen=True)
+class Goal:
+    """What is to be left of a network.
+
+    Attributes:
+        sparsity: shares of the weights to be zero, one after the other; each begins with the network before it.
+        macs: share of the MACs that may be left, by taking channels away; None to keep all channels.
+        by: what tells which channels matter: ``magnitude`` or ``activation``.
+        calibrate: train images to take the BatchNorms' means and variances from anew; 0 to leave them.
+        seed: chooses these images, and those for ``activation``.
+    """
+
+    sparsity: tuple[float, ...] = ()
+    macs: float | None = None
+    by: str = "magnitude"
+    calibrate: int = 0
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Pruned:
+    """A pruned network, how it is rebuilt, and what is left of it, for people and machines."""
+
+    module: nn.Module
+    blueprint: Blueprint
+    facts: Mapping[str, Any]
+
+
+def prune(
+    request: Request, goal: Goal, compute: Compute | None = None, recover: Recover | None = None
+) -> Iterator[Pruned]:
+    """Yield a network with fewer channels, or with more and more zeros.
+
+    Args:
+        request: which network, up to its pooled embedding; which images, where the goal needs any.
+        goal: what is to be left.
+        compute: how images are read.
+        recover: trains each network before the next step.
+
+    Raises:
+        SpecError: if the goal cannot be reached, or the network cannot be pruned.
+        DataError: if there are no train images where they are needed.
+    """
+    if is_int8(request.backbone):
+        raise SpecError(f"{request.backbone} is a network in eight bits: prune first, then quantize")
+    if bool(goal.sparsity) == (goal.macs is not None):
+        raise SpecError("prune either weights or channels: give --sparsity, or else --macs")
+    backbone = request.load_backbone()
+    batches = _Batches(request, backbone, goal, compute or Compute())
+    module = backbone.build()
+    steps = [replace(goal, sparsity=(share,)) for share in goal.sparsity] or [goal]
+    for place, step in enumerate(steps):
+        name = f"pruned-{digest([backbone.digest, repr(steps[: place + 1]), batches.digest])[:8]}"
+        if step.macs is None:
+            (share,) = step.sparsity
+            module, widths, what = prune_weights(module, share, recover), {}, f"{100 * share:g} % of weights zero"
+        else:
+            importance = by_activation(module, batches.all()) if goal.by == "activation" else by_magnitude(module)
+            narrowed = prune_channels(module, step.macs, backbone.preprocess.crop, importance)
+            module, widths, what = narrowed.module, dict(narrowed.widths), f"{100 * step.macs:g} % of MACs"
+            module = recover(module) if recover else module
+        module = reestimate_norms(module, batches.all()) if goal.calibrate else module
+        yield Pruned(module, _blueprint(request, backbone, name, what, widths), _facts(module, backbone, step))
+
+
+def _blueprint(request: Request, backbone: Backbone, name: str, what: str, widths: Mapping[str, int]) -> Blueprint:
+    name, label = f"{backbone.name}-{name}", f"{backbone.name}, {what}"
+    if not is_path(request.backbone):
+        return Blueprint(request.backbone, name, label, backbone.preprocess, widths)
+    before = read_blueprint(network_file(request.backbone))
+    return Blueprint(before.base, name, label, backbone.preprocess, {**before.widths, **widths})
+
+
+def _facts(module: nn.Module, backbone: Backbone, goal: Goal) -> dict[str, Any]:
+    weights = [part.weight for part in module.modules() if isinstance(part, nn.Conv2d | nn.Linear)]
+    zeros, total = sum(int((each == 0).sum()) for each in weights), sum(each.numel() for each in weights)
+    return {
+        "from": backbone.name,
+        "goal": {"sparsity": list(goal.sparsity), "macs": goal.macs, "by": goal.by, "calibrate": goal.calibrate},
+        "parameters": sum(each.numel() for each in module.parameters()),
+        "sparsity": zeros / total,
+        "macs": count_macs(module, backbone.preprocess.crop),
+        "macs_before": count_macs(backbone.build(), backbone.preprocess.crop),
+    }
+
+
+class _Batches:
+    """Train images as a network takes them, read when they are first needed."""
+
+    def __init__(self, request: Request, backbone: Backbone, goal: Goal, compute: Compute) -> None:
+        self._images: ImageSet | None = None
+        self._backbone, self._compute = backbone, compute
+        self.digest = ""
+        if goal.calibrate or (goal.by == "activation" and goal.macs is not None):
+            images = request.load_images()
+            rows = np.array([row for row in images.rows("train") if not is_view(images.ids[row])])
+            if len(rows) < 2:
+                raise DataError(f"{images.name} has {len(rows)} train images, too few to prune by: give --data")
+            chosen = np.random.default_rng(goal.seed).permutation(rows)[: goal.calibrate or 256]
+            self._images = images.take(chosen)
+            self.digest = digest(self._images.ids)
+
+    def all(self) -> Iterator[Tensor]:
+        """Yield normalised batches ``(b, 3, h, w)``."""
+        images, preprocess = self._images, self._backbone.preprocess
+        if images is None:
+            return
+        threads = self._compute.threads
+        pixels = list(in_threads(lambda row: preprocess(images.load(row)), range(len(images)), threads, 2 * threads))
+        # A last batch of one image has no variance.
+        for part in np.array_split(np.stack(pixels), -(-len(pixels) // _BATCH)):
+            yield preprocess.normalise(torch.from_numpy(part).permute(0, 3, 1, 2).float())

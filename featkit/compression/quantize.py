@@ -1,0 +1,162 @@
+"""A network in eight bits, that loads as a backbone again; and which of its layers lose most by that."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from featkit.backbones.base import Backbone
+from featkit.backbones.engines import folded
+from featkit.backbones.int8 import Scheme, layer_of
+from featkit.backbones.int8 import quantize as write_quantized
+from featkit.backbones.saved_int8 import Int8Card, is_int8
+from featkit.compression.profile import measure_size
+from featkit.embeddings.calibration import IMAGES, Task, read_pixels
+from featkit.embeddings.job import content_keys, make_recipe
+from featkit.embeddings.pipeline import Compute
+from featkit.embeddings.recipe import digest
+from featkit.embeddings.request import Request
+from featkit.errors import SpecError
+
+FEW = 32
+"""Fewer images than this to calibrate on are worth a warning."""
+
+_NOISE_IMAGES = 8
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What is asked for.
+
+    Attributes:
+        scheme: method, and layers that are to stay in float32.
+        keep_worst: how many more layers stay in float32: those that lose most.
+        images: most train images to calibrate on.
+    """
+
+    scheme: Scheme = field(default_factory=Scheme)
+    keep_worst: int = 0
+    images: int = IMAGES
+
+
+@dataclass(frozen=True)
+class QuantizedNetwork:
+    """A network in eight bits.
+
+    Attributes:
+        card: what it is.
+        scheme: how it was made, with the layers that were kept in float32.
+        images: number of train images that it was calibrated on.
+        noise: for each layer, see ``layer_noise``.
+    """
+
+    card: Int8Card
+    scheme: Scheme
+    images: int
+    noise: tuple[tuple[str, float], ...]
+
+
+def quantize(request: Request, wish: Wish, path: Path, compute: Compute) -> QuantizedNetwork:
+    """Quantize a network on train images.
+
+    Args:
+        request: which network, which images.
+        wish: how.
+        path: the ONNX file to write.
+        compute: how images are read.
+
+    Raises:
+        SpecError: if the network is one of eight bits already, or a layer or the method is unknown.
+        DataError: if there are no train images.
+        MissingExtraError: if the extra ``int8`` is not installed.
+    """
+    if is_int8(request.backbone):
+        raise SpecError(f"{request.backbone} is a network in eight bits already")
+    backbone = request.load_backbone()
+    images = request.load_images()
+    keys = content_keys(images, compute)
+    task = Task(backbone, make_recipe(images, keys, backbone, "int8"), images, keys)
+    seen = task.train_keys(wish.images)
+    pixels = read_pixels(task, seen, compute)
+    noise = layer_noise(backbone, pixels[:_NOISE_IMAGES])
+    worst = [layer for layer, _ in sorted(noise, key=lambda each: each[1])[: wish.keep_worst]]
+    scheme = replace(wish.scheme, keep=tuple(dict.fromkeys([*wish.scheme.keep, *worst])))
+    write_quantized(backbone, pixels, path, scheme)
+    made = digest([backbone.digest, repr(scheme), *seen])[:8]
+    return QuantizedNetwork(_card(request, backbone, path, scheme, made), scheme, len(pixels), tuple(noise))
+
+
+def _card(request: Request, backbone: Backbone, path: Path, scheme: Scheme, made: str) -> Int8Card:
+    size = measure_size(backbone, "fp32")
+    kept = f", {', '.join(scheme.keep)} in float32" if scheme.keep else ""
+    return Int8Card(
+        base=request.backbone,
+        name=f"{backbone.name}-int8-{made}",
+        label=f"{backbone.weights}, in eight bits ({scheme.method}{kept})",
+        preprocess=backbone.preprocess,
+        layer=backbone.layer,
+        pool=backbone.pool,
+        sha256=hashlib.sha256(path.read_bytes()).hexdigest(),
+        parameters=size.parameters,
+        nonzero=size.nonzero,
+        macs=size.macs,
+    )
+
+
+def layer_noise(backbone: Backbone, pixels: Sequence[NDArray[np.uint8]]) -> list[tuple[str, float]]:
+    """Return the signal-to-noise ratio of the vectors, in decibel, with one layer at a time in eight bits.
+
+    The lower, the more is lost by this layer. Its weights are rounded per output channel, its input to the range that
+    these images show; nothing else is.
+
+    Args:
+        backbone: the network.
+        pixels: a few images, uint8 ``(h, w, 3)`` as ``backbone.preprocess`` gives them.
+    """
+    network = folded(backbone.build())
+    batch = torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2).float()
+    batch = backbone.preprocess.normalise(batch)
+    with torch.no_grad():
+        exact = network(batch)
+        return [
+            (layer_of(name), _decibel(exact, _with_rounded(network, part, batch)))
+            for name, part in network.named_modules()
+            if isinstance(part, nn.Conv2d | nn.Linear)
+        ]
+
+
+def _with_rounded(network: nn.Module, layer: nn.Conv2d | nn.Linear, batch: Tensor) -> Tensor:
+    """Return the vectors of a batch with one layer in eight bits."""
+    weight = layer.weight.data
+    handle = layer.register_forward_pre_hook(lambda _, inputs: (_rounded_input(inputs[0]),))
+    layer.weight.data = _rounded_weight(weight)
+    try:
+        vectors: Tensor = network(batch)
+    finally:
+        handle.remove()
+        layer.weight.data = weight
+    return vectors
+
+
+def _rounded_input(values: Tensor) -> Tensor:
+    low, high = values.amin().clamp(max=0), values.amax().clamp(min=0)
+    scale = ((high - low) / 255).clamp(min=1e-12)
+    return torch.fake_quantize_per_tensor_affine(values, scale, (-low / scale).round().int(), 0, 255)
+
+
+def _rounded_weight(weight: Tensor) -> Tensor:
+    scale = (weight.abs().flatten(1).amax(1) / 127).clamp(min=1e-12)
+    zero = torch.zeros(len(scale), dtype=torch.int32)
+    return torch.fake_quantize_per_channel_affine(weight, scale, zero, 0, -127, 127)
+
+
+def _decibel(exact: Tensor, noisy: Tensor) -> float:
+    noise = float((noisy - exact).square().sum())
+    return float("inf") if noise == 0 else 10 * float(np.log10(float(exact.square().sum()) / noise))

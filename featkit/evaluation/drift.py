@@ -1,0 +1,70 @@
+"""How far vectors moved when the network that makes them was changed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from featkit.errors import DataError
+
+Vectors = NDArray[np.floating]
+
+NEIGHBOURS = 10
+_BLOCK = 1024
+
+
+@dataclass(frozen=True)
+class Drift:
+    """Vectors of the same n images before and after a change.
+
+    Attributes:
+        n: number of images.
+        mean_cosine, worst_cosine: of each image's two vectors; None where these have different lengths.
+        neighbours_kept: share of the 10 nearest images by angle (all others, if they are fewer) that stay such.
+    """
+
+    n: int
+    mean_cosine: float | None
+    worst_cosine: float | None
+    neighbours_kept: float
+
+
+def drift(before: Vectors, after: Vectors) -> Drift:
+    """Compare vectors ``(n, d)`` and ``(n, d')`` of the same images, in the same order.
+
+    Raises:
+        DataError: if there are fewer than two images, or not as many of one as of the other.
+    """
+    if len(before) != len(after) or len(before) < 2:
+        raise DataError(f"{len(before)} and {len(after)} vectors cannot be compared: give those of the same 2 or more")
+    a, b = _unit(before), _unit(after)
+    same_length = a.shape[1] == b.shape[1]
+    cosines = np.einsum("nd,nd->n", a, b) if same_length else np.empty(0)
+    k = min(NEIGHBOURS, len(a) - 1)
+    kept = sum(
+        len(np.intersect1d(one, other))
+        for start in range(0, len(a), _BLOCK)
+        for one, other in zip(_nearest(a, start, k), _nearest(b, start, k), strict=True)
+    )
+    return Drift(
+        n=len(a),
+        mean_cosine=float(cosines.mean()) if same_length else None,
+        worst_cosine=float(cosines.min()) if same_length else None,
+        neighbours_kept=kept / (k * len(a)),
+    )
+
+
+def _unit(rows: Vectors) -> NDArray[np.float64]:
+    lengths = np.linalg.norm(rows.astype(np.float64), axis=1, keepdims=True)
+    unit: NDArray[np.float64] = rows / np.where(lengths == 0, 1, lengths)
+    return unit
+
+
+def _nearest(rows: NDArray[np.float64], start: int, k: int) -> NDArray[np.intp]:
+    """Return the k nearest of all rows to each of a block of them, not counting itself."""
+    similarities = rows[start : start + _BLOCK] @ rows.T
+    own = np.arange(len(similarities))
+    similarities[own, start + own] = -np.inf
+    return np.argpartition(-similarities, k - 1, axis=1)[:, :k]

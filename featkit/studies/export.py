@@ -1,0 +1,53 @@
+"""A saved run as one file, checked on the run's own test images."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from featkit.compression.export import Agreement, Classifier, export
+from featkit.embeddings.pipeline import Compute
+from featkit.errors import DataError
+from featkit.images.base import ImageSet
+from featkit.studies.rundir import SavedRun
+
+
+def export_run(run: SavedRun, path: Path, *, to: str = "onnx", most: int = 256, compute: Compute) -> Agreement:
+    """Write a run into a file; see ``featkit.compression.export.export`` for what is raised.
+
+    A run in bf16, which neither format computes in, is written and checked in fp32.
+
+    Args:
+        run: the run; its images must still be there.
+        path: the file.
+        to: ``onnx`` or ``torch``.
+        most: test images to check it on, spread over the classes; all of them if there are fewer.
+        compute: how the check is done.
+    """
+    return export(classifier_of(run), path, _test_images(run, most), to=to, compute=compute)
+
+
+def classifier_of(run: SavedRun) -> Classifier:
+    """Return what a run consists of; bf16 becomes fp32."""
+    return Classifier(
+        backbone=run.load_backbone(),
+        precision="int8" if run.request.precision == "int8" else "fp32",
+        head=run.head,
+        head_spec=run.head_spec,
+        classes=tuple(run.classes[label] for label in run.head.classes_),
+        temperature=run.temperature,
+        threshold=run.threshold,
+        recipe=run.recipe,
+    )
+
+
+def _test_images(run: SavedRun, most: int) -> ImageSet:
+    if not run.request.data:
+        raise DataError(f"the images of {run.path} came from Python: fit again with --data to export the run")
+    images = replace(run.request, augment=None).load_images()
+    rows = images.rows("test")
+    if not len(rows):
+        raise DataError(f"{images.name} has no test images to check an export on")
+    return images.take(rows[np.linspace(0, len(rows) - 1, min(most, len(rows))).astype(int)])

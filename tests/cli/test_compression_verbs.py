@@ -1,0 +1,159 @@
+"""Networks made smaller, measured and exported, from the command line."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+from PIL import Image
+
+from featkit.backbones import load_backbone
+from featkit.cli import main
+
+FAST = ("--weights", "random", "--resize", "32")
+
+
+@pytest.fixture(autouse=True)
+def _in_an_empty_folder(tmp_path, monkeypatch):
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+
+
+def call(*arguments, code=0):
+    done = CliRunner().invoke(main, [str(argument) for argument in arguments])
+    assert done.exit_code == code, (done.output, done.exception)
+    return done
+
+
+def refused(*arguments):
+    """One line, exit code 1, and nothing published."""
+    before = sorted(Path.cwd().rglob("*"))
+    done = call(*arguments, code=1)
+    assert done.stdout == ""
+    assert sum(line.startswith("Error") for line in done.stderr.splitlines()) == 1
+    assert [path for path in sorted(Path.cwd().rglob("*")) if path not in before and path.name != "cache"] == []
+    return done.stderr
+
+
+def run_of(photos):
+    call("fit", "--data", photos, "--backbone", "resnet18", *FAST, "--precision", "fp32", "--head", "prototypical")
+    (run,) = Path("experiments/photos").iterdir()
+    return run
+
+
+def test_export_then_predict_with_the_file(photos):
+    run = run_of(photos)
+    done = call("export", run)
+    path = Path(done.stdout.strip())
+    assert path == run / "model.onnx"
+    assert "same class for 4 of 4 test images, largest difference between two probabilities" in done.stderr
+    pictures = [photos / "red" / "0.png", photos / "blue" / "1.png"]
+    from_run, from_file = (json.loads(call("predict", each, *pictures, "--json").stdout) for each in (run, path))
+    assert [each["answer"] for each in from_run] == [each["answer"] for each in from_file] == ["red", "blue"]
+    assert from_file[0]["top"][0]["probability"] == pytest.approx(from_run[0]["top"][0]["probability"], abs=1e-5)
+
+
+def test_an_export_that_cannot_be_is_one_line(photos, tmp_path):
+    run = run_of(photos)
+    shutil.move(photos, tmp_path / "elsewhere")
+    assert "photos" in refused("export", run)
+    (run / "head.skops").unlink()
+    assert "head.skops is missing" in refused("export", run)
+    Path("foreign.onnx").write_bytes(b"nothing")
+    assert "no file that featkit exported" in refused("predict", "foreign.onnx", tmp_path / "elsewhere/red/0.png")
+
+
+def test_prune_leaves_backbones_that_profile_compares(photos):
+    done = call("prune", "resnet18", "--weights", "random", "--macs", "0.6")
+    (narrow,) = done.stdout.split()
+    assert "GMACs" in done.stderr
+    assert json.loads(Path(narrow, "prune.json").read_text())["macs"] <= 0.6 * 1.82e9
+    sparse = call("prune", "resnet18", "--weights", "random", "--sparsity", "0.5", "--sparsity", "0.9").stdout.split()
+    found = [json.loads(Path(each, "prune.json").read_text())["sparsity"] for each in sparse]
+    assert found == pytest.approx([0.5, 0.9], abs=1e-4)
+    done = call("profile", narrow, f"{sparse[1]}@bf16", "--data", photos, "--resize", "32", "--repeats", "3", "--json")
+    networks = json.loads(done.stdout)["networks"]
+    assert networks[1]["nonzero"] < 0.2 * networks[1]["parameters"]
+    assert {"mean_cosine", "neighbours_kept"} <= networks[1]["drift"].keys()
+    assert networks[0]["n"] == networks[1]["n"] == networks[1]["difference"]["n"] == 4
+    (folder,) = Path("experiments/profile").iterdir()
+    rows = list(csv.DictReader((folder / "profile.csv").read_text().splitlines()))
+    assert [row["spec"] for row in rows] == [narrow, f"{sparse[1]}@bf16"]
+    with Image.open(folder / "pareto.png") as figure:
+        assert figure.size[0] > 500
+
+
+def test_a_pruned_network_is_the_same_in_a_fresh_process_without_pickle(photos):
+    pruned = ("prune", "resnet18", "--weights", "random", "--macs", "0.6", "--calibrate", "8", "--by", "activation")
+    (directory,) = call(*pruned, "--data", photos, "--resize", "64").stdout.split()
+    code = f"""
+import pickle, torch, torchvision
+def refuse(*_, **__): raise AssertionError("pickle")
+pickle.load = pickle.loads = pickle.Unpickler = torch.load = refuse
+from featkit.backbones import load_backbone
+print(load_backbone({directory!r}).build()(torch.ones(1, 3, 64, 64)).sum().item())
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    import torch
+
+    expected = load_backbone(directory).build()(torch.ones(1, 3, 64, 64)).sum().item()
+    assert float(done.stdout or "nan") == pytest.approx(expected, rel=1e-5), done.stderr
+
+
+def test_quantize_leaves_a_backbone_that_profile_takes(photos):
+    done = call("quantize", "resnet18", *FAST[:2], "--data", photos, "--resize", "32", "--keep-worst", "1")
+    directory = done.stdout.splitlines()[-1]
+    assert "calibrated on 17 images, which is few" in done.stderr
+    assert "float32" in done.stdout
+    facts = json.loads(Path(directory, "quantize.json").read_text())
+    assert (facts["method"], facts["images"], len(facts["keep"]), len(facts["layers"])) == ("minmax", 17, 1, 20)
+    table = call("profile", directory, "--repeats", "3").stdout
+    assert "times on one thread, medians of 3 repeats" in table
+    assert directory in table
+    assert "eight bits already" in refused("quantize", directory, "--data", photos)
+    assert "prune first, then quantize" in refused("prune", directory, "--macs", "0.5")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--macs", "1.5"), "macs 1.5 is no share"),
+        (("--sparsity", "-0.5"), "sparsity -0.5 is no share"),
+        (("--sparsity", "1"), "leaves none of"),
+        (("--macs", "0.01"), "cannot be reached"),
+        ((), "give --sparsity, or else --macs"),
+        (("--macs", "0.5", "--sparsity", "0.5"), "give --sparsity, or else --macs"),
+    ],
+)
+def test_a_goal_that_cannot_be_reached_is_one_line(arguments, said):
+    assert said in refused("prune", "resnet18", "--weights", "random", *arguments)
+
+
+@pytest.mark.parametrize(
+    ("specs", "said"),
+    [
+        (("resnet18@fp8",), "unknown precision 'fp8'"),
+        (("resnet18@int8",), "int8: give --data"),
+        (("resnet19",), "unknown backbone 'resnet19'"),
+        (("resnet18", "resnet18"), "named twice"),
+        (("./gone",), "is not there"),
+    ],
+)
+def test_a_network_that_cannot_be_profiled_is_one_line(specs, said, monkeypatch, tmp_path):
+    import torch
+    from torchvision.models import resnet18
+
+    torch.save(resnet18().state_dict(), tmp_path / "resnet18.pth")
+    monkeypatch.setenv("FEATKIT_WEIGHTS", str(tmp_path))
+    assert said in refused("profile", *specs)
+
+
+def test_quantize_without_train_images_is_one_line(photos):
+    arguments = ("quantize", "resnet18", *FAST[:2], "--data", photos)
+    assert "unknown layer with weights 'layer9'" in refused(*arguments, "--resize", "32", "--keep-fp32", "layer9")

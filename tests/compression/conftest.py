@@ -1,0 +1,48 @@
+"""Small networks and heads that the tests of this room share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from featkit.backbones.base import Backbone, Preprocess
+from featkit.backbones.layers import frozen
+from featkit.backbones.states import seeded
+
+
+@pytest.fixture
+def tiny() -> Backbone:
+    """A network of two convolutions, from 16 x 16 pixels to 8 numbers."""
+
+    def build() -> nn.Module:
+        with seeded(0):
+            layers = [nn.Conv2d(3, 8, 3, stride=2), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1)]
+            return frozen(nn.Sequential(*layers, nn.Flatten()))
+
+    return Backbone("tiny", "random", "random:0", "5", "avg", Preprocess(resize=16, crop=(16, 16)), build)
+
+
+@pytest.fixture
+def blobs() -> Callable[..., tuple[np.ndarray, np.ndarray]]:
+    """Makes vectors of k classes that are mostly told apart, and labels that are not 0..k-1."""
+
+    def make(k: int = 4, n: int = 60, d: int = 8) -> tuple[np.ndarray, np.ndarray]:
+        y = np.arange(n) % k
+        x = np.random.default_rng(0).normal(size=(n, d)) + 2 * np.eye(d)[y]
+        x[0] = 0
+        return x.astype(np.float32), 3 * y + 1
+
+    return make
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    """Keep these small products from waiting for other threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

@@ -1,0 +1,179 @@
+"""Classifiers as files, and files that are refused."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from copy import deepcopy
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+from featkit.backbones.base import Quantized
+from featkit.backbones.engines import open_engine
+from featkit.backbones.int8 import quantize
+from featkit.backbones.weights import digest_file
+from featkit.compression import export as module
+from featkit.compression.export import Classifier, export
+from featkit.compression.exported import load_exported, stamp
+from featkit.compression.modules import scores_module
+from featkit.embeddings.pipeline import Compute
+from featkit.embeddings.recipe import Recipe
+from featkit.errors import HeadError, RunError, SpecError, StorageError, WeightsError
+from featkit.evaluation import Temperature
+from featkit.heads import make_head
+
+RECIPE = Recipe(*["x"] * 8, {}, "fp32")
+
+
+@pytest.fixture
+def classifier(tiny, colours):
+    return fitted(tiny, colours, "fp32")
+
+
+def fitted(backbone, colours, precision):
+    images = colours(24)
+    pixels = np.stack([backbone.preprocess(images.load(row)) for row in range(len(images))])
+    head = make_head("linear").fit(open_engine(backbone, precision=precision)(pixels), images.labels)
+    return Classifier(backbone, precision, head, "linear", images.classes, Temperature(1.5, 1e-4), 0.1, RECIPE)
+
+
+@pytest.fixture(scope="module")
+def once():
+    """What is too slow to be made for each test."""
+    return {}
+
+
+@pytest.fixture
+def exported(classifier, colours, tmp_path, once):
+    """Return an exported file that a test may change."""
+    path = tmp_path / "model.onnx"
+    if not once:
+        export(classifier, path, colours(8, seed=1))
+        once["bytes"] = path.read_bytes()
+    path.write_bytes(once["bytes"])
+    return path
+
+
+def test_an_exported_file_answers_as_the_original_does(classifier, colours, tmp_path):
+    found = export(classifier, tmp_path / "model.onnx", colours(8, seed=1))
+    assert (found.n, found.differing) == (8, 0)
+    assert found.largest < 1e-5
+    assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]
+
+
+def test_a_file_says_all_that_is_needed_to_use_it(exported, classifier):
+    about = load_exported(exported).about
+    assert about == replace(classifier.about(), recipe=json.loads(RECIPE.to_json()))
+
+
+def test_onnxruntime_alone_runs_it_in_a_process_without_pickle_or_torch(exported, classifier, colours, tmp_path):
+    images = colours(8, seed=1)
+    np.save(tmp_path / "pixels.npy", np.stack([images.load(row) for row in range(8)]))
+    code = f"""
+import pickle, sys
+def refuse(*_, **__): raise AssertionError("pickle")
+pickle.load = pickle.loads = refuse
+import numpy, onnxruntime
+session = onnxruntime.InferenceSession({str(exported)!r})
+pixels = numpy.load({str(tmp_path / "pixels.npy")!r}).transpose(0, 3, 1, 2).astype("float32") / 255
+scores = session.run(None, {{"images": pixels}})[0]
+assert "torch" not in sys.modules
+print(scores.argmax(1).tolist())
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    pixels = np.stack([images.load(row) for row in range(8)])
+    expected = classifier.scores(open_engine(classifier.backbone)(pixels)).argmax(axis=1)
+    assert done.stdout.strip() == str(expected.tolist()), done.stderr
+
+
+def test_an_int8_network_is_exported_with_its_head(tiny, colours, tmp_path):
+    images = colours(24)
+    quantize(tiny, [images.load(row) for row in range(24)], tmp_path / "int8.onnx")
+    backbone = replace(tiny, quantized=Quantized(tmp_path / "int8.onnx", digest_file(tmp_path / "int8.onnx")))
+    found = export(fitted(backbone, colours, "int8"), tmp_path / "model.onnx", colours(8, seed=1))
+    assert (found.n, found.differing) == (8, 0)
+    with pytest.raises(SpecError, match="use --format onnx"):
+        export(fitted(backbone, colours, "int8"), tmp_path / "model.pt2", images, to="torch")
+    assert not (tmp_path / "model.pt2").exists()
+
+
+def test_torch_runs_an_exported_program(classifier, colours, tmp_path):
+    found = export(classifier, tmp_path / "model.pt2", colours(8, seed=1), to="torch")
+    assert (found.n, found.differing) == (8, 0)
+    assert (tmp_path / "model.pt2").is_file()
+
+
+def test_a_file_that_answers_otherwise_is_not_kept(classifier, colours, tmp_path, monkeypatch):
+    wrong = deepcopy(classifier.head)
+    wrong.coef_ = -wrong.coef_
+    monkeypatch.setattr(module, "scores_module", lambda head, temperature: scores_module(wrong, temperature))
+    with pytest.raises(SpecError, match="another class than the run does"):
+        export(classifier, tmp_path / "model.onnx", colours(8, seed=1))
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_head_that_cannot_be_expressed_leaves_nothing(classifier, colours, tmp_path):
+    with pytest.raises(HeadError, match="cannot be exported"):
+        export(replace(classifier, head="a plug-in's"), tmp_path / "model.onnx", colours(8))
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("place", [0, 100, -200, -1])
+def test_a_changed_file_is_refused(exported, place):
+    data = bytearray(exported.read_bytes())
+    data[place] ^= 1
+    exported.write_bytes(data)
+    with pytest.raises(RunError, match="changed since: export it again"):
+        load_exported(exported)
+
+
+def test_a_foreign_or_missing_or_empty_file_is_refused(tmp_path):
+    onnx.save(onnx.ModelProto(ir_version=10), tmp_path / "foreign.onnx")
+    (tmp_path / "empty.onnx").write_bytes(b"")
+    for name in ("foreign.onnx", "empty.onnx"):
+        with pytest.raises(RunError, match="no file that featkit exported"):
+            load_exported(tmp_path / name)
+    with pytest.raises(RunError, match="cannot be read"):
+        load_exported(tmp_path / "gone.onnx")
+
+
+def sealed(path: Path, model: onnx.ModelProto, classifier: Classifier) -> Path:
+    """Write a model with a seal that fits, as someone could who has read featkit."""
+    path.write_bytes(stamp(model.SerializeToString(), classifier.about()))
+    return path
+
+
+@pytest.mark.parametrize("where", ["../secret", "/etc/passwd", "beside.bin"])
+def test_weights_in_another_file_are_refused(exported, classifier, where):
+    model = onnx.load(exported)
+    del model.metadata_props[:]
+    tensor = model.graph.initializer[0]
+    tensor.data_location = onnx.TensorProto.EXTERNAL
+    tensor.external_data.add(key="location", value=where)
+    with pytest.raises(WeightsError, match=f"another file.*{where}"):
+        load_exported(sealed(exported, model, classifier))
+
+
+def test_an_operator_that_the_runtime_lacks_is_named(exported, classifier):
+    model = onnx.load(exported)
+    del model.metadata_props[:]
+    model.graph.node[0].op_type = "Teleport"
+    with pytest.raises(RunError, match=r"cannot be run.*Teleport"):
+        load_exported(sealed(exported, model, classifier))
+
+
+def test_a_format_or_a_folder_that_is_not_there_is_named(classifier, colours, tmp_path):
+    with pytest.raises(SpecError, match="unknown format 'tflite'"):
+        export(classifier, tmp_path / "model.tflite", colours(8), to="tflite")
+    with pytest.raises(StorageError, match="choose another --out"):
+        export(classifier, tmp_path / "gone" / "model.onnx", colours(8))
+
+
+def test_the_check_takes_the_compute_that_is_asked_for(classifier, colours, tmp_path):
+    found = export(classifier, tmp_path / "model.onnx", colours(8, seed=1), compute=Compute(workers=1, batch_size=3))
+    assert found.n == 8

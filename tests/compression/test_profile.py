@@ -1,0 +1,70 @@
+"""What a network costs."""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from featkit.backbones import load_backbone
+from featkit.backbones.engines import open_engine
+from featkit.compression.profile import count_macs, measure_size, open_any, peak_memory, time_engines
+from featkit.embeddings.request import Request
+from featkit.errors import SpecError
+
+
+def test_macs_are_those_of_the_formula():
+    """A convolution: output pixels x kernel x channels in x channels out; a linear layer: in x out."""
+    network = nn.Sequential(nn.Conv2d(3, 5, 3, stride=2, padding=1), nn.Flatten(), nn.Linear(5 * 4 * 4, 7))
+    assert count_macs(network, (8, 8)) == 4 * 4 * 9 * 3 * 5 + 80 * 7
+
+
+def test_macs_of_resnet18_are_the_published_ones():
+    """1.814 GMACs with the classifier, which has half a million."""
+    network = load_backbone("resnet18", weights="random").build()
+    assert count_macs(network, (224, 224)) == pytest.approx(1.814e9, rel=1e-3)
+
+
+def test_a_size_counts_zeros_and_depends_on_the_precision(tiny):
+    size = measure_size(tiny, "fp32")
+    assert size.parameters == size.nonzero == 3 * 8 * 9 + 8 + 8 * 8 * 9 + 8
+    assert (size.bytes, measure_size(tiny, "bf16").bytes) == (4 * size.parameters, 2 * size.parameters)
+    with pytest.raises(SpecError, match="give --data"):
+        measure_size(tiny, "int8")
+
+
+def test_torch_by_itself_gives_the_same_vectors(tiny):
+    pixels = np.random.default_rng(0).integers(0, 256, (3, 16, 16, 3), dtype=np.uint8)
+    np.testing.assert_allclose(open_any(tiny, "torch")(pixels), open_engine(tiny)(pixels), rtol=1e-5, atol=1e-6)
+
+
+def test_networks_are_timed_in_turn_and_the_slower_is_slower():
+    calls = []
+
+    def engine(name, seconds):
+        def run(pixels):
+            calls.append((name, len(pixels), torch.get_num_threads()))
+            time.sleep(seconds)
+            return pixels
+
+        return run
+
+    fast, slow = time_engines([(engine("a", 0.001), (4, 4)), (engine("b", 0.01), (4, 4))], repeats=3, warm_up=1)
+    assert [name for name, _, _ in calls] == ["a", "b"] * 6
+    assert [size for _, size, _ in calls] == [1] * 8 + [32] * 4
+    assert {threads for *_, threads in calls} == {1}
+    assert fast.median_ms < slow.median_ms <= slow.p95_ms
+    assert fast.images_per_s > slow.images_per_s
+
+
+def test_peak_memory_is_that_of_a_process_with_torch_in_it():
+    request = Request(data="", backbone="resnet18", weights="random", resize="32")
+    assert 100 < peak_memory(request, None, "fp32") < 3000
+
+
+def test_a_process_that_fails_says_why():
+    with pytest.raises(SpecError, match=r"memory of resnet18@fp32 cannot be measured.*gone\.pth"):
+        peak_memory(Request(data="", backbone="resnet18", weights="gone.pth"), None, "fp32")

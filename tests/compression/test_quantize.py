@@ -1,0 +1,169 @@
+"""Networks in eight bits as directories, and which layers lose most."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from featkit.backbones import load_backbone
+from featkit.backbones.engines import open_engine
+from featkit.backbones.int8 import Scheme
+from featkit.backbones.saved_int8 import INT8_CARD, INT8_FILE
+from featkit.compression.quantize import Wish, layer_noise, quantize
+from featkit.embeddings.extract import run_extractions
+from featkit.embeddings.pipeline import Compute
+from featkit.embeddings.request import Request
+from featkit.errors import SpecError, WeightsError
+
+COMPUTE = Compute(workers=1)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """What ``quantize`` gives for three colours: the directory and the values."""
+    from PIL import Image
+
+    root = tmp_path_factory.mktemp("quantized")
+    rng = np.random.default_rng(0)
+    for name in ("a", "b"):
+        (root / "photos" / name).mkdir(parents=True)
+        for number in range(6):
+            pixels = rng.integers(0, 256, (20, 24, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(root / "photos" / name / f"{number}.png")
+    request = Request(data=str(root / "photos"), backbone="resnet18", weights="random", resize="32")
+    directory = root / "int8"
+    directory.mkdir()
+    found = quantize(request, Wish(Scheme(keep=("layer4.1",)), keep_worst=1), directory / INT8_FILE, COMPUTE)
+    (directory / INT8_CARD).write_text(found.card.to_json())
+    return directory, found, request
+
+
+def test_what_it_leaves_is_a_backbone_near_to_the_float_one(made):
+    directory, found, request = made
+    backbone, exact = load_backbone(str(directory)), request.load_backbone()
+    pixels = np.random.default_rng(1).integers(0, 256, (4, 32, 32, 3), dtype=np.uint8)
+    a, b = open_engine(backbone, precision="int8")(pixels), open_engine(exact)(pixels)
+    cosines = (a * b).sum(1) / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1)
+    assert (cosines > 0.98).all()
+    assert backbone.name == found.card.name
+    assert "in eight bits" in backbone.weights
+
+
+def test_the_worst_layer_and_those_that_are_named_stay_in_float32(made):
+    import onnx
+
+    _, found, _ = made
+    worst = min(found.noise, key=lambda each: each[1])[0]
+    assert found.scheme.keep == ("layer4.1", worst)
+    kept = {each.name for each in onnx.load(made[0] / INT8_FILE).graph.initializer if each.data_type == 1}
+    assert {"network.layer4.1.conv1.weight", "network.layer4.1.conv2.weight", f"network.{worst}.weight"} <= kept
+    assert "network.layer3.0.conv1.weight" not in kept
+
+
+def test_it_goes_wherever_a_backbone_goes(made, tmp_path):
+    directory, found, request = made
+    asked = Request(data=request.data, backbone=str(directory))
+    (done,) = run_extractions([asked], asked.load_images(), tmp_path, COMPUTE)
+    assert (done.precision, done.weights, done.embedded) == ("int8", found.card.label, 12)
+    (again,) = run_extractions([asked], asked.load_images(), tmp_path, COMPUTE)
+    assert again.hit
+
+
+def test_reloaded_in_a_fresh_process_without_pickle_it_gives_the_same(made, tmp_path):
+    directory, *_ = made
+    pixels = np.random.default_rng(2).integers(0, 256, (2, 32, 32, 3), dtype=np.uint8)
+    np.save(tmp_path / "pixels.npy", pixels)
+    code = f"""
+import pickle
+def refuse(*_, **__): raise AssertionError("pickle")
+pickle.load = pickle.loads = refuse
+import sys
+from featkit.backbones import load_backbone
+backbone = load_backbone({str(directory)!r})
+assert not {{"torch", "onnx"}} & sys.modules.keys()
+import numpy
+from featkit.backbones.engines import open_engine
+vectors = open_engine(backbone, precision="int8")(numpy.load({str(tmp_path / "pixels.npy")!r}))
+numpy.save({str(tmp_path / "vectors.npy")!r}, vectors)
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+    here = open_engine(load_backbone(str(directory)), precision="int8")(pixels)
+    np.testing.assert_array_equal(np.load(tmp_path / "vectors.npy"), here)
+
+
+def test_what_it_cannot_do_is_said(made):
+    directory, *_ = map(str, made[:1])
+    with pytest.raises(SpecError, match="leave out --precision fp32"):
+        Request(backbone=directory, precision="fp32").on("cpu")
+    with pytest.raises(SpecError, match="leave out --resize"):
+        load_backbone(directory, resize="40")
+    with pytest.raises(SpecError, match="leave out --weights"):
+        load_backbone(directory, layer="layer3")
+    with pytest.raises(SpecError, match="use --precision int8"):
+        load_backbone(directory).build()
+    with pytest.raises(SpecError, match="eight bits already"):
+        quantize(Request(backbone=directory), Wish(), Path("never.onnx"), COMPUTE)
+
+
+def test_a_damaged_card_or_another_network_is_refused(made, tmp_path):
+    directory, *_ = made
+    (tmp_path / INT8_CARD).write_text("{")
+    with pytest.raises(WeightsError, match="is damaged"):
+        load_backbone(str(tmp_path))
+    (tmp_path / INT8_CARD).write_text((directory / INT8_CARD).read_text())
+    (tmp_path / INT8_FILE).write_bytes((directory / INT8_FILE).read_bytes()[:-1])
+    with pytest.raises(WeightsError, match="is not the int8 network"):
+        open_engine(load_backbone(str(tmp_path)), precision="int8")
+
+
+def test_a_layer_that_is_not_there_is_named(made, tmp_path):
+    *_, request = made
+    with pytest.raises(SpecError, match=r"unknown layer with weights 'layer9'.*layer4\.1\.conv2"):
+        quantize(request, Wish(Scheme(keep=("layer9",))), tmp_path / "network.onnx", COMPUTE)
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_layer_whose_weights_differ_most_within_a_channel_loses_most(tiny):
+    """One weight a thousand times the others leaves these a few of 255 steps."""
+    from dataclasses import replace
+
+    def build():
+        network = tiny.build()
+        network[2].weight[:, 0, 0, 0] = 1000 * network[2].weight.abs().max()
+        return network
+
+    pixels = list(np.random.default_rng(0).integers(0, 256, (4, 16, 16, 3), dtype=np.uint8))
+    before, after = dict(layer_noise(tiny, pixels)), dict(layer_noise(replace(tiny, build=build), pixels))
+    assert before.keys() == after.keys() == {"0", "2"}
+    assert all(20 < noise < 80 for noise in before.values())
+
+
+@pytest.mark.parametrize("method", ["entropy", "percentile", "dynamic"])
+def test_other_ways_to_calibrate_are_near_too(tiny, tmp_path, method, capsys):
+    from dataclasses import replace
+
+    from featkit.backbones.base import Quantized
+    from featkit.backbones.int8 import quantize as write
+    from featkit.backbones.weights import digest_file
+
+    pixels = np.random.default_rng(0).integers(0, 256, (8, 16, 16, 3), dtype=np.uint8)
+    path = tmp_path / "network.onnx"
+    write(tiny, list(pixels), path, Scheme(method))
+    quantized = replace(tiny, quantized=Quantized(path, digest_file(path)))
+    a, b = open_engine(tiny)(pixels), open_engine(quantized, precision="int8")(pixels)
+    assert ((a * b).sum(1) / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1) > 0.99).all()
+    assert not np.array_equal(a, b)
+    assert capsys.readouterr().out == ""
+
+
+def test_the_card_survives_its_json(made):
+    from featkit.backbones.saved_int8 import Int8Card
+
+    card = made[1].card
+    assert Int8Card.from_json(card.to_json()) == card
+    assert json.loads(card.to_json())["macs"] > 1e7
