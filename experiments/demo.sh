@@ -14,4 +14,6 @@ say featkit compare experiments/demo/digits/*/
 say featkit ablate --data digits --backbone resnet18 --out experiments/demo
 say featkit longtail --data digits --weights random --if 10 --balance none --balance logit_adjust --out experiments/demo
 say featkit robustness --data digits --weights random --family fog --family jpeg --level medium --out experiments/demo
-printf '\nrun directories: experiments/demo/digits/, table and heat map: experiments/demo/ablate/\n'
+say featkit finetune --data digits --mode scratch --backbone resnet18:stem=small --resize 16 --epochs 7 --lr 0.05 \
+  --out experiments/demo
+printf '\nrun directories: experiments/demo/digits/, a page to open: experiments/demo/*/*/report.html\n'

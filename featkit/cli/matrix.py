@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -223,7 +224,10 @@ def _heat_map(matrix: Matrix) -> Any:
 def _row_names(cells: Sequence[Cell]) -> tuple[list[str], str]:
     """Return each cell's row in the heat map, made of what varies, and what does not, for the title."""
     axes = ("data", "backbone", "weights", "layer", "precision", "subset", "train_perturb", "balance", "tune")
-    parts = [[_written(cell, axis) for axis in axes] for cell in cells]
+    # A cell that was skipped does not know what its images are called.
+    names = {cell.values["data"]: cell.data for cell in cells if cell.data}
+    named = [replace(cell, data=names.get(cell.values["data"], "")) for cell in cells]
+    parts = [[_written(cell, axis) for axis in axes] for cell in named]
     varying = [len(set(column)) > 1 for column in zip(*parts, strict=True)]
     same = " ".join(name for name, varies in zip(parts[0], varying, strict=True) if name and not varies)
     rows = [" ".join(name for name, varies in zip(part, varying, strict=True) if name and varies) for part in parts]
