@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from featkit.cli.options import (
+    cache_option,
     compute_options,
     data_options,
     given_request,
@@ -20,11 +22,18 @@ from featkit.cli.options import (
     stack,
 )
 
+if TYPE_CHECKING:
+    from torch import nn
+
+    from featkit.compression.prune import Recover
+    from featkit.embeddings.request import Request
+
 EPILOG = """\b
 Examples:
   featkit prune resnet18 --macs 0.5
   featkit prune resnet18 --macs 0.5 --by activation --calibrate 512 --data photos
   featkit prune resnet50 --sparsity 0.5 --sparsity 0.8 --sparsity 0.9
+  featkit prune resnet18 --macs 0.5 --data photos --epochs 5
 
 \b
 What it leaves is a backbone again:
@@ -58,10 +67,18 @@ What it leaves is a backbone again:
     metavar="N",
     help="Take the BatchNorms' means and variances anew from N train images. [leave them]",
 )
+@click.option(
+    "--epochs",
+    type=click.IntRange(min=0),
+    default=0,
+    help="Train all of what is left for so many epochs after each step, on labelled images. [0]",
+)
+@click.option("--lr", type=click.FloatRange(min=0), default=0.005, show_default=True, help="Of that training.")
 @click.option("--weights", metavar="WHICH", help="imagenet, random[:SEED] or a FILE, as for `featkit extract`.")
 @data_options
 @stack(*size_options)
 @compute_options
+@cache_option
 @out_option
 def prune(spec: str, out: Path, **options: Any) -> None:
     """Make a network smaller: fewer channels, or zeros among its weights.
@@ -78,10 +95,12 @@ def prune(spec: str, out: Path, **options: Any) -> None:
     given = {name: value for name, value in given_request(options).items() if value is not None}
     request = Request(**{**given, "backbone": spec})
     chosen = {name: options[name] for name in ("sparsity", "macs", "by", "calibrate")}
-    needed = options["calibrate"] or (options["macs"] is not None and options["by"] == "activation")
+    needed = options["calibrate"] or options["epochs"] or (options["macs"] and options["by"] == "activation")
     if needed and "data" not in given:
-        raise click.UsageError("--calibrate and --by activation look at train images: give --data")
-    for pruned in make_smaller(request, Goal(**chosen, seed=request.seed), make_compute(options)):
+        raise click.UsageError("--calibrate, --epochs and --by activation look at train images: give --data")
+    trained = f"then {options['epochs']} epochs at {options['lr']:g}" if options["epochs"] else ""
+    goal = Goal(**chosen, seed=request.seed, recovery=trained)
+    for pruned in make_smaller(request, goal, make_compute(options), _recovery(request, options)):
         facts, blueprint = pruned.facts, pruned.blueprint
         directory = out / "prune" / safe_name(blueprint.name)
         network = partial(save_network, pruned.module, blueprint)
@@ -91,3 +110,20 @@ def prune(spec: str, out: Path, **options: Any) -> None:
             f"zero, {facts['macs'] / 1e9:.2f} of {facts['macs_before'] / 1e9:.2f} GMACs"
         )
         click.echo(directory)
+
+
+def _recovery(request: Request, options: Mapping[str, Any]) -> Recover | None:
+    """Return what trains a pruned network, if anything does."""
+    if not options["epochs"]:
+        return None
+    from featkit.cli.training import training_compute, watched
+    from featkit.studies.recover import recovery
+    from featkit.training.settings import Settings
+
+    def recover(module: nn.Module) -> nn.Module:
+        compute = training_compute(options)
+        settings = Settings(epochs=options["epochs"], lr=options["lr"], seed=request.seed)
+        with watched(options["epochs"], note, bar=compute.progress) as watch:
+            return recovery(request, settings, options["cache"], compute, watch)(module)
+
+    return recover

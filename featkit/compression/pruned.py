@@ -42,6 +42,7 @@ class Goal:
         by: what tells which channels matter: ``magnitude`` or ``activation``.
         calibrate: train images to take the BatchNorms' means and variances from anew; 0 to leave them.
         seed: chooses these images, and those for ``activation``.
+        recovery: what ``recover`` does, for people; part of the network's name.
     """
 
     sparsity: tuple[float, ...] = ()
@@ -49,6 +50,7 @@ class Goal:
     by: str = "magnitude"
     calibrate: int = 0
     seed: int = 0
+    recovery: str = ""
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,7 @@ def prune(
         raise SpecError("prune either weights or channels: give --sparsity, or else --macs")
     backbone = request.load_backbone()
     batches = _Batches(request, backbone, goal, compute or Compute())
-    module = backbone.build()
+    module, after = backbone.build(), f", {goal.recovery}" if goal.recovery else ""
     steps = [replace(goal, sparsity=(share,)) for share in goal.sparsity] or [goal]
     for place, step in enumerate(steps):
         name = f"pruned-{digest([backbone.digest, repr(steps[: place + 1]), batches.digest])[:8]}"
@@ -94,7 +96,7 @@ def prune(
             module, widths, what = narrowed.module, dict(narrowed.widths), f"{100 * step.macs:g} % of MACs"
             module = recover(module) if recover else module
         module = reestimate_norms(module, batches.all()) if goal.calibrate else module
-        yield Pruned(module, _blueprint(request, backbone, name, what, widths), _facts(module, backbone, step))
+        yield Pruned(module, _blueprint(request, backbone, name, what + after, widths), _facts(module, backbone, step))
 
 
 def _blueprint(request: Request, backbone: Backbone, name: str, what: str, widths: Mapping[str, int]) -> Blueprint:
@@ -110,7 +112,13 @@ def _facts(module: nn.Module, backbone: Backbone, goal: Goal) -> dict[str, Any]:
     zeros, total = sum(int((each == 0).sum()) for each in weights), sum(each.numel() for each in weights)
     return {
         "from": backbone.name,
-        "goal": {"sparsity": list(goal.sparsity), "macs": goal.macs, "by": goal.by, "calibrate": goal.calibrate},
+        "goal": {
+            "sparsity": list(goal.sparsity),
+            "macs": goal.macs,
+            "by": goal.by,
+            "calibrate": goal.calibrate,
+            "recovery": goal.recovery,
+        },
         "parameters": sum(each.numel() for each in module.parameters()),
         "sparsity": zeros / total,
         "macs": count_macs(module, backbone.preprocess.crop),

@@ -89,6 +89,19 @@ def test_prune_leaves_backbones_that_profile_compares(photos):
         assert figure.size[0] > 500
 
 
+def test_a_pruned_network_is_trained_on_and_keeps_its_zeros(photos):
+    pruned = ("prune", "resnet18:stem=small", "--weights", "random", "--sparsity", "0.5", "--data", photos)
+    (plain,) = call(*pruned, "--resize", "16").stdout.split()
+    done = call(*pruned, "--resize", "16", "--epochs", "1")
+    (trained,) = done.stdout.split()
+    assert "epoch 1/1" in done.stderr
+    assert json.loads(Path(trained, "prune.json").read_text())["sparsity"] == pytest.approx(0.5, abs=1e-4)
+    one, other = (load_backbone(each).build().state_dict() for each in (plain, trained))
+    zero = {name for name, value in one.items() if "conv" in name and ((value == 0) != (other[name] == 0)).any()}
+    assert not zero
+    assert any((one[name] != other[name]).any() for name in one)
+
+
 def test_a_pruned_network_is_the_same_in_a_fresh_process_without_pickle(photos):
     pruned = ("prune", "resnet18", "--weights", "random", "--macs", "0.6", "--calibrate", "8", "--by", "activation")
     (directory,) = call(*pruned, "--data", photos, "--resize", "64").stdout.split()
