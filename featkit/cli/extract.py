@@ -91,7 +91,8 @@ def _stored(done: Extraction) -> str:
 
     entry = describe(done.path)
     plain = size(4 * entry.rows * entry.width)
-    return f"{size(entry.size)} on disk for {plain} of float32; rounding: {entry.rounding:.1e} of the largest number"
+    error = f"at most {entry.rounding:.1e} of the largest number"
+    return f"{size(entry.size)} on disk for {plain} of float32; rounding: {error}"
 
 
 def _summary(done: Extraction) -> str:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -44,3 +46,24 @@ def read_places(places: Sequence[Place]) -> NDArray[np.float32]:
         with open_file(path) as file:
             vectors.update(zip(((path, row) for row in rows), float32(file["embeddings"][rows]), strict=True))
     return np.stack([vectors[place] for place in places])
+
+
+@contextmanager
+def open_rows(path: Path) -> Iterator[Callable[[NDArray[np.int64]], NDArray[np.floating[Any]]]]:
+    """Open a file to read rows of it one by one, in the type in which they are stored.
+
+    Gives a function from rows ``(b,)``, in any order, to vectors ``(b, d)``. For files larger than memory; it is to be
+    called from one thread at a time.
+
+    Raises:
+        CacheError: as ``open_file`` does.
+    """
+    with open_file(path) as file:
+        stored = file["embeddings"]
+
+        def read_rows(rows: NDArray[np.int64]) -> NDArray[np.floating[Any]]:
+            wanted, places = np.unique(rows, return_inverse=True)
+            vectors: NDArray[np.floating[Any]] = stored[wanted]
+            return vectors[places]
+
+        yield read_rows

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import os
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,7 +58,7 @@ class Header:
 
 @dataclass(frozen=True)
 class Entry:
-    """One file in a listing; ``rounding`` is the largest error of a stored number, as a share of the largest number."""
+    """One file in a listing; ``rounding`` bounds the error of a stored number, as a share of the largest number."""
 
     path: Path
     rows: int
@@ -135,7 +135,7 @@ def _write_block(file: Any, rows: NDArray[np.int64], vectors: NDArray[np.float32
     where = slice(int(rows[0]), int(rows[-1]) + 1) if whole else rows
     file["embeddings"][where] = stored
     file["checksums"][where] = row_checksums(stored)
-    file.attrs["rounding"] = max(file.attrs["rounding"], _rounding(vectors, stored))
+    file.attrs["rounding"] = max(file.attrs["rounding"], _rounding(stored))
     file["valid"][where] = True
     file.flush()
 
@@ -147,10 +147,10 @@ def _create(file: Any, width: int, dtype: str, filters: Mapping[str, Any]) -> No
     file.attrs["rounding"] = 0.0
 
 
-def _rounding(vectors: NDArray[np.float32], stored: NDArray[np.floating[Any]]) -> float:
-    """Return the largest error of a stored number, as a share of the largest number."""
-    largest = float(np.abs(vectors).max(initial=0))
-    return float(np.abs(vectors - stored).max(initial=0)) / largest if largest else 0.0
+def _rounding(stored: NDArray[np.floating[Any]]) -> float:
+    """Return the largest error that float16 may have made, as a share of the largest number; 0 for float32."""
+    largest = np.abs(stored).max(initial=0)
+    return float(np.spacing(largest) / 2 / largest) if stored.dtype == np.float16 and largest else 0.0
 
 
 def row_checksums(vectors: NDArray[np.floating[Any]]) -> NDArray[np.uint32]:
@@ -181,27 +181,6 @@ def read(path: Path, recipe: Recipe | None = None) -> Embeddings:
 def float32(stored: Any) -> NDArray[np.float32]:
     """Return stored numbers as float32."""
     return np.asarray(stored, dtype=np.float32)
-
-
-@contextmanager
-def open_rows(path: Path) -> Iterator[Callable[[NDArray[np.int64]], NDArray[np.floating[Any]]]]:
-    """Open a file to read rows of it one by one, in the type in which they are stored.
-
-    Gives a function from rows ``(b,)``, in any order, to vectors ``(b, d)``. For files larger than memory; it is to be
-    called from one thread at a time.
-
-    Raises:
-        CacheError: as ``open_file`` does.
-    """
-    with open_file(path) as file:
-        stored = file["embeddings"]
-
-        def read_rows(rows: NDArray[np.int64]) -> NDArray[np.floating[Any]]:
-            wanted, places = np.unique(rows, return_inverse=True)
-            vectors: NDArray[np.floating[Any]] = stored[wanted]
-            return vectors[places]
-
-        yield read_rows
 
 
 def _check_recipe(path: Path, file: Any, recipe: Recipe | None) -> Recipe:

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from featkit.backbones.base import Preprocess
 from featkit.backbones.engines import Engine, one_thread_each
+from featkit.embeddings.lookup import open_rows
 from featkit.embeddings.pipeline import cores, in_threads
-from featkit.embeddings.store import open_rows
 from featkit.images.augment import view
 from featkit.images.base import ImageSet, Pixels
 from featkit.images.perturb import image_rng

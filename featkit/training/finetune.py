@@ -13,13 +13,14 @@ from torch import Tensor, nn
 
 from featkit.backbones.engines import pick_device
 from featkit.embeddings.pipeline import Compute
+from featkit.errors import SpecError
 from featkit.training.distributed import Group
 from featkit.training.feeds import Batch, Feed, Inputs, in_order, resampled, shuffled
 from featkit.training.history import Epoch
 from featkit.training.inputs import inputs_for
 from featkit.training.loop import Loss, Task, train
 from featkit.training.losses import CrossEntropy
-from featkit.training.network import Classifier, make_classifier
+from featkit.training.network import Classifier, has_statistics, make_classifier
 from featkit.training.prepare import Prepared
 
 
@@ -87,10 +88,19 @@ def finetune(prepared: Prepared, how: How) -> Trained:
 
 
 def begin(prepared: Prepared) -> Classifier:
-    """Return the network as it is before the first step."""
-    backbone = prepared.backbone
-    size = backbone.preprocess.crop
-    return make_classifier(backbone, len(prepared.images.classes), prepared.wanted.settings, size=size)
+    """Return the network as it is before the first step.
+
+    Raises:
+        SpecError: if what is to learn is unknown, or BatchNorms are to be updated that have no statistics.
+    """
+    backbone, settings = prepared.backbone, prepared.wanted.settings
+    model = make_classifier(backbone, len(prepared.images.classes), settings, size=backbone.preprocess.crop)
+    if backbone.trained and not settings.frozen_norms and not has_statistics(model.body.network):
+        raise SpecError(
+            f"the BatchNorms of {backbone.name}, {backbone.weights}, have no statistics: they were folded into scale "
+            "and shift, and normalising by batches would make it another network; give --norm frozen"
+        )
+    return model
 
 
 def run(

@@ -302,5 +302,5 @@ def test_two_processes_train_what_one_trains(tmp_path):
     run = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", program, tmp_path]
     subprocess.run(run, check=True, capture_output=True, env=environment)
     one, two = (json.loads((tmp_path / f"{size}.json").read_text()) for size in (1, 2))
-    np.testing.assert_allclose(one[0], two[0], atol=1e-5)
+    np.testing.assert_allclose(one[0], two[0], atol=2e-4)
     np.testing.assert_allclose(one[1], two[1], rtol=1e-4)
