@@ -6,9 +6,8 @@ set -eu
 for backbone in resnet18 resnet50; do
   runs=experiments/heads/$backbone
   rm -rf "$runs"
-  for head in linear svm knn mlp prototypical; do
-    featkit fit --data "$FEATKIT_TEST_DATA/caltech101" --backbone $backbone --head $head --tune --out "$runs"
-  done
+  featkit fit --data "$FEATKIT_TEST_DATA/caltech101" --backbone $backbone --tune --out "$runs" \
+    --head linear --head svm --head knn --head mlp --head prototypical
   featkit compare "$runs"/caltech101/*/ > "$runs.txt"
 done
 cat experiments/heads/*.txt

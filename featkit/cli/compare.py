@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from featkit.cli.options import json_option, table
+
+if TYPE_CHECKING:
+    from featkit.studies.compare import Compared
 
 EPILOG = """\b
 Examples:
@@ -30,6 +34,11 @@ def compare(runs: tuple[Path, ...], as_json: bool) -> None:
     if as_json:
         click.echo(to_json(compared))
         return
+    print_compared(compared)
+
+
+def print_compared(compared: Compared) -> None:
+    """Print runs, best first, and what can be said about each pair of them."""
     rows = [
         [name, f"{100 * run.top1:.1f}", f"{100 * run.interval95[0]:.1f} to {100 * run.interval95[1]:.1f}", run.n]
         for name, run in compared.runs

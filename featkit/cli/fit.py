@@ -19,12 +19,14 @@ from featkit.cli.options import (
 
 if TYPE_CHECKING:
     from featkit.embeddings.pipeline import Compute
-    from featkit.studies.run import Protocol, Run
+    from featkit.studies.run import Run
+    from featkit.studies.source import Source
 
 EPILOG = """\b
 Examples:
   featkit fit --head svm
   featkit fit --head svm --tune
+  featkit fit --head linear --head svm --head knn --head mlp --head prototypical --tune
   featkit fit --head svm:C=9,kernel=rbf --data photos --backbone resnet50
   featkit fit --head knn:k=5,metric=cosine --json
   featkit fit --head linear --tune --seeds 5 --strict
@@ -44,9 +46,9 @@ the head's options; then the head is fitted on train and val, and judged on test
 @click.option(
     "--head",
     metavar="SPEC",
-    default="linear",
-    show_default=True,
-    help="linear, svm, knn, mlp or prototypical, with options; see `featkit heads`.",
+    multiple=True,
+    help="linear, svm, knn, mlp or prototypical, with options; see `featkit heads`. Repeatable: several are compared. "
+    "[linear]",
 )
 @click.option("--tune", is_flag=True, help="Choose the head's options on val, or with --balance the correction's.")
 @click.option("--subset", metavar="SPEC", help="Fit on a part of train: longtail:if=50, kshot:k=5. [all]")
@@ -65,33 +67,49 @@ the head's options; then the head is fitted on train and val, and judged on test
 @click.option("--strict", is_flag=True, help="Refuse data of which train and test share an image.")
 @study_options
 def fit(cache: Path, out: Path, as_json: bool, **options: Any) -> None:
-    """Fit a head on vectors and judge it.
+    """Fit a head on vectors and judge it; or several, and say which differ.
 
     It is judged on test images that nothing else has seen. Leaves a run directory: card.json, results.json,
     predictions.csv, confusion.png, reliability.png and the head, enough to predict anywhere.
     """
     from featkit.heads import make_head
-    from featkit.studies.run import Protocol
 
-    make_head(options["head"])
-    given, first = given_request(options), options["seed"]
+    heads = options["head"] or ("linear",)
+    for head in heads:
+        make_head(head)
+    runs = _runs(cache, out, heads, options, show=not as_json)
+    for head in heads if options["seeds"] > 1 else ():
+        _print_seeds([run for run in runs if run.head_spec == head], out, as_json)
+    if options["seeds"] == 1:
+        _print_heads(runs, out, as_json)
+
+
+def _runs(cache: Path, out: Path, heads: tuple[str, ...], options: dict[str, Any], *, show: bool) -> list[Run]:
+    """Fit each head for each seed; the vectors of a seed are read once."""
+    from featkit.studies.run import Protocol, fit_run
+
     runs = []
     for number in range(options["seeds"]):
-        seeded = given if options["seeds"] == 1 else {**given, "seed": (first or 0) + number}
-        with _counted(make_compute(options), options["tune"]) as progress:
-            chosen = {name: options[name] for name in ("tune", "subset", "balance", "reject")}
-            protocol = Protocol(**chosen, progress=progress)
-            run = _fit(seeded, cache, options, protocol)
-        runs.append(run)
-        note(f"run: {_save(run, out)}")
-        if not as_json:
-            click.echo(run_text(run))
-    _print_seeds(runs, out, as_json)
+        given = given_request(options)
+        if options["seeds"] > 1:
+            given["seed"] = (options["seed"] or 0) + number
+        source = _open(given, cache, options)
+        for head in heads:
+            with _counted(make_compute(options), options["tune"]) as progress:
+                chosen = {name: options[name] for name in ("tune", "subset", "balance", "reject")}
+                protocol = Protocol(**chosen, progress=progress)
+                run = fit_run(source, head, seed=source.request.seed, protocol=protocol)
+            for warning in run.report.warnings:
+                note(f"warning: {warning}")
+            runs.append(run)
+            note(f"run: {_save(run, out)}")
+            if show:
+                click.echo(run_text(run))
+    return runs
 
 
-def _fit(given: dict[str, Any], cache: Path, options: dict[str, Any], protocol: Protocol) -> Run:
+def _open(given: dict[str, Any], cache: Path, options: dict[str, Any]) -> Source:
     from featkit.errors import DataError
-    from featkit.studies.run import fit_run
     from featkit.studies.source import leak_warning, open_source
 
     source = open_source(given, cache, make_compute(options))
@@ -101,10 +119,9 @@ def _fit(given: dict[str, Any], cache: Path, options: dict[str, Any], protocol: 
     shared = leak_warning(source)
     if shared and options["strict"]:
         raise DataError(f"{shared}: mend the data, or leave out --strict")
-    run = fit_run(source, options["head"], seed=source.request.seed, protocol=protocol)
-    for warning in [*([shared] if shared else []), *run.report.warnings]:
-        note(f"warning: {warning}")
-    return run
+    if shared:
+        note(f"warning: {shared}")
+    return source
 
 
 @contextmanager
@@ -122,14 +139,22 @@ def _save(run: Run, out: Path) -> Path:
     return save_run(run, out, draw_run(run))
 
 
-def _print_seeds(runs: list[Run], out: Path, as_json: bool) -> None:
-    """Print what the seeds have in common; JSON of a single run is its results.json."""
+def _print_heads(runs: list[Run], out: Path, as_json: bool) -> None:
+    """Print which heads differ; JSON of one is its results.json, of several a list of them."""
+    from featkit.cli.compare import print_compared
+    from featkit.studies.compare import compare_runs
     from featkit.studies.rundir import results
 
-    if len(runs) == 1:
-        if as_json:
-            click.echo(json.dumps(results(runs[0]), indent=2))
-        return
+    if as_json:
+        found = [results(run) for run in runs]
+        click.echo(json.dumps(found if len(runs) > 1 else found[0], indent=2))
+    elif len({run.id for run in runs}) > 1:
+        click.echo("")
+        print_compared(compare_runs([out / run.source.data / run.id for run in runs]))
+
+
+def _print_seeds(runs: list[Run], out: Path, as_json: bool) -> None:
+    """Print what the seeds of a head have in common."""
     from featkit.embeddings.recipe import digest
     from featkit.studies.publish import publish
     from featkit.studies.seeds import over_seeds
@@ -140,8 +165,9 @@ def _print_seeds(runs: list[Run], out: Path, as_json: bool) -> None:
     text = json.dumps(values, indent=2)
     publish(directory, {"results.json": text})
     low, high = (100 * end for end in found.interval95)
+    name = runs[0].head_spec
     line = f"top-1 {100 * found.mean:.2f} % ({low:.2f} to {high:.2f}), standard deviation {100 * found.deviation:.2f}"
-    click.echo(text if as_json else f"over {len(runs)} seeds: {line}")
+    click.echo(text if as_json else f"{name} over {len(runs)} seeds: {line}")
     note(f"seeds: {directory}")
 
 

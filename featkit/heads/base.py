@@ -117,14 +117,11 @@ def in_threads(function: Callable[[Item], Result], items: Sequence[Item]) -> Ite
     For work that NumPy or libsvm does outside Python's lock. Solvers that stop early do not warn.
     """
     cores = int(os.environ.get("LOKY_MAX_CPU_COUNT") or os.cpu_count() or 1)
-    with ThreadPoolExecutor(cores) as pool:
-        for start in range(0, len(items), cores):
-            # Filters of warnings and limits of BLAS belong to the process: two threads that set and restore their own
-            # would undo each other's. What is set here is what they restore.
-            with one_thread(), warnings.catch_warnings():
-                warnings.simplefilter("ignore", ConvergenceWarning)
-                results = list(pool.map(function, items[start : start + cores]))
-            yield from results
+    # Filters of warnings and limits of BLAS belong to the process: two threads that set and restore their own would
+    # undo each other's. What is set here is what they restore.
+    with one_thread(), warnings.catch_warnings(), ThreadPoolExecutor(cores) as pool:
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        yield from pool.map(function, items)
 
 
 def softmax(logits: Floats) -> NDArray[np.float64]:
