@@ -13,15 +13,18 @@ from torch import Tensor, nn
 
 from featkit.backbones.engines import pick_device
 from featkit.embeddings.pipeline import Compute
-from featkit.errors import SpecError
 from featkit.training.distributed import Group
 from featkit.training.feeds import Batch, Feed, Inputs, in_order, resampled, shuffled
 from featkit.training.history import Epoch
 from featkit.training.inputs import inputs_for
 from featkit.training.loop import Loss, Task, train
 from featkit.training.losses import CrossEntropy
-from featkit.training.network import Classifier, has_statistics, make_classifier
+from featkit.training.network import Classifier, make_classifier
+from featkit.training.norms import has_statistics, restore_statistics
 from featkit.training.prepare import Prepared
+
+_SEEN = 512
+"""Images from which BatchNorms that were folded get statistics."""
 
 
 @dataclass(frozen=True)
@@ -91,16 +94,11 @@ def begin(prepared: Prepared) -> Classifier:
     """Return the network as it is before the first step.
 
     Raises:
-        SpecError: if what is to learn is unknown, or BatchNorms are to be updated that have no statistics.
+        SpecError: if what is to learn is unknown.
     """
-    backbone, settings = prepared.backbone, prepared.wanted.settings
-    model = make_classifier(backbone, len(prepared.images.classes), settings, size=backbone.preprocess.crop)
-    if backbone.trained and not settings.frozen_norms and not has_statistics(model.body.network):
-        raise SpecError(
-            f"the BatchNorms of {backbone.name}, {backbone.weights}, have no statistics: they were folded into scale "
-            "and shift, and normalising by batches would make it another network; give --norm frozen"
-        )
-    return model
+    backbone = prepared.backbone
+    size = backbone.preprocess.crop
+    return make_classifier(backbone, len(prepared.images.classes), prepared.wanted.settings, size=size)
 
 
 def run(
@@ -124,6 +122,11 @@ def run(
     """
     settings, images, group = prepared.wanted.settings, prepared.images, how.group
     group.check(settings.batch_size)
+    if prepared.backbone.trained and not settings.frozen_norms and not has_statistics(model.body.network):
+        how.watch.note("its BatchNorms were folded into scale and shift: they get statistics from train images")
+        rows = np.arange(min(_SEEN, int((images.splits == "train").sum())))
+        parts = np.array_split(rows, max(1, len(rows) // settings.batch_size))
+        restore_statistics(model, (batch for batch, _ in inputs[0].batches(0, parts)))
     labels, judged = (images.labels[images.splits == split] for split in ("train", "val"))
     balanced = settings.balance == "resample"
     order = resampled(labels, settings.seed) if balanced else shuffled(len(labels), settings.seed)

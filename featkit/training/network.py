@@ -148,12 +148,6 @@ def make_classifier(backbone: Backbone, classes: int, settings: Settings, *, siz
     return model
 
 
-def has_statistics(network: nn.Module) -> bool:
-    """Return whether BatchNorms have seen images; the mean of those that were folded is 0 everywhere."""
-    norms = [part for part in network.modules() if isinstance(part, nn.BatchNorm2d)]
-    return not norms or any(part.running_mean is not None and bool(part.running_mean.any()) for part in norms)
-
-
 def set_training(model: Classifier, settings: Settings) -> None:
     """Put the learning part into training mode, and the rest, which includes norms to be kept, into eval mode."""
     model.eval()

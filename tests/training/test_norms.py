@@ -1,0 +1,61 @@
+"""BatchNorms that were folded into scale and shift."""
+
+import torch
+from torch import nn
+
+from featkit.backbones import load_backbone
+from featkit.training.network import make_classifier, set_training
+from featkit.training.norms import has_statistics, restore_statistics
+from featkit.training.settings import Settings
+
+BACKBONE = load_backbone("resnet18:stem=small", weights="random")
+SETTINGS = Settings(mode="full")
+
+
+def folded():
+    """A network whose BatchNorms are a scale and a shift, with numbers of their own in each channel."""
+    torch.manual_seed(0)
+    model = make_classifier(BACKBONE, 3, SETTINGS, size=(16, 16))
+    for part in model.modules():
+        if isinstance(part, nn.BatchNorm2d):
+            nn.init.uniform_(part.weight, 0.5, 2)
+            nn.init.uniform_(part.bias, -0.5, 0.5)
+    return model
+
+
+def images(n=32):
+    return torch.randn(n, 3, 16, 16, generator=torch.Generator().manual_seed(1))
+
+
+def test_with_statistics_the_network_is_the_same_function():
+    model, batch = folded().eval(), images()
+    before = model(batch)[0].detach()
+    assert not has_statistics(model.body.network)
+    restore_statistics(model, [batch[:16], batch[16:]])
+    assert has_statistics(model.body.network)
+    assert torch.allclose(model(batch)[0], before, rtol=1e-3, atol=1e-3 * float(before.abs().max()))
+
+
+def test_normalised_by_the_batch_it_is_nearly_the_same():
+    """Which it is not before: the batch would normalise once more."""
+    batch, outputs = images(), []
+    for restored in (False, True):
+        model = folded().eval()
+        if restored:
+            restore_statistics(model, [batch])
+        expected = model(batch)[0]
+        set_training(model, SETTINGS)
+        outputs.append(float((model(batch)[0] - expected).norm() / expected.norm()))
+    assert outputs[1] < 0.02 < outputs[0]
+
+
+def test_what_stays_as_it_is_keeps_its_norms():
+    model = make_classifier(BACKBONE, 3, Settings(mode="deep"), size=(16, 16))
+    before = model.body.network.layer1[0].bn1.weight.clone()
+    restore_statistics(model, [torch.rand(4, 256 * 4 * 4)])
+    assert torch.equal(model.body.network.layer1[0].bn1.weight, before)
+    assert model.body.network.layer4[0].bn1.running_mean.abs().max() > 0
+
+
+def test_a_network_without_norms_needs_none():
+    assert has_statistics(nn.Sequential(nn.Conv2d(3, 3, 1)))
