@@ -35,7 +35,9 @@ def plot_histories(histories: Mapping[str, History], *, title: str) -> Figure:
             _draw(axes, history, part, colours(place % 10))
         _finish(axes, label, shares=part != "loss")
     handles = [Line2D([], [], color=colours(place % 10), label=name) for place, name in enumerate(names)]
-    handles += [Line2D([], [], color="0.3", linestyle="--", label="train"), Line2D([], [], color="0.3", label="val")]
+    handles += [Line2D([], [], color="0.3", linestyle="--", label="train")]
+    if any(np.isfinite(row["val_loss"]) for history in histories.values() for row in history):
+        handles += [Line2D([], [], color="0.3", label="val")]
     legend = figure.legend(handles=handles, loc="outside lower center", ncols=min(4, len(handles)), frameon=False)
     for text in legend.get_texts():
         text.set(**as_written())

@@ -24,6 +24,9 @@ from featkit.training.feeds import CachedInputs, Inputs, LiveInputs, Rows
 from featkit.training.network import WHOLE, Tail, cut_layer
 from featkit.training.prepare import Prepared
 
+_VIEW_SEED = 0
+"""What the kept views look like does not depend on the seed of a training: those with other seeds share the file."""
+
 
 @dataclass(frozen=True)
 class Teacher:
@@ -108,7 +111,7 @@ def _views(prepared: Prepared, augment: str | None) -> _Kept:
     images, wanted = prepared.images, prepared.wanted
     images = images.take(np.flatnonzero(images.splits != "test"))
     count = 1 + wanted.views if augment else 1
-    wide = with_views(images, augment, wanted.views, wanted.settings.seed) if augment else images
+    wide = with_views(images, augment, wanted.views, _VIEW_SEED) if augment else images
     lengths = np.where(images.splits == "train", count, 1)
     first = np.cumsum(lengths) - lengths
     train = first[images.splits == "train"][:, None] + np.arange(count)
