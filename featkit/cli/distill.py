@@ -54,7 +54,8 @@ def distill(cache: Path, out: Path, as_json: bool, resume: bool, alone: bool, **
     Reports the teacher, the student alone and the student distilled on the same test images, with paired tests, and
     how much of the gap is closed. What the teacher says about each view of an image is kept in the cache.
     """
-    from featkit.studies.distill import compared, distill_run, make_teacher
+    from featkit.studies.distill import compared, distill_run, make_teacher, prepare_student
+    from featkit.studies.train import finished
     from featkit.training.distill import Distillation
     from featkit.training.distributed import joined
     from featkit.training.finetune import How
@@ -69,7 +70,11 @@ def distill(cache: Path, out: Path, as_json: bool, resume: bool, alone: bool, **
     with joined(compute.device) as group:
         for name, wish in {**wishes, "distilled": distillation}.items():
             say = note if not group.rank else (lambda _: None)
-            say(f"student {name}")
+            ready = finished(prepare_student(wanted, taught, wish, compute), out) if resume else None
+            say(f"student {name}" + (f", already there: {ready.path}" if ready else ""))
+            if ready:
+                runs[name] = ready.path
+                continue
             with watched(wanted.settings.epochs, say, bar=compute.progress and not group.rank) as watch:
                 how = How(compute, resume=resume, watch=watch, group=group)
                 done = distill_run(wanted, taught, wish, how, out, draw=figures)

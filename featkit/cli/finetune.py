@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from featkit.cli.options import backbone_option, cache_option, json_option, note, out_option, table
-from featkit.cli.training import NAMES, figures, number_rows, training_compute, training_of, training_options, watched
+from featkit.cli.training import NAMES, figures, training_compute, training_of, training_options, watched
 
 if TYPE_CHECKING:
     from featkit.embeddings.pipeline import Compute
@@ -67,7 +67,7 @@ def finetune(study: Path | None, cache: Path, out: Path, as_json: bool, resume: 
     and only the rest is trained. The epoch is chosen on val, the network judged on test. Leaves a run directory:
     network.safetensors, history.csv, curves.png, and what `featkit fit` leaves.
     """
-    from featkit.cli.fit import run_text
+    from featkit.evaluation.report import summary
     from featkit.training.distributed import joined
 
     compute = training_compute(options)
@@ -75,8 +75,7 @@ def finetune(study: Path | None, cache: Path, out: Path, as_json: bool, resume: 
         if study is None:
             done = _train(training_of(options, cache), compute, out, resume, group)
             if done:
-                text = json.dumps(done.run.report.to_dict(), indent=2) if as_json else run_text(done.run)
-                click.echo(text)
+                click.echo(json.dumps(done.report.to_dict(), indent=2) if as_json else summary(done.report))
             return
         given = [name for name in NAMES if options[name] is not None]
         if given:
@@ -87,7 +86,7 @@ def finetune(study: Path | None, cache: Path, out: Path, as_json: bool, resume: 
 
 
 def _train(wanted: Wanted, compute: Compute, out: Path, resume: bool, group: Group) -> TrainedRun | None:
-    from featkit.studies.train import is_begun, train_run, work_folder
+    from featkit.studies.train import finished, is_begun, train_run, work_folder
     from featkit.training.finetune import How
     from featkit.training.prepare import prepare
 
@@ -96,6 +95,10 @@ def _train(wanted: Wanted, compute: Compute, out: Path, resume: bool, group: Gro
     counts = ", ".join(f"{int((images.splits == split).sum()):,} {split}" for split in ("train", "val", "test"))
     say = note if not group.rank else (lambda _: None)
     say(f"{images.name}: {counts}, {len(images.classes)} classes; {prepared.blueprint.label}")
+    done = finished(prepared, out) if resume else None
+    if done:
+        say(f"already there: {done.path}")
+        return None if group.rank else done
     if resume:
         begun = is_begun(work_folder(prepared, out))
         say("going on from the last checkpoint" if begun else "no checkpoint of this training: beginning anew")
@@ -120,7 +123,7 @@ def _train_all(
     if group.rank:
         return
     rows = to_rows(done)
-    curves = plot_histories({name: number_rows(each.history) for name, each in done.items()}, title=asked.name)
+    curves = plot_histories({name: each.history for name, each in done.items()}, title=asked.name)
     results = json.dumps(rows, indent=2)
     texts = {"results.csv": to_csv(rows), "results.json": results}
     publish(out / asked.name, {**texts, "curves.png": png_bytes(curves)})

@@ -14,6 +14,7 @@ from featkit.cli.options import F, device_option, size_options, source_options, 
 if TYPE_CHECKING:
     from featkit.embeddings.pipeline import Compute
     from featkit.studies.run import Run
+    from featkit.studies.train import Lines
     from featkit.training.finetune import Watch
     from featkit.training.history import Epoch
     from featkit.training.wanted import Wanted
@@ -140,20 +141,11 @@ def _line(epoch: Epoch, epochs: int) -> str:
     return f"epoch {epoch.number + 1}/{epochs}, {epoch.seconds:.0f} s; {'; '.join(parts)}"
 
 
-def number_rows(history: list[Epoch]) -> list[dict[str, float]]:
-    """Return the lines of a history as numbers; NaN where there is no val."""
-    from featkit.training.history import history_rows
-
-    return [
-        {name: float("nan" if value == "" else value) for name, value in row.items()} for row in history_rows(history)
-    ]
-
-
-def figures(run: Run, history: list[Epoch]) -> dict[str, bytes]:
+def figures(run: Run, history: Lines) -> dict[str, bytes]:
     """Draw the curves of a training, and what `featkit fit` draws of a head."""
     from featkit.cli.fit import draw_run
     from featkit.plots.files import png_bytes
     from featkit.plots.training import plot_histories
 
     title = f"{run.source.weights}: top-1 {100 * run.report.top1:.1f} % on test (n = {run.report.n})"
-    return {"curves.png": png_bytes(plot_histories({run.id: number_rows(history)}, title=title)), **draw_run(run)}
+    return {"curves.png": png_bytes(plot_histories({run.id: history}, title=title)), **draw_run(run)}

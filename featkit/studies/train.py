@@ -22,17 +22,22 @@ from featkit.embeddings.pipeline import Compute
 from featkit.errors import DataError
 from featkit.evaluation import Temperature, evaluate, fit_temperature
 from featkit.evaluation.calibration import apply_temperature
+from featkit.evaluation.report import Report
 from featkit.heads.linear import LinearHead
+from featkit.studies.compare import read_run
 from featkit.studies.publish import Content
 from featkit.studies.run import PACKAGES, Answers, Run, peak_memory
 from featkit.studies.rundir import save_run
 from featkit.studies.source import Source
 from featkit.training.checkpoint import CHECKPOINT_FILE
 from featkit.training.finetune import How, Trained, finetune
-from featkit.training.history import Epoch, history_rows
+from featkit.training.history import Epoch, history_numbers, history_rows
 from featkit.training.prepare import Prepared
 
-Draw = Callable[[Run, list[Epoch]], Mapping[str, bytes]]
+Lines = list[dict[str, float]]
+"""Lines of a ``history.csv``; what is empty in it is NaN."""
+
+Draw = Callable[[Run, Lines], Mapping[str, bytes]]
 """Figures by file name, of a run and its history."""
 
 
@@ -41,13 +46,13 @@ class TrainedRun:
     """A trained network and what it is worth.
 
     Attributes:
-        run: the report and the classifier, as a head.
+        report: on test.
         history: epoch by epoch.
         path: the run directory.
     """
 
-    run: Run
-    history: list[Epoch]
+    report: Report
+    history: Lines
     path: Path
 
 
@@ -87,11 +92,23 @@ def publish_trained(trained: Trained, compute: Compute, out: Path, draw: Draw) -
         extra: dict[str, Content] = {
             NETWORK_FILE: lambda path: _copied(file, path),
             "history.csv": history_csv(trained.history),
-            **draw(run, trained.history),
+            **draw(run, history_numbers(trained.history)),
         }
         path = save_run(run, out, extra)
     shutil.rmtree(work_folder(prepared, out), ignore_errors=True)
-    return TrainedRun(run, trained.history, path)
+    return TrainedRun(run.report, history_numbers(trained.history), path)
+
+
+def finished(prepared: Prepared, out: Path) -> TrainedRun | None:
+    """Return the same training if it was done before, or None.
+
+    Raises:
+        RunError: if its directory cannot be read.
+    """
+    path = out / prepared.images.name / prepared.id
+    if not (path / "card.json").exists():
+        return None
+    return TrainedRun(read_run(path)[1], read_history(path / "history.csv"), path)
 
 
 def _copied(file: Path, path: Path) -> None:
@@ -180,8 +197,8 @@ def history_csv(history: list[Epoch]) -> str:
     return out.getvalue()
 
 
-def read_history(path: Path) -> list[Mapping[str, float]]:
-    """Return the lines of a ``history.csv``; what is empty in it is NaN."""
+def read_history(path: Path) -> Lines:
+    """Return the lines of a ``history.csv``."""
     with path.open(newline="", encoding="utf-8") as file:
         return [{name: float(value or "nan") for name, value in row.items()} for row in csv.DictReader(file)]
 

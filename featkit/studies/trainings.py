@@ -68,10 +68,10 @@ def to_rows(done: Mapping[str, TrainedRun]) -> list[dict[str, Any]]:
     """Return a row for each run: top-1 with its interval, top-5, n, epochs."""
     rows = []
     for name, each in done.items():
-        report = each.run.report
+        report = each.report
         low, high = report.interval95
         scores = {"n": report.n, "top1": report.top1, "low": low, "high": high, "top5": report.top5}
-        rows.append({"name": name, "run": each.run.id, **scores, "epochs": len(each.history)})
+        rows.append({"name": name, "run": each.path.name, **scores, "epochs": len(each.history)})
     return rows
 
 

@@ -84,3 +84,9 @@ def history_rows(history: Iterable[Epoch]) -> Iterator[dict[str, float | int | s
             for part in ("loss", "top1", "top5", "n"):
                 line[f"{name}_{part}"] = getattr(judged, part) if judged else ""
         yield line
+
+
+def history_numbers(history: Iterable[Epoch]) -> list[dict[str, float]]:
+    """Return the lines of ``history.csv`` as numbers; what is empty is NaN."""
+    rows = history_rows(history)
+    return [{name: float("nan" if value == "" else value) for name, value in row.items()} for row in rows]

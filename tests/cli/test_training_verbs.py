@@ -94,6 +94,9 @@ def test_an_interrupted_training_is_gone_on_with(photos, monkeypatch):
     assert "going on from the last checkpoint" in resumed.stderr
     assert (run_of(resumed) / "network.safetensors").read_bytes() == (whole / "network.safetensors").read_bytes()
     assert not list(Path("experiments/photos").glob(".*"))
+    again = call(*arguments, "--resume")
+    assert f"already there: {run_of(resumed)}" in again.stderr
+    assert again.stdout == resumed.stdout
 
 
 @pytest.mark.parametrize(
