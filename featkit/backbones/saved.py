@@ -7,7 +7,7 @@ convolutions are, its preprocessing) is covered by the file's digest as the weig
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from featkit.backbones.base import Backbone, Preprocess
 from featkit.backbones.weights import digest_file
-from featkit.errors import SpecError, WeightsError
+from featkit.errors import DataError, SpecError, WeightsError
 
 if TYPE_CHECKING:
     from torch import nn
@@ -35,6 +35,7 @@ class Blueprint:
         label: what was done to it, for people: ``resnet18, layer4 fine-tuned on caltech101``.
         preprocess: how its images are prepared.
         widths: number of output channels of the convolutions that were narrowed, by name.
+        learned: ``short_key`` of each image that it learned from or that chose anything about it.
     """
 
     base: str
@@ -42,6 +43,7 @@ class Blueprint:
     label: str
     preprocess: Preprocess
     widths: Mapping[str, int] = field(default_factory=dict)
+    learned: tuple[str, ...] = ()
 
     def to_json(self) -> str:
         """Return the blueprint as canonical JSON."""
@@ -55,7 +57,36 @@ class Blueprint:
         tuples: dict[str, Any] = {name: tuple(value) for name, value in preprocess.items() if isinstance(value, list)}
         widths = {str(name): int(width) for name, width in values["widths"].items()}
         texts = {name: str(values[name]) for name in ("base", "name", "label")}
-        return cls(**texts, preprocess=Preprocess(**{**preprocess, **tuples}), widths=widths)
+        learned = tuple(map(str, values.get("learned", ())))
+        return cls(**texts, preprocess=Preprocess(**{**preprocess, **tuples}), widths=widths, learned=learned)
+
+
+def short_key(key: str) -> str:
+    """Return the beginning of an image's content digest, long enough to tell images apart."""
+    return key[:16]
+
+
+def refuse_learned(spec: str, data: str, test: Collection[str]) -> None:
+    """Make sure that a saved network has not learned from images that are to judge it.
+
+    Args:
+        spec: of the backbone; of a network that was not saved here nothing is known.
+        data: name of the images, for the error.
+        test: content digests of the test images, but for those that are train images of the same data too.
+
+    Raises:
+        DataError: if it has.
+        WeightsError: if the network cannot be read.
+    """
+    if not is_path(spec) or not (Path(spec).expanduser() / NETWORK_FILE).is_file():
+        return
+    learned = set(read_blueprint(network_file(spec)).learned)
+    known = [key for key in test if short_key(key) in learned]
+    if known:
+        raise DataError(
+            f"{spec} has learned from {len(known)} of the {len(test)} test images of {data}: "
+            "give the --seed, --split and --limit that it was trained with"
+        )
 
 
 def is_path(spec: str) -> bool:

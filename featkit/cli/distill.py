@@ -54,6 +54,7 @@ def distill(cache: Path, out: Path, as_json: bool, resume: bool, alone: bool, **
     Reports the teacher, the student alone and the student distilled on the same test images, with paired tests, and
     how much of the gap is closed. What the teacher says about each view of an image is kept in the cache.
     """
+    from featkit.backbones.engines import pick_device
     from featkit.studies.distill import compared, distill_run, make_teacher, prepare_student
     from featkit.studies.train import finished
     from featkit.training.distill import Distillation
@@ -67,7 +68,7 @@ def distill(cache: Path, out: Path, as_json: bool, resume: bool, alone: bool, **
     note(f"teacher: {taught.path}")
     runs = {"teacher": taught.path}
     wishes = {"alone": Distillation(alpha=0)} if alone else {}
-    with joined(compute.device) as group:
+    with joined(pick_device(compute.device)) as group:
         for name, wish in {**wishes, "distilled": distillation}.items():
             say = note if not group.rank else (lambda _: None)
             ready = finished(prepare_student(wanted, taught, wish, compute), out) if resume else None

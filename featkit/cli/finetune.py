@@ -67,11 +67,12 @@ def finetune(study: Path | None, cache: Path, out: Path, as_json: bool, resume: 
     and only the rest is trained. The epoch is chosen on val, the network judged on test. Leaves a run directory:
     network.safetensors, history.csv, curves.png, and what `featkit fit` leaves.
     """
+    from featkit.backbones.engines import pick_device
     from featkit.evaluation.report import summary
     from featkit.training.distributed import joined
 
     compute = training_compute(options)
-    with joined(compute.device) as group:
+    with joined(pick_device(compute.device)) as group:
         if study is None:
             done = _train(training_of(options, cache), compute, out, resume, group)
             if done:
@@ -86,7 +87,7 @@ def finetune(study: Path | None, cache: Path, out: Path, as_json: bool, resume: 
 
 
 def _train(wanted: Wanted, compute: Compute, out: Path, resume: bool, group: Group) -> TrainedRun | None:
-    from featkit.studies.train import finished, is_begun, train_run, work_folder
+    from featkit.studies.train import finished, is_begun, train_run
     from featkit.training.finetune import How
     from featkit.training.prepare import prepare
 
@@ -100,8 +101,7 @@ def _train(wanted: Wanted, compute: Compute, out: Path, resume: bool, group: Gro
         say(f"already there: {done.path}")
         return None if group.rank else done
     if resume:
-        begun = is_begun(work_folder(prepared, out))
-        say("going on from the last checkpoint" if begun else "no checkpoint of this training: beginning anew")
+        say("going on from the last checkpoint" if is_begun(prepared, out) else "nothing to go on from: beginning anew")
     with watched(wanted.settings.epochs, say, bar=compute.progress and not group.rank) as watch:
         done = train_run(prepared, How(compute, resume=resume, watch=watch, group=group), out, figures)
     if done:
@@ -112,6 +112,7 @@ def _train(wanted: Wanted, compute: Compute, out: Path, resume: bool, group: Gro
 def _train_all(
     study: Path, cache: Path, compute: Compute, out: Path, *, resume: bool, group: Group, as_json: bool
 ) -> None:
+    from featkit.embeddings.recipe import digest
     from featkit.plots.files import png_bytes
     from featkit.plots.training import plot_histories
     from featkit.studies.publish import publish
@@ -126,8 +127,9 @@ def _train_all(
     curves = plot_histories({name: each.history for name, each in done.items()}, title=asked.name)
     results = json.dumps(rows, indent=2)
     texts = {"results.csv": to_csv(rows), "results.json": results}
-    publish(out / asked.name, {**texts, "curves.png": png_bytes(curves)})
-    note(f"results.csv, results.json and curves.png: {out / asked.name}")
+    directory = out / asked.name / f"study-{digest([row['run'] for row in rows])[:12]}"
+    publish(directory, {**texts, "curves.png": png_bytes(curves)})
+    note(f"results.csv, results.json and curves.png: {directory}")
     shown = [
         [row["name"], f"{100 * row['top1']:.1f}", f"{100 * row['low']:.1f} to {100 * row['high']:.1f}"]
         + ["" if row["top5"] is None else f"{100 * row['top5']:.1f}", row["n"], row["epochs"]]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,8 +24,6 @@ from featkit.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from torch import nn
-
     from featkit.compression.prune import Recover
     from featkit.embeddings.request import Request
 
@@ -98,10 +97,11 @@ def prune(spec: str, out: Path, **options: Any) -> None:
     needed = options["calibrate"] or options["epochs"] or (options["macs"] and options["by"] == "activation")
     if needed and "data" not in given:
         raise click.UsageError("--calibrate, --epochs and --by activation look at train images: give --data")
-    trained = f"then {options['epochs']} epochs at {options['lr']:g}" if options["epochs"] else ""
+    trained, learned, recover = _recovery(request, options) if options["epochs"] else ("", (), None)
     goal = Goal(**chosen, seed=request.seed, recovery=trained)
-    for pruned in make_smaller(request, goal, make_compute(options), _recovery(request, options)):
+    for pruned in make_smaller(request, goal, make_compute(options), recover):
         facts, blueprint = pruned.facts, pruned.blueprint
+        blueprint = replace(blueprint, learned=tuple(sorted({*blueprint.learned, *learned})))
         directory = out / "prune" / safe_name(blueprint.name)
         network = partial(save_network, pruned.module, blueprint)
         publish(directory, {NETWORK_FILE: network, "prune.json": json.dumps(facts, indent=2)})
@@ -112,18 +112,14 @@ def prune(spec: str, out: Path, **options: Any) -> None:
         click.echo(directory)
 
 
-def _recovery(request: Request, options: Mapping[str, Any]) -> Recover | None:
-    """Return what trains a pruned network, if anything does."""
-    if not options["epochs"]:
-        return None
+def _recovery(request: Request, options: Mapping[str, Any]) -> tuple[str, tuple[str, ...], Recover]:
+    """Return what is done to a pruned network, for people, the images it learns from, and what does it."""
     from featkit.cli.training import training_compute, watched
     from featkit.studies.recover import recovery
     from featkit.training.settings import Settings
 
-    def recover(module: nn.Module) -> nn.Module:
-        compute = training_compute(options)
-        settings = Settings(epochs=options["epochs"], lr=options["lr"], seed=request.seed)
-        with watched(options["epochs"], note, bar=compute.progress) as watch:
-            return recovery(request, settings, options["cache"], compute, watch)(module)
-
-    return recover
+    compute, epochs = training_compute(options), options["epochs"]
+    settings = Settings(epochs=epochs, lr=options["lr"], seed=request.seed)
+    with watched(epochs, note, bar=False) as watch:
+        prepared, recover = recovery(request, settings, options["cache"], compute, watch)
+    return f"then {epochs} epochs at {options['lr']:g} ({prepared.id[:8]})", prepared.learned, recover

@@ -63,7 +63,11 @@ def training_options(function: F) -> F:
             type=click.Choice(["none", "reweight", "resample", "logit-adjust"]),
             help="What is done about classes of unequal size. [none]",
         ),
-        click.option("--norm", type=click.Choice(["update", "frozen"]), help="BatchNorm of what learns. [update]"),
+        click.option(
+            "--norm",
+            type=click.Choice(["update", "frozen"]),
+            help="BatchNorm of what learns. [update; frozen for shallow]",
+        ),
         click.option("--patience", type=click.IntRange(min=1), help="Epochs to wait for a better val. [wait for all]"),
         click.option("--precision", type=click.Choice(["auto", "fp32", "bf16"]), help="Of training. [auto]"),
         click.option(

@@ -104,7 +104,7 @@ def _blueprint(request: Request, backbone: Backbone, name: str, what: str, width
     if not is_path(request.backbone):
         return Blueprint(request.backbone, name, label, backbone.preprocess, widths)
     before = read_blueprint(network_file(request.backbone))
-    return Blueprint(before.base, name, label, backbone.preprocess, {**before.widths, **widths})
+    return Blueprint(before.base, name, label, backbone.preprocess, {**before.widths, **widths}, before.learned)
 
 
 def _facts(module: nn.Module, backbone: Backbone, goal: Goal) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from featkit.backbones.saved import is_path
 from featkit.embeddings.pipeline import Compute
 from featkit.embeddings.recipe import digest
+from featkit.errors import DataError, SpecError
 from featkit.evaluation import Paired, Predictions, Report, compare
 from featkit.studies.compare import read_run
 from featkit.studies.run import fit_run
@@ -95,6 +96,10 @@ def make_teacher(spec: str, head: str, wanted: Wanted, compute: Compute, out: Pa
     if is_path(spec) and Path(spec, "card.json").exists():
         path = Path(spec)
         saved = load_run(path)
+        saved.load_backbone()
+        if saved.quantized:
+            raise SpecError(f"{path} is a run in int8, which is not asked about augmented images: use another")
+        _same_test(path, wanted)
         request = replace(saved.request, **given)
         classes = images.load_images().classes
         source = open_source(request.to_dict() | {"backbone": request.backbone}, wanted.cache, compute)
@@ -106,6 +111,21 @@ def make_teacher(spec: str, head: str, wanted: Wanted, compute: Compute, out: Pa
     names = source.embeddings.classes
     teacher = teacher_of(source.request, run.head, names, names)
     return Taught(teacher, source.embeddings.x.shape[1], save_run(run, out, {}))
+
+
+def _same_test(path: Path, wanted: Wanted) -> None:
+    """Make sure that a teacher has not learned from the images that its student is judged on.
+
+    Raises:
+        DataError: if it was judged on other images.
+    """
+    images = wanted.request.load_images()
+    theirs, ours = set(read_run(path)[2].ids), {images.ids[row] for row in images.rows("test")}
+    if theirs != ours:
+        raise DataError(
+            f"the teacher {path} was judged on other test images ({len(ours - theirs)} of {len(ours)} are none of its "
+            "own), so it may have learned from the student's: use one --seed, --split and --limit for both"
+        )
 
 
 def distill_run(
@@ -132,9 +152,9 @@ def prepare_student(wanted: Wanted, taught: Taught, distillation: Distillation, 
 
 
 def _digest(run: Path) -> str:
-    """Return the digest of a teacher: of the card of its run, in which those of its parts are."""
+    """Return the digest of what decides a teacher; the bytes of its head hold the time at which they were written."""
     card: dict[str, str] = json.loads((run / "card.json").read_text(encoding="utf-8"))
-    return digest([card["run"], json.dumps(card["head"]), json.dumps(card["recipe"])])
+    return digest([card["run"], json.dumps(card["recipe"], sort_keys=True)])
 
 
 def compared(runs: Mapping[str, Path], seed: int = 0) -> Distilled:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from featkit.embeddings.pipeline import Compute
 from featkit.embeddings.request import Request
 from featkit.training.finetune import How, Watch, finetune
-from featkit.training.prepare import prepare
+from featkit.training.prepare import Prepared, prepare
 from featkit.training.settings import Settings
 from featkit.training.wanted import Wanted
 
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
 def recovery(
     request: Request, settings: Settings, cache: Path, compute: Compute, watch: Watch
-) -> Callable[[nn.Module], nn.Module]:
-    """Return what trains a changed network on labelled images; its classifier is new, and thrown away.
+) -> tuple[Prepared, Callable[[nn.Module], nn.Module]]:
+    """Return what decides the training, and what trains a changed network; its classifier is thrown away.
 
     Args:
         request: the images, and the network before it was changed.
@@ -41,4 +41,4 @@ def recovery(
         backbone = replace(prepared.backbone, build=lambda: copy.deepcopy(module))
         return finetune(replace(prepared, backbone=backbone), How(compute, watch=watch)).network
 
-    return recover
+    return prepared, recover

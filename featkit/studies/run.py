@@ -26,7 +26,7 @@ from featkit.heads.balance import BalancedHead
 from featkit.heads.search import Search, Tried, search, search_correction
 from featkit.registry import Spec
 from featkit.studies.parts import Parts, divide, refuse_infinite, train_counts
-from featkit.studies.source import Source
+from featkit.studies.source import Source, refuse_seen
 
 PACKAGES = ("featkit", "numpy", "scikit-learn", "skops", "torch", "torchvision")
 """Packages whose versions a report names."""
@@ -135,6 +135,7 @@ def fit_head(source: Source, head_spec: str, seed: int, protocol: Protocol) -> F
     """Fit a head and choose all there is to choose without a look at test; see ``fit_run``."""
     asked = Spec.parse(head_spec)
     make_head(asked, seed=seed)
+    refuse_seen(source)
     parts = _divide(source, seed, protocol.subset)
     start = time.perf_counter()
     found = _search(asked, parts, seed, protocol) if protocol.tune else None

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from featkit.backbones.saved import is_path, refuse_learned
 from featkit.embeddings import store
 from featkit.embeddings.base import Embeddings
 from featkit.embeddings.extract import read_for, run_extractions
@@ -124,6 +125,22 @@ def cached_keys(source: Source) -> tuple[str, ...]:
     header = store.read_header(source.path)
     keys = dict(zip(header.ids, header.keys, strict=True))
     return tuple(keys[name] for name in source.embeddings.ids)
+
+
+def refuse_seen(source: Source) -> None:
+    """Make sure that a network that featkit trained is not judged on images that it learned from.
+
+    Raises:
+        DataError: if it would be.
+        CacheError: if the cache file is gone or damaged.
+    """
+    if not is_path(source.request.backbone):
+        return
+    header = store.read_header(source.path)
+    splits = dict(zip(source.embeddings.ids, source.embeddings.splits.tolist(), strict=True))
+    parts = [(key, splits.get(name)) for name, key in zip(header.ids, header.keys, strict=True)]
+    test = {key for key, split in parts if split == "test"} - {key for key, split in parts if split in ("train", "val")}
+    refuse_learned(source.request.backbone, source.data, test)
 
 
 def leaks(source: Source) -> NDArray[np.int64]:

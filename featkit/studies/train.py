@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping
@@ -19,7 +20,7 @@ from featkit.embeddings.base import Embeddings
 from featkit.embeddings.extract import embed
 from featkit.embeddings.job import content_keys, make_recipe
 from featkit.embeddings.pipeline import Compute
-from featkit.errors import DataError
+from featkit.errors import DataError, RunError, TrainingError
 from featkit.evaluation import Temperature, evaluate, fit_temperature
 from featkit.evaluation.calibration import apply_temperature
 from featkit.evaluation.report import Report
@@ -108,6 +109,9 @@ def finished(prepared: Prepared, out: Path) -> TrainedRun | None:
     path = out / prepared.images.name / prepared.id
     if not (path / "card.json").exists():
         return None
+    recipe = json.loads((path / "card.json").read_text(encoding="utf-8"))["recipe"]
+    if [recipe["images"], recipe["labels"]] != list(prepared.test):
+        raise RunError(f"the test images changed since {path} was judged: train again without --resume")
     return TrainedRun(read_run(path)[1], read_history(path / "history.csv"), path)
 
 
@@ -203,6 +207,18 @@ def read_history(path: Path) -> Lines:
         return [{name: float(value or "nan") for name, value in row.items()} for row in csv.DictReader(file)]
 
 
-def is_begun(folder: Path) -> bool:
-    """Return whether there is a checkpoint to go on from."""
-    return (folder / CHECKPOINT_FILE).exists()
+def is_begun(prepared: Prepared, out: Path) -> bool:
+    """Return whether there is a checkpoint to go on from.
+
+    Raises:
+        TrainingError: if there is none, but one of another training on these images.
+    """
+    if (work_folder(prepared, out) / CHECKPOINT_FILE).exists():
+        return True
+    others = sorted((out / prepared.images.name).glob(f".*.training/{CHECKPOINT_FILE}"))
+    if others:
+        raise TrainingError(
+            f"{others[0].parent} is of another training: images, network or settings changed since; "
+            "give the former ones, or begin anew without --resume"
+        )
+    return False

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from featkit.errors import SpecError
+from featkit.images.files import safe_name
 from featkit.registry import unknown
 from featkit.studies.train import TrainedRun
 from featkit.training.wanted import Wanted
@@ -50,18 +51,19 @@ def read_trainings(path: Path, cache: Path) -> Trainings:
         if part not in ("name", "fixed", "run"):
             raise unknown("part of a study", part, ["name", "fixed", "run"])
     runs, fixed = document.get("run", []), document.get("fixed", {})
-    if not isinstance(runs, list) or not runs or not isinstance(fixed, dict):
+    tables = isinstance(runs, list) and all(isinstance(run, dict) for run in runs) and isinstance(fixed, dict)
+    if not tables or not runs:
         raise SpecError(f"{path} has no trainings: write [[run]] and, below it, mode = 'deep' and other options")
     wanted = {}
     for run in runs:
         options = {name: value for name, value in {**fixed, **run}.items() if name != "name"}
-        if "data" in options:
+        if isinstance(options.get("data"), str):
             options["data"] = os.path.expandvars(options["data"])
         name = str(run.get("name", run.get("mode", "deep")))
         if name in wanted:
             raise SpecError(f"{path} has two runs called {name}: give one of them another name = '...'")
         wanted[name] = Wanted.from_options(options, cache)
-    return Trainings(str(document.get("name", path.stem)), wanted)
+    return Trainings(safe_name(str(document.get("name", path.stem))), wanted)
 
 
 def to_rows(done: Mapping[str, TrainedRun]) -> list[dict[str, Any]]:

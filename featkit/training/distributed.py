@@ -36,6 +36,18 @@ class Group:
             distributed.all_reduce(sums)
         return sums
 
+    def average(self, module: nn.Module) -> None:
+        """Give the gradients of a module that is not wrapped their mean over the processes."""
+        for parameter in module.parameters() if self.size > 1 else ():
+            if parameter.grad is not None:
+                distributed.all_reduce(parameter.grad)
+                parameter.grad /= self.size
+
+    def share(self, module: nn.Module) -> None:
+        """Give every process the statistics of norms that the first one has, so that all judge one network."""
+        for buffer in module.buffers() if self.size > 1 else ():
+            distributed.broadcast(buffer, 0)
+
     def check(self, batch_size: int) -> None:
         """Make sure that every process has as many images as any other, or their gradients would not be the batch's.
 
@@ -61,7 +73,7 @@ def joined(device: str) -> Iterator[Group]:
         return
     if device == "cuda":
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-    distributed.init_process_group("nccl" if device == "cuda" else "gloo")
+    distributed.init_process_group("cpu:gloo,cuda:nccl" if device == "cuda" else "gloo")
     try:
         yield Group(distributed.get_rank(), distributed.get_world_size())
     finally:

@@ -86,7 +86,8 @@ def train(task: Task, *, resume: bool = False) -> list[Epoch]:
 
 def _check_batch(task: Task) -> None:
     smallest = min(task.settings.batch_size, len(task.train.labels)) // task.group.size
-    if smallest < 2 and not task.settings.frozen_norms:
+    norms = any(isinstance(part, nn.BatchNorm2d) for _, each in task.model.body.learning() for part in each.modules())
+    if smallest < 2 and norms and not task.settings.frozen_norms:
         raise DataError(
             "a batch of one image has no statistics for BatchNorm: raise --batch-size, or give --norm frozen"
         )
@@ -98,7 +99,8 @@ class _Run:
     def __init__(self, task: Task) -> None:
         self.task = task
         self.model = task.model.to(task.device).to(memory_format=torch.channels_last)
-        self.optimiser = make_optimiser(self.model, task.extra, task.settings)
+        self.extra = task.extra.to(task.device) if task.extra is not None else None
+        self.optimiser = make_optimiser(self.model, self.extra, task.settings)
         self.average = copy.deepcopy(self.model) if task.settings.ema else None
         self.wrapped = task.group.wrapped(self.model)
         self.history: list[Epoch] = []
@@ -130,9 +132,14 @@ class _Run:
             self.step += 1
             loss, right = (self.sums[:2] / self.sums[3]).tolist()
             task.progress(self.number, self.step, loss, right)
-            if time.perf_counter() - saved > _BETWEEN_CHECKPOINTS:
+            # Of several processes, only the first would know what it has summed up.
+            if task.group.size == 1 and time.perf_counter() - saved > _BETWEEN_CHECKPOINTS:
                 saved = time.perf_counter()
                 self.save(self.seconds + saved - began)
+        self._check_weights()
+        for network in (self.model, self.average):
+            if network is not None:
+                task.group.share(network)
         val = self._judge()
         seconds = self.seconds + time.perf_counter() - began
         total = self.task.group.total(self.sums)
@@ -148,13 +155,15 @@ class _Run:
         set_rate(self.optimiser, self._rate(self.step))
         inputs, labels = batch.inputs.to(task.device).float(), batch.labels.to(task.device)
         inputs, mixed = self._mixed(inputs, labels)
-        with _arithmetic(task):
+        with _arithmetic(task), seeded(self._drawn(3)):  # of a network with dropout
             features, logits = self.wrapped(inputs)
         loss = task.loss(features.float(), logits.float(), mixed, batch)
         if not torch.isfinite(loss):
             raise TrainingError(self._diverged(float(loss.detach())))
         self.optimiser.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
+        if self.extra is not None:
+            task.group.average(self.extra)
         if task.settings.clip:
             nn.utils.clip_grad_norm_([p for g in self.optimiser.param_groups for p in g["params"]], task.settings.clip)
         self.optimiser.step()
@@ -168,6 +177,13 @@ class _Run:
             f"lower --lr ({self.task.settings.lr:g}), or use --clip 1{kept}"
         )
 
+    def _check_weights(self) -> None:
+        """Refuse weights that the last step made infinite, before they are kept."""
+        if not all(
+            value.isfinite().all() for value in learning_state(self.model).values() if value.is_floating_point()
+        ):
+            raise TrainingError(self._diverged(float("nan")))
+
     def _rate(self, step: int) -> float:
         steps = self.task.train.steps
         warmup = round(self.task.settings.warmup * steps)
@@ -180,12 +196,15 @@ class _Run:
         kinds += [v2.CutMix(alpha=settings.cutmix, num_classes=self._classes)] if settings.cutmix else []
         if not kinds:
             return inputs, labels
-        drawn = np.random.default_rng([settings.seed, self.number, self.step, 2]).integers(2**63)
-        with seeded(int(drawn)):
+        with seeded(self._drawn(2)):
             mix = kinds[int(torch.randint(len(kinds), ()))]
             maps = inputs if inputs.ndim == 4 else inputs.reshape(len(inputs), *self.model.body.shape)
             mixed, shares = mix(maps, labels)
         return mixed.reshape(inputs.shape), shares
+
+    def _drawn(self, what: int) -> int:
+        """Return the seed of what a step draws."""
+        return int(np.random.default_rng([self.task.settings.seed, self.number, self.step, what]).integers(2**63))
 
     @property
     def _classes(self) -> int:
@@ -227,7 +246,7 @@ class _Run:
             "seconds": seconds,
             "model": learning_state(self.model),
             "average": learning_state(self.average) if self.average is not None else None,
-            "extra": self.task.extra.state_dict() if self.task.extra else None,
+            "extra": self.extra.state_dict() if self.extra is not None else None,
             "optimiser": self.optimiser.state_dict(),
             "best": self.best,
             "history": [each.to_list() for each in self.history],
@@ -241,8 +260,8 @@ class _Run:
         self.model.load_state_dict(content["model"], strict=False)
         if self.average is not None and content["average"]:
             self.average.load_state_dict(content["average"], strict=False)
-        if self.task.extra and content["extra"]:
-            self.task.extra.load_state_dict(content["extra"])
+        if self.extra is not None and content["extra"]:
+            self.extra.load_state_dict(content["extra"])
         self.optimiser.load_state_dict(content["optimiser"])
         self.number, self.step = content["number"], content["step"]
         self.sums, self.seconds, self.best = content["sums"], content["seconds"], content["best"]

@@ -9,11 +9,12 @@ import numpy as np
 
 from featkit.backbones.base import Backbone
 from featkit.backbones.precision import resolve_precision
-from featkit.backbones.saved import Blueprint, is_path, network_file, read_blueprint
-from featkit.embeddings.job import content_keys
+from featkit.backbones.saved import Blueprint, is_path, network_file, read_blueprint, refuse_learned, short_key
+from featkit.embeddings.job import content_keys, images_digest, labels_digest
 from featkit.embeddings.pipeline import Compute
 from featkit.embeddings.recipe import digest
-from featkit.errors import DataError
+from featkit.embeddings.request import Request
+from featkit.errors import DataError, SpecError
 from featkit.images.base import ImageSet
 from featkit.images.splits import stratified_split
 from featkit.training.wanted import Wanted
@@ -28,6 +29,8 @@ class Prepared:
         images: all of them; splits say what trains, what chooses the epoch, what judges.
         backbone: the network to begin with.
         fingerprint: digest of all that decides the weights.
+        test: digests of the test images and of their labels, which decide no weight.
+        learned: beginnings of the content digests of the images that train it or choose its epoch.
         about: what else there is to say of it, such as who its teacher is.
     """
 
@@ -35,6 +38,8 @@ class Prepared:
     images: ImageSet
     backbone: Backbone
     fingerprint: str
+    test: tuple[str, str] = ("", "")
+    learned: tuple[str, ...] = ()
     about: str = ""
 
     @property
@@ -51,9 +56,10 @@ class Prepared:
         label += f", {self.about}" if self.about else ""
         name = f"{backbone.name}-{settings.mode}-{self.id[:8]}"
         if not is_path(request.backbone):
-            return Blueprint(request.backbone, name, label, backbone.preprocess)
+            return Blueprint(request.backbone, name, label, backbone.preprocess, learned=self.learned)
         before = read_blueprint(network_file(request.backbone))
-        return Blueprint(before.base, name, label, backbone.preprocess, before.widths)
+        learned = tuple(sorted({*before.learned, *self.learned}))
+        return Blueprint(before.base, name, label, backbone.preprocess, before.widths, learned)
 
 
 def prepare(wanted: Wanted, compute: Compute, *, extra: str = "", about: str = "") -> Prepared:
@@ -69,8 +75,8 @@ def prepare(wanted: Wanted, compute: Compute, *, extra: str = "", about: str = "
         FeatkitError: of the kind that says what cannot be had.
     """
     request = wanted.request.on(compute.device)
-    if wanted.settings.mode == "scratch" and request.weights == "imagenet":
-        request = replace(request, weights=f"random:{wanted.settings.seed}")
+    if wanted.settings.mode == "scratch":
+        request = _untrained(request, wanted.settings.seed)
     settings = replace(wanted.settings, precision=resolve_precision(wanted.settings.precision, compute.device))
     wanted = replace(wanted, request=request, settings=settings)
     images = divide(request.load_images(), wanted.val, settings.seed)
@@ -83,9 +89,26 @@ def prepare(wanted: Wanted, compute: Compute, *, extra: str = "", about: str = "
     }
     learning = np.flatnonzero(images.splits != "test")
     rows = [f"{images.ids[row]} {keys[row]} {images.labels[row]} {images.splits[row]}" for row in learning]
-    return Prepared(
-        wanted, images, backbone, digest([json.dumps(decided, sort_keys=True), *images.classes, *rows]), about
+    fingerprint = digest([json.dumps(decided, sort_keys=True), *images.classes, *rows])
+    judged, learned = images.rows("test"), tuple(sorted({short_key(keys[row]) for row in learning}))
+    test = (
+        images_digest([images.ids[row] for row in judged], [keys[row] for row in judged]),
+        labels_digest(images.classes, images.labels[judged]),
     )
+    prepared = Prepared(wanted, images, backbone, fingerprint, test, learned, about)
+    refuse_learned(request.backbone, images.name, {keys[row] for row in judged} - {keys[row] for row in learning})
+    return prepared
+
+
+def _untrained(request: Request, seed: int) -> Request:
+    """Return the request with weights that were never trained.
+
+    Raises:
+        SpecError: if it asks for trained ones.
+    """
+    if is_path(request.backbone) or (request.weights != "imagenet" and not request.weights.startswith("random")):
+        raise SpecError("--mode scratch trains an untrained network: name one by its kind, and leave --weights out")
+    return replace(request, weights=f"random:{seed}") if request.weights == "imagenet" else request
 
 
 def divide(images: ImageSet, share: float, seed: int) -> ImageSet:

@@ -71,6 +71,8 @@ class Settings:
         for name, values in known.items():
             if getattr(self, name) not in values:
                 raise unknown(name, str(getattr(self, name)), [str(value) for value in values if value])
+        if self.patience is not None and self.patience < 1:
+            raise SpecError(f"patience {self.patience} is not a number of epochs from 1 up")
         for name, (low, high) in _RANGES.items():
             if not low <= getattr(self, name) <= high:
                 raise SpecError(f"{name} {getattr(self, name):g} is not in {low:g}..{high:g}")

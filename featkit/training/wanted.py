@@ -9,7 +9,7 @@ from typing import Any
 
 from featkit.embeddings.request import Request
 from featkit.errors import SpecError
-from featkit.images.augment import AUGMENTATIONS
+from featkit.images.augment import AUGMENTATIONS, MOST_VIEWS
 from featkit.registry import unknown
 from featkit.training.settings import Settings
 
@@ -43,6 +43,10 @@ class Wanted:
     cache: Path = Path("cache")
 
     def __post_init__(self) -> None:
+        if not 0 <= self.views <= MOST_VIEWS:
+            raise SpecError(f"--views {self.views} is not in 0..{MOST_VIEWS}")
+        if self.settings.patience is not None and not self.val:
+            raise SpecError("--patience waits for a better val, and --val 0 leaves none: give only one of them")
         if not 0 <= self.val <= 0.9:
             raise SpecError(f"--val {self.val:g} is not in 0..0.9")
         if self.augment not in (None, *AUGMENTATIONS):
@@ -62,8 +66,8 @@ class Wanted:
         Raises:
             SpecError: if an option or its value is unknown.
         """
-        given = {name: value for name, value in options.items() if value is not None}
         settings = {field.name for field in fields(Settings)}
+        given = {name: _typed(name, value) for name, value in options.items() if value is not None}
         for name in given:
             if name not in {*_OF_REQUEST, *settings, *_OWN}:
                 raise unknown("option of a training", name, sorted({*_OF_REQUEST, *settings, *_OWN}))
@@ -74,3 +78,26 @@ class Wanted:
         augment = given.get("augment", "none" if unaugmented else "basic")
         own = {name: given[name] for name in ("views", "val") if name in given}
         return cls(request, chosen, augment=None if augment == "none" else augment, **own, cache=cache)
+
+
+_WHOLE = ("seed", "epochs", "batch_size", "patience", "views")
+_NUMBERS = ("lr", "layer_decay", "weight_decay", "warmup", "smoothing", "mixup", "cutmix", "ema", "clip", "val")
+
+
+def _typed(name: str, value: Any) -> Any:
+    """Return a value as its option takes it: a number for ``unfreeze`` or a size is as good as its text.
+
+    Raises:
+        SpecError: if it is of another kind.
+    """
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    if name in _WHOLE:
+        kind, fits = "a whole number from 0", whole and value >= 0
+    elif name in _NUMBERS:
+        kind, fits = "a number", whole or isinstance(value, float)
+    else:
+        kind, fits = "a text", isinstance(value, str) or whole
+        value = str(value) if whole else value
+    if not fits:
+        raise SpecError(f"{name} = {value!r} is not {kind}")
+    return value

@@ -66,6 +66,33 @@ def test_a_network_can_be_trained_on(photos):
     assert "classifier trained on photos" in second.stderr
 
 
+def test_a_network_is_not_judged_on_images_that_it_learned_from(photos):
+    """Another seed makes another split, in which train images of the first are test images."""
+    run = run_of(call("finetune", "--data", photos, "--mode", "shallow", *SMALL))
+    for verb in (("fit", "--head", "knn:k=1"), ("finetune", "--mode", "shallow", "--epochs", "1")):
+        done = call(*verb, "--data", photos, "--backbone", run, "--seed", "1", code=1)
+        assert "has learned from" in done.stderr
+    call("fit", "--data", photos, "--backbone", run, "--head", "knn:k=1")
+
+
+def test_settings_that_changed_are_not_gone_on_with(photos, monkeypatch):
+    def interrupted(self):
+        self.save(0.0)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop._Run, "epoch", interrupted)
+        CliRunner().invoke(main, ["finetune", "--data", str(photos), "--mode", "full", *SMALL])
+    done = call("finetune", "--data", photos, "--mode", "full", *SMALL, "--lr", "0.5", "--resume", code=1)
+    assert "is of another training" in done.stderr
+
+
+def test_scratch_means_untrained(photos, tmp_path):
+    torch.save(torchvision.models.resnet18().state_dict(), tmp_path / "some.pth")
+    done = call("finetune", "--data", photos, "--mode", "scratch", "--weights", tmp_path / "some.pth", code=1)
+    assert "trains an untrained network" in done.stderr
+
+
 def test_the_same_command_gives_the_same_results(photos):
     texts = []
     for folder in ("one", "two"):
@@ -167,7 +194,8 @@ def test_the_study_of_cifar100_runs_on_a_file_in_its_format(cifar100, tmp_path):
     (tmp_path / "study.toml").write_text(text)
     done = call("finetune", tmp_path / "study.toml")
     assert all(mode in done.stdout for mode in ("shallow", "deep", "scratch", "top-5 %"))
-    folder = Path("experiments/cifar100")
+    (folder,) = Path("experiments/cifar100").glob("study-*")
+    assert len(list(Path("experiments/cifar100").glob("*/network.safetensors"))) == 3
     Image.open(folder / "curves.png").verify()
     with (folder / "results.csv").open() as file:
         assert [row["name"] for row in csv.DictReader(file)] == ["shallow", "deep", "scratch"]
@@ -181,6 +209,11 @@ def test_the_study_of_cifar100_runs_on_a_file_in_its_format(cifar100, tmp_path):
         ("[[run]]\nspeed = 3", "unknown option of a training 'speed'"),
         ("[[rum]]\nmode = 'deep'", "did you mean run"),
         ("[[run", "cannot be read as a study"),
+        ("[[run]]\nepochs = '3'", "epochs = '3' is not a whole number"),
+        ("[[run]]\nlr = 'x'", "lr = 'x' is not a number"),
+        ("[[run]]\ndata = 3.5", "data = 3.5 is not a text"),
+        ("[[run]]\nviews = -1", "views = -1 is not a whole number"),
+        ("run = ['a']", "has no trainings"),
     ],
 )
 def test_a_study_that_says_nothing_sensible_is_refused(tmp_path, text, said):
