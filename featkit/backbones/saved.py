@@ -53,12 +53,46 @@ class Blueprint:
     def from_json(cls, text: str) -> Blueprint:
         """Read what ``to_json`` wrote; ValueError, KeyError or TypeError if it is anything else."""
         values: dict[str, Any] = json.loads(text)
-        preprocess: dict[str, Any] = values["preprocess"]
-        tuples: dict[str, Any] = {name: tuple(value) for name, value in preprocess.items() if isinstance(value, list)}
+        preprocess = Preprocess.from_dict(values["preprocess"])
         widths = {str(name): int(width) for name, width in values["widths"].items()}
         texts = {name: str(values[name]) for name in ("base", "name", "label")}
         learned = tuple(map(str, values.get("learned", ())))
-        return cls(**texts, preprocess=Preprocess(**{**preprocess, **tuples}), widths=widths, learned=learned)
+        return cls(**texts, preprocess=preprocess, widths=widths, learned=learned)
+
+
+def derived(
+    base: Backbone,
+    spec: str,
+    name: str,
+    label: str,
+    *,
+    widths: Mapping[str, int] | None = None,
+    learned: Collection[str] = (),
+) -> Blueprint:
+    """Return how a network is rebuilt that was made from another one.
+
+    Args:
+        base: the other one.
+        spec: as which it was asked for; of one that was saved itself, its widths and what it learned from go on.
+        name: what the new one is called, see ``Blueprint``.
+        label: what was done, for people.
+        widths: number of channels of the convolutions that were narrowed now.
+        learned: ``short_key`` of the images that it learned from now.
+
+    Raises:
+        WeightsError: if what was saved cannot be read.
+    """
+    before = Blueprint(spec, "", "", base.preprocess)
+    if is_path(spec):
+        before = read_blueprint(network_file(spec))
+    return replace(
+        before,
+        name=name,
+        label=label,
+        preprocess=base.preprocess,
+        widths={**before.widths, **(widths or {})},
+        learned=tuple(sorted({*before.learned, *learned})),
+    )
 
 
 def short_key(key: str) -> str:

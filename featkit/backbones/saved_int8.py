@@ -54,9 +54,7 @@ class Int8Card:
     def from_json(cls, text: str) -> Int8Card:
         """Read what ``to_json`` wrote; ValueError, KeyError or TypeError if it is anything else."""
         values: dict[str, Any] = json.loads(text)
-        preprocess: dict[str, Any] = values["preprocess"]
-        tuples: dict[str, Any] = {name: tuple(value) for name, value in preprocess.items() if isinstance(value, list)}
-        return cls(**{**values, "preprocess": Preprocess(**{**preprocess, **tuples})})
+        return cls(**{**values, "preprocess": Preprocess.from_dict(values["preprocess"])})
 
 
 def is_int8(spec: str) -> bool:

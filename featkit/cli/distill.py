@@ -71,14 +71,15 @@ def distill(cache: Path, out: Path, as_json: bool, resume: bool, alone: bool, **
     with joined(pick_device(compute.device)) as group:
         for name, wish in {**wishes, "distilled": distillation}.items():
             say = note if not group.rank else (lambda _: None)
-            ready = finished(prepare_student(wanted, taught, wish, compute), out) if resume else None
+            prepared = prepare_student(wanted, taught, wish, compute)
+            ready = finished(prepared, out) if resume else None
             say(f"student {name}" + (f", already there: {ready.path}" if ready else ""))
             if ready:
                 runs[name] = ready.path
                 continue
             with watched(wanted.settings.epochs, say, bar=compute.progress and not group.rank) as watch:
                 how = How(compute, resume=resume, watch=watch, group=group)
-                done = distill_run(wanted, taught, wish, how, out, draw=figures)
+                done = distill_run(prepared, taught, wish, how, out, draw=figures)
             if done:
                 note(f"run: {done.path}")
                 runs[name] = done.path

@@ -115,8 +115,8 @@ def _train_all(
     from featkit.embeddings.recipe import digest
     from featkit.plots.files import png_bytes
     from featkit.plots.training import plot_histories
-    from featkit.studies.publish import publish
-    from featkit.studies.trainings import read_trainings, to_csv, to_rows
+    from featkit.studies.publish import csv_text, publish
+    from featkit.studies.trainings import read_trainings, to_rows
 
     asked = read_trainings(study, cache)
     found = {name: _train(wanted, compute, out, resume, group) for name, wanted in asked.wanted.items()}
@@ -126,7 +126,7 @@ def _train_all(
     rows = to_rows(done)
     curves = plot_histories({name: each.history for name, each in done.items()}, title=asked.name)
     results = json.dumps(rows, indent=2)
-    texts = {"results.csv": to_csv(rows), "results.json": results}
+    texts = {"results.csv": csv_text(rows), "results.json": results}
     directory = out / asked.name / f"study-{digest([row['run'] for row in rows])[:12]}"
     publish(directory, {**texts, "curves.png": png_bytes(curves)})
     note(f"results.csv, results.json and curves.png: {directory}")

@@ -61,8 +61,7 @@ class About:
         """Read what ``to_properties`` wrote; ValueError, KeyError or TypeError if it is anything else."""
         names = ("classes", "preprocessing", "precision", "threshold", "head", "temperature", "recipe")
         classes, how, *others = (json.loads(texts[name]) for name in names)
-        tuples = {name: tuple(value) for name, value in how.items() if isinstance(value, list)}
-        return cls(tuple(classes), Preprocess(**{**how, **tuples}), *others)
+        return cls(tuple(classes), Preprocess.from_dict(how), *others)
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from featkit.backbones.base import Backbone
-from featkit.backbones.saved import Blueprint, is_path, network_file, read_blueprint
+from featkit.backbones.saved import Blueprint, derived
 from featkit.backbones.saved_int8 import is_int8
 from featkit.compression.profile import count_macs
 from featkit.compression.prune import (
@@ -101,10 +101,7 @@ def prune(
 
 def _blueprint(request: Request, backbone: Backbone, name: str, what: str, widths: Mapping[str, int]) -> Blueprint:
     name, label = f"{backbone.name}-{name}", f"{backbone.name}, {what}"
-    if not is_path(request.backbone):
-        return Blueprint(request.backbone, name, label, backbone.preprocess, widths)
-    before = read_blueprint(network_file(request.backbone))
-    return Blueprint(before.base, name, label, backbone.preprocess, {**before.widths, **widths}, before.learned)
+    return derived(backbone, request.backbone, name, label, widths=widths)
 
 
 def _facts(module: nn.Module, backbone: Backbone, goal: Goal) -> dict[str, Any]:

@@ -51,10 +51,10 @@ def with_views(images: ImageSet, how: str, views: int, seed: int = 0) -> ImageSe
     first = np.repeat(np.cumsum(counts) - counts, counts)
     numbers = np.arange(len(rows)) - first
     wide = images.take(rows)
-    pixels = remembering(images.load)
+    pixels, digest = remembering(images.load), remembering(images.key)
 
     def key(place: int) -> str:
-        clean = images.key(int(rows[place]))
+        clean = digest(int(rows[place]))
         return clean if numbers[place] == 0 else _sha256(f"{clean} {how} {seed} {numbers[place]}")
 
     def load(place: int) -> Pixels:

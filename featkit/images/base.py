@@ -5,11 +5,13 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 Pixels = NDArray[np.uint8]
+T = TypeVar("T")
 
 SPLITS = ("train", "val", "test")
 
@@ -59,14 +61,14 @@ class ImageSet:
         )
 
 
-def remembering(load: Callable[[int], Pixels]) -> Callable[[int], Pixels]:
-    """Return ``load`` with a memory of one image for each thread, to decode it once for all that is made of it."""
+def remembering(read: Callable[[int], T]) -> Callable[[int], T]:
+    """Return ``read`` with a memory of one image for each thread, to read it once for all that is made of it."""
     last = threading.local()
 
-    def remembered(row: int) -> Pixels:
+    def remembered(row: int) -> T:
         if getattr(last, "row", None) != row:
-            last.pixels, last.row = load(row), row
-        pixels: Pixels = last.pixels
-        return pixels
+            last.found, last.row = read(row), row
+        found: T = last.found
+        return found
 
     return remembered

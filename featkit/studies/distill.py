@@ -129,14 +129,21 @@ def _same_test(path: Path, wanted: Wanted) -> None:
 
 
 def distill_run(
-    wanted: Wanted, taught: Taught, distillation: Distillation, how: How, out: Path, *, draw: Draw
+    prepared: Prepared, taught: Taught, distillation: Distillation, how: How, out: Path, *, draw: Draw
 ) -> TrainedRun | None:
     """Train a student with its teacher, judge it on test, and keep it.
+
+    Args:
+        prepared: from ``prepare_student``, with the same teacher and distillation.
+        taught: the teacher.
+        distillation: how much of what.
+        how: how it is trained; ``how.folder`` is set here.
+        out: folder of the results.
+        draw: figures by file name.
 
     Returns:
         None in a process that is not the one that writes.
     """
-    prepared = prepare_student(wanted, taught, distillation, how.compute)
     how = replace(how, folder=work_folder(prepared, out))
     trained = distill(prepared, taught.teacher, taught.width, distillation, how)
     return None if how.group.rank else publish_trained(trained, how.compute, out, draw)

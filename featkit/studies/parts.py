@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -74,6 +75,12 @@ def train_counts(embeddings: Embeddings) -> NDArray[np.int64]:
 def without_views(embeddings: Embeddings) -> Embeddings:
     """Return the vectors of the images as they are."""
     return embeddings.take(np.array([row for row, name in enumerate(embeddings.ids) if not is_view(name)], np.int64))
+
+
+def unseen(classes: Sequence[str], tested: NDArray[np.int64], seen: NDArray[np.int64]) -> list[str]:
+    """Say which classes are tested ``(n,)`` and were never seen ``(m,)``."""
+    names = [classes[label] for label in np.setdiff1d(tested, seen)]
+    return [f"no training image of {', '.join(names)}: every test image of it is a miss"] if names else []
 
 
 def _narrowed(embeddings: Embeddings, subset: str, seed: int) -> Embeddings:

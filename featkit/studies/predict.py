@@ -50,7 +50,7 @@ def predict(run: SavedRun, files: list[str], compute: Compute, *, top: int = 5) 
         DecodeError: if a file cannot be read.
     """
     network = (run.load_backbone(), run.request.precision, frozenset(range(len(files))))
-    rows, vectors = _gathered(embed(image_files(files), [network], compute))
+    rows, vectors = gathered(embed(image_files(files), [network], compute))
     if not len(rows):
         return []
     scores = run.head.predict_proba(vectors)
@@ -67,11 +67,11 @@ def predict_exported(exported: Exported, files: list[str], compute: Compute, *, 
     """
     about = exported.about
     target = Target(about.prepare, exported.engine, frozenset(range(len(files))))
-    rows, scores = _gathered(pipeline.run(image_files(files).load, [target], compute, on_cpu=True))
+    rows, scores = gathered(pipeline.run(image_files(files).load, [target], compute, on_cpu=True))
     return _best([files[row] for row in rows], scores, about.classes, about.threshold, top) if len(rows) else []
 
 
-def _gathered(batches: Iterable[Batch]) -> tuple[Rows, Vectors]:
+def gathered(batches: Iterable[Batch]) -> tuple[Rows, Vectors]:
     """Return the rows of all batches, and what the only network made of them; both empty where there is none."""
     blocks = [batch.outputs[0] for batch in batches if batch.outputs[0]]
     if not blocks:

@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from featkit.errors import StorageError
 
 Content = str | bytes | Callable[[Path], None]
 """Text, bytes, or a function that writes the file at a path."""
+
+
+def csv_text(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Return rows of the same names as CSV, the names above them."""
+    out = io.StringIO()
+    writer = csv.DictWriter(out, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return out.getvalue()
 
 
 def publish(directory: Path, files: Mapping[str, Content]) -> None:

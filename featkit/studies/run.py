@@ -25,7 +25,7 @@ from featkit.heads import make_head
 from featkit.heads.balance import BalancedHead
 from featkit.heads.search import Search, Tried, search, search_correction
 from featkit.registry import Spec
-from featkit.studies.parts import Parts, divide, refuse_infinite, train_counts
+from featkit.studies.parts import Parts, divide, refuse_infinite, train_counts, unseen
 from featkit.studies.source import Source, refuse_seen
 
 PACKAGES = ("featkit", "numpy", "scikit-learn", "skops", "torch", "torchvision")
@@ -175,7 +175,11 @@ def judge(fitted: Fitted, source: Source) -> Run:
         columns=columns,
         temperature=fitted.temperature,
         train_counts=train_counts(fitted.parts.final),
-        warnings=[*getattr(head, "warnings_", ()), *_unseen(fitted.parts), *_constant(fitted.parts.final)],
+        warnings=[
+            *getattr(head, "warnings_", ()),
+            *unseen(test.classes, fitted.parts.test.y, fitted.parts.final.y),
+            *_constant(fitted.parts.final),
+        ],
         provenance=_provenance(fitted, source),
         cost={"fit_seconds": fitted.seconds, "predict_seconds": seconds, "peak_memory_mb": peak_memory()},
         seed=fitted.seed,
@@ -249,12 +253,6 @@ def _val_score(scored: Scored | None, val: Embeddings) -> float | None:
         return None
     scores, columns = scored
     return balanced_accuracy(confusion_matrix(val.y, columns[scores.argmax(axis=1)], len(val.classes)))
-
-
-def _unseen(parts: Parts) -> list[str]:
-    """Say which classes are tested and were never seen."""
-    names = [parts.test.classes[label] for label in np.setdiff1d(parts.test.y, parts.final.y)]
-    return [f"no training image of {', '.join(names)}: every test image of it is a miss"] if names else []
 
 
 def _constant(embeddings: Embeddings) -> list[str]:

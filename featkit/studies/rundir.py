@@ -14,6 +14,7 @@ from typing import Any
 
 from featkit.backbones.base import Backbone, Quantized
 from featkit.backbones.saved import NETWORK_FILE
+from featkit.backbones.saved_int8 import INT8_FILE
 from featkit.embeddings.calibration import find as find_calibration
 from featkit.embeddings.recipe import Recipe
 from featkit.embeddings.request import Request
@@ -26,7 +27,6 @@ from featkit.studies.source import Source
 
 HEAD_FILE = "head.skops"
 PREDICTIONS_FILE = "predictions.csv"
-QUANTIZED_FILE = "network.int8.onnx"
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,7 @@ def save_run(run: Run, out: Path, more: Mapping[str, Content]) -> Path:
     }
     calibration = run.source.embeddings.recipe.calibration
     if calibration != "none":
-        files[QUANTIZED_FILE] = _network(run.source, calibration)
+        files[INT8_FILE] = _network(run.source, calibration)
     publish(directory, files)
     return directory
 
@@ -181,9 +181,7 @@ def load_run(directory: Path) -> SavedRun:
             recipe=recipe,
             temperature=Temperature(**card["temperature"]) if card.get("temperature") else None,
             threshold=float(card.get("threshold", 0.0)),
-            quantized=None
-            if recipe.calibration == "none"
-            else Quantized(directory / QUANTIZED_FILE, recipe.calibration),
+            quantized=None if recipe.calibration == "none" else Quantized(directory / INT8_FILE, recipe.calibration),
         )
     except FileNotFoundError as error:
         raise RunError(

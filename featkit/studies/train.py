@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import io
 import json
 import shutil
 import tempfile
@@ -11,7 +10,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -26,7 +24,9 @@ from featkit.evaluation.calibration import apply_temperature
 from featkit.evaluation.report import Report
 from featkit.heads.linear import LinearHead
 from featkit.studies.compare import read_run
-from featkit.studies.publish import Content
+from featkit.studies.parts import unseen
+from featkit.studies.predict import gathered
+from featkit.studies.publish import Content, csv_text
 from featkit.studies.run import PACKAGES, Answers, Run, peak_memory
 from featkit.studies.rundir import save_run
 from featkit.studies.source import Source
@@ -150,7 +150,7 @@ def judge(trained: Trained, file: Path, compute: Compute, out: Path) -> Run:
         images.classes,
         temperature=temperature,
         train_counts=counts,
-        warnings=_unseen(images.classes, counts, test),
+        warnings=unseen(images.classes, test.y, np.flatnonzero(counts)),
         provenance={
             "request": request.to_dict(),
             "fingerprint": prepared.fingerprint,
@@ -176,8 +176,7 @@ def _embedded(prepared: Prepared, file: Path, split: str, compute: Compute) -> E
     """Return the embeddings of one split through a saved network."""
     part = prepared.images.take(prepared.images.rows(split))
     backbone, precision = open_saved(str(file)), prepared.wanted.request.precision
-    blocks = [batch.outputs[0] for batch in embed(part, [(backbone, precision, frozenset(range(len(part))))], compute)]
-    x = np.concatenate([vectors for _, vectors in filter(None, blocks)]) if blocks else np.empty((0, 0), np.float32)
+    _, x = gathered(embed(part, [(backbone, precision, frozenset(range(len(part))))], compute))
     recipe = make_recipe(part, content_keys(part, compute), backbone, precision)
     return Embeddings(x, part.labels, part.ids, part.classes, part.splits, recipe)
 
@@ -186,19 +185,9 @@ def _temperature(head: LinearHead, val: Embeddings) -> Temperature | None:
     return fit_temperature(head.predict_proba(val.x), val.y, np.arange(len(val.classes))) if len(val) else None
 
 
-def _unseen(classes: tuple[str, ...], counts: Any, test: Embeddings) -> list[str]:
-    names = [classes[label] for label in np.unique(test.y) if not counts[label]]
-    return [f"no training image of {', '.join(names)}: every test image of it is a miss"] if names else []
-
-
 def history_csv(history: list[Epoch]) -> str:
     """Return one line for each epoch: rate, loss, top-1, top-5 and n on train and val."""
-    out = io.StringIO()
-    rows = list(history_rows(history))
-    writer = csv.DictWriter(out, list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return out.getvalue()
+    return csv_text(list(history_rows(history)))
 
 
 def read_history(path: Path) -> Lines:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import os
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -75,12 +73,3 @@ def to_rows(done: Mapping[str, TrainedRun]) -> list[dict[str, Any]]:
         scores = {"n": report.n, "top1": report.top1, "low": low, "high": high, "top5": report.top5}
         rows.append({"name": name, "run": each.path.name, **scores, "epochs": len(each.history)})
     return rows
-
-
-def to_csv(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Return rows as CSV."""
-    out = io.StringIO()
-    writer = csv.DictWriter(out, list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return out.getvalue()

@@ -9,7 +9,7 @@ import numpy as np
 
 from featkit.backbones.base import Backbone
 from featkit.backbones.precision import resolve_precision
-from featkit.backbones.saved import Blueprint, is_path, network_file, read_blueprint, refuse_learned, short_key
+from featkit.backbones.saved import Blueprint, derived, is_path, refuse_learned, short_key
 from featkit.embeddings.job import content_keys, images_digest, labels_digest
 from featkit.embeddings.pipeline import Compute
 from featkit.embeddings.recipe import digest
@@ -55,11 +55,7 @@ class Prepared:
         label = f"{backbone.name}, {what.get(settings.mode, 'trained from scratch')} on {self.images.name}"
         label += f", {self.about}" if self.about else ""
         name = f"{backbone.name}-{settings.mode}-{self.id[:8]}"
-        if not is_path(request.backbone):
-            return Blueprint(request.backbone, name, label, backbone.preprocess, learned=self.learned)
-        before = read_blueprint(network_file(request.backbone))
-        learned = tuple(sorted({*before.learned, *self.learned}))
-        return Blueprint(before.base, name, label, backbone.preprocess, before.widths, learned)
+        return derived(backbone, request.backbone, name, label, learned=self.learned)
 
 
 def prepare(wanted: Wanted, compute: Compute, *, extra: str = "", about: str = "") -> Prepared:
