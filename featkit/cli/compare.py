@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING
 
 import click
 
-from featkit.cli.options import json_option, table
+from featkit.cli.options import between, json_option, table
 
 if TYPE_CHECKING:
-    from featkit.studies.compare import Compared
+    from collections.abc import Iterable
+
+    from featkit.evaluation import Paired, Report
 
 EPILOG = """\b
 Examples:
@@ -34,16 +36,13 @@ def compare(runs: tuple[Path, ...], as_json: bool) -> None:
     if as_json:
         click.echo(to_json(compared))
         return
-    print_compared(compared)
+    print_compared(compared.runs, compared.pairs)
 
 
-def print_compared(compared: Compared) -> None:
-    """Print runs, best first, and what can be said about each pair of them."""
-    rows = [
-        [name, f"{100 * run.top1:.1f}", f"{100 * run.interval95[0]:.1f} to {100 * run.interval95[1]:.1f}", run.n]
-        for name, run in compared.runs
-    ]
+def print_compared(runs: Iterable[tuple[str, Report]], pairs: Iterable[Paired]) -> None:
+    """Print runs in their order, and what can be said about each pair of them."""
+    rows = [[name, f"{100 * run.top1:.1f}", between(run.interval95), run.n] for name, run in runs]
     click.echo(table(["run", "top-1 %", "95 % interval", "n"], rows, right=("top-1 %", "95 % interval", "n")))
     click.echo("")
-    for pair in compared.pairs:
+    for pair in pairs:
         click.echo(f"{pair.sentence}; p = {pair.p:.2g}, adjusted {pair.p_holm:.2g}")

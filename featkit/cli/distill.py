@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from featkit.cli.options import cache_option, json_option, note, out_option, table
+from featkit.cli.options import cache_option, json_option, note, out_option
 from featkit.cli.training import figures, training_compute, training_of, training_options, watched
 
 if TYPE_CHECKING:
@@ -85,19 +85,18 @@ def distill(cache: Path, out: Path, as_json: bool, resume: bool, alone: bool, **
                 runs[name] = done.path
     if "distilled" in runs:
         found = compared(runs)
-        click.echo(json.dumps(found.to_dict(), indent=2) if as_json else _text(found))
+        if as_json:
+            click.echo(json.dumps(found.to_dict(), indent=2))
+        else:
+            _print(found)
 
 
-def _text(found: Distilled) -> str:
-    rows = []
-    for name, report in found.reports.items():
-        low, high = (f"{100 * end:.1f}" for end in report.interval95)
-        rows.append([name, f"{100 * report.top1:.1f}", f"{low} to {high}", report.n])
-    lines = [table(["run", "top-1 %", "95 % interval", "n"], rows, right=("top-1 %", "95 % interval", "n")), ""]
-    lines += [f"{pair.sentence}; p = {pair.p:.2g}, adjusted {pair.p_holm:.2g}" for pair in found.pairs]
+def _print(found: Distilled) -> None:
+    """Print the runs, what can be said about each pair, and how much of the gap is closed."""
+    from featkit.cli.compare import print_compared
+
+    print_compared(found.reports.items(), found.pairs)
     if found.gap is not None:
-        between = (
-            "" if found.gap_interval is None else " ({:.0f} to {:.0f})".format(*(100 * e for e in found.gap_interval))
-        )
-        lines.append(f"gap to the teacher closed: {100 * found.gap:.0f} %{between}")
-    return "\n".join(lines)
+        low, high = found.gap_interval or (float("nan"), float("nan"))
+        ends = f" ({100 * low:.0f} to {100 * high:.0f})" if found.gap_interval else ""
+        click.echo(f"gap to the teacher closed: {100 * found.gap:.0f} %{ends}")

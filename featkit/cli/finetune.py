@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from featkit.cli.options import backbone_option, cache_option, json_option, note, out_option, table
+from featkit.cli.options import backbone_option, between, cache_option, json_option, note, out_option, table
 from featkit.cli.training import NAMES, figures, training_compute, training_of, training_options, watched
 
 if TYPE_CHECKING:
@@ -131,7 +131,7 @@ def _train_all(
     publish(directory, {**texts, "curves.png": png_bytes(curves)})
     note(f"results.csv, results.json and curves.png: {directory}")
     shown = [
-        [row["name"], f"{100 * row['top1']:.1f}", f"{100 * row['low']:.1f} to {100 * row['high']:.1f}"]
+        [row["name"], f"{100 * row['top1']:.1f}", between((row["low"], row["high"]))]
         + ["" if row["top5"] is None else f"{100 * row['top5']:.1f}", row["n"], row["epochs"]]
         for row in rows
     ]

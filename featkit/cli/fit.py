@@ -150,7 +150,8 @@ def _print_heads(runs: list[Run], out: Path, as_json: bool) -> None:
         click.echo(json.dumps(found if len(runs) > 1 else found[0], indent=2))
     elif len({run.id for run in runs}) > 1:
         click.echo("")
-        print_compared(compare_runs([out / run.source.data / run.id for run in runs]))
+        compared = compare_runs([out / run.source.data / run.id for run in runs])
+        print_compared(compared.runs, compared.pairs)
 
 
 def _print_seeds(runs: list[Run], out: Path, as_json: bool) -> None:

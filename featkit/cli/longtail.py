@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from featkit.cli.matrix import axis_option, given_axes, limit_option, matrix_options, run_grid, seed_option
-from featkit.cli.options import table
+from featkit.cli.options import between, table
 
 EPILOG = """\b
 Examples:
@@ -55,9 +55,9 @@ def _table(rows: list[Any]) -> str:
     lines = [
         [
             f"{100 * row.balanced_accuracy:.1f}",
-            _interval(row.balanced_interval95),
+            between(row.balanced_interval95),
             "" if row.gain is None else f"{100 * row.gain:+.1f}",
-            "" if row.gain is None else _interval(row.gain_interval95),
+            "" if row.gain is None else between(row.gain_interval95),
             *("" if part is None else f"{100 * part[0]:.1f}" for part in (row.many, row.medium, row.few)),
             *(row.values[axis] for axis in ("data", "backbone", "subset", "head", "balance", "seed")),
             "best on val" if row.best_on_val else "",
@@ -65,7 +65,3 @@ def _table(rows: list[Any]) -> str:
         for row in rows
     ]
     return table([*numbers, "data", "backbone", "subset", "head", "balance", "seed", ""], lines, right=numbers)
-
-
-def _interval(ends: tuple[float, float]) -> str:
-    return f"{100 * ends[0]:.1f} to {100 * ends[1]:.1f}"

@@ -15,6 +15,7 @@ import click
 
 from featkit.cli.options import (
     F,
+    between,
     cache_option,
     compute_options,
     json_option,
@@ -177,10 +178,9 @@ def _numbers(cell: Cell) -> list[str]:
     report = cell.report
     if report is None:
         return [cell.status, "", "", "", ""]
-    low, high = (100 * end for end in report.interval95)
     return [
         f"{100 * report.top1:.1f}",
-        f"{low:.1f} to {high:.1f}",
+        between(report.interval95),
         f"{100 * report.balanced_accuracy:.1f}",
         str(report.n),
         f"{report.cost['fit_seconds']:.1f}",

@@ -212,6 +212,11 @@ def table(header: list[str], rows: list[list[Any]], right: tuple[str, ...] = ())
     return "\n".join(line.rstrip() for line in drawn.get_string().splitlines())
 
 
+def between(interval: tuple[float, float]) -> str:
+    """Return the ends of an interval of shares, in percent."""
+    return f"{100 * interval[0]:.1f} to {100 * interval[1]:.1f}"
+
+
 def size(count: float) -> str:
     """Return a number of bytes for people: ``12.3 MB`` (10^6 bytes)."""
     for unit in ("B", "kB", "MB"):

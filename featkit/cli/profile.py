@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from featkit.cli.options import (
+    between,
     cache_option,
     compute_options,
     data_options,
@@ -109,8 +110,7 @@ def _worth(each: Profile) -> list[str]:
     report, drift, paired = each.report, each.drift, each.difference
     if report is None:
         return [""] * len(_WORTH)
-    low, high = report.interval95
-    top1 = [f"{100 * report.top1:.1f}", f"{100 * low:.1f} to {100 * high:.1f}"]
+    top1 = [f"{100 * report.top1:.1f}", between(report.interval95)]
     if drift is None or paired is None:
         return [*top1, *[""] * (len(_WORTH) - len(top1))]
     least, most = paired.interval95

@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from featkit.cli.matrix import axis_option, given_axes, limit_option, matrix_options, run_grid, seed_option
-from featkit.cli.options import table
+from featkit.cli.options import between, table
 
 EPILOG = """\b
 Examples:
@@ -55,10 +55,10 @@ def _table(rows: list[Any]) -> str:
         [
             "" if row.clean is None else f"{100 * row.clean:.1f}",
             f"{100 * row.perturbed:.1f}",
-            _interval(row.perturbed_interval95),
+            between(row.perturbed_interval95),
             f"{100 * row.worst_top1:.1f}",
             "" if row.mce is None else f"{100 * row.mce:.1f}",
-            "" if row.mce is None else _interval(row.mce_interval95),
+            "" if row.mce is None else between(row.mce_interval95),
             row.worst_family,
             *(row.values[axis] for axis in ("data", "backbone", "train_perturb", "head", "seed")),
         ]
@@ -66,7 +66,3 @@ def _table(rows: list[Any]) -> str:
     ]
     named = ["worst family", "data", "backbone", "train_perturb", "head", "seed"]
     return table([*numbers, *named], lines, right=numbers)
-
-
-def _interval(ends: tuple[float, float]) -> str:
-    return f"{100 * ends[0]:.1f} to {100 * ends[1]:.1f}"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from itertools import product
@@ -14,8 +13,8 @@ from typing import Any
 from featkit.embeddings.recipe import digest
 from featkit.embeddings.request import Request
 from featkit.errors import SpecError
-from featkit.registry import unknown
 from featkit.studies.cells import Value
+from featkit.studies.documents import check_names, read_document
 from featkit.studies.run import Protocol
 
 AXES: Mapping[str, Value] = {
@@ -84,10 +83,10 @@ class Grid:
         if not re.fullmatch(r"\w[\w.-]*", self.name):
             raise SpecError(f"name {self.name!r} of the grid: letters, digits, dots, dashes and underscores, please")
         for named in (self.axes, *(rule.when for rule in self.skips)):
-            _known("axis", named, list(AXES))
+            check_names("axis", named, list(AXES))
             for axis, values in named.items():
                 _check(axis, values)
-        _known("fixed option", self.fixed, list(FIXED))
+        check_names("fixed option", self.fixed, list(FIXED))
         if all(self.why_skipped(values) for values in self.cells()):
             raise SpecError(f"grid {self.name} has no cell left: its rules skip all {len(self.cells())}")
 
@@ -124,12 +123,9 @@ def read_grid(path: Path) -> Grid:
     Raises:
         SpecError: if the file is not there, is not TOML, or is not a grid.
     """
+    document = read_document(path, "a grid")
     try:
-        document = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise SpecError(f"{path} cannot be read as a grid: {error}") from error
-    try:
-        _known("part of a grid", document, ["name", "axes", "fixed", "skip"])
+        check_names("part of a grid", document, ["name", "axes", "fixed", "skip"])
         axes, fixed = (_table(document, part) for part in ("axes", "fixed"))
         return Grid(str(document.get("name", path.stem)), axes, fixed, _skips(document.get("skip", [])))
     except SpecError as error:
@@ -141,7 +137,7 @@ def _skips(rules: Any) -> list[Skip]:
         raise SpecError('skip must be a list of tables: write [[skip]], when = {axis = "value"} and why = "..."')
     found = []
     for rule in rules:
-        _known("part of a skip", rule, ["when", "why"])
+        check_names("part of a skip", rule, ["when", "why"])
         when, why = _table(rule, "when"), rule.get("why")
         if not when or not isinstance(why, str) or not why:
             raise SpecError('a skip says when and why: when = {axis = "value"} and why = "..."')
@@ -154,12 +150,6 @@ def _table(document: Mapping[str, Any], part: str) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise SpecError(f"{part} must be a table: write [{part}] and, below it, name = value")
     return found
-
-
-def _known(kind: str, found: Mapping[str, Any], known: list[str]) -> None:
-    for name in found:
-        if name not in known:
-            raise unknown(kind, name, known)
 
 
 def _check(axis: str, values: Any) -> None:

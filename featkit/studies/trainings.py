@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +9,7 @@ from typing import Any
 
 from featkit.errors import SpecError
 from featkit.images.files import safe_name
-from featkit.registry import unknown
+from featkit.studies.documents import check_names, expanded, read_document
 from featkit.studies.train import TrainedRun
 from featkit.training.wanted import Wanted
 
@@ -41,13 +39,8 @@ def read_trainings(path: Path, cache: Path) -> Trainings:
     Raises:
         SpecError: if it is not there, is not TOML, has no run, or asks for something that nobody knows.
     """
-    try:
-        document = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise SpecError(f"{path} cannot be read as a study: {error}") from error
-    for part in document:
-        if part not in ("name", "fixed", "run"):
-            raise unknown("part of a study", part, ["name", "fixed", "run"])
+    document = read_document(path, "a study")
+    check_names("part of a study", document, ["name", "fixed", "run"])
     runs, fixed = document.get("run", []), document.get("fixed", {})
     tables = isinstance(runs, list) and all(isinstance(run, dict) for run in runs) and isinstance(fixed, dict)
     if not tables or not runs:
@@ -55,8 +48,8 @@ def read_trainings(path: Path, cache: Path) -> Trainings:
     wanted = {}
     for run in runs:
         options = {name: value for name, value in {**fixed, **run}.items() if name != "name"}
-        if isinstance(options.get("data"), str):
-            options["data"] = os.path.expandvars(options["data"])
+        if "data" in options:
+            options["data"] = expanded(options["data"])
         name = str(run.get("name", run.get("mode", "deep")))
         if name in wanted:
             raise SpecError(f"{path} has two runs called {name}: give one of them another name = '...'")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
@@ -18,6 +17,7 @@ from featkit.errors import CacheError
 from featkit.images.base import ImageSet, remembering
 from featkit.images.perturb import parse_perturbation
 from featkit.studies.cells import Value
+from featkit.studies.documents import expanded
 
 _IMAGES = ("data", "split", "limit", "seed", "augment", "views", "perturb", "part")
 """Fields of a request that say which images."""
@@ -50,7 +50,7 @@ def needed(values: Mapping[str, Value], fixed: Mapping[str, Any]) -> Needed:
         SpecError: if a perturbation is unknown.
     """
     names = ("data", "backbone", "weights", "layer", "precision", "seed")
-    given = {name: _expanded(value) for name, value in {**fixed, **{name: values[name] for name in names}}.items()}
+    given = {name: expanded(value) for name, value in {**fixed, **{name: values[name] for name in names}}.items()}
     clean = Request(**{**given, "layer": given["layer"] or None})
     parts = []
     for axis, part in (("train_perturb", "train"), ("perturb", "test")):
@@ -58,11 +58,6 @@ def needed(values: Mapping[str, Value], fixed: Mapping[str, Any]) -> Needed:
         side = replace(clean, augment=None, perturb=str(perturbation), part=part)
         parts.append(side if perturbation else None)
     return Needed(clean, *parts)
-
-
-def _expanded(value: Any) -> Any:
-    """Put environment variables such as ``$HOME`` into a text."""
-    return os.path.expandvars(value) if isinstance(value, str) else value
 
 
 class Vectors:
