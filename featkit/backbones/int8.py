@@ -17,6 +17,7 @@ from torch import nn
 
 from featkit.backbones.base import Backbone
 from featkit.backbones.onnx_files import need, open_session, quiet, write_onnx
+from featkit.backbones.rounding import correct_biases, layers_with_weights
 from featkit.errors import SpecError, WeightsError
 from featkit.registry import unknown
 
@@ -58,10 +59,12 @@ class Scheme:
         method: where the range of an activation comes from: ``minmax``, the least and greatest value seen; ``entropy``
             or ``percentile`` (99.999 %), of the values seen; ``dynamic``: each image by itself, while the network runs.
         keep: layers that stay in float32, as ``featkit models --layers`` names them; a block stands for all in it.
+        bias_correction: whether biases make up for the mean of what rounding the weights does (not with ``dynamic``).
     """
 
     method: str = "minmax"
     keep: tuple[str, ...] = ()
+    bias_correction: bool = False
 
 
 def quantize(backbone: Backbone, pixels: Sequence[NDArray[np.uint8]], path: Path, scheme: Scheme | None = None) -> None:
@@ -84,13 +87,18 @@ def quantize(backbone: Backbone, pixels: Sequence[NDArray[np.uint8]], path: Path
     scheme = scheme or Scheme()
     if scheme.method not in METHODS:
         raise unknown("calibration", scheme.method, list(METHODS))
+    if scheme.bias_correction and scheme.method == "dynamic":
+        raise SpecError("dynamic looks at no images, and bias correction needs their mean: use another method")
     histogram = scheme.method in ("entropy", "percentile")
     size = _HISTOGRAM_BATCH if histogram else _BATCH
     batches = [np.stack(pixels[first : first + size]) for first in range(0, len(pixels), size)]
     with tempfile.TemporaryDirectory() as scratch, quiet():
         exported = Path(scratch, "float.onnx")
         example = torch.zeros((2, *backbone.preprocess.crop, 3), dtype=torch.uint8)
-        write_onnx(_FromBytes(backbone).eval(), example, exported, names=("pixels", "vectors"), title=backbone.name)
+        network = _FromBytes(backbone).eval()
+        if scheme.bias_correction:
+            network.correct_biases(batches, scheme.keep)
+        write_onnx(network, example, exported, names=("pixels", "vectors"), title=backbone.name)
         kept = _nodes(exported, scheme.keep)
         if scheme.method == "dynamic":
             # ONNX Runtime has no dynamic convolution with signed weights.
@@ -118,11 +126,21 @@ class _FromBytes(nn.Module):
         from featkit.backbones.engines import folded
 
         self.network = folded(backbone.build())
-        self.normalise = backbone.preprocess.normalise
+        self.preprocess = backbone.preprocess
+
+    def prepare(self, pixels: torch.Tensor) -> torch.Tensor:
+        batch: torch.Tensor = self.preprocess.normalise(pixels.permute(0, 3, 1, 2).to(torch.float32))
+        return batch
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
-        vectors: torch.Tensor = self.network(self.normalise(pixels.permute(0, 3, 1, 2).to(torch.float32)))
+        vectors: torch.Tensor = self.network(self.prepare(pixels))
         return vectors
+
+    def correct_biases(self, batches: Sequence[NDArray[np.uint8]], keep: Sequence[str]) -> None:
+        """Correct the biases of the layers that are not kept in float32."""
+        named = layers_with_weights(self.network)
+        rounded = [part for name, part in named.items() if not any(_inside(layer_of(name), each) for each in keep)]
+        correct_biases(self.network, rounded, (self.prepare(torch.from_numpy(batch)) for batch in batches))
 
 
 def _nodes(path: Path, layers: Sequence[str]) -> list[str]:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from featkit.backbones.base import Backbone, Preprocess
+from featkit.backbones.saved_int8 import is_int8, read_card
 from featkit.backbones.weights import digest_file
 from featkit.errors import DataError, SpecError, WeightsError
 
@@ -100,6 +101,20 @@ def short_key(key: str) -> str:
     return key[:16]
 
 
+def learned_by(spec: str) -> frozenset[str]:
+    """Return ``short_key`` of the images that a network learned from; of one that featkit did not save, none is known.
+
+    Raises:
+        WeightsError: if the network cannot be read.
+    """
+    if is_int8(spec):
+        return frozenset(read_card(spec).learned)
+    path = Path(spec).expanduser()
+    if not is_path(spec) or (path.is_dir() and not (path / NETWORK_FILE).is_file()):
+        return frozenset()
+    return frozenset(read_blueprint(network_file(spec)).learned)
+
+
 def refuse_learned(spec: str, data: str, test: Collection[str]) -> None:
     """Make sure that a saved network has not learned from images that are to judge it.
 
@@ -112,9 +127,7 @@ def refuse_learned(spec: str, data: str, test: Collection[str]) -> None:
         DataError: if it has.
         WeightsError: if the network cannot be read.
     """
-    if not is_path(spec) or not (Path(spec).expanduser() / NETWORK_FILE).is_file():
-        return
-    learned = set(read_blueprint(network_file(spec)).learned)
+    learned = learned_by(spec)
     known = [key for key in test if short_key(key) in learned]
     if known:
         raise DataError(

@@ -33,6 +33,7 @@ class Int8Card:
         layer, pool: which output it gives.
         sha256: of the ONNX file.
         parameters, nonzero, macs: size of the network that was quantized, see ``compression.profile.Size``.
+        learned: ``saved.short_key`` of each image that the network learned from, if featkit trained it.
     """
 
     base: str
@@ -45,6 +46,7 @@ class Int8Card:
     parameters: int
     nonzero: int
     macs: int
+    learned: tuple[str, ...] = ()
 
     def to_json(self) -> str:
         """Return the card as indented JSON."""
@@ -54,7 +56,8 @@ class Int8Card:
     def from_json(cls, text: str) -> Int8Card:
         """Read what ``to_json`` wrote; ValueError, KeyError or TypeError if it is anything else."""
         values: dict[str, Any] = json.loads(text)
-        return cls(**{**values, "preprocess": Preprocess.from_dict(values["preprocess"])})
+        learned = tuple(map(str, values.get("learned", ())))
+        return cls(**{**values, "preprocess": Preprocess.from_dict(values["preprocess"]), "learned": learned})
 
 
 def is_int8(spec: str) -> bool:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import tempfile
+from collections.abc import Mapping
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,21 +25,32 @@ from featkit.cli.options import (
     stack,
     table,
 )
+from featkit.errors import SpecError
 
 if TYPE_CHECKING:
+    from featkit.backbones.base import Quantized
     from featkit.compression.quantize import QuantizedNetwork
+    from featkit.embeddings.pipeline import Compute
+    from featkit.embeddings.request import Request
+    from featkit.studies.rundir import SavedRun
 
 EPILOG = """\b
 Examples:
   featkit quantize resnet18 --data photos
   featkit quantize resnet50 --data photos --method entropy --images 128
   featkit quantize resnet50 --data photos --keep-fp32 conv1 --keep-worst 2
+  featkit quantize resnet50 --data photos --bias-correct
   featkit quantize experiments/prune/resnet18-pruned-1a2b3c4d --data photos
+  featkit quantize experiments/photos/0123456789ab
 
 \b
 What it leaves is a backbone again, which runs on CPUs:
   featkit fit --data photos --backbone experiments/quantize/resnet18-int8-1a2b3c4d
+  featkit predict experiments/quantize/resnet18-int8-1a2b3c4d/model.onnx new.jpg
 """
+
+CLASSIFIER_FILE = "model.onnx"
+_MUCH = 0.005
 
 
 @click.command(epilog=EPILOG)
@@ -54,6 +67,11 @@ What it leaves is a backbone again, which runs on CPUs:
 @click.option(
     "--keep-worst", type=click.IntRange(min=0), default=0, metavar="N", help="Leave the N layers that lose most, too."
 )
+@click.option(
+    "--bias-correct",
+    is_flag=True,
+    help="Take from each bias the mean of what rounding the weights adds, on the images.",
+)
 @click.option("--weights", metavar="WHICH", help="imagenet, random[:SEED] or a FILE, as for `featkit extract`.")
 @layer_option
 @data_options
@@ -62,42 +80,89 @@ What it leaves is a backbone again, which runs on CPUs:
 @out_option
 @json_option
 def quantize(spec: str, out: Path, as_json: bool, **options: Any) -> None:
-    """Put a network into eight bits.
+    """Put a network, or a run of `featkit fit` or `finetune`, into eight bits.
 
     Calibrates on train images. Prints a table of the layers, those that lose most first, and the directory of the
-    network: network.int8.onnx, network.json and quantize.json.
+    network: network.int8.onnx, network.json and quantize.json. SPEC is what --backbone takes, or a run's directory:
+    then the run's own images are used, the whole classifier is written too, as model.onnx, and judged beside the run
+    on its test images.
     """
+    from featkit.backbones.base import Quantized
     from featkit.backbones.int8 import Scheme
     from featkit.backbones.saved_int8 import INT8_CARD, INT8_FILE
-    from featkit.compression.quantize import FEW, Wish
+    from featkit.compression.quantize import Wish
     from featkit.compression.quantize import quantize as make_int8
-    from featkit.embeddings.request import Request
     from featkit.images.files import safe_name
     from featkit.studies.publish import publish
 
-    given = {name: value for name, value in given_request(options).items() if value is not None}
-    request = Request(**{**given, "backbone": spec})
-    wish = Wish(Scheme(options["method"], options["keep_fp32"]), options["keep_worst"], options["images"])
+    scheme = Scheme(options["method"], options["keep_fp32"], options["bias_correct"])
+    request, run = _asked(spec, options)
+    compute = make_compute(options)
     with tempfile.TemporaryDirectory() as scratch:
-        file = Path(scratch, INT8_FILE)
-        made = make_int8(request, wish, file, make_compute(options))
+        file, whole = Path(scratch, INT8_FILE), Path(scratch, CLASSIFIER_FILE)
+        made = make_int8(request, Wish(scheme, options["keep_worst"], options["images"]), file, compute)
         directory = out / "quantize" / safe_name(made.card.name)
-        facts = json.dumps(_facts(made, request.data, directory), indent=2)
-        publish(directory, {INT8_FILE: file.read_bytes(), INT8_CARD: made.card.to_json(), "quantize.json": facts})
+        facts = _facts(made, request.data, directory)
+        files: dict[str, Any] = {INT8_FILE: file.read_bytes(), INT8_CARD: made.card.to_json()}
+        if run:
+            facts["classifier"] = _judge(run, Quantized(file, made.card.sha256), whole, compute)
+            files[CLASSIFIER_FILE] = whole.read_bytes()
+        text = json.dumps(facts, indent=2)
+        publish(directory, {**files, "quantize.json": text})
+    _say(made, len(files[INT8_FILE]))
+    click.echo(text if as_json else f"{_table(made)}\n{directory}")
+
+
+def _asked(spec: str, options: Mapping[str, Any]) -> tuple[Request, SavedRun | None]:
+    """Return which network is to be quantized, and the run that it is part of if its images are to be the run's own."""
+    from featkit.embeddings.request import Request
+    from featkit.studies.rundir import is_run, load_run
+
+    given = {name: value for name, value in given_request(options).items() if value is not None}
+    folder = Path(spec).expanduser()
+    if "data" in given or not is_run(folder):
+        return Request(**{**given, "backbone": spec}), None
+    if given:
+        raise SpecError(
+            f"{spec} is a run, with images and settings of its own: leave out --{min(given)}, or add --data"
+        )
+    run = load_run(folder)
+    return replace(run.request, augment=None), run
+
+
+def _judge(run: SavedRun, network: Quantized, path: Path, compute: Compute) -> dict[str, Any]:
+    """Write the whole classifier, and say how it does beside the run."""
+    from featkit.studies.quantize import quantize_run
+
+    found = quantize_run(run, network, path, compute)
+    paired = found.paired
+    low, high = (f"{100 * bound:+.2f}" for bound in paired.interval95)
+    note(
+        f"top-1 of the run {100 * found.before:.2f} %, in eight bits {100 * found.after:.2f} %: "
+        f"{100 * paired.difference:+.2f} points ({low} to {high}), n = {paired.n}"
+    )
+    if paired.difference < -_MUCH:
+        note("that is more than half a point: try --bias-correct, --keep-worst 2 or --method percentile")
+    return {"file": CLASSIFIER_FILE, "top1": found.after, "top1_of_run": found.before, "difference": paired.to_dict()}
+
+
+def _say(made: QuantizedNetwork, bytes_now: int) -> None:
+    from featkit.compression.quantize import FEW
+
     if made.images < FEW and made.scheme.method != "dynamic":
         note(f"warning: calibrated on {made.images} images, which is few: give {FEW} train images or more")
     kept = f", {', '.join(made.scheme.keep)} in float32" if made.scheme.keep else ""
-    bytes_now, bytes_before = (directory / INT8_FILE).stat().st_size, 4 * made.card.parameters
+    corrected = ", biases corrected" if made.scheme.bias_correction else ""
     note(
-        f"{made.scheme.method}, {made.images} train images{kept}: {size(bytes_now)}, "
-        f"{100 * bytes_now / bytes_before:.0f} % of float32"
+        f"{made.scheme.method}, {made.images} train images{corrected}{kept}: {size(bytes_now)}, "
+        f"{100 * bytes_now / (4 * made.card.parameters):.0f} % of float32"
     )
-    click.echo(facts if as_json else f"{_table(made)}\n{directory}")
 
 
 def _facts(made: QuantizedNetwork, data: str, directory: Path) -> dict[str, Any]:
     layers = [{"layer": layer, "decibel": noise} for layer, noise in made.noise]
-    how = {"method": made.scheme.method, "keep": list(made.scheme.keep), "images": made.images, "data": data}
+    scheme = {**asdict(made.scheme), "keep": list(made.scheme.keep)}
+    how = {**scheme, "images": made.images, "data": data}
     return {"directory": str(directory), "name": made.card.name, **how, "layers": layers}
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -139,19 +139,34 @@ def _room_for(path: Path) -> Iterator[Path]:
 
 def compare(classifier: Classifier, engine: ClassifierEngine, images: ImageSet, compute: Compute) -> Agreement:
     """Show images to the original, and to what is to take its place; each takes its own road from the pixels on."""
-    backbone = classifier.backbone
-    original = open_engine(backbone, precision=classifier.precision, device="cpu")
-    prepare = classifier.about().prepare
+    _, expected, found = answers(classifier, engine, images, compute)
+    differing = int((expected.argmax(axis=1) != found.argmax(axis=1)).sum())
+    return Agreement(len(found), differing, float(np.abs(expected - found).max()))
+
+
+def answers(
+    classifier: Classifier,
+    engine: ClassifierEngine,
+    images: ImageSet,
+    compute: Compute,
+    *,
+    prepare: Callable[[NDArray[np.uint8]], NDArray[np.uint8]] | None = None,
+) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.float32]]:
+    """Return the rows ``(n,)`` of images, and their probabilities ``(n, k)`` from a classifier and from an engine.
+
+    ``prepare`` resizes and crops for the engine, if not as for the classifier.
+    """
+    own = classifier.about().prepare
+    original = open_engine(classifier.backbone, precision=classifier.precision, device="cpu")
     rows = frozenset(range(len(images)))
-    targets = [pipeline.Target(prepare, original, rows), pipeline.Target(prepare, engine, rows)]
-    differing, largest, n = 0, 0.0, 0
+    targets = [pipeline.Target(own, original, rows), pipeline.Target(prepare or own, engine, rows)]
+    seen, expected, found = [], [], []
     for batch in pipeline.run(images.load, targets, compute, on_cpu=True):
-        (_, vectors), (_, found) = (output for output in batch.outputs if output)
-        expected = classifier.scores(vectors)
-        n += len(found)
-        differing += int((expected.argmax(axis=1) != found.argmax(axis=1)).sum())
-        largest = max(largest, float(np.abs(expected - found).max()))
-    return Agreement(n, differing, largest)
+        (these, vectors), (_, scores) = (output for output in batch.outputs if output)
+        seen.append(these)
+        expected.append(classifier.scores(vectors))
+        found.append(scores)
+    return np.concatenate(seen), np.concatenate(expected), np.concatenate(found)
 
 
 def _module(classifier: Classifier) -> PixelsToScores:

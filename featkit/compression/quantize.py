@@ -16,6 +16,8 @@ from featkit.backbones.base import Backbone
 from featkit.backbones.engines import folded
 from featkit.backbones.int8 import Scheme, layer_of
 from featkit.backbones.int8 import quantize as write_quantized
+from featkit.backbones.rounding import Layer, layers_with_weights, rounded_input, rounded_weight
+from featkit.backbones.saved import learned_by
 from featkit.backbones.saved_int8 import Int8Card, is_int8
 from featkit.compression.profile import measure_size
 from featkit.embeddings.calibration import IMAGES, Task, read_pixels
@@ -96,10 +98,11 @@ def quantize(request: Request, wish: Wish, path: Path, compute: Compute) -> Quan
 def _card(request: Request, backbone: Backbone, path: Path, scheme: Scheme, made: str) -> Int8Card:
     size = measure_size(backbone, "fp32")
     kept = f", {', '.join(scheme.keep)} in float32" if scheme.keep else ""
+    corrected = ", biases corrected" if scheme.bias_correction else ""
     return Int8Card(
         base=request.backbone,
         name=f"{backbone.name}-int8-{made}",
-        label=f"{backbone.weights}, in eight bits ({scheme.method}{kept})",
+        label=f"{backbone.weights}, in eight bits ({scheme.method}{corrected}{kept})",
         preprocess=backbone.preprocess,
         layer=backbone.layer,
         pool=backbone.pool,
@@ -107,6 +110,7 @@ def _card(request: Request, backbone: Backbone, path: Path, scheme: Scheme, made
         parameters=size.parameters,
         nonzero=size.nonzero,
         macs=size.macs,
+        learned=tuple(sorted(learned_by(request.backbone))),
     )
 
 
@@ -127,34 +131,21 @@ def layer_noise(backbone: Backbone, pixels: Sequence[NDArray[np.uint8]]) -> list
         exact = network(batch)
         return [
             (layer_of(name), _decibel(exact, _with_rounded(network, part, batch)))
-            for name, part in network.named_modules()
-            if isinstance(part, nn.Conv2d | nn.Linear)
+            for name, part in layers_with_weights(network).items()
         ]
 
 
-def _with_rounded(network: nn.Module, layer: nn.Conv2d | nn.Linear, batch: Tensor) -> Tensor:
+def _with_rounded(network: nn.Module, layer: Layer, batch: Tensor) -> Tensor:
     """Return the vectors of a batch with one layer in eight bits."""
     weight = layer.weight.data
-    handle = layer.register_forward_pre_hook(lambda _, inputs: (_rounded_input(inputs[0]),))
-    layer.weight.data = _rounded_weight(weight)
+    handle = layer.register_forward_pre_hook(lambda _, inputs: (rounded_input(inputs[0]),))
+    layer.weight.data = rounded_weight(weight)
     try:
         vectors: Tensor = network(batch)
     finally:
         handle.remove()
         layer.weight.data = weight
     return vectors
-
-
-def _rounded_input(values: Tensor) -> Tensor:
-    low, high = values.amin().clamp(max=0), values.amax().clamp(min=0)
-    scale = ((high - low) / 255).clamp(min=1e-12)
-    return torch.fake_quantize_per_tensor_affine(values, scale, (-low / scale).round().int(), 0, 255)
-
-
-def _rounded_weight(weight: Tensor) -> Tensor:
-    scale = (weight.abs().flatten(1).amax(1) / 127).clamp(min=1e-12)
-    zero = torch.zeros(len(scale), dtype=torch.int32)
-    return torch.fake_quantize_per_channel_affine(weight, scale, zero, 0, -127, 127)
 
 
 def _decibel(exact: Tensor, noisy: Tensor) -> float:

@@ -26,7 +26,7 @@ def export_run(run: SavedRun, path: Path, *, to: str = "onnx", most: int = 256, 
         most: test images to check it on, spread over the classes; all of them if there are fewer.
         compute: how the check is done.
     """
-    return export(classifier_of(run), path, _test_images(run, most), to=to, compute=compute)
+    return export(classifier_of(run), path, images_to_check(run, most), to=to, compute=compute)
 
 
 def classifier_of(run: SavedRun) -> Classifier:
@@ -43,11 +43,16 @@ def classifier_of(run: SavedRun) -> Classifier:
     )
 
 
-def _test_images(run: SavedRun, most: int) -> ImageSet:
+def images_to_check(run: SavedRun, most: int | None = None) -> ImageSet:
+    """Return a run's own test images: all, or as many as are asked for, spread over the classes.
+
+    Raises:
+        DataError: if the images came from Python, or there is none to test on.
+    """
     if not run.request.data:
-        raise DataError(f"the images of {run.path} came from Python: fit again with --data to export the run")
+        raise DataError(f"the images of {run.path} came from Python: fit again with --data")
     images = replace(run.request, augment=None).load_images()
     rows = images.rows("test")
     if not len(rows):
-        raise DataError(f"{images.name} has no test images to check an export on")
-    return images.take(rows[np.linspace(0, len(rows) - 1, min(most, len(rows))).astype(int)])
+        raise DataError(f"{images.name} has no test images")
+    return images.take(rows[np.linspace(0, len(rows) - 1, min(most or len(rows), len(rows))).astype(int)])

@@ -151,6 +151,11 @@ def seal(card: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
+def is_run(directory: Path) -> bool:
+    """Return whether a directory has a card and a head, as a run does."""
+    return (directory / "card.json").is_file() and (directory / HEAD_FILE).is_file()
+
+
 def load_run(directory: Path) -> SavedRun:
     """Read a run directory, checking the card (classes, temperature) and the head against their digests.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -131,6 +132,25 @@ def test_quantize_leaves_a_backbone_that_profile_takes(photos):
     assert directory in table
     assert "eight bits already" in refused("quantize", directory, "--data", photos)
     assert "prune first, then quantize" in refused("prune", directory, "--macs", "0.5")
+
+
+def test_a_run_is_quantized_whole(photos):
+    run = run_of(photos)
+    done = call("quantize", run, "--bias-correct")
+    assert re.search(r"top-1 of the run .* points \(.* to .*\), n = 4", done.stderr)
+    assert "biases corrected" in done.stderr
+    directory = Path(done.stdout.splitlines()[-1])
+    facts = json.loads((directory / "quantize.json").read_text())
+    assert facts["bias_correction"]
+    assert facts["classifier"]["difference"]["n"] == 4
+    picture = photos / "red" / "0.png"
+    from_run, from_file = (
+        json.loads(call("predict", each, picture, "--json").stdout) for each in (run, directory / "model.onnx")
+    )
+    assert from_run[0]["answer"] == from_file[0]["answer"] == "red"
+    assert from_run != from_file
+    assert "leave out --weights, or add --data" in refused("quantize", run, "--weights", "random")
+    assert "bias correction needs" in refused("quantize", run, "--bias-correct", "--method", "dynamic")
 
 
 @pytest.mark.parametrize(

@@ -73,6 +73,10 @@ def test_a_network_is_not_judged_on_images_that_it_learned_from(photos):
         done = call(*verb, "--data", photos, "--backbone", run, "--seed", "1", code=1)
         assert "has learned from" in done.stderr
     call("fit", "--data", photos, "--backbone", run, "--head", "knn:k=1")
+    call("fit", "--data", photos, "--backbone", Path(run, "network.safetensors"), "--seed", "1", code=1)
+    eight_bits = call("quantize", run, "--data", photos).stdout.splitlines()[-1]
+    done = call("fit", "--data", photos, "--backbone", eight_bits, "--head", "knn:k=1", "--seed", "1", code=1)
+    assert "has learned from" in done.stderr
 
 
 def test_settings_that_changed_are_not_gone_on_with(photos, monkeypatch):
