@@ -26,6 +26,7 @@ from featkit.cli.options import (
 if TYPE_CHECKING:
     from featkit.compression.prune import Recover
     from featkit.embeddings.request import Request
+    from featkit.studies.pruning import Steps
 
 EPILOG = """\b
 Examples:
@@ -33,6 +34,7 @@ Examples:
   featkit prune resnet18 --macs 0.5 --by activation --calibrate 512 --data photos
   featkit prune resnet50 --sparsity 0.5 --sparsity 0.8 --sparsity 0.9
   featkit prune resnet18 --macs 0.5 --data photos --epochs 5
+  featkit prune resnet18 --sparsity 0.5 --sparsity 0.8 --data photos --epochs 1 --head linear
 
 \b
 What it leaves is a backbone again:
@@ -73,6 +75,7 @@ What it leaves is a backbone again:
     help="Train all of what is left for so many epochs after each step, on labelled images. [0]",
 )
 @click.option("--lr", type=click.FloatRange(min=0), default=0.005, show_default=True, help="Of that training.")
+@click.option("--head", metavar="SPEC", help="Judge the network, and each step, by this head on the test images.")
 @click.option("--weights", metavar="WHICH", help="imagenet, random[:SEED] or a FILE, as for `featkit extract`.")
 @data_options
 @stack(*size_options)
@@ -95,8 +98,9 @@ def prune(spec: str, out: Path, **options: Any) -> None:
     request = Request(**{**given, "backbone": spec})
     chosen = {name: options[name] for name in ("sparsity", "macs", "by", "calibrate")}
     needed = options["calibrate"] or options["epochs"] or (options["macs"] and options["by"] == "activation")
-    if needed and "data" not in given:
-        raise click.UsageError("--calibrate, --epochs and --by activation look at train images: give --data")
+    if (needed or options["head"]) and "data" not in given:
+        raise click.UsageError("--calibrate, --epochs, --head and --by activation look at images: give --data")
+    steps = _steps(request, options) if options["head"] else None
     trained, learned, recover = _recovery(request, options) if options["epochs"] else ("", (), None)
     goal = Goal(**chosen, seed=request.seed, recovery=trained)
     for pruned in make_smaller(request, goal, make_compute(options), recover):
@@ -109,7 +113,22 @@ def prune(spec: str, out: Path, **options: Any) -> None:
             f"{blueprint.label}: {facts['parameters']:,} parameters, {100 * facts['sparsity']:.1f} % of the weights "
             f"zero, {facts['macs'] / 1e9:.2f} of {facts['macs_before'] / 1e9:.2f} GMACs"
         )
+        if steps:
+            note(steps.add(str(directory), facts["sparsity"], facts["macs"]))
         click.echo(directory)
+    if steps:
+        folder = out / "prune" / safe_name(f"{blueprint.name}-steps")
+        publish(folder, steps.files())
+        note(f"steps.csv, steps.png: {folder}")
+
+
+def _steps(request: Request, options: Mapping[str, Any]) -> Steps:
+    """Return what judges one network after the other, beginning with the one that is to be pruned."""
+    from featkit.studies.pruning import Steps
+
+    steps = Steps(request, options["head"], options["cache"], make_compute(options))
+    note(steps.first)
+    return steps
 
 
 def _recovery(request: Request, options: Mapping[str, Any]) -> tuple[str, tuple[str, ...], Recover]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from matplotlib import colormaps
@@ -25,7 +26,7 @@ class Line:
 
     Attributes:
         name: in the legend.
-        x: ``(m,)`` positive settings, such as shots or C.
+        x: ``(m,)`` settings, such as shots or C; positive on a logarithmic axis.
         y: ``(m,)`` fractions, NaN where there is no result.
         intervals: ``(m, 2)`` lower and upper ends, drawn as a band; None for a line without.
     """
@@ -36,14 +37,17 @@ class Line:
     intervals: NDArray[np.float64] | None = None
 
 
-def plot_curve(lines: Sequence[Line], *, title: str, x_label: str, y_label: str) -> Figure:
-    """Draw shares in percent over a logarithmic axis, such as a learning curve over shots or a search over C.
+def plot_curve(
+    lines: Sequence[Line], *, title: str, x_label: str, y_label: str, scale: Literal["log", "linear"] = "log"
+) -> Figure:
+    """Draw shares in percent over a range of settings, such as a learning curve over shots or a search over C.
 
     Args:
         lines: one or more; each has its own colour and marker, and is named where there are several.
         title: wrapped where it is longer than the plot is wide.
         x_label: what the settings are.
         y_label: what the fractions are.
+        scale: of the settings.
     """
     figure = Figure(figsize=(_SIZE[0] + (1.9 if len(lines) > 1 else 0), _SIZE[1] + 0.4), layout="constrained")
     axes = figure.subplots()
@@ -57,7 +61,7 @@ def plot_curve(lines: Sequence[Line], *, title: str, x_label: str, y_label: str)
         if line.intervals is not None:
             low, high = line.intervals[order].T
             axes.fill_between(line.x[order], low, high, color=colour, alpha=0.15, linewidth=0)
-    _name_ticks(axes, np.unique(np.concatenate([line.x for line in lines])))
+    _name_ticks(axes, np.unique(np.concatenate([line.x for line in lines])), scale)
     axes.yaxis.set_major_formatter(PercentFormatter(1, None, " %"))
     axes.set_xlabel(drawable(x_label), **as_written())
     axes.set_ylabel(drawable(y_label), **as_written())
@@ -72,14 +76,17 @@ def plot_curve(lines: Sequence[Line], *, title: str, x_label: str, y_label: str)
     return figure
 
 
-def _name_ticks(axes: Axes, settings: NDArray[np.float64]) -> None:
+def _name_ticks(axes: Axes, settings: NDArray[np.float64], scale: Literal["log", "linear"]) -> None:
     """Name the settings that were tried, as many of them as have room, and no others."""
-    axes.set_xscale("log")
-    span = max(np.log10(settings[-1] / settings[0]), 1e-9)
+    axes.set_xscale(scale)
+    places = np.log10(settings) if scale == "log" else settings
+    span = max(places[-1] - places[0], 1e-9)
     named: list[float] = []
-    for setting in settings.tolist():
-        if not named or np.log10(setting / named[-1]) > 0.09 * span:
+    last = -np.inf
+    for setting, place in zip(settings.tolist(), places.tolist(), strict=True):
+        if place - last > 0.09 * span:
             named.append(setting)
+            last = place
     axes.xaxis.set_major_locator(FixedLocator(named))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))

@@ -117,7 +117,7 @@ def profile(candidates: Sequence[Candidate], protocol: Protocol, compute: Comput
         raise SpecError(f"a network is named twice: {', '.join(each.spec for each in candidates)}")
     sized = {name: protocol.given[name] for name in ("resize", "crop") if name in protocol.given}
     candidates = [replace(each, request=replace(each.request, **sized)) for each in candidates]
-    runs = [_judge(each, protocol, compute) if "data" in protocol.given else None for each in candidates]
+    runs = [judge(each, protocol, compute) if "data" in protocol.given else None for each in candidates]
     backbones = [_backbone(each, run) for each, run in zip(candidates, runs, strict=True)]
     sizes = [_size(each, backbone) for each, backbone in zip(candidates, backbones, strict=True)]
     engines = [
@@ -138,7 +138,7 @@ def profile(candidates: Sequence[Candidate], protocol: Protocol, compute: Comput
     ]
 
 
-def _judge(candidate: Candidate, protocol: Protocol, compute: Compute) -> Run:
+def judge(candidate: Candidate, protocol: Protocol, compute: Compute) -> Run:
     """Fit the head on the network's vectors and judge it on the test images."""
     network = candidate.request.to_dict()
     own = {name: network[name] for name in ("backbone", "weights", "layer", "pool", "resize", "crop")}
@@ -169,9 +169,14 @@ def _beside(first: Run | None, run: Run | None, names: tuple[str, str]) -> dict[
     if first is None or run is None or first is run:
         return {}
     before, after = first.source.embeddings.part("test"), run.source.embeddings.part("test")
-    answers = [Predictions(each.answers.ids, each.answers.y, each.answers.predicted) for each in (run, first)]
-    (difference,) = compare(dict(zip(names, answers, strict=True)))
-    return {"drift": drift(before.x, after.x), "difference": difference}
+    return {"drift": drift(before.x, after.x), "difference": difference(run, first, names)}
+
+
+def difference(run: Run, other: Run, names: tuple[str, str]) -> Paired:
+    """Return how much more often one run is right than another, on the same test images."""
+    answers = [Predictions(each.answers.ids, each.answers.y, each.answers.predicted) for each in (run, other)]
+    (paired,) = compare(dict(zip(names, answers, strict=True)))
+    return paired
 
 
 def to_dict(each: Profile) -> dict[str, Any]:

@@ -103,6 +103,20 @@ def test_a_pruned_network_is_trained_on_and_keeps_its_zeros(photos):
     assert any((one[name] != other[name]).any() for name in one)
 
 
+def test_each_step_of_pruning_is_judged_by_a_head(photos):
+    shares = ("--sparsity", "0.5", "--sparsity", "0.95")
+    done = call("prune", "resnet18", *FAST, *shares, "--data", photos, "--head", "knn:k=1")
+    assert done.stderr.count("knn:k=1: top-1") == 3
+    assert done.stderr.count("points (") == 2
+    (folder,) = Path("experiments/prune").glob("*-steps")
+    rows = list(csv.DictReader((folder / "steps.csv").read_text().splitlines()))
+    assert [float(row["sparsity"]) for row in rows] == pytest.approx([0, 0.5, 0.95], abs=1e-4)
+    assert [row["n"] for row in rows] == ["4"] * 3
+    assert [bool(row["difference"]) for row in rows] == [False, True, True]
+    with Image.open(folder / "steps.png") as figure:
+        assert figure.size[0] > 500
+
+
 def test_a_pruned_network_is_the_same_in_a_fresh_process_without_pickle(photos):
     pruned = ("prune", "resnet18", "--weights", "random", "--macs", "0.6", "--calibrate", "8", "--by", "activation")
     (directory,) = call(*pruned, "--data", photos, "--resize", "64").stdout.split()

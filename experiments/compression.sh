@@ -1,0 +1,24 @@
+#!/bin/sh
+# What compression costs on Caltech-101: zeros, fewer channels, eight bits: sh experiments/compression.sh
+# FEATKIT_TEST_DATA names the folder that holds the data sets, FEATKIT_WEIGHTS that of the weights.
+# The sparsity curves are made on 20 train images of each class and a thousand test images, the tables on all.
+set -eu
+
+runs=experiments/compression
+data="$FEATKIT_TEST_DATA/caltech101"
+rm -rf "$runs"/*/
+shares="--sparsity 0.5 --sparsity 0.7 --sparsity 0.8 --sparsity 0.9 --sparsity 0.95"
+part="--limit train=2020,test=1000 --head linear"
+
+# shellcheck disable=SC2086
+featkit prune resnet18 $shares --data "$data" $part --out "$runs/one_shot"
+# shellcheck disable=SC2086
+featkit prune resnet18 $shares --data "$data" $part --epochs 2 --out "$runs/trained"
+python experiments/pruning_figure.py "$runs/pruning" \
+  "at once=$runs/one_shot" "two epochs after each step=$runs/trained"
+
+narrow=$(featkit prune resnet18 --macs 0.5 --by activation --data "$data" --epochs 4 --out "$runs/narrow" | tail -n 1)
+narrow8=$(featkit quantize "$narrow" --data "$data" --out "$runs/narrow" | tail -n 1)
+featkit profile resnet18@torch resnet18 resnet18@bf16 resnet18@int8 "$narrow@torch" "$narrow@bf16" "$narrow8" \
+  --data "$data" --out "$runs/resnet18" | tee "$runs/resnet18.txt"
+featkit profile resnet50@torch resnet50@bf16 resnet50@int8 --data "$data" --out "$runs/resnet50" | tee "$runs/resnet50.txt"

@@ -1,0 +1,31 @@
+"""Several courses of pruning as one table and one figure: python experiments/pruning_figure.py OUT NAME=FOLDER...
+
+Each FOLDER is an ``--out`` of ``featkit prune --head``; writes OUT.csv and OUT.png.
+"""
+
+from __future__ import annotations
+
+import csv
+import sys
+from pathlib import Path
+
+from featkit.studies.pruning import steps_png
+
+
+def main(out: str, *courses: str) -> None:
+    """Read the steps of each course and write them side by side."""
+    steps = {}
+    for course in courses:
+        name, _, folder = course.partition("=")
+        (file,) = Path(folder).glob("prune/*-steps/steps.csv")
+        steps[name] = list(csv.DictReader(file.read_text(encoding="utf-8").splitlines()))
+    rows = [{"course": name, **row} for name, lines in steps.items() for row in lines]
+    with Path(f"{out}.csv").open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+    Path(f"{out}.png").write_bytes(steps_png(steps, f"linear, n = {rows[0]['n']}"))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
