@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 import sys
 import time
@@ -77,8 +78,7 @@ def run_grid(grid: Grid, options: Mapping[str, Any], baseline: str = "") -> Matr
             return None
         begun, start = any((work.out / grid.name / "cells").glob("*")), time.perf_counter()
         matrix = run_matrix(grid, work)
-    # Of a matrix that was gone on with, the time of this part says little.
-    seconds = None if begun else time.perf_counter() - start
+    seconds = _wall_seconds(work, grid, None if begun else time.perf_counter() - start)
     directory = work.out / grid.name / grid.id
     files = {**matrix_files(matrix, baseline), **_report(matrix, seconds)}
     publish(directory, files)
@@ -88,6 +88,22 @@ def run_grid(grid: Grid, options: Mapping[str, Any], baseline: str = "") -> Matr
         why = next(cell.reason for cell in matrix.cells if cell.status != "ok")
         raise FeatkitError(f"not one of the {len(matrix.cells)} cells has a result: {why}")
     return matrix
+
+
+def _wall_seconds(work: Work, grid: Grid, seconds: float | None) -> float | None:
+    """Return how long the matrix took when it was made in one go, now or before.
+
+    Of one that was gone on with, the time of the last part would say little.
+    """
+    file = work.out / grid.name / "cells" / "wall.json"
+    if seconds is not None:
+        file.write_text(json.dumps({grid.id: round(seconds, 1)}), encoding="utf-8")
+        return seconds
+    try:
+        known: float | None = json.loads(file.read_text(encoding="utf-8")).get(grid.id)
+    except (OSError, ValueError):
+        return None
+    return known
 
 
 def _report(matrix: Matrix, seconds: float | None) -> dict[str, str | bytes]:

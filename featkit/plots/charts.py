@@ -73,10 +73,10 @@ def _ticks(values: Sequence[float]) -> list[float]:
 
 
 def _span(values: Sequence[float]) -> Range:
-    """Return a range of 4, 8, 20, 40 or 100 points that holds all values."""
+    """Return a range of 4, 8, 20, 40, 80 or 100 points that holds all values, and ends at 100 at the latest."""
     for points in (4, 8, 20, 40, 80):
         step = points / 4
-        low = floor(100 * min(values) / step) * step
+        low = min(floor(100 * min(values) / step) * step, 100 - points)
         if 100 * max(values) <= low + points:
             return low / 100, (low + points) / 100
     return 0.0, 1.0

@@ -45,9 +45,10 @@ def test_a_second_run_of_a_grid_leaves_the_same_results(photos):
     texts = []
     for _ in range(2):
         call("ablate", grid_file(photos, axes="seed = [0, 1]"))
-        (results,) = Path("experiments/colours").glob("*/results.csv")
-        texts.append(results.read_text())
+        (folder,) = (each.parent for each in Path("experiments/colours").glob("*/results.csv"))
+        texts.append([(folder / name).read_text() for name in ("results.csv", "summary.md")])
     assert texts[0] == texts[1]
+    assert "; made in " in texts[0][1]
     assert len(list(Path("experiments/colours/cells").glob("*.json.gz"))) == 2
 
 

@@ -137,6 +137,13 @@ def test_any_points_lie_within_the_plot(times: tuple[float, float], shares: tupl
             assert 2.9 <= float(values["cy"][:-1]) <= 90.1
 
 
+def test_an_accuracy_has_no_level_above_a_hundred() -> None:
+    """Where its interval is wide, and ends near there."""
+    drawn = scatter([Point(1, 0.9, (0.873, 0.948), "p", "1")], x_label="seconds", y_label="top-1 (%)")
+    levels = [int(level) for level in re.findall(r'dx="-6"[^>]*>([0-9]+)<', drawn)]
+    assert levels == [80, 85, 90, 95, 100]
+
+
 def test_colours_rise_with_values() -> None:
     """From the first to the last."""
     shades = [shade(value, (0.2, 0.8)) for value in (0.2, 0.5, 0.8)]
