@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,7 @@ Examples:
   featkit distill --data photos --teacher resnet50 --student resnet18
   featkit distill --data photos --teacher experiments/photos/1a2b3c4d5e6f --student resnet18 --mode full --views 8
   featkit distill --data photos --teacher resnet50 --student resnet18 --mode scratch --loss dkd --epochs 100
+  featkit distill --data photos --teacher resnet50 --student resnet18 --seeds 3 --resume
   featkit distill --data photos --teacher resnet50 --teacher-head svm --loss logits+features --alpha 0.7
 """
 
@@ -44,30 +46,58 @@ Examples:
 @click.option("--beta", type=click.FloatRange(min=0), help="dkd: weight of the classes that are not true. [8]")
 @click.option("--distance", type=click.Choice(["cosine", "mse"]), help="Of embeddings. [cosine]")
 @click.option("--alone/--no-alone", default=True, show_default=True, help="Train the student without a teacher too.")
+@click.option(
+    "--seeds", type=click.IntRange(min=1), default=1, help="Repeat with so many seeds, from --seed on, and pool. [1]"
+)
 @training_options
 @cache_option
 @out_option
 @json_option
-def distill(cache: Path, out: Path, as_json: bool, resume: bool, alone: bool, **options: Any) -> None:
+def distill(cache: Path, out: Path, as_json: bool, seeds: int, **options: Any) -> None:
     """Train a student that learns from a teacher as well as from labels.
 
     Reports the teacher, the student alone and the student distilled on the same test images, with paired tests, and
     how much of the gap is closed. What the teacher says about each view of an image is kept in the cache.
     """
+    from featkit.studies.distill import compared, pooled
+
+    first = options["seed"] or 0
+    runs = {seed: _trained({**options, "seed": seed}, cache, out) for seed in range(first, first + seeds)}
+    if not all("distilled" in each for each in runs.values()):
+        return  # of several processes, one tells
+    found = [compared(each) for each in runs.values()]
+    effects = pooled(runs) if seeds > 1 else []
+    if as_json:
+        several = {"seeds": [one.to_dict() for one in found], "pooled": [one.to_dict() for one in effects]}
+        said = several if seeds > 1 else found[0].to_dict()
+        click.echo(json.dumps(said, indent=2))
+        return
+    for one in found:
+        _print(one)
+    for each in effects:
+        low, high = (f"{100 * bound:+.1f}" for bound in each.interval95)
+        click.echo(
+            f"over {each.seeds} seeds, n = {each.n}: {each.a} less {each.b} is {100 * each.difference:+.1f} points "
+            f"({low} to {high}); p = {each.p:.2g}, adjusted {each.p_holm:.2g}"
+        )
+
+
+def _trained(options: Mapping[str, Any], cache: Path, out: Path) -> dict[str, Path]:
+    """Make the teacher and train the students; return their runs, without those that another process publishes."""
     from featkit.backbones.engines import pick_device
-    from featkit.studies.distill import compared, distill_run, make_teacher, prepare_student
+    from featkit.studies.distill import distill_run, make_teacher, prepare_student
     from featkit.studies.train import finished
     from featkit.training.distill import Distillation
     from featkit.training.distributed import joined
     from featkit.training.finetune import How
 
-    compute, wanted = training_compute(options), training_of(options, cache)
+    compute, wanted, resume = training_compute(options), training_of(options, cache), options["resume"]
     names = ("loss", "temperature", "alpha", "beta", "distance")
     distillation = Distillation(**{name: options[name] for name in names if options[name] is not None})
     taught = make_teacher(options["teacher"], options["teacher_head"], wanted, compute, out)
     note(f"teacher: {taught.path}")
     runs = {"teacher": taught.path}
-    wishes = {"alone": Distillation(alpha=0)} if alone else {}
+    wishes = {"alone": Distillation(alpha=0)} if options["alone"] else {}
     with joined(pick_device(compute.device)) as group:
         for name, wish in {**wishes, "distilled": distillation}.items():
             say = note if not group.rank else (lambda _: None)
@@ -83,12 +113,7 @@ def distill(cache: Path, out: Path, as_json: bool, resume: bool, alone: bool, **
             if done:
                 note(f"run: {done.path}")
                 runs[name] = done.path
-    if "distilled" in runs:
-        found = compared(runs)
-        if as_json:
-            click.echo(json.dumps(found.to_dict(), indent=2))
-        else:
-            _print(found)
+    return runs
 
 
 def _print(found: Distilled) -> None:

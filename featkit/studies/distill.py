@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from featkit.embeddings.pipeline import Compute
 from featkit.embeddings.recipe import digest
 from featkit.errors import DataError, SpecError
 from featkit.evaluation import Paired, Predictions, Report, compare
+from featkit.evaluation.effects import SEED, Effect, adjusted, effects, outcomes
 from featkit.studies.compare import read_run
 from featkit.studies.run import fit_run
 from featkit.studies.rundir import load_run, save_run
@@ -188,6 +190,22 @@ def compared(runs: Mapping[str, Path], seed: int = 0) -> Distilled:
         return replace(made, gap=gap)
     low, high = np.quantile(known, [0.025, 0.975])
     return replace(made, gap=gap, gap_interval=(float(low), float(high)))
+
+
+def pooled(runs: Mapping[int, Mapping[str, Path]]) -> list[Effect]:
+    """Compare the runs of several seeds: the student distilled with itself alone, the teacher with both.
+
+    Args:
+        runs: for each seed, directories as ``Distilled`` has them.
+
+    Raises:
+        DataError: if the runs of one seed were judged on different images.
+    """
+    cells = [
+        ({"run": name, SEED: seed}, read_run(path)[2]) for seed, each in runs.items() for name, path in each.items()
+    ]
+    names = [name for name in ("alone", "distilled", "teacher") if all(name in each for each in runs.values())]
+    return adjusted(effects(outcomes(cells), "run", [(b, a) for a, b in combinations(names, 2)]))
 
 
 def _right(answers: Predictions) -> dict[str, bool]:

@@ -167,6 +167,23 @@ def test_a_student_is_compared_with_its_teacher_and_with_itself_alone(photos):
     assert found["gap_closed"] is None
 
 
+def test_students_of_several_seeds_are_pooled(photos):
+    made = call("prune", "resnet18", "--weights", "random", "--resize", "32", "--sparsity", "0.5")
+    student = ("--student", "resnet18:stem=small", "--weights", "random", "--resize", "16", "--epochs", "1")
+    seeds = ("distill", "--data", photos, "--teacher", made.stdout.strip(), *student, "--seeds", "2")
+    assert call(*seeds).stdout.count("over 2 seeds") == 3
+    done = call(*seeds, "--resume", "--json")
+    found = json.loads(done.stdout)
+    assert done.stderr.count("already there") == 4
+    assert [(each["a"], each["b"], each["seeds"]) for each in found["pooled"]] == [
+        ("distilled", "alone", 2),
+        ("teacher", "alone", 2),
+        ("teacher", "distilled", 2),
+    ]
+    differences = [each["top1"]["distilled"]["top1"] - each["top1"]["alone"]["top1"] for each in found["seeds"]]
+    assert found["pooled"][0]["difference"] == pytest.approx(sum(differences) / 2)
+
+
 @pytest.fixture
 def cifar100(tmp_path, monkeypatch):
     """CIFAR-100 in its own format: five classes of colours, 8 train and 4 test images of each."""

@@ -1,0 +1,13 @@
+#!/bin/sh
+# ResNet-50 with a linear head teaches ResNet-18, three seeds: sh experiments/distill.sh
+# FEATKIT_TEST_DATA names the folder that holds the data sets, FEATKIT_WEIGHTS that of the weights.
+# Ten train images of each class of Caltech-101, on average, drawn by seed, and all test images; nothing is chosen.
+set -eu
+
+runs=experiments/distill
+data="$FEATKIT_TEST_DATA/caltech101"
+common="--teacher resnet50 --limit train=1010 --val 0 --views 4 --seeds 3 --resume"
+
+# shellcheck disable=SC2086
+featkit distill --data "$data" --student resnet18 --mode deep --augment light --epochs 20 $common --out "$runs/deep" |
+  tee "$runs/deep.txt"
