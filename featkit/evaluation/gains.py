@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -48,8 +50,7 @@ def ratio_interval(over: NDArray[np.float64], under: NDArray[np.float64], seed: 
         under: their denominators.
         seed: of the 2,000 resamples.
     """
-    n = over.shape[1]
-    weights = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=_RESAMPLES).astype(np.float64)
+    weights = _resamples(over.shape[1], seed)
     sums, parts = weights @ under.T, weights @ over.T
     ratios = np.divide(parts, sums, out=np.full_like(parts, np.nan), where=sums != 0)
     means = np.nanmean(ratios[~np.isnan(ratios).all(axis=1)], axis=1)
@@ -57,3 +58,9 @@ def ratio_interval(over: NDArray[np.float64], under: NDArray[np.float64], seed: 
         return float("nan"), float("nan")
     low, high = np.quantile(means, [0.025, 0.975])
     return float(low), float(high)
+
+
+@lru_cache(maxsize=1)
+def _resamples(n: int, seed: int) -> NDArray[np.float64]:
+    """Return how often each resample has each of n images, ``(_RESAMPLES, n)``: drawn once for many ratios."""
+    return np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=_RESAMPLES).astype(np.float64)
