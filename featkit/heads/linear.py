@@ -9,8 +9,9 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 from sklearn.utils._param_validation import Interval, StrOptions
-from sklearn.utils.validation import _check_sample_weight
+from sklearn.utils.validation import _check_sample_weight, check_is_fitted
 
+from featkit.errors import HeadError
 from featkit.heads.base import Floats, LogitHead, Trial, in_threads, softmax, two_columns
 from featkit.heads.logistic import logistic_path
 from featkit.heads.scaling import SCALES, apply_scale, fit_scale
@@ -108,6 +109,20 @@ class LinearHead(LogitHead):
         head.intercept_ = intercept[1:] - intercept[:1] if binary else intercept
         head.n_iter_, head.warnings_ = 0, ()
         return head
+
+    def to_weights(self) -> tuple[Floats, Floats]:
+        """Return weights ``(k, d)`` and intercepts ``(k,)`` for vectors as they are, two rows for two classes.
+
+        Raises:
+            HeadError: if the scaling divides each vector by its own length, which no weights can do.
+        """
+        check_is_fitted(self)
+        if self.scale not in (None, "standard"):
+            raise HeadError(f"scale={self.scale} is not linear: fit with scale=standard or none")
+        coef, intercept = self.coef_ / self.spread_, self.intercept_ - self.coef_ @ (self.centre_ / self.spread_)
+        if len(self.classes_) > 2:
+            return coef, intercept
+        return np.concatenate([0 * coef, coef]), np.concatenate([0 * intercept, intercept])
 
     @classmethod
     def trials(cls, x: Floats, y: NDArray[Any], x_val: Floats, seed: int = 0) -> Iterator[Trial]:

@@ -23,6 +23,9 @@ from featkit.training.network import Classifier, make_classifier
 from featkit.training.norms import has_statistics, restore_statistics
 from featkit.training.prepare import Prepared
 
+Weights = tuple[NDArray[np.float32], NDArray[np.float32]]
+"""Of a classifier of k classes: ``(k, d)`` and ``(k,)``; rows are positions in the class names."""
+
 _SEEN = 512
 """Images from which BatchNorms that were folded get statistics."""
 
@@ -79,13 +82,21 @@ class How:
     group: Group = field(default_factory=Group)
 
 
-def finetune(prepared: Prepared, how: How) -> Trained:
+def finetune(prepared: Prepared, how: How, classifier: Weights | None = None) -> Trained:
     """Train a network on labels.
+
+    Args:
+        prepared: what decides the weights.
+        how: everything else.
+        classifier: what the classifier begins with; None for random numbers.
 
     Raises:
         FeatkitError: of the kind that says what cannot be had.
     """
     model = begin(prepared)
+    if classifier:
+        names = ("weight", "bias")
+        model.fc.load_state_dict({name: torch.from_numpy(value) for name, value in zip(names, classifier, strict=True)})
     inputs = inputs_for(prepared, model.body, how.compute, note=how.watch.note)
     return run(prepared, model, inputs, labelled(cross_entropy(prepared, how.compute)), how)
 

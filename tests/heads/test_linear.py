@@ -5,6 +5,7 @@ import pytest
 from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
 
+from featkit.errors import HeadError
 from featkit.heads import make_head
 from featkit.heads.linear import TRIED, LinearHead
 from featkit.heads.scaling import SCALES, apply_scale
@@ -52,3 +53,23 @@ def test_the_scores_of_a_trial_are_those_of_a_head_with_its_options(place, small
     assert trial.options == {"C": TRIED[place], "scale": None}
     scores = LinearHead(**trial.options).fit(x, y).predict_proba(points)
     np.testing.assert_allclose(trial.scores, scores, atol=0.05)
+
+
+@pytest.mark.parametrize("scale", ["standard", None])
+@pytest.mark.parametrize("k", [2, 5])
+def test_weights_for_vectors_as_they_are_give_the_same_probabilities(scale, k):
+    from scipy.special import softmax
+
+    y = np.arange(60) % k
+    x = np.random.default_rng(0).normal(size=(60, 7)) * np.arange(1, 8) + 3 + np.eye(7)[y]
+    head = LinearHead(scale=scale).fit(x, y)
+    coef, intercept = head.to_weights()
+    np.testing.assert_allclose(softmax(x @ coef.T + intercept, axis=1), head.predict_proba(x), atol=1e-12)
+    again = LinearHead.from_weights(coef, intercept, head.classes_)
+    np.testing.assert_allclose(again.predict_proba(x), head.predict_proba(x), atol=1e-12)
+
+
+def test_weights_after_a_scaling_by_length_are_refused():
+    head = LinearHead().fit(np.eye(4), [0, 0, 1, 1])
+    with pytest.raises(HeadError, match="scale=root is not linear"):
+        head.to_weights()
