@@ -17,8 +17,15 @@ featkit prune resnet18 $shares --data "$data" $part --epochs 2 --out "$runs/trai
 python experiments/pruning_figure.py "$runs/pruning" \
   "at once=$runs/one_shot" "two epochs after each step=$runs/trained"
 
+eight="--method percentile --bias-correct --data $data --out $runs/int8"
 narrow=$(featkit prune resnet18 --macs 0.5 --by activation --data "$data" --epochs 4 --out "$runs/narrow" | tail -n 1)
-narrow8=$(featkit quantize "$narrow" --data "$data" --out "$runs/narrow" | tail -n 1)
-featkit profile resnet18@torch resnet18 resnet18@bf16 resnet18@int8 "$narrow@torch" "$narrow@bf16" "$narrow8" \
+# shellcheck disable=SC2086
+small18=$(featkit quantize resnet18 $eight | tail -n 1)
+# shellcheck disable=SC2086
+small50=$(featkit quantize resnet50 $eight | tail -n 1)
+# shellcheck disable=SC2086
+smallest=$(featkit quantize "$narrow" $eight | tail -n 1)
+featkit profile resnet18@torch resnet18 resnet18@bf16 resnet18@int8 "$small18" "$narrow@torch" "$narrow@bf16" "$smallest" \
   --data "$data" --out "$runs/resnet18" | tee "$runs/resnet18.txt"
-featkit profile resnet50@torch resnet50@bf16 resnet50@int8 --data "$data" --out "$runs/resnet50" | tee "$runs/resnet50.txt"
+featkit profile resnet50@torch resnet50@bf16 resnet50@int8 "$small50" --data "$data" --out "$runs/resnet50" |
+  tee "$runs/resnet50.txt"
