@@ -83,14 +83,29 @@ def profile(specs: tuple[str, ...], cache: Path, out: Path, as_json: bool, **opt
 
 
 def _table(profiles: list[Profile], protocol: Protocol) -> str:
+    names = _names(profiles)
     how = f"times on one thread, medians of {protocol.repeats} repeats in turn after {protocol.warm_up} to warm up"
-    parts = [how, table(["network", *_COSTS], [[each.spec, *_costs(each)] for each in profiles], right=_COSTS)]
+    parts = [
+        how,
+        table(
+            ["network", *_COSTS],
+            [[name, *_costs(each)] for name, each in zip(names, profiles, strict=True)],
+            right=_COSTS,
+        ),
+    ]
     judged = profiles[0].report
     if judged:
-        rows = [[each.spec, *_worth(each)] for each in profiles]
-        parts += [f"\n{protocol.head} on {protocol.given['data']}, n = {judged.n}"]
+        rows = [[name, *_worth(each)] for name, each in zip(names, profiles, strict=True)]
+        parts += [f"\n{protocol.head} on {Path(str(protocol.given['data'])).name}, n = {judged.n}"]
         parts += [table(["network", *_WORTH], rows, right=_WORTH)]
     return "\n".join(parts)
+
+
+def _names(profiles: list[Profile]) -> list[str]:
+    """Return what the networks are called in the table and the figure: of paths the last part, where that will do."""
+    specs = [each.spec for each in profiles]
+    short = [spec.rstrip("/").rpartition("/")[2] for spec in specs]
+    return short if len(set(short)) == len(short) else specs
 
 
 def _costs(each: Profile) -> list[str]:
@@ -128,8 +143,8 @@ def _pareto(profiles: list[Profile], protocol: Protocol) -> bytes:
     from featkit.plots.pareto import Point, plot_pareto
 
     points = [
-        Point(each.spec, each.timing.median_ms, each.report.top1, each.report.interval95)
-        for each in profiles
+        Point(name, each.timing.median_ms, each.report.top1, each.report.interval95)
+        for name, each in zip(_names(profiles), profiles, strict=True)
         if each.report
     ]
     n = profiles[0].report.n if profiles[0].report else 0

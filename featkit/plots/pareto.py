@@ -53,7 +53,8 @@ def plot_pareto(points: Sequence[Point], *, title: str) -> Figure:
         )
     axes.set_xscale("log")
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axes.xaxis.set_minor_formatter(FuncFormatter(lambda value, _: f"{value:g}") if _narrow(points) else NullFormatter())
+    axes.xaxis.set_minor_formatter(FuncFormatter(_minor) if _narrow(points) else NullFormatter())
+    axes.tick_params(axis="x", which="both", length=3.5, pad=3.5)
     axes.yaxis.set_major_formatter(PercentFormatter(1, None, " %"))
     axes.set_xlabel("latency of one image on one thread, ms (median)")
     axes.set_ylabel("top-1, with its 95 % interval")
@@ -73,6 +74,12 @@ def pareto_front(points: Sequence[Point]) -> list[Point]:
         if not front or each.accuracy > front[-1].accuracy:
             front.append(each)
     return front
+
+
+def _minor(value: float, _: int) -> str:
+    """Return the name of a tick between powers of ten; 9 would run into 10."""
+    name = f"{value:g}"
+    return "" if name.strip("0.").startswith("9") else name
 
 
 def _narrow(points: Sequence[Point]) -> bool:
