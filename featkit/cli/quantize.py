@@ -60,7 +60,8 @@ _MUCH = 0.005
     type=click.Choice(["minmax", "entropy", "percentile", "dynamic"]),
     default="minmax",
     show_default=True,
-    help="Where the range of an activation comes from; dynamic: from each image, while the network runs.",
+    help="Where the range of an activation comes from; percentile is slower to find and, with --bias-correct, the "
+    "nearest to float32; dynamic: from each image, while the network runs.",
 )
 @click.option("--images", type=click.IntRange(min=1), default=256, show_default=True, help="Train images to look at.")
 @click.option("--keep-fp32", multiple=True, metavar="LAYER", help="Repeatable: leave this layer, or block, in float32.")
