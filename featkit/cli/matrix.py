@@ -97,7 +97,7 @@ def _wall_seconds(work: Work, grid: Grid, seconds: float | None) -> float | None
     """
     file = work.out / grid.name / "cells" / "wall.json"
     if seconds is not None:
-        file.write_text(json.dumps({grid.id: round(seconds, 1)}), encoding="utf-8")
+        file.write_text(json.dumps({grid.id: seconds}), encoding="utf-8")
         return seconds
     try:
         known: float | None = json.loads(file.read_text(encoding="utf-8")).get(grid.id)
