@@ -66,6 +66,12 @@ class Scheme:
     keep: tuple[str, ...] = ()
     bias_correction: bool = False
 
+    @property
+    def extras(self) -> str:
+        """What is done beside the method, for people, to be put behind it."""
+        corrected = ", biases corrected" if self.bias_correction else ""
+        return corrected + (f", {', '.join(self.keep)} in float32" if self.keep else "")
+
 
 def quantize(backbone: Backbone, pixels: Sequence[NDArray[np.uint8]], path: Path, scheme: Scheme | None = None) -> None:
     """Write a backbone in eight bits: weights per output channel, activations by what was seen.

@@ -152,10 +152,8 @@ def _say(made: QuantizedNetwork, bytes_now: int) -> None:
 
     if made.images < FEW and made.scheme.method != "dynamic":
         note(f"warning: calibrated on {made.images} images, which is few: give {FEW} train images or more")
-    kept = f", {', '.join(made.scheme.keep)} in float32" if made.scheme.keep else ""
-    corrected = ", biases corrected" if made.scheme.bias_correction else ""
     note(
-        f"{made.scheme.method}, {made.images} train images{corrected}{kept}: {size(bytes_now)}, "
+        f"{made.scheme.method}, {made.images} train images{made.scheme.extras}: {size(bytes_now)}, "
         f"{100 * bytes_now / (4 * made.card.parameters):.0f} % of float32"
     )
 

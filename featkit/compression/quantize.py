@@ -97,12 +97,10 @@ def quantize(request: Request, wish: Wish, path: Path, compute: Compute) -> Quan
 
 def _card(request: Request, backbone: Backbone, path: Path, scheme: Scheme, made: str) -> Int8Card:
     size = measure_size(backbone, "fp32")
-    kept = f", {', '.join(scheme.keep)} in float32" if scheme.keep else ""
-    corrected = ", biases corrected" if scheme.bias_correction else ""
     return Int8Card(
         base=request.backbone,
         name=f"{backbone.name}-int8-{made}",
-        label=f"{backbone.weights}, in eight bits ({scheme.method}{corrected}{kept})",
+        label=f"{backbone.weights}, in eight bits ({scheme.method}{scheme.extras})",
         preprocess=backbone.preprocess,
         layer=backbone.layer,
         pool=backbone.pool,
