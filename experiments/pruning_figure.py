@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 from featkit.studies.pruning import steps_png
+from featkit.studies.publish import csv_text
 
 
 def main(out: str, *courses: str) -> None:
@@ -20,10 +21,7 @@ def main(out: str, *courses: str) -> None:
         (file,) = Path(folder).glob("prune/*-steps/steps.csv")
         steps[name] = list(csv.DictReader(file.read_text(encoding="utf-8").splitlines()))
     rows = [{"course": name, **row} for name, lines in steps.items() for row in lines]
-    with Path(f"{out}.csv").open("w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+    Path(f"{out}.csv").write_text(csv_text(rows), encoding="utf-8")
     Path(f"{out}.png").write_bytes(steps_png(steps, f"linear, n = {rows[0]['n']}"))
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -14,6 +12,7 @@ from featkit.embeddings.request import Request
 from featkit.plots.curve import Line, plot_curve
 from featkit.plots.files import png_bytes
 from featkit.studies.profile import Candidate, Protocol, difference, judge
+from featkit.studies.publish import csv_text
 from featkit.studies.run import Run
 
 Rows = list[dict[str, float | str]]
@@ -62,11 +61,7 @@ class Steps:
 
     def files(self) -> dict[str, str | bytes]:
         """Return ``steps.csv`` and ``steps.png``."""
-        out = io.StringIO()
-        writer = csv.DictWriter(out, _COLUMNS, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(self.rows)
-        return {"steps.csv": out.getvalue(), "steps.png": steps_png({"pruned": self.rows}, self.title)}
+        return {"steps.csv": csv_text(self.rows), "steps.png": steps_png({"pruned": self.rows}, self.title)}
 
     def _judge(self, network: Request) -> Run:
         return judge(Candidate(network.backbone, network, "auto"), self._protocol, self._compute)
@@ -75,6 +70,7 @@ class Steps:
         report = run.report
         low, high = report.interval95
         row: dict[str, float | str] = {
+            **dict.fromkeys(_COLUMNS, ""),
             "network": Path(network).name,
             **facts,
             "n": report.n,
