@@ -38,7 +38,7 @@ default), bf16, int8, or torch for the network as torch runs it by itself. int8 
 train images, and so needs --data. Times are on one thread; MACs and times do not fall with zeros in the weights.
 """
 
-_COSTS = ("parameters", "non-zero", "GMACs", "size", "memory", "1 image, ms", "p95", "images/s at 32")
+_COSTS = ("parameters", "non-zero", "GMACs", "size", "memory", "1 image, ms", "p95", "images/s", "on all cores")
 _WORTH = ("top-1 %", "95 % interval", "to first, points", "cosine", "worst", "neighbours %")
 
 
@@ -83,8 +83,13 @@ def profile(specs: tuple[str, ...], cache: Path, out: Path, as_json: bool, **opt
 
 
 def _table(profiles: list[Profile], protocol: Protocol) -> str:
+    from featkit.embeddings.pipeline import cores
+
     names = _names(profiles)
-    how = f"times on one thread, medians of {protocol.repeats} repeats in turn after {protocol.warm_up} to warm up"
+    how = (
+        f"medians of {protocol.repeats} repeats in turn after {protocol.warm_up} to warm up; 1 image: on one thread; "
+        f"images/s: in batches of 32, on one thread and on {cores()} cores"
+    )
     parts = [
         how,
         table(
@@ -118,6 +123,7 @@ def _costs(each: Profile) -> list[str]:
         f"{each.timing.median_ms:.1f}",
         f"{each.timing.p95_ms:.1f}",
         f"{each.timing.images_per_s:.1f}",
+        f"{each.timing.images_per_s_all_cores:.1f}",
     ]
 
 

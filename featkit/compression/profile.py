@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from featkit.backbones.base import Backbone, Quantized
 from featkit.backbones.engines import Engine, one_thread_each, open_engine
+from featkit.embeddings.pipeline import cores
 from featkit.embeddings.request import Request
 from featkit.errors import SpecError
 
@@ -46,16 +48,32 @@ class Size:
 
 @dataclass(frozen=True)
 class Timing:
-    """How fast a network is on one thread.
+    """How fast a network is.
 
     Attributes:
-        median_ms, p95_ms: time for a batch of one image: its median and its 95th percentile, in milliseconds.
-        images_per_s: throughput at batches of 32, by the median time.
+        median_ms, p95_ms: time for a batch of one image on one thread: its median and its 95th percentile, in
+            milliseconds.
+        images_per_s: throughput at batches of 32 on one thread, by the median time.
+        images_per_s_all_cores: the same with all cores at work: each on a batch of its own, as when vectors are
+            made, or all of them on one, as torch does by itself.
     """
 
     median_ms: float
     p95_ms: float
     images_per_s: float
+    images_per_s_all_cores: float
+
+
+@dataclass(frozen=True)
+class Timed:
+    """What is timed: a network, the ``(height, width)`` in pixels of its images, and whether it shares out a batch.
+
+    A network that does not share out a batch among the cores by itself is given as many batches as there are cores.
+    """
+
+    engine: Engine
+    crop: tuple[int, int]
+    shares: bool = False
 
 
 def count_macs(module: nn.Module, crop: tuple[int, int]) -> int:
@@ -109,30 +127,40 @@ def open_any(backbone: Backbone, precision: str) -> Engine:
     return run
 
 
-def time_engines(
-    networks: Sequence[tuple[Engine, tuple[int, int]]], *, repeats: int = 30, warm_up: int = 3, seed: int = 0
-) -> list[Timing]:
-    """Time some networks on one thread, one after the other in every repeat: what slows the machine slows all.
+def time_engines(networks: Sequence[Timed], *, repeats: int = 30, warm_up: int = 3, seed: int = 0) -> list[Timing]:
+    """Time some networks, one after the other in every repeat: what slows the machine slows all.
 
     Args:
-        networks: each with the ``(height, width)`` in pixels of its images.
-        repeats: of a batch of 1; a batch of 32 is repeated a third as often.
+        networks: what is timed.
+        repeats: of a batch of 1; batches of 32 are repeated a third as often.
         warm_up: repeats before those that count.
         seed: of the random pixels.
     """
     rng = np.random.default_rng(seed)
-    inputs = [rng.integers(0, 256, (BATCH, *crop, 3), dtype=np.uint8) for _, crop in networks]
-    calls = [(engine, pixels) for (engine, _), pixels in zip(networks, inputs, strict=True)]
+    inputs = [rng.integers(0, 256, (BATCH, *each.crop, 3), dtype=np.uint8) for each in networks]
+    pairs = [(each.engine, pixels) for each, pixels in zip(networks, inputs, strict=True)]
+    fewer = -(-repeats // 3)
     with one_thread_each() as start:
         start()
-        one = _interleaved([_call(engine, pixels[:1]) for engine, pixels in calls], repeats, warm_up)
-        many = _interleaved([_call(engine, pixels) for engine, pixels in calls], -(-repeats // 3), 1)
-    return [_timing(single, batch) for single, batch in zip(one, many, strict=True)]
+        one = _interleaved([_call(engine, pixels[:1]) for engine, pixels in pairs], repeats, warm_up)
+        many = _interleaved([_call(engine, pixels) for engine, pixels in pairs], fewer, 1)
+    with one_thread_each() as start, ThreadPoolExecutor(cores(), initializer=start) as pool:
+        calls = [
+            _call(each.engine, pixels) if each.shares else _on_each_core(pool, each.engine, pixels)
+            for each, pixels in zip(networks, inputs, strict=True)
+        ]
+        full = _interleaved(calls, fewer, 1)
+    batches = [1 if each.shares else cores() for each in networks]
+    return [_timing(*times) for times in zip(one, many, full, batches, strict=True)]
 
 
-def _timing(one: list[float], many: list[float]) -> Timing:
+def _timing(one: list[float], many: list[float], full: list[float], batches: int) -> Timing:
     median, p95 = 1000 * np.quantile(one, [0.5, 0.95])
-    return Timing(float(median), float(p95), BATCH / float(np.median(many)))
+    return Timing(float(median), float(p95), BATCH / float(np.median(many)), batches * BATCH / float(np.median(full)))
+
+
+def _on_each_core(pool: ThreadPoolExecutor, engine: Engine, pixels: NDArray[np.uint8]) -> Callable[[], object]:
+    return lambda: list(pool.map(engine, [pixels] * cores()))
 
 
 def _call(engine: Engine, pixels: NDArray[np.uint8]) -> Callable[[], object]:

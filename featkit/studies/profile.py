@@ -17,6 +17,7 @@ from featkit.backbones.saved_int8 import is_int8, read_card
 from featkit.compression.profile import (
     BATCH,
     Size,
+    Timed,
     Timing,
     file_size,
     measure_size,
@@ -25,7 +26,7 @@ from featkit.compression.profile import (
     time_engines,
 )
 from featkit.embeddings.calibration import find as find_calibration
-from featkit.embeddings.pipeline import Compute
+from featkit.embeddings.pipeline import Compute, cores
 from featkit.embeddings.request import Request
 from featkit.errors import SpecError
 from featkit.evaluation import Paired, Predictions, Report, compare
@@ -108,7 +109,7 @@ def parse_candidate(text: str) -> Candidate:
 def profile(candidates: Sequence[Candidate], protocol: Protocol, compute: Compute) -> list[Profile]:
     """Measure some networks; the first is what the others are compared with.
 
-    Times are taken on one thread, of all networks in turn.
+    Times are taken of all networks in turn, on one thread and on all cores.
 
     Raises:
         FeatkitError: of the kind that says what cannot be had.
@@ -121,7 +122,7 @@ def profile(candidates: Sequence[Candidate], protocol: Protocol, compute: Comput
     backbones = [_backbone(each, run) for each, run in zip(candidates, runs, strict=True)]
     sizes = [_size(each, backbone) for each, backbone in zip(candidates, backbones, strict=True)]
     engines = [
-        (open_any(backbone, each.precision), backbone.preprocess.crop)
+        Timed(open_any(backbone, each.precision), backbone.preprocess.crop, shares=each.precision == "torch")
         for backbone, each in zip(backbones, candidates, strict=True)
     ]
     timings = time_engines(engines, repeats=protocol.repeats, warm_up=protocol.warm_up)
@@ -191,7 +192,7 @@ def to_dict(each: Profile) -> dict[str, Any]:
 
 def to_json(profiles: Sequence[Profile], protocol: Protocol) -> str:
     """Return the profiles, and how they were taken, as indented JSON."""
-    how = {"threads": 1, "repeats": protocol.repeats, "warm_up": protocol.warm_up, "batch": BATCH}
+    how = {"threads": 1, "cores": cores(), "repeats": protocol.repeats, "warm_up": protocol.warm_up, "batch": BATCH}
     return json.dumps({"head": protocol.head, **how, "networks": [to_dict(each) for each in profiles]}, indent=2)
 
 

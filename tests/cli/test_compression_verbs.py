@@ -142,7 +142,7 @@ def test_quantize_leaves_a_backbone_that_profile_takes(photos):
     facts = json.loads(Path(directory, "quantize.json").read_text())
     assert (facts["method"], facts["images"], len(facts["keep"]), len(facts["layers"])) == ("minmax", 17, 1, 20)
     table = call("profile", directory, "--repeats", "3").stdout
-    assert "times on one thread, medians of 3 repeats" in table
+    assert "medians of 3 repeats in turn" in table
     assert Path(directory).name in table
     assert directory not in table
     assert "eight bits already" in refused("quantize", directory, "--data", photos)

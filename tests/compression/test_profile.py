@@ -11,7 +11,8 @@ from torch import nn
 
 from featkit.backbones import load_backbone
 from featkit.backbones.engines import open_engine
-from featkit.compression.profile import count_macs, measure_size, open_any, peak_memory, time_engines
+from featkit.compression.profile import Timed, count_macs, measure_size, open_any, peak_memory, time_engines
+from featkit.embeddings.pipeline import cores
 from featkit.embeddings.request import Request
 from featkit.errors import SpecError
 
@@ -52,12 +53,28 @@ def test_networks_are_timed_in_turn_and_the_slower_is_slower():
 
         return run
 
-    fast, slow = time_engines([(engine("a", 0.001), (4, 4)), (engine("b", 0.01), (4, 4))], repeats=3, warm_up=1)
-    assert [name for name, _, _ in calls] == ["a", "b"] * 6
-    assert [size for _, size, _ in calls] == [1] * 8 + [32] * 4
+    networks = [Timed(engine("a", 0.001), (4, 4)), Timed(engine("b", 0.01), (4, 4))]
+    fast, slow = time_engines(networks, repeats=3, warm_up=1)
+    on_one = calls[:12]
+    assert [name for name, _, _ in on_one] == ["a", "b"] * 6
+    assert [size for _, size, _ in on_one] == [1] * 8 + [32] * 4
     assert {threads for *_, threads in calls} == {1}
+    assert [name for name, _, _ in calls[12:]] == [*["a"] * cores(), *["b"] * cores()] * 2
     assert fast.median_ms < slow.median_ms <= slow.p95_ms
     assert fast.images_per_s > slow.images_per_s
+    assert fast.images_per_s_all_cores > slow.images_per_s_all_cores
+    assert slow.images_per_s_all_cores > 0.5 * cores() * slow.images_per_s  # they sleep side by side
+
+
+def test_a_network_that_shares_out_a_batch_by_itself_gets_one_and_all_threads():
+    calls, before = [], torch.get_num_threads()
+
+    def run(pixels):
+        calls.append((len(pixels), torch.get_num_threads()))
+        return pixels
+
+    time_engines([Timed(run, (4, 4), shares=True)], repeats=3, warm_up=1)
+    assert calls[6:] == [(32, before)] * 2
 
 
 def test_peak_memory_is_that_of_a_process_with_torch_in_it():
