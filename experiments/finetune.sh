@@ -1,13 +1,18 @@
 #!/bin/sh
-# ResNet-18 on Caltech-101: linear head, classifier alone, layer4 on kept activations: sh experiments/finetune.sh
+# ResNet-18 on Caltech-101: a linear head, and training of the classifier alone, of layer4 on kept activations, of all,
+# and of all from scratch at 64 pixels: sh experiments/finetune.sh
 # FEATKIT_TEST_DATA names the folder that holds the data sets, FEATKIT_WEIGHTS that of the weights.
-# All train images are trained on, nothing is chosen on the way, and test is looked at once.
+# All train images are trained on, nothing is chosen on the way, and test is looked at once. What is done is kept.
 set -eu
 
 runs=experiments/finetune/resnet18
-data="$FEATKIT_TEST_DATA/caltech101"
-rm -rf "$runs"
-featkit fit --data "$data" --backbone resnet18 --head linear --out "$runs"
-featkit finetune --data "$data" --backbone resnet18 --mode shallow --epochs 40 --lr 0.1 --batch-size 64 --val 0 --out "$runs"
-featkit finetune --data "$data" --backbone resnet18 --mode deep --augment light --views 4 --epochs 8 --val 0 --out "$runs"
+common="--data $FEATKIT_TEST_DATA/caltech101 --backbone resnet18 --val 0 --resume --out $runs"
+featkit fit --data "$FEATKIT_TEST_DATA/caltech101" --backbone resnet18 --head linear --out "$runs"
+# shellcheck disable=SC2086
+{
+  featkit finetune $common --mode shallow --epochs 40 --lr 0.1 --batch-size 64
+  featkit finetune $common --mode deep --augment light --views 4 --epochs 8
+  featkit finetune $common --mode full --augment light --views 0 --epochs 4
+  featkit finetune $common --mode scratch --augment light --views 0 --epochs 25 --lr 0.05 --resize 64 --crop 64
+}
 featkit compare "$runs"/caltech101/*/ | tee "$runs.txt"

@@ -76,6 +76,14 @@ def narrow(module: nn.Module, widths: Mapping[str, int]) -> None:
             setattr(part, f"bn{index}", nn.BatchNorm2d(width).train(part.training))
 
 
+def shortcut(block: BasicBlock | Bottleneck, x: Tensor) -> Tensor:
+    """Return what a residual block adds to what its convolutions give: zeros if it is built without."""
+    if isinstance(block, tuple(_PLAIN.values())):
+        return x.new_zeros(())
+    added: Tensor = x if block.downsample is None else block.downsample(x)
+    return added
+
+
 def _resized(conv: nn.Conv2d, inside: int, outside: int) -> nn.Conv2d:
     kernel, stride, padding = conv.kernel_size, conv.stride, conv.padding
     assert not isinstance(padding, str)  # torchvision's are numbers

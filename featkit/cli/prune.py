@@ -33,7 +33,7 @@ Examples:
   featkit prune resnet18 --macs 0.5
   featkit prune resnet18 --macs 0.5 --by activation --calibrate 512 --data photos
   featkit prune resnet50 --sparsity 0.5 --sparsity 0.8 --sparsity 0.9
-  featkit prune resnet18 --macs 0.5 --data photos --epochs 5
+  featkit prune resnet18 --macs 0.5 --by activation --reconstruct 512 --data photos --epochs 10 --distill
   featkit prune resnet18 --sparsity 0.5 --sparsity 0.8 --data photos --epochs 1 --head linear
 
 \b
@@ -62,6 +62,14 @@ What it leaves is a backbone again:
     help="Which channels matter: by their weights, or by what they give on train images.",
 )
 @click.option(
+    "--reconstruct",
+    type=click.IntRange(min=0),
+    default=0,
+    metavar="N",
+    help="With --macs: fit the weights behind missing channels so that each block gives what it gave for N train "
+    "images, which takes no labels and no training. [leave them]",
+)
+@click.option(
     "--calibrate",
     type=click.IntRange(min=0),
     default=0,
@@ -75,6 +83,11 @@ What it leaves is a backbone again:
     help="Train all of what is left for so many epochs after each step, on labelled images. [0]",
 )
 @click.option("--lr", type=click.FloatRange(min=0), default=0.005, show_default=True, help="Of that training.")
+@click.option(
+    "--distill",
+    is_flag=True,
+    help="In that training, learn also from the outputs and embeddings of the network before it was pruned.",
+)
 @click.option("--head", metavar="SPEC", help="Judge the network, and each step, by this head on the test images.")
 @click.option("--weights", metavar="WHICH", help="imagenet, random[:SEED] or a FILE, as for `featkit extract`.")
 @data_options
@@ -96,14 +109,17 @@ def prune(spec: str, out: Path, **options: Any) -> None:
 
     given = {name: value for name, value in given_request(options).items() if value is not None}
     request = Request(**{**given, "backbone": spec})
-    chosen = {name: options[name] for name in ("sparsity", "macs", "by", "calibrate")}
-    needed = options["calibrate"] or options["epochs"] or (options["macs"] and options["by"] == "activation")
-    if (needed or options["head"]) and "data" not in given:
-        raise click.UsageError("--calibrate, --epochs, --head and --by activation look at images: give --data")
+    chosen = {name: options[name] for name in ("sparsity", "macs", "by", "reconstruct", "calibrate")}
+    looking = [name for name in ("reconstruct", "calibrate", "epochs", "head") if options[name]]
+    if "data" not in given and (looking or (options["macs"] and options["by"] == "activation")):
+        names = "--reconstruct, --calibrate, --epochs, --head and --by activation"
+        raise click.UsageError(f"{names} look at images: give --data")
+    if options["distill"] and not options["epochs"]:
+        raise click.UsageError("--distill says how --epochs train: give --epochs")
     steps = _steps(request, options) if options["head"] else None
     trained, learned, recover = _recovery(request, options) if options["epochs"] else ("", (), None)
     goal = Goal(**chosen, seed=request.seed, recovery=trained)
-    for pruned in make_smaller(request, goal, make_compute(options), recover):
+    for pruned in make_smaller(request, goal, make_compute(options), recover, note=note):
         facts, blueprint = pruned.facts, pruned.blueprint
         blueprint = replace(blueprint, learned=tuple(sorted({*blueprint.learned, *learned})))
         directory = out / "prune" / safe_name(blueprint.name)
@@ -135,10 +151,13 @@ def _recovery(request: Request, options: Mapping[str, Any]) -> tuple[str, tuple[
     """Return what is done to a pruned network, for people, the images it learns from, and what does it."""
     from featkit.cli.training import training_compute, watched
     from featkit.studies.recover import recovery
+    from featkit.training.distill import Distillation
     from featkit.training.settings import Settings
 
     compute, epochs = training_compute(options), options["epochs"]
     settings = Settings(epochs=epochs, lr=options["lr"], seed=request.seed)
+    distillation = Distillation(loss="logits+features") if options["distill"] else None
     with watched(epochs, note, bar=False) as watch:
-        prepared, recover = recovery(request, settings, options["cache"], compute, watch)
-    return f"then {epochs} epochs at {options['lr']:g} ({prepared.id[:8]})", prepared.learned, recover
+        prepared, recover = recovery(request, settings, options["cache"], compute, watch, distillation=distillation)
+    done = f"then {epochs} epochs at {options['lr']:g}{', distilled' if distillation else ''} ({prepared.id[:8]})"
+    return done, prepared.learned, recover

@@ -76,11 +76,55 @@ class _Masked(nn.Module):
 
 
 @dataclass(frozen=True)
+class Inner:
+    """A convolution inside a block, whose channels nothing sees but the next convolution there.
+
+    Attributes:
+        block: name of the block.
+        name, conv, norm: the convolution and the norm behind it.
+        after_name, after, norm_after: the next convolution and the norm behind that.
+    """
+
+    block: str
+    name: str
+    conv: nn.Conv2d
+    norm: nn.Module
+    after_name: str
+    after: nn.Conv2d
+    norm_after: nn.Module
+
+
+def inner_convolutions(module: nn.Module) -> list[Inner]:
+    """Return the convolutions of a ResNet whose channels may go, in order.
+
+    Raises:
+        SpecError: if there are none.
+    """
+    found = []
+    for block, part in module.named_modules():
+        if isinstance(part, BasicBlock | Bottleneck):
+            for place in range(1, 2 if isinstance(part, BasicBlock) else 3):
+                (conv, norm), (after, norm_after) = (
+                    (getattr(part, f"conv{number}"), getattr(part, f"bn{number}")) for number in (place, place + 1)
+                )
+                names = f"{block}.conv{place}", f"{block}.conv{place + 1}"
+                found.append(Inner(block, names[0], conv, norm, names[1], after, norm_after))
+    if not found:
+        raise SpecError("channels can only be pruned in torchvision's ResNets: choose --sparsity for this network")
+    return found
+
+
+@dataclass(frozen=True)
 class Narrowed:
-    """A network with fewer channels, and the widths of the convolutions that lost some, by name."""
+    """A network with fewer channels; of the convolutions that lost some, by name, those that they kept ``(c,)``."""
 
     module: nn.Module
-    widths: Mapping[str, int]
+    kept: Mapping[str, Tensor]
+
+    @property
+    def widths(self) -> dict[str, int]:
+        """Number of channels that are left, by name."""
+        return {name: len(channels) for name, channels in self.kept.items()}
 
 
 def prune_channels(module: nn.Module, share: float, crop: tuple[int, int], importance: Importance) -> Narrowed:
@@ -125,7 +169,7 @@ def by_magnitude(module: nn.Module) -> Importance:
     Raises:
         SpecError: if the network has no such blocks.
     """
-    return {each.name: _filters(each) for each in _inner(module)}
+    return {each.name: _filters(each) for each in inner_convolutions(module)}
 
 
 def by_activation(module: nn.Module, batches: Iterator[Tensor]) -> Importance:
@@ -138,7 +182,7 @@ def by_activation(module: nn.Module, batches: Iterator[Tensor]) -> Importance:
     Raises:
         SpecError: if the network has no such blocks.
     """
-    inner = _inner(module)
+    inner = inner_convolutions(module)
     sums = {each.name: torch.zeros(each.conv.out_channels) for each in inner}
 
     def listen(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
@@ -175,29 +219,7 @@ def reestimate_norms(module: nn.Module, batches: Iterator[Tensor]) -> nn.Module:
     return frozen(fresh)
 
 
-@dataclass(frozen=True)
-class _Inner:
-    """A convolution whose channels nothing sees but the next one in its block."""
-
-    name: str
-    conv: nn.Conv2d
-    norm: nn.Module
-    after: nn.Conv2d
-
-
-def _inner(module: nn.Module) -> list[_Inner]:
-    found = []
-    for block, part in module.named_modules():
-        if isinstance(part, BasicBlock | Bottleneck):
-            for place in range(1, 2 if isinstance(part, BasicBlock) else 3):
-                conv, norm, after = (getattr(part, name) for name in (f"conv{place}", f"bn{place}", f"conv{place + 1}"))
-                found.append(_Inner(f"{block}.conv{place}", conv, norm, after))
-    if not found:
-        raise SpecError("channels can only be pruned in torchvision's ResNets: choose --sparsity for this network")
-    return found
-
-
-def _filters(each: _Inner) -> Tensor:
+def _filters(each: Inner) -> Tensor:
     lengths: Tensor = each.conv.weight.detach().square().sum((1, 2, 3)).sqrt()
     if not isinstance(each.norm, nn.BatchNorm2d) or each.norm.running_var is None:
         return lengths
@@ -227,21 +249,23 @@ def _macs(module: nn.Module, kept: Mapping[str, Tensor], crop: tuple[int, int]) 
 
 def _narrowed(module: nn.Module, kept: Mapping[str, Tensor]) -> Narrowed:
     state = dict(module.state_dict())
-    widths = {}
-    for each in _inner(module):
+    fewer = {}
+    for each in inner_convolutions(module):
         channels = kept[each.name]
         if len(channels) == each.conv.out_channels:
             continue
-        widths[each.name] = len(channels)
-        block, _, conv = each.name.rpartition(".conv")
-        own = [name for name in state if name.startswith((f"{each.name}.", f"{block}.bn{conv}."))]
+        fewer[each.name] = channels
+        norm = f"{each.block}.bn{each.name[-1]}."
+        own = [name for name in state if name.startswith((f"{each.name}.", norm))]
         state.update({name: state[name][channels] for name in own if state[name].ndim})
-        after = f"{block}.conv{int(conv) + 1}.weight"
+        after = f"{each.after_name}.weight"
         state[after] = state[after][:, channels]
     network = copy.deepcopy(module)
-    narrow(network, widths)
+    narrowed = Narrowed(network, fewer)
+    narrow(network, narrowed.widths)
     network.load_state_dict(state)
-    return Narrowed(frozen(network), widths)
+    frozen(network)
+    return narrowed
 
 
 def _share(value: float, name: str) -> float:

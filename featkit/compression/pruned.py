@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -22,6 +22,7 @@ from featkit.compression.prune import (
     prune_weights,
     reestimate_norms,
 )
+from featkit.compression.reconstruct import reconstruct
 from featkit.embeddings.pipeline import Compute, in_threads
 from featkit.embeddings.recipe import digest
 from featkit.embeddings.request import Request
@@ -40,6 +41,7 @@ class Goal:
         sparsity: shares of the weights to be zero, one after the other; each begins with the network before it.
         macs: share of the MACs that may be left, by taking channels away; None to keep all channels.
         by: what tells which channels matter: ``magnitude`` or ``activation``.
+        reconstruct: train images to fit the weights behind missing channels to; 0 to leave them.
         calibrate: train images to take the BatchNorms' means and variances from anew; 0 to leave them.
         seed: chooses these images, and those for ``activation``.
         recovery: what ``recover`` does, for people; part of the network's name.
@@ -48,6 +50,7 @@ class Goal:
     sparsity: tuple[float, ...] = ()
     macs: float | None = None
     by: str = "magnitude"
+    reconstruct: int = 0
     calibrate: int = 0
     seed: int = 0
     recovery: str = ""
@@ -63,7 +66,12 @@ class Pruned:
 
 
 def prune(
-    request: Request, goal: Goal, compute: Compute | None = None, recover: Recover | None = None
+    request: Request,
+    goal: Goal,
+    compute: Compute | None = None,
+    recover: Recover | None = None,
+    *,
+    note: Callable[[str], None] = lambda _: None,
 ) -> Iterator[Pruned]:
     """Yield a network with fewer channels, or with more and more zeros.
 
@@ -72,6 +80,7 @@ def prune(
         goal: what is to be left.
         compute: how images are read.
         recover: trains each network before the next step.
+        note: told what reconstruction does to each convolution.
 
     Raises:
         SpecError: if the goal cannot be reached, or the network cannot be pruned.
@@ -79,6 +88,8 @@ def prune(
     """
     if is_int8(request.backbone):
         raise SpecError(f"{request.backbone} is a network in eight bits: prune first, then quantize")
+    if goal.reconstruct and goal.macs is None:
+        raise SpecError("--reconstruct makes up for missing channels: it goes with --macs")
     if bool(goal.sparsity) == (goal.macs is not None):
         raise SpecError("prune either weights or channels: give --sparsity, or else --macs")
     backbone = request.load_backbone()
@@ -93,7 +104,8 @@ def prune(
         else:
             importance = by_activation(module, batches.all()) if goal.by == "activation" else by_magnitude(module)
             narrowed = prune_channels(module, step.macs, backbone.preprocess.crop, importance)
-            module, widths, what = narrowed.module, dict(narrowed.widths), f"{100 * step.macs:g} % of MACs"
+            smaller = reconstruct(module, narrowed, batches.all(), note=note) if goal.reconstruct else narrowed.module
+            module, widths, what = smaller, narrowed.widths, f"{100 * step.macs:g} % of MACs"
             module = recover(module) if recover else module
         module = reestimate_norms(module, batches.all()) if goal.calibrate else module
         yield Pruned(module, _blueprint(request, backbone, name, what + after, widths), _facts(module, backbone, step))
@@ -113,6 +125,7 @@ def _facts(module: nn.Module, backbone: Backbone, goal: Goal) -> dict[str, Any]:
             "sparsity": list(goal.sparsity),
             "macs": goal.macs,
             "by": goal.by,
+            "reconstruct": goal.reconstruct,
             "calibrate": goal.calibrate,
             "recovery": goal.recovery,
         },
@@ -130,12 +143,13 @@ class _Batches:
         self._images: ImageSet | None = None
         self._backbone, self._compute = backbone, compute
         self.digest = ""
-        if goal.calibrate or (goal.by == "activation" and goal.macs is not None):
+        asked = max(goal.calibrate, goal.reconstruct)
+        if asked or (goal.by == "activation" and goal.macs is not None):
             images = request.load_images()
             rows = np.array([row for row in images.rows("train") if not is_view(images.ids[row])])
             if len(rows) < 2:
                 raise DataError(f"{images.name} has {len(rows)} train images, too few to prune by: give --data")
-            chosen = np.random.default_rng(goal.seed).permutation(rows)[: goal.calibrate or 256]
+            chosen = np.random.default_rng(goal.seed).permutation(rows)[: asked or 256]
             self._images = images.take(chosen)
             self.digest = digest(self._images.ids)
 

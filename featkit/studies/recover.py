@@ -13,7 +13,8 @@ import numpy as np
 from featkit.embeddings.pipeline import Compute
 from featkit.embeddings.request import Request
 from featkit.heads.linear import LinearHead
-from featkit.studies.source import open_source
+from featkit.studies.source import Source, open_source
+from featkit.training.distill import Distillation, distill, teacher_of
 from featkit.training.finetune import How, Watch, Weights, finetune
 from featkit.training.prepare import Prepared, prepare
 from featkit.training.settings import Settings
@@ -24,7 +25,13 @@ if TYPE_CHECKING:
 
 
 def recovery(
-    request: Request, settings: Settings, cache: Path, compute: Compute, watch: Watch
+    request: Request,
+    settings: Settings,
+    cache: Path,
+    compute: Compute,
+    watch: Watch,
+    *,
+    distillation: Distillation | None = None,
 ) -> tuple[Prepared, Callable[[nn.Module], nn.Module]]:
     """Return what decides the training, and what trains one changed network after the other.
 
@@ -38,28 +45,40 @@ def recovery(
         cache: folder of the cache files.
         compute: how the work is done.
         watch: who is told.
+        distillation: how the network before it was changed teaches, with that linear head; None for labels alone.
 
     Raises:
         FeatkitError: of the kind that says what cannot be had.
     """
     wanted = Wanted(request, replace(settings, mode="full"), augment="light", val=0.0, cache=cache)
-    prepared = prepare(wanted, compute)
-    classifier = _linear_head(request, len(prepared.images.classes), cache, compute)
+    prepared = prepare(wanted, compute, extra=distillation.to_json() if distillation else "")
+    source = open_source(request.to_dict(), cache, compute)
+    head, names = _linear_head(source), source.embeddings.classes
+    classifier = _weights(head, len(prepared.images.classes))
+    width = source.embeddings.x.shape[1]
 
     def recover(module: nn.Module) -> nn.Module:
         nonlocal classifier
         backbone = replace(prepared.backbone, build=lambda: copy.deepcopy(module))
-        trained = finetune(replace(prepared, backbone=backbone), How(compute, watch=watch), classifier)
+        begun, how = replace(prepared, backbone=backbone), How(compute, watch=watch)
+        if distillation:
+            teacher = teacher_of(source.request, head, names, prepared.images.classes)
+            trained = distill(begun, teacher, width, distillation, how, classifier=classifier)
+        else:
+            trained = finetune(begun, how, classifier)
         classifier = trained.coef, trained.intercept
         return trained.network
 
     return prepared, recover
 
 
-def _linear_head(request: Request, classes: int, cache: Path, compute: Compute) -> Weights:
-    """Return the weights of a linear head on the vectors of the train images; a class that has none is unlikely."""
-    train = open_source(request.to_dict(), cache, compute).embeddings.part("train")
-    head = LinearHead(scale="standard").fit(train.x, train.y)
+def _linear_head(source: Source) -> LinearHead:
+    train = source.embeddings.part("train")
+    return LinearHead(scale="standard").fit(train.x, train.y)
+
+
+def _weights(head: LinearHead, classes: int) -> Weights:
+    """Return the weights of a head for all classes; one that it does not know is unlikely."""
     coef, intercept = head.to_weights()
     weight = np.zeros((classes, coef.shape[1]), np.float32)
     bias = np.full(classes, intercept.min(), np.float32)

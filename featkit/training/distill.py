@@ -16,7 +16,7 @@ from featkit.embeddings.request import Request
 from featkit.errors import DataError, SpecError
 from featkit.registry import unknown
 from featkit.training.feeds import Batch
-from featkit.training.finetune import How, Trained, begin, cross_entropy, labelled, run
+from featkit.training.finetune import How, Trained, Weights, begin, cross_entropy, labelled, run
 from featkit.training.inputs import Teacher, inputs_for
 from featkit.training.loop import Loss
 from featkit.training.losses import CrossEntropy, decoupled, feature_distance, projection, soft_targets
@@ -98,7 +98,15 @@ def teacher_of(request: Request, head: Scorer, names: tuple[str, ...], classes: 
     return Teacher(request, answer)
 
 
-def distill(prepared: Prepared, teacher: Teacher, width: int, distillation: Distillation, how: How) -> Trained:
+def distill(
+    prepared: Prepared,
+    teacher: Teacher,
+    width: int,
+    distillation: Distillation,
+    how: How,
+    *,
+    classifier: Weights | None = None,
+) -> Trained:
     """Train a student on labels and on what its teacher says.
 
     Args:
@@ -107,6 +115,7 @@ def distill(prepared: Prepared, teacher: Teacher, width: int, distillation: Dist
         width: of the teacher's embeddings.
         distillation: how much of what.
         how: everything else.
+        classifier: what the student's classifier begins with; None for random numbers.
 
     Raises:
         SpecError: if images are mixed, of which the teacher has said nothing.
@@ -115,7 +124,7 @@ def distill(prepared: Prepared, teacher: Teacher, width: int, distillation: Dist
     settings, classes = prepared.wanted.settings, len(prepared.images.classes)
     if settings.mixup or settings.cutmix:
         raise SpecError("the teacher has not seen mixed images: leave out --mixup and --cutmix")
-    model = begin(prepared)
+    model = begin(prepared, classifier)
     criterion = cross_entropy(prepared, how.compute)
     if not distillation.alpha:
         inputs = inputs_for(prepared, model.body, how.compute, note=how.watch.note)

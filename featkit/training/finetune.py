@@ -93,23 +93,24 @@ def finetune(prepared: Prepared, how: How, classifier: Weights | None = None) ->
     Raises:
         FeatkitError: of the kind that says what cannot be had.
     """
-    model = begin(prepared)
-    if classifier:
-        names = ("weight", "bias")
-        model.fc.load_state_dict({name: torch.from_numpy(value) for name, value in zip(names, classifier, strict=True)})
+    model = begin(prepared, classifier)
     inputs = inputs_for(prepared, model.body, how.compute, note=how.watch.note)
     return run(prepared, model, inputs, labelled(cross_entropy(prepared, how.compute)), how)
 
 
-def begin(prepared: Prepared) -> Classifier:
-    """Return the network as it is before the first step.
+def begin(prepared: Prepared, classifier: Weights | None = None) -> Classifier:
+    """Return the network as it is before the first step, with what its classifier begins with, if anything.
 
     Raises:
         SpecError: if what is to learn is unknown.
     """
     backbone = prepared.backbone
     size = backbone.preprocess.crop
-    return make_classifier(backbone, len(prepared.images.classes), prepared.wanted.settings, size=size)
+    model = make_classifier(backbone, len(prepared.images.classes), prepared.wanted.settings, size=size)
+    if classifier:
+        names = ("weight", "bias")
+        model.fc.load_state_dict({name: torch.from_numpy(value) for name, value in zip(names, classifier, strict=True)})
+    return model
 
 
 def run(

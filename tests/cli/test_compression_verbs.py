@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+from itertools import combinations
 from pathlib import Path
 
 import pytest
@@ -101,6 +102,31 @@ def test_a_pruned_network_is_trained_on_and_keeps_its_zeros(photos):
     zero = {name for name, value in one.items() if "conv" in name and ((value == 0) != (other[name] == 0)).any()}
     assert not zero
     assert any((one[name] != other[name]).any() for name in one)
+
+
+def test_channels_are_made_up_for_then_the_unpruned_network_teaches(photos):
+    import torch
+
+    whole = ("prune", "resnet18:stem=small", "--weights", "random", "--macs", "0.6", "--data", photos, "--resize", "16")
+    (plain,) = call(*whole).stdout.split()
+    done = call(*whole, "--reconstruct", "8")
+    (fitted,) = done.stdout.split()
+    assert done.stderr.count(" % was missing, now ") == 8
+    done = call(*whole, "--reconstruct", "8", "--epochs", "1", "--distill")
+    (taught,) = done.stdout.split()
+    assert "epoch 1/1" in done.stderr
+    assert "then 1 epochs at 0.005, distilled" in json.loads(Path(taught, "prune.json").read_text())["goal"]["recovery"]
+    widths = [json.loads(Path(each, "prune.json").read_text())["parameters"] for each in (plain, fitted, taught)]
+    assert len(set(widths)) == 1
+    outputs = [load_backbone(each).build()(torch.ones(1, 3, 16, 16)) for each in (plain, fitted, taught)]
+    assert not any(torch.equal(one, other) for one, other in combinations(outputs, 2))
+
+
+def test_what_recovers_goes_with_what_it_is_for(photos):
+    assert "goes with --macs" in refused(
+        "prune", "resnet18", *FAST, "--sparsity", "0.5", "--reconstruct", "8", "--data", photos
+    )
+    assert "give --epochs" in call("prune", "resnet18", "--macs", "0.5", "--distill", code=2).stderr
 
 
 def test_each_step_of_pruning_is_judged_by_a_head(photos):

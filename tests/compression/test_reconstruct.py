@@ -1,0 +1,129 @@
+"""Weights that make up for missing channels."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
+
+from featkit.backbones.layers import frozen
+from featkit.backbones.states import seeded
+from featkit.backbones.variants import make_resnet
+from featkit.compression.prune import Narrowed, by_magnitude, inner_convolutions, prune_channels
+from featkit.compression.reconstruct import reconstruct
+
+with seeded(1):
+    IMAGES = list(torch.randn(4, 16, 3, 48, 48))
+
+
+def short(network):
+    network.layer3 = network.layer4 = network.fc = nn.Identity()
+    return frozen(network)
+
+
+def resnet(block=BasicBlock):
+    with seeded(0):
+        network = ResNet(block, [1, 1, 1, 1])
+        for part in network.modules():
+            if isinstance(part, nn.BatchNorm2d):
+                nn.init.uniform_(part.weight, 0.5, 1.5)
+                nn.init.uniform_(part.bias, -0.5, 0.5)
+                nn.init.uniform_(part.running_mean, -0.5, 0.5)
+                nn.init.uniform_(part.running_var, 0.5, 2)
+    return short(network)
+
+
+def plain(*, norm):
+    with seeded(0):
+        network = make_resnet("resnet18", classes=2, residual=False, norm=norm, small=False)
+    return short(network)
+
+
+NETWORKS = {
+    "basic": resnet(),
+    "bottleneck": resnet(Bottleneck),
+    "plain": plain(norm=True),
+    "no norm": plain(norm=False),
+}
+
+
+def error(network, other):
+    batch = torch.cat(IMAGES)
+    with torch.no_grad():
+        return float((network(batch) - other(batch)).square().mean())
+
+
+@pytest.mark.parametrize("network", NETWORKS.values(), ids=NETWORKS)
+def test_what_is_left_comes_closer_to_the_whole_network(network):
+    before = copy.deepcopy(network.state_dict())
+    narrowed = prune_channels(network, 0.7, (48, 48), by_magnitude(network))
+    told = []
+    fitted = reconstruct(network, narrowed, IMAGES, note=told.append)
+    assert error(fitted, network) < 0.7 * error(narrowed.module, network)
+    assert len(told) == len(inner_convolutions(network))
+    assert told[0].startswith("layer1.0.conv2: of its output ")
+    assert all(torch.equal(before[name], value) for name, value in network.state_dict().items())
+    assert fitted.state_dict().keys() == narrowed.module.state_dict().keys()
+    assert not any(each.requires_grad or each.grad_fn for each in fitted.parameters())
+
+
+@pytest.mark.parametrize("name", ["basic", "bottleneck"])
+def test_where_nothing_is_missing_nothing_changes(name):
+    network = NETWORKS[name]
+    fitted = reconstruct(network, Narrowed(copy.deepcopy(network), {}), IMAGES)
+    for name, value in network.state_dict().items():
+        torch.testing.assert_close(fitted.state_dict()[name], value, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["basic", "bottleneck"])
+def test_channels_that_others_repeat_are_not_missed(kind):
+    """The second half of each inner convolution's channels repeats the first, with other weights behind them."""
+    network = copy.deepcopy(NETWORKS[kind])
+    kept = {}
+    for each in inner_convolutions(network):
+        half = each.conv.out_channels // 2
+        for values in (each.conv.weight, *(value for value in each.norm.state_dict().values() if value.ndim)):
+            values[half:] = values[:half]
+        kept[each.name] = torch.arange(half)
+    everything = {name: torch.ones(2 * len(rows)) for name, rows in kept.items()}
+    for name, rows in kept.items():
+        everything[name][rows] = 2.0
+    narrowed = prune_channels(network, 0.62 if kind == "basic" else 0.5, (48, 48), everything)
+    assert narrowed.kept.keys() <= kept.keys()
+    fitted = reconstruct(network, narrowed, IMAGES)
+    assert error(fitted, network) < 0.02 * error(narrowed.module, network)
+
+
+def test_a_convolution_is_fitted_as_ridge_regression_says():
+    """One convolution, against normal equations in float64; its patches are all there are."""
+    network = copy.deepcopy(NETWORKS["basic"])
+    narrowed = prune_channels(network, 0.7, (48, 48), by_magnitude(network))
+    fitted = reconstruct(network, narrowed, IMAGES)
+    name = "layer2.0"  # 6 x 6 places
+    whole, narrow = network.get_submodule(name), fitted.get_submodule(name)
+    old = narrowed.module.get_submodule(name)
+    with torch.no_grad():
+        batch = torch.cat(IMAGES)
+
+        def before(net):
+            return net.layer1(net.maxpool(net.relu(net.bn1(net.conv1(batch)))))
+
+        theirs, ours = before(network), before(fitted)
+        norm = whole.bn2
+        target = whole.bn2(whole.conv2(whole.relu(whole.bn1(whole.conv1(theirs))))) + whole.downsample(theirs)
+        target = (target - whole.downsample(ours) - norm.bias[:, None, None]).double()
+        scale = (norm.weight / (norm.running_var + norm.eps).sqrt()).double()
+        y = (target / scale[:, None, None]).flatten(2).transpose(1, 2).flatten(0, 1)
+        hidden = narrow.relu(narrow.bn1(narrow.conv1(ours)))
+        x = nn.functional.unfold(hidden, 3, padding=1).transpose(1, 2).flatten(0, 1).double()
+        centred, start = x - x.mean(0), old.conv2.weight.flatten(1).T.double()
+        gram = centred.T @ centred / len(x)
+        ridge = 0.01 * gram.diagonal().mean() * torch.eye(len(gram))
+        change = torch.linalg.solve(gram + ridge, centred.T @ (y - y.mean(0) - centred @ start) / len(x))
+        weights = start + change
+        mean = (x @ weights).mean(0) - y.mean(0)
+    torch.testing.assert_close(narrow.conv2.weight.flatten(1).T.double(), weights, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(narrow.bn2.running_mean.double(), mean, rtol=1e-3, atol=1e-4)
