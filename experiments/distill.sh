@@ -1,7 +1,8 @@
 #!/bin/sh
 # ResNet-50 with a linear head teaches ResNet-18, three seeds: sh experiments/distill.sh
 # FEATKIT_TEST_DATA names the folder that holds the data sets, FEATKIT_WEIGHTS that of the weights.
-# Ten train images of each class of Caltech-101, on average, drawn by seed, and all test images; nothing is chosen.
+# Ten train images of each class of Caltech-101, on average, drawn by seed, and all test images; nothing is chosen on
+# test. First layer4 on kept activations, then all of an untrained network that sees images of 64 pixels.
 set -eu
 
 runs=experiments/distill
@@ -11,3 +12,6 @@ common="--teacher resnet50 --limit train=1010 --val 0 --views 4 --seeds 3 --resu
 # shellcheck disable=SC2086
 featkit distill --data "$data" --student resnet18 --mode deep --augment light --epochs 20 $common --out "$runs/deep" |
   tee "$runs/deep.txt"
+# shellcheck disable=SC2086
+featkit distill --data "$data" --student resnet18 --mode scratch --augment light --resize 64 --crop 64 --epochs 30 --lr 0.05 \
+  --loss logits+features --alpha 0.9 $common --out "$runs/scratch" | tee "$runs/scratch.txt"
