@@ -35,7 +35,8 @@ Examples:
 \b
 SPEC is a backbone, or the directory of a network that featkit saved or of a run; after @ its precision: fp32 (the
 default), bf16, int8, or torch for the network as torch runs it by itself. int8 of a backbone is calibrated on
-train images, and so needs --data. Times are on one thread; MACs and times do not fall with zeros in the weights.
+train images, and so needs --data. On all cores, each runs batches of its own, but torch shares out one by itself.
+MACs and times do not fall with zeros in the weights.
 """
 
 _COSTS = ("parameters", "non-zero", "GMACs", "size", "memory", "1 image, ms", "p95", "images/s", "on all cores")

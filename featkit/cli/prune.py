@@ -86,7 +86,8 @@ What it leaves is a backbone again:
 @click.option(
     "--distill",
     is_flag=True,
-    help="In that training, learn also from the outputs and embeddings of the network before it was pruned.",
+    help="In that training, learn also from the outputs and embeddings of the network before it was pruned, on five "
+    "fixed views of each image, from the cache.",
 )
 @click.option("--head", metavar="SPEC", help="Judge the network, and each step, by this head on the test images.")
 @click.option("--weights", metavar="WHICH", help="imagenet, random[:SEED] or a FILE, as for `featkit extract`.")
@@ -116,9 +117,10 @@ def prune(spec: str, out: Path, **options: Any) -> None:
         raise click.UsageError(f"{names} look at images: give --data")
     if options["distill"] and not options["epochs"]:
         raise click.UsageError("--distill says how --epochs train: give --epochs")
+    goal = Goal(**chosen, seed=request.seed)
     steps = _steps(request, options) if options["head"] else None
     trained, learned, recover = _recovery(request, options) if options["epochs"] else ("", (), None)
-    goal = Goal(**chosen, seed=request.seed, recovery=trained)
+    goal = replace(goal, recovery=trained)
     for pruned in make_smaller(request, goal, make_compute(options), recover, note=note):
         facts, blueprint = pruned.facts, pruned.blueprint
         blueprint = replace(blueprint, learned=tuple(sorted({*blueprint.learned, *learned})))

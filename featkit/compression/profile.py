@@ -145,6 +145,7 @@ def time_engines(networks: Sequence[Timed], *, repeats: int = 30, warm_up: int =
         one = _interleaved([_call(engine, pixels[:1]) for engine, pixels in pairs], repeats, warm_up)
         many = _interleaved([_call(engine, pixels) for engine, pixels in pairs], fewer, 1)
     with one_thread_each() as start, ThreadPoolExecutor(cores(), initializer=start) as pool:
+        torch.set_num_threads(cores())
         calls = [
             _call(each.engine, pixels) if each.shares else _on_each_core(pool, each.engine, pixels)
             for each, pixels in zip(networks, inputs, strict=True)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from featkit.backbones.base import Backbone
-from featkit.backbones.saved import Blueprint, derived
+from featkit.backbones.saved import Blueprint, derived, short_key
 from featkit.backbones.saved_int8 import is_int8
 from featkit.compression.profile import count_macs
 from featkit.compression.prune import (
@@ -23,6 +23,7 @@ from featkit.compression.prune import (
     reestimate_norms,
 )
 from featkit.compression.reconstruct import reconstruct
+from featkit.embeddings.job import content_keys
 from featkit.embeddings.pipeline import Compute, in_threads
 from featkit.embeddings.recipe import digest
 from featkit.embeddings.request import Request
@@ -31,6 +32,7 @@ from featkit.images.augment import is_view
 from featkit.images.base import ImageSet
 
 _BATCH = 32
+_FOR_IMPORTANCE = 256
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,17 @@ class Goal:
     calibrate: int = 0
     seed: int = 0
     recovery: str = ""
+
+    def __post_init__(self) -> None:
+        if self.reconstruct and self.macs is None:
+            raise SpecError("--reconstruct makes up for missing channels: it goes with --macs")
+        if bool(self.sparsity) == (self.macs is not None):
+            raise SpecError("prune either weights or channels: give --sparsity, or else --macs")
+
+    @property
+    def for_importance(self) -> int:
+        """Train images by which channels are chosen."""
+        return (self.calibrate or _FOR_IMPORTANCE) if self.by == "activation" and self.macs is not None else 0
 
 
 @dataclass(frozen=True)
@@ -88,10 +101,6 @@ def prune(
     """
     if is_int8(request.backbone):
         raise SpecError(f"{request.backbone} is a network in eight bits: prune first, then quantize")
-    if goal.reconstruct and goal.macs is None:
-        raise SpecError("--reconstruct makes up for missing channels: it goes with --macs")
-    if bool(goal.sparsity) == (goal.macs is not None):
-        raise SpecError("prune either weights or channels: give --sparsity, or else --macs")
     backbone = request.load_backbone()
     batches = _Batches(request, backbone, goal, compute or Compute())
     module, after = backbone.build(), f", {goal.recovery}" if goal.recovery else ""
@@ -102,18 +111,19 @@ def prune(
             (share,) = step.sparsity
             module, widths, what = prune_weights(module, share, recover), {}, f"{100 * share:g} % of weights zero"
         else:
-            importance = by_activation(module, batches.all()) if goal.by == "activation" else by_magnitude(module)
+            shown = batches.first(goal.for_importance)
+            importance = by_activation(module, shown) if goal.by == "activation" else by_magnitude(module)
             narrowed = prune_channels(module, step.macs, backbone.preprocess.crop, importance)
-            smaller = reconstruct(module, narrowed, batches.all(), note=note) if goal.reconstruct else narrowed.module
+            smaller = narrowed.module
+            if goal.reconstruct:
+                shown = batches.first(goal.reconstruct)
+                smaller = reconstruct(module, narrowed, shown, note=note, seed=goal.seed)
             module, widths, what = smaller, narrowed.widths, f"{100 * step.macs:g} % of MACs"
             module = recover(module) if recover else module
-        module = reestimate_norms(module, batches.all()) if goal.calibrate else module
-        yield Pruned(module, _blueprint(request, backbone, name, what + after, widths), _facts(module, backbone, step))
-
-
-def _blueprint(request: Request, backbone: Backbone, name: str, what: str, widths: Mapping[str, int]) -> Blueprint:
-    name, label = f"{backbone.name}-{name}", f"{backbone.name}, {what}"
-    return derived(backbone, request.backbone, name, label, widths=widths)
+        module = reestimate_norms(module, batches.first(goal.calibrate)) if goal.calibrate else module
+        called = f"{backbone.name}-{name}", f"{backbone.name}, {what}{after}"
+        blueprint = derived(backbone, request.backbone, *called, widths=widths, learned=batches.learned)
+        yield Pruned(module, blueprint, _facts(module, backbone, step))
 
 
 def _facts(module: nn.Module, backbone: Backbone, goal: Goal) -> dict[str, Any]:
@@ -143,23 +153,24 @@ class _Batches:
         self._images: ImageSet | None = None
         self._backbone, self._compute = backbone, compute
         self.digest = ""
-        asked = max(goal.calibrate, goal.reconstruct)
-        if asked or (goal.by == "activation" and goal.macs is not None):
+        self.learned: tuple[str, ...] = ()
+        asked = max(goal.for_importance, goal.reconstruct, goal.calibrate)
+        if asked:
             images = request.load_images()
             rows = np.array([row for row in images.rows("train") if not is_view(images.ids[row])])
             if len(rows) < 2:
                 raise DataError(f"{images.name} has {len(rows)} train images, too few to prune by: give --data")
-            chosen = np.random.default_rng(goal.seed).permutation(rows)[: asked or 256]
-            self._images = images.take(chosen)
+            self._images = images.take(np.random.default_rng(goal.seed).permutation(rows)[:asked])
             self.digest = digest(self._images.ids)
+            self.learned = tuple(sorted({short_key(key) for key in content_keys(self._images, compute)}))
 
-    def all(self) -> Iterator[Tensor]:
-        """Yield normalised batches ``(b, 3, h, w)``."""
+    def first(self, count: int) -> Iterator[Tensor]:
+        """Yield normalised batches ``(b, 3, h, w)`` of the first of them."""
         images, preprocess = self._images, self._backbone.preprocess
-        if images is None:
+        if images is None or not count:
             return
-        threads = self._compute.threads
-        pixels = list(in_threads(lambda row: preprocess(images.load(row)), range(len(images)), threads, 2 * threads))
+        threads, rows = self._compute.threads, range(min(count, len(images)))
+        pixels = list(in_threads(lambda row: preprocess(images.load(row)), rows, threads, 2 * threads))
         # A last batch of one image has no variance.
         for part in np.array_split(np.stack(pixels), -(-len(pixels) // _BATCH)):
             yield preprocess.normalise(torch.from_numpy(part).permute(0, 3, 1, 2).float())

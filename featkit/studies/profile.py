@@ -192,7 +192,7 @@ def to_dict(each: Profile) -> dict[str, Any]:
 
 def to_json(profiles: Sequence[Profile], protocol: Protocol) -> str:
     """Return the profiles, and how they were taken, as indented JSON."""
-    how = {"threads": 1, "cores": cores(), "repeats": protocol.repeats, "warm_up": protocol.warm_up, "batch": BATCH}
+    how = {"cores": cores(), "repeats": protocol.repeats, "warm_up": protocol.warm_up, "batch": BATCH}
     return json.dumps({"head": protocol.head, **how, "networks": [to_dict(each) for each in profiles]}, indent=2)
 
 

@@ -45,7 +45,8 @@ def recovery(
         cache: folder of the cache files.
         compute: how the work is done.
         watch: who is told.
-        distillation: how the network before it was changed teaches, with that linear head; None for labels alone.
+        distillation: how the network before it was changed teaches, with that linear head, on fixed views of each
+            image; None for labels alone, on new views in each epoch.
 
     Raises:
         FeatkitError: of the kind that says what cannot be had.
@@ -56,13 +57,13 @@ def recovery(
     head, names = _linear_head(source), source.embeddings.classes
     classifier = _weights(head, len(prepared.images.classes))
     width = source.embeddings.x.shape[1]
+    teacher = teacher_of(source.request, head, names, prepared.images.classes) if distillation else None
 
     def recover(module: nn.Module) -> nn.Module:
         nonlocal classifier
         backbone = replace(prepared.backbone, build=lambda: copy.deepcopy(module))
         begun, how = replace(prepared, backbone=backbone), How(compute, watch=watch)
-        if distillation:
-            teacher = teacher_of(source.request, head, names, prepared.images.classes)
+        if distillation and teacher:
             trained = distill(begun, teacher, width, distillation, how, classifier=classifier)
         else:
             trained = finetune(begun, how, classifier)

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from featkit.backbones.engines import pick_device
+from featkit.backbones.norms import has_statistics, restore_statistics
 from featkit.embeddings.pipeline import Compute
 from featkit.training.distributed import Group
 from featkit.training.feeds import Batch, Feed, Inputs, in_order, resampled, shuffled
@@ -20,7 +21,6 @@ from featkit.training.inputs import inputs_for
 from featkit.training.loop import Loss, Task, train
 from featkit.training.losses import CrossEntropy
 from featkit.training.network import Classifier, make_classifier
-from featkit.training.norms import has_statistics, restore_statistics
 from featkit.training.prepare import Prepared
 
 Weights = tuple[NDArray[np.float32], NDArray[np.float32]]
@@ -138,7 +138,8 @@ def run(
         how.watch.note("its BatchNorms were folded into scale and shift: they get statistics from train images")
         rows = np.arange(min(_SEEN, int((images.splits == "train").sum())))
         parts = np.array_split(rows, max(1, len(rows) // settings.batch_size))
-        restore_statistics(model, (batch for batch, _ in inputs[0].batches(0, parts)))
+        learning = [part for _, part in model.body.learning()]
+        restore_statistics(model, (batch for batch, _ in inputs[0].batches(0, parts)), learning)
     labels, judged = (images.labels[images.splits == split] for split in ("train", "val"))
     balanced = settings.balance == "resample"
     order = resampled(labels, settings.seed) if balanced else shuffled(len(labels), settings.seed)

@@ -7,31 +7,30 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-from featkit.training.network import Classifier
-
 
 def has_statistics(network: nn.Module) -> bool:
-    """Return whether BatchNorms have seen images; the mean of those that were folded is 0 everywhere."""
+    """Return whether all BatchNorms have seen images; the mean of those that were folded is 0 everywhere."""
     norms = [part for part in network.modules() if isinstance(part, nn.BatchNorm2d)]
-    return not norms or any(part.running_mean is not None and bool(part.running_mean.any()) for part in norms)
+    return all(part.running_mean is not None and bool(part.running_mean.any()) for part in norms)
 
 
 @torch.no_grad()
-def restore_statistics(model: Classifier, batches: Iterable[Tensor]) -> None:
-    """Give the BatchNorms of the learning part the mean and variance of what they see, in place.
+def restore_statistics(network: nn.Module, batches: Iterable[Tensor], parts: Iterable[nn.Module] | None = None) -> None:
+    """Give BatchNorms the mean and variance of what they see, in place.
 
     Scale and shift change with them, so that in eval mode the network is the same function as before. Without this,
     the statistics of the first batch would normalise what the scale has normalised already.
 
     Args:
-        model: in eval mode.
+        network: put into eval mode.
         batches: inputs as in training; a few hundred images are enough.
+        parts: of the network, whose norms are meant; None for all of it.
     """
-    model.eval()
-    norms = [norm for _, part in model.body.learning() for norm in part.modules() if isinstance(norm, nn.BatchNorm2d)]
+    network.eval()
+    norms = [norm for part in parts or [network] for norm in part.modules() if isinstance(norm, nn.BatchNorm2d)]
     seen = {norm: _Moments(norm) for norm in norms}
     for batch in batches:
-        model(batch.float())
+        network(batch.float())
     for moments in seen.values():
         moments.put()
 

@@ -4,8 +4,8 @@ import torch
 from torch import nn
 
 from featkit.backbones import load_backbone
+from featkit.backbones.norms import has_statistics, restore_statistics
 from featkit.training.network import make_classifier, set_training
-from featkit.training.norms import has_statistics, restore_statistics
 from featkit.training.settings import Settings
 
 BACKBONE = load_backbone("resnet18:stem=small", weights="random")
@@ -52,9 +52,15 @@ def test_normalised_by_the_batch_it_is_nearly_the_same():
 def test_what_stays_as_it_is_keeps_its_norms():
     model = make_classifier(BACKBONE, 3, Settings(mode="deep"), size=(16, 16))
     before = model.body.network.layer1[0].bn1.weight.clone()
-    restore_statistics(model, [torch.rand(4, 256 * 4 * 4)])
+    restore_statistics(model, [torch.rand(4, 256 * 4 * 4)], [part for _, part in model.body.learning()])
     assert torch.equal(model.body.network.layer1[0].bn1.weight, before)
     assert model.body.network.layer4[0].bn1.running_mean.abs().max() > 0
+
+
+def test_a_network_of_which_a_part_was_folded_has_no_statistics():
+    network = folded().body.network
+    network.bn1.running_mean += 1
+    assert not has_statistics(network)
 
 
 def test_a_network_without_norms_needs_none():
