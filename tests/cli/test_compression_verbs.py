@@ -16,6 +16,7 @@ from click.testing import CliRunner
 from PIL import Image
 
 from featkit.backbones import load_backbone
+from featkit.backbones.saved import network_file, read_blueprint
 from featkit.cli import main
 
 FAST = ("--weights", "random", "--resize", "32")
@@ -112,13 +113,17 @@ def test_channels_are_made_up_for_then_the_unpruned_network_teaches(photos):
     done = call(*whole, "--reconstruct", "8")
     (fitted,) = done.stdout.split()
     assert done.stderr.count(" % was missing, now ") == 8
-    done = call(*whole, "--reconstruct", "8", "--epochs", "1", "--distill")
+    trained = (*whole, "--reconstruct", "8", "--epochs", "1")
+    (alone,) = call(*trained).stdout.split()
+    done = call(*trained, "--distill")
     (taught,) = done.stdout.split()
     assert "epoch 1/1" in done.stderr
     assert "then 1 epochs at 0.005, distilled" in json.loads(Path(taught, "prune.json").read_text())["goal"]["recovery"]
-    widths = [json.loads(Path(each, "prune.json").read_text())["parameters"] for each in (plain, fitted, taught)]
+    widths = [json.loads(Path(each, "prune.json").read_text())["parameters"] for each in (plain, fitted, alone, taught)]
     assert len(set(widths)) == 1
-    outputs = [load_backbone(each).build()(torch.ones(1, 3, 16, 16)) for each in (plain, fitted, taught)]
+    learned = [read_blueprint(network_file(each)).learned for each in (plain, fitted, taught)]
+    assert [len(each) for each in learned] == [0, 8, 20]
+    outputs = [load_backbone(each).build()(torch.ones(1, 3, 16, 16)) for each in (plain, fitted, alone, taught)]
     assert not any(torch.equal(one, other) for one, other in combinations(outputs, 2))
 
 
@@ -151,6 +156,7 @@ import pickle, torch, torchvision
 def refuse(*_, **__): raise AssertionError("pickle")
 pickle.load = pickle.loads = pickle.Unpickler = torch.load = refuse
 from featkit.backbones import load_backbone
+from featkit.backbones.saved import network_file, read_blueprint
 print(load_backbone({directory!r}).build()(torch.ones(1, 3, 64, 64)).sum().item())
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
