@@ -13,6 +13,6 @@ featkit fit --data "$FEATKIT_TEST_DATA/caltech101" --backbone resnet18 --head li
   featkit finetune $common --mode shallow --epochs 40 --lr 0.1 --batch-size 64
   featkit finetune $common --mode deep --augment light --views 4 --epochs 8
   featkit finetune $common --mode full --augment light --views 0 --epochs 4
-  featkit finetune $common --mode scratch --augment light --views 0 --epochs 25 --lr 0.05 --resize 64 --crop 64
+  featkit finetune $common --mode scratch --augment light --views 0 --epochs 15 --lr 0.05 --resize 64 --crop 64
 }
 featkit compare "$runs"/caltech101/*/ | tee "$runs.txt"
