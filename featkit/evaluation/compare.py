@@ -151,7 +151,7 @@ def mcnemar(only_a: int, only_b: int) -> float:
     matched-pairs data: mid-p and asymptotic are better than exact conditional", BMC Med. Res. Methodol. 13:91 (2013).
     """
     fewer, both = min(only_a, only_b), only_a + only_b
-    return min(1.0, float(2 * binom.cdf(fewer, both, 0.5) - binom.pmf(fewer, both, 0.5)))
+    return min(1.0, float(2 * binom.cdf(fewer - 1, both, 0.5) + binom.pmf(fewer, both, 0.5)))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

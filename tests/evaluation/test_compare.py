@@ -45,6 +45,12 @@ def test_a_clear_difference_is_a_sentence_with_its_interval() -> None:
     assert pair.to_dict()["sentence"] == pair.sentence
 
 
+@pytest.mark.parametrize(("only_a", "only_b"), [(1042, 38), (1056, 20), (1250, 0), (5000, 3)])
+def test_a_p_value_that_is_next_to_nothing_is_not_negative(only_a, only_b):
+    """Twice the sum less its last term, in floating point, can be."""
+    assert 0 <= mcnemar(only_a, only_b) < 1e-200
+
+
 def test_a_small_difference_cannot_be_claimed() -> None:
     """And the sentence says so."""
     (pair,) = compare(dict(zip("ab", map(run, answers(1000, 12, 8)), strict=True)))
