@@ -22,7 +22,7 @@ half="--macs 0.5 --by activation --reconstruct 512 --data $data"
 # shellcheck disable=SC2086
 fitted=$(featkit prune resnet18 $half --out "$runs/fitted" | tail -n 1)
 # shellcheck disable=SC2086
-narrow=$(featkit prune resnet18 $half --epochs 8 --lr 0.01 --distill --out "$runs/narrow" | tail -n 1)
+narrow=$(featkit prune resnet18 $half --epochs 6 --lr 0.01 --distill --out "$runs/narrow" | tail -n 1)
 # The first student of experiments/distill.sh.
 distilled=$(featkit distill --data "$data" --student resnet18 --mode deep --augment light --epochs 20 --teacher resnet50 \
   --limit train=1010 --val 0 --views 4 --resume --out experiments/distill/deep --json |
@@ -30,12 +30,10 @@ distilled=$(featkit distill --data "$data" --student resnet18 --mode deep --augm
 # shellcheck disable=SC2086
 small18=$(featkit quantize resnet18 $eight | tail -n 1)
 # shellcheck disable=SC2086
-small50=$(featkit quantize resnet50 $eight | tail -n 1)
-# shellcheck disable=SC2086
 smallest=$(featkit quantize "$narrow" $eight | tail -n 1)
 # shellcheck disable=SC2086
 taught=$(featkit quantize "$distilled" $eight | tail -n 1)
 featkit profile resnet18@torch resnet18 resnet18@bf16 resnet18@int8 "$small18" "$fitted@bf16" "$narrow@torch" \
   "$narrow@bf16" "$smallest" "$distilled@bf16" "$taught" --data "$data" --out "$runs/resnet18" | tee "$runs/resnet18.txt"
-featkit profile resnet50@torch resnet50@bf16 resnet50@int8 "$small50" --data "$data" --out "$runs/resnet50" |
+featkit profile resnet50@torch resnet50@bf16 resnet50@int8 --data "$data" --out "$runs/resnet50" |
   tee "$runs/resnet50.txt"
