@@ -86,7 +86,7 @@ def timed(backbone: str, views: int, arguments: argparse.Namespace) -> Timed:
         trained = finetune(prepared, How(compute, watch=watch))
         total = time.perf_counter() - start
         disk = sum(path.stat().st_size for path in cache.glob("*.h5"))
-        report = publish_trained(trained, compute, Path(folder, "out"), lambda *_: {}).run.report
+        report = publish_trained(trained, compute, Path(folder, "out"), lambda *_: {}).report
     epochs = [epoch.seconds for epoch in trained.history]
     val = [epoch.val.top1 for epoch in trained.history if epoch.val]
     return Timed(total - sum(epochs), epochs, total, disk, report.top1, report.interval95, val)
