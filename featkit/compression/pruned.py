@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -29,7 +30,7 @@ from featkit.embeddings.recipe import digest
 from featkit.embeddings.request import Request
 from featkit.errors import DataError, SpecError
 from featkit.images.augment import is_view
-from featkit.images.base import ImageSet
+from featkit.images.base import ImageSet, Pixels
 
 _BATCH = 32
 _FOR_IMPORTANCE = 256
@@ -166,11 +167,17 @@ class _Batches:
 
     def first(self, count: int) -> Iterator[Tensor]:
         """Yield normalised batches ``(b, 3, h, w)`` of the first of them."""
-        images, preprocess = self._images, self._backbone.preprocess
-        if images is None or not count:
+        if self._images is None or not count:
             return
-        threads, rows = self._compute.threads, range(min(count, len(images)))
-        pixels = list(in_threads(lambda row: preprocess(images.load(row)), rows, threads, 2 * threads))
+        pixels = self._pixels[:count]
         # A last batch of one image has no variance.
-        for part in np.array_split(np.stack(pixels), -(-len(pixels) // _BATCH)):
-            yield preprocess.normalise(torch.from_numpy(part).permute(0, 3, 1, 2).float())
+        for part in np.array_split(pixels, -(-len(pixels) // _BATCH)):
+            yield self._backbone.preprocess.normalise(torch.from_numpy(part).permute(0, 3, 1, 2).float())
+
+    @cached_property
+    def _pixels(self) -> Pixels:
+        """All of them ``(n, h, w, 3)``: what chooses channels, fits weights and takes statistics reads them once."""
+        images, preprocess, threads = self._images, self._backbone.preprocess, self._compute.threads
+        assert images is not None
+        rows = range(len(images))
+        return np.stack(list(in_threads(lambda row: preprocess(images.load(row)), rows, threads, 2 * threads)))

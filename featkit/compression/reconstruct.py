@@ -61,17 +61,16 @@ def reconstruct(
         for name, steps in blocks:
             whole, narrow = module.get_submodule(name), network.get_submodule(name)
             for step in steps:
-                kept = narrowed.kept.get(step.after_name)
-                moments = _Moments()
+                layer, kept = module.get_submodule(step.after_name), narrowed.kept.get(step.after_name)
+                scale, moments = _scale(step), _Moments()
                 for batch, other in zip(theirs, ours, strict=True):
-                    layer = module.get_submodule(step.after_name)
                     wanted = layer(_input_of(layer, whole, batch))
                     if step is steps[-1]:
-                        wanted += (shortcut(whole, batch) - shortcut(narrow, other)) / _scale(step)[:, None, None]
+                        wanted += (shortcut(whole, batch) - shortcut(narrow, other)) / scale[:, None, None]
                     elif kept is not None:
                         wanted = wanted[:, kept]
                     moments.add(*_drawn(step.after, _input_of(step.after, narrow, other), wanted, generator))
-                before, after = _fit(step, moments)
+                before, after = _fit(step, moments, scale)
                 note(f"{step.after_name}: of its output {100 * before:.0f} % was missing, now {100 * after:.0f} %")
             for row, (batch, other) in enumerate(zip(theirs, ours, strict=True)):
                 theirs[row], ours[row] = whole(batch), narrow(other)
@@ -119,7 +118,7 @@ class _Moments:
         self.xx, self.xy, self.yy = self.xx + x.T @ x, self.xy + x.T @ y, self.yy + y.square().sum(0)
 
 
-def _fit(step: Inner, sums: _Moments) -> tuple[float, float]:
+def _fit(step: Inner, sums: _Moments, scale: Tensor) -> tuple[float, float]:
     """Fit a convolution and the mean of its norm in place; return the share of variance missing before and after."""
     conv, norm = step.after, step.norm_after
     x, y, xx, xy, yy = (each / sums.n for each in (sums.x, sums.y, sums.xx, sums.xy, sums.yy))
@@ -131,7 +130,7 @@ def _fit(step: Inner, sums: _Moments) -> tuple[float, float]:
     conv.weight.copy_(new.T.reshape(conv.weight.shape))
     if isinstance(norm, nn.BatchNorm2d):
         norm.running_mean -= y - x @ new
-    weight = torch.where(_scale(step).isfinite(), _scale(step), 0.0).double().square()
+    weight = torch.where(scale.isfinite(), scale, 0.0).double().square()
     all_of_it = (weight * yy).sum().clamp(min=1e-12)
 
     def missing(weights: Tensor) -> float:

@@ -156,7 +156,6 @@ import pickle, torch, torchvision
 def refuse(*_, **__): raise AssertionError("pickle")
 pickle.load = pickle.loads = pickle.Unpickler = torch.load = refuse
 from featkit.backbones import load_backbone
-from featkit.backbones.saved import network_file, read_blueprint
 print(load_backbone({directory!r}).build()(torch.ones(1, 3, 64, 64)).sum().item())
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
