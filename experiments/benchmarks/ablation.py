@@ -17,8 +17,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from featkit.backbones.precision import cores
 from featkit.embeddings.extract import read_for, run_extractions
-from featkit.embeddings.pipeline import Compute, cores
+from featkit.embeddings.pipeline import Compute
 from featkit.heads.base import one_thread
 from featkit.studies.ablate import Matrix, Work, run_matrix
 from featkit.studies.cells import Cell

@@ -31,10 +31,10 @@ from torch.utils.data import DataLoader
 
 from featkit import Compute
 from featkit.backbones.engines import one_thread_each, open_engine
+from featkit.backbones.precision import cores
 from featkit.cli.memory import keep_freed_memory
 from featkit.embeddings.extract import run_extractions
 from featkit.embeddings.job import content_keys, make_job
-from featkit.embeddings.pipeline import cores
 from featkit.embeddings.request import Request
 from featkit.images.base import Pixels
 from featkit.images.decode import decode

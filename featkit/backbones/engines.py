@@ -13,7 +13,7 @@ from torch.fx.experimental.optimization import fuse
 
 from featkit.backbones.base import Backbone
 from featkit.backbones.layers import Cut
-from featkit.backbones.precision import resolve_precision
+from featkit.backbones.precision import INT8, resolve_precision
 from featkit.errors import SpecError
 from featkit.registry import unknown
 
@@ -29,9 +29,9 @@ def open_engine(backbone: Backbone, *, precision: str = "fp32", device: str = "c
     Args:
         backbone: the network, its weights and its preprocessing.
         precision: ``fp32``, exact on every device; ``bf16``: weights and activations in bfloat16, but for the first
-            convolution; ``int8``: what ``backbone.quantized`` holds, on a CPU.
+            convolution; ``int8``, ``int8-openvino``: what ``backbone.quantized`` holds, on a CPU.
         device: ``auto``, ``cpu``, ``cuda`` or ``mps``.
-        compiled: whether torch compiles the network first; not for int8, which ONNX Runtime compiles by itself.
+        compiled: whether torch compiles the network first; not for int8.
 
     Returns:
         A function from uint8 ``(b, h, w, 3)``, as ``backbone.preprocess`` gives them, to float32 ``(b, d)``.
@@ -39,13 +39,13 @@ def open_engine(backbone: Backbone, *, precision: str = "fp32", device: str = "c
     Raises:
         SpecError: if the precision, the device or the layer is unknown or not to be had.
         WeightsError: if the weights are damaged or of another network.
-        MissingExtraError: if int8 is asked for without ONNX Runtime.
+        MissingExtraError: if int8 is asked for without what runs it.
     """
     precision = resolve_precision(precision, device)
-    if precision == "int8":
+    if precision in INT8:
         from featkit.backbones.int8 import open_quantized
 
-        return open_quantized(backbone, pick_device(device))
+        return open_quantized(backbone, precision, pick_device(device))
     place = torch.device(pick_device(device))
     module = _at(folded(backbone.build()), DTYPES[precision]).to(place).to(memory_format=torch.channels_last)
     forward = _compiled(module) if compiled else module

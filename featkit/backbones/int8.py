@@ -17,6 +17,7 @@ from torch import nn
 
 from featkit.backbones.base import Backbone
 from featkit.backbones.onnx_files import need, open_session, quiet, write_onnx
+from featkit.backbones.openvino import open_openvino
 from featkit.backbones.rounding import correct_biases, layers_with_weights
 from featkit.errors import SpecError, WeightsError
 from featkit.registry import unknown
@@ -30,25 +31,26 @@ METHODS = {"minmax": "MinMax", "entropy": "Entropy", "percentile": "Percentile",
 _BATCH, _HISTOGRAM_BATCH = 16, 4
 
 
-def open_quantized(backbone: Backbone, device: str) -> Engine:
-    """Return what runs ``backbone.quantized``: see ``open_engine``.
+def open_quantized(backbone: Backbone, precision: str, device: str) -> Engine:
+    """Return what runs ``backbone.quantized``, ONNX Runtime or OpenVINO: see ``open_engine``.
 
     The file is read into memory and checked against its digest; it cannot name other files.
 
     Raises:
         SpecError: if the network was not quantized, or the device is not a CPU.
         WeightsError: if the file is gone or another one.
-        MissingExtraError: if ONNX Runtime is not installed.
+        MissingExtraError: if ONNX Runtime, or OpenVINO, is not installed.
     """
     if device != "cpu":
         raise SpecError(f"int8 runs on a CPU, not on {device}: use --device cpu or another --precision")
-    session = open_session(read_quantized(backbone), f"the int8 network of {backbone.name}")
+    data, title = read_quantized(backbone), f"the int8 network of {backbone.name}"
+    session = open_session(data, title)
 
     def run(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
         vectors: NDArray[np.float32] = session.run(None, {"pixels": pixels})[0]
         return vectors
 
-    return run
+    return open_openvino(data, backbone.preprocess.crop, title, run) if precision == "int8-openvino" else run
 
 
 @dataclass(frozen=True)

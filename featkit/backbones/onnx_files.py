@@ -82,8 +82,8 @@ def _locations(message: Any) -> Iterator[str]:
                 yield from _locations(part)
 
 
-def need(name: str) -> ModuleType:
-    """Import a package of the extra ``int8``.
+def need(name: str, extra: str = "int8") -> ModuleType:
+    """Import a package of an extra.
 
     Raises:
         MissingExtraError: if it is not installed.
@@ -91,7 +91,7 @@ def need(name: str) -> ModuleType:
     try:
         return import_module(name)
     except ImportError as error:
-        raise MissingExtraError(name.partition(".")[0], "int8") from error
+        raise MissingExtraError(name.partition(".")[0], extra) from error
 
 
 @contextmanager

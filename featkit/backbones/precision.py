@@ -1,19 +1,23 @@
-"""Which arithmetic a machine has in hardware, found without importing torch where there is no NVIDIA GPU."""
+"""What a machine has: arithmetic in hardware, and cores; found without importing torch where there is no NVIDIA GPU."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from featkit.registry import unknown
 
-PRECISIONS = ("fp32", "bf16", "int8")
+INT8 = ("int8", "int8-openvino")
+"""Eight bits, run by ONNX Runtime or by OpenVINO: the same network, rounded a little differently on the way."""
+
+PRECISIONS = ("fp32", "bf16", *INT8)
 _BF16_FLAGS = {"avx512_bf16", "amx_bf16", "bf16"}
 _CPU_INFO = Path("/proc/cpuinfo")
 _NVIDIA = Path("/dev/nvidiactl")
 
 
 def resolve_precision(text: str, device: str = "auto") -> str:
-    """Return ``fp32``, ``bf16`` or ``int8``; ``auto`` is bf16 where the device has it in hardware.
+    """Return one of ``PRECISIONS``; ``auto`` is bf16 where the device has it in hardware, else fp32.
 
     Raises:
         SpecError: if the text is none of these.
@@ -23,6 +27,11 @@ def resolve_precision(text: str, device: str = "auto") -> str:
     if text != "auto":
         raise unknown("precision", text, ["auto", *PRECISIONS])
     return "bf16" if _has_bf16(device) else "fp32"
+
+
+def cores() -> int:
+    """Return how many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _has_bf16(device: str) -> bool:

@@ -138,7 +138,7 @@ def _work(options: Mapping[str, Any]) -> Iterator[Work]:
     """Give where and how to work, with live progress where a person watches."""
     from tqdm import tqdm
 
-    from featkit.embeddings.pipeline import cores
+    from featkit.backbones.precision import cores
     from featkit.studies.ablate import Work
 
     compute = make_compute(options)

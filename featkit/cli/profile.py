@@ -34,8 +34,9 @@ Examples:
 
 \b
 SPEC is a backbone, or the directory of a network that featkit saved or of a run; after @ its precision: fp32 (the
-default), bf16, int8, or torch for the network as torch runs it by itself. int8 of a backbone is calibrated on
-train images, and so needs --data. On all cores, each runs batches of its own, but torch shares out one by itself.
+default), bf16, int8, int8-openvino (the same eight bits in OpenVINO), or torch for the network as torch runs it by
+itself. int8 of a backbone is calibrated on train images, and so needs --data. On all cores, each runs batches of its
+own, but torch shares out one by itself.
 MACs and times do not fall with zeros in the weights.
 """
 
@@ -84,7 +85,7 @@ def profile(specs: tuple[str, ...], cache: Path, out: Path, as_json: bool, **opt
 
 
 def _table(profiles: list[Profile], protocol: Protocol) -> str:
-    from featkit.embeddings.pipeline import cores
+    from featkit.backbones.precision import cores
 
     names = _names(profiles)
     how = (

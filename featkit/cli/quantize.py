@@ -46,6 +46,7 @@ Examples:
 \b
 What it leaves is a backbone again, which runs on CPUs:
   featkit fit --data photos --backbone experiments/quantize/resnet18-int8-1a2b3c4d
+  featkit fit --data photos --backbone experiments/quantize/resnet18-int8-1a2b3c4d --precision int8-openvino
   featkit predict experiments/quantize/resnet18-int8-1a2b3c4d/model.onnx new.jpg
 """
 

@@ -21,7 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from featkit.backbones.base import Backbone, Quantized
 from featkit.backbones.engines import Engine, one_thread_each, open_engine
-from featkit.embeddings.pipeline import cores
+from featkit.backbones.precision import INT8, cores
 from featkit.embeddings.request import Request
 from featkit.errors import SpecError
 
@@ -95,7 +95,7 @@ def measure_size(backbone: Backbone, precision: str) -> Size:
         parameters,
         sum(int(torch.count_nonzero(each)) for each in module.parameters()),
         count_macs(module, backbone.preprocess.crop),
-        file_size(backbone) if precision == "int8" else parameters * _BYTES[precision],
+        file_size(backbone) if precision in INT8 else parameters * _BYTES[precision],
     )
 
 

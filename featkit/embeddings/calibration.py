@@ -83,11 +83,11 @@ def choose(task: Task, data: str, cache: Path) -> Quantized | None:
         data: absolute spec of the images; empty where they came from Python.
         cache: folder of the cache files.
     """
-    fitting = [known for known in _known(cache) if known.network == task.recipe.network]
+    network = _network(task.recipe)
+    fitting = [known for known in _known(cache) if known.network == network]
     if data:
         for entry in store.entries(cache)[0] if fitting else []:
-            same = replace(entry.recipe, calibration="none").same_network(task.recipe)
-            if same and entry.provenance["request"]["data"] == data:
+            if _network(entry.recipe) == network and entry.provenance["request"]["data"] == data:
                 files = [known.file for known in fitting if known.file.digest == entry.recipe.calibration]
                 if files:
                     return files[0]
@@ -154,11 +154,16 @@ def garbage(cache: Path) -> list[Path]:
     return [path.with_suffix(suffix) for path in files for suffix in (".json", ".onnx")]
 
 
+def _network(recipe: Recipe) -> str:
+    """Return the digest of what is put into eight bits, whatever runs it then."""
+    return replace(recipe, precision="int8", calibration="none").network
+
+
 def _publish(file: Path, folder: Path, task: Task, images: str) -> None:
     """Name the network by its digest; the JSON file beside it, moved there last, says that it is whole."""
     sha256 = hashlib.sha256(file.read_bytes()).hexdigest()
     versions = {package: version(package) for package in ("torch", "onnx", "onnxruntime")}
-    content = {"network": task.recipe.network, "images": images, "sha256": sha256, "versions": versions}
+    content = {"network": _network(task.recipe), "images": images, "sha256": sha256, "versions": versions}
     card = file.with_suffix(".json")
     card.write_text(json.dumps(content, indent=2), encoding="utf-8")
     for part in (file, card):

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.base import BaseEstimator, TransformerMixin
 
+from featkit.backbones.precision import INT8
 from featkit.embeddings import lookup
 from featkit.embeddings.extract import run_extractions
 from featkit.embeddings.job import content_keys, make_job
@@ -94,7 +95,7 @@ class ImageEmbedder(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         -------
         ndarray of float32, shape (n, d)
         """
-        if self.precision == "int8":
+        if self.precision in INT8:
             raise SpecError("int8 is calibrated on train images, and there are none here: use another precision")
         images = _image_set(X)
         request = Request(

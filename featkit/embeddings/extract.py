@@ -12,6 +12,7 @@ import numpy as np
 from tqdm import tqdm
 
 from featkit.backbones.base import Backbone
+from featkit.backbones.precision import INT8
 from featkit.embeddings import lookup, pipeline, store
 from featkit.embeddings.base import Embeddings
 from featkit.embeddings.calibration import Task, calibrate
@@ -127,7 +128,7 @@ def run_extractions(
 def _make_job(request: Request, images: ImageSet, keys: tuple[str, ...], cache: Path, compute: Compute) -> Job:
     """Return the wanted file; an int8 network that is not there yet is calibrated first."""
     job = make_job(request, images, keys, cache)
-    if request.precision == "int8" and job.backbone.quantized is None:
+    if request.precision in INT8 and job.backbone.quantized is None:
         calibrate(Task(job.backbone, job.recipe, images, keys), cache, compute)
         job = make_job(request, images, keys, cache)
     return job
@@ -228,7 +229,7 @@ def embed(
     on_cpu = pick_device(compute.device) == "cpu"
     targets = [
         pipeline.Target(
-            backbone.preprocess.nearly if precision == "int8" else backbone.preprocess,
+            backbone.preprocess.nearly if precision in INT8 else backbone.preprocess,
             open_engine(backbone, precision=precision, device=compute.device, compiled=compute.compiled),
             rows,
         )

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featkit.backbones.base import Backbone
+from featkit.backbones.precision import INT8
 from featkit.embeddings import store
 from featkit.embeddings.calibration import Task, choose
 from featkit.embeddings.layout import Layout
@@ -73,12 +74,11 @@ def plan(request: Request, images: ImageSet, keys: tuple[str, ...], cache: Path)
     recipe = make_recipe(images, keys, backbone, request.precision)
     perturbation = str(parse_perturbation(request.perturb or "none"))
     recipe = replace(recipe, perturb=perturbation, store=Layout.parse(request.store).dtype)
-    if request.precision != "int8":
+    if request.precision not in INT8:
         return backbone, recipe
     if backbone.quantized:
         return backbone, replace(recipe, calibration=backbone.quantized.digest)
-    task = Task(backbone, recipe, images, keys)
-    found = choose(task, request.to_dict()["data"], cache)
+    found = choose(Task(backbone, recipe, images, keys), request.to_dict()["data"], cache)
     return replace(backbone, quantized=found), replace(recipe, calibration=found.digest if found else "none")
 
 

@@ -6,7 +6,6 @@ wait for nobody. With a GPU the workers decode, and the calling thread feeds the
 
 from __future__ import annotations
 
-import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -17,6 +16,7 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from featkit.backbones.precision import cores
 from featkit.errors import DecodeError, SpecError
 
 ON_ERROR = ("fail", "skip")
@@ -61,11 +61,6 @@ class Compute:
     def threads(self) -> int:
         """Number of worker threads."""
         return cores() if self.workers is None else self.workers
-
-
-def cores() -> int:
-    """Return how many cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def in_threads(

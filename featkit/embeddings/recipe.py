@@ -32,7 +32,7 @@ class Recipe:
         weights: digest of its weights.
         layer, pool: which output, and how a map became a vector.
         preprocess: resize, crop, interpolation, mean and standard deviation.
-        precision: ``fp32``, ``bf16`` or ``int8``.
+        precision: ``fp32``, ``bf16``, ``int8`` or ``int8-openvino``.
         calibration: digest of the int8 network, or ``none``.
         store: type of the stored numbers, ``float32`` or ``float16``.
         schema: version of featkit's own part: decoding, arithmetic, file layout.

@@ -9,7 +9,7 @@ from typing import Any
 
 from featkit.backbones import load_backbone
 from featkit.backbones.base import Backbone
-from featkit.backbones.precision import resolve_precision
+from featkit.backbones.precision import INT8, resolve_precision
 from featkit.backbones.saved import is_path
 from featkit.backbones.saved_int8 import is_int8
 from featkit.backbones.weights import SUFFIXES
@@ -40,7 +40,8 @@ class Request:
         pool: ``avg``, ``max``, ``catavgmax`` or ``none``.
         resize: ``256`` or ``224x224``, or None for what the weights say.
         crop: ``224`` or ``none``, or None for what the weights say.
-        precision: ``fp32``, ``bf16``, ``int8``, or ``auto``: bf16 where the device has it in hardware, else fp32.
+        precision: ``fp32``, ``bf16``, ``int8``, ``int8-openvino``, or ``auto``: bf16 where the device has it in
+            hardware, else fp32.
         augment: ``basic``, ``trivial``, ``auto`` or ``rand`` for augmented views of each train image, or None.
         views: how many views, if any.
         perturb: spec such as ``gaussian_noise:level=strong`` for the test images, or None.
@@ -81,9 +82,9 @@ class Request:
             SpecError: if the precision is unknown, or not one that the network runs in.
         """
         if is_int8(self.backbone):
-            if self.precision not in ("auto", "int8"):
+            if self.precision not in ("auto", *INT8):
                 raise SpecError(f"{self.backbone} is a network in eight bits: leave out --precision {self.precision}")
-            return replace(self, precision="int8")
+            return self if self.precision in INT8 else replace(self, precision="int8")
         return replace(self, precision=resolve_precision(self.precision, device))
 
     def load_images(self) -> ImageSet:

@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 
-from featkit.embeddings.pipeline import Compute, cores
+from featkit.backbones.precision import cores
+from featkit.embeddings.pipeline import Compute
 from featkit.embeddings.recipe import digest
 from featkit.errors import RunError
 from featkit.studies.cells import Cell, Value

@@ -6,6 +6,7 @@ import time
 from collections import Counter
 from dataclasses import dataclass
 
+from featkit.backbones.precision import INT8
 from featkit.embeddings import lookup
 from featkit.embeddings.extract import embed
 from featkit.embeddings.job import Job
@@ -121,7 +122,7 @@ def _network(jobs: list[Job], work: Work) -> NetworkWork:
 
 def _rate(job: Job, rows: list[int], work: Work) -> float | None:
     """Return images per second between the first batch and the last: loading the network does not count."""
-    if job.request.precision == "int8" and job.backbone.quantized is None:
+    if job.request.precision in INT8 and job.backbone.quantized is None:
         return None
     ends, seen = [], 0
     for batch in embed(job.images, [(job.backbone, job.request.precision, frozenset(rows))], work.compute):

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from featkit.backbones.precision import INT8
 from featkit.compression.export import Agreement, Classifier, export
 from featkit.embeddings.pipeline import Compute
 from featkit.errors import DataError
@@ -33,7 +34,7 @@ def classifier_of(run: SavedRun) -> Classifier:
     """Return what a run consists of; bf16 becomes fp32."""
     return Classifier(
         backbone=run.load_backbone(),
-        precision="int8" if run.request.precision == "int8" else "fp32",
+        precision="int8" if run.request.precision in INT8 else "fp32",
         head=run.head,
         head_spec=run.head_spec,
         classes=tuple(run.classes[label] for label in run.head.classes_),

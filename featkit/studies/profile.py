@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from featkit.backbones.base import Backbone
-from featkit.backbones.precision import PRECISIONS
+from featkit.backbones.precision import INT8, PRECISIONS, cores
 from featkit.backbones.saved import NETWORK_FILE
 from featkit.backbones.saved_int8 import is_int8, read_card
 from featkit.compression.profile import (
@@ -26,7 +26,7 @@ from featkit.compression.profile import (
     time_engines,
 )
 from featkit.embeddings.calibration import find as find_calibration
-from featkit.embeddings.pipeline import Compute, cores
+from featkit.embeddings.pipeline import Compute
 from featkit.embeddings.request import Request
 from featkit.errors import SpecError
 from featkit.evaluation import Paired, Predictions, Report, compare
@@ -96,9 +96,9 @@ def parse_candidate(text: str) -> Candidate:
     if at and precision not in known:
         raise unknown("precision", precision, known)
     if is_int8(spec):
-        if precision not in ("", "int8"):
+        if at and precision not in INT8:
             raise SpecError(f"{spec} is a network in eight bits: write it without @{precision}")
-        return Candidate(text, Request(data="", backbone=spec), "int8")
+        return Candidate(text, Request(data="", backbone=spec), precision or "int8")
     folder = Path(spec).expanduser()
     if (folder / "card.json").is_file() and not (folder / NETWORK_FILE).is_file():
         run = load_run(folder)
@@ -151,7 +151,7 @@ def judge(candidate: Candidate, protocol: Protocol, compute: Compute) -> Run:
 def _backbone(candidate: Candidate, run: Run | None) -> Backbone:
     """Return the network, in the eight bits that its vectors were made with if any."""
     backbone = candidate.request.load_backbone()
-    if run is None or candidate.precision != "int8" or backbone.quantized:
+    if run is None or candidate.precision not in INT8 or backbone.quantized:
         return backbone
     return replace(
         backbone, quantized=find_calibration(run.source.path.parent, run.source.embeddings.recipe.calibration)

@@ -8,6 +8,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from featkit.backbones.precision import INT8
 from featkit.embeddings import lookup
 from featkit.embeddings.extract import run_extractions
 from featkit.embeddings.job import Job, content_keys, make_job
@@ -147,7 +148,7 @@ class Vectors:
                     self._make_group([request])
         else:
             for request in group:
-                if request.precision == "int8":  # only now is the network known that it ran through
+                if request.precision in INT8:  # only now is the network known that it ran through
                     del self._jobs[request]
 
     def _plan(self, request: Request) -> Job:

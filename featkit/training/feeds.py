@@ -14,8 +14,9 @@ from torch import Tensor
 
 from featkit.backbones.base import Preprocess
 from featkit.backbones.engines import Engine, one_thread_each
+from featkit.backbones.precision import cores
 from featkit.embeddings.lookup import open_rows
-from featkit.embeddings.pipeline import cores, in_threads
+from featkit.embeddings.pipeline import in_threads
 from featkit.images.augment import view
 from featkit.images.base import ImageSet, Pixels
 from featkit.images.perturb import image_rng

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
@@ -12,7 +13,9 @@ import pytest
 from featkit.backbones import load_backbone
 from featkit.backbones.base import Backbone, Quantized
 from featkit.backbones.engines import open_engine
-from featkit.backbones.int8 import quantize
+from featkit.backbones.int8 import quantize, read_quantized
+from featkit.backbones.openvino import open_openvino
+from featkit.backbones.precision import INT8
 from featkit.errors import MissingExtraError, SpecError, WeightsError
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (12, 32, 32, 3), dtype=np.uint8)
@@ -30,17 +33,19 @@ def cosine(a, b):
     return (a * b).sum(1) / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1)
 
 
-def test_int8_is_near_to_float32_and_a_quarter_of_its_size(quantized):
+@pytest.mark.parametrize("precision", INT8)
+def test_int8_is_near_to_float32_and_a_quarter_of_its_size(precision, quantized):
     exact = open_engine(quantized)(PIXELS)
-    vectors = open_engine(quantized, precision="int8")(PIXELS)
+    vectors = open_engine(quantized, precision=precision)(PIXELS)
     assert (vectors.shape, vectors.dtype) == ((12, 512), np.float32)
     assert (cosine(exact, vectors) > 0.98).all()
     assert not np.allclose(exact, vectors, rtol=1e-4)
     assert quantized.quantized.path.stat().st_size < 0.27 * 4 * 11_200_000
 
 
-def test_a_batch_may_have_any_size(quantized):
-    engine = open_engine(quantized, precision="int8")
+@pytest.mark.parametrize("precision", INT8)
+def test_a_batch_may_have_any_size(precision, quantized):
+    engine = open_engine(quantized, precision=precision)
     whole = engine(PIXELS)
     np.testing.assert_allclose(np.concatenate([engine(PIXELS[:1]), engine(PIXELS[1:])]), whole, rtol=1e-5, atol=1e-6)
 
@@ -65,3 +70,25 @@ def test_without_the_extra_it_is_named(package, quantized, tmp_path, monkeypatch
     monkeypatch.delitem(sys.modules, f"{package}.quantization", raising=False)
     with pytest.raises(MissingExtraError, match=r"featkit\[int8\]"):
         quantize(quantized, list(PIXELS), tmp_path / "network.onnx")
+
+
+def test_without_openvino_its_extra_is_named(quantized, monkeypatch):
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    with pytest.raises(MissingExtraError, match=r"featkit\[openvino\]"):
+        open_engine(quantized, precision="int8-openvino")
+
+
+def test_openvino_gives_each_thread_its_own_vectors(quantized):
+    engine = open_engine(quantized, precision="int8-openvino")
+    batches = [PIXELS[rows] for rows in np.random.default_rng(1).integers(0, 12, (24, 9))]
+    with ThreadPoolExecutor(4) as pool:
+        for batch, vectors in zip(batches, pool.map(engine, batches), strict=True):
+            np.testing.assert_array_equal(vectors, engine(batch))
+
+
+def test_openvino_is_refused_where_it_gives_other_vectors_or_cannot_run(quantized):
+    data = read_quantized(quantized)
+    with pytest.raises(SpecError, match=r"other vectors than ONNX Runtime for the network .*: use --precision int8"):
+        open_openvino(data, (32, 32), "the network", lambda pixels: np.ones((len(pixels), 512), np.float32))
+    with pytest.raises(SpecError, match="OpenVINO cannot run the network"):
+        open_openvino(data[:100], (32, 32), "the network", open_engine(quantized, precision="int8"))

@@ -172,10 +172,12 @@ def test_quantize_leaves_a_backbone_that_profile_takes(photos):
     assert "float32" in done.stdout
     facts = json.loads(Path(directory, "quantize.json").read_text())
     assert (facts["method"], facts["images"], len(facts["keep"]), len(facts["layers"])) == ("minmax", 17, 1, 20)
-    table = call("profile", directory, "--repeats", "3").stdout
+    table = call("profile", directory, f"{directory}@int8-openvino", "--repeats", "3").stdout
     assert "medians of 3 repeats in turn" in table
-    assert Path(directory).name in table
+    name = Path(directory).name
+    assert [line.split()[0] for line in table.splitlines() if name in line] == [name, f"{name}@int8-openvino"]
     assert directory not in table
+    assert "write it without @bf16" in refused("profile", f"{directory}@bf16")
     assert "eight bits already" in refused("quantize", directory, "--data", photos)
     assert "prune first, then quantize" in refused("prune", directory, "--macs", "0.5")
 

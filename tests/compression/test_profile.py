@@ -11,8 +11,8 @@ from torch import nn
 
 from featkit.backbones import load_backbone
 from featkit.backbones.engines import open_engine
+from featkit.backbones.precision import cores
 from featkit.compression.profile import Timed, count_macs, measure_size, open_any, peak_memory, time_engines
-from featkit.embeddings.pipeline import cores
 from featkit.embeddings.request import Request
 from featkit.errors import SpecError
 

@@ -42,6 +42,17 @@ def test_the_calibration_is_in_the_recipe_and_found_again(photos, tmp_path):
     assert (first.hit, second.hit, len(calibrations(tmp_path))) == (False, True, 1)
 
 
+def test_openvino_runs_the_same_network_into_another_file(photos, tmp_path):
+    images = request(photos).load_images()
+    wanted = [replace(request(photos), precision=precision) for precision in ("int8-openvino", "int8")]
+    ours, theirs = (run_extractions([each], images, tmp_path, COMPUTE)[0] for each in wanted)
+    assert (ours.hit, theirs.hit, len(calibrations(tmp_path))) == (False, False, 1)
+    recipe, other = (store.describe(each.path).recipe for each in (ours, theirs))
+    assert recipe.differences(other) == {"precision": ("int8-openvino", "int8")}
+    x, y = (store.read(each.path).x for each in (ours, theirs))
+    assert np.linalg.norm(x - y) < 0.1 * np.linalg.norm(y)
+
+
 def test_added_images_go_through_the_network_that_the_others_went_through(photos, tmp_path):
     before = run(photos, tmp_path)
     Image.fromarray(np.full((20, 20, 3), 90, np.uint8)).save(photos / "red" / "new.png")
