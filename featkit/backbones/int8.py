@@ -68,6 +68,10 @@ class Scheme:
     keep: tuple[str, ...] = ()
     bias_correction: bool = False
 
+    def keeps(self, layer: str) -> bool:
+        """Return whether a layer stays in float32."""
+        return any(_inside(layer, each) for each in self.keep)
+
     @property
     def extras(self) -> str:
         """What is done beside the method, for people, to be put behind it."""
@@ -105,7 +109,7 @@ def quantize(backbone: Backbone, pixels: Sequence[NDArray[np.uint8]], path: Path
         example = torch.zeros((2, *backbone.preprocess.crop, 3), dtype=torch.uint8)
         network = _FromBytes(backbone).eval()
         if scheme.bias_correction:
-            network.correct_biases(batches, scheme.keep)
+            network.correct_biases(batches, scheme)
         write_onnx(network, example, exported, names=("pixels", "vectors"), title=backbone.name)
         kept = _nodes(exported, scheme.keep)
         if scheme.method == "dynamic":
@@ -144,10 +148,10 @@ class _FromBytes(nn.Module):
         vectors: torch.Tensor = self.network(self.prepare(pixels))
         return vectors
 
-    def correct_biases(self, batches: Sequence[NDArray[np.uint8]], keep: Sequence[str]) -> None:
+    def correct_biases(self, batches: Sequence[NDArray[np.uint8]], scheme: Scheme) -> None:
         """Correct the biases of the layers that are not kept in float32."""
         named = layers_with_weights(self.network)
-        rounded = [part for name, part in named.items() if not any(_inside(layer_of(name), each) for each in keep)]
+        rounded = [part for name, part in named.items() if not scheme.keeps(layer_of(name))]
         correct_biases(self.network, rounded, (self.prepare(torch.from_numpy(batch)) for batch in batches))
 
 

@@ -168,12 +168,5 @@ def _facts(made: QuantizedNetwork, data: str, directory: Path) -> dict[str, Any]
 
 def _table(made: QuantizedNetwork) -> str:
     worst_first = sorted(made.noise, key=lambda each: each[1])
-    rows = [
-        [layer, f"{noise:.1f}", "float32" if any(_inside(layer, each) for each in made.scheme.keep) else ""]
-        for layer, noise in worst_first
-    ]
+    rows = [[layer, f"{noise:.1f}", "float32" if made.scheme.keeps(layer) else ""] for layer, noise in worst_first]
     return table(["layer", "SNR alone in int8, dB", "kept"], rows, right=("SNR alone in int8, dB",))
-
-
-def _inside(layer: str, block: str) -> bool:
-    return layer == block or layer.startswith(f"{block}.")
