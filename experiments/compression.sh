@@ -33,7 +33,8 @@ small18=$(featkit quantize resnet18 $eight | tail -n 1)
 smallest=$(featkit quantize "$narrow" $eight | tail -n 1)
 # shellcheck disable=SC2086
 taught=$(featkit quantize "$distilled" $eight | tail -n 1)
-featkit profile resnet18@torch resnet18 resnet18@bf16 resnet18@int8 "$small18" "$fitted@bf16" "$narrow@torch" \
-  "$narrow@bf16" "$smallest" "$distilled@bf16" "$taught" --data "$data" --out "$runs/resnet18" | tee "$runs/resnet18.txt"
-featkit profile resnet50@torch resnet50@bf16 resnet50@int8 --data "$data" --out "$runs/resnet50" |
-  tee "$runs/resnet50.txt"
+featkit profile resnet18@torch resnet18 resnet18@bf16 resnet18@int8 resnet18@int8-openvino \
+  "$small18" "$small18@int8-openvino" "$fitted@bf16" "$narrow@torch" "$narrow@bf16" "$smallest@int8-openvino" \
+  "$distilled@bf16" "$taught@int8-openvino" --data "$data" --out "$runs/resnet18" | tee "$runs/resnet18.txt"
+featkit profile resnet50@torch resnet50@bf16 resnet50@int8 resnet50@int8-openvino --data "$data" \
+  --out "$runs/resnet50" | tee "$runs/resnet50.txt"

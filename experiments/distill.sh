@@ -1,17 +1,17 @@
 #!/bin/sh
 # ResNet-50 with a linear head teaches ResNet-18, three seeds: sh experiments/distill.sh
 # FEATKIT_TEST_DATA names the folder that holds the data sets, FEATKIT_WEIGHTS that of the weights.
-# Ten train images of each class of Caltech-101, on average, drawn by seed, and all test images; nothing is chosen on
-# test. First layer4 on kept activations, then all of an untrained network that sees images of 64 pixels.
+# Caltech-101, judged on all test images; nothing is chosen on test. First layer4 on kept activations of ten train images
+# of each class, on average, drawn by seed; then all of an untrained network that sees all train images at 64 pixels.
 set -eu
 
 runs=experiments/distill
 data="$FEATKIT_TEST_DATA/caltech101"
-common="--teacher resnet50 --limit train=1010 --val 0 --views 4 --seeds 3 --resume"
+common="--teacher resnet50 --augment light --val 0 --views 4 --seeds 3 --resume"
 
 # shellcheck disable=SC2086
-featkit distill --data "$data" --student resnet18 --mode deep --augment light --epochs 20 $common --out "$runs/deep" |
+featkit distill --data "$data" --student resnet18 --mode deep --limit train=1010 --epochs 20 $common --out "$runs/deep" |
   tee "$runs/deep.txt"
 # shellcheck disable=SC2086
-featkit distill --data "$data" --student resnet18 --mode scratch --augment light --resize 64 --crop 64 --epochs 30 --lr 0.05 \
-  --loss logits+features --alpha 0.9 $common --out "$runs/scratch" | tee "$runs/scratch.txt"
+featkit distill --data "$data" --student resnet18 --mode scratch --loss dkd --resize 64 --crop 64 --epochs 20 --lr 0.05 \
+  $common --out "$runs/scratch" | tee "$runs/scratch.txt"

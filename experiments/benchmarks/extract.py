@@ -31,7 +31,7 @@ from torch.utils.data import DataLoader
 
 from featkit import Compute
 from featkit.backbones.engines import one_thread_each, open_engine
-from featkit.backbones.precision import cores
+from featkit.backbones.precision import INT8, cores
 from featkit.cli.memory import keep_freed_memory
 from featkit.embeddings.extract import run_extractions
 from featkit.embeddings.job import content_keys, make_job
@@ -175,7 +175,7 @@ def core_seconds(network: str, precision: str, files: list[Path], scratch: Path)
     request = Request(data="", backbone=network, precision=precision)
     keys = content_keys(images, Compute())
     backbone = make_job(request, images, keys, scratch).backbone
-    prepare = backbone.preprocess.nearly if precision == "int8" else backbone.preprocess
+    prepare = backbone.preprocess.nearly if precision in INT8 else backbone.preprocess
     spent, seconds = {}, time.perf_counter()
     data = [file.read_bytes() for file in files]
     spent["read"], seconds = time.perf_counter() - seconds, time.perf_counter()
@@ -245,7 +245,6 @@ import sys
 from pathlib import Path
 from featkit import Compute
 from featkit.cli.memory import keep_freed_memory
-from featkit.cli.memory import keep_freed_memory
 from featkit.embeddings.extract import run_extractions
 from featkit.embeddings.request import Request
 from featkit.images.files import image_files
@@ -288,7 +287,7 @@ def main() -> None:
     options.add_argument("--repeats", type=int, default=5)
     options.add_argument("--networks", nargs="+", default=["resnet18", "resnet50"])
     options.add_argument("--data", nargs="+", default=["caltech101", "pets"])
-    options.add_argument("--ways", nargs="+", default=["fp32", "bf16", "bf16 compiled", "int8"])
+    options.add_argument("--ways", nargs="+", default=["fp32", "bf16", "bf16 compiled", *INT8])
     options.add_argument("--thingsvision", metavar="PYTHON", help="the Python that has thingsvision")
     options.add_argument("--no-memory", action="store_true")
     options.add_argument("--no-peers", action="store_true")

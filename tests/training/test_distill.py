@@ -26,12 +26,12 @@ def teacher():
 
 @pytest.fixture
 def student(wanted, teacher):
-    def make(*, how=None, width=512, **options):
+    def make(*, how=None, width=512, classifier=None, **options):
         distillation = Distillation(
             **{name: options.pop(name) for name in set(options) & {"loss", "alpha", "distance"}}
         )
         prepared = prepare(wanted(**options), COMPUTE)
-        done = distill(prepared, teacher, width, distillation, how or How(COMPUTE))
+        done = distill(prepared, teacher, width, distillation, how or How(COMPUTE), classifier=classifier)
         return {**{name: value.numpy() for name, value in done.network.state_dict().items()}, "coef": done.coef}
 
     return make
@@ -52,6 +52,14 @@ def test_without_a_weight_on_the_teacher_it_is_plain_training_to_the_bit(student
 @pytest.mark.parametrize("loss", LOSSES)
 def test_each_loss_teaches_something_else(student, loss):
     assert not equal(student(mode="shallow", loss=loss, alpha=0.5), student(mode="shallow", alpha=0))
+
+
+@pytest.mark.parametrize("alpha", [0, 0.5])
+def test_a_student_begins_with_the_classifier_that_it_is_given(student, alpha):
+    weight = np.random.default_rng(1).normal(size=(10, 512)).astype(np.float32)
+    given = student(mode="shallow", alpha=alpha, lr=0, classifier=(weight, np.zeros(10, np.float32)))
+    assert np.array_equal(given["coef"], weight)
+    assert not np.array_equal(student(mode="shallow", alpha=alpha, lr=0)["coef"], weight)
 
 
 @pytest.mark.parametrize("mode", ["shallow", "deep", "full"])
