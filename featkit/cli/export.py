@@ -47,6 +47,8 @@ def export(run: Path, to: str, out: Path | None, check: int, **options: Any) -> 
     saved, path = load_run(run), out or run / f"model{SUFFIXES[to]}"
     if saved.request.precision == "bf16":
         note("the run computes in bf16, the file in fp32: checked against the run in fp32")
+    if saved.request.precision == "int8-openvino":
+        note("the run computes in OpenVINO, whose rounding is its own: checked against the run in ONNX Runtime")
     found = export_run(saved, path, to=to, most=check, compute=make_compute(options))
     note(
         f"same class for {found.n} of {found.n} test images, "

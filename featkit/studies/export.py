@@ -18,7 +18,8 @@ from featkit.studies.rundir import SavedRun
 def export_run(run: SavedRun, path: Path, *, to: str = "onnx", most: int = 256, compute: Compute) -> Agreement:
     """Write a run into a file; see ``featkit.compression.export.export`` for what is raised.
 
-    A run in bf16, which neither format computes in, is written and checked in fp32.
+    A run in bf16, which neither format computes in, is written and checked in fp32; one in OpenVINO is checked in ONNX
+    Runtime.
 
     Args:
         run: the run; its images must still be there.
@@ -31,7 +32,7 @@ def export_run(run: SavedRun, path: Path, *, to: str = "onnx", most: int = 256, 
 
 
 def classifier_of(run: SavedRun) -> Classifier:
-    """Return what a run consists of; bf16 becomes fp32."""
+    """Return what a run consists of; bf16 becomes fp32, int8-openvino int8."""
     return Classifier(
         backbone=run.load_backbone(),
         precision="int8" if run.request.precision in INT8 else "fp32",
