@@ -57,7 +57,8 @@ def distill(cache: Path, out: Path, as_json: bool, seeds: int, **options: Any) -
     """Train a student that learns from a teacher as well as from labels.
 
     Reports the teacher, the student alone and the student distilled on the same test images, with paired tests, and
-    how much of the gap is closed. What the teacher says about each view of an image is kept in the cache.
+    how much of the gap is closed. What the teacher says about each view of an image is kept in the cache. A student
+    from scratch needs patience: the longer it trains, the more its teacher is worth to it.
     """
     from featkit.studies.distill import compared, pooled
 
