@@ -3,7 +3,7 @@
 # FEATKIT_TEST_DATA names the folder that holds the data sets, FEATKIT_WEIGHTS that of the weights.
 # Ten train images of each class of Caltech-101, on average, drawn by seed, and all test images; nothing is chosen on
 # test. First layer4 on kept activations, then all of an untrained network that sees images of 64 pixels, for which
-# patience is what counts: after 30 epochs the teacher is worth half as much as after 60.
+# patience is what counts.
 set -eu
 
 runs=experiments/distill
