@@ -9,8 +9,8 @@ import csv
 import sys
 from pathlib import Path
 
-from featkit.studies.pruning import steps_png
-from featkit.studies.publish import csv_text
+from featkit.storage import csv_text
+from featkit.studies.prune import steps_png
 
 
 def main(out: str, *courses: str) -> None:

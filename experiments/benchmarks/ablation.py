@@ -17,16 +17,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from featkit.ablation.cells import Cell
+from featkit.ablation.grid import HEADS, Grid
+from featkit.ablation.run import Matrix, Work, run_matrix
 from featkit.backbones.precision import cores
 from featkit.embeddings.extract import read_for, run_extractions
 from featkit.embeddings.pipeline import Compute
 from featkit.heads.base import one_thread
-from featkit.studies.ablate import Matrix, Work, run_matrix
-from featkit.studies.cells import Cell
-from featkit.studies.grid import HEADS, Grid
-from featkit.studies.run import Run, fit_run
-from featkit.studies.source import Source
-from featkit.studies.vectors import needed
+from featkit.runs.features import Source
+from featkit.runs.fit import Run, fit_run
+from featkit.runs.vectors import needed
 
 PERTURBATIONS = ("none", *(f"mixed:level={level}" for level in ("mild", "medium", "strong")))
 

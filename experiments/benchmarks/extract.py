@@ -30,7 +30,7 @@ import torchvision
 from torch.utils.data import DataLoader
 
 from featkit import Compute
-from featkit.backbones.engines import one_thread_each, open_engine
+from featkit.backbones.engines.torch import one_thread_each, open_engine
 from featkit.backbones.precision import INT8, cores
 from featkit.cli.memory import keep_freed_memory
 from featkit.embeddings.extract import run_extractions

@@ -21,7 +21,7 @@ from pathlib import Path
 
 from featkit.embeddings.pipeline import Compute
 from featkit.embeddings.request import Request
-from featkit.studies.train import publish_trained
+from featkit.runs.train import publish_trained
 from featkit.training.finetune import How, Watch, finetune
 from featkit.training.history import Epoch
 from featkit.training.prepare import prepare

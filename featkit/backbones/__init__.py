@@ -1,6 +1,6 @@
 """Networks that turn uint8 images into vectors: their weights and their preprocessing."""
 
-from featkit.backbones.listing import list_layers, list_models
+from featkit.backbones.catalog import list_layers, list_models
 from featkit.backbones.load import BACKBONES, load_backbone
 
 __all__ = ["BACKBONES", "list_layers", "list_models", "load_backbone"]

@@ -16,14 +16,14 @@ from numpy.typing import NDArray
 from torch import nn
 
 from featkit.backbones.base import Backbone
+from featkit.backbones.engines.openvino import open_openvino
 from featkit.backbones.onnx_files import need, open_session, quiet, write_onnx
-from featkit.backbones.openvino import open_openvino
 from featkit.backbones.rounding import correct_biases, layers_with_weights
 from featkit.errors import SpecError, WeightsError
 from featkit.registry import unknown
 
 if TYPE_CHECKING:
-    from featkit.backbones.engines import Engine
+    from featkit.backbones.engines.torch import Engine
 
 METHODS = {"minmax": "MinMax", "entropy": "Entropy", "percentile": "Percentile", "dynamic": ""}
 """Ways to calibrate, with ONNX Runtime's names for them."""
@@ -135,7 +135,7 @@ class _FromBytes(nn.Module):
 
     def __init__(self, backbone: Backbone) -> None:
         super().__init__()
-        from featkit.backbones.engines import folded
+        from featkit.backbones.engines.torch import folded
 
         self.network = folded(backbone.build())
         self.preprocess = backbone.preprocess

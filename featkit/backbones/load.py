@@ -23,7 +23,7 @@ BACKBONES: Registry[Callable[..., Backbone]] = Registry(
         "resnet50": "featkit.backbones.resnet:resnet50",
         "resnet101": "featkit.backbones.resnet:resnet101",
         "resnet152": "featkit.backbones.resnet:resnet152",
-        "timm": "featkit.backbones.timm_models:timm_backbone",
+        "timm": "featkit.backbones.timm:timm_backbone",
     },
 )
 """Factories ``(*, weights: str, layer: str | None, pool: str) -> Backbone``, by name."""

@@ -11,7 +11,7 @@ from featkit.cli.matrix import axis_option, given_axes, matrix_options, run_grid
 from featkit.cli.options import note
 
 if TYPE_CHECKING:
-    from featkit.studies.grid import Grid
+    from featkit.ablation.grid import Grid
 
 EPILOG = """\b
 Examples:
@@ -65,8 +65,8 @@ def ablate(grid: Path | None, **options: Any) -> None:
 
 
 def _grid(path: Path | None, axes: dict[str, Any], cache: Path) -> Grid:
+    from featkit.ablation.grid import BUILT_IN, Grid, read_grid
     from featkit.embeddings.request import resolve
-    from featkit.studies.grid import BUILT_IN, Grid, read_grid
 
     if path is None:
         if "data" not in axes:

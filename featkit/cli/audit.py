@@ -21,9 +21,9 @@ from featkit.cli.options import (
 if TYPE_CHECKING:
     from featkit.images.base import ImageSet
     from featkit.plots.contact import Section
+    from featkit.runs.features import Source
     from featkit.studies.audit import Audit
     from featkit.studies.findings import Finding
-    from featkit.studies.source import Source
 
 EPILOG = """\b
 Examples:
@@ -55,10 +55,10 @@ def audit(cache: Path, out: Path, as_json: bool, *, few: int, top: int, strict: 
     """
     from featkit.errors import DataError
     from featkit.images.files import safe_name
+    from featkit.runs.features import open_source
+    from featkit.storage import publish
     from featkit.studies.audit import audit as run_audit
     from featkit.studies.findings import findings, to_csv, to_dict
-    from featkit.studies.publish import publish
-    from featkit.studies.source import open_source
 
     compute = make_compute(options)
     source = open_source(given_request(options), cache, compute)

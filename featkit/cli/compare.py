@@ -30,7 +30,7 @@ def compare(runs: tuple[Path, ...], as_json: bool) -> None:
     Compares runs that were judged on the same test images: for each pair the difference of top-1 with its
     95 % interval, and McNemar's test (mid-p), adjusted by Holm for the number of pairs.
     """
-    from featkit.studies.compare import compare_runs, to_json
+    from featkit.runs.compare import compare_runs, to_json
 
     compared = compare_runs(runs)
     if as_json:

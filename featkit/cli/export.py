@@ -41,8 +41,8 @@ def export(run: Path, to: str, out: Path | None, check: int, **options: Any) -> 
     the test images of the run the same classes.
     """
     from featkit.compression.export import SUFFIXES
-    from featkit.studies.export import export_run
-    from featkit.studies.rundir import load_run
+    from featkit.runs.directory import load_run
+    from featkit.runs.export import export_run
 
     saved, path = load_run(run), out or run / f"model{SUFFIXES[to]}"
     if saved.request.precision == "bf16":

@@ -45,9 +45,9 @@ def fewshot(cache: Path, out: Path, as_json: bool, **options: Any) -> None:
     from tqdm import tqdm
 
     from featkit.embeddings.recipe import digest
+    from featkit.runs.features import open_source
+    from featkit.storage import publish
     from featkit.studies.fewshot import Setting, episode_scores, learning_curve, to_json
-    from featkit.studies.publish import publish
-    from featkit.studies.source import open_source
 
     heads, shots = options["head"] or ("prototypical", "knn:k=1"), _numbers(options["shot"])
     points = _numbers(options["curve"]) if options["curve"] else []

@@ -13,7 +13,7 @@ from featkit.cli.training import NAMES, figures, training_compute, training_of, 
 
 if TYPE_CHECKING:
     from featkit.embeddings.pipeline import Compute
-    from featkit.studies.train import TrainedRun
+    from featkit.runs.train import TrainedRun
     from featkit.training.distributed import Group
     from featkit.training.wanted import Wanted
 
@@ -67,7 +67,7 @@ def finetune(study: Path | None, cache: Path, out: Path, as_json: bool, resume: 
     and only the rest is trained. The epoch is chosen on val, the network judged on test. Leaves a run directory:
     network.safetensors, history.csv, curves.png, and what `featkit fit` leaves.
     """
-    from featkit.backbones.engines import pick_device
+    from featkit.backbones.engines.torch import pick_device
     from featkit.evaluation.report import summary
     from featkit.training.distributed import joined
 
@@ -87,7 +87,7 @@ def finetune(study: Path | None, cache: Path, out: Path, as_json: bool, resume: 
 
 
 def _train(wanted: Wanted, compute: Compute, out: Path, resume: bool, group: Group) -> TrainedRun | None:
-    from featkit.studies.train import finished, is_begun, train_run
+    from featkit.runs.train import finished, is_begun, train_run
     from featkit.training.finetune import How
     from featkit.training.prepare import prepare
 
@@ -115,8 +115,8 @@ def _train_all(
     from featkit.embeddings.recipe import digest
     from featkit.plots.files import png_bytes
     from featkit.plots.training import plot_histories
-    from featkit.studies.publish import csv_text, publish
-    from featkit.studies.trainings import read_trainings, to_rows
+    from featkit.runs.trainings import read_trainings, to_rows
+    from featkit.storage import csv_text, publish
 
     asked = read_trainings(study, cache)
     found = {name: _train(wanted, compute, out, resume, group) for name, wanted in asked.wanted.items()}

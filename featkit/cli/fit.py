@@ -19,8 +19,8 @@ from featkit.cli.options import (
 
 if TYPE_CHECKING:
     from featkit.embeddings.pipeline import Compute
-    from featkit.studies.run import Run
-    from featkit.studies.source import Source
+    from featkit.runs.features import Source
+    from featkit.runs.fit import Run
 
 EPILOG = """\b
 Examples:
@@ -86,7 +86,7 @@ def fit(cache: Path, out: Path, as_json: bool, **options: Any) -> None:
 
 def _runs(cache: Path, out: Path, heads: tuple[str, ...], options: dict[str, Any], *, show: bool) -> list[Run]:
     """Fit each head for each seed; the vectors of a seed are read once."""
-    from featkit.studies.run import Protocol, fit_run
+    from featkit.runs.fit import Protocol, fit_run
 
     runs = []
     for number in range(options["seeds"]):
@@ -110,7 +110,7 @@ def _runs(cache: Path, out: Path, heads: tuple[str, ...], options: dict[str, Any
 
 def _open(given: dict[str, Any], cache: Path, options: dict[str, Any]) -> Source:
     from featkit.errors import DataError
-    from featkit.studies.source import leak_warning, open_source
+    from featkit.runs.features import leak_warning, open_source
 
     source = open_source(given, cache, make_compute(options))
     for line in source.notes:
@@ -134,7 +134,7 @@ def _counted(compute: Compute, tune: bool) -> Iterator[Any]:
 
 
 def _save(run: Run, out: Path) -> Path:
-    from featkit.studies.rundir import save_run
+    from featkit.runs.directory import save_run
 
     return save_run(run, out, draw_run(run))
 
@@ -142,8 +142,8 @@ def _save(run: Run, out: Path) -> Path:
 def _print_heads(runs: list[Run], out: Path, as_json: bool) -> None:
     """Print which heads differ; JSON of one is its results.json, of several a list of them."""
     from featkit.cli.compare import print_compared
-    from featkit.studies.compare import compare_runs
-    from featkit.studies.rundir import results
+    from featkit.runs.compare import compare_runs
+    from featkit.runs.directory import results
 
     if as_json:
         found = [results(run) for run in runs]
@@ -157,8 +157,8 @@ def _print_heads(runs: list[Run], out: Path, as_json: bool) -> None:
 def _print_seeds(runs: list[Run], out: Path, as_json: bool) -> None:
     """Print what the seeds of a head have in common."""
     from featkit.embeddings.recipe import digest
-    from featkit.studies.publish import publish
-    from featkit.studies.seeds import over_seeds
+    from featkit.runs.seeds import over_seeds
+    from featkit.storage import publish
 
     found = over_seeds([run.report.top1 for run in runs])
     values = {"runs": [run.id for run in runs], "n": [run.report.n for run in runs], **found.to_dict()}

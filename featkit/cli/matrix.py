@@ -31,9 +31,9 @@ from featkit.errors import FeatkitError
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from featkit.studies.ablate import Matrix, Progress, Work
-    from featkit.studies.cells import Cell
-    from featkit.studies.grid import Grid
+    from featkit.ablation.cells import Cell
+    from featkit.ablation.grid import Grid
+    from featkit.ablation.run import Matrix, Progress, Work
 
 _NUMBERS = ("top-1 %", "95 % interval", "balanced %", "n", "fit s")
 
@@ -61,16 +61,16 @@ limit_option = click.option("--limit", metavar="train=N,test=N", help="A stratif
 
 def given_axes(options: Mapping[str, Any]) -> dict[str, Any]:
     """Return the axes that were given."""
-    from featkit.studies.grid import AXES
+    from featkit.ablation.grid import AXES
 
     return {axis: options[axis] for axis in AXES if options.get(axis)}
 
 
 def run_grid(grid: Grid, options: Mapping[str, Any], baseline: str = "") -> Matrix | None:
     """Run a grid, print its table, leave its files; with ``--dry-run``, say what it would take, and return None."""
-    from featkit.studies.ablate import run_matrix
-    from featkit.studies.publish import publish
-    from featkit.studies.tables import matrix_files, ranked
+    from featkit.ablation.run import run_matrix
+    from featkit.ablation.tables import matrix_files, ranked
+    from featkit.storage import publish
 
     with _work(options) as work:
         if options["dry_run"]:
@@ -110,10 +110,10 @@ def _report(matrix: Matrix, seconds: float | None) -> dict[str, str | bytes]:
     """Return the page, the summary and the heat map."""
     from importlib.metadata import version
 
+    from featkit.ablation.grid import AXES
     from featkit.plots.files import png_bytes
-    from featkit.studies.ablate_report import write_report
-    from featkit.studies.grid import AXES
-    from featkit.studies.run import PACKAGES
+    from featkit.reports.ablation import write_report
+    from featkit.runs.fit import PACKAGES
 
     grid = matrix.grid
     written = write_report(
@@ -138,8 +138,8 @@ def _work(options: Mapping[str, Any]) -> Iterator[Work]:
     """Give where and how to work, with live progress where a person watches."""
     from tqdm import tqdm
 
+    from featkit.ablation.run import Work
     from featkit.backbones.precision import cores
-    from featkit.studies.ablate import Work
 
     compute = make_compute(options)
     with tqdm(unit="cell", disable=options["dry_run"] or not compute.progress) as bar:
@@ -156,7 +156,7 @@ def _work(options: Mapping[str, Any]) -> Iterator[Work]:
 
 
 def _estimated(grid: Grid, work: Work) -> str:
-    from featkit.studies.estimate import SAMPLE, estimate
+    from featkit.ablation.estimate import SAMPLE, estimate
 
     found = estimate(grid, work)
     lines = [f"{found.cells} cells, {found.finished} of them finished, {found.fits} heads to fit"]

@@ -15,7 +15,7 @@ from featkit.cli.options import compute_options, json_option, make_compute, note
 
 if TYPE_CHECKING:
     from featkit.embeddings.pipeline import Compute
-    from featkit.studies.predict import Prediction
+    from featkit.runs.predict import Prediction
 
 EPILOG = """\b
 Examples:
@@ -53,13 +53,13 @@ def predict(run: Path, files: tuple[str, ...], as_json: bool, as_csv: bool, **op
 
 
 def _classify(run: Path, pictures: list[str], compute: Compute) -> list[Prediction]:
-    from featkit.studies.predict import predict, predict_exported
+    from featkit.runs.predict import predict, predict_exported
 
     if run.suffix == ".onnx":
         from featkit.compression.exported import load_exported
 
         return predict_exported(load_exported(run), pictures, compute)
-    from featkit.studies.rundir import load_run
+    from featkit.runs.directory import load_run
 
     return predict(load_run(run), pictures, compute)
 

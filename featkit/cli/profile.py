@@ -62,9 +62,9 @@ def profile(specs: tuple[str, ...], cache: Path, out: Path, as_json: bool, **opt
     and how far they are from those of the first. Writes profile.csv, profile.json and pareto.png.
     """
     from featkit.embeddings.recipe import digest
+    from featkit.storage import publish
     from featkit.studies.profile import Protocol, parse_candidate, to_csv, to_json
     from featkit.studies.profile import profile as measure
-    from featkit.studies.publish import publish
 
     given = {name: value for name, value in given_request(options).items() if value is not None}
     protocol = Protocol(

@@ -26,7 +26,7 @@ from featkit.cli.options import (
 if TYPE_CHECKING:
     from featkit.compression.prune import Recover
     from featkit.embeddings.request import Request
-    from featkit.studies.pruning import Steps
+    from featkit.studies.prune import Steps
 
 EPILOG = """\b
 Examples:
@@ -106,7 +106,7 @@ def prune(spec: str, out: Path, **options: Any) -> None:
     from featkit.compression.pruned import prune as make_smaller
     from featkit.embeddings.request import Request
     from featkit.images.files import safe_name
-    from featkit.studies.publish import publish
+    from featkit.storage import publish
 
     given = {name: value for name, value in given_request(options).items() if value is not None}
     request = Request(**{**given, "backbone": spec})
@@ -142,7 +142,7 @@ def prune(spec: str, out: Path, **options: Any) -> None:
 
 def _steps(request: Request, options: Mapping[str, Any]) -> Steps:
     """Return what judges one network after the other, beginning with the one that is to be pruned."""
-    from featkit.studies.pruning import Steps
+    from featkit.studies.prune import Steps
 
     steps = Steps(request, options["head"], options["cache"], make_compute(options))
     note(steps.first)

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from featkit.compression.quantize import QuantizedNetwork
     from featkit.embeddings.pipeline import Compute
     from featkit.embeddings.request import Request
-    from featkit.studies.rundir import SavedRun
+    from featkit.runs.directory import SavedRun
 
 EPILOG = """\b
 Examples:
@@ -95,7 +95,7 @@ def quantize(spec: str, out: Path, as_json: bool, **options: Any) -> None:
     from featkit.compression.quantize import Wish
     from featkit.compression.quantize import quantize as make_int8
     from featkit.images.files import safe_name
-    from featkit.studies.publish import publish
+    from featkit.storage import publish
 
     scheme = Scheme(options["method"], options["keep_fp32"], options["bias_correct"])
     request, run = _asked(spec, options)
@@ -118,7 +118,7 @@ def quantize(spec: str, out: Path, as_json: bool, **options: Any) -> None:
 def _asked(spec: str, options: Mapping[str, Any]) -> tuple[Request, SavedRun | None]:
     """Return which network is to be quantized, and the run that it is part of if its images are to be the run's own."""
     from featkit.embeddings.request import Request
-    from featkit.studies.rundir import is_run, load_run
+    from featkit.runs.directory import is_run, load_run
 
     given = {name: value for name, value in given_request(options).items() if value is not None}
     folder = Path(spec).expanduser()

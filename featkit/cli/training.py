@@ -13,8 +13,8 @@ from featkit.cli.options import F, device_option, size_options, source_options, 
 
 if TYPE_CHECKING:
     from featkit.embeddings.pipeline import Compute
-    from featkit.studies.run import Run
-    from featkit.studies.train import Lines
+    from featkit.runs.fit import Run
+    from featkit.runs.train import Lines
     from featkit.training.finetune import Watch
     from featkit.training.history import Epoch
     from featkit.training.wanted import Wanted

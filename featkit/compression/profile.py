@@ -20,7 +20,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from featkit.backbones.base import Backbone, Quantized
-from featkit.backbones.engines import Engine, one_thread_each, open_engine
+from featkit.backbones.engines.torch import Engine, one_thread_each, open_engine
 from featkit.backbones.precision import INT8, cores
 from featkit.embeddings.request import Request
 from featkit.errors import SpecError

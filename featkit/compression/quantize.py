@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from featkit.backbones.base import Backbone
-from featkit.backbones.engines import folded
+from featkit.backbones.engines.torch import folded
 from featkit.backbones.int8 import Scheme, layer_of
 from featkit.backbones.int8 import quantize as write_quantized
 from featkit.backbones.rounding import Layer, layers_with_weights, rounded_input, rounded_weight

@@ -224,7 +224,7 @@ def embed(
     total = len(frozenset[int]().union(*(rows for _, _, rows in networks)))
     if not total:
         return
-    from featkit.backbones.engines import one_thread_each, open_engine, pick_device
+    from featkit.backbones.engines.torch import one_thread_each, open_engine, pick_device
 
     on_cpu = pick_device(compute.device) == "cpu"
     targets = [

@@ -25,8 +25,8 @@ from featkit.evaluation.audit import (
     vote_shares,
 )
 from featkit.heads import make_head
-from featkit.studies.parts import without_views
-from featkit.studies.source import Source, cached_keys, leaks
+from featkit.runs.features import Source, cached_keys, leaks
+from featkit.runs.splits import without_views
 
 Rows = NDArray[np.int64]
 

@@ -18,11 +18,11 @@ from featkit.embeddings.recipe import digest
 from featkit.errors import DataError, SpecError
 from featkit.evaluation import Paired, Predictions, Report, compare
 from featkit.evaluation.effects import SEED, Effect, adjusted, effects, outcomes
-from featkit.studies.compare import read_run
-from featkit.studies.run import fit_run
-from featkit.studies.rundir import load_run, save_run
-from featkit.studies.source import open_source
-from featkit.studies.train import Draw, TrainedRun, publish_trained, work_folder
+from featkit.runs.compare import read_run
+from featkit.runs.directory import load_run, save_run
+from featkit.runs.features import open_source
+from featkit.runs.fit import fit_run
+from featkit.runs.train import Draw, TrainedRun, publish_trained, work_folder
 from featkit.training.distill import Distillation, distill, teacher_of
 from featkit.training.finetune import How
 from featkit.training.inputs import Teacher

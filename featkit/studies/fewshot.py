@@ -18,7 +18,7 @@ from featkit.evaluation import run_episodes
 from featkit.evaluation.intervals import Interval
 from featkit.heads import make_head
 from featkit.images.subsets import k_shot
-from featkit.studies.parts import without_views
+from featkit.runs.splits import without_views
 
 BATCHED = ("prototypical", "prototypical:metric=euclidean", "knn:k=1")
 """Heads of which many episodes are computed at once; any other is fitted for each of them."""

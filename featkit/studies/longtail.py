@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from featkit.ablation.cells import Cell, Value
+from featkit.ablation.grid import Grid
 from featkit.errors import SpecError
 from featkit.evaluation.gains import balanced_gain
 from featkit.evaluation.intervals import Interval
 from featkit.heads import CORRECTIONS
-from featkit.studies.cells import Cell, Value
-from featkit.studies.grid import Grid
 
 
 @dataclass(frozen=True)

@@ -32,9 +32,9 @@ from featkit.errors import SpecError
 from featkit.evaluation import Paired, Predictions, Report, compare
 from featkit.evaluation.drift import Drift, drift
 from featkit.registry import unknown
-from featkit.studies.run import Run, fit_run
-from featkit.studies.rundir import load_run
-from featkit.studies.source import open_source
+from featkit.runs.directory import load_run
+from featkit.runs.features import open_source
+from featkit.runs.fit import Run, fit_run
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,8 @@ from featkit.compression.export import answers, export
 from featkit.compression.exported import load_exported
 from featkit.embeddings.pipeline import Compute
 from featkit.evaluation import Paired, Predictions, compare
-from featkit.studies.export import classifier_of, images_to_check
-from featkit.studies.rundir import SavedRun
+from featkit.runs.directory import SavedRun
+from featkit.runs.export import classifier_of, images_to_check
 
 _CHECKED = 256
 

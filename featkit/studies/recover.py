@@ -13,7 +13,7 @@ import numpy as np
 from featkit.embeddings.pipeline import Compute
 from featkit.embeddings.request import Request
 from featkit.heads.linear import LinearHead
-from featkit.studies.source import Source, open_source
+from featkit.runs.features import Source, open_source
 from featkit.training.distill import Distillation, distill, teacher_of
 from featkit.training.finetune import How, Watch, Weights, finetune
 from featkit.training.prepare import Prepared, prepare

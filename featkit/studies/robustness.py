@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from featkit.ablation.cells import Cell, Value
+from featkit.ablation.grid import Grid
 from featkit.evaluation.gains import gain, ratio_interval
 from featkit.evaluation.intervals import Interval
 from featkit.images.perturb import LEVELS, PERTURBATIONS, Perturbation, parse_perturbation
 from featkit.registry import unknown
-from featkit.studies.cells import Cell, Value
-from featkit.studies.grid import Grid
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from featkit.backbones.base import Preprocess
-from featkit.backbones.engines import Engine, one_thread_each
+from featkit.backbones.engines.torch import Engine, one_thread_each
 from featkit.backbones.precision import cores
 from featkit.embeddings.lookup import open_rows
 from featkit.embeddings.pipeline import in_threads

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from featkit.backbones.engines import pick_device
+from featkit.backbones.engines.torch import pick_device
 from featkit.backbones.norms import has_statistics, restore_statistics
 from featkit.embeddings.pipeline import Compute
 from featkit.training.distributed import Group

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from featkit.backbones.engines import Engine, open_engine
+from featkit.backbones.engines.torch import Engine, open_engine
 from featkit.embeddings import lookup, store
 from featkit.embeddings.extract import run_extractions
 from featkit.embeddings.job import content_keys, make_job

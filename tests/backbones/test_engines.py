@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from featkit.backbones import load_backbone
-from featkit.backbones.engines import open_engine, pick_device
+from featkit.backbones.engines.torch import open_engine, pick_device
 from featkit.errors import SpecError
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (3, 64, 64, 3), dtype=np.uint8)

@@ -12,9 +12,9 @@ import pytest
 
 from featkit.backbones import load_backbone
 from featkit.backbones.base import Backbone, Quantized
-from featkit.backbones.engines import open_engine
+from featkit.backbones.engines.openvino import open_openvino
+from featkit.backbones.engines.torch import open_engine
 from featkit.backbones.int8 import quantize, read_quantized
-from featkit.backbones.openvino import open_openvino
 from featkit.backbones.precision import INT8
 from featkit.errors import MissingExtraError, SpecError, WeightsError
 

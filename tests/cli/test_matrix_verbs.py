@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+from featkit.ablation.cell_files import locked
 from featkit.cli import main
-from featkit.studies.ledger import locked
 
 
 @pytest.fixture(autouse=True)

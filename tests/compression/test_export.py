@@ -14,7 +14,7 @@ import onnx
 import pytest
 
 from featkit.backbones.base import Quantized
-from featkit.backbones.engines import open_engine
+from featkit.backbones.engines.torch import open_engine
 from featkit.backbones.int8 import quantize
 from featkit.backbones.weights import digest_file
 from featkit.compression import export as module

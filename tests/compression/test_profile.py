@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from featkit.backbones import load_backbone
-from featkit.backbones.engines import open_engine
+from featkit.backbones.engines.torch import open_engine
 from featkit.backbones.precision import cores
 from featkit.compression.profile import Timed, count_macs, measure_size, open_any, peak_memory, time_engines
 from featkit.embeddings.request import Request

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from featkit.backbones import load_backbone
-from featkit.backbones.engines import open_engine
+from featkit.backbones.engines.torch import open_engine
 from featkit.backbones.int8 import Scheme
 from featkit.backbones.saved_int8 import INT8_CARD, INT8_FILE
 from featkit.compression.quantize import Wish, layer_noise, quantize
@@ -87,7 +87,7 @@ from featkit.backbones import load_backbone
 backbone = load_backbone({str(directory)!r})
 assert not {{"torch", "onnx"}} & sys.modules.keys()
 import numpy
-from featkit.backbones.engines import open_engine
+from featkit.backbones.engines.torch import open_engine
 vectors = open_engine(backbone, precision="int8")(numpy.load({str(tmp_path / "pixels.npy")!r}))
 numpy.save({str(tmp_path / "vectors.npy")!r}, vectors)
 """

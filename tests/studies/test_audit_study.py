@@ -13,9 +13,9 @@ from PIL import Image
 
 from featkit.embeddings.pipeline import Compute
 from featkit.errors import DataError
+from featkit.runs.features import cached_keys, open_source
 from featkit.studies.audit import audit
 from featkit.studies.findings import findings, to_csv, to_dict
-from featkit.studies.source import cached_keys, open_source
 
 
 @pytest.fixture

@@ -7,11 +7,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from featkit.ablation.cells import Answers, Cell
+from featkit.ablation.grid import Grid
 from featkit.errors import SpecError
 from featkit.evaluation import evaluate
 from featkit.evaluation.gains import balanced_gain
-from featkit.studies.cells import Answers, Cell
-from featkit.studies.grid import Grid
 from featkit.studies.longtail import longtail_grid, tail_rows
 
 Y = np.repeat([0, 1, 2], [30, 20, 10])

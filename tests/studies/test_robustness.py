@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from featkit.ablation.cells import Answers, Cell
+from featkit.ablation.grid import Grid
 from featkit.errors import SpecError
 from featkit.evaluation import evaluate
 from featkit.evaluation.gains import gain
-from featkit.studies.cells import Answers, Cell
-from featkit.studies.grid import Grid
 from featkit.studies.robustness import head_rows, level_rows, robustness_grid
 
 N = 40

@@ -1,0 +1,1 @@
+"""Many experiments: grid, plan, execution, cells on disk, effects."""

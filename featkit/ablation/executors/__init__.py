@@ -1,0 +1,1 @@
+"""Executors run the tasks of an ablation grid."""

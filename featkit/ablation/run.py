@@ -1,0 +1,216 @@
+"""A matrix: every cell of a grid, each finished one on disk at once, and all of them one table."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+
+from featkit.ablation.cell_files import SCHEMA, failed_cell, forget_cell, locked, read_cell
+from featkit.ablation.cells import Cell, Value
+from featkit.ablation.executors.local import side_by_side
+from featkit.ablation.grid import Grid
+from featkit.ablation.worker import Fit, Judged, fit_cells
+from featkit.backbones.precision import cores
+from featkit.embeddings.pipeline import Compute
+from featkit.embeddings.recipe import digest
+from featkit.errors import RunError
+from featkit.runs.vectors import Needed, Vectors, needed
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """A grid and what came of each cell, in the order of ``grid.cells()``."""
+
+    grid: Grid
+    cells: tuple[Cell, ...]
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a matrix is, in cells."""
+
+    total: int
+    done: int
+    failed: int
+    running: int
+
+
+@dataclass(frozen=True)
+class Work:
+    """Where and how a matrix is made; none of it decides a number.
+
+    Attributes:
+        out: folder of the results; cells are kept in ``<out>/<grid name>/cells``.
+        cache: folder of the cache files.
+        compute: how vectors are made where they are missing.
+        jobs: how many heads are fitted at a time, each in a process of its own; 1 for in this process.
+        note: told, in a line each, what was made again and who is waited for.
+        progress: told whenever cells were finished.
+    """
+
+    out: Path
+    cache: Path
+    compute: Compute
+    jobs: int = 1
+    note: Callable[[str], None] = lambda text: None
+    progress: Callable[[Progress], None] = lambda progress: None
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A cell that is to be made.
+
+    Attributes:
+        values: its place on the axes.
+        needs: its files of vectors.
+        name: what it is called on disk.
+    """
+
+    values: Mapping[str, Value]
+    needs: Needed
+    name: str
+
+
+def run_matrix(grid: Grid, work: Work) -> Matrix:
+    """Make every cell of a grid that is not on disk yet, and return all; what goes wrong in one is its row.
+
+    Vectors are made first, each file once. A head is fitted once for all cells that differ in their test images only.
+
+    Raises:
+        RunError: if another process is at work on the same matrix.
+        StorageError: if the disk is full or cannot be written.
+    """
+    folder = work.out / grid.name / "cells"
+    with locked(folder):
+        return Matrix(grid, _Maker(grid, work, folder).run())
+
+
+class _Maker:
+    """The rows of a matrix by their places in ``grid.cells()``, as they come."""
+
+    def __init__(self, grid: Grid, work: Work, folder: Path) -> None:
+        self._places = grid.cells()
+        self._place_of = {tuple(values.values()): place for place, values in enumerate(self._places)}
+        self._grid = grid
+        self._work = work
+        self._folder = folder
+        self._vectors = Vectors(work.cache, work.compute, work.note)
+        self._rows: dict[int, Cell] = {}
+
+    def run(self) -> tuple[Cell, ...]:
+        self._keep(self._planned())
+        self._vectors.make(request for each in self._planned().values() for request in each.needs.requests)
+        left = self._keep(self._planned())  # an int8 network, once calibrated, may be one that cells were made with
+        tasks = [self._task(cells) for cells in grouped(left.values())]
+        self._report(running=min(self._work.jobs, len(tasks)))
+        for done, (place, lost) in enumerate(side_by_side(fit_cells, tasks, self._work.jobs, cores()), 1):
+            self._take(tasks[place], lost)
+            self._report(running=min(self._work.jobs, len(tasks) - done))
+        return tuple(self._rows[place] for place in range(len(self._places)))
+
+    def _planned(self) -> dict[int, Planned]:
+        """Return the cells without a row yet; one that is left out, or whose vectors cannot be had, gets its row."""
+        found = {}
+        for place, values in enumerate(self._places):
+            if place in self._rows:
+                continue
+            planned = plan_cell(self._grid, values, self._vectors)
+            if isinstance(planned, Planned):
+                found[place] = planned
+            elif isinstance(planned, str):
+                self._rows[place] = Cell(values, "skipped", planned)
+            else:
+                name = digest([str(values)])[:16]
+                self._rows[place] = replace(failed_cell(self._folder, name, values, planned), data=str(values["data"]))
+        return found
+
+    def _keep(self, planned: Mapping[int, Planned]) -> dict[int, Planned]:
+        """Take the rows of finished cells from the disk; return the cells that are to be made."""
+        left = {}
+        for place, each in planned.items():
+            try:
+                cell = read_cell(self._folder, each.name, each.values)
+            except RunError as error:
+                self._work.note(f"{error}: it is made again")
+                forget_cell(self._folder, each.name)
+                cell = None
+            if cell:
+                self._rows[place] = cell
+            else:
+                left[place] = each
+        return left
+
+    def _task(self, cells: Sequence[Planned]) -> Fit:
+        needs = cells[0].needs
+        job = self._vectors.known(needs.clean)
+        path = self._vectors.path
+        return Fit(
+            folder=self._folder,
+            protocol=self._grid.protocol(cells[0].values),
+            request=job.request,
+            data=job.images.name,
+            weights=job.backbone.weights,
+            clean=path(needs.clean),
+            splits=dict(zip(job.images.ids, job.images.splits.tolist(), strict=True)),
+            views=path(needs.views) if needs.views else None,
+            cells=tuple(
+                Judged(
+                    each.name,
+                    each.values,
+                    replace(job.request, perturb=each.needs.test.perturb if each.needs.test else None),
+                    path(each.needs.test) if each.needs.test else None,
+                )
+                for each in cells
+            ),
+        )
+
+    def _take(self, task: Fit, lost: Sequence[Cell] | None) -> None:
+        """Take the rows of a task: from the disk, or those that say why there is nothing."""
+        died = RunError("the process of this cell died: it was killed, or ran out of memory")
+        rows = {self._place(cell.values): cell for cell in lost or ()}
+        for each in task.cells:
+            place = self._place(each.values)
+            row = rows.get(place) or read_cell(self._folder, each.name, each.values)
+            self._rows[place] = row or replace(
+                failed_cell(self._folder, each.name, each.values, died), data=task.data, weights=task.weights
+            )
+
+    def _place(self, values: Mapping[str, Value]) -> int:
+        """Return a cell's place; two cells may share a name, where two values mean the same."""
+        return self._place_of[tuple(values.values())]
+
+    def _report(self, running: int) -> None:
+        failed = sum(row.status == "failed" for row in self._rows.values())
+        self._work.progress(Progress(len(self._places), len(self._rows), failed, running))
+
+
+def plan_cell(grid: Grid, values: Mapping[str, Value], vectors: Vectors) -> Planned | Exception | str:
+    """Return a cell that is to be made, or the error that says why it cannot, or why the grid leaves it out."""
+    why = grid.why_skipped(values)
+    if why:
+        return why
+    try:
+        needs = needed(values, grid.fixed)
+    except Exception as error:
+        return error
+    return vectors.error(needs) or Planned(values, needs, _name(grid, values, needs, vectors))
+
+
+def _name(grid: Grid, values: Mapping[str, Value], needs: Needed, vectors: Vectors) -> str:
+    """Return 16 hex digits over everything that decides the cell's numbers."""
+    chosen = [str(values["head"]), str(values["seed"]), str(grid.protocol(values))]
+    files = [
+        vectors.known(each).recipe.fingerprint if each else "none" for each in (needs.clean, needs.views, needs.test)
+    ]
+    splits = vectors.known(needs.clean).images.splits.tolist()
+    return digest([*chosen, *files, *splits, version("featkit"), str(SCHEMA)])[:16]
+
+
+def grouped(cells: Iterable[Planned]) -> list[list[Planned]]:
+    """Return cells that one fitted head serves: those that agree on all but their test images."""
+    groups: dict[tuple[Value, ...], list[Planned]] = {}
+    for each in cells:
+        groups.setdefault(tuple(value for axis, value in each.values.items() if axis != "perturb"), []).append(each)
+    return list(groups.values())

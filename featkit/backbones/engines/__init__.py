@@ -1,0 +1,1 @@
+"""Engines run the forward pass of a network."""

@@ -1,0 +1,1 @@
+"""One experiment: features, fit, evaluation, run directory."""

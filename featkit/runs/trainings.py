@@ -1,0 +1,68 @@
+"""Several trainings in one file: one table, and the curves of all of them in one figure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from featkit.documents import check_names, expanded, read_document
+from featkit.errors import SpecError
+from featkit.images.files import safe_name
+from featkit.runs.train import TrainedRun
+from featkit.training.wanted import Wanted
+
+
+@dataclass(frozen=True)
+class Trainings:
+    """Trainings to be compared.
+
+    Attributes:
+        name: short name of the study.
+        wanted: by name.
+    """
+
+    name: str
+    wanted: Mapping[str, Wanted]
+
+
+def read_trainings(path: Path, cache: Path) -> Trainings:
+    """Read ``[fixed]`` and ``[[run]]`` from a TOML file; a run's own options come before the fixed ones.
+
+    Environment variables in ``data``, as in ``$HOME/photos``, are replaced by their values.
+
+    Args:
+        path: the file.
+        cache: folder of the cache files.
+
+    Raises:
+        SpecError: if it is not there, is not TOML, has no run, or asks for something that nobody knows.
+    """
+    document = read_document(path, "a study")
+    check_names("part of a study", document, ["name", "fixed", "run"])
+    runs, fixed = document.get("run", []), document.get("fixed", {})
+    tables = isinstance(runs, list) and all(isinstance(run, dict) for run in runs) and isinstance(fixed, dict)
+    if not tables or not runs:
+        raise SpecError(f"{path} has no trainings: write [[run]] and, below it, mode = 'deep' and other options")
+    wanted = {}
+    for run in runs:
+        options = {name: value for name, value in {**fixed, **run}.items() if name != "name"}
+        if "data" in options:
+            options["data"] = expanded(options["data"])
+        name = str(run.get("name", run.get("mode", "deep")))
+        if name in wanted:
+            raise SpecError(f"{path} has two runs called {name}: give one of them another name = '...'")
+        wanted[name] = Wanted.from_options(options, cache)
+    return Trainings(safe_name(str(document.get("name", path.stem))), wanted)
+
+
+def to_rows(done: Mapping[str, TrainedRun]) -> list[dict[str, Any]]:
+    """Return a row for each run: top-1 with its interval, top-5, n, epochs."""
+    rows = []
+    for name, each in done.items():
+        report = each.report
+        low, high = report.interval95
+        scores = {"n": report.n, "top1": report.top1, "low": low, "high": high, "top5": report.top5}
+        rows.append({"name": name, "run": each.path.name, **scores, "epochs": len(each.history)})
+    return rows

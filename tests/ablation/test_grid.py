@@ -1,0 +1,89 @@
+"""Grids: what a file may say, and which cells that makes."""
+
+from __future__ import annotations
+
+import pytest
+
+from featkit.ablation.grid import AXES, Grid, Skip, read_grid
+from featkit.errors import SpecError
+
+
+def write(tmp_path, text):
+    (tmp_path / "grid.toml").write_text(text)
+    return tmp_path / "grid.toml"
+
+
+def test_cells_are_the_product_and_every_axis_has_a_value():
+    grid = Grid("g", {"head": ("svm", "knn"), "seed": (0, 1)})
+    assert [(cell["seed"], cell["head"]) for cell in grid.cells()] == [(0, "svm"), (0, "knn"), (1, "svm"), (1, "knn")]
+    assert all(cell.keys() == AXES.keys() for cell in grid.cells())
+    assert {cell["weights"] for cell in grid.cells()} == {"imagenet"}
+
+
+def test_a_value_that_is_given_twice_is_one_value():
+    assert len(Grid("g", {"seed": (0, 0, 1)}).cells()) == 2
+
+
+def test_a_rule_leaves_out_what_has_its_values_on_every_axis_it_names(tmp_path):
+    rule = '[[skip]]\nwhen = {head = "knn", seed = [1, 2]}\nwhy = "slow"\n'
+    grid = read_grid(write(tmp_path, f'[axes]\nhead = ["svm", "knn"]\nseed = [0, 1, 2]\n{rule}'))
+    left_out = [(cell["head"], cell["seed"]) for cell in grid.cells() if grid.why_skipped(cell) == "slow"]
+    assert left_out == [("knn", 1), ("knn", 2)]
+
+
+def test_in_a_grid_of_corrections_tuning_leaves_the_head_alone():
+    """Otherwise none would be a tuned head, and every correction one with its defaults."""
+    several = Grid("g", {"balance": ("none", "tau_norm"), "tune": (True,)})
+    assert [several.protocol(cell).balance for cell in several.cells()] == ["none", "tau_norm"]
+    single = Grid("g", {"tune": (True,)})
+    assert single.protocol(single.cells()[0]).balance is None
+
+
+def test_the_id_is_that_of_the_cells_and_not_of_the_name():
+    axes = {"seed": (0, 1)}
+    assert Grid("a", axes).id == Grid("b", axes).id
+    assert len({Grid("a", axes).id, Grid("a", {}).id, Grid("a", axes, {"pool": "max"}).id}) == 3
+
+
+def test_a_grid_file_is_read(tmp_path):
+    grid = read_grid(write(tmp_path, '[axes]\nhead = ["svm"]\nseed = [1, 2]\n[fixed]\nlimit = "train=5"\n'))
+    assert (grid.name, grid.values("head"), grid.values("seed")) == ("grid", ("svm",), (1, 2))
+    assert grid.fixed == {"limit": "train=5"}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[axes", "cannot be read as a grid"),
+        ("[axis]\n", "did you mean axes"),
+        ("[axes]\nheads = []\n", "unknown axis 'heads': did you mean head"),
+        ("[axes]\nhead = []\n", "at least one value"),
+        ('[axes]\nhead = "svm"\n', "must be a list"),
+        ('[axes]\nseed = ["1"]\n', "a whole number from 0 up"),
+        ("[axes]\nseed = [true]\n", "a whole number from 0 up"),
+        ("[axes]\ntune = [1]\n", "true or false"),
+        ('[fixed]\nheads = "svm"\n', "unknown fixed option"),
+        ('[fixed]\npart = "test"\n', "unknown fixed option"),
+        ("axes = 3\n", "must be a table"),
+        ("skip = 3\n", "list of tables"),
+        ('[[skip]]\nwhen = {head = "svm"}\n', "says when and why"),
+        ('[[skip]]\nwhen = {haed = "svm"}\nwhy = "x"\n', "did you mean head"),
+        ('[[skip]]\nwhen = {head = "linear"}\nwhy = "x"\n', "no cell left"),
+        ('name = "../up"\n', "letters, digits"),
+    ],
+)
+def test_a_malformed_grid_is_refused_in_a_line_that_names_the_file(tmp_path, text, message):
+    with pytest.raises(SpecError, match=message) as refused:
+        read_grid(write(tmp_path, text))
+    assert "grid.toml" in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+def test_a_missing_grid_is_named(tmp_path):
+    with pytest.raises(SpecError, match=r"gone\.toml"):
+        read_grid(tmp_path / "gone.toml")
+
+
+def test_a_skip_covers_only_what_it_says():
+    assert Skip({"seed": (1,)}, "x").covers({"seed": 1})
+    assert not Skip({"seed": (1,)}, "x").covers({"seed": 0})

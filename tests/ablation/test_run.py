@@ -1,0 +1,293 @@
+"""A matrix: what is made, what is taken from disk, and what happens when a cell comes to nothing."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from featkit.ablation import run as ablate
+from featkit.ablation import worker as fits
+from featkit.ablation.cell_files import locked
+from featkit.ablation.estimate import estimate
+from featkit.ablation.executors.local import side_by_side
+from featkit.ablation.grid import Grid, Skip
+from featkit.ablation.run import Work, run_matrix
+from featkit.ablation.tables import matrix_files
+from featkit.ablation.worker import fit_cells
+from featkit.embeddings.pipeline import Compute
+from featkit.embeddings.store import entries
+from featkit.errors import RunError
+from featkit.runs.features import open_source
+from featkit.runs.fit import Protocol, fit_run
+
+KILLS = int(os.environ.get("FEATKIT_KILLS", "3"))
+
+
+@pytest.fixture
+def grid(photos):
+    axes = {
+        "data": (str(photos),),
+        "weights": ("random",),
+        "head": ("knn:k=1", "prototypical"),
+        "perturb": ("none", "flip:level=mild", "fog:level=strong"),
+        "seed": (0, 1),
+    }
+    return Grid("colours", axes, {"resize": "32"})
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    """One cache for all tests: vectors are found by what the pictures hold, wherever they lie."""
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture
+def work(tmp_path, cache):
+    return Work(tmp_path / "out", cache, Compute())
+
+
+@pytest.fixture
+def work_from_nothing(tmp_path):
+    return Work(tmp_path / "out", tmp_path / "cache", Compute())
+
+
+def narrowed(grid, **axes):
+    return replace(grid, axes={**grid.axes, **axes})
+
+
+def times(work):
+    return {path.name: path.stat().st_mtime_ns for path in (work.out / "colours" / "cells").glob("*.gz")}
+
+
+@pytest.fixture
+def counted(monkeypatch):
+    """Collects the head specs that are fitted."""
+    specs, plain = [], fits.fit_head
+    monkeypatch.setattr(fits, "fit_head", lambda source, head, *rest: specs.append(head) or plain(source, head, *rest))
+    return specs
+
+
+def test_a_head_is_fitted_once_for_all_perturbations_of_the_test_images(grid, work, counted):
+    cells = run_matrix(grid, work).cells
+    assert [cell.status for cell in cells] == ["ok"] * 12
+    assert len(counted) == 4
+    assert all("untrained" in cell.weights for cell in cells)
+
+
+def test_perturbed_files_hold_test_images_only(grid, work_from_nothing):
+    """Of 24 images 4 are for test; a split by seed is no part of the file of all images."""
+    run_matrix(narrowed(grid, head=("knn:k=1",)), work_from_nothing)
+    found = [(entry.recipe.perturb, entry.rows) for entry in entries(work_from_nothing.cache)[0]]
+    assert sorted(found) == [*[("flip:level=mild", 4)] * 2, *[("fog:level=strong", 4)] * 2, ("none", 24)]
+
+
+def test_a_cell_is_the_run_that_fit_makes(grid, work):
+    """The same id and the same report but for what the matrix adds; perturbed or not."""
+    for cell in run_matrix(narrowed(grid, seed=(1,)), work).cells:
+        names = ("data", "weights", "perturb", "seed")
+        given = {**{name: cell.values[name] for name in names}, "backbone": "resnet18", "resize": "32"}
+        run = fit_run(open_source(given, work.cache, Compute()), cell.values["head"], seed=1, protocol=Protocol())
+        assert (cell.run, cell.report.top1, cell.report.nll) == (run.id, run.report.top1, run.report.nll)
+        assert cell.answers.ids == run.answers.ids
+        np.testing.assert_array_equal(cell.answers.predicted, run.answers.predicted)
+
+
+def test_perturbed_views_of_train_are_fitted_on_and_never_judged(grid, work):
+    grid = narrowed(grid, train_perturb=("none", "mixed:level=medium"), seed=(0,), perturb=("none",))
+    plain, wide = (run_matrix(grid, work).cells[place].report for place in (0, 2))
+    assert wide.provenance["n_train"] > plain.provenance["n_train"]
+    assert (wide.n, wide.provenance["n_val"]) == (plain.n, plain.provenance["n_val"])
+
+
+def test_finished_cells_are_taken_from_disk_and_a_changed_grid_makes_only_what_is_new(grid, work, counted):
+    first = run_matrix(grid, work)
+    before = times(work)
+    again = run_matrix(grid, work)
+    assert times(work) == before
+    assert len(counted) == 4
+    assert matrix_files(first)["results.csv"] == matrix_files(again)["results.csv"]
+    run_matrix(narrowed(grid, head=("knn:k=1", "knn:k=3"), seed=(0,)), work)
+    assert counted[4:] == ["knn:k=3"]
+    assert before.items() <= times(work).items()
+
+
+@pytest.mark.parametrize("damage", ["half", "empty", "tampered"])
+def test_a_damaged_cell_is_made_again_and_that_is_said(grid, work, damage):
+    reference = matrix_files(run_matrix(grid, work))["results.csv"]
+    path = sorted((work.out / "colours" / "cells").glob("*.gz"))[0]
+    whole = path.read_bytes()
+    content = json.loads(gzip.decompress(whole))
+    content["report"]["top1"] = 1.0 - content["report"]["top1"]
+    tampered = gzip.compress(json.dumps(content).encode())
+    path.write_bytes({"half": whole[: len(whole) // 2], "empty": b"", "tampered": tampered}[damage])
+    notes = []
+    found = matrix_files(run_matrix(grid, replace(work, note=notes.append)))["results.csv"]
+    assert found == reference
+    assert len(notes) == 1
+    assert path.name in notes[0]
+    assert "made again" in notes[0]
+
+
+def test_results_do_not_depend_on_the_number_of_jobs(grid, work, tmp_path):
+    one, two = (matrix_files(run_matrix(grid, replace(work, jobs=jobs, out=tmp_path / str(jobs)))) for jobs in (1, 2))
+    assert {name: text for name, text in one.items() if name != "times.csv"} == {
+        name: text for name, text in two.items() if name != "times.csv"
+    }
+
+
+def test_what_fails_is_a_row_with_its_reason_and_log_and_the_others_go_on(photos, work):
+    axes = {
+        "data": (str(photos),),
+        "weights": ("random", "nowhere.pth"),
+        "head": ("knn:k=1", "nonsense"),
+        "subset": ("all", "longtail:if=50"),
+    }
+    cells = run_matrix(Grid("colours", axes, {"resize": "32"}), work).cells
+    assert [cell.status for cell in cells] == ["ok", "failed", "failed", "failed", *["skipped"] * 4]
+    assert "unknown head 'nonsense'" in cells[1].reason
+    assert "the largest possible one is" in cells[2].reason
+    assert "nowhere.pth" in cells[4].reason
+    assert "Traceback" in (work.out / "colours" / cells[1].log).read_text()
+
+
+def test_running_out_of_memory_is_a_row_too(grid, work, monkeypatch):
+    def fail(*arguments):
+        raise MemoryError("no room\nfor this")
+
+    monkeypatch.setattr(fits, "judge", fail)
+    found = {(cell.status, cell.reason) for cell in run_matrix(grid, work).cells}
+    assert found == {("failed", "MemoryError: no room for this")}
+
+
+def test_what_the_grid_skips_and_what_does_not_apply_says_why(grid, work):
+    grid = narrowed(grid, head=("linear", "knn:k=1"), balance=("none", "tau_norm"), perturb=("none",), seed=(0,))
+    cells = run_matrix(replace(grid, skips=(Skip({"head": ("knn:k=1",), "balance": ("none",)}, "dull"),)), work).cells
+    assert [cell.status for cell in cells] == ["ok", "ok", "skipped", "skipped"]
+    assert cells[2].reason == "dull"
+    assert "does not apply to head knn" in cells[3].reason
+
+
+def test_two_values_that_mean_the_same_are_two_equal_rows(grid, work):
+    cells = run_matrix(narrowed(grid, perturb=("none", "fog:level=none"), weights=("random", "random:0")), work).cells
+    assert [cell.status for cell in cells] == ["ok"] * 16
+    assert len({cell.run for cell in cells}) == 4
+
+
+def test_progress_counts_cells(grid, work):
+    seen = []
+    run_matrix(grid, replace(work, progress=seen.append))
+    assert [each.done for each in seen] == [0, 3, 6, 9, 12]
+    assert {each.total for each in seen} == {12}
+    assert (seen[0].running, seen[-1].running, seen[-1].failed) == (1, 0, 0)
+
+
+def test_a_second_process_on_one_matrix_is_refused(grid, work):
+    with locked(work.out / "colours" / "cells"), pytest.raises(RunError, match=r"process \d+ on .* is at work on"):
+        run_matrix(grid, work)
+
+
+def test_the_tables_hold_every_cell_and_times_stand_apart(grid, work):
+    files = matrix_files(run_matrix(grid, work))
+    rows = list(csv.DictReader(io.StringIO(files["results.csv"])))
+    assert len(rows) == 12
+    assert all(float(row["low"]) <= float(row["top1"]) <= float(row["high"]) for row in rows)
+    assert not any("seconds" in name for name in rows[0])
+    assert "fit_seconds" in files["times.csv"]
+    assert json.loads(files["results.json"])["cells"][0]["report"]["n"] == 4
+
+
+def test_an_estimate_says_what_is_there_and_what_is_missing(grid, work_from_nothing):
+    work = work_from_nothing
+    before = estimate(grid, work)
+    assert (before.cells, before.finished, before.files, before.fits) == (12, 0, 0, 4)
+    assert before.seconds(jobs=1) is None
+    (network,) = before.networks
+    assert (network.files, network.images) == (5, 24 + 4 * 4)
+    assert not list(work.cache.glob("*.h5"))
+    run_matrix(narrowed(grid, seed=(0,)), work)
+    after = estimate(grid, work)
+    assert (after.finished, after.fits) == (6, 2)
+    assert estimate(narrowed(grid, seed=(0,)), work).seconds(jobs=1) == 0
+
+
+def double_or_die(number):
+    if number < 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return 2 * number
+
+
+def test_a_process_that_dies_takes_no_other_task_along():
+    done = dict(side_by_side(double_or_die, [1, 2, -1, 3, 4, 5], jobs=2, cores=2))
+    assert done == {0: 2, 1: 4, 2: None, 3: 6, 4: 8, 5: 10}
+
+
+FAULTS = """
+import sys
+from pathlib import Path
+from featkit.embeddings.pipeline import Compute
+from featkit.ablation.run import Work, run_matrix
+from featkit.ablation.grid import Grid
+from featkit.ablation.tables import matrix_files
+
+axes = {"data": (sys.argv[1],), "weights": ("random",), "head": ("linear", "knn:k=1", "prototypical"),
+        "perturb": ("none", "flip:level=mild", "fog:level=strong"), "seed": tuple(range(3))}
+if __name__ == "__main__":
+    place = Path(sys.argv[2])
+    work = Work(place / "out", place.parent / "cache", Compute(), jobs=2)
+    text = matrix_files(run_matrix(Grid("g", axes, {"resize": "32"}), work))["results.csv"]
+    (place / "results.csv").write_text(text)
+"""
+
+
+def test_a_killed_matrix_goes_on_to_the_same_results(photos, tmp_path):
+    """SIGKILL at random moments; FEATKIT_KILLS=10 kills more often. ``embeddings/test_faults.py`` kills extractions."""
+    (tmp_path / "matrix.py").write_text(FAULTS)
+
+    def start(place):
+        place.mkdir(exist_ok=True)
+        command = [sys.executable, "-W", "ignore", str(tmp_path / "matrix.py"), str(photos), str(place)]
+        with (tmp_path / "said").open("w") as said:
+            return subprocess.Popen(command, stderr=said)
+
+    for _ in range(2):  # the second time without making vectors: that is what is timed, and killed
+        shutil.rmtree(tmp_path / "whole", ignore_errors=True)
+        begun = time.perf_counter()
+        child = start(tmp_path / "whole")
+        assert child.wait() == 0, (tmp_path / "said").read_text()
+        whole = time.perf_counter() - begun
+    reference = (tmp_path / "whole" / "results.csv").read_text()
+    assert reference.count("ok") == 27
+    rng = np.random.default_rng(0)
+    place = tmp_path / "killed"
+    for _ in range(KILLS):
+        child = start(place)
+        time.sleep(rng.uniform(0.2, 0.9) * whole)
+        child.kill()
+        child.wait()
+    child = start(place)
+    assert child.wait() == 0, (tmp_path / "said").read_text()
+    assert (place / "results.csv").read_text() == reference
+    assert not list((place / "out" / "g" / "cells").glob(".*.tmp"))
+
+
+def test_a_fit_that_cannot_begin_is_a_row_for_each_of_its_cells(grid, work_from_nothing, monkeypatch):
+    def from_a_file_that_is_gone(task):
+        task.clean.unlink()
+        return fit_cells(task)
+
+    monkeypatch.setattr(ablate, "fit_cells", from_a_file_that_is_gone)
+    cells = run_matrix(narrowed(grid, seed=(0,), head=("knn:k=1",)), work_from_nothing).cells
+    assert [cell.status for cell in cells] == ["failed"] * 3
+    assert {cell.data for cell in cells} == {"photos"}

@@ -1,0 +1,247 @@
+"""The report of a matrix: a row for every cell, claims that the cells bear out, and nothing chosen on test."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from itertools import product
+from typing import Any
+
+import numpy as np
+import pytest
+
+from featkit.ablation.cells import Answers, Cell
+from featkit.ablation.conditions import (
+    drops_by_choice,
+    drops_by_perturbation,
+    family_and_level,
+    long_tail,
+)
+from featkit.ablation.effects import find
+from featkit.evaluation import evaluate
+from featkit.reports.ablation import write_report
+from featkit.reports.wording import duration, effect_sentence
+
+N, CLASSES = 240, ("cat", "dog", "<script>alert(1)</script>")
+Y = np.arange(N) % 3
+
+
+def cell(values: dict[str, Any], skill: float, val: float | None = 0.5, train: Sequence[int] | None = None) -> Cell:
+    """A cell that has each image right if its difficulty is below the skill."""
+    difficulty = np.random.default_rng(0).permutation(N) / N
+    noise = np.random.default_rng([ord(letter) for letter in repr(sorted(values.items()))]).normal(size=N)
+    predicted = np.where(difficulty + 0.05 * noise < skill, Y, (Y + 1) % 3)
+    scores = np.eye(3)[predicted] * 0.8 + 0.2 / 3
+    report = evaluate(scores, Y, CLASSES, columns=np.arange(3), train_counts=train)
+    ids = tuple(f"{place}.png" for place in range(N))
+    return Cell(values, "ok", "", "", "photos", "w", "r", report, Answers(ids, Y, predicted), val, 1.5)
+
+
+AXES: dict[str, list[Any]] = {
+    "data": ["/home/me/photos"],
+    "backbone": ["resnet18", "resnet50"],
+    "head": ["knn", "linear"],
+    "seed": [0, 1],
+}
+
+
+def cells() -> list[Cell]:
+    """resnet50 is better; linear is not, but val likes it."""
+    return [
+        cell(
+            {"data": "/home/me/photos", "backbone": backbone, "head": head, "seed": seed},
+            0.7 + 0.15 * (backbone == "resnet50"),
+            val=0.6 + 0.2 * (head == "linear") + 0.1 * (backbone == "resnet18"),
+        )
+        for backbone, head, seed in product(AXES["backbone"], AXES["head"], AXES["seed"])
+    ]
+
+
+def report(found: Sequence[Cell], axes: dict[str, list[Any]] = AXES, **options: Any) -> tuple[str, str]:
+    given = {"commands": ["featkit ablate grid.toml"], "versions": {"featkit": "0.1"}, **options}
+    files = write_report("a study", axes, found, **given)
+    return str(files["report.html"]), str(files["summary.md"])
+
+
+def section(html: str, heading: str) -> str:
+    """The part of the page below a heading."""
+    return html.split(f">{heading}</h2>")[1].split("</section>")[0]
+
+
+def test_every_cell_is_a_row() -> None:
+    """Those without a result too."""
+    html, _ = report([*cells(), Cell({**cells()[0].values, "head": "svm"}, "skipped", "no room")])
+    assert section(html, "All cells").count("<tr>") == 1 + 8 + 1
+    assert "no room" in section(html, "Skipped, failed, warned")
+
+
+def test_a_real_difference_is_a_sentence_and_a_false_one_is_not() -> None:
+    """In the summary and on the page."""
+    html, summary = report(cells())
+    claimed, rest = summary.split("## What can be claimed")[1].split("## What cannot be claimed")
+    assert re.search(r"- resnet50 is better than resnet18 by 1\d\.\d points \(\d", claimed)
+    assert "averaged over 2 settings of the other axes and 2 seeds, n = 240" in claimed
+    assert "no difference can be claimed between" in rest
+    assert "resnet50 is better than resnet18" in section(html, "In short")
+
+
+def test_the_classifier_is_chosen_on_val() -> None:
+    """Though another one is better on test."""
+    (chosen,) = find("a", AXES, cells()).chosen
+    assert (chosen.choice, chosen.of, chosen.test.seeds) == ("backbone resnet18, head linear", 4, 2)
+    assert sum(effect.difference < 0 and effect.claimed for effect in chosen.versus) == 2
+    without = [*cells()[1:], cell(dict(cells()[0].values), 0.7, val=None)]
+    assert find("a", AXES, without).chosen == ()
+    assert "No classifier is chosen" in report(without)[1]
+
+
+def test_of_equals_on_val_test_does_not_choose() -> None:
+    """The first by name is taken, be it the worse one."""
+    for skills in ((0.9, 0.5), (0.5, 0.9)):
+        found = [cell({"head": head}, skill) for head, skill in zip("ab", skills, strict=True)]
+        assert find("a", {"head": ["a", "b"]}, found).chosen[0].choice == "head a"
+
+
+def test_the_order_of_cells_does_not_matter() -> None:
+    """The same bytes come out."""
+    found = [*cells(), Cell({**cells()[0].values, "head": "svm"}, "failed", "broke")]
+    assert report(found) == report(found[::-1]) == report(found)
+
+
+@pytest.mark.parametrize("text", ["<script>alert(1)</script>", '"onload=', "</script>", "]]>", "a|b`*[x](y)\n# z"])
+def test_texts_of_users_are_escaped(text: str) -> None:
+    """Names, paths, reasons, logs, commands and versions."""
+    values = {"data": text, "backbone": text, "head": text, "seed": 0}
+    axes: dict[str, list[Any]] = {"data": [text], "backbone": [text, "b"], "head": [text, "c"], "seed": [0]}
+    found = [
+        cell(values, 0.9),
+        cell({**values, "backbone": "b"}, 0.5),
+        Cell({**values, "head": "c"}, "failed", text, text),
+    ]
+    html, summary = report(found, axes, commands=[text], versions={text: text})
+    assert html.count("<script>") == html.count("</script>") == 1
+    assert not re.search(r'[^&;]"onload=', html)
+    body = "\n".join(line for line in summary.splitlines() if not line.startswith("    "))
+    assert "<script>" not in body.replace("\\<", "")
+    assert "# z" not in [line.strip() for line in summary.splitlines()]
+
+
+def test_a_matrix_without_any_result_still_has_a_report() -> None:
+    """It says why."""
+    failed = [Cell({"head": head, "seed": 0}, "failed", f"{head} broke", "log.txt") for head in ("a", "b")]
+    html, summary = report(failed, {"head": ["a", "b"], "seed": [0]})
+    assert "a broke" in html
+    assert "- failed: b broke" in summary
+    assert "Not one cell has a result." in summary
+    alone, _ = report([cell({"head": "a"}, 0.9)], {"head": ["a"]})
+    assert section(alone, "All cells").count("<tr>") == 2
+
+
+def tail_cells() -> list[Cell]:
+    return [
+        cell({"subset": "longtail:if=50", "balance": balance, "seed": seed}, skill, train=[500, 60, 10])
+        for balance, skill in (("logit_adjust", 0.9), ("none", 0.7))
+        for seed in (0, 1, 2)
+    ]
+
+
+TAIL: dict[str, list[Any]] = {"subset": ["longtail:if=50"], "balance": ["logit_adjust", "none"], "seed": [0, 1, 2]}
+
+
+def test_a_long_tail_has_gains_over_none_and_groups() -> None:
+    """Judged by balanced accuracy, whatever comes first in the grid."""
+    findings = find("a", TAIL, tail_cells())
+    assert findings.metric == "balanced accuracy"
+    none, adjusted = long_tail(findings)
+    assert (none.balance, none.gain) == ("none", None)
+    assert adjusted.gain is not None
+    assert adjusted.gain.difference == pytest.approx(adjusted.mean.value - none.mean.value)
+    assert adjusted.gain.claimed
+    assert list(adjusted.groups) == ["many", "medium", "few"]
+    assert adjusted.groups["few"].seeds == 3
+    html, summary = report(tail_cells(), TAIL)
+    assert "balanced accuracy by correction" in html
+    assert "## Long tail" in summary
+
+
+def robust_cells() -> list[Cell]:
+    return [
+        cell({"perturb": perturb, "head": head}, skill)
+        for perturb, skill in (("none", 0.9), ("fog:level=mild", 0.8), ("jpeg:level=strong", 0.4))
+        for head in ("knn", "linear")
+    ]
+
+
+ROBUST: dict[str, list[Any]] = {"perturb": ["none", "fog:level=mild", "jpeg:level=strong"], "head": ["knn", "linear"]}
+
+
+def test_robustness_is_what_perturbations_take_from_the_same_classifier() -> None:
+    """By classifier over all of them, and by perturbation over all classifiers."""
+    findings = find("a", ROBUST, robust_cells())
+    rows = drops_by_choice(findings)
+    assert {row.name for row in rows} == {"head knn", "head linear"}
+    for row in rows:
+        assert row.drop.difference == pytest.approx(row.clean.value - row.perturbed.value)
+        assert row.relative == pytest.approx(1 - row.perturbed.value / row.clean.value)
+        assert row.worst is not None
+        assert row.worst[0] == "jpeg"
+        assert row.drop.cells == 2
+    fog, jpeg = drops_by_perturbation(findings)
+    assert (fog.name, jpeg.name) == ("fog:level=mild", "jpeg:level=strong")
+    assert 0 < fog.drop.difference < jpeg.drop.difference
+    html, summary = report(robust_cells(), ROBUST)
+    assert "strong" in section(html, "Robustness")
+    assert "## Robustness" in summary
+    assert family_and_level("jpeg:quality=15") == ("jpeg", "quality 15")
+
+
+def test_a_relative_drop_has_the_interval_of_a_ratio() -> None:
+    """By the delta method, written out; a clean accuracy that is uncertain makes it wider or narrower."""
+    found = [one for one in robust_cells() if one.values["head"] == "knn" and "jpeg" not in str(one.values["perturb"])]
+    (row,) = drops_by_choice(find("a", ROBUST, found))
+    clean, harmed = (np.asarray(one.answers.predicted == Y, float) for one in found if one.answers)
+    relative = 1 - harmed.mean() / clean.mean()
+    half = 1.96 * np.std(clean - harmed - relative * clean) / clean.mean() / np.sqrt(N)
+    assert row.relative == pytest.approx(relative)
+    assert row.relative_interval95 == pytest.approx((relative - half, relative + half), abs=0.01)
+
+
+def test_perturbations_without_clean_cells_have_no_drops() -> None:
+    """The first of them is not taken for clean."""
+    found = [one for one in robust_cells() if one.values["perturb"] != "none"]
+    findings = find("a", ROBUST, found)
+    assert drops_by_choice(findings) == drops_by_perturbation(findings) == []
+
+
+def test_data_sets_are_pooled_but_never_compared() -> None:
+    """They have other images, even where these have the same names."""
+    found = [cell({"data": data, "head": head}, 0.7) for data in ("p", "q") for head in ("knn", "linear")]
+    findings = find("a", {"data": ["p", "q"], "head": ["knn", "linear"]}, found)
+    assert {effect.axis for effect in findings.effects} == {"head"}
+    assert findings.effects[0].n == 2 * N
+
+
+def test_values_that_say_nothing_alone_are_named_by_their_axis() -> None:
+    """True is not a name."""
+    found = [cell({"tune": tune}, 0.7 + 0.2 * tune) for tune in (False, True)]
+    findings = find("a", {"tune": [False, True]}, found)
+    assert effect_sentence(findings, findings.effects[0]).startswith("tune True is better than tune False by ")
+    found = [cell({"weights": weights}, 0.9 - 0.4 * (weights != "imagenet")) for weights in ("imagenet", "random:3")]
+    findings = find("a", {"weights": ["imagenet", "random:3"]}, found)
+    assert effect_sentence(findings, findings.effects[0]).startswith("imagenet is better than random:3 (untrained) by ")
+
+
+@pytest.mark.parametrize(
+    ("seconds", "said"),
+    [
+        (0.0123, "0.012 s"),
+        (9.9, "9.9 s"),
+        (59.4, "59 s"),
+        (59.7, "1 min 0 s"),
+        (754, "12 min 34 s"),
+        (7260, "2 h 1 min"),
+    ],
+)
+def test_times_are_said_as_people_do(seconds: float, said: str) -> None:
+    """With two digits, or in minutes."""
+    assert duration(seconds) == said

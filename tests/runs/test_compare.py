@@ -1,0 +1,89 @@
+"""Saved runs against each other."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from featkit.embeddings.pipeline import Compute
+from featkit.errors import DataError, RunError, SpecError
+from featkit.runs.compare import compare_runs, to_json
+from featkit.runs.directory import save_run
+from featkit.runs.features import open_source
+from featkit.runs.fit import Protocol, fit_run
+from featkit.runs.seeds import over_seeds
+
+
+@pytest.fixture
+def source(tmp_path):
+    given = {"data": "digits", "weights": "random", "resize": "32", "limit": "train=150,test=120", "layer": "layer1"}
+    return open_source(given, tmp_path / "cache", Compute())
+
+
+def test_runs_on_the_same_images_are_compared_pair_by_pair(source, tmp_path):
+    runs = [fit_run(source, head) for head in ("linear", "knn:k=1", "prototypical:metric=euclidean")]
+    found = compare_runs([save_run(run, tmp_path / "out", {}) for run in runs])
+    assert [report.top1 for _, report in found.runs] == sorted((run.report.top1 for run in runs), reverse=True)
+    assert len(found.pairs) == 3
+    (pair,) = [pair for pair in found.pairs if {pair.a, pair.b} == {"linear on resnet18", "knn:k=1 on resnet18"}]
+    by_head = {run.head_spec: run.report.top1 for run in runs}
+    assert abs(pair.difference) == pytest.approx(abs(by_head["linear"] - by_head["knn:k=1"]))
+    assert json.loads(to_json(found))["pairs"][0]["p_holm"] >= json.loads(to_json(found))["pairs"][0]["p"]
+
+
+def test_runs_on_other_images_are_refused(source, tmp_path):
+    other = replace(source, embeddings=source.embeddings.take(source.embeddings.y.argsort()[:200]))
+    runs = [
+        save_run(fit_run(each, "prototypical"), tmp_path / str(place), {}) for place, each in enumerate((source, other))
+    ]
+    with pytest.raises(DataError, match="different test images"):
+        compare_runs(runs)
+
+
+def test_what_cannot_be_compared_says_why(source, tmp_path):
+    run = save_run(fit_run(source, "prototypical"), tmp_path / "out", {})
+    with pytest.raises(SpecError, match="two runs or more"):
+        compare_runs([run, run])
+    with pytest.raises(RunError, match=r"results\.json is missing"):
+        compare_runs([run, tmp_path])
+    (run / "results.json").write_text("{}")
+    with pytest.raises(RunError, match="cannot be read as a run"):
+        compare_runs([run, tmp_path])
+
+
+def test_a_tuned_run_keeps_what_was_tried_and_never_looks_at_test(source):
+    run = fit_run(source, "prototypical", protocol=Protocol(tune=True))
+    shuffled = replace(source.embeddings, y=source.embeddings.y.copy())
+    test = shuffled.splits == "test"
+    shuffled.y[test] = shuffled.y[test][::-1]
+    blind = fit_run(replace(source, embeddings=shuffled), "prototypical", protocol=Protocol(tune=True))
+    assert run.search == blind.search
+    assert run.search.tried[run.search.best].top1 == max(tried.top1 for tried in run.search.tried)
+    best = run.search.tried[run.search.best].options
+    assert {name: run.head.get_params()[name] for name in best} == best
+    with pytest.raises(SpecError, match="--tune chooses the options"):
+        fit_run(source, "knn:k=1", protocol=Protocol(tune=True))
+
+
+def test_rejection_trades_answers_for_accuracy(source):
+    report = fit_run(source, "linear", protocol=Protocol(reject=0.3)).report
+    found = report.rejection
+    assert 0.5 < found.coverage < 0.9
+    assert found.top1 > report.top1
+    assert found.answered == round(found.coverage * report.n)
+
+
+def test_the_temperature_comes_from_val_and_leaves_the_answers_alone(source):
+    report = fit_run(source, "svm").report
+    assert report.temperature is not None
+    assert report.nll_calibrated < report.nll
+
+
+def test_over_seeds_gives_mean_deviation_and_interval():
+    found = over_seeds([0.5, 0.7])
+    assert (found.mean, found.deviation) == (pytest.approx(0.6), pytest.approx(0.1414, abs=1e-4))
+    assert found.interval95 == (0.0, 1.0)
+    low, high = over_seeds([0.90, 0.91, 0.92, 0.91]).interval95
+    assert 0.89 < low < 0.91 < high < 0.93
