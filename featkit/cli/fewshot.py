@@ -17,7 +17,7 @@ from featkit.cli.options import (
 from featkit.errors import SpecError
 
 if TYPE_CHECKING:
-    from featkit.studies.fewshot import Score
+    from featkit.studies.fewshot import FewShotScore
 
 EPILOG = """\b
 Examples:
@@ -47,14 +47,14 @@ def fewshot(cache: Path, out: Path, as_json: bool, **options: Any) -> None:
     from featkit.embeddings.recipe import digest
     from featkit.runs.features import open_source
     from featkit.storage import publish
-    from featkit.studies.fewshot import Setting, episode_scores, learning_curve, to_json
+    from featkit.studies.fewshot import EpisodeConfig, episode_scores, learning_curve, to_json
 
     heads, shots = options["head"] or ("prototypical", "knn:k=1"), _numbers(options["shot"])
     points = _numbers(options["curve"]) if options["curve"] else []
     source = open_source(given_request(options), cache, make_compute(options))
     for line in source.notes:
         note(line)
-    setting = Setting(options["way"], options["query"], options["episodes"], source.request.seed)
+    setting = EpisodeConfig(options["way"], options["query"], options["episodes"], source.request.seed)
     embeddings = source.embeddings
     with tqdm(total=setting.episodes, unit="episode", disable=not make_compute(options).progress) as bar:
         scores = list(episode_scores(embeddings, heads, shots, setting, lambda done: bar.update(done - bar.n)))
@@ -81,12 +81,12 @@ def _numbers(text: str) -> list[int]:
     return numbers
 
 
-def _tables(scores: list[Score], curve: list[Score], way: int) -> str:
+def _tables(scores: list[FewShotScore], curve: list[FewShotScore], way: int) -> str:
     parts = [f"{scores[0].draws} episodes of {way} classes", _table(scores)]
     return "\n".join([*parts, "", f"top-1 on test, {curve[0].draws} draws", _table(curve)] if curve else parts)
 
 
-def _table(scores: list[Score]) -> str:
+def _table(scores: list[FewShotScore]) -> str:
     columns = ["head", "shot", "accuracy %", "95 % interval"]
     rows = [
         [s.head, s.shot, f"{100 * s.mean:.2f}", f"{100 * s.interval95[0]:.2f} to {100 * s.interval95[1]:.2f}"]
@@ -95,7 +95,7 @@ def _table(scores: list[Score]) -> str:
     return table(columns, rows, right=tuple(columns[1:]))
 
 
-def _figure(curve: list[Score], data: str) -> bytes:
+def _figure(curve: list[FewShotScore], data: str) -> bytes:
     import numpy as np
 
     from featkit.plots.curve import Line, plot_curve

@@ -148,10 +148,10 @@ def _worth(each: Profile) -> list[str]:
 
 def _pareto(profiles: list[Profile], protocol: Protocol) -> bytes:
     from featkit.plots.files import png_bytes
-    from featkit.plots.pareto import Point, plot_pareto
+    from featkit.plots.pareto import ParetoPoint, plot_pareto
 
     points = [
-        Point(name, each.timing.median_ms, each.report.top1, each.report.interval95)
+        ParetoPoint(name, each.timing.median_ms, each.report.top1, each.report.interval95)
         for name, each in zip(_names(profiles), profiles, strict=True)
         if each.report
     ]

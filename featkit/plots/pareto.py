@@ -18,7 +18,7 @@ _MARKERS = "osD^vP*X"
 
 
 @dataclass(frozen=True)
-class Point:
+class ParetoPoint:
     """A network: its name, its latency in milliseconds, its accuracy with the ends of its interval, as fractions."""
 
     name: str
@@ -27,7 +27,7 @@ class Point:
     interval: tuple[float, float]
 
 
-def plot_pareto(points: Sequence[Point], *, title: str) -> Figure:
+def plot_pareto(points: Sequence[ParetoPoint], *, title: str) -> Figure:
     """Draw accuracy over latency; a line joins the networks that no other beats in both.
 
     Args:
@@ -67,9 +67,9 @@ def plot_pareto(points: Sequence[Point], *, title: str) -> Figure:
     return figure
 
 
-def pareto_front(points: Sequence[Point]) -> list[Point]:
+def pareto_front(points: Sequence[ParetoPoint]) -> list[ParetoPoint]:
     """Return the points that no other beats in both latency and accuracy, fastest first."""
-    front: list[Point] = []
+    front: list[ParetoPoint] = []
     for each in sorted(points, key=lambda point: (point.latency, -point.accuracy)):
         if not front or each.accuracy > front[-1].accuracy:
             front.append(each)
@@ -82,7 +82,7 @@ def _minor(value: float, _: int) -> str:
     return "" if name.strip("0.").startswith("9") else name
 
 
-def _narrow(points: Sequence[Point]) -> bool:
+def _narrow(points: Sequence[ParetoPoint]) -> bool:
     """Whether the latencies lie within a power of ten, where the usual ticks would be too few."""
     latencies = [each.latency for each in points]
     return max(latencies) < 10 * min(latencies)

@@ -9,9 +9,9 @@ from statistics import fmean
 from featkit.ablation.cells import Cell
 from featkit.ablation.effects import DATA, Findings, Judged, grouped, unperturbed
 from featkit.evaluation.effects import SEED, Average, Effect
-from featkit.reports.charts import Point, Range, interval_bar, scatter, shade
+from featkit.reports.charts import ScatterPoint, Range, interval_bar, scatter, shade
 from featkit.reports.markup import Html, join, tag
-from featkit.reports.page import Entry, bullets, paragraphs, switch, table
+from featkit.reports.page import TableCell, bullets, paragraphs, switch, table
 from featkit.reports.wording import (
     NOT_CHOSEN,
     basis,
@@ -25,14 +25,14 @@ from featkit.reports.wording import (
 )
 
 
-def number(shown: str, sort: float | str) -> Entry:
+def number(shown: str, sort: float | str) -> TableCell:
     """Return an entry that stands to the right and is sorted by its value."""
-    return Entry(shown, sort, "number")
+    return TableCell(shown, sort, "number")
 
 
-def drawn(value: float, interval: Range, span: Range, *, doubt: bool = False, zero: bool = False) -> Entry:
+def drawn(value: float, interval: Range, span: Range, *, doubt: bool = False, zero: bool = False) -> TableCell:
     """Return an entry with an interval as a bar."""
-    return Entry(interval_bar(value, interval, span, doubt=doubt, zero=zero), value, "drawn")
+    return TableCell(interval_bar(value, interval, span, doubt=doubt, zero=zero), value, "drawn")
 
 
 def span_of(intervals: Iterable[Range], *, zero: bool = False) -> Range:
@@ -69,7 +69,7 @@ def effects_part(findings: Findings) -> Html:
 
 def _forest(findings: Findings, axis: str, against: Sequence[Effect]) -> Html:
     span = span_of((effect.interval95 for effect in against), zero=True)
-    rows = [[Entry(findings.shown(axis, effect.a), head=True), *_difference(effect, span)] for effect in against]
+    rows = [[TableCell(findings.shown(axis, effect.a), head=True), *_difference(effect, span)] for effect in against]
     columns = [f"against {findings.shown(axis, against[0].b)}", *_difference_columns(span)]
     return table(columns, rows, caption=f"main effect of {axis}", sortable=False)
 
@@ -95,7 +95,7 @@ def _heat(findings: Findings, down: str, across: str) -> Html:
     span = _colours([mean.value for mean in means.values()])
     rows = [
         [
-            Entry(findings.shown(down, row), head=True),
+            TableCell(findings.shown(down, row), head=True),
             *[_place_of(means.get((row, column)), span) for column in findings.axes[across]],
         ]
         for row in findings.axes[down]
@@ -112,11 +112,11 @@ def _colours(values: Sequence[float]) -> Range:
     return low - wanting, high + wanting
 
 
-def _place_of(mean: Average | None, span: Range) -> Entry:
+def _place_of(mean: Average | None, span: Range) -> TableCell:
     if mean is None:
-        return Entry("–", title="no result")
+        return TableCell("–", title="no result")
     shown = join(f"{100 * mean.value:.1f}", tag("small", ends(mean.interval95)))
-    return Entry(shown, mean.value, shade(mean.value, span), f"{share(mean)} %, {basis(mean)}")
+    return TableCell(shown, mean.value, shade(mean.value, span), f"{share(mean)} %, {basis(mean)}")
 
 
 def pareto_part(findings: Findings) -> Html:
@@ -125,14 +125,14 @@ def pareto_part(findings: Findings) -> Html:
     if len(found) < 2:
         return paragraphs("Fewer than two classifiers have results and times to compare.")
     timed = [(label, findings.mean(its), fmean(cell.seconds for cell, _ in its)) for label, its in found]
-    marked: list[Point] = []
+    marked: list[ScatterPoint] = []
     front: list[str] = []
     best = -1.0
     for label, mean, seconds in sorted(timed, key=lambda one: (one[2], -one[1].value)):
         said = f"{label}: {share(mean)} % in {duration(seconds)} ({basis(mean)})"
         front += [said] if mean.value > best else []
         word = str(len(front)) if mean.value > best else ""
-        marked.append(Point(seconds, mean.value, mean.interval95, said, word))
+        marked.append(ScatterPoint(seconds, mean.value, mean.interval95, said, word))
         best = max(best, mean.value)
     about = (
         "Each point is a classifier, averaged over seeds and over whatever it was put to. Filled and numbered: no "
@@ -167,11 +167,11 @@ def _pairs(findings: Findings, compared: Sequence[tuple[Effect, str]], about: st
     span = span_of((effect.interval95 for effect, _ in turned), zero=True)
     rows = [
         [
-            Entry(group),
-            Entry(findings.shown(effect.axis, effect.a), head=True),
-            Entry(findings.shown(effect.axis, effect.b)),
+            TableCell(group),
+            TableCell(findings.shown(effect.axis, effect.a), head=True),
+            TableCell(findings.shown(effect.axis, effect.b)),
             *_difference(effect, span),
-            Entry("claimed" if effect.claimed else "not claimed", kind="number"),
+            TableCell("claimed" if effect.claimed else "not claimed", kind="number"),
         ]
         for effect, group in turned
     ]
@@ -179,7 +179,7 @@ def _pairs(findings: Findings, compared: Sequence[tuple[Effect, str]], about: st
     return table(columns, rows, caption="differences and whether they can be claimed")
 
 
-def _difference(effect: Effect, span: Range) -> list[Entry]:
+def _difference(effect: Effect, span: Range) -> list[TableCell]:
     """Return a difference as a bar and in numbers."""
     value, interval = effect.difference, effect.interval95
     return [
@@ -210,19 +210,19 @@ def _other_metric(findings: Findings) -> str:
     return "balanced % (95 %)" if findings.metric == "top-1" else "top-1 % (95 %)"
 
 
-def _place(findings: Findings, cell: Cell, axes: Sequence[str]) -> list[Entry]:
+def _place(findings: Findings, cell: Cell, axes: Sequence[str]) -> list[TableCell]:
     values = [cell.values.get(axis, "") for axis in axes]
     shown = [findings.shown(axis, value) for axis, value in zip(axes, values, strict=True)]
     return [
-        number(text, value) if isinstance(value, int) and not isinstance(value, bool) else Entry(text)
+        number(text, value) if isinstance(value, int) and not isinstance(value, bool) else TableCell(text)
         for text, value in zip(shown, values, strict=True)
     ]
 
 
-def _result(findings: Findings, cell: Cell, span: Range) -> list[Entry]:
+def _result(findings: Findings, cell: Cell, span: Range) -> list[TableCell]:
     if cell.report is None:
-        nothing = [number("", ""), Entry("", "", "drawn"), *[number("", "")] * 3]
-        return [*nothing, Entry(tag("span", cell.status, class_="bad"), cell.status, title=cell.reason)]
+        nothing = [number("", ""), TableCell("", "", "drawn"), *[number("", "")] * 3]
+        return [*nothing, TableCell(tag("span", cell.status, class_="bad"), cell.status, title=cell.reason)]
     (value, interval), report = findings.score(cell), cell.report
     other = (report.balanced_accuracy, report.balanced_interval95)
     if _other_metric(findings).startswith("top-1"):
@@ -233,7 +233,7 @@ def _result(findings: Findings, cell: Cell, span: Range) -> list[Entry]:
         number(points(*other), other[0]),
         number(str(report.n), report.n),
         number(duration(cell.seconds), cell.seconds),
-        Entry("ok, warned" if cell.reason else "ok", cell.status, title=cell.reason or None),
+        TableCell("ok, warned" if cell.reason else "ok", cell.status, title=cell.reason or None),
     ]
 
 
@@ -242,10 +242,10 @@ def troubles_part(findings: Findings) -> Html:
     axes = list(findings.axes)
     rows = [
         [
-            Entry(cell.status if cell.status != "ok" else "ok, warned", head=True),
-            Entry(findings.label(cell.values, axes) or "the only cell"),
-            Entry(cell.reason, kind="text"),
-            Entry(cell.log),
+            TableCell(cell.status if cell.status != "ok" else "ok, warned", head=True),
+            TableCell(findings.label(cell.values, axes) or "the only cell"),
+            TableCell(cell.reason, kind="text"),
+            TableCell(cell.log),
         ]
         for cell in findings.cells
         if cell.reason or cell.status != "ok"

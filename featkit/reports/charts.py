@@ -32,7 +32,7 @@ def interval_bar(value: float, interval: Range, span: Range, *, doubt: bool = Fa
 
 
 @dataclass(frozen=True)
-class Point:
+class ScatterPoint:
     """A place in a scatter plot: ``y`` with its interval over ``x``.
 
     ``title`` is said when pointed at. ``word`` stands beside the point; one without a word is drawn hollow.
@@ -45,7 +45,7 @@ class Point:
     word: str = ""
 
 
-def scatter(points: Sequence[Point], *, x_label: str, y_label: str) -> Html:
+def scatter(points: Sequence[ScatterPoint], *, x_label: str, y_label: str) -> Html:
     """Return points over a logarithmic axis of positive ``x``, ``y`` being fractions that are written in percent."""
     ticks = _ticks([point.x for point in points])
     across, up = (log10(ticks[0]), log10(ticks[-1])), _span([end for point in points for end in point.interval])
@@ -82,7 +82,7 @@ def _span(values: Sequence[float]) -> Range:
     return 0.0, 1.0
 
 
-def _dot(point: Point, across: Range, up: Range, *, left: bool) -> Html:
+def _dot(point: ScatterPoint, across: Range, up: Range, *, left: bool) -> Html:
     x = f"{_across(log10(point.x), across):.2f}%"
     y, low, high = (f"{_up(value, up):.2f}%" for value in (point.y, *point.interval))
     kind = "mark" if point.word else "mark doubt"

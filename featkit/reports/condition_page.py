@@ -16,7 +16,7 @@ from featkit.ablation.effects import Findings
 from featkit.evaluation.effects import Average
 from featkit.reports.ablation_page import drawn, number, span_of
 from featkit.reports.markup import Html, join, tag
-from featkit.reports.page import Entry, paragraphs, table
+from featkit.reports.page import TableCell, paragraphs, table
 from featkit.reports.wording import points, share
 
 _GROUPS = ("many", "medium", "few")
@@ -49,7 +49,7 @@ def _corrections(rows: Sequence[LongTailRow], span: tuple[float, float]) -> Html
     ]
     entries = [
         [
-            Entry(row.balance, head=True),
+            TableCell(row.balance, head=True),
             drawn(row.mean.value, row.mean.interval95, span, doubt=row.gain is not None and not row.gain.claimed),
             number(share(row.mean), row.mean.value),
             number(points(row.gain.difference, row.gain.interval95, signed=True), row.gain.difference)
@@ -64,7 +64,7 @@ def _corrections(rows: Sequence[LongTailRow], span: tuple[float, float]) -> Html
     return table([*columns, *_GROUPS, "seeds", "n"], entries, caption="balanced accuracy by correction")
 
 
-def _group(average: Average | None) -> Entry:
+def _group(average: Average | None) -> TableCell:
     return number("", "") if average is None else number(share(average), average.value)
 
 
@@ -80,18 +80,18 @@ def robustness_part(findings: Findings) -> Html | None:
     return join(
         paragraphs(about),
         tag("h3", "Classifiers, over all perturbations"),
-        _drops(choices, ["classifier"], [[Entry(row.name or "the only one", head=True)] for row in choices]),
+        _drops(choices, ["classifier"], [[TableCell(row.name or "the only one", head=True)] for row in choices]),
         tag("h3", "Families and levels, over all classifiers"),
         _drops(kinds, ["family", "level"], [_kind(row) for row in kinds]),
     )
 
 
-def _kind(row: DropRow) -> list[Entry]:
+def _kind(row: DropRow) -> list[TableCell]:
     family, level = family_and_level(row.name)
-    return [Entry(family, head=True), Entry(level)]
+    return [TableCell(family, head=True), TableCell(level)]
 
 
-def _drops(rows: Sequence[DropRow], names: Sequence[str], places: Sequence[list[Entry]]) -> Html:
+def _drops(rows: Sequence[DropRow], names: Sequence[str], places: Sequence[list[TableCell]]) -> Html:
     span = span_of((row.drop.interval95 for row in rows), zero=True)
     pooled = any(row.worst for row in rows)
     entries = [
@@ -102,7 +102,7 @@ def _drops(rows: Sequence[DropRow], names: Sequence[str], places: Sequence[list[
             drawn(row.drop.difference, row.drop.interval95, span, doubt=not row.drop.claimed, zero=True),
             number(points(row.drop.difference, row.drop.interval95), row.drop.difference),
             number(points(row.relative, row.relative_interval95), row.relative),
-            *([Entry(f"{row.worst[0]} ({100 * row.worst[1]:.1f})" if row.worst else "")] if pooled else []),
+            *([TableCell(f"{row.worst[0]} ({100 * row.worst[1]:.1f})" if row.worst else "")] if pooled else []),
             number(str(row.drop.cells), row.drop.cells),
             number(str(row.drop.n), row.drop.n),
         ]

@@ -15,7 +15,7 @@ _WIDTHS = ("name", "text", "number", "drawn")
 
 
 @dataclass(frozen=True)
-class Entry:
+class TableCell:
     """What stands in one place of a table.
 
     Attributes:
@@ -65,7 +65,7 @@ def _hash(text: str) -> str:
     return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
 
 
-def table(columns: Sequence[str], rows: Sequence[Sequence[Entry]], *, caption: str, sortable: bool = True) -> Html:
+def table(columns: Sequence[str], rows: Sequence[Sequence[TableCell]], *, caption: str, sortable: bool = True) -> Html:
     """Return a table in a box that scrolls by itself; where scripts run, its headers sort it.
 
     Args:
@@ -81,7 +81,7 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[Entry]], *, caption: s
     return tag("div", drawn, class_="scroll", role="region", aria_label=caption, tabindex="0")
 
 
-def _entry(entry: Entry) -> Html:
+def _entry(entry: TableCell) -> Html:
     name, scope = ("th", "row") if entry.head else ("td", None)
     return tag(name, entry.shown, class_=entry.kind, data_sort=entry.sort, title=entry.title, scope=scope)
 

@@ -25,7 +25,7 @@ BATCHED = ("prototypical", "prototypical:metric=euclidean", "knn:k=1")
 
 
 @dataclass(frozen=True)
-class Score:
+class FewShotScore:
     """A head's accuracy with few images of each class.
 
     Attributes:
@@ -43,7 +43,7 @@ class Score:
 
 
 @dataclass(frozen=True)
-class Setting:
+class EpisodeConfig:
     """What an episode is: ``way`` classes, ``query`` images of each to be named; how many episodes; the seed."""
 
     way: int = 5
@@ -56,9 +56,9 @@ def episode_scores(
     embeddings: Embeddings,
     heads: Sequence[str],
     shots: Sequence[int],
-    setting: Setting,
+    setting: EpisodeConfig,
     progress: Callable[[int], object] | None = None,
-) -> Iterator[Score]:
+) -> Iterator[FewShotScore]:
     """Yield each head's accuracy in episodes that draw from all images, whatever their split.
 
     Args:
@@ -86,7 +86,7 @@ def episode_scores(
                 seed=setting.seed,
                 progress=progress,
             )
-            yield Score(head, shot, found.mean, found.interval95, setting.episodes)
+            yield FewShotScore(head, shot, found.mean, found.interval95, setting.episodes)
 
 
 def _fit_predict(head: str, seed: int) -> Callable[[Any, Any, Any], NDArray[np.int64]]:
@@ -95,7 +95,7 @@ def _fit_predict(head: str, seed: int) -> Callable[[Any, Any, Any], NDArray[np.i
 
 def learning_curve(
     embeddings: Embeddings, heads: Sequence[str], shots: Sequence[int], draws: int = 5, seed: int = 0
-) -> Iterator[Score]:
+) -> Iterator[FewShotScore]:
     """Yield each head's top-1 on the test images after learning from k train images of each class.
 
     Args:
@@ -119,10 +119,10 @@ def learning_curve(
                 for part in drawn
             ]
             mean, half = float(np.mean(top1)), float(t.ppf(0.975, draws - 1) * np.std(top1, ddof=1)) / sqrt(draws)
-            yield Score(head, shot, mean, (max(0.0, mean - half), min(1.0, mean + half)), draws)
+            yield FewShotScore(head, shot, mean, (max(0.0, mean - half), min(1.0, mean + half)), draws)
 
 
-def to_json(setting: Setting, fingerprint: str, episodes: Sequence[Score], curve: Sequence[Score]) -> str:
+def to_json(setting: EpisodeConfig, fingerprint: str, episodes: Sequence[FewShotScore], curve: Sequence[FewShotScore]) -> str:
     """Return everything as indented JSON."""
     values = {
         "setting": asdict(setting),

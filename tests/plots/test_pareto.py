@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from featkit.plots.files import png_bytes
-from featkit.plots.pareto import Point, pareto_front, plot_pareto
+from featkit.plots.pareto import ParetoPoint, pareto_front, plot_pareto
 
 
 def point(name, latency, accuracy):
-    return Point(name, latency, accuracy, (accuracy - 0.01, min(1, accuracy + 0.01)))
+    return ParetoPoint(name, latency, accuracy, (accuracy - 0.01, min(1, accuracy + 0.01)))
 
 
 POINTS = [point("fp32", 40, 0.925), point("int8", 11, 0.924), point("pruned $x$ <b>", 20, 0.9), point("猫", 60, 0.925)]

@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from featkit.reports.charts import Point, interval_bar, scatter, shade
+from featkit.reports.charts import ScatterPoint, interval_bar, scatter, shade
 from featkit.reports.markup import Html, join, tag
-from featkit.reports.page import Entry, bullets, page, paragraphs, switch, table
+from featkit.reports.page import TableCell, bullets, page, paragraphs, switch, table
 
 HOSTILE = ["<script>alert(1)</script>", '"onload=alert(1) x="', "</script><b>", "]]>", "&lt;", "' onclick='x", "\x00‮"]
 VOID = {"meta"}
@@ -44,8 +44,8 @@ class Reader(HTMLParser):
 
 def sample(text: str) -> str:
     """A page that has the text wherever a page can have one."""
-    rows = [[Entry(text, title=text, head=True), Entry(text, text)], [Entry("a"), Entry("2", 2.0, "number")]]
-    points = [Point(1, 0.5, (0.4, 0.6), text, text), Point(20, 0.7, (0.6, 0.8), text)]
+    rows = [[TableCell(text, title=text, head=True), TableCell(text, text)], [TableCell("a"), TableCell("2", 2.0, "number")]]
+    points = [ScatterPoint(1, 0.5, (0.4, 0.6), text, text), ScatterPoint(20, 0.7, (0.6, 0.8), text)]
     parts = [
         table([text, "b"], rows, caption=text),
         switch(text, {text: paragraphs(text), "other": bullets([text])}),
@@ -98,7 +98,7 @@ def test_a_page_reaches_for_nothing() -> None:
 
 def test_tables_say_what_they_are_sorted_by() -> None:
     """Without scripts they are plain tables with headings of columns and rows."""
-    read = Reader(table(["a", "b"], [[Entry("x", head=True), Entry("1 %", 0.01, "number")]], caption="all"))
+    read = Reader(table(["a", "b"], [[TableCell("x", head=True), TableCell("1 %", 0.01, "number")]], caption="all"))
     assert ("th", {"scope": "row", "class": "name"}) in read.found
     assert ("td", {"class": "number", "data-sort": "0.01"}) in read.found
     assert ("div", {"class": "scroll", "role": "region", "aria-label": "all", "tabindex": "0"}) in read.found
@@ -129,7 +129,7 @@ def test_bars_are_where_their_values_are() -> None:
 @pytest.mark.parametrize("shares", [(0.0, 1.0), (0.9, 0.9), (0.991, 0.999)])
 def test_any_points_lie_within_the_plot(times: tuple[float, float], shares: tuple[float, float]) -> None:
     """As do their intervals."""
-    points = [Point(x, y, (y, y), "p", "1") for x in times for y in shares]
+    points = [ScatterPoint(x, y, (y, y), "p", "1") for x in times for y in shares]
     read = Reader(scatter(points, x_label="seconds", y_label="top-1 (%)"))
     for name, values in read.found:
         if name == "circle":
@@ -139,7 +139,7 @@ def test_any_points_lie_within_the_plot(times: tuple[float, float], shares: tupl
 
 def test_an_accuracy_has_no_level_above_a_hundred() -> None:
     """Where its interval is wide, and ends near there."""
-    drawn = scatter([Point(1, 0.9, (0.873, 0.948), "p", "1")], x_label="seconds", y_label="top-1 (%)")
+    drawn = scatter([ScatterPoint(1, 0.9, (0.873, 0.948), "p", "1")], x_label="seconds", y_label="top-1 (%)")
     levels = [int(level) for level in re.findall(r'dx="-6"[^>]*>([0-9]+)<', drawn)]
     assert levels == [80, 85, 90, 95, 100]
 

@@ -7,9 +7,9 @@ import json
 import pytest
 
 from featkit.errors import DataError
-from featkit.studies.fewshot import Setting, episode_scores, learning_curve, to_json
+from featkit.studies.fewshot import EpisodeConfig, episode_scores, learning_curve, to_json
 
-SETTING = Setting(way=3, query=5, episodes=40)
+SETTING = EpisodeConfig(way=3, query=5, episodes=40)
 
 
 @pytest.fixture
@@ -41,6 +41,6 @@ def test_a_learning_curve_rises_and_is_judged_on_test(vectors):
 
 def test_more_ways_than_classes_and_a_single_draw_are_refused(easy):
     with pytest.raises(DataError, match="9 ways need 9 classes"):
-        list(episode_scores(easy, ["prototypical"], [1], Setting(way=9)))
+        list(episode_scores(easy, ["prototypical"], [1], EpisodeConfig(way=9)))
     with pytest.raises(DataError, match="two draws"):
         list(learning_curve(easy, ["linear"], [1], draws=1))
