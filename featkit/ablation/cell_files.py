@@ -17,8 +17,9 @@ from typing import Any
 
 import numpy as np
 
-from featkit.ablation.cells import Answers, Cell, Value
+from featkit.ablation.cells import Cell, Value
 from featkit.errors import DataError, FeatkitError, MissingExtraError, RunError, StorageError, WeightsError
+from featkit.evaluation.predictions import Predictions
 from featkit.evaluation.report import Report
 from featkit.heads.balance import InapplicableError
 from featkit.runs.directory import seal
@@ -63,14 +64,18 @@ def write_cell(folder: Path, name: str, run: Run, val_score: float | None) -> No
     Raises:
         StorageError: if the disk is full or cannot be written.
     """
-    answers = run.answers
+    predictions = run.predictions
     content = {
         "schema": SCHEMA,
         "data": run.source.data,
         "weights": run.source.weights,
         "run": run.id,
         "report": run.report.to_dict(),
-        "answers": {"ids": answers.ids, "y": answers.y.tolist(), "predicted": answers.predicted.tolist()},
+        "answers": {
+            "ids": predictions.ids,
+            "y": predictions.y.tolist(),
+            "predicted": predictions.predicted.tolist(),
+        },
         "val_score": val_score,
         "cost": dict(run.report.cost),
     }
@@ -118,7 +123,7 @@ def forget_cell(folder: Path, name: str) -> None:
 
 
 def _cell(content: Mapping[str, Any], values: Mapping[str, Value]) -> Cell:
-    answers, cost = content["answers"], content["cost"]
+    predictions, cost = content["answers"], content["cost"]
     report = replace(Report.from_dict(content["report"]), cost=cost)
     return Cell(
         values=values,
@@ -128,7 +133,9 @@ def _cell(content: Mapping[str, Any], values: Mapping[str, Value]) -> Cell:
         weights=content["weights"],
         run=content["run"],
         report=report,
-        answers=Answers(tuple(answers["ids"]), np.array(answers["y"]), np.array(answers["predicted"])),
+        predictions=Predictions(
+            tuple(predictions["ids"]), np.array(predictions["y"]), np.array(predictions["predicted"])
+        ),
         val_score=content["val_score"],
         seconds=cost["fit_seconds"] + cost["predict_seconds"],
     )

@@ -5,26 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import numpy as np
-from numpy.typing import NDArray
-
+from featkit.evaluation.predictions import Predictions
 from featkit.evaluation.report import Report
 
 Value = str | int | bool
-
-
-@dataclass(frozen=True)
-class Answers:
-    """What a head said about each test image.
-
-    Attributes:
-        ids: names of the n images.
-        y, predicted: ``(n,)`` positions in the class names.
-    """
-
-    ids: tuple[str, ...]
-    y: NDArray[np.int64]
-    predicted: NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -40,7 +24,7 @@ class Cell:
         weights: label of the weights, which says so if they are untrained.
         run: the id that `featkit fit` gives the same run.
         report: None unless ``ok``.
-        answers: what was said about each test image; None unless ``ok``.
+        predictions: on the test images; None unless ``ok``.
         val_score: balanced accuracy on val of the head before val joined train; None where there is no val.
         seconds: of fitting and judging; a fit that serves several cells counts in each.
     """
@@ -53,6 +37,6 @@ class Cell:
     weights: str = ""
     run: str = ""
     report: Report | None = None
-    answers: Answers | None = None
+    predictions: Predictions | None = None
     val_score: float | None = None
     seconds: float = 0.0

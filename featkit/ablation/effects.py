@@ -9,7 +9,6 @@ from statistics import fmean
 from typing import Any
 
 from featkit.ablation.cells import Cell
-from featkit.evaluation.compare import Predictions
 from featkit.evaluation.effects import METRICS, SEED, Average, Effect, Outcome, adjusted, average, effects, outcomes
 from featkit.evaluation.intervals import Interval
 
@@ -120,12 +119,8 @@ def find(name: str, axes: Mapping[str, Sequence[Any]], cells: Sequence[Cell]) ->
     varying = {axis: values for axis, values in found.items() if len(values) > 1}
     metric = METRICS[1] if {SUBSET, BALANCE} & set(varying) else METRICS[0]
     best_first = sorted(cells, key=lambda cell: (-_score(cell, metric)[0] if cell.report else 1, _rank(found, cell)))
-    answered = [
-        (cell, Predictions(given.ids, given.y, given.predicted))
-        for cell in best_first
-        if cell.report and (given := cell.answers)
-    ]
-    scored = outcomes(((cell.values, answers) for cell, answers in answered), metric)
+    answered = [(cell, cell.predictions) for cell in best_first if cell.report and cell.predictions]
+    scored = outcomes(((cell.values, predictions) for cell, predictions in answered), metric)
     findings = Findings(
         name,
         metric,

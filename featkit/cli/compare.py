@@ -12,7 +12,7 @@ from featkit.cli.options import between, json_option, table
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from featkit.evaluation import Paired, Report
+    from featkit.evaluation import PairedComparison, Report
 
 EPILOG = """\b
 Examples:
@@ -39,7 +39,7 @@ def compare(runs: tuple[Path, ...], as_json: bool) -> None:
     print_compared(compared.runs, compared.pairs)
 
 
-def print_compared(runs: Iterable[tuple[str, Report]], pairs: Iterable[Paired]) -> None:
+def print_compared(runs: Iterable[tuple[str, Report]], pairs: Iterable[PairedComparison]) -> None:
     """Print runs in their order, and what can be said about each pair of them."""
     rows = [[name, f"{100 * run.top1:.1f}", between(run.interval95), run.n] for name, run in runs]
     click.echo(table(["run", "top-1 %", "95 % interval", "n"], rows, right=("top-1 %", "95 % interval", "n")))

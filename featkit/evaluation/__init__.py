@@ -1,15 +1,16 @@
 """Scores to a Report: metrics with their intervals, calibration, comparisons, few-shot episodes."""
 
 from featkit.evaluation.calibration import Temperature, fit_temperature
-from featkit.evaluation.compare import Paired, Predictions, compare
+from featkit.evaluation.compare import PairedComparison, compare
 from featkit.evaluation.episodes import Episodes, run_episodes
+from featkit.evaluation.predictions import Predictions
 from featkit.evaluation.report import ClassRow, Report, summary
 from featkit.evaluation.scoring import evaluate
 
 __all__ = [
     "ClassRow",
     "Episodes",
-    "Paired",
+    "PairedComparison",
     "Predictions",
     "Report",
     "Temperature",

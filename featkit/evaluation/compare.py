@@ -8,33 +8,19 @@ from itertools import combinations
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 from scipy.stats import binom
 
 from featkit.errors import DataError
 from featkit.evaluation.intervals import Interval, paired_interval
+from featkit.evaluation.predictions import Predictions
 
 LEVEL = 0.05
-"""The share of true null hypotheses that ``Paired.claimed`` may reject."""
+"""The share of true null hypotheses that ``PairedComparison.claimed`` may reject."""
 
 
 @dataclass(frozen=True)
-class Predictions:
-    """What one classifier predicted, and what was true.
-
-    Attributes:
-        ids: n unique names of the test images, in any order.
-        y: ``(n,)`` true classes, as numbers or names.
-        predicted: ``(n,)`` predicted classes, of the same kind.
-    """
-
-    ids: Sequence[str]
-    y: ArrayLike
-    predicted: ArrayLike
-
-
-@dataclass(frozen=True)
-class Paired:
+class PairedComparison:
     """Two classifiers on the same n test images.
 
     Attributes:
@@ -81,7 +67,7 @@ class Paired:
         return {**asdict(self), "interval95": list(self.interval95), "sentence": self.sentence}
 
 
-def compare(runs: Mapping[str, Predictions]) -> tuple[Paired, ...]:
+def compare(runs: Mapping[str, Predictions]) -> tuple[PairedComparison, ...]:
     """Compare every two of several classifiers, image by image.
 
     Returns:
@@ -134,10 +120,12 @@ class _Table:
         return self.right
 
 
-def _paired(a: str, b: str, right_a: NDArray[np.bool_], right_b: NDArray[np.bool_]) -> Paired:
+def _paired(a: str, b: str, right_a: NDArray[np.bool_], right_b: NDArray[np.bool_]) -> PairedComparison:
     n, only_a, only_b = len(right_a), int(np.sum(right_a & ~right_b)), int(np.sum(right_b & ~right_a))
     p = mcnemar(only_a, only_b)
-    return Paired(a, b, n, only_a, only_b, (only_a - only_b) / n, paired_interval(only_a, only_b, n), p, p_holm=p)
+    return PairedComparison(
+        a, b, n, only_a, only_b, (only_a - only_b) / n, paired_interval(only_a, only_b, n), p, p_holm=p
+    )
 
 
 def mcnemar(only_a: int, only_b: int) -> float:

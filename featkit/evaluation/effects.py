@@ -16,8 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import t
 
-from featkit.evaluation.compare import LEVEL, Predictions, holm, mcnemar
+from featkit.evaluation.compare import LEVEL, holm, mcnemar
 from featkit.evaluation.intervals import Interval, paired_interval
+from featkit.evaluation.predictions import Predictions
 
 SEED = "seed"
 """The axis whose values are repetitions: it is averaged over and has no effect of its own."""

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from featkit.errors import DataError, SpecError
 from featkit.images.base import SPLITS, ImageSet, Pixels
 from featkit.images.decode import array_key
-from featkit.images.files import UNSPLIT, Entry, from_entries
+from featkit.images.files import UNSPLIT, ImageEntry, from_entries
 
 _Parts = Mapping[str, Mapping[str, Any]]
 
@@ -164,7 +164,7 @@ def _files(part: Any) -> tuple[str, ...]:
 
 def _file_set(name: str, folder: Path, parts: Mapping[str, _Part], classes: Sequence[str]) -> ImageSet:
     entries = [
-        Entry(Path(os.path.relpath(path, folder)).as_posix(), path, label, split)
+        ImageEntry(Path(os.path.relpath(path, folder)).as_posix(), path, label, split)
         for split, part in parts.items()
         for path, label in zip(part.files, part.names, strict=True)
     ]

@@ -38,7 +38,7 @@ UNSPLIT = "none"
 _ALIASES = {**{split: split for split in SPLITS}, "valid": "val", "validation": "val"}
 
 
-class Entry(NamedTuple):
+class ImageEntry(NamedTuple):
     """One image file: its id, where it is, the name of its class, its split (empty where the source has none)."""
 
     id: str
@@ -47,7 +47,7 @@ class Entry(NamedTuple):
     split: str
 
 
-def from_entries(name: str, entries: Sequence[Entry], classes: Sequence[str] | None = None) -> ImageSet:
+def from_entries(name: str, entries: Sequence[ImageEntry], classes: Sequence[str] | None = None) -> ImageSet:
     """Return image files as an ImageSet: classes sorted, those of train first, unless they are given.
 
     ``split`` is ``own`` where the entries have splits, else ``none``.
@@ -67,14 +67,14 @@ def from_entries(name: str, entries: Sequence[Entry], classes: Sequence[str] | N
     )
 
 
-def _classes(entries: Sequence[Entry]) -> list[str]:
+def _classes(entries: Sequence[ImageEntry]) -> list[str]:
     train = {entry.label for entry in entries if entry.split in ("", SPLITS[0])}
     return sorted(train) + sorted({entry.label for entry in entries} - train)
 
 
 def image_files(files: Iterable[str | Path]) -> ImageSet:
     """Return files of unknown class, in order, as an ImageSet with one class that has no name."""
-    return from_entries("images", [Entry(str(file), str(file), "", "") for file in files])
+    return from_entries("images", [ImageEntry(str(file), str(file), "", "") for file in files])
 
 
 def pictures_below(root: Path) -> list[str]:
@@ -104,7 +104,7 @@ def folder(root: Path) -> ImageSet:
         DataError: if there are no class folders, or one of them holds no images.
     """
     entries = [
-        Entry(f"{prefix}{kind.name}/{below}", path, kind.name, split)
+        ImageEntry(f"{prefix}{kind.name}/{below}", path, kind.name, split)
         for prefix, base, split in _parts(root)
         for kind in _class_folders(base)
         for below, path in _images(kind)
@@ -162,7 +162,7 @@ def _scan(base: str | Path) -> list[os.DirEntry[str]]:
         raise DataError(f"{base} cannot be listed: {error.strerror}; check the path and its permissions") from error
 
 
-def _refuse_undecodable(entries: Iterable[Entry]) -> None:
+def _refuse_undecodable(entries: Iterable[ImageEntry]) -> None:
     for entry in entries:
         try:
             entry.id.encode()
@@ -218,7 +218,7 @@ def _columns(path: Path, header: Sequence[str]) -> list[str]:
     return columns
 
 
-def _entry(path: Path, line: int, row: dict[str, str]) -> Entry:
+def _entry(path: Path, line: int, row: dict[str, str]) -> ImageEntry:
     where = f"line {line} of {path}"
     if None in row or None in row.values():
         raise DataError(f"{where} has another number of cells than the header: put quotes around what holds a comma")
@@ -228,10 +228,10 @@ def _entry(path: Path, line: int, row: dict[str, str]) -> Entry:
     if split is not None and split.strip().lower() not in _ALIASES:
         raise DataError(f"{where} has an unknown split {split!r}: known: {', '.join(_ALIASES)}")
     split = "" if split is None else _ALIASES[split.strip().lower()]
-    return Entry(row["path"], str(path.parent / row["path"]), row["label"].strip(), split)
+    return ImageEntry(row["path"], str(path.parent / row["path"]), row["label"].strip(), split)
 
 
-def _refuse_duplicates(path: Path, entries: Iterable[Entry]) -> None:
+def _refuse_duplicates(path: Path, entries: Iterable[ImageEntry]) -> None:
     seen: set[str] = set()
     for entry in entries:
         place = os.path.normpath(entry.path)

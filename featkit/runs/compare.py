@@ -10,9 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from featkit.backbones.saved import is_path
 from featkit.errors import DataError, RunError, SpecError
-from featkit.evaluation import Paired, Predictions, Report, compare
+from featkit.evaluation import PairedComparison, Predictions, Report, compare
 from featkit.runs.directory import PREDICTIONS_FILE
 
 
@@ -21,7 +23,7 @@ class Compared:
     """Some runs, best first, and what can be said about each pair of them."""
 
     runs: tuple[tuple[str, Report], ...]
-    pairs: tuple[Paired, ...]
+    pairs: tuple[PairedComparison, ...]
 
 
 def compare_runs(directories: Sequence[Path]) -> Compared:
@@ -41,7 +43,7 @@ def compare_runs(directories: Sequence[Path]) -> Compared:
         for title, directory in zip(titles, directories, strict=True)
     ]
     best_first = sorted(zip(names, found, strict=True), key=lambda run: -run[1][1].top1)
-    pairs = compare({name: answers for name, (_, _, answers) in best_first})
+    pairs = compare({name: predictions for name, (_, _, predictions) in best_first})
     return Compared(tuple((name, report) for name, (_, report, _) in best_first), tuple(pairs))
 
 
@@ -60,12 +62,13 @@ def read_run(directory: Path) -> tuple[str, Report, Predictions]:
         extra += [f" {made[name]}" for name in ("balance", "subset") if made.get(name)]
         extra += [f" {made['request']['perturb']}"] if made["request"].get("perturb") else []
         title = f"{made['head']}{''.join(extra)} on {_network(made)}"
-        columns = [[row[name] for row in rows] for name in ("id", "true", "predicted")]
+        ids = [row["id"] for row in rows]
+        y, predicted = (np.array([row[name] for row in rows]) for name in ("true", "predicted"))
     except FileNotFoundError as error:
         raise RunError(f"{directory} is no run to compare: {Path(error.filename).name} is missing; {again}") from error
     except (OSError, DataError, KeyError, TypeError, ValueError) as error:
         raise RunError(f"{directory} cannot be read as a run ({error}): {again}") from error
-    return title, report, Predictions(*columns)
+    return title, report, Predictions(ids, y, predicted)
 
 
 def _network(made: Mapping[str, Any]) -> str:

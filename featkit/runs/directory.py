@@ -81,9 +81,10 @@ def _predictions(run: Run) -> str:
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(["id", "true", "predicted", "confidence"])
-    classes, answers = run.source.embeddings.classes, run.answers
+    classes, predictions = run.source.embeddings.classes, run.predictions
+    assert predictions.confidence is not None  # fit_run always computes it
     for name, true, predicted, confidence in zip(
-        answers.ids, answers.y, answers.predicted, answers.confidence, strict=True
+        predictions.ids, predictions.y, predictions.predicted, predictions.confidence, strict=True
     ):
         writer.writerow([name, classes[true], classes[predicted], f"{confidence:.6f}"])
     return out.getvalue()

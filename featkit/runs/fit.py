@@ -19,6 +19,7 @@ from featkit.errors import DataError, SpecError
 from featkit.evaluation import Temperature, evaluate, fit_temperature
 from featkit.evaluation.calibration import apply_temperature, are_probabilities
 from featkit.evaluation.metrics import balanced_accuracy, confusion_matrix
+from featkit.evaluation.predictions import Predictions
 from featkit.evaluation.rejection import reject, rejection_threshold
 from featkit.evaluation.report import Report
 from featkit.heads import make_head
@@ -30,22 +31,6 @@ from featkit.runs.splits import Parts, divide, refuse_infinite, train_counts, un
 
 PACKAGES = ("featkit", "numpy", "scikit-learn", "skops", "torch", "torchvision")
 """Packages whose versions a report names."""
-
-
-@dataclass(frozen=True)
-class Answers:
-    """What a head said about each test image.
-
-    Attributes:
-        ids: names of the n images.
-        y, predicted: ``(n,)`` positions in the class names.
-        confidence: ``(n,)`` probability of the predicted class, at the temperature if there is one.
-    """
-
-    ids: tuple[str, ...]
-    y: NDArray[np.int64]
-    predicted: NDArray[np.int64]
-    confidence: NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -78,7 +63,7 @@ class Run:
         head_spec: how the head was asked for.
         head: the fitted estimator.
         report: its worth on the test images.
-        answers: what it said about each of them.
+        predictions: on the test images.
         search: what was tried on val, if anything.
     """
 
@@ -87,7 +72,7 @@ class Run:
     head_spec: str
     head: Any
     report: Report
-    answers: Answers
+    predictions: Predictions
     search: Search | None = None
 
 
@@ -188,9 +173,9 @@ def judge(fitted: Fitted, source: Source) -> Run:
     if fitted.threshold is not None and reject_share is not None:
         judged = reject(shown, test.y, columns, share=reject_share, threshold=fitted.threshold)
         report = replace(report, rejection=judged)
-    answers = Answers(test.ids, test.y, columns[scores.argmax(axis=1)], shown.max(axis=1))
+    predictions = Predictions(test.ids, test.y, columns[scores.argmax(axis=1)], shown.max(axis=1))
     run_id = _run_id(source, fitted.head_spec, fitted.seed, fitted.protocol)
-    return Run(run_id, source, fitted.head_spec, head, report, answers, fitted.search)
+    return Run(run_id, source, fitted.head_spec, head, report, predictions, fitted.search)
 
 
 def _divide(source: Source, seed: int, subset: str | None) -> Parts:

@@ -19,14 +19,14 @@ from featkit.embeddings.extract import embed
 from featkit.embeddings.job import content_keys, make_recipe
 from featkit.embeddings.pipeline import Compute
 from featkit.errors import DataError, RunError, TrainingError
-from featkit.evaluation import Temperature, evaluate, fit_temperature
+from featkit.evaluation import Predictions, Temperature, evaluate, fit_temperature
 from featkit.evaluation.calibration import apply_temperature
 from featkit.evaluation.report import Report
 from featkit.heads.linear import LinearHead
 from featkit.runs.compare import read_run
 from featkit.runs.directory import save_run
 from featkit.runs.features import Source
-from featkit.runs.fit import PACKAGES, Answers, Run, peak_memory
+from featkit.runs.fit import PACKAGES, Run, peak_memory
 from featkit.runs.predict import gathered
 from featkit.runs.splits import unseen
 from featkit.storage import Content, csv_text
@@ -167,9 +167,9 @@ def judge(trained: Trained, file: Path, compute: Compute, out: Path) -> Run:
         seed=settings.seed,
     )
     shown = apply_temperature(scores, temperature) if temperature else scores
-    answers = Answers(test.ids, test.y, scores.argmax(axis=1), shown.max(axis=1))
+    predictions = Predictions(test.ids, test.y, scores.argmax(axis=1), shown.max(axis=1))
     source = Source(request, test, directory, images.name, prepared.blueprint.label)
-    return Run(prepared.id, source, spec, head, report, answers)
+    return Run(prepared.id, source, spec, head, report, predictions)
 
 
 def _embedded(prepared: Prepared, file: Path, split: str, compute: Compute) -> Embeddings:

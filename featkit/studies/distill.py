@@ -16,7 +16,7 @@ from featkit.backbones.saved import is_path
 from featkit.embeddings.pipeline import Compute
 from featkit.embeddings.recipe import digest
 from featkit.errors import DataError, SpecError
-from featkit.evaluation import Paired, Predictions, Report, compare
+from featkit.evaluation import PairedComparison, Predictions, Report, compare
 from featkit.evaluation.effects import SEED, Effect, adjusted, effects, outcomes
 from featkit.runs.compare import read_run
 from featkit.runs.directory import load_run, save_run
@@ -62,7 +62,7 @@ class Distilled:
 
     runs: Mapping[str, Path]
     reports: Mapping[str, Report]
-    pairs: tuple[Paired, ...]
+    pairs: tuple[PairedComparison, ...]
     gap: float | None
     gap_interval: tuple[float, float] | None
 
@@ -175,11 +175,11 @@ def compared(runs: Mapping[str, Path], seed: int = 0) -> Distilled:
     """
     read = {name: read_run(path) for name, path in runs.items()}
     reports = {name: report for name, (_, report, _) in read.items()}
-    found = {name: answers for name, (_, _, answers) in read.items()}
+    found = {name: predictions for name, (_, _, predictions) in read.items()}
     made = Distilled(runs, reports, tuple(compare(found)), None, None)
     if "alone" not in found:
         return made
-    right = {name: _right(answers) for name, answers in found.items()}
+    right = {name: _right(predictions) for name, predictions in found.items()}
     names = sorted(right["teacher"])
     table = np.array([[right[run][name] for name in names] for run in ("teacher", "alone", "distilled")], dtype=float)
     rng = np.random.default_rng(seed)
@@ -208,9 +208,9 @@ def pooled(runs: Mapping[int, Mapping[str, Path]]) -> list[Effect]:
     return adjusted(effects(outcomes(cells), "run", [(b, a) for a, b in combinations(names, 2)]))
 
 
-def _right(answers: Predictions) -> dict[str, bool]:
-    right = np.asarray(answers.y) == np.asarray(answers.predicted)
-    return dict(zip(answers.ids, right.tolist(), strict=True))
+def _right(predictions: Predictions) -> dict[str, bool]:
+    right = predictions.correct
+    return dict(zip(predictions.ids, right.tolist(), strict=True))
 
 
 def _gap(table: NDArray[np.float64]) -> float | None:

@@ -64,9 +64,9 @@ def tail_rows(cells: Sequence[Cell]) -> list[TailRow]:
     """Return a row for each cell with a result, in their order."""
     groups: dict[tuple[Value, ...], list[Cell]] = {}
     for cell in cells:
-        if cell.report and cell.answers:
+        if cell.report and cell.predictions:
             groups.setdefault(_tail(cell), []).append(cell)
-    return [_row(cell, groups[_tail(cell)]) for cell in cells if cell.report and cell.answers]
+    return [_row(cell, groups[_tail(cell)]) for cell in cells if cell.report and cell.predictions]
 
 
 def _tail(cell: Cell) -> tuple[Value, ...]:
@@ -74,15 +74,15 @@ def _tail(cell: Cell) -> tuple[Value, ...]:
 
 
 def _row(cell: Cell, group: Sequence[Cell]) -> TailRow:
-    report, answers = cell.report, cell.answers
+    report, predictions = cell.report, cell.predictions
     assert report is not None
-    assert answers is not None
+    assert predictions is not None
     scored = [other for other in group if other.val_score is not None]
     best = max(scored, key=lambda other: other.val_score or 0.0, default=None)
-    plain = next((other.answers for other in group if other.values["balance"] == "none"), None)
+    plain = next((other.predictions for other in group if other.values["balance"] == "none"), None)
     found = None
     if plain and cell.values["balance"] != "none":
-        found = balanced_gain(answers.y, answers.predicted == answers.y, plain.predicted == plain.y)
+        found = balanced_gain(predictions.y, predictions.predicted == predictions.y, plain.predicted == plain.y)
     sizes = {row.name: (row.top1, row.interval95) for row in report.groups or ()}
     return TailRow(
         values=dict(cell.values),

@@ -29,7 +29,7 @@ from featkit.embeddings.calibration import find as find_calibration
 from featkit.embeddings.pipeline import Compute
 from featkit.embeddings.request import Request
 from featkit.errors import SpecError
-from featkit.evaluation import Paired, Predictions, Report, compare
+from featkit.evaluation import PairedComparison, Report, compare
 from featkit.evaluation.drift import Drift, drift
 from featkit.registry import unknown
 from featkit.runs.directory import load_run
@@ -68,7 +68,7 @@ class Profile:
     peak_memory_mb: float
     report: Report | None = None
     drift: Drift | None = None
-    difference: Paired | None = None
+    difference: PairedComparison | None = None
 
 
 @dataclass(frozen=True)
@@ -173,10 +173,10 @@ def _beside(first: Run | None, run: Run | None, names: tuple[str, str]) -> dict[
     return {"drift": drift(before.x, after.x), "difference": difference(run, first, names)}
 
 
-def difference(run: Run, other: Run, names: tuple[str, str]) -> Paired:
+def difference(run: Run, other: Run, names: tuple[str, str]) -> PairedComparison:
     """Return how much more often one run is right than another, on the same test images."""
-    answers = [Predictions(each.answers.ids, each.answers.y, each.answers.predicted) for each in (run, other)]
-    (paired,) = compare(dict(zip(names, answers, strict=True)))
+    predictions = [run.predictions, other.predictions]
+    (paired,) = compare(dict(zip(names, predictions, strict=True)))
     return paired
 
 

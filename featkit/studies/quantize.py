@@ -11,7 +11,7 @@ from featkit.backbones.base import Quantized
 from featkit.compression.export import answers, export
 from featkit.compression.exported import load_exported
 from featkit.embeddings.pipeline import Compute
-from featkit.evaluation import Paired, Predictions, compare
+from featkit.evaluation import PairedComparison, Predictions, compare
 from featkit.runs.directory import SavedRun
 from featkit.runs.export import classifier_of, images_to_check
 
@@ -24,7 +24,7 @@ class QuantizedRun:
 
     before: float
     after: float
-    paired: Paired
+    paired: PairedComparison
 
 
 def quantize_run(run: SavedRun, network: Quantized, path: Path, compute: Compute) -> QuantizedRun:

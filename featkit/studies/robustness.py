@@ -108,7 +108,7 @@ Group = dict[Perturbation, Cell]
 def _groups(cells: Sequence[Cell]) -> dict[tuple[tuple[str, Value], ...], Group]:
     groups: dict[tuple[tuple[str, Value], ...], Group] = {}
     for cell in cells:
-        if cell.report and cell.answers:
+        if cell.report and cell.predictions:
             group = groups.setdefault(_head(cell.values), {})
             group[parse_perturbation(str(cell.values["perturb"]))] = cell
     return groups
@@ -157,10 +157,10 @@ def _level(clean: Cell | None, perturbation: Perturbation, cell: Cell) -> LevelR
 
 def _right(cell: Cell, like: Cell | None = None) -> NDArray[np.bool_]:
     """Return ``(n,)`` whether each test image was right, in the order of another cell's images."""
-    answers, order = cell.answers, (like or cell).answers
-    assert answers is not None
+    predictions, order = cell.predictions, (like or cell).predictions
+    assert predictions is not None
     assert order is not None
-    right = dict(zip(answers.ids, (answers.predicted == answers.y).tolist(), strict=True))
+    right = dict(zip(predictions.ids, (predictions.predicted == predictions.y).tolist(), strict=True))
     return np.array([right[name] for name in order.ids], bool)
 
 

@@ -100,8 +100,8 @@ def test_a_cell_is_the_run_that_fit_makes(grid, work):
         given = {**{name: cell.values[name] for name in names}, "backbone": "resnet18", "resize": "32"}
         run = fit_run(open_source(given, work.cache, Compute()), cell.values["head"], seed=1, protocol=Protocol())
         assert (cell.run, cell.report.top1, cell.report.nll) == (run.id, run.report.top1, run.report.nll)
-        assert cell.answers.ids == run.answers.ids
-        np.testing.assert_array_equal(cell.answers.predicted, run.answers.predicted)
+        assert cell.predictions.ids == run.predictions.ids
+        np.testing.assert_array_equal(cell.predictions.predicted, run.predictions.predicted)
 
 
 def test_perturbed_views_of_train_are_fitted_on_and_never_judged(grid, work):

@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 from scipy.stats import binom, binomtest
 
 from featkit.errors import DataError
-from featkit.evaluation.compare import Predictions, compare, holm, mcnemar
+from featkit.evaluation.compare import compare, holm, mcnemar
 from featkit.evaluation.intervals import paired_interval
+from featkit.evaluation.predictions import Predictions
 
 COUNTS = st.integers(0, 400)
 

@@ -10,9 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import norm, t
 
-from featkit.evaluation.compare import Predictions, compare
+from featkit.evaluation.compare import compare
 from featkit.evaluation.effects import Outcome, adjusted, average, average_shares, effects, outcomes
 from featkit.evaluation.intervals import wilson
+from featkit.evaluation.predictions import Predictions
 
 
 def cell(right: np.ndarray, **place: object) -> tuple[dict[str, object], Predictions]:

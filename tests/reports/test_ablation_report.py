@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from featkit.ablation.cells import Answers, Cell
+from featkit.ablation.cells import Cell
 from featkit.ablation.conditions import (
     drops_by_choice,
     drops_by_perturbation,
@@ -19,6 +19,7 @@ from featkit.ablation.conditions import (
 )
 from featkit.ablation.effects import find
 from featkit.evaluation import evaluate
+from featkit.evaluation.predictions import Predictions
 from featkit.reports.ablation import write_report
 from featkit.reports.wording import duration, effect_sentence
 
@@ -34,7 +35,7 @@ def cell(values: dict[str, Any], skill: float, val: float | None = 0.5, train: S
     scores = np.eye(3)[predicted] * 0.8 + 0.2 / 3
     report = evaluate(scores, Y, CLASSES, columns=np.arange(3), train_counts=train)
     ids = tuple(f"{place}.png" for place in range(N))
-    return Cell(values, "ok", "", "", "photos", "w", "r", report, Answers(ids, Y, predicted), val, 1.5)
+    return Cell(values, "ok", "", "", "photos", "w", "r", report, Predictions(ids, Y, predicted), val, 1.5)
 
 
 AXES: dict[str, list[Any]] = {
@@ -199,7 +200,7 @@ def test_a_relative_drop_has_the_interval_of_a_ratio() -> None:
     """By the delta method, written out; a clean accuracy that is uncertain makes it wider or narrower."""
     found = [one for one in robust_cells() if one.values["head"] == "knn" and "jpeg" not in str(one.values["perturb"])]
     (row,) = drops_by_choice(find("a", ROBUST, found))
-    clean, harmed = (np.asarray(one.answers.predicted == Y, float) for one in found if one.answers)
+    clean, harmed = (np.asarray(one.predictions.predicted == Y, float) for one in found if one.predictions)
     relative = 1 - harmed.mean() / clean.mean()
     half = 1.96 * np.std(clean - harmed - relative * clean) / clean.mean() / np.sqrt(N)
     assert row.relative == pytest.approx(relative)

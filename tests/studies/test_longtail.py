@@ -7,11 +7,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from featkit.ablation.cells import Answers, Cell
+from featkit.ablation.cells import Cell
 from featkit.ablation.grid import Grid
 from featkit.errors import SpecError
 from featkit.evaluation import evaluate
 from featkit.evaluation.gains import balanced_gain
+from featkit.evaluation.predictions import Predictions
 from featkit.studies.longtail import longtail_grid, tail_rows
 
 Y = np.repeat([0, 1, 2], [30, 20, 10])
@@ -24,8 +25,8 @@ def cells(val_scores):
     for values, score in zip(grid.cells(), val_scores, strict=True):
         predicted = np.where(np.arange(60) >= 60 - wrong[values["balance"]], 0, Y)
         report = evaluate(np.eye(3)[predicted], Y, tuple("abc"), train_counts=[200, 50, 4])
-        answers = Answers(tuple(map(str, range(60))), Y, predicted)
-        made.append(Cell(values, "ok", report=report, answers=answers, val_score=score))
+        predictions = Predictions(tuple(map(str, range(60))), Y, predicted)
+        made.append(Cell(values, "ok", report=report, predictions=predictions, val_score=score))
     return made
 
 
@@ -39,7 +40,7 @@ def test_val_alone_says_which_correction_is_best():
 def test_gains_are_over_none_on_the_same_images():
     made = cells((0.5, 0.7, 0.6))
     none, _, smote = tail_rows(made)
-    right = [each.answers.predicted == Y for each in made]
+    right = [each.predictions.predicted == Y for each in made]
     assert (none.gain, none.gain_interval95) == (None, None)
     assert (smote.gain, smote.gain_interval95) == balanced_gain(Y, right[2], right[0])
     assert (smote.many[0], smote.medium[0], smote.few[0]) == (1.0, 1.0, pytest.approx(0.8))

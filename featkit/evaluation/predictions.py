@@ -1,0 +1,33 @@
+"""Predictions of a classifier, one row per test image."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """Predictions of a classifier on the test set, one row per image.
+
+    Attributes:
+        ids: n unique names of the test images, in any order.
+        y: ``(n,)`` true classes, as numbers or names.
+        predicted: ``(n,)`` predicted classes, of the same kind.
+        confidence: ``(n,)`` probability of the predicted class after temperature scaling; None where it is unknown.
+    """
+
+    ids: Sequence[str]
+    y: NDArray[Any]
+    predicted: NDArray[Any]
+    confidence: NDArray[np.float64] | None = None
+
+    @property
+    def correct(self) -> NDArray[np.bool_]:
+        """Whether each prediction is correct, ``(n,)``."""
+        correct: NDArray[np.bool_] = np.asarray(self.y) == np.asarray(self.predicted)
+        return correct
