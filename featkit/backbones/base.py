@@ -100,7 +100,7 @@ def _offset(length: int, crop: int) -> int:
     return round((length - crop) / 2.0) if length >= crop else -((crop - length) // 2)
 
 
-class Quantized(NamedTuple):
+class QuantizedNetwork(NamedTuple):
     """A network in eight bits: an ONNX file from uint8 ``(b, h, w, 3)`` to ``(b, d)``, and its SHA-256 (hex)."""
 
     path: Path
@@ -133,7 +133,7 @@ class Backbone:
     pool: str
     preprocess: Preprocess
     build: Callable[[], nn.Module]
-    quantized: Quantized | None = None
+    quantized: QuantizedNetwork | None = None
 
     @property
     def trained(self) -> bool:

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from featkit.backbones.base import Backbone, Preprocess, Quantized
+from featkit.backbones.base import Backbone, Preprocess, QuantizedNetwork
 from featkit.backbones.weights import digest_file
 from featkit.errors import SpecError, WeightsError
 
@@ -104,5 +104,5 @@ def open_int8(spec: str, *, weights: str, layer: str | None, pool: str) -> Backb
         pool=card.pool,
         preprocess=card.preprocess,
         build=build,
-        quantized=Quantized(folder / INT8_FILE, card.sha256),
+        quantized=QuantizedNetwork(folder / INT8_FILE, card.sha256),
     )

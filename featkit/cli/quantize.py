@@ -28,8 +28,8 @@ from featkit.cli.options import (
 from featkit.errors import SpecError
 
 if TYPE_CHECKING:
-    from featkit.backbones.base import Quantized
-    from featkit.compression.quantize import QuantizedNetwork
+    from featkit.backbones.base import QuantizedNetwork
+    from featkit.compression.quantize import QuantizationResult
     from featkit.embeddings.pipeline import Compute
     from featkit.embeddings.request import Request
     from featkit.runs.directory import SavedRun
@@ -89,7 +89,7 @@ def quantize(spec: str, out: Path, as_json: bool, **options: Any) -> None:
     then the run's own images are used, the whole classifier is written too, as model.onnx, and judged beside the run
     on its test images.
     """
-    from featkit.backbones.base import Quantized
+    from featkit.backbones.base import QuantizedNetwork
     from featkit.backbones.int8 import Scheme
     from featkit.backbones.saved_int8 import INT8_CARD, INT8_FILE
     from featkit.compression.quantize import Wish
@@ -107,7 +107,7 @@ def quantize(spec: str, out: Path, as_json: bool, **options: Any) -> None:
         facts = _facts(made, request.data, directory)
         files: dict[str, Any] = {INT8_FILE: file.read_bytes(), INT8_CARD: made.card.to_json()}
         if run:
-            facts["classifier"] = _judge(run, Quantized(file, made.card.sha256), whole, compute)
+            facts["classifier"] = _judge(run, QuantizedNetwork(file, made.card.sha256), whole, compute)
             files[CLASSIFIER_FILE] = whole.read_bytes()
         text = json.dumps(facts, indent=2)
         publish(directory, {**files, "quantize.json": text})
@@ -132,7 +132,7 @@ def _asked(spec: str, options: Mapping[str, Any]) -> tuple[Request, SavedRun | N
     return replace(run.request, augment=None), run
 
 
-def _judge(run: SavedRun, network: Quantized, path: Path, compute: Compute) -> dict[str, Any]:
+def _judge(run: SavedRun, network: QuantizedNetwork, path: Path, compute: Compute) -> dict[str, Any]:
     """Write the whole classifier, and say how it does beside the run."""
     from featkit.studies.quantize import quantize_run
 
@@ -148,7 +148,7 @@ def _judge(run: SavedRun, network: Quantized, path: Path, compute: Compute) -> d
     return {"file": CLASSIFIER_FILE, "top1": found.after, "top1_of_run": found.before, "difference": paired.to_dict()}
 
 
-def _say(made: QuantizedNetwork, bytes_now: int) -> None:
+def _say(made: QuantizationResult, bytes_now: int) -> None:
     from featkit.compression.quantize import FEW
 
     if made.images < FEW and made.scheme.method != "dynamic":
@@ -159,14 +159,14 @@ def _say(made: QuantizedNetwork, bytes_now: int) -> None:
     )
 
 
-def _facts(made: QuantizedNetwork, data: str, directory: Path) -> dict[str, Any]:
+def _facts(made: QuantizationResult, data: str, directory: Path) -> dict[str, Any]:
     layers = [{"layer": layer, "decibel": noise} for layer, noise in made.noise]
     scheme = {**asdict(made.scheme), "keep": list(made.scheme.keep)}
     how = {**scheme, "images": made.images, "data": data}
     return {"directory": str(directory), "name": made.card.name, **how, "layers": layers}
 
 
-def _table(made: QuantizedNetwork) -> str:
+def _table(made: QuantizationResult) -> str:
     worst_first = sorted(made.noise, key=lambda each: each[1])
     rows = [[layer, f"{noise:.1f}", "float32" if made.scheme.keeps(layer) else ""] for layer, noise in worst_first]
     return table(["layer", "SNR alone in int8, dB", "kept"], rows, right=("SNR alone in int8, dB",))

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from featkit.backbones.base import Backbone, Quantized
+from featkit.backbones.base import Backbone, QuantizedNetwork
 from featkit.backbones.engines.torch import Engine, one_thread_each, open_engine
 from featkit.backbones.precision import INT8, cores
 from featkit.embeddings.request import Request
@@ -179,7 +179,7 @@ def _interleaved(calls: Sequence[Callable[[], object]], repeats: int, warm_up: i
     return seconds
 
 
-def peak_memory(request: Request, quantized: Quantized | None, precision: str) -> float:
+def peak_memory(request: Request, quantized: QuantizedNetwork | None, precision: str) -> float:
     """Return the peak memory, in 10^6 bytes, of a fresh process that runs one batch of 32, libraries included.
 
     Raises:
@@ -206,7 +206,7 @@ def run_probe() -> None:
     backbone = Request.from_dict(task["request"]).load_backbone()
     if task["quantized"]:
         path, digest = task["quantized"]
-        backbone = replace(backbone, quantized=Quantized(Path(path), digest))
+        backbone = replace(backbone, quantized=QuantizedNetwork(Path(path), digest))
     torch.set_num_threads(1)
     open_any(backbone, task["precision"])(np.zeros((BATCH, *backbone.preprocess.crop, 3), np.uint8))
     sys.stdout.write(str(_peak_bytes()))

@@ -49,7 +49,7 @@ class Wish:
 
 
 @dataclass(frozen=True)
-class QuantizedNetwork:
+class QuantizationResult:
     """A network in eight bits.
 
     Attributes:
@@ -65,7 +65,7 @@ class QuantizedNetwork:
     noise: tuple[tuple[str, float], ...]
 
 
-def quantize(request: Request, wish: Wish, path: Path, compute: Compute) -> QuantizedNetwork:
+def quantize(request: Request, wish: Wish, path: Path, compute: Compute) -> QuantizationResult:
     """Quantize a network on train images.
 
     Args:
@@ -92,7 +92,7 @@ def quantize(request: Request, wish: Wish, path: Path, compute: Compute) -> Quan
     scheme = replace(wish.scheme, keep=tuple(dict.fromkeys([*wish.scheme.keep, *worst])))
     write_quantized(backbone, pixels, path, scheme)
     made = digest([backbone.digest, repr(scheme), *seen])[:8]
-    return QuantizedNetwork(_card(request, backbone, path, scheme, made), scheme, len(pixels), tuple(noise))
+    return QuantizationResult(_card(request, backbone, path, scheme, made), scheme, len(pixels), tuple(noise))
 
 
 def _card(request: Request, backbone: Backbone, path: Path, scheme: Scheme, made: str) -> Int8Card:

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from featkit.backbones.base import Backbone, Quantized
+from featkit.backbones.base import Backbone, QuantizedNetwork
 from featkit.embeddings import store
 from featkit.embeddings.disk import storage_errors
 from featkit.embeddings.pipeline import Compute, in_threads
@@ -44,10 +44,10 @@ class Calibration:
 
     network: str
     images: str
-    file: Quantized
+    file: QuantizedNetwork
 
 
-def find(cache: Path, sha256: str) -> Quantized | None:
+def find(cache: Path, sha256: str) -> QuantizedNetwork | None:
     """Return the int8 network with this digest."""
     return next((known.file for known in _known(cache) if known.file.digest == sha256), None)
 
@@ -72,7 +72,7 @@ class Task:
         return sorted({self.keys[row] for row in self.images.rows("train")} - {""})[:most]
 
 
-def choose(task: Task, data: str, cache: Path) -> Quantized | None:
+def choose(task: Task, data: str, cache: Path) -> QuantizedNetwork | None:
     """Return the int8 network that the images are to run through, if it is there already.
 
     That is the one their data set was last extracted with, so that images can be added without starting over;
@@ -180,7 +180,7 @@ def _known(cache: Path) -> list[Calibration]:
     for path in sorted((cache / FOLDER).glob("*.json")):
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
-            file = Quantized(path.with_suffix(".onnx"), content["sha256"])
+            file = QuantizedNetwork(path.with_suffix(".onnx"), content["sha256"])
             found.append(Calibration(content["network"], content["images"], file))
         except (ValueError, KeyError, TypeError, OSError) as error:
             raise CacheError(f"{path} is damaged ({error}): remove it and extract again") from error

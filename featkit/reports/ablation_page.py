@@ -9,7 +9,7 @@ from statistics import fmean
 from featkit.ablation.cells import Cell
 from featkit.ablation.effects import DATA, Findings, Judged, grouped, unperturbed
 from featkit.evaluation.effects import SEED, Average, Effect
-from featkit.reports.charts import ScatterPoint, Range, interval_bar, scatter, shade
+from featkit.reports.charts import Range, ScatterPoint, interval_bar, scatter, shade
 from featkit.reports.markup import Html, join, tag
 from featkit.reports.page import TableCell, bullets, paragraphs, switch, table
 from featkit.reports.wording import (

@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from featkit.backbones.base import Backbone, Quantized
+from featkit.backbones.base import Backbone, QuantizedNetwork
 from featkit.backbones.saved import NETWORK_FILE
 from featkit.backbones.saved_int8 import INT8_FILE
 from featkit.embeddings.calibration import find as find_calibration
@@ -51,7 +51,7 @@ class SavedRun:
     head: Any
     head_spec: str
     recipe: Recipe
-    quantized: Quantized | None = None
+    quantized: QuantizedNetwork | None = None
     temperature: Temperature | None = None
     threshold: float = 0.0
 
@@ -187,7 +187,7 @@ def load_run(directory: Path) -> SavedRun:
             recipe=recipe,
             temperature=Temperature(**card["temperature"]) if card.get("temperature") else None,
             threshold=float(card.get("threshold", 0.0)),
-            quantized=None if recipe.calibration == "none" else Quantized(directory / INT8_FILE, recipe.calibration),
+            quantized=None if recipe.calibration == "none" else QuantizedNetwork(directory / INT8_FILE, recipe.calibration),
         )
     except FileNotFoundError as error:
         raise RunError(

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from featkit.backbones.base import Quantized
+from featkit.backbones.base import QuantizedNetwork
 from featkit.compression.export import answers, export
 from featkit.compression.exported import load_exported
 from featkit.embeddings.pipeline import Compute
@@ -27,7 +27,7 @@ class QuantizedRun:
     paired: PairedComparison
 
 
-def quantize_run(run: SavedRun, network: Quantized, path: Path, compute: Compute) -> QuantizedRun:
+def quantize_run(run: SavedRun, network: QuantizedNetwork, path: Path, compute: Compute) -> QuantizedRun:
     """Write a run's classifier into one ONNX file with its network in eight bits; the head is the run's own.
 
     Args:

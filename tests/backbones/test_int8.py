@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from featkit.backbones import load_backbone
-from featkit.backbones.base import Backbone, Quantized
+from featkit.backbones.base import Backbone, QuantizedNetwork
 from featkit.backbones.engines.openvino import open_openvino
 from featkit.backbones.engines.torch import open_engine
 from featkit.backbones.int8 import quantize, read_quantized
@@ -26,7 +26,7 @@ def quantized(tmp_path_factory) -> Backbone:
     backbone = load_backbone("resnet18", weights="random", resize="32")
     path = tmp_path_factory.mktemp("int8") / "network.onnx"
     quantize(backbone, list(PIXELS), path)
-    return replace(backbone, quantized=Quantized(path, hashlib.sha256(path.read_bytes()).hexdigest()))
+    return replace(backbone, quantized=QuantizedNetwork(path, hashlib.sha256(path.read_bytes()).hexdigest()))
 
 
 def cosine(a, b):
@@ -59,9 +59,9 @@ def test_another_file_than_the_one_that_was_calibrated_is_refused(quantized, tmp
     other = tmp_path / "network.onnx"
     other.write_bytes(quantized.quantized.path.read_bytes()[:-1])
     with pytest.raises(WeightsError, match="is not the int8 network"):
-        open_engine(replace(quantized, quantized=Quantized(other, quantized.quantized.digest)), precision="int8")
+        open_engine(replace(quantized, quantized=QuantizedNetwork(other, quantized.quantized.digest)), precision="int8")
     with pytest.raises(WeightsError, match="cannot be read"):
-        open_engine(replace(quantized, quantized=Quantized(tmp_path / "gone", "0")), precision="int8")
+        open_engine(replace(quantized, quantized=QuantizedNetwork(tmp_path / "gone", "0")), precision="int8")
 
 
 @pytest.mark.parametrize("package", ["onnxruntime", "onnxscript"])

@@ -13,7 +13,7 @@ import numpy as np
 import onnx
 import pytest
 
-from featkit.backbones.base import Quantized
+from featkit.backbones.base import QuantizedNetwork
 from featkit.backbones.engines.torch import open_engine
 from featkit.backbones.int8 import quantize
 from featkit.backbones.weights import digest_file
@@ -94,7 +94,7 @@ print(scores.argmax(1).tolist())
 def test_an_int8_network_is_exported_with_its_head(tiny, colours, tmp_path):
     images = colours(24)
     quantize(tiny, [images.load(row) for row in range(24)], tmp_path / "int8.onnx")
-    backbone = replace(tiny, quantized=Quantized(tmp_path / "int8.onnx", digest_file(tmp_path / "int8.onnx")))
+    backbone = replace(tiny, quantized=QuantizedNetwork(tmp_path / "int8.onnx", digest_file(tmp_path / "int8.onnx")))
     found = export(fitted(backbone, colours, "int8"), tmp_path / "model.onnx", colours(8, seed=1))
     assert (found.n, found.differing) == (8, 0)
     with pytest.raises(SpecError, match="use --format onnx"):

@@ -147,14 +147,14 @@ def test_the_layer_whose_weights_differ_most_within_a_channel_loses_most(tiny):
 def test_other_ways_to_calibrate_are_near_too(tiny, tmp_path, method, capsys):
     from dataclasses import replace
 
-    from featkit.backbones.base import Quantized
+    from featkit.backbones.base import QuantizedNetwork
     from featkit.backbones.int8 import quantize as write
     from featkit.backbones.weights import digest_file
 
     pixels = np.random.default_rng(0).integers(0, 256, (8, 16, 16, 3), dtype=np.uint8)
     path = tmp_path / "network.onnx"
     write(tiny, list(pixels), path, Scheme(method))
-    quantized = replace(tiny, quantized=Quantized(path, digest_file(path)))
+    quantized = replace(tiny, quantized=QuantizedNetwork(path, digest_file(path)))
     a, b = open_engine(tiny)(pixels), open_engine(quantized, precision="int8")(pixels)
     assert ((a * b).sum(1) / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1) > 0.99).all()
     assert not np.array_equal(a, b)
