@@ -27,7 +27,7 @@ _MOST_HEADER = 2**24
 
 
 @dataclass(frozen=True)
-class Blueprint:
+class NetworkDescription:
     """All that rebuilds a saved network, but for its weights.
 
     Attributes:
@@ -47,11 +47,11 @@ class Blueprint:
     learned: tuple[str, ...] = ()
 
     def to_json(self) -> str:
-        """Return the blueprint as canonical JSON."""
+        """Return the description as canonical JSON."""
         return json.dumps(asdict(self), sort_keys=True)
 
     @classmethod
-    def from_json(cls, text: str) -> Blueprint:
+    def from_json(cls, text: str) -> NetworkDescription:
         """Read what ``to_json`` wrote; ValueError, KeyError or TypeError if it is anything else."""
         values: dict[str, Any] = json.loads(text)
         preprocess = Preprocess.from_dict(values["preprocess"])
@@ -61,7 +61,7 @@ class Blueprint:
         return cls(**texts, preprocess=preprocess, widths=widths, learned=learned)
 
 
-def derived(
+def describe_derived(
     base: Backbone,
     spec: str,
     name: str,
@@ -69,13 +69,13 @@ def derived(
     *,
     widths: Mapping[str, int] | None = None,
     learned: Collection[str] = (),
-) -> Blueprint:
+) -> NetworkDescription:
     """Return how a network is rebuilt that was made from another one.
 
     Args:
         base: the other one.
         spec: as which it was asked for; of one that was saved itself, its widths and what it learned from go on.
-        name: what the new one is called, see ``Blueprint``.
+        name: what the new one is called, see ``NetworkDescription``.
         label: what was done, for people.
         widths: number of channels of the convolutions that were narrowed now.
         learned: ``short_key`` of the images that it learned from now.
@@ -83,9 +83,9 @@ def derived(
     Raises:
         WeightsError: if what was saved cannot be read.
     """
-    before = Blueprint(spec, "", "", base.preprocess)
+    before = NetworkDescription(spec, "", "", base.preprocess)
     if is_path(spec):
-        before = read_blueprint(network_file(spec))
+        before = read_description(network_file(spec))
     return replace(
         before,
         name=name,
@@ -112,7 +112,7 @@ def learned_by(spec: str) -> frozenset[str]:
     path = Path(spec).expanduser()
     if not is_path(spec) or (path.is_dir() and not (path / NETWORK_FILE).is_file()):
         return frozenset()
-    return frozenset(read_blueprint(network_file(spec)).learned)
+    return frozenset(read_description(network_file(spec)).learned)
 
 
 def refuse_learned(spec: str, data: str, test: Collection[str]) -> None:
@@ -159,7 +159,7 @@ def network_file(spec: str) -> Path:
     )
 
 
-def read_blueprint(file: Path) -> Blueprint:
+def read_description(file: Path) -> NetworkDescription:
     """Return what a file of weights says of its network.
 
     Raises:
@@ -169,7 +169,7 @@ def read_blueprint(file: Path) -> Blueprint:
         with file.open("rb") as opened:
             size = int.from_bytes(opened.read(8), "little")
             header = json.loads(opened.read(size)) if size <= _MOST_HEADER else {}
-        return Blueprint.from_json(header["__metadata__"][_HEADER])
+        return NetworkDescription.from_json(header["__metadata__"][_HEADER])
     except OSError as error:
         raise WeightsError(f"{file} cannot be read ({error.strerror or error}): copy it again") from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -179,19 +179,19 @@ def read_blueprint(file: Path) -> Blueprint:
         ) from error
 
 
-def save_network(module: nn.Module, blueprint: Blueprint, file: Path) -> None:
+def save_network(module: nn.Module, description: NetworkDescription, file: Path) -> None:
     """Write a network's weights, and how it is rebuilt, into one file.
 
     Args:
         module: what ``open_saved`` will build again: a backbone as ``Backbone.build`` gives it, up to its pooled
             embedding.
-        blueprint: how it is built.
+        description: how it is built.
         file: ``*.safetensors``.
     """
     from safetensors.torch import save_file
 
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in module.state_dict().items()}
-    save_file(state, file, metadata={_HEADER: blueprint.to_json()})
+    save_file(state, file, metadata={_HEADER: description.to_json()})
 
 
 def open_saved(spec: str, *, weights: str = "imagenet", layer: str | None = None, pool: str = "avg") -> Backbone:
@@ -210,27 +210,27 @@ def open_saved(spec: str, *, weights: str = "imagenet", layer: str | None = None
     file = network_file(spec)
     if weights != "imagenet":
         raise SpecError(f"backbone {spec} has weights of its own: leave --weights {weights} out")
-    blueprint = read_blueprint(file)
+    description = read_description(file)
     from featkit.backbones.load import load_backbone
 
-    base = load_backbone(blueprint.base, weights="random", layer=layer, pool=pool)
+    base = load_backbone(description.base, weights="random", layer=layer, pool=pool)
     return replace(
         base,
-        name=blueprint.name,
-        weights=blueprint.label,
+        name=description.name,
+        weights=description.label,
         digest=digest_file(file),
-        preprocess=blueprint.preprocess,
-        build=partial(_build, file, blueprint, base.layer, pool),
+        preprocess=description.preprocess,
+        build=partial(_build, file, description, base.layer, pool),
     )
 
 
-def _build(file: Path, blueprint: Blueprint, layer: str, pool: str) -> nn.Module:
+def _build(file: Path, description: NetworkDescription, layer: str, pool: str) -> nn.Module:
     from featkit.backbones.load import load_backbone
     from featkit.backbones.resnet import up_to
     from featkit.backbones.states import fill, read_state
     from featkit.backbones.variants import narrow
 
-    module = load_backbone(blueprint.base, weights="random").build()
-    narrow(module, blueprint.widths)
-    fill(module, read_state(file), network_name=blueprint.name, path=file, ignore=())
-    return up_to(module, blueprint.name, layer, pool)
+    module = load_backbone(description.base, weights="random").build()
+    narrow(module, description.widths)
+    fill(module, read_state(file), network_name=description.name, path=file, ignore=())
+    return up_to(module, description.name, layer, pool)

@@ -95,7 +95,7 @@ def _train(wanted: Wanted, compute: Compute, out: Path, resume: bool, group: Gro
     images = prepared.images
     counts = ", ".join(f"{int((images.splits == split).sum()):,} {split}" for split in ("train", "val", "test"))
     say = note if not group.rank else (lambda _: None)
-    say(f"{images.name}: {counts}, {len(images.classes)} classes; {prepared.blueprint.label}")
+    say(f"{images.name}: {counts}, {len(images.classes)} classes; {prepared.description.label}")
     done = finished(prepared, out) if resume else None
     if done:
         say(f"already there: {done.path}")

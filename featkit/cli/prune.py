@@ -122,20 +122,20 @@ def prune(spec: str, out: Path, **options: Any) -> None:
     trained, learned, recover = _recovery(request, options) if options["epochs"] else ("", (), None)
     goal = replace(goal, recovery=trained)
     for pruned in make_smaller(request, goal, make_compute(options), recover, note=note):
-        facts, blueprint = pruned.facts, pruned.blueprint
-        blueprint = replace(blueprint, learned=tuple(sorted({*blueprint.learned, *learned})))
-        directory = out / "prune" / safe_name(blueprint.name)
-        network = partial(save_network, pruned.module, blueprint)
+        facts, description = pruned.facts, pruned.description
+        description = replace(description, learned=tuple(sorted({*description.learned, *learned})))
+        directory = out / "prune" / safe_name(description.name)
+        network = partial(save_network, pruned.module, description)
         publish(directory, {NETWORK_FILE: network, "prune.json": json.dumps(facts, indent=2)})
         note(
-            f"{blueprint.label}: {facts['parameters']:,} parameters, {100 * facts['sparsity']:.1f} % of the weights "
+            f"{description.label}: {facts['parameters']:,} parameters, {100 * facts['sparsity']:.1f} % of the weights "
             f"zero, {facts['macs'] / 1e9:.2f} of {facts['macs_before'] / 1e9:.2f} GMACs"
         )
         if steps:
             note(steps.add(str(directory), facts["sparsity"], facts["macs"]))
         click.echo(directory)
     if steps:
-        folder = out / "prune" / safe_name(f"{blueprint.name}-steps")
+        folder = out / "prune" / safe_name(f"{description.name}-steps")
         publish(folder, steps.files())
         note(f"steps.csv, steps.png: {folder}")
 

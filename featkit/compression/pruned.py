@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from featkit.backbones.base import Backbone
-from featkit.backbones.saved import Blueprint, derived, short_key
+from featkit.backbones.saved import NetworkDescription, describe_derived, short_key
 from featkit.backbones.saved_int8 import is_int8
 from featkit.compression.profile import count_macs
 from featkit.compression.prune import (
@@ -75,7 +75,7 @@ class Pruned:
     """A pruned network, how it is rebuilt, and what is left of it, for people and machines."""
 
     module: nn.Module
-    blueprint: Blueprint
+    description: NetworkDescription
     facts: Mapping[str, Any]
 
 
@@ -123,8 +123,8 @@ def prune(
             module = recover(module) if recover else module
         module = reestimate_norms(module, batches.first(goal.calibrate)) if goal.calibrate else module
         called = f"{backbone.name}-{name}", f"{backbone.name}, {what}{after}"
-        blueprint = derived(backbone, request.backbone, *called, widths=widths, learned=batches.learned)
-        yield Pruned(module, blueprint, _facts(module, backbone, step))
+        description = describe_derived(backbone, request.backbone, *called, widths=widths, learned=batches.learned)
+        yield Pruned(module, description, _facts(module, backbone, step))
 
 
 def _facts(module: nn.Module, backbone: Backbone, goal: Goal) -> dict[str, Any]:

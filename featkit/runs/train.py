@@ -88,7 +88,7 @@ def publish_trained(trained: Trained, compute: Compute, out: Path, draw: Draw) -
     prepared = trained.prepared
     with tempfile.TemporaryDirectory(prefix="featkit-") as scratch:
         file = Path(scratch, NETWORK_FILE)
-        save_network(trained.network, prepared.blueprint, file)
+        save_network(trained.network, prepared.description, file)
         run = judge(trained, file, compute, out)
         extra: dict[str, Content] = {
             NETWORK_FILE: lambda path: _copied(file, path),
@@ -154,7 +154,7 @@ def judge(trained: Trained, file: Path, compute: Compute, out: Path) -> Run:
         provenance={
             "request": request.to_dict(),
             "fingerprint": prepared.fingerprint,
-            "weights": prepared.blueprint.label,
+            "weights": prepared.description.label,
             "head": spec,
             "training": {**settings.to_dict(), "augment": prepared.wanted.augment, "views": prepared.wanted.views},
             "begun_with": {"backbone": prepared.backbone.name, "weights": prepared.backbone.digest},
@@ -168,7 +168,7 @@ def judge(trained: Trained, file: Path, compute: Compute, out: Path) -> Run:
     )
     shown = apply_temperature(scores, temperature) if temperature else scores
     predictions = Predictions(test.ids, test.y, scores.argmax(axis=1), shown.max(axis=1))
-    source = Source(request, test, directory, images.name, prepared.blueprint.label)
+    source = Source(request, test, directory, images.name, prepared.description.label)
     return Run(prepared.id, source, spec, head, report, predictions)
 
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from featkit.backbones.base import Backbone
 from featkit.backbones.precision import resolve_precision
-from featkit.backbones.saved import Blueprint, derived, is_path, refuse_learned, short_key
+from featkit.backbones.saved import NetworkDescription, describe_derived, is_path, refuse_learned, short_key
 from featkit.embeddings.job import content_keys, images_digest, labels_digest
 from featkit.embeddings.pipeline import Compute
 from featkit.embeddings.recipe import digest
@@ -48,14 +48,14 @@ class Prepared:
         return self.fingerprint[:12]
 
     @property
-    def blueprint(self) -> Blueprint:
+    def description(self) -> NetworkDescription:
         """How the trained network will be rebuilt, and what it is called."""
         settings, backbone, request = self.wanted.settings, self.backbone, self.wanted.request
         what = {"deep": f"{settings.unfreeze} fine-tuned", "full": "fine-tuned", "shallow": "classifier trained"}
         label = f"{backbone.name}, {what.get(settings.mode, 'trained from scratch')} on {self.images.name}"
         label += f", {self.about}" if self.about else ""
         name = f"{backbone.name}-{settings.mode}-{self.id[:8]}"
-        return derived(backbone, request.backbone, name, label, learned=self.learned)
+        return describe_derived(backbone, request.backbone, name, label, learned=self.learned)
 
 
 def prepare(wanted: Wanted, compute: Compute, *, extra: str = "", about: str = "") -> Prepared:

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 
 from featkit.backbones import load_backbone
 from featkit.backbones.base import Preprocess
-from featkit.backbones.saved import NETWORK_FILE, Blueprint, read_blueprint, save_network
+from featkit.backbones.saved import NETWORK_FILE, NetworkDescription, read_description, save_network
 from featkit.backbones.variants import narrow
 from featkit.embeddings.request import Request
 from featkit.errors import SpecError, WeightsError
@@ -30,18 +30,18 @@ def saved(tmp_path):
     directory = tmp_path / "run"
     directory.mkdir()
     preprocess = Preprocess(resize=40, crop=(32, 32), interpolation="bicubic")
-    blueprint = Blueprint(base, "resnet18-tried-1a2b", "tried out", preprocess, {"layer4.0.conv1": 6})
-    save_network(module, blueprint, directory / NETWORK_FILE)
-    return directory, module, blueprint
+    description = NetworkDescription(base, "resnet18-tried-1a2b", "tried out", preprocess, {"layer4.0.conv1": 6})
+    save_network(module, description, directory / NETWORK_FILE)
+    return directory, module, description
 
 
 def test_a_saved_network_is_the_same_backbone_again(saved):
-    directory, module, blueprint = saved
+    directory, module, description = saved
     backbone = load_backbone(str(directory))
     assert (backbone.name, backbone.weights, backbone.preprocess) == (
         "resnet18-tried-1a2b",
         "tried out",
-        blueprint.preprocess,
+        description.preprocess,
     )
     assert torch.equal(backbone.build()(IMAGES), module(IMAGES))
     assert backbone.trained
@@ -63,11 +63,11 @@ def test_it_can_be_moved_and_is_still_the_same(saved, tmp_path):
 
 
 def test_what_rebuilds_it_is_covered_by_the_digest(saved):
-    directory, module, blueprint = saved
+    directory, module, description = saved
     before = load_backbone(str(directory)).digest
     save_network(
         module,
-        Blueprint(blueprint.base, blueprint.name, "tried out", Preprocess(), blueprint.widths),
+        NetworkDescription(description.base, description.name, "tried out", Preprocess(), description.widths),
         directory / NETWORK_FILE,
     )
     assert load_backbone(str(directory)).digest != before
@@ -125,4 +125,4 @@ def test_a_truncated_file_is_refused(saved, size):
 
 
 def test_the_blueprint_survives_its_json(saved):
-    assert read_blueprint(saved[0] / NETWORK_FILE) == saved[2]
+    assert read_description(saved[0] / NETWORK_FILE) == saved[2]

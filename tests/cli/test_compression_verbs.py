@@ -16,7 +16,7 @@ from click.testing import CliRunner
 from PIL import Image
 
 from featkit.backbones import load_backbone
-from featkit.backbones.saved import network_file, read_blueprint
+from featkit.backbones.saved import network_file, read_description
 from featkit.cli import main
 
 FAST = ("--weights", "random", "--resize", "32")
@@ -121,7 +121,7 @@ def test_channels_are_made_up_for_then_the_unpruned_network_teaches(photos):
     assert "then 1 epochs at 0.005, distilled" in json.loads(Path(taught, "prune.json").read_text())["goal"]["recovery"]
     widths = [json.loads(Path(each, "prune.json").read_text())["parameters"] for each in (plain, fitted, alone, taught)]
     assert len(set(widths)) == 1
-    learned = [read_blueprint(network_file(each)).learned for each in (plain, fitted, taught)]
+    learned = [read_description(network_file(each)).learned for each in (plain, fitted, taught)]
     assert [len(each) for each in learned] == [0, 8, 20]
     outputs = [load_backbone(each).build()(torch.ones(1, 3, 16, 16)) for each in (plain, fitted, alone, taught)]
     assert not any(torch.equal(one, other) for one, other in combinations(outputs, 2))
