@@ -33,7 +33,7 @@ def list_layers(name: str) -> list[tuple[str, tuple[int, ...]]]:
     import torch
     import torchvision
 
-    from featkit.backbones.layers import frozen, layer_shapes
+    from featkit.backbones.layers import freeze, layer_shapes
     from featkit.backbones.timm import input_size, make_network
 
     with torch.device("meta"):
@@ -41,4 +41,4 @@ def list_layers(name: str) -> list[tuple[str, tuple[int, ...]]]:
             network, size = make_network(str(spec.argument)), input_size(str(spec.argument))
         else:
             network, size = torchvision.models.get_model(name, weights=None), (224, 224)
-    return layer_shapes(frozen(network), name, size)
+    return layer_shapes(freeze(network), name, size)

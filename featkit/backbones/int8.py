@@ -54,7 +54,7 @@ def open_quantized(backbone: Backbone, precision: str, device: str) -> Engine:
 
 
 @dataclass(frozen=True)
-class Scheme:
+class QuantizationConfig:
     """How a network becomes one of eight bits.
 
     Attributes:
@@ -73,13 +73,19 @@ class Scheme:
         return any(_inside(layer, each) for each in self.keep)
 
     @property
+    def identity(self) -> str:
+        """Return text that decides the names of quantized networks: it must never change."""
+        # The repr that this class had in featkit 0.1, where it was called Scheme: names of networks contain its digest.
+        return f"Scheme(method={self.method!r}, keep={self.keep!r}, bias_correction={self.bias_correction!r})"
+
+    @property
     def extras(self) -> str:
         """What is done beside the method, for people, to be put behind it."""
         corrected = ", biases corrected" if self.bias_correction else ""
         return corrected + (f", {', '.join(self.keep)} in float32" if self.keep else "")
 
 
-def quantize(backbone: Backbone, pixels: Sequence[NDArray[np.uint8]], path: Path, scheme: Scheme | None = None) -> None:
+def quantize(backbone: Backbone, pixels: Sequence[NDArray[np.uint8]], path: Path, scheme: QuantizationConfig | None = None) -> None:
     """Write a backbone in eight bits: weights per output channel, activations by what was seen.
 
     Static quantization (Jacob et al., "Quantization and training of neural networks for efficient integer-arithmetic-
@@ -96,7 +102,7 @@ def quantize(backbone: Backbone, pixels: Sequence[NDArray[np.uint8]], path: Path
         MissingExtraError: if ONNX, ONNX Script or ONNX Runtime is not installed.
     """
     tools = need("onnxruntime.quantization")
-    scheme = scheme or Scheme()
+    scheme = scheme or QuantizationConfig()
     if scheme.method not in METHODS:
         raise unknown("calibration", scheme.method, list(METHODS))
     if scheme.bias_correction and scheme.method == "dynamic":
@@ -135,9 +141,9 @@ class _FromBytes(nn.Module):
 
     def __init__(self, backbone: Backbone) -> None:
         super().__init__()
-        from featkit.backbones.engines.torch import folded
+        from featkit.backbones.engines.torch import fold_batchnorm
 
-        self.network = folded(backbone.build())
+        self.network = fold_batchnorm(backbone.build())
         self.preprocess = backbone.preprocess
 
     def prepare(self, pixels: torch.Tensor) -> torch.Tensor:
@@ -148,7 +154,7 @@ class _FromBytes(nn.Module):
         vectors: torch.Tensor = self.network(self.prepare(pixels))
         return vectors
 
-    def correct_biases(self, batches: Sequence[NDArray[np.uint8]], scheme: Scheme) -> None:
+    def correct_biases(self, batches: Sequence[NDArray[np.uint8]], scheme: QuantizationConfig) -> None:
         """Correct the biases of the layers that are not kept in float32."""
         named = layers_with_weights(self.network)
         rounded = [part for name, part in named.items() if not scheme.keeps(layer_of(name))]

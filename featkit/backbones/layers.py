@@ -16,7 +16,7 @@ from featkit.registry import unknown
 N = TypeVar("N", bound=nn.Module)
 
 
-def frozen(network: N) -> N:
+def freeze(network: N) -> N:
     """Return the network in eval mode, without gradients."""
     return network.eval().requires_grad_(False)
 
@@ -35,7 +35,7 @@ def pool_map(features: Tensor, pool: str) -> Tensor:
     return features.mean((2, 3)) if pool == "avg" else features.amax((2, 3))
 
 
-class Cut(nn.Module):
+class FeatureExtractor(nn.Module):
     """A network up to one layer, whose output is pooled."""
 
     def __init__(self, features: nn.Module, layer: str, pool: str) -> None:
@@ -71,7 +71,7 @@ def cut(network: nn.Module, name: str, layer: str, pool: str) -> nn.Module:
     features.graph.eliminate_dead_code()
     features.delete_all_unused_submodules()
     features.recompile()
-    return frozen(Cut(features, layer, pool))
+    return freeze(FeatureExtractor(features, layer, pool))
 
 
 def layer_shapes(network: nn.Module, name: str, size: tuple[int, int]) -> list[tuple[str, tuple[int, ...]]]:

@@ -101,11 +101,11 @@ def up_to(module: nn.Module, network: str, layer: str, pool: str) -> nn.Module:
     Raises:
         SpecError: if the layer is unknown.
     """
-    from featkit.backbones.layers import cut, frozen
+    from featkit.backbones.layers import cut, freeze
 
     if (layer, pool) == (DEFAULT_LAYER, "avg"):
-        return frozen(module)
-    return cut(frozen(module), network, "layer4" if layer == DEFAULT_LAYER else layer, pool)
+        return freeze(module)
+    return cut(freeze(module), network, "layer4" if layer == DEFAULT_LAYER else layer, pool)
 
 
 def _load(spec: Spec, found: Weights, *, needs_classifier: bool) -> nn.Module:

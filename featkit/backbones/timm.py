@@ -116,12 +116,12 @@ def _pretrained(model: str, **options: Any) -> Any:
 
 
 def _build(model: str, found: Weights, layer: str, pool: str) -> nn.Module:
-    from featkit.backbones.layers import cut, frozen
+    from featkit.backbones.layers import cut, freeze
 
     own_pool: dict[str, Any] = {"global_pool": pool} if layer == DEFAULT_LAYER and pool != "avg" else {}
     if own_pool:
         _check_pool(model, own_pool)
-    network: nn.Module = frozen(_load(model, found, own_pool))
+    network: nn.Module = freeze(_load(model, found, own_pool))
     if layer != DEFAULT_LAYER:
         if getattr(network, "output_fmt", "NCHW") != "NCHW":
             raise SpecError(f"timm:{model} keeps its maps in another order than featkit's: leave --layer out")

@@ -90,14 +90,14 @@ def quantize(spec: str, out: Path, as_json: bool, **options: Any) -> None:
     on its test images.
     """
     from featkit.backbones.base import QuantizedNetwork
-    from featkit.backbones.int8 import Scheme
+    from featkit.backbones.int8 import QuantizationConfig
     from featkit.backbones.saved_int8 import INT8_CARD, INT8_FILE
     from featkit.compression.quantize import Wish
     from featkit.compression.quantize import quantize as make_int8
     from featkit.images.files import safe_name
     from featkit.storage import publish
 
-    scheme = Scheme(options["method"], options["keep_fp32"], options["bias_correct"])
+    scheme = QuantizationConfig(options["method"], options["keep_fp32"], options["bias_correct"])
     request, run = _asked(spec, options)
     compute = make_compute(options)
     with tempfile.TemporaryDirectory() as scratch:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from featkit.backbones.base import Backbone
-from featkit.backbones.engines.torch import folded, open_engine
+from featkit.backbones.engines.torch import fold_batchnorm, open_engine
 from featkit.backbones.int8 import read_quantized
 from featkit.backbones.onnx_files import need, quiet, write_onnx
 from featkit.compression.exported import About, ClassifierEngine, as_input, open_exported, stamp
@@ -172,7 +172,7 @@ def answers(
 def _module(classifier: Classifier) -> PixelsToScores:
     backbone = classifier.backbone
     scores = scores_module(classifier.head, classifier.temperature)
-    return PixelsToScores(folded(backbone.build()), backbone.preprocess, scores).eval()
+    return PixelsToScores(fold_batchnorm(backbone.build()), backbone.preprocess, scores).eval()
 
 
 def _example(backbone: Backbone) -> torch.Tensor:

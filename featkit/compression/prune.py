@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
-from featkit.backbones.layers import frozen
+from featkit.backbones.layers import freeze
 from featkit.backbones.variants import narrow
 from featkit.compression.profile import count_macs
 from featkit.errors import SpecError
@@ -61,7 +61,7 @@ def prune_weights(module: nn.Module, sparsity: float, recover: Recover | None = 
     for part in pruned.modules():
         if parametrize.is_parametrized(part, "weight"):
             parametrize.remove_parametrizations(part, "weight", leave_parametrized=True)
-    return frozen(pruned)
+    return freeze(pruned)
 
 
 class _Masked(nn.Module):
@@ -216,7 +216,7 @@ def reestimate_norms(module: nn.Module, batches: Iterator[Tensor]) -> nn.Module:
     with torch.no_grad():
         for batch in batches:
             fresh(batch)
-    return frozen(fresh)
+    return freeze(fresh)
 
 
 def _filters(each: Inner) -> Tensor:
@@ -264,7 +264,7 @@ def _narrowed(module: nn.Module, kept: Mapping[str, Tensor]) -> Narrowed:
     narrowed = Narrowed(network, fewer)
     narrow(network, narrowed.widths)
     network.load_state_dict(state)
-    frozen(network)
+    freeze(network)
     return narrowed
 
 

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from featkit.backbones.base import Backbone
-from featkit.backbones.engines.torch import folded
-from featkit.backbones.int8 import Scheme, layer_of
+from featkit.backbones.engines.torch import fold_batchnorm
+from featkit.backbones.int8 import QuantizationConfig, layer_of
 from featkit.backbones.int8 import quantize as write_quantized
 from featkit.backbones.rounding import Layer, layers_with_weights, rounded_input, rounded_weight
 from featkit.backbones.saved import learned_by
@@ -43,7 +43,7 @@ class Wish:
         images: most train images to calibrate on.
     """
 
-    scheme: Scheme = field(default_factory=Scheme)
+    scheme: QuantizationConfig = field(default_factory=QuantizationConfig)
     keep_worst: int = 0
     images: int = IMAGES
 
@@ -60,7 +60,7 @@ class QuantizationResult:
     """
 
     card: Int8Card
-    scheme: Scheme
+    scheme: QuantizationConfig
     images: int
     noise: tuple[tuple[str, float], ...]
 
@@ -91,11 +91,11 @@ def quantize(request: Request, wish: Wish, path: Path, compute: Compute) -> Quan
     worst = [layer for layer, _ in sorted(noise, key=lambda each: each[1])[: wish.keep_worst]]
     scheme = replace(wish.scheme, keep=tuple(dict.fromkeys([*wish.scheme.keep, *worst])))
     write_quantized(backbone, pixels, path, scheme)
-    made = digest([backbone.digest, repr(scheme), *seen])[:8]
+    made = digest([backbone.digest, scheme.identity, *seen])[:8]
     return QuantizationResult(_card(request, backbone, path, scheme, made), scheme, len(pixels), tuple(noise))
 
 
-def _card(request: Request, backbone: Backbone, path: Path, scheme: Scheme, made: str) -> Int8Card:
+def _card(request: Request, backbone: Backbone, path: Path, scheme: QuantizationConfig, made: str) -> Int8Card:
     size = measure_size(backbone, "fp32")
     return Int8Card(
         base=request.backbone,
@@ -122,7 +122,7 @@ def layer_noise(backbone: Backbone, pixels: Sequence[NDArray[np.uint8]]) -> list
         backbone: the network.
         pixels: a few images, uint8 ``(h, w, 3)`` as ``backbone.preprocess`` gives them.
     """
-    network = folded(backbone.build())
+    network = fold_batchnorm(backbone.build())
     batch = torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2).float()
     batch = backbone.preprocess.normalise(batch)
     with torch.no_grad():

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from featkit.backbones.layers import frozen
+from featkit.backbones.layers import freeze
 from featkit.backbones.norms import restore_statistics
 from featkit.backbones.variants import shortcut
 from featkit.compression.prune import Inner, Narrowed, inner_convolutions
@@ -75,7 +75,7 @@ def reconstruct(
             for row, (batch, other) in enumerate(zip(theirs, ours, strict=True)):
                 theirs[row], ours[row] = whole(batch), narrow(other)
     restore_statistics(network, images)
-    return frozen(network)
+    return freeze(network)
 
 
 def _input_of(layer: nn.Module, network: nn.Module, batch: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ BACKBONE = load_backbone("resnet18:stem=small", weights="random")
 SETTINGS = Settings(mode="full")
 
 
-def folded():
+def folded_network():
     """A network whose BatchNorms are a scale and a shift, with numbers of their own in each channel."""
     torch.manual_seed(0)
     model = make_classifier(BACKBONE, 3, SETTINGS, size=(16, 16))
@@ -28,7 +28,7 @@ def images(n=32):
 
 
 def test_with_statistics_the_network_is_the_same_function():
-    model, batch = folded().eval(), images()
+    model, batch = folded_network().eval(), images()
     before = model(batch)[0].detach()
     assert not has_statistics(model.body.network)
     restore_statistics(model, [batch[:16], batch[16:]])
@@ -40,7 +40,7 @@ def test_normalised_by_the_batch_it_is_nearly_the_same():
     """Which it is not before: the batch would normalise once more."""
     batch, outputs = images(), []
     for restored in (False, True):
-        model = folded().eval()
+        model = folded_network().eval()
         if restored:
             restore_statistics(model, [batch])
         expected = model(batch)[0].detach()
@@ -58,7 +58,7 @@ def test_what_stays_as_it_is_keeps_its_norms():
 
 
 def test_a_network_of_which_a_part_was_folded_has_no_statistics():
-    network = folded().body.network
+    network = folded_network().body.network
     network.bn1.running_mean += 1
     assert not has_statistics(network)
 

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from featkit.backbones.base import Backbone, Preprocess
-from featkit.backbones.layers import frozen
+from featkit.backbones.layers import freeze
 from featkit.backbones.states import seeded
 
 
@@ -21,7 +21,7 @@ def tiny() -> Backbone:
     def build() -> nn.Module:
         with seeded(0):
             layers = [nn.Conv2d(3, 8, 3, stride=2), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1)]
-            return frozen(nn.Sequential(*layers, nn.Flatten()))
+            return freeze(nn.Sequential(*layers, nn.Flatten()))
 
     return Backbone("tiny", "random", "random:0", "5", "avg", Preprocess(resize=16, crop=(16, 16)), build)
 

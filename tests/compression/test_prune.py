@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import nn
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
-from featkit.backbones.layers import frozen
+from featkit.backbones.layers import freeze
 from featkit.backbones.states import seeded
 from featkit.compression.profile import count_macs
 from featkit.compression.prune import by_activation, by_magnitude, prune_channels, prune_weights, reestimate_norms
@@ -28,7 +28,7 @@ def resnet(block=BasicBlock):
                 nn.init.uniform_(part.weight, 0.5, 1.5)
                 nn.init.uniform_(part.running_var, 0.5, 2)
     network.fc = nn.Identity()
-    return frozen(network)
+    return freeze(network)
 
 
 NETWORKS = {"basic": resnet(), "bottleneck": resnet(Bottleneck)}

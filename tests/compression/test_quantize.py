@@ -12,7 +12,7 @@ import pytest
 
 from featkit.backbones import load_backbone
 from featkit.backbones.engines.torch import open_engine
-from featkit.backbones.int8 import Scheme
+from featkit.backbones.int8 import QuantizationConfig
 from featkit.backbones.saved_int8 import INT8_CARD, INT8_FILE
 from featkit.compression.quantize import Wish, layer_noise, quantize
 from featkit.embeddings.extract import run_extractions
@@ -38,7 +38,7 @@ def made(tmp_path_factory):
     request = Request(data=str(root / "photos"), backbone="resnet18", weights="random", resize="32")
     directory = root / "int8"
     directory.mkdir()
-    found = quantize(request, Wish(Scheme(keep=("layer4.1",)), keep_worst=1), directory / INT8_FILE, COMPUTE)
+    found = quantize(request, Wish(QuantizationConfig(keep=("layer4.1",)), keep_worst=1), directory / INT8_FILE, COMPUTE)
     (directory / INT8_CARD).write_text(found.card.to_json())
     return directory, found, request
 
@@ -124,7 +124,7 @@ def test_a_damaged_card_or_another_network_is_refused(made, tmp_path):
 def test_a_layer_that_is_not_there_is_named(made, tmp_path):
     *_, request = made
     with pytest.raises(SpecError, match=r"unknown layer with weights 'layer9'.*layer4\.1\.conv2"):
-        quantize(request, Wish(Scheme(keep=("layer9",))), tmp_path / "network.onnx", COMPUTE)
+        quantize(request, Wish(QuantizationConfig(keep=("layer9",))), tmp_path / "network.onnx", COMPUTE)
     assert not list(tmp_path.iterdir())
 
 
@@ -153,7 +153,7 @@ def test_other_ways_to_calibrate_are_near_too(tiny, tmp_path, method, capsys):
 
     pixels = np.random.default_rng(0).integers(0, 256, (8, 16, 16, 3), dtype=np.uint8)
     path = tmp_path / "network.onnx"
-    write(tiny, list(pixels), path, Scheme(method))
+    write(tiny, list(pixels), path, QuantizationConfig(method))
     quantized = replace(tiny, quantized=QuantizedNetwork(path, digest_file(path)))
     a, b = open_engine(tiny)(pixels), open_engine(quantized, precision="int8")(pixels)
     assert ((a * b).sum(1) / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1) > 0.99).all()

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
-from featkit.backbones.layers import frozen
+from featkit.backbones.layers import freeze
 from featkit.backbones.norms import has_statistics
 from featkit.backbones.states import seeded
 from featkit.backbones.variants import make_resnet
@@ -22,7 +22,7 @@ with seeded(1):
 
 def short(network):
     network.layer3 = network.layer4 = network.fc = nn.Identity()
-    return frozen(network)
+    return freeze(network)
 
 
 def resnet(block=BasicBlock):

@@ -12,7 +12,7 @@ from torch import nn
 from torch.fx.experimental.optimization import fuse
 
 from featkit.backbones.base import Backbone
-from featkit.backbones.layers import Cut
+from featkit.backbones.layers import FeatureExtractor
 from featkit.backbones.precision import INT8, resolve_precision
 from featkit.errors import SpecError
 from featkit.registry import unknown
@@ -47,7 +47,7 @@ def open_engine(backbone: Backbone, *, precision: str = "fp32", device: str = "c
 
         return open_quantized(backbone, precision, pick_device(device))
     place = torch.device(pick_device(device))
-    module = _at(folded(backbone.build()), DTYPES[precision]).to(place).to(memory_format=torch.channels_last)
+    module = _at(fold_batchnorm(backbone.build()), DTYPES[precision]).to(place).to(memory_format=torch.channels_last)
     forward = _compiled(module) if compiled else module
 
     def run(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
@@ -131,13 +131,13 @@ def _compiled(module: nn.Module) -> Callable[[torch.Tensor], torch.Tensor]:
     return run
 
 
-def folded(module: nn.Module) -> nn.Module:
+def fold_batchnorm(module: nn.Module) -> nn.Module:
     """Return the module with each BatchNorm folded into the convolution before it, where it can be traced.
 
     The same function of its input, up to rounding; a network that torch.fx cannot trace runs as it is.
     """
-    if isinstance(module, Cut):
-        return Cut(folded(module.features), module.layer, module.pool)
+    if isinstance(module, FeatureExtractor):
+        return FeatureExtractor(fold_batchnorm(module.features), module.layer, module.pool)
     try:
         folded_module: nn.Module = fuse(module).eval().requires_grad_(False)
     except (TypeError, ValueError, RuntimeError, NotImplementedError, torch.fx.proxy.TraceError):
