@@ -24,7 +24,7 @@ from featkit.backbones.precision import cores
 from featkit.embeddings.extract import read_for, run_extractions
 from featkit.embeddings.pipeline import Compute
 from featkit.heads.base import one_thread
-from featkit.runs.features import Source
+from featkit.runs.features import FeatureSet
 from featkit.runs.fit import Run, fit_run
 from featkit.runs.vectors import needed
 
@@ -49,7 +49,7 @@ def plain_cell(grid: Grid, values: dict[str, Any]) -> Run:
     images = request.load_images()
     with tempfile.TemporaryDirectory() as cache:
         (done,) = run_extractions([request], images, Path(cache), Compute())
-        source = Source(request, read_for(images, done.path), done.path, images.name, done.weights)
+        source = FeatureSet(request, read_for(images, done.path), done.path, images.name, done.weights)
     with one_thread():
         return fit_run(source, str(values["head"]), seed=int(values["seed"]))
 

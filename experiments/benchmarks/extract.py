@@ -34,7 +34,7 @@ from featkit.backbones.engines.torch import one_thread_each, open_engine
 from featkit.backbones.precision import INT8, cores
 from featkit.cli.memory import keep_freed_memory
 from featkit.embeddings.extract import run_extractions
-from featkit.embeddings.job import content_keys, make_job
+from featkit.embeddings.plan import content_keys, plan_extraction
 from featkit.embeddings.request import Request
 from featkit.images.base import Pixels
 from featkit.images.decode import decode
@@ -174,7 +174,7 @@ def core_seconds(network: str, precision: str, files: list[Path], scratch: Path)
     images, files = image_files(files), files[:64]
     request = Request(data="", backbone=network, precision=precision)
     keys = content_keys(images, Compute())
-    backbone = make_job(request, images, keys, scratch).backbone
+    backbone = plan_extraction(request, images, keys, scratch).backbone
     prepare = backbone.preprocess.nearly if precision in INT8 else backbone.preprocess
     spent, seconds = {}, time.perf_counter()
     data = [file.read_bytes() for file in files]

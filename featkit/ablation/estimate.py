@@ -13,7 +13,7 @@ from featkit.ablation.run import Planned, Work, grouped, plan_cell
 from featkit.backbones.precision import INT8
 from featkit.embeddings import lookup
 from featkit.embeddings.extract import embed
-from featkit.embeddings.job import Job
+from featkit.embeddings.plan import ExtractionPlan
 from featkit.errors import RunError
 from featkit.runs.vectors import Vectors
 
@@ -105,14 +105,14 @@ def _finished(work: Work, grid: Grid, planned: Planned) -> Cell | None:
         return None
 
 
-def _by_network(jobs: list[Job]) -> list[list[Job]]:
-    groups: dict[str, list[Job]] = {}
+def _by_network(jobs: list[ExtractionPlan]) -> list[list[ExtractionPlan]]:
+    groups: dict[str, list[ExtractionPlan]] = {}
     for job in jobs:
         groups.setdefault(job.recipe.network, []).append(job)
     return list(groups.values())
 
 
-def _network(jobs: list[Job], work: Work) -> NetworkWork:
+def _network(jobs: list[ExtractionPlan], work: Work) -> NetworkWork:
     wanted = {key for job in jobs for key in job.keys} - {""}
     unknown = wanted - lookup.locate(work.cache, jobs[0].recipe, wanted).keys()
     rows = [[row for row, key in enumerate(job.keys) if key in unknown][:SAMPLE] for job in jobs]
@@ -120,7 +120,7 @@ def _network(jobs: list[Job], work: Work) -> NetworkWork:
     return NetworkWork(jobs[0].backbone.name, len(jobs), len(unknown), _rate(jobs[fullest], rows[fullest], work))
 
 
-def _rate(job: Job, rows: list[int], work: Work) -> float | None:
+def _rate(job: ExtractionPlan, rows: list[int], work: Work) -> float | None:
     """Return images per second between the first batch and the last: loading the network does not count."""
     if job.request.precision in INT8 and job.backbone.quantized is None:
         return None

@@ -16,7 +16,7 @@ from featkit.embeddings import store
 from featkit.embeddings.base import Embeddings
 from featkit.embeddings.request import Request
 from featkit.heads.base import one_thread
-from featkit.runs.features import Source, on_test, with_train
+from featkit.runs.features import FeatureSet, on_test, with_train
 from featkit.runs.fit import Fitted, Protocol, fit_head, judge
 
 
@@ -37,7 +37,7 @@ class Fit:
     Attributes:
         folder: where the cells are kept.
         protocol: how it is fitted.
-        request, data, weights: as in ``Source``.
+        request, data, weights: as in ``FeatureSet``.
         clean: file of all images as they are.
         splits: split of each image by its id.
         views: file of perturbed views of train, or None.
@@ -75,10 +75,10 @@ def fit_cells(task: Fit) -> list[Cell]:
     return [replace(cell, data=task.data, weights=task.weights) for cell in lost]
 
 
-def _source(task: Fit) -> Source:
+def _source(task: Fit) -> FeatureSet:
     embeddings = _read(task.clean)
     splits = np.array([task.splits[name] for name in embeddings.ids], dtype=np.str_)
-    source = Source(task.request, replace(embeddings, splits=splits), task.clean, task.data, task.weights)
+    source = FeatureSet(task.request, replace(embeddings, splits=splits), task.clean, task.data, task.weights)
     return with_train(source, _read(task.views)) if task.views else source
 
 
@@ -87,12 +87,12 @@ def _read(path: Path) -> Embeddings:
     return store.read(path)
 
 
-def _fit(task: Fit, source: Source) -> Fitted:
+def _fit(task: Fit, source: FeatureSet) -> Fitted:
     values = task.cells[0].values
     return fit_head(source, str(values["head"]), int(values["seed"]), task.protocol)
 
 
-def _judge(task: Fit, cell: Judged, fitted: Fitted, source: Source) -> None:
+def _judge(task: Fit, cell: Judged, fitted: Fitted, source: FeatureSet) -> None:
     if cell.test is None:
         write_cell(task.folder, cell.name, judge(fitted, source), fitted.val_score)
         return

@@ -21,7 +21,7 @@ from featkit.cli.options import (
 if TYPE_CHECKING:
     from featkit.images.base import ImageSet
     from featkit.plots.contact import Section
-    from featkit.runs.features import Source
+    from featkit.runs.features import FeatureSet
     from featkit.studies.audit import Audit
     from featkit.studies.findings import Finding
 
@@ -55,13 +55,13 @@ def audit(cache: Path, out: Path, as_json: bool, *, few: int, top: int, strict: 
     """
     from featkit.errors import DataError
     from featkit.images.files import safe_name
-    from featkit.runs.features import open_source
+    from featkit.runs.features import load_features
     from featkit.storage import publish
     from featkit.studies.audit import audit as run_audit
     from featkit.studies.findings import findings, to_csv, to_dict
 
     compute = make_compute(options)
-    source = open_source(given_request(options), cache, compute)
+    source = load_features(given_request(options), cache, compute)
     for line in source.notes:
         note(line)
     note(f"vectors: {source.path}, weights: {source.weights}")
@@ -150,7 +150,7 @@ def _odds(odds: float) -> str:
     return f"{odds:.0f} : 1" if odds >= 10 else f"{odds:.1f} : 1"
 
 
-def _sheet(done: Audit, source: Source) -> dict[str, bytes]:
+def _sheet(done: Audit, source: FeatureSet) -> dict[str, bytes]:
     """Draw the contact sheet, unless the images are gone."""
     from featkit.errors import FeatkitError
     from featkit.plots.contact import plot_contact

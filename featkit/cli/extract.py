@@ -20,7 +20,7 @@ from featkit.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from featkit.embeddings.extract import Extraction
+    from featkit.embeddings.extract import ExtractionResult
     from featkit.embeddings.pipeline import Compute
     from featkit.embeddings.request import Request
     from featkit.images.base import ImageSet
@@ -77,15 +77,15 @@ def extract(cache: Path, explain: bool, **options: Any) -> None:
 
 
 def _explain(requests: list[Request], images: ImageSet, cache: Path, compute: Compute) -> None:
-    from featkit.embeddings.job import content_keys, make_job
+    from featkit.embeddings.plan import content_keys, plan_extraction
     from featkit.embeddings.verify import explain
 
     keys = content_keys(images, compute)
     for request in requests:
-        click.echo(explain(make_job(request.on(compute.device), images, keys, cache)))
+        click.echo(explain(plan_extraction(request.for_device(compute.device), images, keys, cache)))
 
 
-def _stored(done: Extraction) -> str:
+def _stored(done: ExtractionResult) -> str:
     """Say in one line what the way of storing gains and loses."""
     from featkit.embeddings.store import describe
 
@@ -95,7 +95,7 @@ def _stored(done: Extraction) -> str:
     return f"{size(entry.size)} on disk for {plain} of float32; rounding: {error}"
 
 
-def _summary(done: Extraction) -> str:
+def _summary(done: ExtractionResult) -> str:
     """Say in one line what an extraction came to."""
     left_out = f"; {len(done.skipped)} images left out: {', '.join(done.skipped)}" if done.skipped else ""
     if done.hit:

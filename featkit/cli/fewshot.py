@@ -45,13 +45,13 @@ def fewshot(cache: Path, out: Path, as_json: bool, **options: Any) -> None:
     from tqdm import tqdm
 
     from featkit.embeddings.recipe import digest
-    from featkit.runs.features import open_source
+    from featkit.runs.features import load_features
     from featkit.storage import publish
     from featkit.studies.fewshot import EpisodeConfig, episode_scores, learning_curve, to_json
 
     heads, shots = options["head"] or ("prototypical", "knn:k=1"), _numbers(options["shot"])
     points = _numbers(options["curve"]) if options["curve"] else []
-    source = open_source(given_request(options), cache, make_compute(options))
+    source = load_features(given_request(options), cache, make_compute(options))
     for line in source.notes:
         note(line)
     setting = EpisodeConfig(options["way"], options["query"], options["episodes"], source.request.seed)

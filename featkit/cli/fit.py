@@ -19,7 +19,7 @@ from featkit.cli.options import (
 
 if TYPE_CHECKING:
     from featkit.embeddings.pipeline import Compute
-    from featkit.runs.features import Source
+    from featkit.runs.features import FeatureSet
     from featkit.runs.fit import Run
 
 EPILOG = """\b
@@ -108,11 +108,11 @@ def _runs(cache: Path, out: Path, heads: tuple[str, ...], options: dict[str, Any
     return runs
 
 
-def _open(given: dict[str, Any], cache: Path, options: dict[str, Any]) -> Source:
+def _open(given: dict[str, Any], cache: Path, options: dict[str, Any]) -> FeatureSet:
     from featkit.errors import DataError
-    from featkit.runs.features import leak_warning, open_source
+    from featkit.runs.features import leak_warning, load_features
 
-    source = open_source(given, cache, make_compute(options))
+    source = load_features(given, cache, make_compute(options))
     for line in source.notes:
         note(line)
     note(f"vectors: {source.path}, weights: {source.weights}")

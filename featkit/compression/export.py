@@ -159,7 +159,7 @@ def answers(
     own = classifier.about().prepare
     original = open_engine(classifier.backbone, precision=classifier.precision, device="cpu")
     rows = frozenset(range(len(images)))
-    targets = [pipeline.Target(own, original, rows), pipeline.Target(prepare or own, engine, rows)]
+    targets = [pipeline.PipelineTarget(own, original, rows), pipeline.PipelineTarget(prepare or own, engine, rows)]
     seen, expected, found = [], [], []
     for batch in pipeline.run(images.load, targets, compute, on_cpu=True):
         (these, vectors), (_, scores) = (output for output in batch.outputs if output)

@@ -24,8 +24,8 @@ from featkit.compression.prune import (
     reestimate_norms,
 )
 from featkit.compression.reconstruct import reconstruct
-from featkit.embeddings.job import content_keys
 from featkit.embeddings.pipeline import Compute, in_threads
+from featkit.embeddings.plan import content_keys
 from featkit.embeddings.recipe import digest
 from featkit.embeddings.request import Request
 from featkit.errors import DataError, SpecError

@@ -20,9 +20,9 @@ from featkit.backbones.rounding import Layer, layers_with_weights, rounded_input
 from featkit.backbones.saved import learned_by
 from featkit.backbones.saved_int8 import Int8Card, is_int8
 from featkit.compression.profile import measure_size
-from featkit.embeddings.calibration import IMAGES, Task, read_pixels
-from featkit.embeddings.job import content_keys, make_recipe
+from featkit.embeddings.calibration import IMAGES, CalibrationTask, read_pixels
 from featkit.embeddings.pipeline import Compute
+from featkit.embeddings.plan import content_keys, make_recipe
 from featkit.embeddings.recipe import digest
 from featkit.embeddings.request import Request
 from featkit.errors import SpecError
@@ -84,7 +84,7 @@ def quantize(request: Request, wish: Wish, path: Path, compute: Compute) -> Quan
     backbone = request.load_backbone()
     images = request.load_images()
     keys = content_keys(images, compute)
-    task = Task(backbone, make_recipe(images, keys, backbone, "int8"), images, keys)
+    task = CalibrationTask(backbone, make_recipe(images, keys, backbone, "int8"), images, keys)
     seen = task.train_keys(wish.images)
     pixels = read_pixels(task, seen, compute)
     noise = layer_noise(backbone, pixels[:_NOISE_IMAGES])

@@ -53,7 +53,7 @@ def find(cache: Path, sha256: str) -> QuantizedNetwork | None:
 
 
 @dataclass(frozen=True)
-class Task:
+class CalibrationTask:
     """What is to run in eight bits.
 
     Attributes:
@@ -72,7 +72,7 @@ class Task:
         return sorted({self.keys[row] for row in self.images.rows("train")} - {""})[:most]
 
 
-def choose(task: Task, data: str, cache: Path) -> QuantizedNetwork | None:
+def choose(task: CalibrationTask, data: str, cache: Path) -> QuantizedNetwork | None:
     """Return the int8 network that the images are to run through, if it is there already.
 
     That is the one their data set was last extracted with, so that images can be added without starting over;
@@ -95,7 +95,7 @@ def choose(task: Task, data: str, cache: Path) -> QuantizedNetwork | None:
     return next((known.file for known in fitting if known.images == wanted), None)
 
 
-def calibrate(task: Task, cache: Path, compute: Compute) -> None:
+def calibrate(task: CalibrationTask, cache: Path, compute: Compute) -> None:
     """Quantize a network on train images, and keep it where ``choose`` finds it.
 
     Args:
@@ -121,7 +121,7 @@ def calibrate(task: Task, cache: Path, compute: Compute) -> None:
             _publish(file, folder, task, digest(keys))
 
 
-def read_pixels(task: Task, keys: Sequence[str], compute: Compute) -> list[NDArray[np.uint8]]:
+def read_pixels(task: CalibrationTask, keys: Sequence[str], compute: Compute) -> list[NDArray[np.uint8]]:
     """Return the images with these digests, uint8 ``(h, w, 3)`` as the network sees them.
 
     Raises:
@@ -159,7 +159,7 @@ def _network(recipe: Recipe) -> str:
     return replace(recipe, precision="int8", calibration="none").network
 
 
-def _publish(file: Path, folder: Path, task: Task, images: str) -> None:
+def _publish(file: Path, folder: Path, task: CalibrationTask, images: str) -> None:
     """Name the network by its digest; the JSON file beside it, moved there last, says that it is whole."""
     sha256 = hashlib.sha256(file.read_bytes()).hexdigest()
     versions = {package: version(package) for package in ("torch", "onnx", "onnxruntime")}

@@ -14,8 +14,8 @@ from sklearn.base import BaseEstimator, TransformerMixin
 from featkit.backbones.precision import INT8
 from featkit.embeddings import lookup
 from featkit.embeddings.extract import run_extractions
-from featkit.embeddings.job import content_keys, make_job
 from featkit.embeddings.pipeline import Compute
+from featkit.embeddings.plan import content_keys, plan_extraction
 from featkit.embeddings.request import Request
 from featkit.errors import DataError, SpecError
 from featkit.images.base import ImageSet
@@ -107,11 +107,11 @@ class ImageEmbedder(TransformerMixin, BaseEstimator):  # type: ignore[misc]
             resize=self.resize,
             crop=self.crop,
             precision=self.precision,
-        ).on(self.device)
+        ).for_device(self.device)
         compute = Compute(device=self.device, batch_size=self.batch_size)
         cache = Path(self.cache)
         keys = content_keys(images, compute)
-        recipe = make_job(request, images, keys, cache).recipe
+        recipe = plan_extraction(request, images, keys, cache).recipe
         places = lookup.locate(cache, recipe, keys)
         missing = {key: row for row, key in enumerate(keys) if key not in places}
         if missing:

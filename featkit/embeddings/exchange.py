@@ -15,7 +15,7 @@ import numpy as np
 from featkit.embeddings import store
 from featkit.embeddings.base import Embeddings
 from featkit.embeddings.disk import storage_errors
-from featkit.embeddings.job import images_digest, labels_digest
+from featkit.embeddings.plan import images_digest, labels_digest
 from featkit.embeddings.recipe import Recipe, digest
 from featkit.embeddings.request import Request
 from featkit.errors import DataError, MissingExtraError, SpecError

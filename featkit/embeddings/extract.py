@@ -15,12 +15,12 @@ from featkit.backbones.base import Backbone
 from featkit.backbones.precision import INT8
 from featkit.embeddings import lookup, pipeline, store
 from featkit.embeddings.base import Embeddings
-from featkit.embeddings.calibration import Task, calibrate
+from featkit.embeddings.calibration import CalibrationTask, calibrate
 from featkit.embeddings.disk import storage_errors
-from featkit.embeddings.job import Job, changes, content_keys, make_job, provenance
 from featkit.embeddings.journal import Journal, open_journal, remove
-from featkit.embeddings.layout import Layout
+from featkit.embeddings.layout import StorageLayout
 from featkit.embeddings.pipeline import Compute
+from featkit.embeddings.plan import ExtractionPlan, changes, content_keys, plan_extraction, provenance
 from featkit.embeddings.request import Request
 from featkit.errors import DataError, DecodeError
 from featkit.images.base import ImageSet
@@ -29,7 +29,7 @@ _COPY_ROWS, _COPY_NUMBERS = 1024, 2**24
 
 
 @dataclass(frozen=True)
-class Extraction:
+class ExtractionResult:
     """What an extraction came to.
 
     Attributes:
@@ -97,7 +97,7 @@ def run_extractions(
     cache: Path,
     compute: Compute,
     note: Callable[[str], None] = lambda text: None,
-) -> list[Extraction]:
+) -> list[ExtractionResult]:
     """Make the cache files of these images through some networks, unless they are there; read each image once.
 
     What was done is kept when the work is cut short, and taken over by the next extraction through the same network.
@@ -116,7 +116,7 @@ def run_extractions(
     each = [images] * len(requests) if isinstance(images, ImageSet) else images
     keys = {id(own): content_keys(own, compute) for own in {id(own): own for own in each}.values()}
     jobs = [
-        _make_job(request.on(compute.device), own, keys[id(own)], cache, compute)
+        _make_job(request.for_device(compute.device), own, keys[id(own)], cache, compute)
         for request, own in zip(requests, each, strict=True)
     ]
     found = [lookup.find(cache, job.recipe) for job in jobs]
@@ -125,30 +125,30 @@ def run_extractions(
     return [_hit(job, path, compute) if path else made[job.path] for job, path in zip(jobs, found, strict=True)]
 
 
-def _make_job(request: Request, images: ImageSet, keys: tuple[str, ...], cache: Path, compute: Compute) -> Job:
+def _make_job(request: Request, images: ImageSet, keys: tuple[str, ...], cache: Path, compute: Compute) -> ExtractionPlan:
     """Return the wanted file; an int8 network that is not there yet is calibrated first."""
-    job = make_job(request, images, keys, cache)
+    job = plan_extraction(request, images, keys, cache)
     if request.precision in INT8 and job.backbone.quantized is None:
-        calibrate(Task(job.backbone, job.recipe, images, keys), cache, compute)
-        job = make_job(request, images, keys, cache)
+        calibrate(CalibrationTask(job.backbone, job.recipe, images, keys), cache, compute)
+        job = plan_extraction(request, images, keys, cache)
     return job
 
 
-def _hit(job: Job, path: Path, compute: Compute) -> Extraction:
+def _hit(job: ExtractionPlan, path: Path, compute: Compute) -> ExtractionResult:
     skipped = tuple(store.check(path, job.recipe))
     if skipped and compute.on_error == "fail":
         raise DecodeError(
             f"{len(skipped)} images of {path} cannot be read ({', '.join(skipped[:5])}): mend or remove them, "
             "or go on without them with --on-error skip"
         )
-    return Extraction(path, job.backbone.weights, job.recipe.precision, hit=True, skipped=skipped)
+    return ExtractionResult(path, job.backbone.weights, job.recipe.precision, hit=True, skipped=skipped)
 
 
 @dataclass(frozen=True)
 class _Open:
     """A job at work: what is known already, and the journal for what is new, which jobs of one network share."""
 
-    job: Job
+    job: ExtractionPlan
     journal: Journal
     known: dict[str, lookup.Place]
     resumed: int
@@ -157,9 +157,9 @@ class _Open:
         return key in self.known or key in self.journal
 
 
-def _make(jobs: Sequence[Job], compute: Compute, note: Callable[[str], None]) -> dict[Path, Extraction]:
+def _make(jobs: Sequence[ExtractionPlan], compute: Compute, note: Callable[[str], None]) -> dict[Path, ExtractionResult]:
     """Make the files of some jobs, holding their locks; the order of the jobs is that in which locks are taken."""
-    done: dict[Path, Extraction] = {}
+    done: dict[Path, ExtractionResult] = {}
     with ExitStack() as stack:
         work, journals = [], dict[Path, Journal]()
         for job in jobs:
@@ -213,7 +213,7 @@ def _interleaved(sets: Sequence[ImageSet]) -> ImageSet:
 
 def embed(
     images: ImageSet, networks: Sequence[tuple[Backbone, str, frozenset[int]]], compute: Compute
-) -> Iterator[pipeline.Batch]:
+) -> Iterator[pipeline.FeatureBatch]:
     """Yield the vectors of images through networks, batch by batch; each image is read once.
 
     Args:
@@ -228,7 +228,7 @@ def embed(
 
     on_cpu = pick_device(compute.device) == "cpu"
     targets = [
-        pipeline.Target(
+        pipeline.PipelineTarget(
             backbone.preprocess.nearly if precision in INT8 else backbone.preprocess,
             open_engine(backbone, precision=precision, device=compute.device, compiled=compute.compiled),
             rows,
@@ -245,7 +245,7 @@ def embed(
             bar.update(batch.size)
 
 
-def _publish(each: _Open, compute: Compute, failed: set[int]) -> Extraction:
+def _publish(each: _Open, compute: Compute, failed: set[int]) -> ExtractionResult:
     job, images = each.job, each.job.images
     rows = [row for row in range(len(images)) if row not in failed]
     if not rows:
@@ -260,9 +260,9 @@ def _publish(each: _Open, compute: Compute, failed: set[int]) -> Extraction:
         provenance=provenance(job, compute),
     )
     since = changes(job)
-    store.write(job.path, header, _gather(each, rows), Layout.parse(job.request.store))
+    store.write(job.path, header, _gather(each, rows), StorageLayout.parse(job.request.store))
     reused = sum(job.keys[row] in each.known for row in rows)
-    return Extraction(
+    return ExtractionResult(
         job.path,
         job.backbone.weights,
         job.recipe.precision,

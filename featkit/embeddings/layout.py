@@ -18,7 +18,7 @@ ZSTD = 32015
 
 
 @dataclass(frozen=True)
-class Layout:
+class StorageLayout:
     """How vectors are stored.
 
     Attributes:
@@ -30,7 +30,7 @@ class Layout:
     compression: str | None = None
 
     @classmethod
-    def parse(cls, text: str) -> Layout:
+    def parse(cls, text: str) -> StorageLayout:
         """Read ``float16``, ``gzip`` or ``float16,zstd``.
 
         Raises:

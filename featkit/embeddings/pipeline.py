@@ -86,7 +86,7 @@ def in_threads(
 
 
 @dataclass(frozen=True)
-class Target:
+class PipelineTarget:
     """One of the networks that see the same images.
 
     Attributes:
@@ -101,7 +101,7 @@ class Target:
 
 
 @dataclass(frozen=True)
-class Batch:
+class FeatureBatch:
     """What came of a few images.
 
     Attributes:
@@ -117,12 +117,12 @@ class Batch:
 
 def run(
     load: Callable[[int], Pixels],
-    targets: Sequence[Target],
+    targets: Sequence[PipelineTarget],
     compute: Compute,
     *,
     on_cpu: bool,
     start: Callable[[], object] | None = None,
-) -> Iterator[Batch]:
+) -> Iterator[FeatureBatch]:
     """Yield the vectors of all rows that some target needs, batch by batch, in order; each image is read once.
 
     Args:
@@ -142,12 +142,12 @@ def run(
     def decode(part: list[int]) -> _Decoded:
         return _decode(part, load, targets, skip=compute.on_error == "skip")
 
-    def infer(decoded: _Decoded) -> Batch:
+    def infer(decoded: _Decoded) -> FeatureBatch:
         outputs = [
             (np.array(list(inputs)), target.engine(np.stack(list(inputs.values())))) if inputs else None
             for target, inputs in zip(targets, decoded.inputs, strict=True)
         ]
-        return Batch(outputs, decoded.failed, decoded.size)
+        return FeatureBatch(outputs, decoded.failed, decoded.size)
 
     ahead = compute.threads + 2
     if on_cpu:
@@ -163,7 +163,7 @@ class _Decoded:
     size: int
 
 
-def _decode(part: list[int], load: Callable[[int], Pixels], targets: Sequence[Target], *, skip: bool) -> _Decoded:
+def _decode(part: list[int], load: Callable[[int], Pixels], targets: Sequence[PipelineTarget], *, skip: bool) -> _Decoded:
     inputs: list[dict[int, Pixels]] = [{} for _ in targets]
     failed = {}
     for row in part:

@@ -46,7 +46,7 @@ class Request:
         views: how many views, if any.
         perturb: spec such as ``gaussian_noise:level=strong`` for the test images, or None.
         part: ``test`` or ``train`` for the images of that split alone, perturbed: see ``perturbed_part``; None for all.
-        store: ``float32`` or ``float16``, ``gzip`` or ``zstd``, or one of each: see ``Layout``.
+        store: ``float32`` or ``float16``, ``gzip`` or ``zstd``, or one of each: see ``StorageLayout``.
     """
 
     data: str = "digits"
@@ -75,7 +75,7 @@ class Request:
         """Return the fields as JSON can hold them; a path becomes absolute, to be found from any folder."""
         return {name: _absolute(name, value) for name, value in asdict(self).items()}
 
-    def on(self, device: str) -> Request:
+    def for_device(self, device: str) -> Request:
         """Return the request with the precision that ``auto`` means on a device, and for the network.
 
         Raises:

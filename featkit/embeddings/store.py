@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from featkit.embeddings.base import Embeddings
 from featkit.embeddings.disk import Disk, storage_errors
-from featkit.embeddings.layout import ZSTD, Layout, register_filters, rounded
+from featkit.embeddings.layout import ZSTD, StorageLayout, register_filters, rounded
 from featkit.embeddings.recipe import Recipe, listed
 from featkit.errors import CacheError, StaleCacheError
 
@@ -57,7 +57,7 @@ class Header:
 
 
 @dataclass(frozen=True)
-class Entry:
+class CacheEntry:
     """One file in a listing; ``rounding`` bounds the error of a stored number, as a share of the largest number."""
 
     path: Path
@@ -71,7 +71,7 @@ class Entry:
     provenance: Mapping[str, Any]
 
 
-def write(path: Path, header: Header, blocks: Iterator[Block], layout: Layout | None = None) -> None:
+def write(path: Path, header: Header, blocks: Iterator[Block], layout: StorageLayout | None = None) -> None:
     """Write blocks of rows to a partial file, and publish it under ``path`` when there are no more.
 
     Whatever ends the blocks early (an error, Ctrl-C) leaves nothing behind. The caller sees to it that nobody else
@@ -83,7 +83,7 @@ def write(path: Path, header: Header, blocks: Iterator[Block], layout: Layout | 
         StorageError: if the disk is full or the folder cannot be written.
     """
     partial = path.with_name(f".{path.name}.partial")
-    layout = layout or Layout()
+    layout = layout or StorageLayout()
     filters = layout.filters()
     with storage_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -225,7 +225,7 @@ def _need_filters(path: Path, file: Any) -> None:
         raise CacheError(f"{path} is compressed with zstd, to be read with pip install 'featkit[zstd]'")
 
 
-def describe(path: Path) -> Entry:
+def describe(path: Path) -> CacheEntry:
     """Return what a listing shows of one file.
 
     Raises:
@@ -234,7 +234,7 @@ def describe(path: Path) -> Entry:
     with open_file(path) as file:
         status = path.stat()
         rows, width = file["embeddings"].shape
-        return Entry(
+        return CacheEntry(
             path=path,
             rows=rows,
             width=width,
@@ -247,7 +247,7 @@ def describe(path: Path) -> Entry:
         )
 
 
-def entries(cache: Path) -> tuple[list[Entry], list[CacheError]]:
+def entries(cache: Path) -> tuple[list[CacheEntry], list[CacheError]]:
     """Return every readable file of a folder, newest first, and what is wrong with the others."""
     good, bad = [], []
     for path in sorted(cache.glob("*.h5"), key=lambda path: path.stat().st_mtime_ns, reverse=True):

@@ -6,9 +6,9 @@ from pathlib import Path
 
 from featkit.embeddings import lookup, store
 from featkit.embeddings.calibration import garbage
-from featkit.embeddings.job import Job, content_keys, differing, images_digest, labels_digest
 from featkit.embeddings.journal import in_use, remove
 from featkit.embeddings.pipeline import Compute
+from featkit.embeddings.plan import ExtractionPlan, content_keys, differing, images_digest, labels_digest
 from featkit.embeddings.recipe import listed
 from featkit.embeddings.request import Request
 from featkit.errors import CacheError, FeatkitError
@@ -61,7 +61,7 @@ def _images_now(header: store.Header, compute: Compute) -> list[str]:
     return [f"since it was made, {name} is {what}" for what, names in found.items() for name in names]
 
 
-def explain(job: Job) -> str:
+def explain(job: ExtractionPlan) -> str:
     """Say whether a cache file would be a hit, and if not, in which fields the nearest one differs."""
     cache = job.path.parent
     hit = lookup.find(cache, job.recipe)

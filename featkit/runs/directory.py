@@ -21,7 +21,7 @@ from featkit.embeddings.request import Request
 from featkit.errors import CacheError, RunError, WeightsError
 from featkit.evaluation import Temperature
 from featkit.heads.persist import load_head, save_head
-from featkit.runs.features import Source
+from featkit.runs.features import FeatureSet
 from featkit.runs.fit import Run
 from featkit.storage import Content, publish
 
@@ -121,7 +121,7 @@ def save_run(run: Run, out: Path, more: Mapping[str, Content]) -> Path:
     return directory
 
 
-def _network(source: Source, sha256: str) -> bytes:
+def _network(source: FeatureSet, sha256: str) -> bytes:
     """Read the int8 network that made the vectors: without it, the run could not predict anywhere else."""
     cache = source.path.parent
     found = source.request.load_backbone().quantized or find_calibration(cache, sha256)

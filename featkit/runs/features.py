@@ -14,15 +14,15 @@ from featkit.backbones.saved import is_path, refuse_learned
 from featkit.embeddings import store
 from featkit.embeddings.base import Embeddings
 from featkit.embeddings.extract import read_for, run_extractions
-from featkit.embeddings.job import content_keys, plan
 from featkit.embeddings.pipeline import Compute
+from featkit.embeddings.plan import content_keys, plan
 from featkit.embeddings.recipe import Recipe, digest
 from featkit.embeddings.request import Request, resolve
 from featkit.images.perturb import parse_perturbation
 
 
 @dataclass(frozen=True)
-class Source:
+class FeatureSet:
     """Vectors to fit on, and where they come from.
 
     Attributes:
@@ -42,7 +42,7 @@ class Source:
     notes: tuple[str, ...] = ()
 
 
-def open_source(given: Mapping[str, Any], cache: Path, compute: Compute) -> Source:
+def load_features(given: Mapping[str, Any], cache: Path, compute: Compute) -> FeatureSet:
     """Find or make the vectors that some options ask for.
 
     Args:
@@ -57,7 +57,7 @@ def open_source(given: Mapping[str, Any], cache: Path, compute: Compute) -> Sour
     if cache.suffix == ".h5":
         return _from_file(given, cache, compute)
     request, newest = resolve(given, cache)
-    request = request.on(compute.device)
+    request = request.for_device(compute.device)
     if newest and not _there(request):
         note = f"{request.data} is gone: taking the vectors in {newest} as they are"
         return replace(_from_file({}, newest, compute), notes=(note,))
@@ -66,7 +66,7 @@ def open_source(given: Mapping[str, Any], cache: Path, compute: Compute) -> Sour
     taken = f"what was not given is taken from {newest}: data {request.data}, backbone {request.backbone}"
     notes = [taken] if newest else []
     notes += [f"{len(done.skipped)} images left out: {', '.join(done.skipped)}"] if done.skipped else []
-    source = Source(request, read_for(images, done.path), done.path, images.name, done.weights, tuple(notes))
+    source = FeatureSet(request, read_for(images, done.path), done.path, images.name, done.weights, tuple(notes))
     if not parse_perturbation(request.perturb or "none"):
         return source
     part = replace(request, part="test")
@@ -74,13 +74,13 @@ def open_source(given: Mapping[str, Any], cache: Path, compute: Compute) -> Sour
     return on_test(source, store.read(side.path), request)
 
 
-def on_test(source: Source, test: Embeddings, request: Request) -> Source:
+def on_test(source: FeatureSet, test: Embeddings, request: Request) -> FeatureSet:
     """Return a source with perturbed test images, made as ``request`` says, in the place of those as they are."""
     kept = source.embeddings.take(np.flatnonzero(source.embeddings.splits != "test"))
     return replace(source, request=request, embeddings=_joined(kept, test, source.embeddings.recipe))
 
 
-def with_train(source: Source, views: Embeddings) -> Source:
+def with_train(source: FeatureSet, views: Embeddings) -> FeatureSet:
     """Return a source with perturbed views of its train images after everything else."""
     return replace(source, embeddings=_joined(source.embeddings, views, source.embeddings.recipe))
 
@@ -103,20 +103,20 @@ def _there(request: Request) -> bool:
     return not Path(request.data).is_absolute() or Path(request.data).exists()
 
 
-def _from_file(given: Mapping[str, Any], path: Path, compute: Compute) -> Source:
+def _from_file(given: Mapping[str, Any], path: Path, compute: Compute) -> FeatureSet:
     entry = store.describe(path)
     chosen = {name: value for name, value in given.items() if value is not None}
-    request = replace(Request.from_dict(entry.provenance["request"]), **chosen).on(compute.device)
+    request = replace(Request.from_dict(entry.provenance["request"]), **chosen).for_device(compute.device)
     data, weights = entry.provenance["data"], entry.provenance["weights"]
     if not chosen:
-        return Source(request, store.read(path), path, data, weights)
+        return FeatureSet(request, store.read(path), path, data, weights)
     images = request.load_images()
     _, recipe = plan(request, images, content_keys(images, compute), path.parent)
     store.check(path, recipe)
-    return Source(request, read_for(images, path), path, data, weights)
+    return FeatureSet(request, read_for(images, path), path, data, weights)
 
 
-def cached_keys(source: Source) -> tuple[str, ...]:
+def cached_keys(source: FeatureSet) -> tuple[str, ...]:
     """Return the digest of each image's content as it is on disk, in the order of ``source.embeddings``.
 
     Raises:
@@ -127,7 +127,7 @@ def cached_keys(source: Source) -> tuple[str, ...]:
     return tuple(keys[name] for name in source.embeddings.ids)
 
 
-def refuse_seen(source: Source) -> None:
+def refuse_seen(source: FeatureSet) -> None:
     """Make sure that a network that featkit trained is not judged on images that it learned from.
 
     Raises:
@@ -143,7 +143,7 @@ def refuse_seen(source: Source) -> None:
     refuse_learned(source.request.backbone, source.data, test)
 
 
-def leaks(source: Source) -> NDArray[np.int64]:
+def leaks(source: FeatureSet) -> NDArray[np.int64]:
     """Return the rows of test images that are train or val images too, byte for byte.
 
     Raises:
@@ -153,7 +153,7 @@ def leaks(source: Source) -> NDArray[np.int64]:
     return np.flatnonzero(judged & np.isin(keys, keys[~judged]))
 
 
-def leak_warning(source: Source) -> str:
+def leak_warning(source: FeatureSet) -> str:
     """Say which test images are train or val images too; nothing if none is."""
     embeddings, twice = source.embeddings, leaks(source)
     if not len(twice):

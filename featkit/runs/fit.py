@@ -26,7 +26,7 @@ from featkit.heads import make_head
 from featkit.heads.balance import BalancedHead
 from featkit.heads.search import Search, Tried, search, search_correction
 from featkit.registry import Spec
-from featkit.runs.features import Source, refuse_seen
+from featkit.runs.features import FeatureSet, refuse_seen
 from featkit.runs.splits import Parts, divide, refuse_infinite, train_counts, unseen
 
 PACKAGES = ("featkit", "numpy", "scikit-learn", "skops", "torch", "torchvision")
@@ -68,7 +68,7 @@ class Run:
     """
 
     id: str
-    source: Source
+    source: FeatureSet
     head_spec: str
     head: Any
     report: Report
@@ -90,7 +90,7 @@ class Fitted:
         seconds: of all this.
     """
 
-    source: Source
+    source: FeatureSet
     head_spec: str
     seed: int
     protocol: Protocol
@@ -103,7 +103,7 @@ class Fitted:
     seconds: float
 
 
-def fit_run(source: Source, head_spec: str = "linear", *, seed: int = 0, protocol: Protocol | None = None) -> Run:
+def fit_run(source: FeatureSet, head_spec: str = "linear", *, seed: int = 0, protocol: Protocol | None = None) -> Run:
     """Fit a head and judge it on the test vectors, which nothing else has seen.
 
     The settings (with ``tune``), the temperature and the threshold of rejection are chosen on val, with heads that were
@@ -116,7 +116,7 @@ def fit_run(source: Source, head_spec: str = "linear", *, seed: int = 0, protoco
     return judge(fit_head(source, head_spec, seed, protocol or Protocol()), source)
 
 
-def fit_head(source: Source, head_spec: str, seed: int, protocol: Protocol) -> Fitted:
+def fit_head(source: FeatureSet, head_spec: str, seed: int, protocol: Protocol) -> Fitted:
     """Fit a head and choose all there is to choose without a look at test; see ``fit_run``."""
     asked = Spec.parse(head_spec)
     make_head(asked, seed=seed)
@@ -145,7 +145,7 @@ def fit_head(source: Source, head_spec: str, seed: int, protocol: Protocol) -> F
     )
 
 
-def judge(fitted: Fitted, source: Source) -> Run:
+def judge(fitted: Fitted, source: FeatureSet) -> Run:
     """Judge a fitted head on the test images of ``source``: its own, or the same ones perturbed."""
     test, head, reject_share = source.embeddings.part("test"), fitted.head, fitted.protocol.reject
     refuse_infinite(test)
@@ -178,7 +178,7 @@ def judge(fitted: Fitted, source: Source) -> Run:
     return Run(run_id, source, fitted.head_spec, head, report, predictions, fitted.search)
 
 
-def _divide(source: Source, seed: int, subset: str | None) -> Parts:
+def _divide(source: FeatureSet, seed: int, subset: str | None) -> Parts:
     try:
         return divide(source.embeddings, seed, subset)
     except DataError as error:
@@ -249,13 +249,13 @@ def _constant(embeddings: Embeddings) -> list[str]:
     return [f"{len(columns)} of {embeddings.x.shape[1]} columns are constant ({named})"] if len(columns) else []
 
 
-def _run_id(source: Source, head_spec: str, seed: int, protocol: Protocol) -> str:
+def _run_id(source: FeatureSet, head_spec: str, seed: int, protocol: Protocol) -> str:
     embeddings = source.embeddings
     chosen = [head_spec, str(seed), *map(str, _settings(protocol).values()), str(protocol.reject), version("featkit")]
     return digest([embeddings.recipe.fingerprint, *embeddings.splits.tolist(), *chosen])[:12]
 
 
-def _provenance(fitted: Fitted, source: Source) -> dict[str, Any]:
+def _provenance(fitted: Fitted, source: FeatureSet) -> dict[str, Any]:
     parts = fitted.parts
     return {
         "request": source.request.to_dict(),

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from featkit.embeddings import pipeline
 from featkit.embeddings.extract import embed
-from featkit.embeddings.pipeline import Batch, Compute, Rows, Target, Vectors
+from featkit.embeddings.pipeline import Compute, FeatureBatch, PipelineTarget, Rows, Vectors
 from featkit.evaluation.calibration import apply_temperature
 from featkit.images.files import image_files
 from featkit.runs.directory import SavedRun
@@ -66,12 +66,12 @@ def predict_exported(exported: Exported, files: list[str], compute: Compute, *, 
         DecodeError: if a file cannot be read.
     """
     about = exported.about
-    target = Target(about.prepare, exported.engine, frozenset(range(len(files))))
+    target = PipelineTarget(about.prepare, exported.engine, frozenset(range(len(files))))
     rows, scores = gathered(pipeline.run(image_files(files).load, [target], compute, on_cpu=True))
     return _best([files[row] for row in rows], scores, about.classes, about.threshold, top) if len(rows) else []
 
 
-def gathered(batches: Iterable[Batch]) -> tuple[Rows, Vectors]:
+def gathered(batches: Iterable[FeatureBatch]) -> tuple[Rows, Vectors]:
     """Return the rows of all batches, and what the only network made of them; both empty where there is none."""
     blocks = [batch.outputs[0] for batch in batches if batch.outputs[0]]
     if not blocks:

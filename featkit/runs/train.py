@@ -16,8 +16,8 @@ import numpy as np
 from featkit.backbones.saved import NETWORK_FILE, open_saved, save_network
 from featkit.embeddings.base import Embeddings
 from featkit.embeddings.extract import embed
-from featkit.embeddings.job import content_keys, make_recipe
 from featkit.embeddings.pipeline import Compute
+from featkit.embeddings.plan import content_keys, make_recipe
 from featkit.errors import DataError, RunError, TrainingError
 from featkit.evaluation import Predictions, Temperature, evaluate, fit_temperature
 from featkit.evaluation.calibration import apply_temperature
@@ -25,7 +25,7 @@ from featkit.evaluation.report import Report
 from featkit.heads.linear import LinearHead
 from featkit.runs.compare import read_run
 from featkit.runs.directory import save_run
-from featkit.runs.features import Source
+from featkit.runs.features import FeatureSet
 from featkit.runs.fit import PACKAGES, Run, peak_memory
 from featkit.runs.predict import gathered
 from featkit.runs.splits import unseen
@@ -168,7 +168,7 @@ def judge(trained: Trained, file: Path, compute: Compute, out: Path) -> Run:
     )
     shown = apply_temperature(scores, temperature) if temperature else scores
     predictions = Predictions(test.ids, test.y, scores.argmax(axis=1), shown.max(axis=1))
-    source = Source(request, test, directory, images.name, prepared.description.label)
+    source = FeatureSet(request, test, directory, images.name, prepared.description.label)
     return Run(prepared.id, source, spec, head, report, predictions)
 
 

@@ -13,8 +13,8 @@ from featkit.backbones.precision import INT8
 from featkit.documents import expanded
 from featkit.embeddings import lookup
 from featkit.embeddings.extract import run_extractions
-from featkit.embeddings.job import Job, content_keys, make_job
 from featkit.embeddings.pipeline import Compute
+from featkit.embeddings.plan import ExtractionPlan, content_keys, plan_extraction
 from featkit.embeddings.request import Request
 from featkit.errors import CacheError
 from featkit.images.base import ImageSet, remembering
@@ -76,9 +76,9 @@ class Vectors:
         self._note = note
         self._load = cache(_load)
         self._images = cache(self._apply)
-        self._jobs: dict[Request, Job | Exception] = {}
+        self._jobs: dict[Request, ExtractionPlan | Exception] = {}
 
-    def job(self, request: Request) -> Job | Exception:
+    def job(self, request: Request) -> ExtractionPlan | Exception:
         """Return the file that a request wants, or why it cannot be had; nothing is made."""
         if request not in self._jobs:
             try:
@@ -92,7 +92,7 @@ class Vectors:
         found = [self.job(request) for request in needs.requests]
         return next((each for each in found if isinstance(each, Exception)), None)
 
-    def known(self, request: Request) -> Job:
+    def known(self, request: Request) -> ExtractionPlan:
         """Return the file that a request wants.
 
         Raises:
@@ -114,13 +114,13 @@ class Vectors:
             raise CacheError(f"the vectors of {request.data} through {request.backbone} are gone from {self._folder}")
         return path
 
-    def missing(self, requests: Iterable[Request]) -> list[Job]:
+    def missing(self, requests: Iterable[Request]) -> list[ExtractionPlan]:
         """Return the files that are not there yet, of those that can be had."""
         return [job for job in self.files(requests) if lookup.find(self._folder, job.recipe) is None]
 
-    def files(self, requests: Iterable[Request]) -> list[Job]:
+    def files(self, requests: Iterable[Request]) -> list[ExtractionPlan]:
         """Return the files that can be had, each once: two seeds of a split share one."""
-        jobs = [job for request in requests if isinstance(job := self.job(request), Job)]
+        jobs = [job for request in requests if isinstance(job := self.job(request), ExtractionPlan)]
         return list({job.path: job for job in jobs}.values())
 
     def make(self, requests: Iterable[Request]) -> None:
@@ -130,7 +130,7 @@ class Vectors:
         """
         groups: dict[tuple[str, Request], list[Request]] = {}
         for request in dict.fromkeys(requests):
-            if isinstance(self.job(request), Job):
+            if isinstance(self.job(request), ExtractionPlan):
                 groups.setdefault((request.part or "", _plain(request)), []).append(request)
         for key in sorted(groups, key=lambda key: key[0]):
             self._make_group(groups[key])
@@ -151,9 +151,9 @@ class Vectors:
                 if request.precision in INT8:  # only now is the network known that it ran through
                     del self._jobs[request]
 
-    def _plan(self, request: Request) -> Job:
+    def _plan(self, request: Request) -> ExtractionPlan:
         images, keys = self._images(Request(**{name: getattr(request, name) for name in _IMAGES}))
-        return make_job(request.on(self._compute.device), images, keys, self._folder)
+        return plan_extraction(request.for_device(self._compute.device), images, keys, self._folder)
 
     def _apply(self, request: Request) -> tuple[ImageSet, tuple[str, ...]]:
         images = request.apply(self._load(_plain(request)))

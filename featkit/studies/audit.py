@@ -25,7 +25,7 @@ from featkit.evaluation.audit import (
     vote_shares,
 )
 from featkit.heads import make_head
-from featkit.runs.features import Source, cached_keys, leaks
+from featkit.runs.features import FeatureSet, cached_keys, leaks
 from featkit.runs.splits import without_views
 
 Rows = NDArray[np.int64]
@@ -70,7 +70,7 @@ class Audit:
     notes: tuple[str, ...] = ()
 
 
-def audit(source: Source, *, few: int = FEW, progress: bool = False) -> Audit:
+def audit(source: FeatureSet, *, few: int = FEW, progress: bool = False) -> Audit:
     """Look for copies, near copies, wrong labels and small classes among all images: train, val and test.
 
     Labels are judged by a linear head on the folds that an image is not in, and by the labels of its nearest

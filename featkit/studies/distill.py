@@ -20,7 +20,7 @@ from featkit.evaluation import PairedComparison, Predictions, Report, compare
 from featkit.evaluation.effects import SEED, Effect, adjusted, effects, outcomes
 from featkit.runs.compare import read_run
 from featkit.runs.directory import load_run, save_run
-from featkit.runs.features import open_source
+from featkit.runs.features import load_features
 from featkit.runs.fit import fit_run
 from featkit.runs.train import Draw, TrainedRun, publish_trained, work_folder
 from featkit.training.distill import Distillation, distill, teacher_of
@@ -104,11 +104,11 @@ def make_teacher(spec: str, head: str, wanted: Wanted, compute: Compute, out: Pa
         _same_test(path, wanted)
         request = replace(saved.request, **given)
         classes = images.load_images().classes
-        source = open_source(request.to_dict() | {"backbone": request.backbone}, wanted.cache, compute)
+        source = load_features(request.to_dict() | {"backbone": request.backbone}, wanted.cache, compute)
         return Taught(
             teacher_of(source.request, saved.head, saved.classes, classes), source.embeddings.x.shape[1], path
         )
-    source = open_source({**given, "backbone": spec}, wanted.cache, compute)
+    source = load_features({**given, "backbone": spec}, wanted.cache, compute)
     run = fit_run(source, head, seed=wanted.settings.seed)
     names = source.embeddings.classes
     teacher = teacher_of(source.request, run.head, names, names)

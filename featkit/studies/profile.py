@@ -33,7 +33,7 @@ from featkit.evaluation import PairedComparison, Report, compare
 from featkit.evaluation.drift import Drift, drift
 from featkit.registry import unknown
 from featkit.runs.directory import load_run
-from featkit.runs.features import open_source
+from featkit.runs.features import load_features
 from featkit.runs.fit import Run, fit_run
 
 
@@ -144,7 +144,7 @@ def judge(candidate: Candidate, protocol: Protocol, compute: Compute) -> Run:
     network = candidate.request.to_dict()
     own = {name: network[name] for name in ("backbone", "weights", "layer", "pool", "resize", "crop")}
     precision = "fp32" if candidate.precision == "torch" else candidate.precision
-    source = open_source({**own, **protocol.given, "precision": precision}, protocol.cache, compute)
+    source = load_features({**own, **protocol.given, "precision": precision}, protocol.cache, compute)
     return fit_run(source, protocol.head, seed=source.request.seed)
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from featkit.embeddings.pipeline import Compute
 from featkit.embeddings.request import Request
 from featkit.heads.linear import LinearHead
-from featkit.runs.features import Source, open_source
+from featkit.runs.features import FeatureSet, load_features
 from featkit.training.distill import Distillation, distill, teacher_of
 from featkit.training.finetune import How, Watch, Weights, finetune
 from featkit.training.prepare import Prepared, prepare
@@ -53,7 +53,7 @@ def recovery(
     """
     wanted = Wanted(request, replace(settings, mode="full"), augment="light", val=0.0, cache=cache)
     prepared = prepare(wanted, compute, extra=distillation.to_json() if distillation else "")
-    source = open_source(request.to_dict(), cache, compute)
+    source = load_features(request.to_dict(), cache, compute)
     head, names = _linear_head(source), source.embeddings.classes
     classifier = _weights(head, len(prepared.images.classes))
     width = source.embeddings.x.shape[1]
@@ -73,7 +73,7 @@ def recovery(
     return prepared, recover
 
 
-def _linear_head(source: Source) -> LinearHead:
+def _linear_head(source: FeatureSet) -> LinearHead:
     train = source.embeddings.part("train")
     return LinearHead(scale="standard").fit(train.x, train.y)
 

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from featkit.backbones.engines.torch import Engine, open_engine
 from featkit.embeddings import lookup, store
 from featkit.embeddings.extract import run_extractions
-from featkit.embeddings.job import content_keys, make_job
 from featkit.embeddings.pipeline import Compute
+from featkit.embeddings.plan import content_keys, plan_extraction
 from featkit.embeddings.request import Request
 from featkit.errors import StorageError
 from featkit.images.augment import with_views
@@ -138,7 +138,7 @@ def _room(request: Request, images: ImageSet, body: Tail, cache: Path, compute: 
     text = (
         f"activations of {request.layer} ({shape}, float16) for {len(images):,} views: {size / 1e9:.2f} GB in {cache}"
     )
-    job = make_job(request.on(compute.device), images, content_keys(images, compute), cache)
+    job = plan_extraction(request.for_device(compute.device), images, content_keys(images, compute), cache)
     if lookup.find(cache, job.recipe):
         return f"{text}, already there"
     place = next(folder for folder in (cache, *cache.absolute().parents) if folder.exists())

@@ -10,8 +10,8 @@ import numpy as np
 from featkit.backbones.base import Backbone
 from featkit.backbones.precision import resolve_precision
 from featkit.backbones.saved import NetworkDescription, describe_derived, is_path, refuse_learned, short_key
-from featkit.embeddings.job import content_keys, images_digest, labels_digest
 from featkit.embeddings.pipeline import Compute
+from featkit.embeddings.plan import content_keys, images_digest, labels_digest
 from featkit.embeddings.recipe import digest
 from featkit.embeddings.request import Request
 from featkit.errors import DataError, SpecError
@@ -70,7 +70,7 @@ def prepare(wanted: Wanted, compute: Compute, *, extra: str = "", about: str = "
     Raises:
         FeatkitError: of the kind that says what cannot be had.
     """
-    request = wanted.request.on(compute.device)
+    request = wanted.request.for_device(compute.device)
     if wanted.settings.mode == "scratch":
         request = _untrained(request, wanted.settings.seed)
     settings = replace(wanted.settings, precision=resolve_precision(wanted.settings.precision, compute.device))

@@ -29,7 +29,7 @@ from featkit.ablation.worker import fit_cells
 from featkit.embeddings.pipeline import Compute
 from featkit.embeddings.store import entries
 from featkit.errors import RunError
-from featkit.runs.features import open_source
+from featkit.runs.features import load_features
 from featkit.runs.fit import Protocol, fit_run
 
 KILLS = int(os.environ.get("FEATKIT_KILLS", "3"))
@@ -98,7 +98,7 @@ def test_a_cell_is_the_run_that_fit_makes(grid, work):
     for cell in run_matrix(narrowed(grid, seed=(1,)), work).cells:
         names = ("data", "weights", "perturb", "seed")
         given = {**{name: cell.values[name] for name in names}, "backbone": "resnet18", "resize": "32"}
-        run = fit_run(open_source(given, work.cache, Compute()), cell.values["head"], seed=1, protocol=Protocol())
+        run = fit_run(load_features(given, work.cache, Compute()), cell.values["head"], seed=1, protocol=Protocol())
         assert (cell.run, cell.report.top1, cell.report.nll) == (run.id, run.report.top1, run.report.nll)
         assert cell.predictions.ids == run.predictions.ids
         np.testing.assert_array_equal(cell.predictions.predicted, run.predictions.predicted)

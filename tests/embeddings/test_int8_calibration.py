@@ -13,8 +13,8 @@ from PIL import Image
 from featkit import ImageEmbedder
 from featkit.embeddings import store
 from featkit.embeddings.extract import run_extractions
-from featkit.embeddings.job import content_keys, make_job
 from featkit.embeddings.pipeline import Compute
+from featkit.embeddings.plan import content_keys, plan_extraction
 from featkit.embeddings.request import Request
 from featkit.embeddings.verify import collect_garbage
 from featkit.errors import CacheError, DataError, SpecError
@@ -65,7 +65,7 @@ def test_without_its_network_the_whole_file_is_a_miss(photos, tmp_path):
     before = run(photos, tmp_path)
     shutil.rmtree(tmp_path / "calibration")
     images = request(photos).load_images()
-    job = make_job(request(photos), images, content_keys(images, COMPUTE), tmp_path)
+    job = plan_extraction(request(photos), images, content_keys(images, COMPUTE), tmp_path)
     assert job.recipe.calibration == "none"
     assert store.describe(before.path).recipe.differences(job.recipe).keys() == {"calibration"}
 

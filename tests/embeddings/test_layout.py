@@ -10,7 +10,7 @@ import pytest
 
 from featkit import extract
 from featkit.embeddings import store
-from featkit.embeddings.layout import Layout
+from featkit.embeddings.layout import StorageLayout
 from featkit.embeddings.pipeline import Compute
 from featkit.embeddings.verify import verify
 from featkit.errors import DataError, MissingExtraError, SpecError
@@ -48,14 +48,14 @@ def test_float16_halves_the_vectors_and_says_what_it_rounds(tmp_path, colours):
 @pytest.mark.parametrize("how", ["float64", "gzip,zstd", "float16,float32", "", "float16,,gzip"])
 def test_an_unknown_layout_is_refused(how):
     with pytest.raises(SpecError, match="is not known: give one of float32, float16"):
-        Layout.parse(how)
+        StorageLayout.parse(how)
 
 
 def test_a_number_too_large_for_float16_is_refused(tmp_path, colours):
     extract(colours(4), cache=tmp_path, **FAST)
     header = store.read_header(made(tmp_path))
     with pytest.raises(DataError, match="do not fit into float16"):
-        store.write(tmp_path / "b.h5", header, iter([(np.arange(4), np.full((4, 3), 7e4, "f4"))]), Layout("float16"))
+        store.write(tmp_path / "b.h5", header, iter([(np.arange(4), np.full((4, 3), 7e4, "f4"))]), StorageLayout("float16"))
     assert [path.name for path in tmp_path.iterdir()] == [made(tmp_path).name]
 
 

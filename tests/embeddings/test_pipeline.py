@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from featkit.embeddings.pipeline import Compute, Target, in_threads, run
+from featkit.embeddings.pipeline import Compute, PipelineTarget, in_threads, run
 from featkit.errors import DecodeError
 
 
@@ -56,7 +56,7 @@ def test_each_image_is_read_once_and_reaches_every_network_that_needs_it(wanted,
             raise DecodeError(str(row))
         return np.full((2, 2, 3), row, np.uint8)
 
-    targets = [Target(lambda pixels: pixels, means, rows) for rows in wanted]
+    targets = [PipelineTarget(lambda pixels: pixels, means, rows) for rows in wanted]
     compute = Compute(batch_size=size, workers=2, on_error="skip")
     batches = list(run(load, targets, compute, on_cpu=on_cpu))
     everything = frozenset().union(*wanted)
@@ -75,4 +75,4 @@ def test_the_first_unreadable_image_is_raised():
         raise DecodeError(f"image {row}")
 
     with pytest.raises(DecodeError, match="image 0"):
-        list(run(load, [Target(lambda pixels: pixels, means, frozenset(range(3)))], Compute(), on_cpu=True))
+        list(run(load, [PipelineTarget(lambda pixels: pixels, means, frozenset(range(3)))], Compute(), on_cpu=True))

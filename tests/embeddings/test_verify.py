@@ -10,9 +10,9 @@ import pytest
 from PIL import Image
 
 from featkit.embeddings.extract import run_extractions
-from featkit.embeddings.job import content_keys, make_job
 from featkit.embeddings.journal import open_journal
 from featkit.embeddings.pipeline import Compute
+from featkit.embeddings.plan import content_keys, plan_extraction
 from featkit.embeddings.request import Request
 from featkit.embeddings.verify import collect_garbage, explain, verify
 
@@ -31,7 +31,7 @@ def path(request_, tmp_path):
 
 def job_of(request, cache):
     images = request.load_images()
-    return make_job(request, images, content_keys(images, COMPUTE), cache)
+    return plan_extraction(request, images, content_keys(images, COMPUTE), cache)
 
 
 def test_nothing_is_wrong_with_a_fresh_file(path):

@@ -11,7 +11,7 @@ from featkit.embeddings.pipeline import Compute
 from featkit.errors import DataError, RunError, SpecError
 from featkit.runs.compare import compare_runs, to_json
 from featkit.runs.directory import save_run
-from featkit.runs.features import open_source
+from featkit.runs.features import load_features
 from featkit.runs.fit import Protocol, fit_run
 from featkit.runs.seeds import over_seeds
 
@@ -19,7 +19,7 @@ from featkit.runs.seeds import over_seeds
 @pytest.fixture
 def source(tmp_path):
     given = {"data": "digits", "weights": "random", "resize": "32", "limit": "train=150,test=120", "layer": "layer1"}
-    return open_source(given, tmp_path / "cache", Compute())
+    return load_features(given, tmp_path / "cache", Compute())
 
 
 def test_runs_on_the_same_images_are_compared_pair_by_pair(source, tmp_path):

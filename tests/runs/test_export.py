@@ -8,7 +8,7 @@ from featkit.compression.exported import load_exported
 from featkit.embeddings.pipeline import Compute
 from featkit.runs.directory import load_run, save_run
 from featkit.runs.export import export_run
-from featkit.runs.features import open_source
+from featkit.runs.features import load_features
 from featkit.runs.fit import fit_run
 from featkit.runs.predict import predict, predict_exported
 
@@ -18,7 +18,7 @@ def test_every_head_is_exported_without_a_change_of_class(real_data, real_weight
     """On all 148 test images of pets, and through both roads of ``featkit predict``."""
     data = real_data / "pets" / "labels.csv"
     given = {"data": str(data), "backbone": "resnet18", "precision": "fp32"}
-    source = open_source(given, tmp_path / "cache", Compute())
+    source = load_features(given, tmp_path / "cache", Compute())
     pictures = [str(data.parent / name) for name in source.embeddings.part("test").ids[:3]]
     for head in ("linear", "svm", "knn", "mlp", "prototypical"):
         run = load_run(save_run(fit_run(source, head), tmp_path / "out", {}))

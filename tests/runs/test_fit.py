@@ -14,7 +14,7 @@ import pytest
 from featkit.embeddings.pipeline import Compute
 from featkit.errors import CacheError, DataError, HeadError, RunError, SpecError, StaleCacheError, WeightsError
 from featkit.runs.directory import load_run, results, save_run, seal
-from featkit.runs.features import open_source
+from featkit.runs.features import load_features
 from featkit.runs.fit import Protocol, fit_run
 from featkit.runs.predict import predict
 
@@ -26,7 +26,7 @@ def given(photos):
 
 @pytest.fixture
 def source(given, tmp_path):
-    return open_source(given, tmp_path / "cache", Compute())
+    return load_features(given, tmp_path / "cache", Compute())
 
 
 @pytest.fixture
@@ -124,14 +124,14 @@ def test_other_weights_than_those_of_the_run_are_refused(saved, photos):
 
 
 def test_a_bare_fit_goes_on_from_the_newest_cache(source, tmp_path):
-    again = open_source({}, tmp_path / "cache", Compute())
+    again = load_features({}, tmp_path / "cache", Compute())
     assert again.path == source.path
     assert str(source.path) in again.notes[0]
 
 
 def test_vectors_outlive_their_images(source, photos, tmp_path):
     shutil.rmtree(photos)
-    again = open_source({}, tmp_path / "cache", Compute())
+    again = load_features({}, tmp_path / "cache", Compute())
     np.testing.assert_array_equal(again.embeddings.x, source.embeddings.x)
     assert "is gone" in again.notes[0]
 
@@ -139,23 +139,23 @@ def test_vectors_outlive_their_images(source, photos, tmp_path):
 def test_a_missing_folder_that_is_asked_for_is_an_error(source, photos, given, tmp_path):
     shutil.rmtree(photos)
     with pytest.raises(DataError):
-        open_source(given, tmp_path / "cache", Compute())
+        load_features(given, tmp_path / "cache", Compute())
 
 
 def test_a_cache_file_can_be_named(source, given):
-    np.testing.assert_array_equal(open_source({}, source.path, Compute()).embeddings.x, source.embeddings.x)
-    np.testing.assert_array_equal(open_source(given, source.path, Compute()).embeddings.x, source.embeddings.x)
+    np.testing.assert_array_equal(load_features({}, source.path, Compute()).embeddings.x, source.embeddings.x)
+    np.testing.assert_array_equal(load_features(given, source.path, Compute()).embeddings.x, source.embeddings.x)
 
 
 def test_a_named_file_of_another_recipe_is_refused_by_field(source):
     with pytest.raises(StaleCacheError) as caught:
-        open_source({"layer": "layer3"}, source.path, Compute())
+        load_features({"layer": "layer3"}, source.path, Compute())
     assert set(caught.value.fields) == {"layer"}
 
 
 def test_a_named_file_that_is_gone_is_said(tmp_path):
     with pytest.raises(CacheError):
-        open_source({}, tmp_path / "gone.h5", Compute())
+        load_features({}, tmp_path / "gone.h5", Compute())
 
 
 def test_an_unknown_head_is_refused(source):
@@ -169,9 +169,9 @@ import sys
 from pathlib import Path
 from featkit.embeddings.pipeline import Compute
 from featkit.runs.fit import Protocol, fit_run
-from featkit.runs.features import open_source
+from featkit.runs.features import load_features
 for head in ("linear", "svm", "knn:k=1", "mlp", "prototypical"):
-    fit_run(open_source({given!r}, Path({str(tmp_path / "cache")!r}), Compute()), head)
+    fit_run(load_features({given!r}, Path({str(tmp_path / "cache")!r}), Compute()), head)
 assert "torch" not in sys.modules
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
@@ -204,7 +204,7 @@ def test_the_options_of_a_correction_are_chosen_by_balanced_accuracy_on_val(sour
 
 
 def test_perturbed_test_images_are_embedded_anew_and_train_is_reused(given, source, tmp_path):
-    noisy = open_source({**given, "perturb": "gaussian_noise:level=strong"}, tmp_path / "cache", Compute())
+    noisy = load_features({**given, "perturb": "gaussian_noise:level=strong"}, tmp_path / "cache", Compute())
     clean, test = source.embeddings, source.embeddings.splits == "test"
     places = {name: place for place, name in enumerate(noisy.embeddings.ids)}
     found = noisy.embeddings.x[[places[name] for name in clean.ids]]

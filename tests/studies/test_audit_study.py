@@ -13,7 +13,7 @@ from PIL import Image
 
 from featkit.embeddings.pipeline import Compute
 from featkit.errors import DataError
-from featkit.runs.features import cached_keys, open_source
+from featkit.runs.features import cached_keys, load_features
 from featkit.studies.audit import audit
 from featkit.studies.findings import findings, to_csv, to_dict
 
@@ -24,7 +24,7 @@ def opened(photos, tmp_path):
 
     def open_(split="50/0/50"):
         given = {"data": str(photos), "backbone": "resnet18", "weights": "random", "resize": "32", "split": split}
-        return open_source(given, tmp_path / "cache", Compute())
+        return load_features(given, tmp_path / "cache", Compute())
 
     return open_
 
@@ -77,7 +77,7 @@ def test_unreadable_images_are_left_out(opened, photos, tmp_path):
     """The keys are those of the images that have vectors."""
     (photos / "blue" / "0.png").write_bytes(b"not a picture")
     given = {"data": str(photos), "backbone": "resnet18", "weights": "random", "resize": "32"}
-    source = open_source(given, tmp_path / "cache", Compute(on_error="skip"))
+    source = load_features(given, tmp_path / "cache", Compute(on_error="skip"))
     assert len(cached_keys(source)) == len(source.embeddings) == 23
     assert "blue/0.png" not in {line.image for lines in findings(audit(source)).values() for line in lines}
 
@@ -133,7 +133,7 @@ def test_changed_copies_of_real_photographs_are_near_duplicates(real_data, real_
                 with Image.open(path) as image:
                     change(image.convert("RGB")).save(folder / f"{path.stem}-{name}.jpg", quality=60)
                 expected.add(tuple(sorted((f"{label}/{path.name}", f"{label}/{path.stem}-{name}.jpg"))))
-    source = open_source({"data": str(tmp_path / "photos"), "backbone": "resnet18"}, tmp_path / "cache", Compute())
+    source = load_features({"data": str(tmp_path / "photos"), "backbone": "resnet18"}, tmp_path / "cache", Compute())
     found = {tuple(sorted((line.image, line.other))) for line in findings(audit(source))["near"]}
     assert len(expected & found) >= 11
     assert len(found - expected) <= 3

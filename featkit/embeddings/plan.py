@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from featkit.backbones.base import Backbone
 from featkit.backbones.precision import INT8
 from featkit.embeddings import store
-from featkit.embeddings.calibration import Task, choose
-from featkit.embeddings.layout import Layout
+from featkit.embeddings.calibration import CalibrationTask, choose
+from featkit.embeddings.layout import StorageLayout
 from featkit.embeddings.pipeline import Compute, in_threads
 from featkit.embeddings.recipe import Recipe, digest
 from featkit.embeddings.request import Request
@@ -31,7 +31,7 @@ _KEYS_AT_ONCE = 64
 
 
 @dataclass(frozen=True)
-class Job:
+class ExtractionPlan:
     """One cache file that is wanted.
 
     Attributes:
@@ -49,7 +49,7 @@ class Job:
     journal: Path
 
 
-def make_job(request: Request, images: ImageSet, keys: tuple[str, ...], cache: Path) -> Job:
+def plan_extraction(request: Request, images: ImageSet, keys: tuple[str, ...], cache: Path) -> ExtractionPlan:
     """Return the cache file that a request wants; no image is decoded and no network built.
 
     Raises:
@@ -59,7 +59,7 @@ def make_job(request: Request, images: ImageSet, keys: tuple[str, ...], cache: P
     stem = safe_name(f"{images.name}-{backbone.name}")
     path = cache / f"{stem}-{recipe.fingerprint[:12]}.h5"
     journal = cache / f".{stem}-{recipe.network[:12]}.partial"
-    return Job(request, images, backbone, recipe, keys, path, journal)
+    return ExtractionPlan(request, images, backbone, recipe, keys, path, journal)
 
 
 def plan(request: Request, images: ImageSet, keys: tuple[str, ...], cache: Path) -> tuple[Backbone, Recipe]:
@@ -73,12 +73,12 @@ def plan(request: Request, images: ImageSet, keys: tuple[str, ...], cache: Path)
     backbone = request.load_backbone()
     recipe = make_recipe(images, keys, backbone, request.precision)
     perturbation = str(parse_perturbation(request.perturb or "none"))
-    recipe = replace(recipe, perturb=perturbation, store=Layout.parse(request.store).dtype)
+    recipe = replace(recipe, perturb=perturbation, store=StorageLayout.parse(request.store).dtype)
     if request.precision not in INT8:
         return backbone, recipe
     if backbone.quantized:
         return backbone, replace(recipe, calibration=backbone.quantized.digest)
-    found = choose(Task(backbone, recipe, images, keys), request.to_dict()["data"], cache)
+    found = choose(CalibrationTask(backbone, recipe, images, keys), request.to_dict()["data"], cache)
     return replace(backbone, quantized=found), replace(recipe, calibration=found.digest if found else "none")
 
 
@@ -130,7 +130,7 @@ def make_recipe(images: ImageSet, keys: tuple[str, ...], backbone: Backbone, pre
     )
 
 
-def changes(job: Job) -> dict[str, int] | None:
+def changes(job: ExtractionPlan) -> dict[str, int] | None:
     """Compare with the newest file of the same data through the same network; None where there is none."""
     source = job.request.to_dict()["data"]
     for entry in store.entries(job.path.parent)[0]:
@@ -154,7 +154,7 @@ def differing(
     }
 
 
-def provenance(job: Job, compute: Compute) -> dict[str, Any]:
+def provenance(job: ExtractionPlan, compute: Compute) -> dict[str, Any]:
     """Return what is recorded of an extraction and decides nothing."""
     packages = ("featkit", "torch", "torchvision", "pillow", "numpy")
     return {
