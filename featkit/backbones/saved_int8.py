@@ -32,7 +32,7 @@ class Int8Card:
         preprocess: how its images are prepared.
         layer, pool: which output it gives.
         sha256: of the ONNX file.
-        parameters, nonzero, macs: size of the network that was quantized, see ``compression.profile.Size``.
+        parameters, nonzero, macs: size of the network that was quantized, see ``compression.profile.NetworkSize``.
         learned: ``saved.short_key`` of each image that the network learned from, if featkit trained it.
     """
 

@@ -24,7 +24,7 @@ from featkit.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from featkit.studies.profile import Profile, Protocol
+    from featkit.studies.profile import NetworkProfile, ProfileConfig
 
 EPILOG = """\b
 Examples:
@@ -63,11 +63,11 @@ def profile(specs: tuple[str, ...], cache: Path, out: Path, as_json: bool, **opt
     """
     from featkit.embeddings.recipe import digest
     from featkit.storage import publish
-    from featkit.studies.profile import Protocol, parse_candidate, to_csv, to_json
+    from featkit.studies.profile import ProfileConfig, parse_candidate, to_csv, to_json
     from featkit.studies.profile import profile as measure
 
     given = {name: value for name, value in given_request(options).items() if value is not None}
-    protocol = Protocol(
+    protocol = ProfileConfig(
         head=options["head"],
         given=given,
         cache=cache,
@@ -84,7 +84,7 @@ def profile(specs: tuple[str, ...], cache: Path, out: Path, as_json: bool, **opt
     note(f"{', '.join(files)}: {directory}")
 
 
-def _table(profiles: list[Profile], protocol: Protocol) -> str:
+def _table(profiles: list[NetworkProfile], protocol: ProfileConfig) -> str:
     from featkit.backbones.precision import cores
 
     names = _names(profiles)
@@ -108,14 +108,14 @@ def _table(profiles: list[Profile], protocol: Protocol) -> str:
     return "\n".join(parts)
 
 
-def _names(profiles: list[Profile]) -> list[str]:
+def _names(profiles: list[NetworkProfile]) -> list[str]:
     """Return what the networks are called in the table and the figure: of paths the last part, where that will do."""
     specs = [each.spec for each in profiles]
     short = [spec.rstrip("/").rpartition("/")[2] for spec in specs]
     return short if len(set(short)) == len(short) else specs
 
 
-def _costs(each: Profile) -> list[str]:
+def _costs(each: NetworkProfile) -> list[str]:
     return [
         f"{each.size.parameters:,}",
         f"{each.size.nonzero:,}",
@@ -129,7 +129,7 @@ def _costs(each: Profile) -> list[str]:
     ]
 
 
-def _worth(each: Profile) -> list[str]:
+def _worth(each: NetworkProfile) -> list[str]:
     report, drift, paired = each.report, each.drift, each.difference
     if report is None:
         return [""] * len(_WORTH)
@@ -146,7 +146,7 @@ def _worth(each: Profile) -> list[str]:
     ]
 
 
-def _pareto(profiles: list[Profile], protocol: Protocol) -> bytes:
+def _pareto(profiles: list[NetworkProfile], protocol: ProfileConfig) -> bytes:
     from featkit.plots.files import png_bytes
     from featkit.plots.pareto import ParetoPoint, plot_pareto
 

@@ -26,7 +26,7 @@ from featkit.cli.options import (
 if TYPE_CHECKING:
     from featkit.compression.prune import Recover
     from featkit.embeddings.request import Request
-    from featkit.studies.prune import Steps
+    from featkit.studies.prune import PruningSteps
 
 EPILOG = """\b
 Examples:
@@ -102,7 +102,7 @@ def prune(spec: str, out: Path, **options: Any) -> None:
     Prints the directory of each network made: network.safetensors and prune.json.
     """
     from featkit.backbones.saved import NETWORK_FILE, save_network
-    from featkit.compression.pruned import Goal
+    from featkit.compression.pruned import PruningConfig
     from featkit.compression.pruned import prune as make_smaller
     from featkit.embeddings.request import Request
     from featkit.images.files import safe_name
@@ -117,7 +117,7 @@ def prune(spec: str, out: Path, **options: Any) -> None:
         raise click.UsageError(f"{names} look at images: give --data")
     if options["distill"] and not options["epochs"]:
         raise click.UsageError("--distill says how --epochs train: give --epochs")
-    goal = Goal(**chosen, seed=request.seed)
+    goal = PruningConfig(**chosen, seed=request.seed)
     steps = _steps(request, options) if options["head"] else None
     trained, learned, recover = _recovery(request, options) if options["epochs"] else ("", (), None)
     goal = replace(goal, recovery=trained)
@@ -140,11 +140,11 @@ def prune(spec: str, out: Path, **options: Any) -> None:
         note(f"steps.csv, steps.png: {folder}")
 
 
-def _steps(request: Request, options: Mapping[str, Any]) -> Steps:
+def _steps(request: Request, options: Mapping[str, Any]) -> PruningSteps:
     """Return what judges one network after the other, beginning with the one that is to be pruned."""
-    from featkit.studies.prune import Steps
+    from featkit.studies.prune import PruningSteps
 
-    steps = Steps(request, options["head"], options["cache"], make_compute(options))
+    steps = PruningSteps(request, options["head"], options["cache"], make_compute(options))
     note(steps.first)
     return steps
 

@@ -92,7 +92,7 @@ def quantize(spec: str, out: Path, as_json: bool, **options: Any) -> None:
     from featkit.backbones.base import QuantizedNetwork
     from featkit.backbones.int8 import QuantizationConfig
     from featkit.backbones.saved_int8 import INT8_CARD, INT8_FILE
-    from featkit.compression.quantize import Wish
+    from featkit.compression.quantize import QuantizationRequest
     from featkit.compression.quantize import quantize as make_int8
     from featkit.images.files import safe_name
     from featkit.storage import publish
@@ -102,7 +102,7 @@ def quantize(spec: str, out: Path, as_json: bool, **options: Any) -> None:
     compute = make_compute(options)
     with tempfile.TemporaryDirectory() as scratch:
         file, whole = Path(scratch, INT8_FILE), Path(scratch, CLASSIFIER_FILE)
-        made = make_int8(request, Wish(scheme, options["keep_worst"], options["images"]), file, compute)
+        made = make_int8(request, QuantizationRequest(scheme, options["keep_worst"], options["images"]), file, compute)
         directory = out / "quantize" / safe_name(made.card.name)
         facts = _facts(made, request.data, directory)
         files: dict[str, Any] = {INT8_FILE: file.read_bytes(), INT8_CARD: made.card.to_json()}

@@ -19,7 +19,7 @@ from featkit.backbones.base import Backbone
 from featkit.backbones.engines.torch import fold_batchnorm, open_engine
 from featkit.backbones.int8 import read_quantized
 from featkit.backbones.onnx_files import need, quiet, write_onnx
-from featkit.compression.exported import About, ClassifierEngine, as_input, open_exported, stamp
+from featkit.compression.exported import ClassifierEngine, ExportMetadata, as_input, open_exported, stamp
 from featkit.compression.modules import PixelsToScores, scores_module
 from featkit.embeddings import pipeline
 from featkit.embeddings.pipeline import Compute
@@ -65,9 +65,9 @@ class Classifier:
         scores: NDArray[np.float64] = self.head.predict_proba(vectors)
         return apply_temperature(scores, self.temperature) if self.temperature else scores
 
-    def about(self) -> About:
+    def about(self) -> ExportMetadata:
         """Return what the file says of itself."""
-        return About(
+        return ExportMetadata(
             classes=self.classes,
             preprocess=self.backbone.preprocess,
             precision=self.precision,
@@ -79,7 +79,7 @@ class Classifier:
 
 
 @dataclass(frozen=True)
-class Agreement:
+class ExportAgreement:
     """How an exported file answers, beside the original.
 
     Attributes:
@@ -95,7 +95,7 @@ class Agreement:
 
 def export(
     classifier: Classifier, path: Path, images: ImageSet, *, to: str = "onnx", compute: Compute | None = None
-) -> Agreement:
+) -> ExportAgreement:
     """Write a classifier into a file, and publish it if it answers as the original does.
 
     Args:
@@ -137,11 +137,11 @@ def _room_for(path: Path) -> Iterator[Path]:
         raise StorageError(f"cannot write {path}: {error.strerror or error}; choose another --out") from error
 
 
-def compare(classifier: Classifier, engine: ClassifierEngine, images: ImageSet, compute: Compute) -> Agreement:
+def compare(classifier: Classifier, engine: ClassifierEngine, images: ImageSet, compute: Compute) -> ExportAgreement:
     """Show images to the original, and to what is to take its place; each takes its own road from the pixels on."""
     _, expected, found = answers(classifier, engine, images, compute)
     differing = int((expected.argmax(axis=1) != found.argmax(axis=1)).sum())
-    return Agreement(len(found), differing, float(np.abs(expected - found).max()))
+    return ExportAgreement(len(found), differing, float(np.abs(expected - found).max()))
 
 
 def answers(

@@ -24,7 +24,7 @@ _INPUT = "float32 (n, 3, height, width), RGB in 0..1, resized and cropped as pre
 
 
 @dataclass(frozen=True)
-class About:
+class ExportMetadata:
     """What a file says of itself, beside the network.
 
     Attributes:
@@ -57,7 +57,7 @@ class About:
         return {name: json.dumps(value) for name, value in fields.items()}
 
     @classmethod
-    def from_properties(cls, texts: Mapping[str, str]) -> About:
+    def from_properties(cls, texts: Mapping[str, str]) -> ExportMetadata:
         """Read what ``to_properties`` wrote; ValueError, KeyError or TypeError if it is anything else."""
         names = ("classes", "preprocessing", "precision", "threshold", "head", "temperature", "recipe")
         classes, how, *others = (json.loads(texts[name]) for name in names)
@@ -65,14 +65,14 @@ class About:
 
 
 @dataclass(frozen=True)
-class Exported:
+class ExportedClassifier:
     """An exported classifier, ready to predict."""
 
-    about: About
+    about: ExportMetadata
     engine: ClassifierEngine
 
 
-def stamp(model: bytes, about: About) -> bytes:
+def stamp(model: bytes, about: ExportMetadata) -> bytes:
     """Return an ONNX file with metadata; its last bytes are the SHA-256 of all before them.
 
     That works because a protobuf message may be followed by more of its fields.
@@ -86,7 +86,7 @@ def open_exported(path: Path) -> ClassifierEngine:
     return load_exported(path).engine
 
 
-def load_exported(path: Path) -> Exported:
+def load_exported(path: Path) -> ExportedClassifier:
     """Read a file that ``featkit export`` wrote; it is never asked for another file.
 
     Raises:
@@ -104,7 +104,7 @@ def load_exported(path: Path) -> Exported:
         raise RunError(f"{path} is no file that featkit exported, or was changed since: {again}")
     try:
         session = open_session(data, str(path))
-        about = About.from_properties(session.get_modelmeta().custom_metadata_map)
+        about = ExportMetadata.from_properties(session.get_modelmeta().custom_metadata_map)
     except FeatkitError:
         raise
     except Exception as error:  # ONNX and ONNX Runtime raise types of their own
@@ -115,7 +115,7 @@ def load_exported(path: Path) -> Exported:
         scores: NDArray[np.float32] = session.run(None, {"images": as_input(pixels)})[0]
         return scores
 
-    return Exported(about, run)
+    return ExportedClassifier(about, run)
 
 
 def as_input(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:

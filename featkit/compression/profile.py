@@ -30,7 +30,7 @@ _BYTES = {"torch": 4, "fp32": 4, "bf16": 2}
 
 
 @dataclass(frozen=True)
-class Size:
+class NetworkSize:
     """How large a network is.
 
     Attributes:
@@ -47,7 +47,7 @@ class Size:
 
 
 @dataclass(frozen=True)
-class Timing:
+class NetworkTiming:
     """How fast a network is.
 
     Attributes:
@@ -65,7 +65,7 @@ class Timing:
 
 
 @dataclass(frozen=True)
-class Timed:
+class TimedNetwork:
     """What is timed: a network, the ``(height, width)`` in pixels of its images, and whether it shares out a batch.
 
     A network that does not share out a batch among the cores by itself is given as many batches as there are cores.
@@ -83,7 +83,7 @@ def count_macs(module: nn.Module, crop: tuple[int, int]) -> int:
     return int(counter.get_total_flops()) // 2
 
 
-def measure_size(backbone: Backbone, precision: str) -> Size:
+def measure_size(backbone: Backbone, precision: str) -> NetworkSize:
     """Return the size of a float network in the type that it runs in.
 
     Raises:
@@ -91,7 +91,7 @@ def measure_size(backbone: Backbone, precision: str) -> Size:
     """
     module = backbone.build()
     parameters = sum(each.numel() for each in module.parameters())
-    return Size(
+    return NetworkSize(
         parameters,
         sum(int(torch.count_nonzero(each)) for each in module.parameters()),
         count_macs(module, backbone.preprocess.crop),
@@ -127,7 +127,7 @@ def open_any(backbone: Backbone, precision: str) -> Engine:
     return run
 
 
-def time_engines(networks: Sequence[Timed], *, repeats: int = 30, warm_up: int = 3, seed: int = 0) -> list[Timing]:
+def time_engines(networks: Sequence[TimedNetwork], *, repeats: int = 30, warm_up: int = 3, seed: int = 0) -> list[NetworkTiming]:
     """Time some networks, one after the other in every repeat: what slows the machine slows all.
 
     Args:
@@ -155,9 +155,9 @@ def time_engines(networks: Sequence[Timed], *, repeats: int = 30, warm_up: int =
     return [_timing(*times) for times in zip(one, many, full, batches, strict=True)]
 
 
-def _timing(one: list[float], many: list[float], full: list[float], batches: int) -> Timing:
+def _timing(one: list[float], many: list[float], full: list[float], batches: int) -> NetworkTiming:
     median, p95 = 1000 * np.quantile(one, [0.5, 0.95])
-    return Timing(float(median), float(p95), BATCH / float(np.median(many)), batches * BATCH / float(np.median(full)))
+    return NetworkTiming(float(median), float(p95), BATCH / float(np.median(many)), batches * BATCH / float(np.median(full)))
 
 
 def _on_each_core(pool: ThreadPoolExecutor, engine: Engine, pixels: NDArray[np.uint8]) -> Callable[[], object]:

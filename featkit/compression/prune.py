@@ -76,7 +76,7 @@ class _Masked(nn.Module):
 
 
 @dataclass(frozen=True)
-class Inner:
+class InnerConvolution:
     """A convolution inside a block, whose channels nothing sees but the next convolution there.
 
     Attributes:
@@ -94,7 +94,7 @@ class Inner:
     norm_after: nn.Module
 
 
-def inner_convolutions(module: nn.Module) -> list[Inner]:
+def inner_convolutions(module: nn.Module) -> list[InnerConvolution]:
     """Return the convolutions of a ResNet whose channels may go, in order.
 
     Raises:
@@ -108,14 +108,14 @@ def inner_convolutions(module: nn.Module) -> list[Inner]:
                     (getattr(part, f"conv{number}"), getattr(part, f"bn{number}")) for number in (place, place + 1)
                 )
                 names = f"{block}.conv{place}", f"{block}.conv{place + 1}"
-                found.append(Inner(block, names[0], conv, norm, names[1], after, norm_after))
+                found.append(InnerConvolution(block, names[0], conv, norm, names[1], after, norm_after))
     if not found:
         raise SpecError("channels can only be pruned in torchvision's ResNets: choose --sparsity for this network")
     return found
 
 
 @dataclass(frozen=True)
-class Narrowed:
+class NarrowedNetwork:
     """A network with fewer channels; of the convolutions that lost some, by name, those that they kept ``(c,)``."""
 
     module: nn.Module
@@ -127,7 +127,7 @@ class Narrowed:
         return {name: len(channels) for name, channels in self.kept.items()}
 
 
-def prune_channels(module: nn.Module, share: float, crop: tuple[int, int], importance: Importance) -> Narrowed:
+def prune_channels(module: nn.Module, share: float, crop: tuple[int, int], importance: Importance) -> NarrowedNetwork:
     """Return a ResNet without the channels inside its blocks that matter least.
 
     What a block adds to its input keeps its width, so that no other block has to change. Channels of all layers
@@ -145,7 +145,7 @@ def prune_channels(module: nn.Module, share: float, crop: tuple[int, int], impor
     before = count_macs(module, crop)
     most = _share(share, "macs") * before
     if share == 1:
-        return Narrowed(copy.deepcopy(module), {})
+        return NarrowedNetwork(copy.deepcopy(module), {})
     levels = torch.cat([_relative(values) for values in importance.values()]).sort().values
     low, high = 0, len(levels) - 1  # places of a level that leaves too much, and of one that leaves little enough
     least = _macs(module, _kept(importance, float(levels[high])), crop)
@@ -219,7 +219,7 @@ def reestimate_norms(module: nn.Module, batches: Iterator[Tensor]) -> nn.Module:
     return freeze(fresh)
 
 
-def _filters(each: Inner) -> Tensor:
+def _filters(each: InnerConvolution) -> Tensor:
     lengths: Tensor = each.conv.weight.detach().square().sum((1, 2, 3)).sqrt()
     if not isinstance(each.norm, nn.BatchNorm2d) or each.norm.running_var is None:
         return lengths
@@ -247,7 +247,7 @@ def _macs(module: nn.Module, kept: Mapping[str, Tensor], crop: tuple[int, int]) 
     return count_macs(network, crop)
 
 
-def _narrowed(module: nn.Module, kept: Mapping[str, Tensor]) -> Narrowed:
+def _narrowed(module: nn.Module, kept: Mapping[str, Tensor]) -> NarrowedNetwork:
     state = dict(module.state_dict())
     fewer = {}
     for each in inner_convolutions(module):
@@ -261,7 +261,7 @@ def _narrowed(module: nn.Module, kept: Mapping[str, Tensor]) -> Narrowed:
         after = f"{each.after_name}.weight"
         state[after] = state[after][:, channels]
     network = copy.deepcopy(module)
-    narrowed = Narrowed(network, fewer)
+    narrowed = NarrowedNetwork(network, fewer)
     narrow(network, narrowed.widths)
     network.load_state_dict(state)
     freeze(network)

@@ -37,7 +37,7 @@ _FOR_IMPORTANCE = 256
 
 
 @dataclass(frozen=True)
-class Goal:
+class PruningConfig:
     """What is to be left of a network.
 
     Attributes:
@@ -71,7 +71,7 @@ class Goal:
 
 
 @dataclass(frozen=True)
-class Pruned:
+class PruningResult:
     """A pruned network, how it is rebuilt, and what is left of it, for people and machines."""
 
     module: nn.Module
@@ -81,12 +81,12 @@ class Pruned:
 
 def prune(
     request: Request,
-    goal: Goal,
+    goal: PruningConfig,
     compute: Compute | None = None,
     recover: Recover | None = None,
     *,
     note: Callable[[str], None] = lambda _: None,
-) -> Iterator[Pruned]:
+) -> Iterator[PruningResult]:
     """Yield a network with fewer channels, or with more and more zeros.
 
     Args:
@@ -107,7 +107,7 @@ def prune(
     module, after = backbone.build(), f", {goal.recovery}" if goal.recovery else ""
     steps = [replace(goal, sparsity=(share,)) for share in goal.sparsity] or [goal]
     for place, step in enumerate(steps):
-        name = f"pruned-{digest([backbone.digest, repr(steps[: place + 1]), batches.digest])[:8]}"
+        name = f"pruned-{digest([backbone.digest, _identity(steps[: place + 1]), batches.digest])[:8]}"
         if step.macs is None:
             (share,) = step.sparsity
             module, widths, what = prune_weights(module, share, recover), {}, f"{100 * share:g} % of weights zero"
@@ -124,10 +124,19 @@ def prune(
         module = reestimate_norms(module, batches.first(goal.calibrate)) if goal.calibrate else module
         called = f"{backbone.name}-{name}", f"{backbone.name}, {what}{after}"
         description = describe_derived(backbone, request.backbone, *called, widths=widths, learned=batches.learned)
-        yield Pruned(module, description, _facts(module, backbone, step))
+        yield PruningResult(module, description, _facts(module, backbone, step))
 
 
-def _facts(module: nn.Module, backbone: Backbone, goal: Goal) -> dict[str, Any]:
+def _identity(steps: list[PruningConfig]) -> str:
+    """Return the text from which the name of a pruned network is derived.
+
+    It is the ``repr`` of version 0.1.0, where the class was called ``Goal``: any other text would rename networks that
+    were saved by that version.
+    """
+    return repr(steps).replace("PruningConfig(", "Goal(")
+
+
+def _facts(module: nn.Module, backbone: Backbone, goal: PruningConfig) -> dict[str, Any]:
     weights = [part.weight for part in module.modules() if isinstance(part, nn.Conv2d | nn.Linear)]
     zeros, total = sum(int((each == 0).sum()) for each in weights), sum(each.numel() for each in weights)
     return {
@@ -150,7 +159,7 @@ def _facts(module: nn.Module, backbone: Backbone, goal: Goal) -> dict[str, Any]:
 class _Batches:
     """Train images as a network takes them, read when they are first needed."""
 
-    def __init__(self, request: Request, backbone: Backbone, goal: Goal, compute: Compute) -> None:
+    def __init__(self, request: Request, backbone: Backbone, goal: PruningConfig, compute: Compute) -> None:
         self._images: ImageSet | None = None
         self._backbone, self._compute = backbone, compute
         self.digest = ""

@@ -34,7 +34,7 @@ _NOISE_IMAGES = 8
 
 
 @dataclass(frozen=True)
-class Wish:
+class QuantizationRequest:
     """What is asked for.
 
     Attributes:
@@ -65,7 +65,7 @@ class QuantizationResult:
     noise: tuple[tuple[str, float], ...]
 
 
-def quantize(request: Request, wish: Wish, path: Path, compute: Compute) -> QuantizationResult:
+def quantize(request: Request, wish: QuantizationRequest, path: Path, compute: Compute) -> QuantizationResult:
     """Quantize a network on train images.
 
     Args:

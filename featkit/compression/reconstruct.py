@@ -16,7 +16,7 @@ from torch.nn import functional
 from featkit.backbones.layers import freeze
 from featkit.backbones.norms import restore_statistics
 from featkit.backbones.variants import shortcut
-from featkit.compression.prune import Inner, Narrowed, inner_convolutions
+from featkit.compression.prune import InnerConvolution, NarrowedNetwork, inner_convolutions
 
 _PLACES = 49
 """Of each image, drawn at random: there a convolution is fitted."""
@@ -30,7 +30,7 @@ _RIDGE = 0.01
 
 def reconstruct(
     module: nn.Module,
-    narrowed: Narrowed,
+    narrowed: NarrowedNetwork,
     batches: Iterable[Tensor],
     *,
     note: Callable[[str], None] = lambda _: None,
@@ -87,7 +87,7 @@ def _input_of(layer: nn.Module, network: nn.Module, batch: Tensor) -> Tensor:
     return found[0]
 
 
-def _scale(step: Inner) -> Tensor:
+def _scale(step: InnerConvolution) -> Tensor:
     """Return ``(c,)`` what the norm behind a convolution multiplies channels with; infinity for next to nothing."""
     norm = step.norm_after
     if not isinstance(norm, nn.BatchNorm2d) or norm.running_var is None:
@@ -118,7 +118,7 @@ class _Moments:
         self.xx, self.xy, self.yy = self.xx + x.T @ x, self.xy + x.T @ y, self.yy + y.square().sum(0)
 
 
-def _fit(step: Inner, sums: _Moments, scale: Tensor) -> tuple[float, float]:
+def _fit(step: InnerConvolution, sums: _Moments, scale: Tensor) -> tuple[float, float]:
     """Fit a convolution and the mean of its norm in place; return the share of variance missing before and after."""
     conv, norm = step.after, step.norm_after
     x, y, xx, xy, yy = (each / sums.n for each in (sums.x, sums.y, sums.xx, sums.xy, sums.yy))

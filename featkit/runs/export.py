@@ -8,14 +8,14 @@ from pathlib import Path
 import numpy as np
 
 from featkit.backbones.precision import INT8
-from featkit.compression.export import Agreement, Classifier, export
+from featkit.compression.export import Classifier, ExportAgreement, export
 from featkit.embeddings.pipeline import Compute
 from featkit.errors import DataError
 from featkit.images.base import ImageSet
 from featkit.runs.directory import SavedRun
 
 
-def export_run(run: SavedRun, path: Path, *, to: str = "onnx", most: int = 256, compute: Compute) -> Agreement:
+def export_run(run: SavedRun, path: Path, *, to: str = "onnx", most: int = 256, compute: Compute) -> ExportAgreement:
     """Write a run into a file; see ``featkit.compression.export.export`` for what is raised.
 
     A run in bf16, which neither format computes in, is written and checked in fp32; one in OpenVINO is checked in ONNX

@@ -17,7 +17,7 @@ from featkit.images.files import image_files
 from featkit.runs.directory import SavedRun
 
 if TYPE_CHECKING:
-    from featkit.compression.exported import Exported
+    from featkit.compression.exported import ExportedClassifier
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ def predict(run: SavedRun, files: list[str], compute: Compute, *, top: int = 5) 
     return _best([files[row] for row in rows], scores, names, run.threshold, top)
 
 
-def predict_exported(exported: Exported, files: list[str], compute: Compute, *, top: int = 5) -> list[Prediction]:
+def predict_exported(exported: ExportedClassifier, files: list[str], compute: Compute, *, top: int = 5) -> list[Prediction]:
     """Classify picture files with an exported classifier, as ``predict`` does with a run.
 
     Raises:

@@ -16,9 +16,9 @@ from featkit.backbones.saved import NETWORK_FILE
 from featkit.backbones.saved_int8 import is_int8, read_card
 from featkit.compression.profile import (
     BATCH,
-    Size,
-    Timed,
-    Timing,
+    NetworkSize,
+    NetworkTiming,
+    TimedNetwork,
     file_size,
     measure_size,
     open_any,
@@ -50,7 +50,7 @@ class Candidate:
 
 
 @dataclass(frozen=True)
-class Profile:
+class NetworkProfile:
     """What one network costs and is worth.
 
     Attributes:
@@ -63,8 +63,8 @@ class Profile:
     """
 
     spec: str
-    size: Size
-    timing: Timing
+    size: NetworkSize
+    timing: NetworkTiming
     peak_memory_mb: float
     report: Report | None = None
     drift: Drift | None = None
@@ -72,7 +72,7 @@ class Profile:
 
 
 @dataclass(frozen=True)
-class Protocol:
+class ProfileConfig:
     """How networks are profiled: the head, the images (fields of ``Request``), where vectors are kept, the repeats."""
 
     head: str = "linear"
@@ -106,7 +106,7 @@ def parse_candidate(text: str) -> Candidate:
     return Candidate(text, Request(data="", backbone=spec), precision or "fp32")
 
 
-def profile(candidates: Sequence[Candidate], protocol: Protocol, compute: Compute) -> list[Profile]:
+def profile(candidates: Sequence[Candidate], protocol: ProfileConfig, compute: Compute) -> list[NetworkProfile]:
     """Measure some networks; the first is what the others are compared with.
 
     Times are taken of all networks in turn, on one thread and on all cores.
@@ -122,12 +122,12 @@ def profile(candidates: Sequence[Candidate], protocol: Protocol, compute: Comput
     backbones = [_backbone(each, run) for each, run in zip(candidates, runs, strict=True)]
     sizes = [_size(each, backbone) for each, backbone in zip(candidates, backbones, strict=True)]
     engines = [
-        Timed(open_any(backbone, each.precision), backbone.preprocess.crop, shares=each.precision == "torch")
+        TimedNetwork(open_any(backbone, each.precision), backbone.preprocess.crop, shares=each.precision == "torch")
         for backbone, each in zip(backbones, candidates, strict=True)
     ]
     timings = time_engines(engines, repeats=protocol.repeats, warm_up=protocol.warm_up)
     return [
-        Profile(
+        NetworkProfile(
             spec=each.spec,
             size=size,
             timing=timing,
@@ -139,7 +139,7 @@ def profile(candidates: Sequence[Candidate], protocol: Protocol, compute: Comput
     ]
 
 
-def judge(candidate: Candidate, protocol: Protocol, compute: Compute) -> Run:
+def judge(candidate: Candidate, protocol: ProfileConfig, compute: Compute) -> Run:
     """Fit the head on the network's vectors and judge it on the test images."""
     network = candidate.request.to_dict()
     own = {name: network[name] for name in ("backbone", "weights", "layer", "pool", "resize", "crop")}
@@ -158,11 +158,11 @@ def _backbone(candidate: Candidate, run: Run | None) -> Backbone:
     )
 
 
-def _size(candidate: Candidate, backbone: Backbone) -> Size:
+def _size(candidate: Candidate, backbone: Backbone) -> NetworkSize:
     if not is_int8(candidate.request.backbone):
         return measure_size(backbone, candidate.precision)
     card = read_card(candidate.request.backbone)
-    return Size(card.parameters, card.nonzero, card.macs, file_size(backbone))
+    return NetworkSize(card.parameters, card.nonzero, card.macs, file_size(backbone))
 
 
 def _beside(first: Run | None, run: Run | None, names: tuple[str, str]) -> dict[str, Any]:
@@ -180,7 +180,7 @@ def difference(run: Run, other: Run, names: tuple[str, str]) -> PairedComparison
     return paired
 
 
-def to_dict(each: Profile) -> dict[str, Any]:
+def to_dict(each: NetworkProfile) -> dict[str, Any]:
     """Return a profile as JSON can hold it."""
     report = each.report
     judged = {"n": report.n, "top1": report.top1, "interval95": report.interval95} if report else {}
@@ -190,13 +190,13 @@ def to_dict(each: Profile) -> dict[str, Any]:
     return {"spec": each.spec, **costs, **judged, **moved, **paired}
 
 
-def to_json(profiles: Sequence[Profile], protocol: Protocol) -> str:
+def to_json(profiles: Sequence[NetworkProfile], protocol: ProfileConfig) -> str:
     """Return the profiles, and how they were taken, as indented JSON."""
     how = {"cores": cores(), "repeats": protocol.repeats, "warm_up": protocol.warm_up, "batch": BATCH}
     return json.dumps({"head": protocol.head, **how, "networks": [to_dict(each) for each in profiles]}, indent=2)
 
 
-def to_csv(profiles: Iterable[Profile]) -> str:
+def to_csv(profiles: Iterable[NetworkProfile]) -> str:
     """Return one line for each network."""
     rows = [_flat(to_dict(each)) for each in profiles]
     out = io.StringIO()

@@ -13,7 +13,7 @@ from featkit.plots.curve import Line, plot_curve
 from featkit.plots.files import png_bytes
 from featkit.runs.fit import Run
 from featkit.storage import csv_text
-from featkit.studies.profile import Candidate, Protocol, difference, judge
+from featkit.studies.profile import Candidate, ProfileConfig, difference, judge
 
 Rows = list[dict[str, float | str]]
 
@@ -31,7 +31,7 @@ _COLUMNS = (
 )
 
 
-class Steps:
+class PruningSteps:
     """Networks on the way from the one that is pruned, each judged by a head on the same test images.
 
     Args:
@@ -49,7 +49,7 @@ class Steps:
     def __init__(self, request: Request, head: str, cache: Path, compute: Compute) -> None:
         own = Request(data="", backbone=request.backbone, weights=request.weights)
         images = {name: value for name, value in request.to_dict().items() if name not in ("backbone", "weights")}
-        self._protocol, self._compute = Protocol(head=head, given=images, cache=cache), compute
+        self._protocol, self._compute = ProfileConfig(head=head, given=images, cache=cache), compute
         self._before = self._judge(own)
         self.title = f"{head} on {Path(request.data).name}, n = {self._before.report.n}"
         self.rows: Rows = []

@@ -12,7 +12,7 @@ from torch import nn
 from featkit.backbones import load_backbone
 from featkit.backbones.engines.torch import open_engine
 from featkit.backbones.precision import cores
-from featkit.compression.profile import Timed, count_macs, measure_size, open_any, peak_memory, time_engines
+from featkit.compression.profile import TimedNetwork, count_macs, measure_size, open_any, peak_memory, time_engines
 from featkit.embeddings.request import Request
 from featkit.errors import SpecError
 
@@ -54,7 +54,7 @@ def test_networks_are_timed_in_turn_and_the_slower_is_slower():
 
         return run
 
-    networks = [Timed(engine("a", 0.001), (4, 4)), Timed(engine("b", 0.01), (4, 4))]
+    networks = [TimedNetwork(engine("a", 0.001), (4, 4)), TimedNetwork(engine("b", 0.01), (4, 4))]
     fast, slow = time_engines(networks, repeats=3, warm_up=1)
     on_one = calls[:12]
     assert [name for name, _, _ in on_one] == ["a", "b"] * 6
@@ -75,7 +75,7 @@ def test_a_network_that_shares_out_a_batch_by_itself_gets_one_and_all_threads():
         calls.append((len(pixels), torch.get_num_threads()))
         return pixels
 
-    time_engines([Timed(run, (4, 4), shares=True)], repeats=3, warm_up=1)
+    time_engines([TimedNetwork(run, (4, 4), shares=True)], repeats=3, warm_up=1)
     assert calls == [(1, 1)] * 4 + [(32, 1)] * 2 + [(32, cores())] * 2
     assert torch.get_num_threads() == cores() + 1
 

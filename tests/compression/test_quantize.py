@@ -14,7 +14,7 @@ from featkit.backbones import load_backbone
 from featkit.backbones.engines.torch import open_engine
 from featkit.backbones.int8 import QuantizationConfig
 from featkit.backbones.saved_int8 import INT8_CARD, INT8_FILE
-from featkit.compression.quantize import Wish, layer_noise, quantize
+from featkit.compression.quantize import QuantizationRequest, layer_noise, quantize
 from featkit.embeddings.extract import run_extractions
 from featkit.embeddings.pipeline import Compute
 from featkit.embeddings.request import Request
@@ -38,7 +38,7 @@ def made(tmp_path_factory):
     request = Request(data=str(root / "photos"), backbone="resnet18", weights="random", resize="32")
     directory = root / "int8"
     directory.mkdir()
-    found = quantize(request, Wish(QuantizationConfig(keep=("layer4.1",)), keep_worst=1), directory / INT8_FILE, COMPUTE)
+    found = quantize(request, QuantizationRequest(QuantizationConfig(keep=("layer4.1",)), keep_worst=1), directory / INT8_FILE, COMPUTE)
     (directory / INT8_CARD).write_text(found.card.to_json())
     return directory, found, request
 
@@ -107,7 +107,7 @@ def test_what_it_cannot_do_is_said(made):
     with pytest.raises(SpecError, match="use --precision int8"):
         load_backbone(directory).build()
     with pytest.raises(SpecError, match="eight bits already"):
-        quantize(Request(backbone=directory), Wish(), Path("never.onnx"), COMPUTE)
+        quantize(Request(backbone=directory), QuantizationRequest(), Path("never.onnx"), COMPUTE)
 
 
 def test_a_damaged_card_or_another_network_is_refused(made, tmp_path):
@@ -124,7 +124,7 @@ def test_a_damaged_card_or_another_network_is_refused(made, tmp_path):
 def test_a_layer_that_is_not_there_is_named(made, tmp_path):
     *_, request = made
     with pytest.raises(SpecError, match=r"unknown layer with weights 'layer9'.*layer4\.1\.conv2"):
-        quantize(request, Wish(QuantizationConfig(keep=("layer9",))), tmp_path / "network.onnx", COMPUTE)
+        quantize(request, QuantizationRequest(QuantizationConfig(keep=("layer9",))), tmp_path / "network.onnx", COMPUTE)
     assert not list(tmp_path.iterdir())
 
 

@@ -13,7 +13,7 @@ from featkit.backbones.layers import freeze
 from featkit.backbones.norms import has_statistics
 from featkit.backbones.states import seeded
 from featkit.backbones.variants import make_resnet
-from featkit.compression.prune import Narrowed, by_magnitude, inner_convolutions, prune_channels
+from featkit.compression.prune import NarrowedNetwork, by_magnitude, inner_convolutions, prune_channels
 from featkit.compression.reconstruct import reconstruct
 
 with seeded(1):
@@ -74,7 +74,7 @@ def test_what_is_left_comes_closer_to_the_whole_network(network):
 
 @pytest.mark.parametrize("network", NETWORKS.values(), ids=NETWORKS)
 def test_where_nothing_is_missing_nothing_changes(network):
-    fitted = reconstruct(network, Narrowed(copy.deepcopy(network), {}), IMAGES)
+    fitted = reconstruct(network, NarrowedNetwork(copy.deepcopy(network), {}), IMAGES)
     for name, value in network.state_dict().items():
         if value.ndim == 4:
             torch.testing.assert_close(fitted.state_dict()[name], value, rtol=1e-3, atol=1e-4)
