@@ -1,16 +1,34 @@
-"""A backbone by name: featkit's own, timm's, and those of plug-ins. This module never imports torch."""
+"""Load a backbone by name or path: torchvision's, timm's, those of plug-ins, and saved networks.
+
+torch is imported only when a network is built.
+"""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
 
-from featkit.backbones.base import Backbone, Preprocess
-from featkit.backbones.saved import is_path, open_saved
-from featkit.backbones.saved_int8 import is_int8, open_int8
+from featkit.backbones.base import Backbone, Preprocess, QuantizedNetwork
+from featkit.backbones.saved import (
+    INT8_CARD,
+    INT8_FILE,
+    NetworkDescription,
+    is_int8,
+    is_path,
+    network_file,
+    read_description,
+    read_int8_description,
+)
+from featkit.backbones.weights import digest_file
 from featkit.errors import SpecError
 from featkit.registry import Registry, unknown
+
+if TYPE_CHECKING:
+    from torch import nn
 
 POOLS = ("avg", "max", "catavgmax", "none")
 
@@ -38,18 +56,20 @@ def load_backbone(
     resize: str | None = None,
     crop: str | None = None,
 ) -> Backbone:
-    """Return a backbone with its weights found, and its network not yet built.
+    """Load a backbone; its weights are located, its network is not built yet.
 
     Args:
-        spec: ``resnet50``, ``resnet18:residual=false``, ``timm:NAME``, the name of a plug-in, or the path of a network
-            that featkit saved: a run directory of ``finetune``, ``distill``, ``prune`` or ``quantize``.
-        weights: ``imagenet`` (for torchvision's networks IMAGENET1K_V1, whose features serve a linear classifier
-            better than V2's), ``IMAGENET1K_V1``, ``IMAGENET1K_V2``, ``random[:seed]``, or a file.
-        layer: dotted name of the layer to take, or None for the embedding after global pooling.
-        pool: ``avg``, ``max``, ``catavgmax`` (average and maximum side by side: twice the width), or ``none``: the
-            whole map as one long vector.
-        resize: ``256`` (shorter edge) or ``224x224`` (height x width, squashed), or None for what the weights say.
-        crop: ``224``, ``none`` for the whole of a squashed image, or None for what the weights say.
+        spec: ``resnet50``, ``resnet18:residual=false``, ``timm:NAME``, the name of a plug-in, or the path of a
+            saved network: a run directory of ``finetune``, ``distill``, ``prune`` or ``quantize``.
+        weights: ``imagenet``, ``IMAGENET1K_V1``, ``IMAGENET1K_V2``, ``random[:seed]`` or a file. For torchvision's
+            networks ``imagenet`` means IMAGENET1K_V1: its features give better linear classifiers than those of V2.
+        layer: dotted name of the layer whose output is the embedding; None for the output of global pooling.
+        pool: ``avg``, ``max``, ``catavgmax`` (average and maximum concatenated: twice the width), or ``none`` (the
+            flattened feature map).
+        resize: ``256`` (shorter edge in pixels) or ``224x224`` (height x width, aspect ratio ignored); None for the
+            size that belongs to the weights.
+        crop: ``224``, or ``none`` to keep the whole image after ``resize="HxW"``; None for the size that belongs to
+            the weights.
 
     Raises:
         SpecError: if a name or a value is unknown.
@@ -61,55 +81,110 @@ def load_backbone(
         raise unknown("pool", pool, list(POOLS))
     if is_int8(spec):
         if resize is not None or crop is not None:
-            raise SpecError(f"{spec} was quantized for images of one size: leave out --resize and --crop")
-        return open_int8(spec, weights=weights, layer=layer, pool=pool)
+            raise SpecError(f"{spec} was quantized for one image size: remove --resize and --crop")
+        return _load_int8(spec, weights=weights, layer=layer, pool=pool)
     if is_path(spec):
-        saved = open_saved(spec, weights=weights, layer=layer, pool=pool)
-        return replace(saved, preprocess=override(saved.preprocess, resize, crop))
-    backbone = BACKBONES.make(spec, weights=weights, layer=layer, pool=pool)
-    if not isinstance(backbone, Backbone):
-        raise SpecError(
-            f"plug-in backbone {spec!r} returned {type(backbone).__name__}, not a featkit Backbone: mend it"
-        )
+        backbone = _load_saved(spec, weights=weights, layer=layer, pool=pool)
+    else:
+        backbone = BACKBONES.make(spec, weights=weights, layer=layer, pool=pool)
+        if not isinstance(backbone, Backbone):
+            raise SpecError(
+                f"plug-in backbone {spec!r} returned {type(backbone).__name__}, not a featkit Backbone: "
+                "fix its factory function"
+            )
     return replace(backbone, preprocess=override(backbone.preprocess, resize, crop))
+
+
+def _load_saved(spec: str, *, weights: str, layer: str | None, pool: str) -> Backbone:
+    """Load a network that ``save_network`` wrote."""
+    file = network_file(spec)
+    if weights != "imagenet":
+        raise SpecError(f"backbone {spec} has its own weights: remove --weights {weights}")
+    description = read_description(file)
+    base = load_backbone(description.base, weights="random", layer=layer, pool=pool)
+    return replace(
+        base,
+        name=description.name,
+        weights=description.label,
+        digest=digest_file(file),
+        preprocess=description.preprocess,
+        build=partial(_build_saved, file, description, base.layer, pool),
+    )
+
+
+def _build_saved(file: Path, description: NetworkDescription, layer: str, pool: str) -> nn.Module:
+    from featkit.backbones.resnet import up_to
+    from featkit.backbones.states import fill, read_state
+    from featkit.backbones.variants import narrow
+
+    module = load_backbone(description.base, weights="random").build()
+    narrow(module, description.widths)
+    fill(module, read_state(file), network_name=description.name, path=file, ignore=())
+    return up_to(module, description.name, layer, pool)
+
+
+def _load_int8(spec: str, *, weights: str, layer: str | None, pool: str) -> Backbone:
+    """Load a network that ``featkit quantize`` wrote; it runs with int8 precision only."""
+    description = read_int8_description(spec)
+    if weights != "imagenet" or layer not in (None, description.layer) or pool not in ("avg", description.pool):
+        raise SpecError(
+            f"{spec} was quantized with its weights, layer {description.layer} and pool {description.pool}: "
+            "remove --weights, --layer and --pool"
+        )
+    folder = Path(spec).expanduser().absolute()
+
+    def build() -> nn.Module:
+        raise SpecError(f"{spec} is an int8 network: use --precision int8")
+
+    return Backbone(
+        name=description.name,
+        weights=description.label,
+        digest=digest_file(folder / INT8_CARD),
+        layer=description.layer,
+        pool=description.pool,
+        preprocess=description.preprocess,
+        build=build,
+        quantized=QuantizedNetwork(folder / INT8_FILE, description.sha256),
+    )
 
 
 def override(preprocess: Preprocess, resize: str | None, crop: str | None) -> Preprocess:
     """Return the preprocessing with another size, another crop, or both.
 
     Raises:
-        SpecError: if a text is malformed, the crop is larger than the resized image, or ``none`` would leave
+        SpecError: if a text is malformed, the crop is larger than the resized image, or ``crop="none"`` would give
             images of different sizes.
     """
     if resize is not None:
-        preprocess = _resized(preprocess, _parse_resize(resize))
+        preprocess = _with_resize(preprocess, _parse_resize(resize))
     if crop is None:
         return preprocess
     size = preprocess.resize
     if crop == "none":
         if not isinstance(size, tuple):
-            raise SpecError("crop none leaves images of different sizes: give --resize HEIGHTxWIDTH with it")
+            raise SpecError("crop none gives images of different sizes: use it with --resize HEIGHTxWIDTH")
         return replace(preprocess, crop=size)
-    edge, shorter = _pixels(crop, "crop", "N or none"), min(size) if isinstance(size, tuple) else size
+    edge = _parse_pixels(crop, "crop", "N or none")
+    shorter = min(size) if isinstance(size, tuple) else size
     if edge > shorter:
         raise SpecError(f"crop {edge} is larger than the image, whose shorter edge is resized to {shorter}: lower it")
     return replace(preprocess, crop=(edge, edge))
 
 
-def _resized(preprocess: Preprocess, size: int | tuple[int, int]) -> Preprocess:
-    """Squash to a size and keep all of it, or shrink the crop to what a shorter edge leaves."""
+def _with_resize(preprocess: Preprocess, size: int | tuple[int, int]) -> Preprocess:
     if isinstance(size, tuple):
         return replace(preprocess, resize=size, crop=size)
+    # A crop larger than the resized image would add a black border.
     height, width = preprocess.crop
     return replace(preprocess, resize=size, crop=(min(height, size), min(width, size)))
 
 
 def _parse_resize(text: str) -> int | tuple[int, int]:
-    edges = [_pixels(part, "resize", "N or HEIGHTxWIDTH", whole=text) for part in text.split("x", 1)]
+    edges = [_parse_pixels(part, "resize", "N or HEIGHTxWIDTH", whole=text) for part in text.split("x", 1)]
     return (edges[0], edges[1]) if len(edges) == 2 else edges[0]
 
 
-def _pixels(text: str, option: str, form: str, *, whole: str | None = None) -> int:
+def _parse_pixels(text: str, option: str, form: str, *, whole: str | None = None) -> int:
     if not re.fullmatch("[1-9][0-9]{0,3}", text):
         raise SpecError(f"{option} {whole or text!r} is not {form}, in pixels from 1 to 9999")
     return int(text)

@@ -1,7 +1,14 @@
-"""A network that featkit changed, as one file: its weights, and in the file's header all that rebuilds it.
+"""Networks that featkit saved: what is in their files, and on which images they were trained. Imports no torch.
 
-The file is ``network.safetensors`` in a run directory. What lies in the header (how the network is built, how wide its
-convolutions are, its preprocessing) is covered by the file's digest as the weights are. Reading it imports no torch.
+There are two formats:
+
+- A trained or pruned network is one file, ``network.safetensors`` in a run directory. Its header holds a
+  ``NetworkDescription``, so that one digest covers the weights and everything else that is needed to rebuild the
+  network.
+- A network quantized to int8 is a directory with an ONNX file and a ``network.json``, which holds an
+  ``Int8Description``.
+
+``featkit.backbones.load`` turns both into a ``Backbone``.
 """
 
 from __future__ import annotations
@@ -9,34 +16,36 @@ from __future__ import annotations
 import json
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from featkit.backbones.base import Backbone, Preprocess
-from featkit.backbones.saved_int8 import is_int8, read_card
-from featkit.backbones.weights import digest_file
-from featkit.errors import DataError, SpecError, WeightsError
+from featkit.errors import DataError, WeightsError
 
 if TYPE_CHECKING:
     from torch import nn
 
 NETWORK_FILE = "network.safetensors"
-_HEADER = "featkit"
-_MOST_HEADER = 2**24
+INT8_FILE = "network.int8.onnx"
+INT8_CARD = "network.json"
+
+_METADATA_KEY = "featkit"
+_MAX_HEADER_BYTES = 2**24
+_TRAINED_ON_KEY = "learned"
+"""Name of ``trained_on`` in the JSON of both formats since featkit 0.1."""
 
 
 @dataclass(frozen=True)
 class NetworkDescription:
-    """All that rebuilds a saved network, but for its weights.
+    """Everything that is needed to rebuild a saved network except its weights.
 
     Attributes:
         base: spec of the network that it was made from, such as ``resnet18:stem=small``.
-        name: what it is called in recipes, files and tables, such as ``resnet18-deep-1a2b3c4d``.
-        label: what was done to it, for people: ``resnet18, layer4 fine-tuned on caltech101``.
-        preprocess: how its images are prepared.
-        widths: number of output channels of the convolutions that were narrowed, by name.
-        learned: ``short_key`` of each image that it learned from or that chose anything about it.
+        name: its name in recipes, files and tables, such as ``resnet18-deep-1a2b3c4d``.
+        label: how it was made, for display: ``resnet18, layer4 fine-tuned on caltech101``.
+        preprocess: preprocessing of its images.
+        widths: number of output channels of each pruned convolution, by name.
+        trained_on: ``short_key`` of each image that was used to train it or to select anything about it.
     """
 
     base: str
@@ -44,21 +53,71 @@ class NetworkDescription:
     label: str
     preprocess: Preprocess
     widths: Mapping[str, int] = field(default_factory=dict)
-    learned: tuple[str, ...] = ()
+    trained_on: tuple[str, ...] = ()
 
     def to_json(self) -> str:
         """Return the description as canonical JSON."""
-        return json.dumps(asdict(self), sort_keys=True)
+        return json.dumps(_to_dict(self), sort_keys=True)
 
     @classmethod
     def from_json(cls, text: str) -> NetworkDescription:
-        """Read what ``to_json`` wrote; ValueError, KeyError or TypeError if it is anything else."""
+        """Parse the JSON of ``to_json``; raises ValueError, KeyError or TypeError for anything else."""
         values: dict[str, Any] = json.loads(text)
-        preprocess = Preprocess.from_dict(values["preprocess"])
         widths = {str(name): int(width) for name, width in values["widths"].items()}
-        texts = {name: str(values[name]) for name in ("base", "name", "label")}
-        learned = tuple(map(str, values.get("learned", ())))
-        return cls(**texts, preprocess=preprocess, widths=widths, learned=learned)
+        return cls(
+            base=str(values["base"]),
+            name=str(values["name"]),
+            label=str(values["label"]),
+            preprocess=Preprocess.from_dict(values["preprocess"]),
+            widths=widths,
+            trained_on=tuple(map(str, values.get(_TRAINED_ON_KEY, ()))),
+        )
+
+
+@dataclass(frozen=True)
+class Int8Description:
+    """Description of a quantized network: the content of ``network.json``.
+
+    Attributes:
+        base: spec of the network that was quantized.
+        name: its name in recipes, files and tables.
+        label: how it was made, for display.
+        preprocess: preprocessing of its images.
+        layer, pool: the output that it computes.
+        sha256: digest of the ONNX file.
+        parameters, nonzero, macs: size of the network that was quantized, see ``compression.profile.NetworkSize``.
+        trained_on: as in ``NetworkDescription``.
+    """
+
+    base: str
+    name: str
+    label: str
+    preprocess: Preprocess
+    layer: str
+    pool: str
+    sha256: str
+    parameters: int
+    nonzero: int
+    macs: int
+    trained_on: tuple[str, ...] = ()
+
+    def to_json(self) -> str:
+        """Return the description as indented JSON."""
+        return json.dumps(_to_dict(self), indent=2, sort_keys=True)
+
+    @classmethod
+    def from_json(cls, text: str) -> Int8Description:
+        """Parse the JSON of ``to_json``; raises ValueError, KeyError or TypeError for anything else."""
+        values: dict[str, Any] = json.loads(text)
+        trained_on = tuple(map(str, values.pop(_TRAINED_ON_KEY, ())))
+        preprocess = Preprocess.from_dict(values.pop("preprocess"))
+        return cls(**values, preprocess=preprocess, trained_on=trained_on)
+
+
+def _to_dict(description: NetworkDescription | Int8Description) -> dict[str, Any]:
+    values = asdict(description)
+    values[_TRAINED_ON_KEY] = values.pop("trained_on")
+    return values
 
 
 def describe_derived(
@@ -68,20 +127,22 @@ def describe_derived(
     label: str,
     *,
     widths: Mapping[str, int] | None = None,
-    learned: Collection[str] = (),
+    trained_on: Collection[str] = (),
 ) -> NetworkDescription:
-    """Return how a network is rebuilt that was made from another one.
+    """Describe a network that was made from another one.
+
+    If the other one is a saved network itself, its pruned widths and training images are carried over.
 
     Args:
-        base: the other one.
-        spec: as which it was asked for; of one that was saved itself, its widths and what it learned from go on.
-        name: what the new one is called, see ``NetworkDescription``.
-        label: what was done, for people.
-        widths: number of channels of the convolutions that were narrowed now.
-        learned: ``short_key`` of the images that it learned from now.
+        base: the network that it was made from.
+        spec: spec of ``base``.
+        name: name of the new network, see ``NetworkDescription``.
+        label: how it was made, for display.
+        widths: number of output channels of the convolutions that were pruned now.
+        trained_on: ``short_key`` of the images that it was trained on now.
 
     Raises:
-        WeightsError: if what was saved cannot be read.
+        WeightsError: if ``spec`` is a saved network that cannot be read.
     """
     before = NetworkDescription(spec, "", "", base.preprocess)
     if is_path(spec):
@@ -92,145 +153,125 @@ def describe_derived(
         label=label,
         preprocess=base.preprocess,
         widths={**before.widths, **(widths or {})},
-        learned=tuple(sorted({*before.learned, *learned})),
+        trained_on=tuple(sorted({*before.trained_on, *trained_on})),
     )
 
 
 def short_key(key: str) -> str:
-    """Return the beginning of an image's content digest, long enough to tell images apart."""
+    """Shorten the content digest of an image; the result still identifies the image."""
     return key[:16]
 
 
-def learned_by(spec: str) -> frozenset[str]:
-    """Return ``short_key`` of the images that a network learned from; of one that featkit did not save, none is known.
+def images_trained_on(spec: str) -> frozenset[str]:
+    """Return ``short_key`` of the images that a network was trained on.
+
+    The result is empty for a network that featkit did not save: its training images are not known.
 
     Raises:
         WeightsError: if the network cannot be read.
     """
     if is_int8(spec):
-        return frozenset(read_card(spec).learned)
+        return frozenset(read_int8_description(spec).trained_on)
     path = Path(spec).expanduser()
-    if not is_path(spec) or (path.is_dir() and not (path / NETWORK_FILE).is_file()):
+    has_no_network = path.is_dir() and not (path / NETWORK_FILE).is_file()
+    if not is_path(spec) or has_no_network:
         return frozenset()
-    return frozenset(read_description(network_file(spec)).learned)
+    return frozenset(read_description(network_file(spec)).trained_on)
 
 
-def refuse_learned(spec: str, data: str, test: Collection[str]) -> None:
-    """Make sure that a saved network has not learned from images that are to judge it.
+def check_not_trained_on(spec: str, data: str, test: Collection[str]) -> None:
+    """Refuse to evaluate a saved network on images that it was trained on.
 
     Args:
-        spec: of the backbone; of a network that was not saved here nothing is known.
-        data: name of the images, for the error.
-        test: content digests of the test images, but for those that are train images of the same data too.
+        spec: spec of the backbone.
+        data: name of the data set, for the error message.
+        test: content digests of the test images, without those that are train images of the same data set too.
 
     Raises:
-        DataError: if it has.
+        DataError: if the network was trained on any of the test images.
         WeightsError: if the network cannot be read.
     """
-    learned = learned_by(spec)
-    known = [key for key in test if short_key(key) in learned]
-    if known:
+    trained_on = images_trained_on(spec)
+    leaked = [key for key in test if short_key(key) in trained_on]
+    if leaked:
         raise DataError(
-            f"{spec} has learned from {len(known)} of the {len(test)} test images of {data}: "
-            "give the --seed, --split and --limit that it was trained with"
+            f"{spec} was trained on {len(leaked)} of the {len(test)} test images of {data}: "
+            "use the --seed, --split and --limit that it was trained with"
         )
 
 
 def is_path(spec: str) -> bool:
-    """Return whether a backbone's spec is the path of a saved network or of a run directory that has one."""
+    """Return whether a backbone spec is the path of a saved network or of a directory that contains one."""
     path = Path(spec).expanduser()
-    return path.suffix == ".safetensors" or path.is_dir() or "/" in spec
+    # Windows separates folders by backslashes.
+    return path.suffix == ".safetensors" or path.is_dir() or "/" in spec or "\\" in spec
+
+
+def is_int8(spec: str) -> bool:
+    """Return whether a backbone spec is the path of a directory written by ``featkit quantize``."""
+    return (Path(spec).expanduser() / INT8_CARD).is_file()
 
 
 def network_file(spec: str) -> Path:
-    """Return the file of weights that a path stands for, absolute.
+    """Return the absolute path of the weights file that a spec stands for.
 
     Raises:
-        WeightsError: if there is none.
+        WeightsError: if there is no such file.
     """
     path = Path(spec).expanduser().absolute()
     file = path / NETWORK_FILE if path.is_dir() else path
     if file.is_file():
         return file
-    reason = f"has no {NETWORK_FILE}" if path.is_dir() else "is not there"
+    reason = f"it contains no {NETWORK_FILE}" if path.is_dir() else "no such file or directory"
     raise WeightsError(
-        f"backbone {spec} {reason}: name a run directory of `featkit finetune`, `distill` or `prune`, "
-        "or a network of `featkit models`"
+        f"cannot load backbone {spec}: {reason}; use a run directory of `featkit finetune`, `distill` or `prune`, "
+        "or a network listed by `featkit models`"
     )
 
 
 def read_description(file: Path) -> NetworkDescription:
-    """Return what a file of weights says of its network.
+    """Read the description in the header of a weights file, without the weights.
 
     Raises:
-        WeightsError: if it was not saved by ``save_network``, or is damaged.
+        WeightsError: if the file was not written by ``save_network``, or is damaged.
     """
     try:
         with file.open("rb") as opened:
+            # The safetensors format: 8 bytes with the length of the header, then the header as JSON.
             size = int.from_bytes(opened.read(8), "little")
-            header = json.loads(opened.read(size)) if size <= _MOST_HEADER else {}
-        return NetworkDescription.from_json(header["__metadata__"][_HEADER])
+            header = json.loads(opened.read(size)) if size <= _MAX_HEADER_BYTES else {}
+        return NetworkDescription.from_json(header["__metadata__"][_METADATA_KEY])
     except OSError as error:
-        raise WeightsError(f"{file} cannot be read ({error.strerror or error}): copy it again") from error
+        raise WeightsError(f"cannot read {file} ({error.strerror or error}): copy it again") from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise WeightsError(
-            f"{file} is damaged, or no network that featkit saved: give plain weights with --weights {file.name} "
+            f"{file} is damaged or was not saved by featkit: to load plain weights, use --weights {file.name} "
             "and --backbone NAME"
         ) from error
 
 
+def read_int8_description(spec: str) -> Int8Description:
+    """Read the description of a quantized network from its directory.
+
+    Raises:
+        WeightsError: if the description is damaged.
+    """
+    path = Path(spec).expanduser() / INT8_CARD
+    try:
+        return Int8Description.from_json(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise WeightsError(f"{path} is damaged ({error}): create it again with `featkit quantize`") from error
+
+
 def save_network(module: nn.Module, description: NetworkDescription, file: Path) -> None:
-    """Write a network's weights, and how it is rebuilt, into one file.
+    """Write a network's weights and its description into one file.
 
     Args:
-        module: what ``open_saved`` will build again: a backbone as ``Backbone.build`` gives it, up to its pooled
-            embedding.
-        description: how it is built.
-        file: ``*.safetensors``.
+        module: a backbone as returned by ``Backbone.build``, up to its pooled embedding.
+        description: how the network is rebuilt.
+        file: path of the new file, ``*.safetensors``.
     """
     from safetensors.torch import save_file
 
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in module.state_dict().items()}
-    save_file(state, file, metadata={_HEADER: description.to_json()})
-
-
-def open_saved(spec: str, *, weights: str = "imagenet", layer: str | None = None, pool: str = "avg") -> Backbone:
-    """Return the backbone in a run directory or in a file that ``save_network`` wrote.
-
-    Args:
-        spec: path of the directory or of the file.
-        weights: only ``imagenet``, which stands for the file's own here.
-        layer: as in ``load_backbone``.
-        pool: as in ``load_backbone``.
-
-    Raises:
-        SpecError: if other weights are asked for.
-        WeightsError: if the file is not there, damaged or foreign.
-    """
-    file = network_file(spec)
-    if weights != "imagenet":
-        raise SpecError(f"backbone {spec} has weights of its own: leave --weights {weights} out")
-    description = read_description(file)
-    from featkit.backbones.load import load_backbone
-
-    base = load_backbone(description.base, weights="random", layer=layer, pool=pool)
-    return replace(
-        base,
-        name=description.name,
-        weights=description.label,
-        digest=digest_file(file),
-        preprocess=description.preprocess,
-        build=partial(_build, file, description, base.layer, pool),
-    )
-
-
-def _build(file: Path, description: NetworkDescription, layer: str, pool: str) -> nn.Module:
-    from featkit.backbones.load import load_backbone
-    from featkit.backbones.resnet import up_to
-    from featkit.backbones.states import fill, read_state
-    from featkit.backbones.variants import narrow
-
-    module = load_backbone(description.base, weights="random").build()
-    narrow(module, description.widths)
-    fill(module, read_state(file), network_name=description.name, path=file, ignore=())
-    return up_to(module, description.name, layer, pool)
+    save_file(state, file, metadata={_METADATA_KEY: description.to_json()})

@@ -123,7 +123,7 @@ def prune(spec: str, out: Path, **options: Any) -> None:
     goal = replace(goal, recovery=trained)
     for pruned in make_smaller(request, goal, make_compute(options), recover, note=note):
         facts, description = pruned.facts, pruned.description
-        description = replace(description, learned=tuple(sorted({*description.learned, *learned})))
+        description = replace(description, trained_on=tuple(sorted({*description.trained_on, *learned})))
         directory = out / "prune" / safe_name(description.name)
         network = partial(save_network, pruned.module, description)
         publish(directory, {NETWORK_FILE: network, "prune.json": json.dumps(facts, indent=2)})

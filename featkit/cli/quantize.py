@@ -91,7 +91,7 @@ def quantize(spec: str, out: Path, as_json: bool, **options: Any) -> None:
     """
     from featkit.backbones.base import QuantizedNetwork
     from featkit.backbones.int8 import QuantizationConfig
-    from featkit.backbones.saved_int8 import INT8_CARD, INT8_FILE
+    from featkit.backbones.saved import INT8_CARD, INT8_FILE
     from featkit.compression.quantize import QuantizationRequest
     from featkit.compression.quantize import quantize as make_int8
     from featkit.images.files import safe_name

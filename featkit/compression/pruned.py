@@ -12,8 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from featkit.backbones.base import Backbone
-from featkit.backbones.saved import NetworkDescription, describe_derived, short_key
-from featkit.backbones.saved_int8 import is_int8
+from featkit.backbones.saved import NetworkDescription, describe_derived, is_int8, short_key
 from featkit.compression.profile import count_macs
 from featkit.compression.prune import (
     Recover,
@@ -123,7 +122,7 @@ def prune(
             module = recover(module) if recover else module
         module = reestimate_norms(module, batches.first(goal.calibrate)) if goal.calibrate else module
         called = f"{backbone.name}-{name}", f"{backbone.name}, {what}{after}"
-        description = describe_derived(backbone, request.backbone, *called, widths=widths, learned=batches.learned)
+        description = describe_derived(backbone, request.backbone, *called, widths=widths, trained_on=batches.learned)
         yield PruningResult(module, description, _facts(module, backbone, step))
 
 

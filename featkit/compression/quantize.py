@@ -17,8 +17,7 @@ from featkit.backbones.engines.torch import fold_batchnorm
 from featkit.backbones.int8 import QuantizationConfig, layer_of
 from featkit.backbones.int8 import quantize as write_quantized
 from featkit.backbones.rounding import Layer, layers_with_weights, rounded_input, rounded_weight
-from featkit.backbones.saved import learned_by
-from featkit.backbones.saved_int8 import Int8Card, is_int8
+from featkit.backbones.saved import Int8Description, images_trained_on, is_int8
 from featkit.compression.profile import measure_size
 from featkit.embeddings.calibration import IMAGES, CalibrationTask, read_pixels
 from featkit.embeddings.pipeline import Compute
@@ -59,7 +58,7 @@ class QuantizationResult:
         noise: for each layer, see ``layer_noise``.
     """
 
-    card: Int8Card
+    card: Int8Description
     scheme: QuantizationConfig
     images: int
     noise: tuple[tuple[str, float], ...]
@@ -95,9 +94,9 @@ def quantize(request: Request, wish: QuantizationRequest, path: Path, compute: C
     return QuantizationResult(_card(request, backbone, path, scheme, made), scheme, len(pixels), tuple(noise))
 
 
-def _card(request: Request, backbone: Backbone, path: Path, scheme: QuantizationConfig, made: str) -> Int8Card:
+def _card(request: Request, backbone: Backbone, path: Path, scheme: QuantizationConfig, made: str) -> Int8Description:
     size = measure_size(backbone, "fp32")
-    return Int8Card(
+    return Int8Description(
         base=request.backbone,
         name=f"{backbone.name}-int8-{made}",
         label=f"{backbone.weights}, in eight bits ({scheme.method}{scheme.extras})",
@@ -108,7 +107,7 @@ def _card(request: Request, backbone: Backbone, path: Path, scheme: Quantization
         parameters=size.parameters,
         nonzero=size.nonzero,
         macs=size.macs,
-        learned=tuple(sorted(learned_by(request.backbone))),
+        trained_on=tuple(sorted(images_trained_on(request.backbone))),
     )
 
 

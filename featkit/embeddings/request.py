@@ -10,8 +10,7 @@ from typing import Any
 from featkit.backbones import load_backbone
 from featkit.backbones.base import Backbone
 from featkit.backbones.precision import INT8, resolve_precision
-from featkit.backbones.saved import is_path
-from featkit.backbones.saved_int8 import is_int8
+from featkit.backbones.saved import is_int8, is_path
 from featkit.backbones.weights import SUFFIXES
 from featkit.embeddings.store import entries
 from featkit.errors import SpecError

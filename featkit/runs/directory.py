@@ -13,8 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from featkit.backbones.base import Backbone, QuantizedNetwork
-from featkit.backbones.saved import NETWORK_FILE
-from featkit.backbones.saved_int8 import INT8_FILE
+from featkit.backbones.saved import INT8_FILE, NETWORK_FILE
 from featkit.embeddings.calibration import find as find_calibration
 from featkit.embeddings.recipe import Recipe
 from featkit.embeddings.request import Request

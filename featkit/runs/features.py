@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from featkit.backbones.saved import is_path, refuse_learned
+from featkit.backbones.saved import check_not_trained_on, is_path
 from featkit.embeddings import store
 from featkit.embeddings.base import Embeddings
 from featkit.embeddings.extract import read_for, run_extractions
@@ -140,7 +140,7 @@ def refuse_seen(source: FeatureSet) -> None:
     splits = dict(zip(source.embeddings.ids, source.embeddings.splits.tolist(), strict=True))
     parts = [(key, splits.get(name)) for name, key in zip(header.ids, header.keys, strict=True)]
     test = {key for key, split in parts if split == "test"} - {key for key, split in parts if split in ("train", "val")}
-    refuse_learned(source.request.backbone, source.data, test)
+    check_not_trained_on(source.request.backbone, source.data, test)
 
 
 def leaks(source: FeatureSet) -> NDArray[np.int64]:

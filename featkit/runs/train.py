@@ -13,7 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
-from featkit.backbones.saved import NETWORK_FILE, open_saved, save_network
+from featkit.backbones import load_backbone
+from featkit.backbones.saved import NETWORK_FILE, save_network
 from featkit.embeddings.base import Embeddings
 from featkit.embeddings.extract import embed
 from featkit.embeddings.pipeline import Compute
@@ -175,7 +176,7 @@ def judge(trained: Trained, file: Path, compute: Compute, out: Path) -> Run:
 def _embedded(prepared: Prepared, file: Path, split: str, compute: Compute) -> Embeddings:
     """Return the embeddings of one split through a saved network."""
     part = prepared.images.take(prepared.images.rows(split))
-    backbone, precision = open_saved(str(file)), prepared.wanted.request.precision
+    backbone, precision = load_backbone(str(file)), prepared.wanted.request.precision
     _, x = gathered(embed(part, [(backbone, precision, frozenset(range(len(part))))], compute))
     recipe = make_recipe(part, content_keys(part, compute), backbone, precision)
     return Embeddings(x, part.labels, part.ids, part.classes, part.splits, recipe)

@@ -12,8 +12,7 @@ from typing import Any
 
 from featkit.backbones.base import Backbone
 from featkit.backbones.precision import INT8, PRECISIONS, cores
-from featkit.backbones.saved import NETWORK_FILE
-from featkit.backbones.saved_int8 import is_int8, read_card
+from featkit.backbones.saved import NETWORK_FILE, is_int8, read_int8_description
 from featkit.compression.profile import (
     BATCH,
     NetworkSize,
@@ -161,7 +160,7 @@ def _backbone(candidate: Candidate, run: Run | None) -> Backbone:
 def _size(candidate: Candidate, backbone: Backbone) -> NetworkSize:
     if not is_int8(candidate.request.backbone):
         return measure_size(backbone, candidate.precision)
-    card = read_card(candidate.request.backbone)
+    card = read_int8_description(candidate.request.backbone)
     return NetworkSize(card.parameters, card.nonzero, card.macs, file_size(backbone))
 
 

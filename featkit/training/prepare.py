@@ -9,7 +9,7 @@ import numpy as np
 
 from featkit.backbones.base import Backbone
 from featkit.backbones.precision import resolve_precision
-from featkit.backbones.saved import NetworkDescription, describe_derived, is_path, refuse_learned, short_key
+from featkit.backbones.saved import NetworkDescription, check_not_trained_on, describe_derived, is_path, short_key
 from featkit.embeddings.pipeline import Compute
 from featkit.embeddings.plan import content_keys, images_digest, labels_digest
 from featkit.embeddings.recipe import digest
@@ -55,7 +55,7 @@ class Prepared:
         label = f"{backbone.name}, {what.get(settings.mode, 'trained from scratch')} on {self.images.name}"
         label += f", {self.about}" if self.about else ""
         name = f"{backbone.name}-{settings.mode}-{self.id[:8]}"
-        return describe_derived(backbone, request.backbone, name, label, learned=self.learned)
+        return describe_derived(backbone, request.backbone, name, label, trained_on=self.learned)
 
 
 def prepare(wanted: Wanted, compute: Compute, *, extra: str = "", about: str = "") -> Prepared:
@@ -92,7 +92,7 @@ def prepare(wanted: Wanted, compute: Compute, *, extra: str = "", about: str = "
         labels_digest(images.classes, images.labels[judged]),
     )
     prepared = Prepared(wanted, images, backbone, fingerprint, test, learned, about)
-    refuse_learned(request.backbone, images.name, {keys[row] for row in judged} - {keys[row] for row in learning})
+    check_not_trained_on(request.backbone, images.name, {keys[row] for row in judged} - {keys[row] for row in learning})
     return prepared
 
 

@@ -121,7 +121,7 @@ def test_channels_are_made_up_for_then_the_unpruned_network_teaches(photos):
     assert "then 1 epochs at 0.005, distilled" in json.loads(Path(taught, "prune.json").read_text())["goal"]["recovery"]
     widths = [json.loads(Path(each, "prune.json").read_text())["parameters"] for each in (plain, fitted, alone, taught)]
     assert len(set(widths)) == 1
-    learned = [read_description(network_file(each)).learned for each in (plain, fitted, taught)]
+    learned = [read_description(network_file(each)).trained_on for each in (plain, fitted, taught)]
     assert [len(each) for each in learned] == [0, 8, 20]
     outputs = [load_backbone(each).build()(torch.ones(1, 3, 16, 16)) for each in (plain, fitted, alone, taught)]
     assert not any(torch.equal(one, other) for one, other in combinations(outputs, 2))
@@ -223,7 +223,7 @@ def test_a_goal_that_cannot_be_reached_is_one_line(arguments, said):
         (("resnet18@int8",), "int8: give --data"),
         (("resnet19",), "unknown backbone 'resnet19'"),
         (("resnet18", "resnet18"), "named twice"),
-        (("./gone",), "is not there"),
+        (("./gone",), "no such file"),
     ],
 )
 def test_a_network_that_cannot_be_profiled_is_one_line(specs, said, monkeypatch, tmp_path):

@@ -71,12 +71,12 @@ def test_a_network_is_not_judged_on_images_that_it_learned_from(photos):
     run = run_of(call("finetune", "--data", photos, "--mode", "shallow", *SMALL))
     for verb in (("fit", "--head", "knn:k=1"), ("finetune", "--mode", "shallow", "--epochs", "1")):
         done = call(*verb, "--data", photos, "--backbone", run, "--seed", "1", code=1)
-        assert "has learned from" in done.stderr
+        assert "was trained on" in done.stderr
     call("fit", "--data", photos, "--backbone", run, "--head", "knn:k=1")
     call("fit", "--data", photos, "--backbone", Path(run, "network.safetensors"), "--seed", "1", code=1)
     eight_bits = call("quantize", run, "--data", photos).stdout.splitlines()[-1]
     done = call("fit", "--data", photos, "--backbone", eight_bits, "--head", "knn:k=1", "--seed", "1", code=1)
-    assert "has learned from" in done.stderr
+    assert "was trained on" in done.stderr
 
 
 def test_settings_that_changed_are_not_gone_on_with(photos, monkeypatch):
@@ -136,7 +136,7 @@ def test_an_interrupted_training_is_gone_on_with(photos, monkeypatch):
         (("--lr", "1e6", "--warmup", "0", "--epochs", "4", "--mode", "full"), "lower --lr"),
         (("--batch-size", "1", "--mode", "full"), "batch of one"),
         (("--unfreeze", "layer7"), "unknown block"),
-        (("--backbone", "nowhere/run"), "is not there"),
+        (("--backbone", "nowhere/run"), "no such file"),
         (("--backbone", "resnet18", "--weights", "gone.pth"), "gone.pth"),
     ],
 )

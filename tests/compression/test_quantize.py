@@ -13,7 +13,7 @@ import pytest
 from featkit.backbones import load_backbone
 from featkit.backbones.engines.torch import open_engine
 from featkit.backbones.int8 import QuantizationConfig
-from featkit.backbones.saved_int8 import INT8_CARD, INT8_FILE
+from featkit.backbones.saved import INT8_CARD, INT8_FILE
 from featkit.compression.quantize import QuantizationRequest, layer_noise, quantize
 from featkit.embeddings.extract import run_extractions
 from featkit.embeddings.pipeline import Compute
@@ -162,8 +162,8 @@ def test_other_ways_to_calibrate_are_near_too(tiny, tmp_path, method, capsys):
 
 
 def test_the_card_survives_its_json(made):
-    from featkit.backbones.saved_int8 import Int8Card
+    from featkit.backbones.saved import Int8Description
 
     card = made[1].card
-    assert Int8Card.from_json(card.to_json()) == card
+    assert Int8Description.from_json(card.to_json()) == card
     assert json.loads(card.to_json())["macs"] > 1e7
