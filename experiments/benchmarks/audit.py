@@ -27,7 +27,7 @@ from PIL import Image
 
 from featkit import Compute, Embeddings, extract, load_backbone, load_images
 from featkit.embeddings.extract import embed
-from featkit.evaluation.audit import near_duplicates, nearest, suspects, vote_shares
+from featkit.evaluation.audit import find_label_errors, near_duplicates, nearest_neighbours, neighbour_class_frequencies
 from featkit.images.base import Pixels
 from featkit.studies.audit import out_of_fold, pool
 
@@ -85,8 +85,8 @@ def ways(
     pooled: list[NDArray[np.float64]] = []
 
     def ours() -> Flags:
-        pooled.append(pool(out_of_fold(x, y, k)[0], vote_shares(nearest(x), y, k)))
-        return flags(suspects(pooled[0], y).rows, len(y))
+        pooled.append(pool(out_of_fold(x, y, k)[0], neighbour_class_frequencies(nearest_neighbours(x), y, k)))
+        return flags(find_label_errors(pooled[0], y).rows, len(y))
 
     def theirs() -> Flags:
         from sklearn.linear_model import LogisticRegression
@@ -158,7 +158,7 @@ def planted_copies(data: str, embeddings: Embeddings, network: str, count: int =
         for batch in embed(replace(originals, load=load), todo, Compute(device="cpu")):
             here, vectors = batch.outputs[0]
             x[here] = vectors
-        found = near_duplicates(nearest(np.concatenate([embeddings.x, x])))
+        found = near_duplicates(nearest_neighbours(np.concatenate([embeddings.x, x])))
         pairs = set(map(tuple, found.pairs.tolist()))
         hits = sum((row, len(embeddings) + copy) in pairs for copy, row in enumerate(rows.tolist()))
         print(

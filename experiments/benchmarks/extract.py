@@ -38,7 +38,7 @@ from featkit.embeddings.plan import content_keys, plan_extraction
 from featkit.embeddings.request import Request
 from featkit.images.base import Pixels
 from featkit.images.decode import decode
-from featkit.images.files import image_files
+from featkit.images.files import images_from_files
 
 Timed = Callable[[], object]
 
@@ -66,7 +66,7 @@ def ours(network: str, way: str, files: list[Path], scratch: Path) -> Timed:
     As for the plain loop, the network is built before the clock starts; an int8 one is calibrated before, and of a
     compiled one only the images after the first 64 count.
     """
-    (precision, *compiled), images = way.split(), image_files(files)
+    (precision, *compiled), images = way.split(), images_from_files(files)
     request = Request(data="", backbone=network, precision=precision)
     compute = Compute(device="cpu", compiled=bool(compiled))
     first = 64 if compiled else 0
@@ -171,7 +171,7 @@ def core_seconds(network: str, precision: str, files: list[Path], scratch: Path)
 
     int8 runs the network that ``ours`` has calibrated.
     """
-    images, files = image_files(files), files[:64]
+    images, files = images_from_files(files), files[:64]
     request = Request(data="", backbone=network, precision=precision)
     keys = content_keys(images, Compute())
     backbone = plan_extraction(request, images, keys, scratch).backbone
@@ -231,7 +231,7 @@ def _stages(measured: list[dict[str, float]], rate: float) -> str:
 
 def warm_hit(files: list[Path], scratch: Path) -> float:
     """Return the seconds that finding a whole file of these images takes."""
-    images = image_files(files)
+    images = images_from_files(files)
     request = Request(data="", weights="random", resize="32", precision="fp32")
     run_extractions([request], images, scratch, Compute(device="cpu"))
     start = time.perf_counter()
@@ -247,11 +247,11 @@ from featkit import Compute
 from featkit.cli.memory import keep_freed_memory
 from featkit.embeddings.extract import run_extractions
 from featkit.embeddings.request import Request
-from featkit.images.files import image_files
+from featkit.images.files import images_from_files
 from dataclasses import replace
 keep_freed_memory()
 files = Path(sys.argv[1]).read_text().splitlines()
-images = image_files(files)
+images = images_from_files(files)
 images = replace(images, ids=tuple(map(str, range(len(files)))), key=lambda row: f"{row:064x}")
 request = Request(data="", weights="random", precision="bf16", resize="64")
 run_extractions([request], images, Path(sys.argv[2]), Compute(device="cpu"))

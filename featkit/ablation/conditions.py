@@ -9,7 +9,7 @@ from typing import Any
 
 from featkit.ablation.effects import BALANCE, PERTURB, PLAIN, SUBSET, Findings, Judged, grouped, unperturbed
 from featkit.errors import SpecError
-from featkit.evaluation.effects import SEED, Average, Effect, Outcome, adjusted, average_shares, effects
+from featkit.evaluation.effects import SEED, Average, CellScores, Effect, adjusted, average_accuracies, effects
 from featkit.evaluation.intervals import Interval
 from featkit.registry import Spec
 
@@ -88,7 +88,7 @@ def _groups(judged: list[Judged]) -> dict[str, Average]:
 
 
 def _shares(rows: Sequence[tuple[float, int]]) -> Average:
-    return average_shares([round(share * n) for share, n in rows], [n for _, n in rows])
+    return average_accuracies([round(share * n) for share, n in rows], [n for _, n in rows])
 
 
 def drops_by_choice(findings: Findings) -> list[DropRow]:
@@ -132,11 +132,11 @@ def _drop(name: str, findings: Findings, judged: list[Judged]) -> DropRow | None
     )
 
 
-def _scaled(outcome: Outcome, factor: float) -> Outcome:
+def _scaled(outcome: CellScores, factor: float) -> CellScores:
     return replace(outcome, scores=outcome.scores * factor, square=outcome.square * factor**2)
 
 
-def _less(pairs: Sequence[tuple[Outcome, Outcome]]) -> Effect | None:
+def _less(pairs: Sequence[tuple[CellScores, CellScores]]) -> Effect | None:
     """Return the mean difference within pairs of a clean and a perturbed cell; None without pairs."""
     pooled = [
         replace(outcome, place={**harmed.place, "under": harmed.place[PERTURB], PERTURB: state})
@@ -146,7 +146,7 @@ def _less(pairs: Sequence[tuple[Outcome, Outcome]]) -> Effect | None:
     return next(iter(effects(pooled, PERTURB, [("clean", "perturbed")])), None)
 
 
-def _others(outcome: Outcome) -> frozenset[tuple[str, Any]]:
+def _others(outcome: CellScores) -> frozenset[tuple[str, Any]]:
     return frozenset(item for item in outcome.place.items() if item[0] != PERTURB)
 
 

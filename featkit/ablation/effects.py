@@ -9,7 +9,17 @@ from statistics import fmean
 from typing import Any
 
 from featkit.ablation.cells import Cell
-from featkit.evaluation.effects import METRICS, SEED, Average, Effect, Outcome, adjusted, average, effects, outcomes
+from featkit.evaluation.effects import (
+    METRICS,
+    SEED,
+    Average,
+    CellScores,
+    Effect,
+    adjusted,
+    average,
+    effects,
+    score_cells,
+)
 from featkit.evaluation.intervals import Interval
 
 DATA, SUBSET, BALANCE, PERTURB = "data", "subset", "balance", "perturb"
@@ -20,7 +30,7 @@ PLAIN = ("none", "all", "")
 _ALL_PAIRS = 6
 """With more values than this, an axis has each compared with the first alone, and in tables only."""
 
-Judged = tuple[Cell, Outcome]
+Judged = tuple[Cell, CellScores]
 
 
 @dataclass(frozen=True)
@@ -120,7 +130,7 @@ def find(name: str, axes: Mapping[str, Sequence[Any]], cells: Sequence[Cell]) ->
     metric = METRICS[1] if {SUBSET, BALANCE} & set(varying) else METRICS[0]
     best_first = sorted(cells, key=lambda cell: (-_score(cell, metric)[0] if cell.report else 1, _rank(found, cell)))
     answered = [(cell, cell.predictions) for cell in best_first if cell.report and cell.predictions]
-    scored = outcomes(((cell.values, predictions) for cell, predictions in answered), metric)
+    scored = score_cells(((cell.values, predictions) for cell, predictions in answered), metric)
     findings = Findings(
         name,
         metric,
@@ -157,7 +167,7 @@ def _plain_first(values: tuple[Any, ...]) -> tuple[Any, ...]:
     return tuple(sorted(values, key=lambda value: value not in PLAIN))
 
 
-def _main_effects(axes: Mapping[str, tuple[Any, ...]], scored: Sequence[Outcome]) -> list[Effect]:
+def _main_effects(axes: Mapping[str, tuple[Any, ...]], scored: Sequence[CellScores]) -> list[Effect]:
     """Compare the values of each axis; data sets, whose images differ, and seeds are not compared."""
     return adjusted(
         [

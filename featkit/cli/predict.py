@@ -67,14 +67,14 @@ def _classify(run: Path, pictures: list[str], compute: Compute) -> list[Predicti
 def _pictures(names: tuple[str, ...]) -> list[str]:
     """Return the names of picture files, folders and standard input spelt out."""
     from featkit.errors import DataError
-    from featkit.images.files import pictures_below
+    from featkit.images.files import list_image_files
 
     found: list[str] = []
     for name in names:
         if name == "-":
             found += [line for line in sys.stdin.read().splitlines() if line]
         else:
-            found += pictures_below(Path(name)) if Path(name).is_dir() else [name]
+            found += list_image_files(Path(name)) if Path(name).is_dir() else [name]
     if not found:
         raise DataError("no picture was named: standard input is empty")
     return found

@@ -28,7 +28,7 @@ from featkit.embeddings.plan import content_keys
 from featkit.embeddings.recipe import digest
 from featkit.embeddings.request import Request
 from featkit.errors import DataError, SpecError
-from featkit.images.augment import is_view
+from featkit.images.augment import is_augmented_view
 from featkit.images.base import ImageSet, Pixels
 
 _BATCH = 32
@@ -166,7 +166,7 @@ class _Batches:
         asked = max(goal.for_importance, goal.reconstruct, goal.calibrate)
         if asked:
             images = request.load_images()
-            rows = np.array([row for row in images.rows("train") if not is_view(images.ids[row])])
+            rows = np.array([row for row in images.rows("train") if not is_augmented_view(images.ids[row])])
             if len(rows) < 2:
                 raise DataError(f"{images.name} has {len(rows)} train images, too few to prune by: give --data")
             self._images = images.take(np.random.default_rng(goal.seed).permutation(rows)[:asked])

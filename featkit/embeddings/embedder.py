@@ -20,7 +20,7 @@ from featkit.embeddings.request import Request
 from featkit.errors import DataError, SpecError
 from featkit.images.base import ImageSet
 from featkit.images.decode import array_key
-from featkit.images.files import image_files
+from featkit.images.files import images_from_files
 
 
 class ImageEmbedder(TransformerMixin, BaseEstimator):  # type: ignore[misc]
@@ -136,12 +136,12 @@ def _image_set(X: Sequence[str | Path] | NDArray[np.uint8]) -> ImageSet:
     if len(X) == 0:
         raise DataError("there are no images to embed: give at least one")
     if all(isinstance(item, str | Path) for item in X):
-        return image_files(X)
+        return images_from_files(X)
     if not isinstance(X, np.ndarray) or X.dtype != np.uint8:
         raise DataError("images are given as paths, or as a uint8 array of shape (n, h, w) or (n, h, w, 3)")
     pixels = _as_rgb(X)
     return replace(
-        image_files(map(str, range(len(pixels)))),
+        images_from_files(map(str, range(len(pixels)))),
         load=pixels.__getitem__,
         key=lambda row: array_key(pixels[row]),
     )

@@ -105,7 +105,7 @@ def run_extractions(
     Args:
         requests: the networks.
         images: the images; where requests differ in what is made of them, those of each request. Then rows of the same
-            number are read one after the other, so that ``remembering`` decodes an image once for all of them.
+            number are read one after the other, so that ``cache_last_row`` decodes an image once for all of them.
         cache: folder of the cache files.
         compute: how the work is done.
         note: told when this has to wait for another process.

@@ -15,9 +15,9 @@ from featkit.backbones.weights import SUFFIXES
 from featkit.embeddings.store import entries
 from featkit.errors import SpecError
 from featkit.images import load_images
-from featkit.images.augment import with_views
+from featkit.images.augment import add_augmented_views
 from featkit.images.base import ImageSet
-from featkit.images.perturb import perturbed, perturbed_part
+from featkit.images.perturb import perturb_images, perturb_split
 from featkit.images.sources import SOURCES
 
 _IMAGES = ("data", "split", "limit", "seed", "augment", "views", "perturb")
@@ -44,7 +44,7 @@ class Request:
         augment: ``basic``, ``trivial``, ``auto`` or ``rand`` for augmented views of each train image, or None.
         views: how many views, if any.
         perturb: spec such as ``gaussian_noise:level=strong`` for the test images, or None.
-        part: ``test`` or ``train`` for the images of that split alone, perturbed: see ``perturbed_part``; None for all.
+        part: ``test`` or ``train`` for the images of that split alone, perturbed: see ``perturb_split``; None for all.
         store: ``float32`` or ``float16``, ``gzip`` or ``zstd``, or one of each: see ``StorageLayout``.
     """
 
@@ -93,10 +93,10 @@ class Request:
     def apply(self, images: ImageSet) -> ImageSet:
         """Return what the request makes of its images as they are: augmented, perturbed, those of one split."""
         if self.part:
-            return perturbed_part(images, self.perturb or "none", self.part, self.seed)
+            return perturb_split(images, self.perturb or "none", self.part, self.seed)
         if self.augment:
-            images = with_views(images, self.augment, self.views, self.seed)
-        return perturbed(images, self.perturb, self.seed) if self.perturb else images
+            images = add_augmented_views(images, self.augment, self.views, self.seed)
+        return perturb_images(images, self.perturb, self.seed) if self.perturb else images
 
     def load_backbone(self) -> Backbone:
         """Return the backbone; see ``featkit.backbones.load_backbone`` for what is raised."""

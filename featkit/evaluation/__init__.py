@@ -2,14 +2,14 @@
 
 from featkit.evaluation.calibration import Temperature, fit_temperature
 from featkit.evaluation.compare import PairedComparison, compare
-from featkit.evaluation.episodes import Episodes, run_episodes
+from featkit.evaluation.episodes import EpisodeResults, run_episodes
 from featkit.evaluation.predictions import Predictions
-from featkit.evaluation.report import ClassRow, Report, summary
+from featkit.evaluation.report import ClassMetrics, Report, summary
 from featkit.evaluation.scoring import evaluate
 
 __all__ = [
-    "ClassRow",
-    "Episodes",
+    "ClassMetrics",
+    "EpisodeResults",
     "PairedComparison",
     "Predictions",
     "Report",

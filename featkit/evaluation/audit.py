@@ -65,7 +65,7 @@ class NearDuplicates:
 
 
 @dataclass(frozen=True)
-class Suspects:
+class LabelErrors:
     """Rows whose label is probably wrong, the surest first.
 
     Attributes:
@@ -79,7 +79,7 @@ class Suspects:
     odds: Shares
 
 
-def identical(keys: Sequence[str]) -> list[Labels]:
+def exact_duplicates(keys: Sequence[str]) -> list[Labels]:
     """Return the rows of each content that occurs more than once; the empty key is no content.
 
     Args:
@@ -91,7 +91,7 @@ def identical(keys: Sequence[str]) -> list[Labels]:
     return [np.array(rows) for key, rows in places.items() if key and len(rows) > 1]
 
 
-def nearest(x: NDArray[np.floating[Any]], k: int = NEIGHBOURS, *, track: Track = iter) -> Neighbours:
+def nearest_neighbours(x: NDArray[np.floating[Any]], k: int = NEIGHBOURS, *, track: Track = iter) -> Neighbours:
     """Return the ``k`` nearest other rows of each row by cosine, or all others where there are fewer.
 
     The similarities are computed in blocks of rows of at most 64 MiB.
@@ -155,7 +155,7 @@ def near_duplicates(neighbours: Neighbours, expected: float = 1.0) -> NearDuplic
     )
 
 
-def groups(pairs: Labels) -> Labels:
+def connected_groups(pairs: Labels) -> Labels:
     """Return the group of each pair, ``(p,)``: pairs that share a row, at once or through others, are one group.
 
     Groups are numbered in the order in which they first occur.
@@ -173,7 +173,7 @@ def groups(pairs: Labels) -> Labels:
     return np.array([numbers.setdefault(find(first), len(numbers)) for first in pairs[:, 0].tolist()], dtype=np.int64)
 
 
-def vote_shares(neighbours: Neighbours, y: Labels, k: int) -> Shares:
+def neighbour_class_frequencies(neighbours: Neighbours, y: Labels, k: int) -> Shares:
     """Return the share of each of ``k`` classes among the neighbours, ``(n, k)``: a row has no vote on itself."""
     rows, size = neighbours.rows.shape
     places = (np.arange(rows)[:, None] * k + y[neighbours.rows]).ravel()
@@ -181,7 +181,7 @@ def vote_shares(neighbours: Neighbours, y: Labels, k: int) -> Shares:
     return shares
 
 
-def pooled(judges: Sequence[tuple[Shares, float]]) -> Shares:
+def pool_probabilities(judges: Sequence[tuple[Shares, float]]) -> Shares:
     """Return the geometric mean of shares ``(n, k)``, each with a floor added that keeps one judge from a veto.
 
     Source: the logarithmic opinion pool; Genest and Zidek, "Combining probability distributions", Statistical
@@ -193,7 +193,7 @@ def pooled(judges: Sequence[tuple[Shares, float]]) -> Shares:
     return normal
 
 
-def suspects(p: Shares, y: Labels) -> Suspects:
+def find_label_errors(p: Shares, y: Labels) -> LabelErrors:
     """Return the rows whose label is probably wrong.
 
     How many is counted as in confident learning: the rows where a class other than the given one is as likely as it
@@ -219,7 +219,7 @@ def suspects(p: Shares, y: Labels) -> Suspects:
     odds = others.max(axis=1) / given
     order = np.argsort(-odds, kind="stable")[:count]
     order = order[odds[order] > 1]
-    return Suspects(order, suggested[order], odds[order])
+    return LabelErrors(order, suggested[order], odds[order])
 
 
 def stratified_folds(y: Labels, folds: int, seed: int = 0) -> Labels:

@@ -28,7 +28,7 @@ SMOOTHINGS = (float(np.finfo(np.float64).tiny), _SMALLEST, 1e-6, 1e-4, 1e-3, 1e-
 
 
 @dataclass(frozen=True)
-class Bin:
+class ReliabilityBin:
     """Test images of like confidence: their mean confidence, share of right predictions with its interval, number."""
 
     confidence: float
@@ -70,7 +70,7 @@ def _own(scores: Scores, y: Labels, columns: Labels) -> NDArray[np.float64]:
     return taken
 
 
-def reliability(scores: Scores, y: Labels, columns: Labels, *, bins: int = BINS) -> tuple[Bin, ...]:
+def reliability_bins(scores: Scores, y: Labels, columns: Labels, *, bins: int = BINS) -> tuple[ReliabilityBin, ...]:
     """Return at most ``bins`` bins of as equal a number of images as ties allow, by rising confidence.
 
     Confidence is the highest score of a row. Images of the same confidence share a bin, that of the middle one among
@@ -84,12 +84,12 @@ def reliability(scores: Scores, y: Labels, columns: Labels, *, bins: int = BINS)
     return tuple(_bin(confidence[place == each], right[place == each]) for each in np.unique(place))
 
 
-def _bin(confidence: NDArray[np.float64], right: NDArray[np.bool_]) -> Bin:
+def _bin(confidence: NDArray[np.float64], right: NDArray[np.bool_]) -> ReliabilityBin:
     count, hits = len(right), int(right.sum())
-    return Bin(fsum(confidence) / count, hits / count, count, wilson(hits, count))
+    return ReliabilityBin(fsum(confidence) / count, hits / count, count, wilson(hits, count))
 
 
-def calibration_error(bins: Sequence[Bin]) -> float:
+def calibration_error(bins: Sequence[ReliabilityBin]) -> float:
     """Return the mean distance between confidence and accuracy of the bins, weighted by their counts."""
     return fsum(each.count * abs(each.accuracy - each.confidence) for each in bins) / sum(each.count for each in bins)
 
@@ -102,7 +102,7 @@ def ece(scores: Scores, y: Labels, columns: Labels) -> float:
     Source: Guo et al., "On calibration of modern neural networks", ICML 2017, eq. 3; bins of equal mass as in Nguyen
     and O'Connor, "Posterior calibration and exploratory analysis for NLP models", EMNLP 2015.
     """
-    return calibration_error(reliability(scores, y, columns))
+    return calibration_error(reliability_bins(scores, y, columns))
 
 
 def fit_temperature(scores: Scores, y: Labels, columns: Labels) -> Temperature:

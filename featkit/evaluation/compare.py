@@ -16,7 +16,7 @@ from featkit.evaluation.intervals import Interval, paired_interval
 from featkit.evaluation.predictions import Predictions
 
 LEVEL = 0.05
-"""The share of true null hypotheses that ``PairedComparison.claimed`` may reject."""
+"""The share of true null hypotheses that ``PairedComparison.significant`` may reject."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class PairedComparison:
     p_holm: float
 
     @property
-    def claimed(self) -> bool:
+    def significant(self) -> bool:
         """Whether one may be called better: ``p_holm`` is below 0.05."""
         return self.p_holm < LEVEL
 
@@ -53,7 +53,7 @@ class PairedComparison:
         """What can be said, in percentage points with their 95 % interval."""
         low, high = (100 * end for end in self.interval95)
         points = 100 * self.difference
-        if not self.claimed:
+        if not self.significant:
             return (
                 f"no difference can be claimed between {self.a} and {self.b} "
                 f"({points:.1f} points, {low:.1f} to {high:.1f})"

@@ -28,7 +28,7 @@ _Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class Outcome:
+class CellScores:
     """A cell of a grid and what it scored on its n test images.
 
     Attributes:
@@ -73,7 +73,7 @@ class Effect:
     p_holm: float
 
     @property
-    def claimed(self) -> bool:
+    def significant(self) -> bool:
         """Whether one may be called better: ``p_holm`` is below 0.05."""
         return self.p_holm < LEVEL
 
@@ -100,7 +100,7 @@ class Average:
     n: int
 
 
-def outcomes(cells: Iterable[tuple[Mapping[str, Hashable], Predictions]], metric: str = METRICS[0]) -> list[Outcome]:
+def score_cells(cells: Iterable[tuple[Mapping[str, Hashable], Predictions]], metric: str = METRICS[0]) -> list[CellScores]:
     """Return what cells scored, given their places and answers.
 
     Images are the same where their ids, their true classes and the cells' values on the axis ``data`` are.
@@ -118,7 +118,7 @@ def outcomes(cells: Iterable[tuple[Mapping[str, Hashable], Predictions]], metric
         order = np.argsort(images)
         worth = _worth(y) if metric == METRICS[1] else np.ones(len(y))
         scores = np.where(np.asarray(given.predicted) == y, worth, 0.0)
-        found.append(Outcome(place, images[order], scores[order], float(np.mean(worth**2))))
+        found.append(CellScores(place, images[order], scores[order], float(np.mean(worth**2))))
     return found
 
 
@@ -129,7 +129,7 @@ def _worth(y: NDArray[Any]) -> _Floats:
     return worth
 
 
-def effects(cells: Sequence[Outcome], axis: str, pairs: Iterable[tuple[Hashable, Hashable]]) -> list[Effect]:
+def effects(cells: Sequence[CellScores], axis: str, pairs: Iterable[tuple[Hashable, Hashable]]) -> list[Effect]:
     """Compare values of an axis, two by two, on the same test images.
 
     The difference is a mean over matched cells. Seeds and images are crossed samples: its variance is the sum of that
@@ -156,7 +156,7 @@ def effects(cells: Sequence[Outcome], axis: str, pairs: Iterable[tuple[Hashable,
     Biometrics Bulletin 2 (1946), 110-114; Agresti and Min, "Simple improved confidence intervals
     for comparing matched proportions", Statistics in Medicine 24 (2005), 729-740.
     """
-    by_value: dict[Hashable, dict[Hashable, Outcome]] = {}
+    by_value: dict[Hashable, dict[Hashable, CellScores]] = {}
     for cell in cells:
         others = frozenset(item for item in cell.place.items() if item[0] != axis)
         by_value.setdefault(cell.place[axis], {})[others] = cell
@@ -170,7 +170,7 @@ def effects(cells: Sequence[Outcome], axis: str, pairs: Iterable[tuple[Hashable,
     return found
 
 
-def _same_images(a: Outcome, b: Outcome | None) -> bool:
+def _same_images(a: CellScores, b: CellScores | None) -> bool:
     return b is not None and np.array_equal(a.images, b.images)
 
 
@@ -180,7 +180,7 @@ def adjusted(compared: Sequence[Effect]) -> list[Effect]:
     return [replace(effect, p_holm=p) for effect, p in zip(compared, found, strict=True)]
 
 
-def average(cells: Sequence[Outcome]) -> Average:
+def average(cells: Sequence[CellScores]) -> Average:
     """Return the mean metric of cells, with the interval that ``effects`` has for differences.
 
     Four images are added, two of them right (Agresti and Coull, "Approximate is better than 'exact' for interval
@@ -193,7 +193,7 @@ def average(cells: Sequence[Outcome]) -> Average:
     return Average(value, (max(0.0, low), min(1.0, high)), len(cells), spread.seeds, spread.n)
 
 
-def average_shares(hits: Sequence[int], totals: Sequence[int]) -> Average:
+def average_accuracies(hits: Sequence[int], totals: Sequence[int]) -> Average:
     """Return the mean over seeds of shares of right answers, each counted on test images of its own or the same ones.
 
     As the images are not known, they are taken for the same ones with the same answers: the widest interval.
@@ -204,10 +204,10 @@ def average_shares(hits: Sequence[int], totals: Sequence[int]) -> Average:
     """
     counted = zip(hits, totals, strict=True)
     rows = [(np.arange(n), (np.arange(n) < right).astype(float)) for right, n in counted]
-    return average([Outcome({SEED: seed}, images, scores, 1.0) for seed, (images, scores) in enumerate(rows)])
+    return average([CellScores({SEED: seed}, images, scores, 1.0) for seed, (images, scores) in enumerate(rows)])
 
 
-def _effect(axis: str, values: tuple[Hashable, Hashable], matched: Sequence[tuple[Outcome, Outcome]]) -> Effect:
+def _effect(axis: str, values: tuple[Hashable, Hashable], matched: Sequence[tuple[CellScores, CellScores]]) -> Effect:
     ours = [a for a, _ in matched]
     spread = _Spread([a.scores - b.scores for a, b in matched], ours)
     if len(matched) == 1 and ours[0].square == 1:
@@ -221,7 +221,7 @@ def _effect(axis: str, values: tuple[Hashable, Hashable], matched: Sequence[tupl
 class _Spread:
     """The mean over cells of the mean over images, and its variance over images and over seeds."""
 
-    def __init__(self, rows: Sequence[_Floats], cells: Sequence[Outcome]) -> None:
+    def __init__(self, rows: Sequence[_Floats], cells: Sequence[CellScores]) -> None:
         seeds = _codes([cell.place.get(SEED) for cell in cells])
         settings = _codes([frozenset(item for item in cell.place.items() if item[0] != SEED) for cell in cells])
         images = np.unique(np.concatenate([cell.images for cell in cells]), return_inverse=True)[1]

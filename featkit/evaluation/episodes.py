@@ -28,7 +28,7 @@ _BLOCK = 50
 
 
 @dataclass(frozen=True)
-class Episodes:
+class EpisodeResults:
     """How a head fared in a number of episodes.
 
     Attributes:
@@ -67,7 +67,7 @@ def run_episodes(
     episodes: int = 1000,
     seed: int = 0,
     progress: Callable[[int], object] | None = None,
-) -> Episodes:
+) -> EpisodeResults:
     """Draw episodes and let a head learn each one's support images and name its queries.
 
     An episode draws ``way`` classes, and of each ``shot + query`` images, all without replacement. The first episodes
@@ -108,7 +108,7 @@ def run_episodes(
             accuracies.append(judge(block[:, :, :shot], block[:, :, shot:]))
             if progress is not None:
                 progress(start + len(block))
-    return Episodes(way, shot, query, np.concatenate(accuracies))
+    return EpisodeResults(way, shot, query, np.concatenate(accuracies))
 
 
 def _draw(y: Labels, shape: tuple[int, int], episodes: int, seed: int) -> Rows:

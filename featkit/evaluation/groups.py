@@ -17,7 +17,7 @@ IMBALANCE = MANY / FEW
 
 
 @dataclass(frozen=True)
-class GroupRow:
+class GroupAccuracy:
     """The classes of one group: how many there are, and the share of right answers on their n test images.
 
     Attributes:
@@ -37,7 +37,7 @@ class GroupRow:
 
 def group_rows(
     hits: NDArray[np.int64], totals: NDArray[np.int64], train_counts: ArrayLike
-) -> tuple[GroupRow, ...] | None:
+) -> tuple[GroupAccuracy, ...] | None:
     """Return a row for each group that has test images; None where train is not imbalanced.
 
     Imbalanced means that the largest class has at least 5 times the images of the smallest, and that not all classes
@@ -66,6 +66,6 @@ def group_rows(
     return tuple(_row(name, hits[its], totals[its]) for name, its in rows if its.any())
 
 
-def _row(name: str, hits: NDArray[np.int64], totals: NDArray[np.int64]) -> GroupRow:
+def _row(name: str, hits: NDArray[np.int64], totals: NDArray[np.int64]) -> GroupAccuracy:
     right, n = int(hits.sum()), int(totals.sum())
-    return GroupRow(name, len(totals), n, right / n, wilson(right, n))
+    return GroupAccuracy(name, len(totals), n, right / n, wilson(right, n))

@@ -12,14 +12,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featkit.errors import DataError
-from featkit.evaluation.calibration import Bin, Temperature
-from featkit.evaluation.groups import GroupRow
+from featkit.evaluation.calibration import ReliabilityBin, Temperature
+from featkit.evaluation.groups import GroupAccuracy
 from featkit.evaluation.intervals import Interval
 from featkit.evaluation.rejection import Rejection
 
 
 @dataclass(frozen=True)
-class ClassRow:
+class ClassMetrics:
     """One class in a report: its ``n`` test images, and how they and the predictions for it fared.
 
     ``precision`` is None for a class that was never predicted, ``recall`` and ``f1`` for one without test images:
@@ -34,7 +34,7 @@ class ClassRow:
 
 
 @dataclass(frozen=True)
-class Mistake:
+class ConfusedPair:
     """How many images of one class were taken for another, and their share of the true class's test images."""
 
     true: str
@@ -79,17 +79,17 @@ class Report:
     macro_f1: float
     interval95: Interval
     balanced_interval95: Interval
-    per_class: tuple[ClassRow, ...]
+    per_class: tuple[ClassMetrics, ...]
     confusion: NDArray[np.int64]
-    confused: tuple[Mistake, ...] = ()
-    groups: tuple[GroupRow, ...] | None = None
+    confused: tuple[ConfusedPair, ...] = ()
+    groups: tuple[GroupAccuracy, ...] | None = None
     nll: float | None = None
     ece: float | None = None
-    reliability: tuple[Bin, ...] = ()
+    reliability: tuple[ReliabilityBin, ...] = ()
     temperature: Temperature | None = None
     nll_calibrated: float | None = None
     ece_calibrated: float | None = None
-    reliability_calibrated: tuple[Bin, ...] = ()
+    reliability_calibrated: tuple[ReliabilityBin, ...] = ()
     rejection: Rejection | None = None
     warnings: tuple[str, ...] = ()
     provenance: Mapping[str, Any] = field(default_factory=dict)
@@ -146,11 +146,11 @@ class Report:
 
 
 _ROWS: Mapping[str, type] = {
-    "per_class": ClassRow,
-    "confused": Mistake,
-    "groups": GroupRow,
-    "reliability": Bin,
-    "reliability_calibrated": Bin,
+    "per_class": ClassMetrics,
+    "confused": ConfusedPair,
+    "groups": GroupAccuracy,
+    "reliability": ReliabilityBin,
+    "reliability_calibrated": ReliabilityBin,
     "temperature": Temperature,
     "rejection": Rejection,
 }

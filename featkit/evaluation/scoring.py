@@ -17,11 +17,11 @@ from featkit.evaluation.calibration import (
     are_probabilities,
     calibration_error,
     nll,
-    reliability,
+    reliability_bins,
 )
 from featkit.evaluation.groups import group_rows
 from featkit.evaluation.intervals import balanced_interval, wilson
-from featkit.evaluation.report import ClassRow, Mistake, Report
+from featkit.evaluation.report import ClassMetrics, ConfusedPair, Report
 
 _PAIRS = 10
 
@@ -90,12 +90,12 @@ def _calibration(
         if temperature is not None:
             raise DataError("a temperature was given, but the scores are not probabilities: rows must sum to 1")
         return {}
-    bins = reliability(scores, y, columns)
+    bins = reliability_bins(scores, y, columns)
     plain = {"nll": nll(scores, y, columns), "ece": calibration_error(bins), "reliability": bins}
     if temperature is None:
         return plain
     mended = apply_temperature(scores, temperature)
-    bins = reliability(mended, y, columns)
+    bins = reliability_bins(mended, y, columns)
     return plain | {
         "temperature": temperature,
         "nll_calibrated": nll(mended, y, columns),
@@ -104,10 +104,10 @@ def _calibration(
     }
 
 
-def _mistakes(confusion: metrics.Labels, classes: Sequence[str]) -> tuple[Mistake, ...]:
+def _mistakes(confusion: metrics.Labels, classes: Sequence[str]) -> tuple[ConfusedPair, ...]:
     totals = confusion.sum(axis=1)
     return tuple(
-        Mistake(
+        ConfusedPair(
             classes[true], classes[predicted], int(count := confusion[true, predicted]), float(count / totals[true])
         )
         for true, predicted in metrics.most_confused(confusion, classes)[:_PAIRS]
@@ -138,6 +138,6 @@ def _checked(
     return table, truth.astype(np.int64), named.astype(np.int64)
 
 
-def _rows(classes: Sequence[str], totals: metrics.Labels, values: metrics.PerClass) -> tuple[ClassRow, ...]:
+def _rows(classes: Sequence[str], totals: metrics.Labels, values: metrics.PerClass) -> tuple[ClassMetrics, ...]:
     columns = [[None if math.isnan(value) else value for value in part.tolist()] for part in values]
-    return tuple(ClassRow(*row) for row in zip(map(str, classes), totals.tolist(), *columns, strict=True))
+    return tuple(ClassMetrics(*row) for row in zip(map(str, classes), totals.tolist(), *columns, strict=True))

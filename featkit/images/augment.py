@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from featkit.errors import SpecError
-from featkit.images.base import ImageSet, Pixels, remembering
+from featkit.images.base import ImageSet, Pixels, cache_last_row
 from featkit.images.policies import autoaugment, randaugment, trivialaugment
 from featkit.registry import unknown
 
@@ -25,7 +25,7 @@ _EDGE = 256
 _NAME = re.compile(r"#view[1-9]\d*$")
 
 
-def with_views(images: ImageSet, how: str, views: int, seed: int = 0) -> ImageSet:
+def add_augmented_views(images: ImageSet, how: str, views: int, seed: int = 0) -> ImageSet:
     """Return the images with some augmented views after each train image.
 
     A view has the name of its image with ``#view1``, ... behind it, its label, and is a train image too. What it
@@ -51,7 +51,7 @@ def with_views(images: ImageSet, how: str, views: int, seed: int = 0) -> ImageSe
     first = np.repeat(np.cumsum(counts) - counts, counts)
     numbers = np.arange(len(rows)) - first
     wide = images.take(rows)
-    pixels, digest = remembering(images.load), remembering(images.key)
+    pixels, digest = cache_last_row(images.load), cache_last_row(images.key)
 
     def key(place: int) -> str:
         clean = digest(int(rows[place]))
@@ -59,23 +59,23 @@ def with_views(images: ImageSet, how: str, views: int, seed: int = 0) -> ImageSe
 
     def load(place: int) -> Pixels:
         clean = pixels(int(rows[place]))
-        return clean if numbers[place] == 0 else view(clean, how, np.random.default_rng(int(key(place), 16)))
+        return clean if numbers[place] == 0 else augment_image(clean, how, np.random.default_rng(int(key(place), 16)))
 
     names = (name if number == 0 else f"{name}#view{number}" for name, number in zip(wide.ids, numbers, strict=True))
     return replace(wide, ids=tuple(names), load=load, key=key)
 
 
-def is_view(name: str) -> bool:
+def is_augmented_view(name: str) -> bool:
     """Return whether an id is that of an augmented view."""
     return bool(_NAME.search(name))
 
 
-def source_name(name: str) -> str:
+def original_id(name: str) -> str:
     """Return the id of the image that a view was made from; that of an image as it is."""
     return _NAME.sub("", name)
 
 
-def view(pixels: Pixels, how: str, rng: np.random.Generator) -> NDArray[np.uint8]:
+def augment_image(pixels: Pixels, how: str, rng: np.random.Generator) -> NDArray[np.uint8]:
     """Return one augmented view of an image ``(h, w, 3)``: uint8 ``(256, 256, 3)``; of its own size if shifted."""
     image = Image.fromarray(pixels)
     if how == "shift":

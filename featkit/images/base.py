@@ -61,7 +61,7 @@ class ImageSet:
         )
 
 
-def remembering(read: Callable[[int], T]) -> Callable[[int], T]:
+def cache_last_row(read: Callable[[int], T]) -> Callable[[int], T]:
     """Return ``read`` with a memory of one image for each thread, to read it once for all that is made of it."""
     last = threading.local()
 

@@ -72,12 +72,12 @@ def _classes(entries: Sequence[ImageEntry]) -> list[str]:
     return sorted(train) + sorted({entry.label for entry in entries} - train)
 
 
-def image_files(files: Iterable[str | Path]) -> ImageSet:
+def images_from_files(files: Iterable[str | Path]) -> ImageSet:
     """Return files of unknown class, in order, as an ImageSet with one class that has no name."""
     return from_entries("images", [ImageEntry(str(file), str(file), "", "") for file in files])
 
 
-def pictures_below(root: Path) -> list[str]:
+def list_image_files(root: Path) -> list[str]:
     """Return the paths of all pictures in a folder and the folders in it, sorted.
 
     Raises:
@@ -94,7 +94,7 @@ def safe_name(name: str) -> str:
     return re.sub(r"[^A-Za-z0-9._-]+", "_", name).strip("._") or "images"
 
 
-def folder(root: Path) -> ImageSet:
+def images_from_folder(root: Path) -> ImageSet:
     """Return the images below ``root/<class>/`` or ``root/{train,val,test}/<class>/``, sorted by id.
 
     Hidden files, and files whose extension is not in ``EXTENSIONS``, are passed over. A linked folder is followed
@@ -174,7 +174,7 @@ def _is_image(name: str) -> bool:
     return name.lower().endswith(EXTENSIONS)
 
 
-def table(path: Path) -> ImageSet:
+def images_from_csv(path: Path) -> ImageSet:
     """Return the images that a CSV file lists: columns ``path,label`` and perhaps ``split``; others are passed over.
 
     Paths are relative to the file, which is UTF-8, with or without a byte order mark.

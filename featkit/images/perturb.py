@@ -196,7 +196,7 @@ def image_rng(seed: int, name: str) -> np.random.Generator:
     return np.random.default_rng(int(_sha256(f"{seed} {name}"), 16))
 
 
-def perturbed(images: ImageSet, spec: str, seed: int = 0, splits: Collection[str] = ("test",)) -> ImageSet:
+def perturb_images(images: ImageSet, spec: str, seed: int = 0, splits: Collection[str] = ("test",)) -> ImageSet:
     """Return the images, those of some splits perturbed, under the same ids.
 
     What becomes of an image is decided by the seed and its id. Its key is another for each spec and seed.
@@ -229,7 +229,7 @@ def perturbed(images: ImageSet, spec: str, seed: int = 0, splits: Collection[str
     return replace(images, load=load, key=key)
 
 
-def perturbed_part(images: ImageSet, spec: str, part: str, seed: int = 0) -> ImageSet:
+def perturb_split(images: ImageSet, spec: str, part: str, seed: int = 0) -> ImageSet:
     """Return the images of one split alone, perturbed.
 
     Those of ``test`` keep their ids: they take the place of the images as they are. Those of ``train`` are further
@@ -241,7 +241,7 @@ def perturbed_part(images: ImageSet, spec: str, part: str, seed: int = 0) -> Ima
     own = images.take(images.rows(part))
     if part != "test":
         own = replace(own, ids=tuple(f"{name}#view{MOST_VIEWS + 1}" for name in own.ids))
-    return perturbed(own, spec, seed, (part,))
+    return perturb_images(own, spec, seed, (part,))
 
 
 def parameter_table() -> list[dict[str, str]]:

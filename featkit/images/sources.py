@@ -68,9 +68,9 @@ def _open(spec: str) -> ImageSet:
         return images
     path = Path(spec).expanduser()
     if spec and path.is_dir():
-        return files.folder(path)
+        return files.images_from_folder(path)
     if path.is_file() and path.suffix.lower() == ".csv":
-        return files.table(path)
+        return files.images_from_csv(path)
     raise DataError(f"{spec!r} is neither a folder nor a CSV file: {unknown('data source', name, SOURCES.names())}")
 
 

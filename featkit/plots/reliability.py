@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import MaxNLocator, MultipleLocator, PercentFormatter
 
-from featkit.evaluation.calibration import Bin, calibration_error
+from featkit.evaluation.calibration import ReliabilityBin, calibration_error
 from featkit.plots.labels import set_figure_title
 
 _SIDE = 3.6
@@ -18,10 +18,10 @@ _TRUE, _GAP = "#3182bd", "#d95f0e"
 
 
 def plot_reliability(
-    bins: Sequence[Bin],
+    bins: Sequence[ReliabilityBin],
     *,
     title: str,
-    calibrated: Sequence[Bin] = (),
+    calibrated: Sequence[ReliabilityBin] = (),
     temperature: float | None = None,
 ) -> Figure:
     """Draw accuracy against confidence, and below it which confidences there were.
@@ -55,7 +55,7 @@ def plot_reliability(
     return figure
 
 
-def _draw_points(axes: Axes, bins: Sequence[Bin]) -> None:
+def _draw_points(axes: Axes, bins: Sequence[ReliabilityBin]) -> None:
     confidence, accuracy = (np.array([getattr(each, name) for each in bins]) for name in ("confidence", "accuracy"))
     ends = np.array([each.interval95 for each in bins])
     axes.plot([0, 1], [0, 1], color="0.6", linewidth=1, linestyle="--", zorder=1)
@@ -74,7 +74,7 @@ def _draw_points(axes: Axes, bins: Sequence[Bin]) -> None:
     axes.set_axisbelow(True)
 
 
-def _draw_counts(axes: Axes, bins: Sequence[Bin]) -> None:
+def _draw_counts(axes: Axes, bins: Sequence[ReliabilityBin]) -> None:
     axes.vlines([each.confidence for each in bins], 0, [each.count for each in bins], color="0.4", linewidth=3)
     axes.set_ylim(bottom=0)
     axes.yaxis.set_major_locator(MaxNLocator(3, integer=True))

@@ -45,9 +45,9 @@ def span_of(intervals: Iterable[Range], *, zero: bool = False) -> Range:
 
 def summary_part(findings: Findings) -> Html:
     """Return what can be claimed, in sentences."""
-    claims = [effect_sentence(findings, effect) for effect in findings.spoken if effect.claimed]
+    claims = [effect_sentence(findings, effect) for effect in findings.spoken if effect.significant]
     chosen = [chosen_sentence(findings, one) for one in findings.chosen]
-    claimed = sum(effect.claimed for effect in findings.effects)
+    claimed = sum(effect.significant for effect in findings.effects)
     rest = f"Of {len(findings.effects)} main effects, {claimed} can be claimed."
     return join(bullets([*(chosen or [NOT_CHOSEN]), *claims]), paragraphs(rest))
 
@@ -171,7 +171,7 @@ def _pairs(findings: Findings, compared: Sequence[tuple[Effect, str]], about: st
             TableCell(findings.shown(effect.axis, effect.a), head=True),
             TableCell(findings.shown(effect.axis, effect.b)),
             *_difference(effect, span),
-            TableCell("claimed" if effect.claimed else "not claimed", kind="number"),
+            TableCell("claimed" if effect.significant else "not claimed", kind="number"),
         ]
         for effect, group in turned
     ]
@@ -183,7 +183,7 @@ def _difference(effect: Effect, span: Range) -> list[TableCell]:
     """Return a difference as a bar and in numbers."""
     value, interval = effect.difference, effect.interval95
     return [
-        drawn(value, interval, span, doubt=not effect.claimed, zero=True),
+        drawn(value, interval, span, doubt=not effect.significant, zero=True),
         number(points(value, interval, signed=True), value),
         number(chance(effect.p), effect.p),
         number(chance(effect.p_holm), effect.p_holm),

@@ -50,7 +50,7 @@ def _corrections(rows: Sequence[LongTailRow], span: tuple[float, float]) -> Html
     entries = [
         [
             TableCell(row.balance, head=True),
-            drawn(row.mean.value, row.mean.interval95, span, doubt=row.gain is not None and not row.gain.claimed),
+            drawn(row.mean.value, row.mean.interval95, span, doubt=row.gain is not None and not row.gain.significant),
             number(share(row.mean), row.mean.value),
             number(points(row.gain.difference, row.gain.interval95, signed=True), row.gain.difference)
             if row.gain
@@ -99,7 +99,7 @@ def _drops(rows: Sequence[DropRow], names: Sequence[str], places: Sequence[list[
             *place,
             number(share(row.clean), row.clean.value),
             number(share(row.perturbed), row.perturbed.value),
-            drawn(row.drop.difference, row.drop.interval95, span, doubt=not row.drop.claimed, zero=True),
+            drawn(row.drop.difference, row.drop.interval95, span, doubt=not row.drop.significant, zero=True),
             number(points(row.drop.difference, row.drop.interval95), row.drop.difference),
             number(points(row.relative, row.relative_interval95), row.relative),
             *([TableCell(f"{row.worst[0]} ({100 * row.worst[1]:.1f})" if row.worst else "")] if pooled else []),

@@ -30,7 +30,7 @@ def summary_text(findings: Findings, lead: Sequence[str], commands: Sequence[str
         commands: what was typed.
     """
     claimed, doubtful = (
-        [effect_sentence(findings, effect) for effect in findings.spoken if effect.claimed == state]
+        [effect_sentence(findings, effect) for effect in findings.spoken if effect.significant == state]
         for state in (True, False)
     )
     parts = [

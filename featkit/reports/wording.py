@@ -59,7 +59,7 @@ def sentence(effect: Effect, names: Mapping[Hashable, str] | None = None) -> str
     size = f"{100 * effect.difference:.1f} points ({ends(effect.interval95)})"
     verdict = (
         f"{a} is better than {b} by {size}"
-        if effect.claimed
+        if effect.significant
         else f"no difference can be claimed between {a} and {b}: {size}"
     )
     return f"{verdict}, {_over(effect.cells, effect.seeds)}n = {effect.n}"
@@ -86,8 +86,8 @@ def effect_sentence(findings: Findings, effect: Effect) -> str:
 def chosen_sentence(findings: Findings, chosen: Chosen) -> str:
     """Say what val chose, and what that is worth on test."""
     before = f"{chosen.condition}: of" if chosen.condition else "Of"
-    better = sum(effect.claimed and effect.difference > 0 for effect in chosen.versus)
-    worse = sum(effect.claimed and effect.difference < 0 for effect in chosen.versus)
+    better = sum(effect.significant and effect.difference > 0 for effect in chosen.versus)
+    worse = sum(effect.significant and effect.difference < 0 for effect in chosen.versus)
     return (
         f"{before} {chosen.of} classifiers val chooses {chosen.choice} ({100 * chosen.val:.1f} % balanced accuracy "
         f"on val). On test it has {findings.metric} {share(chosen.test)} %, n = {chosen.test.n}: better than {better} "

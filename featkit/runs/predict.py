@@ -13,7 +13,7 @@ from featkit.embeddings import pipeline
 from featkit.embeddings.extract import embed
 from featkit.embeddings.pipeline import Compute, FeatureBatch, PipelineTarget, Rows, Vectors
 from featkit.evaluation.calibration import apply_temperature
-from featkit.images.files import image_files
+from featkit.images.files import images_from_files
 from featkit.runs.directory import SavedRun
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ def predict(run: SavedRun, files: list[str], compute: Compute, *, top: int = 5) 
         DecodeError: if a file cannot be read.
     """
     network = (run.load_backbone(), run.request.precision, frozenset(range(len(files))))
-    rows, vectors = gathered(embed(image_files(files), [network], compute))
+    rows, vectors = gathered(embed(images_from_files(files), [network], compute))
     if not len(rows):
         return []
     scores = run.head.predict_proba(vectors)
@@ -67,7 +67,7 @@ def predict_exported(exported: ExportedClassifier, files: list[str], compute: Co
     """
     about = exported.about
     target = PipelineTarget(about.prepare, exported.engine, frozenset(range(len(files))))
-    rows, scores = gathered(pipeline.run(image_files(files).load, [target], compute, on_cpu=True))
+    rows, scores = gathered(pipeline.run(images_from_files(files).load, [target], compute, on_cpu=True))
     return _best([files[row] for row in rows], scores, about.classes, about.threshold, top) if len(rows) else []
 
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from featkit.embeddings.base import Embeddings
 from featkit.errors import DataError
-from featkit.images.augment import is_view, source_name
+from featkit.images.augment import is_augmented_view, original_id
 from featkit.images.splits import stratified_split
 from featkit.images.subsets import parse_subset
 
@@ -61,7 +61,7 @@ def divide(embeddings: Embeddings, seed: int, subset: str | None = None) -> Part
     if len(val):
         return Parts(train, val, test, train if subset else final, own_val=True)
     held_out = _held_out(train, seed)
-    clean = np.array([not is_view(name) for name in train.ids])
+    clean = np.array([not is_augmented_view(name) for name in train.ids])
     return Parts(
         train.take(np.flatnonzero(~held_out)), train.take(np.flatnonzero(held_out & clean)), test, final, own_val=False
     )
@@ -74,7 +74,7 @@ def train_counts(embeddings: Embeddings) -> NDArray[np.int64]:
 
 def without_views(embeddings: Embeddings) -> Embeddings:
     """Return the vectors of the images as they are."""
-    return embeddings.take(np.array([row for row, name in enumerate(embeddings.ids) if not is_view(name)], np.int64))
+    return embeddings.take(np.array([row for row, name in enumerate(embeddings.ids) if not is_augmented_view(name)], np.int64))
 
 
 def unseen(classes: Sequence[str], tested: NDArray[np.int64], seen: NDArray[np.int64]) -> list[str]:
@@ -86,16 +86,16 @@ def unseen(classes: Sequence[str], tested: NDArray[np.int64], seen: NDArray[np.i
 def _narrowed(embeddings: Embeddings, subset: str, seed: int) -> Embeddings:
     """Return the vectors without the train images that a subset leaves out, and without their views."""
     train = embeddings.splits == "train"
-    clean = np.flatnonzero(train & [not is_view(name) for name in embeddings.ids])
+    clean = np.flatnonzero(train & [not is_augmented_view(name) for name in embeddings.ids])
     chosen = parse_subset(subset)(embeddings.y[clean], seed, embeddings.classes)
     names = {embeddings.ids[row] for row in clean[chosen]}
-    kept = ~train | [source_name(name) in names for name in embeddings.ids]
+    kept = ~train | [original_id(name) in names for name in embeddings.ids]
     return embeddings.take(np.flatnonzero(kept))
 
 
 def _held_out(train: Embeddings, seed: int) -> NDArray[np.bool_]:
     """Return ``(n,)`` which train rows are of an image that serves as val; no class loses its last image."""
-    sources = [source_name(name) for name in train.ids]
+    sources = [original_id(name) for name in train.ids]
     names, first, of = np.unique(sources, return_index=True, return_inverse=True)
     order = np.argsort(first)  # the split is that of the images in their own order
     chosen = np.empty(len(names), bool)

@@ -17,7 +17,7 @@ from featkit.embeddings.pipeline import Compute
 from featkit.embeddings.plan import ExtractionPlan, content_keys, plan_extraction
 from featkit.embeddings.request import Request
 from featkit.errors import CacheError
-from featkit.images.base import ImageSet, remembering
+from featkit.images.base import ImageSet, cache_last_row
 from featkit.images.perturb import parse_perturbation
 
 _IMAGES = ("data", "split", "limit", "seed", "augment", "views", "perturb", "part")
@@ -168,4 +168,4 @@ def _plain(request: Request) -> Request:
 def _load(request: Request) -> ImageSet:
     """Return images that are decoded once for all that is made of them, and hashed once."""
     images = request.load_images()
-    return replace(images, load=remembering(images.load), key=cache(images.key))
+    return replace(images, load=cache_last_row(images.load), key=cache(images.key))

@@ -11,18 +11,18 @@ from tqdm import tqdm
 
 from featkit.embeddings.base import Embeddings
 from featkit.evaluation.audit import (
+    LabelErrors,
     NearDuplicates,
     Neighbours,
-    Suspects,
     Track,
-    identical,
+    exact_duplicates,
+    find_label_errors,
     near_duplicates,
-    nearest,
-    pooled,
+    nearest_neighbours,
+    neighbour_class_frequencies,
+    pool_probabilities,
     small_classes,
     stratified_folds,
-    suspects,
-    vote_shares,
 )
 from featkit.heads import make_head
 from featkit.runs.features import FeatureSet, cached_keys, leaks
@@ -63,7 +63,7 @@ class Audit:
     identical: list[Rows]
     leaks: Rows
     near: NearDuplicates
-    suspects: Suspects
+    suspects: LabelErrors
     small: Rows
     sizes: Rows
     few: int
@@ -90,7 +90,7 @@ def audit(source: FeatureSet, *, few: int = FEW, progress: bool = False) -> Audi
     embeddings, keys = source.embeddings, cached_keys(source)
     kept = np.sort(np.unique(keys, return_index=True)[1])
     bar = partial(tqdm, disable=not progress, leave=False)
-    neighbours = nearest(embeddings.x[kept], track=partial(bar, desc="neighbours", unit="block"))
+    neighbours = nearest_neighbours(embeddings.x[kept], track=partial(bar, desc="neighbours", unit="block"))
     near = near_duplicates(neighbours)
     track = partial(bar, desc="labels", unit="fold")
     found, notes = _suspects(embeddings.take(kept), neighbours, source.request.seed, track)
@@ -98,7 +98,7 @@ def audit(source: FeatureSet, *, few: int = FEW, progress: bool = False) -> Audi
     return Audit(
         data=source.data,
         embeddings=embeddings,
-        identical=identical(keys),
+        identical=exact_duplicates(keys),
         leaks=leaks(source),
         near=replace(near, pairs=kept[near.pairs]),
         suspects=replace(found, rows=kept[found.rows]),
@@ -111,7 +111,7 @@ def audit(source: FeatureSet, *, few: int = FEW, progress: bool = False) -> Audi
 
 def _suspects(
     embeddings: Embeddings, neighbours: Neighbours, seed: int, track: Track
-) -> tuple[Suspects, tuple[str, ...]]:
+) -> tuple[LabelErrors, tuple[str, ...]]:
     """Return the suspect labels, and what a reader must know; classes too small for the folds are left out."""
     y, k = embeddings.y, len(embeddings.classes)
     judged = np.flatnonzero(np.bincount(y, minlength=k)[y] >= _FOLDS)
@@ -119,11 +119,11 @@ def _suspects(
     notes = [f"{left_out} labels not judged: fewer than {_FOLDS} images in their class"] if left_out else []
     if len(np.unique(y[judged])) < 2:
         none = np.empty(0, np.int64)
-        return Suspects(none, none, np.empty(0)), (*notes, "no label judged: fewer than two classes are large enough")
+        return LabelErrors(none, none, np.empty(0)), (*notes, "no label judged: fewer than two classes are large enough")
     part = embeddings.take(judged)
     probabilities, warnings = out_of_fold(part.x, part.y, k, seed=seed, track=track)
-    p = pool(probabilities, vote_shares(neighbours, y, k)[judged])
-    found = suspects(p, part.y)
+    p = pool(probabilities, neighbour_class_frequencies(neighbours, y, k)[judged])
+    found = find_label_errors(p, part.y)
     return replace(found, rows=judged[found.rows]), (*notes, *warnings)
 
 
@@ -152,4 +152,4 @@ def out_of_fold(
 
 def pool(probabilities: NDArray[np.float64], votes: NDArray[np.float64]) -> NDArray[np.float64]:
     """Return what the head and the neighbours say together, each ``(n, k)``."""
-    return pooled([(probabilities, _HEAD_FLOOR), (votes, _VOTE_FLOOR)])
+    return pool_probabilities([(probabilities, _HEAD_FLOOR), (votes, _VOTE_FLOOR)])

@@ -17,7 +17,7 @@ from featkit.embeddings.pipeline import Compute
 from featkit.embeddings.recipe import digest
 from featkit.errors import DataError, SpecError
 from featkit.evaluation import PairedComparison, Predictions, Report, compare
-from featkit.evaluation.effects import SEED, Effect, adjusted, effects, outcomes
+from featkit.evaluation.effects import SEED, Effect, adjusted, effects, score_cells
 from featkit.runs.compare import read_run
 from featkit.runs.directory import load_run, save_run
 from featkit.runs.features import load_features
@@ -205,7 +205,7 @@ def pooled(runs: Mapping[int, Mapping[str, Path]]) -> list[Effect]:
         ({"run": name, SEED: seed}, read_run(path)[2]) for seed, each in runs.items() for name, path in each.items()
     ]
     names = [name for name in ("alone", "distilled", "teacher") if all(name in each for each in runs.values())]
-    return adjusted(effects(outcomes(cells), "run", [(b, a) for a, b in combinations(names, 2)]))
+    return adjusted(effects(score_cells(cells), "run", [(b, a) for a, b in combinations(names, 2)]))
 
 
 def _right(predictions: Predictions) -> dict[str, bool]:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from featkit.evaluation.audit import groups
+from featkit.evaluation.audit import connected_groups
 from featkit.studies.audit import Audit
 
 
@@ -42,7 +42,7 @@ class Finding:
 def findings(audit: Audit) -> dict[str, list[Finding]]:
     """Return what was found, by kind, in the order of the audit."""
     classes, suspects = audit.embeddings.classes, audit.suspects
-    near = zip(audit.near.pairs, groups(audit.near.pairs).tolist(), audit.near.cosines.tolist(), strict=True)
+    near = zip(audit.near.pairs, connected_groups(audit.near.pairs).tolist(), audit.near.cosines.tolist(), strict=True)
     labels = zip(suspects.rows.tolist(), suspects.suggested.tolist(), suspects.odds.tolist(), strict=True)
     return {
         "identical": [

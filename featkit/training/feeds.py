@@ -17,7 +17,7 @@ from featkit.backbones.engines.torch import Engine, one_thread_each
 from featkit.backbones.precision import cores
 from featkit.embeddings.lookup import open_rows
 from featkit.embeddings.pipeline import in_threads
-from featkit.images.augment import view
+from featkit.images.augment import augment_image
 from featkit.images.base import ImageSet, Pixels
 from featkit.images.perturb import image_rng
 
@@ -100,7 +100,7 @@ class LiveInputs:
         if self.augment is None:
             return pixels
         rng = image_rng(self.seed, f"{self.images.ids[row]} epoch {epoch}")
-        return view(pixels, self.augment, rng)
+        return augment_image(pixels, self.augment, rng)
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from featkit.embeddings.pipeline import Compute
 from featkit.embeddings.plan import content_keys, plan_extraction
 from featkit.embeddings.request import Request
 from featkit.errors import StorageError
-from featkit.images.augment import with_views
+from featkit.images.augment import add_augmented_views
 from featkit.images.base import ImageSet
 from featkit.training.feeds import CachedInputs, Inputs, LiveInputs, Rows
 from featkit.training.network import WHOLE, Tail, cut_layer
@@ -111,7 +111,7 @@ def _views(prepared: Prepared, augment: str | None) -> _Kept:
     images, wanted = prepared.images, prepared.wanted
     images = images.take(np.flatnonzero(images.splits != "test"))
     count = 1 + wanted.views if augment else 1
-    wide = with_views(images, augment, wanted.views, _VIEW_SEED) if augment else images
+    wide = add_augmented_views(images, augment, wanted.views, _VIEW_SEED) if augment else images
     lengths = np.where(images.splits == "train", count, 1)
     first = np.cumsum(lengths) - lengths
     train = first[images.splits == "train"][:, None] + np.arange(count)

@@ -10,15 +10,15 @@ from hypothesis import strategies as st
 from featkit.errors import DataError
 from featkit.evaluation import audit
 from featkit.evaluation.audit import (
-    groups,
-    identical,
+    connected_groups,
+    exact_duplicates,
+    find_label_errors,
     near_duplicates,
-    nearest,
-    pooled,
+    nearest_neighbours,
+    neighbour_class_frequencies,
+    pool_probabilities,
     small_classes,
     stratified_folds,
-    suspects,
-    vote_shares,
 )
 
 
@@ -42,7 +42,7 @@ def blobs(sizes=(60, 60, 60), d=8, seed=0):
 
 def test_identical_contents_are_found_and_unreadable_ones_are_not_contents():
     """Rows of one content are a group; the empty key stands for no content."""
-    assert [rows.tolist() for rows in identical(["a", "", "b", "a", "", "c", "a"])] == [[0, 3, 6]]
+    assert [rows.tolist() for rows in exact_duplicates(["a", "", "b", "a", "", "c", "a"])] == [[0, 3, 6]]
 
 
 @given(n=st.integers(2, 40), k=st.integers(1, 12), seed=st.integers(0, 99))
@@ -51,7 +51,7 @@ def test_neighbours_are_those_of_the_whole_matrix_whatever_the_blocks(n, k, seed
     x = cloud(n, 5, seed)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(audit, "_BLOCK_NUMBERS", 3 * n)
-        found = nearest(x, k)
+        found = nearest_neighbours(x, k)
     unit = x / np.linalg.norm(x, axis=1, keepdims=True)
     whole = unit @ unit.T
     np.fill_diagonal(whole, -np.inf)
@@ -62,13 +62,13 @@ def test_neighbours_are_those_of_the_whole_matrix_whatever_the_blocks(n, k, seed
 def test_one_vector_has_no_neighbours():
     """It is refused, with the number that was found."""
     with pytest.raises(DataError, match="1 vectors"):
-        nearest(cloud(1))
+        nearest_neighbours(cloud(1))
 
 
 def test_progress_is_told_of_every_block():
     """The caller's track sees the steps and can show them."""
     seen = []
-    nearest(cloud(10), track=lambda steps: seen.extend(steps) or steps)
+    nearest_neighbours(cloud(10), track=lambda steps: seen.extend(steps) or steps)
     assert seen == [0]
 
 
@@ -76,7 +76,7 @@ def test_progress_is_told_of_every_block():
 def test_planted_near_duplicates_are_found_and_next_to_nothing_else(copies):
     """Up to five versions of one picture are all paired with each other."""
     x = with_copies(cloud(), copies)
-    found = near_duplicates(nearest(x))
+    found = near_duplicates(nearest_neighbours(x))
     of = np.concatenate([np.arange(600), *[np.arange(20)] * copies])
     true = of[found.pairs[:, 0]] == of[found.pairs[:, 1]]
     assert true.sum() == 20 * copies * (copies + 1) / 2
@@ -88,30 +88,30 @@ def test_copies_of_every_image_do_not_hide_each_other():
     """The threshold comes from neighbours that are farther away than the copies."""
     x = cloud(300)
     noise = 0.01 * np.random.default_rng(1).normal(size=x.shape).astype(np.float32)
-    found = near_duplicates(nearest(np.concatenate([x, x + noise])))
+    found = near_duplicates(nearest_neighbours(np.concatenate([x, x + noise])))
     assert {(row, row + 300) for row in range(300)} <= set(map(tuple, found.pairs.tolist()))
 
 
 @pytest.mark.parametrize("seed", range(5))
 def test_chance_gives_about_as_many_pairs_as_are_expected(seed):
     """Evenly spread points have no more than a few near duplicates, whatever their number of dimensions."""
-    assert all(len(near_duplicates(nearest(cloud(500, d, seed))).pairs) <= 3 for d in (4, 16, 64))
+    assert all(len(near_duplicates(nearest_neighbours(cloud(500, d, seed))).pairs) <= 3 for d in (4, 16, 64))
 
 
 def test_the_dimension_is_that_of_the_points():
     """On a sphere in 9 dimensions there are 8."""
-    assert near_duplicates(nearest(cloud(3000, 9))).dimension == pytest.approx(8, abs=0.8)
+    assert near_duplicates(nearest_neighbours(cloud(3000, 9))).dimension == pytest.approx(8, abs=0.8)
 
 
 @pytest.mark.parametrize("x", [np.ones((5, 3)), np.zeros((4, 3)), np.eye(6), np.eye(2)])
 def test_vectors_that_tell_nothing_have_no_near_duplicates(x):
     """Where no distance differs from another, none is surprising."""
-    assert len(near_duplicates(nearest(x)).pairs) == 0
+    assert len(near_duplicates(nearest_neighbours(x)).pairs) == 0
 
 
 def test_the_threshold_is_stated_as_a_cosine():
     """The cosine that is stated is what the ratio comes to."""
-    neighbours = nearest(cloud())
+    neighbours = nearest_neighbours(cloud())
     found = near_duplicates(neighbours)
     distance = found.ratio * neighbours.distances[:, found.k - 1]
     assert 0 < found.ratio < 1
@@ -120,15 +120,15 @@ def test_the_threshold_is_stated_as_a_cosine():
 
 def test_pairs_that_share_a_row_are_one_group():
     """At once or through others; groups are numbered as they come."""
-    assert groups(np.array([[4, 5], [0, 1], [1, 2], [6, 5], [2, 3]])).tolist() == [0, 1, 1, 0, 1]
-    assert groups(np.empty((0, 2), np.int64)).tolist() == []
+    assert connected_groups(np.array([[4, 5], [0, 1], [1, 2], [6, 5], [2, 3]])).tolist() == [0, 1, 1, 0, 1]
+    assert connected_groups(np.empty((0, 2), np.int64)).tolist() == []
 
 
 def test_a_row_has_no_vote_on_itself():
     """Votes are those of the neighbours alone, and sum to 1."""
     x, y = blobs()
     y[0] = 2
-    votes = vote_shares(nearest(x, 5), y, 4)
+    votes = neighbour_class_frequencies(nearest_neighbours(x, 5), y, 4)
     np.testing.assert_allclose(votes.sum(axis=1), 1)
     assert votes[0, 0] > 0.5
     assert votes[:, 3].max() == 0
@@ -136,7 +136,7 @@ def test_a_row_has_no_vote_on_itself():
 
 def test_one_judge_alone_cannot_rule_a_class_out():
     """The floor keeps the pooled share of a class above zero where one judge gives it none."""
-    shares = pooled([(np.array([[1.0, 0.0]]), 0.01), (np.array([[0.0, 1.0]]), 0.01)])
+    shares = pool_probabilities([(np.array([[1.0, 0.0]]), 0.01), (np.array([[0.0, 1.0]]), 0.01)])
     np.testing.assert_allclose(shares, [[0.5, 0.5]])
 
 
@@ -150,7 +150,7 @@ def test_planted_wrong_labels_are_the_surest_suspects(seed, wrong):
     rows = rng.choice(90, wrong, replace=False)
     given_labels = y.copy()
     given_labels[rows] = (y[rows] + 1) % 3
-    found = suspects(p / p.sum(axis=1, keepdims=True), given_labels)
+    found = find_label_errors(p / p.sum(axis=1, keepdims=True), given_labels)
     assert set(found.rows.tolist()) <= set(rows.tolist())
     np.testing.assert_array_equal(found.suggested, y[found.rows])
     assert (np.diff(found.odds) <= 0).all()
@@ -160,7 +160,7 @@ def test_planted_wrong_labels_are_the_surest_suspects(seed, wrong):
 def test_right_labels_are_not_suspect():
     """Where the given class is always the likeliest, nothing is found."""
     y = np.arange(30) % 3
-    assert len(suspects(0.1 + 0.7 * np.eye(3)[y], y).rows) == 0
+    assert len(find_label_errors(0.1 + 0.7 * np.eye(3)[y], y).rows) == 0
 
 
 @given(sizes=st.lists(st.integers(1, 20), min_size=1, max_size=6), folds=st.integers(2, 5), seed=st.integers(0, 9))

@@ -18,7 +18,7 @@ from featkit.evaluation.calibration import (
     ece,
     fit_temperature,
     nll,
-    reliability,
+    reliability_bins,
 )
 from featkit.heads import make_head
 
@@ -72,18 +72,18 @@ def test_only_rows_of_the_simplex_are_probabilities() -> None:
 def test_bins_hold_equal_numbers_and_a_case_worked_by_hand() -> None:
     """Two bins of two: confidences 0.6 and 0.7 both right, 0.8 and 0.9 one right."""
     scores = np.array([[0.6, 0.4], [0.2, 0.8], [0.7, 0.3], [0.9, 0.1]])
-    low, high = reliability(scores, np.array([0, 0, 0, 0]), np.array([0, 1]), bins=2)
+    low, high = reliability_bins(scores, np.array([0, 0, 0, 0]), np.array([0, 1]), bins=2)
     assert (low.confidence, low.accuracy, low.count) == (pytest.approx(0.65), 1.0, 2)
     assert (high.confidence, high.accuracy, high.count) == (pytest.approx(0.85), 0.5, 2)
     assert calibration_error([low, high]) == pytest.approx((0.35 + 0.35) / 2)
-    assert {each.count for each in reliability(*draw(1500, 1.0), TEN)} == {100}
+    assert {each.count for each in reliability_bins(*draw(1500, 1.0), TEN)} == {100}
 
 
 def test_equal_confidences_share_a_bin() -> None:
     """Votes of five neighbours have few levels: the bins are these."""
     votes, y = draw_votes(1000, 0)
     levels, counts = np.unique(votes.max(axis=1), return_counts=True)
-    bins = reliability(votes, y, TEN)
+    bins = reliability_bins(votes, y, TEN)
     assert len(bins) <= len(levels)
     assert bins[-1].confidence == 1
     assert bins[-1].count == counts[-1]
@@ -97,7 +97,7 @@ def test_neither_order_of_rows_nor_names_of_classes_matter(n: int, seed: int) ->
     scores, y = draw(n, 2.0, seed)
     rng = np.random.default_rng(seed)
     rows, order = rng.permutation(n), rng.permutation(10)
-    for measure in (nll, ece, reliability, fit_temperature):
+    for measure in (nll, ece, reliability_bins, fit_temperature):
         assert measure(scores[rows], y[rows], TEN) == measure(scores, y, TEN)
     for measure in (nll, ece):
         assert measure(scores[:, order], y, order) == measure(scores, y, TEN)

@@ -55,7 +55,7 @@ def test_a_p_value_that_is_next_to_nothing_is_not_negative(only_a, only_b):
 def test_a_small_difference_cannot_be_claimed() -> None:
     """And the sentence says so."""
     (pair,) = compare(dict(zip("ab", map(run, answers(1000, 12, 8)), strict=True)))
-    assert not pair.claimed
+    assert not pair.significant
     assert pair.sentence == "no difference can be claimed between a and b (0.4 points, -0.5 to 1.4)"
 
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from scipy.stats import norm, t
 
 from featkit.evaluation.compare import compare
-from featkit.evaluation.effects import Outcome, adjusted, average, average_shares, effects, outcomes
+from featkit.evaluation.effects import CellScores, adjusted, average, average_accuracies, effects, score_cells
 from featkit.evaluation.intervals import wilson
 from featkit.evaluation.predictions import Predictions
 
@@ -33,7 +33,7 @@ def grid(rng: np.random.Generator, n: int = 40, seeds: int = 3) -> list[tuple[di
 def test_a_difference_is_the_mean_over_matched_cells_with_the_variance_of_its_formula() -> None:
     """Every sum written out in float64."""
     cells = grid(np.random.default_rng(0))
-    (effect,) = effects(outcomes(cells), "backbone", [("b", "a")])
+    (effect,) = effects(score_cells(cells), "backbone", [("b", "a")])
     right = {tuple(place.values()): np.asarray(given.predicted, float) for place, given in cells}
     d = np.array([[right["b", head, seed] - right["a", head, seed] for head in "xy"] for seed in range(3)])
     seeds, _, n = d.shape
@@ -57,7 +57,7 @@ def test_a_difference_is_the_mean_over_matched_cells_with_the_variance_of_its_fo
 def test_one_pair_of_cells_has_what_compare_says() -> None:
     """The same interval and the same p-value."""
     a, b = (np.random.default_rng(seed).random(200) < 0.8 for seed in (0, 1))
-    (effect,) = effects(outcomes([cell(a, head="x"), cell(b, head="y")]), "head", [("x", "y")])
+    (effect,) = effects(score_cells([cell(a, head="x"), cell(b, head="y")]), "head", [("x", "y")])
     (pair,) = compare({"x": cell(a)[1], "y": cell(b)[1]})
     assert (effect.difference, effect.interval95, effect.p) == (pair.difference, pair.interval95, pair.p)
 
@@ -65,9 +65,9 @@ def test_one_pair_of_cells_has_what_compare_says() -> None:
 def test_balanced_accuracy_weighs_classes_alike() -> None:
     """Whatever their sizes."""
     y, predicted = np.array([0] * 8 + [1] * 2), np.array([0] * 8 + [1, 0])
-    (outcome,) = outcomes([({}, Predictions(range(10), y, predicted))], "balanced accuracy")
+    (outcome,) = score_cells([({}, Predictions(range(10), y, predicted))], "balanced accuracy")
     assert average([outcome]).value == pytest.approx(0.75)
-    (outcome,) = outcomes([({}, Predictions(range(10), y, predicted))])
+    (outcome,) = score_cells([({}, Predictions(range(10), y, predicted))])
     assert average([outcome]).value == pytest.approx(0.9)
 
 
@@ -79,7 +79,7 @@ def test_only_cells_that_agree_on_all_else_are_compared() -> None:
         cell(right, head="y", backbone="a"),
         cell(wrong, head="y", backbone="b"),
     ]
-    (effect,) = effects(outcomes(cells), "head", [("x", "y")])
+    (effect,) = effects(score_cells(cells), "head", [("x", "y")])
     assert (effect.difference, effect.cells) == (0, 1)
     assert effect.interval95[0] < 0 < effect.interval95[1]
 
@@ -90,8 +90,8 @@ def test_cells_on_other_images_are_not_compared() -> None:
     one = ({"head": "x"}, Predictions(["1", "2", "3"], [0, 1, 2], [0, 1, 2]))
     for ids, y in ((["1", "2", "4"], [0, 1, 2]), (["1", "2", "3"], [0, 1, 1])):
         other = ({"head": "y"}, Predictions(ids, y, y))
-        assert effects(outcomes([one, other]), "head", [("x", "y")]) == []
-    assert effects(outcomes([cell(right, data="p"), cell(right, data="q")]), "data", [("p", "q")]) == []
+        assert effects(score_cells([one, other]), "head", [("x", "y")]) == []
+    assert effects(score_cells([cell(right, data="p"), cell(right, data="q")]), "data", [("p", "q")]) == []
 
 
 @given(st.integers(0, 2**32 - 1))
@@ -111,13 +111,13 @@ def test_neither_the_order_of_cells_nor_that_of_images_matters(seed: int) -> Non
                 ),
             )
         )
-    (one,), (other,) = (effects(outcomes(given_), "backbone", [("a", "b")]) for given_ in (cells, turned))
+    (one,), (other,) = (effects(score_cells(given_), "backbone", [("a", "b")]) for given_ in (cells, turned))
     assert (one.difference, *one.interval95, one.p) == pytest.approx((other.difference, *other.interval95, other.p))
 
 
 def test_the_other_way_round_is_the_same_with_the_other_sign() -> None:
     """And the better one can be put first."""
-    found = outcomes(grid(np.random.default_rng(1)))
+    found = score_cells(grid(np.random.default_rng(1)))
     one, other = effects(found, "backbone", [("a", "b"), ("b", "a")])
     assert one.difference == pytest.approx(-other.difference)
     assert one.interval95 == pytest.approx(tuple(-end for end in reversed(other.interval95)))
@@ -127,8 +127,8 @@ def test_the_other_way_round_is_the_same_with_the_other_sign() -> None:
 
 def test_holm_makes_claims_harder() -> None:
     """p-values of a family grow, and keep their order."""
-    found = effects(outcomes(grid(np.random.default_rng(2))), "backbone", [("b", "a")])
-    found += effects(outcomes(grid(np.random.default_rng(2))), "head", [("x", "y")])
+    found = effects(score_cells(grid(np.random.default_rng(2))), "backbone", [("b", "a")])
+    found += effects(score_cells(grid(np.random.default_rng(2))), "head", [("x", "y")])
     ours = adjusted(found)
     assert all(one.p_holm >= one.p for one in ours)
     assert adjusted([]) == []
@@ -137,7 +137,7 @@ def test_holm_makes_claims_harder() -> None:
 
 def test_an_average_of_one_cell_is_close_to_wilson() -> None:
     """Both are score-like intervals of one share."""
-    (outcome,) = outcomes([cell(np.arange(200) < 180)])
+    (outcome,) = score_cells([cell(np.arange(200) < 180)])
     mean = average([outcome])
     assert (mean.value, mean.n, mean.cells) == (0.9, 200, 1)
     assert mean.interval95 == pytest.approx(wilson(180, 200), abs=0.003)
@@ -145,15 +145,15 @@ def test_an_average_of_one_cell_is_close_to_wilson() -> None:
 
 def test_counts_of_several_seeds_are_averaged_with_their_spread() -> None:
     """Seeds that differ widen the interval; seeds alike add nothing."""
-    alike, apart = average_shares([80, 80, 80], [100, 100, 100]), average_shares([70, 80, 90], [100, 100, 100])
+    alike, apart = average_accuracies([80, 80, 80], [100, 100, 100]), average_accuracies([70, 80, 90], [100, 100, 100])
     assert alike.value == pytest.approx(apart.value)
-    assert alike.interval95 == pytest.approx(average_shares([80], [100]).interval95)
+    assert alike.interval95 == pytest.approx(average_accuracies([80], [100]).interval95)
     assert apart.interval95[0] < alike.interval95[0]
 
 
 def test_perfect_answers_still_leave_doubt() -> None:
     """An interval has a width where no image was missed."""
-    outcome = Outcome({"seed": 0}, np.arange(50), np.ones(50), 1.0)
+    outcome = CellScores({"seed": 0}, np.arange(50), np.ones(50), 1.0)
     low, high = average([outcome, outcome]).interval95
     assert low < 0.95
     assert high == 1
@@ -172,6 +172,6 @@ def test_intervals_hold_the_true_difference_as_often_as_they_say(seeds: int, spr
             cell(hard + rng.normal(size=n) + spread * rng.normal() < mean, head=head, seed=seed)
             for (head, mean), seed in product((("x", 1.0), ("y", 0.8)), range(seeds))
         ]
-        (effect,) = effects(outcomes(cells), "head", [("x", "y")])
+        (effect,) = effects(score_cells(cells), "head", [("x", "y")])
         held += effect.interval95[0] <= true <= effect.interval95[1]
     assert held / repeats > 0.9

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from sklearn.metrics import top_k_accuracy_score
 
 from featkit.errors import DataError
-from featkit.evaluation import ClassRow, Report, evaluate, summary
+from featkit.evaluation import ClassMetrics, Report, evaluate, summary
 
 NAMES = tuple("abcdefg")
 
@@ -35,7 +35,7 @@ def test_a_report_holds_the_numbers_of_a_case_worked_by_hand() -> None:
     assert report.macro_f1 == pytest.approx(0.375)
     assert report.interval95 == pytest.approx((0.2307, 0.8824), abs=1e-4)
     assert report.confusion.tolist() == [[3, 1], [1, 0]]
-    assert report.per_class == (ClassRow("a", 4, 0.75, 0.75, 0.75), ClassRow("b", 1, 0.0, 0.0, 0.0))
+    assert report.per_class == (ClassMetrics("a", 4, 0.75, 0.75, 0.75), ClassMetrics("b", 1, 0.0, 0.0, 0.0))
     assert (report.classes, report.cost, report.warnings) == (("a", "b"), {"seconds": 1.0}, ("slow",))
 
 
@@ -61,7 +61,7 @@ def test_one_row_is_a_test_set() -> None:
     report = evaluate([[0.1, 0.9]], [1], ["a", "b"])
     assert (report.n, report.top1, report.balanced_accuracy) == (1, 1.0, 1.0)
     assert report.interval95 == report.balanced_interval95 == pytest.approx((0.2065, 1), abs=1e-4)
-    assert report.per_class[0] == ClassRow("a", 0, None, None, None)
+    assert report.per_class[0] == ClassMetrics("a", 0, None, None, None)
     assert json.loads(report.to_json())["per_class"][0]["recall"] is None
 
 

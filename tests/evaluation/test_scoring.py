@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from featkit.errors import DataError
 from featkit.evaluation import Report, Temperature, evaluate, summary
 from featkit.evaluation.calibration import apply_temperature, calibration_error, ece, nll
-from featkit.evaluation.report import Mistake
+from featkit.evaluation.report import ConfusedPair
 
 NAMES = tuple("abcdefg")
 COUNTS = [500, 120, 90, 50, 20, 9, 3]
@@ -66,9 +66,9 @@ def test_the_most_frequent_mistakes_are_named_up_to_ten() -> None:
     """With their share of the true class."""
     report = evaluate(np.eye(3)[[0, 0, 1, 1, 1, 0, 0]], [0, 0, 0, 0, 1, 1, 2], ["cat", "dog", "emu"])
     assert report.confused == (
-        Mistake("cat", "dog", 2, 0.5),
-        Mistake("emu", "cat", 1, 1.0),
-        Mistake("dog", "cat", 1, 0.5),
+        ConfusedPair("cat", "dog", 2, 0.5),
+        ConfusedPair("emu", "cat", 1, 1.0),
+        ConfusedPair("dog", "cat", 1, 0.5),
     )
     assert len(judge(*example()).confused) == 10
     assert evaluate(np.eye(2), [0, 1], ["a", "b"]).confused == ()

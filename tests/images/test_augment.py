@@ -13,28 +13,28 @@ from torchvision.transforms import AutoAugment, AutoAugmentPolicy
 
 from featkit.errors import SpecError
 from featkit.images import policies
-from featkit.images.augment import AUGMENTATIONS, is_view, source_name, view, with_views
+from featkit.images.augment import AUGMENTATIONS, add_augmented_views, augment_image, is_augmented_view, original_id
 
 ANY = np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)
 
 
 def test_views_stand_behind_their_image_and_only_train_images_have_them(colours):
     images = colours(6)
-    wide = with_views(images, "basic", 2)
+    wide = add_augmented_views(images, "basic", 2)
     assert wide.ids[:4] == ("0.png", "0.png#view1", "0.png#view2", "1.png")
     assert wide.ids[-2:] == ("4.png", "5.png")
-    clean = [row for row, name in enumerate(wide.ids) if not is_view(name)]
+    clean = [row for row, name in enumerate(wide.ids) if not is_augmented_view(name)]
     assert tuple(wide.ids[row] for row in clean) == images.ids
     assert (wide.splits[[row for row in range(len(wide)) if row not in clean]] == "train").all()
     for row in clean:
         np.testing.assert_array_equal(wide.load(row), images.load(images.ids.index(wide.ids[row])))
-    sources = [images.ids.index(source_name(name)) for name in wide.ids]
+    sources = [images.ids.index(original_id(name)) for name in wide.ids]
     np.testing.assert_array_equal(wide.labels, images.labels[sources])
 
 
 @pytest.mark.parametrize("how", AUGMENTATIONS)
 def test_a_view_is_decided_by_content_number_and_seed(how, colours):
-    wide, again, other = (with_views(colours(6), how, 3, seed) for seed in (0, 0, 1))
+    wide, again, other = (add_augmented_views(colours(6), how, 3, seed) for seed in (0, 0, 1))
     assert len({wide.key(row) for row in range(len(wide))}) == len(wide)
     assert [wide.key(row) for row in range(8)] == [again.key(row) for row in range(8)]
     np.testing.assert_array_equal(wide.load(2), again.load(2))
@@ -46,7 +46,7 @@ def test_a_view_is_decided_by_content_number_and_seed(how, colours):
 def test_an_image_is_read_once_for_all_its_views(colours):
     images, read = colours(6), []
     counted = replace(images, load=lambda row: read.append(row) or images.load(row))
-    wide = with_views(counted, "basic", 5)
+    wide = add_augmented_views(counted, "basic", 5)
     for row in range(len(wide)):
         wide.load(row)
     assert read == list(range(6))
@@ -57,7 +57,7 @@ def test_images_of_any_shape_have_views_of_one_shape(height, width, how, seed):
     """Shifted ones keep their own."""
     pixels = np.full((height, width, 3), 77, np.uint8)
     expected = (height, width, 3) if how == "shift" else (256, 256, 3)
-    assert view(pixels, how, np.random.default_rng(seed)).shape == expected
+    assert augment_image(pixels, how, np.random.default_rng(seed)).shape == expected
 
 
 def test_the_learned_policy_is_that_of_the_paper():
@@ -79,6 +79,6 @@ def test_a_change_at_no_strength_is_none_where_it_has_a_strength(name):
 
 def test_an_unknown_kind_or_number_is_refused(colours):
     with pytest.raises(SpecError, match=r"unknown augmentation 'cutout'.*basic, light, shift, trivial"):
-        with_views(colours(), "cutout", 1)
+        add_augmented_views(colours(), "cutout", 1)
     with pytest.raises(SpecError, match="views 0 is not in"):
-        with_views(colours(), "basic", 0)
+        add_augmented_views(colours(), "basic", 0)

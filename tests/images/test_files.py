@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from featkit.errors import DataError, DecodeError
-from featkit.images.files import folder, image_files, safe_name, table
+from featkit.images.files import images_from_csv, images_from_files, images_from_folder, safe_name
 
 
 def put(root: Path, *names: str) -> Path:
@@ -27,7 +27,7 @@ def write(path: Path, text: str, encoding: str = "utf-8") -> Path:
 
 
 def test_class_folders(photos):
-    images = folder(photos)
+    images = images_from_folder(photos)
     assert images.name == "photos"
     assert images.classes == ("blue", "green", "red")
     assert images.ids[:2] == ("blue/0.png", "blue/1.png")
@@ -51,7 +51,7 @@ def test_only_visible_images_count_at_any_depth(tmp_path):
     )
     write(tmp_path / "a" / "notes.txt", "not an image")
     write(tmp_path / "README.md", "about")
-    images = folder(tmp_path)
+    images = images_from_folder(tmp_path)
     assert images.ids == ("a/2.PNG", "a/deep/er/1.png", "b/1.webp")
     assert images.load(1).max() == 1
 
@@ -59,7 +59,7 @@ def test_only_visible_images_count_at_any_depth(tmp_path):
 @pytest.mark.parametrize("val", ["val", "valid", "validation", "Val"])
 def test_split_folders(tmp_path, val):
     """Classes found only outside train come last."""
-    images = folder(put(tmp_path, "train/b/1.png", "train/c/1.png", f"{val}/a/1.png", "test/b/1.png", "test/c/1.png"))
+    images = images_from_folder(put(tmp_path, "train/b/1.png", "train/c/1.png", f"{val}/a/1.png", "test/b/1.png", "test/c/1.png"))
     assert images.split == "own"
     assert images.classes == ("b", "c", "a")
     assert dict(zip(images.ids, images.splits.tolist(), strict=True)) == {
@@ -73,12 +73,12 @@ def test_split_folders(tmp_path, val):
 
 
 def test_folders_of_test_and_val_alone_are_not_classes(tmp_path):
-    images = folder(put(tmp_path, "test/a/1.png", "val/a/1.png"))
+    images = images_from_folder(put(tmp_path, "test/a/1.png", "val/a/1.png"))
     assert (images.split, images.splits.tolist(), images.classes) == ("own", ["test", "val"], ("a",))
 
 
 def test_a_class_may_be_called_train(tmp_path):
-    images = folder(put(tmp_path, "bus/1.png", "train/1.png", "tram/1.png"))
+    images = images_from_folder(put(tmp_path, "bus/1.png", "train/1.png", "tram/1.png"))
     assert images.classes == ("bus", "train", "tram")
     assert images.split == "none"
 
@@ -87,13 +87,13 @@ def test_a_linked_class_folder_is_followed_and_a_circle_is_not(tmp_path):
     put(tmp_path, "far/1.png", "root/b/1.png")
     (tmp_path / "root" / "a").symlink_to(tmp_path / "far")
     (tmp_path / "root" / "b" / "again").symlink_to(tmp_path / "root")
-    assert folder(tmp_path / "root").ids == ("a/1.png", "b/1.png")
+    assert images_from_folder(tmp_path / "root").ids == ("a/1.png", "b/1.png")
 
 
 def test_a_broken_link_is_reported_when_it_is_read(tmp_path):
     put(tmp_path, "a/1.png", "b/1.png")
     (tmp_path / "a" / "0.png").symlink_to(tmp_path / "gone.png")
-    images = folder(tmp_path)
+    images = images_from_folder(tmp_path)
     assert images.ids[0] == "a/0.png"
     for read in (images.load, images.key):
         with pytest.raises(DecodeError, match=r"a/0.png cannot be read: No such file"):
@@ -113,7 +113,7 @@ def test_folder_without_classes(tmp_path, names, message):
     root = put(tmp_path / "photos", *names)
     root.mkdir(exist_ok=True)
     with pytest.raises(DataError, match=message):
-        folder(root)
+        images_from_folder(root)
 
 
 @pytest.mark.parametrize("empty", ["b", "b/deeper", "b/.hidden"])
@@ -121,12 +121,12 @@ def test_empty_class_folder_is_named(tmp_path, empty):
     root = put(tmp_path, "a/1.png")
     (root / empty).mkdir(parents=True)
     with pytest.raises(DataError, match=rf"{root}/b holds no images: fill or remove it"):
-        folder(root)
+        images_from_folder(root)
 
 
 def test_missing_folder(tmp_path):
     with pytest.raises(DataError, match="nowhere cannot be listed: No such file"):
-        folder(tmp_path / "nowhere")
+        images_from_folder(tmp_path / "nowhere")
 
 
 @pytest.mark.skipif(os.name != "posix", reason="only such file systems take names of any bytes")
@@ -134,7 +134,7 @@ def test_name_that_is_not_utf8_is_reported(tmp_path):
     put(tmp_path, "a/1.png")
     (tmp_path / "a" / os.fsdecode(b"caf\xe9.png")).write_bytes(b"x")
     with pytest.raises(DataError, match=r"caf\\udce9.png' is not UTF-8"):
-        folder(tmp_path)
+        images_from_folder(tmp_path)
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
@@ -143,7 +143,7 @@ def test_table(tmp_path, encoding):
     text = (
         'split,path, label ,age\ntest,"images/ä, b.png",dog,3\r\ntrain,images/3.png,cat,1\n\nValid,images/2.png,cat,2\n'
     )
-    images = table(write(tmp_path / "pets" / "labels.csv", text, encoding))
+    images = images_from_csv(write(tmp_path / "pets" / "labels.csv", text, encoding))
     assert images.name == "pets"
     assert images.ids == ("images/ä, b.png", "images/3.png", "images/2.png")
     assert images.classes == ("cat", "dog")
@@ -155,7 +155,7 @@ def test_table(tmp_path, encoding):
 
 def test_table_without_splits_is_called_by_its_own_name(tmp_path):
     put(tmp_path, "1.png", "2.png")
-    images = table(write(tmp_path / "my pets.csv", f"path,label\n1.png,cat\n{tmp_path / '2.png'},dog\n"))
+    images = images_from_csv(write(tmp_path / "my pets.csv", f"path,label\n1.png,cat\n{tmp_path / '2.png'},dog\n"))
     assert (images.name, images.split) == ("my_pets", "none")
     assert images.load(1).max() == 1
 
@@ -188,18 +188,18 @@ def test_table_without_splits_is_called_by_its_own_name(tmp_path):
 def test_bad_table(tmp_path, text, message):
     put(tmp_path, "1.png", "2.png")
     with pytest.raises(DataError, match=message) as caught:
-        table(write(tmp_path / "t.csv", text))
+        images_from_csv(write(tmp_path / "t.csv", text))
     assert "\n" not in str(caught.value)
 
 
 def test_table_in_another_encoding(tmp_path):
     with pytest.raises(DataError, match=r"t.csv is not UTF-8 text"):
-        table(write(tmp_path / "t.csv", "path,label\nä.png,a\n", "latin-1"))
+        images_from_csv(write(tmp_path / "t.csv", "path,label\nä.png,a\n", "latin-1"))
 
 
 def test_image_files_keep_their_order(tmp_path):
     put(tmp_path, "2.png", "1.png")
-    images = image_files([tmp_path / "2.png", str(tmp_path / "1.png"), tmp_path / "2.png"])
+    images = images_from_files([tmp_path / "2.png", str(tmp_path / "1.png"), tmp_path / "2.png"])
     assert images.ids == tuple(str(tmp_path / name) for name in ("2.png", "1.png", "2.png"))
     assert [images.load(row).max() for row in range(3)] == [0, 1, 0]
     assert images.classes == ("",)
@@ -225,6 +225,6 @@ def test_listing_nine_thousand_files_is_quick(real_data):
     import time
 
     start = time.process_time()
-    images = folder(real_data / "caltech101")
+    images = images_from_folder(real_data / "caltech101")
     assert time.process_time() - start < 1
     assert (len(images.rows("train")), len(images.rows("test")), len(images.classes)) == (5784, 2893, 101)

@@ -23,7 +23,7 @@ from featkit.images.perturb import (
     parameter_table,
     parse_perturbation,
     perturb,
-    perturbed,
+    perturb_images,
 )
 
 SIDES = st.integers(8, 64)
@@ -184,23 +184,23 @@ def test_a_mixture_leaves_some_images_alone_unless_jpeg_is_asked_for():
 def test_a_perturbed_set_changes_the_named_splits_only(colours):
     """Ids, labels and train images stay; test images and their keys change."""
     images = colours(12)
-    noisy = perturbed(images, "gaussian_noise:level=strong")
+    noisy = perturb_images(images, "gaussian_noise:level=strong")
     assert (noisy.ids, noisy.classes, len(noisy)) == (images.ids, images.classes, 12)
     for place, split in enumerate(images.splits):
         same = split == "train"
         assert np.array_equal(noisy.load(place), images.load(place)) == same
         assert (noisy.key(place) == images.key(place)) == same
-    other = perturbed(images, "gaussian_noise:level=strong", splits=("train",))
+    other = perturb_images(images, "gaussian_noise:level=strong", splits=("train",))
     assert not np.array_equal(other.load(0), images.load(0))
 
 
 def test_what_becomes_of_an_image_depends_on_seed_and_id_alone(colours):
     """Neither the order nor the worker nor the other images matter."""
     images = colours(12)
-    noisy = perturbed(images, "mixed:level=strong", 3)
+    noisy = perturb_images(images, "mixed:level=strong", 3)
     expected = [noisy.load(row) for row in range(12)]
     back = noisy.take(np.arange(12)[::-1])
-    alone = perturbed(images.take(np.array([9])), "mixed:level=strong", 3)
+    alone = perturb_images(images.take(np.array([9])), "mixed:level=strong", 3)
     np.testing.assert_array_equal(alone.load(0), expected[9])
     assert alone.key(0) == noisy.key(9)
     with ThreadPoolExecutor(4) as pool:
@@ -213,14 +213,14 @@ def test_keys_tell_specs_seeds_and_ids_apart(colours):
     images = colours(12)
     twice = replace(images, key=lambda place: "same")
     sets = [
-        perturbed(twice, "fog:level=mild"),
-        perturbed(twice, "fog:level=mild", 1),
-        perturbed(twice, "fog:level=strong"),
-        perturbed(twice, "mixed:level=mild"),
-        perturbed(twice, "mixed:level=mild,jpeg75=true"),
+        perturb_images(twice, "fog:level=mild"),
+        perturb_images(twice, "fog:level=mild", 1),
+        perturb_images(twice, "fog:level=strong"),
+        perturb_images(twice, "mixed:level=mild"),
+        perturb_images(twice, "mixed:level=mild,jpeg75=true"),
     ]
     assert len({each.key(place) for each in sets for place in (10, 11)}) == 2 * len(sets)
-    assert perturbed(images, "fog:level=none") is images
+    assert perturb_images(images, "fog:level=none") is images
 
 
 @pytest.mark.parametrize("text", ["none", "fog:level=none", "fog:level=0", "mixed:level=none,jpeg75=true"])
@@ -260,7 +260,7 @@ def test_a_wrong_spec_is_refused_with_what_is_right(text, message):
 def test_an_unknown_split_is_refused(colours):
     """A split that does not exist would perturb nothing in silence."""
     with pytest.raises(SpecError, match="unknown split 'tset': did you mean test"):
-        perturbed(colours(), "fog:level=mild", splits=("tset",))
+        perturb_images(colours(), "fog:level=mild", splits=("tset",))
 
 
 def test_the_table_says_what_every_level_means():

@@ -11,7 +11,7 @@ import pytest
 
 from featkit.errors import DataError, SpecError
 from featkit.images import load_images
-from featkit.images.files import folder
+from featkit.images.files import images_from_folder
 from featkit.images.sources import SOURCES
 
 
@@ -91,7 +91,7 @@ def test_limit_and_how_the_split_tells_it(photos, sorted_photos):
 
 
 def test_limited_images_are_the_same_images(photos):
-    whole, part = folder(photos), load_images(str(photos), limit="train=3")
+    whole, part = images_from_folder(photos), load_images(str(photos), limit="train=3")
     for row, name in enumerate(part.ids):
         assert part.key(row) == whole.key(whole.ids.index(name))
         assert np.array_equal(part.load(row), whole.load(whole.ids.index(name)))
@@ -151,7 +151,7 @@ def test_a_plug_in_adds_a_source(photos, monkeypatch):
 
         @staticmethod
         def load():
-            return lambda kind="photos": folder(photos.parent / kind)
+            return lambda kind="photos": images_from_folder(photos.parent / kind)
 
     monkeypatch.setattr("featkit.registry.entry_points", lambda group: [Point] if group == "featkit.sources" else [])
     assert "mine" in SOURCES.names()

@@ -7,11 +7,11 @@ import pytest
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
-from featkit.evaluation.calibration import Bin, calibration_error
+from featkit.evaluation.calibration import ReliabilityBin, calibration_error
 from featkit.plots.files import png_bytes
 from featkit.plots.reliability import plot_reliability
 
-BINS = (Bin(0.5, 0.4, 10, (0.2, 0.6)), Bin(0.9, 0.95, 20, (0.8, 0.99)))
+BINS = (ReliabilityBin(0.5, 0.4, 10, (0.2, 0.6)), ReliabilityBin(0.9, 0.95, 20, (0.8, 0.99)))
 
 
 def texts(figure: Figure) -> list[str]:
@@ -37,8 +37,8 @@ def test_the_titles_name_the_calibration_error_before_and_after() -> None:
     assert {"as given: ECE 6.7 %", "at temperature 0.612: ECE 10.0 %", "photos, $svm$"} <= set(texts(figure))
 
 
-@pytest.mark.parametrize("bins", [(Bin(1.0, 1.0, 1, (0.2, 1.0)),), BINS * 8])
-def test_any_bins_are_drawn_without_warnings_and_always_the_same(bins: tuple[Bin, ...]) -> None:
+@pytest.mark.parametrize("bins", [(ReliabilityBin(1.0, 1.0, 1, (0.2, 1.0)),), BINS * 8])
+def test_any_bins_are_drawn_without_warnings_and_always_the_same(bins: tuple[ReliabilityBin, ...]) -> None:
     """A title of any length and script, too."""
     first, second = (png_bytes(plot_reliability(bins, title="$x 猫 " * 30, calibrated=bins)) for _ in range(2))
     assert first == second

@@ -90,7 +90,7 @@ def test_the_classifier_is_chosen_on_val() -> None:
     """Though another one is better on test."""
     (chosen,) = find("a", AXES, cells()).chosen
     assert (chosen.choice, chosen.of, chosen.test.seeds) == ("backbone resnet18, head linear", 4, 2)
-    assert sum(effect.difference < 0 and effect.claimed for effect in chosen.versus) == 2
+    assert sum(effect.difference < 0 and effect.significant for effect in chosen.versus) == 2
     without = [*cells()[1:], cell(dict(cells()[0].values), 0.7, val=None)]
     assert find("a", AXES, without).chosen == ()
     assert "No classifier is chosen" in report(without)[1]
@@ -157,7 +157,7 @@ def test_a_long_tail_has_gains_over_none_and_groups() -> None:
     assert (none.balance, none.gain) == ("none", None)
     assert adjusted.gain is not None
     assert adjusted.gain.difference == pytest.approx(adjusted.mean.value - none.mean.value)
-    assert adjusted.gain.claimed
+    assert adjusted.gain.significant
     assert list(adjusted.groups) == ["many", "medium", "few"]
     assert adjusted.groups["few"].seeds == 3
     html, summary = report(tail_cells(), TAIL)

@@ -9,7 +9,7 @@ import pytest
 
 from featkit import extract
 from featkit.errors import DataError, SpecError
-from featkit.images.augment import with_views
+from featkit.images.augment import add_augmented_views
 from featkit.runs.splits import divide, train_counts, without_views
 
 
@@ -37,7 +37,7 @@ def test_the_seed_decides_who_is_held_out(vectors):
 
 
 def test_views_go_where_their_image_goes_and_val_has_none(tmp_path, colours):
-    images = with_views(colours(30), "basic", 3)
+    images = add_augmented_views(colours(30), "basic", 3)
     embeddings = extract(images, cache=tmp_path, backbone="resnet18", weights="random", resize="32")
     parts = divide(embeddings, 0)
     assert not any("#view" in name for name in parts.val.ids)
