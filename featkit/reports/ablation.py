@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from importlib.metadata import version
 from typing import Any
 
 from featkit.ablation.cells import Cell
 from featkit.ablation.effects import Findings, find
+from featkit.ablation.grid import AXES
+from featkit.ablation.run import Matrix
+from featkit.ablation.tables import matrix_files
 from featkit.evaluation.effects import SEED
 from featkit.reports.ablation_page import (
     cells_part,
@@ -18,10 +22,35 @@ from featkit.reports.ablation_page import (
     troubles_part,
 )
 from featkit.reports.condition_page import long_tail_part, robustness_part
+from featkit.reports.figures import ablation_figures
 from featkit.reports.markup import Html, join, tag
 from featkit.reports.page import page, paragraphs
 from featkit.reports.summary import summary_text
 from featkit.reports.wording import PROTOCOL, counts, duration, scope
+from featkit.runs.fit import PACKAGES
+from featkit.storage import Content
+
+
+def ablation_files(
+    matrix: Matrix, *, command: str, baseline: str = "", wall_seconds: float | None = None
+) -> dict[str, Content]:
+    """Return every file of a finished grid by name: tables, results, report, summary and heat map.
+
+    Args:
+        matrix: the result of the grid.
+        command: how it was started, as shown in the report.
+        baseline: the backbone that corruption errors are relative to; empty for the first of the grid.
+        wall_seconds: duration of the whole grid; None if it was interrupted and resumed.
+    """
+    report = write_report(
+        matrix.grid.name,
+        {axis: matrix.grid.values(axis) for axis in AXES},
+        matrix.cells,
+        commands=[command],
+        versions={name: version(name) for name in PACKAGES},
+        wall_seconds=wall_seconds,
+    )
+    return {**matrix_files(matrix, baseline), **report, **ablation_figures(matrix)}
 
 
 def write_report(

@@ -1,0 +1,263 @@
+"""Draw the figures of results: each function takes a result and returns PNG files by name.
+
+``api`` and ``cli`` call these functions and publish what they return; nothing here computes a statistic.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from featkit.errors import DataError
+from featkit.plots.confusion import plot_confusion
+from featkit.plots.contact import Section, Tile, plot_contact, thumbnail
+from featkit.plots.curve import Line, plot_curve
+from featkit.plots.files import png_bytes
+from featkit.plots.heatmap import plot_heatmap
+from featkit.plots.pareto import ParetoPoint, plot_pareto
+from featkit.plots.reliability import plot_reliability
+from featkit.plots.search import plot_search
+from featkit.plots.training import History, plot_histories
+
+if TYPE_CHECKING:
+    from featkit.ablation.cells import Cell
+    from featkit.ablation.run import Matrix
+    from featkit.images.base import ImageSet
+    from featkit.runs.fit import Run
+    from featkit.studies.audit import Audit
+    from featkit.studies.fewshot import FewShotScore
+    from featkit.studies.findings import Finding
+    from featkit.studies.profile import Profile
+
+_CONTACT_TILES = 50
+"""Tiles in each section of a contact sheet."""
+
+
+def run_figures(run: Run) -> dict[str, bytes]:
+    """Draw the figures of a fitted and evaluated head.
+
+    Returns:
+        ``confusion.png``; ``reliability.png`` if the head gives probabilities; ``search.png`` if it was tuned.
+    """
+    report = run.report
+    low, high = report.interval95
+    untrained = ", untrained" if "untrained" in run.source.weights else ""
+    tuned = " tuned" if run.search else ""
+    name = f"{run.head_spec}{tuned} on {run.source.request.backbone}{untrained}"
+    title = (
+        f"{name}: top-1 accuracy {100 * report.top1:.1f}% (95% CI {100 * low:.1f} to {100 * high:.1f}), n = {report.n}"
+    )
+    files = {"confusion.png": png_bytes(plot_confusion(report.confusion, report.classes, title=title))}
+    if report.reliability:
+        figure = plot_reliability(
+            report.reliability,
+            title=name,
+            calibrated=report.reliability_calibrated,
+            temperature=report.temperature.value if report.temperature else None,
+        )
+        files["reliability.png"] = png_bytes(figure)
+    if run.search:
+        candidates = [(candidate.options, candidate.top1) for candidate in run.search.tried]
+        figure = plot_search(candidates, title=f"{name}: {len(candidates)} candidates")
+        files["search.png"] = png_bytes(figure)
+    return files
+
+
+def training_figures(run: Run, history: History) -> dict[str, bytes]:
+    """Draw the training curves of a network as ``curves.png``, and the figures of its evaluation (``run_figures``).
+
+    Args:
+        run: the trained network evaluated on the test set.
+        history: one mapping per epoch, with ``epoch``, ``train_loss``, ``val_top1``, ...
+    """
+    report = run.report
+    title = f"{run.source.weights}: test top-1 accuracy {100 * report.top1:.1f}%, n = {report.n}"
+    return {**history_figures({run.id: history}, title=title), **run_figures(run)}
+
+
+def history_figures(histories: Mapping[str, History], *, title: str) -> dict[str, bytes]:
+    """Draw the training curves of several runs, by the name of the run, as ``curves.png``."""
+    return {"curves.png": png_bytes(plot_histories(histories, title=title))}
+
+
+def fewshot_figures(curve: Sequence[FewShotScore], data: str) -> dict[str, bytes]:
+    """Draw a learning curve as ``curve.png``: test accuracy over training images per class, one line per head.
+
+    Args:
+        curve: scores of one or more heads; none gives no file.
+        data: name of the images, for the title.
+    """
+    if not curve:
+        return {}
+    lines = []
+    for head in dict.fromkeys(score.head for score in curve):
+        scores = [score for score in curve if score.head == head]
+        shots = np.array([score.shot for score in scores], dtype=np.float64)
+        means = np.array([score.mean for score in scores])
+        lines.append(Line(head, shots, means, np.array([score.interval95 for score in scores])))
+    title = f"{data}: test accuracy, mean of {curve[0].draws} draws, 95% CI"
+    figure = plot_curve(lines, title=title, x_label="training images per class", y_label="top-1 accuracy (%)")
+    return {"curve.png": png_bytes(figure)}
+
+
+def profile_figures(profiles: Sequence[Profile], names: Sequence[str], title: str) -> dict[str, bytes]:
+    """Draw accuracy over latency as ``pareto.png``; networks without an accuracy are left out, none gives no file.
+
+    Args:
+        profiles: measured networks.
+        names: how each is called in the legend.
+        title: of the figure.
+    """
+    points = []
+    for name, profile in zip(names, profiles, strict=True):
+        if profile.report:
+            report = profile.report
+            points.append(ParetoPoint(name, profile.timing.median_ms, report.top1, report.interval95))
+    return {"pareto.png": png_bytes(plot_pareto(points, title=title))} if points else {}
+
+
+def sparsity_figures(steps: Mapping[str, Sequence[Mapping[str, float | str]]], title: str) -> dict[str, bytes]:
+    """Draw accuracy over sparsity as ``steps.png``, one line per name.
+
+    Args:
+        steps: by name, one mapping per pruned network with ``sparsity``, ``top1``, ``low`` and ``high`` as fractions.
+        title: of the figure.
+    """
+    lines = []
+    for name, rows in steps.items():
+        sparsity = np.array([100 * float(row["sparsity"]) for row in rows]).round(1)
+        top1 = np.array([float(row["top1"]) for row in rows])
+        intervals = np.array([(float(row["low"]), float(row["high"])) for row in rows])
+        lines.append(Line(name, sparsity, top1, intervals))
+    figure = plot_curve(lines, title=title, x_label="sparsity (%)", y_label="top-1 accuracy (%)", scale="linear")
+    return {"steps.png": png_bytes(figure)}
+
+
+# --- Audit ---
+
+
+def audit_figures(audit: Audit, images: ImageSet) -> dict[str, bytes]:
+    """Draw the suspect labels and the near duplicates of an audit as a contact sheet, ``contact.png``.
+
+    Args:
+        audit: the result.
+        images: the images that were audited.
+
+    Raises:
+        DataError: if an audited image is not among ``images``, or cannot be read.
+    """
+    rows = {name: row for row, name in enumerate(images.ids)}
+    if not rows.keys() >= set(audit.embeddings.ids):
+        raise DataError(f"{audit.data} has changed since its features were extracted: extract them again")
+
+    def tile(finding: Finding, lines: Sequence[str]) -> Tile:
+        names = [name for name in (finding.image, finding.other) if name]
+        return Tile(tuple(thumbnail(images.load(rows[name])) for name in names), tuple(lines))
+
+    from featkit.studies.findings import findings
+
+    found = findings(audit)
+    suspects = []
+    for finding in found["suspect"][:_CONTACT_TILES]:
+        lines = (f"{finding.label} →", f"{finding.other_label}?", f"odds {odds_text(finding.score)}", finding.image)
+        suspects.append(tile(finding, lines))
+    group_sizes = Counter(finding.group for finding in found["near"])
+    # Findings are sorted by similarity, so the first pair of a group is its most similar one.
+    first_of_group: dict[int, Finding] = {}
+    for finding in found["near"]:
+        first_of_group.setdefault(finding.group, finding)
+    pairs = []
+    for finding in list(first_of_group.values())[:_CONTACT_TILES]:
+        labels = " ≠ ".join(dict.fromkeys([finding.label, finding.other_label]))
+        more = group_sizes[finding.group] - 1
+        others = f", {more} more pairs" if more > 1 else ", 1 more pair" if more else ""
+        pairs.append(tile(finding, (labels, f"cosine {finding.score:.3f}{others}", finding.image, finding.other)))
+    sections = [
+        Section(f"Suspect labels, top {len(suspects)} of {len(found['suspect'])}: given → suggested", suspects),
+        Section(f"Near duplicates, most similar pair of {len(pairs)} of {len(first_of_group)} groups", pairs),
+    ]
+    return {"contact.png": png_bytes(plot_contact(sections, title=f"Audit of {audit.data}"))}
+
+
+def odds_text(odds: float) -> str:
+    """Return the odds of a suggested label against the given one, such as ``12 : 1``."""
+    return f"{odds:.0f} : 1" if odds >= 10 else f"{odds:.1f} : 1"
+
+
+# --- Ablation ---
+
+
+def ablation_figures(matrix: Matrix) -> dict[str, bytes]:
+    """Draw ``heatmap.png``: top-1 accuracy by head (columns) and by the other axes that vary (rows).
+
+    A cell of the figure is the mean over seeds and over perturbations of the test images, where these vary;
+    its interval is drawn only where it stands for one cell of the grid.
+    """
+    pooled = [axis for axis in ("seed", "perturb") if len(matrix.grid.values(axis)) > 1]
+    row_names, constant = _heatmap_rows(matrix.cells)
+    rows = list(dict.fromkeys(row_names))
+    columns = list(dict.fromkeys(str(cell.values["head"]) for cell in matrix.cells))
+    members: dict[tuple[int, int], list[Cell]] = {}
+    for row, cell in zip(row_names, matrix.cells, strict=True):
+        members.setdefault((rows.index(row), columns.index(str(cell.values["head"]))), []).append(cell)
+
+    means: NDArray[np.float64] = np.full((len(rows), len(columns)), np.nan)
+    intervals = np.full((len(rows), len(columns), 2), np.nan)
+    missing = np.full(means.shape, "", dtype=object)
+    for place, cells in members.items():
+        reports = [cell.report for cell in cells if cell.report]
+        if reports:
+            means[place] = np.mean([report.top1 for report in reports])
+            intervals[place] = reports[0].interval95
+        else:
+            missing[place] = cells[0].status
+    figure = plot_heatmap(
+        means,
+        rows,
+        columns,
+        title=f"{matrix.grid.name}: {constant}" + (f", mean over {' and '.join(pooled)}" if pooled else ""),
+        label="top-1 accuracy",
+        intervals=None if pooled else intervals,
+        missing=missing.tolist(),
+    )
+    return {"heatmap.png": png_bytes(figure)}
+
+
+def _heatmap_rows(cells: Sequence[Cell]) -> tuple[list[str], str]:
+    """Return the row name of each cell, made of the axes that vary, and the constant values for the title."""
+    axes = ("data", "backbone", "weights", "layer", "precision", "subset", "train_perturb", "balance", "tune")
+    # A skipped cell does not know the short name of its images; another cell with the same images does.
+    short_names = {cell.values["data"]: cell.data for cell in cells if cell.data}
+    parts = []
+    for cell in cells:
+        named = replace(cell, data=short_names.get(cell.values["data"], ""))
+        parts.append([_axis_text(named, axis) for axis in axes])
+    varying = [len(set(column)) > 1 for column in zip(*parts, strict=True)]
+
+    def joined(texts: Sequence[str], *, which: bool) -> str:
+        return " ".join(text for text, varies in zip(texts, varying, strict=True) if text and varies == which)
+
+    names = [joined(texts, which=True) or texts[axes.index("backbone")] for texts in parts]
+    return names, joined(parts[0], which=False)
+
+
+_DEFAULTS = {"precision": "auto", "subset": "all", "train_perturb": "none", "balance": "none"}
+
+
+def _axis_text(cell: Cell, axis: str) -> str:
+    """Return a value of an axis for the heat map; defaults are empty."""
+    value = cell.values[axis]
+    if axis == "data":
+        return cell.data
+    if axis == "weights" and str(value).startswith("random"):
+        return f"{value} (untrained)"
+    if axis == "tune":
+        return "tuned" if value else ""
+    if value == _DEFAULTS.get(axis):
+        return ""
+    return f"trained on {value}" if axis == "train_perturb" else str(value)

@@ -1,0 +1,107 @@
+"""Results become named PNG files."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from featkit.ablation.cells import Cell
+from featkit.evaluation import evaluate
+from featkit.reports.figures import (
+    ablation_figures,
+    fewshot_figures,
+    history_figures,
+    odds_text,
+    profile_figures,
+    run_figures,
+    sparsity_figures,
+    training_figures,
+)
+from featkit.studies.fewshot import FewShotScore
+
+PNG = b"\x89PNG"
+
+
+def report() -> Any:
+    y = np.arange(60) % 3
+    scores = np.eye(3)[np.where(np.arange(60) % 7, y, (y + 1) % 3)] * 0.8 + 0.2 / 3
+    return evaluate(scores, y, ("a", "b", "c"), columns=np.arange(3))
+
+
+def run(*, tried: list[Any] | None = None) -> Any:
+    request = SimpleNamespace(backbone="resnet18")
+    source = SimpleNamespace(weights="random:0 (untrained)", request=request)
+    search = SimpleNamespace(tried=tried) if tried else None
+    return SimpleNamespace(id="abc", head_spec="svm", source=source, report=report(), search=search)
+
+
+HISTORY = [
+    {f"{split}_{part}": 0.5 for split in ("train", "val") for part in ("loss", "top1", "top5")} | {"epoch": epoch}
+    for epoch in (1, 2)
+]
+
+
+def test_a_run_has_a_confusion_matrix_and_a_reliability_diagram() -> None:
+    files = run_figures(run())
+    assert set(files) == {"confusion.png", "reliability.png"}
+    assert all(content.startswith(PNG) for content in files.values())
+
+
+def test_a_tuned_run_has_the_search_as_well() -> None:
+    tried = [SimpleNamespace(options={"C": value}, top1=0.5) for value in (1.0, 10.0, 100.0)]
+    assert set(run_figures(run(tried=tried))) == {"confusion.png", "reliability.png", "search.png"}
+
+
+def test_a_training_has_curves_as_well() -> None:
+    assert set(training_figures(run(), HISTORY)) == {"curves.png", "confusion.png", "reliability.png"}
+    assert set(history_figures({"a": HISTORY, "b": HISTORY}, title="two runs")) == {"curves.png"}
+
+
+def test_without_a_learning_curve_there_is_no_file() -> None:
+    scores = [FewShotScore("knn", shot, 0.5, (0.4, 0.6), 5) for shot in (1, 2, 4)]
+    assert fewshot_figures([], "photos") == {}
+    assert fewshot_figures(scores, "photos")["curve.png"].startswith(PNG)
+
+
+def test_networks_without_an_accuracy_are_left_out_of_the_pareto_plot() -> None:
+    timing = SimpleNamespace(median_ms=3.0)
+    unknown, known = (SimpleNamespace(timing=timing, report=each) for each in (None, report()))
+    assert profile_figures([unknown], ["a"], "title") == {}
+    assert set(profile_figures([unknown, known], ["a", "b"], "title")) == {"pareto.png"}
+
+
+def test_pruning_steps_are_a_curve() -> None:
+    rows = [{"sparsity": share, "top1": 0.9, "low": 0.8, "high": 0.95} for share in (0.0, 0.5, 0.8)]
+    assert sparsity_figures({"pruned": rows}, "svm on photos")["steps.png"].startswith(PNG)
+
+
+def test_a_grid_is_a_heat_map_also_where_cells_have_no_result() -> None:
+    values = {
+        "data": "photos",
+        "backbone": "resnet18",
+        "weights": "random",
+        "layer": "",
+        "precision": "auto",
+        "seed": 0,
+        "subset": "all",
+        "train_perturb": "fog",
+        "head": "svm",
+        "balance": "none",
+        "tune": True,
+        "perturb": "none",
+    }
+    cells = [
+        Cell(values, "ok", data="photos", report=report()),
+        Cell({**values, "head": "knn", "seed": 1}, "failed", "no room"),
+    ]
+    grid = SimpleNamespace(name="study", values=lambda axis: {cell.values[axis] for cell in cells})
+    matrix: Any = SimpleNamespace(grid=grid, cells=cells)
+    assert ablation_figures(matrix)["heatmap.png"].startswith(PNG)
+
+
+@pytest.mark.parametrize(("odds", "text"), [(1.26, "1.3 : 1"), (9.94, "9.9 : 1"), (12.4, "12 : 1")])
+def test_odds_have_two_digits(odds: float, text: str) -> None:
+    assert odds_text(odds) == text
