@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from importlib.metadata import version
 from pathlib import Path
 
 from featkit.ablation.cell_files import SCHEMA, failed_cell, forget_cell, locked, read_cell
@@ -16,6 +15,7 @@ from featkit.backbones.precision import cores
 from featkit.embeddings.pipeline import Compute
 from featkit.embeddings.recipe import digest
 from featkit.errors import RunError
+from featkit.runs.fit import RESULTS_VERSION
 from featkit.runs.vectors import Needed, Vectors, needed
 
 
@@ -205,7 +205,7 @@ def _name(grid: Grid, values: Mapping[str, Value], needs: Needed, vectors: Vecto
         vectors.known(each).recipe.fingerprint if each else "none" for each in (needs.clean, needs.views, needs.test)
     ]
     splits = vectors.known(needs.clean).images.splits.tolist()
-    return digest([*chosen, *files, *splits, version("featkit"), str(SCHEMA)])[:16]
+    return digest([*chosen, *files, *splits, RESULTS_VERSION, str(SCHEMA)])[:16]
 
 
 def grouped(cells: Iterable[Planned]) -> list[list[Planned]]:

@@ -32,6 +32,11 @@ from featkit.runs.splits import Parts, divide, refuse_infinite, train_counts, un
 PACKAGES = ("featkit", "numpy", "scikit-learn", "skops", "torch", "torchvision")
 """Packages whose versions a report names."""
 
+RESULTS_VERSION = "0.1.0"
+"""Part of every run id and cell name. Raise it when the same inputs would give other numbers, not with each release:
+results that are still right are found again. (Up to version 0.1.0 it was the version of the package.)"""
+
+
 
 @dataclass(frozen=True)
 class Protocol:
@@ -251,7 +256,7 @@ def _constant(embeddings: Embeddings) -> list[str]:
 
 def _run_id(source: FeatureSet, head_spec: str, seed: int, protocol: Protocol) -> str:
     embeddings = source.embeddings
-    chosen = [head_spec, str(seed), *map(str, _settings(protocol).values()), str(protocol.reject), version("featkit")]
+    chosen = [head_spec, str(seed), *map(str, _settings(protocol).values()), str(protocol.reject), RESULTS_VERSION]
     return digest([embeddings.recipe.fingerprint, *embeddings.splits.tolist(), *chosen])[:12]
 
 
