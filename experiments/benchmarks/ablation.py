@@ -23,7 +23,7 @@ from featkit.ablation.run import Matrix, Work, run_matrix
 from featkit.backbones.precision import cores
 from featkit.embeddings.extract import read_for, run_extractions
 from featkit.embeddings.pipeline import Compute
-from featkit.heads.base import one_thread
+from featkit.heads.base import single_threaded_blas
 from featkit.runs.features import FeatureSet
 from featkit.runs.fit import Run, fit_run
 from featkit.runs.vectors import needed
@@ -50,7 +50,7 @@ def plain_cell(grid: Grid, values: dict[str, Any]) -> Run:
     with tempfile.TemporaryDirectory() as cache:
         (done,) = run_extractions([request], images, Path(cache), Compute())
         source = FeatureSet(request, read_for(images, done.path), done.path, images.name, done.weights)
-    with one_thread():
+    with single_threaded_blas():
         return fit_run(source, str(values["head"]), seed=int(values["seed"]))
 
 

@@ -15,7 +15,7 @@ from featkit.ablation.cells import Cell, Value
 from featkit.embeddings import store
 from featkit.embeddings.base import Embeddings
 from featkit.embeddings.request import Request
-from featkit.heads.base import one_thread
+from featkit.heads.base import single_threaded_blas
 from featkit.runs.features import FeatureSet, on_test, with_train
 from featkit.runs.fit import Fitted, Protocol, fit_head, judge
 
@@ -62,7 +62,7 @@ def fit_cells(task: Fit) -> list[Cell]:
     """
     lost = []
     try:
-        with one_thread():
+        with single_threaded_blas():
             source = _source(task)
             fitted = _fit(task, source)
             for cell in task.cells:

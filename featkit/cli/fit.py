@@ -179,9 +179,9 @@ def run_text(run: Run) -> str:
     request, cost, report = run.source.request, run.report.cost, run.report
     made = f"{run.head_spec} on {request.backbone}, weights {run.source.weights}"
     if run.search:
-        best = run.search.tried[run.search.best]
+        best = run.search.best
         options = ", ".join(f"{name} {value}" for name, value in best.options.items())
-        made += f"\nchosen among {len(run.search.tried)} settings: {options} (top-1 on val {100 * best.top1:.1f} %)"
+        made += f"\nchosen among {len(run.search.candidates)} settings: {options} (top-1 on val {100 * best.top1:.1f} %)"
     lines = [made, summary(report), *_unknown(report)]
     confused = [f"{pair.true} as {pair.predicted} ({pair.count})" for pair in report.confused[:3]]
     lines += [f"most confused: {', '.join(confused)}"] if confused else []
@@ -219,6 +219,6 @@ def draw_run(run: Run) -> dict[str, bytes]:
         )
         figures["reliability.png"] = png_bytes(drawn)
     if run.search:
-        tried = [(each.options, each.top1) for each in run.search.tried]
+        tried = [(each.options, each.top1) for each in run.search.candidates]
         figures["search.png"] = png_bytes(plot_search(tried, title=f"{name}: {len(tried)} settings"))
     return figures

@@ -14,8 +14,8 @@ Examples:
 @click.command(epilog=EPILOG)
 def heads() -> None:
     """List the heads and their options."""
-    from featkit.heads import describe_heads
+    from featkit.heads import list_heads
 
-    for row in describe_heads():
+    for row in list_heads():
         click.echo(f"{row.name}: {row.summary}")
         click.echo("    " + ", ".join(f"{name}={value}" for name, value in row.options.items()))

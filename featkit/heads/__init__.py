@@ -1,6 +1,6 @@
-"""Classifiers on vectors, as scikit-learn estimators.
+"""Classifiers on feature vectors, as scikit-learn estimators.
 
-Importing this package costs no scikit-learn; that comes with the first head that is made.
+Importing this package does not import scikit-learn; creating the first head does.
 """
 
 from __future__ import annotations
@@ -13,19 +13,17 @@ from typing import Any
 from featkit.errors import SpecError
 from featkit.registry import Registry, Spec
 
-__all__ = ["CORRECTIONS", "HEADS", "HeadRow", "describe_heads", "make_head"]
+__all__ = ["BUILTIN_HEADS", "CORRECTIONS", "HEADS", "HeadInfo", "list_heads", "make_head"]
 
-HEADS: Registry[Callable[..., Any]] = Registry(
-    "head",
-    "featkit.heads",
-    own={
-        "linear": "featkit.heads.linear:LinearHead",
-        "svm": "featkit.heads.svm:SVMHead",
-        "knn": "featkit.heads.knn:KNNHead",
-        "mlp": "featkit.heads.mlp:MLPHead",
-        "prototypical": "featkit.heads.prototypical:PrototypicalHead",
-    },
-)
+BUILTIN_HEADS = {
+    "linear": "featkit.heads.linear:LinearHead",
+    "svm": "featkit.heads.svm:SVMHead",
+    "knn": "featkit.heads.knn:KNNHead",
+    "mlp": "featkit.heads.mlp:MLPHead",
+    "prototypical": "featkit.heads.prototypical:PrototypicalHead",
+}
+
+HEADS: Registry[Callable[..., Any]] = Registry("head", "featkit.heads", own=BUILTIN_HEADS)
 """Heads by name. A plug-in adds one with an entry point ``name = module:class`` in the group ``featkit.heads``."""
 
 CORRECTIONS: Registry[Callable[..., Any]] = Registry(
@@ -48,36 +46,43 @@ CORRECTIONS: Registry[Callable[..., Any]] = Registry(
         "ncm": "featkit.heads.corrections:NearestMean",
     },
 )
-"""Corrections for imbalanced training data by name. A plug-in adds one, as a frozen dataclass that extends
+"""Corrections of class imbalance by name. A plug-in adds one, a frozen dataclass that extends
 ``featkit.heads.corrections.Correction``, with an entry point in the group ``featkit.corrections``."""
 
 
 @dataclass(frozen=True)
-class HeadRow:
-    """One head, as a table of heads shows it.
+class HeadInfo:
+    """Name and documentation of a head.
 
     Attributes:
         name: as in a spec.
-        summary: first line of its documentation.
-        options: what a spec can set, with the defaults.
+        summary: first line of the docstring.
+        options: parameters that a spec can set, with their defaults.
+        builtin: whether the head is part of featkit, and not of a plug-in.
     """
 
     name: str
     summary: str
     options: Mapping[str, Any]
+    builtin: bool
 
 
 def make_head(spec: str | Spec, seed: int | None = None) -> Any:
-    """Return the unfitted head that a spec such as ``svm:C=9,kernel=rbf`` asks for.
+    """Create the unfitted head that a spec such as ``svm:C=9,kernel=rbf`` describes.
 
-    ``seed`` goes to a head that has such a parameter, unless the spec sets it.
+    Args:
+        spec: name and options.
+        seed: passed to heads that have a ``seed`` parameter, unless the spec sets it.
 
     Raises:
-        SpecError: if the name, an option or an option's value is unknown, listing the known ones.
+        SpecError: if the name, an option or the value of an option is invalid, with the valid ones.
     """
     spec = Spec.parse(spec) if isinstance(spec, str) else spec
-    seeded = "seed" in inspect.signature(HEADS.get(spec.name)).parameters and "seed" not in spec.options
-    head = HEADS.make(spec, **({"seed": seed} if seeded and seed is not None else {}))
+    given: dict[str, Any] = {}
+    has_seed = "seed" in inspect.signature(HEADS.get(spec.name)).parameters
+    if has_seed and seed is not None and "seed" not in spec.options:
+        given["seed"] = seed
+    head = HEADS.make(spec, **given)
     if hasattr(head, "_validate_params"):
         try:
             head._validate_params()
@@ -86,12 +91,17 @@ def make_head(spec: str | Spec, seed: int | None = None) -> Any:
     return head
 
 
-def describe_heads() -> list[HeadRow]:
-    """Return every known head with its first line of documentation and its options, featkit's own first."""
-    return [_row(name, HEADS.get(name)) for name in HEADS.names()]
+def list_heads() -> list[HeadInfo]:
+    """List all heads, built-in ones first, then those of installed plug-ins.
 
-
-def _row(name: str, factory: Callable[..., Any]) -> HeadRow:
-    summary = (inspect.getdoc(factory) or "").partition("\n")[0]
-    parameters = inspect.signature(factory).parameters.values()
-    return HeadRow(name, summary, {parameter.name: parameter.default for parameter in parameters})
+    Raises:
+        SpecError: if a plug-in cannot be imported.
+    """
+    heads = []
+    for name in HEADS.names():
+        factory = HEADS.get(name)
+        summary = (inspect.getdoc(factory) or "").partition("\n")[0]
+        parameters = inspect.signature(factory).parameters.values()
+        options = {parameter.name: parameter.default for parameter in parameters}
+        heads.append(HeadInfo(name, summary, options, builtin=name in BUILTIN_HEADS))
+    return heads

@@ -100,7 +100,7 @@ class LogitHead(Head):
         return softmax(self._logits(self._rows(X)))
 
 
-def one_thread() -> threadpool_limits:
+def single_threaded_blas() -> threadpool_limits:
     """Return a context in which a matrix product uses one core.
 
     The products of a solver's step are small: on a machine that does anything else, threads that wait for each other
@@ -119,7 +119,7 @@ def in_threads(function: Callable[[Item], Result], items: Sequence[Item]) -> Ite
     cores = int(os.environ.get("LOKY_MAX_CPU_COUNT") or os.cpu_count() or 1)
     # Filters of warnings and limits of BLAS belong to the process: two threads that set and restore their own would
     # undo each other's. What is set here is what they restore.
-    with one_thread(), warnings.catch_warnings(), ThreadPoolExecutor(cores) as pool:
+    with single_threaded_blas(), warnings.catch_warnings(), ThreadPoolExecutor(cores) as pool:
         warnings.simplefilter("ignore", ConvergenceWarning)
         yield from pool.map(function, items)
 

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
-from featkit.heads.base import UnfitDataError, one_thread
+from featkit.heads.base import UnfitDataError, single_threaded_blas
 from featkit.heads.rotated import Array, Backend, RotatedRows
 
 MEMORY = 20
@@ -21,7 +21,7 @@ FLATTER = 10.0
 
 
 LARGE = 5e8
-"""Multiplications in a product with the data from which it uses all cores: see ``one_thread``."""
+"""Multiplications in a product with the data from which it uses all cores: see ``single_threaded_blas``."""
 
 
 class Solution(NamedTuple):
@@ -214,7 +214,7 @@ class _Solver:
             self._spread = float(np.trace(classes))
             self._turn(self._rows.rotate(-point.residual[self._own][:, None]))
         # What all classes have in common changes nothing, and no gradient has it; high curvature keeps rounding small.
-        with one_thread():
+        with single_threaded_blas():
             values, vectors = np.linalg.eigh(classes + np.trace(classes) / len(classes))
         by_class, vectors = self._backend.send(np.maximum(values, 0)), self._backend.send(vectors)
         scale = self._rows.spectrum * by_class + self._pull

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.utils._param_validation import Interval, StrOptions
 
-from featkit.heads.base import Floats, LogitHead, Trial, in_threads, one_thread, two_columns
+from featkit.heads.base import Floats, LogitHead, Trial, in_threads, single_threaded_blas, two_columns
 from featkit.heads.perceptron import train_perceptron
 from featkit.heads.scaling import SCALES, apply_scale, fit_scale
 
@@ -86,7 +86,7 @@ class MLPHead(LogitHead):
         self.centre_, spread = fit_scale(rows, self.scale)
         # Adam's step and the initial weights suppose inputs of variance 1 each, not 1 together.
         self.spread_ = spread / np.sqrt(rows.shape[1], dtype=rows.dtype)
-        with one_thread():
+        with single_threaded_blas():
             network = train_perceptron(
                 apply_scale(rows, self.scale, self.centre_, self.spread_),
                 codes,

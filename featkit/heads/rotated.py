@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from featkit.heads.base import one_thread
+from featkit.heads.base import single_threaded_blas
 
 Array = Any
 """A NumPy array, or a torch tensor on a device."""
@@ -50,7 +50,7 @@ class Backend:
     def eigh(self, matrix: Array) -> tuple[Array, Array]:
         """Return the eigenvalues, none below zero, and the eigenvectors of a symmetric matrix, found in float64."""
         exact = matrix.astype(np.float64) if self._device is None else matrix.double()
-        with one_thread():  # several are slower here, and very much so on a busy machine
+        with single_threaded_blas():  # several are slower here, and very much so on a busy machine
             values, vectors = self.xp.linalg.eigh(exact)
         return self.send(np.maximum(self.fetch(values), 0)), self.send(self.fetch(vectors))
 

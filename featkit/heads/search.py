@@ -1,4 +1,4 @@
-"""A search among the options of a head, or of a correction, by scores on validation rows."""
+"""Hyperparameter search for a head, or for a correction of class imbalance, on validation data."""
 
 from __future__ import annotations
 
@@ -14,13 +14,18 @@ from featkit.heads import HEADS, make_head
 from featkit.heads.balance import BalancedHead
 from featkit.heads.base import Floats, Trial
 
-_LEAST = np.finfo(np.float64).eps
+MIN_PROBABILITY = np.finfo(np.float64).eps
+"""Probabilities are clipped here in the log-likelihood: a class without a neighbour scores exactly 0."""
 
 
-class Tried(NamedTuple):
-    """The options of one head and how it did on the validation rows.
+class Candidate(NamedTuple):
+    """The hyperparameters of one head and its validation metrics.
 
-    That is top-1, mean negative log-likelihood (nats), and balanced accuracy.
+    Attributes:
+        options: hyperparameters that differ from the defaults.
+        top1: top-1 accuracy.
+        nll: mean negative log-likelihood, in nats.
+        balanced_accuracy: mean recall over the classes.
     """
 
     options: dict[str, Any]
@@ -30,19 +35,24 @@ class Tried(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Search:
-    """What a search tried.
+class SearchResult:
+    """All candidates of a search, with the validation scores of the best one.
 
     Attributes:
-        tried: every option set, in the order tried.
-        best: place in ``tried`` of the highest top-1, or balanced accuracy where a correction was searched; of several
-            the one with the lowest negative log-likelihood, and of several of these the first.
-        scores: those of the best on the validation rows ``(m, k)``; columns are the sorted labels of training.
+        candidates: in the order in which they were evaluated.
+        best_index: position in ``candidates`` of the highest top-1 accuracy, or of the highest balanced accuracy if a
+            correction was searched. Ties are broken by the negative log-likelihood, then by the order.
+        scores: validation scores of the best candidate, ``(m, k)``; columns are the sorted training labels.
     """
 
-    tried: tuple[Tried, ...]
-    best: int
+    candidates: tuple[Candidate, ...]
+    best_index: int
     scores: NDArray[np.float64] = field(compare=False, repr=False)
+
+    @property
+    def best(self) -> Candidate:
+        """Return the selected candidate."""
+        return self.candidates[self.best_index]
 
 
 def search(
@@ -53,28 +63,27 @@ def search(
     y_val: NDArray[Any],
     *,
     seed: int = 0,
-    progress: Callable[[Tried], None] | None = None,
-) -> Search:
-    """Fit a head with every option set of its default search space, and judge each by rows it was not fitted on.
+    progress: Callable[[Candidate], None] | None = None,
+) -> SearchResult:
+    """Fit a head with all candidates of its default search space and select the best by validation accuracy.
 
-    A head whose class defines no ``trials``, as a plug-in may, is tried with its defaults. In the likelihood
-    no score is lower than 2.2e-16: that no neighbour votes for the true class is very wrong, but not infinitely.
+    A head whose own class does not define ``trials``, such as a plug-in, is evaluated with its defaults only.
 
     Args:
         head_name: as in ``HEADS``.
-        x: training rows ``(n, d)``.
-        y: their labels ``(n,)``.
-        x_val: validation rows ``(m, d)``.
-        y_val: their labels ``(m,)``; rows of a label that is not in ``y`` count as missed.
-        seed: for heads that have one.
-        progress: called after each trial.
+        x: training features ``(n, d)``.
+        y: training labels ``(n,)``.
+        x_val: validation features ``(m, d)``.
+        y_val: validation labels ``(m,)``; samples of a label that is not in ``y`` count as errors.
+        seed: for heads that have a ``seed`` parameter.
+        progress: called after each candidate.
 
     Raises:
         SpecError: if there is no such head.
-        HeadError: if there are no validation rows, or the head cannot be fitted.
+        HeadError: if there are no validation samples, or the head cannot be fitted.
     """
-    _refuse_none(y_val, head_name)
-    return _best(_trials(head_name, x, y, x_val, seed), "top1", np.unique(y), y_val, progress)
+    _require_validation_data(y_val, head_name)
+    return _select(_head_trials(head_name, x, y, x_val, seed), "top1", np.unique(y), y_val, progress)
 
 
 def search_correction(
@@ -84,64 +93,69 @@ def search_correction(
     x_val: Floats,
     y_val: NDArray[Any],
     *,
-    progress: Callable[[Tried], None] | None = None,
-) -> Search:
-    """Try what a correction leaves open, and judge each by balanced accuracy on rows it was not fitted on.
+    progress: Callable[[Candidate], None] | None = None,
+) -> SearchResult:
+    """Search the unset options of a correction and select the best by balanced validation accuracy.
 
     Args:
         head: the head with its correction.
-        x: training rows ``(n, d)``.
-        y: their labels ``(n,)``.
-        x_val: validation rows ``(m, d)``.
-        y_val: their labels ``(m,)``.
-        progress: called after each trial.
+        x: training features ``(n, d)``.
+        y: training labels ``(n,)``.
+        x_val: validation features ``(m, d)``.
+        y_val: validation labels ``(m,)``.
+        progress: called after each candidate.
 
     Raises:
         SpecError: if there is no such head or correction.
-        HeadError: if there are no validation rows, or the correction does not apply to the head.
+        HeadError: if there are no validation samples, or the correction does not apply to the head.
     """
-    _refuse_none(y_val, head.correction)
-    return _best(head.trials(x, y, x_val), "balanced_accuracy", np.unique(y), y_val, progress)
+    _require_validation_data(y_val, head.correction)
+    return _select(head.trials(x, y, x_val), "balanced_accuracy", np.unique(y), y_val, progress)
 
 
-def _refuse_none(y_val: NDArray[Any], what: str) -> None:
+def _require_validation_data(y_val: NDArray[Any], name: str) -> None:
     if len(y_val) == 0:
-        raise HeadError(f"a search among the options of {what} needs validation images, but got none: hold some out")
+        raise HeadError(f"tuning {name} needs validation images, but there are none: choose a split with a val part")
 
 
-def _best(
-    trials: Iterable[Trial],
-    by: str,
-    classes: NDArray[Any],
-    y_val: NDArray[Any],
-    progress: Callable[[Tried], None] | None,
-) -> Search:
-    """Judge every trial, and keep the scores of the one that is highest in the field ``by`` of ``Tried``."""
-    tried: list[Tried] = []
-    best, best_scores = -1, np.empty((0, 0))
-    for options, scores in trials:
-        tried.append(Tried(options, *_judge(scores, classes, y_val)))
-        if best < 0 or (-getattr(tried[-1], by), tried[-1].nll) < (-getattr(tried[best], by), tried[best].nll):
-            best, best_scores = len(tried) - 1, scores
-        if progress:
-            progress(tried[-1])
-    return Search(tuple(tried), best, best_scores)
-
-
-def _trials(head_name: str, x: Floats, y: NDArray[Any], x_val: Floats, seed: int) -> Iterator[Trial]:
+def _head_trials(head_name: str, x: Floats, y: NDArray[Any], x_val: Floats, seed: int) -> Iterator[Trial]:
     head: Any = HEADS.get(head_name)
-    if "trials" in vars(head):  # not if inherited: the options of a plug-in may be others than those of its base
+    # An inherited ``trials`` does not count: a plug-in that extends a built-in head may have other options.
+    if "trials" in vars(head):
         yield from head.trials(x, y, x_val, seed)
     else:
         yield Trial({}, make_head(head_name, seed=seed).fit(x, y).predict_proba(x_val))
 
 
-def _judge(scores: NDArray[np.float64], classes: NDArray[Any], y_val: NDArray[Any]) -> tuple[float, float, float]:
-    """Return what ``Tried`` has beside the options, of scores ``(m, k)`` whose columns are the sorted ``classes``."""
-    own = np.searchsorted(classes, y_val).clip(max=len(classes) - 1)
-    known = classes[own] == y_val
-    right = known & (scores.argmax(axis=1) == own)
-    recalls = [right[y_val == label].mean() for label in np.unique(y_val)]
-    likelihood = np.where(known, scores[np.arange(len(own)), own], 0)
-    nll = -np.log(np.maximum(likelihood, _LEAST)).mean()
-    return float(right.mean()), float(nll), float(np.mean(recalls))
+def _select(
+    trials: Iterable[Trial],
+    metric: str,
+    classes: NDArray[Any],
+    y_val: NDArray[Any],
+    progress: Callable[[Candidate], None] | None,
+) -> SearchResult:
+    """Evaluate all trials; keep only the scores of the one with the highest ``metric``, a field of ``Candidate``."""
+    candidates: list[Candidate] = []
+    best_index, best_rank, best_scores = -1, (-np.inf, -np.inf), np.empty((0, 0))
+    for options, scores in trials:
+        candidate = _evaluate(options, scores, classes, y_val)
+        candidates.append(candidate)
+        rank = (getattr(candidate, metric), -candidate.nll)
+        if best_index < 0 or rank > best_rank:
+            best_index, best_rank, best_scores = len(candidates) - 1, rank, scores
+        if progress:
+            progress(candidate)
+    return SearchResult(tuple(candidates), best_index, best_scores)
+
+
+def _evaluate(
+    options: dict[str, Any], scores: NDArray[np.float64], classes: NDArray[Any], y_val: NDArray[Any]
+) -> Candidate:
+    """Return the validation metrics of scores ``(m, k)`` whose columns are the sorted ``classes``."""
+    columns = np.searchsorted(classes, y_val).clip(max=len(classes) - 1)
+    known = classes[columns] == y_val
+    correct = known & (scores.argmax(axis=1) == columns)
+    recalls = [correct[y_val == label].mean() for label in np.unique(y_val)]
+    likelihood = np.where(known, scores[np.arange(len(columns)), columns], 0)
+    nll = -np.log(np.maximum(likelihood, MIN_PROBABILITY)).mean()
+    return Candidate(options, float(correct.mean()), float(nll), float(np.mean(recalls)))

@@ -18,7 +18,16 @@ from sklearn.utils import gen_batches
 from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import _check_sample_weight
 
-from featkit.heads.base import Floats, LogitHead, Trial, UnfitDataError, in_threads, one_thread, softmax, two_columns
+from featkit.heads.base import (
+    Floats,
+    LogitHead,
+    Trial,
+    UnfitDataError,
+    in_threads,
+    single_threaded_blas,
+    softmax,
+    two_columns,
+)
 from featkit.heads.scaling import SCALES, apply_scale, fit_scale
 
 MOST_ROWS = 16_384
@@ -180,7 +189,7 @@ class SVMHead(LogitHead):
         spans = [slice(stop - size, stop) for stop, size in zip(stops, self.n_support_, strict=True)]
         # Row j - 1 of the coefficients of class i is for the pair of i and j if i < j, and row j otherwise.
         first, second = np.triu_indices(len(spans), 1)
-        with one_thread():
+        with single_threaded_blas():
             parts = np.stack([self.dual_coef_[:, span] @ kernel[:, span].T for span in spans])
             pairs = (parts[first, second - 1] + parts[second, first]).T + self.intercept_
             return _one_vs_rest(pairs, first, second) if len(spans) > 2 else two_columns(pairs).astype(np.float64)

@@ -71,7 +71,7 @@ class SavedRun:
 
 def results(run: Run) -> dict[str, Any]:
     """Return what ``results.json`` holds: the same for the same seed on the same machine."""
-    tried = {"search": [each._asdict() for each in run.search.tried]} if run.search else {}
+    tried = {"search": [each._asdict() for each in run.search.candidates]} if run.search else {}
     return {"run": run.id, **run.report.to_dict(), **tried}
 
 

@@ -24,7 +24,7 @@ from featkit.evaluation.rejection import reject, rejection_threshold
 from featkit.evaluation.report import Report
 from featkit.heads import make_head
 from featkit.heads.balance import BalancedHead
-from featkit.heads.search import Search, Tried, search, search_correction
+from featkit.heads.search import Candidate, SearchResult, search, search_correction
 from featkit.registry import Spec
 from featkit.runs.features import FeatureSet, refuse_seen
 from featkit.runs.splits import Parts, divide, refuse_infinite, train_counts, unseen
@@ -55,7 +55,7 @@ class Protocol:
     subset: str | None = None
     balance: str | None = None
     reject: float | None = None
-    progress: Callable[[Tried], None] | None = None
+    progress: Callable[[Candidate], None] | None = None
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ class Run:
     head: Any
     report: Report
     predictions: Predictions
-    search: Search | None = None
+    search: SearchResult | None = None
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,7 @@ class Fitted:
     temperature: Temperature | None
     threshold: float | None
     val_score: float | None
-    search: Search | None
+    search: SearchResult | None
     seconds: float
 
 
@@ -129,7 +129,7 @@ def fit_head(source: FeatureSet, head_spec: str, seed: int, protocol: Protocol) 
     parts = _divide(source, seed, protocol.subset)
     start = time.perf_counter()
     found = _search(asked, parts, seed, protocol) if protocol.tune else None
-    chosen = found.tried[found.best].options if found else {}
+    chosen = found.best.options if found else {}
     balance = chosen.get("correction", protocol.balance)
     spec = replace(asked, options=chosen) if found and not balance else asked
     scored = (found.scores, np.unique(parts.fit.y)) if found else _score_val(_head(spec, balance, seed), parts)
@@ -199,7 +199,7 @@ def _settings(protocol: Protocol) -> dict[str, Any]:
     return {"tuned": protocol.tune, "subset": protocol.subset, "balance": protocol.balance}
 
 
-def _search(asked: Spec, parts: Parts, seed: int, protocol: Protocol) -> Search:
+def _search(asked: Spec, parts: Parts, seed: int, protocol: Protocol) -> SearchResult:
     """Try the search space of the correction, if there is one, or else of the head, on val."""
     fit, val = parts.fit, parts.val
     if protocol.balance:

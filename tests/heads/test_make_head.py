@@ -4,7 +4,7 @@ import sys
 import pytest
 
 from featkit.errors import SpecError
-from featkit.heads import HEADS, describe_heads, make_head
+from featkit.heads import HEADS, list_heads, make_head
 from featkit.registry import Spec
 
 PLUGIN = '''
@@ -72,11 +72,11 @@ def test_a_plugin_adds_a_head(plugin):
     assert HEADS.names() == ["linear", "svm", "knn", "mlp", "prototypical", "nearest"]
     head = make_head("nearest:metric=cosine")
     assert (head.k, head.metric) == (1, "cosine")
-    assert describe_heads()[-1].summary == "The single nearest neighbour."
+    assert list_heads()[-1].summary == "The single nearest neighbour."
 
 
 def test_every_head_is_described_with_its_options():
-    rows = {row.name: row for row in describe_heads()}
+    rows = {row.name: row for row in list_heads()}
     assert list(rows) == ["linear", "svm", "knn", "mlp", "prototypical"]
     assert rows["svm"].summary == "Support vector machine with an RBF or a linear kernel."
     assert rows["svm"].options == {"C": 3.0, "kernel": "rbf", "gamma": "scale", "scale": "root"}

@@ -11,7 +11,7 @@ from featkit.errors import HeadError, SpecError
 from featkit.heads import HEADS, make_head, svm
 from featkit.heads.base import in_threads
 from featkit.heads.scaling import SCALES
-from featkit.heads.search import Tried, search
+from featkit.heads.search import Candidate, search
 
 TUNED = ["svm", "knn", "mlp", "prototypical"]
 
@@ -62,10 +62,10 @@ def test_a_search_finds_the_options_that_did_best(name, small):
     x, x_val, y, y_val = small
     seen = []
     found = search(name, x, y, x_val, y_val, progress=seen.append)
-    assert tuple(seen) == found.tried
-    best = found.tried[found.best]
-    assert best.top1 == max(tried.top1 for tried in found.tried)
-    assert best.nll == min(tried.nll for tried in found.tried if tried.top1 == best.top1)
+    assert tuple(seen) == found.candidates
+    best = found.best
+    assert best.top1 == max(tried.top1 for tried in found.candidates)
+    assert best.nll == min(tried.nll for tried in found.candidates if tried.top1 == best.top1)
     head = make_head(name).set_params(**best.options).fit(x, y)
     assert head.score(x_val, y_val) == pytest.approx(best.top1)
 
@@ -105,31 +105,31 @@ def test_a_plugin_without_trials_is_tried_with_its_defaults(plugin, small):
     """Those of a class it extends are not its own: the options may have changed."""
     x, x_val, y, y_val = small
     found = search("nearest", x, y, x_val, y_val)
-    assert [tried.options for tried in found.tried] == [{}]
-    assert found.tried[0].top1 == make_head("nearest").fit(x, y).score(x_val, y_val)
+    assert [tried.options for tried in found.candidates] == [{}]
+    assert found.candidates[0].top1 == make_head("nearest").fit(x, y).score(x_val, y_val)
 
 
 def test_equal_top1_goes_to_the_lower_nll_and_then_to_the_first(plugin):
     x, y = np.eye(2), np.array([3, 9])
     found = search("fixed", x, y, x, np.array([3, 3]))
-    assert found.best == 1
+    assert found.best_index == 1
     expected = [1, -np.log(0.6)], [1, -np.log(0.7)], [1, -np.log(0.7)], [0, -np.log(0.4)]
-    np.testing.assert_allclose([tried[1:3] for tried in found.tried[:4]], expected)
-    assert found.tried[4].top1 == 0
-    assert 30 < found.tried[4].nll < 40, "a score of zero is very wrong, but not infinitely"
+    np.testing.assert_allclose([tried[1:3] for tried in found.candidates[:4]], expected)
+    assert found.candidates[4].top1 == 0
+    assert 30 < found.candidates[4].nll < 40, "a score of zero is very wrong, but not infinitely"
 
 
 @pytest.mark.parametrize("label", [1, 5, 11])
 def test_labels_that_were_not_learnt_are_missed(plugin, label):
     x, y = np.eye(2), np.array([3, 9])
-    known = search("fixed", x, y, x, np.array([3, 3])).tried[0]
-    tried = search("fixed", x, y, x, np.array([3, label])).tried[0]
-    assert tried == Tried({"name": "a"}, 0.5, pytest.approx((known.nll - np.log(np.finfo(float).eps)) / 2), 0.5)
+    known = search("fixed", x, y, x, np.array([3, 3])).candidates[0]
+    tried = search("fixed", x, y, x, np.array([3, label])).candidates[0]
+    assert tried == Candidate({"name": "a"}, 0.5, pytest.approx((known.nll - np.log(np.finfo(float).eps)) / 2), 0.5)
 
 
 def test_what_cannot_be_searched_is_refused_in_one_line(small):
     x, x_val, y, y_val = small
-    with pytest.raises(HeadError, match=r"^a search among the options of svm needs validation images, but got none"):
+    with pytest.raises(HeadError, match=r"^tuning svm needs validation images, but there are none"):
         search("svm", x, y, x_val[:0], y_val[:0])
     with pytest.raises(SpecError, match=r"unknown head 'svn': did you mean svm"):
         search("svn", x, y, x_val, y_val)

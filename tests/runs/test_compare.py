@@ -60,8 +60,8 @@ def test_a_tuned_run_keeps_what_was_tried_and_never_looks_at_test(source):
     shuffled.y[test] = shuffled.y[test][::-1]
     blind = fit_run(replace(source, embeddings=shuffled), "prototypical", protocol=Protocol(tune=True))
     assert run.search == blind.search
-    assert run.search.tried[run.search.best].top1 == max(tried.top1 for tried in run.search.tried)
-    best = run.search.tried[run.search.best].options
+    assert run.search.best.top1 == max(tried.top1 for tried in run.search.candidates)
+    best = run.search.best.options
     assert {name: run.head.get_params()[name] for name in best} == best
     with pytest.raises(SpecError, match="--tune chooses the options"):
         fit_run(source, "knn:k=1", protocol=Protocol(tune=True))

@@ -197,8 +197,8 @@ def test_a_correction_is_part_of_the_run_and_of_its_directory(source, tmp_path, 
 def test_the_options_of_a_correction_are_chosen_by_balanced_accuracy_on_val(source):
     """Test has no part in it; the head that is fitted at last has what was chosen."""
     run = fit_run(source, "linear", protocol=Protocol(tune=True, balance="logit_adjust"))
-    best = run.search.tried[run.search.best]
-    assert best.balanced_accuracy == max(tried.balanced_accuracy for tried in run.search.tried)
+    best = run.search.best
+    assert best.balanced_accuracy == max(tried.balanced_accuracy for tried in run.search.candidates)
     assert run.head.correction == best.options["correction"]
     assert run.report.provenance["val_balanced_accuracy"] == best.balanced_accuracy
 
