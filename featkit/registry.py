@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
 from importlib.metadata import entry_points
@@ -75,7 +75,7 @@ def _write(value: Value) -> str:
     return str(value).lower() if value is None or isinstance(value, bool) else str(value)
 
 
-def unknown(kind: str, name: str, known: list[str]) -> SpecError:
+def unknown(kind: str, name: str, known: Sequence[str]) -> SpecError:
     """Return the error for a name nobody knows: the nearest known one and the whole list."""
     near = difflib.get_close_matches(name, known, n=1)
     hint = f"did you mean {near[0]}? " if near else ""
@@ -143,3 +143,19 @@ class Registry(Generic[T]):
                 f"{self.kind} {point.name!r} of plug-in {point.value} cannot be imported: {error}"
             ) from error
         return factory
+
+
+def check_names(kind: str, found: Iterable[str], known: Sequence[str]) -> None:
+    """Make sure that every name is known.
+
+    Args:
+        kind: description of the names for error messages, such as ``axis``.
+        found: the names to check.
+        known: all valid names.
+
+    Raises:
+        SpecError: for the first unknown name, listing the known ones.
+    """
+    for name in found:
+        if name not in known:
+            raise unknown(kind, name, known)

@@ -1,54 +1,291 @@
-"""A directory of results is published whole or not at all."""
+"""Files, locks and memory: the only module that deals with differences between operating systems.
+
+Every file that featkit writes appears whole or not at all: it is written under a temporary name, flushed to the disk
+and renamed. This holds on Linux, macOS and Windows.
+"""
 
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
+import json
+import os
+import platform
+import re
+import shutil
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+import tomllib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
+from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
-from featkit.errors import StorageError
+from featkit.errors import SpecError, StorageError
 
 Content = str | bytes | Callable[[Path], None]
-"""Text, bytes, or a function that writes the file at a path."""
+"""Text, bytes, or a function that writes the file at a given path."""
+
+_POLL_SECONDS = 0.05
 
 
-def csv_text(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Return rows of the same names as CSV, the names above them."""
-    out = io.StringIO()
-    writer = csv.DictWriter(out, list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return out.getvalue()
+class LockHeldError(StorageError):
+    """A lock that another process holds.
+
+    Attributes:
+        owner: the process that holds it, such as ``process 4711 on laptop since 2025-01-31T12:00:00+00:00``.
+    """
+
+    def __init__(self, path: Path, owner: str) -> None:
+        super().__init__(f"{path} is locked by {owner}: wait until it has finished")
+        self.owner = owner
+
+
+@contextmanager
+def storage_errors(path: Path) -> Iterator[None]:
+    """Convert any OSError inside the block into a StorageError that names ``path``.
+
+    Raises:
+        StorageError: for any OSError inside the block.
+    """
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise StorageError(f"cannot write {path}: {reason}; free disk space or choose another folder") from error
+
+
+def write_file(path: Path, content: Content) -> None:
+    """Write a file atomically: readers see the old file or the whole new one.
+
+    Args:
+        path: the file; its folder is created if needed.
+        content: text (UTF-8), bytes, or a function that writes the file at the path it is given.
+
+    Raises:
+        StorageError: if the disk is full or cannot be written; ``path`` is then unchanged.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with storage_errors(path):
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            _write_content(temporary, content)
+            replace_file(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def replace_file(temporary: Path, path: Path) -> None:
+    """Flush a finished temporary file to the disk and rename it to ``path``, in the same folder."""
+    _flush_to_disk(temporary)
+    temporary.replace(path)
+    # After a power loss the new name may be missing unless its folder is flushed too. Windows cannot open folders, and
+    # its rename needs no such flush.
+    if os.name == "posix":
+        _flush_to_disk(path.parent)
 
 
 def publish(directory: Path, files: Mapping[str, Content]) -> None:
-    """Write files into a new directory beside ``directory`` and put it in its place.
+    """Write files into a new directory beside ``directory``, then rename it into place.
 
     Raises:
-        StorageError: if the disk is full or cannot be written; ``directory`` is then as it was.
+        StorageError: if the disk is full or cannot be written; ``directory`` is then unchanged.
     """
-    try:
+    with storage_errors(directory):
         directory.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{directory.name}.", dir=directory.parent) as scratch:
-            new, old = Path(scratch, "new"), Path(scratch, "old")
+        scratch = Path(tempfile.mkdtemp(prefix=f".{directory.name}.", dir=directory.parent))
+        try:
+            new, old = scratch / "new", scratch / "old"
             new.mkdir()
             for name, content in files.items():
-                _write(new / name, content)
+                _write_content(new / name, content)
             if directory.exists():
                 directory.rename(old)
-            new.rename(directory)
-    except OSError as error:
-        message = f"cannot write {directory}: {error.strerror or error}; free some room or choose another --out"
-        raise StorageError(message) from error
+            try:
+                new.rename(directory)
+            except OSError:
+                if old.exists():
+                    old.rename(directory)
+                raise
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
 
 
-def _write(path: Path, content: Content) -> None:
+def _write_content(path: Path, content: Content) -> None:
     if isinstance(content, str):
-        path.write_text(content, encoding="utf-8")
+        # newline="": the bytes are the same on every system, so that digests of text files are too.
+        path.write_text(content, encoding="utf-8", newline="")
     elif isinstance(content, bytes):
         path.write_bytes(content)
     else:
         content(path)
+
+
+def _flush_to_disk(path: Path) -> None:
+    # Windows flushes only files that are open for writing; POSIX folders can only be opened for reading.
+    descriptor = os.open(path, os.O_RDWR if path.is_file() else os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def locked(path: Path, on_wait: Callable[[str], None] | None = None) -> Iterator[None]:
+    """Hold the lock file at ``path`` until the block ends; the operating system releases the lock of a dead process.
+
+    Args:
+        path: the lock file; it is removed when the lock is released.
+        on_wait: called with the owner of the lock before waiting for it; None to raise an error instead of waiting.
+
+    Raises:
+        LockHeldError: if another process holds the lock and ``on_wait`` is None.
+        StorageError: if the lock file cannot be written.
+    """
+    from filelock import FileLock, Timeout, UnixFileLock
+
+    lock = FileLock(path)
+    with storage_errors(path):
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            lock.acquire(timeout=0)
+        except Timeout:
+            owner = _read_owner(path)
+            if on_wait is None:
+                raise LockHeldError(path, owner) from None
+            on_wait(owner)
+            lock.acquire(poll_interval=_POLL_SECONDS)
+    try:
+        with storage_errors(path):
+            _owner_file(path).write_text(_describe_this_process(), encoding="utf-8")
+        yield
+    finally:
+        with suppress(OSError):
+            _owner_file(path).unlink(missing_ok=True)
+            # On POSIX the file may be removed while it is locked: whoever locks the removed file next notices that and
+            # opens a new one. On Windows an open file cannot be removed, and filelock does it after the release.
+            if isinstance(lock, UnixFileLock):
+                path.unlink(missing_ok=True)
+        lock.release()
+
+
+def lock_owner(path: Path) -> str:
+    """Return the owner of the lock file at ``path``, an empty string if no process holds it."""
+    if not path.exists():
+        return ""
+    try:
+        with locked(path):
+            return ""
+    except LockHeldError as error:
+        return error.owner
+
+
+def _owner_file(path: Path) -> Path:
+    # Not in the lock file itself: Windows lets nobody read a locked file.
+    return path.with_suffix(".owner")
+
+
+def _describe_this_process() -> str:
+    since = datetime.now(UTC).isoformat(timespec="seconds")
+    return f"process {os.getpid()} on {platform.node()} since {since}"
+
+
+def _read_owner(path: Path) -> str:
+    try:
+        return _owner_file(path).read_text(encoding="utf-8") or "another process"
+    except OSError:
+        return "another process"
+
+
+def write_csv(file: TextIO, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    r"""Write a header and rows as CSV, lines ending in ``\n``.
+
+    Args:
+        file: opened with ``newline=""`` if it is on the disk.
+        columns: names of the columns.
+        rows: one value per column; None becomes an empty field.
+    """
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow(columns)
+    writer.writerows(rows)
+
+
+def csv_text(rows: Sequence[Mapping[str, Any]], columns: Sequence[str] | None = None) -> str:
+    """Return rows as CSV text with a header.
+
+    Args:
+        rows: values by column name; a missing value becomes an empty field.
+        columns: names and order of the columns; None for all that occur in ``rows``, in order of appearance.
+    """
+    if columns is None:
+        columns = list(dict.fromkeys(name for row in rows for name in row))
+    out = io.StringIO()
+    write_csv(out, columns, ([row.get(name) for name in columns] for row in rows))
+    return out.getvalue()
+
+
+def read_toml(path: Path, kind: str) -> dict[str, Any]:
+    """Return the content of a TOML file.
+
+    Args:
+        path: the file.
+        kind: description of the file for error messages, such as ``a grid``.
+
+    Raises:
+        SpecError: if the file does not exist or is not TOML.
+    """
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise SpecError(f"{path} cannot be read as {kind}: {error}") from error
+
+
+def expand_variables(value: Any) -> Any:
+    """Replace environment variables such as ``$HOME`` in text; return any other value unchanged."""
+    return os.path.expandvars(value) if isinstance(value, str) else value
+
+
+def digest(parts: Iterable[str]) -> str:
+    """Return the SHA-256 (hex) of a sequence of strings; different sequences have different digests."""
+    return hashlib.sha256(json.dumps(list(parts)).encode()).hexdigest()
+
+
+def file_sha256(path: Path) -> str:
+    """Return the SHA-256 (hex) of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def safe_name(name: str) -> str:
+    """Return ``name`` as a file name of letters, digits, dots, dashes and underscores."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "_", name).strip("._") or "images"
+
+
+def available_cores() -> int:
+    """Return the number of CPU cores that this process may use."""
+    import psutil
+
+    process = psutil.Process()
+    # macOS cannot bind a process to cores, and psutil has no such method there.
+    cores = len(process.cpu_affinity()) if hasattr(process, "cpu_affinity") else psutil.cpu_count()
+    return cores or 1
+
+
+def peak_memory() -> int:
+    """Return the largest resident memory of this process so far, in bytes."""
+    import psutil
+
+    status = Path("/proc/self/status")
+    if status.exists():
+        # Not getrusage: after fork and exec its maximum includes the memory of the parent process.
+        found = re.search(r"VmHWM:\s+(\d+) kB", status.read_text(encoding="utf-8"))
+        if found:
+            return 1024 * int(found[1])
+    memory = psutil.Process().memory_info()
+    if hasattr(memory, "peak_wset"):  # Windows
+        return int(memory.peak_wset)
+    usage = import_module("resource")  # macOS and BSD; psutil knows only the current memory there
+    unit = 1 if platform.system() == "Darwin" else 1024
+    return int(usage.getrusage(usage.RUSAGE_SELF).ru_maxrss) * unit

@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from featkit.ablation.cells import Value
-from featkit.documents import check_names, read_document
-from featkit.embeddings.recipe import digest
 from featkit.embeddings.request import Request
 from featkit.errors import SpecError
+from featkit.registry import check_names
 from featkit.runs.fit import Protocol
+from featkit.storage import digest, read_toml
 
 AXES: Mapping[str, Value] = {
     "data": "digits",
@@ -123,7 +123,7 @@ def read_grid(path: Path) -> Grid:
     Raises:
         SpecError: if the file is not there, is not TOML, or is not a grid.
     """
-    document = read_document(path, "a grid")
+    document = read_toml(path, "a grid")
     try:
         check_names("part of a grid", document, ["name", "axes", "fixed", "skip"])
         axes, fixed = (_table(document, part) for part in ("axes", "fixed"))

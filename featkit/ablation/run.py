@@ -13,10 +13,10 @@ from featkit.ablation.grid import Grid
 from featkit.ablation.worker import Fit, Judged, fit_cells
 from featkit.backbones.precision import cores
 from featkit.embeddings.pipeline import Compute
-from featkit.embeddings.recipe import digest
 from featkit.errors import RunError
 from featkit.runs.fit import RESULTS_VERSION
 from featkit.runs.vectors import Needed, Vectors, needed
+from featkit.storage import digest
 
 
 @dataclass(frozen=True)

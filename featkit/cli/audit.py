@@ -54,9 +54,8 @@ def audit(cache: Path, out: Path, as_json: bool, *, few: int, top: int, strict: 
     contact.png first. Leaves audit-<data>/ with audit.json, findings.csv and contact.png.
     """
     from featkit.errors import DataError
-    from featkit.images.files import safe_name
     from featkit.runs.features import load_features
-    from featkit.storage import publish
+    from featkit.storage import publish, safe_name
     from featkit.studies.audit import audit as run_audit
     from featkit.studies.findings import findings, to_csv, to_dict
 

@@ -44,9 +44,8 @@ def fewshot(cache: Path, out: Path, as_json: bool, **options: Any) -> None:
     """
     from tqdm import tqdm
 
-    from featkit.embeddings.recipe import digest
     from featkit.runs.features import load_features
-    from featkit.storage import publish
+    from featkit.storage import digest, publish
     from featkit.studies.fewshot import EpisodeConfig, episode_scores, learning_curve, to_json
 
     heads, shots = options["head"] or ("prototypical", "knn:k=1"), _numbers(options["shot"])

@@ -112,11 +112,10 @@ def _train(wanted: Wanted, compute: Compute, out: Path, resume: bool, group: Gro
 def _train_all(
     study: Path, cache: Path, compute: Compute, out: Path, *, resume: bool, group: Group, as_json: bool
 ) -> None:
-    from featkit.embeddings.recipe import digest
     from featkit.plots.files import png_bytes
     from featkit.plots.training import plot_histories
     from featkit.runs.trainings import read_trainings, to_rows
-    from featkit.storage import csv_text, publish
+    from featkit.storage import csv_text, digest, publish
 
     asked = read_trainings(study, cache)
     found = {name: _train(wanted, compute, out, resume, group) for name, wanted in asked.wanted.items()}

@@ -156,9 +156,8 @@ def _print_heads(runs: list[Run], out: Path, as_json: bool) -> None:
 
 def _print_seeds(runs: list[Run], out: Path, as_json: bool) -> None:
     """Print what the seeds of a head have in common."""
-    from featkit.embeddings.recipe import digest
     from featkit.runs.seeds import over_seeds
-    from featkit.storage import publish
+    from featkit.storage import digest, publish
 
     found = over_seeds([run.report.top1 for run in runs])
     values = {"runs": [run.id for run in runs], "n": [run.report.n for run in runs], **found.to_dict()}

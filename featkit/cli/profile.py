@@ -61,8 +61,7 @@ def profile(specs: tuple[str, ...], cache: Path, out: Path, as_json: bool, **opt
     Parameters, operations, size, memory and times of each SPEC; with --data the accuracy of a head on its vectors,
     and how far they are from those of the first. Writes profile.csv, profile.json and pareto.png.
     """
-    from featkit.embeddings.recipe import digest
-    from featkit.storage import publish
+    from featkit.storage import digest, publish
     from featkit.studies.profile import ProfileConfig, parse_candidate, to_csv, to_json
     from featkit.studies.profile import profile as measure
 

@@ -105,8 +105,7 @@ def prune(spec: str, out: Path, **options: Any) -> None:
     from featkit.compression.pruned import PruningConfig
     from featkit.compression.pruned import prune as make_smaller
     from featkit.embeddings.request import Request
-    from featkit.images.files import safe_name
-    from featkit.storage import publish
+    from featkit.storage import publish, safe_name
 
     given = {name: value for name, value in given_request(options).items() if value is not None}
     request = Request(**{**given, "backbone": spec})

@@ -94,8 +94,7 @@ def quantize(spec: str, out: Path, as_json: bool, **options: Any) -> None:
     from featkit.backbones.saved import INT8_CARD, INT8_FILE
     from featkit.compression.quantize import QuantizationRequest
     from featkit.compression.quantize import quantize as make_int8
-    from featkit.images.files import safe_name
-    from featkit.storage import publish
+    from featkit.storage import publish, safe_name
 
     scheme = QuantizationConfig(options["method"], options["keep_fp32"], options["bias_correct"])
     request, run = _asked(spec, options)

@@ -23,13 +23,14 @@ from featkit.compression.prune import (
     reestimate_norms,
 )
 from featkit.compression.reconstruct import reconstruct
-from featkit.embeddings.pipeline import Compute, in_threads
+from featkit.embeddings.pipeline import Compute
 from featkit.embeddings.plan import content_keys
-from featkit.embeddings.recipe import digest
 from featkit.embeddings.request import Request
 from featkit.errors import DataError, SpecError
 from featkit.images.augment import is_augmented_view
 from featkit.images.base import ImageSet, Pixels
+from featkit.parallel import in_threads
+from featkit.storage import digest
 
 _BATCH = 32
 _FOR_IMPORTANCE = 256

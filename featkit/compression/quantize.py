@@ -22,9 +22,9 @@ from featkit.compression.profile import measure_size
 from featkit.embeddings.calibration import IMAGES, CalibrationTask, read_pixels
 from featkit.embeddings.pipeline import Compute
 from featkit.embeddings.plan import content_keys, make_recipe
-from featkit.embeddings.recipe import digest
 from featkit.embeddings.request import Request
 from featkit.errors import SpecError
+from featkit.storage import digest
 
 FEW = 32
 """Fewer images than this to calibrate on are worth a warning."""

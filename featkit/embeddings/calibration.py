@@ -20,12 +20,12 @@ from tqdm import tqdm
 
 from featkit.backbones.base import Backbone, QuantizedNetwork
 from featkit.embeddings import store
-from featkit.embeddings.disk import storage_errors
-from featkit.embeddings.pipeline import Compute, in_threads
-from featkit.embeddings.recipe import Recipe, digest
+from featkit.embeddings.pipeline import Compute
+from featkit.embeddings.recipe import Recipe
 from featkit.errors import CacheError, DataError, DecodeError
 from featkit.images.base import ImageSet
-from featkit.images.files import safe_name
+from featkit.parallel import in_threads
+from featkit.storage import digest, safe_name, storage_errors
 
 FOLDER = "calibration"
 IMAGES = 256

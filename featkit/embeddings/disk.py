@@ -2,32 +2,10 @@
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import io
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-
-from featkit.errors import StorageError
-
-_FULL = {errno.ENOSPC, errno.EFBIG, errno.EDQUOT}
-
-
-@contextmanager
-def storage_errors(path: Path) -> Iterator[None]:
-    """Turn what the operating system says of the disk into one line.
-
-    Raises:
-        StorageError: for any OSError inside the block.
-    """
-    try:
-        yield
-    except OSError as error:
-        if error.errno in _FULL:
-            raise StorageError(f"no room left to write {path}: free some space or choose another --cache") from error
-        raise StorageError(f"cannot write {path}: {error.strerror}; choose another --cache") from error
 
 
 class Disk(io.FileIO):

@@ -14,13 +14,12 @@ import numpy as np
 
 from featkit.embeddings import store
 from featkit.embeddings.base import Embeddings
-from featkit.embeddings.disk import storage_errors
 from featkit.embeddings.plan import images_digest, labels_digest
-from featkit.embeddings.recipe import Recipe, digest
+from featkit.embeddings.recipe import Recipe
 from featkit.embeddings.request import Request
 from featkit.errors import DataError, MissingExtraError, SpecError
 from featkit.images.base import SPLITS
-from featkit.images.files import safe_name
+from featkit.storage import digest, safe_name, storage_errors
 
 FORMATS = (".csv", ".npz", ".parquet")
 _COLUMNS = ("id", "label", "split")

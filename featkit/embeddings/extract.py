@@ -16,7 +16,6 @@ from featkit.backbones.precision import INT8
 from featkit.embeddings import lookup, pipeline, store
 from featkit.embeddings.base import Embeddings
 from featkit.embeddings.calibration import CalibrationTask, calibrate
-from featkit.embeddings.disk import storage_errors
 from featkit.embeddings.journal import Journal, open_journal, remove
 from featkit.embeddings.layout import StorageLayout
 from featkit.embeddings.pipeline import Compute
@@ -24,6 +23,7 @@ from featkit.embeddings.plan import ExtractionPlan, changes, content_keys, plan_
 from featkit.embeddings.request import Request
 from featkit.errors import DataError, DecodeError
 from featkit.images.base import ImageSet
+from featkit.storage import storage_errors
 
 _COPY_ROWS, _COPY_NUMBERS = 1024, 2**24
 

@@ -6,18 +6,16 @@ wait for nobody. With a GPU the workers decode, and the calling thread feeds the
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from featkit.backbones.precision import cores
 from featkit.errors import DecodeError, SpecError
+from featkit.parallel import in_threads
+from featkit.storage import available_cores
 
 ON_ERROR = ("fail", "skip")
 # Measured on two cores with AVX-512: 16 is 5 to 15 % faster than 32 or 64, whose activations leave the caches.
@@ -60,29 +58,7 @@ class Compute:
     @property
     def threads(self) -> int:
         """Number of worker threads."""
-        return cores() if self.workers is None else self.workers
-
-
-def in_threads(
-    work: Callable[[A], B],
-    items: Iterable[A],
-    threads: int,
-    ahead: int,
-    start: Callable[[], object] | None = None,
-) -> Iterator[B]:
-    """Yield ``work(item)`` in the order of the items, with at most ``ahead`` of them under way or waiting.
-
-    ``start`` is called in each thread before its first item.
-    """
-    remaining = iter(items)
-    with ThreadPoolExecutor(threads, initializer=start) as pool:
-        waiting: deque[Future[B]] = deque(pool.submit(work, item) for item in islice(remaining, ahead))
-        try:
-            while waiting:
-                yield waiting.popleft().result()
-                waiting.extend(pool.submit(work, item) for item in islice(remaining, 1))
-        finally:
-            pool.shutdown(cancel_futures=True)
+        return available_cores() if self.workers is None else self.workers
 
 
 @dataclass(frozen=True)

@@ -19,13 +19,14 @@ from featkit.backbones.precision import INT8
 from featkit.embeddings import store
 from featkit.embeddings.calibration import CalibrationTask, choose
 from featkit.embeddings.layout import StorageLayout
-from featkit.embeddings.pipeline import Compute, in_threads
-from featkit.embeddings.recipe import Recipe, digest
+from featkit.embeddings.pipeline import Compute
+from featkit.embeddings.recipe import Recipe
 from featkit.embeddings.request import Request
 from featkit.errors import DecodeError
 from featkit.images.base import ImageSet
-from featkit.images.files import safe_name
 from featkit.images.perturb import parse_perturbation
+from featkit.parallel import in_threads
+from featkit.storage import digest, safe_name
 
 _KEYS_AT_ONCE = 64
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
@@ -12,11 +12,6 @@ from featkit.errors import CacheError
 
 SCHEMA = 2
 """Raised whenever the same inputs would give other vectors, or the file's layout changes."""
-
-
-def digest(parts: Iterable[str]) -> str:
-    """Return the SHA-256 (hex) of a sequence of texts; no two different sequences share their bytes."""
-    return hashlib.sha256(json.dumps(list(parts)).encode()).hexdigest()
 
 
 @dataclass(frozen=True)

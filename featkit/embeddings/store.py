@@ -22,10 +22,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featkit.embeddings.base import Embeddings
-from featkit.embeddings.disk import Disk, storage_errors
+from featkit.embeddings.disk import Disk
 from featkit.embeddings.layout import ZSTD, StorageLayout, register_filters, rounded
 from featkit.embeddings.recipe import Recipe, listed
 from featkit.errors import CacheError, StaleCacheError
+from featkit.storage import storage_errors
 
 Block = tuple[NDArray[np.int64], NDArray[np.float32]]
 """Rows ``(b,)``, increasing, and their vectors ``(b, d)``; a row that no block names is an unreadable image."""

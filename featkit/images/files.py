@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import os
-import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -14,6 +13,7 @@ import numpy as np
 from featkit.errors import DataError
 from featkit.images.base import SPLITS, ImageSet
 from featkit.images.decode import decode_file, file_key
+from featkit.storage import safe_name
 
 EXTENSIONS = (
     ".bmp",
@@ -87,11 +87,6 @@ def list_image_files(root: Path) -> list[str]:
     if not found:
         raise DataError(f"{root} holds no pictures (known: {' '.join(EXTENSIONS)})")
     return found
-
-
-def safe_name(name: str) -> str:
-    """Return a name for files: letters, digits, dots, dashes and underscores."""
-    return re.sub(r"[^A-Za-z0-9._-]+", "_", name).strip("._") or "images"
 
 
 def images_from_folder(root: Path) -> ImageSet:

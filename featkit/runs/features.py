@@ -16,9 +16,10 @@ from featkit.embeddings.base import Embeddings
 from featkit.embeddings.extract import read_for, run_extractions
 from featkit.embeddings.pipeline import Compute
 from featkit.embeddings.plan import content_keys, plan
-from featkit.embeddings.recipe import Recipe, digest
+from featkit.embeddings.recipe import Recipe
 from featkit.embeddings.request import Request, resolve
 from featkit.images.perturb import parse_perturbation
+from featkit.storage import digest
 
 
 @dataclass(frozen=True)

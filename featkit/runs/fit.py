@@ -14,7 +14,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featkit.embeddings.base import Embeddings
-from featkit.embeddings.recipe import digest
 from featkit.errors import DataError, SpecError
 from featkit.evaluation import Temperature, evaluate, fit_temperature
 from featkit.evaluation.calibration import apply_temperature, are_probabilities
@@ -28,6 +27,7 @@ from featkit.heads.search import Candidate, SearchResult, search, search_correct
 from featkit.registry import Spec
 from featkit.runs.features import FeatureSet, refuse_seen
 from featkit.runs.splits import Parts, divide, refuse_infinite, train_counts, unseen
+from featkit.storage import digest
 
 PACKAGES = ("featkit", "numpy", "scikit-learn", "skops", "torch", "torchvision")
 """Packages whose versions a report names."""

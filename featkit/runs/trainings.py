@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from featkit.documents import check_names, expanded, read_document
 from featkit.errors import SpecError
-from featkit.images.files import safe_name
+from featkit.registry import check_names
 from featkit.runs.train import TrainedRun
+from featkit.storage import expand_variables, read_toml, safe_name
 from featkit.training.wanted import Wanted
 
 
@@ -39,7 +39,7 @@ def read_trainings(path: Path, cache: Path) -> Trainings:
     Raises:
         SpecError: if it is not there, is not TOML, has no run, or asks for something that nobody knows.
     """
-    document = read_document(path, "a study")
+    document = read_toml(path, "a study")
     check_names("part of a study", document, ["name", "fixed", "run"])
     runs, fixed = document.get("run", []), document.get("fixed", {})
     tables = isinstance(runs, list) and all(isinstance(run, dict) for run in runs) and isinstance(fixed, dict)
@@ -49,7 +49,7 @@ def read_trainings(path: Path, cache: Path) -> Trainings:
     for run in runs:
         options = {name: value for name, value in {**fixed, **run}.items() if name != "name"}
         if "data" in options:
-            options["data"] = expanded(options["data"])
+            options["data"] = expand_variables(options["data"])
         name = str(run.get("name", run.get("mode", "deep")))
         if name in wanted:
             raise SpecError(f"{path} has two runs called {name}: give one of them another name = '...'")

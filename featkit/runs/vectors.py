@@ -10,7 +10,6 @@ from typing import Any
 
 from featkit.ablation.cells import Value
 from featkit.backbones.precision import INT8
-from featkit.documents import expanded
 from featkit.embeddings import lookup
 from featkit.embeddings.extract import run_extractions
 from featkit.embeddings.pipeline import Compute
@@ -19,6 +18,7 @@ from featkit.embeddings.request import Request
 from featkit.errors import CacheError
 from featkit.images.base import ImageSet, cache_last_row
 from featkit.images.perturb import parse_perturbation
+from featkit.storage import expand_variables
 
 _IMAGES = ("data", "split", "limit", "seed", "augment", "views", "perturb", "part")
 """Fields of a request that say which images."""
@@ -51,7 +51,7 @@ def needed(values: Mapping[str, Value], fixed: Mapping[str, Any]) -> Needed:
         SpecError: if a perturbation is unknown.
     """
     names = ("data", "backbone", "weights", "layer", "precision", "seed")
-    given = {name: expanded(value) for name, value in {**fixed, **{name: values[name] for name in names}}.items()}
+    given = {name: expand_variables(value) for name, value in {**fixed, **{name: values[name] for name in names}}.items()}
     clean = Request(**{**given, "layer": given["layer"] or None})
     parts = []
     for axis, part in (("train_perturb", "train"), ("perturb", "test")):

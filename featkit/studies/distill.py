@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 
 from featkit.backbones.saved import is_path
 from featkit.embeddings.pipeline import Compute
-from featkit.embeddings.recipe import digest
 from featkit.errors import DataError, SpecError
 from featkit.evaluation import PairedComparison, Predictions, Report, compare
 from featkit.evaluation.effects import SEED, Effect, adjusted, effects, score_cells
@@ -23,6 +22,7 @@ from featkit.runs.directory import load_run, save_run
 from featkit.runs.features import load_features
 from featkit.runs.fit import fit_run
 from featkit.runs.train import Draw, TrainedRun, publish_trained, work_folder
+from featkit.storage import digest
 from featkit.training.distill import Distillation, distill, teacher_of
 from featkit.training.finetune import How
 from featkit.training.inputs import Teacher

@@ -16,10 +16,10 @@ from featkit.backbones.base import Preprocess
 from featkit.backbones.engines.torch import Engine, one_thread_each
 from featkit.backbones.precision import cores
 from featkit.embeddings.lookup import open_rows
-from featkit.embeddings.pipeline import in_threads
 from featkit.images.augment import augment_image
 from featkit.images.base import ImageSet, Pixels
 from featkit.images.perturb import image_rng
+from featkit.parallel import in_threads
 
 Rows = NDArray[np.int64]
 

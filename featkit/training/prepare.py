@@ -12,11 +12,11 @@ from featkit.backbones.precision import resolve_precision
 from featkit.backbones.saved import NetworkDescription, check_not_trained_on, describe_derived, is_path, short_key
 from featkit.embeddings.pipeline import Compute
 from featkit.embeddings.plan import content_keys, images_digest, labels_digest
-from featkit.embeddings.recipe import digest
 from featkit.embeddings.request import Request
 from featkit.errors import DataError, SpecError
 from featkit.images.base import ImageSet
 from featkit.images.splits import stratified_split
+from featkit.storage import digest
 from featkit.training.wanted import Wanted
 
 

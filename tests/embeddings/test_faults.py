@@ -110,7 +110,7 @@ def test_a_full_disk_is_said_and_the_next_run_with_room_finishes(tmp_path):
     command = [sys.executable, "-c", FULL, str(tmp_path / "cache")]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("refused: no room left to write") == 4
+    assert done.stdout.count("refused: cannot write") == 4
     assert done.stdout.endswith("rows; ['.h5']\n")
 
 
@@ -124,5 +124,5 @@ main(["{verb}", "--weights", "random", "--resize", "8", "--limit", "train=60,tes
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=tmp_path)
     assert done.returncode == 1, done.stderr
-    assert done.stderr.splitlines()[-1].startswith("Error: no room left to write")
+    assert done.stderr.splitlines()[-1].startswith("Error: cannot write")
     assert "Traceback" not in done.stderr

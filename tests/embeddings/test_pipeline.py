@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from featkit.embeddings.pipeline import Compute, PipelineTarget, in_threads, run
+from featkit.embeddings.pipeline import Compute, PipelineTarget, run
 from featkit.errors import DecodeError
+from featkit.parallel import in_threads
 
 
 @given(st.lists(st.integers(), max_size=30), st.integers(1, 4), st.integers(1, 9))

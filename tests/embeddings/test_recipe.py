@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from featkit.embeddings.recipe import Recipe, digest
+from featkit.embeddings.recipe import Recipe
 from featkit.errors import CacheError
+from featkit.storage import digest
 
 TEXT = st.text(max_size=8)
 RECIPES = st.builds(

@@ -10,7 +10,8 @@ import pytest
 from PIL import Image
 
 from featkit.errors import DataError, DecodeError
-from featkit.images.files import images_from_csv, images_from_files, images_from_folder, safe_name
+from featkit.images.files import images_from_csv, images_from_files, images_from_folder
+from featkit.storage import safe_name
 
 
 def put(root: Path, *names: str) -> Path:
