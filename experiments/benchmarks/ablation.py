@@ -17,9 +17,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from featkit.ablation.cells import Cell
+from featkit.ablation.cells import CellResult
 from featkit.ablation.grid import HEADS, Grid
-from featkit.ablation.run import Matrix, Work, run_matrix
+from featkit.ablation.run import AblationConfig, AblationResult, run_grid
 from featkit.backbones.precision import cores
 from featkit.embeddings.extract import read_for, run_extractions
 from featkit.embeddings.pipeline import Compute
@@ -54,15 +54,15 @@ def plain_cell(grid: Grid, values: dict[str, Any]) -> Run:
         return fit_run(source, str(values["head"]), seed=int(values["seed"]))
 
 
-def timed_matrix(grid: Grid, jobs: int) -> tuple[Matrix, float]:
+def timed_matrix(grid: Grid, jobs: int) -> tuple[AblationResult, float]:
     """Run the matrix from nothing."""
     with tempfile.TemporaryDirectory() as folder:
         start = time.perf_counter()
-        matrix = run_matrix(grid, Work(Path(folder, "out"), Path(folder, "cache"), Compute(), jobs=jobs))
+        matrix = run_grid(grid, AblationConfig(Path(folder, "out"), Path(folder, "cache"), Compute(), jobs=jobs))
         return matrix, time.perf_counter() - start
 
 
-def check(cell: Cell, run: Run) -> None:
+def check(cell: CellResult, run: Run) -> None:
     """See that both ways say the same."""
     assert cell.report is not None, cell.reason
     found = (cell.report.n, cell.report.top1, cell.report.balanced_accuracy)

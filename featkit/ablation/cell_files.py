@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from featkit.ablation.cells import Cell, Value
+from featkit.ablation.cells import AxisValue, CellResult
 from featkit.errors import DataError, FeatkitError, MissingExtraError, RunError, StorageError, WeightsError
 from featkit.evaluation.predictions import Predictions
 from featkit.evaluation.report import Report
@@ -99,7 +99,7 @@ def _replace(path: Path, content: bytes) -> None:
         raise StorageError(f"cannot write {path}: {error.strerror}; free some room or choose another --out") from error
 
 
-def read_cell(folder: Path, name: str, values: Mapping[str, Value]) -> Cell | None:
+def read_cell(folder: Path, name: str, values: Mapping[str, AxisValue]) -> CellResult | None:
     """Return a finished cell, None if there is none.
 
     Raises:
@@ -122,10 +122,10 @@ def forget_cell(folder: Path, name: str) -> None:
     (folder / f"{name}.json.gz").unlink(missing_ok=True)
 
 
-def _cell(content: Mapping[str, Any], values: Mapping[str, Value]) -> Cell:
+def _cell(content: Mapping[str, Any], values: Mapping[str, AxisValue]) -> CellResult:
     predictions, cost = content["answers"], content["cost"]
     report = replace(Report.from_dict(content["report"]), cost=cost)
-    return Cell(
+    return CellResult(
         values=values,
         status="ok",
         reason="; ".join(report.warnings),
@@ -141,7 +141,7 @@ def _cell(content: Mapping[str, Any], values: Mapping[str, Value]) -> Cell:
     )
 
 
-def failed_cell(folder: Path, name: str, values: Mapping[str, Value], error: BaseException) -> Cell:
+def failed_cell(folder: Path, name: str, values: Mapping[str, AxisValue], error: BaseException) -> CellResult:
     """Return the row of a cell that came to nothing, and leave the whole story in its log.
 
     What is not to be had here (weights, an extra), or makes no sense (a correction that does not apply to the head),
@@ -150,7 +150,7 @@ def failed_cell(folder: Path, name: str, values: Mapping[str, Value], error: Bas
     text = str(error) if isinstance(error, FeatkitError) else f"{type(error).__name__}: {error}"
     reason = " ".join(text.split())
     if isinstance(error, WeightsError | MissingExtraError | InapplicableError):
-        return Cell(values, "skipped", reason)
+        return CellResult(values, "skipped", reason)
     log = folder / f"{name}.log"
     _replace(log, "".join(traceback.format_exception(error)).encode())
-    return Cell(values, "failed", reason, log=str(Path(folder.name, log.name)))
+    return CellResult(values, "failed", reason, log=str(Path(folder.name, log.name)))

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from featkit.evaluation.predictions import Predictions
 from featkit.evaluation.report import Report
 
-Value = str | int | bool
+AxisValue = str | int | bool
 
 
 @dataclass(frozen=True)
-class Cell:
+class CellResult:
     """One row of the table.
 
     Attributes:
@@ -29,7 +29,7 @@ class Cell:
         seconds: of fitting and judging; a fit that serves several cells counts in each.
     """
 
-    values: Mapping[str, Value]
+    values: Mapping[str, AxisValue]
     status: str
     reason: str = ""
     log: str = ""

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from statistics import fmean
 from typing import Any
 
-from featkit.ablation.effects import BALANCE, PERTURB, PLAIN, SUBSET, Findings, Judged, grouped, unperturbed
+from featkit.ablation.effects import BALANCE, PERTURB, PLAIN, SUBSET, Findings, ScoredCell, grouped, unperturbed
 from featkit.errors import SpecError
 from featkit.evaluation.effects import SEED, Average, CellScores, Effect, adjusted, average_accuracies, effects
 from featkit.evaluation.intervals import Interval
@@ -67,7 +67,7 @@ def long_tail(findings: Findings) -> list[LongTailRow]:
     return [replace(row, gain=next(gains)) if row.gain else row for row in rows]
 
 
-def _corrections(findings: Findings, axes: Sequence[str], judged: list[Judged]) -> list[LongTailRow]:
+def _corrections(findings: Findings, axes: Sequence[str], judged: list[ScoredCell]) -> list[LongTailRow]:
     by_balance = {str(value or _NONE): its for (value,), its in grouped(judged, [BALANCE]).items()}
     order = [str(value) for value in findings.axes.get(BALANCE, by_balance) if str(value) in by_balance]
     scored = [
@@ -81,7 +81,7 @@ def _corrections(findings: Findings, axes: Sequence[str], judged: list[Judged]) 
     ]
 
 
-def _groups(judged: list[Judged]) -> dict[str, Average]:
+def _groups(judged: list[ScoredCell]) -> dict[str, Average]:
     rows = [row for cell, _ in judged if cell.report for row in cell.report.groups or ()]
     names = [name for name in ("many", "medium", "few") if any(row.name == name for row in rows)]
     return {name: _shares([(row.top1, row.n) for row in rows if row.name == name]) for name in names}
@@ -105,7 +105,7 @@ def drops_by_perturbation(findings: Findings) -> list[DropRow]:
     return _rows(findings, ((str(value), [*clean, *groups[value,]]) for value in kinds))
 
 
-def _rows(findings: Findings, given: Iterable[tuple[str, list[Judged]]]) -> list[DropRow]:
+def _rows(findings: Findings, given: Iterable[tuple[str, list[ScoredCell]]]) -> list[DropRow]:
     if findings.axes.get(PERTURB, ("",))[0] not in PLAIN:
         return []
     rows = [row for name, judged in given if (row := _drop(name, findings, judged)) is not None]
@@ -113,7 +113,7 @@ def _rows(findings: Findings, given: Iterable[tuple[str, list[Judged]]]) -> list
     return [replace(row, drop=drop) for row, drop in zip(rows, drops, strict=True)]
 
 
-def _drop(name: str, findings: Findings, judged: list[Judged]) -> DropRow | None:
+def _drop(name: str, findings: Findings, judged: list[ScoredCell]) -> DropRow | None:
     """Return what all perturbations among the cells cost, each cell paired with its clean one."""
     clean = {_others(outcome): (cell, outcome) for cell, outcome in judged if cell.values.get(PERTURB) in PLAIN}
     harmed = [one for one in judged if one[0].values.get(PERTURB) not in PLAIN and _others(one[1]) in clean]
@@ -150,7 +150,7 @@ def _others(outcome: CellScores) -> frozenset[tuple[str, Any]]:
     return frozenset(item for item in outcome.place.items() if item[0] != PERTURB)
 
 
-def _worst(findings: Findings, judged: list[Judged]) -> tuple[str, float] | None:
+def _worst(findings: Findings, judged: list[ScoredCell]) -> tuple[str, float] | None:
     families: dict[str, list[float]] = {}
     for cell, _ in judged:
         families.setdefault(family_and_level(str(cell.values[PERTURB]))[0], []).append(findings.score(cell)[0])

@@ -8,7 +8,7 @@ from itertools import combinations
 from statistics import fmean
 from typing import Any
 
-from featkit.ablation.cells import Cell
+from featkit.ablation.cells import CellResult
 from featkit.evaluation.effects import (
     METRICS,
     SEED,
@@ -30,7 +30,7 @@ PLAIN = ("none", "all", "")
 _ALL_PAIRS = 6
 """With more values than this, an axis has each compared with the first alone, and in tables only."""
 
-Judged = tuple[Cell, CellScores]
+ScoredCell = tuple[CellResult, CellScores]
 
 
 @dataclass(frozen=True)
@@ -73,8 +73,8 @@ class Findings:
     metric: str
     axes: Mapping[str, tuple[Any, ...]]
     same: Mapping[str, Any]
-    cells: tuple[Cell, ...]
-    judged: tuple[Judged, ...]
+    cells: tuple[CellResult, ...]
+    judged: tuple[ScoredCell, ...]
     effects: tuple[Effect, ...]
     chosen: tuple[Chosen, ...]
 
@@ -88,7 +88,7 @@ class Findings:
         """The effects of axes with few enough values to be told in sentences."""
         return [effect for effect in self.effects if len(self.axes[effect.axis]) <= _ALL_PAIRS]
 
-    def score(self, cell: Cell) -> tuple[float, Interval]:
+    def score(self, cell: CellResult) -> tuple[float, Interval]:
         """Return a judged cell's metric and its interval.
 
         Raises:
@@ -96,7 +96,7 @@ class Findings:
         """
         return _score(cell, self.metric)
 
-    def mean(self, judged: Sequence[Judged]) -> Average:
+    def mean(self, judged: Sequence[ScoredCell]) -> Average:
         """Return the mean metric of some cells; one alone has the interval of its report."""
         mean = average([outcome for _, outcome in judged])
         return mean if len(judged) > 1 else replace(mean, interval95=self.score(judged[0][0])[1])
@@ -116,7 +116,7 @@ class Findings:
         return "default" if value == "" else str(value)
 
 
-def find(name: str, axes: Mapping[str, Sequence[Any]], cells: Sequence[Cell]) -> Findings:
+def find(name: str, axes: Mapping[str, Sequence[Any]], cells: Sequence[CellResult]) -> Findings:
     """Compare all that the cells of a matrix allow.
 
     Args:
@@ -144,7 +144,7 @@ def find(name: str, axes: Mapping[str, Sequence[Any]], cells: Sequence[Cell]) ->
     return replace(findings, chosen=tuple(_chosen(findings)))
 
 
-def _score(cell: Cell, metric: str) -> tuple[float, Interval]:
+def _score(cell: CellResult, metric: str) -> tuple[float, Interval]:
     if cell.report is None:
         raise ValueError(f"cell {dict(cell.values)} has no report")
     if metric == METRICS[1]:
@@ -152,13 +152,13 @@ def _score(cell: Cell, metric: str) -> tuple[float, Interval]:
     return cell.report.top1, cell.report.interval95
 
 
-def _values(axis: str, given: Sequence[Any], cells: Sequence[Cell]) -> tuple[Any, ...]:
+def _values(axis: str, given: Sequence[Any], cells: Sequence[CellResult]) -> tuple[Any, ...]:
     """Return the values that some cell has: the grid's order first, then whatever else cells say."""
     there = dict.fromkeys(cell.values[axis] for cell in cells if axis in cell.values)
     return tuple(dict.fromkeys([*(value for value in given if value in there), *there]))
 
 
-def _rank(axes: Mapping[str, tuple[Any, ...]], cell: Cell) -> list[int]:
+def _rank(axes: Mapping[str, tuple[Any, ...]], cell: CellResult) -> list[int]:
     """Return where a cell stands in the grid, so that the order in which cells come changes nothing."""
     return [values.index(cell.values[axis]) if axis in cell.values else -1 for axis, values in axes.items()]
 
@@ -186,15 +186,15 @@ def _pairs(values: tuple[Any, ...]) -> list[tuple[Any, Any]]:
     return [(later, earlier) for earlier, later in combinations(values, 2)]
 
 
-def grouped(judged: Iterable[Judged], axes: Sequence[str]) -> dict[tuple[Any, ...], list[Judged]]:
+def grouped(judged: Iterable[ScoredCell], axes: Sequence[str]) -> dict[tuple[Any, ...], list[ScoredCell]]:
     """Return cells by their values on some axes, in the order of their first appearance."""
-    groups: dict[tuple[Any, ...], list[Judged]] = {}
+    groups: dict[tuple[Any, ...], list[ScoredCell]] = {}
     for cell, outcome in judged:
         groups.setdefault(tuple(cell.values.get(axis) for axis in axes), []).append((cell, outcome))
     return groups
 
 
-def unperturbed(findings: Findings) -> list[Judged]:
+def unperturbed(findings: Findings) -> list[ScoredCell]:
     """Return the cells whose test images are as they are, or those of the first perturbation if there are none."""
     if PERTURB not in findings.axes:
         return list(findings.judged)
@@ -212,7 +212,7 @@ def _chosen(findings: Findings) -> list[Chosen]:
     return [replace(one, versus=tuple(next(family) for _ in one.versus)) for one in chosen]
 
 
-def _choose(findings: Findings, condition: str, judged: list[Judged]) -> Chosen | None:
+def _choose(findings: Findings, condition: str, judged: list[ScoredCell]) -> Chosen | None:
     choices = {
         findings.label(its[0][0].values, findings.choice_axes): its
         for its in grouped(judged, findings.choice_axes).values()

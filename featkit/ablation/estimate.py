@@ -7,9 +7,9 @@ from collections import Counter
 from dataclasses import dataclass
 
 from featkit.ablation.cell_files import read_cell
-from featkit.ablation.cells import Cell
+from featkit.ablation.cells import CellResult
 from featkit.ablation.grid import Grid
-from featkit.ablation.run import Planned, Work, grouped, plan_cell
+from featkit.ablation.run import AblationConfig, PlannedCell, grouped, plan_cell
 from featkit.backbones.precision import INT8
 from featkit.embeddings import lookup
 from featkit.embeddings.extract import embed
@@ -77,12 +77,12 @@ class Estimate:
         return sum(known) + self.fits * (self.fit_seconds or 0.0) / jobs
 
 
-def estimate(grid: Grid, work: Work) -> Estimate:
+def estimate(grid: Grid, work: AblationConfig) -> Estimate:
     """Return what a matrix will take; nothing is written."""
     vectors = Vectors(work.cache, work.compute)
     planned = [plan_cell(grid, values, vectors) for values in grid.cells()]
-    cells = {each.name: _finished(work, grid, each) for each in planned if isinstance(each, Planned)}
-    left = [each for each in planned if isinstance(each, Planned) and not cells[each.name]]
+    cells = {each.name: _finished(work, grid, each) for each in planned if isinstance(each, PlannedCell)}
+    left = [each for each in planned if isinstance(each, PlannedCell) and not cells[each.name]]
     requests = [request for each in left for request in each.needs.requests]
     missing = vectors.missing(requests)
     done = [cell.report.cost["fit_seconds"] for cell in cells.values() if cell and cell.report]
@@ -98,7 +98,7 @@ def estimate(grid: Grid, work: Work) -> Estimate:
     )
 
 
-def _finished(work: Work, grid: Grid, planned: Planned) -> Cell | None:
+def _finished(work: AblationConfig, grid: Grid, planned: PlannedCell) -> CellResult | None:
     try:
         return read_cell(work.out / grid.name / "cells", planned.name, planned.values)
     except RunError:
@@ -112,7 +112,7 @@ def _by_network(jobs: list[ExtractionPlan]) -> list[list[ExtractionPlan]]:
     return list(groups.values())
 
 
-def _network(jobs: list[ExtractionPlan], work: Work) -> NetworkWork:
+def _network(jobs: list[ExtractionPlan], work: AblationConfig) -> NetworkWork:
     wanted = {key for job in jobs for key in job.keys} - {""}
     unknown = wanted - lookup.locate(work.cache, jobs[0].recipe, wanted).keys()
     rows = [[row for row, key in enumerate(job.keys) if key in unknown][:SAMPLE] for job in jobs]
@@ -120,7 +120,7 @@ def _network(jobs: list[ExtractionPlan], work: Work) -> NetworkWork:
     return NetworkWork(jobs[0].backbone.name, len(jobs), len(unknown), _rate(jobs[fullest], rows[fullest], work))
 
 
-def _rate(job: ExtractionPlan, rows: list[int], work: Work) -> float | None:
+def _rate(job: ExtractionPlan, rows: list[int], work: AblationConfig) -> float | None:
     """Return images per second between the first batch and the last: loading the network does not count."""
     if job.request.precision in INT8 and job.backbone.quantized is None:
         return None

@@ -10,14 +10,14 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from featkit.ablation.cells import Value
+from featkit.ablation.cells import AxisValue
 from featkit.embeddings.request import Request
 from featkit.errors import SpecError
 from featkit.registry import check_names
-from featkit.runs.fit import Protocol
+from featkit.runs.fit import FitConfig
 from featkit.storage import digest, read_toml
 
-AXES: Mapping[str, Value] = {
+AXES: Mapping[str, AxisValue] = {
     "data": "digits",
     "backbone": "resnet18",
     "weights": "imagenet",
@@ -34,14 +34,14 @@ AXES: Mapping[str, Value] = {
 """Every axis with the value that it has unless others are given. The last one varies fastest.
 
 ``data``, ``backbone``, ``weights``, ``layer`` and ``precision`` are as in ``Request``, ``subset``, ``balance`` and
-``tune`` as in ``Protocol``, ``head`` as in ``make_head``. ``perturb`` is done to the test images. With
+``tune`` as in ``FitConfig``, ``head`` as in ``make_head``. ``perturb`` is done to the test images. With
 ``train_perturb`` a head is fitted on a perturbed view of each train image as well. ``seed`` is that of the split, the
 limit, the subset, the perturbation and the head. ``tune`` chooses options on val: those of the head, or in a grid of
 several corrections those of the correction, of which ``none`` has none: the same head in all of them.
 """
 
 HEADS = ("linear", "svm", "knn", "mlp", "prototypical")
-BUILT_IN: Mapping[str, Sequence[Value]] = {"weights": ("imagenet", "random"), "head": HEADS}
+BUILT_IN: Mapping[str, Sequence[AxisValue]] = {"weights": ("imagenet", "random"), "head": HEADS}
 """What `featkit ablate` runs when it is told nothing."""
 
 FIXED = tuple(part.name for part in fields(Request) if part.name not in (*AXES, "part"))
@@ -52,10 +52,10 @@ FIXED = tuple(part.name for part in fields(Request) if part.name not in (*AXES, 
 class Skip:
     """A rule that leaves cells out: those with one of the values listed on every axis that it names."""
 
-    when: Mapping[str, Sequence[Value]]
+    when: Mapping[str, Sequence[AxisValue]]
     why: str
 
-    def covers(self, values: Mapping[str, Value]) -> bool:
+    def covers(self, values: Mapping[str, AxisValue]) -> bool:
         """Return whether a cell is left out."""
         return all(values[axis] in these for axis, these in self.when.items())
 
@@ -75,7 +75,7 @@ class Grid:
     """
 
     name: str
-    axes: Mapping[str, Sequence[Value]]
+    axes: Mapping[str, Sequence[AxisValue]]
     fixed: Mapping[str, Any] = field(default_factory=dict)
     skips: Sequence[Skip] = ()
 
@@ -96,21 +96,21 @@ class Grid:
         rules = [[dict(rule.when), rule.why] for rule in self.skips]
         return digest([json.dumps([dict(self.axes), dict(self.fixed), rules], sort_keys=True)])[:12]
 
-    def values(self, axis: str) -> Sequence[Value]:
+    def values(self, axis: str) -> Sequence[AxisValue]:
         """Return the values of an axis, given or not."""
         return tuple(dict.fromkeys(self.axes.get(axis, (AXES[axis],))))
 
-    def cells(self) -> list[dict[str, Value]]:
+    def cells(self) -> list[dict[str, AxisValue]]:
         """Return the product of the axes, skipped or not; neighbours share vectors, and then a head."""
         return [dict(zip(AXES, values, strict=True)) for values in product(*map(self.values, AXES))]
 
-    def protocol(self, values: Mapping[str, Value]) -> Protocol:
+    def fit_config(self, values: Mapping[str, AxisValue]) -> FitConfig:
         """Return how the head of a cell is fitted."""
         subset, balance, tune = str(values["subset"]), str(values["balance"]), bool(values["tune"])
         plain = balance == "none" and not (tune and len(self.values("balance")) > 1)
-        return Protocol(tune, None if subset == "all" else subset, None if plain else balance)
+        return FitConfig(tune, None if subset == "all" else subset, None if plain else balance)
 
-    def why_skipped(self, values: Mapping[str, Value]) -> str:
+    def why_skipped(self, values: Mapping[str, AxisValue]) -> str:
         """Return why a cell is left out, empty if it is not."""
         return next((rule.why for rule in self.skips if rule.covers(values)), "")
 

@@ -7,24 +7,24 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from featkit.ablation.cell_files import SCHEMA, failed_cell, forget_cell, locked, read_cell
-from featkit.ablation.cells import Cell, Value
+from featkit.ablation.cells import AxisValue, CellResult
 from featkit.ablation.executors.local import side_by_side
 from featkit.ablation.grid import Grid
-from featkit.ablation.worker import Fit, Judged, fit_cells
+from featkit.ablation.worker import CellCondition, CellTask, fit_cells
 from featkit.backbones.precision import cores
 from featkit.embeddings.pipeline import Compute
 from featkit.errors import RunError
-from featkit.runs.fit import RESULTS_VERSION
+from featkit.runs.fit import RESULTS_VERSION, FitConfig
 from featkit.runs.vectors import Needed, Vectors, needed
 from featkit.storage import digest
 
 
 @dataclass(frozen=True)
-class Matrix:
+class AblationResult:
     """A grid and what came of each cell, in the order of ``grid.cells()``."""
 
     grid: Grid
-    cells: tuple[Cell, ...]
+    cells: tuple[CellResult, ...]
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Progress:
 
 
 @dataclass(frozen=True)
-class Work:
+class AblationConfig:
     """Where and how a matrix is made; none of it decides a number.
 
     Attributes:
@@ -59,7 +59,7 @@ class Work:
 
 
 @dataclass(frozen=True)
-class Planned:
+class PlannedCell:
     """A cell that is to be made.
 
     Attributes:
@@ -68,12 +68,12 @@ class Planned:
         name: what it is called on disk.
     """
 
-    values: Mapping[str, Value]
+    values: Mapping[str, AxisValue]
     needs: Needed
     name: str
 
 
-def run_matrix(grid: Grid, work: Work) -> Matrix:
+def run_grid(grid: Grid, work: AblationConfig) -> AblationResult:
     """Make every cell of a grid that is not on disk yet, and return all; what goes wrong in one is its row.
 
     Vectors are made first, each file once. A head is fitted once for all cells that differ in their test images only.
@@ -84,22 +84,22 @@ def run_matrix(grid: Grid, work: Work) -> Matrix:
     """
     folder = work.out / grid.name / "cells"
     with locked(folder):
-        return Matrix(grid, _Maker(grid, work, folder).run())
+        return AblationResult(grid, _Maker(grid, work, folder).run())
 
 
 class _Maker:
     """The rows of a matrix by their places in ``grid.cells()``, as they come."""
 
-    def __init__(self, grid: Grid, work: Work, folder: Path) -> None:
+    def __init__(self, grid: Grid, work: AblationConfig, folder: Path) -> None:
         self._places = grid.cells()
         self._place_of = {tuple(values.values()): place for place, values in enumerate(self._places)}
         self._grid = grid
         self._work = work
         self._folder = folder
         self._vectors = Vectors(work.cache, work.compute, work.note)
-        self._rows: dict[int, Cell] = {}
+        self._rows: dict[int, CellResult] = {}
 
-    def run(self) -> tuple[Cell, ...]:
+    def run(self) -> tuple[CellResult, ...]:
         self._keep(self._planned())
         self._vectors.make(request for each in self._planned().values() for request in each.needs.requests)
         left = self._keep(self._planned())  # an int8 network, once calibrated, may be one that cells were made with
@@ -110,23 +110,23 @@ class _Maker:
             self._report(running=min(self._work.jobs, len(tasks) - done))
         return tuple(self._rows[place] for place in range(len(self._places)))
 
-    def _planned(self) -> dict[int, Planned]:
+    def _planned(self) -> dict[int, PlannedCell]:
         """Return the cells without a row yet; one that is left out, or whose vectors cannot be had, gets its row."""
         found = {}
         for place, values in enumerate(self._places):
             if place in self._rows:
                 continue
             planned = plan_cell(self._grid, values, self._vectors)
-            if isinstance(planned, Planned):
+            if isinstance(planned, PlannedCell):
                 found[place] = planned
             elif isinstance(planned, str):
-                self._rows[place] = Cell(values, "skipped", planned)
+                self._rows[place] = CellResult(values, "skipped", planned)
             else:
                 name = digest([str(values)])[:16]
                 self._rows[place] = replace(failed_cell(self._folder, name, values, planned), data=str(values["data"]))
         return found
 
-    def _keep(self, planned: Mapping[int, Planned]) -> dict[int, Planned]:
+    def _keep(self, planned: Mapping[int, PlannedCell]) -> dict[int, PlannedCell]:
         """Take the rows of finished cells from the disk; return the cells that are to be made."""
         left = {}
         for place, each in planned.items():
@@ -142,13 +142,13 @@ class _Maker:
                 left[place] = each
         return left
 
-    def _task(self, cells: Sequence[Planned]) -> Fit:
+    def _task(self, cells: Sequence[PlannedCell]) -> CellTask:
         needs = cells[0].needs
         job = self._vectors.known(needs.clean)
         path = self._vectors.path
-        return Fit(
+        return CellTask(
             folder=self._folder,
-            protocol=self._grid.protocol(cells[0].values),
+            config=self._grid.fit_config(cells[0].values),
             request=job.request,
             data=job.images.name,
             weights=job.backbone.weights,
@@ -156,7 +156,7 @@ class _Maker:
             splits=dict(zip(job.images.ids, job.images.splits.tolist(), strict=True)),
             views=path(needs.views) if needs.views else None,
             cells=tuple(
-                Judged(
+                CellCondition(
                     each.name,
                     each.values,
                     replace(job.request, perturb=each.needs.test.perturb if each.needs.test else None),
@@ -166,7 +166,7 @@ class _Maker:
             ),
         )
 
-    def _take(self, task: Fit, lost: Sequence[Cell] | None) -> None:
+    def _take(self, task: CellTask, lost: Sequence[CellResult] | None) -> None:
         """Take the rows of a task: from the disk, or those that say why there is nothing."""
         died = RunError("the process of this cell died: it was killed, or ran out of memory")
         rows = {self._place(cell.values): cell for cell in lost or ()}
@@ -177,7 +177,7 @@ class _Maker:
                 failed_cell(self._folder, each.name, each.values, died), data=task.data, weights=task.weights
             )
 
-    def _place(self, values: Mapping[str, Value]) -> int:
+    def _place(self, values: Mapping[str, AxisValue]) -> int:
         """Return a cell's place; two cells may share a name, where two values mean the same."""
         return self._place_of[tuple(values.values())]
 
@@ -186,7 +186,7 @@ class _Maker:
         self._work.progress(Progress(len(self._places), len(self._rows), failed, running))
 
 
-def plan_cell(grid: Grid, values: Mapping[str, Value], vectors: Vectors) -> Planned | Exception | str:
+def plan_cell(grid: Grid, values: Mapping[str, AxisValue], vectors: Vectors) -> PlannedCell | Exception | str:
     """Return a cell that is to be made, or the error that says why it cannot, or why the grid leaves it out."""
     why = grid.why_skipped(values)
     if why:
@@ -195,12 +195,12 @@ def plan_cell(grid: Grid, values: Mapping[str, Value], vectors: Vectors) -> Plan
         needs = needed(values, grid.fixed)
     except Exception as error:
         return error
-    return vectors.error(needs) or Planned(values, needs, _name(grid, values, needs, vectors))
+    return vectors.error(needs) or PlannedCell(values, needs, _name(grid, values, needs, vectors))
 
 
-def _name(grid: Grid, values: Mapping[str, Value], needs: Needed, vectors: Vectors) -> str:
+def _name(grid: Grid, values: Mapping[str, AxisValue], needs: Needed, vectors: Vectors) -> str:
     """Return 16 hex digits over everything that decides the cell's numbers."""
-    chosen = [str(values["head"]), str(values["seed"]), str(grid.protocol(values))]
+    chosen = [str(values["head"]), str(values["seed"]), _config_text(grid.fit_config(values))]
     files = [
         vectors.known(each).recipe.fingerprint if each else "none" for each in (needs.clean, needs.views, needs.test)
     ]
@@ -208,9 +208,17 @@ def _name(grid: Grid, values: Mapping[str, Value], needs: Needed, vectors: Vecto
     return digest([*chosen, *files, *splits, RESULTS_VERSION, str(SCHEMA)])[:16]
 
 
-def grouped(cells: Iterable[Planned]) -> list[list[Planned]]:
+def _config_text(config: FitConfig) -> str:
+    """Return a fit configuration as featkit 0.1.0 wrote it into cell names, so that its cells are still found."""
+    return (
+        f"Protocol(tune={config.tune!r}, subset={config.subset!r}, balance={config.balance!r}, "
+        f"reject={config.reject!r}, progress=None)"
+    )
+
+
+def grouped(cells: Iterable[PlannedCell]) -> list[list[PlannedCell]]:
     """Return cells that one fitted head serves: those that agree on all but their test images."""
-    groups: dict[tuple[Value, ...], list[Planned]] = {}
+    groups: dict[tuple[AxisValue, ...], list[PlannedCell]] = {}
     for each in cells:
         groups.setdefault(tuple(value for axis, value in each.values.items() if axis != "perturb"), []).append(each)
     return list(groups.values())

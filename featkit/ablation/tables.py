@@ -8,9 +8,9 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from featkit.ablation.cells import Cell
+from featkit.ablation.cells import CellResult
 from featkit.ablation.grid import AXES
-from featkit.ablation.run import Matrix
+from featkit.ablation.run import AblationResult
 from featkit.evaluation.report import Report
 from featkit.storage import Content
 from featkit.studies.longtail import tail_rows
@@ -22,12 +22,12 @@ _LARGE = ("per_class", "confusion", "confused", "reliability", "reliability_cali
 """Parts of a report that are kept with its cell alone."""
 
 
-def ranked(cells: Sequence[Cell]) -> list[Cell]:
+def ranked(cells: Sequence[CellResult]) -> list[CellResult]:
     """Return the cells, best top-1 first, those without a report last."""
     return sorted(cells, key=lambda cell: -cell.report.top1 if cell.report else 1)
 
 
-def matrix_files(matrix: Matrix, baseline: str = "") -> dict[str, Content]:
+def matrix_files(matrix: AblationResult, baseline: str = "") -> dict[str, Content]:
     """Return results and times, by the name of the file; all but ``times.csv`` are the same from run to run.
 
     Args:
@@ -50,11 +50,11 @@ def matrix_files(matrix: Matrix, baseline: str = "") -> dict[str, Content]:
     }
 
 
-def _about_tails(matrix: Matrix) -> bool:
+def _about_tails(matrix: AblationResult) -> bool:
     return any(len(matrix.grid.values(axis)) > 1 for axis in ("balance", "subset"))
 
 
-def to_csv(cells: Sequence[Cell]) -> str:
+def to_csv(cells: Sequence[CellResult]) -> str:
     """Return one line for each cell, with its intervals and what went wrong."""
     header = [*AXES, "status", *_SCORES, *_GROUPS, "val_balanced_accuracy", "weights_used", "run", "reason", "log"]
     rows = [
@@ -64,7 +64,7 @@ def to_csv(cells: Sequence[Cell]) -> str:
     return _csv(header, rows)
 
 
-def _numbers(cell: Cell) -> list[Any]:
+def _numbers(cell: CellResult) -> list[Any]:
     report = cell.report
     if report is None:
         return [""] * (len(_SCORES) + len(_GROUPS) + 1)
@@ -77,7 +77,7 @@ def _numbers(cell: Cell) -> list[Any]:
     ]
 
 
-def times_csv(cells: Sequence[Cell]) -> str:
+def times_csv(cells: Sequence[CellResult]) -> str:
     """Return one line for each cell: seconds of its fit, which several cells may share, and of judging it."""
     names = ("fit_seconds", "predict_seconds")
     rows = [[*cell.values.values(), *(_cost(cell.report, name) for name in names)] for cell in cells]
@@ -88,7 +88,7 @@ def _cost(report: Report | None, name: str) -> str:
     return f"{report.cost[name]:.4f}" if report else ""
 
 
-def to_json(matrix: Matrix, cells: Sequence[Cell], further: Mapping[str, Any]) -> str:
+def to_json(matrix: AblationResult, cells: Sequence[CellResult], further: Mapping[str, Any]) -> str:
     """Return the grid and every cell with its report, as JSON without times; what is large stays with the cell."""
     grid = matrix.grid
     rows = [

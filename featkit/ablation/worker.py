@@ -11,32 +11,32 @@ import numpy as np
 from scipy.stats import norm
 
 from featkit.ablation.cell_files import failed_cell, write_cell
-from featkit.ablation.cells import Cell, Value
+from featkit.ablation.cells import AxisValue, CellResult
 from featkit.embeddings import store
 from featkit.embeddings.base import Embeddings
 from featkit.embeddings.request import Request
 from featkit.heads.base import single_threaded_blas
 from featkit.runs.features import FeatureSet, on_test, with_train
-from featkit.runs.fit import Fitted, Protocol, fit_head, judge
+from featkit.runs.fit import FitConfig, Fitted, evaluate_head, fit_head
 
 
 @dataclass(frozen=True)
-class Judged:
+class CellCondition:
     """One cell: its name on disk, its place on the axes, and the file of its test images if they are perturbed."""
 
     name: str
-    values: Mapping[str, Value]
+    values: Mapping[str, AxisValue]
     request: Request
     test: Path | None
 
 
 @dataclass(frozen=True)
-class Fit:
+class CellTask:
     """A head to fit, and the cells for which it is judged.
 
     Attributes:
         folder: where the cells are kept.
-        protocol: how it is fitted.
+        config: how it is fitted.
         request, data, weights: as in ``FeatureSet``.
         clean: file of all images as they are.
         splits: split of each image by its id.
@@ -45,17 +45,17 @@ class Fit:
     """
 
     folder: Path
-    protocol: Protocol
+    config: FitConfig
     request: Request
     data: str
     weights: str
     clean: Path
     splits: Mapping[str, str]
     views: Path | None
-    cells: tuple[Judged, ...]
+    cells: tuple[CellCondition, ...]
 
 
-def fit_cells(task: Fit) -> list[Cell]:
+def fit_cells(task: CellTask) -> list[CellResult]:
     """Fit a head and write its cells; return those that came to nothing, as rows.
 
     BLAS runs on one core: the numbers are the same however many tasks are at work.
@@ -75,7 +75,7 @@ def fit_cells(task: Fit) -> list[Cell]:
     return [replace(cell, data=task.data, weights=task.weights) for cell in lost]
 
 
-def _source(task: Fit) -> FeatureSet:
+def _source(task: CellTask) -> FeatureSet:
     embeddings = _read(task.clean)
     splits = np.array([task.splits[name] for name in embeddings.ids], dtype=np.str_)
     source = FeatureSet(task.request, replace(embeddings, splits=splits), task.clean, task.data, task.weights)
@@ -87,17 +87,17 @@ def _read(path: Path) -> Embeddings:
     return store.read(path)
 
 
-def _fit(task: Fit, source: FeatureSet) -> Fitted:
+def _fit(task: CellTask, source: FeatureSet) -> Fitted:
     values = task.cells[0].values
-    return fit_head(source, str(values["head"]), int(values["seed"]), task.protocol)
+    return fit_head(source, str(values["head"]), int(values["seed"]), task.config)
 
 
-def _judge(task: Fit, cell: Judged, fitted: Fitted, source: FeatureSet) -> None:
+def _judge(task: CellTask, cell: CellCondition, fitted: Fitted, source: FeatureSet) -> None:
     if cell.test is None:
-        write_cell(task.folder, cell.name, judge(fitted, source), fitted.val_score)
+        write_cell(task.folder, cell.name, evaluate_head(fitted, source), fitted.val_score)
         return
     perturbed = store.read(cell.test)
-    run = judge(fitted, on_test(source, perturbed, cell.request))
+    run = evaluate_head(fitted, on_test(source, perturbed, cell.request))
     shift = cosine_to(source.embeddings.part("test"), perturbed)
     report = replace(run.report, provenance={**run.report.provenance, "cosine_to_clean": shift})
     write_cell(task.folder, cell.name, replace(run, report=report), fitted.val_score)

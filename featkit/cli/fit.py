@@ -86,7 +86,7 @@ def fit(cache: Path, out: Path, as_json: bool, **options: Any) -> None:
 
 def _runs(cache: Path, out: Path, heads: tuple[str, ...], options: dict[str, Any], *, show: bool) -> list[Run]:
     """Fit each head for each seed; the vectors of a seed are read once."""
-    from featkit.runs.fit import Protocol, fit_run
+    from featkit.runs.fit import FitConfig, fit_run
 
     runs = []
     for number in range(options["seeds"]):
@@ -97,8 +97,8 @@ def _runs(cache: Path, out: Path, heads: tuple[str, ...], options: dict[str, Any
         for head in heads:
             with _counted(make_compute(options), options["tune"]) as progress:
                 chosen = {name: options[name] for name in ("tune", "subset", "balance", "reject")}
-                protocol = Protocol(**chosen, progress=progress)
-                run = fit_run(source, head, seed=source.request.seed, protocol=protocol)
+                config = FitConfig(**chosen, progress=progress)
+                run = fit_run(source, head, seed=source.request.seed, config=config)
             for warning in run.report.warnings:
                 note(f"warning: {warning}")
             runs.append(run)

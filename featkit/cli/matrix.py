@@ -31,9 +31,9 @@ from featkit.errors import FeatkitError
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from featkit.ablation.cells import Cell
+    from featkit.ablation.cells import CellResult
     from featkit.ablation.grid import Grid
-    from featkit.ablation.run import Matrix, Progress, Work
+    from featkit.ablation.run import AblationConfig, AblationResult, Progress
 
 _NUMBERS = ("top-1 %", "95 % interval", "balanced %", "n", "fit s")
 
@@ -66,9 +66,9 @@ def given_axes(options: Mapping[str, Any]) -> dict[str, Any]:
     return {axis: options[axis] for axis in AXES if options.get(axis)}
 
 
-def run_grid(grid: Grid, options: Mapping[str, Any], baseline: str = "") -> Matrix | None:
+def run_grid(grid: Grid, options: Mapping[str, Any], baseline: str = "") -> AblationResult | None:
     """Run a grid, print its table, leave its files; with ``--dry-run``, say what it would take, and return None."""
-    from featkit.ablation.run import run_matrix
+    from featkit.ablation.run import run_grid
     from featkit.ablation.tables import matrix_files, ranked
     from featkit.storage import publish
 
@@ -77,7 +77,7 @@ def run_grid(grid: Grid, options: Mapping[str, Any], baseline: str = "") -> Matr
             click.echo(_estimated(grid, work))
             return None
         begun, start = any((work.out / grid.name / "cells").glob("*")), time.perf_counter()
-        matrix = run_matrix(grid, work)
+        matrix = run_grid(grid, work)
     seconds = _wall_seconds(work, grid, None if begun else time.perf_counter() - start)
     directory = work.out / grid.name / grid.id
     files = {**matrix_files(matrix, baseline), **_report(matrix, seconds)}
@@ -90,7 +90,7 @@ def run_grid(grid: Grid, options: Mapping[str, Any], baseline: str = "") -> Matr
     return matrix
 
 
-def _wall_seconds(work: Work, grid: Grid, seconds: float | None) -> float | None:
+def _wall_seconds(work: AblationConfig, grid: Grid, seconds: float | None) -> float | None:
     """Return how long the matrix took when it was made in one go, now or before.
 
     Of one that was gone on with, the time of the last part would say little.
@@ -106,7 +106,7 @@ def _wall_seconds(work: Work, grid: Grid, seconds: float | None) -> float | None
     return known
 
 
-def _report(matrix: Matrix, seconds: float | None) -> dict[str, str | bytes]:
+def _report(matrix: AblationResult, seconds: float | None) -> dict[str, str | bytes]:
     """Return the page, the summary and the heat map."""
     from importlib.metadata import version
 
@@ -134,11 +134,11 @@ def _command() -> str:
 
 
 @contextmanager
-def _work(options: Mapping[str, Any]) -> Iterator[Work]:
+def _work(options: Mapping[str, Any]) -> Iterator[AblationConfig]:
     """Give where and how to work, with live progress where a person watches."""
     from tqdm import tqdm
 
-    from featkit.ablation.run import Work
+    from featkit.ablation.run import AblationConfig
     from featkit.backbones.precision import cores
 
     compute = make_compute(options)
@@ -152,10 +152,10 @@ def _work(options: Mapping[str, Any]) -> Iterator[Work]:
             bar.update(progress.done - bar.n)
             bar.refresh()
 
-        yield Work(options["out"], options["cache"], compute, options["jobs"] or cores(), note, show)
+        yield AblationConfig(options["out"], options["cache"], compute, options["jobs"] or cores(), note, show)
 
 
-def _estimated(grid: Grid, work: Work) -> str:
+def _estimated(grid: Grid, work: AblationConfig) -> str:
     from featkit.ablation.estimate import SAMPLE, estimate
 
     found = estimate(grid, work)
@@ -173,7 +173,7 @@ def _estimated(grid: Grid, work: Work) -> str:
     return "\n".join([*lines, f"time with {work.jobs} jobs: {about}"])
 
 
-def _table(cells: Sequence[Cell]) -> str:
+def _table(cells: Sequence[CellResult]) -> str:
     """Draw the cells; what is the same in all of them stands once, above."""
     places = [_axes_of(cell) for cell in cells]
     varying = [name for name in places[0] if len({place[name] for place in places}) > 1]
@@ -184,13 +184,13 @@ def _table(cells: Sequence[Cell]) -> str:
     return "\n".join([f"{same}\n" if same else "", drawn, *reasons]).lstrip("\n")
 
 
-def _axes_of(cell: Cell) -> dict[str, str]:
+def _axes_of(cell: CellResult) -> dict[str, str]:
     """Return the place of a cell as a person reads it."""
     shown = {"data": cell.data, "weights": cell.weights or str(cell.values["weights"])}
     return {axis: shown.get(axis) or str(value) for axis, value in cell.values.items()}
 
 
-def _numbers(cell: Cell) -> list[str]:
+def _numbers(cell: CellResult) -> list[str]:
     report = cell.report
     if report is None:
         return [cell.status, "", "", "", ""]
@@ -203,7 +203,7 @@ def _numbers(cell: Cell) -> list[str]:
     ]
 
 
-def _heat_map(matrix: Matrix) -> Any:
+def _heat_map(matrix: AblationResult) -> Any:
     """Draw top-1 by head and by all else that varies, as a mean over seeds and perturbations of the test images."""
     import numpy as np
 
@@ -213,7 +213,7 @@ def _heat_map(matrix: Matrix) -> Any:
     rows, same = _row_names(cells)
     places = list(dict.fromkeys(rows))
     columns = list(dict.fromkeys(str(cell.values["head"]) for cell in cells))
-    found: dict[tuple[int, int], list[Cell]] = {}
+    found: dict[tuple[int, int], list[CellResult]] = {}
     for row, cell in zip(rows, cells, strict=True):
         found.setdefault((places.index(row), columns.index(str(cell.values["head"]))), []).append(cell)
     means = np.full((len(places), len(columns)), np.nan)
@@ -237,7 +237,7 @@ def _heat_map(matrix: Matrix) -> Any:
     )
 
 
-def _row_names(cells: Sequence[Cell]) -> tuple[list[str], str]:
+def _row_names(cells: Sequence[CellResult]) -> tuple[list[str], str]:
     """Return each cell's row in the heat map, made of what varies, and what does not, for the title."""
     axes = ("data", "backbone", "weights", "layer", "precision", "subset", "train_perturb", "balance", "tune")
     # A cell that was skipped does not know what its images are called.
@@ -250,7 +250,7 @@ def _row_names(cells: Sequence[Cell]) -> tuple[list[str], str]:
     return [row or part[1] for row, part in zip(rows, parts, strict=True)], same
 
 
-def _written(cell: Cell, axis: str) -> str:
+def _written(cell: CellResult, axis: str) -> str:
     """Return a value for the heat map; what is no news is left out."""
     value = cell.values[axis]
     plain = {"precision": "auto", "subset": "all", "train_perturb": "none", "balance": "none"}

@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from typing import Any
 
-from featkit.ablation.cells import Cell
+from featkit.ablation.cells import CellResult
 from featkit.ablation.effects import Findings, find
 from featkit.ablation.grid import AXES
-from featkit.ablation.run import Matrix
+from featkit.ablation.run import AblationResult
 from featkit.ablation.tables import matrix_files
 from featkit.evaluation.effects import SEED
 from featkit.reports.ablation_page import (
@@ -32,7 +32,7 @@ from featkit.storage import Content
 
 
 def ablation_files(
-    matrix: Matrix, *, command: str, baseline: str = "", wall_seconds: float | None = None
+    matrix: AblationResult, *, command: str, baseline: str = "", wall_seconds: float | None = None
 ) -> dict[str, Content]:
     """Return every file of a finished grid by name: tables, results, report, summary and heat map.
 
@@ -56,7 +56,7 @@ def ablation_files(
 def write_report(
     name: str,
     axes: Mapping[str, Sequence[Any]],
-    cells: Sequence[Cell],
+    cells: Sequence[CellResult],
     *,
     commands: Sequence[str],
     versions: Mapping[str, str],

@@ -6,8 +6,8 @@ from collections.abc import Iterable, Sequence
 from itertools import combinations
 from statistics import fmean
 
-from featkit.ablation.cells import Cell
-from featkit.ablation.effects import DATA, Findings, Judged, grouped, unperturbed
+from featkit.ablation.cells import CellResult
+from featkit.ablation.effects import DATA, Findings, ScoredCell, grouped, unperturbed
 from featkit.evaluation.effects import SEED, Average, Effect
 from featkit.reports.charts import Range, ScatterPoint, interval_bar, scatter, shade
 from featkit.reports.markup import Html, join, tag
@@ -142,7 +142,7 @@ def pareto_part(findings: Findings) -> Html:
     return join(paragraphs(about), plot, bullets(front, ordered=True))
 
 
-def _complete(findings: Findings) -> list[tuple[str, list[Judged]]]:
+def _complete(findings: Findings) -> list[tuple[str, list[ScoredCell]]]:
     """Return classifiers with a result and a time in every cell that any of them has, perturbed ones left out."""
     groups = grouped(unperturbed(findings), findings.choice_axes).values()
     timed = [its for its in groups if all(cell.seconds > 0 for cell, _ in its)]
@@ -210,7 +210,7 @@ def _other_metric(findings: Findings) -> str:
     return "balanced % (95 %)" if findings.metric == "top-1" else "top-1 % (95 %)"
 
 
-def _place(findings: Findings, cell: Cell, axes: Sequence[str]) -> list[TableCell]:
+def _place(findings: Findings, cell: CellResult, axes: Sequence[str]) -> list[TableCell]:
     values = [cell.values.get(axis, "") for axis in axes]
     shown = [findings.shown(axis, value) for axis, value in zip(axes, values, strict=True)]
     return [
@@ -219,7 +219,7 @@ def _place(findings: Findings, cell: Cell, axes: Sequence[str]) -> list[TableCel
     ]
 
 
-def _result(findings: Findings, cell: Cell, span: Range) -> list[TableCell]:
+def _result(findings: Findings, cell: CellResult, span: Range) -> list[TableCell]:
     if cell.report is None:
         nothing = [number("", ""), TableCell("", "", "drawn"), *[number("", "")] * 3]
         return [*nothing, TableCell(tag("span", cell.status, class_="bad"), cell.status, title=cell.reason)]

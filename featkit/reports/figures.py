@@ -25,8 +25,8 @@ from featkit.plots.search import plot_search
 from featkit.plots.training import History, plot_histories
 
 if TYPE_CHECKING:
-    from featkit.ablation.cells import Cell
-    from featkit.ablation.run import Matrix
+    from featkit.ablation.cells import CellResult
+    from featkit.ablation.run import AblationResult
     from featkit.images.base import ImageSet
     from featkit.runs.fit import Run
     from featkit.studies.audit import Audit
@@ -192,7 +192,7 @@ def odds_text(odds: float) -> str:
 # --- Ablation ---
 
 
-def ablation_figures(matrix: Matrix) -> dict[str, bytes]:
+def ablation_figures(matrix: AblationResult) -> dict[str, bytes]:
     """Draw ``heatmap.png``: top-1 accuracy by head (columns) and by the other axes that vary (rows).
 
     A cell of the figure is the mean over seeds and over perturbations of the test images, where these vary;
@@ -202,7 +202,7 @@ def ablation_figures(matrix: Matrix) -> dict[str, bytes]:
     row_names, constant = _heatmap_rows(matrix.cells)
     rows = list(dict.fromkeys(row_names))
     columns = list(dict.fromkeys(str(cell.values["head"]) for cell in matrix.cells))
-    members: dict[tuple[int, int], list[Cell]] = {}
+    members: dict[tuple[int, int], list[CellResult]] = {}
     for row, cell in zip(row_names, matrix.cells, strict=True):
         members.setdefault((rows.index(row), columns.index(str(cell.values["head"]))), []).append(cell)
 
@@ -228,7 +228,7 @@ def ablation_figures(matrix: Matrix) -> dict[str, bytes]:
     return {"heatmap.png": png_bytes(figure)}
 
 
-def _heatmap_rows(cells: Sequence[Cell]) -> tuple[list[str], str]:
+def _heatmap_rows(cells: Sequence[CellResult]) -> tuple[list[str], str]:
     """Return the row name of each cell, made of the axes that vary, and the constant values for the title."""
     axes = ("data", "backbone", "weights", "layer", "precision", "subset", "train_perturb", "balance", "tune")
     # A skipped cell does not know the short name of its images; another cell with the same images does.
@@ -249,7 +249,7 @@ def _heatmap_rows(cells: Sequence[Cell]) -> tuple[list[str], str]:
 _DEFAULTS = {"precision": "auto", "subset": "all", "train_perturb": "none", "balance": "none"}
 
 
-def _axis_text(cell: Cell, axis: str) -> str:
+def _axis_text(cell: CellResult, axis: str) -> str:
     """Return a value of an axis for the heat map; defaults are empty."""
     value = cell.values[axis]
     if axis == "data":

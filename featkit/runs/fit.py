@@ -26,7 +26,7 @@ from featkit.heads.balance import BalancedHead
 from featkit.heads.search import Candidate, SearchResult, search, search_correction
 from featkit.registry import Spec
 from featkit.runs.features import FeatureSet, refuse_seen
-from featkit.runs.splits import Parts, divide, refuse_infinite, train_counts, unseen
+from featkit.runs.splits import DataSplits, make_splits, refuse_infinite, train_counts, unseen
 from featkit.storage import digest
 
 PACKAGES = ("featkit", "numpy", "scikit-learn", "skops", "torch", "torchvision")
@@ -39,7 +39,7 @@ results that are still right are found again. (Up to version 0.1.0 it was the ve
 
 
 @dataclass(frozen=True)
-class Protocol:
+class FitConfig:
     """How a head is fitted and judged.
 
     Attributes:
@@ -86,7 +86,7 @@ class Fitted:
     """A head with all that was chosen for it, judged by nothing yet.
 
     Attributes:
-        source, head_spec, seed, protocol: what was asked for.
+        source, head_spec, seed, config: what was asked for.
         parts: which rows it was fitted on, and which chose its settings.
         head: the fitted estimator.
         temperature, threshold: chosen on val; None where there is none.
@@ -98,8 +98,8 @@ class Fitted:
     source: FeatureSet
     head_spec: str
     seed: int
-    protocol: Protocol
-    parts: Parts
+    config: FitConfig
+    parts: DataSplits
     head: Any
     temperature: Temperature | None
     threshold: float | None
@@ -108,7 +108,7 @@ class Fitted:
     seconds: float
 
 
-def fit_run(source: FeatureSet, head_spec: str = "linear", *, seed: int = 0, protocol: Protocol | None = None) -> Run:
+def fit_run(source: FeatureSet, head_spec: str = "linear", *, seed: int = 0, config: FitConfig | None = None) -> Run:
     """Fit a head and judge it on the test vectors, which nothing else has seen.
 
     The settings (with ``tune``), the temperature and the threshold of rejection are chosen on val, with heads that were
@@ -118,28 +118,28 @@ def fit_run(source: FeatureSet, head_spec: str = "linear", *, seed: int = 0, pro
         SpecError: if the head, an option or a value is unknown.
         DataError: if train has fewer than two classes, or test no image.
     """
-    return judge(fit_head(source, head_spec, seed, protocol or Protocol()), source)
+    return evaluate_head(fit_head(source, head_spec, seed, config or FitConfig()), source)
 
 
-def fit_head(source: FeatureSet, head_spec: str, seed: int, protocol: Protocol) -> Fitted:
+def fit_head(source: FeatureSet, head_spec: str, seed: int, config: FitConfig) -> Fitted:
     """Fit a head and choose all there is to choose without a look at test; see ``fit_run``."""
     asked = Spec.parse(head_spec)
     make_head(asked, seed=seed)
     refuse_seen(source)
-    parts = _divide(source, seed, protocol.subset)
+    parts = _divide(source, seed, config.subset)
     start = time.perf_counter()
-    found = _search(asked, parts, seed, protocol) if protocol.tune else None
+    found = _search(asked, parts, seed, config) if config.tune else None
     chosen = found.best.options if found else {}
-    balance = chosen.get("correction", protocol.balance)
+    balance = chosen.get("correction", config.balance)
     spec = replace(asked, options=chosen) if found and not balance else asked
     scored = (found.scores, np.unique(parts.fit.y)) if found else _score_val(_head(spec, balance, seed), parts)
-    temperature, threshold = _on_val(scored, parts.val.y, protocol.reject)
+    temperature, threshold = _on_val(scored, parts.val.y, config.reject)
     head = _head(spec, balance, seed).fit(parts.final.x, parts.final.y)
     return Fitted(
         source=source,
         head_spec=str(asked),
         seed=seed,
-        protocol=protocol,
+        config=config,
         parts=parts,
         head=head,
         temperature=temperature,
@@ -150,9 +150,9 @@ def fit_head(source: FeatureSet, head_spec: str, seed: int, protocol: Protocol) 
     )
 
 
-def judge(fitted: Fitted, source: FeatureSet) -> Run:
+def evaluate_head(fitted: Fitted, source: FeatureSet) -> Run:
     """Judge a fitted head on the test images of ``source``: its own, or the same ones perturbed."""
-    test, head, reject_share = source.embeddings.part("test"), fitted.head, fitted.protocol.reject
+    test, head, reject_share = source.embeddings.part("test"), fitted.head, fitted.config.reject
     refuse_infinite(test)
     start = time.perf_counter()
     scores = np.asarray(head.predict_proba(test.x), dtype=np.float64)
@@ -179,13 +179,13 @@ def judge(fitted: Fitted, source: FeatureSet) -> Run:
         judged = reject(shown, test.y, columns, share=reject_share, threshold=fitted.threshold)
         report = replace(report, rejection=judged)
     predictions = Predictions(test.ids, test.y, columns[scores.argmax(axis=1)], shown.max(axis=1))
-    run_id = _run_id(source, fitted.head_spec, fitted.seed, fitted.protocol)
+    run_id = _run_id(source, fitted.head_spec, fitted.seed, fitted.config)
     return Run(run_id, source, fitted.head_spec, head, report, predictions, fitted.search)
 
 
-def _divide(source: FeatureSet, seed: int, subset: str | None) -> Parts:
+def _divide(source: FeatureSet, seed: int, subset: str | None) -> DataSplits:
     try:
-        return divide(source.embeddings, seed, subset)
+        return make_splits(source.embeddings, seed, subset)
     except DataError as error:
         raise DataError(f"{source.path}: {error}") from error
 
@@ -195,26 +195,26 @@ def _head(spec: Spec, balance: str | None, seed: int) -> Any:
     return BalancedHead(head=str(spec), correction=balance, seed=seed) if balance else make_head(spec, seed=seed)
 
 
-def _settings(protocol: Protocol) -> dict[str, Any]:
-    return {"tuned": protocol.tune, "subset": protocol.subset, "balance": protocol.balance}
+def _settings(config: FitConfig) -> dict[str, Any]:
+    return {"tuned": config.tune, "subset": config.subset, "balance": config.balance}
 
 
-def _search(asked: Spec, parts: Parts, seed: int, protocol: Protocol) -> SearchResult:
+def _search(asked: Spec, parts: DataSplits, seed: int, config: FitConfig) -> SearchResult:
     """Try the search space of the correction, if there is one, or else of the head, on val."""
     fit, val = parts.fit, parts.val
-    if protocol.balance:
-        head = BalancedHead(head=str(asked), correction=protocol.balance, seed=seed)
-        return search_correction(head, fit.x, fit.y, val.x, val.y, progress=protocol.progress)
+    if config.balance:
+        head = BalancedHead(head=str(asked), correction=config.balance, seed=seed)
+        return search_correction(head, fit.x, fit.y, val.x, val.y, progress=config.progress)
     if asked.options:
         raise SpecError(f"--tune chooses the options of {asked.name} on val: write {asked.name} alone, without options")
-    return search(asked.name, fit.x, fit.y, val.x, val.y, seed=seed, progress=protocol.progress)
+    return search(asked.name, fit.x, fit.y, val.x, val.y, seed=seed, progress=config.progress)
 
 
 Scored = tuple[NDArray[np.float64], NDArray[np.int64]]
 """Scores ``(n, m)``, and the class of each column ``(m,)``."""
 
 
-def _score_val(head: Any, parts: Parts) -> Scored | None:
+def _score_val(head: Any, parts: DataSplits) -> Scored | None:
     """Return what a head that was fitted without val says about val; None where that cannot be."""
     if not len(parts.val) or len(np.unique(parts.fit.y)) < 2:
         return None
@@ -254,9 +254,9 @@ def _constant(embeddings: Embeddings) -> list[str]:
     return [f"{len(columns)} of {embeddings.x.shape[1]} columns are constant ({named})"] if len(columns) else []
 
 
-def _run_id(source: FeatureSet, head_spec: str, seed: int, protocol: Protocol) -> str:
+def _run_id(source: FeatureSet, head_spec: str, seed: int, config: FitConfig) -> str:
     embeddings = source.embeddings
-    chosen = [head_spec, str(seed), *map(str, _settings(protocol).values()), str(protocol.reject), RESULTS_VERSION]
+    chosen = [head_spec, str(seed), *map(str, _settings(config).values()), str(config.reject), RESULTS_VERSION]
     return digest([embeddings.recipe.fingerprint, *embeddings.splits.tolist(), *chosen])[:12]
 
 
@@ -274,7 +274,7 @@ def _provenance(fitted: Fitted, source: FeatureSet) -> dict[str, Any]:
         "val": "own" if parts.own_val else f"{len(parts.val)} images of train",
         "val_balanced_accuracy": fitted.val_score,
         "versions": {name: version(name) for name in PACKAGES},
-        **_settings(fitted.protocol),
+        **_settings(fitted.config),
     }
 
 

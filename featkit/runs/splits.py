@@ -19,7 +19,7 @@ VAL_SHARE = 0.2
 
 
 @dataclass(frozen=True)
-class Parts:
+class DataSplits:
     """Rows of one file of vectors, no image in two of the first three parts.
 
     Attributes:
@@ -37,7 +37,7 @@ class Parts:
     own_val: bool
 
 
-def divide(embeddings: Embeddings, seed: int, subset: str | None = None) -> Parts:
+def make_splits(embeddings: Embeddings, seed: int, subset: str | None = None) -> DataSplits:
     """Divide vectors into the parts of the protocol; the views of an image go where the image goes.
 
     Args:
@@ -59,10 +59,10 @@ def divide(embeddings: Embeddings, seed: int, subset: str | None = None) -> Part
     val = embeddings.part("val")
     final = embeddings.take(np.flatnonzero(embeddings.splits != "test"))
     if len(val):
-        return Parts(train, val, test, train if subset else final, own_val=True)
+        return DataSplits(train, val, test, train if subset else final, own_val=True)
     held_out = _held_out(train, seed)
     clean = np.array([not is_augmented_view(name) for name in train.ids])
-    return Parts(
+    return DataSplits(
         train.take(np.flatnonzero(~held_out)), train.take(np.flatnonzero(held_out & clean)), test, final, own_val=False
     )
 

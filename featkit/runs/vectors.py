@@ -8,7 +8,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from featkit.ablation.cells import Value
+from featkit.ablation.cells import AxisValue
 from featkit.backbones.precision import INT8
 from featkit.embeddings import lookup
 from featkit.embeddings.extract import run_extractions
@@ -44,7 +44,7 @@ class Needed:
         return tuple(each for each in (self.clean, self.views, self.test) if each)
 
 
-def needed(values: Mapping[str, Value], fixed: Mapping[str, Any]) -> Needed:
+def needed(values: Mapping[str, AxisValue], fixed: Mapping[str, Any]) -> Needed:
     """Return the files that a cell of a grid needs; environment variables in its values are replaced.
 
     Raises:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from featkit.ablation.cells import Cell, Value
+from featkit.ablation.cells import AxisValue, CellResult
 from featkit.ablation.grid import Grid
 from featkit.errors import SpecError
 from featkit.evaluation.gains import balanced_gain
@@ -28,7 +28,7 @@ class TailRow:
         gain: balanced accuracy less that without a correction, and its paired interval; None without such a cell.
     """
 
-    values: dict[str, Value]
+    values: dict[str, AxisValue]
     n: int
     top1: float
     interval95: Interval
@@ -47,7 +47,7 @@ class TailRow:
         return asdict(self)
 
 
-def longtail_grid(given: dict[str, Sequence[Value]], factors: Sequence[float], fixed: dict[str, Any]) -> Grid:
+def longtail_grid(given: dict[str, Sequence[AxisValue]], factors: Sequence[float], fixed: dict[str, Any]) -> Grid:
     """Return the grid of a long-tail study: imbalance factors x corrections, over the axes that are given.
 
     Raises:
@@ -60,20 +60,20 @@ def longtail_grid(given: dict[str, Sequence[Value]], factors: Sequence[float], f
     return Grid("longtail", {"subset": subsets, "tune": (True,), **given, "balance": tuple(corrections)}, fixed)
 
 
-def tail_rows(cells: Sequence[Cell]) -> list[TailRow]:
+def tail_rows(cells: Sequence[CellResult]) -> list[TailRow]:
     """Return a row for each cell with a result, in their order."""
-    groups: dict[tuple[Value, ...], list[Cell]] = {}
+    groups: dict[tuple[AxisValue, ...], list[CellResult]] = {}
     for cell in cells:
         if cell.report and cell.predictions:
             groups.setdefault(_tail(cell), []).append(cell)
     return [_row(cell, groups[_tail(cell)]) for cell in cells if cell.report and cell.predictions]
 
 
-def _tail(cell: Cell) -> tuple[Value, ...]:
+def _tail(cell: CellResult) -> tuple[AxisValue, ...]:
     return tuple(value for axis, value in cell.values.items() if axis not in ("balance", "tune"))
 
 
-def _row(cell: Cell, group: Sequence[Cell]) -> TailRow:
+def _row(cell: CellResult, group: Sequence[CellResult]) -> TailRow:
     report, predictions = cell.report, cell.predictions
     assert report is not None
     assert predictions is not None

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from featkit.ablation.cells import Cell, Value
+from featkit.ablation.cells import AxisValue, CellResult
 from featkit.ablation.grid import Grid
 from featkit.evaluation.gains import gain, ratio_interval
 from featkit.evaluation.intervals import Interval
@@ -31,7 +31,7 @@ class LevelRow:
         cosine: mean cosine between the vectors of an image and of the same one perturbed.
     """
 
-    values: dict[str, Value]
+    values: dict[str, AxisValue]
     family: str
     level: str
     n: int
@@ -67,7 +67,7 @@ class HeadRow:
     ICLR 2019, section 4.
     """
 
-    values: dict[str, Value]
+    values: dict[str, AxisValue]
     n: int
     perturbations: int
     clean: float | None
@@ -86,7 +86,7 @@ class HeadRow:
 
 
 def robustness_grid(
-    given: Mapping[str, Sequence[Value]], families: Sequence[str], levels: Sequence[str], fixed: Mapping[str, Any]
+    given: Mapping[str, Sequence[AxisValue]], families: Sequence[str], levels: Sequence[str], fixed: Mapping[str, Any]
 ) -> Grid:
     """Return the grid of a robustness study: the images as they are, and every family at every level.
 
@@ -101,12 +101,12 @@ def robustness_grid(
     return Grid("robustness", {**given, "perturb": ("none", *specs)}, fixed)
 
 
-Group = dict[Perturbation, Cell]
+Group = dict[Perturbation, CellResult]
 """Cells of one fitted head, by perturbation."""
 
 
-def _groups(cells: Sequence[Cell]) -> dict[tuple[tuple[str, Value], ...], Group]:
-    groups: dict[tuple[tuple[str, Value], ...], Group] = {}
+def _groups(cells: Sequence[CellResult]) -> dict[tuple[tuple[str, AxisValue], ...], Group]:
+    groups: dict[tuple[tuple[str, AxisValue], ...], Group] = {}
     for cell in cells:
         if cell.report and cell.predictions:
             group = groups.setdefault(_head(cell.values), {})
@@ -114,11 +114,11 @@ def _groups(cells: Sequence[Cell]) -> dict[tuple[tuple[str, Value], ...], Group]
     return groups
 
 
-def _head(values: Mapping[str, Value]) -> tuple[tuple[str, Value], ...]:
+def _head(values: Mapping[str, AxisValue]) -> tuple[tuple[str, AxisValue], ...]:
     return tuple((axis, value) for axis, value in values.items() if axis != "perturb")
 
 
-def level_rows(cells: Sequence[Cell]) -> list[LevelRow]:
+def level_rows(cells: Sequence[CellResult]) -> list[LevelRow]:
     """Return a row for each cell with perturbed test images and a result."""
     return [
         _level(group.get(Perturbation()), perturbation, cell)
@@ -128,7 +128,7 @@ def level_rows(cells: Sequence[Cell]) -> list[LevelRow]:
     ]
 
 
-def _level(clean: Cell | None, perturbation: Perturbation, cell: Cell) -> LevelRow:
+def _level(clean: CellResult | None, perturbation: Perturbation, cell: CellResult) -> LevelRow:
     report = cell.report
     assert report
     shift = report.provenance["cosine_to_clean"]
@@ -155,7 +155,7 @@ def _level(clean: Cell | None, perturbation: Perturbation, cell: Cell) -> LevelR
     )
 
 
-def _right(cell: Cell, like: Cell | None = None) -> NDArray[np.bool_]:
+def _right(cell: CellResult, like: CellResult | None = None) -> NDArray[np.bool_]:
     """Return ``(n,)`` whether each test image was right, in the order of another cell's images."""
     predictions, order = cell.predictions, (like or cell).predictions
     assert predictions is not None
@@ -164,7 +164,7 @@ def _right(cell: Cell, like: Cell | None = None) -> NDArray[np.bool_]:
     return np.array([right[name] for name in order.ids], bool)
 
 
-def head_rows(cells: Sequence[Cell], baseline: str) -> list[HeadRow]:
+def head_rows(cells: Sequence[CellResult], baseline: str) -> list[HeadRow]:
     """Return a row for each fitted head that was judged on perturbed images.
 
     Args:
@@ -180,7 +180,7 @@ def head_rows(cells: Sequence[Cell], baseline: str) -> list[HeadRow]:
     return rows
 
 
-def _row(values: dict[str, Value], group: Group, reference: Group, baseline: str) -> HeadRow:
+def _row(values: dict[str, AxisValue], group: Group, reference: Group, baseline: str) -> HeadRow:
     clean, first = group.get(Perturbation()), next(iter(group.values()))
     right = {perturbation: _right(cell, first) for perturbation, cell in group.items() if perturbation}
     families: dict[str, list[Perturbation]] = {}
@@ -210,7 +210,7 @@ def _mce(
     families: Mapping[str, Sequence[Perturbation]],
     right: Mapping[Perturbation, NDArray[np.bool_]],
     reference: Group,
-    first: Cell,
+    first: CellResult,
 ) -> tuple[float, Interval] | None:
     if not right.keys() <= reference.keys():
         return None

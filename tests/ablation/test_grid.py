@@ -34,9 +34,9 @@ def test_a_rule_leaves_out_what_has_its_values_on_every_axis_it_names(tmp_path):
 def test_in_a_grid_of_corrections_tuning_leaves_the_head_alone():
     """Otherwise none would be a tuned head, and every correction one with its defaults."""
     several = Grid("g", {"balance": ("none", "tau_norm"), "tune": (True,)})
-    assert [several.protocol(cell).balance for cell in several.cells()] == ["none", "tau_norm"]
+    assert [several.fit_config(cell).balance for cell in several.cells()] == ["none", "tau_norm"]
     single = Grid("g", {"tune": (True,)})
-    assert single.protocol(single.cells()[0]).balance is None
+    assert single.fit_config(single.cells()[0]).balance is None
 
 
 def test_the_id_is_that_of_the_cells_and_not_of_the_name():

@@ -23,14 +23,14 @@ from featkit.ablation.cell_files import locked
 from featkit.ablation.estimate import estimate
 from featkit.ablation.executors.local import side_by_side
 from featkit.ablation.grid import Grid, Skip
-from featkit.ablation.run import Work, run_matrix
+from featkit.ablation.run import AblationConfig, run_grid
 from featkit.ablation.tables import matrix_files
 from featkit.ablation.worker import fit_cells
 from featkit.embeddings.pipeline import Compute
 from featkit.embeddings.store import entries
 from featkit.errors import RunError
 from featkit.runs.features import load_features
-from featkit.runs.fit import Protocol, fit_run
+from featkit.runs.fit import FitConfig, fit_run
 
 KILLS = int(os.environ.get("FEATKIT_KILLS", "3"))
 
@@ -55,12 +55,12 @@ def cache(tmp_path_factory):
 
 @pytest.fixture
 def work(tmp_path, cache):
-    return Work(tmp_path / "out", cache, Compute())
+    return AblationConfig(tmp_path / "out", cache, Compute())
 
 
 @pytest.fixture
 def work_from_nothing(tmp_path):
-    return Work(tmp_path / "out", tmp_path / "cache", Compute())
+    return AblationConfig(tmp_path / "out", tmp_path / "cache", Compute())
 
 
 def narrowed(grid, **axes):
@@ -80,7 +80,7 @@ def counted(monkeypatch):
 
 
 def test_a_head_is_fitted_once_for_all_perturbations_of_the_test_images(grid, work, counted):
-    cells = run_matrix(grid, work).cells
+    cells = run_grid(grid, work).cells
     assert [cell.status for cell in cells] == ["ok"] * 12
     assert len(counted) == 4
     assert all("untrained" in cell.weights for cell in cells)
@@ -88,17 +88,17 @@ def test_a_head_is_fitted_once_for_all_perturbations_of_the_test_images(grid, wo
 
 def test_perturbed_files_hold_test_images_only(grid, work_from_nothing):
     """Of 24 images 4 are for test; a split by seed is no part of the file of all images."""
-    run_matrix(narrowed(grid, head=("knn:k=1",)), work_from_nothing)
+    run_grid(narrowed(grid, head=("knn:k=1",)), work_from_nothing)
     found = [(entry.recipe.perturb, entry.rows) for entry in entries(work_from_nothing.cache)[0]]
     assert sorted(found) == [*[("flip:level=mild", 4)] * 2, *[("fog:level=strong", 4)] * 2, ("none", 24)]
 
 
 def test_a_cell_is_the_run_that_fit_makes(grid, work):
     """The same id and the same report but for what the matrix adds; perturbed or not."""
-    for cell in run_matrix(narrowed(grid, seed=(1,)), work).cells:
+    for cell in run_grid(narrowed(grid, seed=(1,)), work).cells:
         names = ("data", "weights", "perturb", "seed")
         given = {**{name: cell.values[name] for name in names}, "backbone": "resnet18", "resize": "32"}
-        run = fit_run(load_features(given, work.cache, Compute()), cell.values["head"], seed=1, protocol=Protocol())
+        run = fit_run(load_features(given, work.cache, Compute()), cell.values["head"], seed=1, config=FitConfig())
         assert (cell.run, cell.report.top1, cell.report.nll) == (run.id, run.report.top1, run.report.nll)
         assert cell.predictions.ids == run.predictions.ids
         np.testing.assert_array_equal(cell.predictions.predicted, run.predictions.predicted)
@@ -106,26 +106,26 @@ def test_a_cell_is_the_run_that_fit_makes(grid, work):
 
 def test_perturbed_views_of_train_are_fitted_on_and_never_judged(grid, work):
     grid = narrowed(grid, train_perturb=("none", "mixed:level=medium"), seed=(0,), perturb=("none",))
-    plain, wide = (run_matrix(grid, work).cells[place].report for place in (0, 2))
+    plain, wide = (run_grid(grid, work).cells[place].report for place in (0, 2))
     assert wide.provenance["n_train"] > plain.provenance["n_train"]
     assert (wide.n, wide.provenance["n_val"]) == (plain.n, plain.provenance["n_val"])
 
 
 def test_finished_cells_are_taken_from_disk_and_a_changed_grid_makes_only_what_is_new(grid, work, counted):
-    first = run_matrix(grid, work)
+    first = run_grid(grid, work)
     before = times(work)
-    again = run_matrix(grid, work)
+    again = run_grid(grid, work)
     assert times(work) == before
     assert len(counted) == 4
     assert matrix_files(first)["results.csv"] == matrix_files(again)["results.csv"]
-    run_matrix(narrowed(grid, head=("knn:k=1", "knn:k=3"), seed=(0,)), work)
+    run_grid(narrowed(grid, head=("knn:k=1", "knn:k=3"), seed=(0,)), work)
     assert counted[4:] == ["knn:k=3"]
     assert before.items() <= times(work).items()
 
 
 @pytest.mark.parametrize("damage", ["half", "empty", "tampered"])
 def test_a_damaged_cell_is_made_again_and_that_is_said(grid, work, damage):
-    reference = matrix_files(run_matrix(grid, work))["results.csv"]
+    reference = matrix_files(run_grid(grid, work))["results.csv"]
     path = sorted((work.out / "colours" / "cells").glob("*.gz"))[0]
     whole = path.read_bytes()
     content = json.loads(gzip.decompress(whole))
@@ -133,7 +133,7 @@ def test_a_damaged_cell_is_made_again_and_that_is_said(grid, work, damage):
     tampered = gzip.compress(json.dumps(content).encode())
     path.write_bytes({"half": whole[: len(whole) // 2], "empty": b"", "tampered": tampered}[damage])
     notes = []
-    found = matrix_files(run_matrix(grid, replace(work, note=notes.append)))["results.csv"]
+    found = matrix_files(run_grid(grid, replace(work, note=notes.append)))["results.csv"]
     assert found == reference
     assert len(notes) == 1
     assert path.name in notes[0]
@@ -141,7 +141,7 @@ def test_a_damaged_cell_is_made_again_and_that_is_said(grid, work, damage):
 
 
 def test_results_do_not_depend_on_the_number_of_jobs(grid, work, tmp_path):
-    one, two = (matrix_files(run_matrix(grid, replace(work, jobs=jobs, out=tmp_path / str(jobs)))) for jobs in (1, 2))
+    one, two = (matrix_files(run_grid(grid, replace(work, jobs=jobs, out=tmp_path / str(jobs)))) for jobs in (1, 2))
     assert {name: text for name, text in one.items() if name != "times.csv"} == {
         name: text for name, text in two.items() if name != "times.csv"
     }
@@ -154,7 +154,7 @@ def test_what_fails_is_a_row_with_its_reason_and_log_and_the_others_go_on(photos
         "head": ("knn:k=1", "nonsense"),
         "subset": ("all", "longtail:if=50"),
     }
-    cells = run_matrix(Grid("colours", axes, {"resize": "32"}), work).cells
+    cells = run_grid(Grid("colours", axes, {"resize": "32"}), work).cells
     assert [cell.status for cell in cells] == ["ok", "failed", "failed", "failed", *["skipped"] * 4]
     assert "unknown head 'nonsense'" in cells[1].reason
     assert "the largest possible one is" in cells[2].reason
@@ -166,28 +166,28 @@ def test_running_out_of_memory_is_a_row_too(grid, work, monkeypatch):
     def fail(*arguments):
         raise MemoryError("no room\nfor this")
 
-    monkeypatch.setattr(fits, "judge", fail)
-    found = {(cell.status, cell.reason) for cell in run_matrix(grid, work).cells}
+    monkeypatch.setattr(fits, "evaluate_head", fail)
+    found = {(cell.status, cell.reason) for cell in run_grid(grid, work).cells}
     assert found == {("failed", "MemoryError: no room for this")}
 
 
 def test_what_the_grid_skips_and_what_does_not_apply_says_why(grid, work):
     grid = narrowed(grid, head=("linear", "knn:k=1"), balance=("none", "tau_norm"), perturb=("none",), seed=(0,))
-    cells = run_matrix(replace(grid, skips=(Skip({"head": ("knn:k=1",), "balance": ("none",)}, "dull"),)), work).cells
+    cells = run_grid(replace(grid, skips=(Skip({"head": ("knn:k=1",), "balance": ("none",)}, "dull"),)), work).cells
     assert [cell.status for cell in cells] == ["ok", "ok", "skipped", "skipped"]
     assert cells[2].reason == "dull"
     assert "does not apply to head knn" in cells[3].reason
 
 
 def test_two_values_that_mean_the_same_are_two_equal_rows(grid, work):
-    cells = run_matrix(narrowed(grid, perturb=("none", "fog:level=none"), weights=("random", "random:0")), work).cells
+    cells = run_grid(narrowed(grid, perturb=("none", "fog:level=none"), weights=("random", "random:0")), work).cells
     assert [cell.status for cell in cells] == ["ok"] * 16
     assert len({cell.run for cell in cells}) == 4
 
 
 def test_progress_counts_cells(grid, work):
     seen = []
-    run_matrix(grid, replace(work, progress=seen.append))
+    run_grid(grid, replace(work, progress=seen.append))
     assert [each.done for each in seen] == [0, 3, 6, 9, 12]
     assert {each.total for each in seen} == {12}
     assert (seen[0].running, seen[-1].running, seen[-1].failed) == (1, 0, 0)
@@ -195,11 +195,11 @@ def test_progress_counts_cells(grid, work):
 
 def test_a_second_process_on_one_matrix_is_refused(grid, work):
     with locked(work.out / "colours" / "cells"), pytest.raises(RunError, match=r"process \d+ on .* is at work on"):
-        run_matrix(grid, work)
+        run_grid(grid, work)
 
 
 def test_the_tables_hold_every_cell_and_times_stand_apart(grid, work):
-    files = matrix_files(run_matrix(grid, work))
+    files = matrix_files(run_grid(grid, work))
     rows = list(csv.DictReader(io.StringIO(files["results.csv"])))
     assert len(rows) == 12
     assert all(float(row["low"]) <= float(row["top1"]) <= float(row["high"]) for row in rows)
@@ -216,7 +216,7 @@ def test_an_estimate_says_what_is_there_and_what_is_missing(grid, work_from_noth
     (network,) = before.networks
     assert (network.files, network.images) == (5, 24 + 4 * 4)
     assert not list(work.cache.glob("*.h5"))
-    run_matrix(narrowed(grid, seed=(0,)), work)
+    run_grid(narrowed(grid, seed=(0,)), work)
     after = estimate(grid, work)
     assert (after.finished, after.fits) == (6, 2)
     assert estimate(narrowed(grid, seed=(0,)), work).seconds(jobs=1) == 0
@@ -237,7 +237,7 @@ FAULTS = """
 import sys
 from pathlib import Path
 from featkit.embeddings.pipeline import Compute
-from featkit.ablation.run import Work, run_matrix
+from featkit.ablation.run import AblationConfig, run_grid
 from featkit.ablation.grid import Grid
 from featkit.ablation.tables import matrix_files
 
@@ -245,8 +245,8 @@ axes = {"data": (sys.argv[1],), "weights": ("random",), "head": ("linear", "knn:
         "perturb": ("none", "flip:level=mild", "fog:level=strong"), "seed": tuple(range(3))}
 if __name__ == "__main__":
     place = Path(sys.argv[2])
-    work = Work(place / "out", place.parent / "cache", Compute(), jobs=2)
-    text = matrix_files(run_matrix(Grid("g", axes, {"resize": "32"}), work))["results.csv"]
+    work = AblationConfig(place / "out", place.parent / "cache", Compute(), jobs=2)
+    text = matrix_files(run_grid(Grid("g", axes, {"resize": "32"}), work))["results.csv"]
     (place / "results.csv").write_text(text)
 """
 
@@ -288,6 +288,6 @@ def test_a_fit_that_cannot_begin_is_a_row_for_each_of_its_cells(grid, work_from_
         return fit_cells(task)
 
     monkeypatch.setattr(ablate, "fit_cells", from_a_file_that_is_gone)
-    cells = run_matrix(narrowed(grid, seed=(0,), head=("knn:k=1",)), work_from_nothing).cells
+    cells = run_grid(narrowed(grid, seed=(0,), head=("knn:k=1",)), work_from_nothing).cells
     assert [cell.status for cell in cells] == ["failed"] * 3
     assert {cell.data for cell in cells} == {"photos"}

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from featkit.ablation.cells import Cell
+from featkit.ablation.cells import CellResult
 from featkit.ablation.conditions import (
     drops_by_choice,
     drops_by_perturbation,
@@ -27,7 +27,7 @@ N, CLASSES = 240, ("cat", "dog", "<script>alert(1)</script>")
 Y = np.arange(N) % 3
 
 
-def cell(values: dict[str, Any], skill: float, val: float | None = 0.5, train: Sequence[int] | None = None) -> Cell:
+def cell(values: dict[str, Any], skill: float, val: float | None = 0.5, train: Sequence[int] | None = None) -> CellResult:
     """A cell that has each image right if its difficulty is below the skill."""
     difficulty = np.random.default_rng(0).permutation(N) / N
     noise = np.random.default_rng([ord(letter) for letter in repr(sorted(values.items()))]).normal(size=N)
@@ -35,7 +35,7 @@ def cell(values: dict[str, Any], skill: float, val: float | None = 0.5, train: S
     scores = np.eye(3)[predicted] * 0.8 + 0.2 / 3
     report = evaluate(scores, Y, CLASSES, columns=np.arange(3), train_counts=train)
     ids = tuple(f"{place}.png" for place in range(N))
-    return Cell(values, "ok", "", "", "photos", "w", "r", report, Predictions(ids, Y, predicted), val, 1.5)
+    return CellResult(values, "ok", "", "", "photos", "w", "r", report, Predictions(ids, Y, predicted), val, 1.5)
 
 
 AXES: dict[str, list[Any]] = {
@@ -46,7 +46,7 @@ AXES: dict[str, list[Any]] = {
 }
 
 
-def cells() -> list[Cell]:
+def cells() -> list[CellResult]:
     """resnet50 is better; linear is not, but val likes it."""
     return [
         cell(
@@ -58,7 +58,7 @@ def cells() -> list[Cell]:
     ]
 
 
-def report(found: Sequence[Cell], axes: dict[str, list[Any]] = AXES, **options: Any) -> tuple[str, str]:
+def report(found: Sequence[CellResult], axes: dict[str, list[Any]] = AXES, **options: Any) -> tuple[str, str]:
     given = {"commands": ["featkit ablate grid.toml"], "versions": {"featkit": "0.1"}, **options}
     files = write_report("a study", axes, found, **given)
     return str(files["report.html"]), str(files["summary.md"])
@@ -71,7 +71,7 @@ def section(html: str, heading: str) -> str:
 
 def test_every_cell_is_a_row() -> None:
     """Those without a result too."""
-    html, _ = report([*cells(), Cell({**cells()[0].values, "head": "svm"}, "skipped", "no room")])
+    html, _ = report([*cells(), CellResult({**cells()[0].values, "head": "svm"}, "skipped", "no room")])
     assert section(html, "All cells").count("<tr>") == 1 + 8 + 1
     assert "no room" in section(html, "Skipped, failed, warned")
 
@@ -105,7 +105,7 @@ def test_of_equals_on_val_test_does_not_choose() -> None:
 
 def test_the_order_of_cells_does_not_matter() -> None:
     """The same bytes come out."""
-    found = [*cells(), Cell({**cells()[0].values, "head": "svm"}, "failed", "broke")]
+    found = [*cells(), CellResult({**cells()[0].values, "head": "svm"}, "failed", "broke")]
     assert report(found) == report(found[::-1]) == report(found)
 
 
@@ -117,7 +117,7 @@ def test_texts_of_users_are_escaped(text: str) -> None:
     found = [
         cell(values, 0.9),
         cell({**values, "backbone": "b"}, 0.5),
-        Cell({**values, "head": "c"}, "failed", text, text),
+        CellResult({**values, "head": "c"}, "failed", text, text),
     ]
     html, summary = report(found, axes, commands=[text], versions={text: text})
     assert html.count("<script>") == html.count("</script>") == 1
@@ -129,7 +129,7 @@ def test_texts_of_users_are_escaped(text: str) -> None:
 
 def test_a_matrix_without_any_result_still_has_a_report() -> None:
     """It says why."""
-    failed = [Cell({"head": head, "seed": 0}, "failed", f"{head} broke", "log.txt") for head in ("a", "b")]
+    failed = [CellResult({"head": head, "seed": 0}, "failed", f"{head} broke", "log.txt") for head in ("a", "b")]
     html, summary = report(failed, {"head": ["a", "b"], "seed": [0]})
     assert "a broke" in html
     assert "- failed: b broke" in summary
@@ -138,7 +138,7 @@ def test_a_matrix_without_any_result_still_has_a_report() -> None:
     assert section(alone, "All cells").count("<tr>") == 2
 
 
-def tail_cells() -> list[Cell]:
+def tail_cells() -> list[CellResult]:
     return [
         cell({"subset": "longtail:if=50", "balance": balance, "seed": seed}, skill, train=[500, 60, 10])
         for balance, skill in (("logit_adjust", 0.9), ("none", 0.7))
@@ -165,7 +165,7 @@ def test_a_long_tail_has_gains_over_none_and_groups() -> None:
     assert "## Long tail" in summary
 
 
-def robust_cells() -> list[Cell]:
+def robust_cells() -> list[CellResult]:
     return [
         cell({"perturb": perturb, "head": head}, skill)
         for perturb, skill in (("none", 0.9), ("fog:level=mild", 0.8), ("jpeg:level=strong", 0.4))

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from featkit.ablation.cells import Cell
+from featkit.ablation.cells import CellResult
 from featkit.evaluation import evaluate
 from featkit.reports.figures import (
     ablation_figures,
@@ -94,8 +94,8 @@ def test_a_grid_is_a_heat_map_also_where_cells_have_no_result() -> None:
         "perturb": "none",
     }
     cells = [
-        Cell(values, "ok", data="photos", report=report()),
-        Cell({**values, "head": "knn", "seed": 1}, "failed", "no room"),
+        CellResult(values, "ok", data="photos", report=report()),
+        CellResult({**values, "head": "knn", "seed": 1}, "failed", "no room"),
     ]
     grid = SimpleNamespace(name="study", values=lambda axis: {cell.values[axis] for cell in cells})
     matrix: Any = SimpleNamespace(grid=grid, cells=cells)

@@ -12,7 +12,7 @@ from featkit.errors import DataError, RunError, SpecError
 from featkit.runs.compare import compare_runs, to_json
 from featkit.runs.directory import save_run
 from featkit.runs.features import load_features
-from featkit.runs.fit import Protocol, fit_run
+from featkit.runs.fit import FitConfig, fit_run
 from featkit.runs.seeds import over_seeds
 
 
@@ -54,21 +54,21 @@ def test_what_cannot_be_compared_says_why(source, tmp_path):
 
 
 def test_a_tuned_run_keeps_what_was_tried_and_never_looks_at_test(source):
-    run = fit_run(source, "prototypical", protocol=Protocol(tune=True))
+    run = fit_run(source, "prototypical", config=FitConfig(tune=True))
     shuffled = replace(source.embeddings, y=source.embeddings.y.copy())
     test = shuffled.splits == "test"
     shuffled.y[test] = shuffled.y[test][::-1]
-    blind = fit_run(replace(source, embeddings=shuffled), "prototypical", protocol=Protocol(tune=True))
+    blind = fit_run(replace(source, embeddings=shuffled), "prototypical", config=FitConfig(tune=True))
     assert run.search == blind.search
     assert run.search.best.top1 == max(tried.top1 for tried in run.search.candidates)
     best = run.search.best.options
     assert {name: run.head.get_params()[name] for name in best} == best
     with pytest.raises(SpecError, match="--tune chooses the options"):
-        fit_run(source, "knn:k=1", protocol=Protocol(tune=True))
+        fit_run(source, "knn:k=1", config=FitConfig(tune=True))
 
 
 def test_rejection_trades_answers_for_accuracy(source):
-    report = fit_run(source, "linear", protocol=Protocol(reject=0.3)).report
+    report = fit_run(source, "linear", config=FitConfig(reject=0.3)).report
     found = report.rejection
     assert 0.5 < found.coverage < 0.9
     assert found.top1 > report.top1

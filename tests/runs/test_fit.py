@@ -15,7 +15,7 @@ from featkit.embeddings.pipeline import Compute
 from featkit.errors import CacheError, DataError, HeadError, RunError, SpecError, StaleCacheError, WeightsError
 from featkit.runs.directory import load_run, results, save_run, seal
 from featkit.runs.features import load_features
-from featkit.runs.fit import Protocol, fit_run
+from featkit.runs.fit import FitConfig, fit_run
 from featkit.runs.predict import predict
 
 
@@ -168,7 +168,7 @@ def test_fitting_on_a_cache_needs_no_torch(source, given, tmp_path):
 import sys
 from pathlib import Path
 from featkit.embeddings.pipeline import Compute
-from featkit.runs.fit import Protocol, fit_run
+from featkit.runs.fit import FitConfig, fit_run
 from featkit.runs.features import load_features
 for head in ("linear", "svm", "knn:k=1", "mlp", "prototypical"):
     fit_run(load_features({given!r}, Path({str(tmp_path / "cache")!r}), Compute()), head)
@@ -187,7 +187,7 @@ def test_a_card_that_was_changed_is_noticed(saved, change):
 
 
 def test_a_correction_is_part_of_the_run_and_of_its_directory(source, tmp_path, photos):
-    plain, corrected = (fit_run(source, "linear", protocol=Protocol(balance=each)) for each in (None, "logit_adjust"))
+    plain, corrected = (fit_run(source, "linear", config=FitConfig(balance=each)) for each in (None, "logit_adjust"))
     assert plain.id != corrected.id
     assert corrected.report.provenance["balance"] == "logit_adjust"
     saved = load_run(save_run(corrected, tmp_path / "out", {}))
@@ -196,7 +196,7 @@ def test_a_correction_is_part_of_the_run_and_of_its_directory(source, tmp_path, 
 
 def test_the_options_of_a_correction_are_chosen_by_balanced_accuracy_on_val(source):
     """Test has no part in it; the head that is fitted at last has what was chosen."""
-    run = fit_run(source, "linear", protocol=Protocol(tune=True, balance="logit_adjust"))
+    run = fit_run(source, "linear", config=FitConfig(tune=True, balance="logit_adjust"))
     best = run.search.best
     assert best.balanced_accuracy == max(tried.balanced_accuracy for tried in run.search.candidates)
     assert run.head.correction == best.options["correction"]

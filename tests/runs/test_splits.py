@@ -10,11 +10,11 @@ import pytest
 from featkit import extract
 from featkit.errors import DataError, SpecError
 from featkit.images.augment import add_augmented_views
-from featkit.runs.splits import divide, train_counts, without_views
+from featkit.runs.splits import make_splits, train_counts, without_views
 
 
 def test_no_image_is_in_two_parts_and_test_is_in_none_of_the_others(vectors):
-    parts = divide(vectors(), 0)
+    parts = make_splits(vectors(), 0)
     fit, val, test = (set(part.ids) for part in (parts.fit, parts.val, parts.test))
     assert not fit & val
     assert not (fit | val) & test
@@ -25,21 +25,21 @@ def test_no_image_is_in_two_parts_and_test_is_in_none_of_the_others(vectors):
 
 def test_a_val_part_of_the_data_is_kept(vectors):
     splits = np.array(["train", "val", "test"] * 20)
-    parts = divide(vectors(splits=splits), 0)
+    parts = make_splits(vectors(splits=splits), 0)
     assert parts.own_val
     assert set(parts.val.splits) == {"val"}
     assert (len(parts.fit), len(parts.final)) == (20, 40)
 
 
 def test_the_seed_decides_who_is_held_out(vectors):
-    first, again, other = (divide(vectors(), seed).val.ids for seed in (0, 0, 1))
+    first, again, other = (make_splits(vectors(), seed).val.ids for seed in (0, 0, 1))
     assert first == again != other
 
 
 def test_views_go_where_their_image_goes_and_val_has_none(tmp_path, colours):
     images = add_augmented_views(colours(30), "basic", 3)
     embeddings = extract(images, cache=tmp_path, backbone="resnet18", weights="random", resize="32")
-    parts = divide(embeddings, 0)
+    parts = make_splits(embeddings, 0)
     assert not any("#view" in name for name in parts.val.ids)
     assert not {name.partition("#")[0] for name in parts.fit.ids} & set(parts.val.ids)
     assert len(parts.fit) == 4 * (20 - len(parts.val))
@@ -52,7 +52,7 @@ def test_views_go_where_their_image_goes_and_val_has_none(tmp_path, colours):
 )
 def test_too_few_images_are_refused(splits, vectors):
     with pytest.raises(DataError, match="too few images"):
-        divide(vectors(splits=np.array(splits)), 0)
+        make_splits(vectors(splits=np.array(splits)), 0)
 
 
 def test_columns_that_are_not_finite_are_named(vectors):
@@ -60,20 +60,20 @@ def test_columns_that_are_not_finite_are_named(vectors):
     x = found.x.copy()
     x[7, 2] = np.inf
     with pytest.raises(DataError, match=r"1 columns .*first column 2, image 7"):
-        divide(replace(found, x=x), 0)
+        make_splits(replace(found, x=x), 0)
 
 
 def test_a_subset_narrows_train_and_nothing_else(vectors):
     embeddings = vectors(240)
-    parts = divide(embeddings, 0, "longtail:if=10")
+    parts = make_splits(embeddings, 0, "longtail:if=10")
     counts = np.sort(np.bincount(parts.final.y))
     assert counts[-1] / counts[0] == pytest.approx(10, rel=0.3)
-    assert parts.test.ids == divide(embeddings, 0).test.ids
+    assert parts.test.ids == make_splits(embeddings, 0).test.ids
     with pytest.raises(SpecError, match="unknown subset 'tail'"):
-        divide(embeddings, 0, "tail:if=10")
+        make_splits(embeddings, 0, "tail:if=10")
 
 
 def test_a_val_part_is_not_fitted_on_beside_a_subset(vectors):
     splits = np.array(["train", "val", "test"] * 80)
-    parts = divide(vectors(240, splits=splits), 0, "kshot:k=3")
+    parts = make_splits(vectors(240, splits=splits), 0, "kshot:k=3")
     assert (len(parts.fit), len(parts.val), len(parts.final)) == (12, 80, 12)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from featkit.ablation.cells import Cell
+from featkit.ablation.cells import CellResult
 from featkit.ablation.grid import Grid
 from featkit.errors import SpecError
 from featkit.evaluation import evaluate
@@ -37,7 +37,7 @@ def cell(values):
     predicted = np.where(np.arange(N) < WRONG[values["backbone"], values["perturb"]], 1 - Y, Y)
     shift = {"n": N, "mean": 0.5, "low": 0.4, "high": 0.6}
     report = evaluate(np.eye(2)[predicted], Y, ("x", "y"), provenance={"cosine_to_clean": shift})
-    return Cell(values, "ok", report=report, predictions=Predictions(tuple(map(str, range(N))), Y, predicted))
+    return CellResult(values, "ok", report=report, predictions=Predictions(tuple(map(str, range(N))), Y, predicted))
 
 
 def test_a_drop_is_that_on_the_same_images():
