@@ -62,7 +62,7 @@ def run_figures(run: Run) -> dict[str, bytes]:
         )
         files["reliability.png"] = png_bytes(figure)
     if run.search:
-        candidates = [(candidate.options, candidate.top1) for candidate in run.search.tried]
+        candidates = [(candidate.options, candidate.top1) for candidate in run.search.candidates]
         figure = plot_search(candidates, title=f"{name}: {len(candidates)} candidates")
         files["search.png"] = png_bytes(figure)
     return files
