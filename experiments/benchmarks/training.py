@@ -22,11 +22,10 @@ from pathlib import Path
 from featkit.embeddings.pipeline import Compute
 from featkit.embeddings.request import Request
 from featkit.runs.train import publish_trained
-from featkit.training.finetune import How, Watch, finetune
-from featkit.training.history import Epoch
+from featkit.training.config import TrainingConfig
+from featkit.training.finetune import ExecutionConfig, TrainingCallbacks, finetune
+from featkit.training.history import EpochRecord
 from featkit.training.prepare import prepare
-from featkit.training.settings import Settings
-from featkit.training.wanted import Wanted
 
 
 @dataclass(frozen=True)
@@ -78,12 +77,14 @@ def timed(backbone: str, views: int, arguments: argparse.Namespace) -> Timed:
             resize=arguments.resize,
             crop=arguments.crop,
         )
-        settings = Settings(mode="deep", epochs=arguments.epochs, precision="auto")
-        prepared = prepare(Wanted(request, settings, "light", views, 0.1, cache), compute)
+        config = TrainingConfig(
+            epochs=arguments.epochs, augment="light", views=views, request=request, cache=cache
+        )
+        prepared = prepare(config, compute)
         begun: list[float] = []
-        watch = Watch(step=lambda *_: begun or begun.append(time.perf_counter()), epoch=progress)
+        callbacks = TrainingCallbacks(on_step=lambda *_: begun or begun.append(time.perf_counter()), on_epoch=progress)
         start = time.perf_counter()
-        trained = finetune(prepared, How(compute, watch=watch))
+        trained = finetune(prepared, ExecutionConfig(compute, callbacks=callbacks))
         total = time.perf_counter() - start
         disk = sum(path.stat().st_size for path in cache.glob("*.h5"))
         report = publish_trained(trained, compute, Path(folder, "out"), lambda *_: {}).report
@@ -92,7 +93,7 @@ def timed(backbone: str, views: int, arguments: argparse.Namespace) -> Timed:
     return Timed(total - sum(epochs), epochs, total, disk, report.top1, report.interval95, val)
 
 
-def progress(epoch: Epoch) -> None:
+def progress(epoch: EpochRecord) -> None:
     """Say on stderr what an epoch came to."""
     print(
         f"  epoch {epoch.number + 1}: {epoch.seconds:.1f} s, val top-1 {epoch.val.top1 if epoch.val else 0:.3f}",

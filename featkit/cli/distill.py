@@ -13,7 +13,7 @@ from featkit.cli.options import cache_option, json_option, note, out_option
 from featkit.cli.training import figures, training_compute, training_of, training_options, watched
 
 if TYPE_CHECKING:
-    from featkit.studies.distill import Distilled
+    from featkit.studies.distill import DistillationResult
 
 EPILOG = """\b
 Examples:
@@ -88,36 +88,36 @@ def _trained(options: Mapping[str, Any], cache: Path, out: Path) -> dict[str, Pa
     from featkit.backbones.engines.torch import pick_device
     from featkit.runs.train import finished
     from featkit.studies.distill import distill_run, make_teacher, prepare_student
-    from featkit.training.distill import Distillation
+    from featkit.training.distill import DistillationConfig
     from featkit.training.distributed import joined
-    from featkit.training.finetune import How
+    from featkit.training.finetune import ExecutionConfig
 
-    compute, wanted, resume = training_compute(options), training_of(options, cache), options["resume"]
+    compute, config, resume = training_compute(options), training_of(options, cache), options["resume"]
     names = ("loss", "temperature", "alpha", "beta", "distance")
-    distillation = Distillation(**{name: options[name] for name in names if options[name] is not None})
-    taught = make_teacher(options["teacher"], options["teacher_head"], wanted, compute, out)
+    distillation = DistillationConfig(**{name: options[name] for name in names if options[name] is not None})
+    taught = make_teacher(options["teacher"], options["teacher_head"], config, compute, out)
     note(f"teacher: {taught.path}")
     runs = {"teacher": taught.path}
-    wishes = {"alone": Distillation(alpha=0)} if options["alone"] else {}
+    wishes = {"alone": DistillationConfig(alpha=0)} if options["alone"] else {}
     with joined(pick_device(compute.device)) as group:
         for name, wish in {**wishes, "distilled": distillation}.items():
             say = note if not group.rank else (lambda _: None)
-            prepared = prepare_student(wanted, taught, wish, compute)
+            prepared = prepare_student(config, taught, wish, compute)
             ready = finished(prepared, out) if resume else None
             say(f"student {name}" + (f", already there: {ready.path}" if ready else ""))
             if ready:
                 runs[name] = ready.path
                 continue
-            with watched(wanted.settings.epochs, say, bar=compute.progress and not group.rank) as watch:
-                how = How(compute, resume=resume, watch=watch, group=group)
-                done = distill_run(prepared, taught, wish, how, out, draw=figures)
+            with watched(config.epochs, say, bar=compute.progress and not group.rank) as callbacks:
+                execution = ExecutionConfig(compute, resume=resume, callbacks=callbacks, group=group)
+                done = distill_run(prepared, taught, wish, execution, out, draw=figures)
             if done:
                 note(f"run: {done.path}")
                 runs[name] = done.path
     return runs
 
 
-def _print(found: Distilled) -> None:
+def _print(found: DistillationResult) -> None:
     """Print the runs, what can be said about each pair, and how much of the gap is closed."""
     from featkit.cli.compare import print_compared
 

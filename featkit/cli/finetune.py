@@ -14,8 +14,8 @@ from featkit.cli.training import NAMES, figures, training_compute, training_of, 
 if TYPE_CHECKING:
     from featkit.embeddings.pipeline import Compute
     from featkit.runs.train import TrainedRun
-    from featkit.training.distributed import Group
-    from featkit.training.wanted import Wanted
+    from featkit.training.config import TrainingConfig
+    from featkit.training.distributed import ProcessGroup
 
 EPILOG = """\b
 Examples:
@@ -86,12 +86,12 @@ def finetune(study: Path | None, cache: Path, out: Path, as_json: bool, resume: 
         _train_all(study, cache, compute, out, resume=resume, group=group, as_json=as_json)
 
 
-def _train(wanted: Wanted, compute: Compute, out: Path, resume: bool, group: Group) -> TrainedRun | None:
+def _train(config: TrainingConfig, compute: Compute, out: Path, resume: bool, group: ProcessGroup) -> TrainedRun | None:
     from featkit.runs.train import finished, is_begun, train_run
-    from featkit.training.finetune import How
+    from featkit.training.finetune import ExecutionConfig
     from featkit.training.prepare import prepare
 
-    prepared = prepare(wanted, compute)
+    prepared = prepare(config, compute)
     images = prepared.images
     counts = ", ".join(f"{int((images.splits == split).sum()):,} {split}" for split in ("train", "val", "test"))
     say = note if not group.rank else (lambda _: None)
@@ -102,15 +102,15 @@ def _train(wanted: Wanted, compute: Compute, out: Path, resume: bool, group: Gro
         return None if group.rank else done
     if resume:
         say("going on from the last checkpoint" if is_begun(prepared, out) else "nothing to go on from: beginning anew")
-    with watched(wanted.settings.epochs, say, bar=compute.progress and not group.rank) as watch:
-        done = train_run(prepared, How(compute, resume=resume, watch=watch, group=group), out, figures)
+    with watched(config.epochs, say, bar=compute.progress and not group.rank) as callbacks:
+        done = train_run(prepared, ExecutionConfig(compute, resume=resume, callbacks=callbacks, group=group), out, figures)
     if done:
         note(f"run: {done.path}")
     return done
 
 
 def _train_all(
-    study: Path, cache: Path, compute: Compute, out: Path, *, resume: bool, group: Group, as_json: bool
+    study: Path, cache: Path, compute: Compute, out: Path, *, resume: bool, group: ProcessGroup, as_json: bool
 ) -> None:
     from featkit.plots.files import png_bytes
     from featkit.plots.training import plot_histories
@@ -118,7 +118,7 @@ def _train_all(
     from featkit.storage import csv_text, digest, publish
 
     asked = read_trainings(study, cache)
-    found = {name: _train(wanted, compute, out, resume, group) for name, wanted in asked.wanted.items()}
+    found = {name: _train(config, compute, out, resume, group) for name, config in asked.configs.items()}
     done = {name: each for name, each in found.items() if each}
     if group.rank:
         return

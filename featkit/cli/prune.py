@@ -152,13 +152,13 @@ def _recovery(request: Request, options: Mapping[str, Any]) -> tuple[str, tuple[
     """Return what is done to a pruned network, for people, the images it learns from, and what does it."""
     from featkit.cli.training import training_compute, watched
     from featkit.studies.recover import recovery
-    from featkit.training.distill import Distillation
-    from featkit.training.settings import Settings
+    from featkit.training.config import TrainingConfig
+    from featkit.training.distill import DistillationConfig
 
     compute, epochs = training_compute(options), options["epochs"]
-    settings = Settings(epochs=epochs, lr=options["lr"], seed=request.seed)
-    distillation = Distillation(loss="logits+features") if options["distill"] else None
-    with watched(epochs, note, bar=False) as watch:
-        prepared, recover = recovery(request, settings, options["cache"], compute, watch, distillation=distillation)
+    config = TrainingConfig(epochs=epochs, lr=options["lr"], seed=request.seed)
+    distillation = DistillationConfig(loss="logits+features") if options["distill"] else None
+    with watched(epochs, note, bar=False) as callbacks:
+        prepared, recover = recovery(request, config, options["cache"], compute, callbacks, distillation=distillation)
     done = f"then {epochs} epochs at {options['lr']:g}{', distilled' if distillation else ''} ({prepared.id[:8]})"
     return done, prepared.learned, recover

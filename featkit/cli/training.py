@@ -15,9 +15,9 @@ if TYPE_CHECKING:
     from featkit.embeddings.pipeline import Compute
     from featkit.runs.fit import Run
     from featkit.runs.train import Lines
-    from featkit.training.finetune import Watch
-    from featkit.training.history import Epoch
-    from featkit.training.wanted import Wanted
+    from featkit.training.config import TrainingConfig
+    from featkit.training.finetune import TrainingCallbacks
+    from featkit.training.history import EpochRecord
 
 
 _BAR = "{l_bar}{bar}| {elapsed}<{remaining}{postfix}"
@@ -101,11 +101,11 @@ NAMES = (
 """Options that decide what is trained."""
 
 
-def training_of(options: Mapping[str, Any], cache: Path) -> Wanted:
+def training_of(options: Mapping[str, Any], cache: Path) -> TrainingConfig:
     """Return the training that options ask for."""
-    from featkit.training.wanted import Wanted
+    from featkit.training.config import TrainingConfig
 
-    return Wanted.from_options({name: options[name] for name in NAMES}, cache)
+    return TrainingConfig.from_options({name: options[name] for name in NAMES}, cache)
 
 
 def training_compute(options: Mapping[str, Any]) -> Compute:
@@ -118,25 +118,25 @@ def training_compute(options: Mapping[str, Any]) -> Compute:
 
 
 @contextmanager
-def watched(epochs: int, say: Callable[[str], None], *, bar: bool) -> Iterator[Watch]:
+def watched(epochs: int, say: Callable[[str], None], *, bar: bool) -> Iterator[TrainingCallbacks]:
     """Show how a training goes: a bar of steps with loss and top-1, a line for each epoch."""
     from tqdm import tqdm
 
-    from featkit.training.finetune import Watch
+    from featkit.training.finetune import TrainingCallbacks
 
     with tqdm(total=epochs, unit="epoch", disable=not bar, bar_format=_BAR) as drawn:
 
         def step(number: int, step: int, loss: float, top1: float) -> None:
             drawn.set_postfix_str(f"epoch {number + 1}, step {step}: loss {loss:.3f}, top-1 {100 * top1:.1f} %")
 
-        def epoch(done: Epoch) -> None:
+        def epoch(done: EpochRecord) -> None:
             drawn.update(done.number + 1 - drawn.n)
             say(_line(done, epochs))
 
-        yield Watch(step, epoch, say)
+        yield TrainingCallbacks(step, epoch, say)
 
 
-def _line(epoch: Epoch, epochs: int) -> str:
+def _line(epoch: EpochRecord, epochs: int) -> str:
     parts = [
         f"{name}: loss {score.loss:.3f}, top-1 {100 * score.top1:.1f} %, top-5 {100 * score.top5:.1f} %"
         for name, score in (("train", epoch.train), ("val", epoch.val))

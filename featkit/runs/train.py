@@ -32,9 +32,9 @@ from featkit.runs.predict import gathered
 from featkit.runs.splits import unseen
 from featkit.storage import Content, csv_text
 from featkit.training.checkpoint import CHECKPOINT_FILE
-from featkit.training.finetune import How, Trained, finetune
-from featkit.training.history import Epoch, history_numbers, history_rows
-from featkit.training.prepare import Prepared
+from featkit.training.finetune import ExecutionConfig, TrainingResult, finetune
+from featkit.training.history import EpochRecord, history_numbers, history_rows
+from featkit.training.prepare import PreparedTraining
 
 Lines = list[dict[str, float]]
 """Lines of a ``history.csv``; what is empty in it is NaN."""
@@ -58,29 +58,29 @@ class TrainedRun:
     path: Path
 
 
-def work_folder(prepared: Prepared, out: Path) -> Path:
+def work_folder(prepared: PreparedTraining, out: Path) -> Path:
     """Return where the checkpoints of a training lie until it is done."""
     return out / prepared.images.name / f".{prepared.id}.training"
 
 
-def train_run(prepared: Prepared, how: How, out: Path, draw: Draw) -> TrainedRun | None:
+def train_run(prepared: PreparedTraining, execution: ExecutionConfig, out: Path, draw: Draw) -> TrainedRun | None:
     """Train a network, judge it on test, and keep it.
 
     Args:
         prepared: what is to be trained.
-        how: how; ``how.folder`` is set here.
+        how: how; ``execution.folder`` is set here.
         out: folder of the results.
         draw: figures by file name, from a run and its history.
 
     Returns:
         None in a process that is not the one that writes.
     """
-    how = replace(how, folder=work_folder(prepared, out))
-    trained = finetune(prepared, how)
-    return None if how.group.rank else publish_trained(trained, how.compute, out, draw)
+    execution = replace(execution, folder=work_folder(prepared, out))
+    trained = finetune(prepared, execution)
+    return None if execution.group.rank else publish_trained(trained, execution.compute, out, draw)
 
 
-def publish_trained(trained: Trained, compute: Compute, out: Path, draw: Draw) -> TrainedRun:
+def publish_trained(trained: TrainingResult, compute: Compute, out: Path, draw: Draw) -> TrainedRun:
     """Judge a trained network and write its run directory; its checkpoints are then removed.
 
     Raises:
@@ -101,7 +101,7 @@ def publish_trained(trained: Trained, compute: Compute, out: Path, draw: Draw) -
     return TrainedRun(run.report, history_numbers(trained.history), path)
 
 
-def finished(prepared: Prepared, out: Path) -> TrainedRun | None:
+def finished(prepared: PreparedTraining, out: Path) -> TrainedRun | None:
     """Return the same training if it was done before, or None.
 
     Raises:
@@ -120,7 +120,7 @@ def _copied(file: Path, path: Path) -> None:
     shutil.copyfile(file, path)
 
 
-def judge(trained: Trained, file: Path, compute: Compute, out: Path) -> Run:
+def judge(trained: TrainingResult, file: Path, compute: Compute, out: Path) -> Run:
     """Judge a trained network on test images, through the same engine that will embed other images.
 
     Args:
@@ -133,9 +133,9 @@ def judge(trained: Trained, file: Path, compute: Compute, out: Path) -> Run:
         DataError: if there is no test image.
     """
     prepared = trained.prepared
-    images, settings = prepared.images, prepared.wanted.settings
+    images, config = prepared.images, prepared.config
     directory = out / images.name / prepared.id
-    request = replace(prepared.wanted.request, backbone=str(directory), weights="imagenet", augment=None)
+    request = replace(prepared.config.request, backbone=str(directory), weights="imagenet", augment=None)
     head = LinearHead.from_weights(trained.coef, trained.intercept, np.arange(len(images.classes)))
     test = _embedded(prepared, file, "test", compute)
     if not len(test):
@@ -143,7 +143,7 @@ def judge(trained: Trained, file: Path, compute: Compute, out: Path) -> Run:
     scores = head.predict_proba(test.x)
     temperature = _temperature(head, _embedded(prepared, file, "val", compute))
     counts = np.bincount(images.labels[images.splits == "train"], minlength=len(images.classes))
-    spec = {"scratch": "from scratch", "shallow": "classifier"}.get(settings.mode, f"{settings.mode} fine-tuning")
+    spec = {"scratch": "from scratch", "shallow": "classifier"}.get(config.mode, f"{config.mode} fine-tuning")
     spec += f", {prepared.about}" if prepared.about else ""
     report = evaluate(
         scores,
@@ -157,15 +157,15 @@ def judge(trained: Trained, file: Path, compute: Compute, out: Path) -> Run:
             "fingerprint": prepared.fingerprint,
             "weights": prepared.description.label,
             "head": spec,
-            "training": {**settings.to_dict(), "augment": prepared.wanted.augment, "views": prepared.wanted.views},
+            "training": config.to_dict(),
             "begun_with": {"backbone": prepared.backbone.name, "weights": prepared.backbone.digest},
-            "seed": settings.seed,
+            "seed": config.seed,
             "n_train": int((images.splits == "train").sum()),
             "n_val": int((images.splits == "val").sum()),
             "versions": {name: version(name) for name in PACKAGES},
         },
         cost={"fit_seconds": sum(each.seconds for each in trained.history), "peak_memory_mb": peak_memory()},
-        seed=settings.seed,
+        seed=config.seed,
     )
     shown = apply_temperature(scores, temperature) if temperature else scores
     predictions = Predictions(test.ids, test.y, scores.argmax(axis=1), shown.max(axis=1))
@@ -173,10 +173,10 @@ def judge(trained: Trained, file: Path, compute: Compute, out: Path) -> Run:
     return Run(prepared.id, source, spec, head, report, predictions)
 
 
-def _embedded(prepared: Prepared, file: Path, split: str, compute: Compute) -> Embeddings:
+def _embedded(prepared: PreparedTraining, file: Path, split: str, compute: Compute) -> Embeddings:
     """Return the embeddings of one split through a saved network."""
     part = prepared.images.take(prepared.images.rows(split))
-    backbone, precision = load_backbone(str(file)), prepared.wanted.request.precision
+    backbone, precision = load_backbone(str(file)), prepared.config.request.precision
     _, x = gathered(embed(part, [(backbone, precision, frozenset(range(len(part))))], compute))
     recipe = make_recipe(part, content_keys(part, compute), backbone, precision)
     return Embeddings(x, part.labels, part.ids, part.classes, part.splits, recipe)
@@ -186,7 +186,7 @@ def _temperature(head: LinearHead, val: Embeddings) -> Temperature | None:
     return fit_temperature(head.predict_proba(val.x), val.y, np.arange(len(val.classes))) if len(val) else None
 
 
-def history_csv(history: list[Epoch]) -> str:
+def history_csv(history: list[EpochRecord]) -> str:
     """Return one line for each epoch: rate, loss, top-1, top-5 and n on train and val."""
     return csv_text(list(history_rows(history)))
 
@@ -197,7 +197,7 @@ def read_history(path: Path) -> Lines:
         return [{name: float(value or "nan") for name, value in row.items()} for row in csv.DictReader(file)]
 
 
-def is_begun(prepared: Prepared, out: Path) -> bool:
+def is_begun(prepared: PreparedTraining, out: Path) -> bool:
     """Return whether there is a checkpoint to go on from.
 
     Raises:

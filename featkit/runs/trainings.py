@@ -11,23 +11,23 @@ from featkit.errors import SpecError
 from featkit.registry import check_names
 from featkit.runs.train import TrainedRun
 from featkit.storage import expand_variables, read_toml, safe_name
-from featkit.training.wanted import Wanted
+from featkit.training.config import TrainingConfig
 
 
 @dataclass(frozen=True)
-class Trainings:
+class TrainingStudy:
     """Trainings to be compared.
 
     Attributes:
         name: short name of the study.
-        wanted: by name.
+        configs: by name.
     """
 
     name: str
-    wanted: Mapping[str, Wanted]
+    configs: Mapping[str, TrainingConfig]
 
 
-def read_trainings(path: Path, cache: Path) -> Trainings:
+def read_trainings(path: Path, cache: Path) -> TrainingStudy:
     """Read ``[fixed]`` and ``[[run]]`` from a TOML file; a run's own options come before the fixed ones.
 
     Environment variables in ``data``, as in ``$HOME/photos``, are replaced by their values.
@@ -45,16 +45,16 @@ def read_trainings(path: Path, cache: Path) -> Trainings:
     tables = isinstance(runs, list) and all(isinstance(run, dict) for run in runs) and isinstance(fixed, dict)
     if not tables or not runs:
         raise SpecError(f"{path} has no trainings: write [[run]] and, below it, mode = 'deep' and other options")
-    wanted = {}
+    configs = {}
     for run in runs:
         options = {name: value for name, value in {**fixed, **run}.items() if name != "name"}
         if "data" in options:
             options["data"] = expand_variables(options["data"])
         name = str(run.get("name", run.get("mode", "deep")))
-        if name in wanted:
+        if name in configs:
             raise SpecError(f"{path} has two runs called {name}: give one of them another name = '...'")
-        wanted[name] = Wanted.from_options(options, cache)
-    return Trainings(safe_name(str(document.get("name", path.stem))), wanted)
+        configs[name] = TrainingConfig.from_options(options, cache)
+    return TrainingStudy(safe_name(str(document.get("name", path.stem))), configs)
 
 
 def to_rows(done: Mapping[str, TrainedRun]) -> list[dict[str, Any]]:

@@ -23,17 +23,17 @@ from featkit.runs.features import load_features
 from featkit.runs.fit import fit_run
 from featkit.runs.train import Draw, TrainedRun, publish_trained, work_folder
 from featkit.storage import digest
-from featkit.training.distill import Distillation, distill, teacher_of
-from featkit.training.finetune import How
+from featkit.training.config import TrainingConfig
+from featkit.training.distill import DistillationConfig, distill, teacher_of
+from featkit.training.finetune import ExecutionConfig
 from featkit.training.inputs import Teacher
-from featkit.training.prepare import Prepared, prepare
-from featkit.training.wanted import Wanted
+from featkit.training.prepare import PreparedTraining, prepare
 
 _DRAWS = 2000
 
 
 @dataclass(frozen=True)
-class Taught:
+class FittedTeacher:
     """A teacher on the data of its student.
 
     Attributes:
@@ -48,7 +48,7 @@ class Taught:
 
 
 @dataclass(frozen=True)
-class Distilled:
+class DistillationResult:
     """What came of a distillation.
 
     Attributes:
@@ -80,20 +80,20 @@ class Distilled:
         }
 
 
-def make_teacher(spec: str, head: str, wanted: Wanted, compute: Compute, out: Path) -> Taught:
+def make_teacher(spec: str, head: str, config: TrainingConfig, compute: Compute, out: Path) -> FittedTeacher:
     """Return a teacher: a run directory, or a backbone with a head that is fitted on the student's train images.
 
     Args:
         spec: run directory with a head, or spec of a backbone.
         head: of a backbone.
-        wanted: the student, whose images the teacher sees.
+        config: the student, whose images the teacher sees.
         compute: how embeddings are made.
         out: folder of the results, where a head that is fitted is kept.
 
     Raises:
         FeatkitError: of the kind that says what cannot be had.
     """
-    images = replace(wanted.request, seed=wanted.settings.seed)
+    images = replace(config.request, seed=config.seed)
     given = {name: getattr(images, name) for name in ("data", "split", "limit", "seed")}
     if is_path(spec) and Path(spec, "card.json").exists():
         path = Path(spec)
@@ -101,27 +101,27 @@ def make_teacher(spec: str, head: str, wanted: Wanted, compute: Compute, out: Pa
         saved.load_backbone()
         if saved.quantized:
             raise SpecError(f"{path} is a run in int8, which is not asked about augmented images: use another")
-        _same_test(path, wanted)
+        _same_test(path, config)
         request = replace(saved.request, **given)
         classes = images.load_images().classes
-        source = load_features(request.to_dict() | {"backbone": request.backbone}, wanted.cache, compute)
-        return Taught(
+        source = load_features(request.to_dict() | {"backbone": request.backbone}, config.cache, compute)
+        return FittedTeacher(
             teacher_of(source.request, saved.head, saved.classes, classes), source.embeddings.x.shape[1], path
         )
-    source = load_features({**given, "backbone": spec}, wanted.cache, compute)
-    run = fit_run(source, head, seed=wanted.settings.seed)
+    source = load_features({**given, "backbone": spec}, config.cache, compute)
+    run = fit_run(source, head, seed=config.seed)
     names = source.embeddings.classes
     teacher = teacher_of(source.request, run.head, names, names)
-    return Taught(teacher, source.embeddings.x.shape[1], save_run(run, out, {}))
+    return FittedTeacher(teacher, source.embeddings.x.shape[1], save_run(run, out, {}))
 
 
-def _same_test(path: Path, wanted: Wanted) -> None:
+def _same_test(path: Path, config: TrainingConfig) -> None:
     """Make sure that a teacher has not learned from the images that its student is judged on.
 
     Raises:
         DataError: if it was judged on other images.
     """
-    images = wanted.request.load_images()
+    images = config.request.load_images()
     theirs, ours = set(read_run(path)[2].ids), {images.ids[row] for row in images.rows("test")}
     if theirs != ours:
         raise DataError(
@@ -131,7 +131,7 @@ def _same_test(path: Path, wanted: Wanted) -> None:
 
 
 def distill_run(
-    prepared: Prepared, taught: Taught, distillation: Distillation, how: How, out: Path, *, draw: Draw
+    prepared: PreparedTraining, taught: FittedTeacher, distillation: DistillationConfig, execution: ExecutionConfig, out: Path, *, draw: Draw
 ) -> TrainedRun | None:
     """Train a student with its teacher, judge it on test, and keep it.
 
@@ -139,25 +139,25 @@ def distill_run(
         prepared: from ``prepare_student``, with the same teacher and distillation.
         taught: the teacher.
         distillation: how much of what.
-        how: how it is trained; ``how.folder`` is set here.
+        how: how it is trained; ``execution.folder`` is set here.
         out: folder of the results.
         draw: figures by file name.
 
     Returns:
         None in a process that is not the one that writes.
     """
-    how = replace(how, folder=work_folder(prepared, out))
-    trained = distill(prepared, taught.teacher, taught.width, distillation, how)
-    return None if how.group.rank else publish_trained(trained, how.compute, out, draw)
+    execution = replace(execution, folder=work_folder(prepared, out))
+    trained = distill(prepared, taught.teacher, taught.width, distillation, execution)
+    return None if execution.group.rank else publish_trained(trained, execution.compute, out, draw)
 
 
-def prepare_student(wanted: Wanted, taught: Taught, distillation: Distillation, compute: Compute) -> Prepared:
+def prepare_student(config: TrainingConfig, taught: FittedTeacher, distillation: DistillationConfig, compute: Compute) -> PreparedTraining:
     """Find the images and the student; without a weight on its teacher, it is the student alone."""
     if not distillation.alpha:
-        return prepare(wanted, compute)
+        return prepare(config, compute)
     request = taught.teacher.request
     about = f"taught by {request.load_backbone().name} ({distillation.loss})"
-    return prepare(wanted, compute, extra=f"{distillation.to_json()} {_digest(taught.path)}", about=about)
+    return prepare(config, compute, extra=f"{distillation.to_json()} {_digest(taught.path)}", about=about)
 
 
 def _digest(run: Path) -> str:
@@ -166,7 +166,7 @@ def _digest(run: Path) -> str:
     return digest([card["run"], json.dumps(card["recipe"], sort_keys=True)])
 
 
-def compared(runs: Mapping[str, Path], seed: int = 0) -> Distilled:
+def compared(runs: Mapping[str, Path], seed: int = 0) -> DistillationResult:
     """Compare ``teacher``, ``alone`` (if there is one) and ``distilled`` on their test images.
 
     Raises:
@@ -176,7 +176,7 @@ def compared(runs: Mapping[str, Path], seed: int = 0) -> Distilled:
     read = {name: read_run(path) for name, path in runs.items()}
     reports = {name: report for name, (_, report, _) in read.items()}
     found = {name: predictions for name, (_, _, predictions) in read.items()}
-    made = Distilled(runs, reports, tuple(compare(found)), None, None)
+    made = DistillationResult(runs, reports, tuple(compare(found)), None, None)
     if "alone" not in found:
         return made
     right = {name: _right(predictions) for name, predictions in found.items()}
@@ -196,7 +196,7 @@ def pooled(runs: Mapping[int, Mapping[str, Path]]) -> list[Effect]:
     """Compare the runs of several seeds: the student distilled with itself alone, the teacher with both.
 
     Args:
-        runs: for each seed, directories as ``Distilled`` has them.
+        runs: for each seed, directories as ``DistillationResult`` has them.
 
     Raises:
         DataError: if the runs of one seed were judged on different images.

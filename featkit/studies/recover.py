@@ -14,11 +14,10 @@ from featkit.embeddings.pipeline import Compute
 from featkit.embeddings.request import Request
 from featkit.heads.linear import LinearHead
 from featkit.runs.features import FeatureSet, load_features
-from featkit.training.distill import Distillation, distill, teacher_of
-from featkit.training.finetune import How, Watch, Weights, finetune
-from featkit.training.prepare import Prepared, prepare
-from featkit.training.settings import Settings
-from featkit.training.wanted import Wanted
+from featkit.training.config import TrainingConfig
+from featkit.training.distill import DistillationConfig, distill, teacher_of
+from featkit.training.finetune import ExecutionConfig, TrainingCallbacks, Weights, finetune
+from featkit.training.prepare import PreparedTraining, prepare
 
 if TYPE_CHECKING:
     from torch import nn
@@ -26,13 +25,13 @@ if TYPE_CHECKING:
 
 def recovery(
     request: Request,
-    settings: Settings,
+    config: TrainingConfig,
     cache: Path,
     compute: Compute,
-    watch: Watch,
+    callbacks: TrainingCallbacks,
     *,
-    distillation: Distillation | None = None,
-) -> tuple[Prepared, Callable[[nn.Module], nn.Module]]:
+    distillation: DistillationConfig | None = None,
+) -> tuple[PreparedTraining, Callable[[nn.Module], nn.Module]]:
     """Return what decides the training, and what trains one changed network after the other.
 
     The classifier begins as a linear head on the vectors of the network before it was changed, and goes on from
@@ -41,18 +40,18 @@ def recovery(
 
     Args:
         request: the images, and the network before it was changed.
-        settings: of the training; its mode is ``full``.
+        config: of the training; its mode is ``full``.
         cache: folder of the cache files.
         compute: how the work is done.
-        watch: who is told.
+        callbacks: told about progress.
         distillation: how the network before it was changed teaches, with that linear head, on fixed views of each
             image; None for labels alone, on new views in each epoch.
 
     Raises:
         FeatkitError: of the kind that says what cannot be had.
     """
-    wanted = Wanted(request, replace(settings, mode="full"), augment="light", val=0.0, cache=cache)
-    prepared = prepare(wanted, compute, extra=distillation.to_json() if distillation else "")
+    config = replace(config, request=request, mode="full", augment="light", val=0.0, cache=cache)
+    prepared = prepare(config, compute, extra=distillation.to_json() if distillation else "")
     source = load_features(request.to_dict(), cache, compute)
     head, names = _linear_head(source), source.embeddings.classes
     classifier = _weights(head, len(prepared.images.classes))
@@ -62,11 +61,11 @@ def recovery(
     def recover(module: nn.Module) -> nn.Module:
         nonlocal classifier
         backbone = replace(prepared.backbone, build=lambda: copy.deepcopy(module))
-        begun, how = replace(prepared, backbone=backbone), How(compute, watch=watch)
+        begun, execution = replace(prepared, backbone=backbone), ExecutionConfig(compute, callbacks=callbacks)
         if distillation and teacher:
-            trained = distill(begun, teacher, width, distillation, how, classifier=classifier)
+            trained = distill(begun, teacher, width, distillation, execution, classifier=classifier)
         else:
-            trained = finetune(begun, how, classifier)
+            trained = finetune(begun, execution, classifier)
         classifier = trained.coef, trained.intercept
         return trained.network
 

@@ -15,12 +15,12 @@ from featkit.backbones.states import seeded
 from featkit.embeddings.request import Request
 from featkit.errors import DataError, SpecError
 from featkit.registry import unknown
-from featkit.training.feeds import Batch
-from featkit.training.finetune import How, Trained, Weights, begin, cross_entropy, labelled, run
+from featkit.training.feeds import TrainingBatch
+from featkit.training.finetune import ExecutionConfig, TrainingResult, Weights, begin, cross_entropy, labelled, run
 from featkit.training.inputs import Teacher, inputs_for
 from featkit.training.loop import Loss
 from featkit.training.losses import CrossEntropy, decoupled, feature_distance, projection, soft_targets
-from featkit.training.prepare import Prepared
+from featkit.training.prepare import PreparedTraining
 
 LOSSES = ("logits", "dkd", "features", "logits+features")
 DISTANCES = ("cosine", "mse")
@@ -28,7 +28,7 @@ _LEAST = 1e-12
 
 
 @dataclass(frozen=True)
-class Distillation:
+class DistillationConfig:
     """How a student learns from its teacher: ``(1 - alpha) CE + alpha D``.
 
     Attributes:
@@ -56,7 +56,7 @@ class Distillation:
                 raise SpecError(f"{name} {getattr(self, name):g} is not in {low:g}..{high:g}")
 
     def to_json(self) -> str:
-        """Return the settings as canonical JSON."""
+        """Return the config as canonical JSON."""
         return json.dumps(asdict(self), sort_keys=True)
 
 
@@ -99,14 +99,14 @@ def teacher_of(request: Request, head: Scorer, names: tuple[str, ...], classes: 
 
 
 def distill(
-    prepared: Prepared,
+    prepared: PreparedTraining,
     teacher: Teacher,
     width: int,
-    distillation: Distillation,
-    how: How,
+    distillation: DistillationConfig,
+    execution: ExecutionConfig,
     *,
     classifier: Weights | None = None,
-) -> Trained:
+) -> TrainingResult:
     """Train a student on labels and on what its teacher says.
 
     Args:
@@ -121,21 +121,21 @@ def distill(
         SpecError: if images are mixed, of which the teacher has said nothing.
         FeatkitError: of the kind that says what cannot be had.
     """
-    settings, classes = prepared.wanted.settings, len(prepared.images.classes)
-    if settings.mixup or settings.cutmix:
+    config, classes = prepared.config, len(prepared.images.classes)
+    if config.mixup or config.cutmix:
         raise SpecError("the teacher has not seen mixed images: leave out --mixup and --cutmix")
     model = begin(prepared, classifier)
-    criterion = cross_entropy(prepared, how.compute)
+    criterion = cross_entropy(prepared, execution.compute)
     if not distillation.alpha:
-        inputs = inputs_for(prepared, model.body, how.compute, note=how.watch.note)
-        return run(prepared, model, inputs, labelled(criterion), how)
-    with seeded(settings.seed + 1):
+        inputs = inputs_for(prepared, model.body, execution.compute, note=execution.callbacks.on_message)
+        return run(prepared, model, inputs, labelled(criterion), execution)
+    with seeded(config.seed + 1):
         extra = projection(model.fc.in_features, width) if "features" in distillation.loss else nn.Identity()
-    inputs = inputs_for(prepared, model.body, how.compute, note=how.watch.note, teacher=teacher)
-    return run(prepared, model, inputs, _loss(distillation, criterion, extra, classes), how, extra=extra)
+    inputs = inputs_for(prepared, model.body, execution.compute, note=execution.callbacks.on_message, teacher=teacher)
+    return run(prepared, model, inputs, _loss(distillation, criterion, extra, classes), execution, extra=extra)
 
 
-def _loss(distillation: Distillation, criterion: CrossEntropy, extra: nn.Module, classes: int) -> Loss:
+def _loss(distillation: DistillationConfig, criterion: CrossEntropy, extra: nn.Module, classes: int) -> Loss:
     """Return the loss: of what the teacher said, the first ``classes`` numbers are scores, the others an embedding."""
     kinds: dict[str, Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]] = {
         "logits": lambda _, logits, said, __: soft_targets(logits, said[:, :classes], distillation.temperature),
@@ -148,7 +148,7 @@ def _loss(distillation: Distillation, criterion: CrossEntropy, extra: nn.Module,
     }
     parts = [kinds[name] for name in distillation.loss.split("+")]
 
-    def loss(features: Tensor, logits: Tensor, labels: Tensor, batch: Batch) -> Tensor:
+    def loss(features: Tensor, logits: Tensor, labels: Tensor, batch: TrainingBatch) -> Tensor:
         assert batch.teacher is not None
         said = batch.teacher.to(logits.device)
         term = sum((part(features, logits, said, labels) for part in parts), logits.new_zeros(()))

@@ -15,7 +15,7 @@ from featkit.errors import SpecError
 
 
 @dataclass(frozen=True)
-class Group:
+class ProcessGroup:
     """The processes that train together.
 
     Attributes:
@@ -61,7 +61,7 @@ class Group:
 
 
 @contextmanager
-def joined(device: str) -> Iterator[Group]:
+def joined(device: str) -> Iterator[ProcessGroup]:
     """Join the processes that ``torchrun`` started; a process that was started alone is its own group.
 
     Args:
@@ -69,12 +69,12 @@ def joined(device: str) -> Iterator[Group]:
     """
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1:
-        yield Group()
+        yield ProcessGroup()
         return
     if device == "cuda":
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     distributed.init_process_group("cpu:gloo,cuda:nccl" if device == "cuda" else "gloo")
     try:
-        yield Group(distributed.get_rank(), distributed.get_world_size())
+        yield ProcessGroup(distributed.get_rank(), distributed.get_world_size())
     finally:
         distributed.destroy_process_group()

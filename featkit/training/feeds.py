@@ -25,7 +25,7 @@ Rows = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
-class Batch:
+class TrainingBatch:
     """What one step sees.
 
     Attributes:
@@ -39,7 +39,7 @@ class Batch:
     teacher: Tensor | None = None
 
 
-class Inputs(Protocol):
+class InputSource(Protocol):
     """What is fed to the learning part: rows and an epoch to inputs."""
 
     def batches(self, epoch: int, parts: Sequence[Rows]) -> Iterator[tuple[Tensor, Tensor | None]]:
@@ -47,7 +47,7 @@ class Inputs(Protocol):
 
 
 @dataclass(frozen=True)
-class LiveInputs:
+class ImageInputs:
     """Images, decoded and augmented anew in each epoch, by worker threads.
 
     Attributes:
@@ -139,7 +139,7 @@ def _drawn(views: Rows, seed: int, epoch: int) -> Rows:
 
 
 @dataclass(frozen=True)
-class Feed:
+class BatchLoader:
     """Labelled inputs, batch by batch.
 
     Attributes:
@@ -150,7 +150,7 @@ class Feed:
         share: number of this process and number of processes: each takes its part of every batch.
     """
 
-    inputs: Inputs
+    inputs: InputSource
     labels: NDArray[np.int64]
     batch_size: int
     order: Callable[[int], Rows]
@@ -161,7 +161,7 @@ class Feed:
         """Number of whole batches in an epoch; one smaller one where there is no whole one."""
         return max(1, len(self.labels) // self.batch_size)
 
-    def batches(self, epoch: int, first: int = 0, *, whole: bool = False) -> Iterator[Batch]:
+    def batches(self, epoch: int, first: int = 0, *, whole: bool = False) -> Iterator[TrainingBatch]:
         """Yield the batches of an epoch from step ``first`` on.
 
         What is left over after the last whole batch is seen only with ``whole``: a batch of one has no statistics.
@@ -171,7 +171,7 @@ class Feed:
         parts = [rows[start : min(start + self.batch_size, ends)] for start in range(0, ends, self.batch_size)]
         mine = [part[rank::size] for part in parts[first:]]
         for part, (inputs, said) in zip(mine, self.inputs.batches(epoch, mine), strict=True):
-            yield Batch(inputs, torch.from_numpy(self.labels[part]), said)
+            yield TrainingBatch(inputs, torch.from_numpy(self.labels[part]), said)
 
 
 def shuffled(n: int, seed: int) -> Callable[[int], Rows]:

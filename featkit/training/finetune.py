@@ -14,14 +14,14 @@ from torch import Tensor, nn
 from featkit.backbones.engines.torch import pick_device
 from featkit.backbones.norms import has_statistics, restore_statistics
 from featkit.embeddings.pipeline import Compute
-from featkit.training.distributed import Group
-from featkit.training.feeds import Batch, Feed, Inputs, in_order, resampled, shuffled
-from featkit.training.history import Epoch
+from featkit.training.distributed import ProcessGroup
+from featkit.training.feeds import BatchLoader, InputSource, TrainingBatch, in_order, resampled, shuffled
+from featkit.training.history import EpochRecord
 from featkit.training.inputs import inputs_for
-from featkit.training.loop import Loss, Task, train
+from featkit.training.loop import Loss, TrainingTask, train
 from featkit.training.losses import CrossEntropy
-from featkit.training.network import Classifier, make_classifier
-from featkit.training.prepare import Prepared
+from featkit.training.network import TrainableClassifier, make_classifier
+from featkit.training.prepare import PreparedTraining
 
 Weights = tuple[NDArray[np.float32], NDArray[np.float32]]
 """Of a classifier of k classes: ``(k, d)`` and ``(k,)``; rows are positions in the class names."""
@@ -31,7 +31,7 @@ _SEEN = 512
 
 
 @dataclass(frozen=True)
-class Trained:
+class TrainingResult:
     """A trained network and what is known of its training.
 
     Attributes:
@@ -41,48 +41,48 @@ class Trained:
         history: epoch by epoch.
     """
 
-    prepared: Prepared
+    prepared: PreparedTraining
     network: nn.Module
     coef: NDArray[np.float32]
     intercept: NDArray[np.float32]
-    history: list[Epoch]
+    history: list[EpochRecord]
 
 
 @dataclass(frozen=True)
-class Watch:
-    """Who is told of what happens.
+class TrainingCallbacks:
+    """Functions that are called while a network is trained.
 
     Attributes:
-        step: epoch, step, mean loss and top-1 so far.
-        epoch: each one that is done.
-        note: what was chosen or is being waited for.
+        on_step: after each step: epoch, step, mean loss and top-1 of the epoch so far.
+        on_epoch: after each epoch.
+        on_message: with progress messages, such as the size of the cached activations.
     """
 
-    step: Callable[[int, int, float, float], None] = lambda *_: None
-    epoch: Callable[[Epoch], None] = lambda _: None
-    note: Callable[[str], None] = lambda _: None
+    on_step: Callable[[int, int, float, float], None] = lambda *_: None
+    on_epoch: Callable[[EpochRecord], None] = lambda _: None
+    on_message: Callable[[str], None] = lambda _: None
 
 
 @dataclass(frozen=True)
-class How:
+class ExecutionConfig:
     """How a training is run; none of it decides the weights.
 
     Attributes:
         compute: how the part that stays as it is is run, and on which device.
         folder: where checkpoints go, or None for none.
         resume: whether to go on from the checkpoint there, if there is one.
-        watch: who is told.
+        callbacks: told about progress.
         group: the processes that take part.
     """
 
     compute: Compute
     folder: Path | None = None
     resume: bool = False
-    watch: Watch = field(default_factory=Watch)
-    group: Group = field(default_factory=Group)
+    callbacks: TrainingCallbacks = field(default_factory=TrainingCallbacks)
+    group: ProcessGroup = field(default_factory=ProcessGroup)
 
 
-def finetune(prepared: Prepared, how: How, classifier: Weights | None = None) -> Trained:
+def finetune(prepared: PreparedTraining, execution: ExecutionConfig, classifier: Weights | None = None) -> TrainingResult:
     """Train a network on labels.
 
     Args:
@@ -94,11 +94,11 @@ def finetune(prepared: Prepared, how: How, classifier: Weights | None = None) ->
         FeatkitError: of the kind that says what cannot be had.
     """
     model = begin(prepared, classifier)
-    inputs = inputs_for(prepared, model.body, how.compute, note=how.watch.note)
-    return run(prepared, model, inputs, labelled(cross_entropy(prepared, how.compute)), how)
+    inputs = inputs_for(prepared, model.body, execution.compute, note=execution.callbacks.on_message)
+    return run(prepared, model, inputs, labelled(cross_entropy(prepared, execution.compute)), execution)
 
 
-def begin(prepared: Prepared, classifier: Weights | None = None) -> Classifier:
+def begin(prepared: PreparedTraining, classifier: Weights | None = None) -> TrainableClassifier:
     """Return the network as it is before the first step, with what its classifier begins with, if anything.
 
     Raises:
@@ -106,7 +106,7 @@ def begin(prepared: Prepared, classifier: Weights | None = None) -> Classifier:
     """
     backbone = prepared.backbone
     size = backbone.preprocess.crop
-    model = make_classifier(backbone, len(prepared.images.classes), prepared.wanted.settings, size=size)
+    model = make_classifier(backbone, len(prepared.images.classes), prepared.config, size=size)
     if classifier:
         names = ("weight", "bias")
         model.fc.load_state_dict({name: torch.from_numpy(value) for name, value in zip(names, classifier, strict=True)})
@@ -114,14 +114,14 @@ def begin(prepared: Prepared, classifier: Weights | None = None) -> Classifier:
 
 
 def run(
-    prepared: Prepared,
-    model: Classifier,
-    inputs: tuple[Inputs, Inputs | None],
+    prepared: PreparedTraining,
+    model: TrainableClassifier,
+    inputs: tuple[InputSource, InputSource | None],
     loss: Loss,
-    how: How,
+    execution: ExecutionConfig,
     *,
     extra: nn.Module | None = None,
-) -> Trained:
+) -> TrainingResult:
     """Train a network to make a loss small.
 
     Args:
@@ -132,58 +132,58 @@ def run(
         how: everything else.
         extra: what else learns and is thrown away afterwards.
     """
-    settings, images, group = prepared.wanted.settings, prepared.images, how.group
-    group.check(settings.batch_size)
-    if prepared.backbone.trained and not settings.frozen_norms and not has_statistics(model.body.network):
-        how.watch.note("its BatchNorms were folded into scale and shift: they get statistics from train images")
+    config, images, group = prepared.config, prepared.images, execution.group
+    group.check(config.batch_size)
+    if prepared.backbone.trained and not config.frozen_norms and not has_statistics(model.body.network):
+        execution.callbacks.on_message("its BatchNorms were folded into scale and shift: they get statistics from train images")
         rows = np.arange(min(_SEEN, int((images.splits == "train").sum())))
-        parts = np.array_split(rows, max(1, len(rows) // settings.batch_size))
+        parts = np.array_split(rows, max(1, len(rows) // config.batch_size))
         learning = [part for _, part in model.body.learning()]
         restore_statistics(model, (batch for batch, _ in inputs[0].batches(0, parts)), learning)
     labels, judged = (images.labels[images.splits == split] for split in ("train", "val"))
-    balanced = settings.balance == "resample"
-    order = resampled(labels, settings.seed) if balanced else shuffled(len(labels), settings.seed)
+    balanced = config.balance == "resample"
+    order = resampled(labels, config.seed) if balanced else shuffled(len(labels), config.seed)
     share = (group.rank, group.size)
     history = train(
-        Task(
+        TrainingTask(
             model=model,
-            train=Feed(inputs[0], labels, settings.batch_size, order, share),
-            val=Feed(inputs[1], judged, settings.batch_size, in_order(len(judged))) if inputs[1] else None,
+            train=BatchLoader(inputs[0], labels, config.batch_size, order, share),
+            val=BatchLoader(inputs[1], judged, config.batch_size, in_order(len(judged))) if inputs[1] else None,
             loss=loss,
-            settings=settings,
+            config=config,
             fingerprint=prepared.fingerprint,
-            folder=how.folder,
+            folder=execution.folder,
             extra=extra,
-            device=pick_device(how.compute.device),
+            device=pick_device(execution.compute.device),
             group=group,
-            progress=how.watch.step,
-            finished=how.watch.epoch,
+            progress=execution.callbacks.on_step,
+            finished=execution.callbacks.on_epoch,
         ),
-        resume=how.resume,
+        resume=execution.resume,
     )
     weight, bias = (tensor.detach().cpu().numpy() for tensor in (model.fc.weight, model.fc.bias))
-    return Trained(prepared, model.body.network.cpu(), weight, bias, history)
+    return TrainingResult(prepared, model.body.network.cpu(), weight, bias, history)
 
 
 def labelled(criterion: CrossEntropy) -> Loss:
     """Return cross-entropy as the loop wants it."""
 
-    def loss(features: Tensor, logits: Tensor, labels: Tensor, batch: Batch) -> Tensor:
+    def loss(features: Tensor, logits: Tensor, labels: Tensor, batch: TrainingBatch) -> Tensor:
         return criterion(logits, labels)
 
     return loss
 
 
-def cross_entropy(prepared: Prepared, compute: Compute) -> CrossEntropy:
-    """Return the loss on labels, corrected for unequal classes as the settings say."""
-    settings, images = prepared.wanted.settings, prepared.images
+def cross_entropy(prepared: PreparedTraining, compute: Compute) -> CrossEntropy:
+    """Return the loss on labels, corrected for unequal classes as the configuration says."""
+    config, images = prepared.config, prepared.images
     counts = np.bincount(images.labels[images.splits == "train"], minlength=len(images.classes))
     device = pick_device(compute.device)
     weight = offset = None
-    if settings.balance == "reweight":
+    if config.balance == "reweight":
         inverse = np.where(counts > 0, 1 / np.maximum(counts, 1), 0.0)
         weight = torch.tensor(inverse / inverse.sum() * (counts > 0).sum(), dtype=torch.float32, device=device)
-    if settings.balance == "logit-adjust":
+    if config.balance == "logit-adjust":
         prior = np.maximum(counts, 1) / counts.sum()
         offset = torch.tensor(np.log(prior), dtype=torch.float32, device=device)
-    return CrossEntropy(weight, offset, settings.smoothing)
+    return CrossEntropy(weight, offset, config.smoothing)

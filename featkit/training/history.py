@@ -12,7 +12,7 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
-class Score:
+class EpochScore:
     """What an epoch came to on train or on val: mean loss, top-1 and top-5 (shares), number of images."""
 
     loss: float
@@ -22,7 +22,7 @@ class Score:
 
 
 @dataclass(frozen=True)
-class Epoch:
+class EpochRecord:
     """One line of the history; train as the network was while it learned, val after the epoch.
 
     Attributes:
@@ -35,8 +35,8 @@ class Epoch:
 
     number: int
     rate: float
-    train: Score
-    val: Score | None
+    train: EpochScore
+    val: EpochScore | None
     seconds: float
 
     def to_list(self) -> list[Any]:
@@ -45,10 +45,10 @@ class Epoch:
         return [self.number, self.rate, *scores, self.seconds]
 
     @classmethod
-    def from_list(cls, values: list[Any]) -> Epoch:
+    def from_list(cls, values: list[Any]) -> EpochRecord:
         """Read what ``to_list`` wrote."""
         number, height, train, val, seconds = values
-        return cls(number, height, Score(*train), Score(*val) if val else None, seconds)
+        return cls(number, height, EpochScore(*train), EpochScore(*val) if val else None, seconds)
 
 
 def sums(loss: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
@@ -64,19 +64,19 @@ def sums(loss: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
     return torch.tensor([float(loss.detach()) * n, float(best[:, 0].sum()), float(best.sum()), n], dtype=torch.float64)
 
 
-def score(total: Tensor) -> Score:
+def score(total: Tensor) -> EpochScore:
     """Return the score that summed ``sums`` come to."""
     loss, top1, top5, n = total.tolist()
-    return Score(loss / n, top1 / n, top5 / n, int(n)) if n else Score(math.nan, math.nan, math.nan, 0)
+    return EpochScore(loss / n, top1 / n, top5 / n, int(n)) if n else EpochScore(math.nan, math.nan, math.nan, 0)
 
 
-def best_epoch(history: Iterable[Epoch]) -> int | None:
+def best_epoch(history: Iterable[EpochRecord]) -> int | None:
     """Return the number of the epoch with the best val top-1, of equal ones that of least loss; None without val."""
     judged = [(each.val.top1, -each.val.loss, -each.number) for each in history if each.val]
     return -max(judged)[2] if judged else None
 
 
-def history_rows(history: Iterable[Epoch]) -> Iterator[dict[str, float | int | str]]:
+def history_rows(history: Iterable[EpochRecord]) -> Iterator[dict[str, float | int | str]]:
     """Yield one line of ``history.csv`` for each epoch; what there is no val for is empty."""
     for each in history:
         line: dict[str, float | int | str] = {"epoch": each.number + 1, "rate": each.rate}
@@ -86,7 +86,7 @@ def history_rows(history: Iterable[Epoch]) -> Iterator[dict[str, float | int | s
         yield line
 
 
-def history_numbers(history: Iterable[Epoch]) -> list[dict[str, float]]:
+def history_numbers(history: Iterable[EpochRecord]) -> list[dict[str, float]]:
     """Return the lines of ``history.csv`` as numbers; what is empty is NaN."""
     rows = history_rows(history)
     return [{name: float("nan" if value == "" else value) for name, value in row.items()} for row in rows]

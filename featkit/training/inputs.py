@@ -20,9 +20,9 @@ from featkit.embeddings.request import Request
 from featkit.errors import StorageError
 from featkit.images.augment import add_augmented_views
 from featkit.images.base import ImageSet
-from featkit.training.feeds import CachedInputs, Inputs, LiveInputs, Rows
-from featkit.training.network import WHOLE, Tail, cut_layer
-from featkit.training.prepare import Prepared
+from featkit.training.feeds import CachedInputs, ImageInputs, InputSource, Rows
+from featkit.training.network import WHOLE, TrainableBody, cut_layer
+from featkit.training.prepare import PreparedTraining
 
 _VIEW_SEED = 0
 """What the kept views look like does not depend on the seed of a training: those with other seeds share the file."""
@@ -51,13 +51,13 @@ class _Kept:
 
 
 def inputs_for(
-    prepared: Prepared,
-    body: Tail,
+    prepared: PreparedTraining,
+    body: TrainableBody,
     compute: Compute,
     *,
     note: Callable[[str], None] = lambda _: None,
     teacher: Teacher | None = None,
-) -> tuple[Inputs, Inputs | None]:
+) -> tuple[InputSource, InputSource | None]:
     """Return what the learning part sees of train images, and of val images, if there are any.
 
     Where a part of the network stays as it is, its output for some fixed views of each image is made once and read
@@ -74,58 +74,58 @@ def inputs_for(
         StorageError: if the activations would not fit on the disk.
         FeatkitError: of the kind that says what cannot be had.
     """
-    wanted = prepared.wanted
-    fixed = wanted.augment is None or wanted.views > 0
+    config = prepared.config
+    fixed = config.augment is None or config.views > 0
     if fixed and (body.start != WHOLE or teacher):
         return _from_kept(prepared, body, compute, note, teacher)
     kept = _views(prepared, None)
     trunk = None if body.start == WHOLE else _engine(_trunk(prepared, body), compute)
     asked = (teacher.request.load_backbone().preprocess, _answering(teacher, compute)) if teacher else None
-    live = LiveInputs(kept.images, kept.train, prepared.backbone.preprocess, seed=wanted.settings.seed, trunk=trunk)
+    live = ImageInputs(kept.images, kept.train, prepared.backbone.preprocess, seed=config.seed, trunk=trunk)
     val = replace(live, views=kept.val) if len(kept.val) else None
-    return replace(live, augment=wanted.augment, teacher=asked), val
+    return replace(live, augment=config.augment, teacher=asked), val
 
 
 def _from_kept(
-    prepared: Prepared, body: Tail, compute: Compute, note: Callable[[str], None], teacher: Teacher | None
-) -> tuple[Inputs, Inputs | None]:
-    wanted = prepared.wanted
-    kept = _views(prepared, wanted.augment)
+    prepared: PreparedTraining, body: TrainableBody, compute: Compute, note: Callable[[str], None], teacher: Teacher | None
+) -> tuple[InputSource, InputSource | None]:
+    config = prepared.config
+    kept = _views(prepared, config.augment)
     requests = [] if body.start == WHOLE else [_trunk(prepared, body)]
     for request in requests:
-        note(_room(request, kept.images, body, wanted.cache, compute))
+        note(_room(request, kept.images, body, config.cache, compute))
     requests += [teacher.request] if teacher else []
-    done = run_extractions(requests, kept.images, wanted.cache, compute, note)
+    done = run_extractions(requests, kept.images, config.cache, compute, note)
     said = teacher.answer(store.read(done[-1].path).x) if teacher else None
-    train: Inputs
+    train: InputSource
     if body.start == WHOLE:
-        live = LiveInputs(kept.images, kept.train, prepared.backbone.preprocess, seed=wanted.settings.seed)
+        live = ImageInputs(kept.images, kept.train, prepared.backbone.preprocess, seed=config.seed)
         train, val = replace(live, said=said), replace(live, views=kept.val)
         return train, val if len(kept.val) else None
-    train = CachedInputs(done[0].path, kept.train, wanted.settings.seed, said)
+    train = CachedInputs(done[0].path, kept.train, config.seed, said)
     return train, CachedInputs(done[0].path, kept.val) if len(kept.val) else None
 
 
-def _views(prepared: Prepared, augment: str | None) -> _Kept:
+def _views(prepared: PreparedTraining, augment: str | None) -> _Kept:
     """Return the images that training sees, each train image with its views behind it if there are any."""
-    images, wanted = prepared.images, prepared.wanted
+    images, config = prepared.images, prepared.config
     images = images.take(np.flatnonzero(images.splits != "test"))
-    count = 1 + wanted.views if augment else 1
-    wide = add_augmented_views(images, augment, wanted.views, _VIEW_SEED) if augment else images
+    count = 1 + config.views if augment else 1
+    wide = add_augmented_views(images, augment, config.views, _VIEW_SEED) if augment else images
     lengths = np.where(images.splits == "train", count, 1)
     first = np.cumsum(lengths) - lengths
     train = first[images.splits == "train"][:, None] + np.arange(count)
     return _Kept(wide, train, first[images.splits == "val"][:, None])
 
 
-def _trunk(prepared: Prepared, body: Tail) -> Request:
+def _trunk(prepared: PreparedTraining, body: TrainableBody) -> Request:
     """Return the part of the network that stays as it is: to its embedding, or to the whole map at the cut."""
     layer = cut_layer(body.network, body.start)
-    request = prepared.wanted.request
+    request = prepared.config.request
     return request if layer is None else replace(request, layer=layer, pool="none", store="float16")
 
 
-def _room(request: Request, images: ImageSet, body: Tail, cache: Path, compute: Compute) -> str:
+def _room(request: Request, images: ImageSet, body: TrainableBody, cache: Path, compute: Compute) -> str:
     """Say how much room the activations take, and whether they are there already.
 
     Raises:

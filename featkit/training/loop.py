@@ -17,14 +17,14 @@ from torchvision.transforms import v2
 from featkit.backbones.states import seeded
 from featkit.errors import DataError, TrainingError
 from featkit.training.checkpoint import load_checkpoint, save_checkpoint
-from featkit.training.distributed import Group
-from featkit.training.feeds import Batch, Feed
-from featkit.training.history import Epoch, Score, best_epoch, score, sums
-from featkit.training.network import Classifier, learning_state, set_training
+from featkit.training.config import TrainingConfig
+from featkit.training.distributed import ProcessGroup
+from featkit.training.feeds import BatchLoader, TrainingBatch
+from featkit.training.history import EpochRecord, EpochScore, best_epoch, score, sums
+from featkit.training.network import TrainableClassifier, learning_state, set_training
 from featkit.training.optim import make_optimiser, rate, set_rate
-from featkit.training.settings import Settings
 
-Loss = Callable[[Tensor, Tensor, Tensor, Batch], Tensor]
+Loss = Callable[[Tensor, Tensor, Tensor, TrainingBatch], Tensor]
 """Embeddings ``(b, d)``, logits ``(b, k)``, labels ``(b,)`` or mixed ``(b, k)``, and the batch, to a number."""
 
 _BETWEEN_CHECKPOINTS = 120.0
@@ -32,7 +32,7 @@ _BETWEEN_CHECKPOINTS = 120.0
 
 
 @dataclass(frozen=True)
-class Task:
+class TrainingTask:
     """A training that is wanted.
 
     Attributes:
@@ -40,7 +40,7 @@ class Task:
         train: what it learns from.
         val: what the epoch is chosen on, or None: then the last one is kept.
         loss: what is made small.
-        settings: how.
+        config: how.
         fingerprint: of all that decides the weights; a checkpoint of another is refused.
         folder: where checkpoints go, or None for none.
         extra: what else learns and is thrown away afterwards, such as a projection.
@@ -50,21 +50,21 @@ class Task:
         finished: told of each epoch.
     """
 
-    model: Classifier
-    train: Feed
-    val: Feed | None
+    model: TrainableClassifier
+    train: BatchLoader
+    val: BatchLoader | None
     loss: Loss
-    settings: Settings
+    config: TrainingConfig
     fingerprint: str
     folder: Path | None = None
     extra: nn.Module | None = None
     device: str = "cpu"
-    group: Group = field(default_factory=Group)
+    group: ProcessGroup = field(default_factory=ProcessGroup)
     progress: Callable[[int, int, float, float], None] = lambda *_: None
-    finished: Callable[[Epoch], None] = lambda _: None
+    finished: Callable[[EpochRecord], None] = lambda _: None
 
 
-def train(task: Task, *, resume: bool = False) -> list[Epoch]:
+def train(task: TrainingTask, *, resume: bool = False) -> list[EpochRecord]:
     """Train a network, and leave it with the weights of the best epoch on val, or of the last one.
 
     All that is drawn is drawn from seed, epoch and step: a training that is resumed ends with the same weights.
@@ -84,10 +84,10 @@ def train(task: Task, *, resume: bool = False) -> list[Epoch]:
     return run.history
 
 
-def _check_batch(task: Task) -> None:
-    smallest = min(task.settings.batch_size, len(task.train.labels)) // task.group.size
+def _check_batch(task: TrainingTask) -> None:
+    smallest = min(task.config.batch_size, len(task.train.labels)) // task.group.size
     norms = any(isinstance(part, nn.BatchNorm2d) for _, each in task.model.body.learning() for part in each.modules())
-    if smallest < 2 and norms and not task.settings.frozen_norms:
+    if smallest < 2 and norms and not task.config.frozen_norms:
         raise DataError(
             "a batch of one image has no statistics for BatchNorm: raise --batch-size, or give --norm frozen"
         )
@@ -96,36 +96,36 @@ def _check_batch(task: Task) -> None:
 class _Run:
     """What changes while a network is trained."""
 
-    def __init__(self, task: Task) -> None:
+    def __init__(self, task: TrainingTask) -> None:
         self.task = task
         self.model = task.model.to(task.device).to(memory_format=torch.channels_last)
         self.extra = task.extra.to(task.device) if task.extra is not None else None
-        self.optimiser = make_optimiser(self.model, self.extra, task.settings)
-        self.average = copy.deepcopy(self.model) if task.settings.ema else None
+        self.optimiser = make_optimiser(self.model, self.extra, task.config)
+        self.average = copy.deepcopy(self.model) if task.config.ema else None
         self.wrapped = task.group.wrapped(self.model)
-        self.history: list[Epoch] = []
+        self.history: list[EpochRecord] = []
         self.best: dict[str, Tensor] | None = None
         self.number, self.step = 0, 0
         self.sums = torch.zeros(4, dtype=torch.float64)
         self.seconds = 0.0
 
     @property
-    def judged(self) -> Classifier:
+    def judged(self) -> TrainableClassifier:
         """The network whose weights are kept."""
         return self.model if self.average is None else self.average
 
     @property
     def over(self) -> bool:
         """Whether all epochs are done, or val has not been better for too many."""
-        patience = self.task.settings.patience
+        patience = self.task.config.patience
         best = best_epoch(self.history)
         waited = 0 if best is None else self.number - 1 - best
-        return self.number >= self.task.settings.epochs or (patience is not None and waited >= patience)
+        return self.number >= self.task.config.epochs or (patience is not None and waited >= patience)
 
     def epoch(self) -> None:
         """Go through the train images once, or through what is left of them; then judge on val."""
         task, began = self.task, time.perf_counter()
-        set_training(self.model, task.settings)
+        set_training(self.model, task.config)
         saved = began
         for batch in task.train.batches(self.number, self.step):
             self._learn(batch)
@@ -143,14 +143,14 @@ class _Run:
         val = self._judge()
         seconds = self.seconds + time.perf_counter() - began
         total = self.task.group.total(self.sums)
-        self.history.append(Epoch(self.number, self._rate(self.step - 1), score(total), val, seconds))
+        self.history.append(EpochRecord(self.number, self._rate(self.step - 1), score(total), val, seconds))
         if best_epoch(self.history) == self.number:
             self.best = {name: value.detach().cpu().clone() for name, value in learning_state(self.judged).items()}
         self.number, self.step, self.sums, self.seconds = self.number + 1, 0, torch.zeros_like(self.sums), 0.0
         self.save(0.0)
         task.finished(self.history[-1])
 
-    def _learn(self, batch: Batch) -> None:
+    def _learn(self, batch: TrainingBatch) -> None:
         task = self.task
         set_rate(self.optimiser, self._rate(self.step))
         inputs, labels = batch.inputs.to(task.device).float(), batch.labels.to(task.device)
@@ -164,8 +164,8 @@ class _Run:
         loss.backward()  # type: ignore[no-untyped-call]
         if self.extra is not None:
             task.group.average(self.extra)
-        if task.settings.clip:
-            nn.utils.clip_grad_norm_([p for g in self.optimiser.param_groups for p in g["params"]], task.settings.clip)
+        if task.config.clip:
+            nn.utils.clip_grad_norm_([p for g in self.optimiser.param_groups for p in g["params"]], task.config.clip)
         self.optimiser.step()
         self._follow()
         self.sums += sums(loss, logits.detach(), labels)
@@ -174,7 +174,7 @@ class _Run:
         kept = f"; the last good weights are in {self.task.folder}" if self.number and self.task.folder else ""
         return (
             f"the loss is {loss} in epoch {self.number + 1}, step {self.step + 1}: "
-            f"lower --lr ({self.task.settings.lr:g}), or use --clip 1{kept}"
+            f"lower --lr ({self.task.config.lr:g}), or use --clip 1{kept}"
         )
 
     def _check_weights(self) -> None:
@@ -186,14 +186,14 @@ class _Run:
 
     def _rate(self, step: int) -> float:
         steps = self.task.train.steps
-        warmup = round(self.task.settings.warmup * steps)
-        return rate(self.number * steps + step, self.task.settings.epochs * steps, warmup)
+        warmup = round(self.task.config.warmup * steps)
+        return rate(self.number * steps + step, self.task.config.epochs * steps, warmup)
 
     def _mixed(self, inputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Mix the images of a batch with each other, if asked to."""
-        settings = self.task.settings
-        kinds = [v2.MixUp(alpha=settings.mixup, num_classes=self._classes)] if settings.mixup else []
-        kinds += [v2.CutMix(alpha=settings.cutmix, num_classes=self._classes)] if settings.cutmix else []
+        config = self.task.config
+        kinds = [v2.MixUp(alpha=config.mixup, num_classes=self._classes)] if config.mixup else []
+        kinds += [v2.CutMix(alpha=config.cutmix, num_classes=self._classes)] if config.cutmix else []
         if not kinds:
             return inputs, labels
         with seeded(self._drawn(2)):
@@ -204,7 +204,7 @@ class _Run:
 
     def _drawn(self, what: int) -> int:
         """Return the seed of what a step draws."""
-        return int(np.random.default_rng([self.task.settings.seed, self.number, self.step, what]).integers(2**63))
+        return int(np.random.default_rng([self.task.config.seed, self.number, self.step, what]).integers(2**63))
 
     @property
     def _classes(self) -> int:
@@ -215,7 +215,7 @@ class _Run:
         """Move the averaged weights towards those of the network; statistics of norms are copied."""
         if self.average is None:
             return
-        decay = min(self.task.settings.ema, (1 + self._steps_done) / (10 + self._steps_done))
+        decay = min(self.task.config.ema, (1 + self._steps_done) / (10 + self._steps_done))
         for mean, value in zip(self.average.parameters(), self.model.parameters(), strict=True):
             mean.lerp_(value, 1 - decay)
         for kept, now in zip(self.average.buffers(), self.model.buffers(), strict=True):
@@ -225,7 +225,7 @@ class _Run:
     def _steps_done(self) -> int:
         return self.number * self.task.train.steps + self.step
 
-    def _judge(self) -> Score | None:
+    def _judge(self) -> EpochScore | None:
         return evaluate(self.judged, self.task.val, self.task) if self.task.val else None
 
     def keep_best(self) -> None:
@@ -265,10 +265,10 @@ class _Run:
         self.optimiser.load_state_dict(content["optimiser"])
         self.number, self.step = content["number"], content["step"]
         self.sums, self.seconds, self.best = content["sums"], content["seconds"], content["best"]
-        self.history = [Epoch.from_list(each) for each in content["history"]]
+        self.history = [EpochRecord.from_list(each) for each in content["history"]]
 
 
-def evaluate(model: Classifier, feed: Feed, task: Task) -> Score:
+def evaluate(model: TrainableClassifier, feed: BatchLoader, task: TrainingTask) -> EpochScore:
     """Return the score of a network on all images of a feed, as they are."""
     model.eval()
     total = torch.zeros(4, dtype=torch.float64)
@@ -282,5 +282,5 @@ def evaluate(model: Classifier, feed: Feed, task: Task) -> Score:
     return score(total)
 
 
-def _arithmetic(task: Task) -> torch.autocast:
-    return torch.autocast(task.device, dtype=torch.bfloat16, enabled=task.settings.precision == "bf16")
+def _arithmetic(task: TrainingTask) -> torch.autocast:
+    return torch.autocast(task.device, dtype=torch.bfloat16, enabled=task.config.precision == "bf16")

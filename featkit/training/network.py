@@ -12,13 +12,13 @@ from featkit.backbones.base import Backbone
 from featkit.backbones.states import seeded
 from featkit.errors import SpecError
 from featkit.registry import unknown
-from featkit.training.settings import Settings
+from featkit.training.config import TrainingConfig
 
 WHOLE = 0
 """Where a network is cut that learns as a whole."""
 
 
-class Tail(nn.Module):
+class TrainableBody(nn.Module):
     """The blocks of a network from one on, up to its pooled embedding.
 
     Args:
@@ -51,10 +51,10 @@ class Tail(nn.Module):
         yield from [("", self.network)] if self.start == WHOLE else blocks(self.network)[self.start :]
 
 
-class Classifier(nn.Module):
+class TrainableClassifier(nn.Module):
     """The learning part of a network, and a linear classifier on its embeddings."""
 
-    def __init__(self, body: Tail, width: int, classes: int) -> None:
+    def __init__(self, body: TrainableBody, width: int, classes: int) -> None:
         super().__init__()
         self.body = body
         self.fc = nn.Linear(width, classes)
@@ -77,32 +77,32 @@ def blocks(network: nn.Module) -> list[tuple[str, nn.Module]]:
     ]
 
 
-def cut_at(network: nn.Module, name: str, settings: Settings) -> int:
+def cut_at(network: nn.Module, name: str, config: TrainingConfig) -> int:
     """Return the number of the first block that learns.
 
     Args:
         network: as ``Backbone.build`` gives it.
         name: of the network, for the error.
-        settings: the mode, and what to unfreeze.
+        config: the mode, and what to unfreeze.
 
     Raises:
         SpecError: if there is no such block, or the network is not cut into blocks.
     """
-    if settings.mode in ("full", "scratch") or (settings.mode == "shallow" and not settings.frozen_norms):
+    if config.mode in ("full", "scratch") or (config.mode == "shallow" and not config.frozen_norms):
         return WHOLE
     names = [block for block, _ in blocks(network)]
-    if settings.mode == "shallow":
+    if config.mode == "shallow":
         return max(len(names), 1)
     if not names:
         raise SpecError(f"{name} is not cut into blocks: use --mode shallow or full")
-    if settings.unfreeze.isdecimal():
-        count = int(settings.unfreeze)
+    if config.unfreeze.isdecimal():
+        count = int(config.unfreeze)
         if not 1 <= count < len(names):
             raise SpecError(f"--unfreeze {count}: {name} has {len(names) - 1} blocks; use --mode full for all of it")
         return len(names) - count
-    found = [place for place, block in enumerate(names) if settings.unfreeze in (block, block.partition(".")[0])]
+    found = [place for place, block in enumerate(names) if config.unfreeze in (block, block.partition(".")[0])]
     if not found or found[0] == 0:
-        raise unknown(f"block of {name}", settings.unfreeze, ["layer1", "layer2", "layer3", "layer4", *names[1:]])
+        raise unknown(f"block of {name}", config.unfreeze, ["layer1", "layer2", "layer3", "layer4", *names[1:]])
     return found[0]
 
 
@@ -119,13 +119,13 @@ def cut_layer(network: nn.Module, start: int) -> str | None:
     return "maxpool" if before == "stem" else (before if after.startswith(f"{stage}.") else stage)
 
 
-def make_classifier(backbone: Backbone, classes: int, settings: Settings, *, size: tuple[int, int]) -> Classifier:
+def make_classifier(backbone: Backbone, classes: int, config: TrainingConfig, *, size: tuple[int, int]) -> TrainableClassifier:
     """Return a network whose learning part has gradients, its classifier drawn from the seed.
 
     Args:
         backbone: the network to begin with.
         classes: number of classes.
-        settings: what learns.
+        config: what learns.
         size: ``(height, width)`` of its images in pixels.
 
     Raises:
@@ -133,32 +133,32 @@ def make_classifier(backbone: Backbone, classes: int, settings: Settings, *, siz
         WeightsError: if the weights are damaged or of another network.
     """
     network = backbone.build()
-    start = cut_at(network, backbone.name, settings)
+    start = cut_at(network, backbone.name, config)
     with torch.no_grad():
         features = torch.zeros(1, 3, *size)
         width = network(features).shape[1]
         for _, part in blocks(network)[:start] if start != WHOLE else []:
             features = part(features)
     shape = (width, 1, 1) if start > 0 and start >= len(blocks(network)) else tuple(features.shape[1:])
-    tail = Tail(network, start, shape)
-    with seeded(settings.seed):
-        model = Classifier(tail, width, classes)
+    tail = TrainableBody(network, start, shape)
+    with seeded(config.seed):
+        model = TrainableClassifier(tail, width, classes)
     for _, part in tail.learning():
-        part.requires_grad_(settings.mode != "shallow")
+        part.requires_grad_(config.mode != "shallow")
     return model
 
 
-def set_training(model: Classifier, settings: Settings) -> None:
+def set_training(model: TrainableClassifier, config: TrainingConfig) -> None:
     """Put the learning part into training mode, and the rest, which includes norms to be kept, into eval mode."""
     model.eval()
     model.fc.train()
-    if settings.frozen_norms:
+    if config.frozen_norms:
         return
     for _, part in model.body.learning():
         part.train()
 
 
-def learning_state(model: Classifier) -> dict[str, Tensor]:
+def learning_state(model: TrainableClassifier) -> dict[str, Tensor]:
     """Return the tensors that training may change, statistics of norms included, by name."""
     prefixes = tuple(f"body.network.{name}{'.' if name else ''}" for name, _ in model.body.learning())
     return {name: value for name, value in model.state_dict().items() if name.startswith(("fc.", *prefixes))}

@@ -7,34 +7,34 @@ import math
 import torch
 from torch import Tensor, nn
 
-from featkit.training.network import Classifier, blocks
-from featkit.training.settings import Settings
+from featkit.training.config import TrainingConfig
+from featkit.training.network import TrainableClassifier, blocks
 
 _MOMENTUM = 0.9
 
 
-def make_optimiser(model: Classifier, extra: nn.Module | None, settings: Settings) -> torch.optim.Optimizer:
+def make_optimiser(model: TrainableClassifier, extra: nn.Module | None, config: TrainingConfig) -> torch.optim.Optimizer:
     """Return the optimiser of what has gradients; each group knows its height of the learning rate as ``peak``.
 
     Args:
         model: the network.
         extra: what else learns, at the classifier's rate, such as a projection.
-        settings: optimiser, rates, decay.
+        config: optimiser, rates, decay.
     """
     groups: dict[tuple[float, float], list[Tensor]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            peak = settings.lr * settings.layer_decay ** _depth_below(model, name)
-            groups.setdefault((peak, _decay(parameter, settings)), []).append(parameter)
+            peak = config.lr * config.layer_decay ** _depth_below(model, name)
+            groups.setdefault((peak, _decay(parameter, config)), []).append(parameter)
     for parameter in extra.parameters() if extra else ():
-        groups.setdefault((settings.lr, _decay(parameter, settings)), []).append(parameter)
+        groups.setdefault((config.lr, _decay(parameter, config)), []).append(parameter)
     listed = [
         {"params": parameters, "lr": peak, "peak": peak, "weight_decay": decay}
         for (peak, decay), parameters in groups.items()
     ]
-    if settings.optimiser == "adamw":
-        return torch.optim.AdamW(listed, lr=settings.lr)
-    return torch.optim.SGD(listed, lr=settings.lr, momentum=_MOMENTUM, nesterov=True)
+    if config.optimiser == "adamw":
+        return torch.optim.AdamW(listed, lr=config.lr)
+    return torch.optim.SGD(listed, lr=config.lr, momentum=_MOMENTUM, nesterov=True)
 
 
 def set_rate(optimiser: torch.optim.Optimizer, factor: float) -> None:
@@ -53,12 +53,12 @@ def rate(step: int, steps: int, warmup: int) -> float:
     return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
 
 
-def _decay(parameter: Tensor, settings: Settings) -> float:
+def _decay(parameter: Tensor, config: TrainingConfig) -> float:
     """Return the weight decay: norms and biases, which are vectors, have none."""
-    return settings.weight_decay if parameter.ndim > 1 else 0.0
+    return config.weight_decay if parameter.ndim > 1 else 0.0
 
 
-def _depth_below(model: Classifier, name: str) -> int:
+def _depth_below(model: TrainableClassifier, name: str) -> int:
     """Return how many stages lie between a parameter and the classifier."""
     if name.startswith("fc."):
         return 0

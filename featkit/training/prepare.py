@@ -17,15 +17,15 @@ from featkit.errors import DataError, SpecError
 from featkit.images.base import ImageSet
 from featkit.images.splits import stratified_split
 from featkit.storage import digest
-from featkit.training.wanted import Wanted
+from featkit.training.config import TrainingConfig
 
 
 @dataclass(frozen=True)
-class Prepared:
+class PreparedTraining:
     """Everything that decides the weights, found; nothing is trained yet.
 
     Attributes:
-        wanted: what was asked for.
+        config: what was asked for.
         images: all of them; splits say what trains, what chooses the epoch, what judges.
         backbone: the network to begin with.
         fingerprint: digest of all that decides the weights.
@@ -34,7 +34,7 @@ class Prepared:
         about: what else there is to say of it, such as who its teacher is.
     """
 
-    wanted: Wanted
+    config: TrainingConfig
     images: ImageSet
     backbone: Backbone
     fingerprint: str
@@ -50,19 +50,19 @@ class Prepared:
     @property
     def description(self) -> NetworkDescription:
         """How the trained network will be rebuilt, and what it is called."""
-        settings, backbone, request = self.wanted.settings, self.backbone, self.wanted.request
-        what = {"deep": f"{settings.unfreeze} fine-tuned", "full": "fine-tuned", "shallow": "classifier trained"}
-        label = f"{backbone.name}, {what.get(settings.mode, 'trained from scratch')} on {self.images.name}"
+        config, backbone, request = self.config, self.backbone, self.config.request
+        what = {"deep": f"{config.unfreeze} fine-tuned", "full": "fine-tuned", "shallow": "classifier trained"}
+        label = f"{backbone.name}, {what.get(config.mode, 'trained from scratch')} on {self.images.name}"
         label += f", {self.about}" if self.about else ""
-        name = f"{backbone.name}-{settings.mode}-{self.id[:8]}"
+        name = f"{backbone.name}-{config.mode}-{self.id[:8]}"
         return describe_derived(backbone, request.backbone, name, label, trained_on=self.learned)
 
 
-def prepare(wanted: Wanted, compute: Compute, *, extra: str = "", about: str = "") -> Prepared:
+def prepare(config: TrainingConfig, compute: Compute, *, extra: str = "", about: str = "") -> PreparedTraining:
     """Find the images and the network.
 
     Args:
-        wanted: what is asked for.
+        config: what is asked for.
         compute: how contents are read.
         extra: what else decides the weights, such as a teacher.
         about: the same for people.
@@ -70,17 +70,16 @@ def prepare(wanted: Wanted, compute: Compute, *, extra: str = "", about: str = "
     Raises:
         FeatkitError: of the kind that says what cannot be had.
     """
-    request = wanted.request.for_device(compute.device)
-    if wanted.settings.mode == "scratch":
-        request = _untrained(request, wanted.settings.seed)
-    settings = replace(wanted.settings, precision=resolve_precision(wanted.settings.precision, compute.device))
-    wanted = replace(wanted, request=request, settings=settings)
-    images = divide(request.load_images(), wanted.val, settings.seed)
+    request = config.request.for_device(compute.device)
+    if config.mode == "scratch":
+        request = _untrained(request, config.seed)
+    config = replace(config, request=request, precision=resolve_precision(config.precision, compute.device))
+    images = divide(request.load_images(), config.val, config.seed)
     keys = content_keys(images, compute)
     backbone = request.load_backbone()
     decided = {
-        **settings.to_dict(),
-        **{"augment": wanted.augment, "views": wanted.views, "frozen": request.precision, "extra": extra},
+        **config.to_dict(),
+        **{"frozen": request.precision, "extra": extra},
         **{"backbone": backbone.name, "weights": backbone.digest, "preprocess": str(backbone.preprocess)},
     }
     learning = np.flatnonzero(images.splits != "test")
@@ -91,7 +90,7 @@ def prepare(wanted: Wanted, compute: Compute, *, extra: str = "", about: str = "
         images_digest([images.ids[row] for row in judged], [keys[row] for row in judged]),
         labels_digest(images.classes, images.labels[judged]),
     )
-    prepared = Prepared(wanted, images, backbone, fingerprint, test, learned, about)
+    prepared = PreparedTraining(config, images, backbone, fingerprint, test, learned, about)
     check_not_trained_on(request.backbone, images.name, {keys[row] for row in judged} - {keys[row] for row in learning})
     return prepared
 

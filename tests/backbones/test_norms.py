@@ -5,11 +5,11 @@ from torch import nn
 
 from featkit.backbones import load_backbone
 from featkit.backbones.norms import has_statistics, restore_statistics
+from featkit.training.config import TrainingConfig
 from featkit.training.network import make_classifier, set_training
-from featkit.training.settings import Settings
 
 BACKBONE = load_backbone("resnet18:stem=small", weights="random")
-SETTINGS = Settings(mode="full")
+SETTINGS = TrainingConfig(mode="full")
 
 
 def folded_network():
@@ -50,7 +50,7 @@ def test_normalised_by_the_batch_it_is_nearly_the_same():
 
 
 def test_what_stays_as_it_is_keeps_its_norms():
-    model = make_classifier(BACKBONE, 3, Settings(mode="deep"), size=(16, 16))
+    model = make_classifier(BACKBONE, 3, TrainingConfig(mode="deep"), size=(16, 16))
     before = model.body.network.layer1[0].bn1.weight.clone()
     restore_statistics(model, [torch.rand(4, 256 * 4 * 4)], [part for _, part in model.body.learning()])
     assert torch.equal(model.body.network.layer1[0].bn1.weight, before)

@@ -5,10 +5,9 @@ import torch
 
 from featkit.embeddings.pipeline import Compute
 from featkit.embeddings.request import Request
-from featkit.training.finetune import How, finetune
+from featkit.training.config import TrainingConfig
+from featkit.training.finetune import ExecutionConfig, finetune
 from featkit.training.prepare import prepare
-from featkit.training.settings import Settings
-from featkit.training.wanted import Wanted
 
 COMPUTE = Compute(device="cpu")
 SMALL = {"data": "digits", "limit": "train=40,val=10,test=20", "resize": "8", "precision": "fp32"}
@@ -23,8 +22,9 @@ def wanted(tmp_path):
         request |= {
             name: options.pop(name) for name in list(options) if name in Request.__dataclass_fields__ and name != "seed"
         }
-        settings = Settings(**{"epochs": 2, "batch_size": 8, "warmup": 0, **options})
-        return Wanted(Request(**request), settings, augment, views, val, tmp_path / "cache")
+        options = {"epochs": 2, "batch_size": 8, "warmup": 0, **options}
+        paths = {"request": Request(**request), "cache": tmp_path / "cache"}
+        return TrainingConfig(augment=augment, views=views, val=val, **paths, **options)
 
     return make
 
@@ -34,7 +34,7 @@ def trained(wanted):
     """Return a function that trains."""
 
     def make(*, how=None, **options):
-        return finetune(prepare(wanted(**options), COMPUTE), how or How(COMPUTE))
+        return finetune(prepare(wanted(**options), COMPUTE), how or ExecutionConfig(COMPUTE))
 
     return make
 

@@ -7,8 +7,8 @@ from featkit.embeddings.pipeline import Compute
 from featkit.embeddings.request import Request
 from featkit.errors import DataError, SpecError
 from featkit.heads import make_head
-from featkit.training.distill import LOSSES, Distillation, distill, teacher_of
-from featkit.training.finetune import How, finetune
+from featkit.training.distill import LOSSES, DistillationConfig, distill, teacher_of
+from featkit.training.finetune import ExecutionConfig, finetune
 from featkit.training.prepare import prepare
 
 COMPUTE = Compute(device="cpu")
@@ -27,11 +27,11 @@ def teacher():
 @pytest.fixture
 def student(wanted, teacher):
     def make(*, how=None, width=512, classifier=None, **options):
-        distillation = Distillation(
+        distillation = DistillationConfig(
             **{name: options.pop(name) for name in set(options) & {"loss", "alpha", "distance"}}
         )
         prepared = prepare(wanted(**options), COMPUTE)
-        done = distill(prepared, teacher, width, distillation, how or How(COMPUTE), classifier=classifier)
+        done = distill(prepared, teacher, width, distillation, how or ExecutionConfig(COMPUTE), classifier=classifier)
         return {**{name: value.numpy() for name, value in done.network.state_dict().items()}, "coef": done.coef}
 
     return make
@@ -43,7 +43,7 @@ def equal(one, other):
 
 @pytest.mark.parametrize("mode", ["shallow", "deep", "full"])
 def test_without_a_weight_on_the_teacher_it_is_plain_training_to_the_bit(student, wanted, mode):
-    plain = finetune(prepare(wanted(mode=mode, augment="shift"), COMPUTE), How(COMPUTE))
+    plain = finetune(prepare(wanted(mode=mode, augment="shift"), COMPUTE), ExecutionConfig(COMPUTE))
     ours = student(mode=mode, augment="shift", alpha=0)
     assert np.array_equal(plain.coef, ours["coef"])
     assert equal({name: value.numpy() for name, value in plain.network.state_dict().items()}, ours)
@@ -95,4 +95,4 @@ def test_mixed_images_have_no_teacher(student):
 @pytest.mark.parametrize("wrong", [{"loss": "l2"}, {"alpha": 2}, {"temperature": 0}, {"distance": "l1"}, {"beta": -1}])
 def test_a_setting_that_nobody_knows_is_refused(wrong):
     with pytest.raises(SpecError):
-        Distillation(**wrong)
+        DistillationConfig(**wrong)

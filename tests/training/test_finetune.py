@@ -17,8 +17,8 @@ from featkit.backbones.engines.torch import open_engine
 from featkit.embeddings.pipeline import Compute
 from featkit.errors import DataError, SpecError, StorageError, TrainingError
 from featkit.training import inputs, loop
-from featkit.training.feeds import LiveInputs
-from featkit.training.finetune import How, Watch, begin, finetune
+from featkit.training.feeds import ImageInputs
+from featkit.training.finetune import ExecutionConfig, TrainingCallbacks, begin, finetune
 from featkit.training.history import history_rows
 from featkit.training.inputs import inputs_for
 from featkit.training.prepare import divide, prepare
@@ -88,7 +88,7 @@ def test_what_is_kept_gives_what_is_made_anew(wanted):
     prepared = prepare(wanted(mode="deep"), COMPUTE)
     model = begin(prepared)
     kept, _ = inputs_for(prepared, model.body, COMPUTE)
-    live = LiveInputs(kept_images(prepared), kept.views, prepared.backbone.preprocess, trunk=trunk(prepared))
+    live = ImageInputs(kept_images(prepared), kept.views, prepared.backbone.preprocess, trunk=trunk(prepared))
     rows = [np.arange(5), np.array([7, 6])]
     for (ours, _), (anew, _) in zip(kept.batches(0, rows), live.batches(0, rows), strict=True):
         assert ours.dtype == torch.float16
@@ -115,7 +115,7 @@ def test_a_training_that_is_stopped_anywhere_ends_as_one_that_is_not(wanted, tmp
     """With a checkpoint after every step, and a stop at every one of them."""
     monkeypatch.setattr(loop, "_BETWEEN_CHECKPOINTS", 0.0)
     prepared = prepare(wanted(mode=mode, augment="shift", mixup=0.2, ema=0.9, patience=5), COMPUTE)
-    whole = finetune(prepared, How(COMPUTE))
+    whole = finetune(prepared, ExecutionConfig(COMPUTE))
     moments = [(epoch, step) for epoch in range(2) for step in range(1, 6)]
     for moment in random.Random(0).sample(moments, 3):
 
@@ -125,8 +125,8 @@ def test_a_training_that_is_stopped_anywhere_ends_as_one_that_is_not(wanted, tmp
 
         folder = tmp_path / f"{moment}"
         with pytest.raises(_StopError):
-            finetune(prepared, How(COMPUTE, folder, watch=Watch(step=stop)))
-        resumed = finetune(prepared, How(COMPUTE, folder, resume=True))
+            finetune(prepared, ExecutionConfig(COMPUTE, folder, callbacks=TrainingCallbacks(on_step=stop)))
+        resumed = finetune(prepared, ExecutionConfig(COMPUTE, folder, resume=True))
         assert differing(state(whole), state(resumed)) == set(), moment
         assert [epoch.train for epoch in whole.history] == [epoch.train for epoch in resumed.history]
 
@@ -138,20 +138,19 @@ from pathlib import Path
 from featkit.embeddings.pipeline import Compute
 from featkit.embeddings.request import Request
 from featkit.training import loop
-from featkit.training.feeds import LiveInputs
-from featkit.training.finetune import How, Watch, begin, finetune
+from featkit.training.feeds import ImageInputs
+from featkit.training.finetune import ExecutionConfig, TrainingCallbacks, begin, finetune
 from featkit.training.prepare import prepare
-from featkit.training.wanted import Wanted
-from featkit.training.settings import Settings
+from featkit.training.config import TrainingConfig
 loop._BETWEEN_CHECKPOINTS = 0.0
 BACKBONE, CPU = "resnet18:stem=small", Compute(device="cpu")
 folder, out = map(Path, sys.argv[1:])
 request = Request(
     data="digits", limit="train=40,val=10,test=20", resize="8", backbone=BACKBONE, weights="random:3", precision="fp32"
 )
-wanted = Wanted(request, Settings(mode="deep", epochs=3, batch_size=8), "shift", 2, 0.1, folder / "cache")
-watch = Watch(step=lambda *_: print("step", flush=True))
-done = finetune(prepare(wanted, CPU), How(CPU, folder / "work", resume=True, watch=watch))
+config = TrainingConfig(epochs=3, batch_size=8, augment="shift", views=2, request=request, cache=folder / "cache")
+callbacks = TrainingCallbacks(on_step=lambda *_: print("step", flush=True))
+done = finetune(prepare(config, CPU), ExecutionConfig(CPU, folder / "work", resume=True, callbacks=callbacks))
 np.savez(out, coef=done.coef, **{name: value.numpy() for name, value in done.network.state_dict().items()})
 """
 
@@ -174,18 +173,18 @@ def test_a_training_that_is_killed_ends_as_one_that_is_not(tmp_path):
 
 
 def test_a_checkpoint_of_another_training_is_refused(wanted, tmp_path):
-    finetune(prepare(wanted(mode="shallow"), COMPUTE), How(COMPUTE, tmp_path))
+    finetune(prepare(wanted(mode="shallow"), COMPUTE), ExecutionConfig(COMPUTE, tmp_path))
     with pytest.raises(TrainingError, match="is of another training"):
-        finetune(prepare(wanted(mode="shallow", lr=0.5), COMPUTE), How(COMPUTE, tmp_path, resume=True))
+        finetune(prepare(wanted(mode="shallow", lr=0.5), COMPUTE), ExecutionConfig(COMPUTE, tmp_path, resume=True))
 
 
 def test_a_damaged_checkpoint_is_refused(wanted, tmp_path):
     prepared = prepare(wanted(mode="shallow"), COMPUTE)
-    finetune(prepared, How(COMPUTE, tmp_path))
+    finetune(prepared, ExecutionConfig(COMPUTE, tmp_path))
     file = tmp_path / "checkpoint.pt"
     file.write_bytes(file.read_bytes()[:1000])
     with pytest.raises(TrainingError, match="damaged"):
-        finetune(prepared, How(COMPUTE, tmp_path, resume=True))
+        finetune(prepared, ExecutionConfig(COMPUTE, tmp_path, resume=True))
 
 
 def test_images_that_changed_make_another_training(wanted, photos):
@@ -198,7 +197,7 @@ def test_images_that_changed_make_another_training(wanted, photos):
 
 def test_a_rate_that_diverges_says_what_to_do(trained, tmp_path):
     with pytest.raises(TrainingError, match=r"lower --lr \(1e\+06\)"):
-        trained(mode="full", lr=1e6, epochs=3, how=How(COMPUTE, tmp_path))
+        trained(mode="full", lr=1e6, epochs=3, how=ExecutionConfig(COMPUTE, tmp_path))
 
 
 def test_a_batch_of_one_is_refused_where_norms_need_more(trained):
@@ -284,9 +283,11 @@ request = Request(
     weights="random:3",
     precision="fp32",
 )
-wanted = Wanted(request, Settings(mode="full", epochs=2, batch_size=8, lr=1e-3), "shift", 2, 0.1, out / "cache")
+config = TrainingConfig(
+    mode="full", epochs=2, batch_size=8, lr=1e-3, augment="shift", views=2, request=request, cache=out / "cache"
+)
 with joined("cpu") as group:
-    done = finetune(prepare(wanted, Compute(device="cpu")), How(Compute(device="cpu"), out, group=group))
+    done = finetune(prepare(config, Compute(device="cpu")), ExecutionConfig(Compute(device="cpu"), out, group=group))
     if not group.rank:
         (out / f"{group.size}.json").write_text(json.dumps([done.coef.tolist(), [e.train.loss for e in done.history]]))
 """

@@ -5,15 +5,15 @@ import torch
 
 from featkit.backbones import load_backbone
 from featkit.errors import SpecError
+from featkit.training.config import TrainingConfig
 from featkit.training.network import WHOLE, blocks, cut_at, cut_layer, learning_state, make_classifier, set_training
-from featkit.training.settings import Settings
 
 BACKBONE = load_backbone("resnet18:stem=small", weights="random")
 IMAGES = torch.linspace(-1, 1, 2 * 3 * 16 * 16).reshape(2, 3, 16, 16)
 
 
 def classifier(**settings):
-    return make_classifier(BACKBONE, 3, Settings(**settings), size=(16, 16))
+    return make_classifier(BACKBONE, 3, TrainingConfig(**settings), size=(16, 16))
 
 
 @pytest.mark.parametrize(
@@ -59,13 +59,13 @@ def test_only_what_learns_has_gradients():
 
 def test_norms_of_what_stays_keep_their_statistics():
     model = classifier(unfreeze="layer4")
-    set_training(model, Settings(unfreeze="layer4"))
+    set_training(model, TrainingConfig(unfreeze="layer4"))
     modes = {name: part.training for name, part in model.named_modules() if isinstance(part, torch.nn.BatchNorm2d)}
     assert all(training == ("layer4" in name) for name, training in modes.items())
 
 
 def test_frozen_norms_keep_theirs_where_the_rest_learns():
-    settings = Settings(mode="full", norm="frozen")
+    settings = TrainingConfig(mode="full", norm="frozen")
     model = classifier(mode="full", norm="frozen")
     set_training(model, settings)
     assert not any(part.training for part in model.modules() if isinstance(part, torch.nn.BatchNorm2d))
@@ -74,11 +74,11 @@ def test_frozen_norms_keep_theirs_where_the_rest_learns():
 @pytest.mark.parametrize("unfreeze", ["layer5", "9", "0", "fc", "stem"])
 def test_a_block_that_is_not_there_is_named(unfreeze):
     with pytest.raises(SpecError, match=unfreeze):
-        cut_at(BACKBONE.build(), "resnet18", Settings(unfreeze=unfreeze))
+        cut_at(BACKBONE.build(), "resnet18", TrainingConfig(unfreeze=unfreeze))
 
 
 def test_a_network_without_blocks_is_not_cut():
     network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 4))
     assert blocks(network) == []
     with pytest.raises(SpecError, match="not cut into blocks"):
-        cut_at(network, "mine", Settings())
+        cut_at(network, "mine", TrainingConfig())

@@ -8,13 +8,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from featkit.backbones import load_backbone
+from featkit.training.config import TrainingConfig
 from featkit.training.network import make_classifier
 from featkit.training.optim import make_optimiser, rate, set_rate
-from featkit.training.settings import Settings
 
 
 def optimiser(**chosen):
-    settings = Settings(mode="full", lr=1.0, **chosen)
+    settings = TrainingConfig(mode="full", lr=1.0, **chosen)
     model = make_classifier(load_backbone("resnet18", weights="random"), 3, settings, size=(32, 32))
     made = make_optimiser(model, None, settings)
     groups = {id(value): group for group in made.param_groups for value in group["params"]}

@@ -1,0 +1,246 @@
+"""Configuration of a training, filled by the command line, by study files and by Python code. Imports no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import Field, asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, get_type_hints
+
+from featkit.embeddings.request import Request
+from featkit.errors import SpecError
+from featkit.images.augment import AUGMENTATIONS, MOST_VIEWS
+from featkit.registry import unknown
+
+MODES = ("shallow", "deep", "full", "scratch")
+OPTIMISERS = ("sgd", "adamw")
+BALANCES = ("none", "reweight", "resample", "logit-adjust")
+NORMS = ("update", "frozen")
+PRECISIONS = ("auto", "fp32", "bf16")
+
+REQUEST_OPTIONS = ("data", "split", "limit", "seed", "backbone", "weights", "resize", "crop")
+"""Options of a training that select its images and its network: fields of ``Request``."""
+
+_NOT_OPTIONS = ("request", "cache")
+
+
+@dataclass(frozen=True)
+class Option:
+    """How a field of ``TrainingConfig`` is shown and checked as an option.
+
+    Attributes:
+        help: one clause for the help text.
+        choices: the values that are accepted; empty for any in the range.
+        low, high: smallest and largest value, or None.
+        default: description of the default where it depends on other options.
+    """
+
+    help: str
+    choices: tuple[str, ...] = ()
+    low: float | None = None
+    high: float | None = None
+    default: str = ""
+
+
+def _option(
+    default: Any,
+    text: str,
+    *,
+    choices: tuple[str, ...] = (),
+    low: float | None = None,
+    high: float | None = None,
+    shown: str = "",
+) -> Any:
+    return field(default=default, metadata={"option": Option(text, choices, low, high, shown)})
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """Everything that decides the trained weights, and the cache folder.
+
+    This class is the only list of training options: the command line, study files and ``from_options`` take names,
+    types, ranges and help texts from its fields.
+
+    Attributes:
+        mode: ``shallow``: train the classifier only; ``deep``: the last blocks and the classifier; ``full``: all layers
+            of a pretrained network; ``scratch``: all layers from random weights.
+        unfreeze: for ``deep``: the first trainable stage or block, such as ``layer4`` or ``layer4.1``, or the number of
+            trainable blocks, counted from the end.
+        norm: BatchNorm layers of the trainable part: ``update``: use batch statistics and update the running ones;
+            ``frozen``: keep the running statistics. None: ``frozen`` for ``shallow``, else ``update``.
+        epochs: number of passes over the training images.
+        batch_size: images per step, over all processes.
+        optimiser: ``sgd`` (momentum 0.9, Nesterov) or ``adamw``.
+        lr: peak learning rate of the classifier.
+        layer_decay: layer-wise learning-rate decay: factor from each stage to the one before it (Clark et al. 2020).
+        weight_decay: not applied to normalisation layers and biases.
+        warmup: epochs of linear warm-up; then the learning rate follows half a cosine down to zero.
+        smoothing: label smoothing (Szegedy et al. 2016).
+        mixup, cutmix: alpha of the beta distribution (Zhang et al. 2018, Yun et al. 2019), 0 to disable; with both, one
+            of them is drawn for each batch.
+        ema: decay of an exponential moving average of the weights, which replaces them in the result; 0 to disable.
+        clip: maximum gradient norm, 0 to disable.
+        balance: correction for class imbalance: ``reweight`` the loss, ``resample`` the images, or ``logit-adjust``
+            (Menon et al. 2021).
+        patience: early-stopping patience: stop after this many epochs without better validation top-1; None to disable.
+        precision: of training: ``fp32``, ``bf16`` (bfloat16 autocast, float32 weights), or ``auto``: bf16 where the
+            device supports it in hardware.
+        seed: of the order of images, the augmentation and the initial classifier.
+        augment: name of an augmentation (``images.augment``), or None.
+        views: augmented views cached for each image where layers are frozen; 0: augment anew in each epoch.
+        val: share of train held out to choose the best epoch, where the data has no validation split; 0: train on all
+            images, those of the validation split included, and keep the last epoch.
+        request: images and network; its precision is that of the frozen layers and of evaluation.
+        cache: folder of the cache files.
+    """
+
+    mode: str = _option(
+        "deep",
+        "Layers to train: classifier only, last blocks, all layers, or all layers from random weights.",
+        choices=MODES,
+    )
+    unfreeze: str = _option("layer4", "For deep: first trainable block, or number of trainable blocks.")
+    norm: str | None = _option(
+        None,
+        "Running statistics of BatchNorm in trainable layers.",
+        choices=NORMS,
+        shown="update; frozen for shallow",
+    )
+    epochs: int = _option(20, "Passes over the training images.", low=1, high=100_000)
+    batch_size: int = _option(32, "Images per step, over all processes.", low=1, high=65_536)
+    optimiser: str = _option("sgd", "Optimiser; sgd has Nesterov momentum 0.9.", choices=OPTIMISERS)
+    lr: float = _option(0.01, "Peak learning rate.", low=0, high=1e6)
+    layer_decay: float = _option(1.0, "Layer-wise learning-rate decay, factor per stage.", low=0, high=1)
+    weight_decay: float = _option(1e-4, "Weight decay, not for norms and biases.", low=0, high=1e3)
+    warmup: float = _option(1.0, "Warm-up epochs.", low=0, high=1e5)
+    smoothing: float = _option(0.0, "Label smoothing.", low=0, high=0.999)
+    mixup: float = _option(0.0, "Mixup alpha; 0 disables it.", low=0, high=100)
+    cutmix: float = _option(0.0, "CutMix alpha; 0 disables it.", low=0, high=100)
+    ema: float = _option(0.0, "Decay of the moving average of weights; 0 disables it.", low=0, high=0.999999)
+    clip: float = _option(0.0, "Maximum gradient norm; 0 disables clipping.", low=0, high=1e9)
+    balance: str = _option("none", "Correction for class imbalance.", choices=BALANCES)
+    patience: int | None = _option(
+        None, "Stop after this many epochs without validation improvement.", low=1, shown="off"
+    )
+    precision: str = _option("auto", "Precision of training.", choices=PRECISIONS)
+    seed: int = _option(0, "Seed of splits, image order, augmentation and initial weights.", low=0)
+    augment: str | None = _option(
+        None,
+        "Data augmentation.",
+        choices=("none", *AUGMENTATIONS),
+        shown="basic; none for shallow and for digits",
+    )
+    views: int = _option(
+        4, "Cached augmented views per image for frozen layers; 0 augments in each epoch.", low=0, high=MOST_VIEWS
+    )
+    val: float = _option(
+        0.1, "Share of train held out for validation, unless the data has its own; 0 trains on all.", low=0, high=0.9
+    )
+    request: Request = field(default_factory=Request)
+    cache: Path = Path("cache")
+
+    def __post_init__(self) -> None:
+        if self.balance == "logit_adjust":  # as the corrections of heads are spelled
+            object.__setattr__(self, "balance", "logit-adjust")
+        for each in option_fields():
+            _check(each, getattr(self, each.name))
+        if self.patience is not None and not self.val:
+            raise SpecError("--patience needs validation images, and --val 0 leaves none: use only one of them")
+        if self.request.perturb or self.request.augment:
+            raise SpecError("training reads clean images and augments them itself: leave --perturb out")
+
+    @classmethod
+    def from_options(cls, options: Mapping[str, Any], cache: Path = Path("cache")) -> TrainingConfig:
+        """Build a configuration from options; an option that is None or missing has its default.
+
+        Args:
+            options: by the names of ``option_names``; ``augment`` is ``none`` for no augmentation.
+            cache: folder of the cache files.
+
+        Raises:
+            SpecError: if an option is unknown, or its value has a wrong type or is out of range.
+        """
+        given = {name: value for name, value in options.items() if value is not None}
+        known = cls.option_names()
+        for name in given:
+            if name not in known:
+                raise unknown("training option", name, sorted(known))
+        given = {name: _typed(name, value) for name, value in given.items()}
+        request = Request(
+            **{name: given[name] for name in REQUEST_OPTIONS if name in given},
+            precision=given.get("frozen_precision", "auto"),
+        )
+        own = {each.name: given[each.name] for each in option_fields() if each.name in given}
+        augment = own.pop("augment", None)
+        if augment is None and own.get("mode") != "shallow" and request.data != "digits":
+            augment = "basic"
+        return cls(**own, augment=None if augment == "none" else augment, request=request, cache=cache)
+
+    @classmethod
+    def option_names(cls) -> tuple[str, ...]:
+        """Return the names of all options of a training, as ``from_options`` takes them."""
+        names = [*REQUEST_OPTIONS, *(each.name for each in option_fields()), "frozen_precision"]
+        return tuple(dict.fromkeys(names))
+
+    @property
+    def frozen_norms(self) -> bool:
+        """Whether every BatchNorm keeps its running statistics."""
+        return (self.norm or ("frozen" if self.mode == "shallow" else "update")) == "frozen"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the options that decide the weights, beside images and network, as JSON can hold them.
+
+        Part of the fingerprint of a training: names and values must not change.
+        """
+        values = asdict(self)
+        for name in ("val", *_NOT_OPTIONS):
+            del values[name]
+        return values
+
+
+def option_fields() -> list[Field[Any]]:
+    """Return the fields of ``TrainingConfig`` that are options, with an ``Option`` as ``metadata["option"]``."""
+    return [each for each in fields(TrainingConfig) if each.name not in _NOT_OPTIONS]
+
+
+def _check(each: Field[Any], value: Any) -> None:
+    """Raise a SpecError if the value of a field is not among its choices or not in its range."""
+    option: Option = each.metadata["option"]
+    if value is None:
+        if each.default is None:
+            return
+        raise SpecError(f"{each.name} has no value: leave it out for the default, {each.default}")
+    if option.choices and value not in option.choices:
+        raise unknown(each.name, str(value), list(option.choices))
+    if option.low is not None and not value >= option.low:
+        raise SpecError(f"{each.name} {value:g} is below {option.low:g}: give {_range(option)}")
+    if option.high is not None and not value <= option.high:
+        raise SpecError(f"{each.name} {value:g} is above {option.high:g}: give {_range(option)}")
+
+
+def _range(option: Option) -> str:
+    return f"{option.low:g}..{option.high:g}" if option.high is not None else f"{option.low:g} or more"
+
+
+def _typed(name: str, value: Any) -> Any:
+    """Return an option's value in the type of its field; a number is accepted where a string is expected.
+
+    TOML has ``unfreeze = 1`` and ``resize = 64`` as integers, where the command line gives strings.
+
+    Raises:
+        SpecError: if it is of another type.
+    """
+    hints = get_type_hints(TrainingConfig)
+    kind = hints.get(name, str)
+    is_integer = isinstance(value, int) and not isinstance(value, bool)
+    if kind in (int, int | None):
+        if not is_integer or value < 0:
+            raise SpecError(f"{name} = {value!r} is not a whole number of 0 or more")
+        return value
+    if kind is float:
+        if not is_integer and not isinstance(value, float):
+            raise SpecError(f"{name} = {value!r} is not a number")
+        return value
+    if not is_integer and not isinstance(value, str):
+        raise SpecError(f"{name} = {value!r} is not a string")
+    return str(value)
