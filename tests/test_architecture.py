@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import featkit
-from featkit.cli.main import VERBS
+from featkit.cli.main import COMMANDS
 
 ROOT = Path(__file__).parents[1]
 MODULES = sorted((ROOT / "featkit").rglob("*.py"))
@@ -42,7 +42,7 @@ def test_modules_and_functions_are_small():
     assert statistics.median(lengths) < 12
 
 
-@pytest.mark.parametrize("verb", ["", *VERBS])
+@pytest.mark.parametrize("verb", ["", *COMMANDS])
 def test_help_needs_nothing_heavy(verb):
     code = f"""
 import sys

@@ -62,7 +62,7 @@ def export_digits():
     """Leave ``model.onnx`` and ``new.jpg`` behind, from the cache that the examples made."""
     arguments = ["fit", "--data", "digits", "--backbone", "resnet18", "--weights", "random", "--resize", "32"]
     assert CliRunner().invoke(main, [*arguments, "--head", "prototypical"]).exit_code == 0
-    (run,) = Path("experiments/digits").iterdir()
+    (run,) = Path("experiments/runs/digits").iterdir()
     assert CliRunner().invoke(main, ["export", str(run), "--out", "model.onnx", "--check", "20"]).exit_code == 0
     Image.fromarray(load_images("digits").load(0)).save("new.jpg")
 

@@ -32,7 +32,7 @@ from torch.utils.data import DataLoader
 from featkit import Compute
 from featkit.backbones.engines.torch import one_thread_each, open_engine
 from featkit.backbones.precision import INT8, cores
-from featkit.cli.memory import keep_freed_memory
+from featkit.cli.main import keep_freed_memory
 from featkit.embeddings.extract import run_extractions
 from featkit.embeddings.plan import content_keys, plan_extraction
 from featkit.embeddings.request import Request
@@ -244,7 +244,7 @@ PEAK = """
 import sys
 from pathlib import Path
 from featkit import Compute
-from featkit.cli.memory import keep_freed_memory
+from featkit.cli.main import keep_freed_memory
 from featkit.embeddings.extract import run_extractions
 from featkit.embeddings.request import Request
 from featkit.images.files import images_from_files

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from featkit.cli.matrix import axis_option, given_axes, matrix_options, run_grid, seed_option
-from featkit.cli.options import note
+from featkit.cli.grids import axis_options, given_axes, given_fixed, grid_options, run_grid
+from featkit.cli.options import command
+from featkit.cli.output import note
 
 if TYPE_CHECKING:
     from featkit.ablation.grid import Grid
@@ -25,11 +26,11 @@ Examples:
 grid.toml:
   [axes]
   data = ["photos"]
-  backbone = ["resnet18", "resnet50", "experiments/photos/0123456789ab"]
+  backbone = ["resnet18", "resnet50", "experiments/runs/photos/0123456789ab"]
   subset = ["all", "longtail:if=50"]
   balance = ["none", "logit_adjust"]
-  perturb = ["none", "fog:level=strong"]       # of the test images
-  train_perturb = ["none", "mixed:level=mild"] # a further view of each train image
+  perturb = ["none", "fog:level=strong"]        # test images
+  train_perturb = ["none", "mixed:level=mild"] # added to train
   head = ["linear", "knn:k=5,metric=cosine"]
   tune = [false, true]
   seed = [0, 1, 2]
@@ -37,34 +38,37 @@ grid.toml:
   limit = "train=2000"
   [[skip]]
   when = {subset = "all", balance = ["logit_adjust"]}
-  why = "nothing to correct"
+  why = "balanced classes"
 
 \b
 Axes: data, backbone, weights, layer, precision, seed, subset, train_perturb, head, balance,
-tune, perturb. A matrix that was killed goes on where it was, and one whose file has changed
-makes only what is new.
+tune, perturb. Options that are the same in all cells go in [fixed]. Environment variables in
+values are expanded.
 """
 
 
-@click.command(epilog=EPILOG)
+@command(epilog=EPILOG)
 @click.argument("grid", required=False, type=click.Path(path_type=Path))
-@axis_option("data", "SPEC", "[that of the newest cache, else digits]")
-@axis_option("backbone", "SPEC", "[resnet18]")
-@axis_option("weights", "WHICH", "[imagenet and random]")
-@axis_option("layer", "NAME", "[after global average pooling]")
-@axis_option("head", "SPEC", "[all five]")
-@seed_option
-@matrix_options
+@axis_options("data", "split", "limit", "seed", "subset", "augment", "views", "perturb", "train_perturb")
+@axis_options(
+    *("backbone", "weights", "layer", "pool", "resize", "crop", "precision"),
+    weights="imagenet and random",
+)
+@axis_options("head", "tune", "balance", head="all five")
+@grid_options
 def ablate(grid: Path | None, **options: Any) -> None:
-    """Compare backbones, heads and studies of them in one table.
+    """Run a grid of backbones, heads and options, and rank the results in one table.
 
-    Runs every cell of a grid, best first in the table. A cell that fails is a row with its reason and its log.
-    Writes results.csv, times.csv, results.json and heatmap.png.
+    The grid is given by options or by a TOML file. Finished cells are kept: an interrupted grid
+    resumes, and a changed grid computes only what is new. A cell that fails is a row with its
+    reason. Writes results.csv, times.csv, results.json, summary.md, report.html and heatmap.png.
     """
-    run_grid(_grid(grid, given_axes(options), options["cache"]), options)
+    run_grid(_grid(grid, given_axes(options), given_fixed(options), options["cache"]), options)
 
 
-def _grid(path: Path | None, axes: dict[str, Any], cache: Path) -> Grid:
+def _grid(
+    path: Path | None, axes: dict[str, Any], fixed: dict[str, Any], cache: Path
+) -> Grid:
     from featkit.ablation.grid import BUILT_IN, Grid, read_grid
     from featkit.embeddings.request import resolve
 
@@ -73,7 +77,9 @@ def _grid(path: Path | None, axes: dict[str, Any], cache: Path) -> Grid:
             request, newest = resolve({}, cache)
             note(f"data not given: {request.data}" + (f", as in {newest}" if newest else ""))
             axes = {**axes, "data": (request.data,)}
-        return Grid("ablate", {**BUILT_IN, **axes})
-    if axes:
-        raise click.UsageError(f"the axes are in {path}: leave out {', '.join('--' + axis for axis in axes)}")
+        return Grid("ablate", {**BUILT_IN, **axes}, fixed)
+    given = [name.replace("_", "-") for name in (*axes, *fixed)]
+    if given:
+        names = ", ".join(f"--{name}" for name in given)
+        raise click.UsageError(f"the grid is defined in {path}: leave out {names}")
     return read_grid(path)

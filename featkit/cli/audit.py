@@ -10,13 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from featkit.cli.options import (
-    given_request,
-    make_compute,
-    note,
-    study_options,
-    table,
-)
+from featkit.cli.options import command, given_request, make_compute, option, study_options
+from featkit.cli.output import note, table
 
 if TYPE_CHECKING:
     from featkit.images.base import ImageSet
@@ -33,25 +28,40 @@ Examples:
   featkit audit --cache cache/photos-resnet50-0123456789ab.h5 --json
 
 \b
-Without --data or --backbone, the newest cache that agrees with the other options is used.
+Without --data or --backbone, the newest cache file that matches the other options is used.
 """
 
 _SHEET = 50
 
 
-@click.command(epilog=EPILOG)
-@click.option(
-    "--few", type=click.IntRange(min=1), default=20, show_default=True, help="Fewest train images of a class."
+@command(epilog=EPILOG)
+@option(
+    "--few",
+    group="Report",
+    type=click.IntRange(min=1),
+    default=20,
+    help="Report classes with fewer train images than this.",
 )
-@click.option("--top", type=click.IntRange(min=0), default=10, show_default=True, help="Findings of a kind to print.")
-@click.option("--strict", is_flag=True, help="Exit code 1 if an image is in both train and test.")
+@option(
+    "--top",
+    group="Report",
+    type=click.IntRange(min=0),
+    default=10,
+    help="Findings of each kind to print.",
+)
+@option(
+    "--strict",
+    group="Report",
+    is_flag=True,
+    help="Exit with code 1 if an image is in both train and test.",
+)
 @study_options
 def audit(cache: Path, out: Path, as_json: bool, *, few: int, top: int, strict: bool, **options: Any) -> None:
-    """Look for copies, wrong labels and small classes.
+    """Find duplicates, label errors and small classes.
 
-    Finds identical images, near duplicates, labels that the neighbours and a cross-validated head
-    contradict, and classes with too few images, in all splits. It changes nothing: look at
-    contact.png first. Leaves audit-<data>/ with audit.json, findings.csv and contact.png.
+    Reports identical images, near duplicates, labels that contradict both the nearest neighbours and
+    a cross-validated head, and classes with few images, in all splits. The data set is not changed.
+    Writes audit-<data>/ with audit.json, findings.csv and contact.png.
     """
     from featkit.errors import DataError
     from featkit.runs.features import load_features

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import click
 
-from featkit.cli.options import cache_option, json_option, note, size, table
+from featkit.cli.options import Command, cache_option, json_option
+from featkit.cli.output import note, size, table
 from featkit.errors import CacheError
 
 EPILOG = """\b
@@ -25,10 +26,10 @@ Examples:
 
 @click.group(epilog=EPILOG)
 def cache() -> None:
-    """List, show, verify and remove embeddings files."""
+    """List, verify, export and remove cached features."""
 
 
-@cache.command("ls")
+@cache.command("ls", cls=Command)
 @cache_option
 @json_option
 def list_files(cache: Path, as_json: bool) -> None:
@@ -46,7 +47,7 @@ def list_files(cache: Path, as_json: bool) -> None:
     click.echo(table(["file", "rows", "width", "size", "age", "weights"], rows, right=("rows", "width", "size", "age")))
 
 
-@cache.command("show")
+@cache.command("show", cls=Command)
 @click.argument("file", type=click.Path(path_type=Path))
 def show(file: Path) -> None:
     """Print the recipe and the provenance of an embeddings file, as JSON."""
@@ -67,13 +68,13 @@ def show(file: Path) -> None:
     click.echo(json.dumps(found, indent=2))
 
 
-@cache.command("verify")
+@cache.command("verify", cls=Command)
 @click.argument("files", nargs=-1, type=click.Path(path_type=Path), metavar="[FILE...]")
 @cache_option
 def verify_files(files: tuple[Path, ...], cache: Path) -> None:
-    """Check every vector, the recipe, and the images on disk.
+    """Verify embeddings files against their recipe and the images on disk.
 
-    Without FILE, all files of the cache are checked. Exit code 1 if anything is wrong.
+    Without FILE, all files of the cache are verified. Exit code 1 if a file is damaged or outdated.
     """
     from featkit.embeddings.pipeline import Compute
     from featkit.embeddings.verify import verify
@@ -82,15 +83,15 @@ def verify_files(files: tuple[Path, ...], cache: Path) -> None:
     for line in problems:
         click.echo(line)
     if problems:
-        raise CacheError(f"{len(problems)} problems: extract again what is to be trusted")
-    note("all is well")
+        raise CacheError(f"{len(problems)} problems found: extract these files again")
+    note("no problems found")
 
 
-@cache.command("export")
+@cache.command("export", cls=Command)
 @click.argument("file", type=click.Path(path_type=Path))
 @click.argument("out", type=click.Path(path_type=Path, dir_okay=False))
 def export_vectors(file: Path, out: Path) -> None:
-    """Write the vectors of FILE to OUT: a .csv, .npz or .parquet file.
+    """Export the features of FILE to OUT: a .csv, .npz or .parquet file.
 
     CSV and Parquet have columns id, label, split, x0, x1, ...; npz has arrays
     embeddings, labels, ids, splits, classes and recipe.
@@ -101,11 +102,11 @@ def export_vectors(file: Path, out: Path) -> None:
     note(f"wrote {out}, {size(out.stat().st_size)}")
 
 
-@cache.command("import")
+@cache.command("import", cls=Command)
 @click.argument("file", type=click.Path(path_type=Path))
 @cache_option
 def import_vectors(file: Path, cache: Path) -> None:
-    """Make an embeddings file of the vectors in FILE, in the form that export writes.
+    """Import features from FILE, in the format that export writes.
 
     Prints its path, for `featkit fit --cache PATH`.
     """
@@ -114,26 +115,26 @@ def import_vectors(file: Path, cache: Path) -> None:
     click.echo(import_file(file, cache))
 
 
-@cache.command("gc")
+@cache.command("gc", cls=Command)
 @cache_option
 def collect(cache: Path) -> None:
-    """Remove what interrupted extractions left behind."""
+    """Remove partial files of interrupted extractions."""
     from featkit.embeddings.verify import collect_garbage
 
     removed, busy = collect_garbage(cache)
     for owner in busy:
-        note(f"left alone: {owner} is at work")
+        note(f"kept: {owner} is in use")
     for path in removed:
         note(f"removed {path}")
 
 
-@cache.command("rm")
+@cache.command("rm", cls=Command)
 @click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="FILE...")
 def remove(files: tuple[Path, ...]) -> None:
-    """Remove embeddings FILEs; they can be extracted again."""
+    """Remove embeddings files; they can be extracted again."""
     for file in files:
         if file.suffix != ".h5" or not file.is_file():
-            raise CacheError(f"{file} is not an embeddings file (*.h5): see `featkit cache ls`")
+            raise CacheError(f"{file} is not an embeddings file (*.h5); list them with `featkit cache ls`")
     for file in files:
         file.unlink()
         note(f"removed {file}")

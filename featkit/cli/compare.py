@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from featkit.cli.options import between, json_option, table
+from featkit.cli.options import command, json_option
+from featkit.cli.output import between, table
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -16,19 +17,19 @@ if TYPE_CHECKING:
 
 EPILOG = """\b
 Examples:
-  featkit compare experiments/photos/0123456789ab experiments/photos/ba9876543210
-  featkit compare experiments/photos/*/ --json
+  featkit compare experiments/runs/photos/0123456789ab experiments/runs/photos/ba9876543210
+  featkit compare experiments/runs/photos/*/ --json
 """
 
 
-@click.command(epilog=EPILOG)
+@command(epilog=EPILOG)
 @click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="RUN RUN...")
 @json_option
 def compare(runs: tuple[Path, ...], as_json: bool) -> None:
-    """Say which runs differ.
+    """Compare runs that were evaluated on the same test images.
 
-    Compares runs that were judged on the same test images: for each pair the difference of top-1 with its
-    95 % interval, and McNemar's test (mid-p), adjusted by Holm for the number of pairs.
+    For each pair: the difference in top-1 accuracy with its 95% confidence interval, and McNemar's
+    test (mid-p) with Holm correction.
     """
     from featkit.runs.compare import compare_runs, to_json
 

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from featkit.cli.options import cache_option, json_option, note, out_option
-from featkit.cli.training import figures, training_compute, training_of, training_options, watched
+from featkit.cli.options import cache_option, command, json_option, option, out_option
+from featkit.cli.output import note
+from featkit.cli.training_options import figures, mode_option, training_compute, training_of, training_options, watched
 
 if TYPE_CHECKING:
     from featkit.studies.distill import DistillationResult
@@ -18,47 +19,97 @@ if TYPE_CHECKING:
 EPILOG = """\b
 Examples:
   featkit distill --data photos --teacher resnet50 --student resnet18
-  featkit distill --data photos --teacher experiments/photos/1a2b3c4d5e6f --student resnet18 --mode full --views 8
+  featkit distill --data photos --teacher experiments/runs/photos/1a2b3c4d5e6f --student resnet18 --mode full --views 8
   featkit distill --data photos --teacher resnet50 --student resnet18 --mode scratch --loss dkd --epochs 100
   featkit distill --data photos --teacher resnet50 --student resnet18 --seeds 3 --resume
   featkit distill --data photos --teacher resnet50 --teacher-head svm --loss logits+features --alpha 0.7
 """
 
 
-@click.command(epilog=EPILOG)
-@click.option("--teacher", metavar="SPEC", required=True, help="A run directory, or a backbone whose head is fitted.")
-@click.option("--teacher-head", metavar="SPEC", default="linear", show_default=True, help="Of a backbone.")
-@click.option("--student", "backbone", metavar="SPEC", default="resnet18", show_default=True, help="What learns.")
-@click.option(
-    "--mode",
-    type=click.Choice(["shallow", "deep", "full", "scratch"]),
-    default="deep",
-    show_default=True,
-    help="What of the student learns, as in `featkit finetune`.",
+@command(epilog=EPILOG)
+@option(
+    "--teacher",
+    group="Distillation",
+    metavar="SPEC",
+    required=True,
+    help="Run directory, or backbone on which a head is fitted.",
 )
-@click.option(
+@option(
+    "--teacher-head",
+    group="Distillation",
+    metavar="SPEC",
+    default="linear",
+    help="Head of a teacher that is a backbone.",
+)
+@option(
+    "--student",
+    "backbone",
+    group="Backbone",
+    metavar="SPEC",
+    default="resnet18",
+    help="Backbone to train.",
+)
+@mode_option
+@option(
     "--loss",
+    group="Distillation",
     type=click.Choice(["logits", "dkd", "features", "logits+features"]),
-    help="Softened outputs; decoupled; distance of embeddings; both. [logits]",
+    help="Distillation loss: softened logits, decoupled (DKD), embedding distance, or both.",
+    show_default="logits",
 )
-@click.option("--temperature", type=click.FloatRange(0.01, 1000), help="Of softened outputs. [4]")
-@click.option("--alpha", type=click.FloatRange(0, 1), help="Weight of the teacher; the labels have the rest. [0.5]")
-@click.option("--beta", type=click.FloatRange(min=0), help="dkd: weight of the classes that are not true. [8]")
-@click.option("--distance", type=click.Choice(["cosine", "mse"]), help="Of embeddings. [cosine]")
-@click.option("--alone/--no-alone", default=True, show_default=True, help="Train the student without a teacher too.")
-@click.option(
-    "--seeds", type=click.IntRange(min=1), default=1, help="Repeat with so many seeds, from --seed on, and pool. [1]"
+@option(
+    "--temperature",
+    group="Distillation",
+    type=click.FloatRange(0.01, 1000),
+    help="Softmax temperature of the distillation loss.",
+    show_default="4",
+)
+@option(
+    "--alpha",
+    group="Distillation",
+    type=click.FloatRange(0, 1),
+    help="Weight of the distillation loss; the label loss has weight 1 - alpha.",
+    show_default="0.5",
+)
+@option(
+    "--beta",
+    group="Distillation",
+    type=click.FloatRange(min=0),
+    help="Weight of the non-target classes in DKD.",
+    show_default="8",
+)
+@option(
+    "--distance",
+    group="Distillation",
+    type=click.Choice(["cosine", "mse"]),
+    help="Distance between embeddings.",
+    show_default="cosine",
+)
+@option(
+    "--alone/--no-alone",
+    group="Distillation",
+    default=True,
+    help="Train the student without its teacher too, for comparison.",
+    show_default="alone",
+)
+@option(
+    "--seeds",
+    group="Training",
+    type=click.IntRange(min=1),
+    default=1,
+    metavar="N",
+    help="Repeat with N seeds, starting at --seed, and pool the results.",
 )
 @training_options
 @cache_option
 @out_option
 @json_option
 def distill(cache: Path, out: Path, as_json: bool, seeds: int, **options: Any) -> None:
-    """Train a student that learns from a teacher as well as from labels.
+    """Train a student network with a teacher (knowledge distillation).
 
-    Reports the teacher, the student alone and the student distilled on the same test images, with paired tests, and
-    how much of the gap is closed. What the teacher says about each view of an image is kept in the cache. A student
-    from scratch needs patience: the longer it trains, the more its teacher is worth to it.
+    Compares the teacher, the student trained alone and the distilled student on the same test images
+    with paired tests, and reports the fraction of the gap that distillation closes. Teacher outputs
+    are cached. Students from scratch need many epochs to benefit.
     """
     from featkit.studies.distill import compared, pooled
 

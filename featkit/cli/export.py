@@ -7,38 +7,54 @@ from typing import Any
 
 import click
 
-from featkit.cli.options import compute_options, make_compute, note
+from featkit.cli.options import command, compute_options, make_compute, option
+from featkit.cli.output import note
 
 EPILOG = """\b
 Examples:
-  featkit export experiments/photos/0123456789ab
-  featkit export experiments/photos/0123456789ab --out model.onnx --check 1000
-  featkit export experiments/photos/0123456789ab --format torch
+  featkit export experiments/runs/photos/0123456789ab
+  featkit export experiments/runs/photos/0123456789ab --out model.onnx --check 1000
+  featkit export experiments/runs/photos/0123456789ab --format torch
   featkit predict model.onnx new.jpg
 
 \b
-The file takes float32 (n, 3, height, width), RGB in 0..1, and gives probabilities (n, classes). In its metadata,
-as JSON: classes, preprocessing (resize and crop; the normalisation is inside), threshold, head, recipe.
+Input: float32 (n, 3, height, width), RGB in 0..1. Output: probabilities (n, classes). Metadata (JSON):
+classes, preprocessing (resize and crop; normalisation is part of the graph), threshold, head, recipe.
 """
 
 
-@click.command(epilog=EPILOG)
+@command(epilog=EPILOG)
 @click.argument("run", type=click.Path(path_type=Path))
-@click.option("--format", "to", type=click.Choice(["onnx", "torch"]), default="onnx", show_default=True)
-@click.option("--out", type=click.Path(path_type=Path, dir_okay=False), help="The file. [RUN/model.onnx or model.pt2]")
-@click.option(
+@option(
+    "--format",
+    "to",
+    group="Output",
+    type=click.Choice(["onnx", "torch"]),
+    default="onnx",
+    help="File format.",
+)
+@option(
+    "--out",
+    group="Output",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help="File to write.",
+    show_default="RUN/model.onnx or RUN/model.pt2",
+)
+@option(
     "--check",
+    group="Output",
     type=click.IntRange(min=1),
     default=256,
-    show_default=True,
-    help="Most test images on which the file must predict what the run does.",
+    metavar="N",
+    help="Verify the file on up to N test images.",
 )
 @compute_options
 def export(run: Path, to: str, out: Path | None, check: int, **options: Any) -> None:
-    """Write a run into one file that needs no featkit.
+    """Export a run to one ONNX or PyTorch file that needs no featkit.
 
-    Prints the path of the file: network, head and temperature, of any kind of head. It is only kept if it gives
-    the test images of the run the same classes.
+    The file contains network, head and temperature. It is written only if it predicts the same
+    classes as the run on test images. Prints its path.
     """
     from featkit.compression.export import SUFFIXES
     from featkit.runs.directory import load_run

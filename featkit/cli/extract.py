@@ -8,16 +8,18 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from featkit.cli.options import (
+    BACKBONE_HELP,
     cache_option,
+    command,
     compute_options,
     data_options,
     given_request,
     layers_option,
     make_compute,
     network_options,
-    note,
-    size,
+    option,
 )
+from featkit.cli.output import note, size
 
 if TYPE_CHECKING:
     from featkit.embeddings.extract import ExtractionResult
@@ -38,24 +40,39 @@ Examples:
 """
 
 
-@click.command(epilog=EPILOG)
+@command(epilog=EPILOG)
 @data_options
-@click.option("--backbone", multiple=True, metavar="SPEC", help="Repeatable: each image is read once. [resnet18]")
+@option(
+    "--backbone",
+    group="Backbone",
+    multiple=True,
+    metavar="SPEC",
+    help=f"{BACKBONE_HELP} Repeatable: each image is read once.",
+    show_default="resnet18",
+)
 @network_options
 @layers_option
 @cache_option
 @compute_options
-@click.option(
+@option(
     "--store",
-    metavar="HOW",
-    help="float32 or float16 (half the size), compressed with gzip or zstd, or both: float16,zstd. [float32]",
+    group="Output",
+    metavar="FORMAT",
+    help="float32 or float16, gzip or zstd compression, or both: float16,zstd.",
+    show_default="float32",
 )
-@click.option("--explain", is_flag=True, help="Only say whether a file would be a hit, and if not, why.")
+@option(
+    "--explain",
+    group="Output",
+    is_flag=True,
+    help="Only report whether the cache has these features, and if not, why.",
+)
 def extract(cache: Path, explain: bool, **options: Any) -> None:
-    """Turn images into vectors, once.
+    """Extract features of images into the embeddings cache.
 
-    Prints the path of the file that holds them. What is in the cache already
-    is found by its recipe (images, network, weights, preprocessing) and not made again.
+    Prints the path of the HDF5 file. Features that are cached already, identified by the fingerprint
+    of images, network, weights and preprocessing, are not computed again; an interrupted extraction
+    resumes.
     """
     from featkit.embeddings.extract import run_extractions
     from featkit.embeddings.request import Request

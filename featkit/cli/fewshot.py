@@ -7,13 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from featkit.cli.options import (
-    given_request,
-    make_compute,
-    note,
-    study_options,
-    table,
-)
+from featkit.cli.options import command, given_request, make_compute, option, study_options
+from featkit.cli.output import note, table
 from featkit.errors import SpecError
 
 if TYPE_CHECKING:
@@ -27,20 +22,57 @@ Examples:
 """
 
 
-@click.command(epilog=EPILOG)
-@click.option("--way", type=click.IntRange(min=2), default=5, show_default=True, help="Classes in an episode.")
-@click.option("--shot", default="1,5", show_default=True, metavar="K,K...", help="Support images of each class.")
-@click.option("--query", type=click.IntRange(min=1), default=15, show_default=True, help="Queries of each class.")
-@click.option("--episodes", type=click.IntRange(min=2), default=1000, show_default=True)
-@click.option("--head", multiple=True, metavar="SPEC", help="Repeatable. [prototypical and knn:k=1]")
-@click.option("--curve", metavar="K,K...", help="Also learn from K train images of each class, judged on test.")
-@click.option("--draws", type=click.IntRange(min=2), default=5, show_default=True, help="Draws for each point of it.")
+@command(epilog=EPILOG)
+@option("--way", group="Episodes", type=click.IntRange(min=2), default=5, help="Classes per episode.")
+@option(
+    "--shot",
+    group="Episodes",
+    default="1,5",
+    metavar="K,K...",
+    help="Support images per class.",
+)
+@option(
+    "--query",
+    group="Episodes",
+    type=click.IntRange(min=1),
+    default=15,
+    help="Query images per class.",
+)
+@option(
+    "--episodes",
+    group="Episodes",
+    type=click.IntRange(min=2),
+    default=1000,
+    help="Number of episodes.",
+)
+@option(
+    "--head",
+    group="Head",
+    multiple=True,
+    metavar="SPEC",
+    help="Head to evaluate. Repeatable.",
+    show_default="prototypical and knn:k=1",
+)
+@option(
+    "--curve",
+    group="Episodes",
+    metavar="K,K...",
+    help="Also fit on K train images per class and evaluate on the test set.",
+    show_default="off",
+)
+@option(
+    "--draws",
+    group="Episodes",
+    type=click.IntRange(min=2),
+    default=5,
+    help="Random draws per point of the curve.",
+)
 @study_options
 def fewshot(cache: Path, out: Path, as_json: bool, **options: Any) -> None:
-    """Judge heads that see few images of each class.
+    """Evaluate heads on few-shot episodes.
 
-    Episodes draw new classes every time, from all images: accuracy is the mean over episodes, with its 95 %
-    interval. Writes results.json, and curve.png with --curve.
+    Each episode draws new classes from all images; the accuracy is the mean over episodes with its
+    95% confidence interval. Writes results.json, and curve.png with --curve.
     """
     from tqdm import tqdm
 

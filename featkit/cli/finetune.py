@@ -8,8 +8,17 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from featkit.cli.options import backbone_option, between, cache_option, json_option, note, out_option, table
-from featkit.cli.training import NAMES, figures, training_compute, training_of, training_options, watched
+from featkit.cli.options import backbone_option, cache_option, command, json_option, out_option
+from featkit.cli.output import between, note, table
+from featkit.cli.training_options import (
+    NAMES,
+    figures,
+    mode_option,
+    training_compute,
+    training_of,
+    training_options,
+    watched,
+)
 
 if TYPE_CHECKING:
     from featkit.embeddings.pipeline import Compute
@@ -29,9 +38,9 @@ Examples:
   torchrun --nproc-per-node 2 -m featkit finetune --data photos --mode full --device cuda
 
 \b
-What it leaves is a backbone again:
-  featkit fit --data photos --backbone experiments/photos/1a2b3c4d5e6f --head svm
-  featkit predict experiments/photos/1a2b3c4d5e6f new.jpg
+Use the trained network as a backbone:
+  featkit fit --data photos --backbone experiments/runs/photos/1a2b3c4d5e6f --head svm
+  featkit predict experiments/runs/photos/1a2b3c4d5e6f new.jpg
 
 \b
 study.toml:
@@ -47,25 +56,21 @@ study.toml:
 """
 
 
-@click.command(epilog=EPILOG)
+@command(epilog=EPILOG)
 @click.argument("study", required=False, type=click.Path(path_type=Path))
-@click.option(
-    "--mode",
-    type=click.Choice(["shallow", "deep", "full", "scratch"]),
-    help="What learns: the classifier; the last blocks with it; all of a trained network; all of an untrained one. "
-    "[deep]",
-)
 @backbone_option
+@mode_option
 @training_options
 @cache_option
 @out_option
 @json_option
 def finetune(study: Path | None, cache: Path, out: Path, as_json: bool, resume: bool, **options: Any) -> None:
-    """Train a network, wholly or in part; or several, as STUDY says, into one table and one figure.
+    """Fine-tune a network, or train it from scratch.
 
-    Blocks that stay as they are run once: their output for some augmented views of each image is kept in the cache,
-    and only the rest is trained. The epoch is chosen on val, the network judged on test. Leaves a run directory:
-    network.safetensors, history.csv, curves.png, and what `featkit fit` leaves.
+    With STUDY, a TOML file, trains several networks and compares them in one table and figure. Frozen
+    layers run once and their output is cached. The best epoch is chosen on the validation set. Writes
+    a run directory that is a backbone again: network.safetensors, history.csv, curves.png and the
+    files of `featkit fit`.
     """
     from featkit.backbones.engines.torch import pick_device
     from featkit.evaluation.report import summary

@@ -11,11 +11,15 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from featkit.cli.options import (
+    balance_option,
+    command,
     given_request,
     make_compute,
-    note,
+    option,
     study_options,
+    subset_option,
 )
+from featkit.cli.output import note
 
 if TYPE_CHECKING:
     from featkit.embeddings.pipeline import Compute
@@ -25,52 +29,69 @@ if TYPE_CHECKING:
 EPILOG = """\b
 Examples:
   featkit fit --head svm
-  featkit fit --head svm --tune
+  featkit fit --data photos --backbone resnet50 --head svm:C=9,kernel=rbf
   featkit fit --head linear --head svm --head knn --head mlp --head prototypical --tune
-  featkit fit --head svm:C=9,kernel=rbf --data photos --backbone resnet50
   featkit fit --head knn:k=5,metric=cosine --json
   featkit fit --head linear --tune --seeds 5 --strict
   featkit fit --head linear --reject 0.05
-  featkit fit --head linear --subset longtail:if=50 --balance logit_adjust
+  featkit fit --head linear --subset longtail:if=50 --balance logit-adjust
   featkit fit --head linear --perturb gaussian_noise:level=strong
   featkit fit --cache cache/photos-resnet50-0123456789ab.h5
 
 \b
-Without --data or --backbone, the newest cache that agrees with the other options is used.
-Val is the data's own, or else a fifth of train. It chooses the temperature, and with --tune
-the head's options; then the head is fitted on train and val, and judged on test once.
+Without --data or --backbone, the newest cache file that matches the other options is used.
+Validation images are the data's own, else a fifth of train. After tuning, the head is fitted on
+train and validation together and evaluated on the test set once.
 """
 
 
-@click.command(epilog=EPILOG)
-@click.option(
+@command(epilog=EPILOG)
+@study_options
+@option(
     "--head",
+    group="Head",
     metavar="SPEC",
     multiple=True,
-    help="linear, svm, knn, mlp or prototypical, with options; see `featkit heads`. Repeatable: several are compared. "
-    "[linear]",
+    help="linear, svm, knn, mlp, prototypical or a plug-in, with hyperparameters such as svm:C=9 "
+    "(see `featkit heads`), or all. Repeatable.",
+    show_default="linear",
 )
-@click.option("--tune", is_flag=True, help="Choose the head's options on val, or with --balance the correction's.")
-@click.option("--subset", metavar="SPEC", help="Fit on a part of train: longtail:if=50, kshot:k=5. [all]")
-@click.option(
-    "--balance",
-    metavar="SPEC",
-    help="Correct for classes of unequal size: reweight, effective, class_aware, logit_adjust:tau=1, ... [none]",
+@option(
+    "--tune",
+    group="Head",
+    is_flag=True,
+    help="Choose hyperparameters of the head, or with --balance of the correction, on the validation set.",
 )
-@click.option("--seeds", type=click.IntRange(min=1), default=1, help="Repeat with so many seeds, from --seed on. [1]")
-@click.option(
+@balance_option
+@subset_option
+@option(
+    "--seeds",
+    group="Head",
+    type=click.IntRange(min=1),
+    default=1,
+    metavar="N",
+    help="Repeat with N seeds, starting at --seed.",
+)
+@option(
     "--reject",
+    group="Head",
     type=click.FloatRange(0, 1, max_open=True),
-    metavar="SHARE",
-    help="Call images unknown whose confidence is below that of this share of val. [answer always]",
+    metavar="FRACTION",
+    help="Answer `unknown` below the confidence that rejects this fraction of the validation images.",
+    show_default="off",
 )
-@click.option("--strict", is_flag=True, help="Refuse data of which train and test share an image.")
-@study_options
+@option(
+    "--strict",
+    group="Data",
+    is_flag=True,
+    help="Fail if an image is in both train and test.",
+)
 def fit(cache: Path, out: Path, as_json: bool, **options: Any) -> None:
-    """Fit a head on vectors and judge it; or several, and say which differ.
+    """Fit a head on cached features and evaluate it on the test set.
 
-    It is judged on test images that nothing else has seen. Leaves a run directory: card.json, results.json,
-    predictions.csv, confusion.png, reliability.png and the head, enough to predict anywhere.
+    Several heads are compared with paired tests. Hyperparameters, temperature and rejection
+    threshold are chosen on the validation set; the test set is used once. Writes a run directory:
+    card.json, results.json, predictions.csv, the head, and figures.
     """
     from featkit.heads import make_head
 

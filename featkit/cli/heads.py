@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import click
 
+from featkit.cli.options import command
+
 EPILOG = """\b
 Examples:
   featkit heads
@@ -11,9 +13,9 @@ Examples:
 """
 
 
-@click.command(epilog=EPILOG)
+@command(epilog=EPILOG)
 def heads() -> None:
-    """List the heads and their options."""
+    """List heads, plug-ins included, with their hyperparameters and defaults."""
     from featkit.heads import list_heads
 
     for row in list_heads():

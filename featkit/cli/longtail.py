@@ -6,8 +6,9 @@ from typing import Any
 
 import click
 
-from featkit.cli.matrix import axis_option, given_axes, limit_option, matrix_options, run_grid, seed_option
-from featkit.cli.options import between, table
+from featkit.cli.grids import axis_options, given_axes, given_fixed, grid_options, run_grid
+from featkit.cli.options import command, option
+from featkit.cli.output import between, table
 
 EPILOG = """\b
 Examples:
@@ -17,34 +18,39 @@ Examples:
   featkit longtail --data photos --dry-run
 
 \b
-Train keeps n_max * IF^(-c/(C-1)) images of the class at place c of C, in an order by seed. A correction's
-own options are chosen on val; `best on val` marks the correction that val would choose, whatever test says.
-Gains are over none, in points of balanced accuracy on the same test images.
+Class c of C keeps n_max * IF^(-c/(C-1)) train images; the order of classes depends on the seed.
+Hyperparameters of corrections are tuned on the validation set; `best on val` marks the correction
+with the best validation accuracy. Gains are differences in balanced accuracy from `none` on the same
+test images, in points.
 """
 
 
-@click.command(epilog=EPILOG)
-@axis_option("data", "SPEC", "[digits]")
-@axis_option("backbone", "SPEC", "[resnet18]")
-@axis_option("weights", "WHICH", "[imagenet]")
-@click.option("--if", "factors", multiple=True, type=float, help="Repeatable: imbalance factor. [10 and 50]")
-@axis_option("subset", "SPEC", "Instead of --if: longtail:if=50,profile=step, longtail:profile=natural, ...")
-@axis_option("balance", "SPEC", "[none and all corrections]")
-@axis_option("head", "SPEC", "[linear]")
-@seed_option
-@limit_option
-@matrix_options
-def longtail(factors: tuple[float, ...], limit: str | None, **options: Any) -> None:
-    """Compare corrections for classes of unequal size.
+@command(epilog=EPILOG)
+@option(
+    "--if",
+    "factors",
+    group="Data",
+    multiple=True,
+    type=float,
+    help="Imbalance factor: largest class size over smallest. Repeatable.",
+    show_default="10 and 50",
+)
+@axis_options("data", "split", "limit", "seed", "subset", "augment", "views", "perturb", "train_perturb")
+@axis_options("backbone", "weights", "layer", "pool", "resize", "crop", "precision")
+@axis_options("head", "balance", balance="all corrections")
+@grid_options
+def longtail(factors: tuple[float, ...], **options: Any) -> None:
+    """Compare class-imbalance corrections on long-tailed training sets.
 
-    A matrix of imbalance factors, corrections and heads. Writes longtail.csv beside the files of `featkit ablate`.
+    A grid of imbalance factors, corrections and heads. Writes longtail.csv beside the files of
+    `featkit ablate`.
     """
     from featkit.studies.longtail import longtail_grid, tail_rows
 
     axes = given_axes(options)
     if factors and "subset" in axes:
-        raise click.UsageError("--if and --subset both say which part of train: leave one out")
-    grid = longtail_grid(axes, factors or (10.0, 50.0), {"limit": limit} if limit else {})
+        raise click.UsageError("--if and --subset both define the subset of train: leave one out")
+    grid = longtail_grid(axes, factors or (10.0, 50.0), given_fixed(options))
     matrix = run_grid(grid, options)
     if matrix and not options["as_json"]:
         click.echo("\n" + _table(tail_rows(matrix.cells)))

@@ -1,68 +1,148 @@
-"""`featkit`, and what it does when something goes wrong."""
+"""The ``featkit`` command: its subcommands, and how errors are reported."""
 
 from __future__ import annotations
 
+import ctypes
+import logging
+import sys
 from importlib import import_module
 from typing import Any
 
 import click
 
 from featkit import __version__
-from featkit.cli.memory import keep_freed_memory
 from featkit.errors import FeatkitError
 
-_STUDIES = ("fewshot", "audit", "ablate", "longtail", "robustness")
-VERBS = (
-    *("extract", "fit", "finetune", "distill", "compare", "predict"),
-    *_STUDIES,
-    *("profile", "prune", "quantize", "export"),
-    *("cache", "models", "heads"),
-)
+SECTIONS: dict[str, dict[str, str]] = {
+    "Features": {
+        "extract": "Extract features of images into the cache.",
+        "cache": "List, verify, export and remove cached features.",
+    },
+    "Heads and evaluation": {
+        "fit": "Fit a head and evaluate it on the test set.",
+        "predict": "Classify new images with a run.",
+        "compare": "Compare runs with paired tests.",
+    },
+    "Studies": {
+        "ablate": "Run a grid of backbones, heads and options.",
+        "fewshot": "Evaluate heads on few-shot episodes.",
+        "longtail": "Compare class-imbalance corrections.",
+        "robustness": "Evaluate heads on corrupted test images.",
+        "audit": "Find duplicates, label errors and small classes.",
+    },
+    "Training": {
+        "finetune": "Fine-tune a network, or train it from scratch.",
+        "distill": "Train a student network with a teacher.",
+    },
+    "Compression": {
+        "prune": "Prune channels or weights of a network.",
+        "quantize": "Quantize a network to int8.",
+        "profile": "Measure size, speed and accuracy of networks.",
+        "export": "Export a run to one ONNX or PyTorch file.",
+    },
+    "Utilities": {
+        "models": "List backbones and their layers.",
+        "heads": "List heads and their options.",
+        "completion": "Print the script for shell completion.",
+    },
+}
+"""Commands with their short help, in the sections of ``featkit --help``."""
+
+COMMANDS = tuple(name for section in SECTIONS.values() for name in section)
 
 EPILOG = """\b
 Examples:
   featkit extract --data photos --backbone resnet50
-  featkit fit --head svm
-  featkit ablate
+  featkit fit --data photos --backbone resnet50 --head svm
+  featkit ablate --data photos --backbone resnet18 --backbone resnet50
 
 \b
-What these do:
-  photos/<class>/*.jpg go through a ResNet-50 once; the vectors are kept in cache/.
-  A head is fitted on the newest cache and judged on test images it never saw.
-  Backbones and heads are compared in one table, each number with its interval.
+Shell completion (bash; zsh and fish likewise):
+  eval "$(featkit completion bash)"
 """
 
 
-class Verbs(click.Group):
-    """The verbs, each in its own module; an error that the user can put right is one line and exit code 1."""
+class CommandGroup(click.Group):
+    """Commands in sections, each in a module of its own that is imported when it is used."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        """Return the verbs in the order of the work."""
-        return list(VERBS)
+        """Return the names of the commands in the order of the help."""
+        return list(COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """Import one verb."""
-        if cmd_name not in VERBS:
+        """Import one command."""
+        if cmd_name not in COMMANDS:
             return None
         command: click.Command = getattr(import_module(f"featkit.cli.{cmd_name}"), cmd_name)
         return command
 
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write one section of the help for each group of commands; no command is imported."""
+        for title, commands in SECTIONS.items():
+            with formatter.section(title):
+                formatter.write_dl(list(commands.items()))
+
     def invoke(self, ctx: click.Context) -> Any:
-        """Run a verb."""
+        """Run a command; report errors in one line, with exit code 1."""
         try:
             return super().invoke(ctx)
         except FeatkitError as error:
             raise click.ClickException(str(error)) from error
+        except KeyboardInterrupt as interrupt:
+            resume = "" if "--resume" not in _option_names(self, ctx) else ", with --resume,"
+            message = f"interrupted; run the same command again{resume} to resume"
+            raise click.ClickException(message) from interrupt
+
+
+def _option_names(group: click.Group, ctx: click.Context) -> set[str]:
+    """Return the option names of the subcommand that is running."""
+    command = group.get_command(ctx, ctx.invoked_subcommand or "")
+    parameters = command.params if command else []
+    return {name for parameter in parameters for name in parameter.opts}
+
+
+class _EchoHandler(logging.Handler):
+    """Print the messages of featkit's logger on stderr."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        prefix = "warning: " if record.levelno >= logging.WARNING else ""
+        click.echo(f"{prefix}{record.getMessage()}", err=True)
+
+
+_HANDLER = _EchoHandler()
 
 
 @click.group(
-    cls=Verbs, epilog=EPILOG, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110}
+    cls=CommandGroup,
+    epilog=EPILOG,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
 )
 @click.version_option(__version__, prog_name="featkit")
 def main() -> None:
-    """Images to embeddings, once; then classical heads, judged with numbers one can publish.
+    """Extract image features with pretrained networks, fit classifiers on them, and evaluate both.
 
-    Results go to stdout, progress and what was chosen by default to stderr.
-    Exit code 0: good, 1: something to put right, said in one line, 2: wrong usage.
+    Results are printed on stdout, progress and defaults on stderr. Exit codes: 0 success, 1 error
+    (reported in one line), 2 wrong usage.
     """
     keep_freed_memory()
+    logger = logging.getLogger("featkit")
+    logger.setLevel(logging.INFO)
+    if _HANDLER not in logger.handlers:
+        logger.addHandler(_HANDLER)
+
+
+# Parameters of mallopt, from glibc's malloc.h.
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
+
+
+def keep_freed_memory() -> None:
+    """Configure glibc to keep freed memory for the next batch.
+
+    By default it returns the blocks of activations, megabytes each, to the system and maps them again
+    page by page for every layer: 2 to 11% of the time of a bf16 forward pass. A program may change
+    this, a library should not. Does nothing without glibc.
+    """
+    if sys.platform == "linux" and hasattr(ctypes.CDLL(None), "mallopt"):
+        libc = ctypes.CDLL(None)
+        libc.mallopt(_MMAP_THRESHOLD, 2**30)
+        libc.mallopt(_TRIM_THRESHOLD, 2**31 - 1)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import click
 
-from featkit.cli.options import table
+from featkit.cli.options import command, option
+from featkit.cli.output import table
 
 EPILOG = """\b
 Examples:
@@ -13,12 +14,17 @@ Examples:
 """
 
 
-@click.command(epilog=EPILOG)
-@click.option(
-    "--layers", metavar="BACKBONE", help="List the layers that --layer takes, with their output at 224 pixels."
+@command(epilog=EPILOG)
+@option(
+    "--layers",
+    group="Backbone",
+    metavar="BACKBONE",
+    help="List the layers of this backbone, with output shapes at 224 pixels.",
+    show_default=False,
 )
 def models(layers: str | None) -> None:
-    """List the backbones, or the layers of one."""
+    """List backbones, or the layers of one.
+    """
     from featkit.backbones import list_layers, list_models
 
     if layers:

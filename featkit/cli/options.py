@@ -1,4 +1,7 @@
-"""Options that verbs share, and how verbs speak."""
+"""Option groups, and the options that several commands share.
+
+Nothing heavy is imported here: ``featkit COMMAND --help`` must stay fast.
+"""
 
 from __future__ import annotations
 
@@ -13,215 +16,331 @@ if TYPE_CHECKING:
     from featkit.embeddings.pipeline import Compute
 
 F = TypeVar("F", bound=Callable[..., Any])
+Decorator = Callable[[F], F]
 
-REQUEST = (
-    *(
-        "data",
-        "split",
-        "limit",
-        "seed",
-        "augment",
-        "views",
-        "perturb",
-        "backbone",
-        "weights",
-        "layer",
-        "pool",
-        "resize",
-        "crop",
-    ),
-    *("precision", "store"),
+GROUPS = (
+    "Data",
+    "Backbone",
+    "Head",
+    "Distillation",
+    "Training",
+    "Pruning",
+    "Quantization",
+    "Episodes",
+    "Grid",
+    "Report",
+    "Compute",
+    "Output",
+    "Help",
 )
-COMPUTE = ("device", "batch_size", "workers", "compiled", "on_error")
+"""Headings of the options in a command's help, in their order."""
 
 
-def stack(*options: Callable[[F], F]) -> Callable[[F], F]:
-    """Return a decorator that adds options in the order in which they are to be listed."""
+class Option(click.Option):
+    """An option that is listed under a heading of the help.
+
+    Args:
+        group: one of ``GROUPS``.
+    """
+
+    def __init__(self, *args: Any, group: str, **settings: Any) -> None:
+        # Every default is shown, in one form; a default that is computed later is described.
+        settings.setdefault("show_default", True)
+        super().__init__(*args, **settings)
+        self.group = group
+
+    def make_metavar(self, ctx: click.Context) -> str:
+        """Return the type for the help, without click's suffix of number ranges."""
+        return super().make_metavar(ctx).removesuffix(" RANGE")
+
+    def get_help_extra(self, ctx: click.Context) -> Any:
+        """Return the default as ``[default: x]``; ranges are left to the error message."""
+        extra = super().get_help_extra(ctx)
+        extra.pop("range", None)
+        if isinstance(self.show_default, str):
+            extra["default"] = self.show_default
+        elif self.default == ():
+            extra.pop("default", None)
+        return extra
+
+
+class Command(click.Command):
+    """A command whose help lists its options in groups."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write one section of the help for each group of options."""
+        sections: dict[str, list[tuple[str, str]]] = {group: [] for group in GROUPS}
+        for parameter in self.get_params(ctx):
+            if isinstance(parameter, click.Argument):  # explained in the description
+                continue
+            record = parameter.get_help_record(ctx)
+            if record is not None:
+                sections[getattr(parameter, "group", "Help")].append(record)
+        for group, records in sections.items():
+            if records:
+                with formatter.section(group):
+                    formatter.write_dl(records)
+
+
+def command(**settings: Any) -> Callable[[Callable[..., Any]], Command]:
+    """Return the decorator that makes a command with grouped options."""
+    return click.command(cls=Command, **settings)
+
+
+def option(*names: str, group: str, **settings: Any) -> Decorator[F]:
+    """Return the decorator that adds an option to a group."""
+    return click.option(*names, cls=Option, group=group, **settings)
+
+
+def stack(*decorators: Decorator[F]) -> Decorator[F]:
+    """Return one decorator that adds options in the order in which they are listed."""
 
     def decorate(function: F) -> F:
-        for option in reversed(options):
-            function = option(function)
+        for decorator in reversed(decorators):
+            function = decorator(function)
         return function
 
     return decorate
 
 
-def source_options(function: F) -> F:
-    """Add the options that say where images come from, and which of them."""
-    return stack(
-        click.option(
-            "--data",
-            metavar="SPEC",
-            help="digits, a folder, a CSV file (path,label[,split]), or a "
-            "torchvision data set such as cifar10:root=DIR,download=true.",
-        ),
-        click.option(
-            "--split",
-            metavar="A/B/C",
-            help="Train/val/test shares, such as 70/15/15 (the default where the "
-            "data has no splits of its own); replaces its own.",
-        ),
-        click.option("--limit", metavar="train=N,test=N", help="A stratified part of each split."),
-        click.option("--seed", type=click.IntRange(min=0), help="Seed of the split, the limit and the head. [0]"),
-    )(function)
+# Data ---------------------------------------------------------------------------------------------
 
-
-def data_options(function: F) -> F:
-    """Add the options that say which images, and what becomes of them."""
-    return stack(
-        source_options,
-        click.option(
-            "--augment",
-            type=click.Choice(["basic", "light", "shift", "trivial", "auto", "rand"]),
-            help="Add views of each train image: random resized crop and flip (light: of at least half the area; "
-            "shift: moved, not cropped), then nothing, TrivialAugment, AutoAugment or RandAugment. [none]",
-        ),
-        click.option(
-            "--perturb",
-            metavar="SPEC",
-            help="Corrupt the test images, such as gaussian_noise:level=strong (or mild, medium). [none]",
-        ),
-        click.option("--views", type=click.IntRange(1, 100), help="How many views of each train image. [4]"),
-    )(function)
-
-
-backbone_option = click.option(
-    "--backbone",
+data_option = option(
+    "--data",
+    group="Data",
     metavar="SPEC",
-    help="resnet18, resnet34, resnet50, resnet101, resnet152, timm:NAME (see `featkit models`), or the directory of "
-    "a network that featkit trained. [resnet18]",
+    help="digits, a folder of class folders, a CSV file (path,label[,split]), or a torchvision "
+    "data set such as cifar10:root=DIR,download=true.",
+    show_default="digits",
+)
+split_option = option(
+    "--split",
+    group="Data",
+    metavar="A/B/C",
+    help="Train/val/test fractions, in place of the splits of the data.",
+    show_default="own splits, else 70/15/15",
+)
+limit_option = option(
+    "--limit",
+    group="Data",
+    metavar="train=N,test=N",
+    help="Use a stratified sample of these splits.",
+    show_default="all images",
+)
+seed_option = option(
+    "--seed",
+    group="Data",
+    type=click.IntRange(min=0),
+    help="Random seed of splits, samples, augmentation and heads.",
+    show_default="0",
+)
+subset_option = option(
+    "--subset",
+    group="Data",
+    metavar="SPEC",
+    help="Fit on a subset of train: longtail:if=50, kshot:k=5.",
+    show_default="all",
+)
+perturb_option = option(
+    "--perturb",
+    group="Data",
+    metavar="SPEC",
+    help="Corrupt the test images: gaussian_noise:level=mild (or medium, strong).",
+    show_default="none",
 )
 
+source_options = stack(data_option, split_option, limit_option, seed_option)
+"""Which images."""
 
-size_options = (
-    click.option(
-        "--resize", metavar="N|HxW", help="Shorter edge in pixels, or a size to squash to. [as the weights say]"
+augment_option = option(
+    "--augment",
+    group="Data",
+    type=click.Choice(["basic", "light", "shift", "trivial", "auto", "rand"]),
+    help="Add augmented views of each train image: random crop and flip, alone (basic, light, "
+    "shift) or with TrivialAugment, AutoAugment or RandAugment.",
+    show_default="none",
+)
+views_option = option(
+    "--views",
+    group="Data",
+    type=click.IntRange(1, 100),
+    help="Augmented views per train image.",
+    show_default="4",
+)
+
+data_options = stack(source_options, augment_option, views_option, perturb_option)
+"""Which images, augmented and perturbed."""
+
+# Backbone -----------------------------------------------------------------------------------------
+
+BACKBONE_HELP = "resnet18 to resnet152, timm:NAME (see `featkit models`), or a run directory."
+
+backbone_option = option(
+    "--backbone", group="Backbone", metavar="SPEC", help=BACKBONE_HELP, show_default="resnet18"
+)
+weights_option = option(
+    "--weights",
+    group="Backbone",
+    metavar="SPEC",
+    help="imagenet, IMAGENET1K_V1, IMAGENET1K_V2, random[:SEED], or a .pth or .safetensors file.",
+    show_default="imagenet",
+)
+resize_option = option(
+    "--resize",
+    group="Backbone",
+    metavar="N|HxW",
+    help="Resize the shorter edge to N pixels, or the image to HxW.",
+    show_default="from weights",
+)
+crop_option = option(
+    "--crop",
+    group="Backbone",
+    metavar="N|none",
+    help="Centre crop in pixels.",
+    show_default="from weights",
+)
+size_options = stack(resize_option, crop_option)
+pool_option = option(
+    "--pool",
+    group="Backbone",
+    type=click.Choice(["avg", "max", "catavgmax", "none"]),
+    help="Global pooling of the feature map; none: flatten it.",
+    show_default="avg",
+)
+precision_option = option(
+    "--precision",
+    group="Backbone",
+    type=click.Choice(["auto", "fp32", "bf16", "int8", "int8-openvino"]),
+    help="Arithmetic of feature extraction; auto: bf16 where the hardware supports it, else fp32; "
+    "int8 runs in ONNX Runtime on CPUs.",
+    show_default="auto",
+)
+network_options = stack(weights_option, pool_option, size_options, precision_option)
+"""Weights, pooling, preprocessing and precision."""
+
+_LAYER_HELP = "Layer whose output is used; list them with `featkit models --layers resnet50`."
+_LAYER_DEFAULT = "global average pooling"
+
+layer_option = option(
+    "--layer", group="Backbone", metavar="NAME", help=_LAYER_HELP, show_default=_LAYER_DEFAULT
+)
+layers_option = option(
+    "--layer",
+    group="Backbone",
+    metavar="NAME",
+    multiple=True,
+    help=f"{_LAYER_HELP} Repeatable.",
+    show_default=_LAYER_DEFAULT,
+)
+
+# Head ---------------------------------------------------------------------------------------------
+
+balance_option = option(
+    "--balance",
+    group="Head",
+    metavar="SPEC",
+    help="Class-imbalance correction: reweight, effective, class-aware, logit-adjust:tau=1, ...",
+    show_default="none",
+)
+
+# Compute ------------------------------------------------------------------------------------------
+
+device_option = option(
+    "--device",
+    group="Compute",
+    type=click.Choice(["auto", "cpu", "cuda", "mps"]),
+    default="auto",
+    help="Device for the network.",
+)
+compute_options = stack(
+    device_option,
+    option(
+        "--batch-size",
+        group="Compute",
+        type=click.IntRange(min=1),
+        help="Images per forward pass.",
+        show_default="16 on CPU, 128 on GPU",
     ),
-    click.option("--crop", metavar="N|none", help="Centre crop in pixels. [as the weights say]"),
+    option(
+        "--workers",
+        group="Compute",
+        type=click.IntRange(min=1),
+        help="Threads that read and decode images.",
+        show_default="one per core",
+    ),
+    option(
+        "--compile",
+        "compiled",
+        group="Compute",
+        is_flag=True,
+        help="Compile the network with torch.compile first (needs a C++ compiler).",
+    ),
+    option(
+        "--on-error",
+        group="Compute",
+        type=click.Choice(["fail", "skip"]),
+        default="fail",
+        help="Fail at an image that cannot be read, or skip it.",
+    ),
 )
-device_option = click.option(
-    "--device", type=click.Choice(["auto", "cpu", "cuda", "mps"]), default="auto", show_default=True
-)
 
+# Output -------------------------------------------------------------------------------------------
 
-def network_options(function: F) -> F:
-    """Add the options that say which weights, and what comes out of the network."""
-    return stack(
-        click.option(
-            "--weights",
-            metavar="WHICH",
-            help="imagenet, IMAGENET1K_V1, IMAGENET1K_V2, random[:SEED] or a .pth or .safetensors FILE. [imagenet]",
-        ),
-        click.option(
-            "--pool",
-            type=click.Choice(["avg", "max", "catavgmax", "none"]),
-            help="How a feature map becomes a vector; none: as it is, flattened. [avg]",
-        ),
-        *size_options,
-        click.option(
-            "--precision",
-            type=click.Choice(["auto", "fp32", "bf16", "int8", "int8-openvino"]),
-            help="Arithmetic; auto is bf16 where the device has it in hardware, else fp32; int8 is for CPUs, in ONNX "
-            "Runtime or, faster on x86, in OpenVINO. [auto]",
-        ),
-    )(function)
-
-
-_LAYER = "this layer's output; see `featkit models --layers resnet50`. [after global average pooling]"
-layer_option = click.option("--layer", metavar="NAME", help=f"Take {_LAYER}")
-layers_option = click.option("--layer", multiple=True, metavar="NAME", help=f"Repeatable: take {_LAYER}")
-
-
-def compute_options(function: F) -> F:
-    """Add the options that say how the work is done."""
-    return stack(
-        device_option,
-        click.option(
-            "--batch-size",
-            type=click.IntRange(min=1),
-            help="Images in one forward pass. [16 on a CPU, 128 on a GPU]",
-        ),
-        click.option("--workers", type=click.IntRange(min=1), help="Threads that read and decode. [one for each core]"),
-        click.option(
-            "--compile",
-            "compiled",
-            is_flag=True,
-            help="Have torch compile the network first: half a minute, then faster. Needs a C++ compiler.",
-        ),
-        click.option(
-            "--on-error",
-            type=click.Choice(["fail", "skip"]),
-            default="fail",
-            show_default=True,
-            help="What to do about an image that cannot be read.",
-        ),
-    )(function)
-
-
-cache_option = click.option(
+cache_option = option(
     "--cache",
+    group="Output",
     type=click.Path(path_type=Path),
     default="cache",
-    show_default=True,
-    help="Folder of the embeddings files.",
+    metavar="DIR",
+    help="Directory of the embeddings cache.",
 )
-out_option = click.option(
+cache_or_file_option = option(
+    "--cache",
+    group="Output",
+    type=click.Path(path_type=Path),
+    default="cache",
+    metavar="DIR|FILE",
+    help="Directory of the embeddings cache, or one file in it.",
+)
+out_option = option(
     "--out",
+    group="Output",
     type=click.Path(path_type=Path, file_okay=False),
-    default="experiments",
-    show_default=True,
-    help="Folder of the results.",
+    default="experiments/runs",
+    metavar="DIR",
+    help="Directory for results.",
 )
-json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON for machines.")
+json_option = option("--json", "as_json", group="Output", is_flag=True, help="Print JSON.")
 
-
-def study_options(function: F) -> F:
-    """Add the options of a verb that finds or makes vectors, and leaves results behind."""
-    parts = (data_options, backbone_option, network_options, layer_option, cache_option, compute_options)
-    return stack(*parts, out_option, json_option)(function)
+study_options = stack(
+    data_options,
+    backbone_option,
+    network_options,
+    layer_option,
+    cache_or_file_option,
+    compute_options,
+    out_option,
+    json_option,
+)
+"""The options of a command that extracts features, or finds them in the cache, and writes results."""
 
 
 def given_request(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the options that make a request; None where one was not given."""
-    return {name: options[name] for name in REQUEST if name in options}
+    """Return the options that are fields of ``Request``; None where one was not given."""
+    from dataclasses import fields
+
+    from featkit.embeddings.request import Request
+
+    names = [field.name for field in fields(Request)]
+    return {name: options[name] for name in names if name in options}
 
 
 def make_compute(options: Mapping[str, Any]) -> Compute:
-    """Return how the work is to be done, with a progress bar where a person watches."""
+    """Return the compute settings of the options, with a progress bar on a terminal."""
+    from dataclasses import fields
+
     from featkit.embeddings.pipeline import Compute
 
-    chosen = {name: options[name] for name in COMPUTE if name in options}
+    names = [field.name for field in fields(Compute)]
+    chosen = {name: options[name] for name in names if name in options}
     return Compute(**chosen, progress=sys.stderr.isatty())
-
-
-def note(text: str) -> None:
-    """Say on stderr what was chosen or found on the way."""
-    click.echo(text, err=True)
-
-
-def table(header: list[str], rows: list[list[Any]], right: tuple[str, ...] = ()) -> str:
-    """Return rows as a plain table; the columns named in ``right`` are aligned on the right."""
-    from prettytable import PrettyTable, TableStyle
-
-    drawn = PrettyTable(header)
-    drawn.set_style(TableStyle.PLAIN_COLUMNS)
-    drawn.align = "l"
-    for name in right:
-        drawn.align[name] = "r"
-    drawn.add_rows(rows)
-    drawn.left_padding_width, drawn.right_padding_width = 0, 2
-    return "\n".join(line.rstrip() for line in drawn.get_string().splitlines())
-
-
-def between(interval: tuple[float, float]) -> str:
-    """Return the ends of an interval of shares, in percent."""
-    return f"{100 * interval[0]:.1f} to {100 * interval[1]:.1f}"
-
-
-def size(count: float) -> str:
-    """Return a number of bytes for people: ``12.3 MB`` (10^6 bytes)."""
-    for unit in ("B", "kB", "MB"):
-        if count < 1000:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1000
-    return f"{count:.1f} GB"

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from featkit.cli.options import compute_options, json_option, make_compute, note, table
+from featkit.cli.options import command, compute_options, json_option, make_compute, option
+from featkit.cli.output import note, table
 
 if TYPE_CHECKING:
     from featkit.embeddings.pipeline import Compute
@@ -19,25 +20,24 @@ if TYPE_CHECKING:
 
 EPILOG = """\b
 Examples:
-  featkit predict experiments/photos/0123456789ab new.jpg other.png
-  featkit predict experiments/photos/0123456789ab holiday --csv
+  featkit predict experiments/runs/photos/0123456789ab new.jpg other.png
+  featkit predict experiments/runs/photos/0123456789ab holiday --csv
   featkit predict model.onnx new.jpg
-  find . -name '*.jpg' | featkit predict experiments/photos/0123456789ab - --json
+  find . -name '*.jpg' | featkit predict experiments/runs/photos/0123456789ab - --json
 """
 
 
-@click.command(epilog=EPILOG)
+@command(epilog=EPILOG)
 @click.argument("run", type=click.Path(path_type=Path))
 @click.argument("files", nargs=-1, required=True, metavar="FILE...")
 @compute_options
 @json_option
-@click.option("--csv", "as_csv", is_flag=True, help="Print a line of CSV for each picture.")
+@option("--csv", "as_csv", group="Output", is_flag=True, help="Print CSV, one line per image.")
 def predict(run: Path, files: tuple[str, ...], as_json: bool, as_csv: bool, **options: Any) -> None:
-    """Classify pictures with a run.
+    """Classify new images with a run.
 
-    Prints the five most probable classes of each FILE, by the run in directory RUN, or by a file of
-    `featkit export`. A FILE may be a folder, for all pictures in it, or - for names on standard input, one in a
-    line.
+    RUN is a run directory or a file written by `featkit export`. FILE is an image, a folder of
+    images, or - to read names from standard input. Prints the five most probable classes of each.
     """
     if as_json and as_csv:
         raise click.UsageError("--json and --csv exclude each other")

@@ -8,20 +8,18 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from featkit.cli.options import (
-    between,
     cache_option,
+    command,
     compute_options,
     data_options,
     given_request,
     json_option,
     make_compute,
-    note,
+    option,
     out_option,
-    size,
     size_options,
-    stack,
-    table,
 )
+from featkit.cli.output import between, note, size, table
 
 if TYPE_CHECKING:
     from featkit.studies.profile import NetworkProfile, ProfileConfig
@@ -30,36 +28,54 @@ EPILOG = """\b
 Examples:
   featkit profile resnet18 resnet50
   featkit profile resnet18@torch resnet18 resnet18@bf16 resnet18@int8 --data photos
-  featkit profile resnet18 experiments/prune/resnet18-0123456789ab --data photos --head svm
+  featkit profile resnet18 experiments/runs/prune/resnet18-0123456789ab --data photos --head svm
 
 \b
-SPEC is a backbone, or the directory of a network that featkit saved or of a run; after @ its precision: fp32 (the
-default), bf16, int8, int8-openvino (the same eight bits in OpenVINO), or torch for the network as torch runs it by
-itself. int8 of a backbone is calibrated on train images, and so needs --data. On all cores, each runs batches of its
-own, but torch shares out one by itself.
-MACs and times do not fall with zeros in the weights.
+BACKBONE is a backbone or a run directory. PRECISION is fp32 (default), bf16, int8 (ONNX Runtime),
+int8-openvino (OpenVINO), or torch (fp32 in torch without featkit's optimisations). int8 needs --data
+for calibration. `on all cores`: one batch per core, except torch, which splits one batch. Zero
+weights reduce neither MACs nor latency.
 """
 
 _COSTS = ("parameters", "non-zero", "GMACs", "size", "memory", "1 image, ms", "p95", "images/s", "on all cores")
 _WORTH = ("top-1 %", "95 % interval", "to first, points", "cosine", "worst", "neighbours %")
 
 
-@click.command(epilog=EPILOG)
-@click.argument("specs", nargs=-1, required=True, metavar="SPEC...")
+@command(epilog=EPILOG)
+@click.argument("specs", nargs=-1, required=True, metavar="BACKBONE[@PRECISION]...")
 @data_options
-@stack(*size_options)
-@click.option("--head", metavar="SPEC", default="linear", show_default=True, help="With --data: what is fitted.")
-@click.option("--repeats", type=click.IntRange(min=3), default=30, show_default=True, help="Of the timings.")
-@click.option("--warm-up", type=click.IntRange(min=0), default=3, show_default=True, help="Repeats that do not count.")
+@size_options
+@option(
+    "--head",
+    group="Head",
+    metavar="SPEC",
+    default="linear",
+    help="Head to evaluate, with --data.",
+)
+@option(
+    "--repeats",
+    group="Compute",
+    type=click.IntRange(min=3),
+    default=30,
+    help="Timed repeats.",
+)
+@option(
+    "--warm-up",
+    group="Compute",
+    type=click.IntRange(min=0),
+    default=3,
+    help="Untimed repeats before them.",
+)
 @cache_option
 @compute_options
 @out_option
 @json_option
 def profile(specs: tuple[str, ...], cache: Path, out: Path, as_json: bool, **options: Any) -> None:
-    """Say what networks cost and are worth.
+    """Measure size, speed and accuracy of networks.
 
-    Parameters, operations, size, memory and times of each SPEC; with --data the accuracy of a head on its vectors,
-    and how far they are from those of the first. Writes profile.csv, profile.json and pareto.png.
+    Parameters, MACs, file size, memory and latency; with --data also the accuracy of a head on the
+    features, and their drift from those of the first network. Writes profile.csv, profile.json and
+    pareto.png.
     """
     from featkit.storage import digest, publish
     from featkit.studies.profile import ProfileConfig, parse_candidate, to_csv, to_json

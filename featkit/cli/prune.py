@@ -13,15 +13,17 @@ import click
 
 from featkit.cli.options import (
     cache_option,
+    command,
     compute_options,
     data_options,
     given_request,
     make_compute,
-    note,
+    option,
     out_option,
     size_options,
-    stack,
+    weights_option,
 )
+from featkit.cli.output import note
 
 if TYPE_CHECKING:
     from featkit.compression.prune import Recover
@@ -37,69 +39,94 @@ Examples:
   featkit prune resnet18 --sparsity 0.5 --sparsity 0.8 --data photos --epochs 1 --head linear
 
 \b
-What it leaves is a backbone again:
-  featkit profile resnet18 experiments/prune/resnet18-pruned-1a2b3c4d --data photos
-  featkit fit --data photos --backbone experiments/prune/resnet18-pruned-1a2b3c4d
+Use the pruned network as a backbone:
+  featkit profile resnet18 experiments/runs/prune/resnet18-pruned-1a2b3c4d --data photos
+  featkit fit --data photos --backbone experiments/runs/prune/resnet18-pruned-1a2b3c4d
 """
 
 
-@click.command(epilog=EPILOG)
-@click.argument("spec", metavar="SPEC")
-@click.option(
+@command(epilog=EPILOG)
+@click.argument("spec", metavar="BACKBONE")
+@option(
     "--sparsity",
+    group="Pruning",
     multiple=True,
     type=float,
-    metavar="SHARE",
-    help="Set this share of the weights to zero, the smallest of the whole network. Repeatable: each step begins "
-    "with the network of the step before. No faster on ordinary hardware.",
+    metavar="FRACTION",
+    help="Unstructured magnitude pruning: fraction of the weights set to zero. Repeatable: each step "
+    "continues from the one before. Does not run faster on ordinary hardware.",
 )
-@click.option("--macs", type=float, metavar="SHARE", help="Take channels away until this share of the MACs is left.")
-@click.option(
+@option(
+    "--macs",
+    group="Pruning",
+    type=float,
+    metavar="FRACTION",
+    help="Structured pruning: remove channels until this fraction of the MACs remains.",
+)
+@option(
     "--by",
+    group="Pruning",
     type=click.Choice(["magnitude", "activation"]),
     default="magnitude",
-    show_default=True,
-    help="Which channels matter: by their weights, or by what they give on train images.",
+    help="Channel importance: weight magnitude, or activation on train images.",
 )
-@click.option(
+@option(
     "--reconstruct",
+    group="Pruning",
     type=click.IntRange(min=0),
     default=0,
     metavar="N",
-    help="With --macs: fit the weights behind missing channels so that each block gives what it gave for N train "
-    "images, which takes no labels and no training. [leave them]",
+    help="With --macs: refit the weights after removed channels to the original activations on N "
+    "train images (least squares; no labels).",
+    show_default="off",
 )
-@click.option(
+@option(
     "--calibrate",
+    group="Pruning",
     type=click.IntRange(min=0),
     default=0,
     metavar="N",
-    help="Take the BatchNorms' means and variances anew from N train images. [leave them]",
+    help="BatchNorm recalibration on N train images.",
+    show_default="off",
 )
-@click.option(
+@option(
     "--epochs",
+    group="Training",
     type=click.IntRange(min=0),
     default=0,
-    help="Train all of what is left for so many epochs after each step, on labelled images. [0]",
+    help="Epochs of fine-tuning after each step, on labelled images.",
 )
-@click.option("--lr", type=click.FloatRange(min=0), default=0.005, show_default=True, help="Of that training.")
-@click.option(
+@option(
+    "--lr",
+    group="Training",
+    type=click.FloatRange(min=0),
+    default=0.005,
+    help="Peak learning rate of the fine-tuning.",
+)
+@option(
     "--distill",
+    group="Training",
     is_flag=True,
-    help="In that training, learn also from the outputs and embeddings of the network before it was pruned, on five "
-    "fixed views of each image, from the cache.",
+    help="Fine-tune with the unpruned network as teacher (logits and embeddings).",
 )
-@click.option("--head", metavar="SPEC", help="Judge the network, and each step, by this head on the test images.")
-@click.option("--weights", metavar="WHICH", help="imagenet, random[:SEED] or a FILE, as for `featkit extract`.")
+@option(
+    "--head",
+    group="Head",
+    metavar="SPEC",
+    help="Evaluate the network after each step with this head.",
+    show_default="off",
+)
+@weights_option
 @data_options
-@stack(*size_options)
+@size_options
 @compute_options
 @cache_option
 @out_option
 def prune(spec: str, out: Path, **options: Any) -> None:
-    """Make a network smaller: fewer channels, or zeros among its weights.
+    """Prune a network: remove channels, or set weights to zero.
 
-    Prints the directory of each network made: network.safetensors and prune.json.
+    Prints the directory of each pruned network, which is a backbone again: network.safetensors and
+    prune.json.
     """
     from featkit.backbones.saved import NETWORK_FILE, save_network
     from featkit.compression.pruned import PruningConfig
@@ -150,7 +177,7 @@ def _steps(request: Request, options: Mapping[str, Any]) -> PruningSteps:
 
 def _recovery(request: Request, options: Mapping[str, Any]) -> tuple[str, tuple[str, ...], Recover]:
     """Return what is done to a pruned network, for people, the images it learns from, and what does it."""
-    from featkit.cli.training import training_compute, watched
+    from featkit.cli.training_options import training_compute, watched
     from featkit.studies.recover import recovery
     from featkit.training.config import TrainingConfig
     from featkit.training.distill import DistillationConfig

@@ -12,19 +12,19 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from featkit.cli.options import (
+    command,
     compute_options,
     data_options,
     given_request,
     json_option,
     layer_option,
     make_compute,
-    note,
+    option,
     out_option,
-    size,
     size_options,
-    stack,
-    table,
+    weights_option,
 )
+from featkit.cli.output import note, size, table
 from featkit.errors import SpecError
 
 if TYPE_CHECKING:
@@ -40,54 +40,70 @@ Examples:
   featkit quantize resnet50 --data photos --method entropy --images 128
   featkit quantize resnet50 --data photos --keep-fp32 conv1 --keep-worst 2
   featkit quantize resnet50 --data photos --bias-correct
-  featkit quantize experiments/prune/resnet18-pruned-1a2b3c4d --data photos
-  featkit quantize experiments/photos/0123456789ab
+  featkit quantize experiments/runs/prune/resnet18-pruned-1a2b3c4d --data photos
+  featkit quantize experiments/runs/photos/0123456789ab
 
 \b
-What it leaves is a backbone again, which runs on CPUs:
-  featkit fit --data photos --backbone experiments/quantize/resnet18-int8-1a2b3c4d
-  featkit fit --data photos --backbone experiments/quantize/resnet18-int8-1a2b3c4d --precision int8-openvino
-  featkit predict experiments/quantize/resnet18-int8-1a2b3c4d/model.onnx new.jpg
+Use the int8 network as a backbone (on CPUs):
+  featkit fit --data photos --backbone experiments/runs/quantize/resnet18-int8-1a2b3c4d
+  featkit fit --data photos --backbone experiments/runs/quantize/resnet18-int8-1a2b3c4d --precision int8-openvino
+  featkit predict experiments/runs/quantize/resnet18-int8-1a2b3c4d/model.onnx new.jpg
 """
 
 CLASSIFIER_FILE = "model.onnx"
 _MUCH = 0.005
 
 
-@click.command(epilog=EPILOG)
-@click.argument("spec", metavar="SPEC")
-@click.option(
+@command(epilog=EPILOG)
+@click.argument("spec", metavar="BACKBONE|RUN")
+@option(
     "--method",
+    group="Quantization",
     type=click.Choice(["minmax", "entropy", "percentile", "dynamic"]),
     default="minmax",
-    show_default=True,
-    help="Where the range of an activation comes from; percentile is slower to find and, with --bias-correct, the "
-    "nearest to float32; dynamic: from each image, while the network runs.",
+    help="Calibration of activation ranges; dynamic: computed per image at run time.",
 )
-@click.option("--images", type=click.IntRange(min=1), default=256, show_default=True, help="Train images to look at.")
-@click.option("--keep-fp32", multiple=True, metavar="LAYER", help="Repeatable: leave this layer, or block, in float32.")
-@click.option(
-    "--keep-worst", type=click.IntRange(min=0), default=0, metavar="N", help="Leave the N layers that lose most, too."
+@option(
+    "--images",
+    group="Quantization",
+    type=click.IntRange(min=1),
+    default=256,
+    help="Train images for calibration.",
 )
-@click.option(
+@option(
+    "--keep-fp32",
+    group="Quantization",
+    multiple=True,
+    metavar="LAYER",
+    help="Keep this layer or block in float32. Repeatable.",
+)
+@option(
+    "--keep-worst",
+    group="Quantization",
+    type=click.IntRange(min=0),
+    default=0,
+    metavar="N",
+    help="Keep the N layers with the largest quantization error in float32.",
+)
+@option(
     "--bias-correct",
+    group="Quantization",
     is_flag=True,
-    help="Take from each bias the mean of what rounding the weights adds, on the images.",
+    help="Correct biases for the mean error of weight rounding.",
 )
-@click.option("--weights", metavar="WHICH", help="imagenet, random[:SEED] or a FILE, as for `featkit extract`.")
+@weights_option
 @layer_option
 @data_options
-@stack(*size_options)
+@size_options
 @compute_options
 @out_option
 @json_option
 def quantize(spec: str, out: Path, as_json: bool, **options: Any) -> None:
-    """Put a network, or a run of `featkit fit` or `finetune`, into eight bits.
+    """Quantize a network, or a run of `featkit fit` or `finetune`, to int8.
 
-    Calibrates on train images. Prints a table of the layers, those that lose most first, and the directory of the
-    network: network.int8.onnx, network.json and quantize.json. SPEC is what --backbone takes, or a run's directory:
-    then the run's own images are used, the whole classifier is written too, as model.onnx, and judged beside the run
-    on its test images.
+    Calibrates on train images. Prints the layers by quantization error, and the directory of the int8
+    network, which is a backbone again: network.int8.onnx, network.json and quantize.json. Of a run,
+    the whole classifier is written as model.onnx as well, and compared with the run on its test images.
     """
     from featkit.backbones.base import QuantizedNetwork
     from featkit.backbones.int8 import QuantizationConfig

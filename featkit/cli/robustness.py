@@ -6,8 +6,9 @@ from typing import Any
 
 import click
 
-from featkit.cli.matrix import axis_option, given_axes, limit_option, matrix_options, run_grid, seed_option
-from featkit.cli.options import between, table
+from featkit.cli.grids import axis_options, given_axes, given_fixed, grid_options, run_grid
+from featkit.cli.options import command, option
+from featkit.cli.output import between, table
 
 EPILOG = """\b
 Examples:
@@ -17,32 +18,49 @@ Examples:
   featkit robustness --data photos --limit test=1000 --dry-run
 
 \b
-Only test images are perturbed; a head that was fitted on images as they are is judged on all of them.
---train-perturb fits it on a perturbed view of each train image as well.
+Heads are fitted on clean images; only test images are corrupted. With --train-perturb, a corrupted
+copy of each train image is added to train.
 """
 
 
-@click.command(epilog=EPILOG)
-@axis_option("data", "SPEC", "[digits]")
-@axis_option("backbone", "SPEC", "[resnet18]")
-@axis_option("weights", "WHICH", "[imagenet]")
-@axis_option("family", "NAME", "[all 21]")
-@axis_option("level", "NAME", "mild, medium or strong. [all three]")
-@axis_option("train-perturb", "SPEC", "Such as mixed:level=medium. [none]")
-@axis_option("head", "SPEC", "[linear]")
-@seed_option
-@limit_option
-@click.option("--baseline", metavar="SPEC", default="", help="Network of which errors are a multiple. [the first]")
-@matrix_options
+@command(epilog=EPILOG)
+@option(
+    "--family",
+    group="Data",
+    multiple=True,
+    metavar="NAME",
+    help="Corruption, such as fog or jpeg. Repeatable.",
+    show_default="all",
+)
+@option(
+    "--level",
+    group="Data",
+    multiple=True,
+    metavar="NAME",
+    help="Severity: mild, medium or strong. Repeatable.",
+    show_default="all three",
+)
+@axis_options("data", "split", "limit", "seed", "subset", "augment", "views", "train_perturb")
+@axis_options("backbone", "weights", "layer", "pool", "resize", "crop", "precision")
+@axis_options("head", "tune", "balance")
+@option(
+    "--baseline",
+    group="Report",
+    metavar="SPEC",
+    default="",
+    help="Backbone whose errors are the unit of the mean corruption error.",
+    show_default="the first",
+)
+@grid_options
 def robustness(family: tuple[str, ...], level: tuple[str, ...], baseline: str, **options: Any) -> None:
-    """Judge heads on perturbed test images.
+    """Evaluate heads on corrupted test images.
 
-    A matrix of families, levels and heads. Writes robustness.csv and robustness_heads.csv beside the files of
-    `featkit ablate`: accuracy, drop, relative drop, worst family, mean corruption error, how far vectors move.
+    A grid of corruptions, severities and heads. Writes robustness.csv and robustness_heads.csv (accuracy,
+    drop, worst corruption, mean corruption error, feature drift) beside the files of `featkit ablate`.
     """
     from featkit.studies.robustness import head_rows, robustness_grid
 
-    fixed = {"limit": options["limit"]} if options["limit"] else {}
+    fixed = given_fixed(options)
     grid = robustness_grid(given_axes(options), family, level, fixed)
     matrix = run_grid(grid, options, baseline)
     if matrix and not options["as_json"]:

@@ -48,7 +48,7 @@ def test_extract_fit_predict(photos):
     assert "random:0 (untrained)" in done.stdout
     assert "top-1" in done.stdout
     assert path in done.stderr
-    (run,) = Path("experiments/photos").iterdir()
+    (run,) = Path("experiments/runs/photos").iterdir()
     assert str(run) in done.stderr
     with Image.open(run / "confusion.png") as figure:
         assert figure.size[0] > 300
@@ -66,7 +66,7 @@ def test_a_second_extract_is_a_hit(photos):
 
 def test_fit_makes_the_cache_and_its_json_is_its_results_file(photos):
     done = call("fit", "--data", photos, *FAST, "--head", "knn:k=1", "--json")
-    (run,) = Path("experiments/photos").iterdir()
+    (run,) = Path("experiments/runs/photos").iterdir()
     assert json.loads(done.stdout) == json.loads((run / "results.json").read_text())
     assert len(list(Path("cache").glob("*.h5"))) == 1
 
@@ -77,7 +77,7 @@ def test_ablate_compares_heads(photos):
     )
     assert "skipped" in done.stdout
     assert "gone.pth" in done.stdout
-    (folder,) = [path for path in Path("experiments/ablate").iterdir() if path.name != "cells"]
+    (folder,) = [path for path in Path("experiments/runs/ablate").iterdir() if path.name != "cells"]
     tables, pages = {"results.csv", "results.json", "times.csv", "summary.md"}, {"report.html", "heatmap.png"}
     assert {path.name for path in folder.iterdir()} == tables | pages
 
@@ -88,7 +88,7 @@ def test_ablate_reads_a_grid(photos):
     )
     done = call("ablate", "colours.toml", "--json")
     assert json.loads(done.stdout)["cells"][0]["status"] == "ok"
-    assert [path.name for path in Path("experiments").iterdir()] == ["colours"]
+    assert [path.name for path in Path("experiments/runs").iterdir()] == ["colours"]
 
 
 def test_ablate_without_one_result_fails(photos):
@@ -238,7 +238,7 @@ def test_an_axis_beside_a_grid_file_is_wrong_usage():
 
 def test_cache_verify_names_what_differs(photos):
     call("extract", "--data", photos, *FAST)
-    assert "all is well" in call("cache", "verify").stderr
+    assert "no problems found" in call("cache", "verify").stderr
     Image.new("RGB", (9, 9)).save(photos / "red" / "0.png")
     done = call("cache", "verify", code=1)
     assert "red/0.png is changed" in done.stdout
@@ -258,7 +258,7 @@ def test_fit_tunes_on_val_and_keeps_what_was_tried(photos):
     done = call("fit", "--data", photos, *FAST, "--head", "knn", "--tune", "--reject", "0.2")
     assert "chosen among" in done.stdout
     assert "answered (confidence from" in done.stdout
-    (run,) = Path("experiments/photos").iterdir()
+    (run,) = Path("experiments/runs/photos").iterdir()
     assert {"search.png", "reliability.png", "predictions.csv"} <= {path.name for path in run.iterdir()}
     assert len(json.loads((run / "results.json").read_text())["search"]) > 4
 
@@ -266,7 +266,7 @@ def test_fit_tunes_on_val_and_keeps_what_was_tried(photos):
 def test_fit_over_seeds_gives_their_mean(photos):
     done = call("fit", "--data", photos, *FAST, "--head", "prototypical", "--seeds", "3")
     assert "over 3 seeds: top-1" in done.stdout
-    (summary,) = Path("experiments/photos").glob("seeds-*/results.json")
+    (summary,) = Path("experiments/runs/photos").glob("seeds-*/results.json")
     found = json.loads(summary.read_text())
     assert len(found["runs"]) == len(set(found["runs"])) == found["seeds"] == 3
 
@@ -285,7 +285,7 @@ def test_strict_refuses_an_image_in_train_and_test(photos):
 def test_compare_says_what_can_be_claimed(photos):
     for head in ("prototypical", "knn:k=1"):
         call("fit", "--data", photos, *FAST, "--head", head)
-    runs = sorted(Path("experiments/photos").iterdir())
+    runs = sorted(Path("experiments/runs/photos").iterdir())
     done = call("compare", *runs)
     assert "no difference can be claimed" in done.stdout
     assert len(json.loads(call("compare", *runs, "--json").stdout)["pairs"]) == 1
@@ -297,7 +297,7 @@ def test_fewshot_prints_episodes_and_a_learning_curve(photos):
     done = call("fewshot", *given, "--curve", "1,2", "--draws", "2")
     assert "20 episodes of 2 classes" in done.stdout
     assert "top-1 on test, 2 draws" in done.stdout
-    (directory,) = Path("experiments/photos").iterdir()
+    (directory,) = Path("experiments/runs/photos").iterdir()
     assert {path.name for path in directory.iterdir()} == {"curve.png", "results.json"}
     assert "9 ways need 9 classes" in call("fewshot", *given[:-6], "--way", "9", code=1).stderr
     assert "not a list of whole numbers" in call("fewshot", "--shot", "x", code=1).stderr
@@ -305,7 +305,7 @@ def test_fewshot_prints_episodes_and_a_learning_curve(photos):
 
 def test_predict_takes_folders_and_standard_input_and_prints_csv(photos):
     call("fit", "--data", photos, *FAST, "--head", "prototypical")
-    (run,) = Path("experiments/photos").iterdir()
+    (run,) = Path("experiments/runs/photos").iterdir()
     lines = call("predict", run, photos / "red", "--csv").stdout.splitlines()
     assert lines[0] == "file,class,probability,most_probable"
     assert len(lines) == 9

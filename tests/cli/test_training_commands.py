@@ -119,12 +119,12 @@ def test_an_interrupted_training_is_gone_on_with(photos, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(loop._Run, "epoch", interrupted)
         CliRunner().invoke(main, [str(argument) for argument in arguments])
-    assert list(Path("experiments/photos").glob(".*.training/checkpoint.pt"))
+    assert list(Path("experiments/runs/photos").glob(".*.training/checkpoint.pt"))
     assert not list(Path("experiments").rglob("card.json"))
     resumed = call(*arguments, "--resume")
     assert "going on from the last checkpoint" in resumed.stderr
     assert (run_of(resumed) / "network.safetensors").read_bytes() == (whole / "network.safetensors").read_bytes()
-    assert not list(Path("experiments/photos").glob(".*"))
+    assert not list(Path("experiments/runs/photos").glob(".*"))
     again = call(*arguments, "--resume")
     assert f"already there: {run_of(resumed)}" in again.stderr
     assert again.stdout == resumed.stdout
@@ -215,8 +215,8 @@ def test_the_study_of_cifar100_runs_on_a_file_in_its_format(cifar100, tmp_path):
     (tmp_path / "study.toml").write_text(text)
     done = call("finetune", tmp_path / "study.toml")
     assert all(mode in done.stdout for mode in ("shallow", "deep", "scratch", "top-5 %"))
-    (folder,) = Path("experiments/cifar100").glob("study-*")
-    assert len(list(Path("experiments/cifar100").glob("*/network.safetensors"))) == 3
+    (folder,) = Path("experiments/runs/cifar100").glob("study-*")
+    assert len(list(Path("experiments/runs/cifar100").glob("*/network.safetensors"))) == 3
     Image.open(folder / "curves.png").verify()
     with (folder / "results.csv").open() as file:
         assert [row["name"] for row in csv.DictReader(file)] == ["shallow", "deep", "scratch"]

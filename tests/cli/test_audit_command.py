@@ -47,7 +47,7 @@ def test_it_finds_what_was_planted_and_leaves_a_directory(leaky):
     assert "train/blue/stray.png (train)" in done.stdout
     assert "test/red/copy.png (test)" in done.stdout
     assert "closer than 0." in done.stdout
-    folder = Path("experiments/audit-leaky")
+    folder = Path("experiments/runs/audit-leaky")
     assert sorted(path.name for path in folder.iterdir()) == ["audit.json", "contact.png", "findings.csv"]
     with Image.open(folder / "contact.png") as sheet:
         assert sheet.width > 1000
@@ -56,7 +56,7 @@ def test_it_finds_what_was_planted_and_leaves_a_directory(leaky):
 def test_json_is_the_file(leaky):
     """What machines get on stdout is what is kept."""
     done = call("--data", leaky, *FAST, "--json")
-    assert done.stdout.strip() == Path("experiments/audit-leaky/audit.json").read_text()
+    assert done.stdout.strip() == Path("experiments/runs/audit-leaky/audit.json").read_text()
     assert json.loads(done.stdout)["in_train_and_test"] == ["test/red/copy.png"]
 
 
@@ -64,7 +64,7 @@ def test_strict_fails_on_a_shared_image_after_the_report(leaky, photos):
     """Without it, findings are no failure; without a shared image, strict is none either."""
     done = call("--data", leaky, *FAST, "--strict", code=1)
     assert "1 test images are in train too" in done.stderr.splitlines()[-1]
-    assert Path("experiments/audit-leaky/audit.json").exists()
+    assert Path("experiments/runs/audit-leaky/audit.json").exists()
     call("--data", photos, *FAST, "--strict")
 
 

@@ -46,7 +46,7 @@ def refused(*arguments):
 
 def run_of(photos):
     call("fit", "--data", photos, "--backbone", "resnet18", *FAST, "--precision", "fp32", "--head", "prototypical")
-    (run,) = Path("experiments/photos").iterdir()
+    (run,) = Path("experiments/runs/photos").iterdir()
     return run
 
 
@@ -85,7 +85,7 @@ def test_prune_leaves_backbones_that_profile_compares(photos):
     assert networks[1]["nonzero"] < 0.2 * networks[1]["parameters"]
     assert {"mean_cosine", "neighbours_kept"} <= networks[1]["drift"].keys()
     assert networks[0]["n"] == networks[1]["n"] == networks[1]["difference"]["n"] == 4
-    (folder,) = Path("experiments/profile").iterdir()
+    (folder,) = Path("experiments/runs/profile").iterdir()
     rows = list(csv.DictReader((folder / "profile.csv").read_text().splitlines()))
     assert [row["spec"] for row in rows] == [narrow, f"{sparse[1]}@bf16"]
     with Image.open(folder / "pareto.png") as figure:
@@ -139,7 +139,7 @@ def test_each_step_of_pruning_is_judged_by_a_head(photos):
     done = call("prune", "resnet18", *FAST, *shares, "--data", photos, "--head", "knn:k=1")
     assert done.stderr.count("knn:k=1: top-1") == 3
     assert done.stderr.count("points (") == 2
-    (folder,) = Path("experiments/prune").glob("*-steps")
+    (folder,) = Path("experiments/runs/prune").glob("*-steps")
     rows = list(csv.DictReader((folder / "steps.csv").read_text().splitlines()))
     assert [float(row["sparsity"]) for row in rows] == pytest.approx([0, 0.5, 0.95], abs=1e-4)
     assert [row["n"] for row in rows] == ["4"] * 3

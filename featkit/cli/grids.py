@@ -15,17 +15,25 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from featkit.cli.options import (
+    BACKBONE_HELP,
+    Decorator,
     F,
-    between,
+    augment_option,
     cache_option,
     compute_options,
+    crop_option,
     json_option,
+    limit_option,
     make_compute,
-    note,
+    option,
     out_option,
+    pool_option,
+    resize_option,
+    split_option,
     stack,
-    table,
+    views_option,
 )
+from featkit.cli.output import between, note, table
 from featkit.errors import FeatkitError
 
 if TYPE_CHECKING:
@@ -38,32 +46,129 @@ if TYPE_CHECKING:
 _NUMBERS = ("top-1 %", "95 % interval", "balanced %", "n", "fit s")
 
 
-def matrix_options(function: F) -> F:
-    """Add the options of a verb that runs a matrix."""
-    return stack(
-        click.option("--jobs", type=click.IntRange(min=1), help="Heads fitted at a time. [one for each core]"),
-        click.option("--dry-run", is_flag=True, help="Only say how many cells, which files, and how long."),
-        cache_option,
-        compute_options,
-        out_option,
-        json_option,
-    )(function)
+grid_options = stack(
+    option(
+        "--jobs",
+        group="Compute",
+        type=click.IntRange(min=1),
+        help="Heads fitted in parallel, one process each.",
+        show_default="one per core",
+    ),
+    option(
+        "--dry-run",
+        group="Output",
+        is_flag=True,
+        help="Only report the number of cells, the cache files to make, and the estimated time.",
+    ),
+    cache_option,
+    compute_options,
+    out_option,
+    json_option,
+)
+"""How a grid is run, and where its results go."""
 
 
-def axis_option(name: str, metavar: str, text: str) -> Callable[[F], F]:
+def _axis(name: str, metavar: str, help: str, default: str, group: str, **settings: Any) -> Any:
     """Return the repeatable option of an axis."""
-    return click.option(f"--{name}", multiple=True, metavar=metavar, help=f"Repeatable. {text}")
+    return option(
+        f"--{name}",
+        group=group,
+        multiple=True,
+        metavar=metavar,
+        help=f"{help} Repeatable.",
+        show_default=default,
+        **settings,
+    )
 
 
-seed_option = click.option("--seed", multiple=True, type=click.IntRange(min=0), help="Repeatable. [0]")
-limit_option = click.option("--limit", metavar="train=N,test=N", help="A stratified part of each split.")
+_OPTIONS: dict[str, Callable[[str], Any]] = {
+    "data": lambda default: _axis("data", "SPEC", "Data set, as for `featkit fit`.", default, "Data"),
+    "seed": lambda default: _axis(
+        "seed", "N", "Random seed.", default, "Data", type=click.IntRange(min=0)
+    ),
+    "subset": lambda default: _axis(
+        "subset", "SPEC", "Subset of train: longtail:if=50, kshot:k=5.", default, "Data"
+    ),
+    "perturb": lambda default: _axis(
+        "perturb", "SPEC", "Corruption of the test images.", default, "Data"
+    ),
+    "train_perturb": lambda default: _axis(
+        "train-perturb", "SPEC", "Corrupted copies added to train: mixed:level=mild.", default, "Data"
+    ),
+    "backbone": lambda default: _axis("backbone", "SPEC", BACKBONE_HELP, default, "Backbone"),
+    "weights": lambda default: _axis(
+        "weights", "SPEC", "imagenet, random[:SEED] or a weights file.", default, "Backbone"
+    ),
+    "layer": lambda default: _axis(
+        "layer", "NAME", "Layer whose output is used.", default, "Backbone"
+    ),
+    "precision": lambda default: _axis(
+        "precision",
+        "NAME",
+        "auto, fp32, bf16, int8 or int8-openvino.",
+        default,
+        "Backbone",
+        type=click.Choice(["auto", "fp32", "bf16", "int8", "int8-openvino"]),
+    ),
+    "head": lambda default: _axis("head", "SPEC", "Head, or all.", default, "Head"),
+    "balance": lambda default: _axis(
+        "balance", "SPEC", "Class-imbalance correction.", default, "Head"
+    ),
+    "tune": lambda default: option(
+        "--tune", group="Head", is_flag=True, help="Tune hyperparameters on the validation set."
+    ),
+}
+_DEFAULTS = {
+    "data": "digits",
+    "seed": "0",
+    "subset": "all",
+    "perturb": "none",
+    "train_perturb": "none",
+    "backbone": "resnet18",
+    "weights": "imagenet",
+    "layer": "global average pooling",
+    "precision": "auto",
+    "head": "linear",
+    "balance": "none",
+    "tune": "off",
+}
+_FIXED = {
+    "split": split_option,
+    "limit": limit_option,
+    "augment": augment_option,
+    "views": views_option,
+    "pool": pool_option,
+    "resize": resize_option,
+    "crop": crop_option,
+}
+
+
+def axis_options(*names: str, **defaults: str) -> Decorator[F]:
+    """Return the options of axes (repeatable) and of settings that are the same in all cells.
+
+    Args:
+        names: of axes and settings.
+        defaults: text for the help, where a command's default is not that of the axis.
+    """
+    shown = {**_DEFAULTS, **defaults}
+    return stack(*(_FIXED[name] if name in _FIXED else _OPTIONS[name](shown[name]) for name in names))
 
 
 def given_axes(options: Mapping[str, Any]) -> dict[str, Any]:
     """Return the axes that were given."""
     from featkit.ablation.grid import AXES
 
-    return {axis: options[axis] for axis in AXES if options.get(axis)}
+    axes = {axis: options[axis] for axis in AXES if options.get(axis)}
+    if "tune" in axes:
+        axes["tune"] = (True,)
+    return axes
+
+
+def given_fixed(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options that were given and are the same in all cells."""
+    from featkit.ablation.grid import FIXED
+
+    return {name: options[name] for name in FIXED if options.get(name) is not None}
 
 
 def run_grid(grid: Grid, options: Mapping[str, Any], baseline: str = "") -> AblationResult | None:

@@ -45,11 +45,11 @@ def test_a_second_run_of_a_grid_leaves_the_same_results(photos):
     texts = []
     for _ in range(2):
         call("ablate", grid_file(photos, axes="seed = [0, 1]"))
-        (folder,) = (each.parent for each in Path("experiments/colours").glob("*/results.csv"))
+        (folder,) = (each.parent for each in Path("experiments/runs/colours").glob("*/results.csv"))
         texts.append([(folder / name).read_text() for name in ("results.csv", "summary.md")])
     assert texts[0] == texts[1]
     assert "; made in " in texts[0][1]
-    assert len(list(Path("experiments/colours/cells").glob("*.json.gz"))) == 2
+    assert len(list(Path("experiments/runs/colours/cells").glob("*.json.gz"))) == 2
 
 
 @pytest.mark.parametrize(
@@ -69,15 +69,15 @@ def test_what_cannot_be_run_is_one_line_and_exit_code_1(photos, more, axes, mess
 
 def test_two_at_once_are_refused(photos):
     path = grid_file(photos)
-    with locked(Path("experiments/colours/cells")):
-        assert "is at work on experiments/colours" in call("ablate", path, code=1).stderr
+    with locked(Path("experiments/runs/colours/cells")):
+        assert "is at work on experiments/runs/colours" in call("ablate", path, code=1).stderr
 
 
 def test_longtail_marks_what_val_would_choose(photos):
     small = ("--data", photos, "--weights", "random", "--subset", "longtail:profile=natural")
     done = call("longtail", *small, "--balance", "none", "--balance", "tau_norm")
     assert done.stdout.count("best on val") == 1
-    (path,) = Path("experiments/longtail").glob("*/longtail.csv")
+    (path,) = Path("experiments/runs/longtail").glob("*/longtail.csv")
     rows = list(csv.DictReader(path.read_text().splitlines()))
     assert {row["balance"] for row in rows} == {"none", "tau_norm"}
     assert [bool(row["gain"]) for row in rows] == [row["balance"] != "none" for row in rows]
