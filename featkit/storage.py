@@ -273,8 +273,8 @@ def available_cores() -> int:
     return cores or 1
 
 
-def peak_memory() -> int:
-    """Return the largest resident memory of this process so far, in bytes."""
+def peak_memory_mb() -> float:
+    """Return the largest resident memory of this process so far, in megabytes (10^6 bytes)."""
     import psutil
 
     status = Path("/proc/self/status")
@@ -282,10 +282,10 @@ def peak_memory() -> int:
         # Not getrusage: after fork and exec its maximum includes the memory of the parent process.
         found = re.search(r"VmHWM:\s+(\d+) kB", status.read_text(encoding="utf-8"))
         if found:
-            return 1024 * int(found[1])
+            return 1024 * int(found[1]) / 1e6
     memory = psutil.Process().memory_info()
     if hasattr(memory, "peak_wset"):  # Windows
-        return int(memory.peak_wset)
+        return float(memory.peak_wset / 1e6)
     usage = import_module("resource")  # macOS and BSD; psutil knows only the current memory there
     unit = 1 if platform.system() == "Darwin" else 1024
-    return int(usage.getrusage(usage.RUSAGE_SELF).ru_maxrss) * unit
+    return float(usage.getrusage(usage.RUSAGE_SELF).ru_maxrss * unit / 1e6)

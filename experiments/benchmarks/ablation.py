@@ -20,13 +20,13 @@ from typing import Any
 from featkit.ablation.cells import CellResult
 from featkit.ablation.grid import HEADS, Grid
 from featkit.ablation.run import AblationConfig, AblationResult, run_grid
-from featkit.backbones.precision import cores
 from featkit.embeddings.extract import read_for, run_extractions
 from featkit.embeddings.pipeline import Compute
 from featkit.heads.base import single_threaded_blas
 from featkit.runs.features import FeatureSet
 from featkit.runs.fit import Run, fit_run
 from featkit.runs.vectors import needed
+from featkit.storage import available_cores
 
 PERTURBATIONS = ("none", *(f"mixed:level={level}" for level in ("mild", "medium", "strong")))
 
@@ -78,7 +78,7 @@ def main() -> None:
     parser.add_argument("--backbone", nargs="+", default=["resnet18", "resnet50"])
     parser.add_argument("--weights", default="imagenet" if real else "random")
     parser.add_argument("--limit", default="train=1000,test=500")
-    parser.add_argument("--jobs", type=int, default=cores())
+    parser.add_argument("--jobs", type=int, default=available_cores())
     parser.add_argument("--plain-cells", type=int, help="how many cells of the plain way to time [all]")
     arguments = parser.parse_args()
     grid = make_grid(arguments)
@@ -90,7 +90,7 @@ def main() -> None:
         check(cell, plain_cell(grid, dict(cell.values)))
     plain = (time.perf_counter() - start) * count / len(chosen)
     timed = "" if len(chosen) == count else f" (from {len(chosen)} of them)"
-    print(f"{arguments.data} {arguments.limit or ''}: {count} cells, {cores()} cores, {arguments.jobs} jobs")
+    print(f"{arguments.data} {arguments.limit or ''}: {count} cells, {available_cores()} cores, {arguments.jobs} jobs")
     print(f"matrix {seconds:.1f} s, each cell by itself {plain:.1f} s{timed}: {plain / seconds:.1f} times")
     print(f"{len(chosen)} cells compared: the same top-1 and balanced accuracy")
 

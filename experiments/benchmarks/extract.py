@@ -31,7 +31,7 @@ from torch.utils.data import DataLoader
 
 from featkit import Compute
 from featkit.backbones.engines.torch import one_thread_each, open_engine
-from featkit.backbones.precision import INT8, cores
+from featkit.backbones.precision import INT8
 from featkit.cli.main import keep_freed_memory
 from featkit.embeddings.extract import run_extractions
 from featkit.embeddings.plan import content_keys, plan_extraction
@@ -39,6 +39,7 @@ from featkit.embeddings.request import Request
 from featkit.images.base import Pixels
 from featkit.images.decode import decode
 from featkit.images.files import images_from_files
+from featkit.storage import available_cores
 
 Timed = Callable[[], object]
 
@@ -225,7 +226,7 @@ def _stages(measured: list[dict[str, float]], rate: float) -> str:
     if not measured:
         return ""
     medians = {stage: statistics.median(each[stage] for each in measured) for stage in measured[0]}
-    limit = cores() / sum(medians[stage] for stage in ("read", "decode", "resize", "forward"))
+    limit = available_cores() / sum(medians[stage] for stage in ("read", "decode", "resize", "forward"))
     return f" {rate / limit:4.0%}  " + " ".join(f"{stage} {1000 * taken:.1f}" for stage, taken in medians.items())
 
 
@@ -298,7 +299,7 @@ def main() -> None:
     everything = sorted(Path(os.environ["FEATKIT_TEST_DATA"], "caltech101").rglob("*.jpg"))
     with tempfile.TemporaryDirectory() as folder:
         print(
-            f"{chosen.images} images, {cores()} cores, medians of {chosen.repeats}: images/s, ratio to the plain loop,"
+            f"{chosen.images} images, {available_cores()} cores, medians of {chosen.repeats}: images/s, ratio to the plain loop,"
         )
         print("share of the limit, milliseconds of one core for each stage of an image")
         for name in chosen.data:

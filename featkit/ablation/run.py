@@ -11,12 +11,11 @@ from featkit.ablation.cells import AxisValue, CellResult
 from featkit.ablation.executors.local import side_by_side
 from featkit.ablation.grid import Grid
 from featkit.ablation.worker import CellCondition, CellTask, fit_cells
-from featkit.backbones.precision import cores
 from featkit.embeddings.pipeline import Compute
 from featkit.errors import RunError
 from featkit.runs.fit import RESULTS_VERSION, FitConfig
 from featkit.runs.vectors import Needed, Vectors, needed
-from featkit.storage import digest
+from featkit.storage import available_cores, digest
 
 
 @dataclass(frozen=True)
@@ -105,7 +104,7 @@ class _Maker:
         left = self._keep(self._planned())  # an int8 network, once calibrated, may be one that cells were made with
         tasks = [self._task(cells) for cells in grouped(left.values())]
         self._report(running=min(self._work.jobs, len(tasks)))
-        for done, (place, lost) in enumerate(side_by_side(fit_cells, tasks, self._work.jobs, cores()), 1):
+        for done, (place, lost) in enumerate(side_by_side(fit_cells, tasks, self._work.jobs, available_cores()), 1):
             self._take(tasks[place], lost)
             self._report(running=min(self._work.jobs, len(tasks) - done))
         return tuple(self._rows[place] for place in range(len(self._places)))

@@ -1,8 +1,7 @@
-"""What a machine has: arithmetic in hardware, and cores; found without importing torch where there is no NVIDIA GPU."""
+"""Precisions, and which the hardware supports; torch is imported only where there is an NVIDIA GPU."""
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 from featkit.registry import unknown
@@ -27,11 +26,6 @@ def resolve_precision(text: str, device: str = "auto") -> str:
     if text != "auto":
         raise unknown("precision", text, ["auto", *PRECISIONS])
     return "bf16" if _has_bf16(device) else "fp32"
-
-
-def cores() -> int:
-    """Return how many cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _has_bf16(device: str) -> bool:

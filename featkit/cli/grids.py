@@ -244,7 +244,7 @@ def _work(options: Mapping[str, Any]) -> Iterator[AblationConfig]:
     from tqdm import tqdm
 
     from featkit.ablation.run import AblationConfig
-    from featkit.backbones.precision import cores
+    from featkit.storage import available_cores
 
     compute = make_compute(options)
     with tqdm(unit="cell", disable=options["dry_run"] or not compute.progress) as bar:
@@ -257,7 +257,7 @@ def _work(options: Mapping[str, Any]) -> Iterator[AblationConfig]:
             bar.update(progress.done - bar.n)
             bar.refresh()
 
-        yield AblationConfig(options["out"], options["cache"], compute, options["jobs"] or cores(), note, show)
+        yield AblationConfig(options["out"], options["cache"], compute, options["jobs"] or available_cores(), note, show)
 
 
 def _estimated(grid: Grid, work: AblationConfig) -> str:

@@ -100,12 +100,12 @@ def profile(specs: tuple[str, ...], cache: Path, out: Path, as_json: bool, **opt
 
 
 def _table(profiles: list[NetworkProfile], protocol: ProfileConfig) -> str:
-    from featkit.backbones.precision import cores
+    from featkit.storage import available_cores
 
     names = _names(profiles)
     how = (
         f"medians of {protocol.repeats} repeats in turn after {protocol.warm_up} to warm up; 1 image: on one thread; "
-        f"images/s: in batches of 32, on one thread and on {cores()} cores"
+        f"images/s: in batches of 32, on one thread and on {available_cores()} cores"
     )
     parts = [
         how,

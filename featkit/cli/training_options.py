@@ -15,9 +15,9 @@ if TYPE_CHECKING:
     from featkit.embeddings.pipeline import Compute
     from featkit.runs.fit import Run
     from featkit.runs.train import Lines
+    from featkit.training.config import TrainingConfig
     from featkit.training.finetune import TrainingCallbacks
     from featkit.training.history import EpochRecord
-    from featkit.training.config import TrainingConfig
 
 
 class BalanceChoice(click.Choice[str]):

@@ -21,9 +21,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from featkit.backbones.base import Backbone, QuantizedNetwork
 from featkit.backbones.engines.torch import Engine, one_thread_each, open_engine
-from featkit.backbones.precision import INT8, cores
+from featkit.backbones.precision import INT8
 from featkit.embeddings.request import Request
 from featkit.errors import SpecError
+from featkit.storage import available_cores, peak_memory_mb
 
 BATCH = 32
 _BYTES = {"torch": 4, "fp32": 4, "bf16": 2}
@@ -144,14 +145,14 @@ def time_engines(networks: Sequence[TimedNetwork], *, repeats: int = 30, warm_up
         start()
         one = _interleaved([_call(engine, pixels[:1]) for engine, pixels in pairs], repeats, warm_up)
         many = _interleaved([_call(engine, pixels) for engine, pixels in pairs], fewer, 1)
-    with one_thread_each() as start, ThreadPoolExecutor(cores(), initializer=start) as pool:
-        torch.set_num_threads(cores())
+    with one_thread_each() as start, ThreadPoolExecutor(available_cores(), initializer=start) as pool:
+        torch.set_num_threads(available_cores())
         calls = [
             _call(each.engine, pixels) if each.shares else _on_each_core(pool, each.engine, pixels)
             for each, pixels in zip(networks, inputs, strict=True)
         ]
         full = _interleaved(calls, fewer, 1)
-    batches = [1 if each.shares else cores() for each in networks]
+    batches = [1 if each.shares else available_cores() for each in networks]
     return [_timing(*times) for times in zip(one, many, full, batches, strict=True)]
 
 
@@ -161,7 +162,7 @@ def _timing(one: list[float], many: list[float], full: list[float], batches: int
 
 
 def _on_each_core(pool: ThreadPoolExecutor, engine: Engine, pixels: NDArray[np.uint8]) -> Callable[[], object]:
-    return lambda: list(pool.map(engine, [pixels] * cores()))
+    return lambda: list(pool.map(engine, [pixels] * available_cores()))
 
 
 def _call(engine: Engine, pixels: NDArray[np.uint8]) -> Callable[[], object]:
@@ -197,7 +198,7 @@ def peak_memory(request: Request, quantized: QuantizedNetwork | None, precision:
     if done.returncode:
         reason = (done.stderr.strip().splitlines() or ["killed"])[-1]
         raise SpecError(f"the memory of {request.backbone}@{precision} cannot be measured: {reason}")
-    return float(done.stdout) / 1e6
+    return float(done.stdout)
 
 
 def run_probe() -> None:
@@ -209,15 +210,4 @@ def run_probe() -> None:
         backbone = replace(backbone, quantized=QuantizedNetwork(Path(path), digest))
     torch.set_num_threads(1)
     open_any(backbone, task["precision"])(np.zeros((BATCH, *backbone.preprocess.crop, 3), np.uint8))
-    sys.stdout.write(str(_peak_bytes()))
-
-
-def _peak_bytes() -> int:
-    """Return the most memory that this process has had; the kernel's figure for children includes their parent's."""
-    status = Path("/proc/self/status")
-    if not status.exists():
-        import resource
-
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-    line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
-    return 1024 * int(line.split()[1])
+    sys.stdout.write(str(peak_memory_mb()))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import resource
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -27,7 +25,7 @@ from featkit.heads.search import Candidate, SearchResult, search, search_correct
 from featkit.registry import Spec
 from featkit.runs.features import FeatureSet, refuse_seen
 from featkit.runs.splits import DataSplits, make_splits, refuse_infinite, train_counts, unseen
-from featkit.storage import digest
+from featkit.storage import digest, peak_memory_mb
 
 PACKAGES = ("featkit", "numpy", "scikit-learn", "skops", "torch", "torchvision")
 """Packages whose versions a report names."""
@@ -171,7 +169,7 @@ def evaluate_head(fitted: Fitted, source: FeatureSet) -> Run:
             *_constant(fitted.parts.final),
         ],
         provenance=_provenance(fitted, source),
-        cost={"fit_seconds": fitted.seconds, "predict_seconds": seconds, "peak_memory_mb": peak_memory()},
+        cost={"fit_seconds": fitted.seconds, "predict_seconds": seconds, "peak_memory_mb": peak_memory_mb()},
         seed=fitted.seed,
     )
     shown = apply_temperature(scores, fitted.temperature) if fitted.temperature else scores
@@ -276,9 +274,3 @@ def _provenance(fitted: Fitted, source: FeatureSet) -> dict[str, Any]:
         "versions": {name: version(name) for name in PACKAGES},
         **_settings(fitted.config),
     }
-
-
-def peak_memory() -> float:
-    """Return the largest resident memory of this process so far, in megabytes (10^6 bytes)."""
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6

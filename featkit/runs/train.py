@@ -27,10 +27,10 @@ from featkit.heads.linear import LinearHead
 from featkit.runs.compare import read_run
 from featkit.runs.directory import save_run
 from featkit.runs.features import FeatureSet
-from featkit.runs.fit import PACKAGES, Run, peak_memory
+from featkit.runs.fit import PACKAGES, Run
 from featkit.runs.predict import gathered
 from featkit.runs.splits import unseen
-from featkit.storage import Content, csv_text
+from featkit.storage import Content, csv_text, peak_memory_mb
 from featkit.training.checkpoint import CHECKPOINT_FILE
 from featkit.training.finetune import ExecutionConfig, TrainingResult, finetune
 from featkit.training.history import EpochRecord, history_numbers, history_rows
@@ -164,7 +164,7 @@ def judge(trained: TrainingResult, file: Path, compute: Compute, out: Path) -> R
             "n_val": int((images.splits == "val").sum()),
             "versions": {name: version(name) for name in PACKAGES},
         },
-        cost={"fit_seconds": sum(each.seconds for each in trained.history), "peak_memory_mb": peak_memory()},
+        cost={"fit_seconds": sum(each.seconds for each in trained.history), "peak_memory_mb": peak_memory_mb()},
         seed=config.seed,
     )
     shown = apply_temperature(scores, temperature) if temperature else scores

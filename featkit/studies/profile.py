@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from featkit.backbones.base import Backbone
-from featkit.backbones.precision import INT8, PRECISIONS, cores
+from featkit.backbones.precision import INT8, PRECISIONS
 from featkit.backbones.saved import NETWORK_FILE, is_int8, read_int8_description
 from featkit.compression.profile import (
     BATCH,
@@ -34,6 +34,7 @@ from featkit.registry import unknown
 from featkit.runs.directory import load_run
 from featkit.runs.features import load_features
 from featkit.runs.fit import Run, fit_run
+from featkit.storage import available_cores
 
 
 @dataclass(frozen=True)
@@ -191,7 +192,7 @@ def to_dict(each: NetworkProfile) -> dict[str, Any]:
 
 def to_json(profiles: Sequence[NetworkProfile], protocol: ProfileConfig) -> str:
     """Return the profiles, and how they were taken, as indented JSON."""
-    how = {"cores": cores(), "repeats": protocol.repeats, "warm_up": protocol.warm_up, "batch": BATCH}
+    how = {"cores": available_cores(), "repeats": protocol.repeats, "warm_up": protocol.warm_up, "batch": BATCH}
     return json.dumps({"head": protocol.head, **how, "networks": [to_dict(each) for each in profiles]}, indent=2)
 
 

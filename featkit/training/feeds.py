@@ -14,12 +14,12 @@ from torch import Tensor
 
 from featkit.backbones.base import Preprocess
 from featkit.backbones.engines.torch import Engine, one_thread_each
-from featkit.backbones.precision import cores
 from featkit.embeddings.lookup import open_rows
 from featkit.images.augment import augment_image
 from featkit.images.base import ImageSet, Pixels
 from featkit.images.perturb import image_rng
 from featkit.parallel import in_threads
+from featkit.storage import available_cores
 
 Rows = NDArray[np.int64]
 
@@ -86,7 +86,7 @@ class ImageInputs:
 
         with one_thread_each() as start:
             # More threads than cores would only take time from the step that is under way.
-            yield from in_threads(prepare, parts, cores(), ahead=cores() + 1, start=start)
+            yield from in_threads(prepare, parts, available_cores(), ahead=available_cores() + 1, start=start)
 
     def _inputs(self, pixels: Pixels) -> Tensor:
         if self.trunk:

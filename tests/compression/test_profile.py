@@ -11,10 +11,10 @@ from torch import nn
 
 from featkit.backbones import load_backbone
 from featkit.backbones.engines.torch import open_engine
-from featkit.backbones.precision import cores
 from featkit.compression.profile import TimedNetwork, count_macs, measure_size, open_any, peak_memory, time_engines
 from featkit.embeddings.request import Request
 from featkit.errors import SpecError
+from featkit.storage import available_cores
 
 
 def test_macs_are_those_of_the_formula():
@@ -60,15 +60,15 @@ def test_networks_are_timed_in_turn_and_the_slower_is_slower():
     assert [name for name, _, _ in on_one] == ["a", "b"] * 6
     assert [size for _, size, _ in on_one] == [1] * 8 + [32] * 4
     assert {threads for *_, threads in calls} == {1}
-    assert [name for name, _, _ in calls[12:]] == [*["a"] * cores(), *["b"] * cores()] * 2
+    assert [name for name, _, _ in calls[12:]] == [*["a"] * available_cores(), *["b"] * available_cores()] * 2
     assert fast.median_ms < slow.median_ms <= slow.p95_ms
     assert fast.images_per_s > slow.images_per_s
     assert fast.images_per_s_all_cores > slow.images_per_s_all_cores
-    assert slow.images_per_s_all_cores > 0.5 * cores() * slow.images_per_s  # they sleep side by side
+    assert slow.images_per_s_all_cores > 0.5 * available_cores() * slow.images_per_s  # they sleep side by side
 
 
 def test_a_network_that_shares_out_a_batch_by_itself_gets_one_and_all_threads():
-    torch.set_num_threads(cores() + 1)
+    torch.set_num_threads(available_cores() + 1)
     calls = []
 
     def run(pixels):
@@ -76,8 +76,8 @@ def test_a_network_that_shares_out_a_batch_by_itself_gets_one_and_all_threads():
         return pixels
 
     time_engines([TimedNetwork(run, (4, 4), shares=True)], repeats=3, warm_up=1)
-    assert calls == [(1, 1)] * 4 + [(32, 1)] * 2 + [(32, cores())] * 2
-    assert torch.get_num_threads() == cores() + 1
+    assert calls == [(1, 1)] * 4 + [(32, 1)] * 2 + [(32, available_cores())] * 2
+    assert torch.get_num_threads() == available_cores() + 1
 
 
 def test_peak_memory_is_that_of_a_process_with_torch_in_it():

@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featkit.backbones.onnx_files import need
-from featkit.backbones.precision import cores
 from featkit.errors import SpecError
+from featkit.storage import available_cores
 
 if TYPE_CHECKING:
     from featkit.backbones.engines.torch import Engine
@@ -60,7 +60,7 @@ def _compiled(core: Any, data: bytes, shape: tuple[int, ...]) -> Engine:
     """Return a network for batches of one shape: with the number left open, OpenVINO 2026.4 gives wrong vectors."""
     model = core.read_model(data)
     model.reshape(shape)
-    streams = {"NUM_STREAMS": cores(), "INFERENCE_NUM_THREADS": cores(), "ENABLE_CPU_PINNING": False}
+    streams = {"NUM_STREAMS": available_cores(), "INFERENCE_NUM_THREADS": available_cores(), "ENABLE_CPU_PINNING": False}
     # What --keep-fp32 leaves in float32 would otherwise run in bf16.
     network = core.compile_model(model, "CPU", {**streams, "INFERENCE_PRECISION_HINT": "f32"})
     own = threading.local()
