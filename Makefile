@@ -1,19 +1,44 @@
-# make demo | test | lint | bench: each sets up .venv by itself, again only when the metadata changed.
+# make demo | test | test-all | lint | bench: each sets up .venv by itself, again only when the metadata changed.
 PYTHON ?= python3
-BIN := .venv/bin
+ifeq ($(OS),Windows_NT)
+SCRIPTS := Scripts
+else
+SCRIPTS := bin
+endif
+BIN := .venv/$(SCRIPTS)
 READY := .venv/ready
 
-.PHONY: demo test lint bench format clean
+# One worker process per core, one thread in each.
+PYTEST := $(BIN)/pytest -n auto --dist worksteal
+COVERAGE := --cov=featkit --cov-branch --cov-report=term:skip-covered --cov-fail-under=80
+
+.PHONY: demo test test-slow test-all test-lowest lint bench format clean
 
 demo: $(READY)
 	PATH="$(CURDIR)/$(BIN):$$PATH" sh experiments/demo.sh
 
+# The fast tests, with branch coverage: a few minutes.
 test: $(READY)
-	$(BIN)/pytest
+	$(PYTEST) -m "not slow" $(COVERAGE)
+
+# Interrupted processes, trainings, exports of every head.
+test-slow: $(READY)
+	$(PYTEST) -m slow
+
+test-all: test test-slow
+
+# The fast tests with the lowest version of every direct dependency that setup.cfg allows.
+test-lowest:
+	$(PYTHON) -m venv .venv-lowest
+	.venv-lowest/$(SCRIPTS)/python -m pip install --quiet --disable-pip-version-check uv
+	.venv-lowest/$(SCRIPTS)/uv pip install --quiet --python .venv-lowest/$(SCRIPTS)/python \
+		--resolution lowest-direct --editable ".[test]"
+	.venv-lowest/$(SCRIPTS)/pytest -n auto --dist worksteal -m "not slow"
 
 lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/complexipy --quiet --failed featkit
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
@@ -25,7 +50,7 @@ format: $(READY)
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf .venv build dist *.egg-info
+	rm -rf .venv .venv-lowest build dist *.egg-info
 
 $(READY): setup.cfg pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \

@@ -1,8 +1,14 @@
-"""Small real data that every room's tests share."""
+"""Fixtures that tests of several packages share, and the environment that all tests run in."""
 
 from __future__ import annotations
 
 import os
+
+# One thread in each process, set before numpy and torch read it: pytest-xdist runs one process per core, and results
+# do not depend on the number of cores.
+for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+    os.environ.setdefault(_name, "1")
+
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,8 +23,8 @@ from featkit.images.base import ImageSet
 
 
 @pytest.fixture(autouse=True)
-def _away_from_home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """No test finds weights or data of the person who runs it, unless it asks for the real ones."""
+def _isolated_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Hide the weights and data of the user who runs the tests, unless a test asks for the real ones."""
     for name in ("FEATKIT_WEIGHTS", "FEATKIT_DATA", "XDG_CACHE_HOME"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "no-torch-home"))
@@ -35,13 +41,13 @@ _REAL = {name: os.environ.get(name, "") for name in ("FEATKIT_TEST_DATA", "FEATK
 
 @pytest.fixture
 def real_data() -> Path:
-    """The folder of real images."""
+    """Return the folder of real images."""
     return _real("FEATKIT_TEST_DATA")
 
 
 @pytest.fixture
 def real_weights(monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The folder of real weights, where featkit looks for them."""
+    """Return the folder of real weights, and let featkit find it."""
     folder = _real("FEATKIT_WEIGHTS")
     monkeypatch.setenv("FEATKIT_WEIGHTS", str(folder))
     return folder
@@ -49,7 +55,7 @@ def real_weights(monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def photos(tmp_path: Path) -> Path:
-    """A folder of 3 classes x 8 tiny pictures, whose class is their colour."""
+    """Return a folder of 3 classes with 8 tiny images each; the class is the colour."""
     rng = np.random.default_rng(0)
     for place, name in enumerate(("blue", "green", "red")):
         (tmp_path / "photos" / name).mkdir(parents=True)
@@ -62,7 +68,7 @@ def photos(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def colours() -> Callable[..., ImageSet]:
-    """Makes an image set in memory: n random images, two classes."""
+    """Return a function that makes an image set in memory: n random images of two classes."""
 
     def make(n: int = 12, seed: int = 0, split: str = "own") -> ImageSet:
         pixels = np.random.default_rng(seed).integers(0, 256, (n, 16, 16, 3), dtype=np.uint8)
@@ -82,7 +88,7 @@ def colours() -> Callable[..., ImageSet]:
 
 @pytest.fixture
 def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str, str, str], None]]:
-    """Puts a package of one module where Python finds it: its name, its code, its entry points."""
+    """Return a function that installs a package of one module, given its name, code and entry points."""
     installed = []
 
     def install(name: str, code: str, entry_points: str) -> None:
@@ -101,7 +107,7 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callabl
 
 @pytest.fixture
 def vectors() -> Callable[..., Embeddings]:
-    """Makes random vectors of four classes in memory, a third of them test unless ``splits`` says otherwise."""
+    """Return a function that makes random features of four classes, a third of them test rows."""
 
     def make(n: int = 60, splits: np.ndarray | None = None, apart: float = 0.0) -> Embeddings:
         y = np.arange(n) % 4

@@ -38,7 +38,12 @@ def made(tmp_path_factory):
     request = Request(data=str(root / "photos"), backbone="resnet18", weights="random", resize="32")
     directory = root / "int8"
     directory.mkdir()
-    found = quantize(request, QuantizationRequest(QuantizationConfig(keep=("layer4.1",)), keep_worst=1), directory / INT8_FILE, COMPUTE)
+    found = quantize(
+        request,
+        QuantizationRequest(QuantizationConfig(keep=("layer4.1",)), keep_worst=1),
+        directory / INT8_FILE,
+        COMPUTE,
+    )
     (directory / INT8_CARD).write_text(found.card.to_json())
     return directory, found, request
 

@@ -55,7 +55,9 @@ def test_a_number_too_large_for_float16_is_refused(tmp_path, colours):
     extract(colours(4), cache=tmp_path, **FAST)
     header = store.read_header(made(tmp_path))
     with pytest.raises(DataError, match="do not fit into float16"):
-        store.write(tmp_path / "b.h5", header, iter([(np.arange(4), np.full((4, 3), 7e4, "f4"))]), StorageLayout("float16"))
+        store.write(
+            tmp_path / "b.h5", header, iter([(np.arange(4), np.full((4, 3), 7e4, "f4"))]), StorageLayout("float16")
+        )
     assert [path.name for path in tmp_path.iterdir()] == [made(tmp_path).name]
 
 

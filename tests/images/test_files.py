@@ -60,7 +60,9 @@ def test_only_visible_images_count_at_any_depth(tmp_path):
 @pytest.mark.parametrize("val", ["val", "valid", "validation", "Val"])
 def test_split_folders(tmp_path, val):
     """Classes found only outside train come last."""
-    images = images_from_folder(put(tmp_path, "train/b/1.png", "train/c/1.png", f"{val}/a/1.png", "test/b/1.png", "test/c/1.png"))
+    images = images_from_folder(
+        put(tmp_path, "train/b/1.png", "train/c/1.png", f"{val}/a/1.png", "test/b/1.png", "test/c/1.png")
+    )
     assert images.split == "own"
     assert images.classes == ("b", "c", "a")
     assert dict(zip(images.ids, images.splits.tolist(), strict=True)) == {

@@ -27,7 +27,9 @@ N, CLASSES = 240, ("cat", "dog", "<script>alert(1)</script>")
 Y = np.arange(N) % 3
 
 
-def cell(values: dict[str, Any], skill: float, val: float | None = 0.5, train: Sequence[int] | None = None) -> CellResult:
+def cell(
+    values: dict[str, Any], skill: float, val: float | None = 0.5, train: Sequence[int] | None = None
+) -> CellResult:
     """A cell that has each image right if its difficulty is below the skill."""
     difficulty = np.random.default_rng(0).permutation(N) / N
     noise = np.random.default_rng([ord(letter) for letter in repr(sorted(values.items()))]).normal(size=N)

@@ -44,7 +44,10 @@ class Reader(HTMLParser):
 
 def sample(text: str) -> str:
     """A page that has the text wherever a page can have one."""
-    rows = [[TableCell(text, title=text, head=True), TableCell(text, text)], [TableCell("a"), TableCell("2", 2.0, "number")]]
+    rows = [
+        [TableCell(text, title=text, head=True), TableCell(text, text)],
+        [TableCell("a"), TableCell("2", 2.0, "number")],
+    ]
     points = [ScatterPoint(1, 0.5, (0.4, 0.6), text, text), ScatterPoint(20, 0.7, (0.6, 0.8), text)]
     parts = [
         table([text, "b"], rows, caption=text),
