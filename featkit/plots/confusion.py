@@ -38,7 +38,10 @@ def plot_confusion(confusion: NDArray[np.int64], classes: Sequence[str], *, titl
     k = len(classes)
     side = max(2.4, 0.5 * k) if k <= _FEW else min(14.0, max(7.5, 0.108 * k))
     names = 0.6 * _size(72 * side / k) / 72 * min(_LONGEST, max(map(len, classes)))
-    figure = Figure(figsize=(side + names + (1.6 if k <= _FEW else 4.0), side + names + 1.0), layout="constrained")
+    figure = Figure(
+        figsize=(side + names + (1.6 if k <= _FEW else 4.0), side + names + 1.0),
+        layout="constrained",
+    )
     bar: dict[str, Any] = {"ticks": [0, 0.05, 0.2, 0.5, 1], "format": PercentFormatter(1, 0, " %")}
     if k <= _FEW:
         axes = figure.subplots()
@@ -107,12 +110,16 @@ def _name_ticks(axes: Axes, classes: Sequence[str], cell: float) -> None:
 _MODES = {0: "default", 45: "anchor", 90: "default"}
 
 
-def _list_pairs(axes: Axes, confusion: NDArray[np.int64], classes: Sequence[str], *, lines: int) -> None:
+def _list_pairs(
+    axes: Axes, confusion: NDArray[np.int64], classes: Sequence[str], *, lines: int
+) -> None:
     """List who is taken for whom."""
     axes.set_axis_off()
     pairs = most_confused(confusion, classes)
     names, totals = shortened(classes, _LONGEST), confusion.sum(axis=1)
-    _write_line(axes, 0, "", "Most confused: true → predicted" if pairs else "No class is taken for another")
+    _write_line(
+        axes, 0, "", "Most confused: true → predicted" if pairs else "No class is taken for another"
+    )
     for line, (true, predicted) in enumerate(pairs[:lines], start=1):
         count = f"{confusion[true, predicted]} of {totals[true]}"
         _write_line(axes, line, count, f"{names[true]} → {names[predicted]}")

@@ -99,7 +99,9 @@ def _draw_tile(axes: Axes, tile: Tile, left: float, top: float) -> None:
         w, h = (_SIDE * side / max(height, width) for side in (width, height))
         x = left + place * (_SIDE + 0.03) + (_SIDE - w) / 2
         y = top + (_SIDE - h) / 2
-        axes.imshow(picture, extent=(x, x + w, y + h, y), aspect="auto", interpolation="antialiased")
+        axes.imshow(
+            picture, extent=(x, x + w, y + h, y), aspect="auto", interpolation="antialiased"
+        )
     longest = _LONGEST * len(tile.pictures) + 2 * (len(tile.pictures) - 1)
     for number, line in enumerate(shortened(tile.lines, longest)):
         weight = "bold" if number == 0 else "normal"

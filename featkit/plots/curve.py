@@ -38,7 +38,12 @@ class Line:
 
 
 def plot_curve(
-    lines: Sequence[Line], *, title: str, x_label: str, y_label: str, scale: Literal["log", "linear"] = "log"
+    lines: Sequence[Line],
+    *,
+    title: str,
+    x_label: str,
+    y_label: str,
+    scale: Literal["log", "linear"] = "log",
 ) -> Figure:
     """Draw shares in percent over a range of settings, such as a learning curve over shots or a search over C.
 
@@ -49,7 +54,9 @@ def plot_curve(
         y_label: what the fractions are.
         scale: of the settings.
     """
-    figure = Figure(figsize=(_SIZE[0] + (1.9 if len(lines) > 1 else 0), _SIZE[1] + 0.4), layout="constrained")
+    figure = Figure(
+        figsize=(_SIZE[0] + (1.9 if len(lines) > 1 else 0), _SIZE[1] + 0.4), layout="constrained"
+    )
     axes = figure.subplots()
     colours = colormaps["tab10" if len(lines) <= 10 else "turbo"]
     names = shortened([line.name for line in lines], _LONGEST)
@@ -57,7 +64,15 @@ def plot_curve(
         colour = colours(place if len(lines) <= 10 else place / (len(lines) - 1))
         order = np.argsort(line.x, kind="stable")
         marker = _MARKERS[place % len(_MARKERS)]
-        axes.plot(line.x[order], line.y[order], color=colour, marker=marker, markersize=4.5, linewidth=1.5, label=name)
+        axes.plot(
+            line.x[order],
+            line.y[order],
+            color=colour,
+            marker=marker,
+            markersize=4.5,
+            linewidth=1.5,
+            label=name,
+        )
         if line.intervals is not None:
             low, high = line.intervals[order].T
             axes.fill_between(line.x[order], low, high, color=colour, alpha=0.15, linewidth=0)
@@ -69,7 +84,9 @@ def plot_curve(
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
     if len(lines) > 1:
-        legend = axes.legend(loc="center left", bbox_to_anchor=(1.02, 0.5), frameon=False, fontsize=8)
+        legend = axes.legend(
+            loc="center left", bbox_to_anchor=(1.02, 0.5), frameon=False, fontsize=8
+        )
         for text in legend.get_texts():
             text.set(**as_written())
     set_title(axes, title, width=_SIZE[0])

@@ -44,7 +44,9 @@ def plot_heatmap(
     """
     width, height = _CELL[0] * len(columns), _CELL[1] * len(rows)
     beside, below = (0.075 * min(_LONGEST, max(map(len, names))) for names in (rows, columns))
-    figure = Figure(figsize=(width + max(beside, below) + 1.6, height + below / 2 + 1.2), layout="constrained")
+    figure = Figure(
+        figsize=(width + max(beside, below) + 1.6, height + below / 2 + 1.2), layout="constrained"
+    )
     axes = figure.subplots()
     percent = 100 * values
     scale = _scale(percent)
@@ -56,7 +58,9 @@ def plot_heatmap(
         else:
             interval = None if intervals is None else 100 * intervals[row, column]
             _write(axes, (row, column), value, interval, "white" if scale(value) > 0.6 else "black")
-    figure.colorbar(image, ax=axes, pad=0.02, ticks=MaxNLocator(6, integer=True), label=f"{label} (%)")
+    figure.colorbar(
+        image, ax=axes, pad=0.02, ticks=MaxNLocator(6, integer=True), label=f"{label} (%)"
+    )
     set_title(axes, title, width=width)
     return figure
 
@@ -72,7 +76,9 @@ def _scale(percent: NDArray[np.float64]) -> Normalize:
 def _name_ticks(axes: Axes, rows: Sequence[str], columns: Sequence[str]) -> None:
     names = shortened(columns, _LONGEST)
     turned = max(map(len, names)) > 14
-    across: dict[str, Any] = {"rotation": 30, "ha": "right", "rotation_mode": "anchor"} if turned else {}
+    across: dict[str, Any] = (
+        {"rotation": 30, "ha": "right", "rotation_mode": "anchor"} if turned else {}
+    )
     axes.set_xticks(range(len(columns)), names, fontsize=9, **across, **as_written())
     axes.set_yticks(range(len(rows)), shortened(rows, _LONGEST), fontsize=9, **as_written())
     axes.set_xticks(np.arange(0.5, len(columns) - 1), minor=True)
@@ -83,16 +89,36 @@ def _name_ticks(axes: Axes, rows: Sequence[str], columns: Sequence[str]) -> None
 
 def _hatch(axes: Axes, row: int, column: int, word: str) -> None:
     corner = (column - 0.5, row - 0.5)
-    axes.add_patch(Rectangle(corner, 1, 1, facecolor="0.95", edgecolor="0.8", hatch="///", linewidth=0))
+    axes.add_patch(
+        Rectangle(corner, 1, 1, facecolor="0.95", edgecolor="0.8", hatch="///", linewidth=0)
+    )
     paper = {"facecolor": "0.95", "edgecolor": "none", "pad": 1.5}
     text = shortened([word], 16)[0]
-    axes.text(column, row, text, ha="center", va="center", fontsize=8, color="0.3", bbox=paper, **as_written())
+    axes.text(
+        column,
+        row,
+        text,
+        ha="center",
+        va="center",
+        fontsize=8,
+        color="0.3",
+        bbox=paper,
+        **as_written(),
+    )
 
 
-def _write(axes: Axes, place: tuple[int, int], value: float, interval: NDArray[np.float64] | None, colour: str) -> None:
+def _write(
+    axes: Axes,
+    place: tuple[int, int],
+    value: float,
+    interval: NDArray[np.float64] | None,
+    colour: str,
+) -> None:
     row, column = place
     above = 0.0 if interval is None else 0.13
-    axes.text(column, row - above, f"{value:.1f}", ha="center", va="center", fontsize=11, color=colour)
+    axes.text(
+        column, row - above, f"{value:.1f}", ha="center", va="center", fontsize=11, color=colour
+    )
     if interval is not None:
         ends = f"{interval[0]:.1f} to {interval[1]:.1f}"
         axes.text(column, row + 0.24, ends, ha="center", va="center", fontsize=7.5, color=colour)

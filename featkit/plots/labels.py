@@ -45,7 +45,9 @@ def _drawable() -> frozenset[int]:
 def drawable(text: str) -> str:
     r"""Return the text with characters that no font can draw written as escapes, such as ``\u732b``."""
     return "".join(
-        char if char.isprintable() and ord(char) in _drawable() else char.encode("unicode_escape").decode()
+        char
+        if char.isprintable() and ord(char) in _drawable()
+        else char.encode("unicode_escape").decode()
         for char in text
     )
 

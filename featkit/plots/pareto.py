@@ -37,7 +37,9 @@ def plot_pareto(points: Sequence[ParetoPoint], *, title: str) -> Figure:
     figure = Figure(figsize=_SIZE, layout="constrained")
     axes = figure.subplots()
     front = pareto_front(points)
-    axes.plot([each.latency for each in front], [each.accuracy for each in front], color="0.7", zorder=1)
+    axes.plot(
+        [each.latency for each in front], [each.accuracy for each in front], color="0.7", zorder=1
+    )
     colours = colormaps["tab10" if len(points) <= 10 else "turbo"]
     names = shortened([each.name for each in points], _LONGEST)
     for place, (each, name) in enumerate(zip(points, names, strict=True)):
@@ -61,7 +63,9 @@ def plot_pareto(points: Sequence[ParetoPoint], *, title: str) -> Figure:
     axes.grid(color="0.92", linewidth=0.7)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
-    for text in axes.legend(loc="center left", bbox_to_anchor=(1.02, 0.5), frameon=False, fontsize=8).get_texts():
+    for text in axes.legend(
+        loc="center left", bbox_to_anchor=(1.02, 0.5), frameon=False, fontsize=8
+    ).get_texts():
         text.set(**as_written())
     set_title(axes, title, width=5.0)
     return figure

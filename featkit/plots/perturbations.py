@@ -39,7 +39,15 @@ def plot_perturbations(pixels: Pixels, *, name: str, seed: int = 0) -> Figure:
     title.set_axis_off()
     title.text(0.12, 1, drawable(name), va="top", fontsize=16, weight="bold", **as_written())
     about = f"Each family at three levels, from left to right: {', '.join(LEVELS)}. Seed {seed}."
-    title.annotate(about, (0.12, 1), (0, -24), "axes fraction", textcoords="offset points", va="top", fontsize=11)
+    title.annotate(
+        about,
+        (0.12, 1),
+        (0, -24),
+        "axes fraction",
+        textcoords="offset points",
+        va="top",
+        fontsize=11,
+    )
     for place, family in enumerate(PERTURBATIONS):
         row, column = divmod(place, _ACROSS)
         _draw(figure, grid[row + 1, column], family, _levels(pixels, family, name, seed))
@@ -51,13 +59,18 @@ def _levels(pixels: Pixels, family: str, name: str, seed: int) -> list[tuple[Pix
     return [
         (
             perturb(pixels, Perturbation(family, level), image_rng(seed, name)),
-            ", ".join(f"{key}{_NO_BREAK}{value}" for key, value in PERTURBATIONS[family].parameters(level).items()),
+            ", ".join(
+                f"{key}{_NO_BREAK}{value}"
+                for key, value in PERTURBATIONS[family].parameters(level).items()
+            ),
         )
         for level in LEVELS
     ]
 
 
-def _draw(figure: Figure, place: SubplotSpec, heading: str, pictures: list[tuple[Pixels, str]]) -> None:
+def _draw(
+    figure: Figure, place: SubplotSpec, heading: str, pictures: list[tuple[Pixels, str]]
+) -> None:
     """Draw pictures side by side, unstretched, each with a text below, and a heading above the first."""
     cells = place.subgridspec(1, len(LEVELS), wspace=0.03)
     for column, (picture, text) in enumerate(pictures):
@@ -65,6 +78,14 @@ def _draw(figure: Figure, place: SubplotSpec, heading: str, pictures: list[tuple
         axes.imshow(thumbnail(picture), interpolation="antialiased")
         axes.set_axis_off()
         caption = "\n".join(textwrap.wrap(text, _LONGEST))
-        axes.annotate(caption, (0, 0), (0, -2), "axes fraction", textcoords="offset points", va="top", fontsize=8)
+        axes.annotate(
+            caption,
+            (0, 0),
+            (0, -2),
+            "axes fraction",
+            textcoords="offset points",
+            va="top",
+            fontsize=8,
+        )
         if column == 0:
             axes.set_title(heading, loc="left", fontsize=10, weight="bold", pad=3)

@@ -37,11 +37,21 @@ def plot_reliability(
     """
     parts = [("as given", bins)]
     if calibrated:
-        parts += [("calibrated" if temperature is None else f"at temperature {temperature:.3g}", calibrated)]
+        parts += [
+            (
+                "calibrated" if temperature is None else f"at temperature {temperature:.3g}",
+                calibrated,
+            )
+        ]
     width = _SIDE * len(parts)
     figure = Figure(figsize=(width + 1.2, _SIDE + 1.9), layout=ConstrainedLayoutEngine(wspace=0.05))
     grid = figure.subplots(
-        2, len(parts), squeeze=False, sharex=True, sharey="row", gridspec_kw={"height_ratios": [_SIDE, 0.8]}
+        2,
+        len(parts),
+        squeeze=False,
+        sharex=True,
+        sharey="row",
+        gridspec_kw={"height_ratios": [_SIDE, 0.8]},
     )
     for (name, drawn), above, below in zip(parts, *grid, strict=True):
         _draw_points(above, drawn)
@@ -56,15 +66,32 @@ def plot_reliability(
 
 
 def _draw_points(axes: Axes, bins: Sequence[ReliabilityBin]) -> None:
-    confidence, accuracy = (np.array([getattr(each, name) for each in bins]) for name in ("confidence", "accuracy"))
+    confidence, accuracy = (
+        np.array([getattr(each, name) for each in bins]) for name in ("confidence", "accuracy")
+    )
     ends = np.array([each.interval95 for each in bins])
     axes.plot([0, 1], [0, 1], color="0.6", linewidth=1, linestyle="--", zorder=1)
     axes.vlines(
-        confidence, confidence, accuracy, color=_GAP, linewidth=4, alpha=0.45, label="gap to confidence", zorder=2
+        confidence,
+        confidence,
+        accuracy,
+        color=_GAP,
+        linewidth=4,
+        alpha=0.45,
+        label="gap to confidence",
+        zorder=2,
     )
     reach = np.abs(ends.T - accuracy)
     axes.errorbar(
-        confidence, accuracy, reach, fmt="o", color=_TRUE, markersize=4, linewidth=1, label="accuracy, 95 %", zorder=3
+        confidence,
+        accuracy,
+        reach,
+        fmt="o",
+        color=_TRUE,
+        markersize=4,
+        linewidth=1,
+        label="accuracy, 95 %",
+        zorder=3,
     )
     axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
     for axis in (axes.xaxis, axes.yaxis):
@@ -75,7 +102,13 @@ def _draw_points(axes: Axes, bins: Sequence[ReliabilityBin]) -> None:
 
 
 def _draw_counts(axes: Axes, bins: Sequence[ReliabilityBin]) -> None:
-    axes.vlines([each.confidence for each in bins], 0, [each.count for each in bins], color="0.4", linewidth=3)
+    axes.vlines(
+        [each.confidence for each in bins],
+        0,
+        [each.count for each in bins],
+        color="0.4",
+        linewidth=3,
+    )
     axes.set_ylim(bottom=0)
     axes.yaxis.set_major_locator(MaxNLocator(3, integer=True))
     axes.xaxis.set_major_formatter(PercentFormatter(1, 0, " %"))

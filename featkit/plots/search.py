@@ -41,7 +41,10 @@ def _along(tried: Sequence[Mapping[str, Any]]) -> str | None:
     numbers = {
         name: len(found)
         for name, found in values.items()
-        if all(isinstance(value, int | float) and not isinstance(value, bool) and value > 0 for value in found)
+        if all(
+            isinstance(value, int | float) and not isinstance(value, bool) and value > 0
+            for value in found
+        )
     }
     best = max(numbers, key=lambda name: numbers[name], default=None)
     return best if best is not None and numbers[best] > 2 else None
@@ -49,7 +52,10 @@ def _along(tried: Sequence[Mapping[str, Any]]) -> str | None:
 
 def _bars(tried: Sequence[tuple[Mapping[str, Any], float]], title: str) -> Figure:
     order = sorted(range(len(tried)), key=lambda place: tried[place][1])
-    names = [", ".join(f"{name} {value}" for name, value in tried[place][0].items()) or "defaults" for place in order]
+    names = [
+        ", ".join(f"{name} {value}" for name, value in tried[place][0].items()) or "defaults"
+        for place in order
+    ]
     top1 = [tried[place][1] for place in order]
     figure = Figure(figsize=(7.0, 1.2 + 0.24 * len(tried)), layout="constrained")
     axes = figure.subplots()

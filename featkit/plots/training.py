@@ -34,11 +34,15 @@ def plot_histories(histories: Mapping[str, History], *, title: str) -> Figure:
         for place, history in enumerate(histories.values()):
             _draw(axes, history, part, colours(place % 10))
         _finish(axes, label, shares=part != "loss")
-    handles = [Line2D([], [], color=colours(place % 10), label=name) for place, name in enumerate(names)]
+    handles = [
+        Line2D([], [], color=colours(place % 10), label=name) for place, name in enumerate(names)
+    ]
     handles += [Line2D([], [], color="0.3", linestyle="--", label="train")]
     if any(np.isfinite(row["val_loss"]) for history in histories.values() for row in history):
         handles += [Line2D([], [], color="0.3", label="val")]
-    legend = figure.legend(handles=handles, loc="outside lower center", ncols=min(4, len(handles)), frameon=False)
+    legend = figure.legend(
+        handles=handles, loc="outside lower center", ncols=min(4, len(handles)), frameon=False
+    )
     for text in legend.get_texts():
         text.set(**as_written())
     figure.suptitle(drawable(title), fontsize=11, **as_written())
@@ -51,7 +55,14 @@ def _draw(axes: Axes, history: History, part: str, colour: object) -> None:
         values = np.array([row[f"{split}_{part}"] for row in history])
         known = np.isfinite(values)
         marker = "o" if known.sum() == 1 else None
-        axes.plot(epochs[known], values[known], color=colour, linestyle=style, linewidth=1.6, marker=marker)
+        axes.plot(
+            epochs[known],
+            values[known],
+            color=colour,
+            linestyle=style,
+            linewidth=1.6,
+            marker=marker,
+        )
 
 
 def _finish(axes: Axes, label: str, *, shares: bool) -> None:

@@ -49,10 +49,10 @@ def run_figures(run: Run) -> dict[str, bytes]:
     untrained = ", untrained" if "untrained" in run.source.weights else ""
     tuned = " tuned" if run.search else ""
     name = f"{run.head_spec}{tuned} on {run.source.request.backbone}{untrained}"
-    title = (
-        f"{name}: top-1 accuracy {100 * report.top1:.1f}% (95% CI {100 * low:.1f} to {100 * high:.1f}), n = {report.n}"
-    )
-    files = {"confusion.png": png_bytes(plot_confusion(report.confusion, report.classes, title=title))}
+    title = f"{name}: top-1 accuracy {100 * report.top1:.1f}% (95% CI {100 * low:.1f} to {100 * high:.1f}), n = {report.n}"
+    files = {
+        "confusion.png": png_bytes(plot_confusion(report.confusion, report.classes, title=title))
+    }
     if report.reliability:
         figure = plot_reliability(
             report.reliability,
@@ -101,11 +101,15 @@ def fewshot_figures(curve: Sequence[FewShotScore], data: str) -> dict[str, bytes
         means = np.array([score.mean for score in scores])
         lines.append(Line(head, shots, means, np.array([score.interval95 for score in scores])))
     title = f"{data}: test accuracy, mean of {curve[0].draws} draws, 95% CI"
-    figure = plot_curve(lines, title=title, x_label="training images per class", y_label="top-1 accuracy (%)")
+    figure = plot_curve(
+        lines, title=title, x_label="training images per class", y_label="top-1 accuracy (%)"
+    )
     return {"curve.png": png_bytes(figure)}
 
 
-def profile_figures(profiles: Sequence[Profile], names: Sequence[str], title: str) -> dict[str, bytes]:
+def profile_figures(
+    profiles: Sequence[Profile], names: Sequence[str], title: str
+) -> dict[str, bytes]:
     """Draw accuracy over latency as ``pareto.png``; networks without an accuracy are left out, none gives no file.
 
     Args:
@@ -117,11 +121,15 @@ def profile_figures(profiles: Sequence[Profile], names: Sequence[str], title: st
     for name, profile in zip(names, profiles, strict=True):
         if profile.report:
             report = profile.report
-            points.append(ParetoPoint(name, profile.timing.median_ms, report.top1, report.interval95))
+            points.append(
+                ParetoPoint(name, profile.timing.median_ms, report.top1, report.interval95)
+            )
     return {"pareto.png": png_bytes(plot_pareto(points, title=title))} if points else {}
 
 
-def sparsity_figures(steps: Mapping[str, Sequence[Mapping[str, float | str]]], title: str) -> dict[str, bytes]:
+def sparsity_figures(
+    steps: Mapping[str, Sequence[Mapping[str, float | str]]], title: str
+) -> dict[str, bytes]:
     """Draw accuracy over sparsity as ``steps.png``, one line per name.
 
     Args:
@@ -134,7 +142,9 @@ def sparsity_figures(steps: Mapping[str, Sequence[Mapping[str, float | str]]], t
         top1 = np.array([float(row["top1"]) for row in rows])
         intervals = np.array([(float(row["low"]), float(row["high"])) for row in rows])
         lines.append(Line(name, sparsity, top1, intervals))
-    figure = plot_curve(lines, title=title, x_label="sparsity (%)", y_label="top-1 accuracy (%)", scale="linear")
+    figure = plot_curve(
+        lines, title=title, x_label="sparsity (%)", y_label="top-1 accuracy (%)", scale="linear"
+    )
     return {"steps.png": png_bytes(figure)}
 
 
@@ -153,7 +163,9 @@ def audit_figures(audit: Audit, images: ImageSet) -> dict[str, bytes]:
     """
     rows = {name: row for row, name in enumerate(images.ids)}
     if not rows.keys() >= set(audit.embeddings.ids):
-        raise DataError(f"{audit.data} has changed since its features were extracted: extract them again")
+        raise DataError(
+            f"{audit.data} has changed since its features were extracted: extract them again"
+        )
 
     def tile(finding: Finding, lines: Sequence[str]) -> Tile:
         names = [name for name in (finding.image, finding.other) if name]
@@ -164,7 +176,12 @@ def audit_figures(audit: Audit, images: ImageSet) -> dict[str, bytes]:
     found = findings(audit)
     suspects = []
     for finding in found["suspect"][:_CONTACT_TILES]:
-        lines = (f"{finding.label} →", f"{finding.other_label}?", f"odds {odds_text(finding.score)}", finding.image)
+        lines = (
+            f"{finding.label} →",
+            f"{finding.other_label}?",
+            f"odds {odds_text(finding.score)}",
+            finding.image,
+        )
         suspects.append(tile(finding, lines))
     group_sizes = Counter(finding.group for finding in found["near"])
     # Findings are sorted by similarity, so the first pair of a group is its most similar one.
@@ -176,10 +193,21 @@ def audit_figures(audit: Audit, images: ImageSet) -> dict[str, bytes]:
         labels = " ≠ ".join(dict.fromkeys([finding.label, finding.other_label]))
         more = group_sizes[finding.group] - 1
         others = f", {more} more pairs" if more > 1 else ", 1 more pair" if more else ""
-        pairs.append(tile(finding, (labels, f"cosine {finding.score:.3f}{others}", finding.image, finding.other)))
+        pairs.append(
+            tile(
+                finding,
+                (labels, f"cosine {finding.score:.3f}{others}", finding.image, finding.other),
+            )
+        )
     sections = [
-        Section(f"Suspect labels, top {len(suspects)} of {len(found['suspect'])}: given → suggested", suspects),
-        Section(f"Near duplicates, most similar pair of {len(pairs)} of {len(first_of_group)} groups", pairs),
+        Section(
+            f"Suspect labels, top {len(suspects)} of {len(found['suspect'])}: given → suggested",
+            suspects,
+        ),
+        Section(
+            f"Near duplicates, most similar pair of {len(pairs)} of {len(first_of_group)} groups",
+            pairs,
+        ),
     ]
     return {"contact.png": png_bytes(plot_contact(sections, title=f"Audit of {audit.data}"))}
 
@@ -204,7 +232,9 @@ def ablation_figures(matrix: AblationResult) -> dict[str, bytes]:
     columns = list(dict.fromkeys(str(cell.values["head"]) for cell in matrix.cells))
     members: dict[tuple[int, int], list[CellResult]] = {}
     for row, cell in zip(row_names, matrix.cells, strict=True):
-        members.setdefault((rows.index(row), columns.index(str(cell.values["head"]))), []).append(cell)
+        members.setdefault((rows.index(row), columns.index(str(cell.values["head"]))), []).append(
+            cell
+        )
 
     means: NDArray[np.float64] = np.full((len(rows), len(columns)), np.nan)
     intervals = np.full((len(rows), len(columns), 2), np.nan)
@@ -220,7 +250,8 @@ def ablation_figures(matrix: AblationResult) -> dict[str, bytes]:
         means,
         rows,
         columns,
-        title=f"{matrix.grid.name}: {constant}" + (f", mean over {' and '.join(pooled)}" if pooled else ""),
+        title=f"{matrix.grid.name}: {constant}"
+        + (f", mean over {' and '.join(pooled)}" if pooled else ""),
         label="top-1 accuracy",
         intervals=None if pooled else intervals,
         missing=missing.tolist(),
@@ -230,7 +261,17 @@ def ablation_figures(matrix: AblationResult) -> dict[str, bytes]:
 
 def _heatmap_rows(cells: Sequence[CellResult]) -> tuple[list[str], str]:
     """Return the row name of each cell, made of the axes that vary, and the constant values for the title."""
-    axes = ("data", "backbone", "weights", "layer", "precision", "subset", "train_perturb", "balance", "tune")
+    axes = (
+        "data",
+        "backbone",
+        "weights",
+        "layer",
+        "precision",
+        "subset",
+        "train_perturb",
+        "balance",
+        "tune",
+    )
     # A skipped cell does not know the short name of its images; another cell with the same images does.
     short_names = {cell.values["data"]: cell.data for cell in cells if cell.data}
     parts = []
@@ -240,7 +281,9 @@ def _heatmap_rows(cells: Sequence[CellResult]) -> tuple[list[str], str]:
     varying = [len(set(column)) > 1 for column in zip(*parts, strict=True)]
 
     def joined(texts: Sequence[str], *, which: bool) -> str:
-        return " ".join(text for text, varies in zip(texts, varying, strict=True) if text and varies == which)
+        return " ".join(
+            text for text, varies in zip(texts, varying, strict=True) if text and varies == which
+        )
 
     names = [joined(texts, which=True) or texts[axes.index("backbone")] for texts in parts]
     return names, joined(parts[0], which=False)

@@ -1,4 +1,4 @@
-"""What a README could quote of a matrix, as Markdown."""
+"""The summary of an ablation as Markdown, short enough to quote."""
 
 from __future__ import annotations
 
@@ -8,111 +8,134 @@ from collections.abc import Sequence
 from featkit.ablation.conditions import drops_by_choice, long_tail
 from featkit.ablation.effects import PERTURB, Findings, grouped, unperturbed
 from featkit.evaluation.effects import SEED
-from featkit.reports.markup import readable
-from featkit.reports.wording import NOT_CHOSEN, chosen_sentence, counts, effect_sentence, points, share
+from featkit.reports.render import visible
+from featkit.reports.wording import (
+    NO_SELECTION,
+    average_text,
+    cell_counts,
+    effect_sentence,
+    estimate_text,
+    selection_sentence,
+)
 
-_BEST = 10
-_SAID = 12
-_MARKUP = re.compile(r"([\\`*\[\]<>|&#])")
+_MAX_RANKED = 10
+_MAX_BULLETS = 12
+_SPECIAL = re.compile(r"([\\`*\[\]<>|&#])")
 
 
-def markdown(text: str) -> str:
-    """Return text that Markdown shows as it is."""
-    return _MARKUP.sub(r"\\\1", readable(text))
-
-
-def summary_text(findings: Findings, lead: Sequence[str], commands: Sequence[str]) -> str:
-    """Return the best cells, what can and what cannot be claimed, and how it was made.
+def summary_markdown(findings: Findings, lead: Sequence[str], commands: Sequence[str]) -> str:
+    """Return the best classifiers, the significant and the non-significant differences, and how to reproduce them.
 
     Args:
-        findings: of the matrix.
-        lead: its size and scope.
-        commands: what was typed.
+        findings: analysis of the grid.
+        lead: its size, see ``wording.lead_parts``.
+        commands: command lines that made it.
     """
-    claimed, doubtful = (
-        [effect_sentence(findings, effect) for effect in findings.spoken if effect.significant == state]
-        for state in (True, False)
-    )
+    significant = []
+    not_significant = []
+    for effect in findings.spoken:
+        sentences = significant if effect.significant else not_significant
+        sentences.append(effect_sentence(findings, effect))
+    selections = [selection_sentence(findings, chosen) for chosen in findings.chosen]
     parts = [
-        f"# {markdown(findings.name)}",
-        f"{markdown('; '.join(lead))}.",
-        "## Chosen on val",
-        _bullets([chosen_sentence(findings, one) for one in findings.chosen]) or NOT_CHOSEN,
-        f"## Highest {findings.metric} on test",
-        _best(findings),
-        "## What can be claimed",
-        _said(claimed),
-        "## What cannot be claimed",
-        _said(doubtful),
+        f"# {escape_markdown(findings.name)}",
+        f"{escape_markdown('; '.join(lead))}.",
+        "## Selected on the validation set",
+        _bullets(selections) or NO_SELECTION,
+        f"## Highest test {findings.metric}",
+        _ranking(findings),
+        "## Significant differences",
+        _first_bullets(significant),
+        "## No significant difference",
+        _first_bullets(not_significant),
         *_long_tail(findings),
         *_robustness(findings),
-        *_troubles(findings),
-        "## How it was made",
-        "\n".join(f"    {readable(command)}" for command in commands),
-        "Every number with its 95 % interval; differences are paired over test images and claimed at a Holm-adjusted "
-        "p below 0.05. Nothing was selected on test; the whole list is in report.html.",
+        *_problems(findings),
+        "## Reproduce",
+        "\n".join(f"    {visible(command)}" for command in commands),
+        "Intervals are 95% confidence intervals; differences are paired over test images and significant if their "
+        "p-value is below 0.05 after Holm correction. Nothing was selected on the test set. All cells and tests: "
+        "report.html.",
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
+def escape_markdown(text: str) -> str:
+    """Return text that Markdown shows literally."""
+    return _SPECIAL.sub(r"\\\1", visible(text))
+
+
 def _bullets(texts: Sequence[str]) -> str:
-    return "\n".join(f"- {markdown(text)}" for text in texts)
+    return "\n".join(f"- {escape_markdown(text)}" for text in texts)
 
 
-def _said(sentences: Sequence[str]) -> str:
-    """Return as many as one reads, and how many there are besides."""
-    left = len(sentences) - _SAID
-    more = [f"{left} more: see report.html"] if left > 0 else []
-    return _bullets([*sentences[:_SAID], *more]) or "Nothing."
+def _first_bullets(texts: Sequence[str]) -> str:
+    shown = list(texts[:_MAX_BULLETS])
+    if len(texts) > len(shown):
+        shown.append(f"{len(texts) - len(shown)} more in report.html")
+    return _bullets(shown) or "None."
 
 
 def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [columns, ["---"] * len(columns), *[[markdown(text) for text in row] for row in rows]]
+    lines = [list(columns), ["---"] * len(columns)]
+    for row in rows:
+        lines.append([escape_markdown(text) for text in row])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def _best(findings: Findings) -> str:
-    """Rank what is not perturbed, seeds averaged."""
+def _ranking(findings: Findings) -> str:
+    """Return the classifiers of highest test metric without perturbation, means over seeds."""
     axes = [axis for axis in findings.axes if axis not in (SEED, PERTURB)]
-    means = [(place, findings.mean(its)) for place, its in grouped(unperturbed(findings), axes).items()]
-    means.sort(key=lambda one: -one[1].value)
-    rows = [
-        [*map(findings.shown, axes, place), share(mean), str(mean.seeds), str(mean.n)] for place, mean in means[:_BEST]
+    means = [
+        (values, findings.mean(cells))
+        for values, cells in grouped(unperturbed(findings), axes).items()
     ]
-    return _table([*axes, f"{findings.metric} % (95 %)", "seeds", "n"], rows) if rows else "Not one cell has a result."
+    means.sort(key=lambda entry: -entry[1].value)
+    rows = []
+    for values, mean in means[:_MAX_RANKED]:
+        shown = [findings.shown(axis, value) for axis, value in zip(axes, values, strict=True)]
+        rows.append([*shown, average_text(mean), str(mean.seeds), str(mean.n)])
+    columns = [*axes, f"{findings.metric}, % (95% CI)", "seeds", "n"]
+    return _table(columns, rows) if rows else "No cell has a result."
 
 
 def _long_tail(findings: Findings) -> list[str]:
-    rows = [
-        [
-            row.condition,
-            row.balance,
-            share(row.mean),
-            points(row.gain.difference, row.gain.interval95, signed=True) if row.gain else "",
-            str(row.mean.n),
-        ]
-        for row in long_tail(findings)
+    rows = []
+    for row in long_tail(findings):
+        gain = (
+            estimate_text(row.gain.difference, row.gain.interval95, signed=True) if row.gain else ""
+        )
+        rows.append([row.condition, row.balance, average_text(row.mean), gain, str(row.mean.n)])
+    columns = [
+        "training set",
+        "correction",
+        "balanced accuracy, % (95% CI)",
+        "gain, points (95% CI)",
+        "n",
     ]
-    columns = ["training set", "correction", "balanced % (95 %)", "gain, points (95 %)", "n"]
     return ["## Long tail", _table(columns, rows)] if rows else []
 
 
 def _robustness(findings: Findings) -> list[str]:
-    rows = [
-        [
-            row.name or "the only one",
-            share(row.clean),
-            share(row.perturbed),
-            points(row.drop.difference, row.drop.interval95),
-            f"{row.worst[0]} ({100 * row.worst[1]:.1f})" if row.worst else "",
-            str(row.drop.n),
-        ]
-        for row in drops_by_choice(findings)
+    rows = []
+    for row in drops_by_choice(findings):
+        drop = estimate_text(row.drop.difference, row.drop.interval95)
+        worst = f"{row.worst[0]} ({100 * row.worst[1]:.1f})" if row.worst else ""
+        clean, perturbed = average_text(row.clean), average_text(row.perturbed)
+        rows.append([row.name or "the only one", clean, perturbed, drop, worst, str(row.drop.n)])
+    columns = [
+        "classifier",
+        "clean, % (95% CI)",
+        "perturbed, % (95% CI)",
+        "drop, points (95% CI)",
+        "worst family, %",
+        "n",
     ]
-    columns = ["classifier", "clean % (95 %)", "perturbed % (95 %)", "drop, points (95 %)", "worst family %", "n"]
     return ["## Robustness", _table(columns, rows)] if rows else []
 
 
-def _troubles(findings: Findings) -> list[str]:
-    reasons = dict.fromkeys(f"{cell.status}: {cell.reason}" for cell in findings.cells if cell.status != "ok")
-    return [f"## {counts(findings)}", _said(list(reasons))] if reasons else []
+def _problems(findings: Findings) -> list[str]:
+    reasons = dict.fromkeys(
+        f"{cell.status}: {cell.reason}" for cell in findings.cells if cell.status != "ok"
+    )
+    return [f"## {cell_counts(findings)}", _first_bullets(list(reasons))] if reasons else []

@@ -90,7 +90,9 @@ def audit(source: FeatureSet, *, few: int = FEW, progress: bool = False) -> Audi
     embeddings, keys = source.embeddings, cached_keys(source)
     kept = np.sort(np.unique(keys, return_index=True)[1])
     bar = partial(tqdm, disable=not progress, leave=False)
-    neighbours = nearest_neighbours(embeddings.x[kept], track=partial(bar, desc="neighbours", unit="block"))
+    neighbours = nearest_neighbours(
+        embeddings.x[kept], track=partial(bar, desc="neighbours", unit="block")
+    )
     near = near_duplicates(neighbours)
     track = partial(bar, desc="labels", unit="fold")
     found, notes = _suspects(embeddings.take(kept), neighbours, source.request.seed, track)
@@ -116,10 +118,17 @@ def _suspects(
     y, k = embeddings.y, len(embeddings.classes)
     judged = np.flatnonzero(np.bincount(y, minlength=k)[y] >= _FOLDS)
     left_out = len(y) - len(judged)
-    notes = [f"{left_out} labels not judged: fewer than {_FOLDS} images in their class"] if left_out else []
+    notes = (
+        [f"{left_out} labels not judged: fewer than {_FOLDS} images in their class"]
+        if left_out
+        else []
+    )
     if len(np.unique(y[judged])) < 2:
         none = np.empty(0, np.int64)
-        return LabelErrors(none, none, np.empty(0)), (*notes, "no label judged: fewer than two classes are large enough")
+        return LabelErrors(none, none, np.empty(0)), (
+            *notes,
+            "no label judged: fewer than two classes are large enough",
+        )
     part = embeddings.take(judged)
     probabilities, warnings = out_of_fold(part.x, part.y, k, seed=seed, track=track)
     p = pool(probabilities, neighbour_class_frequencies(neighbours, y, k)[judged])

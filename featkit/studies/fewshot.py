@@ -90,11 +90,17 @@ def episode_scores(
 
 
 def _fit_predict(head: str, seed: int) -> Callable[[Any, Any, Any], NDArray[np.int64]]:
-    return lambda support, labels, queries: make_head(head, seed=seed).fit(support, labels).predict(queries)
+    return lambda support, labels, queries: (
+        make_head(head, seed=seed).fit(support, labels).predict(queries)
+    )
 
 
 def learning_curve(
-    embeddings: Embeddings, heads: Sequence[str], shots: Sequence[int], draws: int = 5, seed: int = 0
+    embeddings: Embeddings,
+    heads: Sequence[str],
+    shots: Sequence[int],
+    draws: int = 5,
+    seed: int = 0,
 ) -> Iterator[FewShotScore]:
     """Yield each head's top-1 on the test images after learning from k train images of each class.
 
@@ -110,19 +116,37 @@ def learning_curve(
     """
     train, test = without_views(embeddings.part("train")), embeddings.part("test")
     if not len(test) or len(np.unique(train.y)) < 2 or draws < 2:
-        raise DataError(f"{len(test)} test images, {draws} draws: a learning curve needs a test image and two draws")
+        raise DataError(
+            f"{len(test)} test images, {draws} draws: a learning curve needs a test image and two draws"
+        )
     for shot in shots:
-        drawn = [train.take(k_shot(train.y, shot, seed + draw, take_fewer=True)) for draw in range(draws)]
+        drawn = [
+            train.take(k_shot(train.y, shot, seed + draw, take_fewer=True)) for draw in range(draws)
+        ]
         for head in heads:
             top1 = [
-                float(np.mean(make_head(head, seed=seed).fit(part.x, part.y).predict(test.x) == test.y))
+                float(
+                    np.mean(
+                        make_head(head, seed=seed).fit(part.x, part.y).predict(test.x) == test.y
+                    )
+                )
                 for part in drawn
             ]
-            mean, half = float(np.mean(top1)), float(t.ppf(0.975, draws - 1) * np.std(top1, ddof=1)) / sqrt(draws)
-            yield FewShotScore(head, shot, mean, (max(0.0, mean - half), min(1.0, mean + half)), draws)
+            mean, half = (
+                float(np.mean(top1)),
+                float(t.ppf(0.975, draws - 1) * np.std(top1, ddof=1)) / sqrt(draws),
+            )
+            yield FewShotScore(
+                head, shot, mean, (max(0.0, mean - half), min(1.0, mean + half)), draws
+            )
 
 
-def to_json(setting: EpisodeConfig, fingerprint: str, episodes: Sequence[FewShotScore], curve: Sequence[FewShotScore]) -> str:
+def to_json(
+    setting: EpisodeConfig,
+    fingerprint: str,
+    episodes: Sequence[FewShotScore],
+    curve: Sequence[FewShotScore],
+) -> str:
     """Return everything as indented JSON."""
     values = {
         "setting": asdict(setting),

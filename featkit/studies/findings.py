@@ -42,8 +42,15 @@ class Finding:
 def findings(audit: Audit) -> dict[str, list[Finding]]:
     """Return what was found, by kind, in the order of the audit."""
     classes, suspects = audit.embeddings.classes, audit.suspects
-    near = zip(audit.near.pairs, connected_groups(audit.near.pairs).tolist(), audit.near.cosines.tolist(), strict=True)
-    labels = zip(suspects.rows.tolist(), suspects.suggested.tolist(), suspects.odds.tolist(), strict=True)
+    near = zip(
+        audit.near.pairs,
+        connected_groups(audit.near.pairs).tolist(),
+        audit.near.cosines.tolist(),
+        strict=True,
+    )
+    labels = zip(
+        suspects.rows.tolist(), suspects.suggested.tolist(), suspects.odds.tolist(), strict=True
+    )
     return {
         "identical": [
             _pair(audit, "identical", np.array([rows[0], row]), group, 1.0)

@@ -47,7 +47,9 @@ class TailRow:
         return asdict(self)
 
 
-def longtail_grid(given: dict[str, Sequence[AxisValue]], factors: Sequence[float], fixed: dict[str, Any]) -> Grid:
+def longtail_grid(
+    given: dict[str, Sequence[AxisValue]], factors: Sequence[float], fixed: dict[str, Any]
+) -> Grid:
     """Return the grid of a long-tail study: imbalance factors x corrections, over the axes that are given.
 
     Raises:
@@ -57,7 +59,11 @@ def longtail_grid(given: dict[str, Sequence[AxisValue]], factors: Sequence[float
         raise SpecError(f"imbalance factor {min(factors):g}: give a number from 1 up")
     subsets = tuple(f"longtail:if={factor:g}" for factor in factors)
     corrections = given.get("balance") or CORRECTIONS.names()
-    return Grid("longtail", {"subset": subsets, "tune": (True,), **given, "balance": tuple(corrections)}, fixed)
+    return Grid(
+        "longtail",
+        {"subset": subsets, "tune": (True,), **given, "balance": tuple(corrections)},
+        fixed,
+    )
 
 
 def tail_rows(cells: Sequence[CellResult]) -> list[TailRow]:
@@ -82,7 +88,9 @@ def _row(cell: CellResult, group: Sequence[CellResult]) -> TailRow:
     plain = next((other.predictions for other in group if other.values["balance"] == "none"), None)
     found = None
     if plain and cell.values["balance"] != "none":
-        found = balanced_gain(predictions.y, predictions.predicted == predictions.y, plain.predicted == plain.y)
+        found = balanced_gain(
+            predictions.y, predictions.predicted == predictions.y, plain.predicted == plain.y
+        )
     sizes = {row.name: (row.top1, row.interval95) for row in report.groups or ()}
     return TailRow(
         values=dict(cell.values),

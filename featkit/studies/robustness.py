@@ -86,18 +86,28 @@ class HeadRow:
 
 
 def robustness_grid(
-    given: Mapping[str, Sequence[AxisValue]], families: Sequence[str], levels: Sequence[str], fixed: Mapping[str, Any]
+    given: Mapping[str, Sequence[AxisValue]],
+    families: Sequence[str],
+    levels: Sequence[str],
+    fixed: Mapping[str, Any],
 ) -> Grid:
     """Return the grid of a robustness study: the images as they are, and every family at every level.
 
     Raises:
         SpecError: as ``Grid``, and if a family or a level is unknown.
     """
-    for kind, names, known in (("family", families, list(PERTURBATIONS)), ("level", levels, list(LEVELS))):
+    for kind, names, known in (
+        ("family", families, list(PERTURBATIONS)),
+        ("level", levels, list(LEVELS)),
+    ):
         for name in names:
             if name not in known:
                 raise unknown(kind, name, known)
-    specs = [f"{family}:level={level}" for family in families or PERTURBATIONS for level in levels or LEVELS]
+    specs = [
+        f"{family}:level={level}"
+        for family in families or PERTURBATIONS
+        for level in levels or LEVELS
+    ]
     return Grid("robustness", {**given, "perturb": ("none", *specs)}, fixed)
 
 
@@ -160,7 +170,9 @@ def _right(cell: CellResult, like: CellResult | None = None) -> NDArray[np.bool_
     predictions, order = cell.predictions, (like or cell).predictions
     assert predictions is not None
     assert order is not None
-    right = dict(zip(predictions.ids, (predictions.predicted == predictions.y).tolist(), strict=True))
+    right = dict(
+        zip(predictions.ids, (predictions.predicted == predictions.y).tolist(), strict=True)
+    )
     return np.array([right[name] for name in order.ids], bool)
 
 
@@ -174,7 +186,9 @@ def head_rows(cells: Sequence[CellResult], baseline: str) -> list[HeadRow]:
     groups = _groups(cells)
     rows = []
     for key, group in groups.items():
-        reference = groups.get(tuple((axis, baseline if axis == "backbone" else value) for axis, value in key), {})
+        reference = groups.get(
+            tuple((axis, baseline if axis == "backbone" else value) for axis, value in key), {}
+        )
         if any(group):
             rows.append(_row(dict(key), group, reference, baseline))
     return rows
@@ -182,11 +196,15 @@ def head_rows(cells: Sequence[CellResult], baseline: str) -> list[HeadRow]:
 
 def _row(values: dict[str, AxisValue], group: Group, reference: Group, baseline: str) -> HeadRow:
     clean, first = group.get(Perturbation()), next(iter(group.values()))
-    right = {perturbation: _right(cell, first) for perturbation, cell in group.items() if perturbation}
+    right = {
+        perturbation: _right(cell, first) for perturbation, cell in group.items() if perturbation
+    }
     families: dict[str, list[Perturbation]] = {}
     for perturbation in right:
         families.setdefault(perturbation.family, []).append(perturbation)
-    means = {family: float(np.mean([right[each] for each in own])) for family, own in families.items()}
+    means = {
+        family: float(np.mean([right[each] for each in own])) for family, own in families.items()
+    }
     worst = min(means, key=lambda family: means[family])
     mean = np.mean(list(right.values()), axis=0)[None]
     error = _mce(families, right, reference, first)
@@ -215,7 +233,12 @@ def _mce(
     if not right.keys() <= reference.keys():
         return None
     own = np.array([sum(~right[each] * 1.0 for each in levels) for levels in families.values()])
-    base = np.array([sum(~_right(reference[each], first) * 1.0 for each in levels) for levels in families.values()])
+    base = np.array(
+        [
+            sum(~_right(reference[each], first) * 1.0 for each in levels)
+            for levels in families.values()
+        ]
+    )
     if not base.sum(axis=1).all():
         return None
     return float(np.mean(own.sum(axis=1) / base.sum(axis=1))), ratio_interval(own, base)

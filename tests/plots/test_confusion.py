@@ -11,7 +11,18 @@ from matplotlib.text import Text
 from featkit.plots.confusion import plot_confusion
 from featkit.plots.files import png_bytes
 
-ODD = ["a$x$b", "Übermaß", "猫", "tab\tnew\nline", "x" * 80, "100 %", "\\alpha_{", "😀", "", "العربية"]
+ODD = [
+    "a$x$b",
+    "Übermaß",
+    "猫",
+    "tab\tnew\nline",
+    "x" * 80,
+    "100 %",
+    "\\alpha_{",
+    "😀",
+    "",
+    "العربية",
+]
 
 
 def counts(k: int, seed: int = 0) -> np.ndarray:
@@ -41,11 +52,23 @@ def test_any_number_of_classes_is_drawn_without_labels_that_overlap(k: int) -> N
 
 
 def test_few_classes_have_their_counts_in_the_cells() -> None:
-    figure = plot_confusion(np.array([[143, 9], [12, 1234567]]), ["cat", "dog"], title="photos, linear")
-    assert {"143", "9", "12", "1234567", "cat", "dog", "photos, linear", "true class", "predicted class"} <= set(
-        texts(figure)
+    figure = plot_confusion(
+        np.array([[143, 9], [12, 1234567]]), ["cat", "dog"], title="photos, linear"
     )
-    size = next(text for text in figure.findobj(Text) if text.get_text() == "1234567").get_fontsize()
+    assert {
+        "143",
+        "9",
+        "12",
+        "1234567",
+        "cat",
+        "dog",
+        "photos, linear",
+        "true class",
+        "predicted class",
+    } <= set(texts(figure))
+    size = next(
+        text for text in figure.findobj(Text) if text.get_text() == "1234567"
+    ).get_fontsize()
     assert 5 < size <= 10
 
 
@@ -73,7 +96,9 @@ def test_mistakes_beyond_the_room_are_counted() -> None:
 
 
 def test_no_mistake_at_all_is_said() -> None:
-    assert "No class is taken for another" in texts(plot_confusion(np.eye(16, dtype=np.int64), names(16), title="t"))
+    assert "No class is taken for another" in texts(
+        plot_confusion(np.eye(16, dtype=np.int64), names(16), title="t")
+    )
 
 
 @pytest.mark.parametrize("repeats", [1, 2])

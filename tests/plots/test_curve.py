@@ -35,7 +35,9 @@ def test_a_line_goes_through_its_results_in_the_order_of_settings_with_its_band(
     axes = draw([turned]).axes[0]
     np.testing.assert_array_equal(axes.lines[0].get_xydata(), np.stack([given.x, given.y], axis=1))
     band = axes.collections[0].get_paths()[0].vertices
-    assert {tuple(point) for point in zip(given.x, given.intervals[:, 1], strict=True)} <= set(map(tuple, band))
+    assert {tuple(point) for point in zip(given.x, given.intervals[:, 1], strict=True)} <= set(
+        map(tuple, band)
+    )
     assert axes.get_xscale() == "log"
 
 
@@ -43,7 +45,13 @@ def test_the_settings_that_were_tried_are_named_and_no_others() -> None:
     """As many as have room."""
     figure = draw([line()])
     figure.draw_without_rendering()
-    assert [label.get_text() for label in figure.axes[0].get_xticklabels()] == ["1", "2", "5", "10", "20"]
+    assert [label.get_text() for label in figure.axes[0].get_xticklabels()] == [
+        "1",
+        "2",
+        "5",
+        "10",
+        "20",
+    ]
     dense = draw([line(x=np.arange(1.0, 100))])
     dense.draw_without_rendering()
     ends = [label.get_window_extent() for label in dense.axes[0].get_xticklabels()]
@@ -53,7 +61,11 @@ def test_the_settings_that_were_tried_are_named_and_no_others() -> None:
 def test_several_lines_are_told_apart_by_name_colour_and_marker() -> None:
     """A single one needs no legend."""
     axes = draw([line("linear"), line("$svm$"), line("猫")]).axes[0]
-    assert len({drawn.get_color() for drawn in axes.lines}) == len({drawn.get_marker() for drawn in axes.lines}) == 3
+    assert (
+        len({drawn.get_color() for drawn in axes.lines})
+        == len({drawn.get_marker() for drawn in axes.lines})
+        == 3
+    )
     assert axes.get_legend().get_texts()[1].get_text() == "$svm$"
     assert not axes.get_legend().get_texts()[1].get_parse_math()
     assert draw([line()]).axes[0].get_legend() is None

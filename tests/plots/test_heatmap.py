@@ -18,12 +18,18 @@ def texts(figure: Figure) -> list[str]:
 
 
 def hatched(figure: Figure) -> list[tuple[float, float]]:
-    return [patch.get_xy() for patch in figure.axes[0].patches if isinstance(patch, Rectangle) and patch.get_hatch()]
+    return [
+        patch.get_xy()
+        for patch in figure.axes[0].patches
+        if isinstance(patch, Rectangle) and patch.get_hatch()
+    ]
 
 
 def test_each_cell_has_its_number_in_percent_and_its_interval() -> None:
     intervals = np.stack([VALUES - 0.02, VALUES + 0.01], axis=-1)
-    figure = plot_heatmap(VALUES, ROWS, COLUMNS, title="all runs", label="top-1", intervals=intervals)
+    figure = plot_heatmap(
+        VALUES, ROWS, COLUMNS, title="all runs", label="top-1", intervals=intervals
+    )
     expected = {
         "91.2",
         "89.2 to 92.2",
@@ -43,15 +49,26 @@ def test_cells_without_a_result_are_hatched_and_say_why() -> None:
     figure = plot_heatmap(VALUES, ROWS, COLUMNS, title="t", label="top-1", missing=words)
     assert hatched(figure) == [(-0.5, 0.5), (0.5, 1.5)]
     assert {"failed", "skipped"} <= set(texts(figure))
-    assert texts(plot_heatmap(VALUES, ROWS, COLUMNS, title="t", label="top-1")).count("no result") == 2
+    assert (
+        texts(plot_heatmap(VALUES, ROWS, COLUMNS, title="t", label="top-1")).count("no result") == 2
+    )
 
 
 @pytest.mark.parametrize(
-    "values", [VALUES, np.array([[0.9]]), np.full((3, 2), np.nan), np.full((12, 9), 0.25), np.array([[0.0, 1.0]])]
+    "values",
+    [
+        VALUES,
+        np.array([[0.9]]),
+        np.full((3, 2), np.nan),
+        np.full((12, 9), 0.25),
+        np.array([[0.0, 1.0]]),
+    ],
 )
 def test_any_grid_is_drawn_without_warnings_and_always_the_same(values: np.ndarray) -> None:
     rows, columns = (ROWS * 4)[: len(values)], (COLUMNS * 5)[: values.shape[1]]
-    first, second = (png_bytes(plot_heatmap(values, rows, columns, title="$t$", label="top-1")) for _ in range(2))
+    first, second = (
+        png_bytes(plot_heatmap(values, rows, columns, title="$t$", label="top-1")) for _ in range(2)
+    )
     assert first == second
 
 

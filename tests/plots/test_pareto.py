@@ -10,7 +10,12 @@ def point(name, latency, accuracy):
     return ParetoPoint(name, latency, accuracy, (accuracy - 0.01, min(1, accuracy + 0.01)))
 
 
-POINTS = [point("fp32", 40, 0.925), point("int8", 11, 0.924), point("pruned $x$ <b>", 20, 0.9), point("猫", 60, 0.925)]
+POINTS = [
+    point("fp32", 40, 0.925),
+    point("int8", 11, 0.924),
+    point("pruned $x$ <b>", 20, 0.9),
+    point("猫", 60, 0.925),
+]
 
 
 def test_the_front_holds_what_nobody_beats_in_both():
@@ -25,7 +30,9 @@ def test_every_network_is_in_the_legend_as_it_is_called():
     figure = plot_pareto(POINTS, title="linear on caltech101, n = 2893")
     texts = [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
     assert texts[:3] == ["fp32", "int8", "pruned $x$ <b>"]
-    assert png_bytes(figure) == png_bytes(plot_pareto(POINTS, title="linear on caltech101, n = 2893"))
+    assert png_bytes(figure) == png_bytes(
+        plot_pareto(POINTS, title="linear on caltech101, n = 2893")
+    )
 
 
 def test_one_network_is_enough():

@@ -26,7 +26,9 @@ def test_each_bin_is_a_point_with_its_interval_gap_and_count() -> None:
     gaps, intervals = (np.array(part.get_segments()) for part in above.collections)
     np.testing.assert_allclose(gaps[..., 1], [[0.5, 0.4], [0.9, 0.95]])
     np.testing.assert_allclose(intervals[..., 1], [[0.2, 0.6], [0.8, 0.99]])
-    np.testing.assert_allclose(np.array(below.collections[0].get_segments())[:, 1], [[0.5, 10], [0.9, 20]])
+    np.testing.assert_allclose(
+        np.array(below.collections[0].get_segments())[:, 1], [[0.5, 10], [0.9, 20]]
+    )
 
 
 def test_the_titles_name_the_calibration_error_before_and_after() -> None:
@@ -34,11 +36,17 @@ def test_the_titles_name_the_calibration_error_before_and_after() -> None:
     figure = plot_reliability(BINS, title="photos, $svm$", calibrated=BINS[:1], temperature=0.6123)
     assert len(figure.axes) == 4
     assert calibration_error(BINS) == pytest.approx(2 / 30)
-    assert {"as given: ECE 6.7 %", "at temperature 0.612: ECE 10.0 %", "photos, $svm$"} <= set(texts(figure))
+    assert {"as given: ECE 6.7 %", "at temperature 0.612: ECE 10.0 %", "photos, $svm$"} <= set(
+        texts(figure)
+    )
 
 
 @pytest.mark.parametrize("bins", [(ReliabilityBin(1.0, 1.0, 1, (0.2, 1.0)),), BINS * 8])
-def test_any_bins_are_drawn_without_warnings_and_always_the_same(bins: tuple[ReliabilityBin, ...]) -> None:
+def test_any_bins_are_drawn_without_warnings_and_always_the_same(
+    bins: tuple[ReliabilityBin, ...],
+) -> None:
     """A title of any length and script, too."""
-    first, second = (png_bytes(plot_reliability(bins, title="$x 猫 " * 30, calibrated=bins)) for _ in range(2))
+    first, second = (
+        png_bytes(plot_reliability(bins, title="$x 猫 " * 30, calibrated=bins)) for _ in range(2)
+    )
     assert first == second

@@ -7,14 +7,21 @@ import pytest
 from featkit.plots.files import png_bytes
 from featkit.plots.search import plot_search
 
-ALONG_C = [({"C": 10.0**power, "scale": scale}, 0.5 + power / 10) for scale in ("root", None) for power in range(3)]
+ALONG_C = [
+    ({"C": 10.0**power, "scale": scale}, 0.5 + power / 10)
+    for scale in ("root", None)
+    for power in range(3)
+]
 
 
 def test_the_option_with_most_positive_values_lies_along_the_axis():
     figure = plot_search(ALONG_C, title="linear")
     (axes,) = figure.axes
     assert axes.get_xlabel() == "C"
-    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["scale root", "scale None"]
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == [
+        "scale root",
+        "scale None",
+    ]
 
 
 @pytest.mark.parametrize(

@@ -34,12 +34,13 @@ def report() -> Any:
 def run(*, tried: list[Any] | None = None) -> Any:
     request = SimpleNamespace(backbone="resnet18")
     source = SimpleNamespace(weights="random:0 (untrained)", request=request)
-    search = SimpleNamespace(tried=tried) if tried else None
+    search = SimpleNamespace(candidates=tried) if tried else None
     return SimpleNamespace(id="abc", head_spec="svm", source=source, report=report(), search=search)
 
 
 HISTORY = [
-    {f"{split}_{part}": 0.5 for split in ("train", "val") for part in ("loss", "top1", "top5")} | {"epoch": epoch}
+    {f"{split}_{part}": 0.5 for split in ("train", "val") for part in ("loss", "top1", "top5")}
+    | {"epoch": epoch}
     for epoch in (1, 2)
 ]
 
@@ -56,7 +57,11 @@ def test_a_tuned_run_has_the_search_as_well() -> None:
 
 
 def test_a_training_has_curves_as_well() -> None:
-    assert set(training_figures(run(), HISTORY)) == {"curves.png", "confusion.png", "reliability.png"}
+    assert set(training_figures(run(), HISTORY)) == {
+        "curves.png",
+        "confusion.png",
+        "reliability.png",
+    }
     assert set(history_figures({"a": HISTORY, "b": HISTORY}, title="two runs")) == {"curves.png"}
 
 

@@ -23,7 +23,13 @@ def opened(photos, tmp_path):
     """Opens the photos after some change to them."""
 
     def open_(split="50/0/50"):
-        given = {"data": str(photos), "backbone": "resnet18", "weights": "random", "resize": "32", "split": split}
+        given = {
+            "data": str(photos),
+            "backbone": "resnet18",
+            "weights": "random",
+            "resize": "32",
+            "split": split,
+        }
         return load_features(given, tmp_path / "cache", Compute())
 
     return open_
@@ -68,7 +74,8 @@ def test_leaks_are_test_images_that_are_in_train(opened, photos):
     expected = [
         row
         for row, key in enumerate(keys)
-        if splits[row] == "test" and any(key == other and splits[at] != "test" for at, other in enumerate(keys))
+        if splits[row] == "test"
+        and any(key == other and splits[at] != "test" for at, other in enumerate(keys))
     ]
     assert audit(source).leaks.tolist() == expected
 
@@ -79,7 +86,9 @@ def test_unreadable_images_are_left_out(opened, photos, tmp_path):
     given = {"data": str(photos), "backbone": "resnet18", "weights": "random", "resize": "32"}
     source = load_features(given, tmp_path / "cache", Compute(on_error="skip"))
     assert len(cached_keys(source)) == len(source.embeddings) == 23
-    assert "blue/0.png" not in {line.image for lines in findings(audit(source)).values() for line in lines}
+    assert "blue/0.png" not in {
+        line.image for lines in findings(audit(source)).values() for line in lines
+    }
 
 
 def test_classes_too_small_to_be_judged_are_noted_and_listed(opened, photos):
@@ -124,16 +133,24 @@ def test_changed_copies_of_real_photographs_are_near_duplicates(real_data, real_
     }
     expected = set()
     for label in ("airplanes", "ant", "lotus", "Leopards"):
-        for number, path in enumerate(sorted((real_data / "caltech101" / "train" / label).iterdir())[:15]):
+        for number, path in enumerate(
+            sorted((real_data / "caltech101" / "train" / label).iterdir())[:15]
+        ):
             folder = tmp_path / "photos" / label
             folder.mkdir(parents=True, exist_ok=True)
             shutil.copy(path, folder)
             if number < len(changes):
                 name, change = list(changes.items())[number]
                 with Image.open(path) as image:
-                    change(image.convert("RGB")).save(folder / f"{path.stem}-{name}.jpg", quality=60)
-                expected.add(tuple(sorted((f"{label}/{path.name}", f"{label}/{path.stem}-{name}.jpg"))))
-    source = load_features({"data": str(tmp_path / "photos"), "backbone": "resnet18"}, tmp_path / "cache", Compute())
+                    change(image.convert("RGB")).save(
+                        folder / f"{path.stem}-{name}.jpg", quality=60
+                    )
+                expected.add(
+                    tuple(sorted((f"{label}/{path.name}", f"{label}/{path.stem}-{name}.jpg")))
+                )
+    source = load_features(
+        {"data": str(tmp_path / "photos"), "backbone": "resnet18"}, tmp_path / "cache", Compute()
+    )
     found = {tuple(sorted((line.image, line.other))) for line in findings(audit(source))["near"]}
     assert len(expected & found) >= 11
     assert len(found - expected) <= 3

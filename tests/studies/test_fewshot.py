@@ -20,14 +20,19 @@ def easy(vectors):
 def test_episodes_are_easy_where_classes_lie_apart_and_luck_where_they_do_not(easy, vectors):
     heads = ["prototypical", "knn:k=1", "linear"]
     found = list(episode_scores(easy, heads, [1, 5], SETTING))
-    assert [(score.head, score.shot) for score in found] == [(head, shot) for shot in (1, 5) for head in heads]
+    assert [(score.head, score.shot) for score in found] == [
+        (head, shot) for shot in (1, 5) for head in heads
+    ]
     assert all(score.mean > 0.95 and score.draws == 40 for score in found)
     (luck,) = episode_scores(vectors(240), ["prototypical"], [5], SETTING)
     assert luck.interval95[0] < 1 / 3 < luck.interval95[1] or abs(luck.mean - 1 / 3) < 0.05
 
 
 def test_the_same_seed_gives_the_same_json(easy):
-    one, two = (to_json(SETTING, "f", list(episode_scores(easy, ["linear"], [2], SETTING)), []) for _ in range(2))
+    one, two = (
+        to_json(SETTING, "f", list(episode_scores(easy, ["linear"], [2], SETTING)), [])
+        for _ in range(2)
+    )
     assert one == two
     assert json.loads(one)["setting"]["way"] == 3
 

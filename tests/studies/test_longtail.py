@@ -26,7 +26,9 @@ def cells(val_scores):
         predicted = np.where(np.arange(60) >= 60 - wrong[values["balance"]], 0, Y)
         report = evaluate(np.eye(3)[predicted], Y, tuple("abc"), train_counts=[200, 50, 4])
         predictions = Predictions(tuple(map(str, range(60))), Y, predicted)
-        made.append(CellResult(values, "ok", report=report, predictions=predictions, val_score=score))
+        made.append(
+            CellResult(values, "ok", report=report, predictions=predictions, val_score=score)
+        )
     return made
 
 

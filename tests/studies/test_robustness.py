@@ -29,7 +29,9 @@ WRONG = {
 
 
 def made_up():
-    grid = Grid("g", {"backbone": ("a", "b"), "perturb": tuple(dict.fromkeys(spec for _, spec in WRONG))})
+    grid = Grid(
+        "g", {"backbone": ("a", "b"), "perturb": tuple(dict.fromkeys(spec for _, spec in WRONG))}
+    )
     return [cell(values) for values in grid.cells()]
 
 
@@ -37,11 +39,20 @@ def cell(values):
     predicted = np.where(np.arange(N) < WRONG[values["backbone"], values["perturb"]], 1 - Y, Y)
     shift = {"n": N, "mean": 0.5, "low": 0.4, "high": 0.6}
     report = evaluate(np.eye(2)[predicted], Y, ("x", "y"), provenance={"cosine_to_clean": shift})
-    return CellResult(values, "ok", report=report, predictions=Predictions(tuple(map(str, range(N))), Y, predicted))
+    return CellResult(
+        values,
+        "ok",
+        report=report,
+        predictions=Predictions(tuple(map(str, range(N))), Y, predicted),
+    )
 
 
 def test_a_drop_is_that_on_the_same_images():
-    (row,) = [r for r in level_rows(made_up()) if (r.values["backbone"], r.family, r.level) == ("a", "fog", "strong")]
+    (row,) = [
+        r
+        for r in level_rows(made_up())
+        if (r.values["backbone"], r.family, r.level) == ("a", "fog", "strong")
+    ]
     right = np.arange(N) >= 20
     assert (row.drop, row.drop_interval95) == gain(np.arange(N) >= 4, right)
     assert row.relative_drop == pytest.approx(16 / 36)
@@ -69,6 +80,9 @@ def test_without_the_baseline_or_the_clean_images_there_is_no_such_number():
 
 def test_the_grid_has_the_clean_images_and_every_family_at_every_level():
     assert len(robustness_grid({}, (), (), {}).values("perturb")) == 1 + 21 * 3
-    assert robustness_grid({}, ("fog",), ("mild",), {}).values("perturb") == ("none", "fog:level=mild")
+    assert robustness_grid({}, ("fog",), ("mild",), {}).values("perturb") == (
+        "none",
+        "fog:level=mild",
+    )
     with pytest.raises(SpecError, match="unknown level 'hard'"):
         robustness_grid({}, (), ("hard",), {})

@@ -1,0 +1,64 @@
+"""Render Jinja2 templates to self-contained HTML pages.
+
+A page is one file: style and script are part of it, named by digest in its content security policy, which forbids every
+other script, style and connection.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from functools import cache
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+
+def render(template: str, **context: Any) -> str:
+    """Return the page of a template in ``reports/templates``.
+
+    Every text in ``context`` is escaped: HTML characters by Jinja2, invisible characters by ``visible``.
+
+    Args:
+        template: file name, such as ``ablation.html``; it extends ``base.html``.
+        context: values the template needs; a missing one is an error.
+    """
+    return _environment().get_template(template).render(**context)
+
+
+def visible(text: str) -> str:
+    r"""Return the text with invisible characters, such as direction marks, as escapes like ``\u202e``.
+
+    A name with a right-to-left override could otherwise show as another one.
+    """
+    return "".join(
+        char if char.isprintable() else char.encode("unicode_escape").decode() for char in text
+    )
+
+
+@cache
+def _environment() -> Environment:
+    environment = Environment(
+        loader=PackageLoader("featkit", "reports/templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        finalize=_finalize,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    for kind, name in (("style", "report.css"), ("script", "report.js")):
+        assert environment.loader is not None
+        # Browsers hash the text after turning every line end into a line feed.
+        source = environment.loader.get_source(environment, name)[0].replace("\r\n", "\n")
+        digest = base64.b64encode(hashlib.sha256(source.encode()).digest()).decode()
+        # Our own files, not data: they are written into the page as they are.
+        environment.globals[kind] = Markup(source)
+        environment.globals[f"{kind}_hash"] = f"'sha256-{digest}'"
+    return environment
+
+
+def _finalize(value: Any) -> Any:
+    """Make the output of every expression visible; markup made by a template stays as it is."""
+    return value if isinstance(value, Markup) else visible(str(value))
