@@ -9,8 +9,8 @@ import csv
 import sys
 from pathlib import Path
 
+from featkit.reports.figures import sparsity_figures
 from featkit.storage import csv_text
-from featkit.studies.prune import steps_png
 
 
 def main(out: str, *courses: str) -> None:
@@ -22,7 +22,8 @@ def main(out: str, *courses: str) -> None:
         steps[name] = list(csv.DictReader(file.read_text(encoding="utf-8").splitlines()))
     rows = [{"course": name, **row} for name, lines in steps.items() for row in lines]
     Path(f"{out}.csv").write_text(csv_text(rows), encoding="utf-8")
-    Path(f"{out}.png").write_bytes(steps_png(steps, f"linear, n = {rows[0]['n']}"))
+    figure = sparsity_figures(steps, f"linear, n = {rows[0]['n']}")
+    Path(f"{out}.png").write_bytes(figure["steps.png"])
 
 
 if __name__ == "__main__":

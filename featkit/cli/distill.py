@@ -140,7 +140,7 @@ def _trained(options: Mapping[str, Any], cache: Path, out: Path) -> dict[str, Pa
     from featkit.runs.train import finished
     from featkit.studies.distill import distill_run, make_teacher, prepare_student
     from featkit.training.distill import DistillationConfig
-    from featkit.training.distributed import joined
+    from featkit.training.distributed import join_process_group
     from featkit.training.finetune import ExecutionConfig
 
     compute, config, resume = training_compute(options), training_of(options, cache), options["resume"]
@@ -150,7 +150,7 @@ def _trained(options: Mapping[str, Any], cache: Path, out: Path) -> dict[str, Pa
     note(f"teacher: {taught.path}")
     runs = {"teacher": taught.path}
     wishes = {"alone": DistillationConfig(alpha=0)} if options["alone"] else {}
-    with joined(pick_device(compute.device)) as group:
+    with join_process_group(pick_device(compute.device)) as group:
         for name, wish in {**wishes, "distilled": distillation}.items():
             say = note if not group.rank else (lambda _: None)
             prepared = prepare_student(config, taught, wish, compute)

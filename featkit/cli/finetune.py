@@ -74,10 +74,10 @@ def finetune(study: Path | None, cache: Path, out: Path, as_json: bool, resume: 
     """
     from featkit.backbones.engines.torch import pick_device
     from featkit.evaluation.report import summary
-    from featkit.training.distributed import joined
+    from featkit.training.distributed import join_process_group
 
     compute = training_compute(options)
-    with joined(pick_device(compute.device)) as group:
+    with join_process_group(pick_device(compute.device)) as group:
         if study is None:
             done = _train(training_of(options, cache), compute, out, resume, group)
             if done:

@@ -78,7 +78,7 @@ def profile(specs: tuple[str, ...], cache: Path, out: Path, as_json: bool, **opt
     pareto.png.
     """
     from featkit.storage import digest, publish
-    from featkit.studies.profile import ProfileConfig, parse_candidate, to_csv, to_json
+    from featkit.studies.profile import ProfileConfig, parse_network, profiles_to_csv, profiles_to_json
     from featkit.studies.profile import profile as measure
 
     given = {name: value for name, value in given_request(options).items() if value is not None}
@@ -89,8 +89,8 @@ def profile(specs: tuple[str, ...], cache: Path, out: Path, as_json: bool, **opt
         repeats=options["repeats"],
         warm_up=options["warm_up"],
     )
-    profiles = measure([parse_candidate(spec) for spec in specs], protocol, make_compute(options))
-    files: dict[str, Any] = {"profile.csv": to_csv(profiles), "profile.json": to_json(profiles, protocol)}
+    profiles = measure([parse_network(spec) for spec in specs], protocol, make_compute(options))
+    files: dict[str, Any] = {"profile.csv": profiles_to_csv(profiles), "profile.json": profiles_to_json(profiles, protocol)}
     if "data" in given:
         files["pareto.png"] = _pareto(profiles, protocol)
     directory = out / "profile" / digest([*specs, *map(str, given.values()), protocol.head])[:12]

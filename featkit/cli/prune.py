@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
-from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,9 +23,9 @@ from featkit.cli.options import (
 from featkit.cli.output import note
 
 if TYPE_CHECKING:
-    from featkit.compression.prune import Recover
     from featkit.embeddings.request import Request
-    from featkit.studies.prune import PruningSteps
+    from featkit.studies.prune import PruningStep
+    from featkit.studies.recover import Recovery
 
 EPILOG = """\b
 Examples:
@@ -128,64 +125,77 @@ def prune(spec: str, out: Path, **options: Any) -> None:
     Prints the directory of each pruned network, which is a backbone again: network.safetensors and
     prune.json.
     """
-    from featkit.backbones.saved import NETWORK_FILE, save_network
     from featkit.compression.pruned import PruningConfig
-    from featkit.compression.pruned import prune as make_smaller
     from featkit.embeddings.request import Request
-    from featkit.storage import publish, safe_name
+    from featkit.reports.figures import sparsity_figures
+    from featkit.storage import csv_text, publish, safe_name
+    from featkit.studies.prune import prune_network, step_rows
 
     given = {name: value for name, value in given_request(options).items() if value is not None}
     request = Request(**{**given, "backbone": spec})
-    chosen = {name: options[name] for name in ("sparsity", "macs", "by", "reconstruct", "calibrate")}
+    chosen = {
+        name: options[name] for name in ("sparsity", "macs", "by", "reconstruct", "calibrate")
+    }
     looking = [name for name in ("reconstruct", "calibrate", "epochs", "head") if options[name]]
     if "data" not in given and (looking or (options["macs"] and options["by"] == "activation")):
         names = "--reconstruct, --calibrate, --epochs, --head and --by activation"
         raise click.UsageError(f"{names} look at images: give --data")
     if options["distill"] and not options["epochs"]:
         raise click.UsageError("--distill says how --epochs train: give --epochs")
-    goal = PruningConfig(**chosen, seed=request.seed)
-    steps = _steps(request, options) if options["head"] else None
-    trained, learned, recover = _recovery(request, options) if options["epochs"] else ("", (), None)
-    goal = replace(goal, recovery=trained)
-    for pruned in make_smaller(request, goal, make_compute(options), recover, note=note):
-        facts, description = pruned.facts, pruned.description
-        description = replace(description, trained_on=tuple(sorted({*description.trained_on, *learned})))
-        directory = out / "prune" / safe_name(description.name)
-        network = partial(save_network, pruned.module, description)
-        publish(directory, {NETWORK_FILE: network, "prune.json": json.dumps(facts, indent=2)})
-        note(
-            f"{description.label}: {facts['parameters']:,} parameters, {100 * facts['sparsity']:.1f} % of the weights "
-            f"zero, {facts['macs'] / 1e9:.2f} of {facts['macs_before'] / 1e9:.2f} GMACs"
-        )
-        if steps:
-            note(steps.add(str(directory), facts["sparsity"], facts["macs"]))
-        click.echo(directory)
-    if steps:
-        folder = out / "prune" / safe_name(f"{description.name}-steps")
-        publish(folder, steps.files())
+    config = PruningConfig(**chosen, seed=request.seed)
+    compute = make_compute(options)
+    recovery = _recovery(request, options) if options["epochs"] else None
+    steps = []
+    for step in prune_network(
+        request,
+        config,
+        out,
+        cache=options["cache"],
+        compute=compute,
+        recovery=recovery,
+        head=options["head"],
+        on_message=note,
+    ):
+        steps.append(step)
+        if step.facts:
+            facts = step.facts
+            note(
+                f"{step.label}: {facts['parameters']:,} parameters, {100 * facts['sparsity']:.1f}% of the weights "
+                f"zero, {facts['macs'] / 1e9:.2f} of {facts['macs_before'] / 1e9:.2f} GMACs"
+            )
+        if step.report:
+            note(f"{options['head']}: {_accuracy(step)}")
+        if step.path:
+            click.echo(step.path)
+    if options["head"]:
+        rows = step_rows(steps)
+        title = f"{options['head']} on {Path(request.data).name}, n = {rows[0]['n']}"
+        folder = out / "prune" / safe_name(f"{steps[-1].network}-steps")
+        publish(folder, {"steps.csv": csv_text(rows), **sparsity_figures({"pruned": rows}, title)})
         note(f"steps.csv, steps.png: {folder}")
 
 
-def _steps(request: Request, options: Mapping[str, Any]) -> PruningSteps:
-    """Return what judges one network after the other, beginning with the one that is to be pruned."""
-    from featkit.studies.prune import PruningSteps
+def _accuracy(step: PruningStep) -> str:
+    """Return the accuracy of a step and its difference to the unpruned network."""
+    assert step.report is not None
+    low, high = step.report.interval95
+    text = f"top-1 {100 * step.report.top1:.1f}% (95% CI {100 * low:.1f} to {100 * high:.1f}), n = {step.report.n}"
+    if step.difference:
+        least, most = step.difference.interval95
+        text += (
+            f"; minus unpruned {100 * step.difference.difference:+.1f} points "
+            f"(95% CI {100 * least:+.1f} to {100 * most:+.1f})"
+        )
+    return text
 
-    steps = PruningSteps(request, options["head"], options["cache"], make_compute(options))
-    note(steps.first)
-    return steps
 
-
-def _recovery(request: Request, options: Mapping[str, Any]) -> tuple[str, tuple[str, ...], Recover]:
-    """Return what is done to a pruned network, for people, the images it learns from, and what does it."""
+def _recovery(request: Request, options: Mapping[str, Any]) -> Recovery:
+    """Return the retraining that the options ask for."""
     from featkit.cli.training_options import training_compute, watched
-    from featkit.studies.recover import recovery
-    from featkit.training.config import TrainingConfig
-    from featkit.training.distill import DistillationConfig
+    from featkit.studies.recover import RecoveryConfig, make_recovery
 
-    compute, epochs = training_compute(options), options["epochs"]
-    config = TrainingConfig(epochs=epochs, lr=options["lr"], seed=request.seed)
-    distillation = DistillationConfig(loss="logits+features") if options["distill"] else None
-    with watched(epochs, note, bar=False) as callbacks:
-        prepared, recover = recovery(request, config, options["cache"], compute, callbacks, distillation=distillation)
-    done = f"then {epochs} epochs at {options['lr']:g}{', distilled' if distillation else ''} ({prepared.id[:8]})"
-    return done, prepared.learned, recover
+    recovery = RecoveryConfig(options["epochs"], options["lr"], options["distill"])
+    with watched(recovery.epochs, note, bar=False) as callbacks:
+        return make_recovery(
+            request, recovery, options["cache"], training_compute(options), callbacks
+        )

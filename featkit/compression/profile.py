@@ -1,4 +1,4 @@
-"""What a network costs: numbers, operations, bytes, time, memory."""
+"""Cost of a network: parameters, MACs, bytes, latency, throughput and memory."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,18 +28,20 @@ from featkit.errors import SpecError
 from featkit.storage import available_cores, peak_memory_mb
 
 BATCH = 32
-_BYTES = {"torch": 4, "fp32": 4, "bf16": 2}
+"""Images in a batch of the throughput and memory measurements."""
+
+_BYTES_PER_PARAMETER = {"torch": 4, "fp32": 4, "bf16": 2}
 
 
 @dataclass(frozen=True)
 class NetworkSize:
-    """How large a network is.
+    """Size of a network.
 
     Attributes:
-        parameters: numbers that were learned.
-        nonzero: those of them that are not zero.
-        macs: multiplications and additions, as pairs, for one image; zeros are multiplied like other numbers.
-        bytes: of the parameters in the type that they run in; of an int8 network, its file.
+        parameters: number of parameters.
+        nonzero: number of parameters that are not zero.
+        macs: multiply-accumulate operations for one image; those with zero weights count too.
+        bytes: of the parameters in the precision of inference; of an int8 network, its file.
     """
 
     parameters: int
@@ -49,14 +52,14 @@ class NetworkSize:
 
 @dataclass(frozen=True)
 class NetworkTiming:
-    """How fast a network is.
+    """Speed of a network on the CPU.
 
     Attributes:
-        median_ms, p95_ms: time for a batch of one image on one thread: its median and its 95th percentile, in
-            milliseconds.
-        images_per_s: throughput at batches of 32 on one thread, by the median time.
-        images_per_s_all_cores: the same with all cores at work: each on a batch of its own, as when vectors are
-            made, or all of them on one, as torch does by itself.
+        median_ms, p95_ms: latency of one image on one thread, in milliseconds: median and 95th
+            percentile.
+        images_per_s: throughput in batches of 32 on one thread, from the median time.
+        images_per_s_all_cores: throughput on all cores: each core runs batches of its own, as in
+            feature extraction; a network with ``TimedNetwork.shares`` uses all cores for one batch.
     """
 
     median_ms: float
@@ -67,9 +70,12 @@ class NetworkTiming:
 
 @dataclass(frozen=True)
 class TimedNetwork:
-    """What is timed: a network, the ``(height, width)`` in pixels of its images, and whether it shares out a batch.
+    """A network to time.
 
-    A network that does not share out a batch among the cores by itself is given as many batches as there are cores.
+    Attributes:
+        engine: runs the network.
+        crop: ``(height, width)`` of its images in pixels.
+        shares: whether it distributes one batch over the cores by itself, as PyTorch does.
     """
 
     engine: Engine
@@ -78,14 +84,15 @@ class TimedNetwork:
 
 
 def count_macs(module: nn.Module, crop: tuple[int, int]) -> int:
-    """Return the MACs of a float network, on any device, for an image of ``(height, width)`` pixels."""
+    """Return the MACs of a float network for an image of ``(height, width)`` pixels."""
+    # Tensors on the meta device have shapes but no values: nothing is computed.
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         copy.deepcopy(module).to("meta")(torch.empty(1, 3, *crop, device="meta"))
     return int(counter.get_total_flops()) // 2
 
 
 def measure_size(backbone: Backbone, precision: str) -> NetworkSize:
-    """Return the size of a float network in the type that it runs in.
+    """Return the size of a float network in a precision.
 
     Raises:
         SpecError: if int8 is asked for without a quantized network.
@@ -93,28 +100,30 @@ def measure_size(backbone: Backbone, precision: str) -> NetworkSize:
     module = backbone.build()
     parameters = sum(each.numel() for each in module.parameters())
     return NetworkSize(
-        parameters,
-        sum(int(torch.count_nonzero(each)) for each in module.parameters()),
-        count_macs(module, backbone.preprocess.crop),
-        file_size(backbone) if precision in INT8 else parameters * _BYTES[precision],
+        parameters=parameters,
+        nonzero=sum(int(torch.count_nonzero(each)) for each in module.parameters()),
+        macs=count_macs(module, backbone.preprocess.crop),
+        bytes=file_size(backbone)
+        if precision in INT8
+        else parameters * _BYTES_PER_PARAMETER[precision],
     )
 
 
 def file_size(backbone: Backbone) -> int:
-    """Return the bytes of the quantized file.
+    """Return the bytes of the file of the quantized network.
 
     Raises:
-        SpecError: if the network was not quantized.
+        SpecError: if there is no quantized network.
     """
     if backbone.quantized is None:
         raise SpecError(
-            f"{backbone.name} has to be calibrated for int8: give --data, or a directory of `featkit quantize`"
+            f"{backbone.name} needs calibration for int8: give --data, or a directory of `featkit quantize`"
         )
     return backbone.quantized.path.stat().st_size
 
 
 def open_any(backbone: Backbone, precision: str) -> Engine:
-    """Return what runs a network on a CPU; ``torch`` is the network as torch runs it by itself, in float32."""
+    """Return an engine that runs a network on the CPU; ``torch`` is the unoptimised PyTorch network in float32."""
     if precision != "torch":
         return open_engine(backbone, precision=precision, device="cpu")
     module = backbone.build()
@@ -122,87 +131,115 @@ def open_any(backbone: Backbone, precision: str) -> Engine:
     def run(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
         with torch.no_grad():
             batch = torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous().float()
-            vectors: NDArray[np.float32] = module(backbone.preprocess.normalise(batch)).numpy()
-        return vectors
+            embeddings: NDArray[np.float32] = module(backbone.preprocess.normalise(batch)).numpy()
+        return embeddings
 
     return run
 
 
-def time_engines(networks: Sequence[TimedNetwork], *, repeats: int = 30, warm_up: int = 3, seed: int = 0) -> list[NetworkTiming]:
-    """Time some networks, one after the other in every repeat: what slows the machine slows all.
+def time_engines(
+    networks: Sequence[TimedNetwork], *, repeats: int = 30, warm_up: int = 3, seed: int = 0
+) -> list[NetworkTiming]:
+    """Time networks in turn within every repeat, so that a slow phase of the machine affects all of them.
 
     Args:
-        networks: what is timed.
+        networks: the networks.
         repeats: of a batch of 1; batches of 32 are repeated a third as often.
-        warm_up: repeats before those that count.
+        warm_up: repeats that are not counted.
         seed: of the random pixels.
     """
     rng = np.random.default_rng(seed)
-    inputs = [rng.integers(0, 256, (BATCH, *each.crop, 3), dtype=np.uint8) for each in networks]
-    pairs = [(each.engine, pixels) for each, pixels in zip(networks, inputs, strict=True)]
+    cores = available_cores()
+    batches = [rng.integers(0, 256, (BATCH, *each.crop, 3), dtype=np.uint8) for each in networks]
     fewer = -(-repeats // 3)
     with one_thread_each() as start:
         start()
-        one = _interleaved([_call(engine, pixels[:1]) for engine, pixels in pairs], repeats, warm_up)
-        many = _interleaved([_call(engine, pixels) for engine, pixels in pairs], fewer, 1)
-    with one_thread_each() as start, ThreadPoolExecutor(available_cores(), initializer=start) as pool:
-        torch.set_num_threads(available_cores())
-        calls = [
-            _call(each.engine, pixels) if each.shares else _on_each_core(pool, each.engine, pixels)
-            for each, pixels in zip(networks, inputs, strict=True)
+        single_calls = [
+            partial(each.engine, pixels[:1]) for each, pixels in zip(networks, batches, strict=True)
         ]
-        full = _interleaved(calls, fewer, 1)
-    batches = [1 if each.shares else available_cores() for each in networks]
-    return [_timing(*times) for times in zip(one, many, full, batches, strict=True)]
+        batch_calls = [
+            partial(each.engine, pixels) for each, pixels in zip(networks, batches, strict=True)
+        ]
+        single_times = _time_interleaved(single_calls, repeats, warm_up)
+        batch_times = _time_interleaved(batch_calls, fewer, 1)
+    with one_thread_each() as start, ThreadPoolExecutor(cores, initializer=start) as pool:
+        torch.set_num_threads(cores)
+        calls: list[Callable[[], object]] = []
+        for each, pixels in zip(networks, batches, strict=True):
+            if each.shares:
+                calls.append(partial(each.engine, pixels))
+            else:
+                calls.append(partial(_run_on_each_core, pool, each.engine, pixels, cores))
+        all_core_times = _time_interleaved(calls, fewer, 1)
+
+    timings = []
+    for each, single, batch, full in zip(
+        networks, single_times, batch_times, all_core_times, strict=True
+    ):
+        median, p95 = 1000 * np.quantile(single, [0.5, 0.95])
+        images = BATCH if each.shares else cores * BATCH
+        timings.append(
+            NetworkTiming(
+                median_ms=float(median),
+                p95_ms=float(p95),
+                images_per_s=BATCH / float(np.median(batch)),
+                images_per_s_all_cores=images / float(np.median(full)),
+            )
+        )
+    return timings
 
 
-def _timing(one: list[float], many: list[float], full: list[float], batches: int) -> NetworkTiming:
-    median, p95 = 1000 * np.quantile(one, [0.5, 0.95])
-    return NetworkTiming(float(median), float(p95), BATCH / float(np.median(many)), batches * BATCH / float(np.median(full)))
+def _run_on_each_core(
+    pool: ThreadPoolExecutor, engine: Engine, pixels: NDArray[np.uint8], cores: int
+) -> None:
+    list(pool.map(engine, [pixels] * cores))
 
 
-def _on_each_core(pool: ThreadPoolExecutor, engine: Engine, pixels: NDArray[np.uint8]) -> Callable[[], object]:
-    return lambda: list(pool.map(engine, [pixels] * available_cores()))
-
-
-def _call(engine: Engine, pixels: NDArray[np.uint8]) -> Callable[[], object]:
-    return lambda: engine(pixels)
-
-
-def _interleaved(calls: Sequence[Callable[[], object]], repeats: int, warm_up: int) -> list[list[float]]:
+def _time_interleaved(
+    calls: Sequence[Callable[[], object]], repeats: int, warm_up: int
+) -> list[list[float]]:
+    """Return the seconds of each repeat of each call, without the warm-up."""
     seconds: list[list[float]] = [[] for _ in calls]
     for repeat in range(warm_up + repeats):
-        for call, taken in zip(calls, seconds, strict=True):
-            begun = time.perf_counter()
+        for call, times in zip(calls, seconds, strict=True):
+            start = time.perf_counter()
             call()
             if repeat >= warm_up:
-                taken.append(time.perf_counter() - begun)
+                times.append(time.perf_counter() - start)
     return seconds
 
 
-def peak_memory(request: Request, quantized: QuantizedNetwork | None, precision: str) -> float:
-    """Return the peak memory, in 10^6 bytes, of a fresh process that runs one batch of 32, libraries included.
+def measure_peak_memory(
+    request: Request, quantized: QuantizedNetwork | None, precision: str
+) -> float:
+    """Return the peak memory, in 10^6 bytes, of a new process that runs one batch of 32, libraries included.
 
     Raises:
         SpecError: if that process failed.
     """
-    task = {"request": request.to_dict(), "quantized": quantized and [str(quantized.path), quantized.digest]}
-    code = "from featkit.compression import profile; profile.run_probe()"
+    task = {
+        "request": request.to_dict(),
+        "quantized": [str(quantized.path), quantized.digest] if quantized else None,
+        "precision": precision,
+    }
+    code = "from featkit.compression import profile; profile.run_memory_probe()"
     done = subprocess.run(
         [sys.executable, "-c", code],
-        input=json.dumps({**task, "precision": precision}),
+        input=json.dumps(task),
         capture_output=True,
         text=True,
         check=False,
     )
     if done.returncode:
         reason = (done.stderr.strip().splitlines() or ["killed"])[-1]
-        raise SpecError(f"the memory of {request.backbone}@{precision} cannot be measured: {reason}")
+        raise SpecError(
+            f"the memory of {request.backbone}@{precision} cannot be measured: {reason}"
+        )
     return float(done.stdout)
 
 
-def run_probe() -> None:
-    """Do what ``peak_memory`` has a fresh process do: read a task from stdin, write bytes to stdout."""
+def run_memory_probe() -> None:
+    """Run one batch as ``measure_peak_memory`` asks for on stdin, and write the peak memory to stdout."""
     task: dict[str, Any] = json.load(sys.stdin)
     backbone = Request.from_dict(task["request"]).load_backbone()
     if task["quantized"]:

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from featkit.studies.audit import Audit
     from featkit.studies.fewshot import FewShotScore
     from featkit.studies.findings import Finding
-    from featkit.studies.profile import Profile
+    from featkit.studies.profile import NetworkProfile
 
 _CONTACT_TILES = 50
 """Tiles in each section of a contact sheet."""
@@ -108,7 +108,7 @@ def fewshot_figures(curve: Sequence[FewShotScore], data: str) -> dict[str, bytes
 
 
 def profile_figures(
-    profiles: Sequence[Profile], names: Sequence[str], title: str
+    profiles: Sequence[NetworkProfile], names: Sequence[str], title: str
 ) -> dict[str, bytes]:
     """Draw accuracy over latency as ``pareto.png``; networks without an accuracy are left out, none gives no file.
 

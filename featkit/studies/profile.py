@@ -1,11 +1,9 @@
-"""Networks side by side: what each costs, how far its vectors moved, what a head makes of them."""
+"""Profile networks side by side: cost, drift of the embeddings, and accuracy of a head."""
 
 from __future__ import annotations
 
-import csv
-import io
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -19,9 +17,9 @@ from featkit.compression.profile import (
     NetworkTiming,
     TimedNetwork,
     file_size,
+    measure_peak_memory,
     measure_size,
     open_any,
-    peak_memory,
     time_engines,
 )
 from featkit.embeddings.calibration import find as find_calibration
@@ -34,14 +32,20 @@ from featkit.registry import unknown
 from featkit.runs.directory import load_run
 from featkit.runs.features import load_features
 from featkit.runs.fit import Run, fit_run
-from featkit.storage import available_cores
+from featkit.storage import available_cores, csv_text
+
+_NETWORK_FIELDS = ("backbone", "weights", "layer", "pool", "resize", "crop")
 
 
 @dataclass(frozen=True)
-class Candidate:
-    """A network to profile: its spec, its request without images, and how it runs.
+class NetworkSpec:
+    """A network to profile.
 
-    ``precision`` is ``fp32``, ``bf16``, ``int8`` or, for the network as torch runs it by itself, ``torch``.
+    Attributes:
+        spec: as given by the user.
+        request: the network; its images are not used.
+        precision: ``fp32``, ``bf16``, ``int8``, ``int8-openvino``, or ``torch`` for the unoptimised
+            PyTorch network.
     """
 
     spec: str
@@ -51,15 +55,16 @@ class Candidate:
 
 @dataclass(frozen=True)
 class NetworkProfile:
-    """What one network costs and is worth.
+    """Cost and accuracy of one network.
 
     Attributes:
-        spec: as it was asked for.
+        spec: as given by the user.
         size, timing: see ``compression.profile``.
         peak_memory_mb: of a fresh process that runs a batch of 32, in 10^6 bytes.
-        report: of a head on its vectors, if there are images to judge it on.
-        drift: of its vectors of the test images from those of the first network; None for that one itself.
-        difference: top-1 less that of the first network, on the same test images.
+        report: of a head on its embeddings, if there are images to evaluate it on.
+        drift: of its embeddings of the test images from those of the first network; None for the
+            first network.
+        difference: top-1 minus that of the first network, on the same test images.
     """
 
     spec: str
@@ -70,10 +75,34 @@ class NetworkProfile:
     drift: Drift | None = None
     difference: PairedComparison | None = None
 
+    def to_dict(self) -> dict[str, Any]:
+        """Return the profile as JSON can hold it."""
+        values: dict[str, Any] = {"spec": self.spec, **asdict(self.size), **asdict(self.timing)}
+        values["peak_memory_mb"] = self.peak_memory_mb
+        if self.report:
+            values |= {
+                "n": self.report.n,
+                "top1": self.report.top1,
+                "interval95": self.report.interval95,
+            }
+        if self.drift:
+            values["drift"] = asdict(self.drift)
+        if self.difference:
+            values["difference"] = self.difference.to_dict()
+        return values
+
 
 @dataclass(frozen=True)
 class ProfileConfig:
-    """How networks are profiled: the head, the images (fields of ``Request``), where vectors are kept, the repeats."""
+    """How networks are profiled.
+
+    Attributes:
+        head: spec of the head that is fitted where there are images.
+        given: fields of ``Request`` that select the images and their size; accuracy is measured if
+            ``data`` is there.
+        cache: folder of the cache files.
+        repeats, warm_up: timed and untimed repeats of each network.
+    """
 
     head: str = "linear"
     given: Mapping[str, Any] = field(default_factory=dict)
@@ -82,14 +111,15 @@ class ProfileConfig:
     warm_up: int = 3
 
 
-def parse_candidate(text: str) -> Candidate:
-    """Read ``SPEC[@PRECISION]``: a backbone, a directory of a network that featkit saved, or one of a run.
+def parse_network(text: str) -> NetworkSpec:
+    """Parse ``SPEC[@PRECISION]``: a backbone, the directory of a saved network, or a run directory.
 
-    The precision is fp32 where nothing else is said, that of the run for a run, and int8 for a quantized network.
+    The default precision is that of the run for a run, int8 for a quantized network, and fp32
+    otherwise.
 
     Raises:
-        SpecError: if the precision is unknown, or not one that the network runs in.
-        RunError: if the directory is neither.
+        SpecError: if the precision is unknown, or not supported by the network.
+        RunError: if the directory is neither a network nor a run.
     """
     spec, at, precision = text.rpartition("@") if "@" in text.rpartition("/")[2] else (text, "", "")
     known = [*PRECISIONS, "torch"]
@@ -97,122 +127,129 @@ def parse_candidate(text: str) -> Candidate:
         raise unknown("precision", precision, known)
     if is_int8(spec):
         if at and precision not in INT8:
-            raise SpecError(f"{spec} is a network in eight bits: write it without @{precision}")
-        return Candidate(text, Request(data="", backbone=spec), precision or "int8")
+            raise SpecError(f"{spec} is an int8 network: write it without @{precision}")
+        return NetworkSpec(text, Request(data="", backbone=spec), precision or "int8")
     folder = Path(spec).expanduser()
     if (folder / "card.json").is_file() and not (folder / NETWORK_FILE).is_file():
         run = load_run(folder)
-        return Candidate(text, replace(run.request, data=""), precision or run.request.precision)
-    return Candidate(text, Request(data="", backbone=spec), precision or "fp32")
+        return NetworkSpec(text, replace(run.request, data=""), precision or run.request.precision)
+    return NetworkSpec(text, Request(data="", backbone=spec), precision or "fp32")
 
 
-def profile(candidates: Sequence[Candidate], protocol: ProfileConfig, compute: Compute) -> list[NetworkProfile]:
-    """Measure some networks; the first is what the others are compared with.
+def profile(
+    networks: Sequence[NetworkSpec], config: ProfileConfig, compute: Compute
+) -> list[NetworkProfile]:
+    """Profile networks; the first one is the reference of drift and differences.
 
-    Times are taken of all networks in turn, on one thread and on all cores.
+    The timings of all networks are interleaved, on one thread and on all cores.
 
     Raises:
-        FeatkitError: of the kind that says what cannot be had.
+        SpecError: if a network is named twice, or needs images that are not given.
+        DataError: if the images cannot be used.
     """
-    if len({each.spec for each in candidates}) < len(candidates):
-        raise SpecError(f"a network is named twice: {', '.join(each.spec for each in candidates)}")
-    sized = {name: protocol.given[name] for name in ("resize", "crop") if name in protocol.given}
-    candidates = [replace(each, request=replace(each.request, **sized)) for each in candidates]
-    runs = [judge(each, protocol, compute) if "data" in protocol.given else None for each in candidates]
-    backbones = [_backbone(each, run) for each, run in zip(candidates, runs, strict=True)]
-    sizes = [_size(each, backbone) for each, backbone in zip(candidates, backbones, strict=True)]
-    engines = [
-        TimedNetwork(open_any(backbone, each.precision), backbone.preprocess.crop, shares=each.precision == "torch")
-        for backbone, each in zip(backbones, candidates, strict=True)
-    ]
-    timings = time_engines(engines, repeats=protocol.repeats, warm_up=protocol.warm_up)
-    return [
-        NetworkProfile(
-            spec=each.spec,
-            size=size,
-            timing=timing,
-            peak_memory_mb=peak_memory(each.request, backbone.quantized, each.precision),
-            report=run.report if run else None,
-            **_beside(runs[0], run, (each.spec, candidates[0].spec)),
+    if len({each.spec for each in networks}) < len(networks):
+        raise SpecError(f"a network is named twice: {', '.join(each.spec for each in networks)}")
+    sizes_given = {name: config.given[name] for name in ("resize", "crop") if name in config.given}
+    networks = [replace(each, request=replace(each.request, **sizes_given)) for each in networks]
+    runs: list[Run | None] = [None] * len(networks)
+    if "data" in config.given:
+        runs = [evaluate_network(each, config, compute) for each in networks]
+    backbones = [_load_backbone(each, run) for each, run in zip(networks, runs, strict=True)]
+    # Sizes come before the timings: they fail at once where a network cannot be run.
+    sizes = [_size(each, backbone) for each, backbone in zip(networks, backbones, strict=True)]
+    timed = []
+    for each, backbone in zip(networks, backbones, strict=True):
+        engine = open_any(backbone, each.precision)
+        timed.append(
+            TimedNetwork(engine, backbone.preprocess.crop, shares=each.precision == "torch")
         )
-        for each, backbone, size, timing, run in zip(candidates, backbones, sizes, timings, runs, strict=True)
-    ]
+    timings = time_engines(timed, repeats=config.repeats, warm_up=config.warm_up)
+
+    profiles = []
+    for network, backbone, size, timing, run in zip(
+        networks, backbones, sizes, timings, runs, strict=True
+    ):
+        memory = measure_peak_memory(network.request, backbone.quantized, network.precision)
+        result = NetworkProfile(
+            network.spec, size, timing, memory, report=run.report if run else None
+        )
+        if run and runs[0] and run is not runs[0]:
+            result = replace(
+                result,
+                drift=_embedding_drift(runs[0], run),
+                difference=compare_runs(run, runs[0], (network.spec, networks[0].spec)),
+            )
+        profiles.append(result)
+    return profiles
 
 
-def judge(candidate: Candidate, protocol: ProfileConfig, compute: Compute) -> Run:
-    """Fit the head on the network's vectors and judge it on the test images."""
-    network = candidate.request.to_dict()
-    own = {name: network[name] for name in ("backbone", "weights", "layer", "pool", "resize", "crop")}
-    precision = "fp32" if candidate.precision == "torch" else candidate.precision
-    source = load_features({**own, **protocol.given, "precision": precision}, protocol.cache, compute)
-    return fit_run(source, protocol.head, seed=source.request.seed)
+def evaluate_network(network: NetworkSpec, config: ProfileConfig, compute: Compute) -> Run:
+    """Fit the head on the embeddings of the training images and evaluate it on the test images."""
+    values = network.request.to_dict()
+    own = {name: values[name] for name in _NETWORK_FIELDS}
+    precision = "fp32" if network.precision == "torch" else network.precision
+    features = load_features({**own, **config.given, "precision": precision}, config.cache, compute)
+    return fit_run(features, config.head, seed=features.request.seed)
 
 
-def _backbone(candidate: Candidate, run: Run | None) -> Backbone:
-    """Return the network, in the eight bits that its vectors were made with if any."""
-    backbone = candidate.request.load_backbone()
-    if run is None or candidate.precision not in INT8 or backbone.quantized:
-        return backbone
-    return replace(
-        backbone, quantized=find_calibration(run.source.path.parent, run.source.embeddings.recipe.calibration)
-    )
-
-
-def _size(candidate: Candidate, backbone: Backbone) -> NetworkSize:
-    if not is_int8(candidate.request.backbone):
-        return measure_size(backbone, candidate.precision)
-    card = read_int8_description(candidate.request.backbone)
-    return NetworkSize(card.parameters, card.nonzero, card.macs, file_size(backbone))
-
-
-def _beside(first: Run | None, run: Run | None, names: tuple[str, str]) -> dict[str, Any]:
-    """Return how far the vectors of a run are from those of the first, and its answers; nothing for the first."""
-    if first is None or run is None or first is run:
-        return {}
-    before, after = first.source.embeddings.part("test"), run.source.embeddings.part("test")
-    return {"drift": drift(before.x, after.x), "difference": difference(run, first, names)}
-
-
-def difference(run: Run, other: Run, names: tuple[str, str]) -> PairedComparison:
-    """Return how much more often one run is right than another, on the same test images."""
-    predictions = [run.predictions, other.predictions]
-    (paired,) = compare(dict(zip(names, predictions, strict=True)))
+def compare_runs(run: Run, other: Run, names: tuple[str, str]) -> PairedComparison:
+    """Compare the accuracy of two runs on the same test images: the first minus the second."""
+    predictions = dict(zip(names, (run.predictions, other.predictions), strict=True))
+    (paired,) = compare(predictions)
     return paired
 
 
-def to_dict(each: NetworkProfile) -> dict[str, Any]:
-    """Return a profile as JSON can hold it."""
-    report = each.report
-    judged = {"n": report.n, "top1": report.top1, "interval95": report.interval95} if report else {}
-    moved = {"drift": asdict(each.drift)} if each.drift else {}
-    paired = {"difference": each.difference.to_dict()} if each.difference else {}
-    costs = {**asdict(each.size), **asdict(each.timing), "peak_memory_mb": each.peak_memory_mb}
-    return {"spec": each.spec, **costs, **judged, **moved, **paired}
+def _load_backbone(network: NetworkSpec, run: Run | None) -> Backbone:
+    """Return the network, with the int8 network that its embeddings were extracted by, if any."""
+    backbone = network.request.load_backbone()
+    if run is None or network.precision not in INT8 or backbone.quantized:
+        return backbone
+    calibration = run.source.embeddings.recipe.calibration
+    return replace(backbone, quantized=find_calibration(run.source.path.parent, calibration))
 
 
-def to_json(profiles: Sequence[NetworkProfile], protocol: ProfileConfig) -> str:
-    """Return the profiles, and how they were taken, as indented JSON."""
-    how = {"cores": available_cores(), "repeats": protocol.repeats, "warm_up": protocol.warm_up, "batch": BATCH}
-    return json.dumps({"head": protocol.head, **how, "networks": [to_dict(each) for each in profiles]}, indent=2)
+def _size(network: NetworkSpec, backbone: Backbone) -> NetworkSize:
+    if not is_int8(network.request.backbone):
+        return measure_size(backbone, network.precision)
+    # An ONNX file has no float layers to count; the description keeps the size of the network
+    # before quantization.
+    description = read_int8_description(network.request.backbone)
+    return NetworkSize(
+        description.parameters, description.nonzero, description.macs, file_size(backbone)
+    )
 
 
-def to_csv(profiles: Iterable[NetworkProfile]) -> str:
-    """Return one line for each network."""
-    rows = [_flat(to_dict(each)) for each in profiles]
-    out = io.StringIO()
-    writer = csv.DictWriter(out, list(dict.fromkeys(name for row in rows for name in row)), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return out.getvalue()
+def _embedding_drift(reference: Run, run: Run) -> Drift:
+    before, after = reference.source.embeddings.part("test"), run.source.embeddings.part("test")
+    return drift(before.x, after.x)
 
 
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    found: dict[str, Any] = {}
+def profiles_to_json(profiles: Sequence[NetworkProfile], config: ProfileConfig) -> str:
+    """Return the profiles and how they were measured, as indented JSON."""
+    values = {
+        "head": config.head,
+        "cores": available_cores(),
+        "repeats": config.repeats,
+        "warm_up": config.warm_up,
+        "batch": BATCH,
+        "networks": [each.to_dict() for each in profiles],
+    }
+    return json.dumps(values, indent=2)
+
+
+def profiles_to_csv(profiles: Sequence[NetworkProfile]) -> str:
+    """Return the profiles as CSV, one row per network; a column is empty where a network has no such value."""
+    return csv_text([_flatten(each.to_dict()) for each in profiles])
+
+
+def _flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return nested values under joined names; an interval becomes ``<name>_low`` and ``<name>_high``."""
+    flat: dict[str, Any] = {}
     for name, value in values.items():
         if isinstance(value, Mapping):
-            found |= _flat(value, f"{name}_")
+            flat |= _flatten(value, f"{name}_")
         elif isinstance(value, tuple | list):
-            found |= {f"{prefix}{name}_low": value[0], f"{prefix}{name}_high": value[1]}
+            flat[f"{prefix}{name}_low"], flat[f"{prefix}{name}_high"] = value
         else:
-            found[f"{prefix}{name}"] = value
-    return found
+            flat[f"{prefix}{name}"] = value
+    return flat

@@ -1,107 +1,144 @@
-"""What a network is worth while it is pruned, step by step."""
+"""Prune a network in steps; retrain and evaluate it after each step; save every network as a backbone."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
-import numpy as np
-
+from featkit.backbones.saved import NETWORK_FILE, save_network
+from featkit.compression.pruned import PruningConfig, prune
 from featkit.embeddings.pipeline import Compute
 from featkit.embeddings.request import Request
-from featkit.plots.curve import Line, plot_curve
-from featkit.plots.files import png_bytes
+from featkit.evaluation import PairedComparison, Report
 from featkit.runs.fit import Run
-from featkit.storage import csv_text
-from featkit.studies.profile import Candidate, ProfileConfig, difference, judge
+from featkit.storage import publish, safe_name
+from featkit.studies.profile import NetworkSpec, ProfileConfig, compare_runs, evaluate_network
+from featkit.studies.recover import Recovery
 
 Rows = list[dict[str, float | str]]
 
-_COLUMNS = (
-    "network",
-    "sparsity",
-    "macs",
-    "n",
-    "top1",
-    "low",
-    "high",
-    "difference",
-    "difference_low",
-    "difference_high",
-)
 
-
-class PruningSteps:
-    """Networks on the way from the one that is pruned, each judged by a head on the same test images.
-
-    Args:
-        request: the network that is pruned, and the images.
-        head: spec of the head.
-        cache: folder of the files of vectors.
-        compute: how images are read.
+@dataclass(frozen=True)
+class PruningStep:
+    """A network on the way from the unpruned one.
 
     Attributes:
-        first: what the unpruned network is worth, for people.
-        title: the head and the images, for people.
-        rows: a line for each network, by the names of the columns of ``steps.csv``.
+        network: spec of the unpruned network, or name of the pruned one.
+        label: what was done to it, for people.
+        path: directory of the saved network; None for the unpruned one.
+        facts: content of ``prune.json``: configuration, parameters, sparsity, MACs; empty for the
+            unpruned network.
+        report: of a head on its embeddings of the test images, if one was asked for.
+        difference: top-1 minus that of the unpruned network, on the same test images.
     """
 
-    def __init__(self, request: Request, head: str, cache: Path, compute: Compute) -> None:
-        own = Request(data="", backbone=request.backbone, weights=request.weights)
-        images = {name: value for name, value in request.to_dict().items() if name not in ("backbone", "weights")}
-        self._protocol, self._compute = ProfileConfig(head=head, given=images, cache=cache), compute
-        self._before = self._judge(own)
-        self.title = f"{head} on {Path(request.data).name}, n = {self._before.report.n}"
-        self.rows: Rows = []
-        self.first = self._add(request.backbone, self._before, {"sparsity": 0.0})
+    network: str
+    label: str
+    path: Path | None = None
+    facts: dict[str, Any] = field(default_factory=dict)
+    report: Report | None = None
+    difference: PairedComparison | None = None
 
-    def add(self, network: str, sparsity: float, macs: int) -> str:
-        """Judge a network, and return what it is worth, for people."""
-        return self._add(network, self._judge(Request(data="", backbone=network)), {"sparsity": sparsity, "macs": macs})
 
-    def files(self) -> dict[str, str | bytes]:
-        """Return ``steps.csv`` and ``steps.png``."""
-        return {"steps.csv": csv_text(self.rows), "steps.png": steps_png({"pruned": self.rows}, self.title)}
+def prune_network(
+    request: Request,
+    config: PruningConfig,
+    out: Path,
+    *,
+    cache: Path = Path("cache"),
+    compute: Compute | None = None,
+    recovery: Recovery | None = None,
+    head: str | None = None,
+    on_message: Callable[[str], None] = lambda _: None,
+) -> Iterator[PruningStep]:
+    """Yield the pruned networks in order, each saved to ``out/prune/<name>/``.
 
-    def _judge(self, network: Request) -> Run:
-        return judge(Candidate(network.backbone, network, "auto"), self._protocol, self._compute)
+    With a head, the unpruned network is evaluated and yielded first.
 
-    def _add(self, network: str, run: Run, facts: Mapping[str, float]) -> str:
-        report = run.report
-        low, high = report.interval95
+    Args:
+        request: the network, and the images if any are needed.
+        config: what remains of the network.
+        out: folder of the results.
+        cache: folder of the cache files.
+        compute: how images are read and embedded.
+        recovery: retrains each network before the next step, see ``make_recovery``.
+        head: spec of a head that is fitted on the embeddings of each network and evaluated on the
+            test images.
+        on_message: called with progress messages.
+
+    Raises:
+        SpecError: if the network cannot be pruned as asked for.
+        DataError: if there are no training images where they are needed.
+    """
+    compute = compute or Compute()
+    evaluate = (
+        partial(_evaluate, request=request, head=head, cache=cache, compute=compute)
+        if head
+        else None
+    )
+    unpruned: Run | None = None
+    if evaluate:
+        unpruned = evaluate(Request(data="", backbone=request.backbone, weights=request.weights))
+        yield PruningStep(request.backbone, "unpruned", report=unpruned.report)
+    if recovery:
+        config = replace(config, recovery=recovery.text)
+    train = recovery.train if recovery else None
+    for pruned in prune(request, config, compute, train, note=on_message):
+        description = pruned.description
+        if recovery:
+            trained_on = tuple(sorted({*description.trained_on, *recovery.trained_on}))
+            description = replace(description, trained_on=trained_on)
+        path = out / "prune" / safe_name(description.name)
+        publish(
+            path,
+            {
+                NETWORK_FILE: partial(save_network, pruned.module, description),
+                "prune.json": json.dumps(pruned.facts, indent=2),
+            },
+        )
+        step = PruningStep(path.name, description.label, path, dict(pruned.facts))
+        if evaluate and unpruned:
+            run = evaluate(Request(data="", backbone=str(path)))
+            difference = compare_runs(run, unpruned, (path.name, "unpruned"))
+            step = replace(step, report=run.report, difference=difference)
+        yield step
+
+
+def _evaluate(
+    network: Request, *, request: Request, head: str, cache: Path, compute: Compute
+) -> Run:
+    """Fit and evaluate the head on the images of ``request``, embedded by another network."""
+    values = request.to_dict()
+    images = {name: value for name, value in values.items() if name not in ("backbone", "weights")}
+    config = ProfileConfig(head=head, given=images, cache=cache)
+    return evaluate_network(NetworkSpec(network.backbone, network, "auto"), config, compute)
+
+
+def step_rows(steps: Sequence[PruningStep]) -> Rows:
+    """Return the rows of ``steps.csv``, one per evaluated network; values that are unknown are empty strings."""
+    rows: Rows = []
+    for step in steps:
+        if step.report is None:
+            continue
+        low, high = step.report.interval95
         row: dict[str, float | str] = {
-            **dict.fromkeys(_COLUMNS, ""),
-            "network": Path(network).name,
-            **facts,
-            "n": report.n,
-            "top1": report.top1,
+            "network": Path(step.network).name,
+            "sparsity": step.facts.get("sparsity", 0.0),
+            "macs": step.facts.get("macs", ""),
+            "n": step.report.n,
+            "top1": step.report.top1,
             "low": low,
             "high": high,
+            "difference": "",
+            "difference_low": "",
+            "difference_high": "",
         }
-        head = self._protocol.head
-        said = f"{head}: top-1 {100 * report.top1:.1f} % ({100 * low:.1f} to {100 * high:.1f}), n = {report.n}"
-        if run is not self._before:
-            paired = difference(run, self._before, (network, "unpruned"))
-            least, most = paired.interval95
-            row |= {"difference": paired.difference, "difference_low": least, "difference_high": most}
-            said += f"; to the unpruned {100 * paired.difference:+.1f} points ({100 * least:+.1f} to {100 * most:+.1f})"
-        self.rows.append(row)
-        return said
-
-
-def steps_png(steps: Mapping[str, Rows], title: str) -> bytes:
-    """Return a figure of top-1, with its interval, over the share of the weights that is zero; a line for each name."""
-    return png_bytes(
-        plot_curve(
-            [_line(name, rows) for name, rows in steps.items()],
-            title=title,
-            x_label="weights that are zero, %",
-            y_label="top-1",
-            scale="linear",
-        )
-    )
-
-
-def _line(name: str, rows: Rows) -> Line:
-    x, y, low, high = (np.array([float(row[key]) for row in rows]) for key in ("sparsity", "top1", "low", "high"))
-    return Line(name, (100 * x).round(1), y, np.stack([low, high], axis=1))
+        if step.difference:
+            row["difference"] = step.difference.difference
+            row["difference_low"], row["difference_high"] = step.difference.interval95
+        rows.append(row)
+    return rows

@@ -1,10 +1,10 @@
-"""Recovery of a pruned network: all of it is trained on, as `featkit finetune --mode full` does."""
+"""Retrain a pruned network: all layers, as ``featkit finetune --mode full`` does."""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,72 +13,118 @@ import numpy as np
 from featkit.embeddings.pipeline import Compute
 from featkit.embeddings.request import Request
 from featkit.heads.linear import LinearHead
-from featkit.runs.features import FeatureSet, load_features
+from featkit.runs.features import load_features
 from featkit.training.config import TrainingConfig
 from featkit.training.distill import DistillationConfig, distill, teacher_of
 from featkit.training.finetune import ExecutionConfig, TrainingCallbacks, Weights, finetune
-from featkit.training.prepare import PreparedTraining, prepare
+from featkit.training.prepare import prepare
 
 if TYPE_CHECKING:
     from torch import nn
 
 
-def recovery(
+@dataclass(frozen=True)
+class RecoveryConfig:
+    """How a pruned network is retrained.
+
+    Attributes:
+        epochs: number of epochs.
+        lr: peak learning rate.
+        distill: whether the unpruned network is the teacher, through its outputs and embeddings of
+            five fixed views of each image; otherwise the network learns from labels alone, on new
+            views in each epoch.
+    """
+
+    epochs: int
+    lr: float = 0.005
+    distill: bool = False
+
+
+@dataclass(frozen=True)
+class Recovery:
+    """Retrains pruned networks.
+
+    Attributes:
+        text: what it does, for people; part of the name of the pruned network.
+        trained_on: prefixes of the content digests of the images that it trains on.
+        train: a network to the retrained network; weights that were pruned to zero stay zero.
+    """
+
+    text: str
+    trained_on: tuple[str, ...]
+    train: Callable[[nn.Module], nn.Module]
+
+
+def make_recovery(
     request: Request,
-    config: TrainingConfig,
+    recovery: RecoveryConfig,
     cache: Path,
     compute: Compute,
-    callbacks: TrainingCallbacks,
-    *,
-    distillation: DistillationConfig | None = None,
-) -> tuple[PreparedTraining, Callable[[nn.Module], nn.Module]]:
-    """Return what decides the training, and what trains one changed network after the other.
+    callbacks: TrainingCallbacks | None = None,
+) -> Recovery:
+    """Prepare the retraining of networks that are pruned from the network of ``request``.
 
-    The classifier begins as a linear head on the vectors of the network before it was changed, and goes on from
-    network to network: one drawn at random would first teach the network to forget (Kumar et al., "Fine-tuning can
-    distort pretrained features and underperform out-of-distribution", ICLR 2022).
+    The classifier is initialised with a linear head on the embeddings of the unpruned network, and
+    passed on from one network to the next. A randomly initialised one would distort the features
+    first (Kumar et al., "Fine-tuning can distort pretrained features and underperform
+    out-of-distribution", ICLR 2022).
 
     Args:
-        request: the images, and the network before it was changed.
-        config: of the training; its mode is ``full``.
+        request: the images, and the network before pruning.
+        recovery: length, learning rate and kind of the retraining.
         cache: folder of the cache files.
-        compute: how the work is done.
-        callbacks: told about progress.
-        distillation: how the network before it was changed teaches, with that linear head, on fixed views of each
-            image; None for labels alone, on new views in each epoch.
+        compute: how the embeddings of the unpruned network are extracted, and the device.
+        callbacks: called during training.
 
     Raises:
-        FeatkitError: of the kind that says what cannot be had.
+        DataError: if the images are too few or unlabelled.
+        SpecError: if a setting is out of range.
     """
-    config = replace(config, request=request, mode="full", augment="light", val=0.0, cache=cache)
+    config = TrainingConfig(
+        mode="full",
+        epochs=recovery.epochs,
+        lr=recovery.lr,
+        seed=request.seed,
+        augment="light",
+        val=0.0,
+        request=request,
+        cache=cache,
+    )
+    distillation = DistillationConfig(loss="logits+features") if recovery.distill else None
     prepared = prepare(config, compute, extra=distillation.to_json() if distillation else "")
-    source = load_features(request.to_dict(), cache, compute)
-    head, names = _linear_head(source), source.embeddings.classes
-    classifier = _weights(head, len(prepared.images.classes))
-    width = source.embeddings.x.shape[1]
-    teacher = teacher_of(source.request, head, names, prepared.images.classes) if distillation else None
+    classes = prepared.images.classes
+    features = load_features(request.to_dict(), cache, compute)
+    train = features.embeddings.part("train")
+    head = LinearHead(scale="standard").fit(train.x, train.y)
+    width = features.embeddings.x.shape[1]
+    teacher = None
+    if distillation:
+        teacher = teacher_of(features.request, head, features.embeddings.classes, classes)
+    execution = ExecutionConfig(compute, callbacks=callbacks or TrainingCallbacks())
+    classifier = _classifier_weights(head, len(classes))
 
-    def recover(module: nn.Module) -> nn.Module:
+    def retrain(module: nn.Module) -> nn.Module:
         nonlocal classifier
         backbone = replace(prepared.backbone, build=lambda: copy.deepcopy(module))
-        begun, execution = replace(prepared, backbone=backbone), ExecutionConfig(compute, callbacks=callbacks)
+        initial = replace(prepared, backbone=backbone)
         if distillation and teacher:
-            trained = distill(begun, teacher, width, distillation, execution, classifier=classifier)
+            result = distill(
+                initial, teacher, width, distillation, execution, classifier=classifier
+            )
         else:
-            trained = finetune(begun, execution, classifier)
-        classifier = trained.coef, trained.intercept
-        return trained.network
+            result = finetune(initial, execution, classifier)
+        classifier = result.coef, result.intercept
+        return result.network
 
-    return prepared, recover
+    # The text is part of the digest that names the pruned network: changing it would rename
+    # networks.
+    distilled = ", distilled" if distillation else ""
+    text = f"then {recovery.epochs} epochs at {recovery.lr:g}{distilled} ({prepared.id[:8]})"
+    return Recovery(text, prepared.trained_on, retrain)
 
 
-def _linear_head(source: FeatureSet) -> LinearHead:
-    train = source.embeddings.part("train")
-    return LinearHead(scale="standard").fit(train.x, train.y)
-
-
-def _weights(head: LinearHead, classes: int) -> Weights:
-    """Return the weights of a head for all classes; one that it does not know is unlikely."""
+def _classifier_weights(head: LinearHead, classes: int) -> Weights:
+    """Return weights ``(k, d)`` and biases ``(k,)`` for all classes; classes without training images get a low bias."""
     coef, intercept = head.to_weights()
     weight = np.zeros((classes, coef.shape[1]), np.float32)
     bias = np.full(classes, intercept.min(), np.float32)

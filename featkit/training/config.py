@@ -58,38 +58,46 @@ def _option(
 class TrainingConfig:
     """Everything that decides the trained weights, and the cache folder.
 
-    This class is the only list of training options: the command line, study files and ``from_options`` take names,
+    This class is the only list of training options: the command line, study files and
+        ``from_options`` take names,
     types, ranges and help texts from its fields.
 
     Attributes:
-        mode: ``shallow``: train the classifier only; ``deep``: the last blocks and the classifier; ``full``: all layers
-            of a pretrained network; ``scratch``: all layers from random weights.
-        unfreeze: for ``deep``: the first trainable stage or block, such as ``layer4`` or ``layer4.1``, or the number of
-            trainable blocks, counted from the end.
-        norm: BatchNorm layers of the trainable part: ``update``: use batch statistics and update the running ones;
-            ``frozen``: keep the running statistics. None: ``frozen`` for ``shallow``, else ``update``.
+        mode: ``shallow``: train the classifier only; ``deep``: the last blocks and the classifier;
+            ``full``: all layers of a pretrained network; ``scratch``: all layers from random
+            weights.
+        unfreeze: for ``deep``: the first trainable stage or block, such as ``layer4`` or
+            ``layer4.1``, or the number of trainable blocks, counted from the end.
+        norm: BatchNorm layers of the trainable part: ``update``: use batch statistics and update
+            the running ones; ``frozen``: keep the running statistics. None: ``frozen`` for
+            ``shallow``, else ``update``.
         epochs: number of passes over the training images.
         batch_size: images per step, over all processes.
         optimiser: ``sgd`` (momentum 0.9, Nesterov) or ``adamw``.
         lr: peak learning rate of the classifier.
-        layer_decay: layer-wise learning-rate decay: factor from each stage to the one before it (Clark et al. 2020).
+        layer_decay: layer-wise learning-rate decay: factor from each stage to the one before it
+            (Clark et al. 2020).
         weight_decay: not applied to normalisation layers and biases.
         warmup: epochs of linear warm-up; then the learning rate follows half a cosine down to zero.
         smoothing: label smoothing (Szegedy et al. 2016).
-        mixup, cutmix: alpha of the beta distribution (Zhang et al. 2018, Yun et al. 2019), 0 to disable; with both, one
-            of them is drawn for each batch.
-        ema: decay of an exponential moving average of the weights, which replaces them in the result; 0 to disable.
+        mixup, cutmix: alpha of the beta distribution (Zhang et al. 2018, Yun et al. 2019), 0 to
+            disable; with both, one of them is drawn for each batch.
+        ema: decay of an exponential moving average of the weights, which replaces them in the
+            result; 0 to disable.
         clip: maximum gradient norm, 0 to disable.
-        balance: correction for class imbalance: ``reweight`` the loss, ``resample`` the images, or ``logit-adjust``
-            (Menon et al. 2021).
-        patience: early-stopping patience: stop after this many epochs without better validation top-1; None to disable.
-        precision: of training: ``fp32``, ``bf16`` (bfloat16 autocast, float32 weights), or ``auto``: bf16 where the
-            device supports it in hardware.
+        balance: correction for class imbalance: ``reweight`` the loss, ``resample`` the images, or
+            ``logit-adjust`` (Menon et al. 2021).
+        patience: early-stopping patience: stop after this many epochs without better validation
+            top-1; None to disable.
+        precision: of training: ``fp32``, ``bf16`` (bfloat16 autocast, float32 weights), or
+            ``auto``: bf16 where the device supports it in hardware.
         seed: of the order of images, the augmentation and the initial classifier.
         augment: name of an augmentation (``images.augment``), or None.
-        views: augmented views cached for each image where layers are frozen; 0: augment anew in each epoch.
-        val: share of train held out to choose the best epoch, where the data has no validation split; 0: train on all
-            images, those of the validation split included, and keep the last epoch.
+        views: augmented views cached for each image where layers are frozen; 0: augment anew in
+            each epoch.
+        val: share of train held out to choose the best epoch, where the data has no validation
+            split; 0: train on all images, those of the validation split included, and keep the last
+            epoch.
         request: images and network; its precision is that of the frozen layers and of evaluation.
         cache: folder of the cache files.
     """
@@ -99,7 +107,9 @@ class TrainingConfig:
         "Layers to train: classifier only, last blocks, all layers, or all layers from random weights.",
         choices=MODES,
     )
-    unfreeze: str = _option("layer4", "For deep: first trainable block, or number of trainable blocks.")
+    unfreeze: str = _option(
+        "layer4", "For deep: first trainable block, or number of trainable blocks."
+    )
     norm: str | None = _option(
         None,
         "Running statistics of BatchNorm in trainable layers.",
@@ -110,13 +120,17 @@ class TrainingConfig:
     batch_size: int = _option(32, "Images per step, over all processes.", low=1, high=65_536)
     optimiser: str = _option("sgd", "Optimiser; sgd has Nesterov momentum 0.9.", choices=OPTIMISERS)
     lr: float = _option(0.01, "Peak learning rate.", low=0, high=1e6)
-    layer_decay: float = _option(1.0, "Layer-wise learning-rate decay, factor per stage.", low=0, high=1)
+    layer_decay: float = _option(
+        1.0, "Layer-wise learning-rate decay, factor per stage.", low=0, high=1
+    )
     weight_decay: float = _option(1e-4, "Weight decay, not for norms and biases.", low=0, high=1e3)
     warmup: float = _option(1.0, "Warm-up epochs.", low=0, high=1e5)
     smoothing: float = _option(0.0, "Label smoothing.", low=0, high=0.999)
     mixup: float = _option(0.0, "Mixup alpha; 0 disables it.", low=0, high=100)
     cutmix: float = _option(0.0, "CutMix alpha; 0 disables it.", low=0, high=100)
-    ema: float = _option(0.0, "Decay of the moving average of weights; 0 disables it.", low=0, high=0.999999)
+    ema: float = _option(
+        0.0, "Decay of the moving average of weights; 0 disables it.", low=0, high=0.999999
+    )
     clip: float = _option(0.0, "Maximum gradient norm; 0 disables clipping.", low=0, high=1e9)
     balance: str = _option("none", "Correction for class imbalance.", choices=BALANCES)
     patience: int | None = _option(
@@ -131,10 +145,16 @@ class TrainingConfig:
         shown="basic; none for shallow and for digits",
     )
     views: int = _option(
-        4, "Cached augmented views per image for frozen layers; 0 augments in each epoch.", low=0, high=MOST_VIEWS
+        4,
+        "Cached augmented views per image for frozen layers; 0 augments in each epoch.",
+        low=0,
+        high=MOST_VIEWS,
     )
     val: float = _option(
-        0.1, "Share of train held out for validation, unless the data has its own; 0 trains on all.", low=0, high=0.9
+        0.1,
+        "Share of train held out for validation, unless the data has its own; 0 trains on all.",
+        low=0,
+        high=0.9,
     )
     request: Request = field(default_factory=Request)
     cache: Path = Path("cache")
@@ -145,12 +165,18 @@ class TrainingConfig:
         for each in option_fields():
             _check(each, getattr(self, each.name))
         if self.patience is not None and not self.val:
-            raise SpecError("--patience needs validation images, and --val 0 leaves none: use only one of them")
+            raise SpecError(
+                "--patience needs validation images, and --val 0 leaves none: use only one of them"
+            )
         if self.request.perturb or self.request.augment:
-            raise SpecError("training reads clean images and augments them itself: leave --perturb out")
+            raise SpecError(
+                "training reads clean images and augments them itself: leave --perturb out"
+            )
 
     @classmethod
-    def from_options(cls, options: Mapping[str, Any], cache: Path = Path("cache")) -> TrainingConfig:
+    def from_options(
+        cls, options: Mapping[str, Any], cache: Path = Path("cache")
+    ) -> TrainingConfig:
         """Build a configuration from options; an option that is None or missing has its default.
 
         Args:
@@ -174,7 +200,9 @@ class TrainingConfig:
         augment = own.pop("augment", None)
         if augment is None and own.get("mode") != "shallow" and request.data != "digits":
             augment = "basic"
-        return cls(**own, augment=None if augment == "none" else augment, request=request, cache=cache)
+        return cls(
+            **own, augment=None if augment == "none" else augment, request=request, cache=cache
+        )
 
     @classmethod
     def option_names(cls) -> tuple[str, ...]:
@@ -219,7 +247,9 @@ def _check(each: Field[Any], value: Any) -> None:
 
 
 def _range(option: Option) -> str:
-    return f"{option.low:g}..{option.high:g}" if option.high is not None else f"{option.low:g} or more"
+    return (
+        f"{option.low:g}..{option.high:g}" if option.high is not None else f"{option.low:g} or more"
+    )
 
 
 def _typed(name: str, value: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Several processes that train one network, as ``torchrun`` starts them: each takes its part of every batch."""
+"""Training in several processes started by ``torchrun``: each process takes its part of every batch."""
 
 from __future__ import annotations
 
@@ -19,53 +19,62 @@ class ProcessGroup:
     """The processes that train together.
 
     Attributes:
-        rank: number of this one; the one with 0 writes files and speaks.
-        size: how many there are.
+        rank: number of this process; rank 0 writes files and prints.
+        size: number of processes.
     """
 
     rank: int = 0
     size: int = 1
 
-    def wrapped(self, model: nn.Module) -> nn.Module:
-        """Return the model, its gradients averaged over the processes in each step."""
+    @property
+    def is_main(self) -> bool:
+        """Whether this process writes files and prints."""
+        return self.rank == 0
+
+    def wrap(self, model: nn.Module) -> nn.Module:
+        """Return the model, with gradients averaged over the processes in each step."""
         return DistributedDataParallel(model) if self.size > 1 else model
 
-    def total(self, sums: Tensor) -> Tensor:
-        """Return sums over all processes."""
+    def sum(self, values: Tensor) -> Tensor:
+        """Sum a tensor over all processes, in place, and return it."""
         if self.size > 1:
-            distributed.all_reduce(sums)
-        return sums
+            distributed.all_reduce(values)
+        return values
 
-    def average(self, module: nn.Module) -> None:
-        """Give the gradients of a module that is not wrapped their mean over the processes."""
-        for parameter in module.parameters() if self.size > 1 else ():
+    def average_gradients(self, module: nn.Module) -> None:
+        """Average the gradients of a module that is not wrapped over the processes."""
+        if self.size == 1:
+            return
+        for parameter in module.parameters():
             if parameter.grad is not None:
                 distributed.all_reduce(parameter.grad)
                 parameter.grad /= self.size
 
-    def share(self, module: nn.Module) -> None:
-        """Give every process the statistics of norms that the first one has, so that all judge one network."""
-        for buffer in module.buffers() if self.size > 1 else ():
+    def broadcast_buffers(self, module: nn.Module) -> None:
+        """Copy the BatchNorm statistics of rank 0 to all processes, so that all evaluate the same network."""
+        if self.size == 1:
+            return
+        for buffer in module.buffers():
             distributed.broadcast(buffer, 0)
 
-    def check(self, batch_size: int) -> None:
-        """Make sure that every process has as many images as any other, or their gradients would not be the batch's.
+    def check_batch_size(self, batch_size: int) -> None:
+        """Check that a batch can be divided equally; else averaged gradients would not be those of the batch.
 
         Raises:
-            SpecError: if it has not.
+            SpecError: if it cannot.
         """
         if batch_size % self.size:
             raise SpecError(
-                f"--batch-size {batch_size} is no multiple of the number of processes, {self.size}: change it"
+                f"--batch-size {batch_size} is not a multiple of the number of processes ({self.size}): change it"
             )
 
 
 @contextmanager
-def joined(device: str) -> Iterator[ProcessGroup]:
-    """Join the processes that ``torchrun`` started; a process that was started alone is its own group.
+def join_process_group(device: str) -> Iterator[ProcessGroup]:
+    """Join the processes that ``torchrun`` started; without ``torchrun``, the group is this process alone.
 
     Args:
-        device: ``cuda`` or ``cpu``: what they talk through.
+        device: ``cuda`` (NCCL) or ``cpu`` (Gloo).
     """
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1:

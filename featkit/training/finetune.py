@@ -133,7 +133,7 @@ def run(
         extra: what else learns and is thrown away afterwards.
     """
     config, images, group = prepared.config, prepared.images, execution.group
-    group.check(config.batch_size)
+    group.check_batch_size(config.batch_size)
     if prepared.backbone.trained and not config.frozen_norms and not has_statistics(model.body.network):
         execution.callbacks.on_message("its BatchNorms were folded into scale and shift: they get statistics from train images")
         rows = np.arange(min(_SEEN, int((images.splits == "train").sum())))

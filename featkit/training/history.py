@@ -1,4 +1,4 @@
-"""What each epoch came to."""
+"""Metrics of each epoch, and the lines of ``history.csv``."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class EpochScore:
-    """What an epoch came to on train or on val: mean loss, top-1 and top-5 (shares), number of images."""
+    """Mean loss, top-1 and top-5 accuracy (fractions) over the ``n`` images of a split in one epoch."""
 
     loss: float
     top1: float
@@ -23,14 +23,14 @@ class EpochScore:
 
 @dataclass(frozen=True)
 class EpochRecord:
-    """One line of the history; train as the network was while it learned, val after the epoch.
+    """One epoch of the training history.
 
     Attributes:
         number: from 0.
-        rate: share of the highest learning rate at its last step.
-        train: of the images as they were seen, augmented.
-        val: of the images as they are, or None.
-        seconds: that it took, val included.
+        rate: learning rate of the last step, as a fraction of the peak learning rate.
+        train: score of the augmented training images, accumulated while the network was updated.
+        val: score of the validation images after the epoch, or None.
+        seconds: wall time, validation included.
     """
 
     number: int
@@ -40,19 +40,28 @@ class EpochRecord:
     seconds: float
 
     def to_list(self) -> list[Any]:
-        """Return the epoch as a checkpoint can hold it."""
-        scores = [[each.loss, each.top1, each.top5, each.n] if each else None for each in (self.train, self.val)]
-        return [self.number, self.rate, *scores, self.seconds]
+        """Return the record as stored in a checkpoint."""
+        return [
+            self.number,
+            self.rate,
+            _score_to_list(self.train),
+            _score_to_list(self.val) if self.val else None,
+            self.seconds,
+        ]
 
     @classmethod
     def from_list(cls, values: list[Any]) -> EpochRecord:
-        """Read what ``to_list`` wrote."""
-        number, height, train, val, seconds = values
-        return cls(number, height, EpochScore(*train), EpochScore(*val) if val else None, seconds)
+        """Read what ``to_list`` returned."""
+        number, rate, train, val, seconds = values
+        return cls(number, rate, EpochScore(*train), EpochScore(*val) if val else None, seconds)
 
 
-def sums(loss: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
-    """Return ``(4,)`` of a batch: summed loss, number of right answers, of right ones among five, of images.
+def _score_to_list(score: EpochScore) -> list[float]:
+    return [score.loss, score.top1, score.top5, score.n]
+
+
+def batch_sums(loss: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
+    """Return ``(4,)`` sums over a batch: loss, correct top-1 and top-5 predictions, number of images.
 
     Args:
         loss: mean over the batch.
@@ -61,32 +70,40 @@ def sums(loss: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
     """
     n = len(labels)
     best = logits.detach().topk(min(5, logits.shape[1]), dim=1).indices == labels[:, None]
-    return torch.tensor([float(loss.detach()) * n, float(best[:, 0].sum()), float(best.sum()), n], dtype=torch.float64)
+    return torch.tensor(
+        [float(loss.detach()) * n, float(best[:, 0].sum()), float(best.sum()), n],
+        dtype=torch.float64,
+    )
 
 
-def score(total: Tensor) -> EpochScore:
-    """Return the score that summed ``sums`` come to."""
+def score_from_sums(total: Tensor) -> EpochScore:
+    """Return the means of accumulated ``batch_sums``; NaN without images."""
     loss, top1, top5, n = total.tolist()
-    return EpochScore(loss / n, top1 / n, top5 / n, int(n)) if n else EpochScore(math.nan, math.nan, math.nan, 0)
+    if not n:
+        return EpochScore(math.nan, math.nan, math.nan, 0)
+    return EpochScore(loss / n, top1 / n, top5 / n, int(n))
 
 
 def best_epoch(history: Iterable[EpochRecord]) -> int | None:
-    """Return the number of the epoch with the best val top-1, of equal ones that of least loss; None without val."""
-    judged = [(each.val.top1, -each.val.loss, -each.number) for each in history if each.val]
-    return -max(judged)[2] if judged else None
+    """Return the number of the epoch with the best validation top-1, ties broken by loss; None without validation."""
+    ranked = [(each.val.top1, -each.val.loss, -each.number) for each in history if each.val]
+    return -max(ranked)[2] if ranked else None
 
 
 def history_rows(history: Iterable[EpochRecord]) -> Iterator[dict[str, float | int | str]]:
-    """Yield one line of ``history.csv`` for each epoch; what there is no val for is empty."""
+    """Yield one row of ``history.csv`` per epoch; validation columns are empty strings without validation."""
     for each in history:
-        line: dict[str, float | int | str] = {"epoch": each.number + 1, "rate": each.rate}
-        for name, judged in (("train", each.train), ("val", each.val)):
-            for part in ("loss", "top1", "top5", "n"):
-                line[f"{name}_{part}"] = getattr(judged, part) if judged else ""
-        yield line
+        row: dict[str, float | int | str] = {"epoch": each.number + 1, "rate": each.rate}
+        for split, score in (("train", each.train), ("val", each.val)):
+            for metric in ("loss", "top1", "top5", "n"):
+                row[f"{split}_{metric}"] = getattr(score, metric) if score else ""
+        yield row
 
 
 def history_numbers(history: Iterable[EpochRecord]) -> list[dict[str, float]]:
-    """Return the lines of ``history.csv`` as numbers; what is empty is NaN."""
+    """Return the rows of ``history.csv`` as numbers; empty values are NaN."""
     rows = history_rows(history)
-    return [{name: float("nan" if value == "" else value) for name, value in row.items()} for row in rows]
+    return [
+        {name: float("nan" if value == "" else value) for name, value in row.items()}
+        for row in rows
+    ]

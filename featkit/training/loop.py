@@ -20,7 +20,7 @@ from featkit.training.checkpoint import load_checkpoint, save_checkpoint
 from featkit.training.config import TrainingConfig
 from featkit.training.distributed import ProcessGroup
 from featkit.training.feeds import BatchLoader, TrainingBatch
-from featkit.training.history import EpochRecord, EpochScore, best_epoch, score, sums
+from featkit.training.history import EpochRecord, EpochScore, batch_sums, best_epoch, score_from_sums
 from featkit.training.network import TrainableClassifier, learning_state, set_training
 from featkit.training.optim import make_optimiser, rate, set_rate
 
@@ -102,7 +102,7 @@ class _Run:
         self.extra = task.extra.to(task.device) if task.extra is not None else None
         self.optimiser = make_optimiser(self.model, self.extra, task.config)
         self.average = copy.deepcopy(self.model) if task.config.ema else None
-        self.wrapped = task.group.wrapped(self.model)
+        self.wrapped = task.group.wrap(self.model)
         self.history: list[EpochRecord] = []
         self.best: dict[str, Tensor] | None = None
         self.number, self.step = 0, 0
@@ -139,11 +139,11 @@ class _Run:
         self._check_weights()
         for network in (self.model, self.average):
             if network is not None:
-                task.group.share(network)
+                task.group.broadcast_buffers(network)
         val = self._judge()
         seconds = self.seconds + time.perf_counter() - began
-        total = self.task.group.total(self.sums)
-        self.history.append(EpochRecord(self.number, self._rate(self.step - 1), score(total), val, seconds))
+        total = self.task.group.sum(self.sums)
+        self.history.append(EpochRecord(self.number, self._rate(self.step - 1), score_from_sums(total), val, seconds))
         if best_epoch(self.history) == self.number:
             self.best = {name: value.detach().cpu().clone() for name, value in learning_state(self.judged).items()}
         self.number, self.step, self.sums, self.seconds = self.number + 1, 0, torch.zeros_like(self.sums), 0.0
@@ -163,12 +163,12 @@ class _Run:
         self.optimiser.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         if self.extra is not None:
-            task.group.average(self.extra)
+            task.group.average_gradients(self.extra)
         if task.config.clip:
             nn.utils.clip_grad_norm_([p for g in self.optimiser.param_groups for p in g["params"]], task.config.clip)
         self.optimiser.step()
         self._follow()
-        self.sums += sums(loss, logits.detach(), labels)
+        self.sums += batch_sums(loss, logits.detach(), labels)
 
     def _diverged(self, loss: float) -> str:
         kept = f"; the last good weights are in {self.task.folder}" if self.number and self.task.folder else ""
@@ -278,8 +278,8 @@ def evaluate(model: TrainableClassifier, feed: BatchLoader, task: TrainingTask) 
                 _, logits = model(batch.inputs.to(task.device).float())
             labels = batch.labels.to(task.device)
             loss = nn.functional.cross_entropy(logits.float(), labels)
-            total += sums(loss, logits, labels)
-    return score(total)
+            total += batch_sums(loss, logits, labels)
+    return score_from_sums(total)
 
 
 def _arithmetic(task: TrainingTask) -> torch.autocast:

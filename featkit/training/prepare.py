@@ -30,7 +30,7 @@ class PreparedTraining:
         backbone: the network to begin with.
         fingerprint: digest of all that decides the weights.
         test: digests of the test images and of their labels, which decide no weight.
-        learned: beginnings of the content digests of the images that train it or choose its epoch.
+        trained_on: beginnings of the content digests of the images that train it or choose its epoch.
         about: what else there is to say of it, such as who its teacher is.
     """
 
@@ -39,7 +39,7 @@ class PreparedTraining:
     backbone: Backbone
     fingerprint: str
     test: tuple[str, str] = ("", "")
-    learned: tuple[str, ...] = ()
+    trained_on: tuple[str, ...] = ()
     about: str = ""
 
     @property
@@ -55,7 +55,7 @@ class PreparedTraining:
         label = f"{backbone.name}, {what.get(config.mode, 'trained from scratch')} on {self.images.name}"
         label += f", {self.about}" if self.about else ""
         name = f"{backbone.name}-{config.mode}-{self.id[:8]}"
-        return describe_derived(backbone, request.backbone, name, label, trained_on=self.learned)
+        return describe_derived(backbone, request.backbone, name, label, trained_on=self.trained_on)
 
 
 def prepare(config: TrainingConfig, compute: Compute, *, extra: str = "", about: str = "") -> PreparedTraining:

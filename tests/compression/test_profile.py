@@ -11,7 +11,14 @@ from torch import nn
 
 from featkit.backbones import load_backbone
 from featkit.backbones.engines.torch import open_engine
-from featkit.compression.profile import TimedNetwork, count_macs, measure_size, open_any, peak_memory, time_engines
+from featkit.compression.profile import (
+    TimedNetwork,
+    count_macs,
+    measure_peak_memory,
+    measure_size,
+    open_any,
+    time_engines,
+)
 from featkit.embeddings.request import Request
 from featkit.errors import SpecError
 from featkit.storage import available_cores
@@ -82,9 +89,9 @@ def test_a_network_that_shares_out_a_batch_by_itself_gets_one_and_all_threads():
 
 def test_peak_memory_is_that_of_a_process_with_torch_in_it():
     request = Request(data="", backbone="resnet18", weights="random", resize="32")
-    assert 100 < peak_memory(request, None, "fp32") < 3000
+    assert 100 < measure_peak_memory(request, None, "fp32") < 3000
 
 
 def test_a_process_that_fails_says_why():
     with pytest.raises(SpecError, match=r"memory of resnet18@fp32 cannot be measured.*gone\.pth"):
-        peak_memory(Request(data="", backbone="resnet18", weights="gone.pth"), None, "fp32")
+        measure_peak_memory(Request(data="", backbone="resnet18", weights="gone.pth"), None, "fp32")

@@ -273,7 +273,7 @@ def test_perturbed_images_are_not_trained_on(wanted):
 DISTRIBUTED = (
     PROGRAM.split("loop._BETWEEN")[0]
     + """
-from featkit.training.distributed import joined
+from featkit.training.distributed import join_process_group
 out = Path(sys.argv[1])
 request = Request(
     data="digits",
@@ -286,7 +286,7 @@ request = Request(
 config = TrainingConfig(
     mode="full", epochs=2, batch_size=8, lr=1e-3, augment="shift", views=2, request=request, cache=out / "cache"
 )
-with joined("cpu") as group:
+with join_process_group("cpu") as group:
     done = finetune(prepare(config, Compute(device="cpu")), ExecutionConfig(Compute(device="cpu"), out, group=group))
     if not group.rank:
         (out / f"{group.size}.json").write_text(json.dumps([done.coef.tolist(), [e.train.loss for e in done.history]]))
