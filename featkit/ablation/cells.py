@@ -1,32 +1,49 @@
-"""One row of a matrix: where it lies on each axis, and what came of it."""
+"""Results of grid cells, and the files that keep them: written atomically, sealed with a checksum."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+import gzip
+import json
+import traceback
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
 
+import numpy as np
+
+from featkit.ablation.grid import AxisValue
+from featkit.errors import DataError, FeatkitError, MissingExtraError, RunError, WeightsError
 from featkit.evaluation.predictions import Predictions
 from featkit.evaluation.report import Report
+from featkit.heads.balance import InapplicableError
+from featkit.runs.directory import seal
+from featkit.runs.fit import Run
+from featkit.storage import LockHeldError, locked, write_file
 
-AxisValue = str | int | bool
+SCHEMA = 1
+"""Version of the cell files. Increase it when the layout changes or the same cell has different numbers."""
 
 
 @dataclass(frozen=True)
 class CellResult:
-    """One row of the table.
+    """Result of one cell of a grid.
 
     Attributes:
-        values: the cell's place on each axis.
-        status: ``ok``; ``skipped`` where the grid says so, or weights or an extra are not to be had; ``failed``.
-        reason: why it is not ``ok``, or what the report warns of.
-        log: path of the file that holds the traceback of a failed cell, else empty.
+        values: the cell's value on each axis.
+        status: ``ok``; ``skipped`` if a rule of the grid excludes it, it does not apply, or weights or
+            an optional dependency are missing; ``failed``.
+        reason: why the status is not ``ok``, or the warnings of the report.
+        log: path of the file with the traceback of a failed cell, relative to the grid's folder.
         data: short name of the images.
-        weights: label of the weights, which says so if they are untrained.
-        run: the id that `featkit fit` gives the same run.
+        weights: label of the weights; it says so if they are untrained.
+        run: id of the same run made with `featkit fit`.
         report: None unless ``ok``.
-        predictions: on the test images; None unless ``ok``.
-        val_score: balanced accuracy on val of the head before val joined train; None where there is no val.
-        seconds: of fitting and judging; a fit that serves several cells counts in each.
+        predictions: predictions on the test images; None unless ``ok``.
+        val_score: balanced accuracy on the validation set of a head fitted on train only; None if
+            there is no validation set.
+        seconds: time of fitting and prediction; cells that share a fitted head each include its time.
     """
 
     values: Mapping[str, AxisValue]
@@ -40,3 +57,114 @@ class CellResult:
     predictions: Predictions | None = None
     val_score: float | None = None
     seconds: float = 0.0
+
+
+@contextmanager
+def lock_grid(folder: Path) -> Iterator[None]:
+    """Hold the lock of a grid's cell folder until the block ends, and remove what interrupted runs left behind.
+
+    Raises:
+        RunError: if another process holds the lock.
+        StorageError: if the folder cannot be written.
+    """
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(locked(folder / ".lock"))
+        except LockHeldError as error:
+            raise RunError(
+                f"{error.owner} is running the grid in {folder.parent}: wait for it, or choose another --out"
+            ) from None
+        for path in [*folder.glob(".*.tmp"), *folder.glob("*.log")]:  # failed cells are tried again
+            path.unlink(missing_ok=True)
+        yield
+
+
+def write_cell(folder: Path, name: str, run: Run, val_score: float | None) -> None:
+    """Write a finished cell atomically.
+
+    Raises:
+        StorageError: if the disk is full or cannot be written.
+    """
+    predictions = run.predictions
+    content = {
+        "schema": SCHEMA,
+        "data": run.source.data,
+        "weights": run.source.weights,
+        "run": run.id,
+        "report": run.report.to_dict(),
+        "answers": {
+            "ids": predictions.ids,
+            "y": predictions.y.tolist(),
+            "predicted": predictions.predicted.tolist(),
+        },
+        "val_score": val_score,
+        "cost": dict(run.report.cost),
+    }
+    # Through JSON once, so that the checksum covers exactly what will be read back.
+    content = json.loads(json.dumps(content))
+    sealed = json.dumps({**content, "sha256": seal(content)}).encode()
+    write_file(_cell_path(folder, name), gzip.compress(sealed, compresslevel=6, mtime=0))
+    _log_path(folder, name).unlink(missing_ok=True)
+
+
+def read_cell(folder: Path, name: str, values: Mapping[str, AxisValue]) -> CellResult | None:
+    """Read a finished cell; return None if it does not exist.
+
+    Raises:
+        RunError: if the file cannot be read or its checksum does not match.
+    """
+    path = _cell_path(folder, name)
+    try:
+        content = json.loads(gzip.decompress(path.read_bytes()))
+        if content["sha256"] != seal(content):
+            raise RunError(f"{path} was changed after it was written")
+        return _parse_cell(content, values)
+    except FileNotFoundError:
+        return None
+    except (OSError, EOFError, ValueError, KeyError, TypeError, DataError) as error:
+        raise RunError(f"{path} cannot be read ({error or type(error).__name__})") from error
+
+
+def remove_cell(folder: Path, name: str) -> None:
+    """Delete the file of a cell, so that the cell is computed again."""
+    _cell_path(folder, name).unlink(missing_ok=True)
+
+
+def failed_cell(folder: Path, name: str, values: Mapping[str, AxisValue], error: BaseException) -> CellResult:
+    """Return the result of a cell that raised an error, and write the traceback to its log file.
+
+    Missing weights, a missing optional dependency and a correction that does not apply to the head
+    count as skipped and leave no log.
+    """
+    text = str(error) if isinstance(error, FeatkitError) else f"{type(error).__name__}: {error}"
+    reason = " ".join(text.split())
+    if isinstance(error, WeightsError | MissingExtraError | InapplicableError):
+        return CellResult(values, "skipped", reason)
+    log = _log_path(folder, name)
+    write_file(log, "".join(traceback.format_exception(error)))
+    return CellResult(values, "failed", reason, log=f"{folder.name}/{log.name}")
+
+
+def _cell_path(folder: Path, name: str) -> Path:
+    return folder / f"{name}.json.gz"
+
+
+def _log_path(folder: Path, name: str) -> Path:
+    return folder / f"{name}.log"
+
+
+def _parse_cell(content: Mapping[str, Any], values: Mapping[str, AxisValue]) -> CellResult:
+    stored, cost = content["answers"], content["cost"]
+    report = replace(Report.from_dict(content["report"]), cost=cost)
+    return CellResult(
+        values=values,
+        status="ok",
+        reason="; ".join(report.warnings),
+        data=content["data"],
+        weights=content["weights"],
+        run=content["run"],
+        report=report,
+        predictions=Predictions(tuple(stored["ids"]), np.array(stored["y"]), np.array(stored["predicted"])),
+        val_score=content["val_score"],
+        seconds=cost["fit_seconds"] + cost["predict_seconds"],
+    )

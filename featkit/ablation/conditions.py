@@ -62,7 +62,7 @@ def long_tail(findings: Findings) -> list[LongTailRow]:
     if not {SUBSET, BALANCE} & set(findings.axes):
         return []
     axes = [axis for axis in findings.axes if axis not in (SEED, BALANCE)]
-    rows = [row for its in grouped(findings.judged, axes).values() for row in _corrections(findings, axes, its)]
+    rows = [row for its in grouped(findings.scored, axes).values() for row in _corrections(findings, axes, its)]
     gains = iter(adjusted([row.gain for row in rows if row.gain]))
     return [replace(row, gain=next(gains)) if row.gain else row for row in rows]
 
@@ -91,16 +91,16 @@ def _shares(rows: Sequence[tuple[float, int]]) -> Average:
     return average_accuracies([round(share * n) for share, n in rows], [n for _, n in rows])
 
 
-def drops_by_choice(findings: Findings) -> list[DropRow]:
+def drops_by_classifier(findings: Findings) -> list[DropRow]:
     """Return a row for each classifier, all perturbations pooled; none unless there are clean and perturbed cells."""
     axes = [axis for axis in findings.axes if axis not in (SEED, PERTURB)]
-    groups = grouped(findings.judged, axes).values()
+    groups = grouped(findings.scored, axes).values()
     return _rows(findings, ((findings.label(its[0][0].values, axes), its) for its in groups))
 
 
 def drops_by_perturbation(findings: Findings) -> list[DropRow]:
     """Return a row for each perturbation, all classifiers pooled; none unless there are clean and perturbed cells."""
-    clean, groups = unperturbed(findings), grouped(findings.judged, [PERTURB])
+    clean, groups = unperturbed(findings), grouped(findings.scored, [PERTURB])
     kinds = [value for value in findings.axes.get(PERTURB, ())[1:] if (value,) in groups]
     return _rows(findings, ((str(value), [*clean, *groups[value,]]) for value in kinds))
 

@@ -34,7 +34,7 @@ ScoredCell = tuple[CellResult, CellScores]
 
 
 @dataclass(frozen=True)
-class Chosen:
+class Selection:
     """The classifier that did best on val under one condition, and how it did on test.
 
     Attributes:
@@ -64,9 +64,9 @@ class Findings:
         axes: the values of each axis that varies; the first is what the others are compared with.
         same: the value of each axis that does not.
         cells: all cells, best first, those without a result last.
-        judged: those with a result, in the same order, each with what it scored.
+        scored: those with a result, in the same order, each with what it scored.
         effects: differences between values of each axis, averaged over the others.
-        chosen: one for each condition whose classifiers all have a score on val.
+        selections: one for each condition whose classifiers all have a score on val.
     """
 
     name: str
@@ -74,17 +74,17 @@ class Findings:
     axes: Mapping[str, tuple[Any, ...]]
     same: Mapping[str, Any]
     cells: tuple[CellResult, ...]
-    judged: tuple[ScoredCell, ...]
+    scored: tuple[ScoredCell, ...]
     effects: tuple[Effect, ...]
-    chosen: tuple[Chosen, ...]
+    selections: tuple[Selection, ...]
 
     @property
-    def choice_axes(self) -> list[str]:
+    def classifier_axes(self) -> list[str]:
         """The axes that vary and say which classifier it is."""
         return [axis for axis in self.axes if axis not in (*CONDITIONS, SEED)]
 
     @property
-    def spoken(self) -> list[Effect]:
+    def short_axis_effects(self) -> list[Effect]:
         """The effects of axes with few enough values to be told in sentences."""
         return [effect for effect in self.effects if len(self.axes[effect.axis]) <= _ALL_PAIRS]
 
@@ -116,7 +116,7 @@ class Findings:
         return "default" if value == "" else str(value)
 
 
-def find(name: str, axes: Mapping[str, Sequence[Any]], cells: Sequence[CellResult]) -> Findings:
+def analyze_grid(name: str, axes: Mapping[str, Sequence[Any]], cells: Sequence[CellResult]) -> Findings:
     """Compare all that the cells of a matrix allow.
 
     Args:
@@ -141,7 +141,7 @@ def find(name: str, axes: Mapping[str, Sequence[Any]], cells: Sequence[CellResul
         tuple(_main_effects(varying, scored)),
         (),
     )
-    return replace(findings, chosen=tuple(_chosen(findings)))
+    return replace(findings, selections=tuple(_chosen(findings)))
 
 
 def _score(cell: CellResult, metric: str) -> tuple[float, Interval]:
@@ -197,12 +197,12 @@ def grouped(judged: Iterable[ScoredCell], axes: Sequence[str]) -> dict[tuple[Any
 def unperturbed(findings: Findings) -> list[ScoredCell]:
     """Return the cells whose test images are as they are, or those of the first perturbation if there are none."""
     if PERTURB not in findings.axes:
-        return list(findings.judged)
+        return list(findings.scored)
     plain = findings.axes[PERTURB][0]
-    return [(cell, outcome) for cell, outcome in findings.judged if cell.values.get(PERTURB) == plain]
+    return [(cell, outcome) for cell, outcome in findings.scored if cell.values.get(PERTURB) == plain]
 
 
-def _chosen(findings: Findings) -> list[Chosen]:
+def _chosen(findings: Findings) -> list[Selection]:
     """Choose on val under each condition; only then look at test, which has one family of comparisons in all."""
     axes = [axis for axis in (DATA, SUBSET) if axis in findings.axes]
     by_condition = grouped(unperturbed(findings), axes).items()
@@ -212,10 +212,10 @@ def _chosen(findings: Findings) -> list[Chosen]:
     return [replace(one, versus=tuple(next(family) for _ in one.versus)) for one in chosen]
 
 
-def _choose(findings: Findings, condition: str, judged: list[ScoredCell]) -> Chosen | None:
+def _choose(findings: Findings, condition: str, judged: list[ScoredCell]) -> Selection | None:
     choices = {
-        findings.label(its[0][0].values, findings.choice_axes): its
-        for its in grouped(judged, findings.choice_axes).values()
+        findings.label(its[0][0].values, findings.classifier_axes): its
+        for its in grouped(judged, findings.classifier_axes).values()
     }
     scores = {
         choice: [cell.val_score for cell, _ in its if cell.val_score is not None] for choice, its in choices.items()
@@ -231,4 +231,4 @@ def _choose(findings: Findings, condition: str, judged: list[ScoredCell]) -> Cho
         for cell, outcome in its
     ]
     versus = effects(relabelled, "classifier", [(best, other) for other in choices if other != best])
-    return Chosen(condition, best, len(choices), means[best], findings.mean(choices[best]), tuple(versus))
+    return Selection(condition, best, len(choices), means[best], findings.mean(choices[best]), tuple(versus))

@@ -6,8 +6,7 @@ import time
 from collections import Counter
 from dataclasses import dataclass
 
-from featkit.ablation.cell_files import read_cell
-from featkit.ablation.cells import CellResult
+from featkit.ablation.cells import CellResult, read_cell
 from featkit.ablation.grid import Grid
 from featkit.ablation.run import AblationConfig, PlannedCell, grouped, plan_cell
 from featkit.backbones.precision import INT8

@@ -10,12 +10,13 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from featkit.ablation.cells import AxisValue
 from featkit.embeddings.request import Request
 from featkit.errors import SpecError
 from featkit.registry import check_names
 from featkit.runs.fit import FitConfig
 from featkit.storage import digest, read_toml
+
+AxisValue = str | int | bool
 
 AXES: Mapping[str, AxisValue] = {
     "data": "digits",

@@ -6,11 +6,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from featkit.ablation.cell_files import SCHEMA, failed_cell, forget_cell, locked, read_cell
-from featkit.ablation.cells import AxisValue, CellResult
-from featkit.ablation.executors.local import side_by_side
-from featkit.ablation.grid import Grid
-from featkit.ablation.worker import CellCondition, CellTask, fit_cells
+from featkit.ablation.cells import SCHEMA, CellResult, failed_cell, lock_grid, read_cell, remove_cell
+from featkit.ablation.executors.local import LocalExecutor
+from featkit.ablation.grid import AxisValue, Grid
+from featkit.ablation.worker import CellCondition, CellTask, run_task
 from featkit.embeddings.pipeline import Compute
 from featkit.errors import RunError
 from featkit.runs.fit import RESULTS_VERSION, FitConfig
@@ -82,7 +81,7 @@ def run_grid(grid: Grid, work: AblationConfig) -> AblationResult:
         StorageError: if the disk is full or cannot be written.
     """
     folder = work.out / grid.name / "cells"
-    with locked(folder):
+    with lock_grid(folder):
         return AblationResult(grid, _Maker(grid, work, folder).run())
 
 
@@ -104,8 +103,9 @@ class _Maker:
         left = self._keep(self._planned())  # an int8 network, once calibrated, may be one that cells were made with
         tasks = [self._task(cells) for cells in grouped(left.values())]
         self._report(running=min(self._work.jobs, len(tasks)))
-        for done, (place, lost) in enumerate(side_by_side(fit_cells, tasks, self._work.jobs, available_cores()), 1):
-            self._take(tasks[place], lost)
+        executor = LocalExecutor(self._work.jobs, available_cores())
+        for done, finished in enumerate(executor.run(run_task, tasks), 1):
+            self._take(tasks[finished.index], finished.result)
             self._report(running=min(self._work.jobs, len(tasks) - done))
         return tuple(self._rows[place] for place in range(len(self._places)))
 
@@ -133,7 +133,7 @@ class _Maker:
                 cell = read_cell(self._folder, each.name, each.values)
             except RunError as error:
                 self._work.note(f"{error}: it is made again")
-                forget_cell(self._folder, each.name)
+                remove_cell(self._folder, each.name)
                 cell = None
             if cell:
                 self._rows[place] = cell

@@ -22,19 +22,19 @@ _LARGE = ("per_class", "confusion", "confused", "reliability", "reliability_cali
 """Parts of a report that are kept with its cell alone."""
 
 
-def ranked(cells: Sequence[CellResult]) -> list[CellResult]:
+def best_first(cells: Sequence[CellResult]) -> list[CellResult]:
     """Return the cells, best top-1 first, those without a report last."""
     return sorted(cells, key=lambda cell: -cell.report.top1 if cell.report else 1)
 
 
-def matrix_files(matrix: AblationResult, baseline: str = "") -> dict[str, Content]:
+def result_files(matrix: AblationResult, baseline: str = "") -> dict[str, Content]:
     """Return results and times, by the name of the file; all but ``times.csv`` are the same from run to run.
 
     Args:
         matrix: its cells are written best first.
         baseline: the backbone that errors are measured against; empty for the first of the grid.
     """
-    cells = ranked(matrix.cells)
+    cells = best_first(matrix.cells)
     baseline = baseline or str(matrix.grid.values("backbone")[0])
     further = {
         "longtail": [row.to_dict() for row in tail_rows(cells)] if _about_tails(matrix) else [],

@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 from scipy.stats import norm
 
-from featkit.ablation.cell_files import failed_cell, write_cell
-from featkit.ablation.cells import AxisValue, CellResult
+from featkit.ablation.cells import CellResult, failed_cell, write_cell
+from featkit.ablation.grid import AxisValue
 from featkit.embeddings import store
 from featkit.embeddings.base import Embeddings
 from featkit.embeddings.request import Request
@@ -55,7 +55,7 @@ class CellTask:
     cells: tuple[CellCondition, ...]
 
 
-def fit_cells(task: CellTask) -> list[CellResult]:
+def run_task(task: CellTask) -> list[CellResult]:
     """Fit a head and write its cells; return those that came to nothing, as rows.
 
     BLAS runs on one core: the numbers are the same however many tasks are at work.

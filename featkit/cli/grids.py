@@ -174,7 +174,7 @@ def given_fixed(options: Mapping[str, Any]) -> dict[str, Any]:
 def run_grid(grid: Grid, options: Mapping[str, Any], baseline: str = "") -> AblationResult | None:
     """Run a grid, print its table, leave its files; with ``--dry-run``, say what it would take, and return None."""
     from featkit.ablation.run import run_grid
-    from featkit.ablation.tables import matrix_files, ranked
+    from featkit.ablation.tables import best_first, result_files
     from featkit.storage import publish
 
     with _work(options) as work:
@@ -185,9 +185,9 @@ def run_grid(grid: Grid, options: Mapping[str, Any], baseline: str = "") -> Abla
         matrix = run_grid(grid, work)
     seconds = _wall_seconds(work, grid, None if begun else time.perf_counter() - start)
     directory = work.out / grid.name / grid.id
-    files = {**matrix_files(matrix, baseline), **_report(matrix, seconds)}
+    files = {**result_files(matrix, baseline), **_report(matrix, seconds)}
     publish(directory, files)
-    click.echo(files["results.json"] if options["as_json"] else _table(ranked(matrix.cells)))
+    click.echo(files["results.json"] if options["as_json"] else _table(best_first(matrix.cells)))
     note(f"{', '.join(files)}: {directory}")
     if not any(cell.report for cell in matrix.cells):
         why = next(cell.reason for cell in matrix.cells if cell.status != "ok")

@@ -13,15 +13,15 @@ from featkit.ablation.cells import CellResult
 from featkit.ablation.conditions import (
     DropRow,
     LongTailRow,
-    drops_by_choice,
+    drops_by_classifier,
     drops_by_perturbation,
     family_and_level,
     long_tail,
 )
-from featkit.ablation.effects import DATA, Findings, ScoredCell, find, grouped, unperturbed
+from featkit.ablation.effects import DATA, Findings, ScoredCell, analyze_grid, grouped, unperturbed
 from featkit.ablation.grid import AXES
 from featkit.ablation.run import AblationResult
-from featkit.ablation.tables import matrix_files
+from featkit.ablation.tables import result_files
 from featkit.evaluation.effects import METRICS, SEED, Average, Effect
 from featkit.reports.components import (
     Range,
@@ -76,7 +76,7 @@ def ablation_files(
         versions={name: version(name) for name in PACKAGES},
         wall_seconds=wall_seconds,
     )
-    return {**matrix_files(result, baseline), **report, **ablation_figures(result)}
+    return {**result_files(result, baseline), **report, **ablation_figures(result)}
 
 
 def write_report(
@@ -101,7 +101,7 @@ def write_report(
         versions: package versions by name.
         wall_seconds: duration of the whole grid, if known.
     """
-    findings = find(name, axes, cells)
+    findings = analyze_grid(name, axes, cells)
     lead = lead_parts(findings, wall_seconds)
     view = ablation_view(findings, lead, commands, versions)
     return {
@@ -165,11 +165,11 @@ def ablation_view(
 ) -> AblationView:
     """Return the content of the page of a grid; see ``write_report`` for the arguments."""
     significant = [effect for effect in findings.effects if effect.significant]
-    selections = [selection_sentence(findings, chosen) for chosen in findings.chosen]
+    selections = [selection_sentence(findings, chosen) for chosen in findings.selections]
     effect_tests = [(effect, effect.axis) for effect in findings.effects]
     selection_tests = [
         (effect, chosen.condition or "all")
-        for chosen in findings.chosen
+        for chosen in findings.selections
         for effect in chosen.versus
     ]
     time_chart, pareto_front = _accuracy_over_time(findings)
@@ -178,7 +178,7 @@ def ablation_view(
         lead="; ".join(lead),
         selections=selections or [NO_SELECTION],
         differences=[
-            effect_sentence(findings, effect) for effect in findings.spoken if effect.significant
+            effect_sentence(findings, effect) for effect in findings.short_axis_effects if effect.significant
         ],
         n_effects=len(findings.effects),
         n_significant=len(significant),
@@ -336,7 +336,7 @@ def _correction_cells(row: LongTailRow, span: Range) -> list[TableCell]:
 
 def _robustness(findings: Findings) -> dict[str, Table]:
     """Return the drops by classifier and by perturbation; nothing unless perturbations vary."""
-    by_choice, by_perturbation = drops_by_choice(findings), drops_by_perturbation(findings)
+    by_choice, by_perturbation = drops_by_classifier(findings), drops_by_perturbation(findings)
     if not by_perturbation:
         return {}
     classifiers = [[TableCell(row.name or "the only one", is_header=True)] for row in by_choice]
@@ -406,7 +406,7 @@ def _heat_maps(findings: Findings) -> dict[str, Table]:
 
 
 def _heat_map(findings: Findings, down: str, across: str) -> Table:
-    groups = grouped(findings.judged, [down, across])
+    groups = grouped(findings.scored, [down, across])
     means = {values: findings.mean(cells) for values, cells in groups.items()}
     span = _colour_span([mean.value for mean in means.values()])
     rows = []
@@ -473,13 +473,13 @@ def _complete_classifiers(findings: Findings) -> list[tuple[str, list[ScoredCell
 
     Means over fewer cells would not be comparable.
     """
-    groups = grouped(unperturbed(findings), findings.choice_axes).values()
+    groups = grouped(unperturbed(findings), findings.classifier_axes).values()
     timed = [cells for cells in groups if all(cell.seconds > 0 for cell, _ in cells)]
     most = max(map(len, timed), default=0)
     complete = []
     for cells in timed:
         if len(cells) == most:
-            complete.append((findings.label(cells[0][0].values, findings.choice_axes), cells))
+            complete.append((findings.label(cells[0][0].values, findings.classifier_axes), cells))
     return complete
 
 
@@ -488,7 +488,7 @@ def _complete_classifiers(findings: Findings) -> list[tuple[str, list[ScoredCell
 
 def _all_cells(findings: Findings) -> Table:
     """Return one row for every cell."""
-    span = span_of(findings.score(cell)[1] for cell, _ in findings.judged)
+    span = span_of(findings.score(cell)[1] for cell, _ in findings.scored)
     axes = list(findings.axes)
     other_metric = METRICS[1] if findings.metric == METRICS[0] else METRICS[0]
     columns = [

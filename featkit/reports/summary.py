@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from featkit.ablation.conditions import drops_by_choice, long_tail
+from featkit.ablation.conditions import drops_by_classifier, long_tail
 from featkit.ablation.effects import PERTURB, Findings, grouped, unperturbed
 from featkit.evaluation.effects import SEED
 from featkit.reports.render import visible
@@ -33,10 +33,10 @@ def summary_markdown(findings: Findings, lead: Sequence[str], commands: Sequence
     """
     significant = []
     not_significant = []
-    for effect in findings.spoken:
+    for effect in findings.short_axis_effects:
         sentences = significant if effect.significant else not_significant
         sentences.append(effect_sentence(findings, effect))
-    selections = [selection_sentence(findings, chosen) for chosen in findings.chosen]
+    selections = [selection_sentence(findings, chosen) for chosen in findings.selections]
     parts = [
         f"# {escape_markdown(findings.name)}",
         f"{escape_markdown('; '.join(lead))}.",
@@ -118,7 +118,7 @@ def _long_tail(findings: Findings) -> list[str]:
 
 def _robustness(findings: Findings) -> list[str]:
     rows = []
-    for row in drops_by_choice(findings):
+    for row in drops_by_classifier(findings):
         drop = estimate_text(row.drop.difference, row.drop.interval95)
         worst = f"{row.worst[0]} ({100 * row.worst[1]:.1f})" if row.worst else ""
         clean, perturbed = average_text(row.clean), average_text(row.perturbed)

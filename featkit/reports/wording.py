@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Hashable, Mapping
 
-from featkit.ablation.effects import DATA, PLAIN, Chosen, Findings
+from featkit.ablation.effects import DATA, PLAIN, Findings, Selection
 from featkit.evaluation.effects import SEED, Average, Effect
 from featkit.evaluation.intervals import Interval
 
@@ -110,7 +110,7 @@ def _mean_over(effect: Effect) -> str:
     return f"mean over {' and '.join(parts)}, "
 
 
-def selection_sentence(findings: Findings, chosen: Chosen) -> str:
+def selection_sentence(findings: Findings, chosen: Selection) -> str:
     """Return which classifier was selected on the validation set, and its result on the test set."""
     better = sum(effect.significant and effect.difference > 0 for effect in chosen.versus)
     worse = sum(effect.significant and effect.difference < 0 for effect in chosen.versus)
@@ -136,7 +136,7 @@ def cell_counts(findings: Findings) -> str:
 def lead_parts(findings: Findings, wall_seconds: float | None) -> list[str]:
     """Return the size of a grid: cells, test images, seeds, axes with a single value, duration."""
     parts = [cell_counts(findings)]
-    sizes = {cell.report.n for cell, _ in findings.judged if cell.report}
+    sizes = {cell.report.n for cell, _ in findings.scored if cell.report}
     if sizes:
         n = str(*sizes) if len(sizes) == 1 else f"{min(sizes)} to {max(sizes)}"
         parts.append(f"n = {n} test images")

@@ -8,7 +8,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from featkit.ablation.cells import AxisValue
+from featkit.ablation.grid import AxisValue
 from featkit.backbones.precision import INT8
 from featkit.embeddings import lookup
 from featkit.embeddings.extract import run_extractions

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from featkit.ablation.cells import AxisValue, CellResult
-from featkit.ablation.grid import Grid
+from featkit.ablation.cells import CellResult
+from featkit.ablation.grid import AxisValue, Grid
 from featkit.errors import SpecError
 from featkit.evaluation.gains import balanced_gain
 from featkit.evaluation.intervals import Interval

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from featkit.ablation.cells import AxisValue, CellResult
-from featkit.ablation.grid import Grid
+from featkit.ablation.cells import CellResult
+from featkit.ablation.grid import AxisValue, Grid
 from featkit.evaluation.gains import gain, ratio_interval
 from featkit.evaluation.intervals import Interval
 from featkit.images.perturb import LEVELS, PERTURBATIONS, Perturbation, parse_perturbation

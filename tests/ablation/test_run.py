@@ -19,13 +19,13 @@ import pytest
 
 from featkit.ablation import run as ablate
 from featkit.ablation import worker as fits
-from featkit.ablation.cell_files import locked
+from featkit.ablation.cells import lock_grid
 from featkit.ablation.estimate import estimate
-from featkit.ablation.executors.local import side_by_side
+from featkit.ablation.executors.local import LocalExecutor
 from featkit.ablation.grid import Grid, Skip
 from featkit.ablation.run import AblationConfig, run_grid
-from featkit.ablation.tables import matrix_files
-from featkit.ablation.worker import fit_cells
+from featkit.ablation.tables import result_files
+from featkit.ablation.worker import run_task
 from featkit.embeddings.pipeline import Compute
 from featkit.embeddings.store import entries
 from featkit.errors import RunError
@@ -117,7 +117,7 @@ def test_finished_cells_are_taken_from_disk_and_a_changed_grid_makes_only_what_i
     again = run_grid(grid, work)
     assert times(work) == before
     assert len(counted) == 4
-    assert matrix_files(first)["results.csv"] == matrix_files(again)["results.csv"]
+    assert result_files(first)["results.csv"] == result_files(again)["results.csv"]
     run_grid(narrowed(grid, head=("knn:k=1", "knn:k=3"), seed=(0,)), work)
     assert counted[4:] == ["knn:k=3"]
     assert before.items() <= times(work).items()
@@ -125,7 +125,7 @@ def test_finished_cells_are_taken_from_disk_and_a_changed_grid_makes_only_what_i
 
 @pytest.mark.parametrize("damage", ["half", "empty", "tampered"])
 def test_a_damaged_cell_is_made_again_and_that_is_said(grid, work, damage):
-    reference = matrix_files(run_grid(grid, work))["results.csv"]
+    reference = result_files(run_grid(grid, work))["results.csv"]
     path = sorted((work.out / "colours" / "cells").glob("*.gz"))[0]
     whole = path.read_bytes()
     content = json.loads(gzip.decompress(whole))
@@ -133,7 +133,7 @@ def test_a_damaged_cell_is_made_again_and_that_is_said(grid, work, damage):
     tampered = gzip.compress(json.dumps(content).encode())
     path.write_bytes({"half": whole[: len(whole) // 2], "empty": b"", "tampered": tampered}[damage])
     notes = []
-    found = matrix_files(run_grid(grid, replace(work, note=notes.append)))["results.csv"]
+    found = result_files(run_grid(grid, replace(work, note=notes.append)))["results.csv"]
     assert found == reference
     assert len(notes) == 1
     assert path.name in notes[0]
@@ -141,7 +141,7 @@ def test_a_damaged_cell_is_made_again_and_that_is_said(grid, work, damage):
 
 
 def test_results_do_not_depend_on_the_number_of_jobs(grid, work, tmp_path):
-    one, two = (matrix_files(run_grid(grid, replace(work, jobs=jobs, out=tmp_path / str(jobs)))) for jobs in (1, 2))
+    one, two = (result_files(run_grid(grid, replace(work, jobs=jobs, out=tmp_path / str(jobs)))) for jobs in (1, 2))
     assert {name: text for name, text in one.items() if name != "times.csv"} == {
         name: text for name, text in two.items() if name != "times.csv"
     }
@@ -194,12 +194,12 @@ def test_progress_counts_cells(grid, work):
 
 
 def test_a_second_process_on_one_matrix_is_refused(grid, work):
-    with locked(work.out / "colours" / "cells"), pytest.raises(RunError, match=r"process \d+ on .* is at work on"):
+    with lock_grid(work.out / "colours" / "cells"), pytest.raises(RunError, match=r"process \d+ on .* is running the grid in"):
         run_grid(grid, work)
 
 
 def test_the_tables_hold_every_cell_and_times_stand_apart(grid, work):
-    files = matrix_files(run_grid(grid, work))
+    files = result_files(run_grid(grid, work))
     rows = list(csv.DictReader(io.StringIO(files["results.csv"])))
     assert len(rows) == 12
     assert all(float(row["low"]) <= float(row["top1"]) <= float(row["high"]) for row in rows)
@@ -229,8 +229,9 @@ def double_or_die(number):
 
 
 def test_a_process_that_dies_takes_no_other_task_along():
-    done = dict(side_by_side(double_or_die, [1, 2, -1, 3, 4, 5], jobs=2, cores=2))
-    assert done == {0: 2, 1: 4, 2: None, 3: 6, 4: 8, 5: 10}
+    finished = list(LocalExecutor(jobs=2, cores=2).run(double_or_die, [1, 2, -1, 3, 4, 5]))
+    assert {each.index: each.result for each in finished} == {0: 2, 1: 4, 2: None, 3: 6, 4: 8, 5: 10}
+    assert [each.index for each in finished if each.worker_died] == [2]
 
 
 FAULTS = """
@@ -239,14 +240,14 @@ from pathlib import Path
 from featkit.embeddings.pipeline import Compute
 from featkit.ablation.run import AblationConfig, run_grid
 from featkit.ablation.grid import Grid
-from featkit.ablation.tables import matrix_files
+from featkit.ablation.tables import result_files
 
 axes = {"data": (sys.argv[1],), "weights": ("random",), "head": ("linear", "knn:k=1", "prototypical"),
         "perturb": ("none", "flip:level=mild", "fog:level=strong"), "seed": tuple(range(3))}
 if __name__ == "__main__":
     place = Path(sys.argv[2])
     work = AblationConfig(place / "out", place.parent / "cache", Compute(), jobs=2)
-    text = matrix_files(run_grid(Grid("g", axes, {"resize": "32"}), work))["results.csv"]
+    text = result_files(run_grid(Grid("g", axes, {"resize": "32"}), work))["results.csv"]
     (place / "results.csv").write_text(text)
 """
 
@@ -285,9 +286,9 @@ def test_a_killed_matrix_goes_on_to_the_same_results(photos, tmp_path):
 def test_a_fit_that_cannot_begin_is_a_row_for_each_of_its_cells(grid, work_from_nothing, monkeypatch):
     def from_a_file_that_is_gone(task):
         task.clean.unlink()
-        return fit_cells(task)
+        return run_task(task)
 
-    monkeypatch.setattr(ablate, "fit_cells", from_a_file_that_is_gone)
+    monkeypatch.setattr(ablate, "run_task", from_a_file_that_is_gone)
     cells = run_grid(narrowed(grid, seed=(0,), head=("knn:k=1",)), work_from_nothing).cells
     assert [cell.status for cell in cells] == ["failed"] * 3
     assert {cell.data for cell in cells} == {"photos"}

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from featkit.ablation.cell_files import locked
+from featkit.ablation.cells import lock_grid
 from featkit.cli import main
 
 
@@ -69,8 +69,8 @@ def test_what_cannot_be_run_is_one_line_and_exit_code_1(photos, more, axes, mess
 
 def test_two_at_once_are_refused(photos):
     path = grid_file(photos)
-    with locked(Path("experiments/runs/colours/cells")):
-        assert "is at work on experiments/runs/colours" in call("ablate", path, code=1).stderr
+    with lock_grid(Path("experiments/runs/colours/cells")):
+        assert "is running the grid in experiments/runs/colours" in call("ablate", path, code=1).stderr
 
 
 def test_longtail_marks_what_val_would_choose(photos):

@@ -12,12 +12,12 @@ import pytest
 
 from featkit.ablation.cells import CellResult
 from featkit.ablation.conditions import (
-    drops_by_choice,
+    drops_by_classifier,
     drops_by_perturbation,
     family_and_level,
     long_tail,
 )
-from featkit.ablation.effects import find
+from featkit.ablation.effects import analyze_grid
 from featkit.evaluation import evaluate
 from featkit.evaluation.predictions import Predictions
 from featkit.reports.ablation import write_report
@@ -106,11 +106,11 @@ def test_significant_and_other_differences_are_listed_apart() -> None:
 
 def test_the_classifier_is_selected_on_validation() -> None:
     """Even if another one is better on test."""
-    (chosen,) = find("a", AXES, cells()).chosen
+    (chosen,) = analyze_grid("a", AXES, cells()).selections
     assert (chosen.choice, chosen.of, chosen.test.seeds) == ("backbone resnet18, head linear", 4, 2)
     assert sum(effect.difference < 0 and effect.significant for effect in chosen.versus) == 2
     without = [*cells()[1:], cell(dict(cells()[0].values), 0.7, val=None)]
-    assert find("a", AXES, without).chosen == ()
+    assert analyze_grid("a", AXES, without).selections == ()
     assert "No classifier was selected" in report(without)[1]
 
 
@@ -118,7 +118,7 @@ def test_ties_on_validation_are_not_broken_by_test() -> None:
     """The first by name is selected, even if it is worse on test."""
     for skills in ((0.9, 0.5), (0.5, 0.9)):
         found = [cell({"head": head}, skill) for head, skill in zip("ab", skills, strict=True)]
-        assert find("a", {"head": ["a", "b"]}, found).chosen[0].choice == "head a"
+        assert analyze_grid("a", {"head": ["a", "b"]}, found).selections[0].choice == "head a"
 
 
 def test_the_order_of_cells_does_not_matter() -> None:
@@ -187,7 +187,7 @@ TAIL: dict[str, list[Any]] = {
 
 def test_a_long_tail_has_gains_over_none_and_groups() -> None:
     """In balanced accuracy, whatever comes first in the grid."""
-    findings = find("a", TAIL, tail_cells())
+    findings = analyze_grid("a", TAIL, tail_cells())
     assert findings.metric == "balanced accuracy"
     none, adjusted = long_tail(findings)
     assert (none.balance, none.gain) == ("none", None)
@@ -217,8 +217,8 @@ ROBUST: dict[str, list[Any]] = {
 
 def test_drops_are_relative_to_the_clean_images_of_the_same_classifier() -> None:
     """By classifier over all perturbations, and by perturbation over all classifiers."""
-    findings = find("a", ROBUST, robust_cells())
-    rows = drops_by_choice(findings)
+    findings = analyze_grid("a", ROBUST, robust_cells())
+    rows = drops_by_classifier(findings)
     assert {row.name for row in rows} == {"head knn", "head linear"}
     for row in rows:
         assert row.drop.difference == pytest.approx(row.clean.value - row.perturbed.value)
@@ -242,7 +242,7 @@ def test_a_relative_drop_has_the_interval_of_a_ratio() -> None:
         for one in robust_cells()
         if one.values["head"] == "knn" and "jpeg" not in str(one.values["perturb"])
     ]
-    (row,) = drops_by_choice(find("a", ROBUST, found))
+    (row,) = drops_by_classifier(analyze_grid("a", ROBUST, found))
     clean, harmed = (
         np.asarray(one.predictions.predicted == Y, float) for one in found if one.predictions
     )
@@ -255,8 +255,8 @@ def test_a_relative_drop_has_the_interval_of_a_ratio() -> None:
 def test_perturbations_without_clean_cells_have_no_drops() -> None:
     """The first perturbation is not mistaken for clean images."""
     found = [one for one in robust_cells() if one.values["perturb"] != "none"]
-    findings = find("a", ROBUST, found)
-    assert drops_by_choice(findings) == drops_by_perturbation(findings) == []
+    findings = analyze_grid("a", ROBUST, found)
+    assert drops_by_classifier(findings) == drops_by_perturbation(findings) == []
 
 
 def test_data_sets_are_pooled_but_never_compared() -> None:
@@ -264,7 +264,7 @@ def test_data_sets_are_pooled_but_never_compared() -> None:
     found = [
         cell({"data": data, "head": head}, 0.7) for data in ("p", "q") for head in ("knn", "linear")
     ]
-    findings = find("a", {"data": ["p", "q"], "head": ["knn", "linear"]}, found)
+    findings = analyze_grid("a", {"data": ["p", "q"], "head": ["knn", "linear"]}, found)
     assert {effect.axis for effect in findings.effects} == {"head"}
     assert findings.effects[0].n == 2 * N
 
@@ -272,13 +272,13 @@ def test_data_sets_are_pooled_but_never_compared() -> None:
 def test_values_that_are_unclear_alone_are_named_with_their_axis() -> None:
     """Such as True."""
     found = [cell({"tune": tune}, 0.7 + 0.2 * tune) for tune in (False, True)]
-    findings = find("a", {"tune": [False, True]}, found)
+    findings = analyze_grid("a", {"tune": [False, True]}, found)
     assert effect_sentence(findings, findings.effects[0]).startswith("tune True - tune False: +")
     found = [
         cell({"weights": weights}, 0.9 - 0.4 * (weights != "imagenet"))
         for weights in ("imagenet", "random:3")
     ]
-    findings = find("a", {"weights": ["imagenet", "random:3"]}, found)
+    findings = analyze_grid("a", {"weights": ["imagenet", "random:3"]}, found)
     assert effect_sentence(findings, findings.effects[0]).startswith(
         "imagenet - random:3 (untrained): +"
     )

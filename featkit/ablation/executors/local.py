@@ -1,4 +1,4 @@
-"""Tasks side by side, each in a process that may die without taking the others along."""
+"""Run tasks in worker processes on this machine."""
 
 from __future__ import annotations
 
@@ -10,71 +10,102 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from typing import Any, TypeVar
+from dataclasses import dataclass
+from multiprocessing.process import BaseProcess
+from typing import Any
 
-Task = TypeVar("Task")
-Result = TypeVar("Result")
+from featkit.ablation.executors import FinishedTask
+
+# Why not joblib.Parallel(return_as="generator_unordered") with loky (tried with joblib 1.6): a worker
+# that dies ends the whole call and its finished results are lost, so the isolation of the responsible
+# task below is needed anyway; and loky's workers keep running when the parent process is killed.
 
 
-def side_by_side(
-    work: Callable[[Task], Result], tasks: Sequence[Task], jobs: int, cores: int
-) -> Iterator[tuple[int, Result | None]]:
-    """Yield ``(place in tasks, result)`` as they are finished; the result is None where the process died.
+@dataclass(frozen=True)
+class LocalExecutor:
+    """Runs tasks in worker processes on this machine, as ``Executor`` describes.
 
-    When a process dies, all that were at work are suspects, and each is tried once more by itself.
-
-    Args:
-        work: a function of a module; it catches its own errors.
-        tasks: what to do.
-        jobs: how many processes; with 1 the work is done in this one.
-        cores: how many of them all may use.
+    Attributes:
+        jobs: number of worker processes; 1 runs the tasks in this process.
+        cores: CPU cores that all workers together may use.
     """
-    if jobs == 1:
-        yield from ((place, work(task)) for place, task in enumerate(tasks))
-        return
-    waiting, suspects = deque(range(len(tasks))), deque[int]()
-    while waiting or suspects:
-        alone = bool(suspects)
-        todo, at_once = (deque([suspects.popleft()]), 1) if alone else (waiting, jobs)
-        for place, result, died in _in_pool(work, tasks, todo, at_once, max(1, cores // jobs)):
-            if died and not alone:
-                suspects.append(place)
-            else:
-                yield place, result
+
+    jobs: int
+    cores: int
+
+    def run(self, function: Callable[[Any], Any], tasks: Sequence[Any]) -> Iterator[FinishedTask]:
+        """Run ``function(task)`` for every task and yield each one when it is finished."""
+        if self.jobs == 1:
+            for index, task in enumerate(tasks):
+                yield FinishedTask(index, function(task))
+            return
+
+        pending = deque(range(len(tasks)))
+        while pending:
+            suspects = []
+            for finished in self._run_in_pool(function, tasks, pending, self.jobs):
+                if finished.worker_died:
+                    suspects.append(finished.index)
+                else:
+                    yield finished
+            # A process pool does not tell which worker died first. Each task that was running is
+            # repeated in a pool of its own: only the responsible one dies again.
+            for index in suspects:
+                yield from self._run_in_pool(function, tasks, deque([index]), jobs=1)
+
+    def _run_in_pool(
+        self,
+        function: Callable[[Any], Any],
+        tasks: Sequence[Any],
+        pending: deque[int],
+        jobs: int,
+    ) -> Iterator[FinishedTask]:
+        """Run the pending tasks until all are finished or a worker dies; what is not started stays in ``pending``."""
+        threads = max(1, self.cores // self.jobs)
+        with ProcessPoolExecutor(jobs, _process_context(), initializer=_start_worker, initargs=(threads,)) as pool:
+            running: dict[Future[Any], int] = {}
+            broken = False
+            while running or (pending and not broken):
+                # Submit only as many tasks as there are workers, so that few are suspects if one dies.
+                while pending and len(running) < jobs and not broken:
+                    try:
+                        future = pool.submit(function, tasks[pending[0]])
+                    except BrokenProcessPool:
+                        broken = True
+                    else:
+                        running[future] = pending.popleft()
+                for future in wait(running, return_when=FIRST_COMPLETED).done:
+                    index = running.pop(future)
+                    if isinstance(future.exception(), BrokenProcessPool):
+                        broken = True
+                        yield FinishedTask(index, worker_died=True)
+                    else:
+                        yield FinishedTask(index, future.result())
 
 
-def _in_pool(
-    work: Callable[[Task], Result], tasks: Sequence[Task], todo: deque[int], jobs: int, threads: int
-) -> Iterator[tuple[int, Result | None, bool]]:
-    """Yield ``(place, result, False)``, and ``(place, None, True)`` for all that were at work when a process died."""
-    # Forked from a server that has no threads and holds no lock, so that neither can come along.
+def _process_context() -> Any:
+    """Return how worker processes are started: from a fork server where there is one, else by spawn (Windows).
+
+    Plain fork would copy the locks of this process while its threads hold them.
+    """
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["featkit.ablation.worker"])
-    with ProcessPoolExecutor(jobs, context, initializer=_begin, initargs=(threads,)) as pool:
-        running: dict[Future[Result], int] = {}
-        broken = False
-        while running or (todo and not broken):
-            while todo and len(running) < jobs and not broken:
-                place = todo.popleft()
-                try:
-                    running[pool.submit(work, tasks[place])] = place
-                except BrokenProcessPool:
-                    todo.appendleft(place)
-                    broken = True
-            for future in wait(running, return_when=FIRST_COMPLETED).done:
-                place, died = running.pop(future), isinstance(future.exception(), BrokenProcessPool)
-                broken = broken or died
-                yield place, None if died else future.result(), died
+    return context
 
 
-def _begin(threads: int) -> None:
-    """Prepare a process: how many cores it may use, and when it is to end."""
+def _start_worker(threads: int) -> None:
+    """Initialize a worker process."""
+    # scikit-learn and joblib start this many threads instead of one for each core of the machine.
     os.environ["LOKY_MAX_CPU_COUNT"] = str(threads)
+    # Ctrl-C reaches every process of the terminal: end without a traceback; the parent reports it.
     signal.signal(signal.SIGINT, lambda *_: os._exit(130))
-    threading.Thread(target=_end_with, args=(multiprocessing.parent_process(),), daemon=True).start()
+    parent = multiprocessing.parent_process()
+    threading.Thread(target=_exit_with_parent, args=(parent,), daemon=True).start()
 
 
-def _end_with(parent: Any) -> None:
-    """End this process when its parent is gone, even by SIGKILL; nobody would take its results."""
+def _exit_with_parent(parent: BaseProcess) -> None:
+    """End this process when its parent has ended, even by SIGKILL: nobody would receive its results."""
     parent.join()
     os._exit(1)
