@@ -1,6 +1,7 @@
-"""Images to embeddings, once; then heads, judged with numbers one can publish.
+"""Image features from pretrained networks, cached, and classical heads with honest evaluation.
 
-What is public is what ``__all__`` names; a name is imported when it is first used: ``import featkit`` costs nothing.
+The public names are those of ``__all__``; see ``featkit.api`` for the functions. A name is imported when it is
+first used, so ``import featkit`` is fast.
 """
 
 from __future__ import annotations
@@ -9,10 +10,25 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from featkit.api import ablate as ablate
+    from featkit.api import audit as audit
+    from featkit.api import compare as compare
+    from featkit.api import distill as distill
+    from featkit.api import export as export
+    from featkit.api import extract as extract
+    from featkit.api import fewshot as fewshot
+    from featkit.api import finetune as finetune
+    from featkit.api import fit as fit
+    from featkit.api import load_run as load_run
+    from featkit.api import longtail as longtail
+    from featkit.api import predict as predict
+    from featkit.api import profile as profile
+    from featkit.api import prune as prune
+    from featkit.api import quantize as quantize
+    from featkit.api import robustness as robustness
     from featkit.backbones import load_backbone as load_backbone
     from featkit.embeddings.base import Embeddings as Embeddings
     from featkit.embeddings.embedder import ImageEmbedder as ImageEmbedder
-    from featkit.embeddings.extract import extract as extract
     from featkit.embeddings.pipeline import Compute as Compute
     from featkit.errors import FeatkitError as FeatkitError
     from featkit.evaluation import evaluate as evaluate
@@ -23,24 +39,48 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-_HOMES = {
+_MODULES = {
     "Compute": "featkit.embeddings.pipeline",
     "Embeddings": "featkit.embeddings.base",
     "FeatkitError": "featkit.errors",
     "ImageEmbedder": "featkit.embeddings.embedder",
     "ImageSet": "featkit.images.base",
     "Report": "featkit.evaluation.report",
+    "ablate": "featkit.api",
+    "audit": "featkit.api",
+    "compare": "featkit.api",
+    "distill": "featkit.api",
     "evaluate": "featkit.evaluation",
-    "extract": "featkit.embeddings.extract",
+    "export": "featkit.api",
+    "extract": "featkit.api",
+    "fewshot": "featkit.api",
+    "finetune": "featkit.api",
+    "fit": "featkit.api",
     "load_backbone": "featkit.backbones",
     "load_images": "featkit.images",
+    "load_run": "featkit.api",
+    "longtail": "featkit.api",
     "make_head": "featkit.heads",
+    "predict": "featkit.api",
+    "profile": "featkit.api",
+    "prune": "featkit.api",
+    "quantize": "featkit.api",
+    "robustness": "featkit.api",
 }
+"""The module of each public name."""
 
-__all__ = sorted(_HOMES)
+__all__ = sorted(_MODULES)
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module 'featkit' has no attribute {name!r}")
-    return getattr(import_module(_HOMES[name]), name)
+    if name in _MODULES:
+        return getattr(import_module(_MODULES[name]), name)
+    from difflib import get_close_matches
+
+    close = get_close_matches(name, __all__, n=1)
+    suggestion = f"; did you mean {close[0]!r}?" if close else ""
+    raise AttributeError(f"module 'featkit' has no attribute {name!r}{suggestion}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

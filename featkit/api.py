@@ -1,0 +1,1953 @@
+"""The public functions of featkit; the command line and the app call the same ones.
+
+Names, defaults and meaning are those of the command-line options. Functions return values and print
+nothing: progress messages go to the logger ``featkit``, and ``progress=True`` shows progress bars.
+
+Options that many functions share:
+
+    Images: ``data`` (``digits``, a folder, a CSV file, ``cifar10:root=DIR``), ``split`` (``70/15/15``),
+    ``limit`` (``train=500,test=100``), ``seed``, ``augment`` and ``views`` (augmented views of train
+    images), ``perturb`` (corruption of test images).
+
+    Network: ``backbone``, ``weights``, ``layer``, ``pool``, ``resize``, ``crop``, ``precision``: see
+    ``load_backbone`` and ``featkit.embeddings.request.Request``.
+
+    Files: ``cache`` is the folder of the embeddings cache, ``out`` the folder for results.
+
+    Compute: ``device``, ``batch_size``, ``workers``, ``compile``, ``on_error``: see
+    ``featkit.embeddings.pipeline.Compute``.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from featkit.errors import DataError, FeatkitError, SpecError
+
+if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
+    from featkit.ablation.cells import AxisValue
+    from featkit.ablation.estimate import Estimate
+    from featkit.ablation.grid import Grid
+    from featkit.ablation.run import AblationConfig, AblationResult, Progress
+    from featkit.backbones import load_backbone as load_backbone
+    from featkit.compression.export import ExportAgreement
+    from featkit.compression.quantize import QuantizationResult
+    from featkit.embeddings.base import Embeddings
+    from featkit.embeddings.embedder import ImageEmbedder as ImageEmbedder
+    from featkit.embeddings.extract import ExtractionResult
+    from featkit.embeddings.pipeline import Compute
+    from featkit.embeddings.request import Request
+    from featkit.evaluation import evaluate as evaluate
+    from featkit.evaluation.effects import Effect
+    from featkit.heads import make_head as make_head
+    from featkit.images import load_images as load_images
+    from featkit.images.base import ImageSet
+    from featkit.runs.compare import Compared
+    from featkit.runs.directory import SavedRun
+    from featkit.runs.features import FeatureSet
+    from featkit.runs.fit import Run
+    from featkit.runs.predict import Prediction
+    from featkit.runs.seeds import OverSeeds
+    from featkit.runs.train import TrainedRun
+    from featkit.studies.audit import Audit
+    from featkit.studies.distill import DistillationResult
+    from featkit.studies.fewshot import FewShotScore
+    from featkit.studies.profile import NetworkProfile
+    from featkit.studies.prune import PruningStep
+    from featkit.studies.quantize import QuantizedRun
+    from featkit.studies.recover import Recovery
+    from featkit.training.config import TrainingConfig
+    from featkit.training.distributed import ProcessGroup
+    from featkit.training.finetune import TrainingCallbacks
+    from featkit.training.history import EpochRecord
+
+__all__ = [
+    "ImageEmbedder",
+    "ablate",
+    "audit",
+    "compare",
+    "distill",
+    "evaluate",
+    "export",
+    "extract",
+    "fewshot",
+    "finetune",
+    "fit",
+    "load_backbone",
+    "load_images",
+    "load_run",
+    "longtail",
+    "make_head",
+    "predict",
+    "profile",
+    "prune",
+    "quantize",
+    "robustness",
+]
+
+OUT = "experiments/runs"
+"""Default folder for results."""
+
+log = logging.getLogger("featkit")
+log.addHandler(logging.NullHandler())  # messages are shown only where a program asks for them
+
+PathLike = str | Path
+Strings = str | Sequence[str]
+
+# Public names that live in lower layers; each is imported when it is first used.
+_LOWER = {
+    "ImageEmbedder": "featkit.embeddings.embedder",
+    "evaluate": "featkit.evaluation",
+    "load_backbone": "featkit.backbones",
+    "load_images": "featkit.images",
+    "make_head": "featkit.heads",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LOWER:
+        from importlib import import_module
+
+        return getattr(import_module(_LOWER[name]), name)
+    raise AttributeError(f"module 'featkit.api' has no attribute {name!r}")
+
+
+# Options ------------------------------------------------------------------------------------------
+
+
+def _request_options(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options that are fields of ``Request``; None where one was not given."""
+    from featkit.embeddings.request import Request
+
+    found = {field.name: options[field.name] for field in fields(Request) if field.name in options}
+    for name in ("data", "backbone", "weights", "resize", "crop"):
+        if found.get(name) is not None:
+            found[name] = str(found[name])  # a path, or a size in pixels
+    return found
+
+
+def _request(options: Mapping[str, Any]) -> Request:
+    """Return the request of the options, with its own defaults where one was not given."""
+    from featkit.embeddings.request import Request
+
+    given = _request_options(options)
+    return Request(**{name: value for name, value in given.items() if value is not None})
+
+
+def _compute(options: Mapping[str, Any]) -> Compute:
+    """Return the compute options."""
+    from featkit.embeddings.pipeline import Compute
+
+    return Compute(
+        device=options["device"],
+        batch_size=options["batch_size"],
+        workers=options["workers"],
+        compiled=options["compile"],
+        on_error=options["on_error"],
+        progress=options["progress"],
+    )
+
+
+def _correction(spec: str | None) -> str | None:
+    """Return the spec of a correction with underscores in its name: ``logit-adjust`` is an alias."""
+    if spec is None:
+        return None
+    name, colon, rest = spec.partition(":")
+    return f"{name.replace('-', '_')}{colon}{rest}"
+
+
+def _strings(values: Strings | None) -> tuple[str, ...]:
+    """Return one string or several as a tuple."""
+    if values is None:
+        return ()
+    return (values,) if isinstance(values, str) else tuple(values)
+
+
+# Features -----------------------------------------------------------------------------------------
+
+
+def extract(
+    data: str | Path | ImageSet = "digits",
+    backbone: PathLike = "resnet18",
+    *,
+    weights: str = "imagenet",
+    layer: str | None = None,
+    pool: str = "avg",
+    resize: str | int | None = None,
+    crop: str | int | None = None,
+    precision: str = "auto",
+    split: str | None = None,
+    limit: str | None = None,
+    seed: int = 0,
+    augment: str | None = None,
+    views: int = 4,
+    perturb: str | None = None,
+    store: str = "float32",
+    cache: PathLike = "cache",
+    device: str = "auto",
+    batch_size: int | None = None,
+    workers: int | None = None,
+    compile: bool = False,
+    on_error: str = "fail",
+    progress: bool = False,
+) -> Embeddings:
+    """Extract features of images, or read them from the cache.
+
+    Args:
+        data: spec of the images (``digits``, a folder, a CSV file, ``cifar10:root=DIR``), or an ``ImageSet``.
+        backbone: spec of the network: ``resnet50``, ``timm:NAME``, or a run directory.
+        weights: ``imagenet``, ``IMAGENET1K_V2``, ``random[:SEED]`` or a weights file.
+        layer: layer whose output is used; None for the output of global pooling.
+        pool: ``avg``, ``max``, ``catavgmax`` or ``none``.
+        resize: shorter edge in pixels, or ``HEIGHTxWIDTH``; None for that of the weights.
+        crop: centre crop in pixels, or ``none``; None for that of the weights.
+        precision: ``auto``, ``fp32``, ``bf16``, ``int8`` or ``int8-openvino``.
+        split: fractions such as ``70/15/15`` in place of the splits of the data.
+        limit: stratified sample of splits, such as ``train=500,test=100``.
+        seed: of the split, the sample and the augmentation.
+        augment: ``basic``, ``light``, ``shift``, ``trivial``, ``auto`` or ``rand`` for augmented views of train images.
+        views: augmented views per train image.
+        perturb: corruption of the test images, such as ``fog:level=strong``.
+        store: ``float32`` or ``float16``, ``gzip`` or ``zstd``, or both, separated by a comma.
+        cache: folder of the embeddings cache.
+        device: ``auto``, ``cpu``, ``cuda`` or ``mps``.
+        batch_size: images per forward pass.
+        workers: threads that read and decode images.
+        compile: whether to compile the network with ``torch.compile``.
+        on_error: ``fail`` at the first image that cannot be read, or ``skip`` it.
+        progress: whether to show a progress bar on stderr.
+
+    Returns:
+        ``Embeddings`` with features ``x`` ``(n, d)`` float32, labels ``y`` ``(n,)``, ids, classes and splits.
+
+    Raises:
+        FeatkitError: if an option is unknown, or images or weights are not found or cannot be read.
+
+    Example:
+        >>> embeddings = featkit.extract("photos", "resnet50")  # doctest: +SKIP
+    """
+    options = locals()
+    from featkit.embeddings.extract import read_for, run_extractions
+    from featkit.images.base import ImageSet
+
+    in_memory = isinstance(data, ImageSet)
+    request = _request({**options, "data": "" if in_memory else data})
+    images = data if isinstance(data, ImageSet) else request.load_images()
+    (result,) = run_extractions([request], images, Path(cache), _compute(options), log.info)
+    return read_for(images, result.path)
+
+
+def extraction_requests(
+    backbones: Sequence[str], layers: Sequence[str], options: Mapping[str, Any]
+) -> tuple[list[Request], ImageSet]:
+    """Return one request per backbone and layer, and the images that all of them read."""
+    requests = [
+        _request({**options, "backbone": backbone, "layer": layer})
+        for backbone in backbones or ("resnet18",)
+        for layer in layers or (None,)
+    ]
+    images = requests[0].load_images()
+    log.info(
+        "%s: %d images, %d classes, split %s",
+        images.name,
+        len(images),
+        len(images.classes),
+        images.split,
+    )
+    return requests, images
+
+
+def extract_files(
+    backbones: Sequence[str] = (), layers: Sequence[str] = (), **options: Any
+) -> list[ExtractionResult]:
+    """Extract features with several backbones and layers, each image read once; return the cache files.
+
+    Args:
+        backbones: specs of the networks.
+        layers: names of layers.
+        options: as for ``extract``; None for the default.
+    """
+    from featkit.embeddings.extract import run_extractions
+
+    requests, images = extraction_requests(backbones, layers, options)
+    return run_extractions(
+        requests, images, Path(options["cache"]), _compute(options), log.info
+    )
+
+
+def explain_cache(
+    backbones: Sequence[str] = (), layers: Sequence[str] = (), **options: Any
+) -> list[str]:
+    """Return one line per backbone and layer that says whether its features are cached, and if not, why.
+
+    Args:
+        backbones, layers, options: as for ``extract_files``.
+    """
+    from featkit.embeddings.plan import content_keys, plan_extraction
+    from featkit.embeddings.verify import explain
+
+    requests, images = extraction_requests(backbones, layers, options)
+    compute, cache = _compute(options), Path(options["cache"])
+    keys = content_keys(images, compute)
+    lines = []
+    for request in requests:
+        plan = plan_extraction(request.for_device(compute.device), images, keys, cache)
+        lines.append(explain(plan))
+    return lines
+
+
+def _load_features(options: Mapping[str, Any]) -> FeatureSet:
+    """Find or extract the features that the options describe; log where they come from."""
+    from featkit.runs.features import load_features
+
+    features = load_features(_request_options(options), Path(options["cache"]), _compute(options))
+    for line in features.notes:
+        log.info(line)
+    log.info("features: %s, weights: %s", features.path, features.weights)
+    return features
+
+
+# Heads and evaluation -----------------------------------------------------------------------------
+
+
+def fit(
+    data: PathLike | None = None,
+    *,
+    head: str = "linear",
+    tune: bool = False,
+    balance: str | None = None,
+    subset: str | None = None,
+    reject: float | None = None,
+    strict: bool = False,
+    split: str | None = None,
+    limit: str | None = None,
+    seed: int | None = None,
+    augment: str | None = None,
+    views: int | None = None,
+    perturb: str | None = None,
+    backbone: PathLike | None = None,
+    weights: str | None = None,
+    layer: str | None = None,
+    pool: str | None = None,
+    resize: str | int | None = None,
+    crop: str | int | None = None,
+    precision: str | None = None,
+    cache: PathLike = "cache",
+    out: PathLike | None = None,
+    device: str = "auto",
+    batch_size: int | None = None,
+    workers: int | None = None,
+    compile: bool = False,
+    on_error: str = "fail",
+    progress: bool = False,
+) -> Run:
+    """Fit a head on features and evaluate it on the test set.
+
+    Hyperparameters, temperature and rejection threshold are chosen on the validation set: the data's own, else a
+    fifth of train. The head is then fitted on train and validation together and evaluated once.
+
+    Args:
+        data: spec of the images. Without ``data`` or ``backbone``, the newest cache file that matches the other
+            options is used; without one, ``digits`` and ``resnet18``.
+        head: ``linear``, ``svm``, ``knn``, ``mlp``, ``prototypical`` or a plug-in, with hyperparameters such as
+            ``svm:C=9``.
+        tune: choose the hyperparameters of the head, or with ``balance`` those of the correction, on validation.
+        balance: class-imbalance correction, such as ``logit-adjust``.
+        subset: part of train to fit on, such as ``longtail:if=50`` or ``kshot:k=5``.
+        reject: fraction of validation images whose confidence is too low to answer.
+        strict: refuse data with an image in both train and test.
+        split, limit, seed, augment, views, perturb: images, as for ``extract``.
+        backbone, weights, layer, pool, resize, crop, precision: network, as for ``extract``.
+        cache: folder of the embeddings cache, or one file in it.
+        out: folder in which a run directory is written; None to write nothing.
+        device, batch_size, workers, compile, on_error, progress: as for ``extract``.
+
+    Returns:
+        The run: ``report`` (accuracy with confidence intervals, calibration, confusion), ``head`` and ``predictions``.
+
+    Raises:
+        SpecError: if an option is unknown.
+        DataError: if train has fewer than two classes, test has no image, or ``strict`` finds a shared image.
+
+    Example:
+        >>> run = featkit.fit("digits", backbone="resnet18", weights="random", resize="32")  # doctest: +SKIP
+        >>> print(run.report)  # doctest: +SKIP
+    """
+    options = dict(locals())
+    del options["head"]
+    return fit_heads([head], **options).runs[0]
+
+
+@dataclass(frozen=True)
+class FitResults:
+    """Runs of several heads and seeds.
+
+    Attributes:
+        runs: by seed, then by head.
+        paths: their run directories; empty where nothing is written.
+        comparison: paired tests between the heads; None for one head, several seeds, or nothing written.
+        seeds: mean and interval over the seeds by head; empty for one seed.
+    """
+
+    runs: tuple[Run, ...]
+    paths: tuple[Path, ...]
+    comparison: Compared | None
+    seeds: Mapping[str, OverSeeds]
+
+
+def fit_heads(
+    heads: Sequence[str],
+    *,
+    seeds: int = 1,
+    on_run: Callable[[Run], None] = lambda run: None,
+    out: PathLike | None = None,
+    **options: Any,
+) -> FitResults:
+    """Fit several heads, with several seeds, on the same features; see ``fit``.
+
+    Args:
+        heads: specs; ``all`` stands for every head, plug-ins included.
+        seeds: number of seeds, from ``options["seed"]`` on.
+        on_run: called with each run when it is finished.
+        out: folder for run directories; None to write nothing.
+        options: the other options of ``fit``.
+    """
+    from featkit.heads import make_head
+    from featkit.reports.figures import run_figures
+    from featkit.runs.compare import compare_runs
+    from featkit.runs.directory import save_run
+    from featkit.runs.fit import FitConfig, fit_run
+
+    heads = expand_heads(heads)
+    for head in heads:  # fail on an unknown head before features are extracted
+        make_head(head)
+    config = FitConfig(
+        tune=options["tune"],
+        subset=options["subset"],
+        balance=_correction(options["balance"]),
+        reject=options["reject"],
+    )
+    runs, paths = [], []
+    first_seed = options["seed"] or 0
+    for number in range(seeds):
+        if seeds > 1:
+            options = {**options, "seed": first_seed + number}
+        features = _load_features(options)
+        _check_leaks(features, strict=options["strict"])
+        for head in heads:
+            with _candidate_bar(options["progress"] and config.tune) as count:
+                run = fit_run(
+                    features,
+                    head,
+                    seed=features.request.seed,
+                    config=replace(config, progress=count),
+                )
+            for warning in run.report.warnings:
+                log.warning(warning)
+            runs.append(run)
+            if out is not None:
+                paths.append(save_run(run, Path(out), run_figures(run)))
+                log.info("run: %s", paths[-1])
+            on_run(run)
+    comparison = None
+    if seeds == 1 and len(set(paths)) > 1:
+        comparison = compare_runs(paths)
+    summaries = _summarise_seeds(runs, heads, out) if seeds > 1 else {}
+    return FitResults(tuple(runs), tuple(paths), comparison, summaries)
+
+
+def expand_heads(heads: Sequence[str]) -> tuple[str, ...]:
+    """Return the specs of heads, with ``all`` replaced by every head, plug-ins included."""
+    from featkit.heads import list_heads
+
+    found: list[str] = []
+    for head in heads:
+        found.extend([row.name for row in list_heads()] if head == "all" else [head])
+    return tuple(dict.fromkeys(found))
+
+
+def _check_leaks(features: FeatureSet, *, strict: bool) -> None:
+    """Warn of images that are in both train and test; with ``strict``, raise a DataError."""
+    from featkit.runs.features import leak_warning
+
+    warning = leak_warning(features)
+    if warning and strict:
+        raise DataError(f"{warning}; remove them from one of the splits, or leave out --strict")
+    if warning:
+        log.warning(warning)
+
+
+def _summarise_seeds(
+    runs: Sequence[Run], heads: Sequence[str], out: PathLike | None
+) -> dict[str, OverSeeds]:
+    """Return mean and interval over the seeds of each head; write them beside the run directories."""
+    from featkit.runs.seeds import over_seeds
+    from featkit.storage import digest, publish
+
+    summaries = {}
+    for head in heads:
+        own = [run for run in runs if run.head_spec == head]
+        summaries[head] = over_seeds([run.report.top1 for run in own])
+        if out is None:
+            continue
+        ids = [run.id for run in own]
+        values = {
+            "runs": ids,
+            "n": [run.report.n for run in own],
+            **summaries[head].to_dict(),
+        }
+        directory = Path(out) / own[0].source.data / f"seeds-{digest(ids)[:12]}"
+        publish(directory, {"results.json": json.dumps(values, indent=2)})
+        log.info("seeds: %s", directory)
+    return summaries
+
+
+def predict(
+    run: PathLike | Run | SavedRun,
+    files: Strings | Sequence[Path],
+    *,
+    top: int = 5,
+    device: str = "auto",
+    batch_size: int | None = None,
+    workers: int | None = None,
+    compile: bool = False,
+    on_error: str = "fail",
+    progress: bool = False,
+) -> list[Prediction]:
+    """Classify new images with a run.
+
+    Args:
+        run: a run directory, a file written by ``export`` (``.onnx``), or a run.
+        files: image files and folders of images.
+        top: number of classes to return, the most probable first.
+        device, batch_size, workers, compile, on_error, progress: as for ``extract``.
+
+    Returns:
+        One prediction per image; images that cannot be read are left out with ``on_error="skip"``.
+
+    Raises:
+        RunError: if the run is not found or was changed.
+        DataError: if there is no image.
+        DecodeError: if an image cannot be read.
+
+    Example:
+        >>> featkit.predict("experiments/runs/photos/0123456789ab", "new.jpg")  # doctest: +SKIP
+    """
+    compute = _compute(locals())
+    from featkit.runs.predict import predict as predict_run
+    from featkit.runs.predict import predict_exported
+
+    names = image_names([files] if isinstance(files, str | Path) else files)
+    if isinstance(run, str | Path) and Path(run).suffix == ".onnx":
+        from featkit.compression.exported import load_exported
+
+        return predict_exported(load_exported(Path(run)), names, compute, top=top)
+    return predict_run(load_run(run), names, compute, top=top)
+
+
+def image_names(files: Sequence[PathLike]) -> list[str]:
+    """Return the names of image files, with folders replaced by the images below them.
+
+    Raises:
+        DataError: if there is none.
+    """
+    from featkit.images.files import pictures_below
+
+    names: list[str] = []
+    for file in files:
+        names += pictures_below(Path(file)) if Path(file).is_dir() else [str(file)]
+    if not names:
+        raise DataError("no image to classify: give at least one image file")
+    return names
+
+
+def load_run(run: PathLike | Run | SavedRun) -> SavedRun:
+    """Load a run directory: head, class names, temperature and the description of its network.
+
+    Args:
+        run: the directory; a run in memory is converted.
+
+    Raises:
+        RunError: if a part is missing, cannot be read or was changed.
+        HeadError: if the head file holds anything that is not on the trusted list.
+    """
+    from featkit.runs.directory import SavedRun
+    from featkit.runs.directory import load_run as load
+    from featkit.runs.fit import Run
+
+    if isinstance(run, SavedRun):
+        return run
+    if not isinstance(run, Run):
+        return load(Path(run))
+    recipe, report = run.source.embeddings.recipe, run.report
+    return SavedRun(
+        path=Path(run.id),
+        request=run.source.request,
+        classes=run.source.embeddings.classes,
+        head=run.head,
+        head_spec=run.head_spec,
+        recipe=recipe,
+        quantized=run.source.request.load_backbone().quantized,
+        temperature=report.temperature,
+        threshold=report.rejection.threshold if report.rejection else 0.0,
+    )
+
+
+def compare(runs: Sequence[PathLike]) -> Compared:
+    """Compare runs that were evaluated on the same test images.
+
+    Args:
+        runs: two or more run directories.
+
+    Returns:
+        The runs, best first, and for each pair the difference of top-1 accuracy with its 95% confidence interval and
+        McNemar's test with Holm correction.
+
+    Raises:
+        SpecError: if there are fewer than two runs.
+        RunError: if a directory is not a run.
+        DataError: if two runs were evaluated on different images or labels.
+    """
+    from featkit.runs.compare import compare_runs
+
+    return compare_runs([Path(run) for run in runs])
+
+
+def export(
+    run: PathLike | SavedRun,
+    *,
+    format: str = "onnx",
+    out: PathLike | None = None,
+    check: int = 256,
+    device: str = "auto",
+    batch_size: int | None = None,
+    workers: int | None = None,
+    compile: bool = False,
+    on_error: str = "fail",
+    progress: bool = False,
+) -> ExportedRun:
+    """Export a run to one file that needs no featkit: network, head and temperature.
+
+    The file is written only if it predicts the same classes as the run.
+
+    Args:
+        run: a run directory.
+        format: ``onnx`` or ``torch``.
+        out: the file; None for ``model.onnx`` or ``model.pt2`` in the run directory.
+        check: number of test images on which the file is verified.
+        device, batch_size, workers, compile, on_error, progress: as for ``extract``.
+
+    Raises:
+        HeadError: if the head cannot be exported.
+        SpecError: if the file predicts other classes.
+    """
+    compute = _compute(locals())
+    from featkit.compression.export import SUFFIXES
+    from featkit.runs.export import export_run
+
+    saved = load_run(run)
+    if format not in SUFFIXES:
+        from featkit.registry import unknown
+
+        raise unknown("format", format, list(SUFFIXES))
+    path = Path(out) if out is not None else saved.path / f"model{SUFFIXES[format]}"
+    if saved.request.precision == "bf16":
+        log.info("the run uses bf16, the file fp32: verified against the run in fp32")
+    if saved.request.precision == "int8-openvino":
+        log.info("the run uses OpenVINO: verified against the run in ONNX Runtime")
+    found = export_run(saved, path, to=format, most=check, compute=compute)
+    return ExportedRun(path, found)
+
+
+@dataclass(frozen=True)
+class ExportedRun:
+    """An exported run: the file, and the comparison of its predictions with those of the run."""
+
+    path: Path
+    check: ExportAgreement
+
+
+# Grids: ablate, longtail, robustness --------------------------------------------------------------
+
+
+def ablate(
+    grid: PathLike | None = None,
+    *,
+    data: Strings | None = None,
+    split: str | None = None,
+    limit: str | None = None,
+    seed: int | Sequence[int] | None = None,
+    subset: Strings | None = None,
+    augment: str | None = None,
+    views: int | None = None,
+    perturb: Strings | None = None,
+    train_perturb: Strings | None = None,
+    backbone: Strings | None = None,
+    weights: Strings | None = None,
+    layer: Strings | None = None,
+    pool: str | None = None,
+    resize: str | int | None = None,
+    crop: str | int | None = None,
+    precision: Strings | None = None,
+    head: Strings | None = None,
+    tune: bool = False,
+    balance: Strings | None = None,
+    jobs: int | None = None,
+    cache: PathLike = "cache",
+    out: PathLike = OUT,
+    device: str = "auto",
+    batch_size: int | None = None,
+    workers: int | None = None,
+    compile: bool = False,
+    on_error: str = "fail",
+    progress: bool = False,
+) -> AblationResult:
+    """Run every combination of backbones, heads and options, each on the same protocol as ``fit``.
+
+    Finished cells are kept in ``out``: an interrupted grid resumes, a changed one computes only what is new. Tables,
+    report and figures are written to ``out/<name>/<id>``.
+
+    Args:
+        grid: TOML file with ``[axes]``, ``[fixed]`` and ``[[skip]]``; then none of the options that define cells.
+        data, seed, subset, perturb, train_perturb, backbone, weights, layer, precision, head, balance: one value or
+            several, of which every combination is run. By default: the data of the newest cache file, else
+            ``digits``; weights ``imagenet`` and ``random``; featkit's five heads (``all`` adds plug-ins).
+        split, limit, augment, views, pool, resize, crop, tune: the same in all cells, as for ``fit``.
+        jobs: heads fitted in parallel; None for one per core.
+        cache, device, batch_size, workers, compile, on_error, progress: as for ``extract``.
+        out: folder for results.
+
+    Returns:
+        The grid and a result for each cell; a cell that failed has the reason.
+
+    Raises:
+        SpecError: if the grid or an option is not valid.
+        FeatkitError: if no cell has a result.
+
+    Example:
+        >>> result = featkit.ablate(data="photos", backbone=["resnet18", "resnet50"])  # doctest: +SKIP
+    """
+    options = locals()
+    return run_study(ablation_grid(options), options)
+
+
+def longtail(
+    data: Strings | None = None,
+    *,
+    factors: Sequence[float] = (10.0, 50.0),
+    split: str | None = None,
+    limit: str | None = None,
+    seed: int | Sequence[int] | None = None,
+    subset: Strings | None = None,
+    augment: str | None = None,
+    views: int | None = None,
+    perturb: Strings | None = None,
+    train_perturb: Strings | None = None,
+    backbone: Strings | None = None,
+    weights: Strings | None = None,
+    layer: Strings | None = None,
+    pool: str | None = None,
+    resize: str | int | None = None,
+    crop: str | int | None = None,
+    precision: Strings | None = None,
+    head: Strings | None = None,
+    balance: Strings | None = None,
+    jobs: int | None = None,
+    cache: PathLike = "cache",
+    out: PathLike = OUT,
+    device: str = "auto",
+    batch_size: int | None = None,
+    workers: int | None = None,
+    compile: bool = False,
+    on_error: str = "fail",
+    progress: bool = False,
+) -> AblationResult:
+    """Compare class-imbalance corrections on long-tailed training sets.
+
+    A grid of imbalance factors, corrections and heads; see ``ablate``. Hyperparameters of corrections are tuned on
+    validation.
+
+    Args:
+        data: spec of the images, or several.
+        factors: imbalance factors: largest class size over smallest.
+        subset: subsets of train in place of ``factors``, such as ``longtail:if=50,profile=step``.
+        balance: corrections to compare; None for all.
+        split, limit, seed, augment, views, perturb, train_perturb, backbone, weights, layer, pool, resize, crop,
+        precision, head, jobs, cache, out, device, batch_size, workers, compile, on_error, progress: as for ``ablate``.
+    """
+    options = locals()
+    return run_study(longtail_grid(options), options)
+
+
+def robustness(
+    data: Strings | None = None,
+    *,
+    family: Strings = (),
+    level: Strings = (),
+    baseline: str = "",
+    split: str | None = None,
+    limit: str | None = None,
+    seed: int | Sequence[int] | None = None,
+    subset: Strings | None = None,
+    augment: str | None = None,
+    views: int | None = None,
+    train_perturb: Strings | None = None,
+    backbone: Strings | None = None,
+    weights: Strings | None = None,
+    layer: Strings | None = None,
+    pool: str | None = None,
+    resize: str | int | None = None,
+    crop: str | int | None = None,
+    precision: Strings | None = None,
+    head: Strings | None = None,
+    tune: bool = False,
+    balance: Strings | None = None,
+    jobs: int | None = None,
+    cache: PathLike = "cache",
+    out: PathLike = OUT,
+    device: str = "auto",
+    batch_size: int | None = None,
+    workers: int | None = None,
+    compile: bool = False,
+    on_error: str = "fail",
+    progress: bool = False,
+) -> AblationResult:
+    """Evaluate heads on corrupted test images.
+
+    A grid of corruptions, severities and heads; see ``ablate``. Only test images are corrupted.
+
+    Args:
+        data: spec of the images, or several.
+        family: corruptions, such as ``fog``; none for all.
+        level: severities ``mild``, ``medium``, ``strong``; none for all three.
+        baseline: backbone whose errors are the unit of the mean corruption error; empty for the first.
+        split, limit, seed, subset, augment, views, train_perturb, backbone, weights, layer, pool, resize, crop,
+        precision, head, tune, balance, jobs, cache, out, device, batch_size, workers, compile, on_error, progress: as
+        for ``ablate``.
+    """
+    options = locals()
+    return run_study(robustness_grid(options), options, baseline)
+
+
+def ablation_grid(options: Mapping[str, Any]) -> Grid:
+    """Return the grid of ``ablate``, from its options or its file.
+
+    Raises:
+        SpecError: if the file cannot be read, is not a grid, or options that define cells are given beside it.
+    """
+    from featkit.ablation.grid import BUILT_IN, Grid, read_grid
+    from featkit.embeddings.request import resolve
+
+    axes, fixed = _axes(options), _fixed(options)
+    if options["grid"] is not None:
+        if axes or fixed:
+            names = ", ".join(name.replace("_", "-") for name in (*axes, *fixed))
+            raise SpecError(f"the grid is defined in {options['grid']}: leave out {names}")
+        grid = read_grid(Path(options["grid"]))
+        balance = [_correction(str(value)) for value in grid.axes.get("balance", ())]
+        return replace(grid, axes={**grid.axes, "balance": balance}) if balance else grid
+    if "data" not in axes:
+        request, newest = resolve({}, Path(options["cache"]))
+        log.info("data: %s%s", request.data, f" (from {newest})" if newest else "")
+        axes["data"] = (request.data,)
+    return Grid("ablate", {**BUILT_IN, **axes}, fixed)
+
+
+def longtail_grid(options: Mapping[str, Any]) -> Grid:
+    """Return the grid of ``longtail``, from its options."""
+    from featkit.studies import longtail
+
+    return longtail.longtail_grid(_axes(options), options["factors"], _fixed(options))
+
+
+def robustness_grid(options: Mapping[str, Any]) -> Grid:
+    """Return the grid of ``robustness``, from its options."""
+    from featkit.studies import robustness
+
+    family, level = _strings(options["family"]), _strings(options["level"])
+    return robustness.robustness_grid(_axes(options), family, level, _fixed(options))
+
+
+def _axes(options: Mapping[str, Any]) -> dict[str, Sequence[AxisValue]]:
+    """Return the axes of a grid that were given."""
+    from featkit.ablation.grid import AXES
+
+    axes: dict[str, Sequence[AxisValue]] = {}
+    for name in AXES:
+        value = options.get(name)
+        if value is None or value is False or value == ():
+            continue
+        axes[name] = (value,) if isinstance(value, str | int) else tuple(value)
+    if "head" in axes:
+        axes["head"] = expand_heads([str(head) for head in axes["head"]])
+    if "balance" in axes:
+        axes["balance"] = tuple(str(_correction(str(value))) for value in axes["balance"])
+    return axes
+
+
+def _fixed(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options that were given and are the same in all cells of a grid."""
+    from featkit.ablation.grid import FIXED
+
+    given = _request_options(options)
+    return {name: given[name] for name in FIXED if given.get(name) is not None}
+
+
+def run_study(
+    grid: Grid, options: Mapping[str, Any], baseline: str = "", command: str = ""
+) -> AblationResult:
+    """Run a grid and write its tables, report and figures.
+
+    Args:
+        grid: from ``ablation_grid``, ``longtail_grid`` or ``robustness_grid``.
+        options: of ``ablate``.
+        baseline: as for ``robustness``.
+        command: how the study was started, for its report.
+
+    Raises:
+        FeatkitError: if no cell has a result.
+    """
+    import time
+
+    from featkit.ablation.run import run_grid
+    from featkit.reports.ablation import ablation_files
+    from featkit.storage import publish
+
+    start = time.perf_counter()
+    with _cell_bar(options["progress"]) as show:
+        config = _ablation_config(options, show)
+        cells = config.out / grid.name / "cells"
+        resumed = any(cells.glob("*"))
+        result = run_grid(grid, config)
+    seconds = _wall_seconds(cells, grid, None if resumed else time.perf_counter() - start)
+    files = ablation_files(
+        result, command=command or f"featkit.{grid.name}", baseline=baseline, wall_seconds=seconds
+    )
+    directory = config.out / grid.name / grid.id
+    publish(directory, files)
+    log.info("%s: %s", ", ".join(files), directory)
+    if not any(cell.report for cell in result.cells):
+        reason = next(cell.reason for cell in result.cells if cell.status != "ok")
+        raise FeatkitError(f"none of the {len(result.cells)} cells has a result: {reason}")
+    return result
+
+
+def estimate_study(grid: Grid, options: Mapping[str, Any]) -> tuple[Estimate, int]:
+    """Return what a grid would compute, without running it, and the number of jobs it would use."""
+    from featkit.ablation.estimate import estimate
+
+    config = _ablation_config(options, lambda progress: None)
+    return estimate(grid, config), config.jobs
+
+
+def _ablation_config(
+    options: Mapping[str, Any], show: Callable[[Progress], None]
+) -> AblationConfig:
+    from featkit.ablation.run import AblationConfig
+    from featkit.storage import available_cores
+
+    return AblationConfig(
+        out=Path(options["out"]),
+        cache=Path(options["cache"]),
+        compute=_compute(options),
+        jobs=options["jobs"] or available_cores(),
+        note=log.info,
+        progress=show,
+    )
+
+
+def _wall_seconds(cells: Path, grid: Grid, seconds: float | None) -> float | None:
+    """Return the duration of a grid that ran without interruption, now or before; None if it was resumed."""
+    file = cells / "wall.json"
+    if seconds is not None:
+        file.write_text(json.dumps({grid.id: seconds}), encoding="utf-8")
+        return seconds
+    try:
+        known: float | None = json.loads(file.read_text(encoding="utf-8")).get(grid.id)
+    except (OSError, ValueError):
+        return None
+    return known
+
+
+# Other studies ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class FewShotResult:
+    """Accuracy of heads on few-shot episodes.
+
+    Attributes:
+        data: name of the images.
+        scores: one per number of shots and head.
+        curve: test accuracy after fitting on k train images per class; empty if not asked for.
+        json: content of ``results.json``.
+    """
+
+    data: str
+    scores: tuple[FewShotScore, ...]
+    curve: tuple[FewShotScore, ...]
+    json: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return all values as JSON can hold them."""
+        values: dict[str, Any] = json.loads(self.json)
+        return values
+
+    def to_frame(self) -> Any:
+        """Return the scores as a pandas DataFrame, one row per number of shots and head."""
+        from featkit.evaluation.display import data_frame
+
+        return data_frame([asdict(score) for score in self.scores])
+
+    def _repr_html_(self) -> str:
+        from featkit.evaluation.display import html_table
+
+        return html_table([asdict(score) for score in self.scores])
+
+
+def fewshot(
+    data: PathLike | None = None,
+    *,
+    way: int = 5,
+    shot: int | Sequence[int] = (1, 5),
+    query: int = 15,
+    episodes: int = 1000,
+    head: Strings = ("prototypical", "knn:k=1"),
+    curve: Sequence[int] = (),
+    draws: int = 5,
+    split: str | None = None,
+    limit: str | None = None,
+    seed: int | None = None,
+    augment: str | None = None,
+    views: int | None = None,
+    perturb: str | None = None,
+    backbone: PathLike | None = None,
+    weights: str | None = None,
+    layer: str | None = None,
+    pool: str | None = None,
+    resize: str | int | None = None,
+    crop: str | int | None = None,
+    precision: str | None = None,
+    cache: PathLike = "cache",
+    out: PathLike | None = None,
+    device: str = "auto",
+    batch_size: int | None = None,
+    workers: int | None = None,
+    compile: bool = False,
+    on_error: str = "fail",
+    progress: bool = False,
+) -> FewShotResult:
+    """Evaluate heads on few-shot episodes.
+
+    Args:
+        data: spec of the images; see ``fit`` for what None means.
+        way: classes per episode.
+        shot: support images per class, one number or several.
+        query: query images per class.
+        episodes: number of episodes.
+        head: one head or several.
+        curve: numbers of train images per class for a learning curve on the test set.
+        draws: random draws per point of the curve.
+        out: folder in which results are written; None to write nothing.
+        split, limit, seed, augment, views, perturb, backbone, weights, layer, pool, resize, crop, precision, cache,
+        device, batch_size, workers, compile, on_error, progress: as for ``fit``.
+
+    Raises:
+        SpecError: if a head or a number of images is not valid.
+        DataError: if too few classes have enough images.
+    """
+    options = locals()
+    from tqdm import tqdm
+
+    from featkit.reports.figures import fewshot_figures
+    from featkit.storage import digest, publish
+    from featkit.studies.fewshot import EpisodeConfig, episode_scores, learning_curve, to_json
+
+    shots = (shot,) if isinstance(shot, int) else tuple(shot)
+    if min((*shots, *curve)) < 1:
+        raise SpecError("numbers of images per class must be at least 1")
+    heads = expand_heads(_strings(head))
+    features = _load_features(options)
+    config = EpisodeConfig(way, query, episodes, features.request.seed)
+    embeddings = features.embeddings
+    with tqdm(total=episodes, unit="episode", disable=not progress) as bar:
+
+        def show(done: int) -> None:
+            bar.update(done - bar.n)
+
+        scores = list(episode_scores(embeddings, heads, shots, config, show))
+    points: list[FewShotScore] = []
+    if curve:
+        computed = learning_curve(embeddings, heads, curve, draws, config.seed)
+        points = list(tqdm(computed, total=len(curve) * len(heads), disable=not progress))
+    text = to_json(config, embeddings.recipe.fingerprint, scores, points)
+    if out is not None:
+        directory = Path(out) / features.data / f"fewshot-{digest([text])[:12]}"
+        publish(directory, {"results.json": text, **fewshot_figures(points, features.data)})
+        log.info("results: %s", directory)
+    return FewShotResult(features.data, tuple(scores), tuple(points), text)
+
+
+def audit(
+    data: PathLike | None = None,
+    *,
+    few: int = 20,
+    split: str | None = None,
+    limit: str | None = None,
+    seed: int | None = None,
+    augment: str | None = None,
+    views: int | None = None,
+    perturb: str | None = None,
+    backbone: PathLike | None = None,
+    weights: str | None = None,
+    layer: str | None = None,
+    pool: str | None = None,
+    resize: str | int | None = None,
+    crop: str | int | None = None,
+    precision: str | None = None,
+    cache: PathLike = "cache",
+    out: PathLike | None = None,
+    device: str = "auto",
+    batch_size: int | None = None,
+    workers: int | None = None,
+    compile: bool = False,
+    on_error: str = "fail",
+    progress: bool = False,
+) -> Audit:
+    """Find duplicates, label errors and small classes; the data set is not changed.
+
+    Args:
+        data: spec of the images; see ``fit`` for what None means.
+        few: report classes with fewer train images than this.
+        out: folder in which ``audit-<data>`` is written (findings, contact sheet); None to write nothing.
+        split, limit, seed, augment, views, perturb, backbone, weights, layer, pool, resize, crop, precision, cache,
+        device, batch_size, workers, compile, on_error, progress: as for ``fit``.
+    """
+    options = locals()
+    from featkit.reports.figures import audit_figures
+    from featkit.storage import publish, safe_name
+    from featkit.studies import findings
+    from featkit.studies.audit import audit as audit_features
+
+    features = _load_features(options)
+    result = audit_features(features, few=few, progress=progress)
+    for line in result.notes:
+        log.warning(line)
+    if out is None:
+        return result
+    try:
+        figures = audit_figures(result, features.request.load_images())
+    except FeatkitError as error:  # the features are cached, the images may be elsewhere
+        log.info("no contact.png: %s", error)
+        figures = {}
+    text = json.dumps(findings.to_dict(result), indent=2, allow_nan=False)
+    directory = Path(out) / f"audit-{safe_name(result.data)}"
+    publish(directory, {"audit.json": text, "findings.csv": findings.to_csv(result), **figures})
+    log.info("audit: %s", directory)
+    return result
+
+
+@dataclass(frozen=True)
+class ProfileResult:
+    """Size, speed and accuracy of networks, the first being the reference.
+
+    Attributes:
+        networks: one profile per network.
+        head: the head that was evaluated.
+        repeats, warm_up: timed and untimed repeats.
+        data: spec of the images; empty without.
+        json: content of ``profile.json``.
+    """
+
+    networks: tuple[NetworkProfile, ...]
+    head: str
+    repeats: int
+    warm_up: int
+    data: str
+    json: str
+
+    @property
+    def names(self) -> list[str]:
+        """Short names of the networks: the last parts of their paths, where these differ."""
+        specs = [network.spec for network in self.networks]
+        short = [spec.rstrip("/").rpartition("/")[2] for spec in specs]
+        return short if len(set(short)) == len(short) else specs
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return all values as JSON can hold them."""
+        values: dict[str, Any] = json.loads(self.json)
+        return values
+
+    def to_frame(self) -> Any:
+        """Return the profiles as a pandas DataFrame, one row per network."""
+        from featkit.evaluation.display import data_frame
+
+        return data_frame(self.to_dict()["networks"])
+
+    def _repr_html_(self) -> str:
+        from featkit.evaluation.display import html_table
+
+        return html_table(self.to_dict()["networks"])
+
+
+def profile(
+    backbones: Strings,
+    *,
+    data: PathLike | None = None,
+    head: str = "linear",
+    repeats: int = 30,
+    warm_up: int = 3,
+    split: str | None = None,
+    limit: str | None = None,
+    seed: int | None = None,
+    augment: str | None = None,
+    views: int | None = None,
+    perturb: str | None = None,
+    resize: str | int | None = None,
+    crop: str | int | None = None,
+    cache: PathLike = "cache",
+    out: PathLike | None = None,
+    device: str = "auto",
+    batch_size: int | None = None,
+    workers: int | None = None,
+    compile: bool = False,
+    on_error: str = "fail",
+    progress: bool = False,
+) -> ProfileResult:
+    """Measure size and speed of networks; with ``data``, also accuracy and feature drift.
+
+    Args:
+        backbones: specs, each with an optional ``@PRECISION``; the first is the reference.
+        data: spec of the images on which ``head`` is evaluated; None for none.
+        head: spec of the head.
+        repeats: timed repeats.
+        warm_up: untimed repeats before them.
+        out: folder in which tables and figure are written; None to write nothing.
+        split, limit, seed, augment, views, perturb, resize, crop, cache, device, batch_size, workers, compile,
+        on_error, progress: as for ``fit``.
+    """
+    options = locals()
+    from featkit.reports.figures import profile_figures
+    from featkit.storage import digest, publish
+    from featkit.studies import profile as study
+
+    specs = _strings(backbones)
+    given = {name: value for name, value in _request_options(options).items() if value is not None}
+    config = study.ProfileConfig(
+        head=head, given=given, cache=Path(cache), repeats=repeats, warm_up=warm_up
+    )
+    networks = [study.parse_network(spec) for spec in specs]
+    profiles = study.profile(networks, config, _compute(options))
+    text = study.profiles_to_json(profiles, config)
+    result = ProfileResult(
+        tuple(profiles), head, repeats, warm_up, str(given.get("data", "")), text
+    )
+    if out is not None:
+        report = profiles[0].report
+        title = f"{head} on {Path(result.data).name}, n = {report.n if report else 0}"
+        files = {
+            "profile.csv": study.profiles_to_csv(profiles),
+            "profile.json": text,
+            **profile_figures(profiles, result.names, title),
+        }
+        name = digest([*specs, *map(str, given.values()), head])[:12]
+        directory = Path(out) / "profile" / name
+        publish(directory, files)
+        log.info("%s: %s", ", ".join(files), directory)
+    return result
+
+
+# Training -----------------------------------------------------------------------------------------
+
+
+def finetune(
+    data: PathLike | None = None,
+    *,
+    backbone: PathLike | None = None,
+    mode: str | None = None,
+    unfreeze: str | int | None = None,
+    weights: str | None = None,
+    resize: str | int | None = None,
+    crop: str | int | None = None,
+    split: str | None = None,
+    limit: str | None = None,
+    seed: int | None = None,
+    augment: str | None = None,
+    views: int | None = None,
+    val: float | None = None,
+    epochs: int | None = None,
+    batch_size: int | None = None,
+    optimiser: str | None = None,
+    lr: float | None = None,
+    layer_decay: float | None = None,
+    weight_decay: float | None = None,
+    warmup: float | None = None,
+    smoothing: float | None = None,
+    mixup: float | None = None,
+    cutmix: float | None = None,
+    ema: float | None = None,
+    clip: float | None = None,
+    balance: str | None = None,
+    norm: str | None = None,
+    patience: int | None = None,
+    precision: str | None = None,
+    frozen_precision: str | None = None,
+    resume: bool = False,
+    device: str = "auto",
+    cache: PathLike = "cache",
+    out: PathLike = OUT,
+    progress: bool = False,
+) -> TrainedRun | None:
+    """Fine-tune a network, or train it from scratch, and evaluate it on the test set.
+
+    Writes a run directory in ``out``, which is a backbone again.
+
+    Args:
+        data: spec of the images; None for ``digits``.
+        backbone: spec of the network; None for ``resnet18``.
+        mode: ``shallow`` (classifier only), ``deep`` (last blocks, the default), ``full`` (all layers) or ``scratch``.
+        unfreeze: for ``deep``: first trainable stage or block, or number of trainable blocks.
+        val: fraction of train for validation where the data has none; 0: train on all images.
+        epochs, batch_size, optimiser, lr, layer_decay, weight_decay, warmup, smoothing, mixup, cutmix, ema, clip,
+        balance, norm, patience, precision, frozen_precision, augment, views: see
+            ``featkit.training.config.TrainingConfig``, which has the defaults for None.
+        weights, resize, crop, split, limit, seed: as for ``extract``.
+        resume: resume from the last checkpoint of the same training.
+        device, cache, progress: as for ``extract``.
+        out: folder for results.
+
+    Returns:
+        Report, history and directory of the run; None in a distributed process that is not the first.
+
+    Raises:
+        SpecError: if an option is unknown or out of range.
+        DataError: if there are no test images.
+        TrainingError: if the loss is not finite, or a checkpoint belongs to another training.
+    """
+    options = locals()
+    compute = _training_compute(options)
+    config = _training_config(options)
+    with _process_group(compute) as group:
+        return _train(config, compute, Path(out), resume, group)
+
+
+@dataclass(frozen=True)
+class TrainingComparison:
+    """Trainings of one study file.
+
+    Attributes:
+        runs: by name.
+        rows: one row per run: top-1 with its interval, top-5, n, epochs.
+    """
+
+    runs: Mapping[str, TrainedRun]
+    rows: list[dict[str, Any]]
+
+
+def finetune_study(
+    study: PathLike,
+    *,
+    resume: bool = False,
+    device: str = "auto",
+    cache: PathLike = "cache",
+    out: PathLike = OUT,
+    progress: bool = False,
+) -> TrainingComparison | None:
+    """Train the networks of a TOML file (``[fixed]`` and ``[[run]]``), and write one table and one figure.
+
+    Returns:
+        The trainings; None in a distributed process that is not the first.
+    """
+    compute = _training_compute(locals())
+    from featkit.reports.figures import history_figures
+    from featkit.runs.trainings import read_trainings, to_rows
+    from featkit.storage import csv_text, digest, publish
+
+    trainings = read_trainings(Path(study), Path(cache))
+    runs = {}
+    with _process_group(compute) as group:
+        for name, config in trainings.configs.items():
+            run = _train(config, compute, Path(out), resume, group)
+            if run is not None:
+                runs[name] = run
+        if group.rank:
+            return None
+    rows = to_rows(runs)
+    histories = {name: run.history for name, run in runs.items()}
+    files = {
+        "results.csv": csv_text(rows),
+        "results.json": json.dumps(rows, indent=2),
+        **history_figures(histories, title=trainings.name),
+    }
+    ids = [row["run"] for row in rows]
+    directory = Path(out) / trainings.name / f"study-{digest(ids)[:12]}"
+    publish(directory, files)
+    log.info("%s: %s", ", ".join(files), directory)
+    return TrainingComparison(runs, rows)
+
+
+def _train(
+    config: TrainingConfig, compute: Compute, out: Path, resume: bool, group: ProcessGroup
+) -> TrainedRun | None:
+    """Train one network, or return the run of the same training that is finished already."""
+    from featkit.reports.figures import training_figures
+    from featkit.runs.train import finished, is_begun, train_run
+    from featkit.training.finetune import ExecutionConfig
+    from featkit.training.prepare import prepare
+
+    note = _first_process_log(group)
+    prepared = prepare(config, compute)
+    images = prepared.images
+    counts = []
+    for split in ("train", "val", "test"):
+        counts.append(f"{int((images.splits == split).sum()):,} {split}")
+    classes = len(images.classes)
+    note(f"{images.name}: {', '.join(counts)}, {classes} classes; {prepared.description.label}")
+    if resume:
+        run = finished(prepared, out)
+        if run:
+            note(f"already finished: {run.path}")
+            return None if group.rank else run
+        begun = is_begun(prepared, out)
+        note("resuming from the last checkpoint" if begun else "no checkpoint, starting anew")
+    with _training_callbacks(config.epochs, compute.progress, group) as callbacks:
+        execution = ExecutionConfig(compute, resume=resume, callbacks=callbacks, group=group)
+        run = train_run(prepared, execution, out, training_figures)
+    if run:
+        note(f"run: {run.path}")
+    return run
+
+
+def _training_config(options: Mapping[str, Any]) -> TrainingConfig:
+    from featkit.training.config import TrainingConfig
+
+    names = [name for name in TrainingConfig.option_names() if name in options]
+    given = {**{name: options[name] for name in names}, **_request_options(options)}
+    # ``precision`` is that of training here, not a field of the request.
+    return TrainingConfig.from_options({name: given[name] for name in names}, Path(options["cache"]))
+
+
+def _training_compute(options: Mapping[str, Any]) -> Compute:
+    from featkit.embeddings.pipeline import Compute
+
+    return Compute(device=options["device"], progress=options["progress"])
+
+
+def _process_group(compute: Compute) -> AbstractContextManager[ProcessGroup]:
+    """Join the other processes of ``torchrun``, if there are any."""
+    from featkit.backbones.engines.torch import pick_device
+    from featkit.training.distributed import joined
+
+    return joined(pick_device(compute.device))
+
+
+def _first_process_log(group: ProcessGroup) -> Callable[[str], None]:
+    """Return what logs a message in the first process and drops it in the others."""
+    return log.info if not group.rank else lambda message: None
+
+
+def distill(
+    data: PathLike | None = None,
+    *,
+    teacher: PathLike,
+    teacher_head: str = "linear",
+    student: PathLike = "resnet18",
+    mode: str = "deep",
+    loss: str | None = None,
+    temperature: float | None = None,
+    alpha: float | None = None,
+    beta: float | None = None,
+    distance: str | None = None,
+    alone: bool = True,
+    unfreeze: str | int | None = None,
+    weights: str | None = None,
+    resize: str | int | None = None,
+    crop: str | int | None = None,
+    split: str | None = None,
+    limit: str | None = None,
+    seed: int | None = None,
+    augment: str | None = None,
+    views: int | None = None,
+    val: float | None = None,
+    epochs: int | None = None,
+    batch_size: int | None = None,
+    optimiser: str | None = None,
+    lr: float | None = None,
+    layer_decay: float | None = None,
+    weight_decay: float | None = None,
+    warmup: float | None = None,
+    smoothing: float | None = None,
+    mixup: float | None = None,
+    cutmix: float | None = None,
+    ema: float | None = None,
+    clip: float | None = None,
+    balance: str | None = None,
+    norm: str | None = None,
+    patience: int | None = None,
+    precision: str | None = None,
+    frozen_precision: str | None = None,
+    resume: bool = False,
+    device: str = "auto",
+    cache: PathLike = "cache",
+    out: PathLike = OUT,
+    progress: bool = False,
+) -> DistillationResult | None:
+    """Train a student network with a teacher, and compare both with the student trained alone.
+
+    Writes the run directories of teacher and students in ``out``.
+
+    Args:
+        data: spec of the images; None for ``digits``.
+        teacher: run directory, or spec of a backbone on which ``teacher_head`` is fitted.
+        teacher_head: head of a teacher that is a backbone.
+        student: spec of the backbone to train.
+        loss: ``logits`` (the default), ``dkd``, ``features`` or ``logits+features``.
+        temperature: softmax temperature of the distillation loss.
+        alpha: weight of the distillation loss; the label loss has weight 1 - alpha.
+        beta: weight of the non-target classes in ``dkd``.
+        distance: ``cosine`` or ``mse``, between embeddings.
+        alone: train the student without its teacher too, for comparison.
+        mode, unfreeze, weights, resize, crop, split, limit, seed, augment, views, val, epochs, batch_size, optimiser,
+        lr, layer_decay, weight_decay, warmup, smoothing, mixup, cutmix, ema, clip, balance, norm, patience, precision,
+        frozen_precision, resume, device, cache, out, progress: as for ``finetune``.
+
+    Returns:
+        Reports, paired tests and the fraction of the gap that distillation closes; None in a distributed process that
+        is not the first.
+    """
+    options = dict(locals())
+    options["backbone"] = options.pop("student")
+    results, _ = distill_seeds(1, options)
+    return results[0] if results else None
+
+
+def distill_seeds(
+    seeds: int, options: Mapping[str, Any]
+) -> tuple[list[DistillationResult], list[Effect]]:
+    """Distill with several seeds; return a result for each, and the effects pooled over them.
+
+    Args:
+        seeds: number of seeds, from ``options["seed"]`` on.
+        options: of ``distill``, with ``backbone`` for the student.
+
+    Returns:
+        Both empty in a distributed process that is not the first; no effects for one seed.
+    """
+    from featkit.studies.distill import compared, pooled
+
+    first = options["seed"] or 0
+    runs = {}
+    for seed in range(first, first + seeds):
+        runs[seed] = _distill_runs({**options, "seed": seed})
+    if not all("distilled" in paths for paths in runs.values()):
+        return [], []
+    return [compared(paths) for paths in runs.values()], pooled(runs) if seeds > 1 else []
+
+
+def _distill_runs(options: Mapping[str, Any]) -> dict[str, Path]:
+    """Prepare the teacher and train the students; return run directories of those this process wrote."""
+    from featkit.reports.figures import training_figures
+    from featkit.runs.train import finished
+    from featkit.studies.distill import distill_run, make_teacher, prepare_student
+    from featkit.training.distill import DistillationConfig
+    from featkit.training.finetune import ExecutionConfig
+
+    compute, config, out = _training_compute(options), _training_config(options), Path(options["out"])
+    given = {}
+    for field in fields(DistillationConfig):
+        if options.get(field.name) is not None:
+            given[field.name] = options[field.name]
+    students = {"distilled": DistillationConfig(**given)}
+    if options["alone"]:
+        # Trained first, without a weight on the teacher.
+        students = {"alone": DistillationConfig(alpha=0), **students}
+    teacher = make_teacher(str(options["teacher"]), options["teacher_head"], config, compute, out)
+    log.info("teacher: %s", teacher.path)
+    runs = {"teacher": teacher.path}
+    with _process_group(compute) as group:
+        note = _first_process_log(group)
+        for name, distillation in students.items():
+            prepared = prepare_student(config, teacher, distillation, compute)
+            run = finished(prepared, out) if options["resume"] else None
+            if run:
+                note(f"student {name}, already finished: {run.path}")
+                runs[name] = run.path
+                continue
+            note(f"student {name}")
+            with _training_callbacks(config.epochs, compute.progress, group) as callbacks:
+                execution = ExecutionConfig(
+                    compute, resume=options["resume"], callbacks=callbacks, group=group
+                )
+                run = distill_run(
+                    prepared, teacher, distillation, execution, out, draw=training_figures
+                )
+            if run:
+                note(f"run: {run.path}")
+                runs[name] = run.path
+    return runs
+
+
+# Compression --------------------------------------------------------------------------------------
+
+
+def prune(
+    backbone: PathLike,
+    *,
+    sparsity: float | Sequence[float] = (),
+    macs: float | None = None,
+    by: str = "magnitude",
+    reconstruct: int = 0,
+    calibrate: int = 0,
+    epochs: int = 0,
+    lr: float = 0.005,
+    distill: bool = False,
+    head: str | None = None,
+    weights: str | None = None,
+    data: PathLike | None = None,
+    split: str | None = None,
+    limit: str | None = None,
+    seed: int | None = None,
+    augment: str | None = None,
+    views: int | None = None,
+    perturb: str | None = None,
+    resize: str | int | None = None,
+    crop: str | int | None = None,
+    cache: PathLike = "cache",
+    out: PathLike = OUT,
+    device: str = "auto",
+    batch_size: int | None = None,
+    workers: int | None = None,
+    compile: bool = False,
+    on_error: str = "fail",
+    progress: bool = False,
+) -> list[PruningStep]:
+    """Prune a network: remove channels (``macs``), or set weights to zero (``sparsity``).
+
+    Each pruned network is written to ``out/prune`` and is a backbone again.
+
+    Args:
+        backbone: spec of the network.
+        sparsity: fraction of the weights set to zero by magnitude; several: each step continues from the one before.
+        macs: fraction of the MACs that remains after removing channels.
+        by: channel importance: ``magnitude`` or ``activation``.
+        reconstruct: with ``macs``: train images on which the weights after removed channels are refitted; 0: off.
+        calibrate: train images for BatchNorm recalibration; 0: off.
+        epochs: epochs of fine-tuning after each step.
+        lr: peak learning rate of the fine-tuning.
+        distill: fine-tune with the unpruned network as teacher.
+        head: head with which the network is evaluated after each step; None for no evaluation.
+        data, split, limit, seed, augment, views, perturb, weights, resize, crop, cache, device, batch_size, workers,
+        compile, on_error, progress: as for ``fit``.
+        out: folder for results.
+
+    Returns:
+        One step per pruned network, with its directory; with ``head``, the unpruned network comes first.
+
+    Raises:
+        SpecError: if an option is not valid, or needs images and ``data`` is not given.
+    """
+    options = locals()
+    from featkit.compression.pruned import PruningConfig
+    from featkit.reports.figures import sparsity_figures
+    from featkit.storage import csv_text, publish, safe_name
+    from featkit.studies.prune import prune_network, step_rows
+
+    uses_images = reconstruct or calibrate or epochs or head or (macs and by == "activation")
+    if data is None and uses_images:
+        names = "--reconstruct, --calibrate, --epochs, --head and --by activation"
+        raise SpecError(f"{names} use images: give --data")
+    if distill and not epochs:
+        raise SpecError("--distill is an option of the fine-tuning: give --epochs")
+    request = _request(options)
+    config = PruningConfig(
+        sparsity=(sparsity,) if isinstance(sparsity, float | int) else tuple(sparsity),
+        macs=macs,
+        by=by,
+        reconstruct=reconstruct,
+        calibrate=calibrate,
+        seed=request.seed,
+    )
+    steps = []
+    with _recovery(request, options) as recovery:
+        for step in prune_network(
+            request,
+            config,
+            Path(out),
+            cache=Path(cache),
+            compute=_compute(options),
+            recovery=recovery,
+            head=head,
+            on_message=log.info,
+        ):
+            steps.append(step)
+            _log_step(step, head)
+    if head:
+        rows = step_rows(steps)
+        title = f"{head} on {Path(request.data).name}, n = {rows[0]['n']}"
+        folder = Path(out) / "prune" / safe_name(f"{steps[-1].network}-steps")
+        files = {"steps.csv": csv_text(rows), **sparsity_figures({"pruned": rows}, title)}
+        publish(folder, files)
+        log.info("%s: %s", ", ".join(files), folder)
+    return steps
+
+
+@contextmanager
+def _recovery(request: Request, options: Mapping[str, Any]) -> Iterator[Recovery | None]:
+    """Prepare the fine-tuning after each pruning step; None without epochs."""
+    if not options["epochs"]:
+        yield None
+        return
+    from featkit.studies.recover import RecoveryConfig, make_recovery
+
+    config = RecoveryConfig(options["epochs"], options["lr"], options["distill"])
+    compute = _training_compute(options)
+    with _training_callbacks(config.epochs, False, None) as callbacks:
+        yield make_recovery(request, config, Path(options["cache"]), compute, callbacks)
+
+
+def _log_step(step: PruningStep, head: str | None) -> None:
+    """Log size and accuracy of a pruned network."""
+    if step.facts:
+        facts = step.facts
+        log.info(
+            "%s: %s parameters, %.1f%% of the weights zero, %.2f of %.2f GMACs",
+            step.label,
+            f"{facts['parameters']:,}",
+            100 * facts["sparsity"],
+            facts["macs"] / 1e9,
+            facts["macs_before"] / 1e9,
+        )
+    if step.report:
+        low, high = step.report.interval95
+        accuracy = f"top-1 {100 * step.report.top1:.1f}% (95% CI {100 * low:.1f} to {100 * high:.1f})"
+        log.info("%s: %s, n = %d", head, accuracy, step.report.n)
+    if step.difference:
+        low, high = step.difference.interval95
+        points = 100 * step.difference.difference
+        log.info(
+            "difference to unpruned: %+.1f points (95%% CI %+.1f to %+.1f)",
+            points,
+            100 * low,
+            100 * high,
+        )
+
+
+@dataclass(frozen=True)
+class QuantizedModel:
+    """An int8 network on disk.
+
+    Attributes:
+        path: its directory, which is a backbone again.
+        result: calibration, and the quantization error of each layer.
+        size: bytes of the network file.
+        run: for a run: accuracy of the int8 classifier and of the run; None for a backbone.
+        facts: content of ``quantize.json``.
+    """
+
+    path: Path
+    result: QuantizationResult
+    size: int
+    run: QuantizedRun | None
+    facts: Mapping[str, Any]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return all values as JSON can hold them."""
+        return dict(self.facts)
+
+
+CLASSIFIER_FILE = "model.onnx"
+
+
+def quantize(
+    backbone: PathLike,
+    *,
+    method: str = "minmax",
+    images: int = 256,
+    keep_fp32: Strings = (),
+    keep_worst: int = 0,
+    bias_correct: bool = False,
+    weights: str | None = None,
+    layer: str | None = None,
+    data: PathLike | None = None,
+    split: str | None = None,
+    limit: str | None = None,
+    seed: int | None = None,
+    augment: str | None = None,
+    views: int | None = None,
+    perturb: str | None = None,
+    resize: str | int | None = None,
+    crop: str | int | None = None,
+    out: PathLike = OUT,
+    device: str = "auto",
+    batch_size: int | None = None,
+    workers: int | None = None,
+    compile: bool = False,
+    on_error: str = "fail",
+    progress: bool = False,
+) -> QuantizedModel:
+    """Quantize a network, or a run of ``fit`` or ``finetune``, to int8.
+
+    The int8 network is written to ``out/quantize`` and is a backbone again. Of a run without ``data``, the run's own
+    images are used, and the whole classifier is written as ``model.onnx`` and compared with the run.
+
+    Args:
+        backbone: spec of a network, or a run directory.
+        method: calibration of activation ranges: ``minmax``, ``entropy``, ``percentile`` or ``dynamic``.
+        images: train images for calibration.
+        keep_fp32: layers or blocks that stay in float32.
+        keep_worst: number of layers with the largest quantization error that stay in float32.
+        bias_correct: correct biases for the mean error of weight rounding.
+        data, split, limit, seed, augment, views, perturb, weights, layer, resize, crop, device, batch_size, workers,
+        compile, on_error, progress: as for ``fit``.
+        out: folder for results.
+
+    Raises:
+        SpecError: if the network is quantized already, or a layer or method is unknown.
+        DataError: if there are no train images.
+    """
+    options = locals()
+    from featkit.backbones.base import QuantizedNetwork
+    from featkit.backbones.int8 import QuantizationConfig
+    from featkit.backbones.saved import INT8_CARD, INT8_FILE
+    from featkit.compression.quantize import FEW, QuantizationRequest
+    from featkit.compression.quantize import quantize as quantize_network
+    from featkit.storage import publish, safe_name
+    from featkit.studies.quantize import quantize_run
+
+    scheme = QuantizationConfig(method, _strings(keep_fp32), bias_correct)
+    request, run = _network_or_run(options)
+    compute = _compute(options)
+    with tempfile.TemporaryDirectory() as scratch:
+        file, classifier = Path(scratch, INT8_FILE), Path(scratch, CLASSIFIER_FILE)
+        wanted = QuantizationRequest(scheme, keep_worst, images)
+        result = quantize_network(request, wanted, file, compute)
+        directory = Path(out) / "quantize" / safe_name(result.card.name)
+        facts = _quantization_facts(result, request.data, directory)
+        content = file.read_bytes()
+        files: dict[str, Any] = {INT8_FILE: content, INT8_CARD: result.card.to_json()}
+        compared = None
+        if run:
+            network = QuantizedNetwork(file, result.card.sha256)
+            compared = quantize_run(run, network, classifier, compute)
+            facts["classifier"] = {
+                "file": CLASSIFIER_FILE,
+                "top1": compared.after,
+                "top1_of_run": compared.before,
+                "difference": compared.paired.to_dict(),
+            }
+            files[CLASSIFIER_FILE] = classifier.read_bytes()
+        publish(directory, {**files, "quantize.json": json.dumps(facts, indent=2)})
+    if result.images < FEW and method != "dynamic":
+        log.warning("calibrated on only %d images: use %d or more", result.images, FEW)
+    return QuantizedModel(directory, result, len(content), compared, facts)
+
+
+def _network_or_run(options: Mapping[str, Any]) -> tuple[Request, SavedRun | None]:
+    """Return the network to quantize, and the run it belongs to if the run's own images are used.
+
+    Raises:
+        SpecError: if options beside a run change its images or network.
+    """
+    from featkit.runs.directory import is_run
+    from featkit.runs.directory import load_run as load
+
+    given = {name: value for name, value in _request_options(options).items() if value is not None}
+    spec = given.pop("backbone")
+    folder = Path(spec).expanduser()
+    if "data" in given or not is_run(folder):
+        return _request(options), None
+    if given:
+        raise SpecError(
+            f"{spec} is a run with its own images and network: leave out --{min(given)}, or give --data"
+        )
+    run = load(folder)
+    return replace(run.request, augment=None), run
+
+
+def _quantization_facts(result: QuantizationResult, data: str, directory: Path) -> dict[str, Any]:
+    layers = [{"layer": layer, "decibel": noise} for layer, noise in result.noise]
+    return {
+        "directory": str(directory),
+        "name": result.card.name,
+        **asdict(result.scheme),
+        "keep": list(result.scheme.keep),
+        "images": result.images,
+        "data": data,
+        "layers": layers,
+    }
+
+
+# Progress bars ------------------------------------------------------------------------------------
+
+_EPOCH_BAR = "{l_bar}{bar}| {elapsed}<{remaining}{postfix}"
+
+
+@contextmanager
+def _candidate_bar(visible: bool) -> Iterator[Callable[[Any], None]]:
+    """Show a bar on stderr that counts the candidates of a hyperparameter search."""
+    from tqdm import tqdm
+
+    with tqdm(unit="candidate", disable=not visible) as bar:
+        yield lambda candidate: bar.update() and None
+
+
+@contextmanager
+def _cell_bar(visible: bool) -> Iterator[Callable[[Progress], None]]:
+    """Show a bar on stderr that counts the cells of a grid."""
+    from tqdm import tqdm
+
+    with tqdm(unit="cell", disable=not visible) as bar:
+
+        def show(progress: Progress) -> None:
+            if bar.total is None:  # cells that were finished before do not count for the time left
+                bar.reset(progress.total)
+                bar.initial = bar.n = progress.done
+            bar.set_postfix(running=progress.running, failed=progress.failed, refresh=False)
+            bar.update(progress.done - bar.n)
+            bar.refresh()
+
+        yield show
+
+
+@contextmanager
+def _training_callbacks(
+    epochs: int, visible: bool, group: ProcessGroup | None
+) -> Iterator[TrainingCallbacks]:
+    """Log a line per epoch, and show a bar of epochs on stderr with the loss of the current step."""
+    from tqdm import tqdm
+
+    from featkit.training.finetune import TrainingCallbacks
+
+    first = group is None or not group.rank
+    note = _first_process_log(group) if group else log.info
+    with tqdm(
+        total=epochs, unit="epoch", disable=not (visible and first), bar_format=_EPOCH_BAR
+    ) as bar:
+
+        def on_step(epoch: int, step: int, loss: float, top1: float) -> None:
+            accuracy = f"top-1 {100 * top1:.1f}%"
+            bar.set_postfix_str(f"epoch {epoch + 1}, step {step}: loss {loss:.3f}, {accuracy}")
+
+        def on_epoch(record: EpochRecord) -> None:
+            bar.update(record.number + 1 - bar.n)
+            note(_epoch_line(record, epochs))
+
+        yield TrainingCallbacks(on_step, on_epoch, note)
+
+
+def _epoch_line(record: EpochRecord, epochs: int) -> str:
+    parts = []
+    for name, score in (("train", record.train), ("val", record.val)):
+        if score:
+            top1, top5 = 100 * score.top1, 100 * score.top5
+            parts.append(f"{name}: loss {score.loss:.3f}, top-1 {top1:.1f}%, top-5 {top5:.1f}%")
+    return f"epoch {record.number + 1}/{epochs}, {record.seconds:.0f} s; {'; '.join(parts)}"

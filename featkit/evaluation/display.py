@@ -1,0 +1,47 @@
+"""Tables of results for notebooks: HTML and pandas."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from html import escape
+from typing import Any
+
+from featkit.errors import FeatkitError
+
+
+def html_table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Return rows as an HTML table; columns are the keys of all rows, in their first order."""
+    columns = _columns(rows)
+    head = "".join(f"<th>{escape(name)}</th>" for name in columns)
+    body = []
+    for row in rows:
+        cells = "".join(f"<td>{escape(_text(row.get(name)))}</td>" for name in columns)
+        body.append(f"<tr>{cells}</tr>")
+    return f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(body)}</tbody></table>"
+
+
+def data_frame(rows: Sequence[Mapping[str, Any]]) -> Any:
+    """Return rows as a ``pandas.DataFrame``.
+
+    Raises:
+        FeatkitError: if pandas is not installed.
+    """
+    try:
+        import pandas
+    except ImportError as error:
+        raise FeatkitError("to_frame() needs pandas: pip install pandas") from error
+    return pandas.DataFrame([dict(row) for row in rows], columns=_columns(rows))
+
+
+def _columns(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    return list(dict.fromkeys(name for row in rows for name in row))
+
+
+def _text(value: Any) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, tuple | list) and all(isinstance(part, float) for part in value):
+        return " to ".join(f"{part:.4g}" for part in value)
+    return str(value)
