@@ -1,7 +1,7 @@
 #!/bin/sh
-# What compression costs on Caltech-101: zeros, fewer channels, eight bits: sh experiments/compression.sh
+# Compressed networks on Caltech-101: unstructured and structured pruning, int8: sh experiments/compression.sh
 # FEATKIT_TEST_DATA names the folder that holds the data sets, FEATKIT_WEIGHTS that of the weights.
-# The sparsity curves are made on 20 train images of each class and a thousand test images, the tables on all.
+# The sparsity curves use 20 train images per class and 1,000 test images, the tables use all images.
 set -eu
 
 runs=experiments/compression

@@ -1,5 +1,5 @@
 #!/bin/sh
-# The main job on scikit-learn's 1,797 scanned digits: no network, no GPU. Run by `make demo`.
+# The main commands on scikit-learn's 1,797 scanned digits, without network or GPU. Run by `make demo`.
 set -eu
 
 say() { printf '\n$ %s\n' "$*"; "$@"; }
@@ -16,4 +16,4 @@ say featkit longtail --data digits --weights random --if 10 --balance none --bal
 say featkit robustness --data digits --weights random --family fog --family jpeg --level medium --out experiments/demo
 say featkit finetune --data digits --mode scratch --backbone resnet18:stem=small --resize 16 --epochs 7 --lr 0.05 \
   --out experiments/demo
-printf '\nrun directories: experiments/demo/digits/, a page to open: experiments/demo/*/*/report.html\n'
+printf '\nrun directories: experiments/demo/digits/, reports to open: experiments/demo/*/*/report.html\n'

@@ -1,8 +1,8 @@
 #!/bin/sh
-# ResNet-18 on Caltech-101: a linear head, and training of the classifier alone, of layer4 on kept activations, of all,
-# and of all from scratch at 64 pixels: sh experiments/finetune.sh
+# ResNet-18 on Caltech-101: a linear head; fine-tuning of the classifier, of layer4 on cached activations, of all layers;
+# and training from scratch at 64 pixels: sh experiments/finetune.sh
 # FEATKIT_TEST_DATA names the folder that holds the data sets, FEATKIT_WEIGHTS that of the weights.
-# All train images are trained on, nothing is chosen on the way, and test is looked at once. What is done is kept.
+# All train images are used for training, nothing is selected, and the test set is used once. Interrupted trainings resume.
 set -eu
 
 runs=experiments/finetune/resnet18

@@ -1,5 +1,5 @@
 #!/bin/sh
-# Five tuned heads on Caltech-101 through two ResNets, with paired tests: sh experiments/heads.sh
+# Five tuned heads on features of two ResNets, Caltech-101, with paired tests: sh experiments/heads.sh
 # FEATKIT_TEST_DATA names the folder that holds the data sets, FEATKIT_WEIGHTS that of the weights.
 set -eu
 
