@@ -1444,7 +1444,7 @@ def _training_compute(options: Mapping[str, Any]) -> Compute:
 
 def _process_group(compute: Compute) -> AbstractContextManager[ProcessGroup]:
     """Join the other processes of ``torchrun``, if there are any."""
-    from featkit.backbones.engines.torch import pick_device
+    from featkit.backbones.devices import pick_device
     from featkit.training.distributed import joined
 
     return joined(pick_device(compute.device))
@@ -1816,7 +1816,7 @@ def quantize(
     """
     options = locals()
     from featkit.backbones.base import QuantizedNetwork
-    from featkit.backbones.int8 import QuantizationConfig
+    from featkit.backbones.quantization import QuantizationConfig
     from featkit.backbones.saved import INT8_CARD, INT8_FILE
     from featkit.compression.quantize import FEW, QuantizationRequest
     from featkit.compression.quantize import quantize as quantize_network

@@ -30,8 +30,8 @@ import torchvision
 from torch.utils.data import DataLoader
 
 from featkit import Compute
-from featkit.backbones.engines.torch import one_thread_each, open_engine
-from featkit.backbones.precision import INT8
+from featkit.backbones.devices import INT8, one_thread_per_worker
+from featkit.backbones.engines import open_engine
 from featkit.cli.main import keep_freed_memory
 from featkit.embeddings.extract import run_extractions
 from featkit.embeddings.plan import content_keys, plan_extraction
@@ -176,7 +176,7 @@ def core_seconds(network: str, precision: str, files: list[Path], scratch: Path)
     request = Request(data="", backbone=network, precision=precision)
     keys = content_keys(images, Compute())
     backbone = plan_extraction(request, images, keys, scratch).backbone
-    prepare = backbone.preprocess.nearly if precision in INT8 else backbone.preprocess
+    prepare = backbone.preprocess.for_precision(precision)
     spent, seconds = {}, time.perf_counter()
     data = [file.read_bytes() for file in files]
     spent["read"], seconds = time.perf_counter() - seconds, time.perf_counter()
@@ -185,7 +185,7 @@ def core_seconds(network: str, precision: str, files: list[Path], scratch: Path)
     pixels = np.stack([prepare(picture) for picture in pictures])
     spent["resize"] = time.perf_counter() - seconds
     engine = open_engine(backbone, precision=precision)
-    with one_thread_each() as one_thread:
+    with one_thread_per_worker() as one_thread:
         one_thread()
         engine(pixels[:16])
         seconds = time.perf_counter()

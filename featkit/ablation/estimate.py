@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from featkit.ablation.cells import CellResult, read_cell
 from featkit.ablation.grid import Grid
 from featkit.ablation.run import AblationConfig, PlannedCell, grouped, plan_cell
-from featkit.backbones.precision import INT8
+from featkit.backbones.devices import INT8
 from featkit.embeddings import lookup
 from featkit.embeddings.extract import embed
 from featkit.embeddings.plan import ExtractionPlan

@@ -1,7 +1,8 @@
-"""What a backbone is, without the network itself: this module never imports torch."""
+"""The description of a backbone: preprocessing, weights and how to build the network. Imports no torch."""
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,13 +12,16 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from featkit.backbones.devices import INT8
+from featkit.errors import SpecError, WeightsError
+
 if TYPE_CHECKING:
     from torch import nn
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
-_MOST_PIXELS = 100_000_000
+_MAX_PIXELS = 100_000_000
 _FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 
 
@@ -26,10 +30,10 @@ class Preprocess:
     """Resize, centre crop and normalise, as torchvision's ``ImageClassification`` preset does on PIL images.
 
     Attributes:
-        resize: length of the shorter edge in pixels, or ``(height, width)`` to squash.
-        crop: ``(height, width)`` of the centre crop in pixels; black where the image is smaller.
+        resize: length of the shorter edge in pixels, or ``(height, width)`` without keeping the aspect ratio.
+        crop: ``(height, width)`` of the centre crop in pixels; a smaller image gets a black border.
         interpolation: ``bilinear`` or ``bicubic``, both with anti-aliasing.
-        mean, std: per channel, of values in 0..1.
+        mean, std: per channel, for values in 0..1.
     """
 
     resize: int | tuple[int, int] = 256
@@ -40,54 +44,63 @@ class Preprocess:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Preprocess:
-        """Read what ``asdict`` gave and JSON made lists of; TypeError if it is anything else."""
-        read: dict[str, Any] = {name: tuple(each) if isinstance(each, list) else each for name, each in values.items()}
+        """Build from the dict of ``asdict``, also after JSON made lists of its tuples; TypeError for other values."""
+        read: dict[str, Any] = {}
+        for name, value in values.items():
+            read[name] = tuple(value) if isinstance(value, list) else value
         return cls(**read)
 
     def __call__(self, pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """Resize and crop one uint8 image ``(h, w, 3)`` to uint8 ``(*crop, 3)``.
 
-        Normalisation is left to ``normalise``: bytes travel to the network at a quarter of the size.
+        Normalisation is left to ``normalise``: bytes are copied to the device at a quarter of the size of floats.
         """
         return np.asarray(self._crop(self._resize(Image.fromarray(pixels))))
+
+    def fast(self, pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """Resize and crop in about two thirds of the time of a call, by resizing only what the crop shows.
+
+        3 % of the values differ by one of 256 levels, because Pillow stores the edges of the region that it resizes as
+        float32. That changes the features of ResNet-50 more than bf16 does (cosine similarity at least 0.9992), and
+        less than int8.
+        """
+        image = Image.fromarray(pixels)
+        resized = self._resize_visible(image, *self._resized_size(*image.size))
+        return np.asarray(self._crop(resized))
+
+    def for_precision(self, precision: str) -> Callable[[NDArray[np.uint8]], NDArray[np.uint8]]:
+        """Return the function that resizes and crops images at a precision: ``fast`` for int8, else the exact one."""
+        return self.fast if precision in INT8 else self
 
     def normalise(self, batch: Any) -> Any:
         """Turn a float batch ``(b, 3, h, w)`` of values in 0..255 (array or tensor) into the network's input."""
         like = batch.new_tensor if hasattr(batch, "new_tensor") else np.asarray
-        mean, std = (like(values, dtype=batch.dtype).reshape(1, 3, 1, 1) for values in (self.mean, self.std))
+        mean = like(self.mean, dtype=batch.dtype).reshape(1, 3, 1, 1)
+        std = like(self.std, dtype=batch.dtype).reshape(1, 3, 1, 1)
         return (batch / 255 - mean) / std
-
-    def nearly(self, pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """Do what a call does in about two thirds of the time: only what the crop shows is resized.
-
-        Off by one of 256 levels in 3 % of the values, since Pillow keeps the edges of what it resizes as float32. That
-        moves ResNet-50's vectors more than bf16 does (cosine 0.9992 at worst), and less than int8.
-        """
-        image = Image.fromarray(pixels)
-        resized = self._resize_shown(image, *self._resized(*image.size))
-        return np.asarray(self._crop(resized))
 
     def _crop(self, image: Image.Image) -> Image.Image:
         height, width = self.crop
-        left, top = _offset(image.width, width), _offset(image.height, height)
+        left, top = _crop_offset(image.width, width), _crop_offset(image.height, height)
         return image.crop((left, top, left + width, top + height))
 
     def _resize(self, image: Image.Image) -> Image.Image:
-        width, height = self._resized(*image.size)
-        if width * height <= _MOST_PIXELS:
+        width, height = self._resized_size(*image.size)
+        if width * height <= _MAX_PIXELS:
             return image.resize((width, height), _FILTERS[self.interpolation])
-        # A strip of 1 x 100000 pixels would fill the memory.
-        return self._resize_shown(image, width, height)
+        # An image of 1 x 100000 pixels, resized by its shorter edge, would not fit into memory.
+        return self._resize_visible(image, width, height)
 
-    def _resize_shown(self, image: Image.Image, width: int, height: int) -> Image.Image:
-        """Return the part of the resized image that the crop will show."""
-        wide, high = min(width, self.crop[1]), min(height, self.crop[0])
-        left, top = _offset(width, wide), _offset(height, high)
-        across, down = image.width / width, image.height / height
-        box = (left * across, top * down, (left + wide) * across, (top + high) * down)
-        return image.resize((wide, high), _FILTERS[self.interpolation], box=box)
+    def _resize_visible(self, image: Image.Image, width: int, height: int) -> Image.Image:
+        """Return the part of the resized image that the centre crop shows."""
+        visible_width, visible_height = min(width, self.crop[1]), min(height, self.crop[0])
+        left, top = _crop_offset(width, visible_width), _crop_offset(height, visible_height)
+        scale_x, scale_y = image.width / width, image.height / height
+        box = (left * scale_x, top * scale_y, (left + visible_width) * scale_x, (top + visible_height) * scale_y)
+        return image.resize((visible_width, visible_height), _FILTERS[self.interpolation], box=box)
 
-    def _resized(self, width: int, height: int) -> tuple[int, int]:
+    def _resized_size(self, width: int, height: int) -> tuple[int, int]:
+        """Return width and height of the resized image."""
         if isinstance(self.resize, tuple):
             return self.resize[1], self.resize[0]
         short, long = sorted((width, height))
@@ -95,13 +108,13 @@ class Preprocess:
         return (self.resize, longer) if width <= height else (longer, self.resize)
 
 
-def _offset(length: int, crop: int) -> int:
-    """Return where a centre crop begins; negative where it is padded. Halves fall as in torchvision."""
+def _crop_offset(length: int, crop: int) -> int:
+    """Return where a centre crop begins, negative where it needs a border; halves are rounded as in torchvision."""
     return round((length - crop) / 2.0) if length >= crop else -((crop - length) // 2)
 
 
 class QuantizedNetwork(NamedTuple):
-    """A network in eight bits: an ONNX file from uint8 ``(b, h, w, 3)`` to ``(b, d)``, and its SHA-256 (hex)."""
+    """A network quantized to int8: an ONNX file from uint8 ``(b, h, w, 3)`` to ``(b, d)``, and its SHA-256 (hex)."""
 
     path: Path
     digest: str
@@ -109,21 +122,22 @@ class QuantizedNetwork(NamedTuple):
 
 @dataclass(frozen=True)
 class Backbone:
-    """A network, its weights and its preprocessing: everything needed to turn pixels into vectors.
+    """A network, its weights and its preprocessing: everything needed to turn pixels into features.
 
-    Making one costs no more than the digest of a weights file: the network is built by ``build``, and only then is
-    torch imported, so that a cache can be recognised without it.
+    Creating one costs no more than the digest of a weights file. torch is imported and the network built only by
+    ``build``, so that a cache hit needs neither.
 
     Attributes:
-        name: as the user asks for it, such as ``resnet50``.
-        weights: what was found, for people: ``IMAGENET1K_V1 (resnet50-0676ba61.pth)``, ``random:0 (untrained)``.
+        name: as the user specifies it, such as ``resnet50``.
+        weights: which weights were found, for display: ``IMAGENET1K_V1 (resnet50-0676ba61.pth)``,
+            ``random:0 (untrained)``.
         digest: SHA-256 (hex) of the weights file, or ``random:<seed>``.
         layer: dotted name of the layer whose output is the embedding.
-        pool: ``avg``, ``max`` or ``catavgmax``: how a feature map becomes a vector.
+        pool: how a feature map becomes a vector: ``avg``, ``max``, ``catavgmax`` or ``none``.
         preprocess: from pixels to the network's input.
         build: () -> a module in eval mode, without gradients, float32 ``(b, 3, h, w)`` -> ``(b, d)``.
-            Raises WeightsError if the file is not of this network, SpecError if the layer is unknown.
-        quantized: the same in eight bits, once it has been calibrated; what int8 runs.
+            Raises WeightsError if the file belongs to another network, SpecError if the layer is unknown.
+        quantized: the same network in int8, once it has been calibrated.
     """
 
     name: str
@@ -139,3 +153,23 @@ class Backbone:
     def trained(self) -> bool:
         """Whether the weights were ever trained; untrained ones are labelled as such wherever they appear."""
         return not self.digest.startswith("random:")
+
+    def read_quantized(self) -> bytes:
+        """Read the file of ``quantized`` and check its digest.
+
+        Raises:
+            SpecError: if the network was not quantized.
+            WeightsError: if the file cannot be read, or its content has changed.
+        """
+        if self.quantized is None:
+            raise SpecError(f"{self.name} has not been quantized: int8 needs train images for calibration")
+        path, digest = self.quantized
+        try:
+            data = path.read_bytes()
+        except OSError as error:
+            raise WeightsError(
+                f"cannot read {path} ({error.strerror}): extract with --precision int8 again"
+            ) from error
+        if hashlib.sha256(data).hexdigest() != digest:
+            raise WeightsError(f"{path} is not the int8 network {digest[:12]} that made the features: extract again")
+        return data

@@ -1,4 +1,4 @@
-"""Any layer of a network as an embedding."""
+"""Extract the output of any layer of a network."""
 
 from __future__ import annotations
 
@@ -8,23 +8,26 @@ from typing import TypeVar
 import torch
 from torch import Tensor, fx, nn
 from torch.fx.passes.shape_prop import ShapeProp, TensorMetadata
-from torchvision.models.feature_extraction import NodePathTracer
+from torchvision.models.feature_extraction import NodePathTracer, create_feature_extractor
 
 from featkit.errors import SpecError
 from featkit.registry import unknown
 
 N = TypeVar("N", bound=nn.Module)
 
+_OUTPUT = "features"
+
 
 def freeze(network: N) -> N:
-    """Return the network in eval mode, without gradients."""
+    """Put a network into eval mode and turn its gradients off; return it."""
     return network.eval().requires_grad_(False)
 
 
 def pool_map(features: Tensor, pool: str) -> Tensor:
-    """Pool feature maps ``(b, c, h, w)`` to ``(b, c)``, ``(b, 2 c)`` for ``catavgmax``, or ``(b, c h w)`` for ``none``.
+    """Pool feature maps ``(b, c, h, w)``; features that are vectors already are returned unchanged.
 
-    Vectors pass.
+    Returns:
+        ``(b, c)`` for ``avg`` and ``max``, ``(b, 2 c)`` for ``catavgmax``, ``(b, c h w)`` for ``none``.
     """
     if features.ndim == 2:
         return features
@@ -36,7 +39,13 @@ def pool_map(features: Tensor, pool: str) -> Tensor:
 
 
 class FeatureExtractor(nn.Module):
-    """A network up to one layer, whose output is pooled."""
+    """A network up to one layer, whose output is pooled.
+
+    Args:
+        features: module that returns ``{"features": output of the layer}``.
+        layer: name of the layer, for the error message.
+        pool: see ``pool_map``.
+    """
 
     def __init__(self, features: nn.Module, layer: str, pool: str) -> None:
         super().__init__()
@@ -46,71 +55,87 @@ class FeatureExtractor(nn.Module):
 
     def forward(self, batch: Tensor) -> Tensor:
         """Return ``(b, d)`` for ``(b, 3, h, w)``."""
-        features = self.features(batch)
+        features = self.features(batch)[_OUTPUT]
         if not isinstance(features, Tensor) or features.ndim not in (2, 4):
             shape = tuple(getattr(features, "shape", ()))
-            raise SpecError(f"layer {self.layer} gives {shape}, neither vectors nor feature maps: choose another layer")
+            raise SpecError(
+                f"layer {self.layer} returns {shape}, neither vectors nor feature maps: choose another layer"
+            )
         return pool_map(features, self.pool)
 
 
-def cut(network: nn.Module, name: str, layer: str, pool: str) -> nn.Module:
-    """Return the part of a network up to a layer; what lies beyond is not computed.
+def extract_layer(network: nn.Module, name: str, layer: str, pool: str) -> FeatureExtractor:
+    """Return the part of a network up to a layer; later layers are not computed.
+
+    Args:
+        network: in eval mode.
+        name: name of the network, for error messages.
+        layer: dotted name, such as ``layer3`` or ``layer3.0.relu_1``.
+        pool: see ``pool_map``.
 
     Raises:
         SpecError: if the layer is unknown, or the network cannot be traced.
     """
-    graph, ends = _trace(network, name)
-    if layer not in ends:
-        blocks = [block for block, _ in network.named_children() if block in ends]
-        near = difflib.get_close_matches(layer, ends, n=5)
-        named = list(dict.fromkeys([*blocks, *near]))
-        raise unknown(f"layer of {name} (all by `featkit models --layers {name}`)", layer, named)
-    graph.erase_node(graph.output_node())
-    graph.output(ends[layer])
-    features = fx.GraphModule(network, graph)
-    features.graph.eliminate_dead_code()
-    features.delete_all_unused_submodules()
-    features.recompile()
+    _, layers = _trace(network, name)
+    if layer not in layers:
+        blocks = [block for block, _ in network.named_children() if block in layers]
+        suggestions = [*blocks, *difflib.get_close_matches(layer, layers, n=5)]
+        kind = f"layer of {name} (all by `featkit models --layers {name}`)"
+        raise unknown(kind, layer, list(dict.fromkeys(suggestions)))
+    try:
+        features = create_feature_extractor(network, {layer: _OUTPUT}, suppress_diff_warning=True)
+    except Exception as error:  # torch.fx raises many types of exception
+        # torchvision traces the network in train mode too, where some networks of timm compute something else.
+        reason = (str(error).splitlines() or [""])[0]
+        raise SpecError(f"cannot extract layer {layer} of {name} ({reason}): choose another layer") from error
     return freeze(FeatureExtractor(features, layer, pool))
 
 
 def layer_shapes(network: nn.Module, name: str, size: tuple[int, int]) -> list[tuple[str, tuple[int, ...]]]:
-    """Return each layer with its output for one image of that size: no numbers are computed.
+    """List the layers of a network in the order of computation, with the shape of their output for one image.
 
     Args:
-        network: on the meta device, in eval mode.
-        name: for the error.
+        network: on the meta device, so that nothing is computed; in eval mode.
+        name: name of the network, for the error message.
         size: ``(height, width)`` of the image in pixels.
 
     Raises:
         SpecError: if the network cannot be traced.
     """
-    graph, ends = _trace(network, name)
+    graph, layers = _trace(network, name)
     ShapeProp(fx.GraphModule(network, graph)).propagate(torch.empty(1, 3, *size, device="meta"))
-    found = {layer: end.meta.get("tensor_meta") for layer, end in ends.items()}
-    return [(layer, tuple(meta.shape[1:])) for layer, meta in found.items() if isinstance(meta, TensorMetadata)]
+    shapes = []
+    for layer, operation in layers.items():
+        output = operation.meta.get("tensor_meta")
+        if isinstance(output, TensorMetadata):
+            shapes.append((layer, tuple(output.shape[1:])))
+    return shapes
 
 
 def _trace(network: nn.Module, name: str) -> tuple[fx.Graph, dict[str, fx.Node]]:
-    """Return what a network computes, and for each layer the operation it ends in, in the order of computing.
+    """Trace a network; return its graph and, for each layer, its last operation, in the order in which layers end.
 
-    A block such as ``layer1.0`` ends in its last operation. A module that is used several times has a number after
-    the first: ``layer1.0.relu``, ``layer1.0.relu_1``.
+    Layers are named as in torchvision: a module that is used several times has a number from the second time on
+    (``layer1.0.relu``, ``layer1.0.relu_1``), and a block such as ``layer1.0`` stands for its last operation.
+
+    torchvision's own ``get_graph_node_names`` and ``create_feature_extractor`` are no substitute for a list of layers:
+    the first gives no shapes and no blocks, and the second takes quadratic time for many outputs (19 s for the layers
+    of DenseNet-121, 3 s here) and fails for networks that compute something else in train mode (LeViT).
     """
     tracer = NodePathTracer()
     try:
         graph = tracer.trace(network)
-    except Exception as error:  # torch.fx gives up on a network in many ways
+    except Exception as error:  # torch.fx raises many types of exception
         reason = (str(error).splitlines() or [""])[0]
-        raise SpecError(f"{name} has no layers that can be taken ({reason}): leave --layer out") from error
-    ends: dict[str, fx.Node] = {}
+        raise SpecError(f"cannot trace the layers of {name} ({reason}): remove --layer") from error
+    layers: dict[str, fx.Node] = {}
     for node, path in tracer.node_to_qualname.items():
         if node.op in ("placeholder", "output"):
             continue
         parts = path.split(".")
         for depth in range(len(parts), 0, -1):
-            # Taken out and put back, so that a block stands where it ends.
+            # Removed and added again, so that a block stands where it ends.
             block = ".".join(parts[:depth])
-            ends.pop(block, None)
-            ends[block] = node
-    return graph, ends
+            layers.pop(block, None)
+            layers[block] = node
+    return graph, layers

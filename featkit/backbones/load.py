@@ -114,8 +114,8 @@ def _load_saved(spec: str, *, weights: str, layer: str | None, pool: str) -> Bac
 
 def _build_saved(file: Path, description: NetworkDescription, layer: str, pool: str) -> nn.Module:
     from featkit.backbones.resnet import up_to
-    from featkit.backbones.states import fill, read_state
-    from featkit.backbones.variants import narrow
+    from featkit.backbones.resnet_modules import narrow
+    from featkit.backbones.state_dict import fill, read_state
 
     module = load_backbone(description.base, weights="random").build()
     narrow(module, description.widths)

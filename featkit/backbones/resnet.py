@@ -101,17 +101,17 @@ def up_to(module: nn.Module, network: str, layer: str, pool: str) -> nn.Module:
     Raises:
         SpecError: if the layer is unknown.
     """
-    from featkit.backbones.layers import cut, freeze
+    from featkit.backbones.layers import extract_layer, freeze
 
     if (layer, pool) == (DEFAULT_LAYER, "avg"):
         return freeze(module)
-    return cut(freeze(module), network, "layer4" if layer == DEFAULT_LAYER else layer, pool)
+    return extract_layer(freeze(module), network, "layer4" if layer == DEFAULT_LAYER else layer, pool)
 
 
 def _load(spec: Spec, found: Weights, *, needs_classifier: bool) -> nn.Module:
     """Return the whole network; its classifier is as wide as the file's, or untrained where nobody looks at it."""
-    from featkit.backbones.states import fill, read_state, seeded
-    from featkit.backbones.variants import make_resnet
+    from featkit.backbones.resnet_modules import make_resnet
+    from featkit.backbones.state_dict import fill, read_state, seeded
 
     state = read_state(found.path) if found.path else {}
     weight = state.get("fc.weight") if needs_classifier else None

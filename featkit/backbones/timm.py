@@ -49,7 +49,7 @@ def make_network(model: str, *, seed: int = 0, **options: Any) -> Any:
     Raises:
         SpecError: if timm has no such network, or it cannot be made with these options.
     """
-    from featkit.backbones.states import seeded
+    from featkit.backbones.state_dict import seeded
 
     _config(model)
     with seeded(seed):
@@ -99,7 +99,7 @@ def _preprocess(model: str) -> Preprocess:
 def _find(model: str, text: str) -> Weights:
     if text != "imagenet":
         return random_weights(text) or file_weights(text, f"weights of timm:{model}", ["imagenet"])
-    from featkit.backbones.states import digest_state
+    from featkit.backbones.state_dict import digest_state
 
     return Weights(f"timm's own {_config(model).tag or model}", digest_state(_pretrained(model).state_dict()))
 
@@ -116,7 +116,7 @@ def _pretrained(model: str, **options: Any) -> Any:
 
 
 def _build(model: str, found: Weights, layer: str, pool: str) -> nn.Module:
-    from featkit.backbones.layers import cut, freeze
+    from featkit.backbones.layers import extract_layer, freeze
 
     own_pool: dict[str, Any] = {"global_pool": pool} if layer == DEFAULT_LAYER and pool != "avg" else {}
     if own_pool:
@@ -125,7 +125,7 @@ def _build(model: str, found: Weights, layer: str, pool: str) -> nn.Module:
     if layer != DEFAULT_LAYER:
         if getattr(network, "output_fmt", "NCHW") != "NCHW":
             raise SpecError(f"timm:{model} keeps its maps in another order than featkit's: leave --layer out")
-        network = cut(network, f"timm:{model}", layer, pool)
+        network = extract_layer(network, f"timm:{model}", layer, pool)
     if _config(model).fixed_input_size:
         network.register_forward_pre_hook(partial(_check_size, model))
     return network
@@ -152,7 +152,7 @@ def _load(model: str, found: Weights, options: dict[str, Any]) -> Any:
         return _pretrained(model, **options)
     network = make_network(model, seed=found.seed, **options)
     if found.path:
-        from featkit.backbones.states import fill, read_state
+        from featkit.backbones.state_dict import fill, read_state
 
         classifier = _config(model).classifier or ()
         names = (classifier,) if isinstance(classifier, str) else classifier

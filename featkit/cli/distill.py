@@ -136,7 +136,7 @@ def distill(cache: Path, out: Path, as_json: bool, seeds: int, **options: Any) -
 
 def _trained(options: Mapping[str, Any], cache: Path, out: Path) -> dict[str, Path]:
     """Make the teacher and train the students; return their runs, without those that another process publishes."""
-    from featkit.backbones.engines.torch import pick_device
+    from featkit.backbones.devices import pick_device
     from featkit.runs.train import finished
     from featkit.studies.distill import distill_run, make_teacher, prepare_student
     from featkit.training.distill import DistillationConfig

@@ -72,7 +72,7 @@ def finetune(study: Path | None, cache: Path, out: Path, as_json: bool, resume: 
     a run directory that is a backbone again: network.safetensors, history.csv, curves.png and the
     files of `featkit fit`.
     """
-    from featkit.backbones.engines.torch import pick_device
+    from featkit.backbones.devices import pick_device
     from featkit.evaluation.report import summary
     from featkit.training.distributed import join_process_group
 

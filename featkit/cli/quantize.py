@@ -106,7 +106,7 @@ def quantize(spec: str, out: Path, as_json: bool, **options: Any) -> None:
     the whole classifier is written as model.onnx as well, and compared with the run on its test images.
     """
     from featkit.backbones.base import QuantizedNetwork
-    from featkit.backbones.int8 import QuantizationConfig
+    from featkit.backbones.quantization import QuantizationConfig
     from featkit.backbones.saved import INT8_CARD, INT8_FILE
     from featkit.compression.quantize import QuantizationRequest
     from featkit.compression.quantize import quantize as make_int8

@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 from torch import nn
 
 from featkit.backbones.base import Backbone
-from featkit.backbones.engines.torch import fold_batchnorm, open_engine
-from featkit.backbones.int8 import read_quantized
-from featkit.backbones.onnx_files import need, quiet, write_onnx
+from featkit.backbones.batchnorm import fold_batchnorm
+from featkit.backbones.engines import open_engine
+from featkit.backbones.onnx_export import silence, write_onnx
 from featkit.compression.exported import ClassifierEngine, ExportMetadata, as_input, open_exported, stamp
 from featkit.compression.modules import PixelsToScores, scores_module
 from featkit.embeddings import pipeline
@@ -27,6 +27,7 @@ from featkit.embeddings.recipe import Recipe
 from featkit.errors import SpecError, StorageError
 from featkit.evaluation import Temperature
 from featkit.evaluation.calibration import apply_temperature
+from featkit.extras import require
 from featkit.images.base import ImageSet
 from featkit.registry import unknown
 
@@ -196,8 +197,8 @@ class _ToBytes(nn.Module):
 
 def _write_int8(classifier: Classifier, path: Path) -> None:
     """Join three graphs: to bytes, the network in eight bits, the head."""
-    backbone, onnx = classifier.backbone, need("onnx.compose")
-    network = need("onnx").load_model_from_string(read_quantized(backbone))
+    backbone, onnx = classifier.backbone, require("onnx.compose", "int8")
+    network = require("onnx", "int8").load_model_from_string(backbone.read_quantized())
     width = network.graph.output[0].type.tensor_type.shape.dim[1].dim_value
     head = scores_module(classifier.head, classifier.temperature)
     to_bytes = _graph(_ToBytes(), _example(backbone), ("images", "bytes"))
@@ -215,22 +216,22 @@ def _graph(module: nn.Module, example: torch.Tensor, names: tuple[str, str]) -> 
     with tempfile.TemporaryDirectory() as scratch:
         path = Path(scratch, "part.onnx")
         write_onnx(module.eval(), example, path, names=names, title=names[1])
-        model = need("onnx").load_model(path)
+        model = require("onnx", "int8").load_model(path)
     prefix = f"{names[1]}/"
-    return need("onnx.compose").add_prefix(model, prefix, rename_inputs=False, rename_outputs=False)
+    return require("onnx.compose", "int8").add_prefix(model, prefix, rename_inputs=False, rename_outputs=False)
 
 
 def _write_torch(classifier: Classifier, path: Path) -> None:
     if classifier.precision == "int8":
         raise SpecError("an int8 network is one of ONNX Runtime: use --format onnx")
     images = {0: torch.export.Dim("images")}
-    with quiet():
+    with silence():
         program = torch.export.export(_module(classifier), (_example(classifier.backbone),), dynamic_shapes=(images,))
         torch.export.save(program, path, extra_files={"featkit.json": json.dumps(classifier.about().to_properties())})
 
 
 def _open_torch(path: Path) -> ClassifierEngine:
-    with quiet():
+    with silence():
         forward = torch.export.load(path).module()
 
     def run(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:

@@ -13,8 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featkit.backbones.base import Preprocess
-from featkit.backbones.onnx_files import need, open_session
+from featkit.backbones.engines.onnx import open_session
 from featkit.errors import FeatkitError, RunError
+from featkit.extras import require
 
 ClassifierEngine = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
 """From uint8 ``(b, h, w, 3)``, resized and cropped, to probabilities ``(b, k)``."""
@@ -48,7 +49,7 @@ class ExportMetadata:
     @property
     def prepare(self) -> Callable[[NDArray[np.uint8]], NDArray[np.uint8]]:
         """What resizes and crops an image, as it was done for the vectors."""
-        return self.preprocess.nearly if self.precision == "int8" else self.preprocess
+        return self.preprocess.for_precision(self.precision)
 
     def to_properties(self) -> dict[str, str]:
         """Return the fields as JSON, by the names that they have in the file."""
@@ -129,7 +130,7 @@ def _seal(data: bytes) -> bytes:
 
 def _properties(texts: Mapping[str, str]) -> bytes:
     """Return the part of an ONNX file that holds nothing but metadata."""
-    onnx = need("onnx")
+    onnx = require("onnx", "int8")
     entries = [onnx.StringStringEntryProto(key=key, value=value) for key, value in texts.items()]
     part: bytes = onnx.ModelProto(metadata_props=entries).SerializeToString()
     return part

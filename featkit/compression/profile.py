@@ -21,8 +21,8 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from featkit.backbones.base import Backbone, QuantizedNetwork
-from featkit.backbones.engines.torch import Engine, one_thread_each, open_engine
-from featkit.backbones.precision import INT8
+from featkit.backbones.devices import INT8, one_thread_per_worker
+from featkit.backbones.engines import ForwardPass, open_engine
 from featkit.embeddings.request import Request
 from featkit.errors import SpecError
 from featkit.storage import available_cores, peak_memory_mb
@@ -78,7 +78,7 @@ class TimedNetwork:
         shares: whether it distributes one batch over the cores by itself, as PyTorch does.
     """
 
-    engine: Engine
+    engine: ForwardPass
     crop: tuple[int, int]
     shares: bool = False
 
@@ -122,7 +122,7 @@ def file_size(backbone: Backbone) -> int:
     return backbone.quantized.path.stat().st_size
 
 
-def open_any(backbone: Backbone, precision: str) -> Engine:
+def open_any(backbone: Backbone, precision: str) -> ForwardPass:
     """Return an engine that runs a network on the CPU; ``torch`` is the unoptimised PyTorch network in float32."""
     if precision != "torch":
         return open_engine(backbone, precision=precision, device="cpu")
@@ -152,7 +152,7 @@ def time_engines(
     cores = available_cores()
     batches = [rng.integers(0, 256, (BATCH, *each.crop, 3), dtype=np.uint8) for each in networks]
     fewer = -(-repeats // 3)
-    with one_thread_each() as start:
+    with one_thread_per_worker() as start:
         start()
         single_calls = [
             partial(each.engine, pixels[:1]) for each, pixels in zip(networks, batches, strict=True)
@@ -162,7 +162,7 @@ def time_engines(
         ]
         single_times = _time_interleaved(single_calls, repeats, warm_up)
         batch_times = _time_interleaved(batch_calls, fewer, 1)
-    with one_thread_each() as start, ThreadPoolExecutor(cores, initializer=start) as pool:
+    with one_thread_per_worker() as start, ThreadPoolExecutor(cores, initializer=start) as pool:
         torch.set_num_threads(cores)
         calls: list[Callable[[], object]] = []
         for each, pixels in zip(networks, batches, strict=True):
@@ -190,7 +190,7 @@ def time_engines(
 
 
 def _run_on_each_core(
-    pool: ThreadPoolExecutor, engine: Engine, pixels: NDArray[np.uint8], cores: int
+    pool: ThreadPoolExecutor, engine: ForwardPass, pixels: NDArray[np.uint8], cores: int
 ) -> None:
     list(pool.map(engine, [pixels] * cores))
 

@@ -16,7 +16,7 @@ from torch.nn.utils import parametrize
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from featkit.backbones.layers import freeze
-from featkit.backbones.variants import narrow
+from featkit.backbones.resnet_modules import narrow
 from featkit.compression.profile import count_macs
 from featkit.errors import SpecError
 

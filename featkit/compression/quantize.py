@@ -13,10 +13,16 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from featkit.backbones.base import Backbone
-from featkit.backbones.engines.torch import fold_batchnorm
-from featkit.backbones.int8 import QuantizationConfig, layer_of
-from featkit.backbones.int8 import quantize as write_quantized
-from featkit.backbones.rounding import Layer, layers_with_weights, rounded_input, rounded_weight
+from featkit.backbones.batchnorm import fold_batchnorm
+from featkit.backbones.quantization import (
+    Layer,
+    QuantizationConfig,
+    layer_of,
+    layers_with_weights,
+    rounded_input,
+    rounded_weight,
+)
+from featkit.backbones.quantization import quantize as write_quantized
 from featkit.backbones.saved import Int8Description, images_trained_on, is_int8
 from featkit.compression.profile import measure_size
 from featkit.embeddings.calibration import IMAGES, CalibrationTask, read_pixels

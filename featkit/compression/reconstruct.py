@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from featkit.backbones.batchnorm import restore_statistics
 from featkit.backbones.layers import freeze
-from featkit.backbones.norms import restore_statistics
-from featkit.backbones.variants import shortcut
+from featkit.backbones.resnet_modules import shortcut
 from featkit.compression.prune import InnerConvolution, NarrowedNetwork, inner_convolutions
 
 _PLACES = 49

@@ -108,7 +108,7 @@ def calibrate(task: CalibrationTask, cache: Path, compute: Compute) -> None:
         DecodeError: if one of them cannot be read, unless ``compute.on_error`` is ``skip``.
         MissingExtraError: if the extra ``int8`` is not installed.
     """
-    from featkit.backbones.int8 import quantize
+    from featkit.backbones.quantization import quantize
 
     keys = task.train_keys()
     pixels = read_pixels(task, keys, compute)
@@ -132,7 +132,7 @@ def read_pixels(task: CalibrationTask, keys: Sequence[str], compute: Compute) ->
 
     def load(key: str) -> NDArray[np.uint8] | None:
         try:
-            return task.backbone.preprocess.nearly(task.images.load(row_of[key]))
+            return task.backbone.preprocess.fast(task.images.load(row_of[key]))
         except DecodeError:
             if compute.on_error == "skip":
                 return None

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.base import BaseEstimator, TransformerMixin
 
-from featkit.backbones.precision import INT8
+from featkit.backbones.devices import INT8
 from featkit.embeddings import lookup
 from featkit.embeddings.extract import run_extractions
 from featkit.embeddings.pipeline import Compute

@@ -12,7 +12,7 @@ import numpy as np
 from tqdm import tqdm
 
 from featkit.backbones.base import Backbone
-from featkit.backbones.precision import INT8
+from featkit.backbones.devices import INT8
 from featkit.embeddings import lookup, pipeline, store
 from featkit.embeddings.base import Embeddings
 from featkit.embeddings.calibration import CalibrationTask, calibrate
@@ -224,12 +224,13 @@ def embed(
     total = len(frozenset[int]().union(*(rows for _, _, rows in networks)))
     if not total:
         return
-    from featkit.backbones.engines.torch import one_thread_each, open_engine, pick_device
+    from featkit.backbones.devices import one_thread_per_worker, pick_device
+    from featkit.backbones.engines import open_engine
 
     on_cpu = pick_device(compute.device) == "cpu"
     targets = [
         pipeline.PipelineTarget(
-            backbone.preprocess.nearly if precision in INT8 else backbone.preprocess,
+            backbone.preprocess.for_precision(precision),
             open_engine(backbone, precision=precision, device=compute.device, compiled=compute.compiled),
             rows,
         )
@@ -237,7 +238,7 @@ def embed(
     ]
     title = f"{'+'.join(backbone.name for backbone, _, _ in networks)} on {images.name}"
     with (
-        one_thread_each() as start,
+        one_thread_per_worker() as start,
         tqdm(total=total, desc=title, unit="img", disable=not compute.progress) as bar,
     ):
         for batch in pipeline.run(images.load, targets, compute, on_cpu=on_cpu, start=start):

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featkit.backbones.base import Backbone
-from featkit.backbones.precision import INT8
+from featkit.backbones.devices import INT8
 from featkit.embeddings import store
 from featkit.embeddings.calibration import CalibrationTask, choose
 from featkit.embeddings.layout import StorageLayout

@@ -9,7 +9,7 @@ from typing import Any
 
 from featkit.backbones import load_backbone
 from featkit.backbones.base import Backbone
-from featkit.backbones.precision import INT8, resolve_precision
+from featkit.backbones.devices import INT8, resolve_precision
 from featkit.backbones.saved import is_int8, is_path
 from featkit.backbones.weights import SUFFIXES
 from featkit.embeddings.store import entries

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from featkit.backbones.precision import INT8
+from featkit.backbones.devices import INT8
 from featkit.compression.export import Classifier, ExportAgreement, export
 from featkit.embeddings.pipeline import Compute
 from featkit.errors import DataError

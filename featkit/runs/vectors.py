@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from featkit.ablation.grid import AxisValue
-from featkit.backbones.precision import INT8
+from featkit.backbones.devices import INT8
 from featkit.embeddings import lookup
 from featkit.embeddings.extract import run_extractions
 from featkit.embeddings.pipeline import Compute

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from featkit.backbones.base import Backbone
-from featkit.backbones.precision import INT8, PRECISIONS
+from featkit.backbones.devices import INT8, PRECISIONS
 from featkit.backbones.saved import NETWORK_FILE, is_int8, read_int8_description
 from featkit.compression.profile import (
     BATCH,

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from featkit.backbones.states import seeded
+from featkit.backbones.state_dict import seeded
 from featkit.embeddings.request import Request
 from featkit.errors import DataError, SpecError
 from featkit.registry import unknown

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from featkit.backbones.base import Preprocess
-from featkit.backbones.engines.torch import Engine, one_thread_each
+from featkit.backbones.devices import one_thread_per_worker
+from featkit.backbones.engines import ForwardPass
 from featkit.embeddings.lookup import open_rows
 from featkit.images.augment import augment_image
 from featkit.images.base import ImageSet, Pixels
@@ -66,8 +67,8 @@ class ImageInputs:
     preprocess: Preprocess
     augment: str | None = None
     seed: int = 0
-    trunk: Engine | None = None
-    teacher: tuple[Preprocess, Engine] | None = None
+    trunk: ForwardPass | None = None
+    teacher: tuple[Preprocess, ForwardPass] | None = None
     said: NDArray[np.float32] | None = None
 
     def batches(self, epoch: int, parts: Sequence[Rows]) -> Iterator[tuple[Tensor, Tensor | None]]:
@@ -84,7 +85,7 @@ class ImageInputs:
                 said = engine(np.stack([preprocess(each) for each in shown]))
             return self._inputs(pixels), None if said is None else torch.from_numpy(said)
 
-        with one_thread_each() as start:
+        with one_thread_per_worker() as start:
             # More threads than cores would only take time from the step that is under way.
             yield from in_threads(prepare, parts, available_cores(), ahead=available_cores() + 1, start=start)
 

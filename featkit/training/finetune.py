@@ -11,8 +11,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from featkit.backbones.engines.torch import pick_device
-from featkit.backbones.norms import has_statistics, restore_statistics
+from featkit.backbones.batchnorm import has_statistics, restore_statistics
+from featkit.backbones.devices import pick_device
 from featkit.embeddings.pipeline import Compute
 from featkit.training.distributed import ProcessGroup
 from featkit.training.feeds import BatchLoader, InputSource, TrainingBatch, in_order, resampled, shuffled

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from featkit.backbones.engines.torch import Engine, open_engine
+from featkit.backbones.engines import ForwardPass, open_engine
 from featkit.embeddings import lookup, store
 from featkit.embeddings.extract import run_extractions
 from featkit.embeddings.pipeline import Compute
@@ -151,10 +151,10 @@ def _room(request: Request, images: ImageSet, body: TrainableBody, cache: Path, 
     return text
 
 
-def _engine(request: Request, compute: Compute) -> Engine:
+def _engine(request: Request, compute: Compute) -> ForwardPass:
     return open_engine(request.load_backbone(), precision=request.precision, device=compute.device)
 
 
-def _answering(teacher: Teacher, compute: Compute) -> Engine:
+def _answering(teacher: Teacher, compute: Compute) -> ForwardPass:
     engine = _engine(teacher.request, compute)
     return lambda pixels: teacher.answer(engine(pixels))

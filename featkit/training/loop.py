@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.transforms import v2
 
-from featkit.backbones.states import seeded
+from featkit.backbones.state_dict import seeded
 from featkit.errors import DataError, TrainingError
 from featkit.training.checkpoint import load_checkpoint, save_checkpoint
 from featkit.training.config import TrainingConfig

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torchvision.models.resnet import ResNet
 
 from featkit.backbones.base import Backbone
-from featkit.backbones.states import seeded
+from featkit.backbones.state_dict import seeded
 from featkit.errors import SpecError
 from featkit.registry import unknown
 from featkit.training.config import TrainingConfig

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from featkit.backbones.base import Backbone
-from featkit.backbones.precision import resolve_precision
+from featkit.backbones.devices import resolve_precision
 from featkit.backbones.saved import NetworkDescription, check_not_trained_on, describe_derived, is_path, short_key
 from featkit.embeddings.pipeline import Compute
 from featkit.embeddings.plan import content_keys, images_digest, labels_digest

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from featkit.backbones import load_backbone
-from featkit.backbones.engines.torch import open_engine, pick_device
+from featkit.backbones.devices import pick_device
+from featkit.backbones.engines import open_engine
 from featkit.errors import SpecError
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (3, 64, 64, 3), dtype=np.uint8)
@@ -50,7 +51,7 @@ def test_the_first_device_that_is_there_is_taken(monkeypatch):
 
 def test_a_device_that_is_not_there_is_refused(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(SpecError, match="device cuda is not there: use --device"):
+    with pytest.raises(SpecError, match="device cuda is not available: use --device"):
         pick_device("cuda")
     with pytest.raises(SpecError, match=r"unknown device 'gpu'.*auto, cpu, cuda, mps"):
         pick_device("gpu")

@@ -7,9 +7,9 @@ import torchvision
 from PIL import Image
 
 from featkit.backbones import load_backbone
-from featkit.backbones.engines.torch import open_engine
+from featkit.backbones.engines import open_engine
 from featkit.backbones.resnet import SIZES
-from featkit.backbones.states import seeded
+from featkit.backbones.state_dict import seeded
 from featkit.errors import SpecError
 
 PICTURES = [

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from featkit.backbones.rounding import correct_biases, layers_with_weights, rounded_input, rounded_weight
-from featkit.backbones.states import seeded
+from featkit.backbones.quantization import correct_biases, layers_with_weights, rounded_input, rounded_weight
+from featkit.backbones.state_dict import seeded
 
 
 @pytest.fixture

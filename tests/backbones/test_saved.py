@@ -11,8 +11,8 @@ from safetensors.torch import save_file
 
 from featkit.backbones import load_backbone
 from featkit.backbones.base import Preprocess
+from featkit.backbones.resnet_modules import narrow
 from featkit.backbones.saved import NETWORK_FILE, NetworkDescription, read_description, save_network
-from featkit.backbones.variants import narrow
 from featkit.embeddings.request import Request
 from featkit.errors import SpecError, WeightsError
 

@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 from featkit.backbones import list_layers, load_backbone
-from featkit.backbones.engines.torch import open_engine
+from featkit.backbones.engines import open_engine
 from featkit.errors import SpecError, WeightsError
 
 timm = pytest.importorskip("timm")

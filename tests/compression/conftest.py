@@ -11,7 +11,7 @@ from torch import nn
 
 from featkit.backbones.base import Backbone, Preprocess
 from featkit.backbones.layers import freeze
-from featkit.backbones.states import seeded
+from featkit.backbones.state_dict import seeded
 
 
 @pytest.fixture

@@ -14,8 +14,8 @@ import onnx
 import pytest
 
 from featkit.backbones.base import QuantizedNetwork
-from featkit.backbones.engines.torch import open_engine
-from featkit.backbones.int8 import quantize
+from featkit.backbones.engines import open_engine
+from featkit.backbones.quantization import quantize
 from featkit.backbones.weights import digest_file
 from featkit.compression import export as module
 from featkit.compression.export import Classifier, export

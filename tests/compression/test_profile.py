@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from featkit.backbones import load_backbone
-from featkit.backbones.engines.torch import open_engine
+from featkit.backbones.engines import open_engine
 from featkit.compression.profile import (
     TimedNetwork,
     count_macs,

@@ -12,7 +12,7 @@ from torch import nn
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
 from featkit.backbones.layers import freeze
-from featkit.backbones.states import seeded
+from featkit.backbones.state_dict import seeded
 from featkit.compression.profile import count_macs
 from featkit.compression.prune import by_activation, by_magnitude, prune_channels, prune_weights, reestimate_norms
 from featkit.errors import SpecError

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from featkit.backbones import load_backbone
-from featkit.backbones.engines.torch import open_engine
-from featkit.backbones.int8 import QuantizationConfig
+from featkit.backbones.engines import open_engine
+from featkit.backbones.quantization import QuantizationConfig
 from featkit.backbones.saved import INT8_CARD, INT8_FILE
 from featkit.compression.quantize import QuantizationRequest, layer_noise, quantize
 from featkit.embeddings.extract import run_extractions
@@ -92,7 +92,7 @@ from featkit.backbones import load_backbone
 backbone = load_backbone({str(directory)!r})
 assert not {{"torch", "onnx"}} & sys.modules.keys()
 import numpy
-from featkit.backbones.engines.torch import open_engine
+from featkit.backbones.engines import open_engine
 vectors = open_engine(backbone, precision="int8")(numpy.load({str(tmp_path / "pixels.npy")!r}))
 numpy.save({str(tmp_path / "vectors.npy")!r}, vectors)
 """
@@ -153,7 +153,7 @@ def test_other_ways_to_calibrate_are_near_too(tiny, tmp_path, method, capsys):
     from dataclasses import replace
 
     from featkit.backbones.base import QuantizedNetwork
-    from featkit.backbones.int8 import quantize as write
+    from featkit.backbones.quantization import quantize as write
     from featkit.backbones.weights import digest_file
 
     pixels = np.random.default_rng(0).integers(0, 256, (8, 16, 16, 3), dtype=np.uint8)

@@ -9,10 +9,10 @@ import torch
 from torch import nn
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
+from featkit.backbones.batchnorm import has_statistics
 from featkit.backbones.layers import freeze
-from featkit.backbones.norms import has_statistics
-from featkit.backbones.states import seeded
-from featkit.backbones.variants import make_resnet
+from featkit.backbones.resnet_modules import make_resnet
+from featkit.backbones.state_dict import seeded
 from featkit.compression.prune import NarrowedNetwork, by_magnitude, inner_convolutions, prune_channels
 from featkit.compression.reconstruct import reconstruct
 

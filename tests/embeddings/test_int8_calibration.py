@@ -77,7 +77,7 @@ def test_test_images_are_not_calibrated_on(photos, tmp_path, monkeypatch):
     def stop(*_):
         raise SpecError("that is enough")
 
-    monkeypatch.setattr("featkit.backbones.int8.quantize", stop)
+    monkeypatch.setattr("featkit.backbones.quantization.quantize", stop)
     counted = replace(images, load=lambda row: opened.append(row) or images.load(row))
     with pytest.raises(SpecError, match="enough"):
         run_extractions([request(photos)], counted, tmp_path, COMPUTE)

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from featkit.backbones import load_backbone
-from featkit.backbones.engines.torch import open_engine
+from featkit.backbones.engines import open_engine
 from featkit.embeddings.pipeline import Compute
 from featkit.errors import DataError, SpecError, StorageError, TrainingError
 from featkit.training import inputs, loop

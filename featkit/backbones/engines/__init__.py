@@ -1,1 +1,39 @@
-"""Engines run the forward pass of a network."""
+"""Engines run the forward pass of a network. A framework is imported when an engine that uses it is opened."""
+
+from __future__ import annotations
+
+from featkit.backbones.base import Backbone
+from featkit.backbones.devices import pick_device, resolve_precision
+from featkit.backbones.engines.base import Engine, ForwardPass
+
+__all__ = ["Engine", "ForwardPass", "open_engine"]
+
+
+def open_engine(
+    backbone: Backbone, *, precision: str = "fp32", device: str = "cpu", compiled: bool = False
+) -> Engine:
+    """Open the engine that runs a backbone at a precision.
+
+    Args:
+        backbone: the network, its weights and its preprocessing.
+        precision: ``fp32``: torch in float32, on every device; ``bf16``: torch with weights and activations in
+            bfloat16 except for the first convolution; ``int8``, ``int8-openvino``: ``backbone.quantized`` in ONNX
+            Runtime or in OpenVINO, on a CPU; ``auto``: bf16 where the device has it in hardware, else fp32.
+        device: ``auto``, ``cpu``, ``cuda`` or ``mps``.
+        compiled: whether torch compiles the network first; ignored for int8.
+
+    Raises:
+        SpecError: if the precision, the device or the layer is unknown or not available.
+        WeightsError: if the weights are damaged or belong to another network.
+        MissingExtraError: if int8 is asked for and what runs it is not installed.
+    """
+    precision = resolve_precision(precision, device)
+    device = pick_device(device)
+    engine: type[Engine]
+    if precision == "int8":
+        from featkit.backbones.engines.onnx import OnnxEngine as engine
+    elif precision == "int8-openvino":
+        from featkit.backbones.engines.openvino import OpenVinoEngine as engine
+    else:
+        from featkit.backbones.engines.torch import TorchEngine as engine
+    return engine.open(backbone, precision=precision, device=device, compiled=compiled)

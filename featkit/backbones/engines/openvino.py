@@ -1,74 +1,107 @@
-"""Networks in eight bits, run by OpenVINO, which is faster than ONNX Runtime on processors of Intel and AMD."""
+"""Run networks quantized to int8 in OpenVINO, which is faster than ONNX Runtime on processors of Intel and AMD."""
 
 from __future__ import annotations
 
 import threading
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from featkit.backbones.onnx_files import need
+from featkit.backbones.base import Backbone
+from featkit.backbones.engines.base import Engine, ForwardPass
+from featkit.backbones.engines.onnx import OnnxEngine, check_cpu
 from featkit.errors import SpecError
+from featkit.extras import require
 from featkit.storage import available_cores
 
-if TYPE_CHECKING:
-    from featkit.backbones.engines.torch import Engine
-
 _CHUNK = 8
-"""Images in one pass. With AVX-512, 2 to 32 are equally fast, one alone is 5 % slower."""
+"""Images in one forward pass. With AVX-512, 2 to 32 are equally fast, and one image at a time is 5 % slower."""
 
-_FAR = 0.3
-"""Distance of vectors from those of ONNX Runtime, relative to their length, that rounding does not explain."""
+_MAX_DISTANCE = 0.3
+"""Largest distance of features from those of ONNX Runtime, relative to their norm, that rounding can explain."""
 
 
-def open_openvino(data: bytes, crop: tuple[int, int], title: str, reference: Engine) -> Engine:
-    """Return what runs an int8 network, on one core for each thread that calls it.
+class OpenVinoEngine(Engine):
+    """Run ``backbone.quantized`` in OpenVINO, on one core for each thread that calls it.
 
     Args:
-        data: of the ONNX file; it takes nothing from other files.
+        data: bytes of an ONNX file that refers to no other files.
         crop: height and width of its images in pixels.
-        title: what it is, for the error.
-        reference: the same network in ONNX Runtime; both are shown a few images first.
+        title: name of the network, for error messages.
 
     Raises:
-        SpecError: if OpenVINO cannot run the network, or gives other vectors.
+        SpecError: if OpenVINO cannot run the network.
         MissingExtraError: if OpenVINO is not installed.
     """
-    runtime = need("openvino", extra="openvino")
-    try:
-        core = runtime.Core()
-        some, one = (_compiled(core, data, (size, *crop, 3)) for size in (_CHUNK, 1))
-    except RuntimeError as error:
-        reason = str(error).strip().splitlines()[-1]
-        raise SpecError(f"OpenVINO cannot run {title} ({reason}): use --precision int8") from error
 
-    def run(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
-        whole = len(pixels) - len(pixels) % _CHUNK
-        chunks = [some(pixels[first : first + _CHUNK]) for first in range(0, whole, _CHUNK)]
-        return np.concatenate([*chunks, *(one(pixels[row : row + 1]) for row in range(whole, len(pixels)))])
+    def __init__(self, data: bytes, crop: tuple[int, int], title: str) -> None:
+        runtime = require("openvino", "openvino")
+        self._crop = crop
+        self._title = title
+        try:
+            core = runtime.Core()
+            # With the batch size left open, OpenVINO 2026.4 gives wrong features: compile for two fixed sizes.
+            self._run_chunk = _compile(core, data, (_CHUNK, *crop, 3))
+            self._run_one = _compile(core, data, (1, *crop, 3))
+        except RuntimeError as error:
+            reason = str(error).strip().splitlines()[-1]
+            raise SpecError(f"OpenVINO cannot run {title} ({reason}): use --precision int8") from error
 
-    pixels = np.random.default_rng(0).integers(0, 256, (_CHUNK + 1, *crop, 3), dtype=np.uint8)
-    expected = reference(pixels)
-    far = float(np.linalg.norm(run(pixels) - expected) / np.linalg.norm(expected))
-    if not far < _FAR:
-        raise SpecError(f"OpenVINO gives other vectors than ONNX Runtime for {title} ({far:.2f}): use --precision int8")
-    return run
+    @classmethod
+    def open(cls, backbone: Backbone, *, precision: str, device: str, compiled: bool = False) -> Self:
+        """Open the quantized network and check it against ONNX Runtime: see ``Engine.open``."""
+        check_cpu(device)
+        # ONNX Runtime's engine also refuses files that refer to others.
+        reference = OnnxEngine.open(backbone, precision=precision, device=device, compiled=compiled)
+        engine = cls(backbone.read_quantized(), backbone.preprocess.crop, f"the int8 network of {backbone.name}")
+        engine.check_against(reference)
+        return engine
+
+    def __call__(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Return float32 ``(b, d)`` for uint8 ``(b, h, w, 3)``."""
+        whole_chunks = len(pixels) - len(pixels) % _CHUNK
+        features = [self._run_chunk(pixels[first : first + _CHUNK]) for first in range(0, whole_chunks, _CHUNK)]
+        features += [self._run_one(pixels[row : row + 1]) for row in range(whole_chunks, len(pixels))]
+        return np.concatenate(features)
+
+    def check_against(self, reference: ForwardPass) -> None:
+        """Compare the features of a few random images with those of another engine for the same network.
+
+        Raises:
+            SpecError: if they differ by more than rounding can explain.
+        """
+        pixels = np.random.default_rng(0).integers(0, 256, (_CHUNK + 1, *self._crop, 3), dtype=np.uint8)
+        expected = reference(pixels)
+        distance = float(np.linalg.norm(self(pixels) - expected) / np.linalg.norm(expected))
+        # Not "distance >= ...", which would accept NaN.
+        if not distance < _MAX_DISTANCE:
+            raise SpecError(
+                f"OpenVINO gives other features than ONNX Runtime for {self._title} (relative distance "
+                f"{distance:.2f}): use --precision int8"
+            )
 
 
-def _compiled(core: Any, data: bytes, shape: tuple[int, ...]) -> Engine:
-    """Return a network for batches of one shape: with the number left open, OpenVINO 2026.4 gives wrong vectors."""
+def _compile(core: Any, data: bytes, shape: tuple[int, ...]) -> Callable[[NDArray[np.uint8]], NDArray[np.float32]]:
+    """Return a function that runs a network on batches of one shape, from any thread."""
     model = core.read_model(data)
     model.reshape(shape)
-    streams = {"NUM_STREAMS": available_cores(), "INFERENCE_NUM_THREADS": available_cores(), "ENABLE_CPU_PINNING": False}
-    # What --keep-fp32 leaves in float32 would otherwise run in bf16.
-    network = core.compile_model(model, "CPU", {**streams, "INFERENCE_PRECISION_HINT": "f32"})
-    own = threading.local()
+    settings = {
+        "NUM_STREAMS": available_cores(),
+        "INFERENCE_NUM_THREADS": available_cores(),
+        "ENABLE_CPU_PINNING": False,
+        # Layers that stay in float32 (--keep-fp32) would otherwise run in bf16.
+        "INFERENCE_PRECISION_HINT": "f32",
+    }
+    network = core.compile_model(model, "CPU", settings)
+    # A request must not be used by two threads at once.
+    local = threading.local()
 
     def run(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
-        if not hasattr(own, "request"):
-            own.request = network.create_infer_request()
-        vectors: NDArray[np.float32] = own.request.infer([pixels])[0]
-        return vectors
+        if not hasattr(local, "request"):
+            local.request = network.create_infer_request()
+        features: NDArray[np.float32] = local.request.infer([pixels])[0]
+        return features
 
     return run

@@ -5,7 +5,7 @@ import torch
 from torchvision.models import resnet18, resnet50
 
 from featkit.backbones import load_backbone
-from featkit.backbones.variants import BLOCKS, make_resnet, narrow
+from featkit.backbones.resnet_modules import BLOCKS, make_resnet, narrow
 from featkit.errors import SpecError, WeightsError
 
 IMAGES = torch.linspace(-1, 1, 2 * 3 * 32 * 32).reshape(2, 3, 32, 32)

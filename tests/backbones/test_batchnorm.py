@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from featkit.backbones import load_backbone
-from featkit.backbones.norms import has_statistics, restore_statistics
+from featkit.backbones.batchnorm import has_statistics, restore_statistics
 from featkit.training.config import TrainingConfig
 from featkit.training.network import make_classifier, set_training
 

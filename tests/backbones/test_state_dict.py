@@ -10,7 +10,7 @@ import torchvision
 from safetensors.torch import save_file
 
 from featkit.backbones import load_backbone
-from featkit.backbones.states import digest_state, read_state, seeded
+from featkit.backbones.state_dict import digest_state, read_state, seeded
 from featkit.errors import WeightsError
 
 

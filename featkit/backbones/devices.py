@@ -1,0 +1,101 @@
+"""Devices, precisions and threads of a forward pass. Imports torch only where torch has to be asked."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from featkit.errors import SpecError
+from featkit.registry import unknown
+
+INT8 = ("int8", "int8-openvino")
+"""Precisions that run a network quantized to int8: in ONNX Runtime, or in OpenVINO, which rounds slightly differently."""
+
+PRECISIONS = ("fp32", "bf16", *INT8)
+DEVICES = ("auto", "cpu", "cuda", "mps")
+
+_BF16_CPU_FLAGS = {"avx512_bf16", "amx_bf16", "bf16"}
+_CPU_INFO = Path("/proc/cpuinfo")
+
+
+def resolve_precision(precision: str, device: str = "auto") -> str:
+    """Return one of ``PRECISIONS``; ``auto`` becomes bf16 where the device computes it in hardware, else fp32.
+
+    Raises:
+        SpecError: if the precision is unknown.
+    """
+    if precision in PRECISIONS:
+        return precision
+    if precision != "auto":
+        raise unknown("precision", precision, ["auto", *PRECISIONS])
+    return "bf16" if _has_bf16(device) else "fp32"
+
+
+def pick_device(device: str = "auto") -> str:
+    """Return ``cuda``, ``mps`` or ``cpu``; ``auto`` becomes the first of them that is available.
+
+    Raises:
+        SpecError: if the device is unknown or not available.
+    """
+    if device not in DEVICES:
+        raise unknown("device", device, list(DEVICES))
+    if device == "cpu":
+        return device
+    import torch
+
+    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if device == "auto":
+        return next(name for name in available if available[name])
+    if not available[device]:
+        raise SpecError(f"device {device} is not available: use --device {pick_device('auto')} or auto")
+    return device
+
+
+
+@contextmanager
+def one_thread_per_worker() -> Iterator[Callable[[], None]]:
+    """Let every worker thread run torch on one core, because the other workers use the other cores.
+
+    Yields:
+        A function that each worker thread calls first. The number of torch's threads is restored afterwards.
+    """
+    import torch
+
+    before = torch.get_num_threads()
+    try:
+        yield lambda: torch.set_num_threads(1)
+    finally:
+        torch.set_num_threads(before)
+
+
+def _has_bf16(device: str) -> bool:
+    if device in ("auto", "cuda") and _has_nvidia_driver():
+        import torch
+
+        if torch.cuda.is_available():
+            return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    return device in ("auto", "cpu") and bool(_BF16_CPU_FLAGS & _cpu_flags())
+
+
+def _has_nvidia_driver() -> bool:
+    """Return whether there may be an NVIDIA GPU, so that torch is not imported for a cache hit where there is none."""
+    if os.name == "nt":
+        return Path(os.environ.get("SYSTEMROOT", r"C:\Windows"), "System32", "nvcuda.dll").exists()
+    return Path("/dev/nvidiactl").exists()
+
+
+def _cpu_flags() -> set[str]:
+    """Return the instruction sets of the first CPU as Linux lists them; empty on other systems.
+
+    The line is called ``flags`` on x86 and ``Features`` on ARM.
+    """
+    try:
+        lines = _CPU_INFO.read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return set()
+    for line in lines:
+        if line.lower().startswith(("flags", "features")):
+            return set(line.partition(":")[2].split())
+    return set()

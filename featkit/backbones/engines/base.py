@@ -1,0 +1,43 @@
+"""The interface of engines: everything else in featkit that needs features calls one."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from featkit.backbones.base import Backbone
+
+ForwardPass = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
+"""From uint8 images ``(b, h, w, 3)``, resized and cropped, to float32 features ``(b, d)``: an engine, or a function."""
+
+
+class Engine(ABC):
+    """Run the forward pass of one network, in one framework, at one precision.
+
+    An engine may be called from several threads at once.
+    """
+
+    @classmethod
+    @abstractmethod
+    def open(cls, backbone: Backbone, *, precision: str, device: str, compiled: bool = False) -> Self:
+        """Build or load the network.
+
+        Args:
+            backbone: the network, its weights and its preprocessing.
+            precision: one that the engine supports, see ``open_engine``.
+            device: ``cpu``, ``cuda`` or ``mps``.
+            compiled: whether the framework compiles the network first, if it can.
+
+        Raises:
+            SpecError: if the engine cannot run this network on this device.
+            WeightsError: if the weights are damaged or belong to another network.
+            MissingExtraError: if the framework is not installed.
+        """
+
+    @abstractmethod
+    def __call__(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Return float32 ``(b, d)`` for uint8 ``(b, h, w, 3)``, resized and cropped by ``backbone.preprocess``."""

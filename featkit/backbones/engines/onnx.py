@@ -1,0 +1,76 @@
+"""Run networks quantized to int8 in ONNX Runtime."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from featkit.backbones.base import Backbone
+from featkit.backbones.engines.base import Engine
+from featkit.errors import SpecError, WeightsError
+from featkit.extras import require
+
+
+class OnnxEngine(Engine):
+    """Run ``backbone.quantized`` in ONNX Runtime, on one thread for each thread that calls it.
+
+    Args:
+        data: bytes of an ONNX file from uint8 ``pixels`` to float32 features.
+        title: name of the network, for the error message.
+    """
+
+    def __init__(self, data: bytes, title: str) -> None:
+        self._session = open_session(data, title)
+
+    @classmethod
+    def open(cls, backbone: Backbone, *, precision: str, device: str, compiled: bool = False) -> Self:  # noqa: ARG003
+        """Open the quantized network: see ``Engine.open``."""
+        check_cpu(device)
+        return cls(backbone.read_quantized(), f"the int8 network of {backbone.name}")
+
+    def __call__(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Return float32 ``(b, d)`` for uint8 ``(b, h, w, 3)``."""
+        features: NDArray[np.float32] = self._session.run(None, {"pixels": pixels})[0]
+        return features
+
+
+def check_cpu(device: str) -> None:
+    """Raise SpecError if the device of an int8 network is not a CPU."""
+    if device != "cpu":
+        raise SpecError(f"int8 runs on a CPU, not on {device}: use --device cpu or another --precision")
+
+
+def open_session(data: bytes, title: str) -> Any:
+    """Open an ONNX file in ONNX Runtime, single-threaded: featkit runs one batch on each core instead.
+
+    Args:
+        data: bytes of the file, from any source.
+        title: name of the network, for the error message.
+
+    Raises:
+        WeightsError: if the file refers to weights in other files.
+        MissingExtraError: if ONNX or ONNX Runtime is not installed.
+    """
+    runtime = require("onnxruntime", "int8")
+    # A file from elsewhere could read any file of this machine through its external tensors.
+    for location in _external_locations(require("onnx", "int8").load_model_from_string(data)):
+        raise WeightsError(f"{title} refers to weights in another file ({location!r}) and is refused: create it again")
+    options = runtime.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    return runtime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+
+
+def _external_locations(message: Any) -> Iterator[str]:
+    """Yield the file name of every external tensor at any depth of a protobuf message."""
+    for field, value in message.ListFields():
+        if field.name == "external_data":
+            locations = [entry.value for entry in value if entry.key == "location"]
+            yield from locations or ["unnamed"]
+        elif field.message_type is not None:
+            is_single = hasattr(value, "ListFields")
+            for part in [value] if is_single else value:
+                yield from _external_locations(part)

@@ -1,0 +1,247 @@
+"""Quantize a network to int8: export to ONNX, calibrate on a few images, correct biases.
+
+``featkit.backbones.engines`` runs the result.
+"""
+
+from __future__ import annotations
+
+import copy
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from featkit.backbones.base import Backbone
+from featkit.backbones.batchnorm import fold_batchnorm
+from featkit.backbones.onnx_export import silence, write_onnx
+from featkit.errors import SpecError
+from featkit.extras import require
+from featkit.registry import unknown
+
+METHODS = {"minmax": "MinMax", "entropy": "Entropy", "percentile": "Percentile", "dynamic": ""}
+"""Calibration methods, with their names in ONNX Runtime."""
+
+Layer = nn.Conv2d | nn.Linear
+
+_BATCH, _HISTOGRAM_BATCH = 16, 4
+
+
+@dataclass(frozen=True)
+class QuantizationConfig:
+    """How a network is quantized to int8.
+
+    Attributes:
+        method: how the range of each activation is calibrated: ``minmax`` (smallest and largest value), ``entropy`` or
+            ``percentile`` (99.999 %) of a histogram; ``dynamic`` computes it for each batch at run time instead.
+        keep: layers that stay in float32, named as by ``featkit models --layers``; a block stands for all its layers.
+        bias_correction: whether biases are corrected for the mean error of rounded weights (not with ``dynamic``).
+    """
+
+    method: str = "minmax"
+    keep: tuple[str, ...] = ()
+    bias_correction: bool = False
+
+    def keeps(self, layer: str) -> bool:
+        """Return whether a layer stays in float32."""
+        return any(_is_inside(layer, each) for each in self.keep)
+
+    @property
+    def identity(self) -> str:
+        """Return the text that determines the names of quantized networks: it must never change."""
+        # The repr that this class had in featkit 0.1, where it was called Scheme: names of networks contain its digest.
+        return f"Scheme(method={self.method!r}, keep={self.keep!r}, bias_correction={self.bias_correction!r})"
+
+    @property
+    def extras(self) -> str:
+        """Return the settings other than the method, for display after it."""
+        corrected = ", bias correction" if self.bias_correction else ""
+        return corrected + (f", {', '.join(self.keep)} in float32" if self.keep else "")
+
+
+def quantize(
+    backbone: Backbone, pixels: Sequence[NDArray[np.uint8]], path: Path, config: QuantizationConfig | None = None
+) -> None:
+    """Quantize a backbone to int8 and write it as an ONNX file.
+
+    Static quantization (Jacob et al., "Quantization and training of neural networks for efficient integer-arithmetic-
+    only inference", CVPR 2018) by ONNX Runtime, after BatchNorms are folded into convolutions: weights per output
+    channel, activations per tensor.
+
+    Args:
+        backbone: the network, its weights and its preprocessing.
+        pixels: calibration images, uint8 ``(h, w, 3)``, preprocessed by ``backbone.preprocess``.
+        path: the new file; it maps uint8 ``(b, h, w, 3)`` to float32 ``(b, d)``.
+        config: None for the defaults.
+
+    Raises:
+        SpecError: if the network cannot be exported to ONNX, or the method or a layer is unknown.
+        MissingExtraError: if ONNX, ONNX Script or ONNX Runtime is not installed.
+    """
+    tools = require("onnxruntime.quantization", "int8")
+    config = config or QuantizationConfig()
+    if config.method not in METHODS:
+        raise unknown("calibration method", config.method, list(METHODS))
+    if config.bias_correction and config.method == "dynamic":
+        raise SpecError("bias correction needs calibration images, which dynamic quantization has not: "
+                        "use another method")
+    uses_histogram = config.method in ("entropy", "percentile")
+    batch_size = _HISTOGRAM_BATCH if uses_histogram else _BATCH
+    batches = [np.stack(pixels[first : first + batch_size]) for first in range(0, len(pixels), batch_size)]
+    network = _NetworkOnPixels(backbone).eval()
+    if config.bias_correction:
+        layers = layers_with_weights(network.network)
+        quantized = [layer for name, layer in layers.items() if not config.keeps(layer_of(name))]
+        correct_biases(network.network, quantized, (network.prepare(torch.from_numpy(batch)) for batch in batches))
+    with tempfile.TemporaryDirectory() as scratch, silence():
+        exported = Path(scratch, "float.onnx")
+        example = torch.zeros((2, *backbone.preprocess.crop, 3), dtype=torch.uint8)
+        write_onnx(network, example, exported, names=("pixels", "vectors"), title=backbone.name)
+        excluded = _nodes_of(exported, config.keep)
+        if config.method == "dynamic":
+            # ONNX Runtime has no dynamic convolution with signed weights.
+            tools.quantize_dynamic(exported, path, nodes_to_exclude=excluded, weight_type=tools.QuantType.QUInt8)
+            return
+        tools.quantize_static(
+            exported,
+            path,
+            _calibration_reader(tools, batches),
+            per_channel=True,
+            activation_type=tools.QuantType.QUInt8,
+            weight_type=tools.QuantType.QInt8,
+            calibrate_method=getattr(tools.CalibrationMethod, METHODS[config.method]),
+            nodes_to_exclude=excluded,
+            # One batch at a time: histograms would otherwise need the activations of all images in memory at once.
+            extra_options={"CalibStridedMinMax": 1} if uses_histogram else {},
+        )
+
+
+def layers_with_weights(network: nn.Module) -> dict[str, Layer]:
+    """Return the layers that are quantized, by their names in the network."""
+    return {name: part for name, part in network.named_modules() if isinstance(part, Layer)}
+
+
+def layer_of(weight: str) -> str:
+    """Return the layer that a weight of an exported network belongs to, such as ``layer1.0.conv1``."""
+    return weight.removeprefix("network.").removeprefix("features.").removesuffix(".weight")
+
+
+def rounded_weight(weight: Tensor) -> Tensor:
+    """Round weights ``(out, ...)`` to int8 (symmetric, -127 to 127, one scale per output channel) and back to float."""
+    scale = (weight.abs().flatten(1).amax(1) / 127).clamp(min=1e-12)
+    zero = torch.zeros(len(scale), dtype=torch.int32)
+    return torch.fake_quantize_per_channel_affine(weight, scale, zero, 0, -127, 127)
+
+
+def rounded_input(values: Tensor) -> Tensor:
+    """Round activations to uint8 (one scale and zero point, from their smallest to their largest value) and back."""
+    low, high = values.amin().clamp(max=0), values.amax().clamp(min=0)
+    scale = ((high - low) / 255).clamp(min=1e-12)
+    return torch.fake_quantize_per_tensor_affine(values, scale, (-low / scale).round().int(), 0, 255)
+
+
+def correct_biases(network: nn.Module, layers: Sequence[Layer], batches: Iterable[Tensor]) -> None:
+    """Subtract from each bias the mean error that rounding the weights adds to the layer's output, in place.
+
+    The error of a rounded weight is the same for every image, so it shifts the mean output of its layer by
+    ``(Q(W) - W) E[x]``. The mean input ``E[x]`` is estimated on some images (Nagel et al., "Data-free quantization
+    through weight equalization and bias correction", ICCV 2019, section 4.2).
+
+    Args:
+        network: without BatchNorm, whose statistics would have to change too.
+        layers: the layers of ``network`` whose weights are going to be rounded.
+        batches: inputs of the network, ``(b, 3, h, w)``.
+    """
+    error_layers = {layer: _rounding_error(layer) for layer in layers}
+    shifts = {layer: torch.zeros(len(layer.weight)) for layer in layers}
+    images = 0
+
+    def add_error(layer: Layer, inputs: tuple[Tensor, ...]) -> None:
+        # The layer is linear, so its error for the sum of a batch is the sum of the errors.
+        error = error_layers[layer](inputs[0].sum(dim=0, keepdim=True))
+        channel = 1 if isinstance(layer, nn.Conv2d) else -1
+        shifts[layer] += error.movedim(channel, 0).flatten(1).mean(dim=1)
+
+    handles = [layer.register_forward_pre_hook(add_error) for layer in layers]
+    with torch.no_grad():
+        for batch in batches:
+            network(batch)
+            images += len(batch)
+    for handle in handles:
+        handle.remove()
+    for layer in layers:
+        bias = torch.zeros(len(layer.weight)) if layer.bias is None else layer.bias
+        layer.bias = nn.Parameter(bias - shifts[layer] / images, requires_grad=False)
+
+
+def _rounding_error(layer: Layer) -> Layer:
+    """Return a layer that computes what rounding the weights of ``layer`` adds to its output."""
+    error = copy.deepcopy(layer)
+    error.weight = nn.Parameter(rounded_weight(layer.weight) - layer.weight, requires_grad=False)
+    error.bias = None
+    return error
+
+
+class _NetworkOnPixels(nn.Module):
+    """A network, its BatchNorms folded, with normalisation before it: from uint8 ``(b, h, w, 3)`` to ``(b, d)``."""
+
+    def __init__(self, backbone: Backbone) -> None:
+        super().__init__()
+        self.network = fold_batchnorm(backbone.build())
+        self.preprocess = backbone.preprocess
+
+    def prepare(self, pixels: Tensor) -> Tensor:
+        """Return the input of the network, ``(b, 3, h, w)``."""
+        batch: Tensor = self.preprocess.normalise(pixels.permute(0, 3, 1, 2).to(torch.float32))
+        return batch
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        features: Tensor = self.network(self.prepare(pixels))
+        return features
+
+
+def _nodes_of(path: Path, layers: Sequence[str]) -> list[str]:
+    """Return the names of the nodes of an ONNX file that belong to some layers.
+
+    Raises:
+        SpecError: if a layer does not exist.
+    """
+    nodes: dict[str, str] = {}
+    for node in require("onnx", "int8").load_model(path).graph.node:
+        for name in node.input:
+            if name.endswith(".weight"):
+                nodes[layer_of(name)] = node.name
+    for layer in layers:
+        if not any(_is_inside(name, layer) for name in nodes):
+            raise unknown("layer with weights", layer, list(nodes))
+    return [node for name, node in nodes.items() if any(_is_inside(name, layer) for layer in layers)]
+
+
+def _is_inside(name: str, layer: str) -> bool:
+    return name == layer or name.startswith(f"{layer}.")
+
+
+def _calibration_reader(tools: ModuleType, batches: Sequence[NDArray[np.uint8]]) -> Any:
+    """Return the batches as ONNX Runtime's ``CalibrationDataReader``."""
+
+    class Reader(tools.CalibrationDataReader):  # type: ignore[name-defined, misc]
+        def __init__(self) -> None:
+            self.remaining: Iterator[NDArray[np.uint8]] = iter(batches)
+
+        def __len__(self) -> int:
+            return len(batches)
+
+        def set_range(self, start_index: int, end_index: int) -> None:
+            self.remaining = iter(batches[start_index:end_index])
+
+        def get_next(self) -> dict[str, NDArray[np.uint8]] | None:
+            batch = next(self.remaining, None)
+            return None if batch is None else {"pixels": batch}
+
+    return Reader()
