@@ -8,14 +8,12 @@ from typing import TypeVar
 import torch
 from torch import Tensor, fx, nn
 from torch.fx.passes.shape_prop import ShapeProp, TensorMetadata
-from torchvision.models.feature_extraction import NodePathTracer, create_feature_extractor
+from torchvision.models.feature_extraction import NodePathTracer
 
 from featkit.errors import SpecError
 from featkit.registry import unknown
 
 N = TypeVar("N", bound=nn.Module)
-
-_OUTPUT = "features"
 
 
 def freeze(network: N) -> N:
@@ -42,7 +40,7 @@ class FeatureExtractor(nn.Module):
     """A network up to one layer, whose output is pooled.
 
     Args:
-        features: module that returns ``{"features": output of the layer}``.
+        features: module that computes the output of the layer.
         layer: name of the layer, for the error message.
         pool: see ``pool_map``.
     """
@@ -55,7 +53,7 @@ class FeatureExtractor(nn.Module):
 
     def forward(self, batch: Tensor) -> Tensor:
         """Return ``(b, d)`` for ``(b, 3, h, w)``."""
-        features = self.features(batch)[_OUTPUT]
+        features = self.features(batch)
         if not isinstance(features, Tensor) or features.ndim not in (2, 4):
             shape = tuple(getattr(features, "shape", ()))
             raise SpecError(
@@ -76,18 +74,20 @@ def extract_layer(network: nn.Module, name: str, layer: str, pool: str) -> Featu
     Raises:
         SpecError: if the layer is unknown, or the network cannot be traced.
     """
-    _, layers = _trace(network, name)
+    graph, layers = _trace(network, name)
     if layer not in layers:
         blocks = [block for block, _ in network.named_children() if block in layers]
         suggestions = [*blocks, *difflib.get_close_matches(layer, layers, n=5)]
         kind = f"layer of {name} (all by `featkit models --layers {name}`)"
         raise unknown(kind, layer, list(dict.fromkeys(suggestions)))
-    try:
-        features = create_feature_extractor(network, {layer: _OUTPUT}, suppress_diff_warning=True)
-    except Exception as error:  # torch.fx raises many types of exception
-        # torchvision traces the network in train mode too, where some networks of timm compute something else.
-        reason = (str(error).splitlines() or [""])[0]
-        raise SpecError(f"cannot extract layer {layer} of {name} ({reason}): choose another layer") from error
+    # Not torchvision's create_feature_extractor: it also traces the network in train mode, where some networks compute
+    # something else (LeViT), and a copy of its result is in train mode, so that BatchNorm cannot be folded into it.
+    graph.erase_node(graph.output_node())
+    graph.output(layers[layer])
+    features = fx.GraphModule(network, graph)
+    features.graph.eliminate_dead_code()
+    features.delete_all_unused_submodules()
+    features.recompile()
     return freeze(FeatureExtractor(features, layer, pool))
 
 
@@ -118,9 +118,8 @@ def _trace(network: nn.Module, name: str) -> tuple[fx.Graph, dict[str, fx.Node]]
     Layers are named as in torchvision: a module that is used several times has a number from the second time on
     (``layer1.0.relu``, ``layer1.0.relu_1``), and a block such as ``layer1.0`` stands for its last operation.
 
-    torchvision's own ``get_graph_node_names`` and ``create_feature_extractor`` are no substitute for a list of layers:
-    the first gives no shapes and no blocks, and the second takes quadratic time for many outputs (19 s for the layers
-    of DenseNet-121, 3 s here) and fails for networks that compute something else in train mode (LeViT).
+    torchvision's ``get_graph_node_names`` gives no blocks and no shapes; the shapes by ``create_feature_extractor``
+    would take quadratic time (19 s for the layers of DenseNet-121 instead of 3 s).
     """
     tracer = NodePathTracer()
     try:
