@@ -48,6 +48,7 @@ from featkit.reports.wording import (
     estimate_text,
     interval_text,
     lead_parts,
+    metric_name,
     p_text,
     selection_sentence,
 )
@@ -122,7 +123,7 @@ class AblationView:
         n_effects, n_significant: number of main effects, and of significant ones.
         main_effects: by axis, its values compared with the first one.
         compares_data: whether several data sets vary, which are not compared with each other.
-        metric: ``top-1`` or ``balanced accuracy``.
+        metric: ``top-1 accuracy`` or ``balanced accuracy``.
         long_tail: by training set, the corrections; empty unless training sets or corrections vary.
         robustness: by what the drops are grouped by; empty unless perturbations vary.
         heat_maps: mean metric by two axes.
@@ -165,12 +166,12 @@ def ablation_view(
 ) -> AblationView:
     """Return the content of the page of a grid; see ``write_report`` for the arguments."""
     significant = [effect for effect in findings.effects if effect.significant]
-    selections = [selection_sentence(findings, chosen) for chosen in findings.selections]
+    selections = [selection_sentence(findings, selection) for selection in findings.selections]
     effect_tests = [(effect, effect.axis) for effect in findings.effects]
     selection_tests = [
-        (effect, chosen.condition or "all")
-        for chosen in findings.selections
-        for effect in chosen.versus
+        (effect, selection.condition or "all")
+        for selection in findings.selections
+        for effect in selection.versus
     ]
     time_chart, pareto_front = _accuracy_over_time(findings)
     return AblationView(
@@ -184,7 +185,7 @@ def ablation_view(
         n_significant=len(significant),
         main_effects=_main_effects(findings),
         compares_data=DATA in findings.axes,
-        metric=findings.metric,
+        metric=metric_name(findings),
         long_tail=_long_tail(findings),
         robustness=_robustness(findings),
         heat_maps=_heat_maps(findings),
@@ -419,7 +420,7 @@ def _heat_map(findings: Findings, down: str, across: str) -> Table:
         f"{down} ↓ {across} →",
         *(findings.shown(across, value) for value in findings.axes[across]),
     ]
-    caption = f"{findings.metric}, {down} by {across}"
+    caption = f"{metric_name(findings)}, {down} by {across}"
     return Table(caption, columns, rows, sortable=False, is_heat_map=True)
 
 
@@ -463,7 +464,7 @@ def _accuracy_over_time(findings: Findings) -> tuple[ScatterChart | None, list[s
             label = str(len(front))
         points.append(ScatterPoint(seconds, mean.value, mean.interval95, text, label))
     chart = scatter_chart(
-        points, x_label="seconds to fit and evaluate", y_label=f"{findings.metric} (%)"
+        points, x_label="seconds to fit and evaluate", y_label=f"{metric_name(findings)} (%)"
     )
     return chart, front
 

@@ -15,6 +15,7 @@ from featkit.reports.wording import (
     cell_counts,
     effect_sentence,
     estimate_text,
+    metric_name,
     selection_sentence,
 )
 
@@ -36,13 +37,13 @@ def summary_markdown(findings: Findings, lead: Sequence[str], commands: Sequence
     for effect in findings.short_axis_effects:
         sentences = significant if effect.significant else not_significant
         sentences.append(effect_sentence(findings, effect))
-    selections = [selection_sentence(findings, chosen) for chosen in findings.selections]
+    selections = [selection_sentence(findings, selection) for selection in findings.selections]
     parts = [
         f"# {escape_markdown(findings.name)}",
         f"{escape_markdown('; '.join(lead))}.",
         "## Selected on the validation set",
         _bullets(selections) or NO_SELECTION,
-        f"## Highest test {findings.metric}",
+        f"## Highest test {metric_name(findings)}",
         _ranking(findings),
         "## Significant differences",
         _first_bullets(significant),
@@ -95,7 +96,7 @@ def _ranking(findings: Findings) -> str:
     for values, mean in means[:_MAX_RANKED]:
         shown = [findings.shown(axis, value) for axis, value in zip(axes, values, strict=True)]
         rows.append([*shown, average_text(mean), str(mean.seeds), str(mean.n)])
-    columns = [*axes, f"{findings.metric}, % (95% CI)", "seeds", "n"]
+    columns = [*axes, f"{metric_name(findings)}, % (95% CI)", "seeds", "n"]
     return _table(columns, rows) if rows else "No cell has a result."
 
 

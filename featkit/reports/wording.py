@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Hashable, Mapping
 
 from featkit.ablation.effects import DATA, PLAIN, Findings, Selection
-from featkit.evaluation.effects import SEED, Average, Effect
+from featkit.evaluation.effects import METRICS, SEED, Average, Effect
 from featkit.evaluation.intervals import Interval
 
 METHODS = (
@@ -56,6 +56,11 @@ def duration_text(seconds: float) -> str:
         return f"{seconds:.2g} s" if seconds < 9.95 else f"{seconds:.0f} s"
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def metric_name(findings: Findings) -> str:
+    """Return the metric of a grid in words: ``top-1 accuracy`` or ``balanced accuracy``."""
+    return "top-1 accuracy" if findings.metric == METRICS[0] else findings.metric
 
 
 def basis_text(average: Average) -> str:
@@ -110,17 +115,20 @@ def _mean_over(effect: Effect) -> str:
     return f"mean over {' and '.join(parts)}, "
 
 
-def selection_sentence(findings: Findings, chosen: Selection) -> str:
+def selection_sentence(findings: Findings, selection: Selection) -> str:
     """Return which classifier was selected on the validation set, and its result on the test set."""
-    better = sum(effect.significant and effect.difference > 0 for effect in chosen.versus)
-    worse = sum(effect.significant and effect.difference < 0 for effect in chosen.versus)
-    similar = len(chosen.versus) - better - worse
-    condition = f"{chosen.condition}: " if chosen.condition else ""
+    better = sum(effect.significant and effect.difference > 0 for effect in selection.versus)
+    worse = sum(effect.significant and effect.difference < 0 for effect in selection.versus)
+    similar = len(selection.versus) - better - worse
+    condition = f"{selection.condition}: " if selection.condition else ""
+    test = selection.test
     return (
-        f"{condition}{chosen.choice} has the highest validation score of {chosen.of} classifiers "
-        f"({100 * chosen.val:.1f}% balanced accuracy). Test {findings.metric}: {100 * chosen.test.value:.1f}% "
-        f"(95% CI {interval_text(chosen.test.interval95)}), n = {chosen.test.n}; significantly better than {better} of "
-        f"the other classifiers, significantly worse than {worse}, no significant difference from {similar}."
+        f"{condition}{selection.choice} has the highest validation score of {selection.of} "
+        f"classifiers ({100 * selection.val:.1f}% balanced accuracy). Test "
+        f"{metric_name(findings)}: {100 * test.value:.1f}% (95% CI "
+        f"{interval_text(test.interval95)}), n = {test.n}; significantly better than {better} of "
+        f"the other classifiers, significantly worse than {worse}, no significant difference from "
+        f"{similar}."
     )
 
 

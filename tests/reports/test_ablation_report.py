@@ -86,7 +86,7 @@ def test_every_cell_is_a_row() -> None:
         [*cells(), CellResult({**cells()[0].values, "head": "svm"}, "skipped", "no room")]
     )
     assert section(html, "All cells").count("<tr>") == 1 + 8 + 1
-    assert "no room" in section(html, "Skipped, failed and warned cells")
+    assert "no room" in section(html, "Skipped and failed cells")
 
 
 def test_significant_and_other_differences_are_listed_apart() -> None:
