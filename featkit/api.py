@@ -67,8 +67,8 @@ if TYPE_CHECKING:
     from featkit.studies.recover import Recovery
     from featkit.training.config import TrainingConfig
     from featkit.training.distributed import ProcessGroup
-    from featkit.training.finetune import TrainingCallbacks
     from featkit.training.history import EpochRecord
+    from featkit.training.loop import TrainingCallbacks
 
 __all__ = [
     "ImageEmbedder",
@@ -548,7 +548,7 @@ def predict(
 
     names = image_names([files] if isinstance(files, str | Path) else files)
     if isinstance(run, str | Path) and Path(run).suffix == ".onnx":
-        from featkit.compression.exported import load_exported
+        from featkit.compression.onnx_reader import load_exported
 
         return predict_exported(load_exported(Path(run)), names, compute, top=top)
     return predict_run(load_run(run), names, compute, top=top)
@@ -1401,7 +1401,7 @@ def _train(
     """Train one network, or return the run of the same training that is finished already."""
     from featkit.reports.figures import training_figures
     from featkit.runs.train import finished, is_begun, train_run
-    from featkit.training.finetune import ExecutionConfig
+    from featkit.training.loop import ExecutionConfig
     from featkit.training.prepare import prepare
 
     note = _first_process_log(group)
@@ -1445,9 +1445,9 @@ def _training_compute(options: Mapping[str, Any]) -> Compute:
 def _process_group(compute: Compute) -> AbstractContextManager[ProcessGroup]:
     """Join the other processes of ``torchrun``, if there are any."""
     from featkit.backbones.devices import pick_device
-    from featkit.training.distributed import joined
+    from featkit.training.distributed import join_process_group
 
-    return joined(pick_device(compute.device))
+    return join_process_group(pick_device(compute.device))
 
 
 def _first_process_log(group: ProcessGroup) -> Callable[[str], None]:
@@ -1559,7 +1559,7 @@ def _distill_runs(options: Mapping[str, Any]) -> dict[str, Path]:
     from featkit.runs.train import finished
     from featkit.studies.distill import distill_run, make_teacher, prepare_student
     from featkit.training.distill import DistillationConfig
-    from featkit.training.finetune import ExecutionConfig
+    from featkit.training.loop import ExecutionConfig
 
     compute, config, out = _training_compute(options), _training_config(options), Path(options["out"])
     given = {}
@@ -1656,7 +1656,7 @@ def prune(
         SpecError: if an option is not valid, or needs images and ``data`` is not given.
     """
     options = locals()
-    from featkit.compression.pruned import PruningConfig
+    from featkit.compression.prune import PruningConfig
     from featkit.reports.figures import sparsity_figures
     from featkit.storage import csv_text, publish, safe_name
     from featkit.studies.prune import prune_network, step_rows
@@ -1823,20 +1823,20 @@ def quantize(
     from featkit.storage import publish, safe_name
     from featkit.studies.quantize import quantize_run
 
-    scheme = QuantizationConfig(method, _strings(keep_fp32), bias_correct)
+    config = QuantizationConfig(method, _strings(keep_fp32), bias_correct)
     request, run = _network_or_run(options)
     compute = _compute(options)
     with tempfile.TemporaryDirectory() as scratch:
         file, classifier = Path(scratch, INT8_FILE), Path(scratch, CLASSIFIER_FILE)
-        wanted = QuantizationRequest(scheme, keep_worst, images)
+        wanted = QuantizationRequest(config, keep_worst, images)
         result = quantize_network(request, wanted, file, compute)
-        directory = Path(out) / "quantize" / safe_name(result.card.name)
+        directory = Path(out) / "quantize" / safe_name(result.description.name)
         facts = _quantization_facts(result, request.data, directory)
         content = file.read_bytes()
-        files: dict[str, Any] = {INT8_FILE: content, INT8_CARD: result.card.to_json()}
+        files: dict[str, Any] = {INT8_FILE: content, INT8_CARD: result.description.to_json()}
         compared = None
         if run:
-            network = QuantizedNetwork(file, result.card.sha256)
+            network = QuantizedNetwork(file, result.description.sha256)
             compared = quantize_run(run, network, classifier, compute)
             facts["classifier"] = {
                 "file": CLASSIFIER_FILE,
@@ -1874,12 +1874,12 @@ def _network_or_run(options: Mapping[str, Any]) -> tuple[Request, SavedRun | Non
 
 
 def _quantization_facts(result: QuantizationResult, data: str, directory: Path) -> dict[str, Any]:
-    layers = [{"layer": layer, "decibel": noise} for layer, noise in result.noise]
+    layers = [{"layer": layer, "decibel": noise} for layer, noise in result.snr]
     return {
         "directory": str(directory),
-        "name": result.card.name,
-        **asdict(result.scheme),
-        "keep": list(result.scheme.keep),
+        "name": result.description.name,
+        **asdict(result.config),
+        "keep": list(result.config.keep),
         "images": result.images,
         "data": data,
         "layers": layers,
@@ -1925,7 +1925,7 @@ def _training_callbacks(
     """Log a line per epoch, and show a bar of epochs on stderr with the loss of the current step."""
     from tqdm import tqdm
 
-    from featkit.training.finetune import TrainingCallbacks
+    from featkit.training.loop import TrainingCallbacks
 
     first = group is None or not group.rank
     note = _first_process_log(group) if group else log.info

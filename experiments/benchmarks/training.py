@@ -23,8 +23,9 @@ from featkit.embeddings.pipeline import Compute
 from featkit.embeddings.request import Request
 from featkit.runs.train import publish_trained
 from featkit.training.config import TrainingConfig
-from featkit.training.finetune import ExecutionConfig, TrainingCallbacks, finetune
+from featkit.training.finetune import finetune
 from featkit.training.history import EpochRecord
+from featkit.training.loop import ExecutionConfig, TrainingCallbacks
 from featkit.training.prepare import prepare
 
 

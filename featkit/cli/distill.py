@@ -141,7 +141,7 @@ def _trained(options: Mapping[str, Any], cache: Path, out: Path) -> dict[str, Pa
     from featkit.studies.distill import distill_run, make_teacher, prepare_student
     from featkit.training.distill import DistillationConfig
     from featkit.training.distributed import join_process_group
-    from featkit.training.finetune import ExecutionConfig
+    from featkit.training.loop import ExecutionConfig
 
     compute, config, resume = training_compute(options), training_of(options, cache), options["resume"]
     names = ("loss", "temperature", "alpha", "beta", "distance")

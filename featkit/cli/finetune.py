@@ -93,7 +93,7 @@ def finetune(study: Path | None, cache: Path, out: Path, as_json: bool, resume: 
 
 def _train(config: TrainingConfig, compute: Compute, out: Path, resume: bool, group: ProcessGroup) -> TrainedRun | None:
     from featkit.runs.train import finished, is_begun, train_run
-    from featkit.training.finetune import ExecutionConfig
+    from featkit.training.loop import ExecutionConfig
     from featkit.training.prepare import prepare
 
     prepared = prepare(config, compute)

@@ -56,7 +56,7 @@ def _classify(run: Path, pictures: list[str], compute: Compute) -> list[Predicti
     from featkit.runs.predict import predict, predict_exported
 
     if run.suffix == ".onnx":
-        from featkit.compression.exported import load_exported
+        from featkit.compression.onnx_reader import load_exported
 
         return predict_exported(load_exported(run), pictures, compute)
     from featkit.runs.directory import load_run

@@ -125,7 +125,7 @@ def prune(spec: str, out: Path, **options: Any) -> None:
     Prints the directory of each pruned network, which is a backbone again: network.safetensors and
     prune.json.
     """
-    from featkit.compression.pruned import PruningConfig
+    from featkit.compression.prune import PruningConfig
     from featkit.embeddings.request import Request
     from featkit.reports.figures import sparsity_figures
     from featkit.storage import csv_text, publish, safe_name

@@ -112,17 +112,17 @@ def quantize(spec: str, out: Path, as_json: bool, **options: Any) -> None:
     from featkit.compression.quantize import quantize as make_int8
     from featkit.storage import publish, safe_name
 
-    scheme = QuantizationConfig(options["method"], options["keep_fp32"], options["bias_correct"])
+    config = QuantizationConfig(options["method"], options["keep_fp32"], options["bias_correct"])
     request, run = _asked(spec, options)
     compute = make_compute(options)
     with tempfile.TemporaryDirectory() as scratch:
         file, whole = Path(scratch, INT8_FILE), Path(scratch, CLASSIFIER_FILE)
-        made = make_int8(request, QuantizationRequest(scheme, options["keep_worst"], options["images"]), file, compute)
-        directory = out / "quantize" / safe_name(made.card.name)
+        made = make_int8(request, QuantizationRequest(config, options["keep_worst"], options["images"]), file, compute)
+        directory = out / "quantize" / safe_name(made.description.name)
         facts = _facts(made, request.data, directory)
-        files: dict[str, Any] = {INT8_FILE: file.read_bytes(), INT8_CARD: made.card.to_json()}
+        files: dict[str, Any] = {INT8_FILE: file.read_bytes(), INT8_CARD: made.description.to_json()}
         if run:
-            facts["classifier"] = _judge(run, QuantizedNetwork(file, made.card.sha256), whole, compute)
+            facts["classifier"] = _judge(run, QuantizedNetwork(file, made.description.sha256), whole, compute)
             files[CLASSIFIER_FILE] = whole.read_bytes()
         text = json.dumps(facts, indent=2)
         publish(directory, {**files, "quantize.json": text})
@@ -166,22 +166,22 @@ def _judge(run: SavedRun, network: QuantizedNetwork, path: Path, compute: Comput
 def _say(made: QuantizationResult, bytes_now: int) -> None:
     from featkit.compression.quantize import FEW
 
-    if made.images < FEW and made.scheme.method != "dynamic":
+    if made.images < FEW and made.config.method != "dynamic":
         note(f"warning: calibrated on {made.images} images, which is few: give {FEW} train images or more")
     note(
-        f"{made.scheme.method}, {made.images} train images{made.scheme.extras}: {size(bytes_now)}, "
-        f"{100 * bytes_now / (4 * made.card.parameters):.0f} % of float32"
+        f"{made.config.method}, {made.images} train images{made.config.extras}: {size(bytes_now)}, "
+        f"{100 * bytes_now / (4 * made.description.parameters):.0f} % of float32"
     )
 
 
 def _facts(made: QuantizationResult, data: str, directory: Path) -> dict[str, Any]:
-    layers = [{"layer": layer, "decibel": noise} for layer, noise in made.noise]
-    scheme = {**asdict(made.scheme), "keep": list(made.scheme.keep)}
+    layers = [{"layer": layer, "decibel": noise} for layer, noise in made.snr]
+    scheme = {**asdict(made.config), "keep": list(made.config.keep)}
     how = {**scheme, "images": made.images, "data": data}
-    return {"directory": str(directory), "name": made.card.name, **how, "layers": layers}
+    return {"directory": str(directory), "name": made.description.name, **how, "layers": layers}
 
 
 def _table(made: QuantizationResult) -> str:
-    worst_first = sorted(made.noise, key=lambda each: each[1])
-    rows = [[layer, f"{noise:.1f}", "float32" if made.scheme.keeps(layer) else ""] for layer, noise in worst_first]
+    worst_first = sorted(made.snr, key=lambda each: each[1])
+    rows = [[layer, f"{noise:.1f}", "float32" if made.config.keeps(layer) else ""] for layer, noise in worst_first]
     return table(["layer", "SNR alone in int8, dB", "kept"], rows, right=("SNR alone in int8, dB",))

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from featkit.runs.fit import Run
     from featkit.runs.train import Lines
     from featkit.training.config import TrainingConfig
-    from featkit.training.finetune import TrainingCallbacks
     from featkit.training.history import EpochRecord
+    from featkit.training.loop import TrainingCallbacks
 
 
 class BalanceChoice(click.Choice[str]):
@@ -209,7 +209,7 @@ def watched(epochs: int, say: Callable[[str], None], *, bar: bool) -> Iterator[T
     """Show how a training goes: a bar of steps with loss and top-1, a line for each epoch."""
     from tqdm import tqdm
 
-    from featkit.training.finetune import TrainingCallbacks
+    from featkit.training.loop import TrainingCallbacks
 
     with tqdm(total=epochs, unit="epoch", disable=not bar, bar_format=_BAR) as drawn:
 

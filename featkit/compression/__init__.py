@@ -1,1 +1,1 @@
-"""Networks made smaller, and measured: quantized, pruned, exported."""
+"""Quantization, pruning, profiling and export of networks."""

@@ -1,11 +1,10 @@
-"""A classifier as one file that needs no featkit: network, head and temperature, from pixels to probabilities."""
+"""Export a classifier to one file: network, head and temperature, from pixels to probabilities."""
 
 from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -19,37 +18,44 @@ from featkit.backbones.base import Backbone
 from featkit.backbones.batchnorm import fold_batchnorm
 from featkit.backbones.engines import open_engine
 from featkit.backbones.onnx_export import silence, write_onnx
-from featkit.compression.exported import ClassifierEngine, ExportMetadata, as_input, open_exported, stamp
-from featkit.compression.modules import PixelsToScores, scores_module
+from featkit.compression.head_modules import PixelsToScores, make_scores_module
+from featkit.compression.onnx_reader import (
+    ClassifierEngine,
+    ExportMetadata,
+    add_metadata,
+    load_exported,
+    to_model_input,
+)
 from featkit.embeddings import pipeline
 from featkit.embeddings.pipeline import Compute
 from featkit.embeddings.recipe import Recipe
-from featkit.errors import SpecError, StorageError
+from featkit.errors import SpecError
 from featkit.evaluation import Temperature
 from featkit.evaluation.calibration import apply_temperature
 from featkit.extras import require
 from featkit.images.base import ImageSet
 from featkit.registry import unknown
+from featkit.storage import storage_errors
 
 SUFFIXES = {"onnx": ".onnx", "torch": ".pt2"}
-"""How the file of each format ends."""
+"""File name suffix of each format."""
 
-_NAMES = ("images", "probabilities")
+_INPUT_OUTPUT = ("images", "probabilities")
 
 
 @dataclass(frozen=True)
 class Classifier:
-    """All that a file has to hold.
+    """A classifier that can be exported.
 
     Attributes:
         backbone: the network, its weights and its preprocessing.
         precision: ``fp32`` or ``int8``.
         head: the fitted estimator.
-        head_spec: how it was asked for.
-        classes: names of the head's columns.
-        temperature: of its scores, if there is one.
-        threshold: confidence below which an image is unknown.
-        recipe: what decided the vectors that the head was fitted on.
+        head_spec: spec of the head.
+        classes: class names, one per column of the head's probabilities.
+        temperature: of the head's scores, or None.
+        threshold: confidence below which an image is rejected; 0: never.
+        recipe: of the embeddings that the head was fitted on.
     """
 
     backbone: Backbone
@@ -61,13 +67,13 @@ class Classifier:
     threshold: float
     recipe: Recipe
 
-    def scores(self, vectors: NDArray[np.float32]) -> NDArray[np.float64]:
-        """Return the probabilities ``(n, k)`` of vectors ``(n, d)``."""
-        scores: NDArray[np.float64] = self.head.predict_proba(vectors)
+    def predict_proba(self, embeddings: NDArray[np.float32]) -> NDArray[np.float64]:
+        """Return the probabilities ``(n, k)`` of embeddings ``(n, d)``."""
+        scores: NDArray[np.float64] = self.head.predict_proba(embeddings)
         return apply_temperature(scores, self.temperature) if self.temperature else scores
 
-    def about(self) -> ExportMetadata:
-        """Return what the file says of itself."""
+    def metadata(self) -> ExportMetadata:
+        """Return what the file contains beside the network."""
         return ExportMetadata(
             classes=self.classes,
             preprocess=self.backbone.preprocess,
@@ -81,12 +87,12 @@ class Classifier:
 
 @dataclass(frozen=True)
 class ExportAgreement:
-    """How an exported file answers, beside the original.
+    """Comparison of the predictions of an exported file and of the original.
 
     Attributes:
-        n: number of images that both saw.
-        differing: how many of them get another class.
-        largest: largest difference between two probabilities.
+        n: number of images.
+        differing: number of images with different predicted classes.
+        largest: largest absolute difference of two probabilities.
     """
 
     n: int
@@ -95,57 +101,63 @@ class ExportAgreement:
 
 
 def export(
-    classifier: Classifier, path: Path, images: ImageSet, *, to: str = "onnx", compute: Compute | None = None
+    classifier: Classifier,
+    path: Path,
+    images: ImageSet,
+    *,
+    to: str = "onnx",
+    compute: Compute | None = None,
 ) -> ExportAgreement:
-    """Write a classifier into a file, and publish it if it answers as the original does.
+    """Export a classifier; the file is only kept if it predicts the same classes as the original.
 
     Args:
         classifier: network, head, temperature.
         path: the file.
-        images: real images to check it on.
+        images: images on which the predictions are compared.
         to: ``onnx``, or ``torch`` for a program of torch.export (not for int8).
-        compute: how the check is done.
+        compute: how the images are read.
 
     Raises:
-        SpecError: if the format is unknown or cannot hold this classifier, or an image gets another class.
-        HeadError: if the head cannot be expressed.
+        SpecError: if the format is unknown or cannot hold this classifier, or a prediction differs.
+        HeadError: if the head cannot be exported.
         MissingExtraError: if ONNX, ONNX Script or ONNX Runtime is not installed.
         StorageError: if the file cannot be written.
     """
     if to not in SUFFIXES:
         raise unknown("format", to, list(SUFFIXES))
-    write, opened = (_write_onnx, open_exported) if to == "onnx" else (_write_torch, _open_torch)
-    with _room_for(path) as new:
-        write(classifier, new)
-        found = compare(classifier, opened(new), images, compute or Compute(device="cpu"))
-        if found.differing:
+    # The folder of the target, so that the checked file can be published by a rename.
+    with (
+        storage_errors(path),
+        tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder,
+    ):
+        file = Path(folder, path.name)
+        if to == "onnx":
+            _write_onnx_classifier(classifier, file)
+            engine = load_exported(file).engine
+        else:
+            _write_torch_program(classifier, file)
+            engine = _open_torch_program(file)
+        agreement = compare(classifier, engine, images, compute or Compute(device="cpu"))
+        if agreement.differing:
             raise SpecError(
-                f"the {to} file gives {found.differing} of {found.n} images another class than the run does (largest "
-                f"difference of probabilities {found.largest:.1g}) and was not kept: try another --format"
+                f"the {to} file predicts another class than the run for {agreement.differing} of "
+                f"{agreement.n} images (largest difference of probabilities "
+                f"{agreement.largest:.1g}) and was not kept: try another --format"
             )
-    return found
+        file.replace(path)
+    return agreement
 
 
-@contextmanager
-def _room_for(path: Path) -> Iterator[Path]:
-    """Give a file beside ``path`` to write, which takes its place if all goes well."""
-    try:
-        with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as scratch:
-            new = Path(scratch, path.name)
-            yield new
-            new.replace(path)
-    except OSError as error:
-        raise StorageError(f"cannot write {path}: {error.strerror or error}; choose another --out") from error
-
-
-def compare(classifier: Classifier, engine: ClassifierEngine, images: ImageSet, compute: Compute) -> ExportAgreement:
-    """Show images to the original, and to what is to take its place; each takes its own road from the pixels on."""
-    _, expected, found = answers(classifier, engine, images, compute)
+def compare(
+    classifier: Classifier, engine: ClassifierEngine, images: ImageSet, compute: Compute
+) -> ExportAgreement:
+    """Compare the predictions of a classifier and of an exported file, each from the pixels on."""
+    _, expected, found = predict_with_both(classifier, engine, images, compute)
     differing = int((expected.argmax(axis=1) != found.argmax(axis=1)).sum())
     return ExportAgreement(len(found), differing, float(np.abs(expected - found).max()))
 
 
-def answers(
+def predict_with_both(
     classifier: Classifier,
     engine: ClassifierEngine,
     images: ImageSet,
@@ -153,90 +165,111 @@ def answers(
     *,
     prepare: Callable[[NDArray[np.uint8]], NDArray[np.uint8]] | None = None,
 ) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.float32]]:
-    """Return the rows ``(n,)`` of images, and their probabilities ``(n, k)`` from a classifier and from an engine.
+    """Return rows ``(n,)`` of images, and probabilities ``(n, k)`` of classifier and engine.
 
-    ``prepare`` resizes and crops for the engine, if not as for the classifier.
+    Args:
+        classifier: the original.
+        engine: the exported file.
+        images: images; they are decoded once for both.
+        compute: how they are read.
+        prepare: resize and crop for the engine; None: as for the classifier.
     """
-    own = classifier.about().prepare
+    own_prepare = classifier.metadata().prepare
     original = open_engine(classifier.backbone, precision=classifier.precision, device="cpu")
     rows = frozenset(range(len(images)))
-    targets = [pipeline.PipelineTarget(own, original, rows), pipeline.PipelineTarget(prepare or own, engine, rows)]
+    targets = [
+        pipeline.PipelineTarget(own_prepare, original, rows),
+        pipeline.PipelineTarget(prepare or own_prepare, engine, rows),
+    ]
     seen, expected, found = [], [], []
     for batch in pipeline.run(images.load, targets, compute, on_cpu=True):
-        (these, vectors), (_, scores) = (output for output in batch.outputs if output)
-        seen.append(these)
-        expected.append(classifier.scores(vectors))
+        (batch_rows, embeddings), (_, scores) = (output for output in batch.outputs if output)
+        seen.append(batch_rows)
+        expected.append(classifier.predict_proba(embeddings))
         found.append(scores)
     return np.concatenate(seen), np.concatenate(expected), np.concatenate(found)
 
 
-def _module(classifier: Classifier) -> PixelsToScores:
+def _pixels_to_scores(classifier: Classifier) -> PixelsToScores:
     backbone = classifier.backbone
-    scores = scores_module(classifier.head, classifier.temperature)
-    return PixelsToScores(fold_batchnorm(backbone.build()), backbone.preprocess, scores).eval()
+    scores = make_scores_module(classifier.head, classifier.temperature)
+    network = fold_batchnorm(backbone.build())
+    return PixelsToScores(network, backbone.preprocess, scores).eval()
 
 
-def _example(backbone: Backbone) -> torch.Tensor:
+def _example_images(backbone: Backbone) -> torch.Tensor:
+    # Two images: a batch of one would make the tracer treat the batch size as a constant.
     return torch.zeros((2, 3, *backbone.preprocess.crop))
 
 
-def _write_onnx(classifier: Classifier, path: Path) -> None:
+def _write_onnx_classifier(classifier: Classifier, path: Path) -> None:
     if classifier.precision == "int8":
-        _write_int8(classifier, path)
+        _write_int8_classifier(classifier, path)
     else:
-        write_onnx(_module(classifier), _example(classifier.backbone), path, names=_NAMES, title="the classifier")
-    path.write_bytes(stamp(path.read_bytes(), classifier.about()))
+        module, example = _pixels_to_scores(classifier), _example_images(classifier.backbone)
+        write_onnx(module, example, path, names=_INPUT_OUTPUT, title="the classifier")
+    path.write_bytes(add_metadata(path.read_bytes(), classifier.metadata()))
 
 
 class _ToBytes(nn.Module):
-    """Pixels ``(b, 3, h, w)`` in 0..1 as an int8 network takes them: uint8 ``(b, h, w, 3)``."""
+    """Convert pixels ``(b, 3, h, w)`` in 0..1 to uint8 ``(b, h, w, 3)`` for an int8 network."""
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         return (images * 255).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1)
 
 
-def _write_int8(classifier: Classifier, path: Path) -> None:
-    """Join three graphs: to bytes, the network in eight bits, the head."""
-    backbone, onnx = classifier.backbone, require("onnx.compose", "int8")
+def _write_int8_classifier(classifier: Classifier, path: Path) -> None:
+    """Join three ONNX graphs: conversion to bytes, the int8 network, the head."""
+    backbone = classifier.backbone
+    compose = require("onnx.compose", "int8")
     network = require("onnx", "int8").load_model_from_string(backbone.read_quantized())
     width = network.graph.output[0].type.tensor_type.shape.dim[1].dim_value
-    head = scores_module(classifier.head, classifier.temperature)
-    to_bytes = _graph(_ToBytes(), _example(backbone), ("images", "bytes"))
-    to_scores = _graph(head, torch.zeros((2, width)), ("features", "probabilities"))
+    head = make_scores_module(classifier.head, classifier.temperature)
+    to_bytes = _module_to_onnx(_ToBytes(), _example_images(backbone), ("images", "bytes"))
+    to_scores = _module_to_onnx(head, torch.zeros((2, width)), ("features", "probabilities"))
     try:
-        joined = onnx.merge_models(to_bytes, network, io_map=[("bytes", "pixels")])
-        joined = onnx.merge_models(joined, to_scores, io_map=[("vectors", "features")])
+        joined = compose.merge_models(to_bytes, network, io_map=[("bytes", "pixels")])
+        joined = compose.merge_models(joined, to_scores, io_map=[("vectors", "features")])
     except ValueError as error:
-        raise SpecError(f"{backbone.name} was quantized with another version of ONNX ({error}): do it again") from error
+        raise SpecError(
+            f"{backbone.name} was quantized with another version of ONNX ({error}): "
+            "quantize it again"
+        ) from error
     path.write_bytes(joined.SerializeToString())
 
 
-def _graph(module: nn.Module, example: torch.Tensor, names: tuple[str, str]) -> Any:
-    """Return a module as an ONNX model; what is inside it has names of its own."""
-    with tempfile.TemporaryDirectory() as scratch:
-        path = Path(scratch, "part.onnx")
+def _module_to_onnx(module: nn.Module, example: torch.Tensor, names: tuple[str, str]) -> Any:
+    """Return a module as an ONNX model, with the output's name as prefix of all inner names."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "part.onnx")
         write_onnx(module.eval(), example, path, names=names, title=names[1])
         model = require("onnx", "int8").load_model(path)
     prefix = f"{names[1]}/"
-    return require("onnx.compose", "int8").add_prefix(model, prefix, rename_inputs=False, rename_outputs=False)
+    compose = require("onnx.compose", "int8")
+    return compose.add_prefix(model, prefix, rename_inputs=False, rename_outputs=False)
 
 
-def _write_torch(classifier: Classifier, path: Path) -> None:
+def _write_torch_program(classifier: Classifier, path: Path) -> None:
     if classifier.precision == "int8":
-        raise SpecError("an int8 network is one of ONNX Runtime: use --format onnx")
-    images = {0: torch.export.Dim("images")}
+        raise SpecError("an int8 network runs in ONNX Runtime only: use --format onnx")
+    dynamic_batch = ({0: torch.export.Dim("images")},)
+    metadata = json.dumps(classifier.metadata().to_properties())
     with silence():
-        program = torch.export.export(_module(classifier), (_example(classifier.backbone),), dynamic_shapes=(images,))
-        torch.export.save(program, path, extra_files={"featkit.json": json.dumps(classifier.about().to_properties())})
+        program = torch.export.export(
+            _pixels_to_scores(classifier),
+            (_example_images(classifier.backbone),),
+            dynamic_shapes=dynamic_batch,
+        )
+        torch.export.save(program, path, extra_files={"featkit.json": metadata})
 
 
-def _open_torch(path: Path) -> ClassifierEngine:
+def _open_torch_program(path: Path) -> ClassifierEngine:
     with silence():
         forward = torch.export.load(path).module()
 
     def run(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
         with torch.no_grad():
-            scores: NDArray[np.float32] = forward(torch.from_numpy(as_input(pixels))).numpy()
+            scores: NDArray[np.float32] = forward(torch.from_numpy(to_model_input(pixels))).numpy()
         return scores
 
     return run

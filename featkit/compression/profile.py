@@ -117,13 +117,14 @@ def file_size(backbone: Backbone) -> int:
     """
     if backbone.quantized is None:
         raise SpecError(
-            f"{backbone.name} needs calibration for int8: give --data, or a directory of `featkit quantize`"
+            f"{backbone.name} needs calibration for int8: give --data, "
+            "or a directory of `featkit quantize`"
         )
     return backbone.quantized.path.stat().st_size
 
 
 def open_any(backbone: Backbone, precision: str) -> ForwardPass:
-    """Return an engine that runs a network on the CPU; ``torch`` is the unoptimised PyTorch network in float32."""
+    """Return an engine on the CPU; ``torch`` is the unoptimised PyTorch network in float32."""
     if precision != "torch":
         return open_engine(backbone, precision=precision, device="cpu")
     module = backbone.build()
@@ -140,7 +141,7 @@ def open_any(backbone: Backbone, precision: str) -> ForwardPass:
 def time_engines(
     networks: Sequence[TimedNetwork], *, repeats: int = 30, warm_up: int = 3, seed: int = 0
 ) -> list[NetworkTiming]:
-    """Time networks in turn within every repeat, so that a slow phase of the machine affects all of them.
+    """Time networks in turn within every repeat, so that a slow phase affects all of them.
 
     Args:
         networks: the networks.
@@ -212,7 +213,7 @@ def _time_interleaved(
 def measure_peak_memory(
     request: Request, quantized: QuantizedNetwork | None, precision: str
 ) -> float:
-    """Return the peak memory, in 10^6 bytes, of a new process that runs one batch of 32, libraries included.
+    """Return the peak memory, in 10^6 bytes, of a new process that runs one batch of 32.
 
     Raises:
         SpecError: if that process failed.
@@ -239,7 +240,7 @@ def measure_peak_memory(
 
 
 def run_memory_probe() -> None:
-    """Run one batch as ``measure_peak_memory`` asks for on stdin, and write the peak memory to stdout."""
+    """Run one batch as described on stdin, and write the peak memory to stdout."""
     task: dict[str, Any] = json.load(sys.stdin)
     backbone = Request.from_dict(task["request"]).load_backbone()
     if task["quantized"]:

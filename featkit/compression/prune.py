@@ -1,274 +1,258 @@
-"""Networks with fewer weights (zeros among them) or fewer channels.
-
-Zeros make a network smaller only where a file is compressed, and no faster on hardware for dense matrices. Fewer
-channels make it smaller and faster everywhere.
-"""
+"""Prune a network: remove channels, or set weights to zero, and recover its accuracy."""
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
-from torchvision.models.resnet import BasicBlock, Bottleneck
 
-from featkit.backbones.layers import freeze
-from featkit.backbones.resnet_modules import narrow
+from featkit.backbones.base import Backbone
+from featkit.backbones.saved import NetworkDescription, describe_derived, is_int8, short_key
 from featkit.compression.profile import count_macs
-from featkit.errors import SpecError
+from featkit.compression.recalibrate import recalibrate_batchnorm
+from featkit.compression.reconstruct import reconstruct
+from featkit.compression.structured import (
+    NarrowedNetwork,
+    importance_by_activation,
+    importance_by_magnitude,
+    prune_channels,
+)
+from featkit.compression.unstructured import Train, prune_weights
+from featkit.embeddings.pipeline import Compute
+from featkit.embeddings.plan import content_keys
+from featkit.embeddings.request import Request
+from featkit.errors import DataError, SpecError
+from featkit.images.augment import is_augmented_view
+from featkit.images.base import ImageSet, Pixels
+from featkit.parallel import in_threads
+from featkit.storage import digest
 
-Recover = Callable[[nn.Module], nn.Module]
-"""Trains a network, in place or not, and returns it; zeros that pruning made stay zeros."""
-
-Importance = Mapping[str, Tensor]
-"""For each convolution whose channels may go, by name, what each of them matters ``(c,)``."""
-
-_MULTIPLE = 8
-"""Widths are multiples of this: what vector units compute at once."""
-
-
-def prune_weights(module: nn.Module, sparsity: float, recover: Recover | None = None) -> nn.Module:
-    """Return the network with the smallest weights of all its convolutions and linear layers set to zero.
-
-    Weights that were zero before count among them: pruning again, with more sparsity and recovery in between, is
-    iterative pruning.
-
-    Args:
-        module: a backbone; stays as it is.
-        sparsity: share of the weights to be zero, from 0 to below 1.
-        recover: what trains the rest, if anything does.
-
-    Raises:
-        SpecError: if the share is outside 0..1, or nothing would be left.
-
-    Source: Han et al., "Learning both weights and connections for efficient neural networks", NeurIPS 2015, with one
-    threshold for all layers.
-    """
-    pruned = copy.deepcopy(module)
-    layers = [part for part in pruned.modules() if isinstance(part, nn.Conv2d | nn.Linear)]
-    sizes = torch.cat([layer.weight.detach().abs().flatten() for layer in layers])
-    zeros = round(_share(sparsity, "sparsity") * len(sizes))
-    if zeros == len(sizes):
-        raise SpecError(f"sparsity {sparsity:g} leaves none of {len(sizes):,} weights: choose a lower one")
-    kept = torch.ones(len(sizes), dtype=torch.bool)
-    kept[sizes.argsort(stable=True)[:zeros]] = False
-    for layer, mask in zip(layers, torch.split(kept, [layer.weight.numel() for layer in layers]), strict=True):
-        parametrize.register_parametrization(layer, "weight", _Masked(mask.reshape(layer.weight.shape)))
-    pruned = recover(pruned) if recover else pruned
-    for part in pruned.modules():
-        if parametrize.is_parametrized(part, "weight"):
-            parametrize.remove_parametrizations(part, "weight", leave_parametrized=True)
-    return freeze(pruned)
-
-
-class _Masked(nn.Module):
-    """Weights of which some are zero, whatever an optimiser does to them."""
-
-    def __init__(self, kept: Tensor) -> None:
-        super().__init__()
-        self.kept = nn.Buffer(kept)
-
-    def forward(self, weight: Tensor) -> Tensor:
-        return torch.where(self.kept, weight, 0.0)
+_BATCH = 32
+_IMPORTANCE_IMAGES = 256
 
 
 @dataclass(frozen=True)
-class InnerConvolution:
-    """A convolution inside a block, whose channels nothing sees but the next convolution there.
+class PruningConfig:
+    """How a network is pruned: either weights (unstructured) or channels (structured).
 
     Attributes:
-        block: name of the block.
-        name, conv, norm: the convolution and the norm behind it.
-        after_name, after, norm_after: the next convolution and the norm behind that.
+        sparsity: fractions of the weights that are zero, one step after the other; each step starts
+            with the network of the step before.
+        macs: fraction of the MACs that may remain after removing channels; None: keep all channels.
+        by: importance of channels: ``magnitude`` of the weights, or ``activation`` on training
+            images.
+        reconstruct: training images from which the weights behind removed channels are fitted; 0:
+            off.
+        calibrate: training images from which BatchNorm statistics are re-estimated; 0: off.
+        seed: selects these images, and those of ``activation``.
+        recovery: description of the training after each step; part of the name of the network.
     """
 
-    block: str
-    name: str
-    conv: nn.Conv2d
-    norm: nn.Module
-    after_name: str
-    after: nn.Conv2d
-    norm_after: nn.Module
+    sparsity: tuple[float, ...] = ()
+    macs: float | None = None
+    by: str = "magnitude"
+    reconstruct: int = 0
+    calibrate: int = 0
+    seed: int = 0
+    recovery: str = ""
 
+    def __post_init__(self) -> None:
+        if self.reconstruct and self.macs is None:
+            raise SpecError(
+                "--reconstruct fits weights behind removed channels: it goes with --macs"
+            )
+        if bool(self.sparsity) == (self.macs is not None):
+            raise SpecError("prune either weights or channels: give --sparsity, or else --macs")
 
-def inner_convolutions(module: nn.Module) -> list[InnerConvolution]:
-    """Return the convolutions of a ResNet whose channels may go, in order.
+    @property
+    def importance_images(self) -> int:
+        """Number of training images on which the importance of channels is measured."""
+        if self.by != "activation" or self.macs is None:
+            return 0
+        return self.calibrate or _IMPORTANCE_IMAGES
 
-    Raises:
-        SpecError: if there are none.
-    """
-    found = []
-    for block, part in module.named_modules():
-        if isinstance(part, BasicBlock | Bottleneck):
-            for place in range(1, 2 if isinstance(part, BasicBlock) else 3):
-                (conv, norm), (after, norm_after) = (
-                    (getattr(part, f"conv{number}"), getattr(part, f"bn{number}")) for number in (place, place + 1)
-                )
-                names = f"{block}.conv{place}", f"{block}.conv{place + 1}"
-                found.append(InnerConvolution(block, names[0], conv, norm, names[1], after, norm_after))
-    if not found:
-        raise SpecError("channels can only be pruned in torchvision's ResNets: choose --sparsity for this network")
-    return found
+    @property
+    def steps(self) -> list[PruningConfig]:
+        """One configuration per step."""
+        if not self.sparsity:
+            return [self]
+        return [replace(self, sparsity=(fraction,)) for fraction in self.sparsity]
 
 
 @dataclass(frozen=True)
-class NarrowedNetwork:
-    """A network with fewer channels; of the convolutions that lost some, by name, those that they kept ``(c,)``."""
+class PruningResult:
+    """A pruned network.
+
+    Attributes:
+        module: the network.
+        description: how it is rebuilt, and its name.
+        facts: configuration, parameters, sparsity and MACs, for ``prune.json``.
+    """
 
     module: nn.Module
-    kept: Mapping[str, Tensor]
-
-    @property
-    def widths(self) -> dict[str, int]:
-        """Number of channels that are left, by name."""
-        return {name: len(channels) for name, channels in self.kept.items()}
+    description: NetworkDescription
+    facts: Mapping[str, Any]
 
 
-def prune_channels(module: nn.Module, share: float, crop: tuple[int, int], importance: Importance) -> NarrowedNetwork:
-    """Return a ResNet without the channels inside its blocks that matter least.
-
-    What a block adds to its input keeps its width, so that no other block has to change. Channels of all layers
-    compete, each layer's importance being measured by its root mean square; widths are multiples of 8.
+def prune(
+    request: Request,
+    config: PruningConfig,
+    compute: Compute | None = None,
+    train: Train | None = None,
+    *,
+    on_message: Callable[[str], None] = lambda _: None,
+) -> Iterator[PruningResult]:
+    """Yield the pruned network of each step.
 
     Args:
-        module: a ResNet of torchvision's; stays as it is.
-        share: of the MACs that may be left, above 0 and up to 1.
-        crop: ``(height, width)`` of its images in pixels.
-        importance: see ``by_magnitude`` and ``by_activation``.
+        request: the network, up to its pooled embedding, and the images if any are needed.
+        config: what is pruned.
+        compute: how images are read.
+        train: trains the network of each step before the next step, or None.
+        on_message: called with the error of each convolution before and after reconstruction.
 
     Raises:
-        SpecError: if the share is outside 0..1, or so low that pruning inside blocks cannot reach it.
+        SpecError: if the network cannot be pruned as configured.
+        DataError: if there are no training images where they are needed.
     """
-    before = count_macs(module, crop)
-    most = _share(share, "macs") * before
-    if share == 1:
-        return NarrowedNetwork(copy.deepcopy(module), {})
-    levels = torch.cat([_relative(values) for values in importance.values()]).sort().values
-    low, high = 0, len(levels) - 1  # places of a level that leaves too much, and of one that leaves little enough
-    least = _macs(module, _kept(importance, float(levels[high])), crop)
-    if least > most:
-        raise SpecError(
-            f"macs {share:g} cannot be reached inside the blocks of this network: choose {least / before + 0.005:.2f} "
-            "or more"
+    if is_int8(request.backbone):
+        raise SpecError(f"{request.backbone} is an int8 network: prune first, then quantize")
+    backbone = request.load_backbone()
+    images = _TrainingImages(request, backbone, config, compute or Compute())
+    module = backbone.build()
+    for index, step in enumerate(config.steps):
+        widths: Mapping[str, int] = {}
+        if step.macs is None:
+            (fraction,) = step.sparsity
+            module = prune_weights(module, fraction, train)
+            what = f"{100 * fraction:g} % of weights zero"
+        else:
+            narrowed = _narrow(module, backbone, step, images, on_message)
+            module, widths = narrowed.module, narrowed.widths
+            if train:
+                module = train(module)
+            what = f"{100 * step.macs:g} % of MACs"
+        if step.calibrate:
+            module = recalibrate_batchnorm(module, images.batches(step.calibrate))
+        identity = _identity(config.steps[: index + 1])
+        name = f"pruned-{digest([backbone.digest, identity, images.digest])[:8]}"
+        label = f"{backbone.name}, {what}" + (f", {step.recovery}" if step.recovery else "")
+        description = describe_derived(
+            backbone,
+            request.backbone,
+            f"{backbone.name}-{name}",
+            label,
+            widths=widths,
+            trained_on=images.keys,
         )
-    while high - low > 1:
-        middle = (low + high) // 2
-        enough = _macs(module, _kept(importance, float(levels[middle])), crop) <= most
-        low, high = (low, middle) if enough else (middle, high)
-    return _narrowed(module, _kept(importance, float(levels[high])))
+        yield PruningResult(module, description, _facts(module, backbone, step))
 
 
-def by_magnitude(module: nn.Module) -> Importance:
-    """Return the length of each filter inside the blocks of a ResNet, its BatchNorm folded in.
+def _narrow(
+    module: nn.Module,
+    backbone: Backbone,
+    config: PruningConfig,
+    images: _TrainingImages,
+    on_message: Callable[[str], None],
+) -> NarrowedNetwork:
+    """Remove channels, and reconstruct the weights behind them if configured."""
+    assert config.macs is not None
+    if config.by == "activation":
+        importance = importance_by_activation(module, images.batches(config.importance_images))
+    else:
+        importance = importance_by_magnitude(module)
+    narrowed = prune_channels(module, config.macs, backbone.preprocess.crop, importance)
+    if not config.reconstruct:
+        return narrowed
+    batches = images.batches(config.reconstruct)
+    fitted = reconstruct(module, narrowed, batches, on_message=on_message, seed=config.seed)
+    return replace(narrowed, module=fitted)
 
-    Source: Li et al., "Pruning filters for efficient ConvNets", ICLR 2017, with the L2 norm.
 
-    Raises:
-        SpecError: if the network has no such blocks.
+def _identity(steps: list[PruningConfig]) -> str:
+    """Return the text from which the name of a pruned network is derived.
+
+    It is the ``repr`` of version 0.1.0, where the class was called ``Goal``: any other text would
+    rename networks that were saved by that version.
     """
-    return {each.name: _filters(each) for each in inner_convolutions(module)}
+    return repr(steps).replace("PruningConfig(", "Goal(")
 
 
-def by_activation(module: nn.Module, batches: Iterator[Tensor]) -> Importance:
-    """Return what each channel inside the blocks gives to the next layer: its mean output, times its weights there.
+def _facts(module: nn.Module, backbone: Backbone, config: PruningConfig) -> dict[str, Any]:
+    weights = [part.weight for part in module.modules() if isinstance(part, nn.Conv2d | nn.Linear)]
+    zeros = sum(int((weight == 0).sum()) for weight in weights)
+    total = sum(weight.numel() for weight in weights)
+    return {
+        "from": backbone.name,
+        "goal": {
+            "sparsity": list(config.sparsity),
+            "macs": config.macs,
+            "by": config.by,
+            "reconstruct": config.reconstruct,
+            "calibrate": config.calibrate,
+            "recovery": config.recovery,
+        },
+        "parameters": sum(parameter.numel() for parameter in module.parameters()),
+        "sparsity": zeros / total,
+        "macs": count_macs(module, backbone.preprocess.crop),
+        "macs_before": count_macs(backbone.build(), backbone.preprocess.crop),
+    }
 
-    Args:
-        module: a ResNet.
-        batches: normalised images ``(b, 3, h, w)`` of train.
 
-    Raises:
-        SpecError: if the network has no such blocks.
+class _TrainingImages:
+    """A random sample of training images, read when it is first needed.
+
+    Attributes:
+        digest: of the names of the images; empty if no images are needed.
+        keys: ``short_key`` of each image.
     """
-    inner = inner_convolutions(module)
-    sums = {each.name: torch.zeros(each.conv.out_channels) for each in inner}
 
-    def listen(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
-        def hook(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            sums[name] += inputs[0].mean((2, 3)).sum(0)
+    def __init__(
+        self, request: Request, backbone: Backbone, config: PruningConfig, compute: Compute
+    ) -> None:
+        self._images: ImageSet | None = None
+        self._backbone, self._compute = backbone, compute
+        self.digest = ""
+        self.keys: tuple[str, ...] = ()
+        count = max(config.importance_images, config.reconstruct, config.calibrate)
+        if not count:
+            return
+        images = request.load_images()
+        train = images.rows("train")
+        rows = np.array([row for row in train if not is_augmented_view(images.ids[row])])
+        if len(rows) < 2:
+            raise DataError(
+                f"{images.name} has {len(rows)} training images, too few for pruning: give --data"
+            )
+        sample = np.random.default_rng(config.seed).permutation(rows)[:count]
+        self._images = images.take(sample)
+        self.digest = digest(self._images.ids)
+        keys = content_keys(self._images, compute)
+        self.keys = tuple(sorted({short_key(key) for key in keys}))
 
-        return hook
+    def batches(self, count: int) -> Iterator[Tensor]:
+        """Yield normalised batches ``(b, 3, h, w)`` of the first ``count`` images."""
+        if self._images is None or not count:
+            return
+        pixels = self._pixels[:count]
+        # Batches of about equal size: the variance of a last batch of one image is undefined.
+        for batch in np.array_split(pixels, -(-len(pixels) // _BATCH)):
+            tensor = torch.from_numpy(batch).permute(0, 3, 1, 2).float()
+            yield self._backbone.preprocess.normalise(tensor)
 
-    handles = [each.after.register_forward_pre_hook(listen(each.name)) for each in inner]
-    with torch.no_grad():
-        seen = sum(len(module(batch)) for batch in batches)
-    for handle in handles:
-        handle.remove()
-    lengths = {each.name: each.after.weight.detach().square().sum((0, 2, 3)).sqrt() for each in inner}
-    return {name: total / max(seen, 1) * lengths[name] for name, total in sums.items()}
+    @cached_property
+    def _pixels(self) -> Pixels:
+        """All images ``(n, h, w, 3)``, read once for all uses."""
+        images, preprocess = self._images, self._backbone.preprocess
+        assert images is not None
 
+        def read(row: int) -> Pixels:
+            return preprocess(images.load(row))
 
-def reestimate_norms(module: nn.Module, batches: Iterator[Tensor]) -> nn.Module:
-    """Return the network with the means and variances of its BatchNorms taken anew: recovery without a gradient.
-
-    Args:
-        module: a pruned network; stays as it is.
-        batches: normalised images ``(b, 3, h, w)`` of train.
-    """
-    fresh = copy.deepcopy(module)
-    for part in fresh.modules():
-        if isinstance(part, nn.BatchNorm2d):
-            part.reset_running_stats()
-            part.momentum = None  # the plain mean over all batches
-            part.train()
-    with torch.no_grad():
-        for batch in batches:
-            fresh(batch)
-    return freeze(fresh)
-
-
-def _filters(each: InnerConvolution) -> Tensor:
-    lengths: Tensor = each.conv.weight.detach().square().sum((1, 2, 3)).sqrt()
-    if not isinstance(each.norm, nn.BatchNorm2d) or each.norm.running_var is None:
-        return lengths
-    return lengths * each.norm.weight.detach().abs() / (each.norm.running_var + each.norm.eps).sqrt()
-
-
-def _relative(values: Tensor) -> Tensor:
-    return values / values.square().mean().sqrt().clamp(min=1e-12)
-
-
-def _kept(importance: Importance, level: float) -> dict[str, Tensor]:
-    """Return the channels of each convolution that matter more than a level, in order; never fewer than eight."""
-    kept = {}
-    for name, values in importance.items():
-        above = int((_relative(values) > level).sum())
-        width = min(len(values), max(1, -(-above // _MULTIPLE)) * _MULTIPLE)
-        kept[name] = values.argsort(descending=True, stable=True)[:width].sort().values
-    return kept
-
-
-def _macs(module: nn.Module, kept: Mapping[str, Tensor], crop: tuple[int, int]) -> int:
-    with torch.device("meta"):
-        network = copy.deepcopy(module).to("meta")
-        narrow(network, {name: len(channels) for name, channels in kept.items()})
-    return count_macs(network, crop)
-
-
-def _narrowed(module: nn.Module, kept: Mapping[str, Tensor]) -> NarrowedNetwork:
-    state = dict(module.state_dict())
-    fewer = {}
-    for each in inner_convolutions(module):
-        channels = kept[each.name]
-        if len(channels) == each.conv.out_channels:
-            continue
-        fewer[each.name] = channels
-        norm = f"{each.block}.bn{each.name[-1]}."
-        own = [name for name in state if name.startswith((f"{each.name}.", norm))]
-        state.update({name: state[name][channels] for name in own if state[name].ndim})
-        after = f"{each.after_name}.weight"
-        state[after] = state[after][:, channels]
-    network = copy.deepcopy(module)
-    narrowed = NarrowedNetwork(network, fewer)
-    narrow(network, narrowed.widths)
-    network.load_state_dict(state)
-    freeze(network)
-    return narrowed
-
-
-def _share(value: float, name: str) -> float:
-    if not 0 <= value <= 1:
-        raise SpecError(f"{name} {value:g} is no share: give a number from 0 to 1")
-    return value
+        threads = self._compute.threads
+        return np.stack(list(in_threads(read, range(len(images)), threads, 2 * threads)))

@@ -1,4 +1,4 @@
-"""A network in eight bits, that loads as a backbone again; and which of its layers lose most by that."""
+"""Quantize a network to int8 on training images, and measure the sensitivity of its layers."""
 
 from __future__ import annotations
 
@@ -33,79 +33,78 @@ from featkit.errors import SpecError
 from featkit.storage import digest
 
 FEW = 32
-"""Fewer images than this to calibrate on are worth a warning."""
+"""Fewer calibration images than this deserve a warning."""
 
-_NOISE_IMAGES = 8
+_SENSITIVITY_IMAGES = 8
 
 
 @dataclass(frozen=True)
 class QuantizationRequest:
-    """What is asked for.
+    """How a network is quantized.
 
     Attributes:
-        scheme: method, and layers that are to stay in float32.
-        keep_worst: how many more layers stay in float32: those that lose most.
-        images: most train images to calibrate on.
+        config: calibration method, and layers that stay in float32.
+        keep_worst: number of further layers that stay in float32: the most sensitive ones.
+        images: maximum number of calibration images.
     """
 
-    scheme: QuantizationConfig = field(default_factory=QuantizationConfig)
+    config: QuantizationConfig = field(default_factory=QuantizationConfig)
     keep_worst: int = 0
     images: int = IMAGES
 
 
 @dataclass(frozen=True)
 class QuantizationResult:
-    """A network in eight bits.
+    """An int8 network.
 
     Attributes:
-        card: what it is.
-        scheme: how it was made, with the layers that were kept in float32.
-        images: number of train images that it was calibrated on.
-        noise: for each layer, see ``layer_noise``.
+        description: how the network is loaded, and its name.
+        config: with all layers that were kept in float32.
+        images: number of calibration images.
+        snr: for each layer, see ``layer_snr``.
     """
 
-    card: Int8Description
-    scheme: QuantizationConfig
+    description: Int8Description
+    config: QuantizationConfig
     images: int
-    noise: tuple[tuple[str, float], ...]
+    snr: tuple[tuple[str, float], ...]
 
 
-def quantize(request: Request, wish: QuantizationRequest, path: Path, compute: Compute) -> QuantizationResult:
-    """Quantize a network on train images.
+def quantize(
+    request: Request, wanted: QuantizationRequest, path: Path, compute: Compute
+) -> QuantizationResult:
+    """Quantize a network, calibrated on training images.
 
     Args:
-        request: which network, which images.
-        wish: how.
+        request: the network and the images.
+        wanted: how it is quantized.
         path: the ONNX file to write.
         compute: how images are read.
 
     Raises:
-        SpecError: if the network is one of eight bits already, or a layer or the method is unknown.
-        DataError: if there are no train images.
+        SpecError: if the network is an int8 network already, or a layer or the method is unknown.
+        DataError: if there are no training images.
         MissingExtraError: if the extra ``int8`` is not installed.
     """
     if is_int8(request.backbone):
-        raise SpecError(f"{request.backbone} is a network in eight bits already")
+        raise SpecError(f"{request.backbone} is an int8 network already")
     backbone = request.load_backbone()
     images = request.load_images()
     keys = content_keys(images, compute)
     task = CalibrationTask(backbone, make_recipe(images, keys, backbone, "int8"), images, keys)
-    seen = task.train_keys(wish.images)
-    pixels = read_pixels(task, seen, compute)
-    noise = layer_noise(backbone, pixels[:_NOISE_IMAGES])
-    worst = [layer for layer, _ in sorted(noise, key=lambda each: each[1])[: wish.keep_worst]]
-    scheme = replace(wish.scheme, keep=tuple(dict.fromkeys([*wish.scheme.keep, *worst])))
-    write_quantized(backbone, pixels, path, scheme)
-    made = digest([backbone.digest, scheme.identity, *seen])[:8]
-    return QuantizationResult(_card(request, backbone, path, scheme, made), scheme, len(pixels), tuple(noise))
-
-
-def _card(request: Request, backbone: Backbone, path: Path, scheme: QuantizationConfig, made: str) -> Int8Description:
+    calibration_keys = task.train_keys(wanted.images)
+    pixels = read_pixels(task, calibration_keys, compute)
+    snr = layer_snr(backbone, pixels[:_SENSITIVITY_IMAGES])
+    most_sensitive = [layer for layer, _ in sorted(snr, key=lambda pair: pair[1])]
+    keep = [*wanted.config.keep, *most_sensitive[: wanted.keep_worst]]
+    config = replace(wanted.config, keep=tuple(dict.fromkeys(keep)))
+    write_quantized(backbone, pixels, path, config)
+    identity = digest([backbone.digest, config.identity, *calibration_keys])[:8]
     size = measure_size(backbone, "fp32")
-    return Int8Description(
+    description = Int8Description(
         base=request.backbone,
-        name=f"{backbone.name}-int8-{made}",
-        label=f"{backbone.weights}, in eight bits ({scheme.method}{scheme.extras})",
+        name=f"{backbone.name}-int8-{identity}",
+        label=f"{backbone.weights}, int8 ({config.method}{config.extras})",
         preprocess=backbone.preprocess,
         layer=backbone.layer,
         pool=backbone.pool,
@@ -115,42 +114,46 @@ def _card(request: Request, backbone: Backbone, path: Path, scheme: Quantization
         macs=size.macs,
         trained_on=tuple(sorted(images_trained_on(request.backbone))),
     )
+    return QuantizationResult(description, config, len(pixels), tuple(snr))
 
 
-def layer_noise(backbone: Backbone, pixels: Sequence[NDArray[np.uint8]]) -> list[tuple[str, float]]:
-    """Return the signal-to-noise ratio of the vectors, in decibel, with one layer at a time in eight bits.
+def layer_snr(backbone: Backbone, pixels: Sequence[NDArray[np.uint8]]) -> list[tuple[str, float]]:
+    """Return the signal-to-noise ratio of the embeddings, in dB, with one layer at a time in int8.
 
-    The lower, the more is lost by this layer. Its weights are rounded per output channel, its input to the range that
-    these images show; nothing else is.
+    A low value marks a sensitive layer. The weights of the layer are rounded per output channel,
+    and its input in the range of these images; all other layers stay in float32.
 
     Args:
         backbone: the network.
-        pixels: a few images, uint8 ``(h, w, 3)`` as ``backbone.preprocess`` gives them.
+        pixels: a few images, uint8 ``(h, w, 3)``, as ``backbone.preprocess`` returns them.
     """
     network = fold_batchnorm(backbone.build())
     batch = torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2).float()
     batch = backbone.preprocess.normalise(batch)
+    found = []
     with torch.no_grad():
         exact = network(batch)
-        return [
-            (layer_of(name), _decibel(exact, _with_rounded(network, part, batch)))
-            for name, part in layers_with_weights(network).items()
-        ]
+        for name, layer in layers_with_weights(network).items():
+            rounded = _run_with_rounded_layer(network, layer, batch)
+            found.append((layer_of(name), _decibel(exact, rounded)))
+    return found
 
 
-def _with_rounded(network: nn.Module, layer: Layer, batch: Tensor) -> Tensor:
-    """Return the vectors of a batch with one layer in eight bits."""
+def _run_with_rounded_layer(network: nn.Module, layer: Layer, batch: Tensor) -> Tensor:
+    """Return the embeddings of a batch with one layer rounded to int8; the layer is restored."""
     weight = layer.weight.data
     handle = layer.register_forward_pre_hook(lambda _, inputs: (rounded_input(inputs[0]),))
     layer.weight.data = rounded_weight(weight)
     try:
-        vectors: Tensor = network(batch)
+        embeddings: Tensor = network(batch)
     finally:
         handle.remove()
         layer.weight.data = weight
-    return vectors
+    return embeddings
 
 
 def _decibel(exact: Tensor, noisy: Tensor) -> float:
     noise = float((noisy - exact).square().sum())
-    return float("inf") if noise == 0 else 10 * float(np.log10(float(exact.square().sum()) / noise))
+    if noise == 0:
+        return float("inf")
+    return 10 * float(np.log10(float(exact.square().sum()) / noise))

@@ -17,7 +17,7 @@ from featkit.images.files import images_from_files
 from featkit.runs.directory import SavedRun
 
 if TYPE_CHECKING:
-    from featkit.compression.exported import ExportedClassifier
+    from featkit.compression.onnx_reader import ExportedClassifier
 
 
 @dataclass(frozen=True)
@@ -65,10 +65,10 @@ def predict_exported(exported: ExportedClassifier, files: list[str], compute: Co
     Raises:
         DecodeError: if a file cannot be read.
     """
-    about = exported.about
-    target = PipelineTarget(about.prepare, exported.engine, frozenset(range(len(files))))
+    metadata = exported.metadata
+    target = PipelineTarget(metadata.prepare, exported.engine, frozenset(range(len(files))))
     rows, scores = gathered(pipeline.run(images_from_files(files).load, [target], compute, on_cpu=True))
-    return _best([files[row] for row in rows], scores, about.classes, about.threshold, top) if len(rows) else []
+    return _best([files[row] for row in rows], scores, metadata.classes, metadata.threshold, top) if len(rows) else []
 
 
 def gathered(batches: Iterable[FeatureBatch]) -> tuple[Rows, Vectors]:

@@ -32,8 +32,9 @@ from featkit.runs.predict import gathered
 from featkit.runs.splits import unseen
 from featkit.storage import Content, csv_text, peak_memory_mb
 from featkit.training.checkpoint import CHECKPOINT_FILE
-from featkit.training.finetune import ExecutionConfig, TrainingResult, finetune
+from featkit.training.finetune import TrainingResult, finetune
 from featkit.training.history import EpochRecord, history_numbers, history_rows
+from featkit.training.loop import ExecutionConfig
 from featkit.training.prepare import PreparedTraining
 
 Lines = list[dict[str, float]]
@@ -63,7 +64,9 @@ def work_folder(prepared: PreparedTraining, out: Path) -> Path:
     return out / prepared.images.name / f".{prepared.id}.training"
 
 
-def train_run(prepared: PreparedTraining, execution: ExecutionConfig, out: Path, draw: Draw) -> TrainedRun | None:
+def train_run(
+    prepared: PreparedTraining, execution: ExecutionConfig, out: Path, draw: Draw
+) -> TrainedRun | None:
     """Train a network, judge it on test, and keep it.
 
     Args:
@@ -112,7 +115,9 @@ def finished(prepared: PreparedTraining, out: Path) -> TrainedRun | None:
         return None
     recipe = json.loads((path / "card.json").read_text(encoding="utf-8"))["recipe"]
     if [recipe["images"], recipe["labels"]] != list(prepared.test):
-        raise RunError(f"the test images changed since {path} was judged: train again without --resume")
+        raise RunError(
+            f"the test images changed since {path} was judged: train again without --resume"
+        )
     return TrainedRun(read_run(path)[1], read_history(path / "history.csv"), path)
 
 
@@ -135,7 +140,9 @@ def judge(trained: TrainingResult, file: Path, compute: Compute, out: Path) -> R
     prepared = trained.prepared
     images, config = prepared.images, prepared.config
     directory = out / images.name / prepared.id
-    request = replace(prepared.config.request, backbone=str(directory), weights="imagenet", augment=None)
+    request = replace(
+        prepared.config.request, backbone=str(directory), weights="imagenet", augment=None
+    )
     head = LinearHead.from_weights(trained.coef, trained.intercept, np.arange(len(images.classes)))
     test = _embedded(prepared, file, "test", compute)
     if not len(test):
@@ -143,7 +150,9 @@ def judge(trained: TrainingResult, file: Path, compute: Compute, out: Path) -> R
     scores = head.predict_proba(test.x)
     temperature = _temperature(head, _embedded(prepared, file, "val", compute))
     counts = np.bincount(images.labels[images.splits == "train"], minlength=len(images.classes))
-    spec = {"scratch": "from scratch", "shallow": "classifier"}.get(config.mode, f"{config.mode} fine-tuning")
+    spec = {"scratch": "from scratch", "shallow": "classifier"}.get(
+        config.mode, f"{config.mode} fine-tuning"
+    )
     spec += f", {prepared.about}" if prepared.about else ""
     report = evaluate(
         scores,
@@ -164,7 +173,10 @@ def judge(trained: TrainingResult, file: Path, compute: Compute, out: Path) -> R
             "n_val": int((images.splits == "val").sum()),
             "versions": {name: version(name) for name in PACKAGES},
         },
-        cost={"fit_seconds": sum(each.seconds for each in trained.history), "peak_memory_mb": peak_memory_mb()},
+        cost={
+            "fit_seconds": sum(each.seconds for each in trained.history),
+            "peak_memory_mb": peak_memory_mb(),
+        },
         seed=config.seed,
     )
     shown = apply_temperature(scores, temperature) if temperature else scores
@@ -183,7 +195,11 @@ def _embedded(prepared: PreparedTraining, file: Path, split: str, compute: Compu
 
 
 def _temperature(head: LinearHead, val: Embeddings) -> Temperature | None:
-    return fit_temperature(head.predict_proba(val.x), val.y, np.arange(len(val.classes))) if len(val) else None
+    return (
+        fit_temperature(head.predict_proba(val.x), val.y, np.arange(len(val.classes)))
+        if len(val)
+        else None
+    )
 
 
 def history_csv(history: list[EpochRecord]) -> str:
@@ -194,7 +210,10 @@ def history_csv(history: list[EpochRecord]) -> str:
 def read_history(path: Path) -> Lines:
     """Return the lines of a ``history.csv``."""
     with path.open(newline="", encoding="utf-8") as file:
-        return [{name: float(value or "nan") for name, value in row.items()} for row in csv.DictReader(file)]
+        return [
+            {name: float(value or "nan") for name, value in row.items()}
+            for row in csv.DictReader(file)
+        ]
 
 
 def is_begun(prepared: PreparedTraining, out: Path) -> bool:

@@ -37,14 +37,21 @@ def read_trainings(path: Path, cache: Path) -> TrainingStudy:
         cache: folder of the cache files.
 
     Raises:
-        SpecError: if it is not there, is not TOML, has no run, or asks for something that nobody knows.
+        SpecError: if it is not there, is not TOML, has no run, or asks for something that nobody
+            knows.
     """
     document = read_toml(path, "a study")
     check_names("part of a study", document, ["name", "fixed", "run"])
     runs, fixed = document.get("run", []), document.get("fixed", {})
-    tables = isinstance(runs, list) and all(isinstance(run, dict) for run in runs) and isinstance(fixed, dict)
+    tables = (
+        isinstance(runs, list)
+        and all(isinstance(run, dict) for run in runs)
+        and isinstance(fixed, dict)
+    )
     if not tables or not runs:
-        raise SpecError(f"{path} has no trainings: write [[run]] and, below it, mode = 'deep' and other options")
+        raise SpecError(
+            f"{path} has no trainings: write [[run]] and, below it, mode = 'deep' and other options"
+        )
     configs = {}
     for run in runs:
         options = {name: value for name, value in {**fixed, **run}.items() if name != "name"}
@@ -52,7 +59,9 @@ def read_trainings(path: Path, cache: Path) -> TrainingStudy:
             options["data"] = expand_variables(options["data"])
         name = str(run.get("name", run.get("mode", "deep")))
         if name in configs:
-            raise SpecError(f"{path} has two runs called {name}: give one of them another name = '...'")
+            raise SpecError(
+                f"{path} has two runs called {name}: give one of them another name = '...'"
+            )
         configs[name] = TrainingConfig.from_options(options, cache)
     return TrainingStudy(safe_name(str(document.get("name", path.stem))), configs)
 

@@ -24,9 +24,9 @@ from featkit.runs.fit import fit_run
 from featkit.runs.train import Draw, TrainedRun, publish_trained, work_folder
 from featkit.storage import digest
 from featkit.training.config import TrainingConfig
+from featkit.training.data import Teacher
 from featkit.training.distill import DistillationConfig, distill, teacher_of
-from featkit.training.finetune import ExecutionConfig
-from featkit.training.inputs import Teacher
+from featkit.training.loop import ExecutionConfig
 from featkit.training.prepare import PreparedTraining, prepare
 
 _DRAWS = 2000
@@ -55,8 +55,8 @@ class DistillationResult:
         reports: of the runs.
         runs: directories of ``teacher``, ``alone`` (if there is one) and ``distilled``.
         pairs: every two of them, on the same test images.
-        gap: share of the distance from the student alone to its teacher that distillation closed; None without the
-            student alone, or where the teacher is not better.
+        gap: share of the distance from the student alone to its teacher that distillation closed;
+            None without the student alone, or where the teacher is not better.
         gap_interval: 95 % bootstrap interval over the test images.
     """
 
@@ -80,7 +80,9 @@ class DistillationResult:
         }
 
 
-def make_teacher(spec: str, head: str, config: TrainingConfig, compute: Compute, out: Path) -> FittedTeacher:
+def make_teacher(
+    spec: str, head: str, config: TrainingConfig, compute: Compute, out: Path
+) -> FittedTeacher:
     """Return a teacher: a run directory, or a backbone with a head that is fitted on the student's train images.
 
     Args:
@@ -100,13 +102,19 @@ def make_teacher(spec: str, head: str, config: TrainingConfig, compute: Compute,
         saved = load_run(path)
         saved.load_backbone()
         if saved.quantized:
-            raise SpecError(f"{path} is a run in int8, which is not asked about augmented images: use another")
+            raise SpecError(
+                f"{path} is a run in int8, which is not asked about augmented images: use another"
+            )
         _same_test(path, config)
         request = replace(saved.request, **given)
         classes = images.load_images().classes
-        source = load_features(request.to_dict() | {"backbone": request.backbone}, config.cache, compute)
+        source = load_features(
+            request.to_dict() | {"backbone": request.backbone}, config.cache, compute
+        )
         return FittedTeacher(
-            teacher_of(source.request, saved.head, saved.classes, classes), source.embeddings.x.shape[1], path
+            teacher_of(source.request, saved.head, saved.classes, classes),
+            source.embeddings.x.shape[1],
+            path,
         )
     source = load_features({**given, "backbone": spec}, config.cache, compute)
     run = fit_run(source, head, seed=config.seed)
@@ -131,7 +139,13 @@ def _same_test(path: Path, config: TrainingConfig) -> None:
 
 
 def distill_run(
-    prepared: PreparedTraining, taught: FittedTeacher, distillation: DistillationConfig, execution: ExecutionConfig, out: Path, *, draw: Draw
+    prepared: PreparedTraining,
+    taught: FittedTeacher,
+    distillation: DistillationConfig,
+    execution: ExecutionConfig,
+    out: Path,
+    *,
+    draw: Draw,
 ) -> TrainedRun | None:
     """Train a student with its teacher, judge it on test, and keep it.
 
@@ -151,13 +165,20 @@ def distill_run(
     return None if execution.group.rank else publish_trained(trained, execution.compute, out, draw)
 
 
-def prepare_student(config: TrainingConfig, taught: FittedTeacher, distillation: DistillationConfig, compute: Compute) -> PreparedTraining:
+def prepare_student(
+    config: TrainingConfig,
+    taught: FittedTeacher,
+    distillation: DistillationConfig,
+    compute: Compute,
+) -> PreparedTraining:
     """Find the images and the student; without a weight on its teacher, it is the student alone."""
     if not distillation.alpha:
         return prepare(config, compute)
     request = taught.teacher.request
     about = f"taught by {request.load_backbone().name} ({distillation.loss})"
-    return prepare(config, compute, extra=f"{distillation.to_json()} {_digest(taught.path)}", about=about)
+    return prepare(
+        config, compute, extra=f"{distillation.to_json()} {_digest(taught.path)}", about=about
+    )
 
 
 def _digest(run: Path) -> str:
@@ -181,7 +202,10 @@ def compared(runs: Mapping[str, Path], seed: int = 0) -> DistillationResult:
         return made
     right = {name: _right(predictions) for name, predictions in found.items()}
     names = sorted(right["teacher"])
-    table = np.array([[right[run][name] for name in names] for run in ("teacher", "alone", "distilled")], dtype=float)
+    table = np.array(
+        [[right[run][name] for name in names] for run in ("teacher", "alone", "distilled")],
+        dtype=float,
+    )
     rng = np.random.default_rng(seed)
     drawn = [_gap(table[:, rng.integers(len(names), size=len(names))]) for _ in range(_DRAWS)]
     known = [gap for gap in drawn if gap is not None]
@@ -202,9 +226,15 @@ def pooled(runs: Mapping[int, Mapping[str, Path]]) -> list[Effect]:
         DataError: if the runs of one seed were judged on different images.
     """
     cells = [
-        ({"run": name, SEED: seed}, read_run(path)[2]) for seed, each in runs.items() for name, path in each.items()
+        ({"run": name, SEED: seed}, read_run(path)[2])
+        for seed, each in runs.items()
+        for name, path in each.items()
     ]
-    names = [name for name in ("alone", "distilled", "teacher") if all(name in each for each in runs.values())]
+    names = [
+        name
+        for name in ("alone", "distilled", "teacher")
+        if all(name in each for each in runs.values())
+    ]
     return adjusted(effects(score_cells(cells), "run", [(b, a) for a, b in combinations(names, 2)]))
 
 

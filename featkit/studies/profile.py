@@ -238,12 +238,12 @@ def profiles_to_json(profiles: Sequence[NetworkProfile], config: ProfileConfig) 
 
 
 def profiles_to_csv(profiles: Sequence[NetworkProfile]) -> str:
-    """Return the profiles as CSV, one row per network; a column is empty where a network has no such value."""
+    """Return the profiles as CSV, one row per network."""
     return csv_text([_flatten(each.to_dict()) for each in profiles])
 
 
 def _flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return nested values under joined names; an interval becomes ``<name>_low`` and ``<name>_high``."""
+    """Return nested values under joined names; intervals end in ``_low`` and ``_high``."""
     flat: dict[str, Any] = {}
     for name, value in values.items():
         if isinstance(value, Mapping):

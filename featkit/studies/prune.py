@@ -1,4 +1,4 @@
-"""Prune a network in steps; retrain and evaluate it after each step; save every network as a backbone."""
+"""Prune a network in steps, and retrain, evaluate and save it after each step."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from featkit.backbones.saved import NETWORK_FILE, save_network
-from featkit.compression.pruned import PruningConfig, prune
+from featkit.compression.prune import PruningConfig, prune
 from featkit.embeddings.pipeline import Compute
 from featkit.embeddings.request import Request
 from featkit.evaluation import PairedComparison, Report
@@ -87,7 +87,7 @@ def prune_network(
     if recovery:
         config = replace(config, recovery=recovery.text)
     train = recovery.train if recovery else None
-    for pruned in prune(request, config, compute, train, note=on_message):
+    for pruned in prune(request, config, compute, train, on_message=on_message):
         description = pruned.description
         if recovery:
             trained_on = tuple(sorted({*description.trained_on, *recovery.trained_on}))
@@ -119,7 +119,7 @@ def _evaluate(
 
 
 def step_rows(steps: Sequence[PruningStep]) -> Rows:
-    """Return the rows of ``steps.csv``, one per evaluated network; values that are unknown are empty strings."""
+    """Return the rows of ``steps.csv``, one per evaluated network."""
     rows: Rows = []
     for step in steps:
         if step.report is None:

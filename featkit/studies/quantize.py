@@ -1,4 +1,4 @@
-"""A saved run in eight bits, network and head as one file, beside the run."""
+"""Quantize a saved run: export its int8 network and its head to one file, and evaluate the file."""
 
 from __future__ import annotations
 
@@ -8,50 +8,64 @@ from pathlib import Path
 import numpy as np
 
 from featkit.backbones.base import QuantizedNetwork
-from featkit.compression.export import answers, export
-from featkit.compression.exported import load_exported
+from featkit.compression.export import export, predict_with_both
+from featkit.compression.onnx_reader import load_exported
 from featkit.embeddings.pipeline import Compute
 from featkit.evaluation import PairedComparison, Predictions, compare
 from featkit.runs.directory import SavedRun
 from featkit.runs.export import classifier_of, images_to_check
 
-_CHECKED = 256
+_CHECKED_IMAGES = 256
 
 
 @dataclass(frozen=True)
 class QuantizedRun:
-    """How a run does in eight bits: top-1 of the run and of the file on the run's test images, and the difference."""
+    """Accuracy of a run before and after quantization.
+
+    Attributes:
+        before: top-1 of the run on its test images.
+        after: top-1 of the int8 file on the same images.
+        paired: the second minus the first.
+    """
 
     before: float
     after: float
     paired: PairedComparison
 
 
-def quantize_run(run: SavedRun, network: QuantizedNetwork, path: Path, compute: Compute) -> QuantizedRun:
-    """Write a run's classifier into one ONNX file with its network in eight bits; the head is the run's own.
+def quantize_run(
+    run: SavedRun, network: QuantizedNetwork, path: Path, compute: Compute
+) -> QuantizedRun:
+    """Export a run with an int8 network to one ONNX file, and evaluate it on test images.
 
     Args:
-        run: the run; its images must still be there.
-        network: its network in eight bits.
+        run: the run; its images must still exist. Its head is used unchanged.
+        network: its network in int8.
         path: the file.
         compute: how images are read.
 
     Raises:
         DataError: if the images came from Python, or there are no test images.
-        HeadError: if the head cannot be expressed.
-        SpecError: if the file does not answer as the network and the head do.
+        HeadError: if the head cannot be exported.
+        SpecError: if the file predicts other classes than the int8 network and the head.
     """
     classifier = classifier_of(run)
-    eight = replace(classifier, backbone=replace(classifier.backbone, quantized=network), precision="int8")
-    export(eight, path, images_to_check(run, _CHECKED), compute=compute)
+    int8_backbone = replace(classifier.backbone, quantized=network)
+    int8_classifier = replace(classifier, backbone=int8_backbone, precision="int8")
+    export(int8_classifier, path, images_to_check(run, _CHECKED_IMAGES), compute=compute)
     images, file = images_to_check(run), load_exported(path)
-    rows, before, after = answers(classifier, file.engine, images, compute, prepare=file.about.prepare)
-    true = [images.classes[label] for label in images.labels[rows]]
-    names = np.array(classifier.classes)
-    told = {
-        title: Predictions([images.ids[row] for row in rows], true, names[scores.argmax(axis=1)])
-        for title, scores in (("in eight bits", after), ("the run", before))
-    }
-    (paired,) = compare(told)
-    right = {title: float(np.mean(np.asarray(each.predicted) == np.asarray(true))) for title, each in told.items()}
-    return QuantizedRun(right["the run"], right["in eight bits"], paired)
+    rows, before, after = predict_with_both(
+        classifier, file.engine, images, compute, prepare=file.metadata.prepare
+    )
+    ids = [images.ids[row] for row in rows]
+    # The head may not know all classes of the images: compare names, not positions.
+    classes = np.array(classifier.classes)
+    y = np.array(images.classes)[images.labels[rows]]
+    int8_predictions = Predictions(ids, y, classes[after.argmax(axis=1)])
+    run_predictions = Predictions(ids, y, classes[before.argmax(axis=1)])
+    (paired,) = compare({"int8": int8_predictions, "run": run_predictions})
+    return QuantizedRun(
+        before=float(run_predictions.correct.mean()),
+        after=float(int8_predictions.correct.mean()),
+        paired=paired,
+    )

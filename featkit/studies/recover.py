@@ -16,7 +16,8 @@ from featkit.heads.linear import LinearHead
 from featkit.runs.features import load_features
 from featkit.training.config import TrainingConfig
 from featkit.training.distill import DistillationConfig, distill, teacher_of
-from featkit.training.finetune import ExecutionConfig, TrainingCallbacks, Weights, finetune
+from featkit.training.finetune import Weights, finetune
+from featkit.training.loop import ExecutionConfig, TrainingCallbacks
 from featkit.training.prepare import prepare
 
 if TYPE_CHECKING:
@@ -124,7 +125,7 @@ def make_recovery(
 
 
 def _classifier_weights(head: LinearHead, classes: int) -> Weights:
-    """Return weights ``(k, d)`` and biases ``(k,)`` for all classes; classes without training images get a low bias."""
+    """Return weights ``(k, d)`` and biases ``(k,)``; unknown classes get a low bias."""
     coef, intercept = head.to_weights()
     weight = np.zeros((classes, coef.shape[1]), np.float32)
     bias = np.full(classes, intercept.min(), np.float32)

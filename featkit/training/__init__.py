@@ -1,1 +1,1 @@
-"""Backbones to backbones, by gradient."""
+"""Fine-tuning, training from scratch and knowledge distillation."""

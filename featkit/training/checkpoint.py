@@ -1,53 +1,50 @@
-"""What training has reached, on disk: written by rename, read without code."""
+"""Checkpoints of a training: written atomically, read without executing code."""
 
 from __future__ import annotations
 
-import os
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from featkit.errors import StorageError, TrainingError
+from featkit.storage import write_file
 
 CHECKPOINT_FILE = "checkpoint.pt"
 
 
 def save_checkpoint(folder: Path, content: dict[str, Any]) -> None:
-    """Replace the checkpoint in a folder; whatever happens, there is a whole one, the old or the new.
+    """Replace the checkpoint in a folder; an interruption leaves the old one.
 
     Args:
-        folder: made if need be.
-        content: tensors, numbers and texts in dicts and lists.
+        folder: created if needed.
+        content: tensors, numbers and strings in dicts and lists.
 
     Raises:
         StorageError: if the disk is full or cannot be written.
     """
     path = folder / CHECKPOINT_FILE
-    partial = path.with_suffix(".partial")
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with partial.open("wb") as file:
-            torch.save(content, file)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    except (OSError, RuntimeError) as error:
-        # torch's own writer says RuntimeError where the disk is full.
-        partial.unlink(missing_ok=True)
-        reason = getattr(error, "strerror", None) or str(error).partition("\n")[0]
-        raise StorageError(f"cannot write {path}: {reason}; make room, then go on with --resume") from error
+        write_file(path, partial(torch.save, content))
+    except RuntimeError as error:
+        # torch.save raises RuntimeError, not OSError, when the disk is full.
+        reason = str(error).partition("\n")[0]
+        raise StorageError(
+            f"cannot write {path}: {reason}; free disk space, then continue with --resume"
+        ) from error
 
 
 def load_checkpoint(folder: Path, fingerprint: str) -> dict[str, Any] | None:
-    """Return the checkpoint in a folder, or None where there is none.
+    """Return the checkpoint in a folder, or None if there is none.
 
     Args:
-        folder: where training left it.
-        fingerprint: of all that decides the weights.
+        folder: where ``save_checkpoint`` wrote it.
+        fingerprint: digest of everything that decides the weights.
 
     Raises:
-        TrainingError: if it is damaged, or of a training whose images, network or settings were others.
+        TrainingError: if it is damaged, or belongs to a training with other images, another network
+            or other settings.
     """
     path = folder / CHECKPOINT_FILE
     if not path.exists():
@@ -55,8 +52,11 @@ def load_checkpoint(folder: Path, fingerprint: str) -> dict[str, Any] | None:
     try:
         content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
         found = content["fingerprint"]
-    except Exception as error:  # bytes that are no checkpoint make torch raise almost anything
-        raise TrainingError(f"{path} is damaged: begin anew without --resume") from error
+    except Exception as error:  # torch raises many types for files that are not checkpoints
+        raise TrainingError(f"{path} is damaged: start again without --resume") from error
     if found != fingerprint:
-        raise TrainingError(f"{path} is of another training (images, network or settings changed): leave --resume out")
+        raise TrainingError(
+            f"{path} is of another training: images, network or settings have changed since; "
+            "start again without --resume"
+        )
     return content

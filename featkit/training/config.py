@@ -1,4 +1,4 @@
-"""Configuration of a training, filled by the command line, by study files and by Python code. Imports no torch."""
+"""Configuration of a training, for the command line, study files and Python. Imports no torch."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ class TrainingConfig:
 
     mode: str = _option(
         "deep",
-        "Layers to train: classifier only, last blocks, all layers, or all layers from random weights.",
+        "Layers to train: classifier only, last blocks, all layers, or all from random weights.",
         choices=MODES,
     )
     unfreeze: str = _option(
@@ -216,7 +216,7 @@ class TrainingConfig:
         return (self.norm or ("frozen" if self.mode == "shallow" else "update")) == "frozen"
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the options that decide the weights, beside images and network, as JSON can hold them.
+        """Return the options that decide the weights, without images and network, for JSON.
 
         Part of the fingerprint of a training: names and values must not change.
         """
@@ -227,7 +227,7 @@ class TrainingConfig:
 
 
 def option_fields() -> list[Field[Any]]:
-    """Return the fields of ``TrainingConfig`` that are options, with an ``Option`` as ``metadata["option"]``."""
+    """Return the fields that are options; ``metadata["option"]`` of each is an ``Option``."""
     return [each for each in fields(TrainingConfig) if each.name not in _NOT_OPTIONS]
 
 
@@ -253,7 +253,7 @@ def _range(option: Option) -> str:
 
 
 def _typed(name: str, value: Any) -> Any:
-    """Return an option's value in the type of its field; a number is accepted where a string is expected.
+    """Return a value in the type of its field; integers are accepted as strings.
 
     TOML has ``unfreeze = 1`` and ``resize = 64`` as integers, where the command line gives strings.
 

@@ -1,10 +1,10 @@
-"""Distillation: a student that learns from labels and from what a teacher says."""
+"""Knowledge distillation: train a student on labels and on the outputs of a teacher."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
 from typing import Any, Protocol
 
 import numpy as np
@@ -15,28 +15,43 @@ from featkit.backbones.state_dict import seeded
 from featkit.embeddings.request import Request
 from featkit.errors import DataError, SpecError
 from featkit.registry import unknown
-from featkit.training.feeds import TrainingBatch
-from featkit.training.finetune import ExecutionConfig, TrainingResult, Weights, begin, cross_entropy, labelled, run
-from featkit.training.inputs import Teacher, inputs_for
-from featkit.training.loop import Loss
-from featkit.training.losses import CrossEntropy, decoupled, feature_distance, projection, soft_targets
+from featkit.training.data import Teacher, TrainingBatch, make_inputs
+from featkit.training.finetune import (
+    TrainingResult,
+    Weights,
+    initial_model,
+    label_loss,
+    make_cross_entropy,
+    run_training,
+)
+from featkit.training.loop import ExecutionConfig, Loss
+from featkit.training.losses import (
+    CrossEntropy,
+    decoupled_loss,
+    embedding_distance,
+    make_projection,
+    soft_target_loss,
+)
 from featkit.training.prepare import PreparedTraining
 
 LOSSES = ("logits", "dkd", "features", "logits+features")
 DISTANCES = ("cosine", "mse")
-_LEAST = 1e-12
+
+_MIN_PROBABILITY = 1e-12
+_RANGES = {"temperature": (0.01, 1000), "alpha": (0, 1), "beta": (0, 1e6)}
 
 
 @dataclass(frozen=True)
 class DistillationConfig:
-    """How a student learns from its teacher: ``(1 - alpha) CE + alpha D``.
+    """The loss of a distillation: ``(1 - alpha) * cross-entropy + alpha * distillation loss``.
 
     Attributes:
-        loss: D: ``logits``: softened outputs (Hinton et al. 2015); ``dkd``: decoupled (Zhao et al. 2022); ``features``:
-            distance of the embeddings; ``logits+features``: the sum of both.
-        temperature: of softened outputs.
-        alpha: weight of the teacher; 0: plain training, to the bit.
-        beta: of ``dkd``: weight of what the teacher says about the classes that are not true.
+        loss: distillation loss: ``logits``: soft targets (Hinton et al. 2015); ``dkd``: decoupled
+            (Zhao et al. 2022); ``features``: distance of the embeddings; ``logits+features``: their
+            sum.
+        temperature: of the softmax of student and teacher.
+        alpha: distillation weight; 0 is training without a teacher, bit for bit.
+        beta: of ``dkd``: weight of the non-target classes.
         distance: of embeddings: ``cosine`` or ``mse``.
     """
 
@@ -51,12 +66,27 @@ class DistillationConfig:
             raise unknown("distillation loss", self.loss, list(LOSSES))
         if self.distance not in DISTANCES:
             raise unknown("distance of embeddings", self.distance, list(DISTANCES))
-        for name, (low, high) in {"temperature": (0.01, 1000), "alpha": (0, 1), "beta": (0, 1e6)}.items():
+        for name, (low, high) in _RANGES.items():
             if not low <= getattr(self, name) <= high:
                 raise SpecError(f"{name} {getattr(self, name):g} is not in {low:g}..{high:g}")
 
+    @classmethod
+    def option_names(cls) -> tuple[str, ...]:
+        """Return the names of the options, as ``from_options`` takes them."""
+        return tuple(each.name for each in fields(cls))
+
+    @classmethod
+    def from_options(cls, options: Mapping[str, Any]) -> DistillationConfig:
+        """Build a configuration; None or missing means the default, other names are ignored.
+
+        Raises:
+            SpecError: if a value is unknown or out of range.
+        """
+        names = cls.option_names()
+        return cls(**{name: options[name] for name in names if options.get(name) is not None})
+
     def to_json(self) -> str:
-        """Return the config as canonical JSON."""
+        """Return the configuration as canonical JSON; part of the fingerprint of a training."""
         return json.dumps(asdict(self), sort_keys=True)
 
 
@@ -69,33 +99,35 @@ class Scorer(Protocol):
         """Return ``(n, m)`` probabilities of ``classes_``."""
 
 
-def teacher_of(request: Request, head: Scorer, names: tuple[str, ...], classes: tuple[str, ...]) -> Teacher:
-    """Return what a network and its head say: log probabilities ``(b, k)``, then the embedding ``(b, d)``.
-
-    Probabilities below 1e-12 count as 1e-12: neighbours, for one, give zeros.
+def teacher_of(
+    request: Request, head: Scorer, names: tuple[str, ...], classes: tuple[str, ...]
+) -> Teacher:
+    """Return a teacher with outputs ``(b, k + d)``: log probabilities, then embeddings.
 
     Args:
-        request: the network.
+        request: the network of the teacher.
         head: fitted on its embeddings; its labels are positions in ``names``.
         names: class names of the head.
-        classes: those of the student, in its order.
+        classes: class names of the student, in its order.
 
     Raises:
-        DataError: if the teacher does not know a class of the student.
+        DataError: if the head does not know a class of the student.
     """
     known = {names[label]: column for column, label in enumerate(head.classes_)}
     missing = [name for name in classes if name not in known]
     if missing:
         raise DataError(
-            f"the teacher does not know {len(missing)} classes ({', '.join(missing[:5])}): fit it on this data"
+            f"the teacher does not know {len(missing)} classes ({', '.join(missing[:5])}): "
+            "fit it on this data"
         )
     columns = [known[name] for name in classes]
 
-    def answer(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
-        scores = np.log(np.maximum(head.predict_proba(vectors)[:, columns], _LEAST))
-        return np.column_stack([scores, vectors]).astype(np.float32)
+    def outputs(embeddings: NDArray[np.float32]) -> NDArray[np.float32]:
+        # k-nearest neighbours gives probabilities of exactly zero, whose logarithm is not finite.
+        probabilities = np.maximum(head.predict_proba(embeddings)[:, columns], _MIN_PROBABILITY)
+        return np.column_stack([np.log(probabilities), embeddings]).astype(np.float32)
 
-    return Teacher(request, answer)
+    return Teacher(request, outputs)
 
 
 def distill(
@@ -107,51 +139,63 @@ def distill(
     *,
     classifier: Weights | None = None,
 ) -> TrainingResult:
-    """Train a student on labels and on what its teacher says.
+    """Train a student on labels and on the outputs of a teacher.
 
     Args:
-        prepared: the student and its images; its fingerprint counts the teacher.
-        teacher: as ``teacher_of`` gives it.
+        prepared: the student and its images; its fingerprint covers the teacher.
+        teacher: from ``teacher_of``.
         width: of the teacher's embeddings.
-        distillation: how much of what.
-        how: everything else.
-        classifier: what the student's classifier begins with; None for random numbers.
+        distillation: the loss.
+        execution: device, checkpoints, callbacks, processes.
+        classifier: initial classifier of the student; None for random weights.
 
     Raises:
-        SpecError: if images are mixed, of which the teacher has said nothing.
-        FeatkitError: of the kind that says what cannot be had.
+        SpecError: if mixup or CutMix is used: the teacher's outputs are those of unmixed images.
+        DataError: if an image cannot be read, or a batch is too small for BatchNorm.
+        TrainingError: if the loss diverges, or a checkpoint cannot be used.
+        StorageError: if activations or checkpoints cannot be written.
     """
-    config, classes = prepared.config, len(prepared.images.classes)
+    config = prepared.config
     if config.mixup or config.cutmix:
         raise SpecError("the teacher has not seen mixed images: leave out --mixup and --cutmix")
-    model = begin(prepared, classifier)
-    criterion = cross_entropy(prepared, execution.compute)
+    model = initial_model(prepared, classifier)
+    criterion = make_cross_entropy(prepared, execution.compute)
+    on_message = execution.callbacks.on_message
     if not distillation.alpha:
-        inputs = inputs_for(prepared, model.body, execution.compute, note=execution.callbacks.on_message)
-        return run(prepared, model, inputs, labelled(criterion), execution)
-    with seeded(config.seed + 1):
-        extra = projection(model.fc.in_features, width) if "features" in distillation.loss else nn.Identity()
-    inputs = inputs_for(prepared, model.body, execution.compute, note=execution.callbacks.on_message, teacher=teacher)
-    return run(prepared, model, inputs, _loss(distillation, criterion, extra, classes), execution, extra=extra)
+        inputs = make_inputs(prepared, model.body, execution.compute, on_message=on_message)
+        return run_training(prepared, model, inputs, label_loss(criterion), execution)
+    projection: nn.Module = nn.Identity()
+    if "features" in distillation.loss:
+        with seeded(config.seed + 1):
+            projection = make_projection(model.fc.in_features, width)
+    inputs = make_inputs(
+        prepared, model.body, execution.compute, on_message=on_message, teacher=teacher
+    )
+    classes = len(prepared.images.classes)
+    loss = _distillation_loss(distillation, criterion, projection, classes)
+    return run_training(prepared, model, inputs, loss, execution, projection=projection)
 
 
-def _loss(distillation: DistillationConfig, criterion: CrossEntropy, extra: nn.Module, classes: int) -> Loss:
-    """Return the loss: of what the teacher said, the first ``classes`` numbers are scores, the others an embedding."""
-    kinds: dict[str, Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]] = {
-        "logits": lambda _, logits, said, __: soft_targets(logits, said[:, :classes], distillation.temperature),
-        "dkd": lambda _, logits, said, labels: decoupled(
-            logits, said[:, :classes], labels, distillation.temperature, distillation.beta
-        ),
-        "features": lambda features, _, said, __: feature_distance(
-            extra(features), said[:, classes:], distillation.distance
-        ),
-    }
-    parts = [kinds[name] for name in distillation.loss.split("+")]
+def _distillation_loss(
+    distillation: DistillationConfig, criterion: CrossEntropy, projection: nn.Module, classes: int
+) -> Loss:
+    """Return the loss of the training loop, for teacher outputs as of ``teacher_of``."""
+    parts = distillation.loss.split("+")
+    alpha, temperature = distillation.alpha, distillation.temperature
 
-    def loss(features: Tensor, logits: Tensor, labels: Tensor, batch: TrainingBatch) -> Tensor:
-        assert batch.teacher is not None
-        said = batch.teacher.to(logits.device)
-        term = sum((part(features, logits, said, labels) for part in parts), logits.new_zeros(()))
-        return (1 - distillation.alpha) * criterion(logits, labels) + distillation.alpha * term
+    def loss(embeddings: Tensor, logits: Tensor, labels: Tensor, batch: TrainingBatch) -> Tensor:
+        assert batch.teacher_outputs is not None
+        outputs = batch.teacher_outputs.to(logits.device)
+        teacher_logits, teacher_embeddings = outputs[:, :classes], outputs[:, classes:]
+        term = logits.new_zeros(())
+        if "logits" in parts:
+            term = term + soft_target_loss(logits, teacher_logits, temperature)
+        if "dkd" in parts:
+            beta = distillation.beta
+            term = term + decoupled_loss(logits, teacher_logits, labels, temperature, beta)
+        if "features" in parts:
+            projected = projection(embeddings)
+            term = term + embedding_distance(projected, teacher_embeddings, distillation.distance)
+        return (1 - alpha) * criterion(logits, labels) + alpha * term
 
     return loss

@@ -1,4 +1,4 @@
-"""Training in several processes started by ``torchrun``: each process takes its part of every batch."""
+"""Training in several processes started by ``torchrun``, each with its part of every batch."""
 
 from __future__ import annotations
 
@@ -51,27 +51,28 @@ class ProcessGroup:
                 parameter.grad /= self.size
 
     def broadcast_buffers(self, module: nn.Module) -> None:
-        """Copy the BatchNorm statistics of rank 0 to all processes, so that all evaluate the same network."""
+        """Copy the BatchNorm statistics of rank 0 to all processes."""
         if self.size == 1:
             return
         for buffer in module.buffers():
             distributed.broadcast(buffer, 0)
 
     def check_batch_size(self, batch_size: int) -> None:
-        """Check that a batch can be divided equally; else averaged gradients would not be those of the batch.
+        """Check that a batch can be divided equally among the processes.
 
         Raises:
             SpecError: if it cannot.
         """
         if batch_size % self.size:
             raise SpecError(
-                f"--batch-size {batch_size} is not a multiple of the number of processes ({self.size}): change it"
+                f"--batch-size {batch_size} is not a multiple of the {self.size} processes: "
+                "change it"
             )
 
 
 @contextmanager
 def join_process_group(device: str) -> Iterator[ProcessGroup]:
-    """Join the processes that ``torchrun`` started; without ``torchrun``, the group is this process alone.
+    """Join the processes that ``torchrun`` started; without it, the group is this process.
 
     Args:
         device: ``cuda`` (NCCL) or ``cpu`` (Gloo).

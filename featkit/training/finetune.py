@@ -1,10 +1,8 @@
-"""Fine-tuning and training from scratch: a request and settings to a trained network."""
+"""Fine-tuning, and training from scratch."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -14,31 +12,38 @@ from torch import Tensor, nn
 from featkit.backbones.batchnorm import has_statistics, restore_statistics
 from featkit.backbones.devices import pick_device
 from featkit.embeddings.pipeline import Compute
-from featkit.training.distributed import ProcessGroup
-from featkit.training.feeds import BatchLoader, InputSource, TrainingBatch, in_order, resampled, shuffled
+from featkit.training.data import (
+    BatchLoader,
+    InputSource,
+    TrainingBatch,
+    class_balanced,
+    in_order,
+    make_inputs,
+    shuffled,
+)
 from featkit.training.history import EpochRecord
-from featkit.training.inputs import inputs_for
-from featkit.training.loop import Loss, TrainingTask, train
+from featkit.training.loop import ExecutionConfig, Loss, TrainingTask, train
 from featkit.training.losses import CrossEntropy
 from featkit.training.network import TrainableClassifier, make_classifier
 from featkit.training.prepare import PreparedTraining
 
 Weights = tuple[NDArray[np.float32], NDArray[np.float32]]
-"""Of a classifier of k classes: ``(k, d)`` and ``(k,)``; rows are positions in the class names."""
+"""Weights ``(k, d)`` and biases ``(k,)`` of a classifier; rows are positions in the class names."""
 
-_SEEN = 512
-"""Images from which BatchNorms that were folded get statistics."""
+_STATISTICS_IMAGES = 512
+"""Training images from which BatchNorm statistics are restored."""
 
 
 @dataclass(frozen=True)
 class TrainingResult:
-    """A trained network and what is known of its training.
+    """A trained network.
 
     Attributes:
-        prepared: what decided it.
-        network: with its pooled embedding as output.
-        coef, intercept: ``(k, d)`` and ``(k,)`` of the classifier; rows are positions in the class names.
-        history: epoch by epoch.
+        prepared: what decided the weights.
+        network: outputs the pooled embedding.
+        coef, intercept: ``(k, d)`` and ``(k,)`` of the classifier; rows are positions in the class
+            names.
+        history: one record per epoch.
     """
 
     prepared: PreparedTraining
@@ -48,141 +53,146 @@ class TrainingResult:
     history: list[EpochRecord]
 
 
-@dataclass(frozen=True)
-class TrainingCallbacks:
-    """Functions that are called while a network is trained.
-
-    Attributes:
-        on_step: after each step: epoch, step, mean loss and top-1 of the epoch so far.
-        on_epoch: after each epoch.
-        on_message: with progress messages, such as the size of the cached activations.
-    """
-
-    on_step: Callable[[int, int, float, float], None] = lambda *_: None
-    on_epoch: Callable[[EpochRecord], None] = lambda _: None
-    on_message: Callable[[str], None] = lambda _: None
-
-
-@dataclass(frozen=True)
-class ExecutionConfig:
-    """How a training is run; none of it decides the weights.
-
-    Attributes:
-        compute: how the part that stays as it is is run, and on which device.
-        folder: where checkpoints go, or None for none.
-        resume: whether to go on from the checkpoint there, if there is one.
-        callbacks: told about progress.
-        group: the processes that take part.
-    """
-
-    compute: Compute
-    folder: Path | None = None
-    resume: bool = False
-    callbacks: TrainingCallbacks = field(default_factory=TrainingCallbacks)
-    group: ProcessGroup = field(default_factory=ProcessGroup)
-
-
-def finetune(prepared: PreparedTraining, execution: ExecutionConfig, classifier: Weights | None = None) -> TrainingResult:
+def finetune(
+    prepared: PreparedTraining, execution: ExecutionConfig, classifier: Weights | None = None
+) -> TrainingResult:
     """Train a network on labels.
 
     Args:
-        prepared: what decides the weights.
-        how: everything else.
-        classifier: what the classifier begins with; None for random numbers.
+        prepared: everything that decides the weights.
+        execution: everything else.
+        classifier: initial classifier; None for random weights.
 
     Raises:
-        FeatkitError: of the kind that says what cannot be had.
+        SpecError: if the trainable layers are unknown.
+        DataError: if an image cannot be read, or a batch is too small for BatchNorm.
+        TrainingError: if the loss diverges, or a checkpoint cannot be used.
+        StorageError: if activations or checkpoints cannot be written.
     """
-    model = begin(prepared, classifier)
-    inputs = inputs_for(prepared, model.body, execution.compute, note=execution.callbacks.on_message)
-    return run(prepared, model, inputs, labelled(cross_entropy(prepared, execution.compute)), execution)
+    model = initial_model(prepared, classifier)
+    inputs = make_inputs(
+        prepared, model.body, execution.compute, on_message=execution.callbacks.on_message
+    )
+    loss = label_loss(make_cross_entropy(prepared, execution.compute))
+    return run_training(prepared, model, inputs, loss, execution)
 
 
-def begin(prepared: PreparedTraining, classifier: Weights | None = None) -> TrainableClassifier:
-    """Return the network as it is before the first step, with what its classifier begins with, if anything.
+def initial_model(
+    prepared: PreparedTraining, classifier: Weights | None = None
+) -> TrainableClassifier:
+    """Return the network before the first step.
+
+    Args:
+        prepared: the training.
+        classifier: initial classifier; None for random weights.
 
     Raises:
-        SpecError: if what is to learn is unknown.
+        SpecError: if the trainable layers are unknown.
     """
     backbone = prepared.backbone
-    size = backbone.preprocess.crop
-    model = make_classifier(backbone, len(prepared.images.classes), prepared.config, size=size)
+    classes = len(prepared.images.classes)
+    model = make_classifier(backbone, classes, prepared.config, size=backbone.preprocess.crop)
     if classifier:
-        names = ("weight", "bias")
-        model.fc.load_state_dict({name: torch.from_numpy(value) for name, value in zip(names, classifier, strict=True)})
+        weight, bias = (torch.from_numpy(values) for values in classifier)
+        model.fc.load_state_dict({"weight": weight, "bias": bias})
     return model
 
 
-def run(
+def run_training(
     prepared: PreparedTraining,
     model: TrainableClassifier,
     inputs: tuple[InputSource, InputSource | None],
     loss: Loss,
     execution: ExecutionConfig,
     *,
-    extra: nn.Module | None = None,
+    projection: nn.Module | None = None,
 ) -> TrainingResult:
-    """Train a network to make a loss small.
+    """Train a network with a loss.
 
     Args:
-        prepared: what decides the weights.
+        prepared: everything that decides the weights.
         model: the network, trained in place.
-        inputs: of the train images and of those that choose the epoch.
-        loss: what is made small.
-        how: everything else.
-        extra: what else learns and is thrown away afterwards.
+        inputs: of the training images, and of the validation images or None.
+        loss: minimised.
+        execution: device, checkpoints, callbacks, processes.
+        projection: trained beside the network and discarded afterwards.
     """
     config, images, group = prepared.config, prepared.images, execution.group
     group.check_batch_size(config.batch_size)
-    if prepared.backbone.trained and not config.frozen_norms and not has_statistics(model.body.network):
-        execution.callbacks.on_message("its BatchNorms were folded into scale and shift: they get statistics from train images")
-        rows = np.arange(min(_SEEN, int((images.splits == "train").sum())))
-        parts = np.array_split(rows, max(1, len(rows) // config.batch_size))
-        learning = [part for _, part in model.body.learning()]
-        restore_statistics(model, (batch for batch, _ in inputs[0].batches(0, parts)), learning)
-    labels, judged = (images.labels[images.splits == split] for split in ("train", "val"))
-    balanced = config.balance == "resample"
-    order = resampled(labels, config.seed) if balanced else shuffled(len(labels), config.seed)
-    share = (group.rank, group.size)
-    history = train(
-        TrainingTask(
-            model=model,
-            train=BatchLoader(inputs[0], labels, config.batch_size, order, share),
-            val=BatchLoader(inputs[1], judged, config.batch_size, in_order(len(judged))) if inputs[1] else None,
-            loss=loss,
-            config=config,
-            fingerprint=prepared.fingerprint,
-            folder=execution.folder,
-            extra=extra,
-            device=pick_device(execution.compute.device),
-            group=group,
-            progress=execution.callbacks.on_step,
-            finished=execution.callbacks.on_epoch,
-        ),
-        resume=execution.resume,
+    train_inputs, val_inputs = inputs
+    _restore_batchnorm(prepared, model, train_inputs, execution)
+    train_labels = images.labels[images.splits == "train"]
+    val_labels = images.labels[images.splits == "val"]
+    if config.balance == "resample":
+        order = class_balanced(train_labels, config.seed)
+    else:
+        order = shuffled(len(train_labels), config.seed)
+    train_loader = BatchLoader(
+        train_inputs, train_labels, config.batch_size, order, group.rank, group.size
     )
-    weight, bias = (tensor.detach().cpu().numpy() for tensor in (model.fc.weight, model.fc.bias))
-    return TrainingResult(prepared, model.body.network.cpu(), weight, bias, history)
+    val_loader = None
+    if val_inputs:
+        val_order = in_order(len(val_labels))
+        val_loader = BatchLoader(val_inputs, val_labels, config.batch_size, val_order)
+    task = TrainingTask(
+        model=model,
+        train=train_loader,
+        val=val_loader,
+        loss=loss,
+        config=config,
+        fingerprint=prepared.fingerprint,
+        execution=execution,
+        projection=projection,
+    )
+    history = train(task)
+    coef = model.fc.weight.detach().cpu().numpy()
+    intercept = model.fc.bias.detach().cpu().numpy()
+    return TrainingResult(prepared, model.body.network.cpu(), coef, intercept, history)
 
 
-def labelled(criterion: CrossEntropy) -> Loss:
-    """Return cross-entropy as the loop wants it."""
+def _restore_batchnorm(
+    prepared: PreparedTraining,
+    model: TrainableClassifier,
+    inputs: InputSource,
+    execution: ExecutionConfig,
+) -> None:
+    """Restore BatchNorm statistics that were folded into scale and shift.
 
-    def loss(features: Tensor, logits: Tensor, labels: Tensor, batch: TrainingBatch) -> Tensor:
+    In training mode such a BatchNorm would normalise by the batch what its scale has normalised
+    already.
+    """
+    config = prepared.config
+    folded = prepared.backbone.trained and not has_statistics(model.body.network)
+    if not folded or config.frozen_norms:
+        return
+    execution.callbacks.on_message("restoring folded BatchNorm statistics from training images")
+    count = int((prepared.images.splits == "train").sum())
+    rows = np.arange(min(_STATISTICS_IMAGES, count))
+    batches = np.array_split(rows, max(1, len(rows) // config.batch_size))
+    trainable = [part for _, part in model.body.trainable_parts()]
+    restore_statistics(model, (batch for batch, _ in inputs.batches(0, batches)), trainable)
+
+
+def label_loss(criterion: CrossEntropy) -> Loss:
+    """Return the cross-entropy with labels as a loss of the training loop."""
+
+    def loss(embeddings: Tensor, logits: Tensor, labels: Tensor, batch: TrainingBatch) -> Tensor:
         return criterion(logits, labels)
 
     return loss
 
 
-def cross_entropy(prepared: PreparedTraining, compute: Compute) -> CrossEntropy:
-    """Return the loss on labels, corrected for unequal classes as the configuration says."""
+def make_cross_entropy(prepared: PreparedTraining, compute: Compute) -> CrossEntropy:
+    """Return the cross-entropy with the configured correction for class imbalance."""
     config, images = prepared.config, prepared.images
-    counts = np.bincount(images.labels[images.splits == "train"], minlength=len(images.classes))
+    train_labels = images.labels[images.splits == "train"]
+    counts = np.bincount(train_labels, minlength=len(images.classes))
     device = pick_device(compute.device)
     weight = offset = None
     if config.balance == "reweight":
         inverse = np.where(counts > 0, 1 / np.maximum(counts, 1), 0.0)
-        weight = torch.tensor(inverse / inverse.sum() * (counts > 0).sum(), dtype=torch.float32, device=device)
+        values = inverse / inverse.sum() * (counts > 0).sum()
+        weight = torch.tensor(values, dtype=torch.float32, device=device)
     if config.balance == "logit-adjust":
         prior = np.maximum(counts, 1) / counts.sum()
         offset = torch.tensor(np.log(prior), dtype=torch.float32, device=device)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class EpochScore:
-    """Mean loss, top-1 and top-5 accuracy (fractions) over the ``n`` images of a split in one epoch."""
+    """Mean loss, top-1 and top-5 accuracy (fractions) over ``n`` images in one epoch."""
 
     loss: float
     top1: float
@@ -61,7 +61,7 @@ def _score_to_list(score: EpochScore) -> list[float]:
 
 
 def batch_sums(loss: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
-    """Return ``(4,)`` sums over a batch: loss, correct top-1 and top-5 predictions, number of images.
+    """Return ``(4,)`` sums over a batch: loss, correct top-1, correct top-5, images.
 
     Args:
         loss: mean over the batch.
@@ -85,13 +85,13 @@ def score_from_sums(total: Tensor) -> EpochScore:
 
 
 def best_epoch(history: Iterable[EpochRecord]) -> int | None:
-    """Return the number of the epoch with the best validation top-1, ties broken by loss; None without validation."""
+    """Return the epoch with the best validation top-1, then loss; None without validation."""
     ranked = [(each.val.top1, -each.val.loss, -each.number) for each in history if each.val]
     return -max(ranked)[2] if ranked else None
 
 
 def history_rows(history: Iterable[EpochRecord]) -> Iterator[dict[str, float | int | str]]:
-    """Yield one row of ``history.csv`` per epoch; validation columns are empty strings without validation."""
+    """Yield one row of ``history.csv`` per epoch; missing values are empty strings."""
     for each in history:
         row: dict[str, float | int | str] = {"epoch": each.number + 1, "rate": each.rate}
         for split, score in (("train", each.train), ("val", each.val)):

@@ -1,4 +1,8 @@
-"""The only optimiser loop."""
+"""The training loop: epochs, validation, early stopping, checkpoints.
+
+Everything random is drawn from seed, epoch and step, so that a resumed training ends with the same
+weights as one that was not interrupted.
+"""
 
 from __future__ import annotations
 
@@ -14,40 +18,81 @@ import torch
 from torch import Tensor, nn
 from torchvision.transforms import v2
 
+from featkit.backbones.devices import pick_device
 from featkit.backbones.state_dict import seeded
+from featkit.embeddings.pipeline import Compute
 from featkit.errors import DataError, TrainingError
 from featkit.training.checkpoint import load_checkpoint, save_checkpoint
 from featkit.training.config import TrainingConfig
+from featkit.training.data import BatchLoader, TrainingBatch
 from featkit.training.distributed import ProcessGroup
-from featkit.training.feeds import BatchLoader, TrainingBatch
-from featkit.training.history import EpochRecord, EpochScore, batch_sums, best_epoch, score_from_sums
-from featkit.training.network import TrainableClassifier, learning_state, set_training
-from featkit.training.optim import make_optimiser, rate, set_rate
+from featkit.training.history import (
+    EpochRecord,
+    EpochScore,
+    batch_sums,
+    best_epoch,
+    score_from_sums,
+)
+from featkit.training.network import TrainableClassifier, set_train_mode, trainable_state
+from featkit.training.optim import learning_rate_factor, make_optimiser, set_learning_rate
 
 Loss = Callable[[Tensor, Tensor, Tensor, TrainingBatch], Tensor]
-"""Embeddings ``(b, d)``, logits ``(b, k)``, labels ``(b,)`` or mixed ``(b, k)``, and the batch, to a number."""
+"""Embeddings ``(b, d)``, logits ``(b, k)``, labels ``(b,)`` or ``(b, k)``, batch to a scalar."""
 
-_BETWEEN_CHECKPOINTS = 120.0
-"""Seconds after which an epoch is interrupted for a checkpoint."""
+_CHECKPOINT_SECONDS = 120.0
+"""Time between two checkpoints within an epoch."""
+
+# Purposes of random draws: part of the seed, so that they are independent of each other.
+_MIXING, _DROPOUT = 2, 3
+
+
+@dataclass(frozen=True)
+class TrainingCallbacks:
+    """Functions that are called during a training.
+
+    Attributes:
+        on_step: after each step: epoch, step, mean loss and top-1 of the epoch so far.
+        on_epoch: after each epoch.
+        on_message: with progress messages, such as the size of the cached activations.
+    """
+
+    on_step: Callable[[int, int, float, float], None] = lambda *_: None
+    on_epoch: Callable[[EpochRecord], None] = lambda _: None
+    on_message: Callable[[str], None] = lambda _: None
+
+
+@dataclass(frozen=True)
+class ExecutionConfig:
+    """How a training is executed; nothing here decides the weights.
+
+    Attributes:
+        compute: the device, and how frozen layers are run.
+        folder: of the checkpoints, or None for no checkpoints.
+        resume: whether to continue from the checkpoint in the folder, if there is one.
+        callbacks: called during the training.
+        group: the processes that train together.
+    """
+
+    compute: Compute
+    folder: Path | None = None
+    resume: bool = False
+    callbacks: TrainingCallbacks = field(default_factory=TrainingCallbacks)
+    group: ProcessGroup = field(default_factory=ProcessGroup)
 
 
 @dataclass(frozen=True)
 class TrainingTask:
-    """A training that is wanted.
+    """A network and the data it is trained on.
 
     Attributes:
         model: trained in place.
-        train: what it learns from.
-        val: what the epoch is chosen on, or None: then the last one is kept.
-        loss: what is made small.
-        config: how.
-        fingerprint: of all that decides the weights; a checkpoint of another is refused.
-        folder: where checkpoints go, or None for none.
-        extra: what else learns and is thrown away afterwards, such as a projection.
-        device: ``cpu``, ``cuda`` or ``mps``.
-        group: the processes that take part.
-        progress: told of each step: epoch, step, mean loss and top-1 so far.
-        finished: told of each epoch.
+        train: training batches.
+        val: validation batches, which choose the epoch; None: keep the last epoch.
+        loss: minimised.
+        config: learning rate, number of epochs, ...
+        fingerprint: digest of everything that decides the weights; other checkpoints are refused.
+        execution: device, checkpoints, callbacks, processes.
+        projection: trained beside the model and discarded afterwards, or None.
     """
 
     model: TrainableClassifier
@@ -56,231 +101,258 @@ class TrainingTask:
     loss: Loss
     config: TrainingConfig
     fingerprint: str
-    folder: Path | None = None
-    extra: nn.Module | None = None
-    device: str = "cpu"
-    group: ProcessGroup = field(default_factory=ProcessGroup)
-    progress: Callable[[int, int, float, float], None] = lambda *_: None
-    finished: Callable[[EpochRecord], None] = lambda _: None
+    execution: ExecutionConfig
+    projection: nn.Module | None = None
 
 
-def train(task: TrainingTask, *, resume: bool = False) -> list[EpochRecord]:
-    """Train a network, and leave it with the weights of the best epoch on val, or of the last one.
-
-    All that is drawn is drawn from seed, epoch and step: a training that is resumed ends with the same weights.
+def train(task: TrainingTask) -> list[EpochRecord]:
+    """Train a network; it ends with the weights of the best or else the last epoch.
 
     Raises:
-        TrainingError: if the loss is no longer finite, or the checkpoint is of another training.
-        DataError: if a batch of one image meets a BatchNorm that needs statistics.
+        TrainingError: if the loss is not finite, or the checkpoint is of another training.
+        DataError: if BatchNorm would have to compute statistics of a single image.
         StorageError: if a checkpoint cannot be written.
     """
-    _check_batch(task)
-    run = _Run(task)
-    if resume and task.folder:
-        run.restore(load_checkpoint(task.folder, task.fingerprint))
-    while not run.over:
-        run.epoch()
-    run.keep_best()
-    return run.history
+    _check_batch_size(task)
+    loop = TrainingLoop(task)
+    if task.execution.resume and task.execution.folder:
+        loop.restore(load_checkpoint(task.execution.folder, task.fingerprint))
+    while not loop.is_finished:
+        loop.run_epoch()
+    loop.load_best_weights()
+    return loop.history
 
 
-def _check_batch(task: TrainingTask) -> None:
-    smallest = min(task.config.batch_size, len(task.train.labels)) // task.group.size
-    norms = any(isinstance(part, nn.BatchNorm2d) for _, each in task.model.body.learning() for part in each.modules())
-    if smallest < 2 and norms and not task.config.frozen_norms:
+def _check_batch_size(task: TrainingTask) -> None:
+    if task.config.frozen_norms:
+        return
+    smallest = min(task.config.batch_size, len(task.train.labels)) // task.execution.group.size
+    has_batchnorm = any(
+        isinstance(module, nn.BatchNorm2d)
+        for _, part in task.model.body.trainable_parts()
+        for module in part.modules()
+    )
+    if smallest < 2 and has_batchnorm:
         raise DataError(
-            "a batch of one image has no statistics for BatchNorm: raise --batch-size, or give --norm frozen"
+            "BatchNorm cannot compute statistics of a batch of one image: raise --batch-size, or "
+            "use --norm frozen"
         )
 
 
-class _Run:
-    """What changes while a network is trained."""
+class TrainingLoop:
+    """The state of a training.
+
+    Attributes:
+        epoch, step: number of the next epoch, and of the next step in it.
+        history: finished epochs.
+    """
 
     def __init__(self, task: TrainingTask) -> None:
         self.task = task
-        self.model = task.model.to(task.device).to(memory_format=torch.channels_last)
-        self.extra = task.extra.to(task.device) if task.extra is not None else None
-        self.optimiser = make_optimiser(self.model, self.extra, task.config)
-        self.average = copy.deepcopy(self.model) if task.config.ema else None
-        self.wrapped = task.group.wrap(self.model)
+        self.config, self.execution = task.config, task.execution
+        self.device = pick_device(task.execution.compute.device)
+        self.model = task.model.to(self.device).to(memory_format=torch.channels_last)
+        self.projection = task.projection.to(self.device) if task.projection is not None else None
+        self.optimiser = make_optimiser(self.model, self.projection, task.config)
+        self.averaged_model = copy.deepcopy(self.model) if task.config.ema else None
+        self.parallel_model = task.execution.group.wrap(self.model)
+        self.best_state: dict[str, Tensor] | None = None
         self.history: list[EpochRecord] = []
-        self.best: dict[str, Tensor] | None = None
-        self.number, self.step = 0, 0
-        self.sums = torch.zeros(4, dtype=torch.float64)
-        self.seconds = 0.0
+        self.epoch, self.step = 0, 0
+        self.sums = torch.zeros(4, dtype=torch.float64)  # of this epoch so far, see ``batch_sums``
+        self.seconds = 0.0  # spent on this epoch before it was interrupted
 
     @property
-    def judged(self) -> TrainableClassifier:
-        """The network whose weights are kept."""
-        return self.model if self.average is None else self.average
+    def evaluated_model(self) -> TrainableClassifier:
+        """The model whose weights are evaluated and kept: the moving average, if there is one."""
+        return self.model if self.averaged_model is None else self.averaged_model
 
     @property
-    def over(self) -> bool:
-        """Whether all epochs are done, or val has not been better for too many."""
-        patience = self.task.config.patience
+    def is_finished(self) -> bool:
+        """Whether all epochs are done, or the early-stopping patience is exhausted."""
+        if self.epoch >= self.config.epochs:
+            return True
         best = best_epoch(self.history)
-        waited = 0 if best is None else self.number - 1 - best
-        return self.number >= self.task.config.epochs or (patience is not None and waited >= patience)
+        if best is None or self.config.patience is None:
+            return False
+        return self.epoch - 1 - best >= self.config.patience
 
-    def epoch(self) -> None:
-        """Go through the train images once, or through what is left of them; then judge on val."""
-        task, began = self.task, time.perf_counter()
-        set_training(self.model, task.config)
-        saved = began
-        for batch in task.train.batches(self.number, self.step):
-            self._learn(batch)
+    def run_epoch(self) -> None:
+        """Train on the remaining batches of an epoch, then validate and save a checkpoint."""
+        start = saved = time.perf_counter()
+        set_train_mode(self.model, self.config)
+        for batch in self.task.train.batches(self.epoch, self.step):
+            self._train_step(batch)
             self.step += 1
-            loss, right = (self.sums[:2] / self.sums[3]).tolist()
-            task.progress(self.number, self.step, loss, right)
-            # Of several processes, only the first would know what it has summed up.
-            if task.group.size == 1 and time.perf_counter() - saved > _BETWEEN_CHECKPOINTS:
+            loss, top1 = (self.sums[:2] / self.sums[3]).tolist()
+            self.execution.callbacks.on_step(self.epoch, self.step, loss, top1)
+            # With several processes the sums of the others are unknown within an epoch.
+            single_process = self.execution.group.size == 1
+            if single_process and time.perf_counter() - saved > _CHECKPOINT_SECONDS:
                 saved = time.perf_counter()
-                self.save(self.seconds + saved - began)
-        self._check_weights()
-        for network in (self.model, self.average):
-            if network is not None:
-                task.group.broadcast_buffers(network)
-        val = self._judge()
-        seconds = self.seconds + time.perf_counter() - began
-        total = self.task.group.sum(self.sums)
-        self.history.append(EpochRecord(self.number, self._rate(self.step - 1), score_from_sums(total), val, seconds))
-        if best_epoch(self.history) == self.number:
-            self.best = {name: value.detach().cpu().clone() for name, value in learning_state(self.judged).items()}
-        self.number, self.step, self.sums, self.seconds = self.number + 1, 0, torch.zeros_like(self.sums), 0.0
-        self.save(0.0)
-        task.finished(self.history[-1])
+                self.save(self.seconds + saved - start)
+        self._check_finite_weights()
+        self.execution.group.broadcast_buffers(self.model)
+        if self.averaged_model is not None:
+            self.execution.group.broadcast_buffers(self.averaged_model)
 
-    def _learn(self, batch: TrainingBatch) -> None:
-        task = self.task
-        set_rate(self.optimiser, self._rate(self.step))
-        inputs, labels = batch.inputs.to(task.device).float(), batch.labels.to(task.device)
-        inputs, mixed = self._mixed(inputs, labels)
-        with _arithmetic(task), seeded(self._drawn(3)):  # of a network with dropout
-            features, logits = self.wrapped(inputs)
-        loss = task.loss(features.float(), logits.float(), mixed, batch)
+        record = EpochRecord(
+            number=self.epoch,
+            rate=self._learning_rate_factor(self.step - 1),
+            val=self._validate(),
+            train=score_from_sums(self.execution.group.sum(self.sums)),
+            seconds=self.seconds + time.perf_counter() - start,
+        )
+        self.history.append(record)
+        if best_epoch(self.history) == self.epoch:
+            state = trainable_state(self.evaluated_model)
+            self.best_state = {name: value.detach().cpu().clone() for name, value in state.items()}
+        self.epoch, self.step = self.epoch + 1, 0
+        self.sums, self.seconds = torch.zeros_like(self.sums), 0.0
+        self.save(0.0)
+        self.execution.callbacks.on_epoch(record)
+
+    def _train_step(self, batch: TrainingBatch) -> None:
+        set_learning_rate(self.optimiser, self._learning_rate_factor(self.step))
+        labels = batch.labels.to(self.device)
+        inputs, mixed_labels = self._mix(batch.inputs.to(self.device).float(), labels)
+        # Networks with dropout draw from the global generator.
+        with self._autocast(), seeded(self._step_seed(_DROPOUT)):
+            embeddings, logits = self.parallel_model(inputs)
+        loss = self.task.loss(embeddings.float(), logits.float(), mixed_labels, batch)
         if not torch.isfinite(loss):
-            raise TrainingError(self._diverged(float(loss.detach())))
+            raise TrainingError(self._divergence_message(float(loss.detach())))
         self.optimiser.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
-        if self.extra is not None:
-            task.group.average_gradients(self.extra)
-        if task.config.clip:
-            nn.utils.clip_grad_norm_([p for g in self.optimiser.param_groups for p in g["params"]], task.config.clip)
+        if self.projection is not None:
+            self.execution.group.average_gradients(self.projection)
+        if self.config.clip:
+            groups = self.optimiser.param_groups
+            parameters = [parameter for group in groups for parameter in group["params"]]
+            nn.utils.clip_grad_norm_(parameters, self.config.clip)
         self.optimiser.step()
-        self._follow()
+        self._update_average()
         self.sums += batch_sums(loss, logits.detach(), labels)
 
-    def _diverged(self, loss: float) -> str:
-        kept = f"; the last good weights are in {self.task.folder}" if self.number and self.task.folder else ""
-        return (
-            f"the loss is {loss} in epoch {self.number + 1}, step {self.step + 1}: "
-            f"lower --lr ({self.task.config.lr:g}), or use --clip 1{kept}"
-        )
-
-    def _check_weights(self) -> None:
-        """Refuse weights that the last step made infinite, before they are kept."""
-        if not all(
-            value.isfinite().all() for value in learning_state(self.model).values() if value.is_floating_point()
-        ):
-            raise TrainingError(self._diverged(float("nan")))
-
-    def _rate(self, step: int) -> float:
-        steps = self.task.train.steps
-        warmup = round(self.task.config.warmup * steps)
-        return rate(self.number * steps + step, self.task.config.epochs * steps, warmup)
-
-    def _mixed(self, inputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Mix the images of a batch with each other, if asked to."""
-        config = self.task.config
-        kinds = [v2.MixUp(alpha=config.mixup, num_classes=self._classes)] if config.mixup else []
-        kinds += [v2.CutMix(alpha=config.cutmix, num_classes=self._classes)] if config.cutmix else []
+    def _mix(self, inputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Apply mixup or CutMix; return inputs, and labels ``(b,)`` or mixed ones ``(b, k)``."""
+        classes = int(self.model.fc.out_features)
+        kinds: list[nn.Module] = []
+        if self.config.mixup:
+            kinds.append(v2.MixUp(alpha=self.config.mixup, num_classes=classes))
+        if self.config.cutmix:
+            kinds.append(v2.CutMix(alpha=self.config.cutmix, num_classes=classes))
         if not kinds:
             return inputs, labels
-        with seeded(self._drawn(2)):
+        # Cached activations are flat; CutMix needs feature maps.
+        maps = inputs
+        if inputs.ndim != 4:
+            maps = inputs.reshape(len(inputs), *self.model.body.shape)
+        with seeded(self._step_seed(_MIXING)):
             mix = kinds[int(torch.randint(len(kinds), ()))]
-            maps = inputs if inputs.ndim == 4 else inputs.reshape(len(inputs), *self.model.body.shape)
-            mixed, shares = mix(maps, labels)
-        return mixed.reshape(inputs.shape), shares
-
-    def _drawn(self, what: int) -> int:
-        """Return the seed of what a step draws."""
-        return int(np.random.default_rng([self.task.config.seed, self.number, self.step, what]).integers(2**63))
-
-    @property
-    def _classes(self) -> int:
-        return int(self.model.fc.out_features)
+            mixed, mixed_labels = mix(maps, labels)
+        return mixed.reshape(inputs.shape), mixed_labels
 
     @torch.no_grad()
-    def _follow(self) -> None:
-        """Move the averaged weights towards those of the network; statistics of norms are copied."""
-        if self.average is None:
+    def _update_average(self) -> None:
+        """Move the averaged weights towards the current ones; BatchNorm statistics are copied."""
+        if self.averaged_model is None:
             return
-        decay = min(self.task.config.ema, (1 + self._steps_done) / (10 + self._steps_done))
-        for mean, value in zip(self.average.parameters(), self.model.parameters(), strict=True):
+        steps = self.epoch * self.task.train.steps + self.step
+        # A lower decay in the first steps keeps the initial weights from dominating the average.
+        decay = min(self.config.ema, (1 + steps) / (10 + steps))
+        averaged = self.averaged_model
+        for mean, value in zip(averaged.parameters(), self.model.parameters(), strict=True):
             mean.lerp_(value, 1 - decay)
-        for kept, now in zip(self.average.buffers(), self.model.buffers(), strict=True):
-            kept.copy_(now)
+        for copied, current in zip(averaged.buffers(), self.model.buffers(), strict=True):
+            copied.copy_(current)
 
-    @property
-    def _steps_done(self) -> int:
-        return self.number * self.task.train.steps + self.step
+    def _learning_rate_factor(self, step: int) -> float:
+        steps = self.task.train.steps
+        warmup = round(self.config.warmup * steps)
+        return learning_rate_factor(self.epoch * steps + step, self.config.epochs * steps, warmup)
 
-    def _judge(self) -> EpochScore | None:
-        return evaluate(self.judged, self.task.val, self.task) if self.task.val else None
+    def _step_seed(self, purpose: int) -> int:
+        entropy = [self.config.seed, self.epoch, self.step, purpose]
+        return int(np.random.default_rng(entropy).integers(2**63))
 
-    def keep_best(self) -> None:
-        """Give the network the weights that are kept."""
-        kept = self.best or learning_state(self.judged)
-        self.model.load_state_dict(kept, strict=False)
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(
+            self.device, dtype=torch.bfloat16, enabled=self.config.precision == "bf16"
+        )
+
+    def _check_finite_weights(self) -> None:
+        """Raise if the last step, whose loss was still finite, made a weight infinite or NaN."""
+        for value in trainable_state(self.model).values():
+            if value.is_floating_point() and not value.isfinite().all():
+                raise TrainingError(self._divergence_message(float("nan")))
+
+    def _divergence_message(self, loss: float) -> str:
+        text = (
+            f"the loss is {loss} in epoch {self.epoch + 1}, step {self.step + 1}: "
+            f"lower --lr ({self.config.lr:g}), or use --clip 1"
+        )
+        if self.epoch and self.execution.folder:
+            text += f"; the last finite weights are in {self.execution.folder}"
+        return text
+
+    def _validate(self) -> EpochScore | None:
+        """Evaluate the network on the validation images, without augmentation."""
+        if self.task.val is None:
+            return None
+        model = self.evaluated_model
+        model.eval()
+        total = torch.zeros(4, dtype=torch.float64)
+        with torch.no_grad():
+            for batch in self.task.val.batches(0, keep_last=True):
+                with self._autocast():
+                    _, logits = model(batch.inputs.to(self.device).float())
+                labels = batch.labels.to(self.device)
+                loss = nn.functional.cross_entropy(logits.float(), labels)
+                total += batch_sums(loss, logits, labels)
+        return score_from_sums(total)
+
+    def load_best_weights(self) -> None:
+        """Load the weights of the best epoch, or else the last ones, into the model."""
+        state = self.best_state or trainable_state(self.evaluated_model)
+        self.model.load_state_dict(state, strict=False)
         self.model.eval()
 
     def save(self, seconds: float) -> None:
-        """Write a checkpoint, in the process that writes."""
-        if self.task.folder is None or self.task.group.rank:
+        """Write a checkpoint, in the main process only.
+
+        Args:
+            seconds: time spent on the current epoch.
+        """
+        if self.execution.folder is None or not self.execution.group.is_main:
             return
+        averaged, projection = self.averaged_model, self.projection
         content = {
             "fingerprint": self.task.fingerprint,
-            "number": self.number,
+            "number": self.epoch,
             "step": self.step,
             "sums": self.sums,
             "seconds": seconds,
-            "model": learning_state(self.model),
-            "average": learning_state(self.average) if self.average is not None else None,
-            "extra": self.extra.state_dict() if self.extra is not None else None,
+            "model": trainable_state(self.model),
+            "average": trainable_state(averaged) if averaged is not None else None,
+            "extra": projection.state_dict() if projection is not None else None,
             "optimiser": self.optimiser.state_dict(),
-            "best": self.best,
+            "best": self.best_state,
             "history": [each.to_list() for each in self.history],
         }
-        save_checkpoint(self.task.folder, content)
+        save_checkpoint(self.execution.folder, content)
 
     def restore(self, content: dict[str, Any] | None) -> None:
-        """Go back to a checkpoint."""
+        """Restore the state that ``save`` wrote; nothing if there is no checkpoint."""
         if content is None:
             return
         self.model.load_state_dict(content["model"], strict=False)
-        if self.average is not None and content["average"]:
-            self.average.load_state_dict(content["average"], strict=False)
-        if self.extra is not None and content["extra"]:
-            self.extra.load_state_dict(content["extra"])
+        if self.averaged_model is not None and content["average"]:
+            self.averaged_model.load_state_dict(content["average"], strict=False)
+        if self.projection is not None and content["extra"]:
+            self.projection.load_state_dict(content["extra"])
         self.optimiser.load_state_dict(content["optimiser"])
-        self.number, self.step = content["number"], content["step"]
-        self.sums, self.seconds, self.best = content["sums"], content["seconds"], content["best"]
+        self.epoch, self.step = content["number"], content["step"]
+        self.sums, self.seconds = content["sums"], content["seconds"]
+        self.best_state = content["best"]
         self.history = [EpochRecord.from_list(each) for each in content["history"]]
-
-
-def evaluate(model: TrainableClassifier, feed: BatchLoader, task: TrainingTask) -> EpochScore:
-    """Return the score of a network on all images of a feed, as they are."""
-    model.eval()
-    total = torch.zeros(4, dtype=torch.float64)
-    with torch.no_grad():
-        for batch in feed.batches(0, whole=True):
-            with _arithmetic(task):
-                _, logits = model(batch.inputs.to(task.device).float())
-            labels = batch.labels.to(task.device)
-            loss = nn.functional.cross_entropy(logits.float(), labels)
-            total += batch_sums(loss, logits, labels)
-    return score_from_sums(total)
-
-
-def _arithmetic(task: TrainingTask) -> torch.autocast:
-    return torch.autocast(task.device, dtype=torch.bfloat16, enabled=task.config.precision == "bf16")

@@ -1,4 +1,4 @@
-"""What training makes small: cross-entropy, and distances to a teacher's outputs."""
+"""Losses of training: cross-entropy, and distances to the outputs of a teacher."""
 
 from __future__ import annotations
 
@@ -11,12 +11,13 @@ from torch.nn import functional
 
 @dataclass(frozen=True)
 class CrossEntropy:
-    """Cross-entropy with labels, each class weighted and offset.
+    """Cross-entropy with class weights, logit offsets and label smoothing.
 
     Attributes:
-        weight: ``(k,)`` or None.
-        offset: ``(k,)`` added to the logits in training: log prior for logit adjustment (Menon et al. 2021, eq. 10).
-        smoothing: share of each label that is spread over all classes.
+        weight: ``(k,)`` class weights, or None.
+        offset: ``(k,)`` added to the logits during training, or None: the log prior for logit
+            adjustment (Menon et al. 2021, eq. 10).
+        smoothing: fraction of each label that is spread over all classes.
     """
 
     weight: Tensor | None = None
@@ -24,56 +25,73 @@ class CrossEntropy:
     smoothing: float = 0.0
 
     def __call__(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Return the mean over ``(b, k)`` logits and labels ``(b,)``, or ``(b, k)`` where they are mixed."""
+        """Return the mean loss for logits ``(b, k)``, and labels ``(b,)`` or ``(b, k)``."""
         shifted = logits if self.offset is None else logits + self.offset
-        return functional.cross_entropy(shifted, labels, weight=self.weight, label_smoothing=self.smoothing)
+        return functional.cross_entropy(
+            shifted, labels, weight=self.weight, label_smoothing=self.smoothing
+        )
 
 
-def soft_targets(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
-    """Return the divergence of softened outputs (Hinton, Vinyals and Dean 2015, section 2.1).
+def soft_target_loss(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    """Return the distillation loss of Hinton, Vinyals and Dean (2015, section 2.1).
 
     ``T^2 KL(softmax(teacher / T) || softmax(student / T))``, mean over the batch.
 
     Args:
         student: logits ``(b, k)``.
-        teacher: logits ``(b, k)``, or log probabilities, which differ from them by a number in each row.
+        teacher: logits ``(b, k)``, or log probabilities: these differ by a constant in each row,
+            which the softmax removes.
         temperature: T.
     """
-    ours = functional.log_softmax(student / temperature, dim=1)
-    theirs = functional.log_softmax(teacher / temperature, dim=1)
-    return functional.kl_div(ours, theirs, reduction="batchmean", log_target=True) * temperature**2
+    student_log = functional.log_softmax(student / temperature, dim=1)
+    teacher_log = functional.log_softmax(teacher / temperature, dim=1)
+    return _kl_divergence(student_log, teacher_log) * temperature**2
 
 
-def decoupled(student: Tensor, teacher: Tensor, labels: Tensor, temperature: float, beta: float) -> Tensor:
-    """Return decoupled distillation (Zhao et al. 2022, eq. 7): ``TCKD + beta NCKD``, mean over the batch, times T^2.
+def decoupled_loss(
+    student: Tensor, teacher: Tensor, labels: Tensor, temperature: float, beta: float
+) -> Tensor:
+    """Return the decoupled distillation loss of Zhao et al. (2022, eq. 7).
+
+    ``T^2 (TCKD + beta NCKD)``, mean over the batch: the divergence of the target class against all
+    others, and the divergence among the other classes.
 
     Args:
         student: logits ``(b, k)``, k > 1.
         teacher: logits or log probabilities ``(b, k)``.
         labels: true classes ``(b,)``.
         temperature: T.
-        beta: weight of what the teacher says about the classes that are not true.
+        beta: weight of NCKD.
     """
-    ours = functional.log_softmax(student / temperature, dim=1)
-    theirs = functional.log_softmax(teacher / temperature, dim=1)
-    true = functional.one_hot(labels, student.shape[1]).bool()
-    target = functional.kl_div(_binary(ours, true), _binary(theirs, true), reduction="batchmean", log_target=True)
-    our_rest, their_rest = (each[~true].reshape(len(each), -1).log_softmax(dim=1) for each in (ours, theirs))
-    rest = functional.kl_div(our_rest, their_rest, reduction="batchmean", log_target=True)
-    return (target + beta * rest) * temperature**2
+    student_log = functional.log_softmax(student / temperature, dim=1)
+    teacher_log = functional.log_softmax(teacher / temperature, dim=1)
+    target = functional.one_hot(labels, student.shape[1]).bool()
+    tckd = _kl_divergence(_target_or_not(student_log, target), _target_or_not(teacher_log, target))
+    nckd = _kl_divergence(_among_others(student_log, target), _among_others(teacher_log, target))
+    return (tckd + beta * nckd) * temperature**2
 
 
-def _binary(log_probabilities: Tensor, true: Tensor) -> Tensor:
-    """Return the log probabilities ``(b, 2)`` of the true class and of all others together."""
-    others = log_probabilities.masked_fill(true, -torch.inf).logsumexp(dim=1)
-    return torch.stack([log_probabilities[true], others], dim=1)
+def _kl_divergence(student_log: Tensor, teacher_log: Tensor) -> Tensor:
+    return functional.kl_div(student_log, teacher_log, reduction="batchmean", log_target=True)
 
 
-def feature_distance(student: Tensor, teacher: Tensor, kind: str) -> Tensor:
-    """Return the distance of embeddings ``(b, d)``: one minus their cosine, or the mean squared difference.
+def _target_or_not(log_probabilities: Tensor, target: Tensor) -> Tensor:
+    """Return log probabilities ``(b, 2)`` of the target class and of all others together."""
+    others = log_probabilities.masked_fill(target, -torch.inf).logsumexp(dim=1)
+    return torch.stack([log_probabilities[target], others], dim=1)
+
+
+def _among_others(log_probabilities: Tensor, target: Tensor) -> Tensor:
+    """Return log probabilities ``(b, k - 1)`` of the other classes, without the target."""
+    others = log_probabilities[~target].reshape(len(log_probabilities), -1)
+    return others.log_softmax(dim=1)
+
+
+def embedding_distance(student: Tensor, teacher: Tensor, kind: str) -> Tensor:
+    """Return the mean distance of embeddings: cosine distance, or squared error.
 
     Args:
-        student: embeddings ``(b, d)``, projected where the widths differ.
+        student: embeddings ``(b, d)``, projected if the widths differ.
         teacher: embeddings ``(b, d)``.
         kind: ``cosine`` or ``mse``.
     """
@@ -82,6 +100,8 @@ def feature_distance(student: Tensor, teacher: Tensor, kind: str) -> Tensor:
     return functional.mse_loss(student, teacher)
 
 
-def projection(student: int, teacher: int) -> nn.Module:
-    """Return what brings student embeddings to the width of the teacher's; nothing where it is the same."""
-    return nn.Identity() if student == teacher else nn.Linear(student, teacher)
+def make_projection(student_width: int, teacher_width: int) -> nn.Module:
+    """Return a linear map from student to teacher width; the identity if they are equal."""
+    if student_width == teacher_width:
+        return nn.Identity()
+    return nn.Linear(student_width, teacher_width)

@@ -1,4 +1,4 @@
-"""A network in two parts: blocks that stay as they are, and blocks that learn, with a classifier behind them."""
+"""A network split into frozen and trainable layers, with a linear classifier."""
 
 from __future__ import annotations
 
@@ -15,16 +15,19 @@ from featkit.registry import unknown
 from featkit.training.config import TrainingConfig
 
 WHOLE = 0
-"""Where a network is cut that learns as a whole."""
+"""``TrainableBody.start`` of a network that is trained as a whole."""
+
+_STAGES = ("layer1", "layer2", "layer3", "layer4")
 
 
 class TrainableBody(nn.Module):
-    """The blocks of a network from one on, up to its pooled embedding.
+    """The layers of a network from a block on, up to its pooled embedding.
 
     Args:
-        network: as ``Backbone.build`` gives it.
-        start: number of the first block; ``WHOLE`` for the whole network, the number of blocks for none of it.
-        shape: ``(c, h, w)`` of what it is given.
+        network: a network as ``Backbone.build`` returns it.
+        start: index of the first trainable block; ``WHOLE`` for the whole network, the number of
+            blocks for none.
+        shape: ``(c, h, w)`` of the input of the first trainable block.
     """
 
     def __init__(self, network: nn.Module, start: int, shape: tuple[int, ...]) -> None:
@@ -34,25 +37,33 @@ class TrainableBody(nn.Module):
         self.shape = shape
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """Return embeddings ``(b, d)`` for images ``(b, 3, h, w)``, or for flat maps ``(b, c h w)`` at the cut."""
+        """Return embeddings ``(b, d)``.
+
+        Args:
+            inputs: images ``(b, 3, h, w)`` for the whole network; else flattened activations
+                ``(b, c * h * w)`` of the frozen layers.
+        """
         if self.start == WHOLE:
-            whole: Tensor = self.network(inputs)
-            return whole
-        parts = blocks(self.network)
-        if self.start >= len(parts):
+            embeddings: Tensor = self.network(inputs)
+            return embeddings
+        blocks = network_blocks(self.network)
+        if self.start >= len(blocks):
             return inputs
         features = inputs.reshape(-1, *self.shape).contiguous(memory_format=torch.channels_last)
-        for _, part in parts[self.start :]:
-            features = part(features)
+        for _, block in blocks[self.start :]:
+            features = block(features)
         return features.mean((2, 3))
 
-    def learning(self) -> Iterator[tuple[str, nn.Module]]:
-        """Yield the parts from ``start`` on, with their names."""
-        yield from [("", self.network)] if self.start == WHOLE else blocks(self.network)[self.start :]
+    def trainable_parts(self) -> Iterator[tuple[str, nn.Module]]:
+        """Yield trainable blocks and their names; ``""`` is the whole network."""
+        if self.start == WHOLE:
+            yield "", self.network
+        else:
+            yield from network_blocks(self.network)[self.start :]
 
 
 class TrainableClassifier(nn.Module):
-    """The learning part of a network, and a linear classifier on its embeddings."""
+    """The trainable layers of a network and a linear classifier on its embeddings."""
 
     def __init__(self, body: TrainableBody, width: int, classes: int) -> None:
         super().__init__()
@@ -61,104 +72,123 @@ class TrainableClassifier(nn.Module):
 
     def forward(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
         """Return embeddings ``(b, d)`` and logits ``(b, k)``."""
-        features = self.body(inputs)
-        return features, self.fc(features)
+        embeddings = self.body(inputs)
+        return embeddings, self.fc(embeddings)
 
 
-def blocks(network: nn.Module) -> list[tuple[str, nn.Module]]:
-    """Return the residual blocks of a ResNet in order, the stem before them; of any other network nothing."""
+def network_blocks(network: nn.Module) -> list[tuple[str, nn.Module]]:
+    """Return the stem and the residual blocks of a ResNet; nothing for other networks."""
     if not isinstance(network, ResNet):
         return []
     stem = nn.Sequential(network.conv1, network.bn1, network.relu, network.maxpool)
-    stages = [(name, getattr(network, name)) for name in ("layer1", "layer2", "layer3", "layer4")]
-    return [
-        ("stem", stem),
-        *((f"{name}.{place}", block) for name, stage in stages for place, block in enumerate(stage)),
-    ]
+    blocks: list[tuple[str, nn.Module]] = [("stem", stem)]
+    for stage in _STAGES:
+        for index, block in enumerate(getattr(network, stage)):
+            blocks.append((f"{stage}.{index}", block))
+    return blocks
 
 
-def cut_at(network: nn.Module, name: str, config: TrainingConfig) -> int:
-    """Return the number of the first block that learns.
+def first_trainable_block(network: nn.Module, name: str, config: TrainingConfig) -> int:
+    """Return the index of the first trainable block, as ``TrainableBody.start`` takes it.
 
     Args:
-        network: as ``Backbone.build`` gives it.
-        name: of the network, for the error.
-        config: the mode, and what to unfreeze.
+        network: a network as ``Backbone.build`` returns it.
+        name: of the network, for errors.
+        config: the mode, and the block from which ``deep`` trains.
 
     Raises:
-        SpecError: if there is no such block, or the network is not cut into blocks.
+        SpecError: if there is no such block, or the network has no blocks.
     """
-    if config.mode in ("full", "scratch") or (config.mode == "shallow" and not config.frozen_norms):
+    if config.mode in ("full", "scratch"):
         return WHOLE
-    names = [block for block, _ in blocks(network)]
+    if config.mode == "shallow" and not config.frozen_norms:
+        # No weight of the network is trained, but its BatchNorm statistics are updated: it must
+        # run.
+        return WHOLE
+    names = [block for block, _ in network_blocks(network)]
     if config.mode == "shallow":
         return max(len(names), 1)
     if not names:
-        raise SpecError(f"{name} is not cut into blocks: use --mode shallow or full")
+        raise SpecError(f"{name} is not divided into blocks: use --mode shallow or full")
     if config.unfreeze.isdecimal():
         count = int(config.unfreeze)
         if not 1 <= count < len(names):
-            raise SpecError(f"--unfreeze {count}: {name} has {len(names) - 1} blocks; use --mode full for all of it")
+            raise SpecError(
+                f"--unfreeze {count}: {name} has {len(names) - 1} blocks; "
+                "use --mode full to train all layers"
+            )
         return len(names) - count
-    found = [place for place, block in enumerate(names) if config.unfreeze in (block, block.partition(".")[0])]
-    if not found or found[0] == 0:
-        raise unknown(f"block of {name}", config.unfreeze, ["layer1", "layer2", "layer3", "layer4", *names[1:]])
-    return found[0]
+    for index, block in enumerate(names):
+        if index > 0 and config.unfreeze in (block, block.partition(".")[0]):
+            return index
+    raise unknown(f"block of {name}", config.unfreeze, [*_STAGES, *names[1:]])
 
 
-def cut_layer(network: nn.Module, start: int) -> str | None:
-    """Return the layer whose output the learning part takes, as ``load_backbone`` names it.
-
-    None for the embedding: nothing of the network learns. Not to be asked of a whole network.
-    """
-    parts = blocks(network)
-    if start >= len(parts):
-        return None
-    before, after = parts[start - 1][0], parts[start][0]
-    stage = before.partition(".")[0]
-    return "maxpool" if before == "stem" else (before if after.startswith(f"{stage}.") else stage)
-
-
-def make_classifier(backbone: Backbone, classes: int, config: TrainingConfig, *, size: tuple[int, int]) -> TrainableClassifier:
-    """Return a network whose learning part has gradients, its classifier drawn from the seed.
+def frozen_output_layer(network: nn.Module, start: int) -> str | None:
+    """Return the last frozen layer, as ``load_backbone`` names it; None if it is the embedding.
 
     Args:
-        backbone: the network to begin with.
+        network: a network as ``Backbone.build`` returns it.
+        start: index of the first trainable block; not ``WHOLE``, where no layer is frozen.
+    """
+    blocks = network_blocks(network)
+    if start >= len(blocks):
+        return None
+    before, after = blocks[start - 1][0], blocks[start][0]
+    if before == "stem":
+        return "maxpool"
+    stage = before.partition(".")[0]
+    return before if after.startswith(f"{stage}.") else stage
+
+
+def make_classifier(
+    backbone: Backbone, classes: int, config: TrainingConfig, *, size: tuple[int, int]
+) -> TrainableClassifier:
+    """Return a network with gradients in its trainable layers, and a random classifier.
+
+    Args:
+        backbone: the initial network.
         classes: number of classes.
-        config: what learns.
-        size: ``(height, width)`` of its images in pixels.
+        config: which layers are trainable, and the seed.
+        size: ``(height, width)`` of the images in pixels.
 
     Raises:
-        SpecError: if what is to learn is unknown.
+        SpecError: if the trainable layers are unknown.
         WeightsError: if the weights are damaged or of another network.
     """
     network = backbone.build()
-    start = cut_at(network, backbone.name, config)
+    start = first_trainable_block(network, backbone.name, config)
+    blocks = network_blocks(network)
     with torch.no_grad():
         features = torch.zeros(1, 3, *size)
         width = network(features).shape[1]
-        for _, part in blocks(network)[:start] if start != WHOLE else []:
-            features = part(features)
-    shape = (width, 1, 1) if start > 0 and start >= len(blocks(network)) else tuple(features.shape[1:])
-    tail = TrainableBody(network, start, shape)
+        if start != WHOLE:
+            for _, block in blocks[:start]:
+                features = block(features)
+    only_classifier = start != WHOLE and start >= len(blocks)
+    shape = (width, 1, 1) if only_classifier else tuple(features.shape[1:])
+    body = TrainableBody(network, start, shape)
     with seeded(config.seed):
-        model = TrainableClassifier(tail, width, classes)
-    for _, part in tail.learning():
+        model = TrainableClassifier(body, width, classes)
+    for _, part in body.trainable_parts():
         part.requires_grad_(config.mode != "shallow")
     return model
 
 
-def set_training(model: TrainableClassifier, config: TrainingConfig) -> None:
-    """Put the learning part into training mode, and the rest, which includes norms to be kept, into eval mode."""
+def set_train_mode(model: TrainableClassifier, config: TrainingConfig) -> None:
+    """Put trainable layers into training mode; frozen ones stay in eval mode."""
     model.eval()
     model.fc.train()
     if config.frozen_norms:
         return
-    for _, part in model.body.learning():
+    for _, part in model.body.trainable_parts():
         part.train()
 
 
-def learning_state(model: TrainableClassifier) -> dict[str, Tensor]:
-    """Return the tensors that training may change, statistics of norms included, by name."""
-    prefixes = tuple(f"body.network.{name}{'.' if name else ''}" for name, _ in model.body.learning())
-    return {name: value for name, value in model.state_dict().items() if name.startswith(("fc.", *prefixes))}
+def trainable_state(model: TrainableClassifier) -> dict[str, Tensor]:
+    """Return the tensors that training may change, by name; BatchNorm statistics are included."""
+    prefixes = ["fc."]
+    for name, _ in model.body.trainable_parts():
+        prefixes.append(f"body.network.{name}." if name else "body.network.")
+    state = model.state_dict()
+    return {name: value for name, value in state.items() if name.startswith(tuple(prefixes))}

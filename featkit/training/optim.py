@@ -1,4 +1,4 @@
-"""Learning rates and weight decay: by stage, by kind of parameter, by step."""
+"""Optimiser and learning-rate schedule."""
 
 from __future__ import annotations
 
@@ -8,60 +8,71 @@ import torch
 from torch import Tensor, nn
 
 from featkit.training.config import TrainingConfig
-from featkit.training.network import TrainableClassifier, blocks
+from featkit.training.network import TrainableClassifier, network_blocks
 
 _MOMENTUM = 0.9
+_STAGES = ("layer4", "layer3", "layer2", "layer1")
 
 
-def make_optimiser(model: TrainableClassifier, extra: nn.Module | None, config: TrainingConfig) -> torch.optim.Optimizer:
-    """Return the optimiser of what has gradients; each group knows its height of the learning rate as ``peak``.
+def make_optimiser(
+    model: TrainableClassifier, projection: nn.Module | None, config: TrainingConfig
+) -> torch.optim.Optimizer:
+    """Return an optimiser of the trainable parameters.
+
+    Each parameter group has its peak learning rate as ``peak``: that of the classifier, times the
+    layer-wise learning-rate decay for each stage between the group and the classifier.
 
     Args:
         model: the network.
-        extra: what else learns, at the classifier's rate, such as a projection.
-        config: optimiser, rates, decay.
+        projection: trained beside the network, at the learning rate of the classifier, or None.
+        config: optimiser, learning rate and decays.
     """
     groups: dict[tuple[float, float], list[Tensor]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            peak = config.lr * config.layer_decay ** _depth_below(model, name)
-            groups.setdefault((peak, _decay(parameter, config)), []).append(parameter)
-    for parameter in extra.parameters() if extra else ():
-        groups.setdefault((config.lr, _decay(parameter, config)), []).append(parameter)
-    listed = [
+            peak = config.lr * config.layer_decay ** _stages_to_classifier(model, name)
+            groups.setdefault((peak, _weight_decay(parameter, config)), []).append(parameter)
+    for parameter in projection.parameters() if projection else ():
+        groups.setdefault((config.lr, _weight_decay(parameter, config)), []).append(parameter)
+    parameter_groups = [
         {"params": parameters, "lr": peak, "peak": peak, "weight_decay": decay}
         for (peak, decay), parameters in groups.items()
     ]
     if config.optimiser == "adamw":
-        return torch.optim.AdamW(listed, lr=config.lr)
-    return torch.optim.SGD(listed, lr=config.lr, momentum=_MOMENTUM, nesterov=True)
+        return torch.optim.AdamW(parameter_groups, lr=config.lr)
+    return torch.optim.SGD(parameter_groups, lr=config.lr, momentum=_MOMENTUM, nesterov=True)
 
 
-def set_rate(optimiser: torch.optim.Optimizer, factor: float) -> None:
-    """Give each group this share of its highest learning rate."""
+def set_learning_rate(optimiser: torch.optim.Optimizer, factor: float) -> None:
+    """Set the learning rate of each group to this fraction of its peak."""
     for group in optimiser.param_groups:
         group["lr"] = group["peak"] * factor
 
 
-def rate(step: int, steps: int, warmup: int) -> float:
-    """Return the share of the highest learning rate at a step: rising for ``warmup`` steps, then half a cosine.
+def learning_rate_factor(step: int, steps: int, warmup: int) -> float:
+    """Return the learning rate at a step as a fraction of its peak.
 
-    Loshchilov and Hutter 2017, without restarts.
+    It rises linearly for ``warmup`` steps, then follows half a cosine to zero at ``steps``
+    (Loshchilov and Hutter 2017, without restarts).
     """
     if step < warmup:
         return (step + 1) / (warmup + 1)
     return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
 
 
-def _decay(parameter: Tensor, config: TrainingConfig) -> float:
-    """Return the weight decay: norms and biases, which are vectors, have none."""
+def _weight_decay(parameter: Tensor, config: TrainingConfig) -> float:
+    # Parameters with one dimension are biases, and scales of normalisation layers.
     return config.weight_decay if parameter.ndim > 1 else 0.0
 
 
-def _depth_below(model: TrainableClassifier, name: str) -> int:
-    """Return how many stages lie between a parameter and the classifier."""
+def _stages_to_classifier(model: TrainableClassifier, name: str) -> int:
+    """Return the distance of a parameter from the classifier, in stages of a ResNet."""
     if name.startswith("fc."):
         return 0
+    if not network_blocks(model.body.network):
+        return 1
     inner = name.removeprefix("body.network.")
-    stages = ["layer4", "layer3", "layer2", "layer1"] if blocks(model.body.network) else []
-    return next((1 + place for place, stage in enumerate(stages) if inner.startswith(f"{stage}.")), 1 + len(stages))
+    for distance, stage in enumerate(_STAGES, start=1):
+        if inner.startswith(f"{stage}."):
+            return distance
+    return len(_STAGES) + 1

@@ -1,4 +1,4 @@
-"""What is to be trained, found and fingerprinted before any of it costs time."""
+"""Load the images and the network of a training, and compute its fingerprint."""
 
 from __future__ import annotations
 
@@ -9,7 +9,13 @@ import numpy as np
 
 from featkit.backbones.base import Backbone
 from featkit.backbones.devices import resolve_precision
-from featkit.backbones.saved import NetworkDescription, check_not_trained_on, describe_derived, is_path, short_key
+from featkit.backbones.saved import (
+    NetworkDescription,
+    check_not_trained_on,
+    describe_derived,
+    is_path,
+    short_key,
+)
 from featkit.embeddings.pipeline import Compute
 from featkit.embeddings.plan import content_keys, images_digest, labels_digest
 from featkit.embeddings.request import Request
@@ -22,16 +28,16 @@ from featkit.training.config import TrainingConfig
 
 @dataclass(frozen=True)
 class PreparedTraining:
-    """Everything that decides the weights, found; nothing is trained yet.
+    """Everything that decides the trained weights.
 
     Attributes:
-        config: what was asked for.
-        images: all of them; splits say what trains, what chooses the epoch, what judges.
-        backbone: the network to begin with.
-        fingerprint: digest of all that decides the weights.
-        test: digests of the test images and of their labels, which decide no weight.
-        trained_on: beginnings of the content digests of the images that train it or choose its epoch.
-        about: what else there is to say of it, such as who its teacher is.
+        config: with ``auto`` values resolved for the device.
+        images: all images; the splits are those of this training.
+        backbone: the initial network.
+        fingerprint: digest of everything that decides the weights.
+        test: digests of the test images and of their labels, which do not decide the weights.
+        trained_on: ``short_key`` of each training and validation image.
+        about: addition to the description of the network, such as its teacher.
     """
 
     config: TrainingConfig
@@ -44,81 +50,130 @@ class PreparedTraining:
 
     @property
     def id(self) -> str:
-        """12 hex digits that name the run."""
+        """Run id: 12 hex digits."""
         return self.fingerprint[:12]
 
     @property
     def description(self) -> NetworkDescription:
-        """How the trained network will be rebuilt, and what it is called."""
-        config, backbone, request = self.config, self.backbone, self.config.request
-        what = {"deep": f"{config.unfreeze} fine-tuned", "full": "fine-tuned", "shallow": "classifier trained"}
-        label = f"{backbone.name}, {what.get(config.mode, 'trained from scratch')} on {self.images.name}"
-        label += f", {self.about}" if self.about else ""
+        """How the trained network is rebuilt, and its name."""
+        config, backbone = self.config, self.backbone
+        kinds = {
+            "deep": f"{config.unfreeze} fine-tuned",
+            "full": "fine-tuned",
+            "shallow": "classifier trained",
+            "scratch": "trained from scratch",
+        }
+        label = f"{backbone.name}, {kinds[config.mode]} on {self.images.name}"
+        if self.about:
+            label += f", {self.about}"
         name = f"{backbone.name}-{config.mode}-{self.id[:8]}"
-        return describe_derived(backbone, request.backbone, name, label, trained_on=self.trained_on)
+        spec = config.request.backbone
+        return describe_derived(backbone, spec, name, label, trained_on=self.trained_on)
 
 
-def prepare(config: TrainingConfig, compute: Compute, *, extra: str = "", about: str = "") -> PreparedTraining:
-    """Find the images and the network.
+def prepare(
+    config: TrainingConfig, compute: Compute, *, extra: str = "", about: str = ""
+) -> PreparedTraining:
+    """Load the images and the initial network, and compute the fingerprint of the training.
 
     Args:
-        config: what is asked for.
-        compute: how contents are read.
+        config: the training.
+        compute: device, and how image contents are read.
         extra: what else decides the weights, such as a teacher.
-        about: the same for people.
+        about: description of ``extra`` for people.
 
     Raises:
-        FeatkitError: of the kind that says what cannot be had.
+        SpecError: if an option does not fit the network or the mode.
+        DataError: if the images cannot be used, or the network was trained on test images.
+        WeightsError: if the weights cannot be read.
     """
     request = config.request.for_device(compute.device)
     if config.mode == "scratch":
-        request = _untrained(request, config.seed)
-    config = replace(config, request=request, precision=resolve_precision(config.precision, compute.device))
-    images = divide(request.load_images(), config.val, config.seed)
+        request = _with_random_weights(request, config.seed)
+    precision = resolve_precision(config.precision, compute.device)
+    config = replace(config, request=request, precision=precision)
+    images = split_validation(request.load_images(), config.val, config.seed)
     keys = content_keys(images, compute)
     backbone = request.load_backbone()
+    train_or_val, test = np.flatnonzero(images.splits != "test"), images.rows("test")
+    fingerprint = _fingerprint(config, images, keys, backbone, extra)
+    test_keys, training_keys = {keys[row] for row in test}, {keys[row] for row in train_or_val}
+    # An image in both parts is a property of the data, not a wrong --seed: ``fit`` warns about
+    # those.
+    check_not_trained_on(request.backbone, images.name, test_keys - training_keys)
+    return PreparedTraining(
+        config=config,
+        images=images,
+        backbone=backbone,
+        fingerprint=fingerprint,
+        test=(
+            images_digest([images.ids[row] for row in test], [keys[row] for row in test]),
+            labels_digest(images.classes, images.labels[test]),
+        ),
+        trained_on=tuple(sorted({short_key(key) for key in training_keys})),
+        about=about,
+    )
+
+
+def _fingerprint(
+    config: TrainingConfig, images: ImageSet, keys: tuple[str, ...], backbone: Backbone, extra: str
+) -> str:
+    """Return the digest of everything that decides the weights; it must stay stable."""
     decided = {
         **config.to_dict(),
-        **{"frozen": request.precision, "extra": extra},
-        **{"backbone": backbone.name, "weights": backbone.digest, "preprocess": str(backbone.preprocess)},
+        "frozen": config.request.precision,
+        "extra": extra,
+        "backbone": backbone.name,
+        "weights": backbone.digest,
+        "preprocess": str(backbone.preprocess),
     }
-    learning = np.flatnonzero(images.splits != "test")
-    rows = [f"{images.ids[row]} {keys[row]} {images.labels[row]} {images.splits[row]}" for row in learning]
-    fingerprint = digest([json.dumps(decided, sort_keys=True), *images.classes, *rows])
-    judged, learned = images.rows("test"), tuple(sorted({short_key(keys[row]) for row in learning}))
-    test = (
-        images_digest([images.ids[row] for row in judged], [keys[row] for row in judged]),
-        labels_digest(images.classes, images.labels[judged]),
-    )
-    prepared = PreparedTraining(config, images, backbone, fingerprint, test, learned, about)
-    check_not_trained_on(request.backbone, images.name, {keys[row] for row in judged} - {keys[row] for row in learning})
-    return prepared
+    rows = [
+        f"{images.ids[row]} {keys[row]} {images.labels[row]} {images.splits[row]}"
+        for row in np.flatnonzero(images.splits != "test")
+    ]
+    return digest([json.dumps(decided, sort_keys=True), *images.classes, *rows])
 
 
-def _untrained(request: Request, seed: int) -> Request:
-    """Return the request with weights that were never trained.
+def _with_random_weights(request: Request, seed: int) -> Request:
+    """Return the request with random weights.
 
     Raises:
-        SpecError: if it asks for trained ones.
+        SpecError: if it asks for pretrained weights.
     """
-    if is_path(request.backbone) or (request.weights != "imagenet" and not request.weights.startswith("random")):
-        raise SpecError("--mode scratch trains an untrained network: name one by its kind, and leave --weights out")
-    return replace(request, weights=f"random:{seed}") if request.weights == "imagenet" else request
+    if request.weights.startswith("random") and not is_path(request.backbone):
+        return request
+    if request.weights == "imagenet" and not is_path(request.backbone):  # the default
+        return replace(request, weights=f"random:{seed}")
+    raise SpecError(
+        "--mode scratch trains an untrained network: use --backbone NAME, such as resnet18, "
+        "without --weights"
+    )
 
 
-def divide(images: ImageSet, share: float, seed: int) -> ImageSet:
-    """Return the images with a val part that chooses the epoch; with none where the share is 0.
+def split_validation(images: ImageSet, fraction: float, seed: int) -> ImageSet:
+    """Return the images with a validation split: their own, or one taken from train.
+
+    Args:
+        images: the images.
+        fraction: of train, if there is no validation split; 0: move all validation images to train.
+        seed: of the stratified split.
 
     Raises:
         DataError: if there are fewer than two classes to train on.
     """
     splits = images.splits.astype("<U5")
-    own = np.flatnonzero(splits == "val")
-    if not share:
-        splits[own] = "train"
-    elif not len(own):
+    validation = np.flatnonzero(splits == "val")
+    if not fraction:
+        splits[validation] = "train"
+    elif not len(validation):
         rows = np.flatnonzero(splits == "train")
-        splits[rows] = stratified_split(images.labels[rows], (1 - share, share, 0.0), seed)
-    if len(np.unique(images.labels[splits == "train"])) < 2:
-        raise DataError(f"{images.name} has {int((splits == 'train').sum())} images of one class to train on: give two")
+        parts = (1 - fraction, fraction, 0.0)
+        splits[rows] = stratified_split(images.labels[rows], parts, seed)
+    classes = np.unique(images.labels[splits == "train"])
+    if len(classes) < 2:
+        count = int((splits == "train").sum())
+        raise DataError(
+            f"{images.name} has {count} training images of {len(classes)} classes: "
+            "give two classes or more"
+        )
     return replace(images, splits=splits, split="own")

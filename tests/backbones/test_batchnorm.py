@@ -6,7 +6,7 @@ from torch import nn
 from featkit.backbones import load_backbone
 from featkit.backbones.batchnorm import has_statistics, restore_statistics
 from featkit.training.config import TrainingConfig
-from featkit.training.network import make_classifier, set_training
+from featkit.training.network import make_classifier, set_train_mode
 
 BACKBONE = load_backbone("resnet18:stem=small", weights="random")
 SETTINGS = TrainingConfig(mode="full")
@@ -44,7 +44,7 @@ def test_normalised_by_the_batch_it_is_nearly_the_same():
         if restored:
             restore_statistics(model, [batch])
         expected = model(batch)[0].detach()
-        set_training(model, SETTINGS)
+        set_train_mode(model, SETTINGS)
         outputs.append(float((model(batch)[0].detach() - expected).norm() / expected.norm()))
     assert outputs[1] < 0.02 < outputs[0]
 

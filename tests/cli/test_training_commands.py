@@ -85,7 +85,7 @@ def test_settings_that_changed_are_not_gone_on_with(photos, monkeypatch):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop._Run, "epoch", interrupted)
+        patch.setattr(loop.TrainingLoop, "run_epoch", interrupted)
         CliRunner().invoke(main, ["finetune", "--data", str(photos), "--mode", "full", *SMALL])
     done = call("finetune", "--data", photos, "--mode", "full", *SMALL, "--lr", "0.5", "--resume", code=1)
     assert "is of another training" in done.stderr
@@ -109,15 +109,15 @@ def test_the_same_command_gives_the_same_results(photos):
 def test_an_interrupted_training_is_gone_on_with(photos, monkeypatch):
     arguments = ("finetune", "--data", photos, "--mode", "full", *SMALL)
     whole = run_of(call(*arguments, "--out", "whole"))
-    epoch = loop._Run.epoch
+    epoch = loop.TrainingLoop.run_epoch
 
     def interrupted(self):
-        if self.number == 1:
+        if self.epoch == 1:
             raise KeyboardInterrupt
         epoch(self)
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop._Run, "epoch", interrupted)
+        patch.setattr(loop.TrainingLoop, "run_epoch", interrupted)
         CliRunner().invoke(main, [str(argument) for argument in arguments])
     assert list(Path("experiments/runs/photos").glob(".*.training/checkpoint.pt"))
     assert not list(Path("experiments").rglob("card.json"))

@@ -19,8 +19,8 @@ from featkit.backbones.quantization import quantize
 from featkit.backbones.weights import digest_file
 from featkit.compression import export as module
 from featkit.compression.export import Classifier, export
-from featkit.compression.exported import load_exported, stamp
-from featkit.compression.modules import scores_module
+from featkit.compression.head_modules import make_scores_module
+from featkit.compression.onnx_reader import add_metadata, load_exported
 from featkit.embeddings.pipeline import Compute
 from featkit.embeddings.recipe import Recipe
 from featkit.errors import HeadError, RunError, SpecError, StorageError, WeightsError
@@ -67,8 +67,8 @@ def test_an_exported_file_answers_as_the_original_does(classifier, colours, tmp_
 
 
 def test_a_file_says_all_that_is_needed_to_use_it(exported, classifier):
-    about = load_exported(exported).about
-    assert about == replace(classifier.about(), recipe=json.loads(RECIPE.to_json()))
+    about = load_exported(exported).metadata
+    assert about == replace(classifier.metadata(), recipe=json.loads(RECIPE.to_json()))
 
 
 def test_onnxruntime_alone_runs_it_in_a_process_without_pickle_or_torch(exported, classifier, colours, tmp_path):
@@ -87,7 +87,7 @@ print(scores.argmax(1).tolist())
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     pixels = np.stack([images.load(row) for row in range(8)])
-    expected = classifier.scores(open_engine(classifier.backbone)(pixels)).argmax(axis=1)
+    expected = classifier.predict_proba(open_engine(classifier.backbone)(pixels)).argmax(axis=1)
     assert done.stdout.strip() == str(expected.tolist()), done.stderr
 
 
@@ -111,8 +111,8 @@ def test_torch_runs_an_exported_program(classifier, colours, tmp_path):
 def test_a_file_that_answers_otherwise_is_not_kept(classifier, colours, tmp_path, monkeypatch):
     wrong = deepcopy(classifier.head)
     wrong.coef_ = -wrong.coef_
-    monkeypatch.setattr(module, "scores_module", lambda head, temperature: scores_module(wrong, temperature))
-    with pytest.raises(SpecError, match="another class than the run does"):
+    monkeypatch.setattr(module, "make_scores_module", lambda head, temperature: make_scores_module(wrong, temperature))
+    with pytest.raises(SpecError, match="another class than the run"):
         export(classifier, tmp_path / "model.onnx", colours(8, seed=1))
     assert not list(tmp_path.iterdir())
 
@@ -136,7 +136,7 @@ def test_a_foreign_or_missing_or_empty_file_is_refused(tmp_path):
     onnx.save(onnx.ModelProto(ir_version=10), tmp_path / "foreign.onnx")
     (tmp_path / "empty.onnx").write_bytes(b"")
     for name in ("foreign.onnx", "empty.onnx"):
-        with pytest.raises(RunError, match="no file that featkit exported"):
+        with pytest.raises(RunError, match="was not exported by featkit"):
             load_exported(tmp_path / name)
     with pytest.raises(RunError, match="cannot be read"):
         load_exported(tmp_path / "gone.onnx")
@@ -144,7 +144,7 @@ def test_a_foreign_or_missing_or_empty_file_is_refused(tmp_path):
 
 def sealed(path: Path, model: onnx.ModelProto, classifier: Classifier) -> Path:
     """Write a model with a seal that fits, as someone could who has read featkit."""
-    path.write_bytes(stamp(model.SerializeToString(), classifier.about()))
+    path.write_bytes(add_metadata(model.SerializeToString(), classifier.metadata()))
     return path
 
 
@@ -170,7 +170,7 @@ def test_an_operator_that_the_runtime_lacks_is_named(exported, classifier):
 def test_a_format_or_a_folder_that_is_not_there_is_named(classifier, colours, tmp_path):
     with pytest.raises(SpecError, match="unknown format 'tflite'"):
         export(classifier, tmp_path / "model.tflite", colours(8), to="tflite")
-    with pytest.raises(StorageError, match="choose another --out"):
+    with pytest.raises(StorageError, match="choose another folder"):
         export(classifier, tmp_path / "gone" / "model.onnx", colours(8))
 
 

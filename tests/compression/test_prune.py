@@ -14,7 +14,9 @@ from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 from featkit.backbones.layers import freeze
 from featkit.backbones.state_dict import seeded
 from featkit.compression.profile import count_macs
-from featkit.compression.prune import by_activation, by_magnitude, prune_channels, prune_weights, reestimate_norms
+from featkit.compression.recalibrate import recalibrate_batchnorm
+from featkit.compression.structured import importance_by_activation, importance_by_magnitude, prune_channels
+from featkit.compression.unstructured import prune_weights
 from featkit.errors import SpecError
 
 IMAGES = torch.linspace(-1, 1, 4 * 3 * 32 * 32).reshape(4, 3, 32, 32)
@@ -57,7 +59,7 @@ def test_pruning_nothing_changes_nothing_bit_for_bit(network):
     state = network.state_dict()
     for pruned in (
         prune_weights(network, 0.0),
-        prune_channels(network, 1.0, (32, 32), by_magnitude(network)).module,
+        prune_channels(network, 1.0, (32, 32), importance_by_magnitude(network)).module,
     ):
         assert all(torch.equal(state[name], value) for name, value in pruned.state_dict().items())
         assert torch.equal(pruned(IMAGES), network(IMAGES))
@@ -87,7 +89,7 @@ def test_what_was_pruned_before_stays_pruned():
 @pytest.mark.parametrize("network", NETWORKS.values(), ids=NETWORKS)
 def test_channels_are_taken_until_few_enough_macs_are_left(network):
     before = count_macs(network, (32, 32))
-    narrowed = prune_channels(network, 0.6, (32, 32), by_magnitude(network))
+    narrowed = prune_channels(network, 0.6, (32, 32), importance_by_magnitude(network))
     left = count_macs(narrowed.module, (32, 32)) / before
     assert 0.5 < left <= 0.6
     assert narrowed.module(IMAGES).shape == network(IMAGES).shape
@@ -99,14 +101,14 @@ def test_channels_are_taken_until_few_enough_macs_are_left(network):
 def test_channels_that_do_nothing_are_taken_first_and_nobody_misses_them(network):
     """Each inner convolution gets dead channels; what is left computes the same."""
     network = copy.deepcopy(network)
-    for name, width in by_magnitude(network).items():
+    for name, width in importance_by_magnitude(network).items():
         block, _, conv = name.rpartition(".conv")
         dead = torch.arange(len(width)) % 4 == 0
         norm = network.get_submodule(f"{block}.bn{conv}")
         norm.weight[dead] = 0
         norm.bias[dead] = 0
     share = 0.85 if isinstance(network.layer1[0], BasicBlock) else 0.9
-    narrowed = prune_channels(network, share, (32, 32), by_magnitude(network))
+    narrowed = prune_channels(network, share, (32, 32), importance_by_magnitude(network))
     assert narrowed.widths
     torch.testing.assert_close(narrowed.module(IMAGES), network(IMAGES), rtol=1e-4, atol=1e-5)
 
@@ -114,15 +116,15 @@ def test_channels_that_do_nothing_are_taken_first_and_nobody_misses_them(network
 def test_by_activation_a_channel_that_never_fires_matters_nothing():
     network = copy.deepcopy(NETWORKS["basic"])
     network.layer2[0].bn1.bias[3] = -1e4
-    found = by_activation(network, iter([IMAGES]))
-    assert found.keys() == by_magnitude(network).keys()
+    found = importance_by_activation(network, iter([IMAGES]))
+    assert found.keys() == importance_by_magnitude(network).keys()
     assert found["layer2.0.conv1"][3] == 0
     assert found["layer2.0.conv1"].median() > 0
 
 
 def test_norms_are_those_of_the_images_after_they_were_taken_anew():
     network = NETWORKS["basic"]
-    fresh = reestimate_norms(network, iter([IMAGES]))
+    fresh = recalibrate_batchnorm(network, iter([IMAGES]))
     stem = network.conv1(IMAGES)
     torch.testing.assert_close(fresh.bn1.running_mean, stem.mean((0, 2, 3)), rtol=1e-4, atol=1e-5)
     assert not any(part.training for part in fresh.modules())
@@ -132,10 +134,10 @@ def test_norms_are_those_of_the_images_after_they_were_taken_anew():
 @pytest.mark.parametrize("share", [-0.1, 1.5, float("nan")])
 def test_a_share_outside_0_and_1_is_refused(share):
     network = NETWORKS["basic"]
-    with pytest.raises(SpecError, match="is no share: give a number from 0 to 1"):
+    with pytest.raises(SpecError, match="is not a fraction: give a number from 0 to 1"):
         prune_weights(network, share)
-    with pytest.raises(SpecError, match="is no share"):
-        prune_channels(network, share, (32, 32), by_magnitude(network))
+    with pytest.raises(SpecError, match="is not a fraction"):
+        prune_channels(network, share, (32, 32), importance_by_magnitude(network))
 
 
 def test_pruning_to_nothing_is_refused():
@@ -143,9 +145,9 @@ def test_pruning_to_nothing_is_refused():
     with pytest.raises(SpecError, match="leaves none of"):
         prune_weights(network, 1.0)
     with pytest.raises(SpecError, match=r"macs 0 cannot be reached .* choose 0\.\d\d or more"):
-        prune_channels(network, 0.0, (32, 32), by_magnitude(network))
+        prune_channels(network, 0.0, (32, 32), importance_by_magnitude(network))
 
 
 def test_channels_of_another_kind_of_network_are_left_alone():
     with pytest.raises(SpecError, match="only be pruned in torchvision's ResNets"):
-        by_magnitude(SMALL)
+        importance_by_magnitude(SMALL)

@@ -14,7 +14,7 @@ from featkit.backbones import load_backbone
 from featkit.backbones.engines import open_engine
 from featkit.backbones.quantization import QuantizationConfig
 from featkit.backbones.saved import INT8_CARD, INT8_FILE
-from featkit.compression.quantize import QuantizationRequest, layer_noise, quantize
+from featkit.compression.quantize import QuantizationRequest, layer_snr, quantize
 from featkit.embeddings.extract import run_extractions
 from featkit.embeddings.pipeline import Compute
 from featkit.embeddings.request import Request
@@ -44,7 +44,7 @@ def made(tmp_path_factory):
         directory / INT8_FILE,
         COMPUTE,
     )
-    (directory / INT8_CARD).write_text(found.card.to_json())
+    (directory / INT8_CARD).write_text(found.description.to_json())
     return directory, found, request
 
 
@@ -55,16 +55,16 @@ def test_what_it_leaves_is_a_backbone_near_to_the_float_one(made):
     a, b = open_engine(backbone, precision="int8")(pixels), open_engine(exact)(pixels)
     cosines = (a * b).sum(1) / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1)
     assert (cosines > 0.98).all()
-    assert backbone.name == found.card.name
-    assert "in eight bits" in backbone.weights
+    assert backbone.name == found.description.name
+    assert "int8" in backbone.weights
 
 
 def test_the_worst_layer_and_those_that_are_named_stay_in_float32(made):
     import onnx
 
     _, found, _ = made
-    worst = min(found.noise, key=lambda each: each[1])[0]
-    assert found.scheme.keep == ("layer4.1", worst)
+    worst = min(found.snr, key=lambda each: each[1])[0]
+    assert found.config.keep == ("layer4.1", worst)
     kept = {each.name for each in onnx.load(made[0] / INT8_FILE).graph.initializer if each.data_type == 1}
     assert {"network.layer4.1.conv1.weight", "network.layer4.1.conv2.weight", f"network.{worst}.weight"} <= kept
     assert "network.layer3.0.conv1.weight" not in kept
@@ -74,7 +74,7 @@ def test_it_goes_wherever_a_backbone_goes(made, tmp_path):
     directory, found, request = made
     asked = Request(data=request.data, backbone=str(directory))
     (done,) = run_extractions([asked], asked.load_images(), tmp_path, COMPUTE)
-    assert (done.precision, done.weights, done.embedded) == ("int8", found.card.label, 12)
+    assert (done.precision, done.weights, done.embedded) == ("int8", found.description.label, 12)
     (again,) = run_extractions([asked], asked.load_images(), tmp_path, COMPUTE)
     assert again.hit
 
@@ -111,7 +111,7 @@ def test_what_it_cannot_do_is_said(made):
         load_backbone(directory, layer="layer3")
     with pytest.raises(SpecError, match="use --precision int8"):
         load_backbone(directory).build()
-    with pytest.raises(SpecError, match="eight bits already"):
+    with pytest.raises(SpecError, match="int8 network already"):
         quantize(Request(backbone=directory), QuantizationRequest(), Path("never.onnx"), COMPUTE)
 
 
@@ -143,7 +143,7 @@ def test_the_layer_whose_weights_differ_most_within_a_channel_loses_most(tiny):
         return network
 
     pixels = list(np.random.default_rng(0).integers(0, 256, (4, 16, 16, 3), dtype=np.uint8))
-    before, after = dict(layer_noise(tiny, pixels)), dict(layer_noise(replace(tiny, build=build), pixels))
+    before, after = dict(layer_snr(tiny, pixels)), dict(layer_snr(replace(tiny, build=build), pixels))
     assert before.keys() == after.keys() == {"0", "2"}
     assert all(20 < noise < 80 for noise in before.values())
 
@@ -169,6 +169,6 @@ def test_other_ways_to_calibrate_are_near_too(tiny, tmp_path, method, capsys):
 def test_the_card_survives_its_json(made):
     from featkit.backbones.saved import Int8Description
 
-    card = made[1].card
+    card = made[1].description
     assert Int8Description.from_json(card.to_json()) == card
     assert json.loads(card.to_json())["macs"] > 1e7

@@ -13,8 +13,8 @@ from featkit.backbones.batchnorm import has_statistics
 from featkit.backbones.layers import freeze
 from featkit.backbones.resnet_modules import make_resnet
 from featkit.backbones.state_dict import seeded
-from featkit.compression.prune import NarrowedNetwork, by_magnitude, inner_convolutions, prune_channels
 from featkit.compression.reconstruct import reconstruct
+from featkit.compression.structured import NarrowedNetwork, importance_by_magnitude, inner_convolutions, prune_channels
 
 with seeded(1):
     IMAGES = list(torch.randn(4, 16, 3, 48, 48))
@@ -61,12 +61,12 @@ def error(network, other):
 @pytest.mark.parametrize("network", NETWORKS.values(), ids=NETWORKS)
 def test_what_is_left_comes_closer_to_the_whole_network(network):
     before = copy.deepcopy(network.state_dict())
-    narrowed = prune_channels(network, 0.7, (48, 48), by_magnitude(network))
+    narrowed = prune_channels(network, 0.7, (48, 48), importance_by_magnitude(network))
     told = []
-    fitted = reconstruct(network, narrowed, IMAGES, note=told.append)
+    fitted = reconstruct(network, narrowed, IMAGES, on_message=told.append)
     assert error(fitted, network) < 0.7 * error(narrowed.module, network)
     assert len(told) == len(inner_convolutions(network))
-    assert told[0].startswith("layer1.0.conv2: of its output ")
+    assert told[0].startswith("layer1.0.conv2: unexplained variance")
     assert all(torch.equal(before[name], value) for name, value in network.state_dict().items())
     assert fitted.state_dict().keys() == narrowed.module.state_dict().keys()
     assert not any(each.requires_grad or each.grad_fn for each in fitted.parameters())
@@ -90,7 +90,7 @@ def test_norms_have_the_statistics_of_what_they_see_so_that_training_can_go_on(n
         if isinstance(part, nn.BatchNorm2d):
             part.running_mean.zero_()
             part.running_var.fill_(1 - part.eps)
-    narrowed = prune_channels(network, 0.7, (48, 48), by_magnitude(network))
+    narrowed = prune_channels(network, 0.7, (48, 48), importance_by_magnitude(network))
     fitted = reconstruct(network, narrowed, IMAGES)
     assert has_statistics(fitted)
     batch = torch.cat(IMAGES)
@@ -123,7 +123,7 @@ def test_channels_that_others_repeat_are_not_missed(kind):
 def test_a_convolution_is_fitted_as_ridge_regression_says():
     """One convolution, against normal equations in float64; its patches are all there are."""
     network = copy.deepcopy(NETWORKS["basic"])
-    narrowed = prune_channels(network, 0.7, (48, 48), by_magnitude(network))
+    narrowed = prune_channels(network, 0.7, (48, 48), importance_by_magnitude(network))
     fitted = reconstruct(network, narrowed, IMAGES)
     name = "layer2.0"  # 6 x 6 places
     whole, narrow = network.get_submodule(name), fitted.get_submodule(name)

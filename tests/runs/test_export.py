@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from featkit.compression.exported import load_exported
+from featkit.compression.onnx_reader import load_exported
 from featkit.embeddings.pipeline import Compute
 from featkit.runs.directory import load_run, save_run
 from featkit.runs.export import export_run

@@ -6,7 +6,8 @@ import torch
 from featkit.embeddings.pipeline import Compute
 from featkit.embeddings.request import Request
 from featkit.training.config import TrainingConfig
-from featkit.training.finetune import ExecutionConfig, finetune
+from featkit.training.finetune import finetune
+from featkit.training.loop import ExecutionConfig
 from featkit.training.prepare import prepare
 
 COMPUTE = Compute(device="cpu")

@@ -8,7 +8,8 @@ from featkit.embeddings.request import Request
 from featkit.errors import DataError, SpecError
 from featkit.heads import make_head
 from featkit.training.distill import LOSSES, DistillationConfig, distill, teacher_of
-from featkit.training.finetune import ExecutionConfig, finetune
+from featkit.training.finetune import finetune
+from featkit.training.loop import ExecutionConfig
 from featkit.training.prepare import prepare
 
 COMPUTE = Compute(device="cpu")
@@ -75,7 +76,7 @@ def test_a_teacher_with_another_order_of_classes_says_the_same(teacher):
     x, y = rng.normal(size=(40, 8)).astype(np.float32), np.arange(40) % 4
     names, turned = ("a", "b", "c", "d"), ("d", "c", "b", "a")
     head = make_head("knn:k=1").fit(x, y)
-    one, other = (teacher_of(TEACHER, head, names, order).answer(x) for order in (names, turned))
+    one, other = (teacher_of(TEACHER, head, names, order).outputs(x) for order in (names, turned))
     assert np.array_equal(one[:, :4], other[:, 3::-1])
     assert np.array_equal(one[:, 4:], x)
     assert np.isfinite(one).all()

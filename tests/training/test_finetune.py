@@ -16,12 +16,12 @@ from featkit.backbones import load_backbone
 from featkit.backbones.engines import open_engine
 from featkit.embeddings.pipeline import Compute
 from featkit.errors import DataError, SpecError, StorageError, TrainingError
-from featkit.training import inputs, loop
-from featkit.training.feeds import ImageInputs
-from featkit.training.finetune import ExecutionConfig, TrainingCallbacks, begin, finetune
+from featkit.training import data, loop
+from featkit.training.data import ImageInputs, make_inputs
+from featkit.training.finetune import finetune, initial_model
 from featkit.training.history import history_rows
-from featkit.training.inputs import inputs_for
-from featkit.training.prepare import divide, prepare
+from featkit.training.loop import ExecutionConfig, TrainingCallbacks
+from featkit.training.prepare import prepare, split_validation
 
 COMPUTE = Compute(device="cpu")
 
@@ -86,9 +86,9 @@ def test_the_same_seed_gives_the_same_weights(trained, mode):
 def test_what_is_kept_gives_what_is_made_anew(wanted):
     """Activations read from the cache are those that the frozen part makes of the images, up to float16."""
     prepared = prepare(wanted(mode="deep"), COMPUTE)
-    model = begin(prepared)
-    kept, _ = inputs_for(prepared, model.body, COMPUTE)
-    live = ImageInputs(kept_images(prepared), kept.views, prepared.backbone.preprocess, trunk=trunk(prepared))
+    model = initial_model(prepared)
+    kept, _ = make_inputs(prepared, model.body, COMPUTE)
+    live = ImageInputs(kept_images(prepared), kept.views, prepared.backbone.preprocess, frozen_layers=trunk(prepared))
     rows = [np.arange(5), np.array([7, 6])]
     for (ours, _), (anew, _) in zip(kept.batches(0, rows), live.batches(0, rows), strict=True):
         assert ours.dtype == torch.float16
@@ -113,7 +113,7 @@ class _StopError(Exception):
 @pytest.mark.parametrize("mode", ["shallow", "deep", "full"])
 def test_a_training_that_is_stopped_anywhere_ends_as_one_that_is_not(wanted, tmp_path, mode, monkeypatch):
     """With a checkpoint after every step, and a stop at every one of them."""
-    monkeypatch.setattr(loop, "_BETWEEN_CHECKPOINTS", 0.0)
+    monkeypatch.setattr(loop, "_CHECKPOINT_SECONDS", 0.0)
     prepared = prepare(wanted(mode=mode, augment="shift", mixup=0.2, ema=0.9, patience=5), COMPUTE)
     whole = finetune(prepared, ExecutionConfig(COMPUTE))
     moments = [(epoch, step) for epoch in range(2) for step in range(1, 6)]
@@ -138,11 +138,12 @@ from pathlib import Path
 from featkit.embeddings.pipeline import Compute
 from featkit.embeddings.request import Request
 from featkit.training import loop
-from featkit.training.feeds import ImageInputs
-from featkit.training.finetune import ExecutionConfig, TrainingCallbacks, begin, finetune
+from featkit.training.data import ImageInputs
+from featkit.training.finetune import finetune, initial_model
+from featkit.training.loop import ExecutionConfig, TrainingCallbacks
 from featkit.training.prepare import prepare
 from featkit.training.config import TrainingConfig
-loop._BETWEEN_CHECKPOINTS = 0.0
+loop._CHECKPOINT_SECONDS = 0.0
 BACKBONE, CPU = "resnet18:stem=small", Compute(device="cpu")
 folder, out = map(Path, sys.argv[1:])
 request = Request(
@@ -207,8 +208,8 @@ def test_a_batch_of_one_is_refused_where_norms_need_more(trained):
 
 
 def test_activations_that_do_not_fit_on_the_disk_are_not_begun(trained, monkeypatch):
-    full = inputs.shutil.disk_usage("/")._replace(free=1000)
-    monkeypatch.setattr(inputs.shutil, "disk_usage", lambda _: full)
+    full = data.shutil.disk_usage("/")._replace(free=1000)
+    monkeypatch.setattr(data.shutil, "disk_usage", lambda _: full)
     with pytest.raises(StorageError, match="lower --views"):
         trained(mode="deep")
 
@@ -230,7 +231,7 @@ def test_without_val_everything_is_trained_on(wanted):
 def test_a_class_with_one_image_stays_in_train(wanted, photos):
     for image in sorted(photos.glob("red/*.png"))[1:]:
         image.unlink()
-    images = divide(wanted(data=str(photos), limit=None, split="70/0/30").request.load_images(), 0.3, seed=0)
+    images = split_validation(wanted(data=str(photos), limit=None, split="70/0/30").request.load_images(), 0.3, seed=0)
     red = images.classes.index("red")
     assert (images.splits[images.labels == red] == "train").all()
 
@@ -271,7 +272,7 @@ def test_perturbed_images_are_not_trained_on(wanted):
 
 
 DISTRIBUTED = (
-    PROGRAM.split("loop._BETWEEN")[0]
+    PROGRAM.split("loop._CHECKPOINT")[0]
     + """
 from featkit.training.distributed import join_process_group
 out = Path(sys.argv[1])

@@ -6,7 +6,13 @@ import torch
 from scipy.special import log_softmax, softmax
 from torch.autograd import gradcheck
 
-from featkit.training.losses import CrossEntropy, decoupled, feature_distance, projection, soft_targets
+from featkit.training.losses import (
+    CrossEntropy,
+    decoupled_loss,
+    embedding_distance,
+    make_projection,
+    soft_target_loss,
+)
 
 RNG = np.random.default_rng(0)
 STUDENT, TEACHER = RNG.normal(size=(2, 6, 5)) * 3
@@ -42,15 +48,15 @@ LOSSES = {
         lambda x: CrossEntropy()(x, torch.tensor(LABELS)),
         lambda: -log_softmax(STUDENT, axis=1)[np.arange(6), LABELS].mean(),
     ),
-    "soft targets": (lambda x: soft_targets(x, tensor(TEACHER), T), direct_soft_targets),
-    "decoupled": (lambda x: decoupled(x, tensor(TEACHER), torch.tensor(LABELS), T, 8.0), lambda: direct_decoupled(8.0)),
+    "soft targets": (lambda x: soft_target_loss(x, tensor(TEACHER), T), direct_soft_targets),
+    "decoupled": (lambda x: decoupled_loss(x, tensor(TEACHER), torch.tensor(LABELS), T, 8.0), lambda: direct_decoupled(8.0)),
     "cosine": (
-        lambda x: feature_distance(x, tensor(TEACHER), "cosine"),
+        lambda x: embedding_distance(x, tensor(TEACHER), "cosine"),
         lambda: (
             1 - (STUDENT * TEACHER).sum(1) / np.linalg.norm(STUDENT, axis=1) / np.linalg.norm(TEACHER, axis=1)
         ).mean(),
     ),
-    "mse": (lambda x: feature_distance(x, tensor(TEACHER), "mse"), lambda: ((STUDENT - TEACHER) ** 2).mean()),
+    "mse": (lambda x: embedding_distance(x, tensor(TEACHER), "mse"), lambda: ((STUDENT - TEACHER) ** 2).mean()),
 }
 
 
@@ -74,13 +80,13 @@ def test_decoupled_with_the_teachers_own_weights_is_soft_targets():
     """Zhao et al. 2022, eq. 6: KD = TCKD + (1 - p_t) NCKD, here for one image."""
     student, teacher = tensor(STUDENT[:1]), tensor(TEACHER[:1])
     rest = 1 - float(torch.softmax(teacher / T, dim=1)[0, LABELS[0]])
-    ours = decoupled(student, teacher, torch.tensor(LABELS[:1]), T, rest)
-    assert float(ours) == pytest.approx(float(soft_targets(student, teacher, T)), rel=1e-10)
+    ours = decoupled_loss(student, teacher, torch.tensor(LABELS[:1]), T, rest)
+    assert float(ours) == pytest.approx(float(soft_target_loss(student, teacher, T)), rel=1e-10)
 
 
 def test_log_probabilities_do_for_logits_of_the_teacher():
     scores = tensor(log_softmax(TEACHER, axis=1))
-    assert float(soft_targets(tensor(STUDENT), scores, T)) == pytest.approx(direct_soft_targets(), rel=1e-12)
+    assert float(soft_target_loss(tensor(STUDENT), scores, T)) == pytest.approx(direct_soft_targets(), rel=1e-12)
 
 
 def test_weights_and_offsets_of_classes_are_those_of_the_formula():
@@ -92,5 +98,5 @@ def test_weights_and_offsets_of_classes_are_those_of_the_formula():
 
 
 def test_embeddings_of_one_width_are_not_projected():
-    assert not list(projection(8, 8).parameters())
-    assert projection(8, 16)(torch.zeros(2, 8)).shape == (2, 16)
+    assert not list(make_projection(8, 8).parameters())
+    assert make_projection(8, 16)(torch.zeros(2, 8)).shape == (2, 16)

@@ -6,7 +6,15 @@ import torch
 from featkit.backbones import load_backbone
 from featkit.errors import SpecError
 from featkit.training.config import TrainingConfig
-from featkit.training.network import WHOLE, blocks, cut_at, cut_layer, learning_state, make_classifier, set_training
+from featkit.training.network import (
+    WHOLE,
+    first_trainable_block,
+    frozen_output_layer,
+    make_classifier,
+    network_blocks,
+    set_train_mode,
+    trainable_state,
+)
 
 BACKBONE = load_backbone("resnet18:stem=small", weights="random")
 IMAGES = torch.linspace(-1, 1, 2 * 3 * 16 * 16).reshape(2, 3, 16, 16)
@@ -30,7 +38,7 @@ def classifier(**settings):
 def test_what_learns_begins_where_the_rest_ends(unfreeze, layer):
     """The rest, as a backbone, then the learning part: together the whole network."""
     model = classifier(unfreeze=unfreeze)
-    assert cut_layer(model.body.network, model.body.start) == layer
+    assert frozen_output_layer(model.body.network, model.body.start) == layer
     trunk = load_backbone("resnet18:stem=small", weights="random", layer=layer, pool="none").build()
     model.eval()
     whole = BACKBONE.build()(IMAGES)
@@ -39,7 +47,7 @@ def test_what_learns_begins_where_the_rest_ends(unfreeze, layer):
 
 def test_the_classifier_alone_learns_from_embeddings():
     model = classifier(mode="shallow")
-    assert cut_layer(model.body.network, model.body.start) is None
+    assert frozen_output_layer(model.body.network, model.body.start) is None
     assert [name for name, value in model.named_parameters() if value.requires_grad] == ["fc.weight", "fc.bias"]
 
 
@@ -54,12 +62,12 @@ def test_only_what_learns_has_gradients():
     assert learning == {
         name for name, _ in model.named_parameters() if name.startswith(("fc.", "body.network.layer4."))
     }
-    assert learning <= learning_state(model).keys()
+    assert learning <= trainable_state(model).keys()
 
 
 def test_norms_of_what_stays_keep_their_statistics():
     model = classifier(unfreeze="layer4")
-    set_training(model, TrainingConfig(unfreeze="layer4"))
+    set_train_mode(model, TrainingConfig(unfreeze="layer4"))
     modes = {name: part.training for name, part in model.named_modules() if isinstance(part, torch.nn.BatchNorm2d)}
     assert all(training == ("layer4" in name) for name, training in modes.items())
 
@@ -67,18 +75,18 @@ def test_norms_of_what_stays_keep_their_statistics():
 def test_frozen_norms_keep_theirs_where_the_rest_learns():
     settings = TrainingConfig(mode="full", norm="frozen")
     model = classifier(mode="full", norm="frozen")
-    set_training(model, settings)
+    set_train_mode(model, settings)
     assert not any(part.training for part in model.modules() if isinstance(part, torch.nn.BatchNorm2d))
 
 
 @pytest.mark.parametrize("unfreeze", ["layer5", "9", "0", "fc", "stem"])
 def test_a_block_that_is_not_there_is_named(unfreeze):
     with pytest.raises(SpecError, match=unfreeze):
-        cut_at(BACKBONE.build(), "resnet18", TrainingConfig(unfreeze=unfreeze))
+        first_trainable_block(BACKBONE.build(), "resnet18", TrainingConfig(unfreeze=unfreeze))
 
 
 def test_a_network_without_blocks_is_not_cut():
     network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 4))
-    assert blocks(network) == []
-    with pytest.raises(SpecError, match="not cut into blocks"):
-        cut_at(network, "mine", TrainingConfig())
+    assert network_blocks(network) == []
+    with pytest.raises(SpecError, match="not divided into blocks"):
+        first_trainable_block(network, "mine", TrainingConfig())

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from featkit.backbones import load_backbone
 from featkit.training.config import TrainingConfig
 from featkit.training.network import make_classifier
-from featkit.training.optim import make_optimiser, rate, set_rate
+from featkit.training.optim import learning_rate_factor, make_optimiser, set_learning_rate
 
 
 def optimiser(**chosen):
@@ -37,7 +37,7 @@ def test_norms_and_biases_do_not_decay():
 
 def test_a_rate_is_a_share_of_each_groups_own():
     made, groups = optimiser(layer_decay=0.5)
-    set_rate(made, 0.1)
+    set_learning_rate(made, 0.1)
     assert groups["fc.weight"]["lr"] == pytest.approx(0.1)
     assert groups["body.network.layer4.0.conv1.weight"]["lr"] == pytest.approx(0.05)
 
@@ -45,7 +45,7 @@ def test_a_rate_is_a_share_of_each_groups_own():
 @given(st.integers(0, 50), st.integers(1, 200))
 def test_the_rate_rises_then_falls_and_is_never_over_one(warmup, rest):
     steps = warmup + rest
-    rates = [rate(step, steps, warmup) for step in range(steps)]
+    rates = [learning_rate_factor(step, steps, warmup) for step in range(steps)]
     assert all(0 < value <= 1 for value in rates)
     assert rates[:warmup] == sorted(rates[:warmup])
     assert rates[warmup:] == sorted(rates[warmup:], reverse=True)
@@ -53,8 +53,8 @@ def test_the_rate_rises_then_falls_and_is_never_over_one(warmup, rest):
 
 
 def test_the_fall_is_half_a_cosine():
-    assert rate(50, 100, 0) == pytest.approx(0.5)
-    assert rate(25, 100, 0) == pytest.approx((1 + math.cos(math.pi / 4)) / 2)
+    assert learning_rate_factor(50, 100, 0) == pytest.approx(0.5)
+    assert learning_rate_factor(25, 100, 0) == pytest.approx((1 + math.cos(math.pi / 4)) / 2)
 
 
 def test_adamw_is_there():

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from featkit.compression.modules import scores_module
+from featkit.compression.head_modules import make_scores_module
 from featkit.errors import HeadError
 from featkit.evaluation import Temperature
 from featkit.evaluation.calibration import apply_temperature
@@ -34,7 +34,7 @@ SPECS = [
 
 def answers(head, vectors, temperature=None):
     with torch.no_grad():
-        return scores_module(head, temperature)(torch.from_numpy(vectors)).numpy()
+        return make_scores_module(head, temperature)(torch.from_numpy(vectors)).numpy()
 
 
 @pytest.mark.parametrize("k", [2, 4])
@@ -67,4 +67,4 @@ def test_a_corrected_head_is_the_head_inside(blobs):
 
 def test_a_head_of_another_kind_is_refused():
     with pytest.raises(HeadError, match="str cannot be exported: choose linear"):
-        scores_module("nearest", None)
+        make_scores_module("nearest", None)

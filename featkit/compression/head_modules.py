@@ -1,7 +1,7 @@
-"""Fitted heads as torch modules: what an exported file computes after the network.
+"""Fitted heads as torch modules, for export.
 
-Learned numbers stay in the type that they were learned in, and are computed with in float64: next to the network that
-costs nothing, and the answers are those of the head itself.
+Fitted arrays keep their type and are used in float64: compared with the network this costs nothing,
+and the probabilities are those of the head itself.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _SMALLEST = 1e-9
 
 
 class PixelsToScores(nn.Module):
-    """A whole classifier: float32 pixels ``(b, 3, h, w)`` in 0..1 to probabilities ``(b, k)``."""
+    """A classifier: float32 pixels ``(b, 3, h, w)`` in 0..1 to probabilities ``(b, k)``."""
 
     def __init__(self, network: nn.Module, preprocess: Preprocess, scores: nn.Module) -> None:
         super().__init__()
@@ -40,17 +40,19 @@ class PixelsToScores(nn.Module):
         return scores
 
 
-def scores_module(head: Any, temperature: Temperature | None) -> nn.Module:
-    """Return a fitted head, with its temperature, as a module: float32 vectors ``(b, d)`` to ``(b, k)``.
+def make_scores_module(head: Any, temperature: Temperature | None) -> nn.Module:
+    """Return a fitted head as a module: embeddings ``(b, d)`` to probabilities ``(b, k)``.
 
     Raises:
-        HeadError: if the head is of a kind that cannot be expressed, such as that of a plug-in.
+        HeadError: if this kind of head cannot be exported, such as that of a plug-in.
     """
     if isinstance(head, BalancedHead):
-        return scores_module(head.head_, temperature)
-    steps: list[nn.Module] = [_Prepared(head), *_layers(head)]
-    steps += [] if isinstance(head, KNNHead) else [nn.Softmax(dim=1)]
-    steps += [_Tempered(temperature), nn.Softmax(dim=1)] if temperature else []
+        return make_scores_module(head.head_, temperature)
+    steps: list[nn.Module] = [_ScaledInput(head), *_layers(head)]
+    if not isinstance(head, KNNHead):  # whose votes are probabilities already
+        steps.append(nn.Softmax(dim=1))
+    if temperature:
+        steps += [_TemperatureScaledLog(temperature), nn.Softmax(dim=1)]
     return nn.Sequential(*steps, _Float32()).eval()
 
 
@@ -64,37 +66,42 @@ def _layers(head: Any) -> list[nn.Module]:
         return [_Kernel(head), _PairVotes(head)]
     if isinstance(head, KNNHead):
         return [_Neighbours(head)]
-    raise HeadError(f"{type(head).__name__} cannot be exported: choose linear, svm, knn, mlp or prototypical")
+    raise HeadError(
+        f"{type(head).__name__} cannot be exported: choose linear, svm, knn, mlp or prototypical"
+    )
 
 
-class _Prepared(nn.Module):
-    """``apply_scale``, and unit length where the metric is the angle."""
+class _ScaledInput(nn.Module):
+    """Scaling of the input as in ``heads.scaling``, and unit length for the cosine metric."""
 
     def __init__(self, head: Any) -> None:
         super().__init__()
-        self.how = getattr(head, "scale", None)
-        self.angle = getattr(head, "metric", None) == "cosine"
-        if self.how:
+        self.scale = getattr(head, "scale", None)
+        self.unit_length = getattr(head, "metric", None) == "cosine"
+        if self.scale:
             self.centre, self.spread = _buffer(head.centre_), _buffer(head.spread_)
 
-    def forward(self, vectors: Tensor) -> Tensor:
-        rows = vectors.double()
-        if self.how == "root":
+    def forward(self, embeddings: Tensor) -> Tensor:
+        rows = embeddings.double()
+        if self.scale == "root":
             rows = rows.sign() * rows.abs().sqrt()
-        if self.how in ("root", "l2"):
+        if self.scale in ("root", "l2"):
             rows = _unit(rows)
-        if self.how:
+        if self.scale:
             rows = (rows - self.centre.double()) / self.spread.double()
-        return _unit(rows) if self.angle else rows
+        return _unit(rows) if self.unit_length else rows
 
 
 class _Affine(nn.Module):
-    """Weights ``(k, d)`` and an intercept; of two classes, a single row stands for the second over the first."""
+    """Weights ``(k, d)`` and intercepts ``(k,)``, or one row for the second of two classes."""
 
     def __init__(self, coef: Any, intercept: Any) -> None:
         super().__init__()
         if len(coef) == 1:
-            coef, intercept = np.concatenate([0 * coef, coef]), np.concatenate([0 * intercept, intercept])
+            coef, intercept = (
+                np.concatenate([0 * coef, coef]),
+                np.concatenate([0 * intercept, intercept]),
+            )
         self.coef, self.intercept = _buffer(coef), _buffer(intercept)
 
     def forward(self, rows: Tensor) -> Tensor:
@@ -117,7 +124,7 @@ class _Kernel(nn.Module):
 
 
 class _PairVotes(nn.Module):
-    """What the machines of all pairs of classes say, from kernel values: ``SVMHead._values`` step by step."""
+    """One-vs-one decisions of an SVM from kernel values, step by step as in ``SVMHead._values``."""
 
     def __init__(self, head: SVMHead) -> None:
         super().__init__()
@@ -130,7 +137,9 @@ class _PairVotes(nn.Module):
         self.sides = _buffer((np.eye(k)[first] - np.eye(k)[second]).astype(np.float32))
 
     def forward(self, kernel: Tensor) -> Tensor:
-        spans = zip(*(torch.split(each, self.sizes, dim=1) for each in (kernel, self.coef)), strict=True)
+        spans = zip(
+            *(torch.split(each, self.sizes, dim=1) for each in (kernel, self.coef)), strict=True
+        )
         parts = torch.cat([values @ coef.T for values, coef in spans], dim=1)
         pairs = parts[:, self.own] + parts[:, self.other] + self.intercept
         if len(self.sizes) == 2:
@@ -142,7 +151,7 @@ class _PairVotes(nn.Module):
 
 
 class _Neighbours(nn.Module):
-    """The share of the votes of the nearest training rows that each class has, ``(b, k)``."""
+    """Fraction ``(b, k)`` of the votes of the nearest training rows for each class."""
 
     def __init__(self, head: KNNHead) -> None:
         super().__init__()
@@ -165,8 +174,8 @@ class _Neighbours(nn.Module):
         return torch.exp((nearest[:, :1] ** 2 - nearest**2) / (2 * self.temperature))
 
 
-class _Tempered(nn.Module):
-    """The logarithms of which ``apply_temperature`` takes the soft-max."""
+class _TemperatureScaledLog(nn.Module):
+    """Scaled log probabilities; their softmax is what ``apply_temperature`` returns."""
 
     def __init__(self, temperature: Temperature) -> None:
         super().__init__()
