@@ -1,4 +1,4 @@
-"""Networks that turn uint8 images into vectors: their weights and their preprocessing."""
+"""Networks that turn images into features, their weights and their preprocessing."""
 
 from featkit.backbones.catalog import list_layers, list_models
 from featkit.backbones.load import BACKBONES, load_backbone

@@ -1,4 +1,4 @@
-"""What there is to choose from. This module imports torch only when layers are listed."""
+"""List the available networks and their layers. Imports torch only to list layers."""
 
 from __future__ import annotations
 
@@ -10,22 +10,24 @@ from featkit.registry import Spec, unknown
 
 def list_models() -> list[tuple[str, str, str, str]]:
     """Return, for each backbone, its name, embedding width, number of parameters and named weights, as text."""
-    rows = [
-        (name, str(width), f"{parameters:,}", ", ".join(FILES[name])) for name, (width, parameters) in SIZES.items()
-    ]
-    rows.append(("timm:NAME", "of NAME", "of NAME", "imagenet, where timm has them"))
-    plugins = [name for name in BACKBONES.names() if name not in (*SIZES, "timm")]
-    return rows + [(name, "of the plug-in", "of the plug-in", "of the plug-in") for name in plugins]
+    rows = []
+    for name, (width, parameters) in SIZES.items():
+        rows.append((name, str(width), f"{parameters:,}", ", ".join(FILES[name])))
+    rows.append(("timm:NAME", "see timm", "see timm", "imagenet, if timm has them"))
+    for name in BACKBONES.names():
+        if name not in (*SIZES, "timm"):
+            rows.append((name, "see plug-in", "see plug-in", "see plug-in"))
+    return rows
 
 
 def list_layers(name: str) -> list[tuple[str, tuple[int, ...]]]:
-    """Return the layers of a network in order, with the shape of their output (no batch) for one image.
+    """Return the layers of a network in the order of computation, with the shape of their output for one image.
 
-    The image has 224 x 224 pixels, or what a timm network is made for.
+    The shapes have no batch dimension. The image has 224 x 224 pixels, or the size that a timm network expects.
 
     Raises:
-        SpecError: if the name is not one of featkit's own networks.
-        MissingExtraError: if timm is asked for and not installed.
+        SpecError: if the name is not that of a ResNet or a timm network.
+        MissingExtraError: if it is a timm network and timm is not installed.
     """
     spec = Spec.parse(name)
     if name not in SIZES and not (spec.name == "timm" and spec.argument):
@@ -36,6 +38,7 @@ def list_layers(name: str) -> list[tuple[str, tuple[int, ...]]]:
     from featkit.backbones.layers import freeze, layer_shapes
     from featkit.backbones.timm import input_size, make_network
 
+    # On the meta device there are shapes and no numbers, so that this takes no memory and little time.
     with torch.device("meta"):
         if spec.name == "timm":
             network, size = make_network(str(spec.argument)), input_size(str(spec.argument))

@@ -113,14 +113,14 @@ def _load_saved(spec: str, *, weights: str, layer: str | None, pool: str) -> Bac
 
 
 def _build_saved(file: Path, description: NetworkDescription, layer: str, pool: str) -> nn.Module:
-    from featkit.backbones.resnet import up_to
+    from featkit.backbones.resnet import truncate
     from featkit.backbones.resnet_modules import narrow
     from featkit.backbones.state_dict import fill, read_state
 
     module = load_backbone(description.base, weights="random").build()
     narrow(module, description.widths)
     fill(module, read_state(file), network_name=description.name, path=file, ignore=())
-    return up_to(module, description.name, layer, pool)
+    return truncate(module, description.name, layer, pool)
 
 
 def _load_int8(spec: str, *, weights: str, layer: str | None, pool: str) -> Backbone:

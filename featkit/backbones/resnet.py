@@ -1,4 +1,4 @@
-"""torchvision's ResNets. This module imports torch only when a network is built."""
+"""torchvision's ResNets. Imports torch only when a network is built."""
 
 from __future__ import annotations
 
@@ -19,20 +19,19 @@ SIZES = {
     "resnet101": (2048, 44_549_160),
     "resnet152": (2048, 60_192_808),
 }
-"""Width of the embedding, and number of parameters with the classifier of 1000 classes."""
+"""Width of the embedding, and number of parameters including the classifier of 1000 classes."""
 
 DEFAULT_LAYER = "avgpool"
 
-_VARIANTS: dict[str, tuple[Value, ...]] = {
+_OPTION_VALUES: dict[str, tuple[Value, ...]] = {
     "residual": (True, False),
     "norm": ("batch", "none"),
     "stem": ("imagenet", "small"),
 }
-"""Options of a ResNet and their values, torchvision's own first."""
+"""Options of a ResNet and their values; the first value is torchvision's."""
 
-
-_SMALL = 32
-"""Edge in pixels of the images that the small stem is made for, that of CIFAR."""
+_SMALL_STEM_PIXELS = 32
+"""Edge of the images that the small stem is made for: those of CIFAR."""
 
 
 def _resnet(
@@ -45,36 +44,42 @@ def _resnet(
     norm: str = "batch",
     stem: str = "imagenet",
 ) -> Backbone:
-    """Return one of torchvision's ResNets (He et al. 2016), or one built otherwise for a comparison.
+    """Return one of torchvision's ResNets (He et al. 2016) or a variant of it.
 
     Args:
         network: ``resnet18``, ...
         weights: as in ``load_backbone``.
         layer: as in ``load_backbone``.
         pool: as in ``load_backbone``.
-        residual: whether blocks have their skip connections.
-        norm: ``batch``, or ``none`` (as a spec reads it, None) for no BatchNorm.
-        stem: ``imagenet``, or ``small``: 3 x 3 without stride and no max pooling, for images of 32 pixels.
+        residual: whether blocks have skip connections.
+        norm: ``batch``, or ``none`` for no BatchNorm (a spec reads ``none`` as None).
+        stem: ``imagenet``, or ``small``: a 3 x 3 convolution without stride and no max pooling, for images of
+            32 pixels.
 
     Raises:
-        SpecError: if an option has a value that nobody knows.
-        WeightsError: if the weights cannot be had.
+        SpecError: if an option has an unknown value.
+        WeightsError: if the weights cannot be found, read or downloaded.
     """
     options: dict[str, Value] = {"residual": residual, "norm": "none" if norm is None else norm, "stem": stem}
     for option, value in options.items():
-        if value not in _VARIANTS[option]:
-            raise unknown(f"{option} of {network}", str(value), [str(known).lower() for known in _VARIANTS[option]])
+        if value not in _OPTION_VALUES[option]:
+            known = [str(each).lower() for each in _OPTION_VALUES[option]]
+            raise unknown(f"{option} of {network}", str(value), known)
     found = find_weights(network, weights)
     layer = DEFAULT_LAYER if layer is None else layer
-    small = Preprocess(resize=_SMALL, crop=(_SMALL, _SMALL))
-    spec = Spec(network, options={name: value for name, value in options.items() if value != _VARIANTS[name][0]})
+    preprocess = Preprocess(resize=found.resize)
+    if stem == "small":
+        preprocess = Preprocess(resize=_SMALL_STEM_PIXELS, crop=(_SMALL_STEM_PIXELS, _SMALL_STEM_PIXELS))
+    # Default options are left out of the name, so that a network has one name and one entry in the cache.
+    changed = {name: value for name, value in options.items() if value != _OPTION_VALUES[name][0]}
+    spec = Spec(network, options=changed)
     return Backbone(
         name=str(spec),
         weights=found.label,
         digest=found.digest,
         layer=layer,
         pool=pool,
-        preprocess=small if stem == "small" else Preprocess(resize=found.resize),
+        preprocess=preprocess,
         build=partial(_build, spec, found, layer, pool),
     )
 
@@ -92,24 +97,25 @@ def _build(spec: Spec, found: Weights, layer: str, pool: str) -> nn.Module:
     module = _load(spec, found, needs_classifier=layer == "fc")
     if layer != "fc":
         module.fc = nn.Identity()
-    return up_to(module, spec.name, layer, pool)
+    return truncate(module, spec.name, layer, pool)
 
 
-def up_to(module: nn.Module, network: str, layer: str, pool: str) -> nn.Module:
-    """Return a ResNet in eval mode, without gradients, up to a layer whose output is pooled.
+def truncate(module: nn.Module, network: str, layer: str, pool: str) -> nn.Module:
+    """Return a ResNet up to a layer, whose output is pooled; in eval mode, without gradients.
 
     Raises:
         SpecError: if the layer is unknown.
     """
     from featkit.backbones.layers import extract_layer, freeze
 
+    freeze(module)
     if (layer, pool) == (DEFAULT_LAYER, "avg"):
-        return freeze(module)
-    return extract_layer(freeze(module), network, "layer4" if layer == DEFAULT_LAYER else layer, pool)
+        return module
+    return extract_layer(module, network, "layer4" if layer == DEFAULT_LAYER else layer, pool)
 
 
 def _load(spec: Spec, found: Weights, *, needs_classifier: bool) -> nn.Module:
-    """Return the whole network; its classifier is as wide as the file's, or untrained where nobody looks at it."""
+    """Return the whole network with its weights; the classifier is random unless it is needed."""
     from featkit.backbones.resnet_modules import make_resnet
     from featkit.backbones.state_dict import fill, read_state, seeded
 
@@ -125,5 +131,6 @@ def _load(spec: Spec, found: Weights, *, needs_classifier: bool) -> nn.Module:
             small="stem" in spec.options,
         )
     if found.path:
-        fill(module, state, network_name=str(spec), path=found.path, ignore=() if needs_classifier else ("fc.",))
+        ignore = () if needs_classifier else ("fc.",)
+        fill(module, state, network_name=str(spec), path=found.path, ignore=ignore)
     return module

@@ -1,4 +1,4 @@
-"""ResNets built otherwise than torchvision does: without skip connections or norms, for small images, narrower."""
+"""Build ResNets that torchvision does not have: without skip connections or BatchNorm, for small images, pruned."""
 
 from __future__ import annotations
 
@@ -18,18 +18,19 @@ BLOCKS: dict[str, tuple[type[BasicBlock | Bottleneck], list[int]]] = {
     "resnet101": (Bottleneck, [3, 4, 23, 3]),
     "resnet152": (Bottleneck, [3, 8, 36, 3]),
 }
-"""Kind of block, and number of blocks in each of the four stages (He et al. 2016, table 1)."""
+"""Type of block, and number of blocks in each of the four stages (He et al. 2016, table 1)."""
 
 
 def make_resnet(network: str, *, classes: int, residual: bool, norm: bool, small: bool) -> nn.Module:
-    """Return an untrained ResNet, drawn from torch's current random state.
+    """Build a ResNet with random weights from torch's current random state.
 
     Args:
         network: ``resnet18``, ...
-        classes: width of its classifier.
-        residual: whether the blocks add their input to their output.
-        norm: whether there are BatchNorms; without them, convolutions have no bias either, as in torchvision.
-        small: a first convolution of 3 x 3 without stride, and no max pooling: for images of about 32 pixels.
+        classes: number of outputs of the classifier.
+        residual: whether blocks add their input to their output.
+        norm: whether there are BatchNorms. Without them convolutions still have no bias, as in torchvision.
+        small: whether the first convolution is 3 x 3 without stride and there is no max pooling, for images of about
+            32 pixels.
     """
     if residual and norm:
         module: nn.Module = torchvision.models.get_model(network, weights=None, num_classes=classes)
@@ -49,45 +50,53 @@ def make_resnet(network: str, *, classes: int, residual: bool, norm: bool, small
 
 
 def narrow(module: nn.Module, widths: Mapping[str, int]) -> None:
-    """Give convolutions inside residual blocks fewer output channels, in place; their weights are then undefined.
+    """Replace convolutions inside residual blocks by ones with fewer output channels, in place.
+
+    The next convolution and the BatchNorm between them are replaced too. The new weights are undefined.
 
     Args:
         module: a ResNet.
-        widths: number of channels by the convolution's name, such as ``layer1.0.conv1``; never a block's last one,
-            whose channels are added to the block's input.
+        widths: number of output channels by the convolution's name, such as ``layer1.0.conv1``. The last convolution of
+            a block cannot be narrowed, because its output is added to the block's input.
 
     Raises:
-        WeightsError: if a name or a number does not fit.
+        WeightsError: if a name or a number does not fit the network.
     """
     for name, width in widths.items():
-        block, _, conv = name.rpartition(".")
+        block_name, _, conv = name.rpartition(".")
         index = conv.removeprefix("conv")
         try:
-            part = module.get_submodule(block)
-            first, second = getattr(part, conv), getattr(part, f"conv{int(index) + 1}")
-            fits = isinstance(part, BasicBlock | Bottleneck) and 1 <= width <= first.out_channels
+            block = module.get_submodule(block_name)
+            first, second = getattr(block, conv), getattr(block, f"conv{int(index) + 1}")
+            fits = isinstance(block, BasicBlock | Bottleneck) and 1 <= width <= first.out_channels
         except (AttributeError, ValueError):
             fits = False
         if not fits:
             raise WeightsError(f"this network has no convolution {name!r} that could have {width} channels")
-        setattr(part, conv, _resized(first, first.in_channels, width))
-        setattr(part, f"conv{int(index) + 1}", _resized(second, width, second.out_channels))
-        if isinstance(getattr(part, f"bn{index}"), nn.BatchNorm2d):
-            setattr(part, f"bn{index}", nn.BatchNorm2d(width).train(part.training))
+        setattr(block, conv, _resized(first, first.in_channels, width))
+        setattr(block, f"conv{int(index) + 1}", _resized(second, width, second.out_channels))
+        if isinstance(getattr(block, f"bn{index}"), nn.BatchNorm2d):
+            setattr(block, f"bn{index}", nn.BatchNorm2d(width).train(block.training))
 
 
 def shortcut(block: BasicBlock | Bottleneck, x: Tensor) -> Tensor:
-    """Return what a residual block adds to what its convolutions give: zeros if it is built without."""
+    """Return what a residual block adds to the output of its convolutions: zero in a block without skip connection."""
     if isinstance(block, tuple(_PLAIN.values())):
         return x.new_zeros(())
     added: Tensor = x if block.downsample is None else block.downsample(x)
     return added
 
 
-def _resized(conv: nn.Conv2d, inside: int, outside: int) -> nn.Conv2d:
-    kernel, stride, padding = conv.kernel_size, conv.stride, conv.padding
-    assert not isinstance(padding, str)  # torchvision's are numbers
-    return nn.Conv2d(inside, outside, kernel, stride, padding, bias=conv.bias is not None)  # type: ignore[arg-type]
+def _resized(conv: nn.Conv2d, in_channels: int, out_channels: int) -> nn.Conv2d:
+    assert not isinstance(conv.padding, str)  # torchvision's are numbers
+    return nn.Conv2d(
+        in_channels,
+        out_channels,
+        conv.kernel_size,  # type: ignore[arg-type]
+        conv.stride,  # type: ignore[arg-type]
+        conv.padding,  # type: ignore[arg-type]
+        bias=conv.bias is not None,
+    )
 
 
 def _small_stem() -> nn.Conv2d:
@@ -100,8 +109,8 @@ def _no_norm(_: int) -> nn.Module:
     return nn.Identity()
 
 
-class _PlainBasic(BasicBlock):  # type: ignore[misc]
-    """A basic block whose input is not added to its output."""
+class _PlainBasicBlock(BasicBlock):  # type: ignore[misc]
+    """A basic block without skip connection."""
 
     def forward(self, x: Tensor) -> Tensor:
         out = self.relu(self.bn1(self.conv1(x)))
@@ -110,7 +119,7 @@ class _PlainBasic(BasicBlock):  # type: ignore[misc]
 
 
 class _PlainBottleneck(Bottleneck):  # type: ignore[misc]
-    """A bottleneck whose input is not added to its output."""
+    """A bottleneck block without skip connection."""
 
     def forward(self, x: Tensor) -> Tensor:
         out = self.relu(self.bn1(self.conv1(x)))
@@ -119,4 +128,4 @@ class _PlainBottleneck(Bottleneck):  # type: ignore[misc]
         return plain
 
 
-_PLAIN: dict[type, Any] = {BasicBlock: _PlainBasic, Bottleneck: _PlainBottleneck}
+_PLAIN: dict[type, Any] = {BasicBlock: _PlainBasicBlock, Bottleneck: _PlainBottleneck}

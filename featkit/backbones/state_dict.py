@@ -1,4 +1,4 @@
-"""State dicts: read from a file without running any code in it, and put into a network."""
+"""State dicts: read them without running code from the file, load them into networks, compute their digest."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeGuard
 
 import torch
 from safetensors import SafetensorError
@@ -18,71 +19,78 @@ from torch import Tensor, nn
 from featkit.errors import WeightsError
 
 _WRAPPERS = ("state_dict", "model")
-# How torch's restricted unpickler names the class or function that it refuses.
-_CODE = re.compile(r"GLOBAL ([\w.]+)")
+_FORBIDDEN_GLOBAL = re.compile(r"GLOBAL ([\w.]+)")
+"""Finds the class or function in the error of torch's restricted unpickler."""
 
 
 def read_state(path: Path) -> dict[str, Tensor]:
-    """Return the tensors of a ``.safetensors`` file or of a torch file, by name.
+    """Read the state dict in a ``.safetensors`` file or a torch file.
 
     ``{"state_dict": ...}``, ``{"model": ...}`` and the ``module.`` of parallel training are unwrapped.
 
     Raises:
-        WeightsError: if the file is damaged, holds a pickle with code, or is no state dict.
+        WeightsError: if the file is damaged, contains pickled code, or is not a state dict.
     """
     state = _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
     for key in _WRAPPERS:
         if isinstance(state, Mapping) and isinstance(state.get(key), Mapping):
             state = state[key]
-    if not isinstance(state, Mapping) or not state or not all(map(_is_named_tensor, state.items())):
-        raise WeightsError(f"{path} holds no state dict: save one with torch.save(network.state_dict(), FILE)")
+    if not _is_state_dict(state):
+        raise WeightsError(f"{path} contains no state dict: save one with torch.save(network.state_dict(), FILE)")
     prefix = "module." if all(key.startswith("module.") for key in state) else ""
     return {key.removeprefix(prefix): value for key, value in state.items()}
+
+
+def _is_state_dict(state: object) -> TypeGuard[Mapping[str, Tensor]]:
+    if not isinstance(state, Mapping) or not state:
+        return False
+    return all(isinstance(key, str) and isinstance(value, Tensor) for key, value in state.items())
 
 
 def fill(
     network: nn.Module, state: Mapping[str, Tensor], *, network_name: str, path: Path, ignore: tuple[str, ...]
 ) -> None:
-    """Copy a state dict into a network.
+    """Load a state dict into a network, in place.
 
     Args:
-        network: filled in place.
+        network: the network.
         state: tensors by name.
-        network_name: for the error.
-        path: for the error.
-        ignore: beginnings of names that neither side needs to have.
+        network_name, path: for the error message.
+        ignore: prefixes of names that may be missing, extra or different.
 
     Raises:
-        WeightsError: if a tensor is missing, is one too many, or has another shape.
+        WeightsError: if a tensor is missing, unexpected, or has another shape.
     """
-    wanted = {key: value for key, value in network.state_dict().items() if not key.startswith(ignore)}
+    expected = {key: value for key, value in network.state_dict().items() if not key.startswith(ignore)}
     given = {key: value for key, value in state.items() if not key.startswith(ignore)}
-    wrong = _first_difference(wanted, given)
-    if wrong:
-        raise WeightsError(f"{path} is not of {network_name} ({wrong}): name the backbone that it was made with")
+    difference = _first_difference(expected, given)
+    if difference:
+        raise WeightsError(
+            f"{path} is not a state dict of {network_name} ({difference}): use the --backbone it was saved from"
+        )
     network.load_state_dict(given, strict=False)
 
 
-def _first_difference(wanted: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> str:
-    for key, value in wanted.items():
-        # Files from before torch 0.4.1 lack num_batches_tracked, which matters in training alone.
+def _first_difference(expected: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> str:
+    """Describe the first difference between two state dicts; return an empty text if there is none."""
+    for key, value in expected.items():
+        # Files from before torch 0.4.1 lack num_batches_tracked, which matters only in training.
         if key not in given and not key.endswith("num_batches_tracked"):
             return f"{key} is missing"
         if key in given and given[key].shape != value.shape:
-            return f"{key} is {_shape(given[key])} where {_shape(value)} is needed"
-    return next((f"{key} is not in that network" for key in given if key not in wanted), "")
+            return f"{key} has shape {_format_shape(given[key])} instead of {_format_shape(value)}"
+    for key in given:
+        if key not in expected:
+            return f"unexpected {key}"
+    return ""
 
 
-def _is_named_tensor(item: tuple[object, object]) -> bool:
-    return isinstance(item[0], str) and isinstance(item[1], Tensor)
-
-
-def _shape(tensor: Tensor) -> str:
-    return "x".join(map(str, tensor.shape)) or "a number"
+def _format_shape(tensor: Tensor) -> str:
+    return "x".join(map(str, tensor.shape)) or "()"
 
 
 def digest_state(state: Mapping[str, Tensor]) -> str:
-    """Return the SHA-256 (hex) of a state dict's names, types, shapes and bytes."""
+    """Return the SHA-256 (hex) of the names, types, shapes and bytes of a state dict."""
     sha = hashlib.sha256()
     for key, value in sorted(state.items()):
         sha.update(f"{key} {value.dtype} {tuple(value.shape)};".encode())
@@ -92,7 +100,7 @@ def digest_state(state: Mapping[str, Tensor]) -> str:
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Draw what is drawn inside from this seed on the CPU, and leave the global random state as it was."""
+    """Draw random numbers on the CPU from this seed inside the block; torch's global state is restored afterwards."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         yield
@@ -107,22 +115,22 @@ def _read_safetensors(path: Path) -> object:
 
 def _read_torch(path: Path) -> object:
     try:
-        _check_sums(path)
+        _verify_checksums(path)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # bytes that are no weights make torch raise almost anything
+    except Exception as error:  # for arbitrary bytes, torch raises almost any type of exception
         if type(error).__name__ != "UnpicklingError":
             raise _damaged(path, error) from error
-        code = _CODE.search(str(error))
-        what = f"a pickle with code ({code[1]})" if code else "no weights, or a pickle that may hold code"
+        found = _FORBIDDEN_GLOBAL.search(str(error))
+        content = f"a pickle with code ({found[1]})" if found else "no weights, or a pickle that may contain code"
         raise WeightsError(
-            f"{path} holds {what} and is refused: have its maker save the state dict alone, or as .safetensors"
+            f"{path} contains {content} and is refused: save its state dict alone, or as .safetensors"
         ) from error
 
 
-def _check_sums(path: Path) -> None:
-    """Compare the checksums of a zip archive, which torch does not."""
+def _verify_checksums(path: Path) -> None:
+    """Verify the checksums in a zip archive, which torch.load does not do."""
     if not zipfile.is_zipfile(path):
         return
     with zipfile.ZipFile(path) as archive:
@@ -132,5 +140,6 @@ def _check_sums(path: Path) -> None:
 
 
 def _damaged(path: Path, error: Exception) -> WeightsError:
-    reason = (str(error).splitlines() or [""])[0].split(". ")[0] or type(error).__name__
-    return WeightsError(f"{path} is damaged or holds no weights ({reason}): copy it again, or name another file")
+    first_line = (str(error).splitlines() or [""])[0]
+    reason = first_line.split(". ")[0] or type(error).__name__
+    return WeightsError(f"{path} is damaged or contains no weights ({reason}): copy it again, or use another file")

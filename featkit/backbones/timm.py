@@ -1,4 +1,4 @@
-"""Networks of the timm library (Wightman 2019), which is an extra."""
+"""Networks of the timm library (Wightman 2019), which is an optional dependency."""
 
 from __future__ import annotations
 
@@ -9,28 +9,34 @@ from typing import TYPE_CHECKING, Any
 
 from featkit.backbones.base import Backbone, Preprocess
 from featkit.backbones.weights import Weights, file_weights, random_weights
-from featkit.errors import MissingExtraError, SpecError, WeightsError
+from featkit.errors import SpecError, WeightsError
+from featkit.extras import require
 from featkit.registry import unknown
 
 if TYPE_CHECKING:
     from torch import nn
 
 DEFAULT_LAYER = "pooled"
-"""The network's own embedding: what it would give to its classifier."""
+"""The network's own embedding: the input of its classifier."""
 
 
 def timm_backbone(model: str, *, weights: str, layer: str | None, pool: str) -> Backbone:
-    """Return a network of timm's, such as ``resnet10t`` or ``vit_small_patch16_224.augreg_in1k``.
+    """Return a network of timm, such as ``resnet10t`` or ``vit_small_patch16_224.augreg_in1k``.
 
-    ``avg`` stands for the pooling that the network was trained with, whatever it is; the others are timm's own too.
+    Args:
+        model: timm's name.
+        weights: ``imagenet`` for timm's pretrained weights, ``random[:seed]`` or a file.
+        layer: dotted name, or None for the network's own embedding.
+        pool: as in ``load_backbone``; for the network's own embedding ``avg`` means the pooling that the network was
+            trained with, and the others are done by timm.
 
     Raises:
-        SpecError: if timm has no such network, or preprocesses for it in a way that featkit cannot.
-        WeightsError: if its weights cannot be had.
+        SpecError: if timm has no such network, or featkit does not support its preprocessing.
+        WeightsError: if its weights cannot be found, read or downloaded.
         MissingExtraError: if timm is not installed.
     """
     preprocess = _preprocess(model)
-    found = _find(model, weights)
+    found = _find_weights(model, weights)
     layer = DEFAULT_LAYER if layer is None else layer
     return Backbone(
         name=f"timm:{model}",
@@ -44,10 +50,10 @@ def timm_backbone(model: str, *, weights: str, layer: str | None, pool: str) -> 
 
 
 def make_network(model: str, *, seed: int = 0, **options: Any) -> Any:
-    """Return a network of timm's without its classifier; random weights are drawn from the seed.
+    """Build a network of timm without its classifier; random weights are drawn from the seed.
 
     Raises:
-        SpecError: if timm has no such network, or it cannot be made with these options.
+        SpecError: if timm has no such network.
     """
     from featkit.backbones.state_dict import seeded
 
@@ -57,23 +63,20 @@ def make_network(model: str, *, seed: int = 0, **options: Any) -> Any:
 
 
 def input_size(model: str) -> tuple[int, int]:
-    """Return the height and width in pixels of the images that a network is made for."""
+    """Return the height and width in pixels of the images that a network expects."""
     return _preprocess(model).crop
 
 
 def _timm() -> Any:
-    try:
-        import timm
-    except ImportError as error:
-        raise MissingExtraError("timm", "timm") from error
-    return timm
+    return require("timm", "timm")
 
 
 def _config(model: str) -> Any:
+    """Return timm's configuration of a network and its pretrained weights."""
     timm = _timm()
     if not timm.is_model(model):
-        near = difflib.get_close_matches(model, timm.list_models(), n=8, cutoff=0.3)
-        raise unknown("network of timm (the nearest are listed)", model, near)
+        nearest = difflib.get_close_matches(model, timm.list_models(), n=8, cutoff=0.3)
+        raise unknown("network of timm (the most similar names are listed)", model, nearest)
     try:
         return timm.get_pretrained_cfg(model)
     except (RuntimeError, ValueError) as error:
@@ -84,11 +87,17 @@ def _config(model: str) -> Any:
 def _preprocess(model: str) -> Preprocess:
     config = _timm().data.resolve_data_config(pretrained_cfg=_config(model).to_dict())
     _, height, width = config["input_size"]
-    if config["crop_mode"] not in ("center", "squash") or (config["crop_mode"] == "center" and height != width):
-        raise SpecError(f"timm:{model} takes {height}x{width} by {config['crop_mode']}: featkit cannot, choose another")
+    squash = config["crop_mode"] == "squash"
+    square_center = config["crop_mode"] == "center" and height == width
+    if not squash and not square_center:
+        raise SpecError(
+            f"timm:{model} expects {height}x{width} images with crop mode {config['crop_mode']}, which featkit "
+            "does not support: choose another network"
+        )
+    # Rounded down as in timm.data.create_transform.
     edges = math.floor(height / config["crop_pct"]), math.floor(width / config["crop_pct"])
     return Preprocess(
-        resize=edges if config["crop_mode"] == "squash" else edges[0],
+        resize=edges if squash else edges[0],
         crop=(height, width),
         interpolation=config["interpolation"],
         mean=config["mean"],
@@ -96,71 +105,75 @@ def _preprocess(model: str) -> Preprocess:
     )
 
 
-def _find(model: str, text: str) -> Weights:
+def _find_weights(model: str, text: str) -> Weights:
     if text != "imagenet":
         return random_weights(text) or file_weights(text, f"weights of timm:{model}", ["imagenet"])
     from featkit.backbones.state_dict import digest_state
 
+    # timm does not say in which file its weights are, so the tensors are digested.
     return Weights(f"timm's own {_config(model).tag or model}", digest_state(_pretrained(model).state_dict()))
 
 
 def _pretrained(model: str, **options: Any) -> Any:
     try:
         return make_network(model, pretrained=True, **options)
-    except Exception as error:  # timm fetches in several ways, each with errors of its own
+    except Exception as error:  # timm downloads in several ways, each with its own types of exception
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise WeightsError(
-            f"timm's weights of {model} cannot be had ({reason}): give a file with --weights FILE, "
-            "or try without training with --weights random"
+            f"cannot load timm's weights of {model} ({reason}): give a file with --weights FILE, "
+            "or use untrained weights with --weights random"
         ) from error
 
 
 def _build(model: str, found: Weights, layer: str, pool: str) -> nn.Module:
     from featkit.backbones.layers import extract_layer, freeze
 
-    own_pool: dict[str, Any] = {"global_pool": pool} if layer == DEFAULT_LAYER and pool != "avg" else {}
-    if own_pool:
-        _check_pool(model, own_pool)
-    network: nn.Module = freeze(_load(model, found, own_pool))
+    options: dict[str, Any] = {}
+    if layer == DEFAULT_LAYER and pool != "avg":
+        options = {"global_pool": pool}
+        _check_options(model, options)
+    network: nn.Module = freeze(_load(model, found, options))
     if layer != DEFAULT_LAYER:
         if getattr(network, "output_fmt", "NCHW") != "NCHW":
-            raise SpecError(f"timm:{model} keeps its maps in another order than featkit's: leave --layer out")
+            raise SpecError(
+                f"feature maps of timm:{model} have memory layout {network.output_fmt}, and featkit pools NCHW: "
+                "remove --layer"
+            )
         network = extract_layer(network, f"timm:{model}", layer, pool)
     if _config(model).fixed_input_size:
         network.register_forward_pre_hook(partial(_check_size, model))
     return network
 
 
-def _check_pool(model: str, options: dict[str, Any]) -> None:
+def _check_options(model: str, options: dict[str, Any]) -> None:
+    """Raise SpecError if the network does not support a pooling, before any weights are loaded."""
     import torch
 
     try:
         with torch.device("meta"):
             make_network(model, **options)
     except (AssertionError, TypeError, ValueError) as error:
-        raise SpecError(f"timm:{model} cannot be pooled by {options['global_pool']}: leave --pool out") from error
+        raise SpecError(f"timm:{model} does not support pooling {options['global_pool']}: remove --pool") from error
 
 
 def _check_size(model: str, _module: nn.Module, inputs: tuple[Any, ...]) -> None:
-    found, needed = tuple(inputs[0].shape[2:]), input_size(model)
-    if found != needed:
-        raise SpecError(f"timm:{model} takes {needed} pixels, not {found}: leave --resize and --crop out")
+    found, expected = tuple(inputs[0].shape[2:]), input_size(model)
+    if found != expected:
+        raise SpecError(f"timm:{model} expects images of {expected} pixels, not {found}: remove --resize and --crop")
 
 
 def _load(model: str, found: Weights, options: dict[str, Any]) -> Any:
-    if found.path is None and not found.digest.startswith("random:"):
+    """Return the network with its weights."""
+    is_pretrained = found.path is None and not found.digest.startswith("random:")
+    if is_pretrained:
         return _pretrained(model, **options)
     network = make_network(model, seed=found.seed, **options)
     if found.path:
         from featkit.backbones.state_dict import fill, read_state
 
-        classifier = _config(model).classifier or ()
-        names = (classifier,) if isinstance(classifier, str) else classifier
-        fill(
-            network,
-            read_state(found.path),
-            network_name=f"timm:{model}",
-            path=found.path,
-            ignore=tuple(f"{name}." for name in names),
-        )
+        classifiers = _config(model).classifier or ()
+        if isinstance(classifiers, str):
+            classifiers = (classifiers,)
+        ignore = tuple(f"{name}." for name in classifiers)
+        fill(network, read_state(found.path), network_name=f"timm:{model}", path=found.path, ignore=ignore)
     return network

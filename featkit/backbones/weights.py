@@ -1,12 +1,11 @@
-"""Weights of torchvision's ResNets: which there are, where they lie, and their digest.
+"""Find the weights of a network: published files, files of the user, random weights; and compute their digest.
 
-Nothing here imports torch, unless a file has to be downloaded.
+Imports torch only to download a file.
 """
 
 from __future__ import annotations
 
 import errno
-import hashlib
 import os
 import re
 import socket
@@ -19,34 +18,45 @@ from urllib.error import HTTPError, URLError
 
 from featkit.errors import SpecError, StorageError, WeightsError
 from featkit.registry import unknown
+from featkit.storage import file_sha256
 
 FILES = {
     "resnet18": {"IMAGENET1K_V1": "resnet18-f37072fd.pth"},
     "resnet34": {"IMAGENET1K_V1": "resnet34-b627a593.pth"},
-    "resnet50": {"IMAGENET1K_V1": "resnet50-0676ba61.pth", "IMAGENET1K_V2": "resnet50-11ad3fa6.pth"},
-    "resnet101": {"IMAGENET1K_V1": "resnet101-63fe2227.pth", "IMAGENET1K_V2": "resnet101-cd907fc2.pth"},
-    "resnet152": {"IMAGENET1K_V1": "resnet152-394f9c45.pth", "IMAGENET1K_V2": "resnet152-f82ba261.pth"},
+    "resnet50": {
+        "IMAGENET1K_V1": "resnet50-0676ba61.pth",
+        "IMAGENET1K_V2": "resnet50-11ad3fa6.pth",
+    },
+    "resnet101": {
+        "IMAGENET1K_V1": "resnet101-63fe2227.pth",
+        "IMAGENET1K_V2": "resnet101-cd907fc2.pth",
+    },
+    "resnet152": {
+        "IMAGENET1K_V1": "resnet152-394f9c45.pth",
+        "IMAGENET1K_V2": "resnet152-f82ba261.pth",
+    },
 }
-"""torchvision's file names, by network and name of the weights; eight digits of each file's SHA-256 are in its name."""
+"""torchvision's file names, by network and weights. The digits in a name are the first of the file's SHA-256."""
 
 RESIZE = {"IMAGENET1K_V1": 256, "IMAGENET1K_V2": 232}
-"""Shorter edge in pixels before the centre crop of 224 that the weights were published with."""
+"""Shorter edge in pixels before the centre crop of 224, as published with the weights."""
 
 SUFFIXES = (".pth", ".pt", ".safetensors")
-_NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS}
-_PATIENCE = 30.0
+
+_TIMEOUT_SECONDS = 30.0
+_NOT_WRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS}
 
 
 @dataclass(frozen=True)
 class Weights:
-    """Weights that were found, not yet read.
+    """Weights that were found and not read yet.
 
     Attributes:
-        label: what they are, for people.
+        label: which weights these are, for display.
         digest: SHA-256 (hex) of the file, or ``random:<seed>``.
-        path: the file, or None for untrained weights.
-        seed: of the untrained weights.
-        resize: shorter edge in pixels that they expect before a centre crop of 224.
+        path: the file; None for random weights.
+        seed: seed of random weights.
+        resize: shorter edge in pixels that the weights expect before a centre crop of 224.
     """
 
     label: str
@@ -57,44 +67,49 @@ class Weights:
 
 
 def find_weights(network: str, text: str) -> Weights:
-    """Return the weights of a torchvision ResNet that a text asks for, downloaded where need be.
+    """Find weights of a torchvision ResNet; download them if necessary.
 
     Args:
         network: ``resnet18``, ...
-        text: ``imagenet``, a name of torchvision's, ``random[:seed]`` or a file.
+        text: ``imagenet``, torchvision's name of some weights, ``random[:seed]`` or a file.
 
     Raises:
         SpecError: if the text is none of these.
-        WeightsError: if there is no such file, or it cannot be read or downloaded.
+        WeightsError: if the file does not exist, or cannot be read or downloaded.
         StorageError: if downloaded weights cannot be written.
     """
     name = "IMAGENET1K_V1" if text == "imagenet" else text
     if name in FILES[network]:
-        return _published(network, name)
-    return random_weights(text) or file_weights(text, f"weights of {network}", ["imagenet", *FILES[network]])
+        return _published_weights(network, name)
+    known = ["imagenet", *FILES[network]]
+    return random_weights(text) or file_weights(text, f"weights of {network}", known)
 
 
 def random_weights(text: str) -> Weights | None:
-    """Return untrained weights for ``random`` or ``random:<seed>``, None for any other text.
+    """Return random weights for ``random`` or ``random:<seed>``, None for any other text.
 
     Raises:
-        SpecError: if the seed is not a whole number.
+        SpecError: if the seed is not an integer from 0.
     """
     name, colon, number = text.partition(":")
     if name != "random":
         return None
     if colon and not re.fullmatch("[0-9]{1,18}", number):
-        raise SpecError(f"{text!r} has no seed that can be used: write random or random:N with N a whole number from 0")
+        raise SpecError(f"weights {text!r} have no seed: write random or random:N, with an integer N from 0")
     seed = int(number or 0)
     return Weights(f"random:{seed} (untrained)", f"random:{seed}", seed=seed)
 
 
 def file_weights(text: str, kind: str, known: list[str]) -> Weights:
-    """Return the weights in a file; ``kind`` and ``known`` are for the error if the text does not look like one.
+    """Return the weights in a file.
+
+    Args:
+        text: path of the file.
+        kind, known: for the error message if the text does not look like a file of weights.
 
     Raises:
-        SpecError: if there is no such file, and its name does not end as one of weights does.
-        WeightsError: if there is no such file, or it cannot be read.
+        SpecError: if there is no such file and its name does not end as that of a file of weights.
+        WeightsError: if the file does not exist or cannot be read.
     """
     path = Path(text).expanduser().absolute()
     if not path.exists() and path.suffix not in SUFFIXES:
@@ -103,79 +118,89 @@ def file_weights(text: str, kind: str, known: list[str]) -> Weights:
 
 
 def digest_file(path: Path) -> str:
-    """Return the SHA-256 (hex) of a file's bytes.
+    """Return the SHA-256 (hex) of a file of weights.
 
     Raises:
         WeightsError: if it cannot be read.
     """
     try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        return file_sha256(path)
     except OSError as error:
         reason = error.strerror or str(error)
-        raise WeightsError(f"weights {path} cannot be read ({reason}): name a .pth or .safetensors file") from error
+        raise WeightsError(
+            f"weights {path} cannot be read ({reason}): give a .pth or .safetensors file"
+        ) from error
 
 
 def hub_folder() -> Path:
-    """Return torch's own folder of downloaded weights, found by torch's rules and without importing it."""
+    """Return the folder of torch's downloaded weights, by the same rules as ``torch.hub`` but without torch."""
     caches = os.environ.get("XDG_CACHE_HOME", "~/.cache")
     home = os.environ.get("TORCH_HOME", f"{caches}/torch")
     return Path(home).expanduser() / "hub" / "checkpoints"
 
 
 def download(url: str, path: Path) -> None:
-    """Fetch a file of weights, with a progress bar on stderr; nothing is left at ``path`` if that fails.
+    """Download a file of weights with a progress bar on stderr; if that fails, no file is left at ``path``.
 
     Args:
-        url: where it is.
-        path: where it goes; the digits after the ``-`` in its name begin the file's SHA-256.
+        url: where to download it from.
+        path: the new file; the digits after the ``-`` in its name are the first of its SHA-256.
 
     Raises:
-        WeightsError: if it cannot be fetched, or is not what its name says.
+        WeightsError: if it cannot be downloaded, or its digest is another one.
         StorageError: if it cannot be written.
     """
     import torch
 
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with _timeout(_PATIENCE):
-            torch.hub.download_url_to_file(url, str(path), hash_prefix=_hash_prefix(path))
+        with _socket_timeout(_TIMEOUT_SECONDS):
+            torch.hub.download_url_to_file(url, str(path), hash_prefix=_hash_prefix(path.name))
     except (OSError, HTTPException, RuntimeError) as error:
-        if isinstance(error, OSError) and not isinstance(error, URLError) and error.errno in _NO_SPACE:
+        # URLError is an OSError too, and its errno has nothing to do with the disk.
+        if isinstance(error, OSError) and not isinstance(error, URLError) and error.errno in _NOT_WRITABLE:
             raise StorageError(
-                f"{path} cannot be written ({error.strerror}): make room, or set TORCH_HOME to another folder"
+                f"cannot write {path} ({error.strerror}): free disk space, or set TORCH_HOME to another folder"
             ) from error
         if isinstance(error, HTTPError):
+            # It holds the open response, whose unclosed socket would be reported as a ResourceWarning.
             error.close()
         reason = error.reason if type(error) is URLError else error
         raise WeightsError(
-            f"{path.name} cannot be downloaded ({reason}): put it into the folder that FEATKIT_WEIGHTS names, "
-            "give a file with --weights FILE, or try without training with --weights random"
+            f"cannot download {path.name} ({reason}): copy it into the folder in FEATKIT_WEIGHTS, "
+            "give a file with --weights FILE, or use untrained weights with --weights random"
         ) from error
 
 
-def _published(network: str, name: str) -> Weights:
+def _published_weights(network: str, name: str) -> Weights:
+    file = FILES[network][name]
     path = _search(network, name)
     if path is None:
-        path = (hub_folder() / FILES[network][name]).absolute()
+        path = (hub_folder() / file).absolute()
         download(_url(network, name), path)
     digest = digest_file(path)
-    own = digest.startswith(_hash_prefix(Path(FILES[network][name])))
-    label = f"{name} ({path.name})" if own else f"{name} ({path.name}, not torchvision's own file)"
+    is_torchvisions = digest.startswith(_hash_prefix(file))
+    label = f"{name} ({path.name})" if is_torchvisions else f"{name} ({path.name}, not torchvision's own file)"
     return Weights(label, digest, path, resize=RESIZE[name])
 
 
 def _search(network: str, name: str) -> Path | None:
-    """Look in $FEATKIT_WEIGHTS, then in torch's folder; a plain ``resnet50.pth`` is only ever taken for V1."""
+    """Search for a file of weights in $FEATKIT_WEIGHTS, then in torch's folder; return None if there is none."""
     file = FILES[network][name]
-    places = [hub_folder() / file]
+    candidates = []
     if os.environ.get("FEATKIT_WEIGHTS"):
         folder = Path(os.environ["FEATKIT_WEIGHTS"]).expanduser()
         if not folder.is_dir():
-            raise WeightsError(f"FEATKIT_WEIGHTS is {folder}, which is not a folder: set it to one, or unset it")
-        plain = [f"{network}.pth", f"{network}.safetensors"] if name == "IMAGENET1K_V1" else []
-        places = [*(folder / each for each in [file, *plain]), *places]
-    return next((place.absolute() for place in places if place.is_file()), None)
+            raise WeightsError(f"FEATKIT_WEIGHTS is {folder}, which is not a folder: set it to a folder, or unset it")
+        candidates.append(folder / file)
+        if name == "IMAGENET1K_V1":
+            # A name without a digest may be any weights; featkit takes it for the default ones.
+            candidates += [folder / f"{network}.pth", folder / f"{network}.safetensors"]
+    candidates.append(hub_folder() / file)
+    for path in candidates:
+        if path.is_file():
+            return path.absolute()
+    return None
 
 
 def _url(network: str, name: str) -> str:
@@ -184,13 +209,13 @@ def _url(network: str, name: str) -> str:
     return str(torchvision.models.get_model_weights(network)[name].url)
 
 
-def _hash_prefix(path: Path) -> str:
-    return path.stem.rpartition("-")[2]
+def _hash_prefix(file_name: str) -> str:
+    return Path(file_name).stem.rpartition("-")[2]
 
 
 @contextmanager
-def _timeout(seconds: float) -> Iterator[None]:
-    """Bound each wait for the network: torch's own download would wait for a silent server for ever."""
+def _socket_timeout(seconds: float) -> Iterator[None]:
+    """Limit each wait for the server: torch's download has no timeout of its own."""
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(seconds)
     try:

@@ -73,22 +73,22 @@ def test_a_classifier_of_another_width_is_rebuilt_at_that_width(state, tmp_path)
 
 def test_a_classifier_that_is_needed_has_to_be_there(state, tmp_path):
     torch.save(without(state, "fc.weight"), tmp_path / "headless.pth")
-    with pytest.raises(WeightsError, match=r"headless.pth is not of resnet18 \(fc.weight is missing\)"):
+    with pytest.raises(WeightsError, match=r"headless.pth is not a state dict of resnet18 \(fc.weight is missing\)"):
         build(tmp_path / "headless.pth", layer="fc")
 
 
 @pytest.mark.parametrize(
     ("name", "reason"),
-    [("resnet34", r"layer1.2.conv1.weight is missing"), ("resnet50", r"64x64x3x3 where 64x64x1x1 is needed")],
+    [("resnet34", r"layer1.2.conv1.weight is missing"), ("resnet50", r"64x64x3x3 instead of 64x64x1x1")],
 )
 def test_weights_of_another_network_are_refused(name, reason, saved):
-    with pytest.raises(WeightsError, match=f"good.pth is not of {name}.*{reason}"):
+    with pytest.raises(WeightsError, match=f"good.pth is not a state dict of {name}.*{reason}"):
         build(saved, name)
 
 
 def test_weights_of_a_larger_network_are_refused(state, tmp_path):
     torch.save({**state, "layer1.2.conv1.weight": torch.zeros(1)}, tmp_path / "more.pth")
-    with pytest.raises(WeightsError, match=r"layer1.2.conv1.weight is not in that network"):
+    with pytest.raises(WeightsError, match=r"unexpected layer1.2.conv1.weight"):
         build(tmp_path / "more.pth")
 
 
@@ -108,7 +108,7 @@ def test_a_pickle_with_code_is_refused_and_not_run(protocol, torchs_own, tmp_pat
         torch.save({"fc.weight": Code()}, path, pickle_protocol=max(protocol, 2))
     else:
         path.write_bytes(pickle.dumps({"fc.weight": Code()}, protocol=protocol))
-    with pytest.raises(WeightsError, match=r"evil.pth holds .*code.* and is refused") as caught:
+    with pytest.raises(WeightsError, match=r"evil.pth contains .*code.* and is refused") as caught:
         build(path)
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "pwned").exists()
@@ -151,7 +151,7 @@ def test_a_damaged_file_is_refused_by_name(damage, suffix, saved, tmp_path):
 )
 def test_a_file_without_a_state_dict_is_refused(value, tmp_path):
     torch.save(value, tmp_path / "other.pth")
-    with pytest.raises(WeightsError, match="holds no state dict"):
+    with pytest.raises(WeightsError, match="contains no state dict"):
         build(tmp_path / "other.pth")
 
 

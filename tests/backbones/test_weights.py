@@ -186,7 +186,7 @@ def test_a_server_that_is_not_there_is_reported(fetch, monkeypatch):
 
 def test_a_silent_server_is_not_waited_for(fetch, monkeypatch):
     monkeypatch.setenv("no_proxy", "127.0.0.1")
-    monkeypatch.setattr(weights, "_PATIENCE", 0.1)
+    monkeypatch.setattr(weights, "_TIMEOUT_SECONDS", 0.1)
     with socket.create_server(("127.0.0.1", 0)) as silent, pytest.raises(WeightsError, match="timed out"):
         fetch(f"http://127.0.0.1:{silent.getsockname()[1]}/there")
     assert socket.getdefaulttimeout() is None

@@ -151,7 +151,7 @@ def test_what_cannot_be_trained_is_said_in_one_line(photos, options, said):
 def test_weights_of_another_network_are_refused(photos, tmp_path):
     torch.save(torchvision.models.resnet34().state_dict(), tmp_path / "other.pth")
     done = call("finetune", "--data", photos, "--weights", tmp_path / "other.pth", "--epochs", "1", code=1)
-    assert "is not of resnet18" in done.stderr
+    assert "is not a state dict of resnet18" in done.stderr
 
 
 def test_a_student_is_compared_with_its_teacher_and_with_itself_alone(photos):
