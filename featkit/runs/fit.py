@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from typing import Any
@@ -149,18 +149,12 @@ def fit_head(source: FeatureSet, head_spec: str, seed: int, config: FitConfig) -
 
 
 def evaluate_head(fitted: Fitted, source: FeatureSet) -> Run:
-    """Judge a fitted head on the test images of ``source``: its own, or the same ones perturbed."""
-    test, head, reject_share = source.embeddings.part("test"), fitted.head, fitted.config.reject
+    """Evaluate a fitted head on the test images of ``source``: its own, or the same ones perturbed."""
+    test, head = source.embeddings.part("test"), fitted.head
     refuse_infinite(test)
-    start = time.perf_counter()
-    scores = np.asarray(head.predict_proba(test.x), dtype=np.float64)
-    seconds = time.perf_counter() - start
-    columns = np.asarray(head.classes_)
-    report = evaluate(
-        scores,
-        test.y,
-        test.classes,
-        columns=columns,
+    report, predictions, probabilities = evaluate_classifier(
+        head,
+        test,
         temperature=fitted.temperature,
         train_counts=train_counts(fitted.parts.final),
         warnings=[
@@ -169,16 +163,69 @@ def evaluate_head(fitted: Fitted, source: FeatureSet) -> Run:
             *_constant(fitted.parts.final),
         ],
         provenance=_provenance(fitted, source),
-        cost={"fit_seconds": fitted.seconds, "predict_seconds": seconds, "peak_memory_mb": peak_memory_mb()},
+        fit_seconds=fitted.seconds,
         seed=fitted.seed,
     )
-    shown = apply_temperature(scores, fitted.temperature) if fitted.temperature else scores
-    if fitted.threshold is not None and reject_share is not None:
-        judged = reject(shown, test.y, columns, share=reject_share, threshold=fitted.threshold)
-        report = replace(report, rejection=judged)
-    predictions = Predictions(test.ids, test.y, columns[scores.argmax(axis=1)], shown.max(axis=1))
+    if fitted.threshold is not None and fitted.config.reject is not None:
+        columns = np.asarray(head.classes_)
+        rejection = reject(
+            probabilities, test.y, columns, share=fitted.config.reject, threshold=fitted.threshold
+        )
+        report = replace(report, rejection=rejection)
     run_id = _run_id(source, fitted.head_spec, fitted.seed, fitted.config)
     return Run(run_id, source, fitted.head_spec, head, report, predictions, fitted.search)
+
+
+def evaluate_classifier(
+    head: Any,
+    test: Embeddings,
+    *,
+    temperature: Temperature | None,
+    train_counts: NDArray[np.int64],
+    warnings: Sequence[str],
+    provenance: Mapping[str, Any],
+    fit_seconds: float,
+    seed: int,
+) -> tuple[Report, Predictions, NDArray[np.float64]]:
+    """Evaluate a classifier on test features: a fitted head, or the classifier of a trained network.
+
+    Args:
+        head: the classifier.
+        test: test features.
+        temperature: of its scores, or None.
+        train_counts: ``(k,)`` training images per class.
+        warnings: for the report.
+        provenance: for the report.
+        fit_seconds: duration of fitting or training.
+        seed: of the bootstrap.
+
+    Returns:
+        The report, the predictions, and the scores ``(n, m)`` after temperature scaling.
+    """
+    start = time.perf_counter()
+    scores = np.asarray(head.predict_proba(test.x), dtype=np.float64)
+    predict_seconds = time.perf_counter() - start
+    columns = np.asarray(head.classes_)
+    report = evaluate(
+        scores,
+        test.y,
+        test.classes,
+        columns=columns,
+        temperature=temperature,
+        train_counts=train_counts,
+        warnings=warnings,
+        provenance=provenance,
+        cost={
+            "fit_seconds": fit_seconds,
+            "predict_seconds": predict_seconds,
+            "peak_memory_mb": peak_memory_mb(),
+        },
+        seed=seed,
+    )
+    calibrated = apply_temperature(scores, temperature) if temperature else scores
+    predicted = columns[scores.argmax(axis=1)]
+    predictions = Predictions(test.ids, test.y, predicted, calibrated.max(axis=1))
+    return report, predictions, calibrated
 
 
 def _divide(source: FeatureSet, seed: int, subset: str | None) -> DataSplits:
