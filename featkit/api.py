@@ -1369,10 +1369,10 @@ def finetune_study(
     """
     compute = _training_compute(locals())
     from featkit.reports.figures import history_figures
-    from featkit.runs.trainings import read_trainings, to_rows
+    from featkit.runs.trainings import read_training_study, to_rows
     from featkit.storage import csv_text, digest, publish
 
-    trainings = read_trainings(Path(study), Path(cache))
+    trainings = read_training_study(Path(study), Path(cache))
     runs = {}
     with _process_group(compute) as group:
         for name, config in trainings.configs.items():
@@ -1400,7 +1400,7 @@ def _train(
 ) -> TrainedRun | None:
     """Train one network, or return the run of the same training that is finished already."""
     from featkit.reports.figures import training_figures
-    from featkit.runs.train import finished, is_begun, train_run
+    from featkit.runs.train import find_finished, has_checkpoint, train_run
     from featkit.training.loop import ExecutionConfig
     from featkit.training.prepare import prepare
 
@@ -1413,11 +1413,11 @@ def _train(
     classes = len(images.classes)
     note(f"{images.name}: {', '.join(counts)}, {classes} classes; {prepared.description.label}")
     if resume:
-        run = finished(prepared, out)
+        run = find_finished(prepared, out)
         if run:
             note(f"already finished: {run.path}")
             return None if group.rank else run
-        begun = is_begun(prepared, out)
+        begun = has_checkpoint(prepared, out)
         note("resuming from the last checkpoint" if begun else "no checkpoint, starting anew")
     with _training_callbacks(config.epochs, compute.progress, group) as callbacks:
         execution = ExecutionConfig(compute, resume=resume, callbacks=callbacks, group=group)
@@ -1542,7 +1542,7 @@ def distill_seeds(
     Returns:
         Both empty in a distributed process that is not the first; no effects for one seed.
     """
-    from featkit.studies.distill import compared, pooled
+    from featkit.studies.distill import compare_over_seeds, compare_students
 
     first = options["seed"] or 0
     runs = {}
@@ -1550,13 +1550,13 @@ def distill_seeds(
         runs[seed] = _distill_runs({**options, "seed": seed})
     if not all("distilled" in paths for paths in runs.values()):
         return [], []
-    return [compared(paths) for paths in runs.values()], pooled(runs) if seeds > 1 else []
+    return [compare_students(paths) for paths in runs.values()], compare_over_seeds(runs) if seeds > 1 else []
 
 
 def _distill_runs(options: Mapping[str, Any]) -> dict[str, Path]:
     """Prepare the teacher and train the students; return run directories of those this process wrote."""
     from featkit.reports.figures import training_figures
-    from featkit.runs.train import finished
+    from featkit.runs.train import find_finished
     from featkit.studies.distill import distill_run, make_teacher, prepare_student
     from featkit.training.distill import DistillationConfig
     from featkit.training.loop import ExecutionConfig
@@ -1577,7 +1577,7 @@ def _distill_runs(options: Mapping[str, Any]) -> dict[str, Path]:
         note = _first_process_log(group)
         for name, distillation in students.items():
             prepared = prepare_student(config, teacher, distillation, compute)
-            run = finished(prepared, out) if options["resume"] else None
+            run = find_finished(prepared, out) if options["resume"] else None
             if run:
                 note(f"student {name}, already finished: {run.path}")
                 runs[name] = run.path

@@ -111,14 +111,14 @@ def distill(cache: Path, out: Path, as_json: bool, seeds: int, **options: Any) -
     with paired tests, and reports the fraction of the gap that distillation closes. Teacher outputs
     are cached. Students from scratch need many epochs to benefit.
     """
-    from featkit.studies.distill import compared, pooled
+    from featkit.studies.distill import compare_over_seeds, compare_students
 
     first = options["seed"] or 0
     runs = {seed: _trained({**options, "seed": seed}, cache, out) for seed in range(first, first + seeds)}
     if not all("distilled" in each for each in runs.values()):
         return  # of several processes, one tells
-    found = [compared(each) for each in runs.values()]
-    effects = pooled(runs) if seeds > 1 else []
+    found = [compare_students(each) for each in runs.values()]
+    effects = compare_over_seeds(runs) if seeds > 1 else []
     if as_json:
         several = {"seeds": [one.to_dict() for one in found], "pooled": [one.to_dict() for one in effects]}
         said = several if seeds > 1 else found[0].to_dict()
@@ -137,7 +137,7 @@ def distill(cache: Path, out: Path, as_json: bool, seeds: int, **options: Any) -
 def _trained(options: Mapping[str, Any], cache: Path, out: Path) -> dict[str, Path]:
     """Make the teacher and train the students; return their runs, without those that another process publishes."""
     from featkit.backbones.devices import pick_device
-    from featkit.runs.train import finished
+    from featkit.runs.train import find_finished
     from featkit.studies.distill import distill_run, make_teacher, prepare_student
     from featkit.training.distill import DistillationConfig
     from featkit.training.distributed import join_process_group
@@ -154,7 +154,7 @@ def _trained(options: Mapping[str, Any], cache: Path, out: Path) -> dict[str, Pa
         for name, wish in {**wishes, "distilled": distillation}.items():
             say = note if not group.rank else (lambda _: None)
             prepared = prepare_student(config, taught, wish, compute)
-            ready = finished(prepared, out) if resume else None
+            ready = find_finished(prepared, out) if resume else None
             say(f"student {name}" + (f", already there: {ready.path}" if ready else ""))
             if ready:
                 runs[name] = ready.path

@@ -92,7 +92,7 @@ def finetune(study: Path | None, cache: Path, out: Path, as_json: bool, resume: 
 
 
 def _train(config: TrainingConfig, compute: Compute, out: Path, resume: bool, group: ProcessGroup) -> TrainedRun | None:
-    from featkit.runs.train import finished, is_begun, train_run
+    from featkit.runs.train import find_finished, has_checkpoint, train_run
     from featkit.training.loop import ExecutionConfig
     from featkit.training.prepare import prepare
 
@@ -101,12 +101,12 @@ def _train(config: TrainingConfig, compute: Compute, out: Path, resume: bool, gr
     counts = ", ".join(f"{int((images.splits == split).sum()):,} {split}" for split in ("train", "val", "test"))
     say = note if not group.rank else (lambda _: None)
     say(f"{images.name}: {counts}, {len(images.classes)} classes; {prepared.description.label}")
-    done = finished(prepared, out) if resume else None
+    done = find_finished(prepared, out) if resume else None
     if done:
         say(f"already there: {done.path}")
         return None if group.rank else done
     if resume:
-        say("going on from the last checkpoint" if is_begun(prepared, out) else "nothing to go on from: beginning anew")
+        say("going on from the last checkpoint" if has_checkpoint(prepared, out) else "nothing to go on from: beginning anew")
     with watched(config.epochs, say, bar=compute.progress and not group.rank) as callbacks:
         done = train_run(prepared, ExecutionConfig(compute, resume=resume, callbacks=callbacks, group=group), out, figures)
     if done:
@@ -119,10 +119,10 @@ def _train_all(
 ) -> None:
     from featkit.plots.files import png_bytes
     from featkit.plots.training import plot_histories
-    from featkit.runs.trainings import read_trainings, to_rows
+    from featkit.runs.trainings import read_training_study, to_rows
     from featkit.storage import csv_text, digest, publish
 
-    asked = read_trainings(study, cache)
+    asked = read_training_study(study, cache)
     found = {name: _train(config, compute, out, resume, group) for name, config in asked.configs.items()}
     done = {name: each for name, each in found.items() if each}
     if group.rank:

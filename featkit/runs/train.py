@@ -1,4 +1,4 @@
-"""A trained network is judged as every head is, and kept in a run directory that is a backbone again."""
+"""Train a network, evaluate it, and save it to a run directory that is a backbone again."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ import shutil
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -20,214 +22,209 @@ from featkit.embeddings.extract import embed
 from featkit.embeddings.pipeline import Compute
 from featkit.embeddings.plan import content_keys, make_recipe
 from featkit.errors import DataError, RunError, TrainingError
-from featkit.evaluation import Predictions, Temperature, evaluate, fit_temperature
-from featkit.evaluation.calibration import apply_temperature
+from featkit.evaluation import Temperature, fit_temperature
 from featkit.evaluation.report import Report
 from featkit.heads.linear import LinearHead
 from featkit.runs.compare import read_run
 from featkit.runs.directory import save_run
 from featkit.runs.features import FeatureSet
-from featkit.runs.fit import PACKAGES, Run
+from featkit.runs.fit import PACKAGES, Run, evaluate_classifier
 from featkit.runs.predict import gathered
 from featkit.runs.splits import unseen
-from featkit.storage import Content, csv_text, peak_memory_mb
+from featkit.storage import Content, csv_text
 from featkit.training.checkpoint import CHECKPOINT_FILE
 from featkit.training.finetune import TrainingResult, finetune
-from featkit.training.history import EpochRecord, history_numbers, history_rows
+from featkit.training.history import history_numbers, history_rows
 from featkit.training.loop import ExecutionConfig
 from featkit.training.prepare import PreparedTraining
 
-Lines = list[dict[str, float]]
-"""Lines of a ``history.csv``; what is empty in it is NaN."""
+HISTORY_FILE = "history.csv"
 
-Draw = Callable[[Run, Lines], Mapping[str, bytes]]
-"""Figures by file name, of a run and its history."""
+History = list[dict[str, float]]
+"""Rows of ``history.csv``; empty values are NaN."""
+
+Draw = Callable[[Run, History], Mapping[str, bytes]]
+"""Draws the figures of a run and its history, by file name."""
 
 
 @dataclass(frozen=True)
 class TrainedRun:
-    """A trained network and what it is worth.
+    """A trained network.
 
     Attributes:
-        report: on test.
-        history: epoch by epoch.
+        report: on the test set.
+        history: one row per epoch.
         path: the run directory.
     """
 
     report: Report
-    history: Lines
+    history: History
     path: Path
 
 
-def work_folder(prepared: PreparedTraining, out: Path) -> Path:
-    """Return where the checkpoints of a training lie until it is done."""
+def checkpoint_folder(prepared: PreparedTraining, out: Path) -> Path:
+    """Return the folder of the checkpoints of a training; it is removed when the run is saved."""
     return out / prepared.images.name / f".{prepared.id}.training"
+
+
+def has_checkpoint(prepared: PreparedTraining, out: Path) -> bool:
+    """Return whether there is a checkpoint to resume from.
+
+    Raises:
+        TrainingError: if there is only one of another training on these images.
+    """
+    if (checkpoint_folder(prepared, out) / CHECKPOINT_FILE).exists():
+        return True
+    others = sorted((out / prepared.images.name).glob(f".*.training/{CHECKPOINT_FILE}"))
+    if others:
+        raise TrainingError(
+            f"{others[0].parent} is of another training: images, network or settings have changed; "
+            "use the former ones, or start again without --resume"
+        )
+    return False
+
+
+def find_finished(prepared: PreparedTraining, out: Path) -> TrainedRun | None:
+    """Return the run of the same training if it has finished before, or None.
+
+    Raises:
+        RunError: if its directory cannot be read, or the test images have changed.
+    """
+    path = out / prepared.images.name / prepared.id
+    card_file = path / "card.json"
+    if not card_file.exists():
+        return None
+    recipe = json.loads(card_file.read_text(encoding="utf-8"))["recipe"]
+    if (recipe["images"], recipe["labels"]) != prepared.test:
+        raise RunError(
+            f"the test images have changed since {path} was evaluated: train again without --resume"
+        )
+    return TrainedRun(read_run(path)[1], read_history(path / HISTORY_FILE), path)
 
 
 def train_run(
     prepared: PreparedTraining, execution: ExecutionConfig, out: Path, draw: Draw
 ) -> TrainedRun | None:
-    """Train a network, judge it on test, and keep it.
+    """Train a network, evaluate it on the test set, and save it.
 
     Args:
-        prepared: what is to be trained.
-        how: how; ``execution.folder`` is set here.
+        prepared: the training.
+        execution: device, callbacks, processes; its folder is set here.
         out: folder of the results.
-        draw: figures by file name, from a run and its history.
+        draw: draws the figures.
 
     Returns:
-        None in a process that is not the one that writes.
+        None in all but the main process.
     """
-    execution = replace(execution, folder=work_folder(prepared, out))
-    trained = finetune(prepared, execution)
-    return None if execution.group.rank else publish_trained(trained, execution.compute, out, draw)
-
-
-def publish_trained(trained: TrainingResult, compute: Compute, out: Path, draw: Draw) -> TrainedRun:
-    """Judge a trained network and write its run directory; its checkpoints are then removed.
-
-    Raises:
-        StorageError: if the disk is full; the checkpoints are then still there.
-    """
-    prepared = trained.prepared
-    with tempfile.TemporaryDirectory(prefix="featkit-") as scratch:
-        file = Path(scratch, NETWORK_FILE)
-        save_network(trained.network, prepared.description, file)
-        run = judge(trained, file, compute, out)
-        extra: dict[str, Content] = {
-            NETWORK_FILE: lambda path: _copied(file, path),
-            "history.csv": history_csv(trained.history),
-            **draw(run, history_numbers(trained.history)),
-        }
-        path = save_run(run, out, extra)
-    shutil.rmtree(work_folder(prepared, out), ignore_errors=True)
-    return TrainedRun(run.report, history_numbers(trained.history), path)
-
-
-def finished(prepared: PreparedTraining, out: Path) -> TrainedRun | None:
-    """Return the same training if it was done before, or None.
-
-    Raises:
-        RunError: if its directory cannot be read.
-    """
-    path = out / prepared.images.name / prepared.id
-    if not (path / "card.json").exists():
+    execution = replace(execution, folder=checkpoint_folder(prepared, out))
+    result = finetune(prepared, execution)
+    if not execution.group.is_main:
         return None
-    recipe = json.loads((path / "card.json").read_text(encoding="utf-8"))["recipe"]
-    if [recipe["images"], recipe["labels"]] != list(prepared.test):
-        raise RunError(
-            f"the test images changed since {path} was judged: train again without --resume"
-        )
-    return TrainedRun(read_run(path)[1], read_history(path / "history.csv"), path)
+    return publish_trained(result, execution.compute, out, draw)
 
 
-def _copied(file: Path, path: Path) -> None:
-    shutil.copyfile(file, path)
+def publish_trained(result: TrainingResult, compute: Compute, out: Path, draw: Draw) -> TrainedRun:
+    """Evaluate a trained network, write its run directory and remove its checkpoints.
+
+    Raises:
+        StorageError: if the disk is full; the checkpoints are kept.
+    """
+    prepared = result.prepared
+    history = history_numbers(result.history)
+    with tempfile.TemporaryDirectory(prefix="featkit-") as folder:
+        file = Path(folder, NETWORK_FILE)
+        save_network(result.network, prepared.description, file)
+        run = evaluate_trained(result, file, compute, out)
+        files: dict[str, Content] = {
+            NETWORK_FILE: partial(shutil.copyfile, file),
+            HISTORY_FILE: csv_text(list(history_rows(result.history))),
+            **draw(run, history),
+        }
+        path = save_run(run, out, files)
+    shutil.rmtree(checkpoint_folder(prepared, out), ignore_errors=True)
+    return TrainedRun(run.report, history, path)
 
 
-def judge(trained: TrainingResult, file: Path, compute: Compute, out: Path) -> Run:
-    """Judge a trained network on test images, through the same engine that will embed other images.
+def evaluate_trained(result: TrainingResult, file: Path, compute: Compute, out: Path) -> Run:
+    """Evaluate a trained network on the test images, through the engine that embeds images.
 
     Args:
-        trained: the network.
-        file: where it was saved.
-        compute: how it is run.
+        result: the network.
+        file: where it is saved.
+        compute: how the embeddings are extracted.
         out: folder of the results.
 
     Raises:
-        DataError: if there is no test image.
+        DataError: if there are no test images.
     """
-    prepared = trained.prepared
+    prepared = result.prepared
     images, config = prepared.images, prepared.config
     directory = out / images.name / prepared.id
-    request = replace(
-        prepared.config.request, backbone=str(directory), weights="imagenet", augment=None
-    )
-    head = LinearHead.from_weights(trained.coef, trained.intercept, np.arange(len(images.classes)))
-    test = _embedded(prepared, file, "test", compute)
+    head = LinearHead.from_weights(result.coef, result.intercept, np.arange(len(images.classes)))
+    test = _extract(prepared, file, "test", compute)
     if not len(test):
-        raise DataError(f"{images.name} has no test image: give --split, such as 70/15/15")
-    scores = head.predict_proba(test.x)
-    temperature = _temperature(head, _embedded(prepared, file, "val", compute))
-    counts = np.bincount(images.labels[images.splits == "train"], minlength=len(images.classes))
-    spec = {"scratch": "from scratch", "shallow": "classifier"}.get(
-        config.mode, f"{config.mode} fine-tuning"
-    )
-    spec += f", {prepared.about}" if prepared.about else ""
-    report = evaluate(
-        scores,
-        test.y,
-        images.classes,
-        temperature=temperature,
+        raise DataError(f"{images.name} has no test images: give --split, such as 70/15/15")
+    train_labels = images.labels[images.splits == "train"]
+    counts = np.bincount(train_labels, minlength=len(images.classes))
+    request = replace(config.request, backbone=str(directory), weights="imagenet", augment=None)
+    head_spec = _describe_training(prepared)
+    report, predictions, _ = evaluate_classifier(
+        head,
+        test,
+        temperature=_fit_temperature(head, _extract(prepared, file, "val", compute)),
         train_counts=counts,
         warnings=unseen(images.classes, test.y, np.flatnonzero(counts)),
         provenance={
             "request": request.to_dict(),
             "fingerprint": prepared.fingerprint,
             "weights": prepared.description.label,
-            "head": spec,
+            "head": head_spec,
             "training": config.to_dict(),
-            "begun_with": {"backbone": prepared.backbone.name, "weights": prepared.backbone.digest},
+            "begun_with": {
+                "backbone": prepared.backbone.name,
+                "weights": prepared.backbone.digest,
+            },
             "seed": config.seed,
-            "n_train": int((images.splits == "train").sum()),
+            "n_train": len(train_labels),
             "n_val": int((images.splits == "val").sum()),
             "versions": {name: version(name) for name in PACKAGES},
         },
-        cost={
-            "fit_seconds": sum(each.seconds for each in trained.history),
-            "peak_memory_mb": peak_memory_mb(),
-        },
+        fit_seconds=sum(epoch.seconds for epoch in result.history),
         seed=config.seed,
     )
-    shown = apply_temperature(scores, temperature) if temperature else scores
-    predictions = Predictions(test.ids, test.y, scores.argmax(axis=1), shown.max(axis=1))
-    source = FeatureSet(request, test, directory, images.name, prepared.description.label)
-    return Run(prepared.id, source, spec, head, report, predictions)
+    features = FeatureSet(request, test, directory, images.name, prepared.description.label)
+    return Run(prepared.id, features, head_spec, head, report, predictions)
 
 
-def _embedded(prepared: PreparedTraining, file: Path, split: str, compute: Compute) -> Embeddings:
-    """Return the embeddings of one split through a saved network."""
-    part = prepared.images.take(prepared.images.rows(split))
-    backbone, precision = load_backbone(str(file)), prepared.config.request.precision
-    _, x = gathered(embed(part, [(backbone, precision, frozenset(range(len(part))))], compute))
-    recipe = make_recipe(part, content_keys(part, compute), backbone, precision)
-    return Embeddings(x, part.labels, part.ids, part.classes, part.splits, recipe)
+def _describe_training(prepared: PreparedTraining) -> str:
+    mode = prepared.config.mode
+    names = {"scratch": "from scratch", "shallow": "classifier"}
+    text = names.get(mode, f"{mode} fine-tuning")
+    return f"{text}, {prepared.about}" if prepared.about else text
 
 
-def _temperature(head: LinearHead, val: Embeddings) -> Temperature | None:
-    return (
-        fit_temperature(head.predict_proba(val.x), val.y, np.arange(len(val.classes)))
-        if len(val)
-        else None
-    )
+def _extract(prepared: PreparedTraining, file: Path, split: str, compute: Compute) -> Embeddings:
+    """Return the embeddings of one split, extracted by a saved network.
 
-
-def history_csv(history: list[EpochRecord]) -> str:
-    """Return one line for each epoch: rate, loss, top-1, top-5 and n on train and val."""
-    return csv_text(list(history_rows(history)))
-
-
-def read_history(path: Path) -> Lines:
-    """Return the lines of a ``history.csv``."""
-    with path.open(newline="", encoding="utf-8") as file:
-        return [
-            {name: float(value or "nan") for name, value in row.items()}
-            for row in csv.DictReader(file)
-        ]
-
-
-def is_begun(prepared: PreparedTraining, out: Path) -> bool:
-    """Return whether there is a checkpoint to go on from.
-
-    Raises:
-        TrainingError: if there is none, but one of another training on these images.
+    They are not cached: the cache would keep embeddings of a network that may never be published.
     """
-    if (work_folder(prepared, out) / CHECKPOINT_FILE).exists():
-        return True
-    others = sorted((out / prepared.images.name).glob(f".*.training/{CHECKPOINT_FILE}"))
-    if others:
-        raise TrainingError(
-            f"{others[0].parent} is of another training: images, network or settings changed since; "
-            "give the former ones, or begin anew without --resume"
-        )
-    return False
+    images = prepared.images.take(prepared.images.rows(split))
+    backbone, precision = load_backbone(str(file)), prepared.config.request.precision
+    all_rows = frozenset(range(len(images)))
+    _, x = gathered(embed(images, [(backbone, precision, all_rows)], compute))
+    recipe = make_recipe(images, content_keys(images, compute), backbone, precision)
+    return Embeddings(x, images.labels, images.ids, images.classes, images.splits, recipe)
+
+
+def _fit_temperature(head: LinearHead, val: Embeddings) -> Temperature | None:
+    """Return the temperature that calibrates the head on validation images; None without any."""
+    if not len(val):
+        return None
+    return fit_temperature(head.predict_proba(val.x), val.y, np.arange(len(val.classes)))
+
+
+def read_history(path: Path) -> History:
+    """Return the rows of a ``history.csv``."""
+    with path.open(newline="", encoding="utf-8") as file:
+        rows: list[dict[str, Any]] = list(csv.DictReader(file))
+    return [{name: float(value or "nan") for name, value in row.items()} for row in rows]

@@ -1,4 +1,4 @@
-"""Several trainings in one file: one table, and the curves of all of them in one figure."""
+"""Study files: several trainings in one TOML file, compared in one table."""
 
 from __future__ import annotations
 
@@ -20,44 +20,41 @@ class TrainingStudy:
 
     Attributes:
         name: short name of the study.
-        configs: by name.
+        configs: the trainings by name.
     """
 
     name: str
     configs: Mapping[str, TrainingConfig]
 
 
-def read_trainings(path: Path, cache: Path) -> TrainingStudy:
-    """Read ``[fixed]`` and ``[[run]]`` from a TOML file; a run's own options come before the fixed ones.
+def read_training_study(path: Path, cache: Path) -> TrainingStudy:
+    """Read ``[fixed]`` and ``[[run]]`` from a TOML file; options of a run override the fixed ones.
 
-    Environment variables in ``data``, as in ``$HOME/photos``, are replaced by their values.
+    Environment variables in ``data``, such as ``$HOME/photos``, are expanded.
 
     Args:
         path: the file.
         cache: folder of the cache files.
 
     Raises:
-        SpecError: if it is not there, is not TOML, has no run, or asks for something that nobody
-            knows.
+        SpecError: if the file is missing, is not TOML, has no run, or has an unknown option or
+            value.
     """
     document = read_toml(path, "a study")
     check_names("part of a study", document, ["name", "fixed", "run"])
     runs, fixed = document.get("run", []), document.get("fixed", {})
-    tables = (
-        isinstance(runs, list)
-        and all(isinstance(run, dict) for run in runs)
-        and isinstance(fixed, dict)
-    )
-    if not tables or not runs:
+    valid = isinstance(fixed, dict) and isinstance(runs, list)
+    if not valid or not runs or not all(isinstance(run, dict) for run in runs):
         raise SpecError(
             f"{path} has no trainings: write [[run]] and, below it, mode = 'deep' and other options"
         )
-    configs = {}
+    configs: dict[str, TrainingConfig] = {}
     for run in runs:
-        options = {name: value for name, value in {**fixed, **run}.items() if name != "name"}
+        options = {**fixed, **run}
+        name = str(run.get("name", run.get("mode", "deep")))
+        options.pop("name", None)
         if "data" in options:
             options["data"] = expand_variables(options["data"])
-        name = str(run.get("name", run.get("mode", "deep")))
         if name in configs:
             raise SpecError(
                 f"{path} has two runs called {name}: give one of them another name = '...'"
@@ -66,12 +63,21 @@ def read_trainings(path: Path, cache: Path) -> TrainingStudy:
     return TrainingStudy(safe_name(str(document.get("name", path.stem))), configs)
 
 
-def to_rows(done: Mapping[str, TrainedRun]) -> list[dict[str, Any]]:
-    """Return a row for each run: top-1 with its interval, top-5, n, epochs."""
+def to_rows(runs: Mapping[str, TrainedRun]) -> list[dict[str, Any]]:
+    """Return a table of the runs: top-1 with its interval, top-5, number of test images, epochs."""
     rows = []
-    for name, each in done.items():
-        report = each.report
-        low, high = report.interval95
-        scores = {"n": report.n, "top1": report.top1, "low": low, "high": high, "top5": report.top5}
-        rows.append({"name": name, "run": each.path.name, **scores, "epochs": len(each.history)})
+    for name, run in runs.items():
+        low, high = run.report.interval95
+        rows.append(
+            {
+                "name": name,
+                "run": run.path.name,
+                "n": run.report.n,
+                "top1": run.report.top1,
+                "low": low,
+                "high": high,
+                "top5": run.report.top5,
+                "epochs": len(run.history),
+            }
+        )
     return rows

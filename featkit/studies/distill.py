@@ -1,4 +1,4 @@
-"""Distillation as a study: teacher, student alone, student distilled, and how much of the gap is closed."""
+"""Distillation study: teacher, student alone and distilled student on the same test images."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from featkit.runs.compare import read_run
 from featkit.runs.directory import load_run, save_run
 from featkit.runs.features import load_features
 from featkit.runs.fit import fit_run
-from featkit.runs.train import Draw, TrainedRun, publish_trained, work_folder
+from featkit.runs.train import Draw, TrainedRun, checkpoint_folder, publish_trained
 from featkit.storage import digest
 from featkit.training.config import TrainingConfig
 from featkit.training.data import Teacher
@@ -29,15 +29,15 @@ from featkit.training.distill import DistillationConfig, distill, teacher_of
 from featkit.training.loop import ExecutionConfig
 from featkit.training.prepare import PreparedTraining, prepare
 
-_DRAWS = 2000
+_BOOTSTRAP_SAMPLES = 2000
 
 
 @dataclass(frozen=True)
 class FittedTeacher:
-    """A teacher on the data of its student.
+    """A teacher with a head that knows the classes of the student.
 
     Attributes:
-        teacher: what is asked while the student learns.
+        teacher: its network and outputs.
         width: of its embeddings.
         path: its run directory.
     """
@@ -49,15 +49,16 @@ class FittedTeacher:
 
 @dataclass(frozen=True)
 class DistillationResult:
-    """What came of a distillation.
+    """Comparison of the runs of a distillation.
 
     Attributes:
-        reports: of the runs.
-        runs: directories of ``teacher``, ``alone`` (if there is one) and ``distilled``.
-        pairs: every two of them, on the same test images.
-        gap: share of the distance from the student alone to its teacher that distillation closed;
-            None without the student alone, or where the teacher is not better.
-        gap_interval: 95 % bootstrap interval over the test images.
+        runs: directories of ``teacher``, ``alone`` (the student without a teacher, if trained) and
+            ``distilled``.
+        reports: of these runs.
+        pairs: every two of them on the same test images.
+        gap: fraction of the accuracy gap between the student alone and the teacher that
+            distillation closes; None without the student alone, or if the teacher is not better.
+        gap_interval: 95 % bootstrap interval over the test images, or None.
     """
 
     runs: Mapping[str, Path]
@@ -67,13 +68,14 @@ class DistillationResult:
     gap_interval: tuple[float, float] | None
 
     def to_dict(self) -> dict[str, Any]:
-        """Return what JSON can hold."""
+        """Return the result as JSON can hold it."""
+        top1 = {
+            name: {"n": report.n, "top1": report.top1, "interval95": report.interval95}
+            for name, report in self.reports.items()
+        }
         return {
             "runs": {name: str(path) for name, path in self.runs.items()},
-            "top1": {
-                name: {"n": each.n, "top1": each.top1, "interval95": each.interval95}
-                for name, each in self.reports.items()
-            },
+            "top1": top1,
             "pairs": [pair.to_dict() for pair in self.pairs],
             "gap_closed": self.gap,
             "gap_closed_interval95": self.gap_interval,
@@ -83,167 +85,194 @@ class DistillationResult:
 def make_teacher(
     spec: str, head: str, config: TrainingConfig, compute: Compute, out: Path
 ) -> FittedTeacher:
-    """Return a teacher: a run directory, or a backbone with a head that is fitted on the student's train images.
+    """Return a teacher from a run directory, or fit a head on a backbone.
 
     Args:
         spec: run directory with a head, or spec of a backbone.
-        head: of a backbone.
-        config: the student, whose images the teacher sees.
-        compute: how embeddings are made.
-        out: folder of the results, where a head that is fitted is kept.
+        head: spec of the head of a backbone; it is fitted on the training images of the student.
+        config: of the student.
+        compute: how embeddings are extracted.
+        out: folder of the results, where the run of a fitted head is saved.
 
     Raises:
-        FeatkitError: of the kind that says what cannot be had.
+        SpecError: if the teacher is an int8 network, or a spec is unknown.
+        DataError: if the teacher was evaluated on other test images, or does not know all classes.
+        RunError: if the run directory cannot be read.
     """
-    images = replace(config.request, seed=config.seed)
-    given = {name: getattr(images, name) for name in ("data", "split", "limit", "seed")}
+    student_request = replace(config.request, seed=config.seed)
+    fields = ("data", "split", "limit", "seed")
+    images = {name: getattr(student_request, name) for name in fields}
     if is_path(spec) and Path(spec, "card.json").exists():
-        path = Path(spec)
-        saved = load_run(path)
-        saved.load_backbone()
-        if saved.quantized:
-            raise SpecError(
-                f"{path} is a run in int8, which is not asked about augmented images: use another"
-            )
-        _same_test(path, config)
-        request = replace(saved.request, **given)
-        classes = images.load_images().classes
-        source = load_features(
-            request.to_dict() | {"backbone": request.backbone}, config.cache, compute
+        return _teacher_from_run(
+            Path(spec), config, images, student_request.load_images().classes, compute
         )
-        return FittedTeacher(
-            teacher_of(source.request, saved.head, saved.classes, classes),
-            source.embeddings.x.shape[1],
-            path,
-        )
-    source = load_features({**given, "backbone": spec}, config.cache, compute)
-    run = fit_run(source, head, seed=config.seed)
-    names = source.embeddings.classes
-    teacher = teacher_of(source.request, run.head, names, names)
-    return FittedTeacher(teacher, source.embeddings.x.shape[1], save_run(run, out, {}))
+    features = load_features({**images, "backbone": spec}, config.cache, compute)
+    run = fit_run(features, head, seed=config.seed)
+    names = features.embeddings.classes
+    teacher = teacher_of(features.request, run.head, names, names)
+    width = features.embeddings.x.shape[1]
+    return FittedTeacher(teacher, width, save_run(run, out, {}))
 
 
-def _same_test(path: Path, config: TrainingConfig) -> None:
-    """Make sure that a teacher has not learned from the images that its student is judged on.
+def _teacher_from_run(
+    path: Path,
+    config: TrainingConfig,
+    images: Mapping[str, Any],
+    classes: tuple[str, ...],
+    compute: Compute,
+) -> FittedTeacher:
+    saved = load_run(path)
+    saved.load_backbone()  # raises if its weights have changed since
+    if saved.quantized:
+        raise SpecError(
+            f"{path} is an int8 run, which cannot be a teacher of augmented images: use another run"
+        )
+    _check_same_test_images(path, config)
+    request = replace(saved.request, **images)
+    # ``to_dict`` makes the path of a saved network absolute; the cache file is named after the
+    # spec.
+    values = request.to_dict() | {"backbone": request.backbone}
+    features = load_features(values, config.cache, compute)
+    teacher = teacher_of(features.request, saved.head, saved.classes, classes)
+    return FittedTeacher(teacher, features.embeddings.x.shape[1], path)
+
+
+def _check_same_test_images(path: Path, config: TrainingConfig) -> None:
+    """Check that the teacher was not trained on test images of the student.
 
     Raises:
-        DataError: if it was judged on other images.
+        DataError: if it was evaluated on other test images.
     """
     images = config.request.load_images()
-    theirs, ours = set(read_run(path)[2].ids), {images.ids[row] for row in images.rows("test")}
-    if theirs != ours:
+    student_test = {images.ids[row] for row in images.rows("test")}
+    teacher_test = set(read_run(path)[2].ids)
+    if teacher_test != student_test:
         raise DataError(
-            f"the teacher {path} was judged on other test images ({len(ours - theirs)} of {len(ours)} are none of its "
-            "own), so it may have learned from the student's: use one --seed, --split and --limit for both"
+            f"the teacher {path} was evaluated on other test images "
+            f"({len(student_test - teacher_test)} of {len(student_test)} are not among its own), "
+            "so it may be trained on test images of the student: use the same --seed, --split and --limit for both"
         )
+
+
+def prepare_student(
+    config: TrainingConfig,
+    teacher: FittedTeacher,
+    distillation: DistillationConfig,
+    compute: Compute,
+) -> PreparedTraining:
+    """Prepare the training of a student; with alpha 0, it is the student alone."""
+    if not distillation.alpha:
+        return prepare(config, compute)
+    network = teacher.teacher.request.load_backbone().name
+    about = f"distilled from {network} ({distillation.loss})"
+    # The teacher's run decides the student's weights, so it is part of the fingerprint.
+    extra = f"{distillation.to_json()} {_teacher_digest(teacher.path)}"
+    return prepare(config, compute, extra=extra, about=about)
+
+
+def _teacher_digest(run: Path) -> str:
+    """Return the digest of a teacher's run id and recipe."""
+    # Not of its files: that of the head contains a time stamp.
+    card: dict[str, Any] = json.loads((run / "card.json").read_text(encoding="utf-8"))
+    return digest([card["run"], json.dumps(card["recipe"], sort_keys=True)])
 
 
 def distill_run(
     prepared: PreparedTraining,
-    taught: FittedTeacher,
+    teacher: FittedTeacher,
     distillation: DistillationConfig,
     execution: ExecutionConfig,
     out: Path,
     *,
     draw: Draw,
 ) -> TrainedRun | None:
-    """Train a student with its teacher, judge it on test, and keep it.
+    """Train a student with its teacher, evaluate it on the test set, and save it.
 
     Args:
         prepared: from ``prepare_student``, with the same teacher and distillation.
-        taught: the teacher.
-        distillation: how much of what.
-        how: how it is trained; ``execution.folder`` is set here.
+        teacher: the teacher.
+        distillation: the loss.
+        execution: device, callbacks, processes; its folder is set here.
         out: folder of the results.
-        draw: figures by file name.
+        draw: draws the figures.
 
     Returns:
-        None in a process that is not the one that writes.
+        None in all but the main process.
     """
-    execution = replace(execution, folder=work_folder(prepared, out))
-    trained = distill(prepared, taught.teacher, taught.width, distillation, execution)
-    return None if execution.group.rank else publish_trained(trained, execution.compute, out, draw)
+    execution = replace(execution, folder=checkpoint_folder(prepared, out))
+    result = distill(prepared, teacher.teacher, teacher.width, distillation, execution)
+    if not execution.group.is_main:
+        return None
+    return publish_trained(result, execution.compute, out, draw)
 
 
-def prepare_student(
-    config: TrainingConfig,
-    taught: FittedTeacher,
-    distillation: DistillationConfig,
-    compute: Compute,
-) -> PreparedTraining:
-    """Find the images and the student; without a weight on its teacher, it is the student alone."""
-    if not distillation.alpha:
-        return prepare(config, compute)
-    request = taught.teacher.request
-    about = f"taught by {request.load_backbone().name} ({distillation.loss})"
-    return prepare(
-        config, compute, extra=f"{distillation.to_json()} {_digest(taught.path)}", about=about
-    )
-
-
-def _digest(run: Path) -> str:
-    """Return the digest of what decides a teacher; the bytes of its head hold the time at which they were written."""
-    card: dict[str, str] = json.loads((run / "card.json").read_text(encoding="utf-8"))
-    return digest([card["run"], json.dumps(card["recipe"], sort_keys=True)])
-
-
-def compared(runs: Mapping[str, Path], seed: int = 0) -> DistillationResult:
+def compare_students(runs: Mapping[str, Path], seed: int = 0) -> DistillationResult:
     """Compare ``teacher``, ``alone`` (if there is one) and ``distilled`` on their test images.
 
+    Args:
+        runs: run directories.
+        seed: of the bootstrap.
+
     Raises:
-        DataError: if they were judged on different images.
-        RunError: if a directory is not that of a run.
+        DataError: if they were evaluated on different images.
+        RunError: if a directory is not a run directory.
     """
-    read = {name: read_run(path) for name, path in runs.items()}
-    reports = {name: report for name, (_, report, _) in read.items()}
-    found = {name: predictions for name, (_, _, predictions) in read.items()}
-    made = DistillationResult(runs, reports, tuple(compare(found)), None, None)
-    if "alone" not in found:
-        return made
-    right = {name: _right(predictions) for name, predictions in found.items()}
-    names = sorted(right["teacher"])
-    table = np.array(
-        [[right[run][name] for name in names] for run in ("teacher", "alone", "distilled")],
-        dtype=float,
-    )
+    reports: dict[str, Report] = {}
+    predictions: dict[str, Predictions] = {}
+    for name, path in runs.items():
+        _, reports[name], predictions[name] = read_run(path)
+    result = DistillationResult(runs, reports, compare(predictions), None, None)
+    if "alone" not in predictions:
+        return result
+    # The runs list the test images in different orders: align them by name.
+    names = sorted(predictions["teacher"].ids)
+    correct = []
+    for run in ("teacher", "alone", "distilled"):
+        by_name = dict(zip(predictions[run].ids, predictions[run].correct.tolist(), strict=True))
+        correct.append([by_name[name] for name in names])
+    table = np.array(correct, dtype=float)
+    gap = _gap_closed(table)
     rng = np.random.default_rng(seed)
-    drawn = [_gap(table[:, rng.integers(len(names), size=len(names))]) for _ in range(_DRAWS)]
-    known = [gap for gap in drawn if gap is not None]
-    gap = _gap(table)
-    if gap is None or len(known) < 0.95 * _DRAWS:
-        return replace(made, gap=gap)
-    low, high = np.quantile(known, [0.025, 0.975])
-    return replace(made, gap=gap, gap_interval=(float(low), float(high)))
+    samples = []
+    for _ in range(_BOOTSTRAP_SAMPLES):
+        sample = _gap_closed(table[:, rng.integers(len(names), size=len(names))])
+        if sample is not None:
+            samples.append(sample)
+    # Without a gap in many samples, the ratio has no meaningful interval.
+    if gap is None or len(samples) < 0.95 * _BOOTSTRAP_SAMPLES:
+        return replace(result, gap=gap)
+    low, high = np.quantile(samples, [0.025, 0.975])
+    return replace(result, gap=gap, gap_interval=(float(low), float(high)))
 
 
-def pooled(runs: Mapping[int, Mapping[str, Path]]) -> list[Effect]:
-    """Compare the runs of several seeds: the student distilled with itself alone, the teacher with both.
+def compare_over_seeds(runs: Mapping[int, Mapping[str, Path]]) -> list[Effect]:
+    """Compare teacher, student alone and distilled student over several seeds.
 
     Args:
-        runs: for each seed, directories as ``DistillationResult`` has them.
+        runs: run directories by seed and name, see ``DistillationResult.runs``.
 
     Raises:
-        DataError: if the runs of one seed were judged on different images.
+        DataError: if the runs of one seed were evaluated on different images.
     """
-    cells = [
-        ({"run": name, SEED: seed}, read_run(path)[2])
-        for seed, each in runs.items()
-        for name, path in each.items()
-    ]
-    names = [
-        name
-        for name in ("alone", "distilled", "teacher")
-        if all(name in each for each in runs.values())
-    ]
-    return adjusted(effects(score_cells(cells), "run", [(b, a) for a, b in combinations(names, 2)]))
+    cells = []
+    for seed, paths in runs.items():
+        for name, path in paths.items():
+            cells.append(({"run": name, SEED: seed}, read_run(path)[2]))
+    names = []
+    for name in ("alone", "distilled", "teacher"):
+        if all(name in paths for paths in runs.values()):
+            names.append(name)
+    pairs = [(second, first) for first, second in combinations(names, 2)]
+    return adjusted(effects(score_cells(cells), "run", pairs))
 
 
-def _right(predictions: Predictions) -> dict[str, bool]:
-    right = predictions.correct
-    return dict(zip(predictions.ids, right.tolist(), strict=True))
+def _gap_closed(table: NDArray[np.float64]) -> float | None:
+    """Return the fraction of the gap that is closed, or None without a gap.
 
-
-def _gap(table: NDArray[np.float64]) -> float | None:
-    """Return the share of the gap that is closed, for rows teacher, alone, distilled; None where there is no gap."""
+    Args:
+        table: ``(3, n)`` whether teacher, student alone and distilled student are correct.
+    """
     teacher, alone, distilled = table.mean(axis=1)
-    return float((distilled - alone) / (teacher - alone)) if teacher > alone else None
+    if teacher <= alone:
+        return None
+    return float((distilled - alone) / (teacher - alone))
