@@ -34,7 +34,7 @@ from featkit.errors import DataError, FeatkitError, SpecError
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
-    from featkit.ablation.cells import AxisValue
+    from featkit.ablation.grid import AxisValue
     from featkit.ablation.estimate import Estimate
     from featkit.ablation.grid import Grid
     from featkit.ablation.run import AblationConfig, AblationResult, Progress

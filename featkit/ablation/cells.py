@@ -58,6 +58,20 @@ class CellResult:
     val_score: float | None = None
     seconds: float = 0.0
 
+    def to_row(self) -> dict[str, Any]:
+        """Return a flat row as in ``results.csv``: axes, metrics with 95 % intervals, and the status."""
+        row: dict[str, Any] = {**self.values, "status": self.status}
+        if self.report:
+            report = self.report
+            low, high = report.interval95
+            balanced_low, balanced_high = report.balanced_interval95
+            row |= {"n": report.n, "top1": report.top1, "low": low, "high": high, "top5": report.top5}
+            row |= {"balanced_accuracy": report.balanced_accuracy, "balanced_low": balanced_low}
+            row |= {"balanced_high": balanced_high, "macro_f1": report.macro_f1}
+            row |= {group.name: group.top1 for group in report.groups or ()}
+            row["val_balanced_accuracy"] = self.val_score
+        return row | {"weights_used": self.weights, "run": self.run, "reason": self.reason, "log": self.log}
+
 
 @contextmanager
 def lock_grid(folder: Path) -> Iterator[None]:

@@ -1,4 +1,10 @@
-"""What becomes of classifiers under long tails and under perturbations: rows of two tables."""
+"""Analysis of long-tailed training sets and of perturbed test images.
+
+Every table prints these rows: the CSV files, the Markdown summary, the HTML report and the command line. The question is
+whether a correction helps, or what a perturbation costs, for this classifier in general, so each row is averaged over the
+seeds with ``featkit.evaluation.effects``, whose interval covers the sampling of test images and of seeds. A difference
+within one seed would be about that split only; the accuracy of each seed is in results.csv.
+"""
 
 from __future__ import annotations
 
@@ -7,45 +13,78 @@ from dataclasses import dataclass, replace
 from statistics import fmean
 from typing import Any
 
+import numpy as np
+
 from featkit.ablation.effects import BALANCE, PERTURB, PLAIN, SUBSET, Findings, ScoredCell, grouped, unperturbed
 from featkit.errors import SpecError
-from featkit.evaluation.effects import SEED, Average, CellScores, Effect, adjusted, average_accuracies, effects
+from featkit.evaluation.effects import (
+    METRICS,
+    SEED,
+    Average,
+    CellScores,
+    Effect,
+    adjusted,
+    average_accuracies,
+    effects,
+    score_cells,
+)
 from featkit.evaluation.intervals import Interval
 from featkit.registry import Spec
 
 _NONE = "none"
-"""The correction that others are compared with."""
+"""The value of the axis ``balance`` that corrections are compared with."""
+GROUPS = ("many", "medium", "few")
 
 
 @dataclass(frozen=True)
 class LongTailRow:
-    """One correction under one training set.
+    """One correction on one training set, averaged over seeds.
 
     Attributes:
-        condition: the training set and whatever else varies but seed and correction.
+        values: value on every axis except for the seed.
+        condition: text for the training set and all other varying axes except for seed and correction.
         balance: the correction.
         mean: balanced accuracy.
-        gain: over no correction; None for that itself, or where it has no cells.
-        groups: accuracy on ``many``, ``medium`` and ``few``, as far as the training set has such classes.
+        gain: balanced accuracy minus that without correction; None for ``none`` itself, or without such cells.
+        groups: accuracy on ``many``, ``medium`` and ``few``-shot classes, as far as there are any.
+        val_score: mean balanced accuracy on the validation set; None if a cell has none.
+        best_on_val: whether ``val_score`` is the highest of all corrections in the same condition.
     """
 
+    values: Mapping[str, Any]
     condition: str
     balance: str
     mean: Average
     gain: Effect | None
     groups: Mapping[str, Average]
+    val_score: float | None = None
+    best_on_val: bool = False
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return one flat row of ``longtail.csv``."""
+        row = {**self.values, "seeds": self.mean.seeds, "n": self.mean.n}
+        row |= _interval_columns("balanced_accuracy", self.mean.value, self.mean.interval95)
+        for name in GROUPS:
+            if name in self.groups:
+                row |= _interval_columns(name, self.groups[name].value, self.groups[name].interval95)
+        row |= {"val_balanced_accuracy": self.val_score, "best_on_val": self.best_on_val}
+        return row | _effect_columns("gain", self.gain)
 
 
 @dataclass(frozen=True)
 class DropRow:
-    """What perturbations cost.
+    """Accuracy lost on perturbed test images, averaged over seeds.
 
     Attributes:
-        name: of the classifier, or of the perturbation.
-        clean, perturbed: the metric without and with perturbation, over the same cells otherwise.
-        drop: clean less perturbed.
-        relative, relative_interval95: the drop as a share of the metric without perturbation.
-        worst: the family of the lowest metric and that metric, if several were pooled.
+        name: text for the classifier, or the perturbation.
+        clean, perturbed: the metric on clean and on perturbed test images, over otherwise equal cells.
+        drop: clean minus perturbed.
+        relative, relative_interval95: the drop divided by the clean metric.
+        worst: the family with the lowest metric and that metric, if there are several families.
+        values: value on every axis except for the seed; without the perturbation if several were pooled.
+        perturbations: number of perturbations.
+        cosine: mean cosine between the features of each clean image and its perturbed copy, if known.
+        mce, mce_interval95: mean corruption error, see ``mean_corruption_error``.
     """
 
     name: str
@@ -55,116 +94,331 @@ class DropRow:
     relative: float
     relative_interval95: Interval
     worst: tuple[str, float] | None = None
+    values: Mapping[str, Any] | None = None
+    perturbations: int = 1
+    cosine: tuple[float, Interval] | None = None
+    mce: float | None = None
+    mce_interval95: Interval | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return one flat row of ``robustness.csv`` or ``robustness_heads.csv``."""
+        values = dict(self.values or {})
+        row = {key: value for key, value in values.items() if key != PERTURB}
+        if PERTURB in values:
+            row["family"], row["level"] = family_and_level(str(values[PERTURB]))
+        else:
+            row["perturbations"] = self.perturbations
+        row |= {"seeds": self.drop.seeds, "n": self.drop.n}
+        row |= _interval_columns("clean", self.clean.value, self.clean.interval95)
+        row |= _interval_columns("perturbed", self.perturbed.value, self.perturbed.interval95)
+        row |= _effect_columns("drop", self.drop)
+        row |= _interval_columns("relative_drop", self.relative, self.relative_interval95)
+        if self.cosine:
+            row |= _interval_columns("cosine", *self.cosine)
+        if self.worst:
+            row |= {"worst_family": self.worst[0], "worst_accuracy": self.worst[1]}
+        if self.mce is not None and self.mce_interval95 is not None:
+            row |= _interval_columns("mce", self.mce, self.mce_interval95)
+        return row
+
+
+def _interval_columns(name: str, value: float, interval: Interval) -> dict[str, Any]:
+    return {name: value, f"{name}_low": interval[0], f"{name}_high": interval[1]}
+
+
+def _effect_columns(name: str, effect: Effect | None) -> dict[str, Any]:
+    if effect is None:
+        return {}
+    columns = _interval_columns(name, effect.difference, effect.interval95)
+    return {**columns, f"{name}_p": effect.p, f"{name}_p_holm": effect.p_holm}
+
+
+# Long-tailed training sets
 
 
 def long_tail(findings: Findings) -> list[LongTailRow]:
-    """Return a row for each correction under each training set; none unless corrections or training sets vary."""
-    if not {SUBSET, BALANCE} & set(findings.axes):
+    """Return a row for each correction on each training set; none unless corrections or training sets vary."""
+    if SUBSET not in findings.axes and BALANCE not in findings.axes:
         return []
     axes = [axis for axis in findings.axes if axis not in (SEED, BALANCE)]
-    rows = [row for its in grouped(findings.scored, axes).values() for row in _corrections(findings, axes, its)]
+    rows = []
+    for cells in grouped(findings.scored, axes).values():
+        rows.extend(_correction_rows(findings, axes, cells))
     gains = iter(adjusted([row.gain for row in rows if row.gain]))
     return [replace(row, gain=next(gains)) if row.gain else row for row in rows]
 
 
-def _corrections(findings: Findings, axes: Sequence[str], judged: list[ScoredCell]) -> list[LongTailRow]:
-    by_balance = {str(value or _NONE): its for (value,), its in grouped(judged, [BALANCE]).items()}
-    order = [str(value) for value in findings.axes.get(BALANCE, by_balance) if str(value) in by_balance]
-    scored = [
-        replace(outcome, place={**outcome.place, BALANCE: key}) for key in order for _, outcome in by_balance[key]
-    ]
-    gains = {effect.a: effect for effect in effects(scored, BALANCE, [(key, _NONE) for key in order if key != _NONE])}
-    condition = findings.label(judged[0][0].values, axes)
-    return [
-        LongTailRow(condition, key, findings.mean(by_balance[key]), gains.get(key), _groups(by_balance[key]))
-        for key in order
-    ]
+def _correction_rows(findings: Findings, axes: Sequence[str], scored: list[ScoredCell]) -> list[LongTailRow]:
+    """Return a row for each correction on one training set."""
+    by_balance = {str(value or _NONE): cells for (value,), cells in grouped(scored, [BALANCE]).items()}
+    names = [str(value) for value in findings.axes.get(BALANCE, by_balance) if str(value) in by_balance]
+    relabelled = []
+    for name in names:
+        for each in by_balance[name]:
+            relabelled.append(replace(each.scores, place={**each.scores.place, BALANCE: name}))
+    pairs = [(name, _NONE) for name in names if name != _NONE]
+    gains = {effect.a: effect for effect in effects(relabelled, BALANCE, pairs)}
+    val_scores = {name: _mean_val_score(by_balance[name]) for name in names}
+    known = [score for score in val_scores.values() if score is not None]
+    rows = []
+    for name in names:
+        cells = by_balance[name]
+        row = LongTailRow(
+            values=_values_without(cells[0], SEED),
+            condition=findings.label(cells[0].cell.values, axes),
+            balance=name,
+            mean=findings.mean(cells),
+            gain=gains.get(name),
+            groups=_group_accuracies(cells),
+            val_score=val_scores[name],
+            best_on_val=val_scores[name] is not None and val_scores[name] == max(known),
+        )
+        rows.append(row)
+    return rows
 
 
-def _groups(judged: list[ScoredCell]) -> dict[str, Average]:
-    rows = [row for cell, _ in judged if cell.report for row in cell.report.groups or ()]
-    names = [name for name in ("many", "medium", "few") if any(row.name == name for row in rows)]
-    return {name: _shares([(row.top1, row.n) for row in rows if row.name == name]) for name in names}
+def _mean_val_score(scored: Sequence[ScoredCell]) -> float | None:
+    found = [each.cell.val_score for each in scored if each.cell.val_score is not None]
+    return fmean(found) if len(found) == len(scored) else None
 
 
-def _shares(rows: Sequence[tuple[float, int]]) -> Average:
-    return average_accuracies([round(share * n) for share, n in rows], [n for _, n in rows])
+def _group_accuracies(scored: Sequence[ScoredCell]) -> dict[str, Average]:
+    """Return the accuracy on classes with many, medium and few training images."""
+    reported = [row for each in scored if each.cell.report for row in each.cell.report.groups or ()]
+    found = {}
+    for name in GROUPS:
+        rows = [row for row in reported if row.name == name]
+        if rows:
+            hits = [round(row.top1 * row.n) for row in rows]
+            found[name] = average_accuracies(hits, [row.n for row in rows])
+    return found
 
 
-def drops_by_classifier(findings: Findings) -> list[DropRow]:
-    """Return a row for each classifier, all perturbations pooled; none unless there are clean and perturbed cells."""
+# Perturbed test images
+
+
+def drops_by_classifier(findings: Findings, baseline: str = "") -> list[DropRow]:
+    """Return a row for each classifier, all perturbations pooled; none unless there are clean and perturbed cells.
+
+    Args:
+        findings: of a grid.
+        baseline: backbone whose errors are the unit of the mean corruption error; empty for no such error.
+    """
     axes = [axis for axis in findings.axes if axis not in (SEED, PERTURB)]
-    groups = grouped(findings.scored, axes).values()
-    return _rows(findings, ((findings.label(its[0][0].values, axes), its) for its in groups))
+    groups = [(findings.label(cells[0].cell.values, axes), cells) for cells in grouped(findings.scored, axes).values()]
+    rows = _drop_rows(findings, groups)
+    if not baseline:
+        return rows
+    errors = mean_corruption_errors(findings, baseline)
+    with_errors = []
+    for row in rows:
+        mce, interval = errors.get(_key(row.values or {}), (None, None))
+        with_errors.append(replace(row, mce=mce, mce_interval95=interval))
+    return with_errors
 
 
 def drops_by_perturbation(findings: Findings) -> list[DropRow]:
     """Return a row for each perturbation, all classifiers pooled; none unless there are clean and perturbed cells."""
-    clean, groups = unperturbed(findings), grouped(findings.scored, [PERTURB])
-    kinds = [value for value in findings.axes.get(PERTURB, ())[1:] if (value,) in groups]
-    return _rows(findings, ((str(value), [*clean, *groups[value,]]) for value in kinds))
+    clean, by_perturbation = unperturbed(findings), grouped(findings.scored, [PERTURB])
+    names = [value for value in findings.axes.get(PERTURB, ())[1:] if (value,) in by_perturbation]
+    return _drop_rows(findings, [(str(name), [*clean, *by_perturbation[(name,)]]) for name in names])
 
 
-def _rows(findings: Findings, given: Iterable[tuple[str, list[ScoredCell]]]) -> list[DropRow]:
+def drops_by_classifier_and_perturbation(findings: Findings) -> list[DropRow]:
+    """Return a row for each perturbation of each classifier; none unless there are clean and perturbed cells."""
+    axes = [axis for axis in findings.axes if axis not in (SEED, PERTURB)]
+    groups = []
+    for cells in grouped(findings.scored, axes).values():
+        clean = [each for each in cells if each.cell.values.get(PERTURB) in PLAIN]
+        for (name,), perturbed in grouped(cells, [PERTURB]).items():
+            if name not in PLAIN:
+                groups.append((str(name), [*clean, *perturbed]))
+    return _drop_rows(findings, groups)
+
+
+def _drop_rows(findings: Findings, groups: Iterable[tuple[str, list[ScoredCell]]]) -> list[DropRow]:
     if findings.axes.get(PERTURB, ("",))[0] not in PLAIN:
         return []
-    rows = [row for name, judged in given if (row := _drop(name, findings, judged)) is not None]
-    drops = adjusted([row.drop for row in rows])
-    return [replace(row, drop=drop) for row, drop in zip(rows, drops, strict=True)]
+    rows = [_drop_row(findings, name, cells) for name, cells in groups]
+    found = [row for row in rows if row is not None]
+    drops = adjusted([row.drop for row in found])
+    return [replace(row, drop=drop) for row, drop in zip(found, drops, strict=True)]
 
 
-def _drop(name: str, findings: Findings, judged: list[ScoredCell]) -> DropRow | None:
-    """Return what all perturbations among the cells cost, each cell paired with its clean one."""
-    clean = {_others(outcome): (cell, outcome) for cell, outcome in judged if cell.values.get(PERTURB) in PLAIN}
-    harmed = [one for one in judged if one[0].values.get(PERTURB) not in PLAIN and _others(one[1]) in clean]
-    pairs = [(clean[_others(outcome)][1], outcome) for _, outcome in harmed]
-    found = _less(pairs)
-    if found is None:
+def _drop_row(findings: Findings, name: str, scored: list[ScoredCell]) -> DropRow | None:
+    """Return the drop of all perturbed cells from their clean counterparts; None if no such pair exists."""
+    clean_cells = {_key(_values_without(each, PERTURB)): each for each in scored if _is_clean(each)}
+    clean, perturbed = [], []
+    for each in scored:
+        counterpart = clean_cells.get(_key(_values_without(each, PERTURB)))
+        if not _is_clean(each) and counterpart is not None:
+            clean.append(counterpart)
+            perturbed.append(each)
+    drop = _paired_effect(clean, perturbed)
+    if drop is None:
         return None
-    used = [clean[others] for others in dict.fromkeys(_others(outcome) for _, outcome in harmed)]
-    before = fmean(float(outcome.scores.mean()) for outcome, _ in pairs) or 1.0
-    relative = found.difference / before
-    # The delta method: what is left of the drop where every clean score is cut by that share has mean zero.
-    cut = _less([(_scaled(one, 1 - relative), other) for one, other in pairs]) or found
-    low, high = (relative + (end - cut.difference) / before for end in cut.interval95)
+
+    clean_mean = fmean(float(each.scores.scores.mean()) for each in clean) or 1.0
+    relative = drop.difference / clean_mean
+    # Interval of the ratio by the delta method: scale the clean scores so that the mean difference is zero, and divide
+    # the interval of that difference by the clean metric.
+    scaled = [ScoredCell(each.cell, _scaled(each.scores, 1 - relative)) for each in clean]
+    residual = _paired_effect(scaled, perturbed) or drop
+    low, high = (relative + (end - residual.difference) / clean_mean for end in residual.interval95)
+
+    specs = dict.fromkeys(str(each.cell.values[PERTURB]) for each in perturbed)
+    # A clean cell is paired with every perturbation, but counts once in the mean.
+    unique_clean = {_key(_values_without(each, PERTURB)): each for each in clean}
     return DropRow(
-        name, findings.mean(used), findings.mean(harmed), found, relative, (low, high), _worst(findings, harmed)
+        name=name,
+        clean=findings.mean(list(unique_clean.values())),
+        perturbed=findings.mean(perturbed),
+        drop=drop,
+        relative=relative,
+        relative_interval95=(low, high),
+        worst=_worst_family(findings, perturbed),
+        values=_values_without(perturbed[0], *((SEED,) if len(specs) == 1 else (SEED, PERTURB))),
+        perturbations=len(specs),
+        cosine=_mean_cosine(perturbed) if len(specs) == 1 else None,
     )
 
 
-def _scaled(outcome: CellScores, factor: float) -> CellScores:
-    return replace(outcome, scores=outcome.scores * factor, square=outcome.square * factor**2)
+def _is_clean(each: ScoredCell) -> bool:
+    return each.cell.values.get(PERTURB) in PLAIN
 
 
-def _less(pairs: Sequence[tuple[CellScores, CellScores]]) -> Effect | None:
-    """Return the mean difference within pairs of a clean and a perturbed cell; None without pairs."""
-    pooled = [
-        replace(outcome, place={**harmed.place, "under": harmed.place[PERTURB], PERTURB: state})
-        for clean, harmed in pairs
-        for state, outcome in (("clean", clean), ("perturbed", harmed))
-    ]
-    return next(iter(effects(pooled, PERTURB, [("clean", "perturbed")])), None)
+def _scaled(scores: CellScores, factor: float) -> CellScores:
+    return replace(scores, scores=scores.scores * factor, square=scores.square * factor**2)
 
 
-def _others(outcome: CellScores) -> frozenset[tuple[str, Any]]:
-    return frozenset(item for item in outcome.place.items() if item[0] != PERTURB)
+def _paired_effect(ours: Sequence[ScoredCell], theirs: Sequence[ScoredCell]) -> Effect | None:
+    """Return the mean difference within pairs of cells; None without pairs on the same images."""
+    relabelled = []
+    for one, other in zip(ours, theirs, strict=True):
+        # Both cells of a pair get the place of the second one, and so does no other pair.
+        place = {**other.scores.place, "pair": other.scores.place.get(PERTURB)}
+        relabelled.append(replace(one.scores, place={**place, PERTURB: "a"}))
+        relabelled.append(replace(other.scores, place={**place, PERTURB: "b"}))
+    found = effects(relabelled, PERTURB, [("a", "b")])
+    return replace(found[0], a="clean", b="perturbed") if found else None
 
 
-def _worst(findings: Findings, judged: list[ScoredCell]) -> tuple[str, float] | None:
+def _worst_family(findings: Findings, scored: Sequence[ScoredCell]) -> tuple[str, float] | None:
     families: dict[str, list[float]] = {}
-    for cell, _ in judged:
-        families.setdefault(family_and_level(str(cell.values[PERTURB]))[0], []).append(findings.score(cell)[0])
-    means = {family: fmean(scores) for family, scores in families.items()}
+    for each in scored:
+        family, _ = family_and_level(str(each.cell.values[PERTURB]))
+        families.setdefault(family, []).append(findings.score(each.cell)[0])
+    if len(families) < 2:
+        return None
+    means = {family: fmean(found) for family, found in families.items()}
     worst = min(means, key=lambda family: means[family])
-    return (worst, means[worst]) if len(means) > 1 else None
+    return worst, means[worst]
+
+
+def _mean_cosine(scored: Sequence[ScoredCell]) -> tuple[float, Interval] | None:
+    """Return the cosine to the clean features, averaged over seeds.
+
+    The ends of the interval are averaged too: test images are shared between seeds, so more seeds do not narrow it.
+    """
+    shifts = [each.cell.report.provenance.get("cosine_to_clean") for each in scored if each.cell.report]
+    known = [shift for shift in shifts if shift]
+    if not known:
+        return None
+    mean, low, high = (fmean(shift[name] for shift in known) for name in ("mean", "low", "high"))
+    return mean, (low, high)
+
+
+def mean_corruption_errors(
+    findings: Findings, baseline: str
+) -> dict[frozenset[tuple[str, Any]], tuple[float, Interval]]:
+    """Return the mean corruption error of each classifier, and its 95 % interval.
+
+    For each family the errors, summed over severities and seeds, are divided by those of the same head on the baseline
+    backbone; the mean over families is the mean corruption error. The interval is by the delta method, with the
+    clustering over images and seeds of ``featkit.evaluation.effects``.
+
+    Args:
+        findings: of a grid.
+        baseline: backbone whose errors are the unit.
+
+    Returns:
+        By values on every axis except for seed and perturbation; nothing for a classifier of which the baseline lacks a
+        cell, or makes no error.
+
+    Source: Hendrycks and Dietterich, "Benchmarking neural network robustness to common corruptions and perturbations",
+    ICLR 2019, section 4.
+    """
+    perturbed = [each.cell for each in findings.scored if not _is_clean(each)]
+    inputs = [(cell.values, cell.predictions) for cell in perturbed if cell.predictions]
+    scores = score_cells(inputs, METRICS[0])
+    by_place = {_key(each.place): each for each in scores}
+    classifiers: dict[frozenset[tuple[str, Any]], list[CellScores]] = {}
+    for each in scores:
+        values = {axis: value for axis, value in each.place.items() if axis not in (SEED, PERTURB)}
+        classifiers.setdefault(_key(values), []).append(each)
+    errors = {}
+    for key, own in classifiers.items():
+        if own[0].place["backbone"] == baseline:
+            errors[key] = 1.0, (1.0, 1.0)
+            continue
+        reference = [by_place.get(_key({**each.place, "backbone": baseline})) for each in own]
+        known = [each for each in reference if each is not None]
+        if len(known) == len(own):
+            error = _mean_corruption_error(own, known)
+            if error is not None:
+                errors[key] = error
+    return errors
+
+
+def _mean_corruption_error(
+    own: Sequence[CellScores], reference: Sequence[CellScores]
+) -> tuple[float, Interval] | None:
+    families: dict[str, list[int]] = {}
+    for index, each in enumerate(own):
+        family, _ = family_and_level(str(each.place[PERTURB]))
+        families.setdefault(family, []).append(index)
+    own_errors = [1 - each.scores for each in own]
+    reference_errors = [1 - each.scores for each in reference]
+    ratios = []
+    relabelled = []
+    for indices in families.values():
+        unit = fmean(float(reference_errors[index].mean()) for index in indices)
+        if unit == 0:
+            return None
+        ratio = fmean(float(own_errors[index].mean()) for index in indices) / unit
+        ratios.append(ratio)
+        # Linearize: each family has the same weight, and the mean difference of the scaled errors is zero.
+        weight = len(own) / (len(families) * len(indices) * unit)
+        for index in indices:
+            place = {**own[index].place, "backbone": ""}
+            scaled = {"own": own_errors[index] * weight, "baseline": reference_errors[index] * weight * ratio}
+            for network, errors in scaled.items():
+                images = (own if network == "own" else reference)[index].images
+                relabelled.append(CellScores({**place, "network": network}, images, errors, weight**2))
+    found = effects(relabelled, "network", [("own", "baseline")])
+    if not found or found[0].cells < len(own):
+        return None
+    mce = float(np.mean(ratios))
+    low, high = (mce + end for end in found[0].interval95)
+    return mce, (max(0.0, low), high)
+
+
+def _values_without(each: ScoredCell, *axes: str) -> dict[str, Any]:
+    return {axis: value for axis, value in each.cell.values.items() if axis not in axes}
+
+
+def _key(values: Mapping[str, Any]) -> frozenset[tuple[str, Any]]:
+    return frozenset(values.items())
 
 
 def family_and_level(perturbation: str) -> tuple[str, str]:
-    """Return the family, and the level or whatever other options there are, of ``gaussian_noise:level=strong``."""
+    """Return family and level, or any other options, of a spec such as ``gaussian_noise:level=strong``."""
     try:
         spec = Spec.parse(perturbation)
     except SpecError:
         return perturbation, ""
     options = {key: str(value) for key, value in spec.options.items()}
     level = options.pop("level", "")
-    return spec.name, ", ".join([*([level] if level else []), *(f"{key} {value}" for key, value in options.items())])
+    shown = [level] if level else []
+    shown += [f"{key} {value}" for key, value in options.items()]
+    return spec.name, ", ".join(shown)

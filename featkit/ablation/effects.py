@@ -1,4 +1,4 @@
-"""What a matrix of cells says: which differences are real, and which of its classifiers val would have chosen."""
+"""Analysis of a finished grid: effects of the axes, and the classifier that validation accuracy selects."""
 
 from __future__ import annotations
 
@@ -6,44 +6,39 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 from statistics import fmean
-from typing import Any
+from typing import Any, NamedTuple
 
 from featkit.ablation.cells import CellResult
-from featkit.evaluation.effects import (
-    METRICS,
-    SEED,
-    Average,
-    CellScores,
-    Effect,
-    adjusted,
-    average,
-    effects,
-    score_cells,
-)
+from featkit.evaluation.effects import METRICS, SEED, Average, CellScores, Effect, adjusted, average, effects, score_cells
 from featkit.evaluation.intervals import Interval
 
 DATA, SUBSET, BALANCE, PERTURB = "data", "subset", "balance", "perturb"
 CONDITIONS = (DATA, SUBSET, PERTURB)
-"""Axes that say what a classifier is put to; the others, but for the seed, say which classifier it is."""
+"""Axes that describe the data. All others, except for the seed, describe the classifier."""
 PLAIN = ("none", "all", "")
-"""Values that stand for an axis left alone."""
+"""Values that stand for "nothing done" on an axis; other values are compared with them."""
 _ALL_PAIRS = 6
-"""With more values than this, an axis has each compared with the first alone, and in tables only."""
+"""Up to this many values of an axis, all pairs are compared; beyond, each value with the first only."""
 
-ScoredCell = tuple[CellResult, CellScores]
+
+class ScoredCell(NamedTuple):
+    """A cell with a result, and its score on each test image."""
+
+    cell: CellResult
+    scores: CellScores
 
 
 @dataclass(frozen=True)
 class Selection:
-    """The classifier that did best on val under one condition, and how it did on test.
+    """The classifier with the highest validation accuracy under one condition, and its test accuracy.
 
     Attributes:
         condition: data and subset, as far as they vary.
-        choice: what was chosen.
-        of: number of classifiers that it was chosen from.
-        val: its balanced accuracy on val, a mean over seeds.
-        test: its metric on test.
-        versus: its differences from each of the others on the same test images.
+        choice: description of the selected classifier.
+        of: number of classifiers it was selected from.
+        val: its balanced accuracy on the validation set, averaged over seeds.
+        test: its metric on the test set.
+        versus: its differences from each of the other classifiers on the same test images.
     """
 
     condition: str
@@ -56,17 +51,17 @@ class Selection:
 
 @dataclass(frozen=True)
 class Findings:
-    """What a matrix says.
+    """Analysis of a finished grid.
 
     Attributes:
-        name: of the study.
-        metric: ``balanced accuracy`` where training sets are imbalanced, else ``top-1``.
-        axes: the values of each axis that varies; the first is what the others are compared with.
-        same: the value of each axis that does not.
+        name: name of the grid.
+        metric: ``balanced accuracy`` if training sets are imbalanced, else ``top-1``.
+        axes: values of each axis that varies; the others are compared with the first.
+        same: value of each axis that does not vary.
         cells: all cells, best first, those without a result last.
-        scored: those with a result, in the same order, each with what it scored.
-        effects: differences between values of each axis, averaged over the others.
-        selections: one for each condition whose classifiers all have a score on val.
+        scored: cells with a result and their scores, in the same order.
+        effects: differences between values of each axis, averaged over the other axes.
+        selections: one for each condition in which every classifier has a validation score.
     """
 
     name: str
@@ -76,37 +71,42 @@ class Findings:
     cells: tuple[CellResult, ...]
     scored: tuple[ScoredCell, ...]
     effects: tuple[Effect, ...]
-    selections: tuple[Selection, ...]
+    selections: tuple[Selection, ...] = ()
 
     @property
     def classifier_axes(self) -> list[str]:
-        """The axes that vary and say which classifier it is."""
+        """The axes that vary and describe the classifier."""
         return [axis for axis in self.axes if axis not in (*CONDITIONS, SEED)]
 
     @property
     def short_axis_effects(self) -> list[Effect]:
-        """The effects of axes with few enough values to be told in sentences."""
+        """The effects of axes with few enough values to be reported in sentences."""
         return [effect for effect in self.effects if len(self.axes[effect.axis]) <= _ALL_PAIRS]
 
     def score(self, cell: CellResult) -> tuple[float, Interval]:
-        """Return a judged cell's metric and its interval.
+        """Return the metric of a cell and its 95 % interval.
 
         Raises:
             ValueError: if the cell has no report.
         """
-        return _score(cell, self.metric)
+        return _metric_of(cell, self.metric)
 
-    def mean(self, judged: Sequence[ScoredCell]) -> Average:
-        """Return the mean metric of some cells; one alone has the interval of its report."""
-        mean = average([outcome for _, outcome in judged])
-        return mean if len(judged) > 1 else replace(mean, interval95=self.score(judged[0][0])[1])
+    def mean(self, scored: Sequence[ScoredCell]) -> Average:
+        """Return the mean metric of cells; a single cell keeps the interval of its report."""
+        mean = average([each.scores for each in scored])
+        if len(scored) == 1:
+            return replace(mean, interval95=self.score(scored[0].cell)[1])
+        return mean
 
     def label(self, values: Mapping[str, Any], axes: Iterable[str]) -> str:
-        """Return the place on some axes in words."""
+        """Return a text such as ``head svm, tune True`` for values on some axes."""
         return ", ".join(f"{axis} {self.shown(axis, values[axis])}" for axis in axes if axis in values)
 
     def shown(self, axis: str, value: Any) -> str:
-        """Return a value in words: data by their short name where that tells them apart, random weights as such."""
+        """Return the text for a value of an axis.
+
+        Data is shown by its short name if that is unique; random weights are marked as untrained.
+        """
         if axis == "weights" and str(value).startswith("random"):
             return f"{value} (untrained)"
         if axis == DATA:
@@ -117,34 +117,40 @@ class Findings:
 
 
 def analyze_grid(name: str, axes: Mapping[str, Sequence[Any]], cells: Sequence[CellResult]) -> Findings:
-    """Compare all that the cells of a matrix allow.
+    """Compute all comparisons that the cells of a grid allow.
 
     Args:
-        name: of the study.
+        name: name of the grid.
         axes: values in the order of the grid; axes and values that only cells have come after them.
-        cells: in any order.
+        cells: in any order; the result does not depend on it.
     """
-    named = dict.fromkeys([*axes, *(axis for cell in cells for axis in cell.values)])
-    found = {axis: _plain_first(_values(axis, axes.get(axis, ()), cells)) for axis in named}
-    varying = {axis: values for axis, values in found.items() if len(values) > 1}
-    metric = METRICS[1] if {SUBSET, BALANCE} & set(varying) else METRICS[0]
-    best_first = sorted(cells, key=lambda cell: (-_score(cell, metric)[0] if cell.report else 1, _rank(found, cell)))
-    answered = [(cell, cell.predictions) for cell in best_first if cell.report and cell.predictions]
-    scored = score_cells(((cell.values, predictions) for cell, predictions in answered), metric)
+    values = _values_by_axis(axes, cells)
+    varying = {axis: found for axis, found in values.items() if len(found) > 1}
+    same = {axis: found[0] for axis, found in values.items() if len(found) == 1}
+    metric = METRICS[1] if SUBSET in varying or BALANCE in varying else METRICS[0]
+
+    def rank(cell: CellResult) -> tuple[float, list[int]]:
+        score = -_metric_of(cell, metric)[0] if cell.report else 1.0
+        place = [found.index(cell.values[axis]) if axis in cell.values else -1 for axis, found in values.items()]
+        return score, place
+
+    ordered = sorted(cells, key=rank)
+    predicted = [(cell, cell.predictions) for cell in ordered if cell.report and cell.predictions]
+    scores = score_cells([(cell.values, predictions) for cell, predictions in predicted], metric)
+    scored = [ScoredCell(cell, each) for (cell, _), each in zip(predicted, scores, strict=True)]
     findings = Findings(
-        name,
-        metric,
-        varying,
-        {axis: values[0] for axis, values in found.items() if len(values) == 1},
-        tuple(best_first),
-        tuple((cell, outcome) for (cell, _), outcome in zip(answered, scored, strict=True)),
-        tuple(_main_effects(varying, scored)),
-        (),
+        name=name,
+        metric=metric,
+        axes=varying,
+        same=same,
+        cells=tuple(ordered),
+        scored=tuple(scored),
+        effects=tuple(_axis_effects(varying, scores)),
     )
-    return replace(findings, selections=tuple(_chosen(findings)))
+    return replace(findings, selections=tuple(_select(findings)))
 
 
-def _score(cell: CellResult, metric: str) -> tuple[float, Interval]:
+def _metric_of(cell: CellResult, metric: str) -> tuple[float, Interval]:
     if cell.report is None:
         raise ValueError(f"cell {dict(cell.values)} has no report")
     if metric == METRICS[1]:
@@ -152,83 +158,90 @@ def _score(cell: CellResult, metric: str) -> tuple[float, Interval]:
     return cell.report.top1, cell.report.interval95
 
 
-def _values(axis: str, given: Sequence[Any], cells: Sequence[CellResult]) -> tuple[Any, ...]:
-    """Return the values that some cell has: the grid's order first, then whatever else cells say."""
-    there = dict.fromkeys(cell.values[axis] for cell in cells if axis in cell.values)
-    return tuple(dict.fromkeys([*(value for value in given if value in there), *there]))
+def _values_by_axis(axes: Mapping[str, Sequence[Any]], cells: Sequence[CellResult]) -> dict[str, tuple[Any, ...]]:
+    """Return the values that occur on each axis: plain ones first, then in the order of the grid."""
+    names = dict.fromkeys([*axes, *(axis for cell in cells for axis in cell.values)])
+    found = {}
+    for axis in names:
+        present = dict.fromkeys(cell.values[axis] for cell in cells if axis in cell.values)
+        ordered = dict.fromkeys([*(value for value in axes.get(axis, ()) if value in present), *present])
+        found[axis] = tuple(sorted(ordered, key=lambda value: value not in PLAIN))
+    return found
 
 
-def _rank(axes: Mapping[str, tuple[Any, ...]], cell: CellResult) -> list[int]:
-    """Return where a cell stands in the grid, so that the order in which cells come changes nothing."""
-    return [values.index(cell.values[axis]) if axis in cell.values else -1 for axis, values in axes.items()]
+def _axis_effects(axes: Mapping[str, tuple[Any, ...]], scores: Sequence[CellScores]) -> list[Effect]:
+    """Compare the values of each axis; data sets have different images, and seeds are repetitions."""
+    found = []
+    for axis, values in axes.items():
+        if axis in (DATA, SEED):
+            continue
+        if len(values) <= _ALL_PAIRS:
+            pairs = [(later, earlier) for earlier, later in combinations(values, 2)]
+        else:
+            pairs = [(value, values[0]) for value in values[1:]]
+        found.extend(effects(scores, axis, pairs))
+    return adjusted(found)
 
 
-def _plain_first(values: tuple[Any, ...]) -> tuple[Any, ...]:
-    return tuple(sorted(values, key=lambda value: value not in PLAIN))
-
-
-def _main_effects(axes: Mapping[str, tuple[Any, ...]], scored: Sequence[CellScores]) -> list[Effect]:
-    """Compare the values of each axis; data sets, whose images differ, and seeds are not compared."""
-    return adjusted(
-        [
-            effect
-            for axis, values in axes.items()
-            if axis not in (DATA, SEED)
-            for effect in effects(scored, axis, _pairs(values))
-        ]
-    )
-
-
-def _pairs(values: tuple[Any, ...]) -> list[tuple[Any, Any]]:
-    """Return ``(later, earlier)`` values."""
-    if len(values) > _ALL_PAIRS:
-        return [(value, values[0]) for value in values[1:]]
-    return [(later, earlier) for earlier, later in combinations(values, 2)]
-
-
-def grouped(judged: Iterable[ScoredCell], axes: Sequence[str]) -> dict[tuple[Any, ...], list[ScoredCell]]:
-    """Return cells by their values on some axes, in the order of their first appearance."""
+def grouped(scored: Iterable[ScoredCell], axes: Sequence[str]) -> dict[tuple[Any, ...], list[ScoredCell]]:
+    """Return cells grouped by their values on some axes, in the order of first appearance."""
     groups: dict[tuple[Any, ...], list[ScoredCell]] = {}
-    for cell, outcome in judged:
-        groups.setdefault(tuple(cell.values.get(axis) for axis in axes), []).append((cell, outcome))
+    for each in scored:
+        key = tuple(each.cell.values.get(axis) for axis in axes)
+        groups.setdefault(key, []).append(each)
     return groups
 
 
 def unperturbed(findings: Findings) -> list[ScoredCell]:
-    """Return the cells whose test images are as they are, or those of the first perturbation if there are none."""
+    """Return the cells with clean test images, or with the first perturbation if there are none."""
     if PERTURB not in findings.axes:
         return list(findings.scored)
     plain = findings.axes[PERTURB][0]
-    return [(cell, outcome) for cell, outcome in findings.scored if cell.values.get(PERTURB) == plain]
+    return [each for each in findings.scored if each.cell.values.get(PERTURB) == plain]
 
 
-def _chosen(findings: Findings) -> list[Selection]:
-    """Choose on val under each condition; only then look at test, which has one family of comparisons in all."""
+def _select(findings: Findings) -> list[Selection]:
+    """Select a classifier by validation accuracy under each condition, then compare it on the test set.
+
+    The comparisons of all conditions are one family for Holm's correction.
+    """
     axes = [axis for axis in (DATA, SUBSET) if axis in findings.axes]
-    by_condition = grouped(unperturbed(findings), axes).items()
-    found = [_choose(findings, findings.label(dict(zip(axes, at, strict=True)), axes), its) for at, its in by_condition]
-    chosen = [one for one in found if one is not None]
-    family = iter(adjusted([effect for one in chosen for effect in one.versus]))
-    return [replace(one, versus=tuple(next(family) for _ in one.versus)) for one in chosen]
+    selections = []
+    for values, cells in grouped(unperturbed(findings), axes).items():
+        condition = findings.label(dict(zip(axes, values, strict=True)), axes)
+        selection = _select_one(findings, condition, cells)
+        if selection is not None:
+            selections.append(selection)
+    compared = iter(adjusted([effect for selection in selections for effect in selection.versus]))
+    return [replace(each, versus=tuple(next(compared) for _ in each.versus)) for each in selections]
 
 
-def _choose(findings: Findings, condition: str, judged: list[ScoredCell]) -> Selection | None:
-    choices = {
-        findings.label(its[0][0].values, findings.classifier_axes): its
-        for its in grouped(judged, findings.classifier_axes).values()
+def _select_one(findings: Findings, condition: str, scored: list[ScoredCell]) -> Selection | None:
+    """Return the selection under one condition; None with a single classifier or missing validation scores."""
+    axes = findings.classifier_axes
+    classifiers = {
+        findings.label(cells[0].cell.values, axes): cells for cells in grouped(scored, axes).values()
     }
-    scores = {
-        choice: [cell.val_score for cell, _ in its if cell.val_score is not None] for choice, its in choices.items()
-    }
-    if len(choices) < 2 or any(len(scores[choice]) < len(its) for choice, its in choices.items()):
+    if len(classifiers) < 2:
         return None
-    means = {choice: fmean(found) for choice, found in scores.items()}
-    # Of equals the first by name: the order of the cells is that of test.
-    best = max(sorted(means), key=lambda choice: means[choice])
-    relabelled = [
-        replace(outcome, place={"classifier": choice, SEED: cell.values.get(SEED)})
-        for choice, its in choices.items()
-        for cell, outcome in its
-    ]
-    versus = effects(relabelled, "classifier", [(best, other) for other in choices if other != best])
-    return Selection(condition, best, len(choices), means[best], findings.mean(choices[best]), tuple(versus))
+    val_means = {}
+    relabelled = []
+    for name, cells in classifiers.items():
+        val_scores = [each.cell.val_score for each in cells if each.cell.val_score is not None]
+        if len(val_scores) < len(cells):
+            return None
+        val_means[name] = fmean(val_scores)
+        for each in cells:
+            place = {"classifier": name, SEED: each.cell.values.get(SEED)}
+            relabelled.append(replace(each.scores, place=place))
+    # Ties are broken by name: the order of the cells is by test accuracy, which must not select.
+    best = max(sorted(val_means), key=lambda name: val_means[name])
+    versus = effects(relabelled, "classifier", [(best, other) for other in classifiers if other != best])
+    return Selection(
+        condition=condition,
+        choice=best,
+        of=len(classifiers),
+        val=val_means[best],
+        test=findings.mean(classifiers[best]),
+        versus=tuple(versus),
+    )

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from featkit.ablation.cells import SCHEMA, CellResult, failed_cell, lock_grid, read_cell, remove_cell
+from featkit.ablation.effects import Findings, analyze_grid
 from featkit.ablation.executors.local import LocalExecutor
-from featkit.ablation.grid import AxisValue, Grid
+from featkit.ablation.grid import AXES, AxisValue, Grid
 from featkit.ablation.worker import CellCondition, CellTask, run_task
 from featkit.embeddings.pipeline import Compute
 from featkit.errors import RunError
+from featkit.evaluation.display import data_frame, html_table
 from featkit.runs.fit import RESULTS_VERSION, FitConfig
 from featkit.runs.vectors import Needed, Vectors, needed
 from featkit.storage import available_cores, digest
@@ -19,10 +23,34 @@ from featkit.storage import available_cores, digest
 
 @dataclass(frozen=True)
 class AblationResult:
-    """A grid and what came of each cell, in the order of ``grid.cells()``."""
+    """A grid and the result of each cell, in the order of ``grid.cells()``."""
 
     grid: Grid
     cells: tuple[CellResult, ...]
+
+    @cached_property
+    def findings(self) -> Findings:
+        """Effects of the axes and the selected classifiers."""
+        axes = {axis: self.grid.values(axis) for axis in AXES}
+        return analyze_grid(self.grid.name, axes, self.cells)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the grid and one flat row per cell as JSON can hold them."""
+        return {"name": self.grid.name, "fixed": dict(self.grid.fixed), "cells": self._rows()}
+
+    def to_frame(self) -> Any:
+        """Return a ``pandas.DataFrame`` with one row per cell.
+
+        Raises:
+            FeatkitError: if pandas is not installed.
+        """
+        return data_frame(self._rows())
+
+    def _repr_html_(self) -> str:
+        return html_table(self._rows())
+
+    def _rows(self) -> list[dict[str, Any]]:
+        return [cell.to_row() for cell in self.cells]
 
 
 @dataclass(frozen=True)
