@@ -15,11 +15,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import settings
 from PIL import Image
 
 from featkit.embeddings.base import Embeddings
 from featkit.embeddings.recipe import Recipe
 from featkit.images.base import ImageSet
+
+
+# The same examples in every run, and no time limit for one of them: machines differ, and several tests run at once.
+settings.register_profile("featkit", deadline=None, derandomize=True)
+settings.load_profile("featkit")
 
 
 @pytest.fixture(autouse=True)
