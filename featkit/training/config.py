@@ -5,12 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import Field, asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import TYPE_CHECKING, Any
 
-from featkit.embeddings.request import Request
 from featkit.errors import SpecError
 from featkit.images.augment import AUGMENTATIONS, MOST_VIEWS
 from featkit.registry import unknown
+
+# The command line imports this module to print its help: modules that are slow to import are
+# imported where they are used.
+if TYPE_CHECKING:
+    from featkit.embeddings.request import Request
 
 MODES = ("shallow", "deep", "full", "scratch")
 OPTIMISERS = ("sgd", "adamw")
@@ -32,7 +36,9 @@ class Option:
         help: one clause for the help text.
         choices: the values that are accepted; empty for any in the range.
         low, high: smallest and largest value, or None.
-        default: description of the default where it depends on other options.
+        default: description of the default where it is not the value of the field.
+        metavar: placeholder of the value in the help text; empty: from the type.
+        group: of the options in the help text.
     """
 
     help: str
@@ -40,18 +46,19 @@ class Option:
     low: float | None = None
     high: float | None = None
     default: str = ""
+    metavar: str = ""
+    group: str = "Training"
 
 
-def _option(
-    default: Any,
-    text: str,
-    *,
-    choices: tuple[str, ...] = (),
-    low: float | None = None,
-    high: float | None = None,
-    shown: str = "",
-) -> Any:
-    return field(default=default, metadata={"option": Option(text, choices, low, high, shown)})
+def _option(value: Any, text: str, **settings: Any) -> Any:
+    """Return a field with a default and an ``Option``; ``settings`` are fields of ``Option``."""
+    return field(default=value, metadata={"option": Option(text, **settings)})
+
+
+def _default_request() -> Request:
+    from featkit.embeddings.request import Request
+
+    return Request()
 
 
 @dataclass(frozen=True)
@@ -108,55 +115,63 @@ class TrainingConfig:
         choices=MODES,
     )
     unfreeze: str = _option(
-        "layer4", "For deep: first trainable block, or number of trainable blocks."
+        "layer4",
+        "With deep: first trainable stage or block, or the number of trainable blocks.",
+        metavar="LAYER|N",
     )
     norm: str | None = _option(
         None,
-        "Running statistics of BatchNorm in trainable layers.",
+        "BatchNorm statistics of trainable layers.",
         choices=NORMS,
-        shown="update; frozen for shallow",
+        default="update; frozen for shallow",
     )
-    epochs: int = _option(20, "Passes over the training images.", low=1, high=100_000)
-    batch_size: int = _option(32, "Images per step, over all processes.", low=1, high=65_536)
-    optimiser: str = _option("sgd", "Optimiser; sgd has Nesterov momentum 0.9.", choices=OPTIMISERS)
+    epochs: int = _option(20, "Training epochs.", low=1, high=100_000)
+    batch_size: int = _option(32, "Images per training step.", low=1, high=65_536)
+    optimiser: str = _option("sgd", "Optimiser; sgd has momentum 0.9.", choices=OPTIMISERS)
     lr: float = _option(0.01, "Peak learning rate.", low=0, high=1e6)
-    layer_decay: float = _option(
-        1.0, "Layer-wise learning-rate decay, factor per stage.", low=0, high=1
-    )
-    weight_decay: float = _option(1e-4, "Weight decay, not for norms and biases.", low=0, high=1e3)
+    layer_decay: float = _option(1.0, "Layer-wise learning-rate decay, per stage.", low=0, high=1)
+    weight_decay: float = _option(1e-4, "Weight decay; none for norms and biases.", low=0, high=1e3)
     warmup: float = _option(1.0, "Warm-up epochs.", low=0, high=1e5)
     smoothing: float = _option(0.0, "Label smoothing.", low=0, high=0.999)
-    mixup: float = _option(0.0, "Mixup alpha; 0 disables it.", low=0, high=100)
-    cutmix: float = _option(0.0, "CutMix alpha; 0 disables it.", low=0, high=100)
+    mixup: float = _option(0.0, "Alpha of mixup.", low=0, high=100, default="off")
+    cutmix: float = _option(0.0, "Alpha of CutMix.", low=0, high=100, default="off")
     ema: float = _option(
-        0.0, "Decay of the moving average of weights; 0 disables it.", low=0, high=0.999999
+        0.0, "Decay of averaged weights (EMA).", low=0, high=0.999999, default="off"
     )
-    clip: float = _option(0.0, "Maximum gradient norm; 0 disables clipping.", low=0, high=1e9)
-    balance: str = _option("none", "Correction for class imbalance.", choices=BALANCES)
+    clip: float = _option(0.0, "Maximum gradient norm.", low=0, high=1e9, default="off")
+    balance: str = _option("none", "Class-imbalance correction.", choices=BALANCES)
     patience: int | None = _option(
-        None, "Stop after this many epochs without validation improvement.", low=1, shown="off"
+        None,
+        "Stop after this many epochs without validation improvement.",
+        low=1,
+        default="off",
     )
     precision: str = _option("auto", "Precision of training.", choices=PRECISIONS)
-    seed: int = _option(0, "Seed of splits, image order, augmentation and initial weights.", low=0)
+    seed: int = _option(0, "Seed of splits, image order, augmentation and classifier.", low=0)
     augment: str | None = _option(
         None,
-        "Data augmentation.",
+        "Augmentation of train images; basic: random resized crop and flip.",
         choices=("none", *AUGMENTATIONS),
-        shown="basic; none for shallow and for digits",
+        default="basic; none for shallow and for digits",
+        group="Data",
     )
     views: int = _option(
         4,
-        "Cached augmented views per image for frozen layers; 0 augments in each epoch.",
+        "Augmented views per image, cached after the frozen layers; 0: new views every epoch.",
         low=0,
         high=MOST_VIEWS,
+        group="Data",
     )
     val: float = _option(
         0.1,
-        "Share of train held out for validation, unless the data has its own; 0 trains on all.",
+        "Fraction of train for validation; 0: train on all images and keep the last epoch.",
         low=0,
         high=0.9,
+        default="own split, else 0.1",
+        metavar="FRACTION",
+        group="Data",
     )
-    request: Request = field(default_factory=Request)
+    request: Request = field(default_factory=_default_request)
     cache: Path = Path("cache")
 
     def __post_init__(self) -> None:
@@ -186,6 +201,8 @@ class TrainingConfig:
         Raises:
             SpecError: if an option is unknown, or its value has a wrong type or is out of range.
         """
+        from featkit.embeddings.request import Request
+
         given = {name: value for name, value in options.items() if value is not None}
         known = cls.option_names()
         for name in given:
@@ -260,14 +277,14 @@ def _typed(name: str, value: Any) -> Any:
     Raises:
         SpecError: if it is of another type.
     """
-    hints = get_type_hints(TrainingConfig)
-    kind = hints.get(name, str)
+    types = {each.name: str(each.type) for each in option_fields()}
+    kind = types.get(name, "str")
     is_integer = isinstance(value, int) and not isinstance(value, bool)
-    if kind in (int, int | None):
+    if kind.startswith("int"):
         if not is_integer or value < 0:
             raise SpecError(f"{name} = {value!r} is not a whole number of 0 or more")
         return value
-    if kind is float:
+    if kind == "float":
         if not is_integer and not isinstance(value, float):
             raise SpecError(f"{name} = {value!r} is not a number")
         return value
