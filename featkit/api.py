@@ -34,9 +34,8 @@ from featkit.errors import DataError, FeatkitError, SpecError
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
-    from featkit.ablation.grid import AxisValue
     from featkit.ablation.estimate import Estimate
-    from featkit.ablation.grid import Grid
+    from featkit.ablation.grid import AxisValue, Grid
     from featkit.ablation.run import AblationConfig, AblationResult, Progress
     from featkit.backbones import load_backbone as load_backbone
     from featkit.compression.export import ExportAgreement

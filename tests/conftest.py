@@ -22,7 +22,6 @@ from featkit.embeddings.base import Embeddings
 from featkit.embeddings.recipe import Recipe
 from featkit.images.base import ImageSet
 
-
 # The same examples in every run, and no time limit for one of them: machines differ, and several tests run at once.
 settings.register_profile("featkit", deadline=None, derandomize=True)
 settings.load_profile("featkit")

@@ -9,7 +9,17 @@ from statistics import fmean
 from typing import Any, NamedTuple
 
 from featkit.ablation.cells import CellResult
-from featkit.evaluation.effects import METRICS, SEED, Average, CellScores, Effect, adjusted, average, effects, score_cells
+from featkit.evaluation.effects import (
+    METRICS,
+    SEED,
+    Average,
+    CellScores,
+    Effect,
+    adjusted,
+    average,
+    effects,
+    score_cells,
+)
 from featkit.evaluation.intervals import Interval
 
 DATA, SUBSET, BALANCE, PERTURB = "data", "subset", "balance", "perturb"
