@@ -49,7 +49,9 @@ def _config_option(each: Field[Any]) -> Decorator[F]:
         choices = BalanceChoice if each.name == "balance" else click.Choice
         kind = choices(setting.choices)
     elif each.type in ("int", "int | None"):
-        kind = click.IntRange(setting.low, setting.high)
+        low = None if setting.low is None else int(setting.low)
+        high = None if setting.high is None else int(setting.high)
+        kind = click.IntRange(low, high)
     elif each.type == "float":
         kind = click.FloatRange(setting.low, setting.high)
     default = each.default
