@@ -1,12 +1,17 @@
-"""The path of penalties of the linear head: one solver call beside one scikit-learn fit for each C, in one run.
+"""Compare the solver of the linear head with scikit-learn along a regularization path.
 
-    python experiments/benchmarks/heads.py [--cache FILE] [--values 45] [--fits 45] [--max-iter 20000]
+    python experiments/benchmarks/heads.py [--cache FILE] [--rows N] [--values 45] [--repeat 3]
+    python experiments/benchmarks/heads.py --cold [--fits 9]
     python experiments/benchmarks/heads.py --tune --cache FILE
 
-Without ``--cache`` the vectors are synthetic: 6,000 x 2,048 in 101 classes with a spectrum that falls like that of
-ResNet-50. Both solvers get the same float32 rows, scaled as the linear head scales them, and as many cores.
+The baseline is ``LogisticRegression(warm_start=True)``, fitted from the smallest C to the largest: each fit starts from
+the solution of the one before it. Both solvers run at several tolerances, so that they can be compared at the same
+quality, the excess of the objective (in float64) over the lowest that any of them found. They get the same float32 features, scaled
+as by the linear head, and one thread each; times are CPU seconds, medians of interleaved repetitions.
 
-With ``--tune``: seconds and memory of `featkit fit --tune` for the five heads, in one command.
+``--cold`` adds fits that start from zero, evenly spread over the path and extrapolated to all of it. ``--tune`` measures
+time and memory of `featkit fit --tune` for the five heads in one command. Without ``--cache`` the features are
+synthetic: 6,000 x 2,048 in 101 classes with a spectrum that decays like that of ResNet-50.
 """
 
 from __future__ import annotations
@@ -19,66 +24,150 @@ import sys
 import tempfile
 import time
 import warnings
+from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import h5py
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import logsumexp
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
+from threadpoolctl import threadpool_limits
 
-from featkit.heads.logistic import Solution, logistic_path
+from featkit.heads.logistic import logistic_path
 from featkit.heads.scaling import apply_scale, fit_scale
 
-Rows = tuple[NDArray[np.float32], NDArray[np.intp]]
+MAX_ITER = 20_000
+FEATKIT_TOLERANCES = (1e-3, 1e-5, 1e-6)
+"""Relative to the objective: of a search, of the final fit, and a tighter one for reference."""
+
+SKLEARN_TOLERANCES = (1e-3, 1e-4, 1e-5, 1e-6)
+"""Of the largest component of the gradient; scikit-learn's default is 1e-4."""
+
+
+class Rows(NamedTuple):
+    """Scaled training features ``(n, d)`` and class codes ``(n,)``."""
+
+    x: NDArray[np.float32]
+    codes: NDArray[np.intp]
+
+    @property
+    def n_classes(self) -> int:
+        return int(self.codes.max()) + 1
+
+
+class Weights(NamedTuple):
+    """Weights ``(k, d)`` and intercepts ``(k,)`` for one C, and the iterations used."""
+
+    C: float
+    coef: NDArray[np.floating]
+    intercept: NDArray[np.floating]
+    n_iter: int
+
+
+Solutions = list[Weights]
 
 
 def synthetic(n: int = 6000, d: int = 2048, k: int = 101) -> Rows:
-    """Return positive, skewed rows: classes differ along 100 random axes, variances fall as a power over all axes."""
+    """Generate positive, skewed features: classes differ along 100 random axes, variances decay as a power law."""
     rng = np.random.default_rng(0)
     spread = np.arange(1, d + 1) ** -0.6
     axes = np.linalg.qr(rng.normal(size=(d, d)))[0] * spread / np.sqrt((spread**2).mean() / d)
     codes = np.arange(n) % k
     means = rng.normal(size=(k, d)) * (np.arange(d) < 100) * 0.5
     latent = (means[codes] + rng.normal(size=(n, d))) @ axes.T / np.sqrt(d)
-    return np.exp(2 * latent).astype(np.float32), codes
+    return Rows(np.exp(2 * latent).astype(np.float32), codes)
 
 
-def cached(file: Path) -> Rows:
-    """Return the training rows of an embeddings file."""
+def cached(file: Path, limit: int | None) -> Rows:
+    """Read the training part of an embeddings file, or a random subset of ``limit`` rows."""
     with h5py.File(file) as content:
-        rows = content["splits"][:] == b"train"
-        return content["embeddings"][:][rows], np.unique(content["labels"][:][rows], return_inverse=True)[1]
+        train = np.flatnonzero(content["splits"][:] == b"train")
+        if limit is not None and limit < len(train):
+            train = np.sort(np.random.default_rng(0).choice(train, limit, replace=False))
+        codes = np.unique(content["labels"][:][train], return_inverse=True)[1]
+        return Rows(content["embeddings"][:][train], codes)
 
 
-def objective(rows: Rows, c: float, coef: NDArray[np.floating], intercept: NDArray[np.floating]) -> float:
-    """Return scikit-learn's objective over C and n, in float64."""
-    x, codes = rows
-    scores = x.astype(np.float64) @ coef.T.astype(np.float64) + intercept
-    top = scores.max(axis=1, keepdims=True)
-    losses = np.log(np.exp(scores - top).sum(axis=1)) + top[:, 0] - scores[np.arange(len(x)), codes]
-    return float(losses.mean() + (coef.astype(np.float64) ** 2).sum() / (2 * c * len(x)))
+def scale(rows: Rows) -> Rows:
+    """Scale features as the linear head does by default."""
+    centre, spread = fit_scale(rows.x, "root")
+    return Rows(apply_scale(rows.x, "root", centre, spread), rows.codes)
 
 
-def theirs(rows: Rows, c: float, max_iter: int) -> tuple[LogisticRegression, float]:
-    """Return scikit-learn's fit at tolerance 1e-6, and its seconds."""
-    start = time.perf_counter()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)
-        fitted = LogisticRegression(C=c, tol=1e-6, max_iter=max_iter).fit(*rows)
-    return fitted, time.perf_counter() - start
+def featkit_path(rows: Rows, cs: NDArray[np.float64], tol: float) -> Solutions:
+    """Solve all values of C by one call of ``logistic_path``."""
+    solutions = logistic_path(
+        rows.x, rows.codes, cs, n_classes=rows.n_classes, tol=tol, max_iter=MAX_ITER
+    )
+    return [Weights(each.C, each.coef, each.intercept, each.n_iter) for each in solutions]
 
 
-def compare(rows: Rows, ours: Solution, max_iter: int) -> float:
-    """Print one line for one C; return the seconds that scikit-learn took."""
-    x, _ = rows
-    fitted, seconds = theirs(rows, ours.C, max_iter)
-    best = objective(rows, ours.C, fitted.coef_, fitted.intercept_)
-    loss = objective(rows, ours.C, ours.coef, ours.intercept)
-    same = (fitted.predict(x) == (x @ ours.coef.T + ours.intercept).argmax(axis=1)).mean()
-    steps = f"{ours.n_iter:5} {fitted.n_iter_[0]:6}"
-    print(f"{ours.C:9.2e} {steps} {seconds:8.1f} {loss:.6e} {loss / best - 1:+9.1e} {same:8.4%}", flush=True)
-    return seconds
+def sklearn_path(rows: Rows, cs: NDArray[np.float64], tol: float, warm: bool = True) -> Solutions:
+    """Fit scikit-learn for every C in increasing order, each from the solution of the one before it if ``warm``."""
+    model = LogisticRegression(tol=tol, max_iter=MAX_ITER, warm_start=warm)
+    path = []
+    for c in cs:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ConvergenceWarning)
+            model.set_params(C=float(c)).fit(rows.x, rows.codes)
+        path.append(
+            Weights(float(c), model.coef_.copy(), model.intercept_.copy(), int(model.n_iter_[0]))
+        )
+    return path
+
+
+def objective(rows: Rows, weights: Weights) -> float:
+    """Return scikit-learn's objective divided by ``C n``, in float64."""
+    scores = rows.x.astype(np.float64) @ weights.coef.T.astype(np.float64) + weights.intercept
+    losses = logsumexp(scores, axis=1) - scores[np.arange(len(scores)), rows.codes]
+    penalty = (weights.coef.astype(np.float64) ** 2).sum() / (2 * weights.C * len(scores))
+    return float(losses.mean() + penalty)
+
+
+def compare_paths(rows: Rows, cs: NDArray[np.float64], repeat: int) -> None:
+    """Measure all solvers, interleaved, and print seconds, iterations and excess of the objective."""
+    solvers: dict[str, Callable[[], Solutions]] = {}
+    for tol in FEATKIT_TOLERANCES:
+        solvers[f"featkit, tol {tol:.0e}"] = lambda tol=tol: featkit_path(rows, cs, tol)
+    for tol in SKLEARN_TOLERANCES:
+        solvers[f"scikit-learn, warm start, tol {tol:.0e}"] = lambda tol=tol: sklearn_path(
+            rows, cs, tol
+        )
+    seconds: dict[str, list[float]] = {name: [] for name in solvers}
+    losses: dict[str, NDArray[np.float64]] = {}
+    steps: dict[str, int] = {}
+    for _ in range(repeat):
+        for name, solve in solvers.items():
+            start = time.process_time()
+            path = solve()
+            seconds[name].append(time.process_time() - start)
+            losses[name] = np.array([objective(rows, each) for each in path])
+            steps[name] = sum(each.n_iter for each in path)
+            print(f"  {name}: {seconds[name][-1]:.1f} s", flush=True)
+    best = np.min(list(losses.values()), axis=0)
+    print(f"{'solver':37}  CPU s  iterations  excess: median  largest  at C")
+    for name in solvers:
+        excess = losses[name] / best - 1
+        worst = int(excess.argmax())
+        print(
+            f"{name:37} {np.median(seconds[name]):6.1f} {steps[name]:11} {np.median(excess):15.1e} "
+            f"{excess[worst]:8.1e}  {cs[worst]:.0e}"
+        )
+
+
+def compare_cold(rows: Rows, cs: NDArray[np.float64], fits: int) -> None:
+    """Print what a path of fits from zero takes in scikit-learn, at tolerance 1e-6, extrapolated from some of them."""
+    some = cs[np.unique(np.linspace(0, len(cs) - 1, fits).round().astype(int))]
+    start = time.process_time()
+    sklearn_path(rows, some, 1e-6, warm=False)
+    seconds = time.process_time() - start
+    total = seconds * len(cs) / len(some)
+    print(
+        f"scikit-learn, cold start, tol 1e-06: {seconds:.1f} s for {len(some)} of {len(cs)} fits, {total:.1f} s for all"
+    )
 
 
 PEAK = """
@@ -86,7 +175,7 @@ import json, sys
 from pathlib import Path
 import numpy as np
 from featkit.heads.logistic import logistic_path
-def peak():  # getrusage's is inherited from the parent
+def peak():  # that of getrusage includes the parent process
     return int(Path("/proc/self/status").read_text().partition("VmHWM:")[2].split()[0]) / 1024
 content = np.load(sys.argv[1])
 rows, codes = content["rows"], content["codes"]
@@ -97,11 +186,13 @@ print(json.dumps([before, peak()]))
 
 
 def peak_memory(rows: Rows) -> tuple[float, float]:
-    """Return the peak resident memory of a fresh process in MiB, once the rows are loaded and after a path."""
+    """Measure the peak resident memory of a fresh process in MiB, after loading the features and after a path."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, "rows.npz")
-        np.savez(file, rows=rows[0], codes=rows[1])
-        done = subprocess.run([sys.executable, "-c", PEAK, str(file)], capture_output=True, text=True, check=True)
+        np.savez(file, rows=rows.x, codes=rows.codes)
+        done = subprocess.run(
+            [sys.executable, "-c", PEAK, str(file)], capture_output=True, text=True, check=True
+        )
     before, after = json.loads(done.stdout)
     return before, after
 
@@ -110,73 +201,81 @@ HEADS = ("linear", "svm", "knn", "mlp", "prototypical")
 
 
 def tune(cache: Path) -> None:
-    """Print what tuning the five heads in one command takes and finds."""
+    """Print time, memory and accuracies of tuning the five heads in one command."""
     heads = [part for head in HEADS for part in ("--head", head)]
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-m", "featkit", "fit", "--tune", *heads, "--out", folder, "--cache", str(cache)]
-        seconds, peak = spent(command)
+        command = [
+            sys.executable,
+            "-m",
+            "featkit",
+            "fit",
+            "--tune",
+            *heads,
+            "--out",
+            folder,
+            "--cache",
+            str(cache),
+        ]
+        seconds, peak = measure(command)
         print("head          fitting s  top-1 on test")
         for run in Path(folder).glob("*/*/"):
-            card, found = (json.loads((run / name).read_text()) for name in ("card.json", "results.json"))
-            low, high = found["interval95"]
-            shown = f"{found['top1']:.2%} ({low:.2%} to {high:.2%}), n = {found['n']}"
-            print(f"{card['head']['spec']:13} {card['cost']['fit_seconds']:9.1f}  {shown}")
-    print(f"in all {seconds[0]:.1f} s on the clock, {seconds[1]:.1f} s of all cores, peak memory {peak:.0f} MiB")
+            card = json.loads((run / "card.json").read_text())
+            results = json.loads((run / "results.json").read_text())
+            low, high = results["interval95"]
+            accuracy = f"{results['top1']:.2%} ({low:.2%} to {high:.2%}), n = {results['n']}"
+            print(f"{card['head']['spec']:13} {card['cost']['fit_seconds']:9.1f}  {accuracy}")
+    print(f"wall time {seconds[0]:.1f} s, CPU time {seconds[1]:.1f} s, peak memory {peak:.0f} MiB")
 
 
-def spent(command: list[str]) -> tuple[NDArray[np.float64], float]:
-    """Run a command; return its seconds on the clock and of all cores, and its peak resident memory in MiB."""
+def measure(command: list[str]) -> tuple[tuple[float, float], float]:
+    """Run a command; return its wall and CPU seconds, and its peak resident memory in MiB."""
     start = time.perf_counter()
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     _, status, used = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
         raise subprocess.CalledProcessError(process.returncode, command)
-    return np.array([time.perf_counter() - start, used.ru_utime + used.ru_stime]), used.ru_maxrss / 1024
-
-
-def load(cache: Path | None) -> Rows:
-    """Return the rows asked for."""
-    return cached(cache) if cache else synthetic()
-
-
-def scaled(rows: Rows) -> Rows:
-    """Return the rows as the linear head scales them by default."""
-    return apply_scale(rows[0], "root", *fit_scale(rows[0], "root")), rows[1]
+    return (time.perf_counter() - start, used.ru_utime + used.ru_stime), used.ru_maxrss / 1024
 
 
 def main() -> None:
     """Measure and print."""
-    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("--cache", type=Path, help="embeddings file, of which the training rows are used")
-    options.add_argument("--values", type=int, default=45, help="values of C from 1e-6 to 1e5")
-    options.add_argument("--fits", type=int, default=45, help="of these, evenly spread, to fit with scikit-learn too")
-    options.add_argument("--max-iter", type=int, default=20_000, help="of scikit-learn")
-    options.add_argument("--tune", action="store_true", help="time `featkit fit --tune` on the cache instead")
-    chosen = options.parse_args()
-    if chosen.tune:
-        if not chosen.cache:
-            options.error("--tune needs --cache FILE")
-        return tune(chosen.cache)
-    rows = scaled(load(chosen.cache))
-    k = int(rows[1].max()) + 1
-    cs = np.logspace(-6, 5, chosen.values)
-    print(
-        f"{len(rows[0])} x {rows[0].shape[1]} float32, {k} classes, {'real' if chosen.cache else 'synthetic'} vectors"
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    start = time.perf_counter()
-    path = logistic_path(*rows, cs, n_classes=k)
-    ours = time.perf_counter() - start
-    print(f"featkit: {len(path)} values in {ours:.1f} s, {sum(fitted.n_iter for fitted in path)} steps", flush=True)
-    print("        C steps theirs  seconds         loss  relative predictions equal")
-    places = np.unique(np.linspace(0, len(path) - 1, chosen.fits).round().astype(int))
-    seconds = sum(compare(rows, path[place], chosen.max_iter) for place in places)
-    if len(places) < len(path):
-        print(f"scikit-learn: {seconds:.1f} s for {len(places)} of {len(path)} values; extrapolated to all of them:")
-        seconds *= len(path) / len(places)
-    print(f"scikit-learn: {seconds:.1f} s, {seconds / ours:.1f} times as long as featkit")
+    parser.add_argument(
+        "--cache", type=Path, help="embeddings file, of which the training part is used"
+    )
+    parser.add_argument(
+        "--rows", type=int, help="random subset of this many training rows of the file"
+    )
+    parser.add_argument("--values", type=int, default=45, help="values of C from 1e-6 to 1e5")
+    parser.add_argument("--repeat", type=int, default=3, help="interleaved repetitions")
+    parser.add_argument("--cold", action="store_true", help="add scikit-learn without warm starts")
+    parser.add_argument("--fits", type=int, default=9, help="values of C to fit with --cold")
+    parser.add_argument(
+        "--tune", action="store_true", help="measure `featkit fit --tune` on the cache instead"
+    )
+    options = parser.parse_args()
+    if options.tune:
+        if not options.cache:
+            parser.error("--tune needs --cache FILE")
+        tune(options.cache)
+        return
+    rows = scale(cached(options.cache, options.rows) if options.cache else synthetic())
+    cs = np.logspace(-6, 5, options.values)
+    kind = "real" if options.cache else "synthetic"
+    print(
+        f"{len(rows.x)} x {rows.x.shape[1]} float32, {rows.n_classes} classes, {kind} features, {len(cs)} values of C"
+    )
+    with threadpool_limits(1):
+        compare_paths(rows, cs, options.repeat)
+        if options.cold:
+            compare_cold(rows, cs, options.fits)
     before, after = peak_memory(rows)
-    print(f"peak memory: {after:.0f} MiB, {before:.0f} MiB of it before the path, with the rows")
+    print(
+        f"peak memory: {after:.0f} MiB, {before:.0f} MiB of it before the path, with the features"
+    )
 
 
 if __name__ == "__main__":

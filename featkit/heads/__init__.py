@@ -7,13 +7,22 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from featkit.errors import SpecError
 from featkit.registry import Registry, Spec
 
-__all__ = ["BUILTIN_HEADS", "CORRECTIONS", "HEADS", "HeadInfo", "list_heads", "make_head"]
+__all__ = [
+    "BUILTIN_HEADS",
+    "CORRECTIONS",
+    "CORRECTION_ALIASES",
+    "HEADS",
+    "HeadInfo",
+    "list_heads",
+    "make_head",
+    "parse_correction",
+]
 
 BUILTIN_HEADS = {
     "linear": "featkit.heads.linear:LinearHead",
@@ -37,17 +46,20 @@ CORRECTIONS: Registry[Callable[..., Any]] = Registry(
         "undersample": "featkit.heads.corrections:Undersample",
         "class_aware": "featkit.heads.corrections:ClassAware",
         "smote": "featkit.heads.corrections:Smote",
-        "logit_adjust": "featkit.heads.adjustments:LogitAdjust",
-        "logit_adjust_loss": "featkit.heads.adjustments:LogitAdjustLoss",
-        "balanced_softmax": "featkit.heads.adjustments:BalancedSoftmax",
-        "tau_norm": "featkit.heads.adjustments:TauNorm",
-        "crt": "featkit.heads.corrections:Retrain",
-        "lws": "featkit.heads.adjustments:WeightScaling",
+        "logit_adjust": "featkit.heads.corrections:LogitAdjust",
+        "logit_adjust_loss": "featkit.heads.corrections:LogitAdjustLoss",
+        "balanced_softmax": "featkit.heads.corrections:BalancedSoftmax",
+        "tau_norm": "featkit.heads.corrections:TauNorm",
+        "lws": "featkit.heads.corrections:WeightScaling",
         "ncm": "featkit.heads.corrections:NearestMean",
     },
 )
 """Corrections of class imbalance by name. A plug-in adds one, a frozen dataclass that extends
 ``featkit.heads.corrections.Correction``, with an entry point in the group ``featkit.corrections``."""
+
+CORRECTION_ALIASES = {"crt": "class_aware"}
+"""Other names of corrections. Classifier re-training (cRT) fixes the features and trains the classifier again on
+class-balanced samples; the features of a head are always fixed, and so it is class-aware sampling."""
 
 
 @dataclass(frozen=True)
@@ -89,6 +101,21 @@ def make_head(spec: str | Spec, seed: int | None = None) -> Any:
         except ValueError as error:
             raise SpecError(f"head {str(spec)!r}: {error}") from None
     return head
+
+
+def parse_correction(text: str) -> Spec:
+    """Parse the spec of a correction such as ``logit_adjust:tau=1.5``.
+
+    Hyphens and underscores in the name are equivalent, and aliases such as ``crt`` are replaced by their names.
+
+    Raises:
+        SpecError: if the text is not a spec. Unknown names are not checked here.
+    """
+    spec = Spec.parse(text)
+    name = spec.name.replace("-", "_")
+    name = CORRECTION_ALIASES.get(name, name)
+    known = {each.replace("-", "_"): each for each in CORRECTIONS.names()}
+    return replace(spec, name=known.get(name, spec.name))
 
 
 def list_heads() -> list[HeadInfo]:

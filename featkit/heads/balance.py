@@ -1,4 +1,4 @@
-"""A head with a correction for imbalanced training data."""
+"""A head combined with a correction of class imbalance."""
 
 from __future__ import annotations
 
@@ -14,37 +14,37 @@ from numpy.typing import NDArray
 from sklearn.utils._param_validation import Interval
 
 from featkit.errors import HeadError
-from featkit.heads import CORRECTIONS, make_head
+from featkit.heads import CORRECTIONS, make_head, parse_correction
 from featkit.heads.base import Floats, Head, Trial
 from featkit.heads.corrections import Correction
 from featkit.registry import Spec
 
 
 class InapplicableError(HeadError):
-    """A correction that needs what the head has not."""
+    """A correction that the head does not support."""
 
 
 class BalancedHead(Head):
-    """A head with a correction for classes of unequal size.
+    """A head with a correction of class imbalance.
 
     Parameters
     ----------
     head : str, default="linear"
-        The head that is corrected, as a spec such as ``svm:C=9``.
+        Spec of the head, such as ``svm:C=9``.
     correction : str, default="none"
-        The correction, as a spec such as ``logit_adjust:tau=1.5``; one of ``CORRECTIONS``. ``logit-adjust`` is read
-        as ``logit_adjust``.
+        Spec of the correction, such as ``logit_adjust:tau=1.5``; one of ``CORRECTIONS``. Hyphens and
+        underscores are equivalent; ``crt`` is an alias of ``class_aware``.
     seed : int, default=0
-        Decides which rows are drawn, and whatever the head decides by chance.
+        Seed of re-sampling and of the head.
 
     Attributes
     ----------
     classes_ : ndarray of shape (k,)
-        Labels seen in ``fit``, sorted; the columns of the scores.
+        Sorted training labels; the columns of the scores.
     head_ : estimator
-        The fitted head, corrected.
+        The fitted and corrected head.
     warnings_ : tuple of str
-        Those of the fitted head.
+        Warnings of the fitted head.
     """
 
     _parameter_constraints: ClassVar[dict[str, Any]] = {
@@ -59,62 +59,62 @@ class BalancedHead(Head):
         self.seed = seed
 
     def fit(self, X: Any, y: Any) -> BalancedHead:
-        """Fit on rows ``(n, d)`` with labels ``(n,)``.
+        """Fit on features ``(n, d)`` with labels ``(n,)``.
 
         Raises:
-            SpecError: if the head, the correction or an option of them is unknown.
-            InapplicableError: if the correction does not apply to the head.
+            SpecError: if the head, the correction or one of their options is unknown.
+            InapplicableError: if the head does not support the correction.
         """
-        rows, codes = self._begin(X, y)
-        correction = _correction(_spec(self.correction))
-        self.head_ = correction.fit(make_head(self.head, seed=self.seed), rows, self.classes_[codes], self.seed)
+        x, codes = self._check_training_data(X, y)
+        correction = _make_correction(parse_correction(self.correction))
+        head = make_head(self.head, seed=self.seed)
+        self.head_ = correction.fit(head, x, self.classes_[codes], self.seed)
         self.warnings_ = tuple(getattr(self.head_, "warnings_", ()))
         return self
 
     def predict_proba(self, X: Any) -> NDArray[np.float64]:
-        """Return the scores ``(n, k)``: columns as in ``classes_``, rows that sum to 1."""
-        rows = self._rows(X)
-        return np.asarray(self.head_.predict_proba(rows), np.float64)
+        """Return class scores ``(n, k)``, columns as in ``classes_``; each row sums to 1."""
+        return np.asarray(self.head_.predict_proba(self._check_features(X)), np.float64)
 
     def trials(self, x: Floats, y: NDArray[Any], x_val: Floats) -> Iterator[Trial]:
-        """Yield the scores on ``x_val (m, d)`` for every value tried of the correction's options.
+        """Yield the scores on ``x_val (m, d)`` for all combinations of the correction's unset options.
 
-        Options that ``correction`` sets stay as they are. A head that is only adjusted is fitted once, on ``x (n, d)``
-        with labels ``y (n,)``.
+        A head that is only adjusted after training is trained once, on ``x (n, d)`` with labels
+        ``y (n,)``.
         """
         self._validate_params()
         trained = None
-        for spec in _variants(_spec(self.correction)):
-            correction = _correction(spec)
-            if trained is None or type(correction).train is not Correction.train:
+        for spec in _search_specs(parse_correction(self.correction)):
+            correction = _make_correction(spec)
+            training_differs = type(correction).train is not Correction.train
+            if trained is None or training_differs:
                 trained = correction.train(make_head(self.head, seed=self.seed), x, y, self.seed)
             fitted = correction.adjust(deepcopy(trained), x, y)
-            yield Trial({"head": self.head, "correction": str(spec)}, fitted.predict_proba(x_val))
+            options = {"head": self.head, "correction": str(spec)}
+            yield Trial(options, fitted.predict_proba(x_val))
 
     def _validate_params(self) -> None:
         super()._validate_params()
-        head, correction = make_head(self.head), _correction(_spec(self.correction))
-        if not correction.applies(head):
+        correction = _make_correction(parse_correction(self.correction))
+        if not correction.applies(make_head(self.head)):
             raise InapplicableError(
-                f"correction {self.correction} does not apply to head {self.head}: it takes {correction.takes}"
+                f"correction {self.correction} does not apply to head {self.head}: "
+                f"it supports {correction.supported_heads}"
             )
 
 
-def _spec(text: str) -> Spec:
-    """Read a correction; on a command line, a hyphen is what people write."""
-    name, colon, options = text.partition(":")
-    return Spec.parse(name.replace("-", "_") + colon + options)
+def _make_correction(spec: Spec) -> Correction:
+    correction: Correction = CORRECTIONS.make(spec)
+    return correction
 
 
-def _correction(spec: Spec) -> Correction:
-    made: Correction = CORRECTIONS.make(spec)
-    return made
-
-
-def _variants(spec: Spec) -> Iterator[Spec]:
-    """Yield the spec with every combination of values tried for the options that it leaves open."""
-    open_fields = [field for field in fields(_correction(spec)) if field.name not in spec.options]
-    names = [field.name for field in open_fields if "tried" in field.metadata]
-    tried = [field.metadata["tried"] for field in open_fields if "tried" in field.metadata]
-    for values in product(*tried):
-        yield Spec(spec.name, None, {**spec.options, **dict(zip(names, values, strict=True))})
+def _search_specs(spec: Spec) -> Iterator[Spec]:
+    """Yield the spec with every combination of search values of the options that it does not set."""
+    names, values = [], []
+    for option in fields(_make_correction(spec)):
+        if option.name not in spec.options and "search_values" in option.metadata:
+            names.append(option.name)
+            values.append(option.metadata["search_values"])
+    for combination in product(*values):
+        chosen = dict(zip(names, combination, strict=True))
+        yield Spec(spec.name, None, {**spec.options, **chosen})

@@ -1,15 +1,15 @@
-"""What the heads share: checked input, labels as positions, predictions as the best score."""
+"""Base classes of the heads, and helpers for threads and binary classification."""
 
 from __future__ import annotations
 
-import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple, TypeVar
 
+import joblib
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import softmax
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils.multiclass import check_classification_targets
@@ -17,6 +17,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from featkit.errors import HeadError
+from featkit.parallel import in_threads
 
 Floats = NDArray[np.floating[Any]]
 Item = TypeVar("Item")
@@ -24,115 +25,117 @@ Result = TypeVar("Result")
 
 
 class UnfitDataError(HeadError, ValueError):
-    """Training data on which a head cannot be fitted; a ValueError too, as scikit-learn's callers expect."""
+    """Training data on which a head cannot be fitted; a ValueError as well, as scikit-learn's callers expect."""
 
 
 class Trial(NamedTuple):
-    """One try of a search: the options of a head, and its scores ``(n, k)`` on validation rows."""
+    """Hyperparameters of a head and its class scores ``(m, k)`` on the validation set."""
 
     options: dict[str, Any]
     scores: NDArray[np.float64]
 
 
 class Head(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
-    """A classifier on vectors whose prediction is the class of the highest score.
+    """A classifier on feature vectors that predicts the class with the highest score.
 
     Attributes
     ----------
     classes_ : ndarray of shape (k,)
-        Labels seen in ``fit``, sorted; the columns of the scores. They need not be 0..k-1.
+        Sorted training labels; the columns of the scores. They need not be 0..k-1.
     n_features_in_ : int
-        Length d of a vector.
+        Dimension d of the features.
     warnings_ : tuple of str
-        What a reader of the results must know, such as that the solver did not converge.
+        Warnings for reports, such as a solver that did not converge.
     """
 
-    def _begin(self, X: Any, y: Any) -> tuple[Floats, NDArray[np.intp]]:
-        """Check everything that ``fit`` is given; return rows ``(n, d)`` and positions in ``classes_`` ``(n,)``.
+    def _check_training_data(self, X: Any, y: Any) -> tuple[Floats, NDArray[np.intp]]:
+        """Validate parameters and training data, and set ``classes_`` and ``warnings_``.
+
+        Returns:
+            Features ``(n, d)``, and the position of each label in ``classes_``, ``(n,)``.
 
         Raises:
-            ValueError: for a wrong parameter, rows that are not finite or do not match ``y``.
+            ValueError: for an invalid parameter, features that are not finite, or lengths that differ.
             UnfitDataError: for fewer than two classes.
         """
         self._validate_params()
         x, y = validate_data(self, X, y, dtype=(np.float64, np.float32))
         with warnings.catch_warnings():
-            # Few images of many classes are what few-shot heads are for.
-            warnings.filterwarnings("ignore", "The number of unique classes is greater", UserWarning)
+            # Few-shot training sets legitimately have almost as many classes as samples.
+            warnings.filterwarnings(
+                "ignore", "The number of unique classes is greater", UserWarning
+            )
             check_classification_targets(y)
         self.classes_, codes = np.unique(y, return_inverse=True)
         self.warnings_: tuple[str, ...] = ()
         if len(self.classes_) < 2:
-            raise UnfitDataError(f"{type(self).__name__} needs images of two classes or more, but y holds 1 class")
+            raise UnfitDataError(
+                f"{type(self).__name__} needs at least two classes, but the training data has 1 class"
+            )
         return x, codes
 
-    def _rows(self, X: Any) -> Floats:
-        """Check the vectors that ``predict`` is given; return them as floats ``(n, d)``."""
+    def _check_features(self, X: Any) -> Floats:
+        """Validate the features ``(n, d)`` given for prediction."""
         check_is_fitted(self)
-        rows: Floats = validate_data(self, X, dtype=(np.float64, np.float32), reset=False)
-        return rows
+        x: Floats = validate_data(self, X, dtype=(np.float64, np.float32), reset=False)
+        return x
 
     def predict_proba(self, X: Any) -> NDArray[np.float64]:
-        """Return the scores ``(n, k)``: columns as in ``classes_``, rows that sum to 1."""
+        """Return class scores ``(n, k)``, columns as in ``classes_``; each row sums to 1."""
         raise NotImplementedError
 
     def predict(self, X: Any) -> NDArray[Any]:
-        """Return the label of the highest score, ``(n,)``; the first in ``classes_`` among equals."""
-        best = self.predict_proba(X).argmax(axis=1)
-        labels: NDArray[Any] = self.classes_[best]
+        """Return the label with the highest score, ``(n,)``; ties go to the first in ``classes_``."""
+        labels: NDArray[Any] = self.classes_[self.predict_proba(X).argmax(axis=1)]
         return labels
 
 
 class LogitHead(Head):
-    """A head with one value for each class, of which the scores are the soft-max."""
+    """A head whose scores are the softmax of one logit per class."""
 
-    def _logits(self, rows: Floats) -> Floats:
-        """Return one value for each row and class, ``(n, k)``."""
+    def _logits(self, x: Floats) -> Floats:
+        """Return the logits ``(n, k)`` of validated features ``(n, d)``."""
         raise NotImplementedError
 
     def decision_function(self, X: Any) -> NDArray[np.float64]:
-        """Return one value for each class, ``(n, k)``; for two classes that of the second over the first, ``(n,)``."""
-        logits = self._logits(self._rows(X)).astype(np.float64)
+        """Return the logits ``(n, k)``; with two classes, their difference (second minus first), ``(n,)``."""
+        logits = self._logits(self._check_features(X)).astype(np.float64)
         return logits if logits.shape[1] > 2 else logits[:, 1] - logits[:, 0]
 
     def predict_proba(self, X: Any) -> NDArray[np.float64]:
-        """Return the scores ``(n, k)``: columns as in ``classes_``, rows that sum to 1."""
-        return softmax(self._logits(self._rows(X)))
+        """Return class scores ``(n, k)``, columns as in ``classes_``; each row sums to 1."""
+        return logits_to_scores(self._logits(self._check_features(X)))
+
+
+def logits_to_scores(logits: Floats) -> NDArray[np.float64]:
+    """Return the softmax of logits ``(n, k)``, computed in float64."""
+    return np.asarray(softmax(logits.astype(np.float64), axis=1))
+
+
+def binary_to_two_columns(logits: Floats) -> Floats:
+    """Return logits ``(n, k)``; a single column, of the second of two classes, gets zeros as the first."""
+    if logits.ndim == 2 and logits.shape[1] > 1:
+        return logits
+    return np.column_stack([np.zeros(len(logits), logits.dtype), logits])
 
 
 def single_threaded_blas() -> threadpool_limits:
-    """Return a context in which a matrix product uses one core.
+    """Return a context in which BLAS uses one thread.
 
-    The products of a solver's step are small: on a machine that does anything else, threads that wait for each other
-    make it four to ten times slower. The numbers then do not depend on the number of cores either.
+    The matrix products of a solver step are small: on a busy machine, threads that wait for each other
+    make them four to ten times slower. Results also become independent of the number of cores.
     """
     return threadpool_limits(1, user_api="blas")
 
 
-def in_threads(function: Callable[[Item], Result], items: Sequence[Item]) -> Iterator[Result]:
-    """Yield ``function(item)`` for each item in order, as many at a time as there are cores, each on one core.
+def fit_in_threads(function: Callable[[Item], Result], items: Sequence[Item]) -> Iterator[Result]:
+    """Yield ``function(item)`` for each item in order, computed in one thread per core.
 
-    ``LOKY_MAX_CPU_COUNT``, which scikit-learn follows too, says how many of the cores are there to be used.
-
-    For work that NumPy or libsvm does outside Python's lock. Solvers that stop early do not warn.
+    For functions that spend their time outside of the interpreter lock, in NumPy or libsvm. The number
+    of cores follows ``LOKY_MAX_CPU_COUNT``, as in scikit-learn. Convergence warnings are ignored.
     """
-    cores = int(os.environ.get("LOKY_MAX_CPU_COUNT") or os.cpu_count() or 1)
-    # Filters of warnings and limits of BLAS belong to the process: two threads that set and restore their own would
-    # undo each other's. What is set here is what they restore.
-    with single_threaded_blas(), warnings.catch_warnings(), ThreadPoolExecutor(cores) as pool:
+    # Warning filters and BLAS limits are global to the process: threads that set and restore them would
+    # interfere with each other. Setting them here first makes the state that they restore the same.
+    with single_threaded_blas(), warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
-        yield from pool.map(function, items)
-
-
-def softmax(logits: Floats) -> NDArray[np.float64]:
-    """Return ``exp(logits)`` ``(n, k)``, each row divided by its sum, in float64."""
-    powers = np.exp(logits.astype(np.float64) - logits.max(axis=1, keepdims=True))
-    scores: NDArray[np.float64] = powers / powers.sum(axis=1, keepdims=True)
-    return scores
-
-
-def two_columns(logits: Floats) -> Floats:
-    """Return logits ``(n, k)``; a single column or vector, of the second of two classes, gets zeros before it."""
-    if logits.ndim == 2 and logits.shape[1] > 1:
-        return logits
-    return np.column_stack([np.zeros(len(logits), logits.dtype), logits])
+        yield from in_threads(function, items, threads=joblib.cpu_count())

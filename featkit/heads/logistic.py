@@ -90,17 +90,23 @@ def logistic_path(
     if len(cs) == 0 or not np.all(np.asarray(cs) > 0):
         raise UnfitDataError(f"values of C must be above zero, but cs is {list(cs)}")
     if n_classes < 2 or np.min(codes) < 0 or np.max(codes) >= n_classes:
-        raise UnfitDataError(f"codes must lie in 0..{n_classes - 1}, but span {np.min(codes)}..{np.max(codes)}")
+        raise UnfitDataError(
+            f"codes must lie in 0..{n_classes - 1}, but span {np.min(codes)}..{np.max(codes)}"
+        )
     dtype = np.dtype(np.float32 if x.dtype == np.float32 else np.float64)
     total = len(codes) if sample_weight is None else float(np.sum(sample_weight))
     tols = np.broadcast_to(tol, len(cs))
     solutions: dict[int, Solution] = {}
-    with threadpool_limits(None if x.shape[0] * x.shape[1] * n_classes > LARGE else 1, user_api="blas"):
+    with threadpool_limits(
+        None if x.shape[0] * x.shape[1] * n_classes > LARGE else 1, user_api="blas"
+    ):
         solver = _Solver(x, codes, n_classes, weights, Backend(device, dtype))
         for position in np.argsort(cs, kind="stable"):
             c = float(cs[position])
             # With two classes, the opposite rows w/2 and -w/2 have half the penalty of the single row w.
-            fit = solver.fit((2 if n_classes == 2 else 1) / (c * total), float(tols[position]), max_iter)
+            fit = solver.fit(
+                (2 if n_classes == 2 else 1) / (c * total), float(tols[position]), max_iter
+            )
             coef, intercept = solver.weights()
             solutions[int(position)] = Solution(c, coef, intercept, *fit)
     return [solutions[position] for position in range(len(cs))]
@@ -110,7 +116,9 @@ def _shares(n: int, sample_weight: NDArray[Any] | None) -> NDArray[np.float64]:
     """Return the share of each row in the loss ``(n,)``."""
     weights = np.ones(n) if sample_weight is None else np.asarray(sample_weight, np.float64)
     if weights.shape != (n,) or not (weights >= 0).all() or not weights.sum() > 0:
-        raise UnfitDataError(f"sample_weight must hold {n} numbers, none below zero and not all zero")
+        raise UnfitDataError(
+            f"sample_weight must hold {n} numbers, none below zero and not all zero"
+        )
     shares: NDArray[np.float64] = weights / weights.sum()
     return shares
 
@@ -127,7 +135,12 @@ class _Solver:
     """The state of the run: weights ``theta`` ``(r + 1, k)``, their scores ``(n, k)``, and pairs of L-BFGS."""
 
     def __init__(
-        self, x: Any, codes: NDArray[np.integer[Any]], k: int, weights: NDArray[np.float64], backend: Backend
+        self,
+        x: Any,
+        codes: NDArray[np.integer[Any]],
+        k: int,
+        weights: NDArray[np.float64],
+        backend: Backend,
     ) -> None:
         self._backend, self._xp = backend, backend.xp
         self._weights = backend.send(weights[:, None])
@@ -218,7 +231,9 @@ class _Solver:
             values, vectors = np.linalg.eigh(classes + np.trace(classes) / len(classes))
         by_class, vectors = self._backend.send(np.maximum(values, 0)), self._backend.send(vectors)
         scale = self._rows.spectrum * by_class + self._pull
-        scale[-1:] = self._xp.clip(by_class, 1e-6 * by_class[-1], None)  # intercepts, which have no penalty
+        scale[-1:] = self._xp.clip(
+            by_class, 1e-6 * by_class[-1], None
+        )  # intercepts, which have no penalty
         return lambda gradient: ((gradient @ vectors) / scale) @ vectors.T
 
     def _turn(self, turn: Array) -> None:
@@ -228,13 +243,19 @@ class _Solver:
             return self._xp.concatenate([turn.T @ theta[:-1], theta[-1:]])
 
         self._theta = turned(self._theta)
-        self._pairs = deque(((turned(move), turned(change)) for move, change in self._pairs), MEMORY)
+        self._pairs = deque(
+            ((turned(move), turned(change)) for move, change in self._pairs), MEMORY
+        )
         self._past = deque(((turned(theta), scores) for theta, scores in self._past), 2)
 
-    def _descent(self, gradient: Array, invert: Callable[[Array], Array]) -> tuple[Array, Array, float]:
+    def _descent(
+        self, gradient: Array, invert: Callable[[Array], Array]
+    ) -> tuple[Array, Array, float]:
         """Return the step of L-BFGS, the scores along it, and the slope of the objective."""
         changes = [(step, change + self._pull * step) for step, change in self._pairs]
-        pairs = [(step, change, bend) for step, change in changes if (bend := _dot(step, change)) > 0]
+        pairs = [
+            (step, change, bend) for step, change in changes if (bend := _dot(step, change)) > 0
+        ]
         move, products = -gradient, []
         for step, change, bend in reversed(pairs):
             products.append(_dot(step, move) / bend)

@@ -1,20 +1,31 @@
-"""A perceptron with one hidden layer."""
+"""Multi-layer perceptron with one hidden layer."""
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from numbers import Integral, Real
 from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.neural_network import MLPClassifier
 from sklearn.utils._param_validation import Interval, StrOptions
 
-from featkit.heads.base import Floats, LogitHead, Trial, in_threads, single_threaded_blas, two_columns
-from featkit.heads.perceptron import train_perceptron
+from featkit.heads.base import (
+    Floats,
+    LogitHead,
+    Trial,
+    binary_to_two_columns,
+    fit_in_threads,
+    single_threaded_blas,
+)
 from featkit.heads.scaling import SCALES, apply_scale, fit_scale
 
-_SPACE: tuple[dict[str, Any], ...] = (
+LEARNING_RATE = 5e-4
+
+SEARCH_SPACE: tuple[dict[str, Any], ...] = (
     {"scale": "root", "width": 512, "alpha": 0.1},
     {"scale": "root", "width": 256, "alpha": 0.1},
     {"scale": "root", "width": 256, "alpha": 1.0},
@@ -22,39 +33,39 @@ _SPACE: tuple[dict[str, Any], ...] = (
     {"scale": "standard", "width": 256, "alpha": 0.1},
     {"scale": None, "width": 256, "alpha": 0.1},
 )
-"""The defaults and one step away from them in each direction, as each fit takes seconds."""
+"""The defaults, and one change at a time: each fit takes seconds."""
 
 
 class MLPHead(LogitHead):
-    """Multi-layer perceptron: one hidden layer of rectified units, soft-max, cross-entropy.
+    """Multi-layer perceptron: one hidden ReLU layer, softmax, cross-entropy loss.
 
-    Trained by Adam for a fixed number of epochs, in batches of a sixteenth of the images (16 to 128). Vectors are
-    scaled inside as by ``LinearHead`` and, unless ``scale`` is None, multiplied by the square root of d. The defaults
-    were chosen as those of ``LinearHead``.
+    scikit-learn's ``MLPClassifier``, trained with Adam for a fixed number of epochs. The batch size is
+    n / 16, between 16 and 128. Features are scaled as by ``LinearHead`` and, unless ``scale`` is None,
+    multiplied by the square root of d. The defaults were chosen as those of ``LinearHead``.
 
     Parameters
     ----------
     width : int, default=512
         Number of hidden units.
     epochs : int, default=30
-        Passes over the training rows.
+        Passes over the training set.
     alpha : float, default=0.1
-        Weight decay, per batch.
+        L2 penalty on the weights.
     seed : int, default=0
-        Decides the initial weights and the order of the rows; the same seed gives the same network.
+        Seed of the initial weights and of the order of the samples.
     scale : {"root", "l2", "standard"} or None, default="root"
         As in ``LinearHead``.
 
     Attributes
     ----------
     classes_ : ndarray of shape (k,)
-        Labels seen in ``fit``, sorted; the columns of the scores.
+        Sorted training labels; the columns of the scores.
     hidden_coef_, hidden_intercept_ : ndarray of shape (d, width), (width,)
-        Weights of the hidden layer, on scaled vectors.
+        Weights and intercepts of the hidden layer, for scaled features.
     coef_, intercept_ : ndarray of shape (width, k), (k,)
-        Weights of the output; a single column for two classes.
+        Weights and intercepts of the output layer; a single column for two classes.
     centre_, spread_ : ndarray of shape (d,)
-        What the scaling subtracts and divides by.
+        Parameters of the scaling.
     warnings_ : tuple of str
         Empty: the number of epochs is fixed.
 
@@ -68,11 +79,17 @@ class MLPHead(LogitHead):
         "epochs": [Interval(Integral, 1, None, closed="left")],
         "alpha": [Interval(Real, 0, None, closed="left")],
         "seed": [Interval(Integral, 0, 2**32 - 1, closed="both")],
-        "scale": [StrOptions({how for how in SCALES if how}), None],
+        "scale": [StrOptions({each for each in SCALES if each}), None],
     }
 
     def __init__(
-        self, *, width: int = 512, epochs: int = 30, alpha: float = 0.1, seed: int = 0, scale: str | None = "root"
+        self,
+        *,
+        width: int = 512,
+        epochs: int = 30,
+        alpha: float = 0.1,
+        seed: int = 0,
+        scale: str | None = "root",
     ) -> None:
         self.width = width
         self.epochs = epochs
@@ -81,33 +98,41 @@ class MLPHead(LogitHead):
         self.scale = scale
 
     def fit(self, X: Any, y: Any) -> MLPHead:
-        """Fit on rows ``(n, d)`` with labels ``(n,)``."""
-        rows, codes = self._begin(X, y)
-        self.centre_, spread = fit_scale(rows, self.scale)
-        # Adam's step and the initial weights suppose inputs of variance 1 each, not 1 together.
-        self.spread_ = spread / np.sqrt(rows.shape[1], dtype=rows.dtype)
-        with single_threaded_blas():
-            network = train_perceptron(
-                apply_scale(rows, self.scale, self.centre_, self.spread_),
-                codes,
-                width=self.width,
-                decay=self.alpha,
-                epochs=self.epochs,
-                seed=self.seed,
-            )
-        self.hidden_coef_, self.coef_, self.hidden_intercept_, self.intercept_ = network
+        """Fit on features ``(n, d)`` with labels ``(n,)``."""
+        x, codes = self._check_training_data(X, y)
+        self.centre_, spread = fit_scale(x, self.scale)
+        # The learning rate and the initial weights assume unit variance per feature, while the
+        # scaling makes the variances sum to 1.
+        self.spread_ = spread / np.sqrt(x.shape[1], dtype=x.dtype)
+        network = MLPClassifier(
+            (self.width,),
+            alpha=self.alpha,
+            batch_size=min(len(x), int(np.clip(len(x) // 16, 16, 128))),
+            learning_rate_init=LEARNING_RATE,
+            max_iter=self.epochs,
+            n_iter_no_change=self.epochs,  # never stop early
+            random_state=self.seed,
+        )
+        scaled = apply_scale(x, self.scale, self.centre_, self.spread_)
+        with single_threaded_blas(), warnings.catch_warnings():
+            # Every fit ends with this warning, as the number of epochs is fixed.
+            warnings.simplefilter("ignore", ConvergenceWarning)
+            network.fit(scaled, codes)
+        self.hidden_coef_, self.coef_ = network.coefs_
+        self.hidden_intercept_, self.intercept_ = network.intercepts_
         return self
 
     @classmethod
     def trials(cls, x: Floats, y: NDArray[Any], x_val: Floats, seed: int = 0) -> Iterator[Trial]:
-        """Yield the scores on ``x_val (m, d)`` of every head of the default search space, fitted on ``x (n, d)``."""
+        """Yield the scores on ``x_val (m, d)`` of all candidates, fitted on ``x (n, d)``, ``y (n,)``."""
 
-        def scores(options: dict[str, Any]) -> NDArray[np.float64]:
+        def score(options: dict[str, Any]) -> NDArray[np.float64]:
             return cls(**options, seed=seed).fit(x, y).predict_proba(x_val)
 
-        yield from map(Trial, _SPACE, in_threads(scores, _SPACE))
+        for options, scores in zip(SEARCH_SPACE, fit_in_threads(score, SEARCH_SPACE), strict=True):
+            yield Trial(options, scores)
 
-    def _logits(self, rows: Floats) -> Floats:
-        scaled = apply_scale(rows, self.scale, self.centre_, self.spread_)
+    def _logits(self, x: Floats) -> Floats:
+        scaled = apply_scale(x, self.scale, self.centre_, self.spread_)
         hidden = np.maximum(scaled @ self.hidden_coef_ + self.hidden_intercept_, 0)
-        return two_columns(hidden @ self.coef_ + self.intercept_)
+        return binary_to_two_columns(hidden @ self.coef_ + self.intercept_)

@@ -44,7 +44,9 @@ def save_head(head: Any, path: Path, trusted: Iterable[str] = ()) -> None:
     try:
         data = _skops().dumps({"scikit-learn": sklearn.__version__, "head": head})
     except Exception as error:  # whatever a plug-in's attributes raise
-        raise HeadError(f"{_name(head)} cannot be written to {path} without pickle: {_line(error)}") from error
+        raise HeadError(
+            f"{_name(head)} cannot be written to {path} without pickle: {_line(error)}"
+        ) from error
     refused = set(_skops().get_untrusted_types(data=data)) - _trusted(trusted)
     if refused:
         raise HeadError(f"{_name(head)} cannot be written to {path}: {_refused(refused)}")
@@ -71,7 +73,9 @@ def load_head(path: Path, trusted: Iterable[str] = ()) -> Any:
     try:
         head.get_params()
     except AttributeError as error:
-        raise HeadError(f"{path} was written by another version of featkit ({_line(error)}): fit it again") from error
+        raise HeadError(
+            f"{path} was written by another version of featkit ({_line(error)}): fit it again"
+        ) from error
     if version != sklearn.__version__:
         text = f"fitted with scikit-learn {version}, used with {sklearn.__version__}: predictions may differ"
         head.warnings_ = (*getattr(head, "warnings_", ()), text)
@@ -89,7 +93,9 @@ def _read(path: Path, allowed: set[str]) -> tuple[Any, str]:
                 content = _skops().loads(data, trusted=sorted(allowed))
             return content["head"], content["scikit-learn"]
     except Exception as error:  # a damaged file can fail at any point of the format
-        raise HeadError(f"{path} is not a head that featkit saved ({_line(error)}): fit it again") from error
+        raise HeadError(
+            f"{path} is not a head that featkit saved ({_line(error)}): fit it again"
+        ) from error
     raise HeadError(f"{path} is not read: {_refused(refused)}")
 
 
@@ -115,7 +121,11 @@ def _skops() -> ModuleType:
 
 def _trusted(more: Iterable[str]) -> set[str]:
     """Return the fixed list, the classes of installed plug-ins (named, not imported), and what the caller adds."""
-    return {*TRUSTED, *(point.value.replace(":", ".") for point in entry_points(group=HEADS.group)), *more}
+    return {
+        *TRUSTED,
+        *(point.value.replace(":", ".") for point in entry_points(group=HEADS.group)),
+        *more,
+    }
 
 
 def _refused(types: Iterable[str]) -> str:

@@ -75,7 +75,9 @@ class RotatedRows:
         self._centre = sum(weights[part].T @ block for part, block in self._blocks())[0]
         self._basis = backend.send(np.eye(d))
         if isinstance(x, np.ndarray) and not isinstance(x, np.memmap):
-            self._held = backend.xp.concatenate([backend.send(x) - self._centre, backend.send(np.ones((n, 1)))], 1)
+            self._held = backend.xp.concatenate(
+                [backend.send(x) - self._centre, backend.send(np.ones((n, 1)))], 1
+            )
             if n < d:
                 self._turn(backend.xp.linalg.qr(self._held[:, :-1].T)[0])
         self.rotate(weights)
@@ -85,7 +87,9 @@ class RotatedRows:
         if self._held is not None:
             return self._held @ theta
         plain = self._basis @ theta[:-1]
-        return self._backend.xp.concatenate([block @ plain for _, block in self._blocks()]) + theta[-1]
+        return (
+            self._backend.xp.concatenate([block @ plain for _, block in self._blocks()]) + theta[-1]
+        )
 
     def back(self, residual: Array) -> Array:
         """Return the transposed product ``(r + 1, k)`` with residuals ``(n, k)``."""
@@ -101,10 +105,16 @@ class RotatedRows:
             rows = self._held[:, :-1]
             gram = rows.T @ (rows * share)
         else:
-            gram = self._basis.T @ sum(block.T @ (block * share[part]) for part, block in self._blocks()) @ self._basis
+            gram = (
+                self._basis.T
+                @ sum(block.T @ (block * share[part]) for part, block in self._blocks())
+                @ self._basis
+            )
         values, turn = self._backend.eigh(gram)
         self._turn(turn)
-        self.spectrum = self._backend.xp.concatenate([values, self._backend.send(np.ones(1))])[:, None]
+        self.spectrum = self._backend.xp.concatenate([values, self._backend.send(np.ones(1))])[
+            :, None
+        ]
         return turn
 
     def unrotated(self, theta: Array) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -115,7 +125,9 @@ class RotatedRows:
     def _turn(self, turn: Array) -> None:
         self._basis = self._basis @ turn
         if self._held is not None:
-            self._held = self._backend.xp.concatenate([self._held[:, :-1] @ turn, self._held[:, -1:]], 1)
+            self._held = self._backend.xp.concatenate(
+                [self._held[:, :-1] @ turn, self._held[:, -1:]], 1
+            )
 
     def _blocks(self) -> Iterator[tuple[slice, Array]]:
         """Yield rows, centred, as many at once as fit, each time with their places."""

@@ -1,4 +1,4 @@
-"""Scaling inside a head: what training rows decide, applied to every row that follows."""
+"""Feature scaling inside a head: fitted on the training set, applied to all features."""
 
 from __future__ import annotations
 
@@ -10,53 +10,64 @@ from numpy.typing import NDArray
 Floats = NDArray[np.floating[Any]]
 
 SCALES = ("root", "l2", "standard", None)
-"""``root``: square root of each number, with its sign, then as ``l2`` (Perronnin, Sánchez and Mensink, "Improving the
-Fisher kernel for large-scale image classification", ECCV 2010). ``l2``: unit length, centred, one common factor.
-``standard``: centred, a factor for each column. None: nothing.
+"""``root``: signed square root of each feature, then as ``l2`` (Perronnin, Sánchez and Mensink, "Improving the Fisher
+kernel for large-scale image classification", ECCV 2010). ``l2``: unit length, centred, one common factor.
+``standard``: each feature centred and divided by its standard deviation. None: no scaling.
 
-After all but the last, the training rows have a mean squared length of 1, so that a penalty such as C means the same
-for 64 numbers as for 2,048, and for any unit of the vectors.
+After every scaling but None the training features have a mean squared norm of 1, so that a penalty such as C means the
+same for 64 dimensions as for 2,048, and for any unit of the features.
 """
 
 
-def unit(rows: Floats) -> Floats:
-    """Return rows ``(n, d)`` at Euclidean length 1; rows of zeros stay as they are."""
-    lengths = np.linalg.norm(rows, axis=1, keepdims=True)
-    return rows / np.where(lengths == 0, 1, lengths)
+def unit_norm(x: Floats) -> Floats:
+    """Return rows ``(n, d)`` divided by their Euclidean norms; rows of zeros stay zero."""
+    norms = np.linalg.norm(x, axis=1, keepdims=True)
+    return x / np.where(norms == 0, 1, norms)
 
 
-def fit_scale(rows: Floats, how: str | None, weights: Floats | None = None) -> tuple[Floats, Floats]:
-    """Return the centre ``(d,)`` and the spread ``(d,)`` that ``apply_scale`` needs, in the type of ``rows``.
+def fit_scale(x: Floats, scale: str | None, weights: Floats | None = None) -> tuple[Floats, Floats]:
+    """Estimate the parameters of a scaling on training features.
 
-    Columns that do not vary get the spread 1: they become zero.
+    Args:
+        x: features ``(n, d)``.
+        scale: one of ``SCALES``.
+        weights: sample weights ``(n,)``.
+
+    Returns:
+        Centre ``(d,)`` and spread ``(d,)`` for ``apply_scale``, in the type of ``x``. Constant columns
+        get the spread 1, and so become zero.
     """
-    d = rows.shape[1]
-    if how is None:
-        return np.zeros(d, rows.dtype), np.ones(d, rows.dtype)
-    rows = _by_row(rows, how)
-    weights = np.ones(len(rows)) if weights is None else weights / weights.sum() * len(rows)
-    centre = weights @ rows / len(rows)
-    deviations = rows - centre
-    variance = np.einsum("n,nd,nd->d", weights, deviations, deviations) / len(rows)
-    variance[variance <= _rounding(rows, centre)] = 0
-    spread = np.sqrt(variance * np.count_nonzero(variance) if how == "standard" else np.full(d, variance.sum()))
+    d = x.shape[1]
+    if scale is None:
+        return np.zeros(d, x.dtype), np.ones(d, x.dtype)
+    x = _scale_rows(x, scale)
+    weights = np.ones(len(x)) if weights is None else weights / weights.sum() * len(x)
+    centre = weights @ x / len(x)
+    deviations = x - centre
+    variance = np.einsum("n,nd,nd->d", weights, deviations, deviations) / len(x)
+    # The variance of a constant column is not exactly zero: its mean is rounded.
+    rounding = (10 * np.finfo(x.dtype).eps * centre) ** 2
+    variance[variance <= rounding] = 0
+    if scale == "standard":
+        # The number of columns that vary, as a factor, makes the mean squared norm 1.
+        spread = np.sqrt(variance * np.count_nonzero(variance))
+    else:
+        spread = np.sqrt(np.full(d, variance.sum()))
     spread[spread == 0] = 1
-    return centre.astype(rows.dtype), spread.astype(rows.dtype)
+    return centre.astype(x.dtype), spread.astype(x.dtype)
 
 
-def _rounding(rows: Floats, centre: Floats) -> Floats:
-    """Return the variance ``(d,)`` below which a column differs from a constant by rounding only."""
-    noise: Floats = (10 * np.finfo(rows.dtype).eps * centre) ** 2
-    return noise
+def apply_scale(x: Floats, scale: str | None, centre: Floats, spread: Floats) -> Floats:
+    """Return features ``(n, d)`` scaled by the parameters that ``fit_scale`` estimated."""
+    if scale is None:
+        return x
+    return (_scale_rows(x, scale) - centre) / spread
 
 
-def apply_scale(rows: Floats, how: str | None, centre: Floats, spread: Floats) -> Floats:
-    """Return rows ``(n, d)`` scaled by what ``fit_scale`` returned."""
-    return rows if how is None else (_by_row(rows, how) - centre) / spread
-
-
-def _by_row(rows: Floats, how: str) -> Floats:
-    """Return rows after the part of the scaling that needs nothing but the row itself."""
-    if how == "root":
-        rows = np.sign(rows) * np.sqrt(np.abs(rows))
-    return rows if how == "standard" else unit(rows)
+def _scale_rows(x: Floats, scale: str) -> Floats:
+    """Apply the part of a scaling that needs no training set."""
+    if scale == "standard":
+        return x
+    if scale == "root":
+        x = np.sign(x) * np.sqrt(np.abs(x))
+    return unit_norm(x)

@@ -83,7 +83,9 @@ def search(
         HeadError: if there are no validation samples, or the head cannot be fitted.
     """
     _require_validation_data(y_val, head_name)
-    return _select(_head_trials(head_name, x, y, x_val, seed), "top1", np.unique(y), y_val, progress)
+    return _select(
+        _head_trials(head_name, x, y, x_val, seed), "top1", np.unique(y), y_val, progress
+    )
 
 
 def search_correction(
@@ -115,10 +117,14 @@ def search_correction(
 
 def _require_validation_data(y_val: NDArray[Any], name: str) -> None:
     if len(y_val) == 0:
-        raise HeadError(f"tuning {name} needs validation images, but there are none: choose a split with a val part")
+        raise HeadError(
+            f"tuning {name} needs validation images, but there are none: choose a split with a val part"
+        )
 
 
-def _head_trials(head_name: str, x: Floats, y: NDArray[Any], x_val: Floats, seed: int) -> Iterator[Trial]:
+def _head_trials(
+    head_name: str, x: Floats, y: NDArray[Any], x_val: Floats, seed: int
+) -> Iterator[Trial]:
     head: Any = HEADS.get(head_name)
     # An inherited ``trials`` does not count: a plug-in that extends a built-in head may have other options.
     if "trials" in vars(head):

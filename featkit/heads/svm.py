@@ -1,4 +1,4 @@
-"""The support vector machine, RBF and linear."""
+"""Support vector machine with an RBF or a linear kernel."""
 
 from __future__ import annotations
 
@@ -23,61 +23,67 @@ from featkit.heads.base import (
     LogitHead,
     Trial,
     UnfitDataError,
-    in_threads,
+    binary_to_two_columns,
+    fit_in_threads,
+    logits_to_scores,
     single_threaded_blas,
-    softmax,
-    two_columns,
 )
 from featkit.heads.scaling import SCALES, apply_scale, fit_scale
 
-MOST_ROWS = 16_384
-"""Training rows up to which the whole kernel matrix is kept in memory while fitting: 2 GiB."""
+MAX_KERNEL_ROWS = 16_384
+"""Training rows up to which the whole kernel matrix is precomputed in ``fit``: 2 GiB."""
 
-_BLOCK = 2**22  # numbers of a block of kernel values while predicting: 32 MiB
-_CS = (1.0, 3.0, 10.0)
-_GAMMAS: tuple[str | float, ...] = ("scale", 0.3)
-_KERNELS: tuple[tuple[str | None, str | float], ...] = (*product(("root", "l2", "standard"), _GAMMAS), (None, "scale"))
-"""Scaling and gamma; without scaling, what gamma means depends on the unit of the vectors."""
+BLOCK_VALUES = 2**22
+"""Kernel values per block of rows in prediction: 32 MiB."""
+
+SEARCH_CS = (1.0, 3.0, 10.0)
+SEARCH_GAMMAS: tuple[str | float, ...] = ("scale", 0.3)
+SEARCH_KERNELS: tuple[tuple[str | None, str | float], ...] = (
+    *product(("root", "l2", "standard"), SEARCH_GAMMAS),
+    (None, "scale"),
+)
+"""Combinations of scale and gamma: without scaling, the meaning of a number for gamma depends on the
+unit of the features."""
 
 
 class SVMHead(LogitHead):
     """Support vector machine with an RBF or a linear kernel.
 
-    Vectors are scaled inside as by ``LinearHead``. One machine is trained for each pair of classes (libsvm); the
-    one-vs-rest decision value of a class is the number of pairs it wins, with their margins deciding between equals.
-    The scores are the soft-max of these values. They rank, but are not calibrated: 0.6 does not mean that six in ten
-    such predictions are right. The defaults were chosen as those of ``LinearHead``.
+    Features are scaled as by ``LinearHead``. One binary machine is trained for each pair of classes
+    (libsvm); the one-vs-rest decision value of a class is the number of pairs that it wins, with ties
+    broken by the margins. The scores are the softmax of these values: they rank the classes, but are not
+    calibrated probabilities. The defaults were chosen as those of ``LinearHead``.
 
-    Kernel values are matrix products: all of them before fitting, up to 16,384 rows, and by blocks of rows when
-    predicting. For more rows the solver evaluates the kernel as it goes; scikit-learn-intelex does this where it is
-    installed.
+    Kernel values are computed as matrix products: all of them before fitting, for up to 16,384 rows, and
+    in blocks of rows for prediction. With more rows the solver evaluates the kernel itself;
+    scikit-learn-intelex is used there if it is installed.
 
     Parameters
     ----------
     C : float, default=3.0
-        Inverse strength of the penalty.
+        Inverse regularization strength.
     kernel : {"rbf", "linear"}, default="rbf"
         ``exp(-gamma |x - x'|^2)`` or ``x . x'``.
     gamma : "scale" or float, default="scale"
-        Width of the RBF kernel; "scale" is one over the total variance of the scaled vectors. That is 1, unless
-        ``scale`` is None.
+        Coefficient of the RBF kernel; "scale" is one over the total variance of the scaled features,
+        which is 1 unless ``scale`` is None.
     scale : {"root", "l2", "standard"} or None, default="root"
         As in ``LinearHead``.
 
     Attributes
     ----------
     classes_ : ndarray of shape (k,)
-        Labels seen in ``fit``, sorted; the columns of the scores.
+        Sorted training labels; the columns of the scores.
     support_vectors_ : ndarray of shape (s, d)
-        Scaled training vectors that a machine depends on, class by class.
+        Scaled support vectors, class by class.
     n_support_ : ndarray of shape (k,)
-        How many of them each class has.
+        Number of support vectors of each class.
     dual_coef_, intercept_ : ndarray of shape (k - 1, s), (k * (k - 1) / 2,)
-        Coefficients and constants of the machines, in the order of libsvm.
+        Coefficients and intercepts of the pairwise machines, in the order of libsvm.
     gamma_ : float
-        Width of the RBF kernel.
+        Coefficient of the RBF kernel.
     centre_, spread_ : ndarray of shape (d,)
-        What the scaling subtracts and divides by.
+        Parameters of the scaling.
     warnings_ : tuple of str
         Empty: the solver runs until it has converged.
 
@@ -90,11 +96,16 @@ class SVMHead(LogitHead):
         "C": [Interval(Real, 0, None, closed="neither")],
         "kernel": [StrOptions({"rbf", "linear"})],
         "gamma": [StrOptions({"scale"}), Interval(Real, 0, None, closed="neither")],
-        "scale": [StrOptions({how for how in SCALES if how}), None],
+        "scale": [StrOptions({each for each in SCALES if each}), None],
     }
 
     def __init__(
-        self, *, C: float = 3.0, kernel: str = "rbf", gamma: str | float = "scale", scale: str | None = "root"
+        self,
+        *,
+        C: float = 3.0,
+        kernel: str = "rbf",
+        gamma: str | float = "scale",
+        scale: str | None = "root",
     ) -> None:
         self.C = C
         self.kernel = kernel
@@ -102,115 +113,135 @@ class SVMHead(LogitHead):
         self.scale = scale
 
     def fit(self, X: Any, y: Any, sample_weight: Any = None) -> SVMHead:
-        """Fit on rows ``(n, d)`` with labels ``(n,)``, each row counting ``sample_weight`` times.
+        """Fit on features ``(n, d)`` with labels ``(n,)`` and sample weights ``(n,)``.
 
         Raises:
-            UnfitDataError: if all rows of a class have weight zero.
+            UnfitDataError: if all samples of a class have weight zero.
         """
-        rows, codes = self._begin(X, y)
-        weights = _check_sample_weight(sample_weight, rows, dtype=np.float64, ensure_non_negative=True)
-        # libsvm would drop such rows too, but then counts the others from zero again.
-        rows, codes, weights = rows[weights > 0], codes[weights > 0], weights[weights > 0]
+        x, codes = self._check_training_data(X, y)
+        weights = _check_sample_weight(sample_weight, x, dtype=np.float64, ensure_non_negative=True)
+        # libsvm ignores samples of weight zero too, but then renumbers the remaining ones, which would
+        # make its indices of support vectors wrong here.
+        positive = weights > 0
+        x, codes, weights = x[positive], codes[positive], weights[positive]
         if missing := set(range(len(self.classes_))) - set(codes.tolist()):
-            raise UnfitDataError(f"class {self.classes_[min(missing)]} has no row with a weight above zero")
-        scaled = self._fit_scale(rows, weights)
-        if len(rows) <= MOST_ROWS:
-            support = self._solve(SVC(kernel="precomputed"), self._kernel(scaled, scaled), codes, weights)
+            label = self.classes_[min(missing)]
+            raise UnfitDataError(f"all images of class {label} have sample weight zero")
+        scaled = self._fit_scale(x, weights)
+        if len(x) <= MAX_KERNEL_ROWS:
+            kernel = self._kernel(scaled, scaled)
+            support = self._fit_machine(SVC(kernel="precomputed"), kernel, codes, weights)
         else:
-            machine = _own_kernel_machine().set_params(kernel=self.kernel, gamma=self.gamma_)
-            support = self._solve(machine, np.asarray(scaled, np.float64), codes, weights)
+            # scikit-learn-intelex uses all cores, but does not speed up a precomputed kernel.
+            package = "sklearnex.svm" if find_spec("sklearnex") else "sklearn.svm"
+            machine = import_module(package).SVC(kernel=self.kernel, gamma=self.gamma_)
+            support = self._fit_machine(machine, np.asarray(scaled, np.float64), codes, weights)
         self.support_vectors_ = scaled[support]
         return self
 
     @classmethod
     def trials(cls, x: Floats, y: NDArray[Any], x_val: Floats, seed: int = 0) -> Iterator[Trial]:
-        """Yield the scores on ``x_val (m, d)`` of every head of the default search space, fitted on ``x (n, d)``.
+        """Yield the scores on ``x_val (m, d)`` of all candidates, fitted on ``x (n, d)``, ``y (n,)``.
 
-        Distances are computed once for each scaling, and the kernel once for all C. Nothing depends on ``seed``.
+        Distances are computed once for each scaling, and the kernel once for all C. ``seed`` is unused.
         """
-        if len(x) > MOST_ROWS:
-            for scale, gamma, C in ((*kernel, C) for kernel in _KERNELS for C in _CS):
+        if len(x) > MAX_KERNEL_ROWS:
+            for (scale, gamma), C in product(SEARCH_KERNELS, SEARCH_CS):
                 head = cls(C=C, gamma=gamma, scale=scale).fit(x, y)
                 yield Trial({"scale": scale, "gamma": gamma, "C": C}, head.predict_proba(x_val))
             return
-        for scale, group in groupby(_KERNELS, key=itemgetter(0)):
+        for scale, group in groupby(SEARCH_KERNELS, key=itemgetter(0)):
             shared = cls(scale=scale)
-            rows, codes = shared._begin(x, y)
-            train, val = shared._fit_scale(rows), shared._scaled(shared._rows(x_val))
-            within, across = _squared_distances(train, train), _squared_distances(val, train)
+            checked, codes = shared._check_training_data(x, y)
+            train = shared._fit_scale(checked)
+            val = shared._scaled(shared._check_features(x_val))
+            train_distances = _squared_distances(train, train)
+            val_distances = _squared_distances(val, train)
             for _, gamma in group:
-                width = shared.gamma_ if gamma == "scale" else float(gamma)
-                heads = [cls(C=C, gamma=gamma, scale=scale) for C in _CS]
-                score = partial(_fit_and_score, codes, _rbf(within, width), _rbf(across, width))
-                for C, scores in zip(_CS, in_threads(score, heads), strict=True):
+                number = shared.gamma_ if gamma == "scale" else float(gamma)
+                train_kernel = _rbf(train_distances, number)
+                val_kernel = _rbf(val_distances, number)
+                score = partial(_fit_and_score, codes, train_kernel, val_kernel)
+                heads = [cls(C=C, gamma=gamma, scale=scale) for C in SEARCH_CS]
+                for C, scores in zip(SEARCH_CS, fit_in_threads(score, heads), strict=True):
                     yield Trial({"scale": scale, "gamma": gamma, "C": C}, scores)
 
-    def _fit_scale(self, rows: Floats, weights: NDArray[np.float64] | None = None) -> Floats:
-        """Learn the scaling and the width of the kernel; return the scaled rows ``(n, d)``."""
-        self.centre_, self.spread_ = fit_scale(rows, self.scale, weights)
-        scaled = self._scaled(rows)
+    def _fit_scale(self, x: Floats, weights: NDArray[np.float64] | None = None) -> Floats:
+        """Fit the scaling and set ``gamma_``; return the scaled features ``(n, d)``."""
+        self.centre_, self.spread_ = fit_scale(x, self.scale, weights)
+        scaled = self._scaled(x)
         if self.gamma != "scale":
             self.gamma_ = float(self.gamma)
         elif self.scale is not None:
-            self.gamma_ = 1.0
+            self.gamma_ = 1.0  # one over the total variance, which the scaling made 1
         else:
             deviations = scaled - np.average(scaled, axis=0, weights=weights)
             total = float(np.average((deviations**2).sum(axis=1), weights=weights))
             self.gamma_ = 1 / total if total > 0 else 1.0
         return scaled
 
-    def _scaled(self, rows: Floats) -> Floats:
-        return apply_scale(rows, self.scale, self.centre_, self.spread_)
+    def _scaled(self, x: Floats) -> Floats:
+        return apply_scale(x, self.scale, self.centre_, self.spread_)
 
     def _kernel(self, a: Floats, b: Floats) -> NDArray[np.float64]:
-        """Return the kernel values ``(n, m)`` of scaled rows ``(n, d)`` and ``(m, d)``."""
+        """Return the kernel values ``(n, m)`` of scaled features ``(n, d)`` and ``(m, d)``."""
         if self.kernel == "linear":
             return np.asarray(a, np.float64) @ np.asarray(b, np.float64).T
         return _rbf(_squared_distances(a, b), self.gamma_)
 
-    def _solve(self, machine: Any, x: Floats, codes: NDArray[np.intp], weights: Any = None) -> NDArray[np.intp]:
-        """Let the machine learn from rows or kernel values; return which rows became support vectors, ``(s,)``."""
-        # The usual tolerance of 1e-3 would let the order of the rows, or a repeated row, show in the scores.
+    def _fit_machine(
+        self, machine: Any, x: Floats, codes: NDArray[np.intp], weights: Any = None
+    ) -> NDArray[np.intp]:
+        """Fit a ``SVC`` on features or kernel values; return the indices of its support vectors ``(s,)``."""
+        # With the usual tolerance of 1e-3, the scores would depend on the order of the samples.
         machine.set_params(C=self.C, tol=1e-8, cache_size=1000).fit(x, codes, weights)
         self.n_support_, self.dual_coef_ = machine.n_support_, machine.dual_coef_
         self.intercept_ = machine.intercept_
         support: NDArray[np.intp] = machine.support_
         return support
 
-    def _logits(self, rows: Floats) -> Floats:
-        scaled, vectors = self._scaled(rows), self.support_vectors_.astype(np.float64)
-        size = max(1, _BLOCK // max(len(vectors), len(self.intercept_)))
-        kernels = (self._kernel(scaled[block], vectors) for block in gen_batches(len(scaled), size))
-        return np.concatenate([self._values(kernel) for kernel in kernels])
+    def _logits(self, x: Floats) -> Floats:
+        scaled, vectors = self._scaled(x), self.support_vectors_.astype(np.float64)
+        block_rows = max(1, BLOCK_VALUES // max(len(vectors), len(self.intercept_)))
+        logits = []
+        for block in gen_batches(len(scaled), block_rows):
+            logits.append(self._kernel_logits(self._kernel(scaled[block], vectors)))
+        return np.concatenate(logits)
 
-    def _values(self, kernel: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Return one value for each class, ``(n, k)``, from kernel values with the support vectors, ``(n, s)``."""
+    def _kernel_logits(self, kernel: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Return the logits ``(n, k)`` for kernel values with the support vectors, ``(n, s)``."""
+        n_classes = len(self.n_support_)
         stops = np.cumsum(self.n_support_)
-        spans = [slice(stop - size, stop) for stop, size in zip(stops, self.n_support_, strict=True)]
-        # Row j - 1 of the coefficients of class i is for the pair of i and j if i < j, and row j otherwise.
-        first, second = np.triu_indices(len(spans), 1)
+        first, second = np.triu_indices(n_classes, 1)
         with single_threaded_blas():
-            parts = np.stack([self.dual_coef_[:, span] @ kernel[:, span].T for span in spans])
-            pairs = (parts[first, second - 1] + parts[second, first]).T + self.intercept_
-            return _one_vs_rest(pairs, first, second) if len(spans) > 2 else two_columns(pairs).astype(np.float64)
-
-
-def _own_kernel_machine() -> Any:
-    """Return scikit-learn's machine, or where scikit-learn-intelex is installed that one, which uses all cores."""
-    return import_module("sklearnex.svm" if find_spec("sklearnex") else "sklearn.svm").SVC()
+            parts = []
+            for size, stop in zip(self.n_support_, stops, strict=True):
+                members = slice(stop - size, stop)
+                parts.append(self.dual_coef_[:, members] @ kernel[:, members].T)
+            by_class = np.stack(parts)  # (k, k - 1, n)
+            # Of class i, row j - 1 of the coefficients belongs to the pair (i, j) if i < j, and row j
+            # to the pair (j, i) otherwise.
+            pairs = (by_class[first, second - 1] + by_class[second, first]).T + self.intercept_
+            if n_classes == 2:
+                return binary_to_two_columns(pairs).astype(np.float64)
+            return _one_vs_rest(pairs, first, second)
 
 
 def _fit_and_score(
-    codes: NDArray[np.intp], within: NDArray[np.float64], across: NDArray[np.float64], head: SVMHead
+    codes: NDArray[np.intp],
+    train_kernel: NDArray[np.float64],
+    val_kernel: NDArray[np.float64],
+    head: SVMHead,
 ) -> NDArray[np.float64]:
-    """Fit a head on the kernel ``within`` training rows ``(n, n)``; return scores by that ``across`` ``(m, n)``."""
-    support = head._solve(SVC(kernel="precomputed"), within, codes)
-    return softmax(head._values(across[:, support]))
+    """Fit a head on the kernel ``(n, n)`` of the training rows; return the scores for ``(m, n)`` values."""
+    support = head._fit_machine(SVC(kernel="precomputed"), train_kernel, codes)
+    return logits_to_scores(head._kernel_logits(val_kernel[:, support]))
 
 
 def _squared_distances(a: Floats, b: Floats) -> NDArray[np.float64]:
-    """Return ``|a - b|^2`` ``(n, m)`` of rows ``(n, d)`` and ``(m, d)``."""
+    """Return ``|a - b|^2`` ``(n, m)`` for rows ``(n, d)`` and ``(m, d)``."""
     a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
+    # In place, as the matrix may take gigabytes.
     distances: NDArray[np.float64] = a @ b.T
     distances *= -2
     distances += np.einsum("nd,nd->n", a, a)[:, None]
@@ -219,24 +250,24 @@ def _squared_distances(a: Floats, b: Floats) -> NDArray[np.float64]:
 
 
 def _rbf(distances: NDArray[np.float64], gamma: float) -> NDArray[np.float64]:
-    """Return ``exp(-gamma distances)``, with no more memory than that takes."""
+    """Return ``exp(-gamma distances)``, allocating a single array."""
     kernel: NDArray[np.float64] = distances * -gamma
     return np.exp(kernel, out=kernel)
 
 
 def _one_vs_rest(pairs: NDArray[np.float64], first: Any, second: Any) -> NDArray[np.float64]:
-    """Return ``(n, k)`` the pairs that each class wins, plus its summed margins squeezed into -1/3 .. 1/3.
+    """Return one-vs-rest values ``(n, k)``: the pairs won, plus summed margins scaled to -1/3 .. 1/3.
 
-    As scikit-learn's ``SVC(decision_function_shape="ovr")``.
+    Equal to scikit-learn's ``SVC(decision_function_shape="ovr")``.
 
     Args:
-        pairs: ``(n, p)`` decision values; those above or at zero are won by the first of the two classes.
-        first: ``(p,)`` the first class of each pair.
-        second: ``(p,)`` the other one.
+        pairs: pairwise decision values ``(n, p)``; at zero and above, the first class of the pair wins.
+        first: first class of each pair ``(p,)``.
+        second: second class of each pair ``(p,)``.
     """
     k = second.max() + 1
-    sides = np.eye(k)[first] - np.eye(k)[second]
-    won = (np.where(pairs < 0, -1.0, 1.0) @ sides + k - 1) / 2
-    margins = pairs @ sides
+    signs = np.eye(k)[first] - np.eye(k)[second]
+    won = (np.where(pairs < 0, -1.0, 1.0) @ signs + k - 1) / 2
+    margins = pairs @ signs
     values: NDArray[np.float64] = won + margins / (3 * (np.abs(margins) + 1))
     return values

@@ -211,7 +211,7 @@ def test_smote_hands_rows_to_imbalanced_learn(rows, points, monkeypatch):
     twice = np.concatenate([np.arange(47), np.flatnonzero(LABELS == 4)])
     expected = make_head(PLAIN).fit(rows[twice], LABELS[twice]).predict_proba(points)
     np.testing.assert_array_equal(scores(rows, points, "smote"), expected)
-    with pytest.raises(HeadError, match=r"^smote needs two images of each class, but class 4 has 1: choose oversample"):
+    with pytest.raises(HeadError, match=r"^smote needs two images of each class, but class 4 has 1: use oversample"):
         scores(rows[:43], points, "smote", y=LABELS[:43])
 
 
@@ -274,10 +274,10 @@ def test_a_loaded_head_predicts_the_same_numbers(correction, rows, points, tmp_p
 @pytest.mark.parametrize(
     ("head", "correction", "message"),
     [
-        ("svm", "tau_norm", r"^correction tau_norm does not apply to head svm: it takes linear$"),
-        ("knn", "reweight", r"it takes a head whose fit takes sample_weight: linear, svm, prototypical$"),
-        ("prototypical", "logit_adjust:tau=2", r"correction logit_adjust:tau=2 .* frequent a class is: linear, mlp$"),
-        ("mlp", "ncm", r"it takes linear, prototypical$"),
+        ("svm", "tau_norm", r"^correction tau_norm does not apply to head svm: it supports linear$"),
+        ("knn", "reweight", r"it supports heads with sample weights: linear, svm, prototypical$"),
+        ("prototypical", "logit_adjust:tau=2", r"correction logit_adjust:tau=2 .* models the class prior: linear, mlp$"),
+        ("mlp", "ncm", r"it supports linear, prototypical$"),
     ],
 )
 def test_a_correction_that_does_not_apply_says_which_heads_it_takes(head, correction, message, rows):
@@ -291,9 +291,9 @@ def test_a_correction_that_does_not_apply_says_which_heads_it_takes(head, correc
     [
         ("logit_ajust", r"unknown correction 'logit_ajust': did you mean logit_adjust\? known: none, reweight"),
         ("logit_adjust:beta=1", r"unknown option of correction logit_adjust 'beta': known: tau$"),
-        ("logit_adjust:tau=-1", r"tau=-1: give a number from 0 up"),
-        ("tau_norm:tau=high", r"tau=high: give a number from 0 up"),
-        ("effective:beta=1", r"beta=1: give a number from 0 up, below 1$"),
+        ("logit_adjust:tau=-1", r"tau=-1: must be a number >= 0"),
+        ("tau_norm:tau=high", r"tau=high: must be a number >= 0"),
+        ("effective:beta=1", r"beta=1: must be a number >= 0 and < 1$"),
         ("reweight:9", r"its options: none$"),
     ],
 )

@@ -7,7 +7,7 @@ from sklearn.linear_model import LogisticRegression
 
 from featkit.errors import HeadError
 from featkit.heads import make_head
-from featkit.heads.linear import TRIED, LinearHead
+from featkit.heads.linear import SEARCH_CS, LinearHead
 from featkit.heads.scaling import SCALES, apply_scale
 
 
@@ -50,7 +50,7 @@ def test_the_scores_of_a_trial_are_those_of_a_head_with_its_options(place, small
     """What a search compares is what it then gets, to the looser tolerance of a trial."""
     x, y, points, _ = small
     trial = list(LinearHead.trials(x, y, points))[place]
-    assert trial.options == {"C": TRIED[place], "scale": None}
+    assert trial.options == {"C": SEARCH_CS[place], "scale": None}
     scores = LinearHead(**trial.options).fit(x, y).predict_proba(points)
     np.testing.assert_allclose(trial.scores, scores, atol=0.05)
 

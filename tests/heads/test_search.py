@@ -9,7 +9,7 @@ from threadpoolctl import threadpool_info
 
 from featkit.errors import HeadError, SpecError
 from featkit.heads import HEADS, make_head, svm
-from featkit.heads.base import in_threads
+from featkit.heads.base import fit_in_threads
 from featkit.heads.scaling import SCALES
 from featkit.heads.search import Candidate, search
 
@@ -51,7 +51,7 @@ def test_more_neighbours_than_rows_are_not_tried(small):
 def test_too_many_rows_for_a_kernel_matrix_are_tried_one_head_after_the_other(small, monkeypatch):
     x, x_val, y, _ = small
     shared = list(HEADS.get("svm").trials(x, y, x_val))
-    monkeypatch.setattr(svm, "MOST_ROWS", 100)
+    monkeypatch.setattr(svm, "MAX_KERNEL_ROWS", 100)
     alone = list(HEADS.get("svm").trials(x, y, x_val))
     assert [trial.options for trial in alone] == [trial.options for trial in shared]
     np.testing.assert_allclose([trial.scores for trial in alone], [trial.scores for trial in shared], atol=1e-6)
@@ -142,7 +142,7 @@ def test_work_in_threads_keeps_its_order_and_leaves_no_settings_behind():
             return i, [pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"]
 
     before = threadpool_info(), list(warnings.filters)
-    results = list(in_threads(work, range(20)))
+    results = list(fit_in_threads(work, range(20)))
     assert [i for i, _ in results] == list(range(20))
     assert all(set(threads) == {1} for _, threads in results)
     assert (threadpool_info(), list(warnings.filters)) == before

@@ -61,7 +61,7 @@ def test_blocks_of_rows_give_the_same_values(digits, monkeypatch):
     x, y, points = digits
     head = make_head("svm").fit(x, y)
     whole = head.decision_function(points)
-    monkeypatch.setattr(svm, "_BLOCK", 7 * len(head.support_vectors_))
+    monkeypatch.setattr(svm, "BLOCK_VALUES", 7 * len(head.support_vectors_))
     np.testing.assert_allclose(head.decision_function(points), whole, rtol=0, atol=1e-12)
 
 
@@ -69,7 +69,7 @@ def test_blocks_of_rows_give_the_same_values(digits, monkeypatch):
 def test_too_many_rows_for_a_kernel_matrix_give_the_same_values(spec, digits, monkeypatch):
     x, y, points = digits
     expected = make_head(spec).fit(x, y).decision_function(points)
-    monkeypatch.setattr(svm, "MOST_ROWS", 100)
+    monkeypatch.setattr(svm, "MAX_KERNEL_ROWS", 100)
     np.testing.assert_allclose(make_head(spec).fit(x, y).decision_function(points), expected, rtol=0, atol=1e-6)
 
 
@@ -89,7 +89,7 @@ def test_too_many_rows_for_a_kernel_matrix_use_scikit_learn_intelex_where_it_is_
     monkeypatch.setitem(sys.modules, "sklearnex.svm", module)
     make_head("svm").fit(x, y)
     assert fitted == []
-    monkeypatch.setattr(svm, "MOST_ROWS", 100)
+    monkeypatch.setattr(svm, "MAX_KERNEL_ROWS", 100)
     make_head("svm").fit(x, y)
     assert fitted == ["rbf"]
 
