@@ -17,7 +17,7 @@ from featkit.embeddings.base import Embeddings
 from featkit.embeddings.request import Request
 from featkit.heads.base import single_threaded_blas
 from featkit.runs.features import FeatureSet, on_test, with_train
-from featkit.runs.fit import FitConfig, Fitted, evaluate_head, fit_head
+from featkit.runs.fit import FitConfig, FittedHead, evaluate_head, fit_head
 
 
 @dataclass(frozen=True)
@@ -87,12 +87,12 @@ def _read(path: Path) -> Embeddings:
     return store.read(path)
 
 
-def _fit(task: CellTask, source: FeatureSet) -> Fitted:
+def _fit(task: CellTask, source: FeatureSet) -> FittedHead:
     values = task.cells[0].values
     return fit_head(source, str(values["head"]), int(values["seed"]), task.config)
 
 
-def _judge(task: CellTask, cell: CellCondition, fitted: Fitted, source: FeatureSet) -> None:
+def _judge(task: CellTask, cell: CellCondition, fitted: FittedHead, source: FeatureSet) -> None:
     if cell.test is None:
         write_cell(task.folder, cell.name, evaluate_head(fitted, source), fitted.val_score)
         return

@@ -164,10 +164,9 @@ def _print_heads(runs: list[Run], out: Path, as_json: bool) -> None:
     """Print which heads differ; JSON of one is its results.json, of several a list of them."""
     from featkit.cli.compare import print_compared
     from featkit.runs.compare import compare_runs
-    from featkit.runs.directory import results
 
     if as_json:
-        found = [results(run) for run in runs]
+        found = [run.to_dict() for run in runs]
         click.echo(json.dumps(found if len(runs) > 1 else found[0], indent=2))
     elif len({run.id for run in runs}) > 1:
         click.echo("")

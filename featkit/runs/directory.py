@@ -1,10 +1,8 @@
-"""The directory that a run leaves behind: ``card.json``, ``results.json``, predictions, the head, the figures."""
+"""Run directories: ``card.json``, ``results.json``, predictions, the head and the figures of one run."""
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import io
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
@@ -20,28 +18,29 @@ from featkit.embeddings.request import Request
 from featkit.errors import CacheError, RunError, WeightsError
 from featkit.evaluation import Temperature
 from featkit.heads.persist import load_head, save_head
-from featkit.runs.features import FeatureSet
 from featkit.runs.fit import Run
-from featkit.storage import Content, publish
+from featkit.storage import Content, csv_text, file_sha256, publish
 
+CARD_FILE = "card.json"
 HEAD_FILE = "head.skops"
 PREDICTIONS_FILE = "predictions.csv"
+RESULTS_FILE = "results.json"
 
 
 @dataclass(frozen=True)
 class SavedRun:
-    """What a run directory holds, ready to predict.
+    """A run read from its directory, ready to predict.
 
     Attributes:
         path: the directory.
-        request: which network, which preprocessing.
+        request: network and preprocessing.
         classes: class names; the head's labels are positions in it.
         head: the fitted estimator.
-        head_spec: how it was asked for.
-        recipe: what decided the vectors that it was fitted on.
-        quantized: the int8 network that made the vectors, if it was one.
-        temperature: what makes the head's scores mean what they say, if there was val to choose it on.
-        threshold: confidence below which an image is unknown, 0 if it never is.
+        head_spec: spec of the head.
+        recipe: recipe of the features that the head was fitted on.
+        quantized: the int8 network that extracted the features, if it was one.
+        temperature: temperature of the head's scores; None if there was no validation set.
+        threshold: confidence below which an image is rejected as unknown; 0 for never.
     """
 
     path: Path
@@ -55,128 +54,119 @@ class SavedRun:
     threshold: float = 0.0
 
     def load_backbone(self) -> Backbone:
-        """Return the network that made the vectors.
+        """Load the network that extracted the features.
 
         Raises:
-            WeightsError: if there are other weights now than those that the head was fitted on.
+            WeightsError: if the weights found are not those that the head was fitted with.
         """
         backbone = replace(self.request.load_backbone(), quantized=self.quantized)
         if backbone.digest != self.recipe.weights:
             raise WeightsError(
-                f"{self.path} was made with weights {self.recipe.weights[:12]}, but {backbone.weights} has "
-                f"{backbone.digest[:12]}: put the former where featkit looks for weights"
+                f"{self.path} was fitted with weights {self.recipe.weights[:12]}, but {backbone.weights} has "
+                f"{backbone.digest[:12]}: copy the original weights to the folder of weights"
             )
         return backbone
 
 
-def results(run: Run) -> dict[str, Any]:
-    """Return what ``results.json`` holds: the same for the same seed on the same machine."""
-    tried = {"search": [each._asdict() for each in run.search.candidates]} if run.search else {}
-    return {"run": run.id, **run.report.to_dict(), **tried}
-
-
-def _predictions(run: Run) -> str:
-    """Return one line for each test image: names of the true and the predicted class, and the confidence."""
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(["id", "true", "predicted", "confidence"])
-    classes, predictions = run.source.embeddings.classes, run.predictions
-    assert predictions.confidence is not None  # fit_run always computes it
-    for name, true, predicted, confidence in zip(
-        predictions.ids, predictions.y, predictions.predicted, predictions.confidence, strict=True
-    ):
-        writer.writerow([name, classes[true], classes[predicted], f"{confidence:.6f}"])
-    return out.getvalue()
-
-
 def save_run(run: Run, out: Path, more: Mapping[str, Content]) -> Path:
-    """Write ``out/<data>/<run id>/`` whole or not at all, and return it; ``more`` are figures and other files.
+    """Write the run directory ``out/<data>/<run id>/`` atomically and return its path.
+
+    Args:
+        run: the run.
+        out: folder for results.
+        more: other files by name, such as figures.
 
     Raises:
         StorageError: if the disk is full or cannot be written.
     """
     directory = out / run.source.data / run.id
-    digests: dict[str, str] = {}
+    head_digest = ""
 
     def write_head(path: Path) -> None:
+        nonlocal head_digest
         save_head(run.head, path)
-        digests["head"] = hashlib.sha256(path.read_bytes()).hexdigest()
+        head_digest = file_sha256(path)
 
     def write_card(path: Path) -> None:
-        card = _card(run, digests["head"])
+        # Files are written in the order of the dict: the digest of the head is known here.
+        card = _card(run, head_digest)
         path.write_text(json.dumps({**card, "sha256": seal(card)}, indent=2), encoding="utf-8")
 
+    predictions = [{**row, "confidence": f"{row['confidence']:.6f}"} for row in run.prediction_rows()]
     files: dict[str, Content] = {
         HEAD_FILE: write_head,
-        "card.json": write_card,
-        "results.json": json.dumps(results(run), indent=2),
-        PREDICTIONS_FILE: _predictions(run),
+        CARD_FILE: write_card,
+        RESULTS_FILE: json.dumps(run.to_dict(), indent=2),
+        PREDICTIONS_FILE: csv_text(predictions),
         **more,
     }
     calibration = run.source.embeddings.recipe.calibration
     if calibration != "none":
-        files[INT8_FILE] = _network(run.source, calibration)
+        files[INT8_FILE] = _read_quantized_network(run, calibration)
     publish(directory, files)
     return directory
 
 
-def _network(source: FeatureSet, sha256: str) -> bytes:
-    """Read the int8 network that made the vectors: without it, the run could not predict anywhere else."""
-    cache = source.path.parent
-    found = source.request.load_backbone().quantized or find_calibration(cache, sha256)
+def _read_quantized_network(run: Run, sha256: str) -> bytes:
+    """Return the file of the int8 network that extracted the features, which the run needs to predict elsewhere."""
+    cache = run.source.path.parent
+    found = run.source.request.load_backbone().quantized or find_calibration(cache, sha256)
     if found is None:
-        raise CacheError(f"the int8 network {sha256[:12]} that made the vectors is no longer in {cache}: extract again")
+        raise CacheError(f"the int8 network {sha256[:12]} of the features was not found in {cache}: extract them again")
     return found.path.read_bytes()
 
 
 def _card(run: Run, head_digest: str) -> dict[str, Any]:
-    recipe = run.source.embeddings.recipe
+    report = run.report
     return {
         "run": run.id,
         "request": run.source.request.to_dict(),
-        "recipe": asdict(recipe),
+        "recipe": asdict(run.source.embeddings.recipe),
         "weights": run.source.weights,
         "classes": list(run.source.embeddings.classes),
         "head": {"spec": run.head_spec, "file": HEAD_FILE, "sha256": head_digest},
-        "temperature": asdict(run.report.temperature) if run.report.temperature else None,
-        "threshold": run.report.rejection.threshold if run.report.rejection else 0.0,
-        "cost": dict(run.report.cost),
+        "temperature": asdict(report.temperature) if report.temperature else None,
+        "threshold": report.rejection.threshold if report.rejection else 0.0,
+        "cost": dict(report.cost),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
     }
 
 
 def seal(card: Mapping[str, Any]) -> str:
-    """Return the SHA-256 (hex) of a card's canonical JSON, in which the card's own ``sha256`` does not count."""
+    """Return the SHA-256 (hex) of canonical JSON, without the key ``sha256`` that stores it."""
     content = {name: value for name, value in card.items() if name != "sha256"}
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def is_run(directory: Path) -> bool:
-    """Return whether a directory has a card and a head, as a run does."""
-    return (directory / "card.json").is_file() and (directory / HEAD_FILE).is_file()
+    """Return whether a directory has the card and the head of a run."""
+    return (directory / CARD_FILE).is_file() and (directory / HEAD_FILE).is_file()
 
 
 def load_run(directory: Path) -> SavedRun:
-    """Read a run directory, checking the card (classes, temperature) and the head against their digests.
+    """Read a run directory and verify the checksums of its card and its head.
 
     Raises:
-        RunError: if a part is missing, cannot be read or was changed.
-        HeadError: if the head holds anything that is not on the trusted list.
+        RunError: if a file is missing, cannot be read or was changed.
+        HeadError: if the head contains a type that is not on the list of trusted types.
     """
-    again = "make it again with `featkit fit`"
+    fix = "fit it again with `featkit fit`"
+    card_file, head_file = directory / CARD_FILE, directory / HEAD_FILE
     try:
-        card = json.loads((directory / "card.json").read_text(encoding="utf-8"))
+        card = json.loads(card_file.read_text(encoding="utf-8"))
         if card["sha256"] != seal(card):
-            raise RunError(f"{directory / 'card.json'} was changed after the run: {again}")
-        head_file = directory / HEAD_FILE
-        found = hashlib.sha256(head_file.read_bytes()).hexdigest()
-        if found != card["head"]["sha256"]:
-            raise RunError(f"{head_file} is not the head that {directory / 'card.json'} describes: {again}")
+            raise RunError(f"{card_file} was changed after the run: {fix}")
+        if file_sha256(head_file) != card["head"]["sha256"]:
+            raise RunError(f"{head_file} is not the head that {card_file} describes: {fix}")
         recipe = Recipe(**card["recipe"])
         request = Request.from_dict(card["request"])
         if (directory / NETWORK_FILE).exists():
-            # The directory may have been moved since.
+            # The run has its own network, and the directory may have been moved since.
             request = replace(request, backbone=str(directory))
+        quantized = None
+        if recipe.calibration != "none":
+            quantized = QuantizedNetwork(directory / INT8_FILE, recipe.calibration)
+        temperature = card.get("temperature")
         return SavedRun(
             path=directory,
             request=request,
@@ -184,13 +174,12 @@ def load_run(directory: Path) -> SavedRun:
             head=load_head(head_file),
             head_spec=card["head"]["spec"],
             recipe=recipe,
-            temperature=Temperature(**card["temperature"]) if card.get("temperature") else None,
+            quantized=quantized,
+            temperature=Temperature(**temperature) if temperature else None,
             threshold=float(card.get("threshold", 0.0)),
-            quantized=None if recipe.calibration == "none" else QuantizedNetwork(directory / INT8_FILE, recipe.calibration),
         )
     except FileNotFoundError as error:
-        raise RunError(
-            f"{directory} is not a run directory: {Path(error.filename).name} is missing; {again}"
-        ) from error
+        missing = Path(error.filename).name
+        raise RunError(f"{directory} is not a run directory: {missing} is missing; {fix}") from error
     except (KeyError, TypeError, ValueError) as error:
-        raise RunError(f"{directory / 'card.json'} cannot be read ({error}): {again}") from error
+        raise RunError(f"{card_file} cannot be read ({error}): {fix}") from error

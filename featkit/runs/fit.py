@@ -1,4 +1,4 @@
-"""One run: a request and a head to a report."""
+"""One experiment: fit a head on features, evaluate it on the test set."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from featkit.embeddings.base import Embeddings
 from featkit.errors import DataError, SpecError
 from featkit.evaluation import Temperature, evaluate, fit_temperature
 from featkit.evaluation.calibration import apply_temperature, are_probabilities
+from featkit.evaluation.display import data_frame, html_table
 from featkit.evaluation.metrics import balanced_accuracy, confusion_matrix
 from featkit.evaluation.predictions import Predictions
 from featkit.evaluation.rejection import reject, rejection_threshold
@@ -24,29 +25,34 @@ from featkit.heads.balance import BalancedHead
 from featkit.heads.search import Candidate, SearchResult, search, search_correction
 from featkit.registry import Spec
 from featkit.runs.features import FeatureSet, refuse_seen
-from featkit.runs.splits import DataSplits, make_splits, refuse_infinite, train_counts, unseen
+from featkit.runs.splits import (
+    DataSplits,
+    make_splits,
+    refuse_infinite,
+    train_counts,
+    untrained_class_warnings,
+)
 from featkit.storage import digest, peak_memory_mb
 
 PACKAGES = ("featkit", "numpy", "scikit-learn", "skops", "torch", "torchvision")
-"""Packages whose versions a report names."""
+"""Packages whose versions a report records."""
 
 RESULTS_VERSION = "0.1.0"
-"""Part of every run id and cell name. Raise it when the same inputs would give other numbers, not with each release:
-results that are still right are found again. (Up to version 0.1.0 it was the version of the package.)"""
-
+"""Part of every run id and cell name. Increase it when the same inputs would give other numbers, not
+with each release, so that results that are still valid are found. (In 0.1.0 it was the package version.)"""
 
 
 @dataclass(frozen=True)
 class FitConfig:
-    """How a head is fitted and judged.
+    """Configuration of fitting and evaluating a head.
 
     Attributes:
-        tune: whether its settings are chosen on val, from the search space of the head, or of the correction if there
-            is one.
-        subset: spec of the part of train to fit on, such as ``longtail:if=50``, or None for all of it.
-        balance: spec of a correction for classes of unequal size, or None.
-        reject: share of val images to call unknown, or None to answer always.
-        progress: called after each setting that was tried.
+        tune: whether to tune hyperparameters on the validation set: those of the correction if there is
+            one, else those of the head.
+        subset: spec of the subset of train to fit on, such as ``longtail:if=50``; None for all of it.
+        balance: spec of a correction for class imbalance, or None.
+        reject: fraction of validation images to reject as unknown, or None to never reject.
+        progress: called after each candidate that was evaluated.
     """
 
     tune: bool = False
@@ -55,19 +61,23 @@ class FitConfig:
     reject: float | None = None
     progress: Callable[[Candidate], None] | None = None
 
+    def to_dict(self) -> dict[str, Any]:
+        """Return what a report records of it; rejection is recorded as a result of its own."""
+        return {"tuned": self.tune, "subset": self.subset, "balance": self.balance}
+
 
 @dataclass(frozen=True)
 class Run:
-    """A fitted head and what it is worth.
+    """A fitted head and its evaluation on the test set.
 
     Attributes:
-        id: 12 hex digits over everything that decides the numbers; the same again for the same run.
-        source: the vectors it was fitted on.
-        head_spec: how the head was asked for.
+        id: 12 hex digits over everything that determines the numbers; the same for the same run.
+        source: the features it was fitted on.
+        head_spec: spec of the head.
         head: the fitted estimator.
-        report: its worth on the test images.
-        predictions: on the test images.
-        search: what was tried on val, if anything.
+        report: its evaluation on the test set.
+        predictions: on the test set.
+        search: the hyperparameter search on the validation set, if there was one.
     """
 
     id: str
@@ -78,26 +88,65 @@ class Run:
     predictions: Predictions
     search: SearchResult | None = None
 
+    def to_dict(self) -> dict[str, Any]:
+        """Return the content of ``results.json``: reproducible, so without times."""
+        content = {"run": self.id, **self.report.to_dict()}
+        if self.search:
+            content["search"] = [candidate._asdict() for candidate in self.search.tried]
+        return content
+
+    def prediction_rows(self) -> list[dict[str, Any]]:
+        """Return one row per test image: id, name of the true and of the predicted class, confidence."""
+        classes, found = self.source.embeddings.classes, self.predictions
+        confidence = np.full(len(found.ids), np.nan) if found.confidence is None else found.confidence
+        rows = []
+        for row, image_id in enumerate(found.ids):
+            rows.append(
+                {
+                    "id": image_id,
+                    "true": classes[found.y[row]],
+                    "predicted": classes[found.predicted[row]],
+                    "confidence": float(confidence[row]),
+                }
+            )
+        return rows
+
+    def to_frame(self) -> Any:
+        """Return the predictions as a ``pandas.DataFrame``, one row per test image.
+
+        Raises:
+            FeatkitError: if pandas is not installed.
+        """
+        return data_frame(self.prediction_rows())
+
+    def _repr_html_(self) -> str:
+        report = self.report
+        row = {"run": self.id, "head": self.head_spec, "data": self.source.data, "n": report.n}
+        row |= {"top-1": report.top1, "95% CI": report.interval95}
+        row |= {"balanced accuracy": report.balanced_accuracy, "balanced 95% CI": report.balanced_interval95}
+        return html_table([row])
+
 
 @dataclass(frozen=True)
-class Fitted:
-    """A head with all that was chosen for it, judged by nothing yet.
+class FittedHead:
+    """A head fitted on train and validation images, not evaluated yet.
 
     Attributes:
-        source, head_spec, seed, config: what was asked for.
-        parts: which rows it was fitted on, and which chose its settings.
+        source, head_spec, seed, config: the arguments it was fitted with.
+        splits: the rows it was fitted on, and those its hyperparameters were tuned on.
         head: the fitted estimator.
-        temperature, threshold: chosen on val; None where there is none.
-        val_score: balanced accuracy on val, before val joined train; None where there is none.
-        search: what was tried on val, if anything.
-        seconds: of all this.
+        temperature, threshold: fitted on the validation set; None if there is none.
+        val_score: balanced accuracy on the validation set of a head fitted on train only; None if there
+            is no validation set.
+        search: the hyperparameter search, if there was one.
+        seconds: duration of fitting, with the search.
     """
 
     source: FeatureSet
     head_spec: str
     seed: int
     config: FitConfig
-    parts: DataSplits
+    splits: DataSplits
     head: Any
     temperature: Temperature | None
     threshold: float | None
@@ -106,61 +155,115 @@ class Fitted:
     seconds: float
 
 
-def fit_run(source: FeatureSet, head_spec: str = "linear", *, seed: int = 0, config: FitConfig | None = None) -> Run:
-    """Fit a head and judge it on the test vectors, which nothing else has seen.
+def fit_run(
+    source: FeatureSet,
+    head_spec: str = "linear",
+    *,
+    seed: int = 0,
+    config: FitConfig | None = None,
+) -> Run:
+    """Fit a head and evaluate it on the test set, which nothing else uses.
 
-    The settings (with ``tune``), the temperature and the threshold of rejection are chosen on val, with heads that were
-    fitted on the rest of train; then the head is fitted on train and val together.
+    Hyperparameters (with ``tune``), temperature and rejection threshold are fitted on the validation set with
+    a head fitted on the rest of train; then the final head is fitted on train and validation images.
 
     Raises:
         SpecError: if the head, an option or a value is unknown.
-        DataError: if train has fewer than two classes, or test no image.
+        DataError: if train has fewer than two classes, or there are no test images.
     """
     return evaluate_head(fit_head(source, head_spec, seed, config or FitConfig()), source)
 
 
-def fit_head(source: FeatureSet, head_spec: str, seed: int, config: FitConfig) -> Fitted:
-    """Fit a head and choose all there is to choose without a look at test; see ``fit_run``."""
-    asked = Spec.parse(head_spec)
-    make_head(asked, seed=seed)
+def fit_head(source: FeatureSet, head_spec: str, seed: int, config: FitConfig) -> FittedHead:
+    """Fit a head, its hyperparameters, temperature and threshold without the test set; see ``fit_run``."""
+    spec = Spec.parse(head_spec)
+    make_head(spec, seed=seed)  # raises an error for an unknown head before any other work
     refuse_seen(source)
-    parts = _divide(source, seed, config.subset)
+    try:
+        splits = make_splits(source.embeddings, seed, config.subset)
+    except DataError as error:
+        raise DataError(f"{source.path}: {error}") from error
+
     start = time.perf_counter()
-    found = _search(asked, parts, seed, config) if config.tune else None
-    chosen = found.best.options if found else {}
-    balance = chosen.get("correction", config.balance)
-    spec = replace(asked, options=chosen) if found and not balance else asked
-    scored = (found.scores, np.unique(parts.fit.y)) if found else _score_val(_head(spec, balance, seed), parts)
-    temperature, threshold = _on_val(scored, parts.val.y, config.reject)
-    head = _head(spec, balance, seed).fit(parts.final.x, parts.final.y)
-    return Fitted(
+    fit, val = splits.fit, splits.val
+    found: SearchResult | None = None
+    final_spec, correction = spec, config.balance
+    if config.tune:
+        found = _tune(spec, splits, seed, config)
+        if config.balance:
+            correction = found.best.options.get("correction", config.balance)
+        else:
+            final_spec = replace(spec, options=found.best.options)
+
+    val_scores: NDArray[np.float64] | None = None
+    columns = np.unique(fit.y)
+    if found:
+        val_scores = found.scores
+    elif len(val) and len(columns) > 1:
+        candidate = _make_head(final_spec, correction, seed).fit(fit.x, fit.y)
+        val_scores = np.asarray(candidate.predict_proba(val.x), dtype=np.float64)
+        columns = np.asarray(candidate.classes_)
+    if val_scores is None and config.reject is not None:
+        raise DataError("no validation images to choose the rejection threshold on: leave out --reject")
+
+    temperature, threshold, val_score = None, None, None
+    if val_scores is not None:
+        predicted = columns[val_scores.argmax(axis=1)]
+        val_score = balanced_accuracy(confusion_matrix(val.y, predicted, len(val.classes)))
+        # Scores of a plug-in need not be probabilities; those cannot be calibrated.
+        if are_probabilities(val_scores) and np.isin(val.y, columns).any():
+            temperature = fit_temperature(val_scores, val.y, columns)
+        if config.reject is not None:
+            calibrated = apply_temperature(val_scores, temperature) if temperature else val_scores
+            threshold = rejection_threshold(calibrated, config.reject)
+
+    head = _make_head(final_spec, correction, seed).fit(splits.final.x, splits.final.y)
+    return FittedHead(
         source=source,
-        head_spec=str(asked),
+        head_spec=str(spec),
         seed=seed,
         config=config,
-        parts=parts,
+        splits=splits,
         head=head,
         temperature=temperature,
         threshold=threshold,
-        val_score=_val_score(scored, parts.val),
+        val_score=val_score,
         search=found,
         seconds=time.perf_counter() - start,
     )
 
 
-def evaluate_head(fitted: Fitted, source: FeatureSet) -> Run:
-    """Evaluate a fitted head on the test images of ``source``: its own, or the same ones perturbed."""
-    test, head = source.embeddings.part("test"), fitted.head
+def _make_head(spec: Spec, correction: str | None, seed: int) -> Any:
+    """Return an unfitted head, wrapped in the correction if there is one."""
+    if correction:
+        return BalancedHead(head=str(spec), correction=correction, seed=seed)
+    return make_head(spec, seed=seed)
+
+
+def _tune(spec: Spec, splits: DataSplits, seed: int, config: FitConfig) -> SearchResult:
+    """Search the hyperparameters of the correction if there is one, else of the head, on the validation set."""
+    fit, val = splits.fit, splits.val
+    if config.balance:
+        head = BalancedHead(head=str(spec), correction=config.balance, seed=seed)
+        return search_correction(head, fit.x, fit.y, val.x, val.y, progress=config.progress)
+    if spec.options:
+        raise SpecError(f"--tune chooses the options of {spec.name}: give {spec.name} without options")
+    return search(spec.name, fit.x, fit.y, val.x, val.y, seed=seed, progress=config.progress)
+
+
+def evaluate_head(fitted: FittedHead, source: FeatureSet) -> Run:
+    """Evaluate a fitted head on the test images of ``source``: its own, or perturbed copies of them."""
+    test, head, final = source.embeddings.part("test"), fitted.head, fitted.splits.final
     refuse_infinite(test)
     report, predictions, probabilities = evaluate_classifier(
         head,
         test,
         temperature=fitted.temperature,
-        train_counts=train_counts(fitted.parts.final),
+        train_counts=train_counts(final),
         warnings=[
             *getattr(head, "warnings_", ()),
-            *unseen(test.classes, fitted.parts.test.y, fitted.parts.final.y),
-            *_constant(fitted.parts.final),
+            *untrained_class_warnings(test.classes, fitted.splits.test.y, final.y),
+            *_constant_column_warnings(final),
         ],
         provenance=_provenance(fitted, source),
         fit_seconds=fitted.seconds,
@@ -172,8 +275,15 @@ def evaluate_head(fitted: Fitted, source: FeatureSet) -> Run:
             probabilities, test.y, columns, share=fitted.config.reject, threshold=fitted.threshold
         )
         report = replace(report, rejection=rejection)
-    run_id = _run_id(source, fitted.head_spec, fitted.seed, fitted.config)
-    return Run(run_id, source, fitted.head_spec, head, report, predictions, fitted.search)
+    return Run(
+        id=_run_id(fitted, source),
+        source=source,
+        head_spec=fitted.head_spec,
+        head=head,
+        report=report,
+        predictions=predictions,
+        search=fitted.search,
+    )
 
 
 def evaluate_classifier(
@@ -228,85 +338,32 @@ def evaluate_classifier(
     return report, predictions, calibrated
 
 
-def _divide(source: FeatureSet, seed: int, subset: str | None) -> DataSplits:
-    try:
-        return make_splits(source.embeddings, seed, subset)
-    except DataError as error:
-        raise DataError(f"{source.path}: {error}") from error
+def _constant_column_warnings(embeddings: Embeddings) -> list[str]:
+    """Return a warning that names feature columns with a single value.
 
-
-def _head(spec: Spec, balance: str | None, seed: int) -> Any:
-    """Return the unfitted head, within the correction if there is one."""
-    return BalancedHead(head=str(spec), correction=balance, seed=seed) if balance else make_head(spec, seed=seed)
-
-
-def _settings(config: FitConfig) -> dict[str, Any]:
-    return {"tuned": config.tune, "subset": config.subset, "balance": config.balance}
-
-
-def _search(asked: Spec, parts: DataSplits, seed: int, config: FitConfig) -> SearchResult:
-    """Try the search space of the correction, if there is one, or else of the head, on val."""
-    fit, val = parts.fit, parts.val
-    if config.balance:
-        head = BalancedHead(head=str(asked), correction=config.balance, seed=seed)
-        return search_correction(head, fit.x, fit.y, val.x, val.y, progress=config.progress)
-    if asked.options:
-        raise SpecError(f"--tune chooses the options of {asked.name} on val: write {asked.name} alone, without options")
-    return search(asked.name, fit.x, fit.y, val.x, val.y, seed=seed, progress=config.progress)
-
-
-Scored = tuple[NDArray[np.float64], NDArray[np.int64]]
-"""Scores ``(n, m)``, and the class of each column ``(m,)``."""
-
-
-def _score_val(head: Any, parts: DataSplits) -> Scored | None:
-    """Return what a head that was fitted without val says about val; None where that cannot be."""
-    if not len(parts.val) or len(np.unique(parts.fit.y)) < 2:
-        return None
-    head.fit(parts.fit.x, parts.fit.y)
-    return np.asarray(head.predict_proba(parts.val.x), dtype=np.float64), np.asarray(head.classes_)
-
-
-def _on_val(
-    scored: Scored | None, y: NDArray[np.int64], share: float | None
-) -> tuple[Temperature | None, float | None]:
-    """Return the temperature, and the confidence below which an image is unknown, that suit the scores of val."""
-    if scored is None:
-        if share is not None:
-            raise DataError("there are no val images to choose a confidence on: leave out --reject")
-        return None, None
-    scores, columns = scored
-    # A plug-in's scores need not be probabilities; then there is nothing to calibrate.
-    fitting = are_probabilities(scores) and np.isin(y, columns).any()
-    temperature = fit_temperature(scores, y, columns) if fitting else None
-    shown = apply_temperature(scores, temperature) if temperature else scores
-    return temperature, None if share is None else rejection_threshold(shown, share)
-
-
-def _val_score(scored: Scored | None, val: Embeddings) -> float | None:
-    if scored is None:
-        return None
-    scores, columns = scored
-    return balanced_accuracy(confusion_matrix(val.y, columns[scores.argmax(axis=1)], len(val.classes)))
-
-
-def _constant(embeddings: Embeddings) -> list[str]:
-    """Say how many columns tell nothing."""
+    Raises:
+        DataError: if all columns are constant.
+    """
     columns = np.flatnonzero((embeddings.x == embeddings.x[0]).all(axis=0))
-    if len(columns) == embeddings.x.shape[1]:
-        raise DataError("all vectors are the same: the network tells the images nothing apart; choose another layer")
+    dim = embeddings.x.shape[1]
+    if len(columns) == dim:
+        raise DataError("all images have the same features, so no classifier can work: choose another --layer")
+    if not len(columns):
+        return []
     named = ", ".join(map(str, columns[:5])) + (", ..." if len(columns) > 5 else "")
-    return [f"{len(columns)} of {embeddings.x.shape[1]} columns are constant ({named})"] if len(columns) else []
+    return [f"{len(columns)} of {dim} columns are constant ({named})"]
 
 
-def _run_id(source: FeatureSet, head_spec: str, seed: int, config: FitConfig) -> str:
-    embeddings = source.embeddings
-    chosen = [head_spec, str(seed), *map(str, _settings(config).values()), str(config.reject), RESULTS_VERSION]
-    return digest([embeddings.recipe.fingerprint, *embeddings.splits.tolist(), *chosen])[:12]
+def _run_id(fitted: FittedHead, source: FeatureSet) -> str:
+    """Return 12 hex digits over everything that determines the numbers of a run."""
+    config, embeddings = fitted.config, source.embeddings
+    chosen = [fitted.head_spec, str(fitted.seed), *map(str, config.to_dict().values()), str(config.reject)]
+    parts = [embeddings.recipe.fingerprint, *embeddings.splits.tolist(), *chosen, RESULTS_VERSION]
+    return digest(parts)[:12]
 
 
-def _provenance(fitted: Fitted, source: FeatureSet) -> dict[str, Any]:
-    parts = fitted.parts
+def _provenance(fitted: FittedHead, source: FeatureSet) -> dict[str, Any]:
+    splits = fitted.splits
     return {
         "request": source.request.to_dict(),
         "fingerprint": source.embeddings.recipe.fingerprint,
@@ -314,10 +371,10 @@ def _provenance(fitted: Fitted, source: FeatureSet) -> dict[str, Any]:
         "head": fitted.head_spec,
         "head_options": fitted.head.get_params(),
         "seed": fitted.seed,
-        "n_train": len(parts.final),
-        "n_val": len(parts.val),
-        "val": "own" if parts.own_val else f"{len(parts.val)} images of train",
+        "n_train": len(splits.final),
+        "n_val": len(splits.val),
+        "val": "own" if splits.own_val else f"{len(splits.val)} images of train",
         "val_balanced_accuracy": fitted.val_score,
         "versions": {name: version(name) for name in PACKAGES},
-        **_settings(fitted.config),
+        **fitted.config.to_dict(),
     }

@@ -1,4 +1,4 @@
-"""Which rows a head is fitted on, which choose its settings, and which judge it."""
+"""Train, validation and test rows of one experiment."""
 
 from __future__ import annotations
 
@@ -10,24 +10,25 @@ from numpy.typing import NDArray
 
 from featkit.embeddings.base import Embeddings
 from featkit.errors import DataError
-from featkit.images.augment import is_augmented_view, original_id
+from featkit.images.augment import is_view, source_name
 from featkit.images.splits import stratified_split
 from featkit.images.subsets import parse_subset
 
 VAL_SHARE = 0.2
-"""Share of train that serves as val where the data has none of its own."""
+"""Fraction of train that is held out for validation if the data has no validation split."""
 
 
 @dataclass(frozen=True)
 class DataSplits:
-    """Rows of one file of vectors, no image in two of the first three parts.
+    """Embeddings of the splits of an experiment; ``fit``, ``val`` and ``test`` share no image.
 
     Attributes:
-        fit: what heads are fitted on while settings are chosen.
-        val: what chooses them: images as they are, without augmented views.
-        test: what judges the head, once.
-        final: what the head with the chosen settings is fitted on: all of train and val.
-        own_val: whether the data came with a val part; otherwise it is a fifth of train, stratified, by seed.
+        fit: the head is fitted on these while hyperparameters are tuned.
+        val: hyperparameters are tuned on these: original images, without augmented views.
+        test: the final head is evaluated on these, once.
+        final: the final head is fitted on these: all train and validation images.
+        own_val: whether the data came with a validation split; otherwise it is a stratified fifth of
+            train, drawn with the seed.
     """
 
     fit: Embeddings
@@ -38,83 +39,97 @@ class DataSplits:
 
 
 def make_splits(embeddings: Embeddings, seed: int, subset: str | None = None) -> DataSplits:
-    """Divide vectors into the parts of the protocol; the views of an image go where the image goes.
+    """Split embeddings for fitting, tuning and testing; augmented views stay with their image.
 
     Args:
-        embeddings: the vectors.
-        seed: of what is drawn.
-        subset: spec of a part of train, such as ``longtail:if=50``. A val part of the data's own is not like that part,
-            and so chooses only; otherwise the head is fitted on it at last.
+        embeddings: of all images.
+        seed: of the held-out validation images and of the subset.
+        subset: spec of a subset of train, such as ``longtail:if=50``. The data's own validation split does
+            not have the distribution of such a subset, so the final head is then not fitted on it.
 
     Raises:
         SpecError: if the subset is unknown.
-        DataError: if train has fewer than two classes, there is no test image, or a number is not finite.
+        DataError: if train has fewer than two classes, there is no test image, or a feature is not finite.
     """
     refuse_infinite(embeddings)
     if subset:
-        embeddings = _narrowed(embeddings, subset, seed)
-    train, test = embeddings.part("train"), embeddings.part("test")
+        embeddings = _take_subset(embeddings, subset, seed)
+    train, val, test = (embeddings.part(name) for name in ("train", "val", "test"))
     if len(np.unique(train.y)) < 2 or not len(test):
-        raise DataError(f"too few images: {len(train)} to train on, {len(test)} to test on")
-    val = embeddings.part("val")
-    final = embeddings.take(np.flatnonzero(embeddings.splits != "test"))
+        raise DataError(
+            f"too few images: {len(train)} train images of {len(np.unique(train.y))} classes, {len(test)} test images; "
+            "at least two classes in train and one test image are needed"
+        )
+    train_and_val = embeddings.take(np.flatnonzero(embeddings.splits != "test"))
     if len(val):
-        return DataSplits(train, val, test, train if subset else final, own_val=True)
-    held_out = _held_out(train, seed)
-    clean = np.array([not is_augmented_view(name) for name in train.ids])
+        final = train if subset else train_and_val
+        return DataSplits(train, val, test, final, own_val=True)
+    held_out = _held_out_rows(train, seed)
+    is_original = np.array([not is_view(name) for name in train.ids])
     return DataSplits(
-        train.take(np.flatnonzero(~held_out)), train.take(np.flatnonzero(held_out & clean)), test, final, own_val=False
+        fit=train.take(np.flatnonzero(~held_out)),
+        val=train.take(np.flatnonzero(held_out & is_original)),
+        test=test,
+        final=train_and_val,
+        own_val=False,
     )
 
 
 def train_counts(embeddings: Embeddings) -> NDArray[np.int64]:
-    """Return ``(k,)`` how many images of each class there are, augmented views not counted."""
+    """Return the number of images of each class ``(k,)``, without augmented views."""
     return np.bincount(without_views(embeddings).y, minlength=len(embeddings.classes))
 
 
 def without_views(embeddings: Embeddings) -> Embeddings:
-    """Return the vectors of the images as they are."""
-    return embeddings.take(np.array([row for row, name in enumerate(embeddings.ids) if not is_augmented_view(name)], np.int64))
+    """Return the embeddings of the original images, without augmented views."""
+    rows = [row for row, name in enumerate(embeddings.ids) if not is_view(name)]
+    return embeddings.take(np.array(rows, np.int64))
 
 
-def unseen(classes: Sequence[str], tested: NDArray[np.int64], seen: NDArray[np.int64]) -> list[str]:
-    """Say which classes are tested ``(n,)`` and were never seen ``(m,)``."""
-    names = [classes[label] for label in np.setdiff1d(tested, seen)]
-    return [f"no training image of {', '.join(names)}: every test image of it is a miss"] if names else []
+def untrained_class_warnings(
+    classes: Sequence[str], tested: NDArray[np.int64], trained: NDArray[np.int64]
+) -> list[str]:
+    """Return a warning that names the classes among the labels ``tested`` which are not among ``trained``."""
+    names = [classes[label] for label in np.setdiff1d(tested, trained)]
+    if not names:
+        return []
+    return [f"no training image of {', '.join(names)}: every test image of it is misclassified"]
 
 
-def _narrowed(embeddings: Embeddings, subset: str, seed: int) -> Embeddings:
-    """Return the vectors without the train images that a subset leaves out, and without their views."""
-    train = embeddings.splits == "train"
-    clean = np.flatnonzero(train & [not is_augmented_view(name) for name in embeddings.ids])
-    chosen = parse_subset(subset)(embeddings.y[clean], seed, embeddings.classes)
-    names = {embeddings.ids[row] for row in clean[chosen]}
-    kept = ~train | [original_id(name) in names for name in embeddings.ids]
-    return embeddings.take(np.flatnonzero(kept))
+def _take_subset(embeddings: Embeddings, subset: str, seed: int) -> Embeddings:
+    """Return the embeddings without the train images, and their views, that are not in the subset."""
+    is_train = embeddings.splits == "train"
+    is_original = np.array([not is_view(name) for name in embeddings.ids])
+    originals = np.flatnonzero(is_train & is_original)
+    chosen = parse_subset(subset)(embeddings.y[originals], seed, embeddings.classes)
+    names = {embeddings.ids[row] for row in originals[chosen]}
+    in_subset = np.array([source_name(name) in names for name in embeddings.ids])
+    return embeddings.take(np.flatnonzero(~is_train | in_subset))
 
 
-def _held_out(train: Embeddings, seed: int) -> NDArray[np.bool_]:
-    """Return ``(n,)`` which train rows are of an image that serves as val; no class loses its last image."""
-    sources = [original_id(name) for name in train.ids]
-    names, first, of = np.unique(sources, return_index=True, return_inverse=True)
-    order = np.argsort(first)  # the split is that of the images in their own order
-    chosen = np.empty(len(names), bool)
-    chosen[order] = stratified_split(train.y[first[order]], (1 - VAL_SHARE, VAL_SHARE, 0.0), seed) == "val"
-    held_out: NDArray[np.bool_] = chosen[of]
+def _held_out_rows(train: Embeddings, seed: int) -> NDArray[np.bool_]:
+    """Return which train rows ``(n,)`` belong to a validation image; every class keeps at least one image."""
+    sources = [source_name(name) for name in train.ids]
+    _, first, image_of_row = np.unique(sources, return_index=True, return_inverse=True)
+    order = np.argsort(first)  # np.unique sorts by name; the split is drawn in the order of the images
+    drawn = stratified_split(train.y[first[order]], (1 - VAL_SHARE, VAL_SHARE, 0.0), seed)
+    is_val = np.empty(len(first), bool)
+    is_val[order] = drawn == "val"
+    held_out: NDArray[np.bool_] = is_val[image_of_row]
     return held_out
 
 
 def refuse_infinite(embeddings: Embeddings) -> None:
-    """Refuse vectors with a number that is not finite.
+    """Refuse features that are not finite.
 
     Raises:
         DataError: naming the first column and image.
     """
-    wrong = ~np.isfinite(embeddings.x)
-    if wrong.any():
-        columns = np.flatnonzero(wrong.any(axis=0))
-        image = embeddings.ids[int(np.flatnonzero(wrong.any(axis=1))[0])]
+    not_finite = ~np.isfinite(embeddings.x)
+    if not_finite.any():
+        columns = np.flatnonzero(not_finite.any(axis=0))
+        image = embeddings.ids[int(np.flatnonzero(not_finite.any(axis=1))[0])]
         raise DataError(
-            f"{len(columns)} columns of the vectors hold numbers that are not finite (first column {columns[0]}, "
+            f"{len(columns)} columns of the features have values that are not finite (first column {columns[0]}, "
             f"image {image}): extract them again with --precision fp32"
         )

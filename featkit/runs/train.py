@@ -30,7 +30,7 @@ from featkit.runs.directory import save_run
 from featkit.runs.features import FeatureSet
 from featkit.runs.fit import PACKAGES, Run, evaluate_classifier
 from featkit.runs.predict import gathered
-from featkit.runs.splits import unseen
+from featkit.runs.splits import untrained_class_warnings
 from featkit.storage import Content, csv_text
 from featkit.training.checkpoint import CHECKPOINT_FILE
 from featkit.training.finetune import TrainingResult, finetune
@@ -173,7 +173,7 @@ def evaluate_trained(result: TrainingResult, file: Path, compute: Compute, out: 
         test,
         temperature=_fit_temperature(head, _extract(prepared, file, "val", compute)),
         train_counts=counts,
-        warnings=unseen(images.classes, test.y, np.flatnonzero(counts)),
+        warnings=untrained_class_warnings(images.classes, test.y, np.flatnonzero(counts)),
         provenance={
             "request": request.to_dict(),
             "fingerprint": prepared.fingerprint,

@@ -13,7 +13,7 @@ import pytest
 
 from featkit.embeddings.pipeline import Compute
 from featkit.errors import CacheError, DataError, HeadError, RunError, SpecError, StaleCacheError, WeightsError
-from featkit.runs.directory import load_run, results, save_run, seal
+from featkit.runs.directory import load_run, save_run, seal
 from featkit.runs.features import load_features
 from featkit.runs.fit import FitConfig, fit_run
 from featkit.runs.predict import predict
@@ -44,7 +44,7 @@ def test_a_run_is_judged_on_the_test_images(source):
 
 @pytest.mark.parametrize("head", ["linear", "svm", "knn:k=3", "mlp", "prototypical"])
 def test_the_same_run_gives_the_same_results(source, head):
-    assert results(fit_run(source, head, seed=1)) == results(fit_run(source, head, seed=1))
+    assert fit_run(source, head, seed=1).to_dict() == fit_run(source, head, seed=1).to_dict()
 
 
 def test_another_seed_or_head_is_another_run(source):
