@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from featkit.embeddings.base import Embeddings
 from featkit.errors import DataError
-from featkit.images.augment import is_view, source_name
+from featkit.images.augment import is_augmented_view, original_id
 from featkit.images.splits import stratified_split
 from featkit.images.subsets import parse_subset
 
@@ -65,7 +65,7 @@ def make_splits(embeddings: Embeddings, seed: int, subset: str | None = None) ->
         final = train if subset else train_and_val
         return DataSplits(train, val, test, final, own_val=True)
     held_out = _held_out_rows(train, seed)
-    is_original = np.array([not is_view(name) for name in train.ids])
+    is_original = np.array([not is_augmented_view(name) for name in train.ids])
     return DataSplits(
         fit=train.take(np.flatnonzero(~held_out)),
         val=train.take(np.flatnonzero(held_out & is_original)),
@@ -82,7 +82,7 @@ def train_counts(embeddings: Embeddings) -> NDArray[np.int64]:
 
 def without_views(embeddings: Embeddings) -> Embeddings:
     """Return the embeddings of the original images, without augmented views."""
-    rows = [row for row, name in enumerate(embeddings.ids) if not is_view(name)]
+    rows = [row for row, name in enumerate(embeddings.ids) if not is_augmented_view(name)]
     return embeddings.take(np.array(rows, np.int64))
 
 
@@ -99,17 +99,17 @@ def untrained_class_warnings(
 def _take_subset(embeddings: Embeddings, subset: str, seed: int) -> Embeddings:
     """Return the embeddings without the train images, and their views, that are not in the subset."""
     is_train = embeddings.splits == "train"
-    is_original = np.array([not is_view(name) for name in embeddings.ids])
+    is_original = np.array([not is_augmented_view(name) for name in embeddings.ids])
     originals = np.flatnonzero(is_train & is_original)
     chosen = parse_subset(subset)(embeddings.y[originals], seed, embeddings.classes)
     names = {embeddings.ids[row] for row in originals[chosen]}
-    in_subset = np.array([source_name(name) in names for name in embeddings.ids])
+    in_subset = np.array([original_id(name) in names for name in embeddings.ids])
     return embeddings.take(np.flatnonzero(~is_train | in_subset))
 
 
 def _held_out_rows(train: Embeddings, seed: int) -> NDArray[np.bool_]:
     """Return which train rows ``(n,)`` belong to a validation image; every class keeps at least one image."""
-    sources = [source_name(name) for name in train.ids]
+    sources = [original_id(name) for name in train.ids]
     _, first, image_of_row = np.unique(sources, return_index=True, return_inverse=True)
     order = np.argsort(first)  # np.unique sorts by name; the split is drawn in the order of the images
     drawn = stratified_split(train.y[first[order]], (1 - VAL_SHARE, VAL_SHARE, 0.0), seed)
