@@ -1,4 +1,4 @@
-"""Small networks and heads that the tests of this room share."""
+"""Small networks and features."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from featkit.backbones.state_dict import seeded
 
 @pytest.fixture
 def tiny() -> Backbone:
-    """A network of two convolutions, from 16 x 16 pixels to 8 numbers."""
+    """Return a network of two convolutions, from 16 x 16 pixels to 8 features."""
 
     def build() -> nn.Module:
         with seeded(0):
@@ -28,7 +28,7 @@ def tiny() -> Backbone:
 
 @pytest.fixture
 def blobs() -> Callable[..., tuple[np.ndarray, np.ndarray]]:
-    """Makes vectors of k classes that are mostly told apart, and labels that are not 0..k-1."""
+    """Return a function that makes features of k separable classes, with labels that are not 0..k-1."""
 
     def make(k: int = 4, n: int = 60, d: int = 8) -> tuple[np.ndarray, np.ndarray]:
         y = np.arange(n) % k
@@ -41,7 +41,7 @@ def blobs() -> Callable[..., tuple[np.ndarray, np.ndarray]]:
 
 @pytest.fixture(autouse=True)
 def _one_thread():
-    """Keep these small products from waiting for other threads."""
+    """Run small matrix products on one thread."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

@@ -1,4 +1,4 @@
-"""Classifiers as files, and files that are refused."""
+"""Export of classifiers, and files that are refused."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def fitted(backbone, colours, precision):
 
 @pytest.fixture(scope="module")
 def once():
-    """What is too slow to be made for each test."""
+    """Return a dictionary for the exported bytes, which are slow to make."""
     return {}
 
 
@@ -59,19 +59,19 @@ def exported(classifier, colours, tmp_path, once):
     return path
 
 
-def test_an_exported_file_answers_as_the_original_does(classifier, colours, tmp_path):
+def test_an_exported_file_predicts_as_the_original(classifier, colours, tmp_path):
     found = export(classifier, tmp_path / "model.onnx", colours(8, seed=1))
     assert (found.n, found.differing) == (8, 0)
     assert found.largest < 1e-5
     assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]
 
 
-def test_a_file_says_all_that_is_needed_to_use_it(exported, classifier):
+def test_a_file_contains_its_metadata(exported, classifier):
     about = load_exported(exported).metadata
     assert about == replace(classifier.metadata(), recipe=json.loads(RECIPE.to_json()))
 
 
-def test_onnxruntime_alone_runs_it_in_a_process_without_pickle_or_torch(exported, classifier, colours, tmp_path):
+def test_onnxruntime_runs_a_file_without_pickle_and_torch(exported, classifier, colours, tmp_path):
     images = colours(8, seed=1)
     np.save(tmp_path / "pixels.npy", np.stack([images.load(row) for row in range(8)]))
     code = f"""
@@ -108,7 +108,7 @@ def test_torch_runs_an_exported_program(classifier, colours, tmp_path):
     assert (tmp_path / "model.pt2").is_file()
 
 
-def test_a_file_that_answers_otherwise_is_not_kept(classifier, colours, tmp_path, monkeypatch):
+def test_a_file_with_other_predictions_is_not_kept(classifier, colours, tmp_path, monkeypatch):
     wrong = deepcopy(classifier.head)
     wrong.coef_ = -wrong.coef_
     monkeypatch.setattr(module, "make_scores_module", lambda head, temperature: make_scores_module(wrong, temperature))
@@ -117,7 +117,7 @@ def test_a_file_that_answers_otherwise_is_not_kept(classifier, colours, tmp_path
     assert not list(tmp_path.iterdir())
 
 
-def test_a_head_that_cannot_be_expressed_leaves_nothing(classifier, colours, tmp_path):
+def test_a_head_that_cannot_be_exported_leaves_no_file(classifier, colours, tmp_path):
     with pytest.raises(HeadError, match="cannot be exported"):
         export(replace(classifier, head="a plug-in's"), tmp_path / "model.onnx", colours(8))
     assert not list(tmp_path.iterdir())
@@ -143,7 +143,7 @@ def test_a_foreign_or_missing_or_empty_file_is_refused(tmp_path):
 
 
 def sealed(path: Path, model: onnx.ModelProto, classifier: Classifier) -> Path:
-    """Write a model with a seal that fits, as someone could who has read featkit."""
+    """Write a model with a valid checksum, as an attacker could."""
     path.write_bytes(add_metadata(model.SerializeToString(), classifier.metadata()))
     return path
 
@@ -159,7 +159,7 @@ def test_weights_in_another_file_are_refused(exported, classifier, where):
         load_exported(sealed(exported, model, classifier))
 
 
-def test_an_operator_that_the_runtime_lacks_is_named(exported, classifier):
+def test_an_operator_that_the_runtime_lacks_is_reported(exported, classifier):
     model = onnx.load(exported)
     del model.metadata_props[:]
     model.graph.node[0].op_type = "Teleport"
@@ -167,13 +167,13 @@ def test_an_operator_that_the_runtime_lacks_is_named(exported, classifier):
         load_exported(sealed(exported, model, classifier))
 
 
-def test_a_format_or_a_folder_that_is_not_there_is_named(classifier, colours, tmp_path):
+def test_an_unknown_format_or_a_missing_folder_is_refused(classifier, colours, tmp_path):
     with pytest.raises(SpecError, match="unknown format 'tflite'"):
         export(classifier, tmp_path / "model.tflite", colours(8), to="tflite")
     with pytest.raises(StorageError, match="choose another folder"):
         export(classifier, tmp_path / "gone" / "model.onnx", colours(8))
 
 
-def test_the_check_takes_the_compute_that_is_asked_for(classifier, colours, tmp_path):
+def test_the_check_uses_the_given_compute(classifier, colours, tmp_path):
     found = export(classifier, tmp_path / "model.onnx", colours(8, seed=1), compute=Compute(workers=1, batch_size=3))
     assert found.n == 8

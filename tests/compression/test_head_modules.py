@@ -1,4 +1,4 @@
-"""Heads as modules: the answers of the head itself."""
+"""Heads as torch modules give the probabilities of the heads."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ def answers(head, vectors, temperature=None):
 
 @pytest.mark.parametrize("k", [2, 4])
 @pytest.mark.parametrize("spec", SPECS)
-def test_a_module_gives_the_scores_of_its_head(spec, k, blobs):
-    """For rows it was fitted on, for others, and for one of zeros."""
+def test_a_module_gives_the_probabilities_of_its_head(spec, k, blobs):
+    """For rows that it was fitted on, for other rows, and for a row of zeros."""
     x, y = blobs(k)
     head = make_head(spec).fit(x, y)
     rows = np.concatenate([x, np.random.default_rng(1).normal(size=(40, 8)).astype(np.float32)])
@@ -51,7 +51,7 @@ def test_a_module_gives_the_scores_of_its_head(spec, k, blobs):
 
 @given(value=st.floats(0.05, 20), smoothing=st.sampled_from([2.2e-16, 1e-4, 1e-2]))
 @settings(max_examples=20, deadline=None)
-def test_a_temperature_is_applied_as_the_run_applies_it(value, smoothing):
+def test_a_temperature_is_applied_as_in_a_run(value, smoothing):
     x, others = np.random.default_rng(0).normal(size=(2, 30, 4)).astype(np.float32)
     head = make_head("knn:k=3").fit(x, np.arange(30) % 3)
     temperature = Temperature(value, smoothing)
@@ -59,12 +59,12 @@ def test_a_temperature_is_applied_as_the_run_applies_it(value, smoothing):
     np.testing.assert_allclose(answers(head, others, temperature), expected, atol=5e-6)
 
 
-def test_a_corrected_head_is_the_head_inside(blobs):
+def test_a_corrected_head_is_exported_as_the_inner_head(blobs):
     x, y = blobs()
     head = BalancedHead(head="linear", correction="logit_adjust").fit(x, y)
     np.testing.assert_allclose(answers(head, x), head.predict_proba(x), atol=2e-6)
 
 
-def test_a_head_of_another_kind_is_refused():
+def test_an_unknown_kind_of_head_is_refused():
     with pytest.raises(HeadError, match="str cannot be exported: choose linear"):
         make_scores_module("nearest", None)

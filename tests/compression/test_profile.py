@@ -1,4 +1,4 @@
-"""What a network costs."""
+"""Cost of networks."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ from featkit.errors import SpecError
 from featkit.storage import available_cores
 
 
-def test_macs_are_those_of_the_formula():
+def test_macs_follow_the_formula():
     """A convolution: output pixels x kernel x channels in x channels out; a linear layer: in x out."""
     network = nn.Sequential(nn.Conv2d(3, 5, 3, stride=2, padding=1), nn.Flatten(), nn.Linear(5 * 4 * 4, 7))
     assert count_macs(network, (8, 8)) == 4 * 4 * 9 * 3 * 5 + 80 * 7
 
 
-def test_macs_of_resnet18_are_the_published_ones():
+def test_macs_of_resnet18_equal_the_published_number():
     """1.814 GMACs with the classifier, which has half a million."""
     network = load_backbone("resnet18", weights="random").build()
     assert count_macs(network, (224, 224)) == pytest.approx(1.814e9, rel=1e-3)
@@ -44,12 +44,12 @@ def test_a_size_counts_zeros_and_depends_on_the_precision(tiny):
         measure_size(tiny, "int8")
 
 
-def test_torch_by_itself_gives_the_same_vectors(tiny):
+def test_the_unoptimised_network_gives_the_same_embeddings(tiny):
     pixels = np.random.default_rng(0).integers(0, 256, (3, 16, 16, 3), dtype=np.uint8)
     np.testing.assert_allclose(open_any(tiny, "torch")(pixels), open_engine(tiny)(pixels), rtol=1e-5, atol=1e-6)
 
 
-def test_networks_are_timed_in_turn_and_the_slower_is_slower():
+def test_networks_are_timed_in_turn():
     torch.set_num_threads(2)
     calls = []
 
@@ -74,7 +74,7 @@ def test_networks_are_timed_in_turn_and_the_slower_is_slower():
     assert slow.images_per_s_all_cores > 0.5 * available_cores() * slow.images_per_s  # they sleep side by side
 
 
-def test_a_network_that_shares_out_a_batch_by_itself_gets_one_and_all_threads():
+def test_a_network_that_shares_a_batch_uses_all_threads():
     torch.set_num_threads(available_cores() + 1)
     calls = []
 
@@ -87,11 +87,11 @@ def test_a_network_that_shares_out_a_batch_by_itself_gets_one_and_all_threads():
     assert torch.get_num_threads() == available_cores() + 1
 
 
-def test_peak_memory_is_that_of_a_process_with_torch_in_it():
+def test_peak_memory_includes_torch():
     request = Request(data="", backbone="resnet18", weights="random", resize="32")
     assert 100 < measure_peak_memory(request, None, "fp32") < 3000
 
 
-def test_a_process_that_fails_says_why():
+def test_a_failed_memory_measurement_is_reported():
     with pytest.raises(SpecError, match=r"memory of resnet18@fp32 cannot be measured.*gone\.pth"):
         measure_peak_memory(Request(data="", backbone="resnet18", weights="gone.pth"), None, "fp32")

@@ -1,4 +1,4 @@
-"""Fewer weights, fewer channels."""
+"""Pruning of weights and channels."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def zeros(module):
 
 @given(sparsity=st.floats(0, 0.99))
 @settings(max_examples=30, deadline=None)
-def test_the_share_of_zeros_is_the_one_asked_for_and_the_rest_are_the_largest(sparsity):
+def test_the_smallest_weights_are_zeroed_to_the_target_sparsity(sparsity):
     pruned = prune_weights(SMALL, sparsity)
     found, total = zeros(pruned)
     assert found == round(sparsity * total)
@@ -55,7 +55,7 @@ def test_the_share_of_zeros_is_the_one_asked_for_and_the_rest_are_the_largest(sp
 
 
 @pytest.mark.parametrize("network", NETWORKS.values(), ids=NETWORKS)
-def test_pruning_nothing_changes_nothing_bit_for_bit(network):
+def test_pruning_nothing_leaves_the_network_unchanged(network):
     state = network.state_dict()
     for pruned in (
         prune_weights(network, 0.0),
@@ -65,7 +65,7 @@ def test_pruning_nothing_changes_nothing_bit_for_bit(network):
         assert torch.equal(pruned(IMAGES), network(IMAGES))
 
 
-def test_zeros_stay_zeros_while_the_rest_recovers():
+def test_pruned_weights_stay_zero_during_training():
     def train(module):
         optimiser = torch.optim.SGD(module.parameters(), lr=0.1)
         for _ in range(3):
@@ -80,14 +80,14 @@ def test_zeros_stay_zeros_while_the_rest_recovers():
     assert pruned.state_dict().keys() == SMALL.state_dict().keys()
 
 
-def test_what_was_pruned_before_stays_pruned():
+def test_weights_pruned_before_stay_pruned():
     first = prune_weights(SMALL, 0.3)
     second = prune_weights(first, 0.6)
     assert (second[0].weight[first[0].weight == 0] == 0).all()
 
 
 @pytest.mark.parametrize("network", NETWORKS.values(), ids=NETWORKS)
-def test_channels_are_taken_until_few_enough_macs_are_left(network):
+def test_channels_are_removed_down_to_the_target_macs(network):
     before = count_macs(network, (32, 32))
     narrowed = prune_channels(network, 0.6, (32, 32), importance_by_magnitude(network))
     left = count_macs(narrowed.module, (32, 32)) / before
@@ -98,8 +98,8 @@ def test_channels_are_taken_until_few_enough_macs_are_left(network):
 
 
 @pytest.mark.parametrize("network", NETWORKS.values(), ids=NETWORKS)
-def test_channels_that_do_nothing_are_taken_first_and_nobody_misses_them(network):
-    """Each inner convolution gets dead channels; what is left computes the same."""
+def test_dead_channels_are_removed_without_changing_the_output(network):
+    """Each inner convolution gets dead channels; the rest computes the same."""
     network = copy.deepcopy(network)
     for name, width in importance_by_magnitude(network).items():
         block, _, conv = name.rpartition(".conv")
@@ -113,7 +113,7 @@ def test_channels_that_do_nothing_are_taken_first_and_nobody_misses_them(network
     torch.testing.assert_close(narrowed.module(IMAGES), network(IMAGES), rtol=1e-4, atol=1e-5)
 
 
-def test_by_activation_a_channel_that_never_fires_matters_nothing():
+def test_a_channel_without_activations_has_no_importance():
     network = copy.deepcopy(NETWORKS["basic"])
     network.layer2[0].bn1.bias[3] = -1e4
     found = importance_by_activation(network, iter([IMAGES]))
@@ -122,7 +122,7 @@ def test_by_activation_a_channel_that_never_fires_matters_nothing():
     assert found["layer2.0.conv1"].median() > 0
 
 
-def test_norms_are_those_of_the_images_after_they_were_taken_anew():
+def test_recalibrated_statistics_are_those_of_the_images():
     network = NETWORKS["basic"]
     fresh = recalibrate_batchnorm(network, iter([IMAGES]))
     stem = network.conv1(IMAGES)
@@ -132,7 +132,7 @@ def test_norms_are_those_of_the_images_after_they_were_taken_anew():
 
 
 @pytest.mark.parametrize("share", [-0.1, 1.5, float("nan")])
-def test_a_share_outside_0_and_1_is_refused(share):
+def test_a_fraction_outside_0_and_1_is_refused(share):
     network = NETWORKS["basic"]
     with pytest.raises(SpecError, match="is not a fraction: give a number from 0 to 1"):
         prune_weights(network, share)
@@ -140,7 +140,7 @@ def test_a_share_outside_0_and_1_is_refused(share):
         prune_channels(network, share, (32, 32), importance_by_magnitude(network))
 
 
-def test_pruning_to_nothing_is_refused():
+def test_pruning_everything_is_refused():
     network = NETWORKS["basic"]
     with pytest.raises(SpecError, match="leaves none of"):
         prune_weights(network, 1.0)
@@ -148,6 +148,6 @@ def test_pruning_to_nothing_is_refused():
         prune_channels(network, 0.0, (32, 32), importance_by_magnitude(network))
 
 
-def test_channels_of_another_kind_of_network_are_left_alone():
+def test_channel_pruning_of_other_networks_is_refused():
     with pytest.raises(SpecError, match="only be pruned in torchvision's ResNets"):
         importance_by_magnitude(SMALL)

@@ -1,4 +1,4 @@
-"""Networks in eight bits as directories, and which layers lose most."""
+"""Quantized networks, and the sensitivity of their layers."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ COMPUTE = Compute(workers=1)
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    """What ``quantize`` gives for three colours: the directory and the values."""
+    """Return a directory with a quantized network, the result and the request."""
     from PIL import Image
 
     root = tmp_path_factory.mktemp("quantized")
@@ -48,7 +48,7 @@ def made(tmp_path_factory):
     return directory, found, request
 
 
-def test_what_it_leaves_is_a_backbone_near_to_the_float_one(made):
+def test_a_quantized_backbone_is_close_to_the_float_one(made):
     directory, found, request = made
     backbone, exact = load_backbone(str(directory)), request.load_backbone()
     pixels = np.random.default_rng(1).integers(0, 256, (4, 32, 32, 3), dtype=np.uint8)
@@ -59,7 +59,7 @@ def test_what_it_leaves_is_a_backbone_near_to_the_float_one(made):
     assert "int8" in backbone.weights
 
 
-def test_the_worst_layer_and_those_that_are_named_stay_in_float32(made):
+def test_named_and_most_sensitive_layers_stay_in_float32(made):
     import onnx
 
     _, found, _ = made
@@ -70,7 +70,7 @@ def test_the_worst_layer_and_those_that_are_named_stay_in_float32(made):
     assert "network.layer3.0.conv1.weight" not in kept
 
 
-def test_it_goes_wherever_a_backbone_goes(made, tmp_path):
+def test_a_quantized_directory_is_a_backbone(made, tmp_path):
     directory, found, request = made
     asked = Request(data=request.data, backbone=str(directory))
     (done,) = run_extractions([asked], asked.load_images(), tmp_path, COMPUTE)
@@ -79,7 +79,7 @@ def test_it_goes_wherever_a_backbone_goes(made, tmp_path):
     assert again.hit
 
 
-def test_reloaded_in_a_fresh_process_without_pickle_it_gives_the_same(made, tmp_path):
+def test_a_fresh_process_without_pickle_gives_the_same_features(made, tmp_path):
     directory, *_ = made
     pixels = np.random.default_rng(2).integers(0, 256, (2, 32, 32, 3), dtype=np.uint8)
     np.save(tmp_path / "pixels.npy", pixels)
@@ -101,7 +101,7 @@ numpy.save({str(tmp_path / "vectors.npy")!r}, vectors)
     np.testing.assert_array_equal(np.load(tmp_path / "vectors.npy"), here)
 
 
-def test_what_it_cannot_do_is_said(made):
+def test_unsupported_uses_of_an_int8_network_are_refused(made):
     directory, *_ = map(str, made[:1])
     with pytest.raises(SpecError, match="--precision fp32"):
         Request(backbone=directory, precision="fp32").for_device("cpu")
@@ -126,15 +126,15 @@ def test_a_damaged_card_or_another_network_is_refused(made, tmp_path):
         open_engine(load_backbone(str(tmp_path)), precision="int8")
 
 
-def test_a_layer_that_is_not_there_is_named(made, tmp_path):
+def test_an_unknown_layer_is_refused(made, tmp_path):
     *_, request = made
     with pytest.raises(SpecError, match=r"unknown layer with weights 'layer9'.*layer4\.1\.conv2"):
         quantize(request, QuantizationRequest(QuantizationConfig(keep=("layer9",))), tmp_path / "network.onnx", COMPUTE)
     assert not list(tmp_path.iterdir())
 
 
-def test_the_layer_whose_weights_differ_most_within_a_channel_loses_most(tiny):
-    """One weight a thousand times the others leaves these a few of 255 steps."""
+def test_sensitivity_is_reported_for_every_layer(tiny):
+    """Also for a network with one huge weight."""
     from dataclasses import replace
 
     def build():
@@ -149,7 +149,7 @@ def test_the_layer_whose_weights_differ_most_within_a_channel_loses_most(tiny):
 
 
 @pytest.mark.parametrize("method", ["entropy", "percentile", "dynamic"])
-def test_other_ways_to_calibrate_are_near_too(tiny, tmp_path, method, capsys):
+def test_other_calibration_methods_are_close_to_float(tiny, tmp_path, method, capsys):
     from dataclasses import replace
 
     from featkit.backbones.base import QuantizedNetwork
@@ -166,7 +166,7 @@ def test_other_ways_to_calibrate_are_near_too(tiny, tmp_path, method, capsys):
     assert capsys.readouterr().out == ""
 
 
-def test_the_card_survives_its_json(made):
+def test_a_description_survives_its_json(made):
     from featkit.backbones.saved import Int8Description
 
     card = made[1].description

@@ -1,4 +1,4 @@
-"""Weights that make up for missing channels."""
+"""Reconstruction of weights behind removed channels."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def error(network, other):
 
 
 @pytest.mark.parametrize("network", NETWORKS.values(), ids=NETWORKS)
-def test_what_is_left_comes_closer_to_the_whole_network(network):
+def test_reconstruction_lowers_the_error(network):
     before = copy.deepcopy(network.state_dict())
     narrowed = prune_channels(network, 0.7, (48, 48), importance_by_magnitude(network))
     told = []
@@ -73,7 +73,7 @@ def test_what_is_left_comes_closer_to_the_whole_network(network):
 
 
 @pytest.mark.parametrize("network", NETWORKS.values(), ids=NETWORKS)
-def test_where_nothing_is_missing_nothing_changes(network):
+def test_reconstruction_without_removed_channels_changes_nothing(network):
     fitted = reconstruct(network, NarrowedNetwork(copy.deepcopy(network), {}), IMAGES)
     for name, value in network.state_dict().items():
         if value.ndim == 4:
@@ -83,8 +83,8 @@ def test_where_nothing_is_missing_nothing_changes(network):
 
 
 @pytest.mark.parametrize("name", ["basic", "bottleneck", "plain"])
-def test_norms_have_the_statistics_of_what_they_see_so_that_training_can_go_on(name):
-    """Folded norms have none: training would normalise by the batch what their scale has normalised already."""
+def test_reconstruction_restores_statistics_for_training(name):
+    """Without them, training would normalise twice."""
     network = copy.deepcopy(NETWORKS[name])
     for part in network.modules():
         if isinstance(part, nn.BatchNorm2d):
@@ -101,8 +101,8 @@ def test_norms_have_the_statistics_of_what_they_see_so_that_training_can_go_on(n
 
 
 @pytest.mark.parametrize("kind", ["basic", "bottleneck"])
-def test_channels_that_others_repeat_are_not_missed(kind):
-    """The second half of each inner convolution's channels repeats the first, with other weights behind them."""
+def test_removing_duplicated_channels_costs_nothing(kind):
+    """The second half of the channels of each inner convolution repeats the first."""
     network = copy.deepcopy(NETWORKS[kind])
     kept = {}
     for each in inner_convolutions(network):
@@ -120,8 +120,8 @@ def test_channels_that_others_repeat_are_not_missed(kind):
     assert error(fitted, network) < 0.02 * error(narrowed.module, network)
 
 
-def test_a_convolution_is_fitted_as_ridge_regression_says():
-    """One convolution, against normal equations in float64; its patches are all there are."""
+def test_a_convolution_equals_the_ridge_regression_solution():
+    """One convolution against normal equations in float64, fitted at all positions."""
     network = copy.deepcopy(NETWORKS["basic"])
     narrowed = prune_channels(network, 0.7, (48, 48), importance_by_magnitude(network))
     fitted = reconstruct(network, narrowed, IMAGES)

@@ -1,4 +1,4 @@
-"""Small trainings on real digits."""
+"""Small trainings on digits."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Students and their teachers."""
+"""Distillation."""
 
 import numpy as np
 import pytest
@@ -18,7 +18,7 @@ TEACHER = Request(data="digits", backbone="resnet18", weights="random:9", resize
 
 @pytest.fixture
 def teacher():
-    """A head on embeddings of width 512 whose labels are ten classes; what it says depends on them."""
+    """Return a teacher: a linear head of ten classes on embeddings of width 512."""
     rng = np.random.default_rng(0)
     head = make_head("linear").fit(rng.normal(size=(40, 512)).astype(np.float32), np.arange(40) % 10)
     names = tuple("0123456789")
@@ -43,7 +43,7 @@ def equal(one, other):
 
 
 @pytest.mark.parametrize("mode", ["shallow", "deep", "full"])
-def test_without_a_weight_on_the_teacher_it_is_plain_training_to_the_bit(student, wanted, mode):
+def test_alpha_zero_is_training_without_a_teacher_bit_for_bit(student, wanted, mode):
     plain = finetune(prepare(wanted(mode=mode, augment="shift"), COMPUTE), ExecutionConfig(COMPUTE))
     ours = student(mode=mode, augment="shift", alpha=0)
     assert np.array_equal(plain.coef, ours["coef"])
@@ -51,12 +51,12 @@ def test_without_a_weight_on_the_teacher_it_is_plain_training_to_the_bit(student
 
 
 @pytest.mark.parametrize("loss", LOSSES)
-def test_each_loss_teaches_something_else(student, loss):
+def test_every_distillation_loss_changes_the_student(student, loss):
     assert not equal(student(mode="shallow", loss=loss, alpha=0.5), student(mode="shallow", alpha=0))
 
 
 @pytest.mark.parametrize("alpha", [0, 0.5])
-def test_a_student_begins_with_the_classifier_that_it_is_given(student, alpha):
+def test_a_student_starts_from_the_given_classifier(student, alpha):
     weight = np.random.default_rng(1).normal(size=(10, 512)).astype(np.float32)
     given = student(mode="shallow", alpha=alpha, lr=0, classifier=(weight, np.zeros(10, np.float32)))
     assert np.array_equal(given["coef"], weight)
@@ -65,13 +65,13 @@ def test_a_student_begins_with_the_classifier_that_it_is_given(student, alpha):
 
 @pytest.mark.parametrize("mode", ["shallow", "deep", "full"])
 @pytest.mark.parametrize("views", [0, 2])
-def test_the_teacher_is_asked_from_the_cache_or_live(student, mode, views):
-    """Either way the same seed gives the same student."""
+def test_teacher_outputs_are_reproducible_cached_and_live(student, mode, views):
+    """The same seed gives the same student."""
     options = {"mode": mode, "augment": "shift", "views": views, "epochs": 1}
     assert equal(student(**options), student(**options))
 
 
-def test_a_teacher_with_another_order_of_classes_says_the_same(teacher):
+def test_teacher_outputs_follow_the_class_order_of_the_student(teacher):
     rng = np.random.default_rng(0)
     x, y = rng.normal(size=(40, 8)).astype(np.float32), np.arange(40) % 4
     names, turned = ("a", "b", "c", "d"), ("d", "c", "b", "a")
@@ -82,18 +82,18 @@ def test_a_teacher_with_another_order_of_classes_says_the_same(teacher):
     assert np.isfinite(one).all()
 
 
-def test_a_teacher_that_does_not_know_a_class_is_refused():
+def test_a_teacher_without_a_class_of_the_student_is_refused():
     head = make_head("knn:k=1").fit(np.eye(4, dtype=np.float32), np.arange(4) % 2)
     with pytest.raises(DataError, match=r"does not know 1 classes \(c\)"):
         teacher_of(TEACHER, head, ("a", "b"), ("a", "b", "c"))
 
 
-def test_mixed_images_have_no_teacher(student):
+def test_mixup_is_refused_in_distillation(student):
     with pytest.raises(SpecError, match="has not seen mixed images"):
         student(mode="shallow", mixup=0.2)
 
 
 @pytest.mark.parametrize("wrong", [{"loss": "l2"}, {"alpha": 2}, {"temperature": 0}, {"distance": "l1"}, {"beta": -1}])
-def test_a_setting_that_nobody_knows_is_refused(wrong):
+def test_an_invalid_distillation_setting_is_refused(wrong):
     with pytest.raises(SpecError):
         DistillationConfig(**wrong)

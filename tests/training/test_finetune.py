@@ -1,4 +1,4 @@
-"""Trainings, small but whole."""
+"""Fine-tuning, on small trainings."""
 
 import json
 import os
@@ -27,31 +27,31 @@ COMPUTE = Compute(device="cpu")
 
 
 def state(done):
-    """Return everything that was trained, as arrays."""
+    """Return all trained weights as arrays."""
     arrays = {name: value.numpy() for name, value in done.network.state_dict().items()}
     return {**arrays, "coef": done.coef, "intercept": done.intercept}
 
 
 def differing(one, other):
-    """Return the names of what is not equal to the bit."""
+    """Return the names of arrays that are not equal bit for bit."""
     return {name for name in one if not np.array_equal(one[name], other[name], equal_nan=True)}
 
 
 @pytest.fixture
 def begun_with():
-    """The network that the small trainings begin with."""
+    """Return the initial network of the small trainings."""
     module = load_backbone("resnet18:stem=small", weights="random:3").build()
     return {name: value.numpy() for name, value in module.state_dict().items()}
 
 
-def test_shallow_training_changes_the_classifier_alone(trained, begun_with):
-    """Not one bit of the network, statistics of norms included."""
+def test_shallow_training_changes_only_the_classifier(trained, begun_with):
+    """The network is unchanged bit for bit, BatchNorm statistics included."""
     done = trained(mode="shallow")
     assert differing(begun_with, state(done)) == set()
     assert np.abs(done.coef).max() > 0
 
 
-def test_shallow_training_can_let_statistics_drift(trained, begun_with):
+def test_shallow_training_can_update_batchnorm_statistics(trained, begun_with):
     changed = differing(begun_with, state(trained(mode="shallow", norm="update")))
     assert changed
     assert all(name.endswith(("running_mean", "running_var", "num_batches_tracked")) for name in changed)
@@ -60,17 +60,17 @@ def test_shallow_training_can_let_statistics_drift(trained, begun_with):
 @pytest.mark.parametrize(
     ("unfreeze", "prefixes"), [("layer4", ("layer4.",)), ("layer4.1", ("layer4.1.",)), ("1", ("layer4.1.",))]
 )
-def test_deep_training_changes_what_it_names_and_nothing_else(trained, begun_with, unfreeze, prefixes):
+def test_deep_training_changes_only_the_unfrozen_blocks(trained, begun_with, unfreeze, prefixes):
     changed = differing(begun_with, state(trained(mode="deep", unfreeze=unfreeze)))
     assert changed == {name for name in begun_with if name.startswith(prefixes)}
 
 
 @pytest.mark.parametrize("mode", ["full", "scratch"])
-def test_other_training_changes_everything(trained, begun_with, mode):
+def test_full_and_scratch_training_change_every_layer(trained, begun_with, mode):
     assert differing(begun_with, state(trained(mode=mode))) == set(begun_with)
 
 
-def test_frozen_norms_keep_their_statistics(trained, begun_with):
+def test_frozen_norms_keep_their_running_statistics(trained, begun_with):
     changed = differing(begun_with, state(trained(mode="full", norm="frozen")))
     assert changed
     assert not any(name.endswith(("running_mean", "running_var")) for name in changed)
@@ -83,8 +83,8 @@ def test_the_same_seed_gives_the_same_weights(trained, mode):
     assert differing(one, state(trained(mode=mode, augment="shift", mixup=0.2, cutmix=0.5, ema=0.9, seed=1)))
 
 
-def test_what_is_kept_gives_what_is_made_anew(wanted):
-    """Activations read from the cache are those that the frozen part makes of the images, up to float16."""
+def test_cached_activations_equal_those_of_the_frozen_layers(wanted):
+    """They are equal up to float16."""
     prepared = prepare(wanted(mode="deep"), COMPUTE)
     model = initial_model(prepared)
     kept, _ = make_inputs(prepared, model.body, COMPUTE)
@@ -111,8 +111,8 @@ class _StopError(Exception):
 
 
 @pytest.mark.parametrize("mode", ["shallow", "deep", "full"])
-def test_a_training_that_is_stopped_anywhere_ends_as_one_that_is_not(wanted, tmp_path, mode, monkeypatch):
-    """With a checkpoint after every step, and a stop at every one of them."""
+def test_an_interrupted_training_resumes_to_the_same_weights(wanted, tmp_path, mode, monkeypatch):
+    """With a checkpoint after every step, interrupted at random steps."""
     monkeypatch.setattr(loop, "_CHECKPOINT_SECONDS", 0.0)
     prepared = prepare(wanted(mode=mode, augment="shift", mixup=0.2, ema=0.9, patience=5), COMPUTE)
     whole = finetune(prepared, ExecutionConfig(COMPUTE))
@@ -156,8 +156,8 @@ np.savez(out, coef=done.coef, **{name: value.numpy() for name, value in done.net
 """
 
 
-def test_a_training_that_is_killed_ends_as_one_that_is_not(tmp_path):
-    """SIGKILL at random moments (FEATKIT_KILLS of them, 3 by default), then on with --resume."""
+def test_a_killed_training_resumes_to_the_same_weights(tmp_path):
+    """SIGKILL at random moments (FEATKIT_KILLS of them, 3 by default), then --resume."""
     program = [sys.executable, "-c", PROGRAM]
     subprocess.run([*program, tmp_path / "a", tmp_path / "whole.npz"], check=True, capture_output=True)
     kills, rng = int(os.environ.get("FEATKIT_KILLS", "3")), random.Random(0)
@@ -188,7 +188,7 @@ def test_a_damaged_checkpoint_is_refused(wanted, tmp_path):
         finetune(prepared, ExecutionConfig(COMPUTE, tmp_path, resume=True))
 
 
-def test_images_that_changed_make_another_training(wanted, photos):
+def test_changed_images_change_the_fingerprint(wanted, photos):
     options = {"data": str(photos), "limit": None, "mode": "shallow"}
     before = prepare(wanted(**options), COMPUTE).fingerprint
     image = next(photos.glob("red/*.png"))
@@ -196,26 +196,26 @@ def test_images_that_changed_make_another_training(wanted, photos):
     assert prepare(wanted(**options), COMPUTE).fingerprint != before
 
 
-def test_a_rate_that_diverges_says_what_to_do(trained, tmp_path):
+def test_a_diverging_loss_raises_an_error_that_suggests_a_lower_rate(trained, tmp_path):
     with pytest.raises(TrainingError, match=r"lower --lr \(1e\+06\)"):
         trained(mode="full", lr=1e6, epochs=3, how=ExecutionConfig(COMPUTE, tmp_path))
 
 
-def test_a_batch_of_one_is_refused_where_norms_need_more(trained):
+def test_a_batch_of_one_image_is_refused_with_batchnorm(trained):
     with pytest.raises(DataError, match="batch of one"):
         trained(mode="full", batch_size=1)
     trained(mode="full", batch_size=1, norm="frozen", epochs=1)
 
 
-def test_activations_that_do_not_fit_on_the_disk_are_not_begun(trained, monkeypatch):
+def test_activations_that_do_not_fit_on_the_disk_are_refused(trained, monkeypatch):
     full = data.shutil.disk_usage("/")._replace(free=1000)
     monkeypatch.setattr(data.shutil, "disk_usage", lambda _: full)
     with pytest.raises(StorageError, match="lower --views"):
         trained(mode="deep")
 
 
-def test_the_epoch_that_is_best_on_val_is_kept(trained):
-    """A rate that destroys what was learned: the last epoch is not the best."""
+def test_the_best_epoch_on_validation_is_kept(trained):
+    """Early stopping may only stop after the best epoch."""
     done = trained(mode="shallow", epochs=6, lr=0.05)
     scores = [epoch.val.top1 for epoch in done.history]
     kept = trained(mode="shallow", epochs=6, lr=0.05, patience=1)
@@ -223,7 +223,7 @@ def test_the_epoch_that_is_best_on_val_is_kept(trained):
     assert max(scores) == max(epoch.val.top1 for epoch in done.history)
 
 
-def test_without_val_everything_is_trained_on(wanted):
+def test_val_zero_moves_validation_images_to_train(wanted):
     prepared = prepare(wanted(val=0), COMPUTE)
     assert set(prepared.images.splits) == {"train", "test"}
 
@@ -237,22 +237,22 @@ def test_a_class_with_one_image_stays_in_train(wanted, photos):
 
 
 @pytest.mark.parametrize("balance", ["reweight", "resample", "logit-adjust"])
-def test_classes_of_unequal_size_are_put_right(trained, photos, balance):
-    """Each way trains something else than none does."""
+def test_each_imbalance_correction_changes_the_classifier(trained, photos, balance):
+    """Compared with training without a correction."""
     for image in sorted(photos.glob("red/*.png"))[2:]:
         image.unlink()
     options = {"data": str(photos), "limit": None, "mode": "shallow", "val": 0}
     assert differing(state(trained(**options)), state(trained(**options, balance=balance))) == {"coef", "intercept"}
 
 
-def test_averaged_weights_are_kept(trained):
+def test_ema_keeps_the_averaged_weights(trained):
     assert differing(state(trained(mode="shallow", val=0)), state(trained(mode="shallow", ema=0.99, val=0))) == {
         "coef",
         "intercept",
     }
 
 
-def test_the_history_has_a_line_for_each_epoch(trained):
+def test_the_history_has_a_row_for_each_epoch(trained):
     rows = list(history_rows(trained(mode="shallow", epochs=3).history))
     assert [row["epoch"] for row in rows] == [1, 2, 3]
     assert {"train_loss", "train_top1", "train_top5", "val_loss", "val_top1", "val_top5"} <= rows[0].keys()
@@ -261,12 +261,12 @@ def test_the_history_has_a_line_for_each_epoch(trained):
 @pytest.mark.parametrize(
     "wrong", [{"mode": "medium"}, {"lr": -1}, {"optimiser": "lbfgs"}, {"mixup": 1e9}, {"epochs": 0}]
 )
-def test_a_setting_that_nobody_knows_is_refused(wanted, wrong):
+def test_an_invalid_training_setting_is_refused(wanted, wrong):
     with pytest.raises(SpecError):
         wanted(**wrong)
 
 
-def test_perturbed_images_are_not_trained_on(wanted):
+def test_training_on_perturbed_images_is_refused(wanted):
     with pytest.raises(SpecError, match="leave --perturb out"):
         wanted(perturb="fog:level=mild")
 
@@ -295,8 +295,8 @@ with join_process_group("cpu") as group:
 )
 
 
-def test_two_processes_train_what_one_trains(tmp_path):
-    """Up to the order in which numbers are added."""
+def test_two_processes_give_the_weights_of_one(tmp_path):
+    """Up to the order of summation."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     program = tmp_path / "program.py"
     program.write_text(DISTRIBUTED)

@@ -1,4 +1,4 @@
-"""Losses, against direct formulas in float64, and their gradients against differences."""
+"""Losses against direct formulas in float64, and gradients against finite differences."""
 
 import numpy as np
 import pytest
@@ -61,22 +61,22 @@ LOSSES = {
 
 
 @pytest.mark.parametrize("name", LOSSES)
-def test_a_loss_is_its_formula(name):
+def test_a_loss_equals_its_formula(name):
     ours, direct = LOSSES[name]
     assert float(ours(tensor(STUDENT))) == pytest.approx(direct(), rel=1e-12)
 
 
 @pytest.mark.parametrize("name", LOSSES)
-def test_a_gradient_is_that_of_the_formula(name):
+def test_a_gradient_equals_finite_differences(name):
     assert gradcheck(LOSSES[name][0], tensor(STUDENT, grad=True))
 
 
 @pytest.mark.parametrize("name", ["soft targets", "decoupled", "cosine", "mse"])
-def test_nothing_is_lost_where_the_student_says_what_the_teacher_says(name):
+def test_a_distillation_loss_is_zero_for_equal_outputs(name):
     assert float(LOSSES[name][0](tensor(TEACHER))) == pytest.approx(0, abs=1e-12)
 
 
-def test_decoupled_with_the_teachers_own_weights_is_soft_targets():
+def test_decoupled_loss_generalises_soft_targets():
     """Zhao et al. 2022, eq. 6: KD = TCKD + (1 - p_t) NCKD, here for one image."""
     student, teacher = tensor(STUDENT[:1]), tensor(TEACHER[:1])
     rest = 1 - float(torch.softmax(teacher / T, dim=1)[0, LABELS[0]])
@@ -84,12 +84,12 @@ def test_decoupled_with_the_teachers_own_weights_is_soft_targets():
     assert float(ours) == pytest.approx(float(soft_target_loss(student, teacher, T)), rel=1e-10)
 
 
-def test_log_probabilities_do_for_logits_of_the_teacher():
+def test_teacher_log_probabilities_give_the_loss_of_its_logits():
     scores = tensor(log_softmax(TEACHER, axis=1))
     assert float(soft_target_loss(tensor(STUDENT), scores, T)) == pytest.approx(direct_soft_targets(), rel=1e-12)
 
 
-def test_weights_and_offsets_of_classes_are_those_of_the_formula():
+def test_class_weights_and_offsets_follow_the_formula():
     weight, offset = RNG.uniform(0.5, 2, (2, 5))
     each = -log_softmax(STUDENT + offset, axis=1)[np.arange(6), LABELS]
     expected = (weight[LABELS] * each).sum() / weight[LABELS].sum()
@@ -97,6 +97,6 @@ def test_weights_and_offsets_of_classes_are_those_of_the_formula():
     assert float(ours) == pytest.approx(expected, rel=1e-12)
 
 
-def test_embeddings_of_one_width_are_not_projected():
+def test_embeddings_of_equal_width_are_not_projected():
     assert not list(make_projection(8, 8).parameters())
     assert make_projection(8, 16)(torch.zeros(2, 8)).shape == (2, 16)

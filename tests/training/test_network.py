@@ -1,4 +1,4 @@
-"""Networks cut into what stays and what learns."""
+"""Frozen and trainable layers."""
 
 import pytest
 import torch
@@ -35,8 +35,8 @@ def classifier(**settings):
         ("8", "maxpool"),
     ],
 )
-def test_what_learns_begins_where_the_rest_ends(unfreeze, layer):
-    """The rest, as a backbone, then the learning part: together the whole network."""
+def test_frozen_and_trainable_layers_make_up_the_network(unfreeze, layer):
+    """The frozen layers as a backbone, then the trainable ones, give the embedding of the network."""
     model = classifier(unfreeze=unfreeze)
     assert frozen_output_layer(model.body.network, model.body.start) == layer
     trunk = load_backbone("resnet18:stem=small", weights="random", layer=layer, pool="none").build()
@@ -45,18 +45,18 @@ def test_what_learns_begins_where_the_rest_ends(unfreeze, layer):
     assert torch.allclose(model.body(trunk(IMAGES)), whole, rtol=1e-4, atol=1e-5)
 
 
-def test_the_classifier_alone_learns_from_embeddings():
+def test_shallow_mode_trains_the_classifier_on_embeddings():
     model = classifier(mode="shallow")
     assert frozen_output_layer(model.body.network, model.body.start) is None
     assert [name for name, value in model.named_parameters() if value.requires_grad] == ["fc.weight", "fc.bias"]
 
 
 @pytest.mark.parametrize("settings", [{"mode": "full"}, {"mode": "scratch"}, {"mode": "shallow", "norm": "update"}])
-def test_the_whole_network_learns_from_images(settings):
+def test_other_modes_train_the_whole_network(settings):
     assert classifier(**settings).body.start == WHOLE
 
 
-def test_only_what_learns_has_gradients():
+def test_only_trainable_layers_have_gradients():
     model = classifier(unfreeze="layer4")
     learning = {name for name, value in model.named_parameters() if value.requires_grad}
     assert learning == {
@@ -65,14 +65,14 @@ def test_only_what_learns_has_gradients():
     assert learning <= trainable_state(model).keys()
 
 
-def test_norms_of_what_stays_keep_their_statistics():
+def test_norms_of_frozen_layers_stay_in_eval_mode():
     model = classifier(unfreeze="layer4")
     set_train_mode(model, TrainingConfig(unfreeze="layer4"))
     modes = {name: part.training for name, part in model.named_modules() if isinstance(part, torch.nn.BatchNorm2d)}
     assert all(training == ("layer4" in name) for name, training in modes.items())
 
 
-def test_frozen_norms_keep_theirs_where_the_rest_learns():
+def test_frozen_norms_stay_in_eval_mode_in_trainable_layers():
     settings = TrainingConfig(mode="full", norm="frozen")
     model = classifier(mode="full", norm="frozen")
     set_train_mode(model, settings)
@@ -80,12 +80,12 @@ def test_frozen_norms_keep_theirs_where_the_rest_learns():
 
 
 @pytest.mark.parametrize("unfreeze", ["layer5", "9", "0", "fc", "stem"])
-def test_a_block_that_is_not_there_is_named(unfreeze):
+def test_an_unknown_block_is_refused(unfreeze):
     with pytest.raises(SpecError, match=unfreeze):
         first_trainable_block(BACKBONE.build(), "resnet18", TrainingConfig(unfreeze=unfreeze))
 
 
-def test_a_network_without_blocks_is_not_cut():
+def test_deep_mode_is_refused_without_blocks():
     network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 4))
     assert network_blocks(network) == []
     with pytest.raises(SpecError, match="not divided into blocks"):

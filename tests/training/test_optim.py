@@ -21,13 +21,13 @@ def optimiser(**chosen):
     return made, {name: groups[id(value)] for name, value in model.named_parameters()}
 
 
-def test_each_stage_learns_more_slowly_than_the_next():
+def test_layer_decay_lowers_the_rate_of_earlier_stages():
     _, groups = optimiser(layer_decay=0.5)
     names = ["fc.weight", *(f"body.network.layer{n}.0.conv1.weight" for n in (4, 3, 2, 1)), "body.network.conv1.weight"]
     assert [groups[name]["peak"] for name in names] == [1, 0.5, 0.25, 0.125, 0.0625, 0.03125]
 
 
-def test_norms_and_biases_do_not_decay():
+def test_norms_and_biases_have_no_weight_decay():
     _, groups = optimiser(weight_decay=0.1)
     assert all(
         group["weight_decay"] == (0.0 if "bn" in name or "bias" in name or "downsample.1" in name else 0.1)
@@ -35,7 +35,7 @@ def test_norms_and_biases_do_not_decay():
     )
 
 
-def test_a_rate_is_a_share_of_each_groups_own():
+def test_a_learning_rate_is_a_fraction_of_the_peak_of_each_group():
     made, groups = optimiser(layer_decay=0.5)
     set_learning_rate(made, 0.1)
     assert groups["fc.weight"]["lr"] == pytest.approx(0.1)
@@ -43,7 +43,7 @@ def test_a_rate_is_a_share_of_each_groups_own():
 
 
 @given(st.integers(0, 50), st.integers(1, 200))
-def test_the_rate_rises_then_falls_and_is_never_over_one(warmup, rest):
+def test_the_rate_warms_up_to_one_then_falls(warmup, rest):
     steps = warmup + rest
     rates = [learning_rate_factor(step, steps, warmup) for step in range(steps)]
     assert all(0 < value <= 1 for value in rates)
@@ -52,10 +52,10 @@ def test_the_rate_rises_then_falls_and_is_never_over_one(warmup, rest):
     assert rates[warmup] == 1
 
 
-def test_the_fall_is_half_a_cosine():
+def test_the_rate_falls_as_half_a_cosine():
     assert learning_rate_factor(50, 100, 0) == pytest.approx(0.5)
     assert learning_rate_factor(25, 100, 0) == pytest.approx((1 + math.cos(math.pi / 4)) / 2)
 
 
-def test_adamw_is_there():
+def test_adamw_can_be_chosen():
     assert isinstance(optimiser(optimiser="adamw")[0], torch.optim.AdamW)
