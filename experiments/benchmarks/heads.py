@@ -4,14 +4,16 @@
     python experiments/benchmarks/heads.py --cold [--fits 9]
     python experiments/benchmarks/heads.py --tune --cache FILE
 
-The baseline is ``LogisticRegression(warm_start=True)``, fitted from the smallest C to the largest: each fit starts from
-the solution of the one before it. Both solvers run at several tolerances, so that they can be compared at the same
-quality, the excess of the objective (in float64) over the lowest that any of them found. They get the same float32 features, scaled
-as by the linear head, and one thread each; times are CPU seconds, medians of interleaved repetitions.
+The baseline is ``LogisticRegression(warm_start=True)``, fitted from the smallest C to the largest:
+each fit starts from the solution of the one before it. Both solvers run at several tolerances, so
+that they can be compared at the same quality, the excess of the objective (in float64) over the
+lowest that any of them found. They get the same float32 features, scaled as by the linear head, and
+one thread each; times are CPU seconds, medians of interleaved repetitions.
 
-``--cold`` adds fits that start from zero, evenly spread over the path and extrapolated to all of it. ``--tune`` measures
-time and memory of `featkit fit --tune` for the five heads in one command. Without ``--cache`` the features are
-synthetic: 6,000 x 2,048 in 101 classes with a spectrum that decays like that of ResNet-50.
+``--cold`` adds fits that start from zero, evenly spread over the path and extrapolated to all of
+it. ``--tune`` measures time and memory of `featkit fit --tune` for the five heads in one command.
+Without ``--cache`` the features are synthetic: 6,000 x 2,048 in 101 classes with a spectrum that
+decays like that of ResNet-50.
 """
 
 from __future__ import annotations

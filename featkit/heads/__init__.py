@@ -33,7 +33,8 @@ BUILTIN_HEADS = {
 }
 
 HEADS: Registry[Callable[..., Any]] = Registry("head", "featkit.heads", own=BUILTIN_HEADS)
-"""Heads by name. A plug-in adds one with an entry point ``name = module:class`` in the group ``featkit.heads``."""
+"""Heads by name. A plug-in adds one with an entry point ``name = module:class`` in the group
+``featkit.heads``."""
 
 CORRECTIONS: Registry[Callable[..., Any]] = Registry(
     "correction",
@@ -55,11 +56,13 @@ CORRECTIONS: Registry[Callable[..., Any]] = Registry(
     },
 )
 """Corrections of class imbalance by name. A plug-in adds one, a frozen dataclass that extends
-``featkit.heads.corrections.Correction``, with an entry point in the group ``featkit.corrections``."""
+``featkit.heads.corrections.Correction``, with an entry point in the group
+``featkit.corrections``."""
 
 CORRECTION_ALIASES = {"crt": "class_aware"}
-"""Other names of corrections. Classifier re-training (cRT) fixes the features and trains the classifier again on
-class-balanced samples; the features of a head are always fixed, and so it is class-aware sampling."""
+"""Other names of corrections. Classifier re-training (cRT) fixes the features and trains the
+classifier again on class-balanced samples; the features of a head are always fixed, and so it is
+class-aware sampling."""
 
 
 @dataclass(frozen=True)
@@ -106,7 +109,8 @@ def make_head(spec: str | Spec, seed: int | None = None) -> Any:
 def parse_correction(text: str) -> Spec:
     """Parse the spec of a correction such as ``logit_adjust:tau=1.5``.
 
-    Hyphens and underscores in the name are equivalent, and aliases such as ``crt`` are replaced by their names.
+    Hyphens and underscores in the name are equivalent, and aliases such as ``crt`` are replaced by
+    their names.
 
     Raises:
         SpecError: if the text is not a spec. Unknown names are not checked here.

@@ -32,8 +32,8 @@ class BalancedHead(Head):
     head : str, default="linear"
         Spec of the head, such as ``svm:C=9``.
     correction : str, default="none"
-        Spec of the correction, such as ``logit_adjust:tau=1.5``; one of ``CORRECTIONS``. Hyphens and
-        underscores are equivalent; ``crt`` is an alias of ``class_aware``.
+        Spec of the correction, such as ``logit_adjust:tau=1.5``; one of ``CORRECTIONS``. Hyphens
+        and underscores are equivalent; ``crt`` is an alias of ``class_aware``.
     seed : int, default=0
         Seed of re-sampling and of the head.
 
@@ -77,7 +77,7 @@ class BalancedHead(Head):
         return np.asarray(self.head_.predict_proba(self._check_features(X)), np.float64)
 
     def trials(self, x: Floats, y: NDArray[Any], x_val: Floats) -> Iterator[Trial]:
-        """Yield the scores on ``x_val (m, d)`` for all combinations of the correction's unset options.
+        """Yield the scores on ``x_val (m, d)`` for all values of the correction's unset options.
 
         A head that is only adjusted after training is trained once, on ``x (n, d)`` with labels
         ``y (n,)``.
@@ -109,7 +109,7 @@ def _make_correction(spec: Spec) -> Correction:
 
 
 def _search_specs(spec: Spec) -> Iterator[Spec]:
-    """Yield the spec with every combination of search values of the options that it does not set."""
+    """Yield the spec with every combination of search values for its unset options."""
     names, values = [], []
     for option in fields(_make_correction(spec)):
         if option.name not in spec.options and "search_values" in option.metadata:

@@ -25,7 +25,10 @@ Result = TypeVar("Result")
 
 
 class UnfitDataError(HeadError, ValueError):
-    """Training data on which a head cannot be fitted; a ValueError as well, as scikit-learn's callers expect."""
+    """Training data on which a head cannot be fitted.
+
+    Also a ValueError, which is what scikit-learn's callers expect.
+    """
 
 
 class Trial(NamedTuple):
@@ -55,7 +58,8 @@ class Head(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             Features ``(n, d)``, and the position of each label in ``classes_``, ``(n,)``.
 
         Raises:
-            ValueError: for an invalid parameter, features that are not finite, or lengths that differ.
+            ValueError: for an invalid parameter, features that are not finite, or lengths that
+                differ.
             UnfitDataError: for fewer than two classes.
         """
         self._validate_params()
@@ -70,7 +74,8 @@ class Head(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self.warnings_: tuple[str, ...] = ()
         if len(self.classes_) < 2:
             raise UnfitDataError(
-                f"{type(self).__name__} needs at least two classes, but the training data has 1 class"
+                f"{type(self).__name__} needs at least two classes, "
+                "but the training data has 1 class"
             )
         return x, codes
 
@@ -85,7 +90,7 @@ class Head(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         raise NotImplementedError
 
     def predict(self, X: Any) -> NDArray[Any]:
-        """Return the label with the highest score, ``(n,)``; ties go to the first in ``classes_``."""
+        """Return the labels ``(n,)`` with the highest scores; the first of equals wins."""
         labels: NDArray[Any] = self.classes_[self.predict_proba(X).argmax(axis=1)]
         return labels
 
@@ -98,7 +103,7 @@ class LogitHead(Head):
         raise NotImplementedError
 
     def decision_function(self, X: Any) -> NDArray[np.float64]:
-        """Return the logits ``(n, k)``; with two classes, their difference (second minus first), ``(n,)``."""
+        """Return the logits ``(n, k)``; for two classes, second minus first, ``(n,)``."""
         logits = self._logits(self._check_features(X)).astype(np.float64)
         return logits if logits.shape[1] > 2 else logits[:, 1] - logits[:, 0]
 
@@ -113,7 +118,7 @@ def logits_to_scores(logits: Floats) -> NDArray[np.float64]:
 
 
 def binary_to_two_columns(logits: Floats) -> Floats:
-    """Return logits ``(n, k)``; a single column, of the second of two classes, gets zeros as the first."""
+    """Return logits ``(n, k)``; zeros are added before the single column of a binary head."""
     if logits.ndim == 2 and logits.shape[1] > 1:
         return logits
     return np.column_stack([np.zeros(len(logits), logits.dtype), logits])
@@ -122,8 +127,9 @@ def binary_to_two_columns(logits: Floats) -> Floats:
 def single_threaded_blas() -> threadpool_limits:
     """Return a context in which BLAS uses one thread.
 
-    The matrix products of a solver step are small: on a busy machine, threads that wait for each other
-    make them four to ten times slower. Results also become independent of the number of cores.
+    The matrix products of a solver step are small: on a busy machine, threads that wait for each
+    other make them four to ten times slower. Results also become independent of the number of
+    cores.
     """
     return threadpool_limits(1, user_api="blas")
 
@@ -131,11 +137,13 @@ def single_threaded_blas() -> threadpool_limits:
 def fit_in_threads(function: Callable[[Item], Result], items: Sequence[Item]) -> Iterator[Result]:
     """Yield ``function(item)`` for each item in order, computed in one thread per core.
 
-    For functions that spend their time outside of the interpreter lock, in NumPy or libsvm. The number
-    of cores follows ``LOKY_MAX_CPU_COUNT``, as in scikit-learn. Convergence warnings are ignored.
+    For functions that spend their time outside of the interpreter lock, in NumPy or libsvm. The
+    number of cores follows ``LOKY_MAX_CPU_COUNT``, as in scikit-learn. Convergence warnings are
+    ignored.
     """
-    # Warning filters and BLAS limits are global to the process: threads that set and restore them would
-    # interfere with each other. Setting them here first makes the state that they restore the same.
+    # Warning filters and BLAS limits are global to the process: threads that set and restore them
+    # would interfere with each other. Setting them here first makes the state that they restore
+    # the same.
     with single_threaded_blas(), warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
         yield from in_threads(function, items, threads=joblib.cpu_count())

@@ -1,4 +1,4 @@
-"""Corrections of class imbalance: re-weighting, re-sampling, and adjustments of the fitted classifier."""
+"""Corrections of class imbalance: re-weighting, re-sampling, and adjusting the classifier."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ Labels = NDArray[Any]
 class Correction:
     """No correction: fit the head on the training data as it is.
 
-    A correction changes how a head is trained (``train``), adjusts the trained head (``adjust``), or
-    both. An option whose field has ``search_values`` in its metadata is tuned over these values.
+    A correction changes how a head is trained (``train``), adjusts the trained head (``adjust``),
+    or both. An option whose field has ``search_values`` in its metadata is tuned over these values.
     """
 
     supported_heads: ClassVar[str] = "every head"
@@ -85,8 +85,9 @@ class Reweight(Correction):
 
 @dataclass(frozen=True)
 class Effective(Reweight):
-    """Weight samples by the inverse effective number of their class, ``(1 - beta) / (1 - beta^n_c)``.
+    """Weight samples by the inverse effective number of their class.
 
+    The weight of class c is ``(1 - beta) / (1 - beta^n_c)``, normalised to a mean of 1.
     beta = 0 is no correction; beta close to 1 approaches ``reweight``.
 
     Source: Cui et al., "Class-balanced loss based on effective number of samples", CVPR 2019, eq. 2
@@ -106,7 +107,7 @@ class Effective(Reweight):
 
 
 class ClassAware(Correction):
-    """Train on class-balanced samples: each class contributes n / k samples (class-aware sampling, cRT).
+    """Train on class-balanced samples, n / k of each class (class-aware sampling, cRT).
 
     A class is sampled in shuffled passes over its images, so that no image is drawn more than once
     more often than another of the same class.
@@ -151,9 +152,10 @@ class Undersample(ClassAware):
 
 
 class Smote(Correction):
-    """Grow each class to the size of the largest by interpolating between neighbours (imbalanced-learn).
+    """Grow each class to the size of the largest by interpolating between neighbours.
 
-    Uses 5 neighbours of the same class, or one fewer than the smallest class has images.
+    Uses imbalanced-learn with 5 neighbours of the same class, or one fewer than the smallest class
+    has images.
 
     Source: Chawla et al., "SMOTE: synthetic minority over-sampling technique", JAIR 2002.
     """
@@ -173,7 +175,8 @@ class Smote(Correction):
         if counts.min() < 2:
             label = np.unique(y)[counts.argmin()]
             raise UnfitDataError(
-                f"smote needs two images of each class, but class {label} has 1: use oversample instead"
+                f"smote needs two images of each class, but class {label} has 1: "
+                "use oversample instead"
             )
         sampler = SMOTE(k_neighbors=min(5, int(counts.min()) - 1), random_state=seed)
         return head.fit(*sampler.fit_resample(x, y))
@@ -214,8 +217,8 @@ class LogitAdjust(Correction):
 class LogitAdjustLoss(LogitAdjust):
     """Add ``tau`` times the log class prior to the logits in the training loss.
 
-    For a linear head this equals ``logit_adjust``: the intercepts are not penalised, so that the two
-    optima differ only in the intercepts, by what the loss adds.
+    For a linear head this equals ``logit_adjust``: the intercepts are not penalised, so that the
+    two optima differ only in the intercepts, by what the loss adds.
 
     Source: Menon et al., "Long-tail learning via logit adjustment", ICLR 2021, eq. 10.
     """
@@ -256,8 +259,8 @@ class BalancedSoftmax(LinearCorrection):
 class TauNorm(LinearCorrection):
     """Divide the weights of each class by their norm to the power ``tau``, and drop the intercepts.
 
-    The weights are those of scaled features. With two classes both norms are equal, so that only the
-    intercept changes the predictions.
+    The weights are those of scaled features. With two classes both norms are equal, so that only
+    the intercept changes the predictions.
 
     Source: Kang et al., "Decoupling representation and classifier for long-tailed recognition",
     ICLR 2020, eq. 5.
@@ -282,8 +285,8 @@ class TauNorm(LinearCorrection):
 class WeightScaling(LinearCorrection):
     """Multiply the logits of each class by a factor trained with a class-balanced loss (LWS).
 
-    The factors minimise the objective of the head, including its penalty, with samples weighted as by
-    ``reweight``. Without the penalty they would diverge on separable training data.
+    The factors minimise the objective of the head, including its penalty, with samples weighted as
+    by ``reweight``. Without the penalty they would diverge on separable training data.
 
     Source: Kang et al., "Decoupling representation and classifier for long-tailed recognition",
     ICLR 2020, section 4.1; scaling the intercept follows the authors' code.
@@ -293,7 +296,7 @@ class WeightScaling(LinearCorrection):
         """Return the head with scaled weights and intercepts."""
         coef, intercept = _per_class_weights(head)
         head.coef_, head.intercept_ = coef, intercept
-        # With two classes, the opposite rows w/2 and -w/2 have half the penalty of the single row w.
+        # For two classes, the opposite rows w/2 and -w/2 have half the penalty of the single row.
         strength = (2 if len(coef) == 2 else 1) / (head.C * len(y))
         penalties = strength * (coef.astype(np.float64) ** 2).sum(axis=1)
         logits = head._logits(head._check_features(x)).astype(np.float64)
@@ -326,7 +329,7 @@ class NearestMean(Correction):
 
 
 def class_counts(y: Labels) -> tuple[NDArray[np.intp], NDArray[np.int64]]:
-    """Return the position ``(n,)`` of each label among the sorted labels, and the class sizes ``(k,)``."""
+    """Return the position ``(n,)`` of each label in the sorted ones, and class sizes ``(k,)``."""
     _, codes, counts = np.unique(y, return_inverse=True, return_counts=True)
     return codes, counts
 
@@ -352,7 +355,7 @@ def _draw(rows: NDArray[np.intp], size: int, rng: np.random.Generator) -> NDArra
 def _fit_factors(
     logits: NDArray[np.float64], y: Labels, penalties: NDArray[np.float64]
 ) -> NDArray[np.float64]:
-    """Return the factors ``(k,)`` of logits ``(n, k)`` that minimise the class-balanced penalised log loss."""
+    """Return factors ``(k,)`` of logits ``(n, k)`` that minimise the class-balanced objective."""
     codes, counts = class_counts(y)
     weights = 1 / (counts[codes] * len(counts))
     true_class = (np.arange(len(codes)), codes)
@@ -371,7 +374,7 @@ def _fit_factors(
 
 
 def _per_class_weights(head: LinearHead) -> tuple[Floats, Floats]:
-    """Return weights ``(k, d)`` and intercepts ``(k,)``; the single row of a binary head is split in halves."""
+    """Return weights ``(k, d)`` and intercepts ``(k,)``, halving the single row of two classes."""
     coef, intercept = head.coef_, head.intercept_
     if len(coef) == 1:
         coef = np.concatenate([-coef, coef]) / 2

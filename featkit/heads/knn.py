@@ -16,7 +16,7 @@ from featkit.heads.base import Floats, Head, Trial, UnfitDataError
 from featkit.heads.scaling import SCALES, apply_scale, fit_scale, unit_norm
 
 MIN_RELATIVE_DISTANCE = 1e-9
-"""Distances are clipped here, relative to the farthest neighbour: the distance of a copy is zero."""
+"""Lower bound of distances relative to the farthest neighbour: that of a copy is zero."""
 
 SEARCH_KS = (1, 3, 5, 10, 20, 50, 100, 200)
 SEARCH_WEIGHTS = {
@@ -29,23 +29,24 @@ SEARCH_WEIGHTS = {
 class KNNHead(Head):
     """Vote of the k nearest training images.
 
-    The score of a class is its share of the votes; classes without a neighbour score 0. The defaults were
-    chosen as those of ``LinearHead``.
+    The score of a class is its share of the votes; classes without a neighbour score 0. The
+    defaults were chosen as those of ``LinearHead``.
 
     Parameters
     ----------
     k : int, default=5
         Number of neighbours.
     metric : {"cosine", "euclidean"}, default="cosine"
-        Distance between scaled features. "cosine" is the Euclidean distance between features of unit
-        length, which has the same order as the cosine distance.
+        Distance between scaled features. "cosine" is the Euclidean distance between features of
+        unit length, which has the same order as the cosine distance.
     weights : {"distance", "temperature", "uniform"}, default="distance"
-        Weight of a vote: inverse distance, ``exp(similarity / temperature)``, or 1. With "distance" an
-        exact copy of an image outvotes all others. The similarity is the cosine; for the Euclidean metric
-        minus half the squared distance, which differs by a constant for features of unit length.
+        Weight of a vote: inverse distance, ``exp(similarity / temperature)``, or 1. With "distance"
+        an exact copy of an image outvotes all others. The similarity is the cosine; for the
+        Euclidean metric minus half the squared distance, which differs by a constant for features
+        of unit length.
     temperature : float, default=0.07
-        For ``weights="temperature"``: lower values give nearer neighbours more weight. The default is
-        that of Wu et al. and DINO.
+        For ``weights="temperature"``: lower values give nearer neighbours more weight. The default
+        is that of Wu et al. and DINO.
     scale : {"root", "l2", "standard"} or None, default=None
         As in ``LinearHead``.
 
@@ -66,8 +67,8 @@ class KNNHead(Head):
     ----------
     Cover and Hart, "Nearest neighbor pattern classification", IEEE Trans. Inf. Theory 1967.
     Dudani, "The distance-weighted k-nearest-neighbor rule", IEEE Trans. SMC 1976.
-    Wu, Xiong, Yu and Lin, "Unsupervised feature learning via non-parametric instance discrimination",
-    CVPR 2018, eq. 5.
+    Wu, Xiong, Yu and Lin, "Unsupervised feature learning via non-parametric instance
+    discrimination", CVPR 2018, eq. 5.
     Caron et al., "Emerging properties in self-supervised vision transformers" (DINO), ICCV 2021.
     """
 
@@ -103,7 +104,8 @@ class KNNHead(Head):
         x, codes = self._check_training_data(X, y)
         if len(x) < self.k:
             raise UnfitDataError(
-                f"knn needs at least k={self.k} training images, but n_samples = {len(x)}: choose a smaller k"
+                f"knn needs at least k={self.k} training images, but n_samples = {len(x)}: "
+                "choose a smaller k"
             )
         self.centre_, self.spread_ = fit_scale(x, self.scale)
         self.rows_, self.codes_ = self._scaled(x), codes
@@ -111,7 +113,7 @@ class KNNHead(Head):
 
     @classmethod
     def trials(cls, x: Floats, y: NDArray[Any], x_val: Floats, seed: int = 0) -> Iterator[Trial]:
-        """Yield the scores on ``x_val (m, d)`` of all candidates, fitted on ``x (n, d)``, ``y (n,)``.
+        """Yield the scores on ``x_val (m, d)`` of all candidates fitted on ``x (n, d)``, ``y``.
 
         The neighbours are searched once for each scaling and metric. ``seed`` is unused.
         """
@@ -136,7 +138,7 @@ class KNNHead(Head):
         return self._vote(distances, codes, len(self.classes_))
 
     def _neighbours(self, X: Any) -> tuple[NDArray[np.float64], NDArray[np.intp]]:
-        """Return distances and class codes of the k nearest training rows, nearest first, both ``(n, k)``."""
+        """Return distances and class codes ``(n, k)`` of the k nearest rows, nearest first."""
         x = self._scaled(self._check_features(X))
         index = NearestNeighbors(n_neighbors=self.k, algorithm="brute").fit(self.rows_)
         distances, places = index.kneighbors(x)
@@ -145,9 +147,9 @@ class KNNHead(Head):
     def _vote(
         self, distances: NDArray[np.float64], codes: NDArray[np.intp], n_classes: int
     ) -> NDArray[np.float64]:
-        """Return the share of the votes of each class ``(n, n_classes)``, for neighbours ``(n, k)``."""
+        """Return the shares of votes of all classes ``(n, n_classes)`` from neighbours ``(n, k)``."""
         n = len(codes)
-        # A weighted count over (row, class) pairs, encoded as one number each, sums all votes at once.
+        # A weighted count of (row, class) pairs, each encoded as one number, sums all votes.
         pairs = np.arange(n)[:, None] * n_classes + codes
         votes = np.bincount(
             pairs.ravel(), self._vote_weights(distances).ravel(), minlength=n * n_classes
@@ -166,8 +168,8 @@ class KNNHead(Head):
                 distances / farthest, MIN_RELATIVE_DISTANCE
             )
             return inverse
-        # Relative to the nearest neighbour, which avoids underflow: for unit vectors with similarities
-        # s and s' and distances d and d', d'^2 - d^2 = 2 (s - s').
+        # Relative to the nearest neighbour, which avoids underflow: for unit vectors with
+        # similarities s and s' and distances d and d', d'^2 - d^2 = 2 (s - s').
         differences = distances[:, :1] ** 2 - distances**2
         votes: NDArray[np.float64] = np.exp(differences / (2 * self.temperature))
         return votes

@@ -30,26 +30,26 @@ WARM_UP = np.logspace(-6, 0, 13)
 """Fractions of C that are solved on the way to it, which is faster than starting from zero."""
 
 COARSE_TOLERANCE = 1e-3
-"""Tolerance, relative to the objective, for solutions that are only compared or used as starting points."""
+"""Tolerance, relative to the objective, of solutions that are compared or start other fits."""
 
 
 class LinearHead(LogitHead):
     """Multinomial logistic regression with an L2 penalty (linear probe).
 
-    The features are scaled inside (see ``scale``); the defaults had the best cross-validated accuracy on
-    the training images of Caltech-101, for ResNet-18 and ResNet-50.
+    The features are scaled inside (see ``scale``); the defaults had the best cross-validated
+    accuracy on the training images of Caltech-101, for ResNet-18 and ResNet-50.
 
     Parameters
     ----------
     C : float, default=20.0
         Inverse regularization strength, for the loss summed over the samples.
     max_iter : int, default=1000
-        Maximum number of solver iterations (see ``logistic_path``). ``warnings_`` tells if the solver
-        did not converge within them.
+        Maximum number of solver iterations (see ``logistic_path``). ``warnings_`` tells if the
+        solver did not converge within them.
     scale : {"root", "l2", "standard"} or None, default="root"
-        "root": signed square root of each feature, then as "l2". "l2": unit length, centred, one common
-        factor. "standard": each feature centred and divided by its standard deviation. None (``none`` in
-        a spec): no scaling.
+        "root": signed square root of each feature, then as "l2". "l2": unit length, centred, one
+        common factor. "standard": each feature centred and divided by its standard deviation. None
+        (``none`` in a spec): no scaling.
 
     Attributes
     ----------
@@ -124,7 +124,9 @@ class LinearHead(LogitHead):
         return head
 
     def to_weights(self) -> tuple[Floats, Floats]:
-        """Return weights ``(k, d)`` and intercepts ``(k,)`` for unscaled features, also for two classes.
+        """Return weights ``(k, d)`` and intercepts ``(k,)`` for unscaled features.
+
+        For two classes, too, there are k = 2 rows.
 
         Raises:
             HeadError: if the scaling normalises each feature vector, which is not linear.

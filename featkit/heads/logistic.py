@@ -58,25 +58,28 @@ def logistic_path(
 ) -> list[Solution]:
     """Fit multinomial logistic regression with an L2 penalty for every C, each from the ones before it.
 
-    The objective is that of scikit-learn's ``LogisticRegression``: the intercepts are not penalised, two classes have
-    one row of weights.
+    The objective is that of scikit-learn's ``LogisticRegression``: the intercepts are not
+    penalised, two classes have one row of weights.
 
-    L-BFGS (Nocedal and Wright, "Numerical optimization", 2006, algorithm 7.4) whose initial matrix is the Kronecker
-    product of two mean curvatures, of the rows and of the classes (as in Martens and Grosse, "Optimizing neural
-    networks with Kronecker-factored approximate curvature", ICML 2015), plus the exact penalty. The pairs it remembers
-    hold for the loss alone, and so stay valid when C changes. The line search and the extrapolation from one C to the
-    next work on the scores ``(n, k)`` and cost no product with the data.
+    L-BFGS (Nocedal and Wright, "Numerical optimization", 2006, algorithm 7.4) whose initial matrix
+    is the Kronecker product of two mean curvatures, of the rows and of the classes (as in Martens
+    and Grosse, "Optimizing neural networks with Kronecker-factored approximate curvature", ICML
+    2015), plus the exact penalty. The pairs it remembers hold for the loss alone, and so stay valid
+    when C changes. The line search and the extrapolation from one C to the next work on the scores
+    ``(n, k)`` and cost no product with the data.
 
     Args:
-        x: rows ``(n, d)``: a NumPy array, or anything with ``shape`` whose slices ``x[a:b]`` are such arrays; the
-            latter is read in blocks, twice for every step, and needs ten times ``(n, k)`` of memory.
+        x: rows ``(n, d)``: a NumPy array, or anything with ``shape`` whose slices ``x[a:b]`` are
+            such arrays; the latter is read in blocks, twice for every step, and needs ten times
+            ``(n, k)`` of memory.
         codes: classes ``(n,)``, 0 to k - 1.
         cs: values of C, in any order; solved from the smallest.
         n_classes: k, two or more.
         sample_weight: how much each row counts ``(n,)``; default 1.
-        tol: a fit stops when the estimate ``g' M g / 2`` of what is left to gain, with the gradient g and the inverse
-            M of the approximate Hessian, falls below this part of the objective, or, where that is less, of a hundredth
-            of what the objective has gained on predicting the shares of the classes for every row. Or one for each C.
+        tol: a fit stops when the estimate ``g' M g / 2`` of what is left to gain, with the gradient
+            g and the inverse M of the approximate Hessian, falls below this part of the objective,
+            or, where that is less, of a hundredth of what the objective has gained on predicting
+            the shares of the classes for every row. Or one for each C.
         max_iter: most steps for one C.
         device: "cpu" for NumPy, or what ``torch.device`` takes.
 
@@ -84,7 +87,8 @@ def logistic_path(
         A solution for each C, in the order of ``cs``.
 
     Raises:
-        UnfitDataError: for values of C that are not above zero, weights below zero or all zero, classes out of range.
+        UnfitDataError: for values of C that are not above zero, weights below zero or all zero,
+            classes out of range.
     """
     weights = _shares(len(codes), sample_weight)
     if len(cs) == 0 or not np.all(np.asarray(cs) > 0):
@@ -193,9 +197,10 @@ class _Solver:
     def _worth(self, objective: float) -> float:
         """Return the amount of which a part is left to gain when a fit stops.
 
-        Under a strong penalty the objective is nearly constant, and says nothing of the weights; what it gained on the
-        shares of the classes grows as their square, and a hundredth of it kept 99.9 % of the predictions.
-        What rounds to nothing, as the loss of rows of one class, is worth no more.
+        Under a strong penalty the objective is nearly constant, and says nothing of the weights;
+        what it gained on the shares of the classes grows as their square, and a hundredth of it
+        kept 99.9 % of the predictions. What rounds to nothing, as the loss of rows of one class, is
+        worth no more.
         """
         gain = self._prior_loss - objective
         return max(min(objective, gain / 100), float(np.finfo(self._backend.dtype).eps))
@@ -203,7 +208,8 @@ class _Solver:
     def _at(self, scores: Array) -> _Point:
         """Return the loss at these scores, exact also where nearly all probability is on the right class.
 
-        With scores relative to that of the row's own class, nothing is lost by ``1 - p`` or ``log p`` for p near 1.
+        With scores relative to that of the row's own class, nothing is lost by ``1 - p`` or ``log
+        p`` for p near 1.
         """
         margins = scores - scores[self._own][:, None]
         top = self._xp.amax(margins, 1)[:, None]
@@ -272,8 +278,8 @@ class _Solver:
     def _search(self, move: Array, along: Array, slope: float) -> tuple[float, _Point]:
         """Return how far to go, and the point there: where the slope is less than a third of what it was.
 
-        The objective is convex along the line, so Newton's method for a slope of zero, kept between the lengths
-        known to be too short and too long, cannot fail.
+        The objective is convex along the line, so Newton's method for a slope of zero, kept between
+        the lengths known to be too short and too long, cannot fail.
         """
         low, high, length = 0.0, np.inf, 1.0
         offset, bend = _dot(self._theta, self._pull * move), _dot(move, self._pull * move)

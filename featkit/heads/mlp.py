@@ -39,9 +39,9 @@ SEARCH_SPACE: tuple[dict[str, Any], ...] = (
 class MLPHead(LogitHead):
     """Multi-layer perceptron: one hidden ReLU layer, softmax, cross-entropy loss.
 
-    scikit-learn's ``MLPClassifier``, trained with Adam for a fixed number of epochs. The batch size is
-    n / 16, between 16 and 128. Features are scaled as by ``LinearHead`` and, unless ``scale`` is None,
-    multiplied by the square root of d. The defaults were chosen as those of ``LinearHead``.
+    scikit-learn's ``MLPClassifier``, trained with Adam for a fixed number of epochs. The batch size
+    is n / 16, between 16 and 128. Features are scaled as by ``LinearHead`` and, unless ``scale`` is
+    None, multiplied by the square root of d. The defaults were chosen as those of ``LinearHead``.
 
     Parameters
     ----------
@@ -124,7 +124,7 @@ class MLPHead(LogitHead):
 
     @classmethod
     def trials(cls, x: Floats, y: NDArray[Any], x_val: Floats, seed: int = 0) -> Iterator[Trial]:
-        """Yield the scores on ``x_val (m, d)`` of all candidates, fitted on ``x (n, d)``, ``y (n,)``."""
+        """Yield the scores on ``x_val (m, d)`` of all candidates fitted on ``x (n, d)``, ``y``."""
 
         def score(options: dict[str, Any]) -> NDArray[np.float64]:
             return cls(**options, seed=seed).fit(x, y).predict_proba(x_val)

@@ -26,8 +26,9 @@ TRUSTED = (
     "featkit.heads.prototypical.PrototypicalHead",
     "featkit.heads.svm.SVMHead",
 )
-"""Types a file may hold beyond numbers, texts, containers, NumPy arrays and scikit-learn's own estimators, which
-skops trusts by itself. The classes that installed plug-ins name as heads are trusted too."""
+"""Types a file may hold beyond numbers, texts, containers, NumPy arrays and scikit-learn's own
+estimators, which skops trusts by itself. The classes that installed plug-ins name as heads are
+trusted too."""
 
 
 def save_head(head: Any, path: Path, trusted: Iterable[str] = ()) -> None:
@@ -39,7 +40,8 @@ def save_head(head: Any, path: Path, trusted: Iterable[str] = ()) -> None:
         trusted: full names of further types that the head of a plug-in holds.
 
     Raises:
-        HeadError: if the head holds a type that ``load_head`` would refuse, or that cannot be written.
+        HeadError: if the head holds a type that ``load_head`` would refuse, or that cannot be
+            written.
     """
     try:
         data = _skops().dumps({"scikit-learn": sklearn.__version__, "head": head})
@@ -63,8 +65,8 @@ def load_head(path: Path, trusted: Iterable[str] = ()) -> Any:
         trusted: full names of further types that the head of a plug-in holds.
 
     Raises:
-        HeadError: if the file is missing, damaged, foreign, or holds a type that is not trusted, or is a head
-            whose options were others.
+        HeadError: if the file is missing, damaged, foreign, or holds a type that is not trusted, or
+            is a head whose options were others.
     """
     allowed = _trusted(trusted)
     head, version = _read(path, allowed)
@@ -103,8 +105,9 @@ def _read(path: Path, allowed: set[str]) -> tuple[Any, str]:
 def _skops() -> ModuleType:
     """Import ``skops.io`` without torch.
 
-    skops asks scikit-learn for all its estimators, which walks over the adapters of other array libraries and so
-    imports torch where that is installed: seconds, for nothing. A module that is None cannot be imported.
+    skops asks scikit-learn for all its estimators, which walks over the adapters of other array
+    libraries and so imports torch where that is installed: seconds, for nothing. A module that is
+    None cannot be imported.
     """
     hidden = "torch" not in sys.modules
     if hidden:

@@ -20,27 +20,30 @@ SEARCH_SHRINKAGES = (0.1, 0.3)
 
 
 class PrototypicalHead(LogitHead):
-    """Nearest class mean, scored by the softmax of negative squared distances (Snell et al. 2017, eq. 2).
+    """Nearest class mean, scored by the softmax of negative squared distances.
 
-    With the cosine metric, features are normalised to unit length before averaging and the means after
-    it; the score is the softmax of the cosine similarity divided by a temperature of 0.015, the one with
-    the lowest cross-validated log loss on the training images of Caltech-101. The Euclidean scores are
-    those of the paper, without a temperature: for features of large norm they are close to 0 and 1.
+    The score follows Snell et al. 2017, eq. 2.
 
-    With the Mahalanobis metric, the score is the softmax of minus half the squared distance under the
-    shared within-class covariance: linear discriminant analysis with equal priors. As there are few
-    images and many dimensions, the covariance is shrunk towards its mean variance (Friedman 1989, with a
-    single covariance), and thereby towards the Euclidean metric.
+    With the cosine metric, features are normalised to unit length before averaging and the means
+    after it; the score is the softmax of the cosine similarity divided by a temperature of 0.015,
+    the one with the lowest cross-validated log loss on the training images of Caltech-101. The
+    Euclidean scores are those of the paper, without a temperature: for features of large norm they
+    are close to 0 and 1.
+
+    With the Mahalanobis metric, the score is the softmax of minus half the squared distance under
+    the shared within-class covariance: linear discriminant analysis with equal priors. As there are
+    few images and many dimensions, the covariance is shrunk towards its mean variance (Friedman
+    1989, with a single covariance), and thereby towards the Euclidean metric.
 
     Parameters
     ----------
     metric : {"cosine", "euclidean", "mahalanobis"}, default="cosine"
-        Distance to the class means. "cosine" had a better cross-validated accuracy than "euclidean" on
-        the training images of Caltech-101.
+        Distance to the class means. "cosine" had a better cross-validated accuracy than "euclidean"
+        on the training images of Caltech-101.
     shrinkage : float, default=0.3
-        Weight of the mean variance in the covariance, in (0, 1], for the Mahalanobis metric. Of 0.03 to
-        0.7 the default had the best accuracy on a fifth of the training images of Caltech-101
-        (ResNet-50).
+        Weight of the mean variance in the covariance, in (0, 1], for the Mahalanobis metric. Of
+        0.03 to 0.7 the default had the best accuracy on a fifth of the training images of
+        Caltech-101 (ResNet-50).
     scale : {"root", "l2", "standard"} or None, default=None
         As in ``LinearHead``.
 
@@ -51,7 +54,8 @@ class PrototypicalHead(LogitHead):
     prototypes_ : ndarray of shape (k, d)
         Class means of scaled features, of unit length if the metric is cosine.
     coef_, intercept_ : ndarray of shape (k, d), (k,)
-        Weights and intercepts of the logits, for scaled features (of unit length if the metric is cosine).
+        Weights and intercepts of the logits, for scaled features (of unit length if the metric is
+        cosine).
     centre_, spread_ : ndarray of shape (d,)
         Parameters of the scaling.
     warnings_ : tuple of str
@@ -87,7 +91,7 @@ class PrototypicalHead(LogitHead):
 
     @classmethod
     def trials(cls, x: Floats, y: NDArray[Any], x_val: Floats, seed: int = 0) -> Iterator[Trial]:
-        """Yield the scores on ``x_val (m, d)`` of all candidates, fitted on ``x (n, d)``, ``y (n,)``.
+        """Yield the scores on ``x_val (m, d)`` of all candidates fitted on ``x (n, d)``, ``y``.
 
         The covariance is computed once for each scaling. ``seed`` is unused.
         """
@@ -104,7 +108,7 @@ class PrototypicalHead(LogitHead):
                 yield Trial(options, head.predict_proba(x_val))
 
     def _fit_means(self, X: Any, y: Any, sample_weight: Any = None) -> NDArray[np.float64] | None:
-        """Fit scaling and prototypes; return the within-class covariance ``(d, d)`` if it is needed."""
+        """Fit scaling and prototypes; return the within-class covariance ``(d, d)`` if needed."""
         x, codes = self._check_training_data(X, y)
         weights = _check_sample_weight(sample_weight, x, dtype=np.float64, ensure_non_negative=True)
         totals = np.bincount(codes, weights)
@@ -133,8 +137,8 @@ class PrototypicalHead(LogitHead):
         if self.metric == "cosine":
             coef, intercept = prototypes / COSINE_TEMPERATURE, np.zeros(len(prototypes))
         else:
-            # |x - p|^2 = |x|^2 - 2 x.p + |p|^2, of which |x|^2 is the same for every class and cancels
-            # in the softmax. The Mahalanobis distance counts half, hence its factor of 1 and not 2.
+            # |x - p|^2 = |x|^2 - 2 x.p + |p|^2, of which |x|^2 is the same for every class and
+            # cancels in the softmax. The Mahalanobis distance counts half, hence its factor of 1 and not 2.
             if covariance is None:
                 coef = 2 * prototypes
             else:

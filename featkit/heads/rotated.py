@@ -58,8 +58,9 @@ class Backend:
 class RotatedRows:
     """Rows ``(n, d)``, centred, along r orthonormal axes, and a column of ones for the intercept.
 
-    An array in memory is turned once and kept. Of anything else, only ``shape`` and slices of rows are used, and blocks
-    are read anew at each product. Fewer rows than numbers in a row (n < d) need no more than r = n axes.
+    An array in memory is turned once and kept. Of anything else, only ``shape`` and slices of rows
+    are used, and blocks are read anew at each product. Fewer rows than numbers in a row (n < d)
+    need no more than r = n axes.
 
     Attributes:
         spectrum: mean square of the rows along each axis ``(r + 1, 1)``; that of the ones is 1.

@@ -10,12 +10,13 @@ from numpy.typing import NDArray
 Floats = NDArray[np.floating[Any]]
 
 SCALES = ("root", "l2", "standard", None)
-"""``root``: signed square root of each feature, then as ``l2`` (Perronnin, Sánchez and Mensink, "Improving the Fisher
-kernel for large-scale image classification", ECCV 2010). ``l2``: unit length, centred, one common factor.
-``standard``: each feature centred and divided by its standard deviation. None: no scaling.
+"""``root``: signed square root of each feature, then as ``l2`` (Perronnin, Sánchez and Mensink,
+"Improving the Fisher kernel for large-scale image classification", ECCV 2010). ``l2``: unit length,
+centred, one common factor. ``standard``: each feature centred and divided by its standard
+deviation. None: no scaling.
 
-After every scaling but None the training features have a mean squared norm of 1, so that a penalty such as C means the
-same for 64 dimensions as for 2,048, and for any unit of the features.
+After every scaling but None the training features have a mean squared norm of 1, so that a penalty
+such as C means the same for 64 dimensions as for 2,048, and for any unit of the features.
 """
 
 
@@ -34,8 +35,8 @@ def fit_scale(x: Floats, scale: str | None, weights: Floats | None = None) -> tu
         weights: sample weights ``(n,)``.
 
     Returns:
-        Centre ``(d,)`` and spread ``(d,)`` for ``apply_scale``, in the type of ``x``. Constant columns
-        get the spread 1, and so become zero.
+        Centre ``(d,)`` and spread ``(d,)`` for ``apply_scale``, in the type of ``x``. Constant
+        columns get the spread 1, and so become zero.
     """
     d = x.shape[1]
     if scale is None:

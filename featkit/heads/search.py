@@ -15,7 +15,7 @@ from featkit.heads.balance import BalancedHead
 from featkit.heads.base import Floats, Trial
 
 MIN_PROBABILITY = np.finfo(np.float64).eps
-"""Probabilities are clipped here in the log-likelihood: a class without a neighbour scores exactly 0."""
+"""Lower bound of probabilities in the log-likelihood: a class without a neighbour scores 0."""
 
 
 class Candidate(NamedTuple):
@@ -40,9 +40,11 @@ class SearchResult:
 
     Attributes:
         candidates: in the order in which they were evaluated.
-        best_index: position in ``candidates`` of the highest top-1 accuracy, or of the highest balanced accuracy if a
-            correction was searched. Ties are broken by the negative log-likelihood, then by the order.
-        scores: validation scores of the best candidate, ``(m, k)``; columns are the sorted training labels.
+        best_index: position in ``candidates`` of the highest top-1 accuracy, or of the highest
+            balanced accuracy if a correction was searched. Ties are broken by the negative
+            log-likelihood, then by the order.
+        scores: validation scores of the best candidate, ``(m, k)``; columns are the sorted training
+            labels.
     """
 
     candidates: tuple[Candidate, ...]
@@ -65,9 +67,11 @@ def search(
     seed: int = 0,
     progress: Callable[[Candidate], None] | None = None,
 ) -> SearchResult:
-    """Fit a head with all candidates of its default search space and select the best by validation accuracy.
+    """Search the hyperparameters of a head, selecting by top-1 accuracy on the validation set.
 
-    A head whose own class does not define ``trials``, such as a plug-in, is evaluated with its defaults only.
+    All candidates of the default search space of the head are fitted.
+    A head whose own class does not define ``trials``, such as a plug-in, is evaluated with its
+    defaults only.
 
     Args:
         head_name: as in ``HEADS``.
@@ -118,7 +122,8 @@ def search_correction(
 def _require_validation_data(y_val: NDArray[Any], name: str) -> None:
     if len(y_val) == 0:
         raise HeadError(
-            f"tuning {name} needs validation images, but there are none: choose a split with a val part"
+            f"tuning {name} needs validation images, but there are none: "
+            "choose a split with a val part"
         )
 
 
@@ -126,7 +131,8 @@ def _head_trials(
     head_name: str, x: Floats, y: NDArray[Any], x_val: Floats, seed: int
 ) -> Iterator[Trial]:
     head: Any = HEADS.get(head_name)
-    # An inherited ``trials`` does not count: a plug-in that extends a built-in head may have other options.
+    # An inherited ``trials`` does not count: a plug-in that extends a built-in head may have other
+    # options.
     if "trials" in vars(head):
         yield from head.trials(x, y, x_val, seed)
     else:
@@ -140,7 +146,7 @@ def _select(
     y_val: NDArray[Any],
     progress: Callable[[Candidate], None] | None,
 ) -> SearchResult:
-    """Evaluate all trials; keep only the scores of the one with the highest ``metric``, a field of ``Candidate``."""
+    """Evaluate all trials and select the best by ``metric``, a field of ``Candidate``."""
     candidates: list[Candidate] = []
     best_index, best_rank, best_scores = -1, (-np.inf, -np.inf), np.empty((0, 0))
     for options, scores in trials:
@@ -157,7 +163,7 @@ def _select(
 def _evaluate(
     options: dict[str, Any], scores: NDArray[np.float64], classes: NDArray[Any], y_val: NDArray[Any]
 ) -> Candidate:
-    """Return the validation metrics of scores ``(m, k)`` whose columns are the sorted ``classes``."""
+    """Return the validation metrics of scores ``(m, k)``, columns as in the sorted ``classes``."""
     columns = np.searchsorted(classes, y_val).clip(max=len(classes) - 1)
     known = classes[columns] == y_val
     correct = known & (scores.argmax(axis=1) == columns)

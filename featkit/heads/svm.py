@@ -42,21 +42,21 @@ SEARCH_KERNELS: tuple[tuple[str | None, str | float], ...] = (
     *product(("root", "l2", "standard"), SEARCH_GAMMAS),
     (None, "scale"),
 )
-"""Combinations of scale and gamma: without scaling, the meaning of a number for gamma depends on the
-unit of the features."""
+"""Combinations of scale and gamma: without scaling, the meaning of a number for gamma depends on
+the unit of the features."""
 
 
 class SVMHead(LogitHead):
     """Support vector machine with an RBF or a linear kernel.
 
     Features are scaled as by ``LinearHead``. One binary machine is trained for each pair of classes
-    (libsvm); the one-vs-rest decision value of a class is the number of pairs that it wins, with ties
-    broken by the margins. The scores are the softmax of these values: they rank the classes, but are not
-    calibrated probabilities. The defaults were chosen as those of ``LinearHead``.
+    (libsvm); the one-vs-rest decision value of a class is the number of pairs that it wins, with
+    ties broken by the margins. The scores are the softmax of these values: they rank the classes,
+    but are not calibrated probabilities. The defaults were chosen as those of ``LinearHead``.
 
-    Kernel values are computed as matrix products: all of them before fitting, for up to 16,384 rows, and
-    in blocks of rows for prediction. With more rows the solver evaluates the kernel itself;
-    scikit-learn-intelex is used there if it is installed.
+    Kernel values are computed as matrix products: all of them before fitting, for up to 16,384
+    rows, and in blocks of rows for prediction. With more rows the solver evaluates the kernel
+    itself; scikit-learn-intelex is used there if it is installed.
 
     Parameters
     ----------
@@ -65,8 +65,8 @@ class SVMHead(LogitHead):
     kernel : {"rbf", "linear"}, default="rbf"
         ``exp(-gamma |x - x'|^2)`` or ``x . x'``.
     gamma : "scale" or float, default="scale"
-        Coefficient of the RBF kernel; "scale" is one over the total variance of the scaled features,
-        which is 1 unless ``scale`` is None.
+        Coefficient of the RBF kernel; "scale" is one over the total variance of the scaled
+        features, which is 1 unless ``scale`` is None.
     scale : {"root", "l2", "standard"} or None, default="root"
         As in ``LinearHead``.
 
@@ -120,8 +120,8 @@ class SVMHead(LogitHead):
         """
         x, codes = self._check_training_data(X, y)
         weights = _check_sample_weight(sample_weight, x, dtype=np.float64, ensure_non_negative=True)
-        # libsvm ignores samples of weight zero too, but then renumbers the remaining ones, which would
-        # make its indices of support vectors wrong here.
+        # libsvm ignores samples of weight zero too, but then renumbers the remaining ones, which
+        # would make its indices of support vectors wrong here.
         positive = weights > 0
         x, codes, weights = x[positive], codes[positive], weights[positive]
         if missing := set(range(len(self.classes_))) - set(codes.tolist()):
@@ -141,9 +141,10 @@ class SVMHead(LogitHead):
 
     @classmethod
     def trials(cls, x: Floats, y: NDArray[Any], x_val: Floats, seed: int = 0) -> Iterator[Trial]:
-        """Yield the scores on ``x_val (m, d)`` of all candidates, fitted on ``x (n, d)``, ``y (n,)``.
+        """Yield the scores on ``x_val (m, d)`` of all candidates fitted on ``x (n, d)``, ``y``.
 
-        Distances are computed once for each scaling, and the kernel once for all C. ``seed`` is unused.
+        Distances are computed once for each scaling, and the kernel once for all C. ``seed`` is
+        unused.
         """
         if len(x) > MAX_KERNEL_ROWS:
             for (scale, gamma), C in product(SEARCH_KERNELS, SEARCH_CS):
@@ -192,7 +193,7 @@ class SVMHead(LogitHead):
     def _fit_machine(
         self, machine: Any, x: Floats, codes: NDArray[np.intp], weights: Any = None
     ) -> NDArray[np.intp]:
-        """Fit a ``SVC`` on features or kernel values; return the indices of its support vectors ``(s,)``."""
+        """Fit a ``SVC`` on features or kernel values; return its support indices ``(s,)``."""
         # With the usual tolerance of 1e-3, the scores would depend on the order of the samples.
         machine.set_params(C=self.C, tol=1e-8, cache_size=1000).fit(x, codes, weights)
         self.n_support_, self.dual_coef_ = machine.n_support_, machine.dual_coef_
@@ -219,8 +220,8 @@ class SVMHead(LogitHead):
                 members = slice(stop - size, stop)
                 parts.append(self.dual_coef_[:, members] @ kernel[:, members].T)
             by_class = np.stack(parts)  # (k, k - 1, n)
-            # Of class i, row j - 1 of the coefficients belongs to the pair (i, j) if i < j, and row j
-            # to the pair (j, i) otherwise.
+            # Of class i, row j - 1 of the coefficients belongs to the pair (i, j) if i < j, and row
+            # j to the pair (j, i) otherwise.
             pairs = (by_class[first, second - 1] + by_class[second, first]).T + self.intercept_
             if n_classes == 2:
                 return binary_to_two_columns(pairs).astype(np.float64)
@@ -233,7 +234,7 @@ def _fit_and_score(
     val_kernel: NDArray[np.float64],
     head: SVMHead,
 ) -> NDArray[np.float64]:
-    """Fit a head on the kernel ``(n, n)`` of the training rows; return the scores for ``(m, n)`` values."""
+    """Fit a head on kernel values ``(n, n)``; return scores for those of other rows ``(m, n)``."""
     support = head._fit_machine(SVC(kernel="precomputed"), train_kernel, codes)
     return logits_to_scores(head._kernel_logits(val_kernel[:, support]))
 
@@ -256,12 +257,14 @@ def _rbf(distances: NDArray[np.float64], gamma: float) -> NDArray[np.float64]:
 
 
 def _one_vs_rest(pairs: NDArray[np.float64], first: Any, second: Any) -> NDArray[np.float64]:
-    """Return one-vs-rest values ``(n, k)``: the pairs won, plus summed margins scaled to -1/3 .. 1/3.
+    """Return one-vs-rest values ``(n, k)`` from pairwise ones.
 
-    Equal to scikit-learn's ``SVC(decision_function_shape="ovr")``.
+    The value of a class is the number of pairs won plus its summed margins scaled to -1/3 .. 1/3,
+    equal to scikit-learn's ``SVC(decision_function_shape="ovr")``.
 
     Args:
-        pairs: pairwise decision values ``(n, p)``; at zero and above, the first class of the pair wins.
+        pairs: pairwise decision values ``(n, p)``; at zero and above, the first class of the pair
+            wins.
         first: first class of each pair ``(p,)``.
         second: second class of each pair ``(p,)``.
     """
