@@ -57,7 +57,7 @@ if TYPE_CHECKING:
     from featkit.runs.predict import Prediction
     from featkit.runs.seeds import OverSeeds
     from featkit.runs.train import TrainedRun
-    from featkit.studies.audit import Audit
+    from featkit.studies.audit import AuditResult
     from featkit.studies.distill import DistillationResult
     from featkit.studies.fewshot import FewShotScore
     from featkit.studies.profile import NetworkProfile
@@ -1121,7 +1121,7 @@ def audit(
     compile: bool = False,
     on_error: str = "fail",
     progress: bool = False,
-) -> Audit:
+) -> AuditResult:
     """Find duplicates, label errors and small classes; the data set is not changed.
 
     Args:
@@ -1134,7 +1134,6 @@ def audit(
     options = locals()
     from featkit.reports.figures import audit_figures
     from featkit.storage import publish, safe_name
-    from featkit.studies import findings
     from featkit.studies.audit import audit as audit_features
 
     features = _load_features(options)
@@ -1148,9 +1147,9 @@ def audit(
     except FeatkitError as error:  # the features are cached, the images may be elsewhere
         log.info("no contact.png: %s", error)
         figures = {}
-    text = json.dumps(findings.to_dict(result), indent=2, allow_nan=False)
+    text = json.dumps(result.to_dict(), indent=2, allow_nan=False)
     directory = Path(out) / f"audit-{safe_name(result.data)}"
-    publish(directory, {"audit.json": text, "findings.csv": findings.to_csv(result), **figures})
+    publish(directory, {"audit.json": text, "findings.csv": result.to_csv(), **figures})
     log.info("audit: %s", directory)
     return result
 

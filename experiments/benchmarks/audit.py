@@ -29,7 +29,7 @@ from featkit import Compute, Embeddings, extract, load_backbone, load_images
 from featkit.embeddings.extract import embed
 from featkit.evaluation.audit import find_label_errors, near_duplicates, nearest_neighbours, neighbour_class_frequencies
 from featkit.images.base import Pixels
-from featkit.studies.audit import out_of_fold, pool
+from featkit.studies.audit import out_of_fold_probabilities, pool_with_neighbours
 
 try:
     from cleanlab.classification import CleanLearning
@@ -85,7 +85,8 @@ def ways(
     pooled: list[NDArray[np.float64]] = []
 
     def ours() -> Flags:
-        pooled.append(pool(out_of_fold(x, y, k)[0], neighbour_class_frequencies(nearest_neighbours(x), y, k)))
+        frequencies = neighbour_class_frequencies(nearest_neighbours(x), y, k)
+        pooled.append(pool_with_neighbours(out_of_fold_probabilities(x, y, k)[0], frequencies))
         return flags(find_label_errors(pooled[0], y).rows, len(y))
 
     def theirs() -> Flags:

@@ -17,8 +17,7 @@ if TYPE_CHECKING:
     from featkit.images.base import ImageSet
     from featkit.plots.contact import Section
     from featkit.runs.features import FeatureSet
-    from featkit.studies.audit import Audit
-    from featkit.studies.findings import Finding
+    from featkit.studies.audit import AuditResult, Finding
 
 EPILOG = """\b
 Examples:
@@ -67,7 +66,6 @@ def audit(cache: Path, out: Path, as_json: bool, *, few: int, top: int, strict: 
     from featkit.runs.features import load_features
     from featkit.storage import publish, safe_name
     from featkit.studies.audit import audit as run_audit
-    from featkit.studies.findings import findings, to_csv, to_dict
 
     compute = make_compute(options)
     source = load_features(given_request(options), cache, compute)
@@ -77,10 +75,10 @@ def audit(cache: Path, out: Path, as_json: bool, *, few: int, top: int, strict: 
     done = run_audit(source, few=few, progress=compute.progress)
     for line in done.notes:
         note(f"warning: {line}")
-    text = json.dumps(to_dict(done), indent=2, allow_nan=False)
+    text = json.dumps(done.to_dict(), indent=2, allow_nan=False)
     directory = out / f"audit-{safe_name(done.data)}"
-    publish(directory, {"audit.json": text, "findings.csv": to_csv(done), **_sheet(done, source)})
-    click.echo(text if as_json else _text(done, findings(done), top))
+    publish(directory, {"audit.json": text, "findings.csv": done.to_csv(), **_sheet(done, source)})
+    click.echo(text if as_json else _text(done, done.findings(), top))
     note(f"audit: {directory}")
     if strict and len(done.leaks):
         raise DataError(
@@ -94,13 +92,11 @@ def _safe(text: str) -> str:
     return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
 
 
-def _text(done: Audit, found: dict[str, list[Finding]], top: int) -> str:
+def _text(done: AuditResult, found: dict[str, list[Finding]], top: int) -> str:
     """Write the counts, then the first findings of each kind."""
-    from featkit.studies.findings import counts
-
     rows = [
         [_TITLES[kind], count["found"], count.get("across_splits", ""), count.get("labels_differ", "")]
-        for kind, count in counts(done).items()
+        for kind, count in done.counts().items()
     ]
     header = ["finding", "found", "across splits", "labels differ"]
     parts = [
@@ -116,7 +112,7 @@ def _text(done: Audit, found: dict[str, list[Finding]], top: int) -> str:
     return "\n\n".join(parts)
 
 
-def _threshold(done: Audit) -> str:
+def _threshold(done: AuditResult) -> str:
     """Say when two images are near duplicates."""
     near = done.near
     if not near.ratio:
@@ -159,7 +155,7 @@ def _odds(odds: float) -> str:
     return f"{odds:.0f} : 1" if odds >= 10 else f"{odds:.1f} : 1"
 
 
-def _sheet(done: Audit, source: FeatureSet) -> dict[str, bytes]:
+def _sheet(done: AuditResult, source: FeatureSet) -> dict[str, bytes]:
     """Draw the contact sheet, unless the images are gone."""
     from featkit.errors import FeatkitError
     from featkit.plots.contact import plot_contact
@@ -173,12 +169,11 @@ def _sheet(done: Audit, source: FeatureSet) -> dict[str, bytes]:
     return {"contact.png": png_bytes(plot_contact(sections, title=f"Audit of {done.data}"))}
 
 
-def _sections(done: Audit, images: ImageSet) -> list[Section]:
+def _sections(done: AuditResult, images: ImageSet) -> list[Section]:
     from featkit.errors import DataError
     from featkit.plots.contact import Section, Tile, thumbnail
-    from featkit.studies.findings import findings
 
-    found = findings(done)
+    found = done.findings()
     places = {name: row for row, name in enumerate(images.ids)}
     if not places.keys() >= set(done.embeddings.ids):
         raise DataError(f"{done.data} has changed since the vectors were made: extract again")

@@ -29,9 +29,8 @@ if TYPE_CHECKING:
     from featkit.ablation.run import AblationResult
     from featkit.images.base import ImageSet
     from featkit.runs.fit import Run
-    from featkit.studies.audit import Audit
+    from featkit.studies.audit import AuditResult, Finding
     from featkit.studies.fewshot import FewShotScore
-    from featkit.studies.findings import Finding
     from featkit.studies.profile import NetworkProfile
 
 _CONTACT_TILES = 50
@@ -151,7 +150,7 @@ def sparsity_figures(
 # --- Audit ---
 
 
-def audit_figures(audit: Audit, images: ImageSet) -> dict[str, bytes]:
+def audit_figures(audit: AuditResult, images: ImageSet) -> dict[str, bytes]:
     """Draw the suspect labels and the near duplicates of an audit as a contact sheet, ``contact.png``.
 
     Args:
@@ -171,9 +170,7 @@ def audit_figures(audit: Audit, images: ImageSet) -> dict[str, bytes]:
         names = [name for name in (finding.image, finding.other) if name]
         return Tile(tuple(thumbnail(images.load(rows[name])) for name in names), tuple(lines))
 
-    from featkit.studies.findings import findings
-
-    found = findings(audit)
+    found = audit.findings()
     suspects = []
     for finding in found["suspect"][:_CONTACT_TILES]:
         lines = (

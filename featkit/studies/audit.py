@@ -1,9 +1,16 @@
-"""An audit: what may be wrong with the images of a source and their labels."""
+"""Audit a data set: duplicates, near duplicates, label errors and small classes.
+
+The statistics are in ``featkit.evaluation.audit``; this module applies them to the images of a feature set and lists
+what they found.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+import math
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +22,7 @@ from featkit.evaluation.audit import (
     NearDuplicates,
     Neighbours,
     Track,
+    connected_groups,
     exact_duplicates,
     find_label_errors,
     near_duplicates,
@@ -24,38 +32,66 @@ from featkit.evaluation.audit import (
     small_classes,
     stratified_folds,
 )
+from featkit.evaluation.display import data_frame, html_table
 from featkit.heads import make_head
 from featkit.runs.features import FeatureSet, cached_keys, leaks
 from featkit.runs.splits import without_views
+from featkit.storage import csv_text
 
 Rows = NDArray[np.int64]
 
 FEW = 20
-"""A class with fewer training images is a few-shot one (Liu et al., "Large-scale long-tailed recognition in an open
-world", CVPR 2019)."""
+"""Classes with fewer training images are reported as small: the few-shot classes of Liu et al., "Large-scale
+long-tailed recognition in an open world", CVPR 2019."""
+
+KINDS = ("identical", "near", "suspect", "small")
+"""Kinds of findings: identical images, near duplicates, suspect labels, small classes."""
 
 _HEAD = "linear"
 _FOLDS = 3
-# Chosen on ResNet-18 vectors of all Caltech-101 with 3 % of the labels made wrong; experiments/benchmarks/README.md
-# says among what, and what it comes to on other data, networks and errors.
-_HEAD_FLOOR, _VOTE_FLOOR = 0.001, 0.01
+# Floors of the two probability estimates, so that neither can veto a class. Chosen on ResNet-18 features of
+# Caltech-101 with 3% of the labels changed; experiments/benchmarks/README.md has the alternatives and other data.
+_HEAD_FLOOR, _NEIGHBOUR_FLOOR = 0.001, 0.01
 
 
 @dataclass(frozen=True)
-class Audit:
-    """What was found in n images; rows are those of ``embeddings``.
+class Finding:
+    """One line of an audit; fields that its kind does not have are empty.
+
+    Attributes:
+        kind: one of ``KINDS``.
+        image, split, label: an image and its class; of a small class, the label alone.
+        other, other_split, other_label: the image it duplicates, or the class suggested for it.
+        group: number of the group of duplicates; -1 for other kinds.
+        score: cosine similarity of a near duplicate, odds of a suggested label, training images of a small class.
+    """
+
+    kind: str
+    image: str
+    split: str
+    label: str
+    other: str
+    other_split: str
+    other_label: str
+    group: int
+    score: float
+
+
+@dataclass(frozen=True)
+class AuditResult:
+    """The result of an audit of n images; rows are those of ``embeddings``.
 
     Attributes:
         data: name of the images.
-        embeddings: their vectors, labels and names.
-        identical: rows of each content that occurs more than once.
-        leaks: rows of test whose content is in train or val too, ``(l,)``.
-        near: pairs of different contents that are nearly the same picture.
-        suspects: images whose label is probably wrong; of identical images the first stands for all.
-        small: classes with few images in train, or none in test.
-        sizes: ``(k, 2)`` images of each class in train and in test.
-        few: what counted as few.
-        notes: what a reader must know, such as how many images could not be judged.
+        embeddings: their features, labels and ids.
+        identical: groups of rows with identical content.
+        leaks: ``(l,)`` rows of test images whose content is also in train or val.
+        near: pairs of near duplicates.
+        suspects: images whose label is probably wrong; of identical images the first one only.
+        small: ``(c,)`` classes with fewer than ``few`` training images, or without test images.
+        sizes: ``(k, 2)`` number of images of each class in train and in test.
+        few: threshold for small classes.
+        notes: warnings, such as the number of labels that could not be checked.
     """
 
     data: str
@@ -69,41 +105,111 @@ class Audit:
     few: int
     notes: tuple[str, ...] = ()
 
+    def findings(self) -> dict[str, list[Finding]]:
+        """Return the findings of each kind, the most certain first."""
+        found: dict[str, list[Finding]] = {kind: [] for kind in KINDS}
+        for group, rows in enumerate(self.identical):
+            for row in rows[1:]:
+                found["identical"].append(self._pair("identical", rows[0], row, group, 1.0))
+        groups = connected_groups(self.near.pairs).tolist()
+        for (first, second), group, cosine in zip(self.near.pairs, groups, self.near.cosines.tolist(), strict=True):
+            found["near"].append(self._pair("near", first, second, group, cosine))
+        classes, suspects = self.embeddings.classes, self.suspects
+        for row, suggested, odds in zip(suspects.rows, suspects.suggested, suspects.odds.tolist(), strict=True):
+            found["suspect"].append(Finding("suspect", *self._image(row), "", "", classes[suggested], -1, odds))
+        for label in self.small:
+            n_train = float(self.sizes[label, 0])
+            found["small"].append(Finding("small", "", "", classes[label], "", "", "", -1, n_train))
+        return found
 
-def audit(source: FeatureSet, *, few: int = FEW, progress: bool = False) -> Audit:
-    """Look for copies, near copies, wrong labels and small classes among all images: train, val and test.
+    def counts(self) -> dict[str, dict[str, int]]:
+        """Return the number of findings by kind; of duplicates also how many cross splits, or have different labels."""
+        return {
+            "identical": {"found": len(self.identical), **self._mixed(self.identical)},
+            "near": {"found": len(self.near.pairs), **self._mixed(self.near.pairs)},
+            "suspect": {"found": len(self.suspects.rows)},
+            "small": {"found": len(self.small)},
+        }
 
-    Labels are judged by a linear head on the folds that an image is not in, and by the labels of its nearest
-    neighbours; identical images are taken as one, so that no image vouches for itself. Nothing is chosen by what is
-    found.
+    def to_dict(self) -> dict[str, Any]:
+        """Return all values as JSON can hold them; the same features and seed give the same values."""
+        near = self.near
+        return {
+            "data": self.data,
+            "images": len(self.embeddings),
+            "counts": self.counts(),
+            "in_train_and_test": [self.embeddings.ids[row] for row in self.leaks],
+            "near_duplicates": {
+                "ratio": near.ratio,
+                "k": near.k,
+                "dimension": near.dimension if math.isfinite(near.dimension) else None,
+                "median_cosine_threshold": near.cosine,
+            },
+            "few": self.few,
+            "notes": list(self.notes),
+            "findings": self._rows(),
+        }
+
+    def to_csv(self) -> str:
+        """Return one line per finding."""
+        return csv_text(self._rows(), [field.name for field in fields(Finding)])
+
+    def to_frame(self) -> Any:
+        """Return the findings as a ``pandas.DataFrame``, one row each."""
+        return data_frame(self._rows())
+
+    def _repr_html_(self) -> str:
+        return html_table([{"finding": kind, **count} for kind, count in self.counts().items()])
+
+    def _rows(self) -> list[dict[str, Any]]:
+        return [asdict(finding) for kind in self.findings().values() for finding in kind]
+
+    def _pair(self, kind: str, first: int, second: int, group: int, score: float) -> Finding:
+        return Finding(kind, *self._image(first), *self._image(second), group, score)
+
+    def _image(self, row: int) -> tuple[str, str, str]:
+        embeddings = self.embeddings
+        return embeddings.ids[row], str(embeddings.splits[row]), embeddings.classes[embeddings.y[row]]
+
+    def _mixed(self, groups: Iterable[Rows]) -> dict[str, int]:
+        across_splits = labels_differ = 0
+        for rows in groups:
+            across_splits += len(np.unique(self.embeddings.splits[rows])) > 1
+            labels_differ += len(np.unique(self.embeddings.y[rows])) > 1
+        return {"across_splits": across_splits, "labels_differ": labels_differ}
+
+
+def audit(source: FeatureSet, *, few: int = FEW, progress: bool = False) -> AuditResult:
+    """Find duplicates, near duplicates, label errors and small classes among all images: train, val and test.
+
+    Labels are compared with the out-of-fold predictions of a linear head and with the labels of the nearest neighbours.
+    Identical images count once, so that no copy of an image supports its label.
 
     Args:
-        source: the vectors.
-        few: a class with fewer training images is reported.
-        progress: whether to show progress on stderr.
+        source: the features.
+        few: report classes with fewer training images.
+        progress: whether to show progress bars on stderr.
 
     Raises:
-        CacheError: if the cache file is gone or damaged.
+        CacheError: if the cache file is missing or damaged.
         DataError: if there are fewer than two different images.
     """
     source = replace(source, embeddings=without_views(source.embeddings))
     embeddings, keys = source.embeddings, cached_keys(source)
-    kept = np.sort(np.unique(keys, return_index=True)[1])
+    distinct = np.sort(np.unique(keys, return_index=True)[1])
     bar = partial(tqdm, disable=not progress, leave=False)
-    neighbours = nearest_neighbours(
-        embeddings.x[kept], track=partial(bar, desc="neighbours", unit="block")
-    )
+    neighbours = nearest_neighbours(embeddings.x[distinct], track=partial(bar, desc="neighbours", unit="block"))
     near = near_duplicates(neighbours)
     track = partial(bar, desc="labels", unit="fold")
-    found, notes = _suspects(embeddings.take(kept), neighbours, source.request.seed, track)
+    suspects, notes = _label_errors(embeddings.take(distinct), neighbours, source.request.seed, track)
     small, sizes = small_classes(embeddings.y, embeddings.splits, len(embeddings.classes), few)
-    return Audit(
+    return AuditResult(
         data=source.data,
         embeddings=embeddings,
         identical=exact_duplicates(keys),
         leaks=leaks(source),
-        near=replace(near, pairs=kept[near.pairs]),
-        suspects=replace(found, rows=kept[found.rows]),
+        near=replace(near, pairs=distinct[near.pairs]),
+        suspects=replace(suspects, rows=distinct[suspects.rows]),
         small=small,
         sizes=sizes,
         few=few,
@@ -111,54 +217,55 @@ def audit(source: FeatureSet, *, few: int = FEW, progress: bool = False) -> Audi
     )
 
 
-def _suspects(
+def _label_errors(
     embeddings: Embeddings, neighbours: Neighbours, seed: int, track: Track
 ) -> tuple[LabelErrors, tuple[str, ...]]:
-    """Return the suspect labels, and what a reader must know; classes too small for the folds are left out."""
+    """Return the suspect labels and warnings; classes with fewer images than folds are not checked."""
     y, k = embeddings.y, len(embeddings.classes)
-    judged = np.flatnonzero(np.bincount(y, minlength=k)[y] >= _FOLDS)
-    left_out = len(y) - len(judged)
-    notes = (
-        [f"{left_out} labels not judged: fewer than {_FOLDS} images in their class"]
-        if left_out
-        else []
-    )
-    if len(np.unique(y[judged])) < 2:
+    checked = np.flatnonzero(np.bincount(y, minlength=k)[y] >= _FOLDS)
+    left_out = len(y) - len(checked)
+    notes = []
+    if left_out:
+        notes.append(f"{left_out} labels not checked: fewer than {_FOLDS} images in their class")
+    if len(np.unique(y[checked])) < 2:
+        notes.append("no label checked: fewer than two classes are large enough")
         none = np.empty(0, np.int64)
-        return LabelErrors(none, none, np.empty(0)), (
-            *notes,
-            "no label judged: fewer than two classes are large enough",
-        )
-    part = embeddings.take(judged)
-    probabilities, warnings = out_of_fold(part.x, part.y, k, seed=seed, track=track)
-    p = pool(probabilities, neighbour_class_frequencies(neighbours, y, k)[judged])
-    found = find_label_errors(p, part.y)
-    return replace(found, rows=judged[found.rows]), (*notes, *warnings)
+        return LabelErrors(none, none, np.empty(0)), tuple(notes)
+    part = embeddings.take(checked)
+    probabilities, warnings = out_of_fold_probabilities(part.x, part.y, k, seed=seed, track=track)
+    frequencies = neighbour_class_frequencies(neighbours, y, k)[checked]
+    errors = find_label_errors(pool_with_neighbours(probabilities, frequencies), part.y)
+    return replace(errors, rows=checked[errors.rows]), (*notes, *warnings)
 
 
-def out_of_fold(
+def out_of_fold_probabilities(
     x: NDArray[np.float32], y: Rows, k: int, *, seed: int = 0, track: Track = iter
 ) -> tuple[NDArray[np.float64], tuple[str, ...]]:
-    """Return probabilities ``(n, k)`` by a linear head that has not seen the row, and the heads' warnings.
+    """Return the class probabilities of a linear head for each row, fitted on the folds the row is not in.
 
     Args:
-        x: vectors ``(n, d)``.
+        x: features ``(n, d)``.
         y: labels ``(n,)``, at least three of each class that occurs.
         k: number of classes.
         seed: of the folds.
         track: passes the folds on, and may show how many are done.
+
+    Returns:
+        Probabilities ``(n, k)``, and the warnings of the heads.
     """
     fold = stratified_folds(y, _FOLDS, seed)
     probabilities = np.zeros((len(y), k))
     warnings: dict[str, None] = {}
     for number in track(range(_FOLDS)):
-        inside = fold == number
-        head = make_head(_HEAD, seed=seed).fit(x[~inside], y[~inside])
-        probabilities[np.ix_(inside, head.classes_)] = head.predict_proba(x[inside])
+        held_out = fold == number
+        head = make_head(_HEAD, seed=seed).fit(x[~held_out], y[~held_out])
+        probabilities[np.ix_(held_out, head.classes_)] = head.predict_proba(x[held_out])
         warnings |= dict.fromkeys(head.warnings_)
     return probabilities, tuple(warnings)
 
 
-def pool(probabilities: NDArray[np.float64], votes: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return what the head and the neighbours say together, each ``(n, k)``."""
-    return pool_probabilities([(probabilities, _HEAD_FLOOR), (votes, _VOTE_FLOOR)])
+def pool_with_neighbours(
+    probabilities: NDArray[np.float64], frequencies: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Combine the head's probabilities with the class frequencies among the neighbours, each ``(n, k)``."""
+    return pool_probabilities([(probabilities, _HEAD_FLOOR), (frequencies, _NEIGHBOUR_FLOOR)])

@@ -15,7 +15,6 @@ from featkit.embeddings.pipeline import Compute
 from featkit.errors import DataError
 from featkit.runs.features import cached_keys, load_features
 from featkit.studies.audit import audit
-from featkit.studies.findings import findings, to_csv, to_dict
 
 
 @pytest.fixture
@@ -45,7 +44,7 @@ def planted(photos):
 def test_planted_copies_are_found_by_content(opened, photos):
     """Within a class and under another label; each is a line that names both images."""
     pairs = planted(photos)
-    found = findings(audit(opened()))["identical"]
+    found = audit(opened()).findings()["identical"]
     assert {(line.image, line.other) for line in found} == pairs
     assert {(line.label, line.other_label) for line in found} == {("red", "red"), ("blue", "green")}
 
@@ -53,7 +52,7 @@ def test_planted_copies_are_found_by_content(opened, photos):
 def test_a_planted_wrong_label_is_the_first_suspect(opened, photos):
     """The red picture among the blue ones is named, and red is suggested."""
     (photos / "red" / "7.png").rename(photos / "blue" / "stray.png")
-    first = findings(audit(opened()))["suspect"][0]
+    first = audit(opened()).findings()["suspect"][0]
     assert (first.image, first.label, first.other_label) == ("blue/stray.png", "blue", "red")
     assert first.score > 1
 
@@ -63,7 +62,7 @@ def test_a_copy_does_not_vouch_for_itself(opened, photos):
     for number in range(6):
         shutil.copy(photos / "red" / "7.png", photos / "blue" / f"stray{number}.png")
     (photos / "red" / "7.png").unlink()
-    assert findings(audit(opened()))["suspect"][0].image == "blue/stray0.png"
+    assert audit(opened()).findings()["suspect"][0].image == "blue/stray0.png"
 
 
 def test_leaks_are_test_images_that_are_in_train(opened, photos):
@@ -87,7 +86,7 @@ def test_unreadable_images_are_left_out(opened, photos, tmp_path):
     source = load_features(given, tmp_path / "cache", Compute(on_error="skip"))
     assert len(cached_keys(source)) == len(source.embeddings) == 23
     assert "blue/0.png" not in {
-        line.image for lines in findings(audit(source)).values() for line in lines
+        line.image for lines in audit(source).findings().values() for line in lines
     }
 
 
@@ -97,9 +96,9 @@ def test_classes_too_small_to_be_judged_are_noted_and_listed(opened, photos):
         (photos / colour).mkdir()
         Image.fromarray(np.full((20, 24, 3), 255 * place, np.uint8)).save(photos / colour / "0.png")
     done = audit(opened(), few=2)
-    assert {line.label for line in findings(done)["small"]} == {"black", "white"}
-    assert done.notes[0].startswith("2 labels not judged")
-    assert not {"black", "white"} & {line.label for line in findings(done)["suspect"]}
+    assert {line.label for line in done.findings()["small"]} == {"black", "white"}
+    assert done.notes[0].startswith("2 labels not checked")
+    assert not {"black", "white"} & {line.label for line in done.findings()["suspect"]}
 
 
 def test_one_image_many_times_is_not_enough(opened, photos):
@@ -114,9 +113,9 @@ def test_the_same_audit_gives_the_same_findings_as_json_and_csv(opened, photos):
     """Both hold every finding; counts are of the findings."""
     planted(photos)
     source = opened()
-    values = to_dict(audit(source))
-    assert json.dumps(values, allow_nan=False) == json.dumps(to_dict(audit(source)))
-    rows = list(csv.DictReader(io.StringIO(to_csv(audit(source)))))
+    values = audit(source).to_dict()
+    assert json.dumps(values, allow_nan=False) == json.dumps(audit(source).to_dict())
+    rows = list(csv.DictReader(io.StringIO(audit(source).to_csv())))
     assert [row["image"] for row in rows] == [line["image"] for line in values["findings"]]
     assert values["counts"]["identical"]["found"] == 2
     assert values["counts"]["identical"]["labels_differ"] == 1
@@ -151,6 +150,6 @@ def test_changed_copies_of_real_photographs_are_near_duplicates(real_data, real_
     source = load_features(
         {"data": str(tmp_path / "photos"), "backbone": "resnet18"}, tmp_path / "cache", Compute()
     )
-    found = {tuple(sorted((line.image, line.other))) for line in findings(audit(source))["near"]}
+    found = {tuple(sorted((line.image, line.other))) for line in audit(source).findings()["near"]}
     assert len(expected & found) >= 11
     assert len(found - expected) <= 3
