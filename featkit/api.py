@@ -50,12 +50,11 @@ if TYPE_CHECKING:
     from featkit.heads import make_head as make_head
     from featkit.images import load_images as load_images
     from featkit.images.base import ImageSet
-    from featkit.runs.compare import Compared
+    from featkit.runs.compare import Compared, OverSeeds
     from featkit.runs.directory import SavedRun
     from featkit.runs.features import FeatureSet
     from featkit.runs.fit import Run
     from featkit.runs.predict import Prediction
-    from featkit.runs.seeds import OverSeeds
     from featkit.runs.train import TrainedRun
     from featkit.studies.audit import AuditResult
     from featkit.studies.distill import DistillationResult
@@ -489,7 +488,7 @@ def _summarise_seeds(
     runs: Sequence[Run], heads: Sequence[str], out: PathLike | None
 ) -> dict[str, OverSeeds]:
     """Return mean and interval over the seeds of each head; write them beside the run directories."""
-    from featkit.runs.seeds import over_seeds
+    from featkit.runs.compare import over_seeds
     from featkit.storage import digest, publish
 
     summaries = {}

@@ -176,7 +176,7 @@ def _print_heads(runs: list[Run], out: Path, as_json: bool) -> None:
 
 def _print_seeds(runs: list[Run], out: Path, as_json: bool) -> None:
     """Print what the seeds of a head have in common."""
-    from featkit.runs.seeds import over_seeds
+    from featkit.runs.compare import over_seeds
     from featkit.storage import digest, publish
 
     found = over_seeds([run.report.top1 for run in runs])

@@ -1,84 +1,129 @@
-"""Saved runs, compared on the images that they were all judged on."""
+"""Compare saved runs on the same test images, and one run over several seeds."""
 
 from __future__ import annotations
 
 import csv
-import io
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from math import sqrt
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from scipy.stats import t
 
 from featkit.backbones.saved import is_path
 from featkit.errors import DataError, RunError, SpecError
 from featkit.evaluation import PairedComparison, Predictions, Report, compare
-from featkit.runs.directory import PREDICTIONS_FILE
+from featkit.evaluation.intervals import Interval
+from featkit.runs.directory import PREDICTIONS_FILE, RESULTS_FILE
 
 
 @dataclass(frozen=True)
 class Compared:
-    """Some runs, best first, and what can be said about each pair of them."""
+    """Reports of runs by name, best first, and the comparison of each pair."""
 
     runs: tuple[tuple[str, Report], ...]
     pairs: tuple[PairedComparison, ...]
 
 
+@dataclass(frozen=True)
+class OverSeeds:
+    """Top-1 accuracy over several seeds of the split and of the head.
+
+    Attributes:
+        top1: of each seed.
+        mean, deviation: mean and standard deviation (n - 1).
+        interval95: of the mean over seeds, by Student's t. It does not cover the sampling of test images, which
+            the interval of each run does.
+    """
+
+    top1: tuple[float, ...]
+    mean: float
+    deviation: float
+    interval95: Interval
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the values as JSON can represent them."""
+        return {**asdict(self), "seeds": len(self.top1)}
+
+
+def over_seeds(top1: Sequence[float]) -> OverSeeds:
+    """Return mean, standard deviation and interval of two or more top-1 accuracies."""
+    mean, deviation = float(np.mean(top1)), float(np.std(top1, ddof=1))
+    half = float(t.ppf(0.975, len(top1) - 1)) * deviation / sqrt(len(top1))
+    interval = max(0.0, mean - half), min(1.0, mean + half)
+    return OverSeeds(tuple(top1), mean, deviation, interval)
+
+
 def compare_runs(directories: Sequence[Path]) -> Compared:
-    """Compare run directories; a run is named by its head and backbone, and by its id where that is not enough.
+    """Compare saved runs pairwise; a run is named by its head and backbone, and by its id if that is ambiguous.
 
     Raises:
         SpecError: if there are fewer than two runs.
-        RunError: if a directory is not that of a run, or was made before runs kept their predictions.
-        DataError: if two runs were judged on different images or labels.
+        RunError: if a directory is not a run directory, or has no predictions.
+        DataError: if two runs were evaluated on different images or labels.
     """
     if len({directory.resolve() for directory in directories}) < 2:
         raise SpecError("a comparison needs two runs or more: give their directories")
-    found = [read_run(directory) for directory in directories]
-    titles = [title for title, _, _ in found]
-    names = [
-        title if titles.count(title) == 1 else f"{title} ({directory.name})"
-        for title, directory in zip(titles, directories, strict=True)
-    ]
-    best_first = sorted(zip(names, found, strict=True), key=lambda run: -run[1][1].top1)
-    pairs = compare({name: predictions for name, (_, _, predictions) in best_first})
-    return Compared(tuple((name, report) for name, (_, report, _) in best_first), tuple(pairs))
+    loaded = [read_run(directory) for directory in directories]
+    titles = [title for title, _, _ in loaded]
+    named = []
+    for directory, (title, report, predictions) in zip(directories, loaded, strict=True):
+        name = title if titles.count(title) == 1 else f"{title} ({directory.name})"
+        named.append((name, report, predictions))
+    named.sort(key=lambda run: -run[1].top1)
+    pairs = compare({name: predictions for name, _, predictions in named})
+    return Compared(tuple((name, report) for name, report, _ in named), tuple(pairs))
 
 
 def read_run(directory: Path) -> tuple[str, Report, Predictions]:
-    """Return what a run is called, its report, and what it predicted.
+    """Return title, report and predictions of a run directory.
 
     Raises:
-        RunError: if the directory is not that of a run, or was made before runs kept their predictions.
+        RunError: if it is not a run directory, or has no predictions.
     """
-    again = "make it again with `featkit fit`"
+    fix = "fit it again with `featkit fit`"
     try:
-        report = Report.from_json((directory / "results.json").read_text(encoding="utf-8"))
-        rows = list(csv.DictReader(io.StringIO((directory / PREDICTIONS_FILE).read_text(encoding="utf-8"))))
-        made = report.provenance
-        extra = [" tuned"] if made.get("tuned") else []
-        extra += [f" {made[name]}" for name in ("balance", "subset") if made.get(name)]
-        extra += [f" {made['request']['perturb']}"] if made["request"].get("perturb") else []
-        title = f"{made['head']}{''.join(extra)} on {_network(made)}"
+        report = Report.from_json((directory / RESULTS_FILE).read_text(encoding="utf-8"))
+        with (directory / PREDICTIONS_FILE).open(newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
+        title = _title(report.provenance)
         ids = [row["id"] for row in rows]
-        y, predicted = (np.array([row[name] for row in rows]) for name in ("true", "predicted"))
+        y = np.array([row["true"] for row in rows])
+        predicted = np.array([row["predicted"] for row in rows])
     except FileNotFoundError as error:
-        raise RunError(f"{directory} is no run to compare: {Path(error.filename).name} is missing; {again}") from error
+        missing = Path(error.filename).name
+        raise RunError(f"{directory} is not a run directory: {missing} is missing; {fix}") from error
     except (OSError, DataError, KeyError, TypeError, ValueError) as error:
-        raise RunError(f"{directory} cannot be read as a run ({error}): {again}") from error
+        raise RunError(f"{directory} cannot be read as a run ({error}): {fix}") from error
     return title, report, Predictions(ids, y, predicted)
 
 
-def _network(made: Mapping[str, Any]) -> str:
-    """Return the name of a run's network: of one that was trained, what it was made from."""
-    begun: str = made.get("begun_with", {}).get("backbone", "")
-    backbone: str = made["request"]["backbone"]
-    return begun or (str(made["weights"]) if is_path(backbone) else backbone)
+def _title(provenance: Mapping[str, Any]) -> str:
+    """Return a title such as ``linear tuned longtail:if=50 on resnet18``."""
+    parts = [str(provenance["head"])]
+    if provenance.get("tuned"):
+        parts.append("tuned")
+    parts += [str(provenance[name]) for name in ("balance", "subset") if provenance.get(name)]
+    if provenance["request"].get("perturb"):
+        parts.append(str(provenance["request"]["perturb"]))
+    return f"{' '.join(parts)} on {_network_name(provenance)}"
+
+
+def _network_name(provenance: Mapping[str, Any]) -> str:
+    """Return the name of a run's network; for a network trained by featkit, that of the network it started from."""
+    start: str = provenance.get("begun_with", {}).get("backbone", "")
+    if start:
+        return start
+    backbone: str = provenance["request"]["backbone"]
+    return str(provenance["weights"]) if is_path(backbone) else backbone
 
 
 def to_json(compared: Compared) -> str:
     """Return the runs and the pairs as indented JSON."""
-    runs = [{"name": name, "n": run.n, "top1": run.top1, "interval95": run.interval95} for name, run in compared.runs]
+    runs = []
+    for name, report in compared.runs:
+        runs.append({"name": name, "n": report.n, "top1": report.top1, "interval95": report.interval95})
     return json.dumps({"runs": runs, "pairs": [pair.to_dict() for pair in compared.pairs]}, indent=2)

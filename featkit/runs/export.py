@@ -1,4 +1,4 @@
-"""A saved run as one file, checked on the run's own test images."""
+"""Export a saved run to one file, verified on the run's own test images."""
 
 from __future__ import annotations
 
@@ -15,24 +15,29 @@ from featkit.images.base import ImageSet
 from featkit.runs.directory import SavedRun
 
 
-def export_run(run: SavedRun, path: Path, *, to: str = "onnx", most: int = 256, compute: Compute) -> ExportAgreement:
-    """Write a run into a file; see ``featkit.compression.export.export`` for what is raised.
+def export_run(
+    run: SavedRun, path: Path, *, to: str = "onnx", most: int = 256, compute: Compute
+) -> ExportAgreement:
+    """Export a run to one file and verify its predictions.
 
-    A run in bf16, which neither format computes in, is written and checked in fp32; one in OpenVINO is checked in ONNX
-    Runtime.
+    Neither format computes in bf16: such a run is exported and verified in fp32. A run in OpenVINO is verified
+    in ONNX Runtime.
 
     Args:
-        run: the run; its images must still be there.
+        run: the run; its images must still exist.
         path: the file.
         to: ``onnx`` or ``torch``.
-        most: test images to check it on, spread over the classes; all of them if there are fewer.
-        compute: how the check is done.
+        most: maximum number of test images for the verification, spread over the classes.
+        compute: device and batch size of the verification.
+
+    Raises:
+        FeatkitError: as ``featkit.compression.export.export``.
     """
-    return export(classifier_of(run), path, images_to_check(run, most), to=to, compute=compute)
+    return export(classifier_of(run), path, run_test_images(run, most), to=to, compute=compute)
 
 
 def classifier_of(run: SavedRun) -> Classifier:
-    """Return what a run consists of; bf16 becomes fp32, int8-openvino int8."""
+    """Return network, head, temperature and threshold of a run; bf16 becomes fp32, int8-openvino int8."""
     return Classifier(
         backbone=run.load_backbone(),
         precision="int8" if run.request.precision in INT8 else "fp32",
@@ -45,16 +50,22 @@ def classifier_of(run: SavedRun) -> Classifier:
     )
 
 
-def images_to_check(run: SavedRun, most: int | None = None) -> ImageSet:
-    """Return a run's own test images: all, or as many as are asked for, spread over the classes.
+def run_test_images(run: SavedRun, most: int | None = None) -> ImageSet:
+    """Return the test images of a run.
+
+    Args:
+        run: the run.
+        most: maximum number, spread over the classes; None for all.
 
     Raises:
-        DataError: if the images came from Python, or there is none to test on.
+        DataError: if the images were given in memory, or there are no test images.
     """
     if not run.request.data:
-        raise DataError(f"the images of {run.path} came from Python: fit again with --data")
+        raise DataError(f"the images of {run.path} were given in memory, not by --data: fit again with --data")
     images = replace(run.request, augment=None).load_images()
     rows = images.rows("test")
     if not len(rows):
         raise DataError(f"{images.name} has no test images")
-    return images.take(rows[np.linspace(0, len(rows) - 1, min(most or len(rows), len(rows))).astype(int)])
+    count = min(most or len(rows), len(rows))
+    spread = np.linspace(0, len(rows) - 1, count).astype(int)
+    return images.take(rows[spread])

@@ -1,4 +1,4 @@
-"""A saved run on new pictures: the same road as the training images took."""
+"""Classify image files with a saved run or an exported classifier."""
 
 from __future__ import annotations
 
@@ -22,9 +22,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Prediction:
-    """The most probable classes of one picture, best first, with their probabilities.
+    """Prediction for one image file.
 
-    ``unknown`` says that the first is below the confidence that the run asks for.
+    Attributes:
+        file: path of the image.
+        top: the most probable classes with their probabilities, best first.
+        unknown: whether the probability of the first is below the rejection threshold of the run.
     """
 
     file: str
@@ -33,34 +36,43 @@ class Prediction:
 
     @property
     def answer(self) -> str:
-        """Name of the class, or ``unknown``."""
+        """Name of the predicted class, or ``unknown``."""
         return "unknown" if self.unknown else self.top[0][0]
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the prediction as JSON can hold it."""
+        """Return the prediction as JSON can represent it."""
         top = [{"class": name, "probability": value} for name, value in self.top]
         return {"file": self.file, "answer": self.answer, "top": top}
 
 
 def predict(run: SavedRun, files: list[str], compute: Compute, *, top: int = 5) -> list[Prediction]:
-    """Classify picture files; those that cannot be read are left out where ``compute`` says to skip them.
+    """Classify image files with a saved run.
+
+    Args:
+        run: the run.
+        files: paths of the images.
+        compute: device and batch size, and whether files that cannot be read are skipped.
+        top: number of classes per image.
 
     Raises:
-        WeightsError: if the backbone's weights are not those that the head was fitted on.
-        DecodeError: if a file cannot be read.
+        WeightsError: if the backbone's weights are not those that the head was fitted with.
+        DecodeError: if a file cannot be read, unless such files are skipped.
     """
     network = (run.load_backbone(), run.request.precision, frozenset(range(len(files))))
-    rows, vectors = gathered(embed(images_from_files(files), [network], compute))
+    rows, features = gathered(embed(images_from_files(files), [network], compute))
     if not len(rows):
         return []
-    scores = run.head.predict_proba(vectors)
-    scores = apply_temperature(scores, run.temperature) if run.temperature else scores
+    scores = run.head.predict_proba(features)
+    if run.temperature:
+        scores = apply_temperature(scores, run.temperature)
     names = [run.classes[label] for label in run.head.classes_]
-    return _best([files[row] for row in rows], scores, names, run.threshold, top)
+    return _top_classes([files[row] for row in rows], scores, names, run.threshold, top)
 
 
-def predict_exported(exported: ExportedClassifier, files: list[str], compute: Compute, *, top: int = 5) -> list[Prediction]:
-    """Classify picture files with an exported classifier, as ``predict`` does with a run.
+def predict_exported(
+    exported: ExportedClassifier, files: list[str], compute: Compute, *, top: int = 5
+) -> list[Prediction]:
+    """Classify image files with an exported classifier, as ``predict`` does with a run.
 
     Raises:
         DecodeError: if a file cannot be read.
@@ -68,27 +80,27 @@ def predict_exported(exported: ExportedClassifier, files: list[str], compute: Co
     metadata = exported.metadata
     target = PipelineTarget(metadata.prepare, exported.engine, frozenset(range(len(files))))
     rows, scores = gathered(pipeline.run(images_from_files(files).load, [target], compute, on_cpu=True))
-    return _best([files[row] for row in rows], scores, metadata.classes, metadata.threshold, top) if len(rows) else []
+    if not len(rows):
+        return []
+    names = [files[row] for row in rows]
+    return _top_classes(names, scores, metadata.classes, metadata.threshold, top)
 
 
 def gathered(batches: Iterable[FeatureBatch]) -> tuple[Rows, Vectors]:
-    """Return the rows of all batches, and what the only network made of them; both empty where there is none."""
+    """Concatenate the batches of a single network: row numbers ``(n,)`` and its outputs ``(n, d)``."""
     blocks = [batch.outputs[0] for batch in batches if batch.outputs[0]]
     if not blocks:
         return np.empty(0, np.int64), np.empty((0, 0), np.float32)
     return np.concatenate([rows for rows, _ in blocks]), np.concatenate([vectors for _, vectors in blocks])
 
 
-def _best(
+def _top_classes(
     files: Sequence[str], scores: NDArray[np.floating[Any]], names: Sequence[str], threshold: float, top: int
 ) -> list[Prediction]:
-    """Return the ``top`` classes of each file, by scores ``(n, k)`` with the names of their columns."""
+    """Return the ``top`` classes of each file, by scores ``(n, k)`` with one name per column."""
+    predictions = []
     best = np.argsort(-scores, axis=1, kind="stable")[:, :top]
-    return [
-        Prediction(
-            file,
-            tuple((names[column], float(line[column])) for column in columns),
-            unknown=bool(line[columns[0]] < threshold),
-        )
-        for file, line, columns in zip(files, scores, best, strict=True)
-    ]
+    for file, row, columns in zip(files, scores, best, strict=True):
+        classes = tuple((names[column], float(row[column])) for column in columns)
+        predictions.append(Prediction(file, classes, unknown=bool(row[columns[0]] < threshold)))
+    return predictions

@@ -13,7 +13,7 @@ from featkit.compression.onnx_reader import load_exported
 from featkit.embeddings.pipeline import Compute
 from featkit.evaluation import PairedComparison, Predictions, compare
 from featkit.runs.directory import SavedRun
-from featkit.runs.export import classifier_of, images_to_check
+from featkit.runs.export import classifier_of, run_test_images
 
 _CHECKED_IMAGES = 256
 
@@ -52,8 +52,8 @@ def quantize_run(
     classifier = classifier_of(run)
     int8_backbone = replace(classifier.backbone, quantized=network)
     int8_classifier = replace(classifier, backbone=int8_backbone, precision="int8")
-    export(int8_classifier, path, images_to_check(run, _CHECKED_IMAGES), compute=compute)
-    images, file = images_to_check(run), load_exported(path)
+    export(int8_classifier, path, run_test_images(run, _CHECKED_IMAGES), compute=compute)
+    images, file = run_test_images(run), load_exported(path)
     rows, before, after = predict_with_both(
         classifier, file.engine, images, compute, prepare=file.metadata.prepare
     )

@@ -9,11 +9,10 @@ import pytest
 
 from featkit.embeddings.pipeline import Compute
 from featkit.errors import DataError, RunError, SpecError
-from featkit.runs.compare import compare_runs, to_json
+from featkit.runs.compare import compare_runs, over_seeds, to_json
 from featkit.runs.directory import save_run
 from featkit.runs.features import load_features
 from featkit.runs.fit import FitConfig, fit_run
-from featkit.runs.seeds import over_seeds
 
 
 @pytest.fixture
