@@ -29,7 +29,7 @@ _INPUT = (
 
 @dataclass(frozen=True)
 class ExportMetadata:
-    """What an exported file contains beside the network.
+    """Content of an exported file beside the network.
 
     Attributes:
         classes: names of the columns of the probabilities.

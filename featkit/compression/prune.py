@@ -38,7 +38,7 @@ _IMPORTANCE_IMAGES = 256
 
 @dataclass(frozen=True)
 class PruningConfig:
-    """How a network is pruned: either weights (unstructured) or channels (structured).
+    """Settings of a pruning: of weights (unstructured) or of channels (structured).
 
     Attributes:
         sparsity: fractions of the weights that are zero, one step after the other; each step starts

@@ -40,7 +40,7 @@ _SENSITIVITY_IMAGES = 8
 
 @dataclass(frozen=True)
 class QuantizationRequest:
-    """How a network is quantized.
+    """Settings of a quantization.
 
     Attributes:
         config: calibration method, and layers that stay in float32.
@@ -71,13 +71,13 @@ class QuantizationResult:
 
 
 def quantize(
-    request: Request, wanted: QuantizationRequest, path: Path, compute: Compute
+    request: Request, settings: QuantizationRequest, path: Path, compute: Compute
 ) -> QuantizationResult:
     """Quantize a network, calibrated on training images.
 
     Args:
         request: the network and the images.
-        wanted: how it is quantized.
+        settings: method, layers in float32, number of images.
         path: the ONNX file to write.
         compute: how images are read.
 
@@ -92,12 +92,12 @@ def quantize(
     images = request.load_images()
     keys = content_keys(images, compute)
     task = CalibrationTask(backbone, make_recipe(images, keys, backbone, "int8"), images, keys)
-    calibration_keys = task.train_keys(wanted.images)
+    calibration_keys = task.train_keys(settings.images)
     pixels = read_pixels(task, calibration_keys, compute)
     snr = layer_snr(backbone, pixels[:_SENSITIVITY_IMAGES])
     most_sensitive = [layer for layer, _ in sorted(snr, key=lambda pair: pair[1])]
-    keep = [*wanted.config.keep, *most_sensitive[: wanted.keep_worst]]
-    config = replace(wanted.config, keep=tuple(dict.fromkeys(keep)))
+    keep = [*settings.config.keep, *most_sensitive[: settings.keep_worst]]
+    config = replace(settings.config, keep=tuple(dict.fromkeys(keep)))
     write_quantized(backbone, pixels, path, config)
     identity = digest([backbone.digest, config.identity, *calibration_keys])[:8]
     size = measure_size(backbone, "fp32")

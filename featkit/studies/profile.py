@@ -121,12 +121,9 @@ def parse_network(text: str) -> NetworkSpec:
         SpecError: if the precision is unknown, or not supported by the network.
         RunError: if the directory is neither a network nor a run.
     """
-    spec, at, precision = text.rpartition("@") if "@" in text.rpartition("/")[2] else (text, "", "")
-    known = [*PRECISIONS, "torch"]
-    if at and precision not in known:
-        raise unknown("precision", precision, known)
+    spec, precision = _split_precision(text)
     if is_int8(spec):
-        if at and precision not in INT8:
+        if precision and precision not in INT8:
             raise SpecError(f"{spec} is an int8 network: write it without @{precision}")
         return NetworkSpec(text, Request(data="", backbone=spec), precision or "int8")
     folder = Path(spec).expanduser()
@@ -134,6 +131,18 @@ def parse_network(text: str) -> NetworkSpec:
         run = load_run(folder)
         return NetworkSpec(text, replace(run.request, data=""), precision or run.request.precision)
     return NetworkSpec(text, Request(data="", backbone=spec), precision or "fp32")
+
+
+def _split_precision(text: str) -> tuple[str, str]:
+    """Return spec and precision of ``SPEC[@PRECISION]``; without one, the precision is empty."""
+    # Folders may have an @ in their name: only one behind the last slash counts.
+    if "@" not in text.rpartition("/")[2]:
+        return text, ""
+    spec, _, precision = text.rpartition("@")
+    known = [*PRECISIONS, "torch"]
+    if precision not in known:
+        raise unknown("precision", precision, known)
+    return spec, precision
 
 
 def profile(
@@ -170,17 +179,22 @@ def profile(
         networks, backbones, sizes, timings, runs, strict=True
     ):
         memory = measure_peak_memory(network.request, backbone.quantized, network.precision)
-        result = NetworkProfile(
-            network.spec, size, timing, memory, report=run.report if run else None
-        )
-        if run and runs[0] and run is not runs[0]:
-            result = replace(
-                result,
-                drift=_embedding_drift(runs[0], run),
-                difference=compare_runs(run, runs[0], (network.spec, networks[0].spec)),
-            )
+        result = NetworkProfile(network.spec, size, timing, memory)
+        if run:
+            result = _add_accuracy(result, run, networks[0].spec, runs[0])
         profiles.append(result)
     return profiles
+
+
+def _add_accuracy(
+    profile: NetworkProfile, run: Run, first_spec: str, first: Run | None
+) -> NetworkProfile:
+    """Return the profile with its report, and the comparison with the first network."""
+    profile = replace(profile, report=run.report)
+    if first is None or run is first:
+        return profile
+    difference = compare_runs(run, first, (profile.spec, first_spec))
+    return replace(profile, drift=_embedding_drift(first, run), difference=difference)
 
 
 def evaluate_network(network: NetworkSpec, config: ProfileConfig, compute: Compute) -> Run:

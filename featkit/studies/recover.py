@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class RecoveryConfig:
-    """How a pruned network is retrained.
+    """Settings of the retraining of a pruned network.
 
     Attributes:
         epochs: number of epochs.

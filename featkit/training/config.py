@@ -30,7 +30,7 @@ _NOT_OPTIONS = ("request", "cache")
 
 @dataclass(frozen=True)
 class Option:
-    """How a field of ``TrainingConfig`` is shown and checked as an option.
+    """Help text and valid values of a field of ``TrainingConfig``.
 
     Attributes:
         help: one clause for the help text.
@@ -203,23 +203,21 @@ class TrainingConfig:
         """
         from featkit.embeddings.request import Request
 
-        given = {name: value for name, value in options.items() if value is not None}
+        given = {}
         known = cls.option_names()
-        for name in given:
+        for name, value in options.items():
             if name not in known:
                 raise unknown("training option", name, sorted(known))
-        given = {name: _typed(name, value) for name, value in given.items()}
+            if value is not None:
+                given[name] = _typed(name, value)
         request = Request(
             **{name: given[name] for name in REQUEST_OPTIONS if name in given},
             precision=given.get("frozen_precision", "auto"),
         )
         own = {each.name: given[each.name] for each in option_fields() if each.name in given}
-        augment = own.pop("augment", None)
-        if augment is None and own.get("mode") != "shallow" and request.data != "digits":
-            augment = "basic"
-        return cls(
-            **own, augment=None if augment == "none" else augment, request=request, cache=cache
-        )
+        augment = own.pop("augment", _default_augmentation(own.get("mode", "deep"), request.data))
+        own["augment"] = None if augment == "none" else augment
+        return cls(**own, request=request, cache=cache)
 
     @classmethod
     def option_names(cls) -> tuple[str, ...]:
@@ -241,6 +239,11 @@ class TrainingConfig:
         for name in ("val", *_NOT_OPTIONS):
             del values[name]
         return values
+
+
+def _default_augmentation(mode: str, data: str) -> str:
+    # A flipped or cropped digit may be another one; a classifier alone needs no augmented views.
+    return "none" if mode == "shallow" or data == "digits" else "basic"
 
 
 def option_fields() -> list[Field[Any]]:
@@ -281,13 +284,12 @@ def _typed(name: str, value: Any) -> Any:
     kind = types.get(name, "str")
     is_integer = isinstance(value, int) and not isinstance(value, bool)
     if kind.startswith("int"):
-        if not is_integer or value < 0:
-            raise SpecError(f"{name} = {value!r} is not a whole number of 0 or more")
-        return value
-    if kind == "float":
-        if not is_integer and not isinstance(value, float):
-            raise SpecError(f"{name} = {value!r} is not a number")
-        return value
-    if not is_integer and not isinstance(value, str):
-        raise SpecError(f"{name} = {value!r} is not a string")
-    return str(value)
+        valid, description = is_integer and value >= 0, "a whole number of 0 or more"
+    elif kind == "float":
+        valid, description = is_integer or isinstance(value, float), "a number"
+    else:
+        valid, description = is_integer or isinstance(value, str), "a string"
+        value = str(value) if is_integer else value
+    if not valid:
+        raise SpecError(f"{name} = {value!r} is not {description}")
+    return value

@@ -63,7 +63,7 @@ class TrainingCallbacks:
 
 @dataclass(frozen=True)
 class ExecutionConfig:
-    """How a training is executed; nothing here decides the weights.
+    """Execution of a training; nothing here decides the weights.
 
     Attributes:
         compute: the device, and how frozen layers are run.

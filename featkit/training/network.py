@@ -110,18 +110,23 @@ def first_trainable_block(network: nn.Module, name: str, config: TrainingConfig)
         return max(len(names), 1)
     if not names:
         raise SpecError(f"{name} is not divided into blocks: use --mode shallow or full")
-    if config.unfreeze.isdecimal():
-        count = int(config.unfreeze)
+    return _first_unfrozen(names, name, config.unfreeze)
+
+
+def _first_unfrozen(names: list[str], network: str, unfreeze: str) -> int:
+    """Return the index of the block that ``TrainingConfig.unfreeze`` selects."""
+    if unfreeze.isdecimal():
+        count = int(unfreeze)
         if not 1 <= count < len(names):
             raise SpecError(
-                f"--unfreeze {count}: {name} has {len(names) - 1} blocks; "
+                f"--unfreeze {count}: {network} has {len(names) - 1} blocks; "
                 "use --mode full to train all layers"
             )
         return len(names) - count
     for index, block in enumerate(names):
-        if index > 0 and config.unfreeze in (block, block.partition(".")[0]):
+        if index > 0 and unfreeze in (block, block.partition(".")[0]):
             return index
-    raise unknown(f"block of {name}", config.unfreeze, [*_STAGES, *names[1:]])
+    raise unknown(f"block of {network}", unfreeze, [*_STAGES, *names[1:]])
 
 
 def frozen_output_layer(network: nn.Module, start: int) -> str | None:

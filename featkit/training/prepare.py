@@ -55,7 +55,7 @@ class PreparedTraining:
 
     @property
     def description(self) -> NetworkDescription:
-        """How the trained network is rebuilt, and its name."""
+        """Description from which the trained network is rebuilt."""
         config, backbone = self.config, self.backbone
         kinds = {
             "deep": f"{config.unfreeze} fine-tuned",

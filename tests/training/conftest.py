@@ -15,7 +15,7 @@ SMALL = {"data": "digits", "limit": "train=40,val=10,test=20", "resize": "8", "p
 
 
 @pytest.fixture
-def wanted(tmp_path):
+def make_config(tmp_path):
     """Return a function that makes a small training from settings; options with a request's names go there."""
 
     def make(*, augment=None, views=2, val=0.1, **options):
@@ -31,11 +31,11 @@ def wanted(tmp_path):
 
 
 @pytest.fixture
-def trained(wanted):
+def trained(make_config):
     """Return a function that trains."""
 
-    def make(*, how=None, **options):
-        return finetune(prepare(wanted(**options), COMPUTE), how or ExecutionConfig(COMPUTE))
+    def make(*, execution=None, **options):
+        return finetune(prepare(make_config(**options), COMPUTE), execution or ExecutionConfig(COMPUTE))
 
     return make
 

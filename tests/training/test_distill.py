@@ -26,13 +26,13 @@ def teacher():
 
 
 @pytest.fixture
-def student(wanted, teacher):
-    def make(*, how=None, width=512, classifier=None, **options):
+def student(make_config, teacher):
+    def make(*, execution=None, width=512, classifier=None, **options):
         distillation = DistillationConfig(
             **{name: options.pop(name) for name in set(options) & {"loss", "alpha", "distance"}}
         )
-        prepared = prepare(wanted(**options), COMPUTE)
-        done = distill(prepared, teacher, width, distillation, how or ExecutionConfig(COMPUTE), classifier=classifier)
+        prepared = prepare(make_config(**options), COMPUTE)
+        done = distill(prepared, teacher, width, distillation, execution or ExecutionConfig(COMPUTE), classifier=classifier)
         return {**{name: value.numpy() for name, value in done.network.state_dict().items()}, "coef": done.coef}
 
     return make
@@ -43,8 +43,8 @@ def equal(one, other):
 
 
 @pytest.mark.parametrize("mode", ["shallow", "deep", "full"])
-def test_alpha_zero_is_training_without_a_teacher_bit_for_bit(student, wanted, mode):
-    plain = finetune(prepare(wanted(mode=mode, augment="shift"), COMPUTE), ExecutionConfig(COMPUTE))
+def test_alpha_zero_is_training_without_a_teacher_bit_for_bit(student, make_config, mode):
+    plain = finetune(prepare(make_config(mode=mode, augment="shift"), COMPUTE), ExecutionConfig(COMPUTE))
     ours = student(mode=mode, augment="shift", alpha=0)
     assert np.array_equal(plain.coef, ours["coef"])
     assert equal({name: value.numpy() for name, value in plain.network.state_dict().items()}, ours)

@@ -83,16 +83,16 @@ def test_the_same_seed_gives_the_same_weights(trained, mode):
     assert differing(one, state(trained(mode=mode, augment="shift", mixup=0.2, cutmix=0.5, ema=0.9, seed=1)))
 
 
-def test_cached_activations_equal_those_of_the_frozen_layers(wanted):
+def test_cached_activations_equal_those_of_the_frozen_layers(make_config):
     """They are equal up to float16."""
-    prepared = prepare(wanted(mode="deep"), COMPUTE)
+    prepared = prepare(make_config(mode="deep"), COMPUTE)
     model = initial_model(prepared)
     kept, _ = make_inputs(prepared, model.body, COMPUTE)
     live = ImageInputs(kept_images(prepared), kept.views, prepared.backbone.preprocess, frozen_layers=trunk(prepared))
     rows = [np.arange(5), np.array([7, 6])]
-    for (ours, _), (anew, _) in zip(kept.batches(0, rows), live.batches(0, rows), strict=True):
+    for (ours, _), (live_inputs, _) in zip(kept.batches(0, rows), live.batches(0, rows), strict=True):
         assert ours.dtype == torch.float16
-        np.testing.assert_allclose(ours.float(), anew, rtol=2e-3, atol=1e-3)
+        np.testing.assert_allclose(ours.float(), live_inputs, rtol=2e-3, atol=1e-3)
 
 
 def kept_images(prepared):
@@ -111,10 +111,10 @@ class _StopError(Exception):
 
 
 @pytest.mark.parametrize("mode", ["shallow", "deep", "full"])
-def test_an_interrupted_training_resumes_to_the_same_weights(wanted, tmp_path, mode, monkeypatch):
+def test_an_interrupted_training_resumes_to_the_same_weights(make_config, tmp_path, mode, monkeypatch):
     """With a checkpoint after every step, interrupted at random steps."""
     monkeypatch.setattr(loop, "_CHECKPOINT_SECONDS", 0.0)
-    prepared = prepare(wanted(mode=mode, augment="shift", mixup=0.2, ema=0.9, patience=5), COMPUTE)
+    prepared = prepare(make_config(mode=mode, augment="shift", mixup=0.2, ema=0.9, patience=5), COMPUTE)
     whole = finetune(prepared, ExecutionConfig(COMPUTE))
     moments = [(epoch, step) for epoch in range(2) for step in range(1, 6)]
     for moment in random.Random(0).sample(moments, 3):
@@ -173,14 +173,14 @@ def test_a_killed_training_resumes_to_the_same_weights(tmp_path):
     assert differing(whole, killed) == set()
 
 
-def test_a_checkpoint_of_another_training_is_refused(wanted, tmp_path):
-    finetune(prepare(wanted(mode="shallow"), COMPUTE), ExecutionConfig(COMPUTE, tmp_path))
+def test_a_checkpoint_of_another_training_is_refused(make_config, tmp_path):
+    finetune(prepare(make_config(mode="shallow"), COMPUTE), ExecutionConfig(COMPUTE, tmp_path))
     with pytest.raises(TrainingError, match="is of another training"):
-        finetune(prepare(wanted(mode="shallow", lr=0.5), COMPUTE), ExecutionConfig(COMPUTE, tmp_path, resume=True))
+        finetune(prepare(make_config(mode="shallow", lr=0.5), COMPUTE), ExecutionConfig(COMPUTE, tmp_path, resume=True))
 
 
-def test_a_damaged_checkpoint_is_refused(wanted, tmp_path):
-    prepared = prepare(wanted(mode="shallow"), COMPUTE)
+def test_a_damaged_checkpoint_is_refused(make_config, tmp_path):
+    prepared = prepare(make_config(mode="shallow"), COMPUTE)
     finetune(prepared, ExecutionConfig(COMPUTE, tmp_path))
     file = tmp_path / "checkpoint.pt"
     file.write_bytes(file.read_bytes()[:1000])
@@ -188,17 +188,17 @@ def test_a_damaged_checkpoint_is_refused(wanted, tmp_path):
         finetune(prepared, ExecutionConfig(COMPUTE, tmp_path, resume=True))
 
 
-def test_changed_images_change_the_fingerprint(wanted, photos):
+def test_changed_images_change_the_fingerprint(make_config, photos):
     options = {"data": str(photos), "limit": None, "mode": "shallow"}
-    before = prepare(wanted(**options), COMPUTE).fingerprint
+    before = prepare(make_config(**options), COMPUTE).fingerprint
     image = next(photos.glob("red/*.png"))
     image.write_bytes((photos / "blue" / "0.png").read_bytes())
-    assert prepare(wanted(**options), COMPUTE).fingerprint != before
+    assert prepare(make_config(**options), COMPUTE).fingerprint != before
 
 
 def test_a_diverging_loss_raises_an_error_that_suggests_a_lower_rate(trained, tmp_path):
     with pytest.raises(TrainingError, match=r"lower --lr \(1e\+06\)"):
-        trained(mode="full", lr=1e6, epochs=3, how=ExecutionConfig(COMPUTE, tmp_path))
+        trained(mode="full", lr=1e6, epochs=3, execution=ExecutionConfig(COMPUTE, tmp_path))
 
 
 def test_a_batch_of_one_image_is_refused_with_batchnorm(trained):
@@ -223,15 +223,15 @@ def test_the_best_epoch_on_validation_is_kept(trained):
     assert max(scores) == max(epoch.val.top1 for epoch in done.history)
 
 
-def test_val_zero_moves_validation_images_to_train(wanted):
-    prepared = prepare(wanted(val=0), COMPUTE)
+def test_val_zero_moves_validation_images_to_train(make_config):
+    prepared = prepare(make_config(val=0), COMPUTE)
     assert set(prepared.images.splits) == {"train", "test"}
 
 
-def test_a_class_with_one_image_stays_in_train(wanted, photos):
+def test_a_class_with_one_image_stays_in_train(make_config, photos):
     for image in sorted(photos.glob("red/*.png"))[1:]:
         image.unlink()
-    images = split_validation(wanted(data=str(photos), limit=None, split="70/0/30").request.load_images(), 0.3, seed=0)
+    images = split_validation(make_config(data=str(photos), limit=None, split="70/0/30").request.load_images(), 0.3, seed=0)
     red = images.classes.index("red")
     assert (images.splits[images.labels == red] == "train").all()
 
@@ -261,14 +261,14 @@ def test_the_history_has_a_row_for_each_epoch(trained):
 @pytest.mark.parametrize(
     "wrong", [{"mode": "medium"}, {"lr": -1}, {"optimiser": "lbfgs"}, {"mixup": 1e9}, {"epochs": 0}]
 )
-def test_an_invalid_training_setting_is_refused(wanted, wrong):
+def test_an_invalid_training_setting_is_refused(make_config, wrong):
     with pytest.raises(SpecError):
-        wanted(**wrong)
+        make_config(**wrong)
 
 
-def test_training_on_perturbed_images_is_refused(wanted):
+def test_training_on_perturbed_images_is_refused(make_config):
     with pytest.raises(SpecError, match="leave --perturb out"):
-        wanted(perturb="fog:level=mild")
+        make_config(perturb="fog:level=mild")
 
 
 DISTRIBUTED = (
