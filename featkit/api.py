@@ -1559,11 +1559,7 @@ def _distill_runs(options: Mapping[str, Any]) -> dict[str, Path]:
     from featkit.training.loop import ExecutionConfig
 
     compute, config, out = _training_compute(options), _training_config(options), Path(options["out"])
-    given = {}
-    for field in fields(DistillationConfig):
-        if options.get(field.name) is not None:
-            given[field.name] = options[field.name]
-    students = {"distilled": DistillationConfig(**given)}
+    students = {"distilled": DistillationConfig.from_options(options)}
     if options["alone"]:
         # Trained first, without a weight on the teacher.
         students = {"alone": DistillationConfig(alpha=0), **students}
