@@ -2,10 +2,10 @@
 
     FEATKIT_TEST_DATA=... FEATKIT_WEIGHTS=... python experiments/benchmarks/training.py
 
-Both train layer4 and the classifier of a network whose other blocks stay as they are, with the same settings and the
-same seed. One reads the activations of four augmented views of each image from the cache, which is empty at first; the
-other decodes, augments and runs the frozen blocks in each epoch. Without
-the real images and weights there is nothing to measure, and it says so.
+Both train layer4 and the classifier of a network whose other blocks stay as they are, with the same
+settings and the same seed. One reads the activations of four augmented views of each image from the
+cache, which is empty at first; the other decodes, augments and runs the frozen blocks in each
+epoch. Without the real images and weights there is nothing to measure, and it says so.
 """
 
 from __future__ import annotations
@@ -48,7 +48,9 @@ def main() -> None:
         print("FEATKIT_TEST_DATA and FEATKIT_WEIGHTS are not set: nothing is measured")
         return
     arguments = parse()
-    print(f"{arguments.limit}, {arguments.resize or 256} / {arguments.crop or 224} pixels, {arguments.epochs} epochs")
+    print(
+        f"{arguments.limit}, {arguments.resize or 256} / {arguments.crop or 224} pixels, {arguments.epochs} epochs"
+    )
     for backbone in arguments.backbone:
         kept, live = (timed(backbone, views, arguments) for views in (4, 0))
         report(backbone, kept, live)
@@ -56,9 +58,13 @@ def main() -> None:
 
 def parse() -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--backbone", nargs="+", default=["resnet18", "resnet50"])
-    parser.add_argument("--limit", default="train=1000,test=1000", help="part of Caltech-101 [%(default)s]")
+    parser.add_argument(
+        "--limit", default="train=1000,test=1000", help="part of Caltech-101 [%(default)s]"
+    )
     parser.add_argument("--epochs", type=int, default=20)
     parser.add_argument("--resize", help="shorter edge in pixels [256]")
     parser.add_argument("--crop", help="centre crop in pixels [224]")
@@ -83,7 +89,9 @@ def timed(backbone: str, views: int, arguments: argparse.Namespace) -> Timed:
         )
         prepared = prepare(config, compute)
         begun: list[float] = []
-        callbacks = TrainingCallbacks(on_step=lambda *_: begun or begun.append(time.perf_counter()), on_epoch=progress)
+        callbacks = TrainingCallbacks(
+            on_step=lambda *_: begun or begun.append(time.perf_counter()), on_epoch=progress
+        )
         start = time.perf_counter()
         trained = finetune(prepared, ExecutionConfig(compute, callbacks=callbacks))
         total = time.perf_counter() - start
@@ -113,7 +121,9 @@ def report(backbone: str, kept: Timed, live: Timed) -> None:
     """Print both, and the ratios."""
     level = min(max(kept.val), max(live.val))
     print(f"{backbone}: both reach a val top-1 of {level:.3f}")
-    print("             before   epoch (median)   all epochs   to that val   test top-1               on disk")
+    print(
+        "             before   epoch (median)   all epochs   to that val   test top-1               on disk"
+    )
     for name, run in (("kept", kept), ("end to end", live)):
         low, high = run.interval
         print(
@@ -122,7 +132,10 @@ def report(backbone: str, kept: Timed, live: Timed) -> None:
             f"{run.disk / 1e6:10.0f} MB"
         )
     epoch = statistics.median(live.epochs) / statistics.median(kept.epochs)
-    print(f"images/s in an epoch {epoch:.2f}x; wall time {live.total / kept.total:.2f}x less for all epochs, ", end="")
+    print(
+        f"images/s in an epoch {epoch:.2f}x; wall time {live.total / kept.total:.2f}x less for all epochs, ",
+        end="",
+    )
     print(f"{reached(live, level) / reached(kept, level):.2f}x less to the same val top-1")
 
 

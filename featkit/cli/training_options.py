@@ -42,7 +42,7 @@ _BAR = "{l_bar}{bar}| {elapsed}<{remaining}{postfix}"
 
 
 def _config_option(each: Field[Any]) -> Decorator[F]:
-    """Return the option that fills a field of ``TrainingConfig``; its default is None, for "not given"."""
+    """Return the option that fills a field of ``TrainingConfig``; None if it is not given."""
     setting: TrainingOption = each.metadata["option"]
     kind: Any = None
     if setting.choices:
@@ -107,7 +107,7 @@ def training_of(options: Mapping[str, Any], cache: Path) -> TrainingConfig:
 
 
 def training_compute(options: Mapping[str, Any]) -> Compute:
-    """Return how the work is to be done; the size of a batch is that of training, and decides the weights."""
+    """Return the compute options; the batch size is one of the training instead."""
     import sys
 
     from featkit.embeddings.pipeline import Compute

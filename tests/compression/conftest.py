@@ -20,15 +20,23 @@ def tiny() -> Backbone:
 
     def build() -> nn.Module:
         with seeded(0):
-            layers = [nn.Conv2d(3, 8, 3, stride=2), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1)]
+            layers = [
+                nn.Conv2d(3, 8, 3, stride=2),
+                nn.ReLU(),
+                nn.Conv2d(8, 8, 3),
+                nn.ReLU(),
+                nn.AdaptiveAvgPool2d(1),
+            ]
             return freeze(nn.Sequential(*layers, nn.Flatten()))
 
-    return Backbone("tiny", "random", "random:0", "5", "avg", Preprocess(resize=16, crop=(16, 16)), build)
+    return Backbone(
+        "tiny", "random", "random:0", "5", "avg", Preprocess(resize=16, crop=(16, 16)), build
+    )
 
 
 @pytest.fixture
 def blobs() -> Callable[..., tuple[np.ndarray, np.ndarray]]:
-    """Return a function that makes features of k separable classes, with labels that are not 0..k-1."""
+    """Return a function that makes features of k separable classes, labels not 0..k-1."""
 
     def make(k: int = 4, n: int = 60, d: int = 8) -> tuple[np.ndarray, np.ndarray]:
         y = np.arange(n) % k

@@ -38,8 +38,12 @@ def classifier(tiny, colours):
 def fitted(backbone, colours, precision):
     images = colours(24)
     pixels = np.stack([backbone.preprocess(images.load(row)) for row in range(len(images))])
-    head = make_head("linear").fit(open_engine(backbone, precision=precision)(pixels), images.labels)
-    return Classifier(backbone, precision, head, "linear", images.classes, Temperature(1.5, 1e-4), 0.1, RECIPE)
+    head = make_head("linear").fit(
+        open_engine(backbone, precision=precision)(pixels), images.labels
+    )
+    return Classifier(
+        backbone, precision, head, "linear", images.classes, Temperature(1.5, 1e-4), 0.1, RECIPE
+    )
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +98,10 @@ print(scores.argmax(1).tolist())
 def test_an_int8_network_is_exported_with_its_head(tiny, colours, tmp_path):
     images = colours(24)
     quantize(tiny, [images.load(row) for row in range(24)], tmp_path / "int8.onnx")
-    backbone = replace(tiny, quantized=QuantizedNetwork(tmp_path / "int8.onnx", digest_file(tmp_path / "int8.onnx")))
+    backbone = replace(
+        tiny,
+        quantized=QuantizedNetwork(tmp_path / "int8.onnx", digest_file(tmp_path / "int8.onnx")),
+    )
     found = export(fitted(backbone, colours, "int8"), tmp_path / "model.onnx", colours(8, seed=1))
     assert (found.n, found.differing) == (8, 0)
     with pytest.raises(SpecError, match="use --format onnx"):
@@ -111,7 +118,11 @@ def test_torch_runs_an_exported_program(classifier, colours, tmp_path):
 def test_a_file_with_other_predictions_is_not_kept(classifier, colours, tmp_path, monkeypatch):
     wrong = deepcopy(classifier.head)
     wrong.coef_ = -wrong.coef_
-    monkeypatch.setattr(module, "make_scores_module", lambda head, temperature: make_scores_module(wrong, temperature))
+    monkeypatch.setattr(
+        module,
+        "make_scores_module",
+        lambda head, temperature: make_scores_module(wrong, temperature),
+    )
     with pytest.raises(SpecError, match="another class than the run"):
         export(classifier, tmp_path / "model.onnx", colours(8, seed=1))
     assert not list(tmp_path.iterdir())
@@ -175,5 +186,10 @@ def test_an_unknown_format_or_a_missing_folder_is_refused(classifier, colours, t
 
 
 def test_the_check_uses_the_given_compute(classifier, colours, tmp_path):
-    found = export(classifier, tmp_path / "model.onnx", colours(8, seed=1), compute=Compute(workers=1, batch_size=3))
+    found = export(
+        classifier,
+        tmp_path / "model.onnx",
+        colours(8, seed=1),
+        compute=Compute(workers=1, batch_size=3),
+    )
     assert found.n == 8

@@ -25,8 +25,10 @@ from featkit.storage import available_cores
 
 
 def test_macs_follow_the_formula():
-    """A convolution: output pixels x kernel x channels in x channels out; a linear layer: in x out."""
-    network = nn.Sequential(nn.Conv2d(3, 5, 3, stride=2, padding=1), nn.Flatten(), nn.Linear(5 * 4 * 4, 7))
+    """A convolution: output pixels x kernel x channels in x out; a linear layer: in x out."""
+    network = nn.Sequential(
+        nn.Conv2d(3, 5, 3, stride=2, padding=1), nn.Flatten(), nn.Linear(5 * 4 * 4, 7)
+    )
     assert count_macs(network, (8, 8)) == 4 * 4 * 9 * 3 * 5 + 80 * 7
 
 
@@ -39,14 +41,19 @@ def test_macs_of_resnet18_equal_the_published_number():
 def test_a_size_counts_zeros_and_depends_on_the_precision(tiny):
     size = measure_size(tiny, "fp32")
     assert size.parameters == size.nonzero == 3 * 8 * 9 + 8 + 8 * 8 * 9 + 8
-    assert (size.bytes, measure_size(tiny, "bf16").bytes) == (4 * size.parameters, 2 * size.parameters)
+    assert (size.bytes, measure_size(tiny, "bf16").bytes) == (
+        4 * size.parameters,
+        2 * size.parameters,
+    )
     with pytest.raises(SpecError, match="give --data"):
         measure_size(tiny, "int8")
 
 
 def test_the_unoptimised_network_gives_the_same_embeddings(tiny):
     pixels = np.random.default_rng(0).integers(0, 256, (3, 16, 16, 3), dtype=np.uint8)
-    np.testing.assert_allclose(open_any(tiny, "torch")(pixels), open_engine(tiny)(pixels), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(
+        open_any(tiny, "torch")(pixels), open_engine(tiny)(pixels), rtol=1e-5, atol=1e-6
+    )
 
 
 def test_networks_are_timed_in_turn():
@@ -67,11 +74,16 @@ def test_networks_are_timed_in_turn():
     assert [name for name, _, _ in on_one] == ["a", "b"] * 6
     assert [size for _, size, _ in on_one] == [1] * 8 + [32] * 4
     assert {threads for *_, threads in calls} == {1}
-    assert [name for name, _, _ in calls[12:]] == [*["a"] * available_cores(), *["b"] * available_cores()] * 2
+    assert [name for name, _, _ in calls[12:]] == [
+        *["a"] * available_cores(),
+        *["b"] * available_cores(),
+    ] * 2
     assert fast.median_ms < slow.median_ms <= slow.p95_ms
     assert fast.images_per_s > slow.images_per_s
     assert fast.images_per_s_all_cores > slow.images_per_s_all_cores
-    assert slow.images_per_s_all_cores > 0.5 * available_cores() * slow.images_per_s  # they sleep side by side
+    assert (
+        slow.images_per_s_all_cores > 0.5 * available_cores() * slow.images_per_s
+    )  # they sleep side by side
 
 
 def test_a_network_that_shares_a_batch_uses_all_threads():

@@ -15,7 +15,11 @@ from featkit.backbones.layers import freeze
 from featkit.backbones.state_dict import seeded
 from featkit.compression.profile import count_macs
 from featkit.compression.recalibrate import recalibrate_batchnorm
-from featkit.compression.structured import importance_by_activation, importance_by_magnitude, prune_channels
+from featkit.compression.structured import (
+    importance_by_activation,
+    importance_by_magnitude,
+    prune_channels,
+)
 from featkit.compression.unstructured import prune_weights
 from featkit.errors import SpecError
 
@@ -94,7 +98,10 @@ def test_channels_are_removed_down_to_the_target_macs(network):
     assert 0.5 < left <= 0.6
     assert narrowed.module(IMAGES).shape == network(IMAGES).shape
     assert all(width % 8 == 0 for width in narrowed.widths.values())
-    assert all(narrowed.module.get_submodule(name).out_channels == width for name, width in narrowed.widths.items())
+    assert all(
+        narrowed.module.get_submodule(name).out_channels == width
+        for name, width in narrowed.widths.items()
+    )
 
 
 @pytest.mark.parametrize("network", NETWORKS.values(), ids=NETWORKS)

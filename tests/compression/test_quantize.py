@@ -65,8 +65,16 @@ def test_named_and_most_sensitive_layers_stay_in_float32(made):
     _, found, _ = made
     worst = min(found.snr, key=lambda each: each[1])[0]
     assert found.config.keep == ("layer4.1", worst)
-    kept = {each.name for each in onnx.load(made[0] / INT8_FILE).graph.initializer if each.data_type == 1}
-    assert {"network.layer4.1.conv1.weight", "network.layer4.1.conv2.weight", f"network.{worst}.weight"} <= kept
+    kept = {
+        each.name
+        for each in onnx.load(made[0] / INT8_FILE).graph.initializer
+        if each.data_type == 1
+    }
+    assert {
+        "network.layer4.1.conv1.weight",
+        "network.layer4.1.conv2.weight",
+        f"network.{worst}.weight",
+    } <= kept
     assert "network.layer3.0.conv1.weight" not in kept
 
 
@@ -129,7 +137,12 @@ def test_a_damaged_card_or_another_network_is_refused(made, tmp_path):
 def test_an_unknown_layer_is_refused(made, tmp_path):
     *_, request = made
     with pytest.raises(SpecError, match=r"unknown layer with weights 'layer9'.*layer4\.1\.conv2"):
-        quantize(request, QuantizationRequest(QuantizationConfig(keep=("layer9",))), tmp_path / "network.onnx", COMPUTE)
+        quantize(
+            request,
+            QuantizationRequest(QuantizationConfig(keep=("layer9",))),
+            tmp_path / "network.onnx",
+            COMPUTE,
+        )
     assert not list(tmp_path.iterdir())
 
 
@@ -143,7 +156,10 @@ def test_sensitivity_is_reported_for_every_layer(tiny):
         return network
 
     pixels = list(np.random.default_rng(0).integers(0, 256, (4, 16, 16, 3), dtype=np.uint8))
-    before, after = dict(layer_snr(tiny, pixels)), dict(layer_snr(replace(tiny, build=build), pixels))
+    before, after = (
+        dict(layer_snr(tiny, pixels)),
+        dict(layer_snr(replace(tiny, build=build), pixels)),
+    )
     assert before.keys() == after.keys() == {"0", "2"}
     assert all(20 < noise < 80 for noise in before.values())
 

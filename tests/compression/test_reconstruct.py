@@ -14,7 +14,12 @@ from featkit.backbones.layers import freeze
 from featkit.backbones.resnet_modules import make_resnet
 from featkit.backbones.state_dict import seeded
 from featkit.compression.reconstruct import reconstruct
-from featkit.compression.structured import NarrowedNetwork, importance_by_magnitude, inner_convolutions, prune_channels
+from featkit.compression.structured import (
+    NarrowedNetwork,
+    importance_by_magnitude,
+    inner_convolutions,
+    prune_channels,
+)
 
 with seeded(1):
     IMAGES = list(torch.randn(4, 16, 3, 48, 48))
@@ -79,7 +84,9 @@ def test_reconstruction_without_removed_channels_changes_nothing(network):
         if value.ndim == 4:
             torch.testing.assert_close(fitted.state_dict()[name], value, rtol=1e-3, atol=1e-4)
     outputs = network(IMAGES[0])
-    torch.testing.assert_close(fitted(IMAGES[0]), outputs, rtol=1e-3, atol=1e-3 * float(outputs.abs().max()))
+    torch.testing.assert_close(
+        fitted(IMAGES[0]), outputs, rtol=1e-3, atol=1e-3 * float(outputs.abs().max())
+    )
 
 
 @pytest.mark.parametrize("name", ["basic", "bottleneck", "plain"])
@@ -97,7 +104,9 @@ def test_reconstruction_restores_statistics_for_training(name):
     with torch.no_grad():
         expected = fitted(batch)
         learning = copy.deepcopy(fitted).train()(batch)
-    torch.testing.assert_close(learning, expected, rtol=0.05, atol=0.02 * float(expected.abs().max()))
+    torch.testing.assert_close(
+        learning, expected, rtol=0.05, atol=0.02 * float(expected.abs().max())
+    )
 
 
 @pytest.mark.parametrize("kind", ["basic", "bottleneck"])
@@ -107,7 +116,10 @@ def test_removing_duplicated_channels_costs_nothing(kind):
     kept = {}
     for each in inner_convolutions(network):
         half = each.conv.out_channels // 2
-        for values in (each.conv.weight, *(value for value in each.norm.state_dict().values() if value.ndim)):
+        for values in (
+            each.conv.weight,
+            *(value for value in each.norm.state_dict().values() if value.ndim),
+        ):
             values[half:] = values[:half]
         kept[each.name] = torch.arange(half)
     everything = {name: torch.ones(2 * len(rows)) for name, rows in kept.items()}
@@ -136,7 +148,9 @@ def test_a_convolution_equals_the_ridge_regression_solution():
 
         theirs, ours = before(network), before(fitted)
         norm = whole.bn2
-        target = whole.bn2(whole.conv2(whole.relu(whole.bn1(whole.conv1(theirs))))) + whole.downsample(theirs)
+        target = whole.bn2(
+            whole.conv2(whole.relu(whole.bn1(whole.conv1(theirs))))
+        ) + whole.downsample(theirs)
         target = (target - whole.downsample(ours) - norm.bias[:, None, None]).double()
         scale = (norm.weight / (norm.running_var + norm.eps).sqrt()).double()
         y = (target / scale[:, None, None]).flatten(2).transpose(1, 2).flatten(0, 1)
@@ -145,11 +159,17 @@ def test_a_convolution_equals_the_ridge_regression_solution():
         centred, start = x - x.mean(0), old.conv2.weight.flatten(1).T.double()
         gram = centred.T @ centred / len(x)
         ridge = 0.01 * gram.diagonal().mean() * torch.eye(len(gram))
-        change = torch.linalg.solve(gram + ridge, centred.T @ (y - y.mean(0) - centred @ start) / len(x))
+        change = torch.linalg.solve(
+            gram + ridge, centred.T @ (y - y.mean(0) - centred @ start) / len(x)
+        )
         weights = start + change
         mean = (x @ weights).mean(0) - y.mean(0)
-    torch.testing.assert_close(narrow.conv2.weight.flatten(1).T.double(), weights, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(
+        narrow.conv2.weight.flatten(1).T.double(), weights, rtol=1e-3, atol=1e-4
+    )
     given = narrow.bn2(narrow.conv2(hidden)) + whole.downsample(ours)
     fit = scale[:, None] * ((x @ weights).T - mean[:, None]) + norm.bias[:, None].double()
-    fit = fit.reshape(len(fit), len(batch), -1).transpose(0, 1).reshape(given.shape) + whole.downsample(ours)
+    fit = fit.reshape(len(fit), len(batch), -1).transpose(0, 1).reshape(
+        given.shape
+    ) + whole.downsample(ours)
     torch.testing.assert_close(given.double(), fit, rtol=1e-3, atol=1e-3 * float(fit.abs().max()))

@@ -16,12 +16,14 @@ SMALL = {"data": "digits", "limit": "train=40,val=10,test=20", "resize": "8", "p
 
 @pytest.fixture
 def make_config(tmp_path):
-    """Return a function that makes a small training from settings; options with a request's names go there."""
+    """Return a function that makes a small configuration; fields of ``Request`` go there."""
 
     def make(*, augment=None, views=2, val=0.1, **options):
         request = {**SMALL, "backbone": "resnet18:stem=small", "weights": "random:3"}
         request |= {
-            name: options.pop(name) for name in list(options) if name in Request.__dataclass_fields__ and name != "seed"
+            name: options.pop(name)
+            for name in list(options)
+            if name in Request.__dataclass_fields__ and name != "seed"
         }
         options = {"epochs": 2, "batch_size": 8, "warmup": 0, **options}
         paths = {"request": Request(**request), "cache": tmp_path / "cache"}
@@ -35,7 +37,9 @@ def trained(make_config):
     """Return a function that trains."""
 
     def make(*, execution=None, **options):
-        return finetune(prepare(make_config(**options), COMPUTE), execution or ExecutionConfig(COMPUTE))
+        return finetune(
+            prepare(make_config(**options), COMPUTE), execution or ExecutionConfig(COMPUTE)
+        )
 
     return make
 

@@ -13,14 +13,18 @@ from featkit.training.loop import ExecutionConfig
 from featkit.training.prepare import prepare
 
 COMPUTE = Compute(device="cpu")
-TEACHER = Request(data="digits", backbone="resnet18", weights="random:9", resize="16", precision="fp32")
+TEACHER = Request(
+    data="digits", backbone="resnet18", weights="random:9", resize="16", precision="fp32"
+)
 
 
 @pytest.fixture
 def teacher():
     """Return a teacher: a linear head of ten classes on embeddings of width 512."""
     rng = np.random.default_rng(0)
-    head = make_head("linear").fit(rng.normal(size=(40, 512)).astype(np.float32), np.arange(40) % 10)
+    head = make_head("linear").fit(
+        rng.normal(size=(40, 512)).astype(np.float32), np.arange(40) % 10
+    )
     names = tuple("0123456789")
     return teacher_of(TEACHER, head, names, names)
 
@@ -32,8 +36,18 @@ def student(make_config, teacher):
             **{name: options.pop(name) for name in set(options) & {"loss", "alpha", "distance"}}
         )
         prepared = prepare(make_config(**options), COMPUTE)
-        done = distill(prepared, teacher, width, distillation, execution or ExecutionConfig(COMPUTE), classifier=classifier)
-        return {**{name: value.numpy() for name, value in done.network.state_dict().items()}, "coef": done.coef}
+        done = distill(
+            prepared,
+            teacher,
+            width,
+            distillation,
+            execution or ExecutionConfig(COMPUTE),
+            classifier=classifier,
+        )
+        return {
+            **{name: value.numpy() for name, value in done.network.state_dict().items()},
+            "coef": done.coef,
+        }
 
     return make
 
@@ -44,7 +58,9 @@ def equal(one, other):
 
 @pytest.mark.parametrize("mode", ["shallow", "deep", "full"])
 def test_alpha_zero_is_training_without_a_teacher_bit_for_bit(student, make_config, mode):
-    plain = finetune(prepare(make_config(mode=mode, augment="shift"), COMPUTE), ExecutionConfig(COMPUTE))
+    plain = finetune(
+        prepare(make_config(mode=mode, augment="shift"), COMPUTE), ExecutionConfig(COMPUTE)
+    )
     ours = student(mode=mode, augment="shift", alpha=0)
     assert np.array_equal(plain.coef, ours["coef"])
     assert equal({name: value.numpy() for name, value in plain.network.state_dict().items()}, ours)
@@ -52,13 +68,17 @@ def test_alpha_zero_is_training_without_a_teacher_bit_for_bit(student, make_conf
 
 @pytest.mark.parametrize("loss", LOSSES)
 def test_every_distillation_loss_changes_the_student(student, loss):
-    assert not equal(student(mode="shallow", loss=loss, alpha=0.5), student(mode="shallow", alpha=0))
+    assert not equal(
+        student(mode="shallow", loss=loss, alpha=0.5), student(mode="shallow", alpha=0)
+    )
 
 
 @pytest.mark.parametrize("alpha", [0, 0.5])
 def test_a_student_starts_from_the_given_classifier(student, alpha):
     weight = np.random.default_rng(1).normal(size=(10, 512)).astype(np.float32)
-    given = student(mode="shallow", alpha=alpha, lr=0, classifier=(weight, np.zeros(10, np.float32)))
+    given = student(
+        mode="shallow", alpha=alpha, lr=0, classifier=(weight, np.zeros(10, np.float32))
+    )
     assert np.array_equal(given["coef"], weight)
     assert not np.array_equal(student(mode="shallow", alpha=alpha, lr=0)["coef"], weight)
 
@@ -93,7 +113,9 @@ def test_mixup_is_refused_in_distillation(student):
         student(mode="shallow", mixup=0.2)
 
 
-@pytest.mark.parametrize("wrong", [{"loss": "l2"}, {"alpha": 2}, {"temperature": 0}, {"distance": "l1"}, {"beta": -1}])
+@pytest.mark.parametrize(
+    "wrong", [{"loss": "l2"}, {"alpha": 2}, {"temperature": 0}, {"distance": "l1"}, {"beta": -1}]
+)
 def test_an_invalid_distillation_setting_is_refused(wrong):
     with pytest.raises(SpecError):
         DistillationConfig(**wrong)

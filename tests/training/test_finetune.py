@@ -54,11 +54,14 @@ def test_shallow_training_changes_only_the_classifier(trained, begun_with):
 def test_shallow_training_can_update_batchnorm_statistics(trained, begun_with):
     changed = differing(begun_with, state(trained(mode="shallow", norm="update")))
     assert changed
-    assert all(name.endswith(("running_mean", "running_var", "num_batches_tracked")) for name in changed)
+    assert all(
+        name.endswith(("running_mean", "running_var", "num_batches_tracked")) for name in changed
+    )
 
 
 @pytest.mark.parametrize(
-    ("unfreeze", "prefixes"), [("layer4", ("layer4.",)), ("layer4.1", ("layer4.1.",)), ("1", ("layer4.1.",))]
+    ("unfreeze", "prefixes"),
+    [("layer4", ("layer4.",)), ("layer4.1", ("layer4.1.",)), ("1", ("layer4.1.",))],
 )
 def test_deep_training_changes_only_the_unfrozen_blocks(trained, begun_with, unfreeze, prefixes):
     changed = differing(begun_with, state(trained(mode="deep", unfreeze=unfreeze)))
@@ -78,9 +81,13 @@ def test_frozen_norms_keep_their_running_statistics(trained, begun_with):
 
 @pytest.mark.parametrize("mode", ["shallow", "deep", "full"])
 def test_the_same_seed_gives_the_same_weights(trained, mode):
-    one, other = (state(trained(mode=mode, augment="shift", mixup=0.2, cutmix=0.5, ema=0.9)) for _ in range(2))
+    one, other = (
+        state(trained(mode=mode, augment="shift", mixup=0.2, cutmix=0.5, ema=0.9)) for _ in range(2)
+    )
     assert differing(one, other) == set()
-    assert differing(one, state(trained(mode=mode, augment="shift", mixup=0.2, cutmix=0.5, ema=0.9, seed=1)))
+    assert differing(
+        one, state(trained(mode=mode, augment="shift", mixup=0.2, cutmix=0.5, ema=0.9, seed=1))
+    )
 
 
 def test_cached_activations_equal_those_of_the_frozen_layers(make_config):
@@ -88,9 +95,16 @@ def test_cached_activations_equal_those_of_the_frozen_layers(make_config):
     prepared = prepare(make_config(mode="deep"), COMPUTE)
     model = initial_model(prepared)
     kept, _ = make_inputs(prepared, model.body, COMPUTE)
-    live = ImageInputs(kept_images(prepared), kept.views, prepared.backbone.preprocess, frozen_layers=trunk(prepared))
+    live = ImageInputs(
+        kept_images(prepared),
+        kept.views,
+        prepared.backbone.preprocess,
+        frozen_layers=trunk(prepared),
+    )
     rows = [np.arange(5), np.array([7, 6])]
-    for (ours, _), (live_inputs, _) in zip(kept.batches(0, rows), live.batches(0, rows), strict=True):
+    for (ours, _), (live_inputs, _) in zip(
+        kept.batches(0, rows), live.batches(0, rows), strict=True
+    ):
         assert ours.dtype == torch.float16
         np.testing.assert_allclose(ours.float(), live_inputs, rtol=2e-3, atol=1e-3)
 
@@ -102,7 +116,9 @@ def kept_images(prepared):
 
 def trunk(prepared):
     return open_engine(
-        load_backbone("resnet18:stem=small", weights="random:3", layer="layer3", pool="none", resize="8")
+        load_backbone(
+            "resnet18:stem=small", weights="random:3", layer="layer3", pool="none", resize="8"
+        )
     )
 
 
@@ -111,10 +127,14 @@ class _StopError(Exception):
 
 
 @pytest.mark.parametrize("mode", ["shallow", "deep", "full"])
-def test_an_interrupted_training_resumes_to_the_same_weights(make_config, tmp_path, mode, monkeypatch):
+def test_an_interrupted_training_resumes_to_the_same_weights(
+    make_config, tmp_path, mode, monkeypatch
+):
     """With a checkpoint after every step, interrupted at random steps."""
     monkeypatch.setattr(loop, "_CHECKPOINT_SECONDS", 0.0)
-    prepared = prepare(make_config(mode=mode, augment="shift", mixup=0.2, ema=0.9, patience=5), COMPUTE)
+    prepared = prepare(
+        make_config(mode=mode, augment="shift", mixup=0.2, ema=0.9, patience=5), COMPUTE
+    )
     whole = finetune(prepared, ExecutionConfig(COMPUTE))
     moments = [(epoch, step) for epoch in range(2) for step in range(1, 6)]
     for moment in random.Random(0).sample(moments, 3):
@@ -125,10 +145,15 @@ def test_an_interrupted_training_resumes_to_the_same_weights(make_config, tmp_pa
 
         folder = tmp_path / f"{moment}"
         with pytest.raises(_StopError):
-            finetune(prepared, ExecutionConfig(COMPUTE, folder, callbacks=TrainingCallbacks(on_step=stop)))
+            finetune(
+                prepared,
+                ExecutionConfig(COMPUTE, folder, callbacks=TrainingCallbacks(on_step=stop)),
+            )
         resumed = finetune(prepared, ExecutionConfig(COMPUTE, folder, resume=True))
         assert differing(state(whole), state(resumed)) == set(), moment
-        assert [epoch.train for epoch in whole.history] == [epoch.train for epoch in resumed.history]
+        assert [epoch.train for epoch in whole.history] == [
+            epoch.train for epoch in resumed.history
+        ]
 
 
 PROGRAM = """
@@ -147,28 +172,36 @@ loop._CHECKPOINT_SECONDS = 0.0
 BACKBONE, CPU = "resnet18:stem=small", Compute(device="cpu")
 folder, out = map(Path, sys.argv[1:])
 request = Request(
-    data="digits", limit="train=40,val=10,test=20", resize="8", backbone=BACKBONE, weights="random:3", precision="fp32"
+    data="digits", limit="train=40,val=10,test=20", resize="8", backbone=BACKBONE,
+    weights="random:3", precision="fp32"
 )
-config = TrainingConfig(epochs=3, batch_size=8, augment="shift", views=2, request=request, cache=folder / "cache")
-callbacks = TrainingCallbacks(on_step=lambda *_: print("step", flush=True))
-done = finetune(prepare(config, CPU), ExecutionConfig(CPU, folder / "work", resume=True, callbacks=callbacks))
-np.savez(out, coef=done.coef, **{name: value.numpy() for name, value in done.network.state_dict().items()})
+config = TrainingConfig(epochs=3, batch_size=8, augment="shift", views=2, request=request,
+cache=folder / "cache") callbacks = TrainingCallbacks(on_step=lambda *_: print("step", flush=True))
+done = finetune(prepare(config, CPU), ExecutionConfig(CPU, folder / "work", resume=True,
+callbacks=callbacks)) np.savez(out, coef=done.coef, **{name: value.numpy() for name, value in
+done.network.state_dict().items()})
 """
 
 
 def test_a_killed_training_resumes_to_the_same_weights(tmp_path):
     """SIGKILL at random moments (FEATKIT_KILLS of them, 3 by default), then --resume."""
     program = [sys.executable, "-c", PROGRAM]
-    subprocess.run([*program, tmp_path / "a", tmp_path / "whole.npz"], check=True, capture_output=True)
+    subprocess.run(
+        [*program, tmp_path / "a", tmp_path / "whole.npz"], check=True, capture_output=True
+    )
     kills, rng = int(os.environ.get("FEATKIT_KILLS", "3")), random.Random(0)
     for _ in range(kills):
-        process = subprocess.Popen([*program, tmp_path / "b", tmp_path / "killed.npz"], stdout=subprocess.PIPE)
+        process = subprocess.Popen(
+            [*program, tmp_path / "b", tmp_path / "killed.npz"], stdout=subprocess.PIPE
+        )
         for _ in range(rng.randint(1, 5)):
             process.stdout.readline()
         time.sleep(rng.uniform(0, 0.3))
         process.send_signal(signal.SIGKILL)
         process.communicate()
-    subprocess.run([*program, tmp_path / "b", tmp_path / "killed.npz"], check=True, capture_output=True)
+    subprocess.run(
+        [*program, tmp_path / "b", tmp_path / "killed.npz"], check=True, capture_output=True
+    )
     whole, killed = np.load(tmp_path / "whole.npz"), np.load(tmp_path / "killed.npz")
     assert differing(whole, killed) == set()
 
@@ -176,7 +209,10 @@ def test_a_killed_training_resumes_to_the_same_weights(tmp_path):
 def test_a_checkpoint_of_another_training_is_refused(make_config, tmp_path):
     finetune(prepare(make_config(mode="shallow"), COMPUTE), ExecutionConfig(COMPUTE, tmp_path))
     with pytest.raises(TrainingError, match="is of another training"):
-        finetune(prepare(make_config(mode="shallow", lr=0.5), COMPUTE), ExecutionConfig(COMPUTE, tmp_path, resume=True))
+        finetune(
+            prepare(make_config(mode="shallow", lr=0.5), COMPUTE),
+            ExecutionConfig(COMPUTE, tmp_path, resume=True),
+        )
 
 
 def test_a_damaged_checkpoint_is_refused(make_config, tmp_path):
@@ -231,7 +267,11 @@ def test_val_zero_moves_validation_images_to_train(make_config):
 def test_a_class_with_one_image_stays_in_train(make_config, photos):
     for image in sorted(photos.glob("red/*.png"))[1:]:
         image.unlink()
-    images = split_validation(make_config(data=str(photos), limit=None, split="70/0/30").request.load_images(), 0.3, seed=0)
+    images = split_validation(
+        make_config(data=str(photos), limit=None, split="70/0/30").request.load_images(),
+        0.3,
+        seed=0,
+    )
     red = images.classes.index("red")
     assert (images.splits[images.labels == red] == "train").all()
 
@@ -242,11 +282,16 @@ def test_each_imbalance_correction_changes_the_classifier(trained, photos, balan
     for image in sorted(photos.glob("red/*.png"))[2:]:
         image.unlink()
     options = {"data": str(photos), "limit": None, "mode": "shallow", "val": 0}
-    assert differing(state(trained(**options)), state(trained(**options, balance=balance))) == {"coef", "intercept"}
+    assert differing(state(trained(**options)), state(trained(**options, balance=balance))) == {
+        "coef",
+        "intercept",
+    }
 
 
 def test_ema_keeps_the_averaged_weights(trained):
-    assert differing(state(trained(mode="shallow", val=0)), state(trained(mode="shallow", ema=0.99, val=0))) == {
+    assert differing(
+        state(trained(mode="shallow", val=0)), state(trained(mode="shallow", ema=0.99, val=0))
+    ) == {
         "coef",
         "intercept",
     }
@@ -255,7 +300,9 @@ def test_ema_keeps_the_averaged_weights(trained):
 def test_the_history_has_a_row_for_each_epoch(trained):
     rows = list(history_rows(trained(mode="shallow", epochs=3).history))
     assert [row["epoch"] for row in rows] == [1, 2, 3]
-    assert {"train_loss", "train_top1", "train_top5", "val_loss", "val_top1", "val_top5"} <= rows[0].keys()
+    assert {"train_loss", "train_top1", "train_top5", "val_loss", "val_top1", "val_top5"} <= rows[
+        0
+    ].keys()
 
 
 @pytest.mark.parametrize(
@@ -285,12 +332,14 @@ request = Request(
     precision="fp32",
 )
 config = TrainingConfig(
-    mode="full", epochs=2, batch_size=8, lr=1e-3, augment="shift", views=2, request=request, cache=out / "cache"
+    mode="full", epochs=2, batch_size=8, lr=1e-3, augment="shift", views=2, request=request,
+    cache=out / "cache"
 )
 with join_process_group("cpu") as group:
-    done = finetune(prepare(config, Compute(device="cpu")), ExecutionConfig(Compute(device="cpu"), out, group=group))
-    if not group.rank:
-        (out / f"{group.size}.json").write_text(json.dumps([done.coef.tolist(), [e.train.loss for e in done.history]]))
+    done = finetune(prepare(config, Compute(device="cpu")), ExecutionConfig(Compute(device="cpu"),
+    out, group=group)) if not group.rank:
+        (out / f"{group.size}.json").write_text(json.dumps([done.coef.tolist(), [e.train.loss for e
+        in done.history]]))
 """
 )
 
@@ -300,8 +349,19 @@ def test_two_processes_give_the_weights_of_one(tmp_path):
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     program = tmp_path / "program.py"
     program.write_text(DISTRIBUTED)
-    subprocess.run([sys.executable, program, tmp_path], check=True, capture_output=True, env=environment)
-    run = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", program, tmp_path]
+    subprocess.run(
+        [sys.executable, program, tmp_path], check=True, capture_output=True, env=environment
+    )
+    run = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+        program,
+        tmp_path,
+    ]
     subprocess.run(run, check=True, capture_output=True, env=environment)
     one, two = (json.loads((tmp_path / f"{size}.json").read_text()) for size in (1, 2))
     np.testing.assert_allclose(one[0], two[0], atol=2e-4)

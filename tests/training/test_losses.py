@@ -37,7 +37,12 @@ def direct_decoupled(beta):
     rows = np.arange(len(LABELS))
     binary = [np.column_stack([each[rows, LABELS], 1 - each[rows, LABELS]]) for each in (p, q)]
     rest = [
-        np.array([np.delete(row, label) / (1 - row[label]) for row, label in zip(each, LABELS, strict=True)])
+        np.array(
+            [
+                np.delete(row, label) / (1 - row[label])
+                for row, label in zip(each, LABELS, strict=True)
+            ]
+        )
         for each in (p, q)
     ]
     return T**2 * (kl(*binary) + beta * kl(*rest))
@@ -49,14 +54,23 @@ LOSSES = {
         lambda: -log_softmax(STUDENT, axis=1)[np.arange(6), LABELS].mean(),
     ),
     "soft targets": (lambda x: soft_target_loss(x, tensor(TEACHER), T), direct_soft_targets),
-    "decoupled": (lambda x: decoupled_loss(x, tensor(TEACHER), torch.tensor(LABELS), T, 8.0), lambda: direct_decoupled(8.0)),
+    "decoupled": (
+        lambda x: decoupled_loss(x, tensor(TEACHER), torch.tensor(LABELS), T, 8.0),
+        lambda: direct_decoupled(8.0),
+    ),
     "cosine": (
         lambda x: embedding_distance(x, tensor(TEACHER), "cosine"),
         lambda: (
-            1 - (STUDENT * TEACHER).sum(1) / np.linalg.norm(STUDENT, axis=1) / np.linalg.norm(TEACHER, axis=1)
+            1
+            - (STUDENT * TEACHER).sum(1)
+            / np.linalg.norm(STUDENT, axis=1)
+            / np.linalg.norm(TEACHER, axis=1)
         ).mean(),
     ),
-    "mse": (lambda x: embedding_distance(x, tensor(TEACHER), "mse"), lambda: ((STUDENT - TEACHER) ** 2).mean()),
+    "mse": (
+        lambda x: embedding_distance(x, tensor(TEACHER), "mse"),
+        lambda: ((STUDENT - TEACHER) ** 2).mean(),
+    ),
 }
 
 
@@ -86,7 +100,9 @@ def test_decoupled_loss_generalises_soft_targets():
 
 def test_teacher_log_probabilities_give_the_loss_of_its_logits():
     scores = tensor(log_softmax(TEACHER, axis=1))
-    assert float(soft_target_loss(tensor(STUDENT), scores, T)) == pytest.approx(direct_soft_targets(), rel=1e-12)
+    assert float(soft_target_loss(tensor(STUDENT), scores, T)) == pytest.approx(
+        direct_soft_targets(), rel=1e-12
+    )
 
 
 def test_class_weights_and_offsets_follow_the_formula():

@@ -36,7 +36,7 @@ def classifier(**settings):
     ],
 )
 def test_frozen_and_trainable_layers_make_up_the_network(unfreeze, layer):
-    """The frozen layers as a backbone, then the trainable ones, give the embedding of the network."""
+    """Frozen layers as a backbone, then trainable ones, give the embedding of the network."""
     model = classifier(unfreeze=unfreeze)
     assert frozen_output_layer(model.body.network, model.body.start) == layer
     trunk = load_backbone("resnet18:stem=small", weights="random", layer=layer, pool="none").build()
@@ -48,10 +48,15 @@ def test_frozen_and_trainable_layers_make_up_the_network(unfreeze, layer):
 def test_shallow_mode_trains_the_classifier_on_embeddings():
     model = classifier(mode="shallow")
     assert frozen_output_layer(model.body.network, model.body.start) is None
-    assert [name for name, value in model.named_parameters() if value.requires_grad] == ["fc.weight", "fc.bias"]
+    assert [name for name, value in model.named_parameters() if value.requires_grad] == [
+        "fc.weight",
+        "fc.bias",
+    ]
 
 
-@pytest.mark.parametrize("settings", [{"mode": "full"}, {"mode": "scratch"}, {"mode": "shallow", "norm": "update"}])
+@pytest.mark.parametrize(
+    "settings", [{"mode": "full"}, {"mode": "scratch"}, {"mode": "shallow", "norm": "update"}]
+)
 def test_other_modes_train_the_whole_network(settings):
     assert classifier(**settings).body.start == WHOLE
 
@@ -60,7 +65,9 @@ def test_only_trainable_layers_have_gradients():
     model = classifier(unfreeze="layer4")
     learning = {name for name, value in model.named_parameters() if value.requires_grad}
     assert learning == {
-        name for name, _ in model.named_parameters() if name.startswith(("fc.", "body.network.layer4."))
+        name
+        for name, _ in model.named_parameters()
+        if name.startswith(("fc.", "body.network.layer4."))
     }
     assert learning <= trainable_state(model).keys()
 
@@ -68,7 +75,11 @@ def test_only_trainable_layers_have_gradients():
 def test_norms_of_frozen_layers_stay_in_eval_mode():
     model = classifier(unfreeze="layer4")
     set_train_mode(model, TrainingConfig(unfreeze="layer4"))
-    modes = {name: part.training for name, part in model.named_modules() if isinstance(part, torch.nn.BatchNorm2d)}
+    modes = {
+        name: part.training
+        for name, part in model.named_modules()
+        if isinstance(part, torch.nn.BatchNorm2d)
+    }
     assert all(training == ("layer4" in name) for name, training in modes.items())
 
 
@@ -76,7 +87,9 @@ def test_frozen_norms_stay_in_eval_mode_in_trainable_layers():
     settings = TrainingConfig(mode="full", norm="frozen")
     model = classifier(mode="full", norm="frozen")
     set_train_mode(model, settings)
-    assert not any(part.training for part in model.modules() if isinstance(part, torch.nn.BatchNorm2d))
+    assert not any(
+        part.training for part in model.modules() if isinstance(part, torch.nn.BatchNorm2d)
+    )
 
 
 @pytest.mark.parametrize("unfreeze", ["layer5", "9", "0", "fc", "stem"])

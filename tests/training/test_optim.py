@@ -23,14 +23,19 @@ def optimiser(**chosen):
 
 def test_layer_decay_lowers_the_rate_of_earlier_stages():
     _, groups = optimiser(layer_decay=0.5)
-    names = ["fc.weight", *(f"body.network.layer{n}.0.conv1.weight" for n in (4, 3, 2, 1)), "body.network.conv1.weight"]
+    names = [
+        "fc.weight",
+        *(f"body.network.layer{n}.0.conv1.weight" for n in (4, 3, 2, 1)),
+        "body.network.conv1.weight",
+    ]
     assert [groups[name]["peak"] for name in names] == [1, 0.5, 0.25, 0.125, 0.0625, 0.03125]
 
 
 def test_norms_and_biases_have_no_weight_decay():
     _, groups = optimiser(weight_decay=0.1)
     assert all(
-        group["weight_decay"] == (0.0 if "bn" in name or "bias" in name or "downsample.1" in name else 0.1)
+        group["weight_decay"]
+        == (0.0 if "bn" in name or "bias" in name or "downsample.1" in name else 0.1)
         for name, group in groups.items()
     )
 
