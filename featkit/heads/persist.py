@@ -1,4 +1,4 @@
-"""A head on disk, in skops' format: arrays and a list of types, no pickle, and so no code that runs on loading."""
+"""Saving and loading of heads in the skops format, which stores no pickle and executes no code."""
 
 from __future__ import annotations
 
@@ -26,118 +26,121 @@ TRUSTED = (
     "featkit.heads.prototypical.PrototypicalHead",
     "featkit.heads.svm.SVMHead",
 )
-"""Types a file may hold beyond numbers, texts, containers, NumPy arrays and scikit-learn's own
-estimators, which skops trusts by itself. The classes that installed plug-ins name as heads are
-trusted too."""
+"""Types that a file may contain, besides those that skops trusts by itself: data types of Python and
+NumPy, and the estimators of scikit-learn. Head classes of installed plug-ins are trusted as well.
+
+Files name these classes by module, so that a class that moves must stay importable by its old name.
+"""
 
 
 def save_head(head: Any, path: Path, trusted: Iterable[str] = ()) -> None:
-    """Write a fitted head to ``path``, with the version of scikit-learn that fitted it.
+    """Save a fitted head and the version of scikit-learn that fitted it.
 
     Args:
         head: the estimator.
         path: the file, ``*.skops``.
-        trusted: full names of further types that the head of a plug-in holds.
+        trusted: full names of additional types, for heads of plug-ins.
 
     Raises:
-        HeadError: if the head holds a type that ``load_head`` would refuse, or that cannot be
-            written.
+        HeadError: if the head cannot be stored without pickle, or contains a type that
+            ``load_head`` would not trust.
     """
     try:
         data = _skops().dumps({"scikit-learn": sklearn.__version__, "head": head})
-    except Exception as error:  # whatever a plug-in's attributes raise
+    except Exception as error:  # attributes of a plug-in may raise anything
         raise HeadError(
-            f"{_name(head)} cannot be written to {path} without pickle: {_line(error)}"
+            f"{_type_name(head)} cannot be saved to {path} without pickle: {_first_line(error)}"
         ) from error
-    refused = set(_skops().get_untrusted_types(data=data)) - _trusted(trusted)
-    if refused:
-        raise HeadError(f"{_name(head)} cannot be written to {path}: {_refused(refused)}")
+    untrusted = set(_skops().get_untrusted_types(data=data)) - _trusted_types(trusted)
+    if untrusted:
+        raise HeadError(f"{_type_name(head)} cannot be saved to {path}: {_describe(untrusted)}")
     path.write_bytes(data)
 
 
 def load_head(path: Path, trusted: Iterable[str] = ()) -> Any:
-    """Read a head that ``save_head`` wrote; nothing in the file is executed.
+    """Load a head that ``save_head`` saved, without executing code from the file.
 
-    A file from another version of scikit-learn is read, and says so in the head's ``warnings_``.
+    If another version of scikit-learn fitted the head, a note is added to its ``warnings_``.
 
     Args:
         path: the file.
-        trusted: full names of further types that the head of a plug-in holds.
+        trusted: full names of additional types, for heads of plug-ins.
 
     Raises:
-        HeadError: if the file is missing, damaged, foreign, or holds a type that is not trusted, or
-            is a head whose options were others.
+        HeadError: if the file is missing or damaged, is not a head, contains a type that is not
+            trusted, or was saved by a version of featkit whose heads had other parameters.
     """
-    allowed = _trusted(trusted)
+    allowed = _trusted_types(trusted)
     head, version = _read(path, allowed)
-    if _name(head) not in allowed:
-        raise HeadError(f"{path} holds a {_name(head)}, which is not a head: fit it again")
+    if _type_name(head) not in allowed:
+        raise HeadError(f"{path} contains a {_type_name(head)}, which is not a head: fit it again")
     try:
         head.get_params()
     except AttributeError as error:
         raise HeadError(
-            f"{path} was written by another version of featkit ({_line(error)}): fit it again"
+            f"{path} was saved by another version of featkit ({_first_line(error)}): fit it again"
         ) from error
     if version != sklearn.__version__:
-        text = f"fitted with scikit-learn {version}, used with {sklearn.__version__}: predictions may differ"
-        head.warnings_ = (*getattr(head, "warnings_", ()), text)
+        note = (
+            f"fitted with scikit-learn {version}, used with {sklearn.__version__}: "
+            "predictions may differ"
+        )
+        head.warnings_ = (*getattr(head, "warnings_", ()), note)
     return head
 
 
 def _read(path: Path, allowed: set[str]) -> tuple[Any, str]:
-    """Return what the file holds: a head, and the version of scikit-learn that fitted it."""
+    """Return the head in a file, and the version of scikit-learn that fitted it."""
     try:
         data = path.read_bytes()
-        refused = set(_skops().get_untrusted_types(data=data)) - allowed
-        if not refused:
+        untrusted = set(_skops().get_untrusted_types(data=data)) - allowed
+        if not untrusted:
             with warnings.catch_warnings():
+                # load_head reports the version itself.
                 warnings.simplefilter("ignore", InconsistentVersionWarning)
                 content = _skops().loads(data, trusted=sorted(allowed))
             return content["head"], content["scikit-learn"]
-    except Exception as error:  # a damaged file can fail at any point of the format
+    except Exception as error:  # a damaged file can raise anything
         raise HeadError(
-            f"{path} is not a head that featkit saved ({_line(error)}): fit it again"
+            f"{path} is not a head saved by featkit ({_first_line(error)}): fit it again"
         ) from error
-    raise HeadError(f"{path} is not read: {_refused(refused)}")
+    raise HeadError(f"{path} was not loaded: {_describe(untrusted)}")
 
 
 @cache
 def _skops() -> ModuleType:
-    """Import ``skops.io`` without torch.
+    """Import ``skops.io`` without importing torch.
 
-    skops asks scikit-learn for all its estimators, which walks over the adapters of other array
-    libraries and so imports torch where that is installed: seconds, for nothing. A module that is
-    None cannot be imported.
+    skops lists all estimators of scikit-learn, which imports its adapters of other array libraries
+    and with them torch, where it is installed. That takes seconds and is not needed. ``None`` in
+    ``sys.modules`` makes an import fail.
     """
-    hidden = "torch" not in sys.modules
-    if hidden:
+    hide_torch = "torch" not in sys.modules
+    if hide_torch:
         sys.modules["torch"] = None  # type: ignore[assignment]
     try:
         with warnings.catch_warnings():
-            # Where torch is there already, skops looks at every name in it, and some of them are deprecated.
+            # If torch is imported already, skops accesses all its attributes, also deprecated ones.
             warnings.simplefilter("ignore", FutureWarning)
             return import_module("skops.io")
     finally:
-        if hidden:
+        if hide_torch:
             del sys.modules["torch"]
 
 
-def _trusted(more: Iterable[str]) -> set[str]:
-    """Return the fixed list, the classes of installed plug-ins (named, not imported), and what the caller adds."""
-    return {
-        *TRUSTED,
-        *(point.value.replace(":", ".") for point in entry_points(group=HEADS.group)),
-        *more,
-    }
+def _trusted_types(additional: Iterable[str]) -> set[str]:
+    """Return ``TRUSTED``, the heads of installed plug-ins (not imported), and ``additional``."""
+    plugins = {point.value.replace(":", ".") for point in entry_points(group=HEADS.group)}
+    return {*TRUSTED, *plugins, *additional}
 
 
-def _refused(types: Iterable[str]) -> str:
-    return f"it holds {', '.join(sorted(types))}, not on featkit's list of trusted types"
+def _describe(untrusted: Iterable[str]) -> str:
+    return f"it contains types that featkit does not trust: {', '.join(sorted(untrusted))}"
 
 
-def _name(value: Any) -> str:
+def _type_name(value: Any) -> str:
     return f"{type(value).__module__}.{type(value).__qualname__}"
 
 
-def _line(error: Exception) -> str:
+def _first_line(error: Exception) -> str:
     return f"{type(error).__name__}: {error}".partition("\n")[0]

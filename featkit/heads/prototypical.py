@@ -138,7 +138,7 @@ class PrototypicalHead(LogitHead):
             coef, intercept = prototypes / COSINE_TEMPERATURE, np.zeros(len(prototypes))
         else:
             # |x - p|^2 = |x|^2 - 2 x.p + |p|^2, of which |x|^2 is the same for every class and
-            # cancels in the softmax. The Mahalanobis distance counts half, hence its factor of 1 and not 2.
+            # cancels in the softmax. Half the Mahalanobis distance is used, hence its factor of 1.
             if covariance is None:
                 coef = 2 * prototypes
             else:

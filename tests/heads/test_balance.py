@@ -1,4 +1,4 @@
-"""Every correction against its formula, written out in float64, and the head that carries them."""
+"""Every correction against its formula in float64, and ``BalancedHead``."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ WITHOUT_EXTRA = [name for name in CORRECTIONS.names() if name != "smote"]
 
 @pytest.fixture(scope="module")
 def rows() -> Floats:
-    """47 points of three overlapping classes, labelled 7, 2 and 4 from the largest to the smallest."""
+    """47 points of three overlapping classes, labels 7, 2 and 4 from the largest class to the smallest."""
     rng = np.random.default_rng(0)
     return rng.normal(size=(47, 4)) + np.repeat(rng.normal(size=(3, 4)), COUNTS, axis=0)
 
 
 @pytest.fixture(scope="module")
 def points() -> Floats:
-    """Rows to score."""
+    """Samples to score."""
     return np.random.default_rng(1).normal(size=(25, 4))
 
 
@@ -71,12 +71,12 @@ def row_weights(of_class: Floats) -> Floats:
 
 @parametrize_with_checks([BalancedHead(head=PLAIN, correction=name) for name in ("none", "reweight", "logit_adjust")])
 def test_a_corrected_head_is_a_scikit_learn_estimator(estimator, check):
-    """Whatever kind of correction it carries."""
+    """For each kind of correction."""
     check(estimator)
 
 
-def test_no_correction_is_the_head_itself(rows, points):
-    """To the last bit."""
+def test_correction_none_equals_the_plain_head(rows, points):
+    """Bit by bit."""
     np.testing.assert_array_equal(
         scores(rows, points, "none"), make_head(PLAIN).fit(rows, LABELS).predict_proba(points)
     )
@@ -90,7 +90,7 @@ def test_no_correction_is_the_head_itself(rows, points):
         ("effective:beta=0", np.ones(3)),
     ],
 )
-def test_weights_of_rows_equal_the_formula(correction, of_class, rows, points):
+def test_sample_weights_equal_the_formula(correction, of_class, rows, points):
     """Inverse frequency, and eq. 2 of Cui et al., in a loss that is minimised directly."""
     coef, intercept = solve(rows, weights=row_weights(of_class))
     np.testing.assert_allclose(
@@ -98,7 +98,7 @@ def test_weights_of_rows_equal_the_formula(correction, of_class, rows, points):
     )
 
 
-def test_a_beta_near_one_is_the_inverse_frequency(rows, points):
+def test_effective_with_beta_near_one_equals_reweight(rows, points):
     """As Cui et al. show."""
     np.testing.assert_allclose(
         scores(rows, points, "effective:beta=0.999999"), scores(rows, points, "reweight"), atol=1e-4
@@ -107,7 +107,7 @@ def test_a_beta_near_one_is_the_inverse_frequency(rows, points):
 
 @pytest.mark.parametrize("tau", [0.0, 0.5, 2.0])
 def test_logit_adjustment_equals_the_formula(tau, rows, points):
-    """Eq. 9 of Menon et al.: scores over the power tau of the share, here for a linear head and a perceptron."""
+    """Eq. 9 of Menon et al.: scores over the power tau of the share, for linear and MLP heads."""
     for head in (PLAIN, "mlp:width=8,epochs=3"):
         expected = scores(rows, points, "none", head) / shares() ** tau
         expected /= expected.sum(axis=1, keepdims=True)
@@ -115,7 +115,7 @@ def test_logit_adjustment_equals_the_formula(tau, rows, points):
 
 
 @pytest.mark.parametrize(("correction", "tau"), [("logit_adjust_loss:tau=1.5", 1.5), ("balanced_softmax", 1.0)])
-def test_adjustment_in_the_loss_equals_a_loss_that_is_minimised_directly(correction, tau, rows, points):
+def test_adjusted_loss_equals_direct_minimisation(correction, tau, rows, points):
     """Eq. 10 of Menon et al. and eq. 4 of Ren et al.: offsets while training, none when predicting."""
     coef, intercept = solve(rows, offsets=tau * np.log(shares()))
     np.testing.assert_allclose(
@@ -131,7 +131,7 @@ def test_tau_normalisation_equals_the_formula(tau, rows, points):
     np.testing.assert_allclose(scores(rows, points, f"tau_norm:tau={tau}"), softmax(points @ coef.T, axis=1), atol=1e-4)
 
 
-def test_learned_scales_equal_a_loss_that_is_minimised_directly(rows, points):
+def test_weight_scaling_equals_direct_minimisation(rows, points):
     """One factor for each class, the class-balanced log loss, the penalty of the head."""
     coef, intercept = solve(rows)
     codes, weights = np.unique(LABELS, return_inverse=True)[1], row_weights(1 / np.array([12, 5, 30]))
@@ -145,8 +145,8 @@ def test_learned_scales_equal_a_loss_that_is_minimised_directly(rows, points):
     np.testing.assert_allclose(scores(rows, points, "lws"), expected, atol=1e-3)
 
 
-def test_the_nearest_class_mean_takes_the_place_of_a_linear_head(rows, points):
-    """By the angle; a prototypical head is one already."""
+def test_nearest_class_mean_replaces_a_linear_head(rows, points):
+    """With cosine distance; a prototypical head is not replaced."""
     lengths = np.linalg.norm(rows, axis=1, keepdims=True)
     means = np.array([(rows / lengths)[label == LABELS].mean(axis=0) for label in (2, 4, 7)])
     nearest = (points @ (means / np.linalg.norm(means, axis=1, keepdims=True)).T).argmax(axis=1)
@@ -157,7 +157,7 @@ def test_the_nearest_class_mean_takes_the_place_of_a_linear_head(rows, points):
 
 
 class RowsSeen:
-    """Stands in for a head and keeps what it is fitted on."""
+    """Mock head that records its training data."""
 
     def fit(self, x: Floats, y: NDArray[np.int64]) -> RowsSeen:
         self.x, self.y = x[:, 0].astype(int), y
@@ -170,8 +170,8 @@ class RowsSeen:
 )
 @given(sizes=st.lists(st.integers(1, 40), min_size=2, max_size=6), seed=st.integers(0, 9))
 @settings(max_examples=30, deadline=None)
-def test_sampling_gives_all_classes_the_same_number_of_rows(correction, size, sizes, seed):
-    """And no image of a class is taken more than once more often than another."""
+def test_sampling_balances_the_classes(correction, size, sizes, seed):
+    """And draws all images of a class equally often, give or take one."""
     y = np.repeat(np.arange(len(sizes)), sizes)
     seen = CORRECTIONS.make(correction).fit(RowsSeen(), np.arange(len(y))[:, None], y, seed)
     np.testing.assert_array_equal(seen.y, y[seen.x])
@@ -180,8 +180,8 @@ def test_sampling_gives_all_classes_the_same_number_of_rows(correction, size, si
     assert all(np.ptp(times[y == label]) <= 1 for label in range(len(sizes)))
 
 
-def test_sampling_is_a_function_of_its_seed(rows, points):
-    """The seed of the head is the seed of the draw; retraining is class-aware sampling."""
+def test_sampling_depends_on_the_seed_only_and_crt_is_class_aware(rows, points):
+    """Classifier re-training is an alias."""
     first, again, other = (
         BalancedHead(head=PLAIN, correction="class_aware", seed=seed).fit(rows, LABELS).predict_proba(points)
         for seed in (3, 3, 4)
@@ -202,8 +202,8 @@ class Grown:
         return np.concatenate([x, x[y == 4]]), np.concatenate([y, y[y == 4]])
 
 
-def test_smote_hands_rows_to_imbalanced_learn(rows, points, monkeypatch):
-    """With fewer neighbours than the smallest class has images, as a stand-in for the package sees."""
+def test_smote_calls_imbalanced_learn(rows, points, monkeypatch):
+    """With fewer neighbours than the smallest class has images."""
     package, module = ModuleType("imblearn"), ModuleType("imblearn.over_sampling")
     module.SMOTE = Grown
     monkeypatch.setitem(sys.modules, "imblearn", package)
@@ -215,14 +215,14 @@ def test_smote_hands_rows_to_imbalanced_learn(rows, points, monkeypatch):
         scores(rows[:43], points, "smote", y=LABELS[:43])
 
 
-def test_smote_of_imbalanced_learn_fills_up_every_class(rows):
-    """Where the package is installed."""
+def test_smote_grows_every_class_to_the_largest(rows):
+    """If imbalanced-learn is installed."""
     pytest.importorskip("imblearn")
     seen = CORRECTIONS.make("smote").fit(RowsSeen(), rows, LABELS, 0)
     assert set(np.bincount(seen.y)) == {0, 30}
 
 
-def test_smote_without_its_extra_names_it(rows, points, monkeypatch):
+def test_smote_without_its_extra_raises_an_error_that_names_it(rows, points, monkeypatch):
     """As any optional dependency."""
     monkeypatch.setitem(sys.modules, "imblearn.over_sampling", None)
     with pytest.raises(MissingExtraError, match=r"pip install 'featkit\[longtail\]'$"):
@@ -230,7 +230,7 @@ def test_smote_without_its_extra_names_it(rows, points, monkeypatch):
 
 
 @pytest.mark.parametrize("correction", WITHOUT_EXTRA)
-def test_every_correction_works_on_two_classes_and_labels_that_are_names(correction, rows, points):
+def test_every_correction_works_on_two_classes_with_string_labels(correction, rows, points):
     """In float32 too, as vectors come."""
     names = np.where(LABELS == 7, "weed", "crop")
     head = BalancedHead(head="linear", correction=correction).fit(rows.astype(np.float32), names)
@@ -240,8 +240,8 @@ def test_every_correction_works_on_two_classes_and_labels_that_are_names(correct
     assert set(head.predict(points)) <= {"weed", "crop"}
 
 
-def test_two_classes_are_adjusted_as_many_are(rows, points):
-    """A head of one row of weights, against the formulas with two."""
+def test_binary_adjustments_equal_the_multiclass_formulas(rows, points):
+    """A binary head stores a single row of weights."""
     y = np.where(LABELS == 7, 7, 2)
     plain = scores(rows, points, "none", y=y)
     expected = plain / shares(y)
@@ -255,15 +255,15 @@ def test_two_classes_are_adjusted_as_many_are(rows, points):
 
 
 @pytest.mark.parametrize("correction", sorted({*WITHOUT_EXTRA} - {"tau_norm", "lws", "ncm"}))
-def test_classes_of_one_size_need_no_correction(correction, points):
-    """Nothing changes, but by the corrections that replace the classifier or its weights."""
+def test_corrections_change_nothing_for_balanced_classes(correction, points):
+    """Except those that replace the classifier or its weights."""
     x, y = np.random.default_rng(2).normal(size=(40, 4)), np.arange(40) % 4
     np.testing.assert_allclose(scores(x, points, correction, y=y), scores(x, points, "none", y=y), atol=1e-5)
 
 
 @pytest.mark.parametrize("correction", WITHOUT_EXTRA)
-def test_a_loaded_head_predicts_the_same_numbers(correction, rows, points, tmp_path: Path):
-    """With its options, and without pickle."""
+def test_loaded_head_gives_the_same_scores(correction, rows, points, tmp_path: Path):
+    """With its parameters."""
     head = BalancedHead(correction=correction, seed=3).fit(rows, LABELS)
     save_head(head, tmp_path / "head.skops")
     loaded = load_head(tmp_path / "head.skops")
@@ -280,7 +280,7 @@ def test_a_loaded_head_predicts_the_same_numbers(correction, rows, points, tmp_p
         ("mlp", "ncm", r"it supports linear, prototypical$"),
     ],
 )
-def test_a_correction_that_does_not_apply_says_which_heads_it_takes(head, correction, message, rows):
+def test_unsupported_head_raises_an_error_that_lists_supported_heads(head, correction, message, rows):
     """In one line."""
     with pytest.raises(HeadError, match=message):
         BalancedHead(head=head, correction=correction).fit(rows, LABELS)
@@ -297,14 +297,14 @@ def test_a_correction_that_does_not_apply_says_which_heads_it_takes(head, correc
         ("reweight:9", r"its options: none$"),
     ],
 )
-def test_what_is_wrong_in_a_correction_is_said_in_one_line(correction, message, rows):
+def test_invalid_correction_raises_a_one_line_error(correction, message, rows):
     """As for heads."""
     with pytest.raises(SpecError, match=message):
         BalancedHead(correction=correction).fit(rows, LABELS)
 
 
-def test_a_hyphen_is_read_as_an_underscore(rows, points):
-    """It is what people write on a command line."""
+def test_hyphens_and_underscores_are_equivalent(rows, points):
+    """In the name of a correction."""
     np.testing.assert_array_equal(
         scores(rows, points, "logit-adjust:tau=0.5"), scores(rows, points, "logit_adjust:tau=0.5")
     )
@@ -314,7 +314,7 @@ def test_a_hyphen_is_read_as_an_underscore(rows, points):
     ("correction", "n"), [("effective", 4), ("logit_adjust", 12), ("tau_norm", 11), ("tau_norm:tau=0.3", 1), ("lws", 1)]
 )
 def test_each_trial_equals_a_fresh_head_with_these_options(correction, n, rows, points):
-    """Although heads that are only adjusted are fitted once; what the spec sets stays."""
+    """Heads that are only adjusted are trained once; options set in the spec are kept."""
     trials = list(BalancedHead(head=PLAIN, correction=correction).trials(rows, LABELS, points))
     assert len({trial.options["correction"] for trial in trials}) == len(trials) == n
     for options, found in trials:
@@ -322,13 +322,13 @@ def test_each_trial_equals_a_fresh_head_with_these_options(correction, n, rows, 
         np.testing.assert_array_equal(found, fresh.predict_proba(points), err_msg=str(options))
 
 
-def test_what_the_head_must_say_is_passed_on(rows):
+def test_warnings_of_the_head_are_passed_on(rows):
     """Such as that its solver did not converge."""
     head = BalancedHead(head="linear:max_iter=1", correction="reweight").fit(rows, LABELS)
     assert head.warnings_ == ("linear did not converge in 1 iterations",)
 
 
-def test_the_names_of_corrections_cost_no_scikit_learn():
-    """A command line lists them."""
+def test_names_of_corrections_do_not_import_scikit_learn():
+    """The CLI lists them."""
     code = "import sys; from featkit.heads import CORRECTIONS; CORRECTIONS.names(); assert 'sklearn' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -47,7 +47,7 @@ def small(digits):
 
 
 @pytest.mark.parametrize(("spec", "floor"), FLOORS.items())
-def test_every_head_reads_scanned_digits(spec, floor, digits):
+def test_accuracy_on_digits(spec, floor, digits):
     x_train, x_test, y_train, y_test = digits
     head = make_head(spec).fit(x_train, y_train)
     assert (head.predict(x_test) == y_test).mean() >= floor
@@ -55,7 +55,7 @@ def test_every_head_reads_scanned_digits(spec, floor, digits):
 
 
 @pytest.mark.parametrize("spec", FLOORS)
-def test_scores_are_shares_in_the_order_of_classes(spec, small):
+def test_scores_sum_to_one_in_the_order_of_classes(spec, small):
     x_train, x_test, y_train, _ = small
     head = make_head(spec).fit(x_train, y_train)
     scores = head.predict_proba(x_test)
@@ -67,7 +67,7 @@ def test_scores_are_shares_in_the_order_of_classes(spec, small):
 
 @pytest.mark.parametrize("spec", OWN)
 def test_labels_may_have_gaps(spec, small):
-    """A subset of 101 classes keeps its labels; the scores have a column for each label seen, and no other."""
+    """The scores have one column per training label."""
     x_train, x_test, y_train, _ = small
     with_gaps = make_head(spec).fit(x_train, y_train * 10 + 3)
     np.testing.assert_array_equal(with_gaps.classes_, np.arange(10) * 10 + 3)
@@ -78,7 +78,7 @@ def test_labels_may_have_gaps(spec, small):
 
 @pytest.mark.parametrize("spec", OWN)
 def test_renaming_the_classes_renames_the_predictions(spec, small):
-    """Nothing depends on which number a class has."""
+    """Nothing depends on the code of a class."""
     x_train, x_test, y_train, _ = small
     names = np.array(list("jihgfedcba"))
     scores = make_head(spec).fit(x_train, y_train).predict_proba(x_test)
@@ -93,7 +93,7 @@ def test_renaming_the_classes_renames_the_predictions(spec, small):
 @pytest.mark.parametrize("spec", ["linear", "svm", "knn", "prototypical", "prototypical:metric=euclidean"])
 @given(seed=st.integers(0, 99))
 @settings(max_examples=5, deadline=None)
-def test_the_order_of_the_training_rows_does_not_matter(spec, small, seed):
+def test_order_of_training_samples_does_not_matter(spec, small, seed):
     x_train, x_test, y_train, _ = small
     order = np.random.default_rng(seed).permutation(len(x_train))
     scores = make_head(spec).fit(x_train, y_train).predict_proba(x_test)
@@ -102,7 +102,7 @@ def test_the_order_of_the_training_rows_does_not_matter(spec, small, seed):
 
 
 @pytest.mark.parametrize("spec", OWN)
-def test_the_same_seed_gives_the_same_numbers(spec, small):
+def test_same_seed_gives_the_same_scores(spec, small):
     x_train, x_test, y_train, _ = small
     first, second = (make_head(spec, seed=7).fit(x_train, y_train).predict_proba(x_test) for _ in range(2))
     np.testing.assert_array_equal(first, second)
@@ -112,8 +112,8 @@ def test_the_same_seed_gives_the_same_numbers(spec, small):
     "spec", ["linear:scale=none", "svm:scale=none", *OWN, *(f"{name}:scale=standard" for name in OWN)]
 )
 @pytest.mark.parametrize("value", [0.0, 0.1, 1e4])
-def test_a_constant_column_breaks_nothing(spec, value, small):
-    """Dead units are common in embeddings; dividing by their spread must not blow them up."""
+def test_constant_columns_are_harmless(spec, value, small):
+    """Dead units are common in embeddings; standardisation must not divide by their zero variance."""
     x_train, x_test, y_train, y_test = small
     x_train, x_test = (np.column_stack([x, np.full(len(x), value, np.float32)]) for x in (x_train, x_test))
     head = make_head(spec).fit(x_train, y_train)
@@ -122,7 +122,7 @@ def test_a_constant_column_breaks_nothing(spec, value, small):
 
 
 @pytest.mark.parametrize("spec", OWN)
-def test_the_unit_of_the_vectors_does_not_matter(spec, small):
+def test_scale_of_the_features_does_not_matter(spec, small):
     x_train, x_test, y_train, _ = small
     scores = make_head(spec).fit(x_train, y_train).predict_proba(x_test)
     scaled = make_head(spec).fit(x_train * 1024, y_train).predict_proba(x_test * 1024)
@@ -132,7 +132,7 @@ def test_the_unit_of_the_vectors_does_not_matter(spec, small):
 @pytest.mark.parametrize(
     "spec", ["linear", "svm", "svm:scale=none", "prototypical", "prototypical:metric=mahalanobis,scale=standard"]
 )
-def test_a_row_of_weight_two_counts_as_two_rows(spec, small):
+def test_sample_of_weight_two_equals_two_samples(spec, small):
     x_train, x_test, y_train, _ = small
     weights = np.where(y_train < 5, 2, 1)
     weighted = make_head(spec).fit(x_train, y_train, sample_weight=weights).predict_proba(x_test)
@@ -152,14 +152,14 @@ def test_two_classes_give_two_columns(spec, small):
 
 
 @pytest.mark.parametrize("spec", OWN)
-def test_a_single_class_is_refused_in_one_line(spec, small):
+def test_single_class_raises_a_one_line_error(spec, small):
     x_train, _, y_train, _ = small
     with pytest.raises(HeadError, match=r"^\w+ needs at least two classes, but the training data has 1 class$"):
         make_head(spec).fit(x_train, np.zeros_like(y_train))
 
 
 @pytest.mark.parametrize("spec", OWN)
-def test_vectors_that_are_not_finite_are_refused(spec, small):
+def test_non_finite_features_raise_an_error(spec, small):
     x_train, _, y_train, _ = small
     x_train = x_train.copy()
     x_train[3, 3] = np.nan
@@ -202,7 +202,7 @@ def test_mahalanobis_prototypes_equal_discriminant_analysis_with_equal_priors(sm
 
 
 class FixedCovariance(BaseEstimator):
-    """A covariance that is known, divided by the priors by which scikit-learn sums that of the classes."""
+    """A known covariance, as a covariance estimator of scikit-learn."""
 
     def __init__(self, covariance_=None):
         self.covariance_ = covariance_
@@ -211,7 +211,7 @@ class FixedCovariance(BaseEstimator):
         return self
 
 
-def test_neighbours_vote_by_similarity_over_temperature(small):
+def test_knn_temperature_weights_equal_the_formula(small):
     """As in DINO: exp(cosine / 0.07), summed for each class over the k nearest."""
     x_train, x_test, y_train, _ = small
     x, points = (rows / np.linalg.norm(rows, axis=1)[:, None] for rows in (x_train.astype(float), x_test.astype(float)))
@@ -225,33 +225,33 @@ def test_neighbours_vote_by_similarity_over_temperature(small):
 
 
 @pytest.mark.parametrize("spec", ["svm", "prototypical"])
-def test_a_class_without_weight_is_refused_in_one_line(spec, small):
+def test_class_of_weight_zero_raises_a_one_line_error(spec, small):
     x_train, _, y_train, _ = small
     with pytest.raises(HeadError, match=r"^all images of class 3 have sample weight zero$"):
         make_head(spec).fit(x_train, y_train, sample_weight=y_train != 3)
 
 
-def test_neighbours_vote_by_the_inverse_of_their_distance():
+def test_knn_distance_weights_are_inverse_distances():
     x, y = np.array([[0.0], [3.0], [10.0]]), [5, 8, 8]
     head = make_head("knn:k=2,metric=euclidean").fit(x, y)
     np.testing.assert_allclose(head.predict_proba([[1.0]]), [[2 / 3, 1 / 3]])
     np.testing.assert_allclose(head.predict_proba([[3.0]]), [[0, 1]], atol=1e-8)
 
 
-def test_equal_votes_go_to_the_first_class_whatever_the_order_of_rows():
+def test_knn_ties_go_to_the_first_class_in_any_order_of_rows():
     x, y = np.array([[0.0], [2.0]]), np.array([8, 5])
     for order in ([0, 1], [1, 0]):
         head = make_head("knn:k=2,metric=euclidean,weights=uniform").fit(x[order], y[order])
         np.testing.assert_array_equal(head.predict([[0.5], [1.0], [1.5]]), [5, 5, 5])
 
 
-def test_more_neighbours_than_rows_is_refused_in_one_line(small):
+def test_k_larger_than_the_training_set_raises_a_one_line_error(small):
     x_train, _, y_train, _ = small
     with pytest.raises(HeadError, match=r"^knn needs at least k=200 training images, but n_samples = 148: choose a smaller k$"):
         make_head("knn:k=200").fit(x_train, y_train)
 
 
-def test_what_did_not_converge_is_recorded_and_not_warned_of(small):
+def test_non_convergence_is_recorded_without_a_warning(small):
     x_train, _, y_train, _ = small
     head = make_head("linear:max_iter=3")
     with warnings.catch_warnings():

@@ -1,4 +1,4 @@
-"""The linear head is scikit-learn's logistic regression on scaled rows, and offers its options to a search."""
+"""The linear head equals scikit-learn's logistic regression on scaled features."""
 
 import numpy as np
 import pytest
@@ -13,14 +13,14 @@ from featkit.heads.scaling import SCALES, apply_scale
 
 @pytest.fixture(scope="module")
 def small():
-    """150 training rows and 100 to score, with labels 1, 3, 5 ..., so that positions are not labels."""
+    """150 training samples and 100 to score, with labels 1, 3, 5 ... that differ from class positions."""
     x, y = load_digits(return_X_y=True)
     return x[:150].astype(np.float32), y[:150] * 2 + 1, x[150:250].astype(np.float32), y[150:250] * 2 + 1
 
 
 @pytest.mark.parametrize("scale", SCALES)
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_the_head_predicts_what_scikit_learn_predicts(scale, dtype, small):
+def test_scores_equal_those_of_scikit_learn(scale, dtype, small):
     """The same scores as a LogisticRegression on the scaled rows, in float64 to four digits."""
     x, y, points, _ = small
     head = LinearHead(scale=scale).fit(x.astype(dtype), y)
@@ -33,8 +33,8 @@ def test_the_head_predicts_what_scikit_learn_predicts(scale, dtype, small):
     np.testing.assert_allclose(head.predict_proba(points.astype(dtype)), expected, atol=tolerance)
 
 
-def test_every_scale_and_every_c_is_tried_once(small):
-    """A search sees the whole grid; each option is one that a spec can set."""
+def test_search_space_has_every_scale_and_every_c_once(small):
+    """Each candidate consists of options that a spec can set."""
     x, y, points, labels = small
     trials = list(LinearHead.trials(x, y, points))
     tried = [(trial.options["scale"], trial.options["C"]) for trial in trials]
@@ -46,8 +46,8 @@ def test_every_scale_and_every_c_is_tried_once(small):
 
 
 @pytest.mark.parametrize("place", [12, 24, 36])
-def test_the_scores_of_a_trial_are_those_of_a_head_with_its_options(place, small):
-    """What a search compares is what it then gets, to the looser tolerance of a trial."""
+def test_scores_of_a_trial_equal_those_of_a_head_with_its_options(place, small):
+    """To the coarser tolerance of a trial."""
     x, y, points, _ = small
     trial = list(LinearHead.trials(x, y, points))[place]
     assert trial.options == {"C": SEARCH_CS[place], "scale": None}
@@ -57,7 +57,7 @@ def test_the_scores_of_a_trial_are_those_of_a_head_with_its_options(place, small
 
 @pytest.mark.parametrize("scale", ["standard", None])
 @pytest.mark.parametrize("k", [2, 5])
-def test_weights_for_vectors_as_they_are_give_the_same_probabilities(scale, k):
+def test_weights_for_unscaled_features_give_the_same_scores(scale, k):
     from scipy.special import softmax
 
     y = np.arange(60) % k
@@ -69,7 +69,7 @@ def test_weights_for_vectors_as_they_are_give_the_same_probabilities(scale, k):
     np.testing.assert_allclose(again.predict_proba(x), head.predict_proba(x), atol=1e-12)
 
 
-def test_weights_after_a_scaling_by_length_are_refused():
+def test_to_weights_fails_for_a_scaling_that_normalises_rows():
     head = LinearHead().fit(np.eye(4), [0, 0, 1, 1])
     with pytest.raises(HeadError, match="scale=root is not linear"):
         head.to_weights()

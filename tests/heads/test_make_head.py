@@ -4,7 +4,7 @@ import sys
 import pytest
 
 from featkit.errors import SpecError
-from featkit.heads import HEADS, list_heads, make_head
+from featkit.heads import HEADS, list_heads, make_head, parse_correction
 from featkit.registry import Spec
 
 PLUGIN = '''
@@ -32,7 +32,7 @@ def test_options_of_a_spec_reach_the_head():
     assert make_head(Spec("knn", options={"k": 3})).k == 3
 
 
-def test_the_seed_goes_to_heads_that_have_one_unless_the_spec_sets_it():
+def test_seed_is_passed_to_heads_that_have_one_unless_the_spec_sets_it():
     assert make_head("mlp", seed=4).seed == 4
     assert make_head("mlp:seed=5", seed=4).seed == 5
     assert make_head("mlp").seed == 0
@@ -62,7 +62,7 @@ def test_the_seed_goes_to_heads_that_have_one_unless_the_spec_sets_it():
         ("prototypical:metric=dot", r"'metric' parameter .*'euclidean'"),
     ],
 )
-def test_what_is_wrong_in_a_spec_is_said_in_one_line_before_any_data_is_seen(spec, message):
+def test_invalid_spec_raises_a_one_line_error_before_fitting(spec, message):
     with pytest.raises(SpecError, match=message) as caught:
         make_head(spec)
     assert "\n" not in str(caught.value)
@@ -72,10 +72,12 @@ def test_a_plugin_adds_a_head(plugin):
     assert HEADS.names() == ["linear", "svm", "knn", "mlp", "prototypical", "nearest"]
     head = make_head("nearest:metric=cosine")
     assert (head.k, head.metric) == (1, "cosine")
-    assert list_heads()[-1].summary == "The single nearest neighbour."
+    listed = {info.name: info for info in list_heads()}
+    assert listed["nearest"].summary == "The single nearest neighbour."
+    assert [info.name for info in listed.values() if not info.builtin] == ["nearest"]
 
 
-def test_every_head_is_described_with_its_options():
+def test_list_heads_gives_summary_and_options():
     rows = {row.name: row for row in list_heads()}
     assert list(rows) == ["linear", "svm", "knn", "mlp", "prototypical"]
     assert rows["svm"].summary == "Support vector machine with an RBF or a linear kernel."
@@ -83,6 +85,20 @@ def test_every_head_is_described_with_its_options():
     assert rows["prototypical"].options == {"metric": "cosine", "shrinkage": 0.3, "scale": None}
 
 
-def test_importing_the_heads_costs_neither_numpy_nor_scikit_learn():
+@pytest.mark.parametrize(
+    ("text", "spec"),
+    [
+        ("logit-adjust:tau=2", "logit_adjust:tau=2"),
+        ("logit_adjust", "logit_adjust"),
+        ("class-aware", "class_aware"),
+        ("crt", "class_aware"),
+        ("logit-ajust", "logit-ajust"),
+    ],
+)
+def test_correction_names_accept_hyphens_and_aliases(text, spec):
+    assert str(parse_correction(text)) == spec
+
+
+def test_importing_heads_imports_neither_numpy_nor_sklearn():
     code = "import sys, featkit.heads; assert not {'sklearn', 'numpy', 'torch'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -35,13 +35,13 @@ def no_pickle(monkeypatch):
         monkeypatch.setattr(pickle, name, refuse)
 
 
-def test_the_trusted_list_names_featkits_own_heads():
+def test_trusted_types_are_the_built_in_heads():
     own = {BalancedHead, *(HEADS.get(name) for name in HEADS.names())}
     assert set(TRUSTED) == {f"{head.__module__}.{head.__name__}" for head in own}
 
 
 @pytest.mark.parametrize("spec", SPECS)
-def test_a_loaded_head_predicts_the_same_numbers_without_pickle(spec, rows, tmp_path, no_pickle):
+def test_loaded_head_gives_the_same_scores_without_pickle(spec, rows, tmp_path, no_pickle):
     x, y, points = rows
     head = make_head(spec).fit(x, y)
     save_head(head, tmp_path / "head.skops")
@@ -52,7 +52,7 @@ def test_a_loaded_head_predicts_the_same_numbers_without_pickle(spec, rows, tmp_
     np.testing.assert_array_equal(loaded.predict(points), head.predict(points))
 
 
-def test_a_fresh_process_predicts_the_same_numbers(rows, tmp_path):
+def test_loaded_head_gives_the_same_scores_in_another_process(rows, tmp_path):
     x, y, points = rows
     np.save(tmp_path / "points.npy", points)
     for spec in SPECS:
@@ -69,7 +69,7 @@ def test_a_fresh_process_predicts_the_same_numbers(rows, tmp_path):
     subprocess.run([sys.executable, "-c", code, *SPECS], check=True, cwd=tmp_path)
 
 
-def test_labels_may_be_names(rows, tmp_path):
+def test_string_labels_survive_saving(rows, tmp_path):
     x, y, points = rows
     head = make_head("prototypical").fit(x, np.array([f"digit {label}" for label in y], dtype=object))
     save_head(head, tmp_path / "head.skops")
@@ -77,21 +77,21 @@ def test_labels_may_be_names(rows, tmp_path):
 
 
 class Stranger:
-    """A type that nobody trusts."""
+    """An untrusted type."""
 
     def __init__(self):
         self.x = 1
 
 
-def test_a_head_that_holds_a_strange_type_is_neither_written_nor_read(rows, tmp_path):
+def test_untrusted_types_are_neither_saved_nor_loaded(rows, tmp_path):
     path = tmp_path / "head.skops"
     head = make_head("prototypical").fit(*rows[:2])
     head.stranger_ = Stranger()
-    with pytest.raises(HeadError, match=r"holds \S*test_persist\.Stranger, not on featkit's list of trusted types$"):
+    with pytest.raises(HeadError, match=r"cannot be saved to .* does not trust: \S*test_persist\.Stranger$"):
         save_head(head, path)
     assert not path.exists()
     skops.io.dump({"scikit-learn": "1.9", "head": head}, path)
-    with pytest.raises(HeadError, match=r"is not read: it holds \S*test_persist\.Stranger, not on"):
+    with pytest.raises(HeadError, match=r"was not loaded: .* does not trust: \S*test_persist\.Stranger"):
         load_head(path)
     name = f"{Stranger.__module__}.Stranger"
     save_head(head, path, trusted=[name])
@@ -105,14 +105,14 @@ def test_a_tree_is_not_trusted_although_scikit_learn_made_it(rows, tmp_path):
         load_head(path)
 
 
-def test_something_else_than_a_head_is_refused(rows, tmp_path):
+def test_loading_an_object_that_is_not_a_head_fails(rows, tmp_path):
     path = tmp_path / "head.skops"
     skops.io.dump({"scikit-learn": "1.9", "head": LogisticRegression()}, path)
-    with pytest.raises(HeadError, match=r"holds a sklearn\.\S+\.LogisticRegression, which is not a head"):
+    with pytest.raises(HeadError, match=r"contains a sklearn\.\S+\.LogisticRegression, which is not a head"):
         load_head(path)
 
 
-def test_damaged_and_foreign_files_are_refused_in_one_line(rows, tmp_path):
+def test_damaged_and_foreign_files_raise_a_one_line_error(rows, tmp_path):
     path = tmp_path / "head.skops"
     save_head(make_head("prototypical").fit(*rows[:2]), path)
     whole = path.read_bytes()
@@ -131,12 +131,12 @@ def test_damaged_and_foreign_files_are_refused_in_one_line(rows, tmp_path):
         archive.writestr("schema.json", json.dumps({"protocol": 1}))
     skops.io.dump([1, 2], tmp_path / "list")
     for name in [*foreign, "zip", "json", "list", "missing"]:
-        with pytest.raises(HeadError, match=r"is not a head that featkit saved .*: fit it again$") as caught:
+        with pytest.raises(HeadError, match=r"is not a head saved by featkit .*: fit it again$") as caught:
             load_head(tmp_path / name)
         assert "\n" not in str(caught.value)
 
 
-def test_no_head_needs_torch_to_fit_write_and_read(tmp_path):
+def test_heads_are_fitted_saved_and_loaded_without_torch(tmp_path):
     code = (
         "import sys, numpy as np; from pathlib import Path\n"
         "from featkit.heads import make_head; from featkit.heads.persist import load_head, save_head\n"
@@ -148,14 +148,14 @@ def test_no_head_needs_torch_to_fit_write_and_read(tmp_path):
     subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path)
 
 
-def test_another_version_of_scikit_learn_is_told(rows, tmp_path):
+def test_other_scikit_learn_version_is_added_to_the_warnings(rows, tmp_path):
     path = tmp_path / "head.skops"
     skops.io.dump({"scikit-learn": "1.0", "head": make_head("knn").fit(*rows[:2])}, path)
     (text,) = load_head(path).warnings_
     assert text.startswith("fitted with scikit-learn 1.0, used with ")
 
 
-def test_a_head_from_before_it_had_an_option_is_refused_in_one_line(rows, tmp_path):
+def test_head_without_a_current_parameter_raises_a_one_line_error(rows, tmp_path):
     head = make_head("knn").fit(*rows[:2])
     del head.scale
     save_head(head, tmp_path / "head.skops")
@@ -163,7 +163,7 @@ def test_a_head_from_before_it_had_an_option_is_refused_in_one_line(rows, tmp_pa
         load_head(tmp_path / "head.skops")
 
 
-def test_the_class_of_an_installed_plugin_is_trusted(rows, tmp_path, monkeypatch):
+def test_classes_of_installed_plugins_are_trusted(rows, tmp_path, monkeypatch):
     (tmp_path / "mean_plugin.py").write_text(
         "from featkit.heads.prototypical import PrototypicalHead\nclass MeanHead(PrototypicalHead):\n    pass\n"
     )

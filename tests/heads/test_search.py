@@ -18,7 +18,7 @@ TUNED = ["svm", "knn", "mlp", "prototypical"]
 
 @pytest.fixture(scope="module")
 def small():
-    """120 training rows, 40 others; a little noise, as whole numbers have neighbours at equal distances."""
+    """120 training and 40 validation samples, with noise, as integer features have neighbours at equal distances."""
     x, y = load_digits(n_class=5, return_X_y=True)
     x = (x + np.random.default_rng(0).uniform(-0.1, 0.1, x.shape)).astype(np.float32)
     return train_test_split(x, y * 2 + 1, train_size=120, test_size=40, random_state=0, stratify=y)
@@ -26,7 +26,7 @@ def small():
 
 @pytest.mark.parametrize("name", TUNED)
 def test_each_trial_equals_a_fresh_head_with_these_options(name, small):
-    """Whatever work the trials share; of many trials, 30 are compared."""
+    """Trials share computations; a random sample of 30 is compared."""
     x, x_val, y, _ = small
     trials = list(HEADS.get(name).trials(x, y, x_val, seed=3))
     for place in np.random.default_rng(0).permutation(len(trials))[:30]:
@@ -36,19 +36,19 @@ def test_each_trial_equals_a_fresh_head_with_these_options(name, small):
 
 
 @pytest.mark.parametrize("name", TUNED)
-def test_every_scaling_is_tried_and_nothing_twice(name, small):
+def test_search_space_has_every_scaling_and_no_duplicates(name, small):
     x, x_val, y, _ = small
     tried = [tuple(trial.options.items()) for trial in HEADS.get(name).trials(x, y, x_val)]
     assert len(set(tried)) == len(tried)
     assert {dict(options)["scale"] for options in tried} == set(SCALES)
 
 
-def test_more_neighbours_than_rows_are_not_tried(small):
+def test_search_skips_k_larger_than_the_training_set(small):
     x, x_val, y, _ = small
     assert {trial.options["k"] for trial in HEADS.get("knn").trials(x, y, x_val)} == {1, 3, 5, 10, 20, 50, 100}
 
 
-def test_too_many_rows_for_a_kernel_matrix_are_tried_one_head_after_the_other(small, monkeypatch):
+def test_svm_search_without_kernel_matrix_gives_the_same_scores(small, monkeypatch):
     x, x_val, y, _ = small
     shared = list(HEADS.get("svm").trials(x, y, x_val))
     monkeypatch.setattr(svm, "MAX_KERNEL_ROWS", 100)
@@ -58,7 +58,7 @@ def test_too_many_rows_for_a_kernel_matrix_are_tried_one_head_after_the_other(sm
 
 
 @pytest.mark.parametrize("name", ["svm", "prototypical"])
-def test_a_search_finds_the_options_that_did_best(name, small):
+def test_search_selects_the_best_candidate(name, small):
     x, x_val, y, y_val = small
     seen = []
     found = search(name, x, y, x_val, y_val, progress=seen.append)
@@ -85,7 +85,7 @@ class NearestHead(KNNHead):
 
 
 class FixedHead(LinearHead):
-    """Scores that are written here."""
+    """Fixed scores."""
 
     @classmethod
     def trials(cls, x, y, x_val, seed=0):
@@ -101,33 +101,33 @@ def plugin(install):
     install("two_plugin", PLUGIN, points)
 
 
-def test_a_plugin_without_trials_is_tried_with_its_defaults(plugin, small):
-    """Those of a class it extends are not its own: the options may have changed."""
+def test_plugin_without_trials_is_evaluated_with_defaults(plugin, small):
+    """Inherited trials do not count: the options may differ."""
     x, x_val, y, y_val = small
     found = search("nearest", x, y, x_val, y_val)
     assert [tried.options for tried in found.candidates] == [{}]
     assert found.candidates[0].top1 == make_head("nearest").fit(x, y).score(x_val, y_val)
 
 
-def test_equal_top1_goes_to_the_lower_nll_and_then_to_the_first(plugin):
+def test_ties_in_top1_are_broken_by_nll_then_by_order(plugin):
     x, y = np.eye(2), np.array([3, 9])
     found = search("fixed", x, y, x, np.array([3, 3]))
     assert found.best_index == 1
     expected = [1, -np.log(0.6)], [1, -np.log(0.7)], [1, -np.log(0.7)], [0, -np.log(0.4)]
     np.testing.assert_allclose([tried[1:3] for tried in found.candidates[:4]], expected)
     assert found.candidates[4].top1 == 0
-    assert 30 < found.candidates[4].nll < 40, "a score of zero is very wrong, but not infinitely"
+    assert 30 < found.candidates[4].nll < 40, "zero probabilities are clipped"
 
 
 @pytest.mark.parametrize("label", [1, 5, 11])
-def test_labels_that_were_not_learnt_are_missed(plugin, label):
+def test_unseen_validation_labels_count_as_errors(plugin, label):
     x, y = np.eye(2), np.array([3, 9])
     known = search("fixed", x, y, x, np.array([3, 3])).candidates[0]
     tried = search("fixed", x, y, x, np.array([3, label])).candidates[0]
     assert tried == Candidate({"name": "a"}, 0.5, pytest.approx((known.nll - np.log(np.finfo(float).eps)) / 2), 0.5)
 
 
-def test_what_cannot_be_searched_is_refused_in_one_line(small):
+def test_invalid_search_raises_a_one_line_error(small):
     x, x_val, y, y_val = small
     with pytest.raises(HeadError, match=r"^tuning svm needs validation images, but there are none"):
         search("svm", x, y, x_val[:0], y_val[:0])
@@ -135,7 +135,7 @@ def test_what_cannot_be_searched_is_refused_in_one_line(small):
         search("svn", x, y, x_val, y_val)
 
 
-def test_work_in_threads_keeps_its_order_and_leaves_no_settings_behind():
+def test_fit_in_threads_keeps_order_and_restores_global_settings():
     def work(i):
         with warnings.catch_warnings():
             warnings.warn("stopped early", ConvergenceWarning, stacklevel=1)

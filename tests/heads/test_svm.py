@@ -19,7 +19,7 @@ def digits():
 
 
 def reference(x, y, points, weights=None, **options):
-    """What scikit-learn's machine says of the same scaled vectors."""
+    """Decision values of scikit-learn's SVC on the same scaled features."""
     scale = fit_scale(x, "root", weights)
     machine = SVC(C=3.0, tol=1e-8, **options).fit(apply_scale(x, "root", *scale).astype(float), y, weights)
     return machine.decision_function(apply_scale(points, "root", *scale).astype(float))
@@ -27,7 +27,7 @@ def reference(x, y, points, weights=None, **options):
 
 @pytest.mark.parametrize("kernel", ["rbf", "linear"])
 @pytest.mark.parametrize("classes", [2, 3, 10])
-def test_values_equal_those_of_scikit_learns_machine(kernel, classes, digits):
+def test_decision_values_equal_those_of_scikit_learn(kernel, classes, digits):
     x, y, points = digits
     x, y = x[y < 3 * classes], y[y < 3 * classes]
     expected = reference(x, y, points, kernel=kernel, gamma=1.0)
@@ -37,7 +37,7 @@ def test_values_equal_those_of_scikit_learns_machine(kernel, classes, digits):
         np.testing.assert_array_equal(values.argmax(axis=1), expected.argmax(axis=1))
 
 
-def test_rows_of_weight_zero_are_as_if_absent(digits):
+def test_samples_of_weight_zero_are_ignored(digits):
     x, y, points = digits
     weights = np.arange(len(x)) % 3
     values = make_head("svm").fit(x, y, sample_weight=weights).decision_function(points)
@@ -46,8 +46,8 @@ def test_rows_of_weight_zero_are_as_if_absent(digits):
     np.testing.assert_allclose(values, expected, rtol=0, atol=1e-6)
 
 
-def test_without_scaling_gamma_is_scikit_learns(digits):
-    """For vectors that are centred; scikit-learn's variance counts the differences between the columns' means too."""
+def test_gamma_scale_equals_that_of_scikit_learn_without_scaling(digits):
+    """On centred features: scikit-learn's variance includes differences between column means."""
     x, y, points = digits
     centre = x.mean(axis=0)
     head = make_head("svm:scale=none").fit(x - centre, y)
@@ -57,7 +57,7 @@ def test_without_scaling_gamma_is_scikit_learns(digits):
     np.testing.assert_allclose(values, expected, rtol=0, atol=1e-4)
 
 
-def test_blocks_of_rows_give_the_same_values(digits, monkeypatch):
+def test_block_size_does_not_change_decision_values(digits, monkeypatch):
     x, y, points = digits
     head = make_head("svm").fit(x, y)
     whole = head.decision_function(points)
@@ -66,15 +66,15 @@ def test_blocks_of_rows_give_the_same_values(digits, monkeypatch):
 
 
 @pytest.mark.parametrize("spec", ["svm", "svm:kernel=linear,scale=standard"])
-def test_too_many_rows_for_a_kernel_matrix_give_the_same_values(spec, digits, monkeypatch):
+def test_fitting_without_kernel_matrix_gives_the_same_values(spec, digits, monkeypatch):
     x, y, points = digits
     expected = make_head(spec).fit(x, y).decision_function(points)
     monkeypatch.setattr(svm, "MAX_KERNEL_ROWS", 100)
     np.testing.assert_allclose(make_head(spec).fit(x, y).decision_function(points), expected, rtol=0, atol=1e-6)
 
 
-def test_too_many_rows_for_a_kernel_matrix_use_scikit_learn_intelex_where_it_is_installed(digits, monkeypatch):
-    """It does not speed up a kernel given as a matrix, so that it has nothing to do for fewer rows."""
+def test_fitting_without_kernel_matrix_uses_scikit_learn_intelex_if_installed(digits, monkeypatch):
+    """Not with a kernel matrix, which it does not speed up."""
     x, y, _ = digits
     fitted = []
 
@@ -94,7 +94,7 @@ def test_too_many_rows_for_a_kernel_matrix_use_scikit_learn_intelex_where_it_is_
     assert fitted == ["rbf"]
 
 
-def test_a_file_holds_each_support_vector_once(digits, tmp_path):
+def test_saved_file_contains_each_support_vector_once(digits, tmp_path):
     x, y, _ = digits
     wide = np.random.default_rng(0).normal(size=(len(x), 2048)).astype(np.float32)
     save_head(make_head("svm").fit(wide, y), tmp_path / "head.skops")
