@@ -1,4 +1,4 @@
-"""The description of a backbone: preprocessing, weights and how to build the network. Imports no torch."""
+"""Describe a backbone: its preprocessing, its weights, how to build it. Imports no torch."""
 
 from __future__ import annotations
 
@@ -27,10 +27,11 @@ _FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.B
 
 @dataclass(frozen=True)
 class Preprocess:
-    """Resize, centre crop and normalise, as torchvision's ``ImageClassification`` preset does on PIL images.
+    """Resize, centre crop and normalise, as torchvision's ``ImageClassification`` does.
 
     Attributes:
-        resize: length of the shorter edge in pixels, or ``(height, width)`` without keeping the aspect ratio.
+        resize: length of the shorter edge in pixels, or ``(height, width)`` without keeping the
+            aspect ratio.
         crop: ``(height, width)`` of the centre crop in pixels; a smaller image gets a black border.
         interpolation: ``bilinear`` or ``bicubic``, both with anti-aliasing.
         mean, std: per channel, for values in 0..1.
@@ -44,7 +45,7 @@ class Preprocess:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Preprocess:
-        """Build from the dict of ``asdict``, also after JSON made lists of its tuples; TypeError for other values."""
+        """Build from the dict of ``asdict``, also from JSON; raises TypeError for other values."""
         read: dict[str, Any] = {}
         for name, value in values.items():
             read[name] = tuple(value) if isinstance(value, list) else value
@@ -53,27 +54,28 @@ class Preprocess:
     def __call__(self, pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """Resize and crop one uint8 image ``(h, w, 3)`` to uint8 ``(*crop, 3)``.
 
-        Normalisation is left to ``normalise``: bytes are copied to the device at a quarter of the size of floats.
+        Normalisation is left to ``normalise``: bytes are copied to the device at a quarter of the
+        size of floats.
         """
         return np.asarray(self._crop(self._resize(Image.fromarray(pixels))))
 
     def fast(self, pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """Resize and crop in about two thirds of the time of a call, by resizing only what the crop shows.
+        """Resize and crop by resizing only what the crop shows: a third faster than a call.
 
-        3 % of the values differ by one of 256 levels, because Pillow stores the edges of the region that it resizes as
-        float32. That changes the features of ResNet-50 more than bf16 does (cosine similarity at least 0.9992), and
-        less than int8.
+        3 % of the values differ by one of 256 levels, because Pillow stores the edges of the region
+        that it resizes as float32. That changes the features of ResNet-50 more than bf16 does
+        (cosine similarity at least 0.9992), and less than int8.
         """
         image = Image.fromarray(pixels)
         resized = self._resize_visible(image, *self._resized_size(*image.size))
         return np.asarray(self._crop(resized))
 
     def for_precision(self, precision: str) -> Callable[[NDArray[np.uint8]], NDArray[np.uint8]]:
-        """Return the function that resizes and crops images at a precision: ``fast`` for int8, else the exact one."""
+        """Return what resizes and crops images for a precision: ``fast`` for int8."""
         return self.fast if precision in INT8 else self
 
     def normalise(self, batch: Any) -> Any:
-        """Turn a float batch ``(b, 3, h, w)`` of values in 0..255 (array or tensor) into the network's input."""
+        """Normalise a float batch ``(b, 3, h, w)`` of values in 0..255, an array or a tensor."""
         like = batch.new_tensor if hasattr(batch, "new_tensor") else np.asarray
         mean = like(self.mean, dtype=batch.dtype).reshape(1, 3, 1, 1)
         std = like(self.std, dtype=batch.dtype).reshape(1, 3, 1, 1)
@@ -96,7 +98,12 @@ class Preprocess:
         visible_width, visible_height = min(width, self.crop[1]), min(height, self.crop[0])
         left, top = _crop_offset(width, visible_width), _crop_offset(height, visible_height)
         scale_x, scale_y = image.width / width, image.height / height
-        box = (left * scale_x, top * scale_y, (left + visible_width) * scale_x, (top + visible_height) * scale_y)
+        box = (
+            left * scale_x,
+            top * scale_y,
+            (left + visible_width) * scale_x,
+            (top + visible_height) * scale_y,
+        )
         return image.resize((visible_width, visible_height), _FILTERS[self.interpolation], box=box)
 
     def _resized_size(self, width: int, height: int) -> tuple[int, int]:
@@ -109,12 +116,12 @@ class Preprocess:
 
 
 def _crop_offset(length: int, crop: int) -> int:
-    """Return where a centre crop begins, negative where it needs a border; halves are rounded as in torchvision."""
+    """Return where a centre crop begins, rounded as in torchvision; negative for a border."""
     return round((length - crop) / 2.0) if length >= crop else -((crop - length) // 2)
 
 
 class QuantizedNetwork(NamedTuple):
-    """A network quantized to int8: an ONNX file from uint8 ``(b, h, w, 3)`` to ``(b, d)``, and its SHA-256 (hex)."""
+    """ONNX file of an int8 network, uint8 ``(b, h, w, 3)`` to ``(b, d)``, and its SHA-256."""
 
     path: Path
     digest: str
@@ -124,8 +131,8 @@ class QuantizedNetwork(NamedTuple):
 class Backbone:
     """A network, its weights and its preprocessing: everything needed to turn pixels into features.
 
-    Creating one costs no more than the digest of a weights file. torch is imported and the network built only by
-    ``build``, so that a cache hit needs neither.
+    Creating one costs no more than the digest of a weights file. torch is imported and the network
+    built only by ``build``, so that a cache hit needs neither.
 
     Attributes:
         name: as the user specifies it, such as ``resnet50``.
@@ -135,8 +142,9 @@ class Backbone:
         layer: dotted name of the layer whose output is the embedding.
         pool: how a feature map becomes a vector: ``avg``, ``max``, ``catavgmax`` or ``none``.
         preprocess: from pixels to the network's input.
-        build: () -> a module in eval mode, without gradients, float32 ``(b, 3, h, w)`` -> ``(b, d)``.
-            Raises WeightsError if the file belongs to another network, SpecError if the layer is unknown.
+        build: () -> a module in eval mode, without gradients, float32 ``(b, 3, h, w)`` -> ``(b,
+            d)``. Raises WeightsError if the file belongs to another network, SpecError if the layer
+            is unknown.
         quantized: the same network in int8, once it has been calibrated.
     """
 
@@ -151,7 +159,7 @@ class Backbone:
 
     @property
     def trained(self) -> bool:
-        """Whether the weights were ever trained; untrained ones are labelled as such wherever they appear."""
+        """Whether the weights are trained; results of random ones are labelled as such."""
         return not self.digest.startswith("random:")
 
     def read_quantized(self) -> bytes:
@@ -162,7 +170,9 @@ class Backbone:
             WeightsError: if the file cannot be read, or its content has changed.
         """
         if self.quantized is None:
-            raise SpecError(f"{self.name} has not been quantized: int8 needs train images for calibration")
+            raise SpecError(
+                f"{self.name} has not been quantized: int8 needs train images for calibration"
+            )
         path, digest = self.quantized
         try:
             data = path.read_bytes()
@@ -171,5 +181,7 @@ class Backbone:
                 f"cannot read {path} ({error.strerror}): extract with --precision int8 again"
             ) from error
         if hashlib.sha256(data).hexdigest() != digest:
-            raise WeightsError(f"{path} is not the int8 network {digest[:12]} that made the features: extract again")
+            raise WeightsError(
+                f"{path} is not the int8 network {digest[:12]} of the features: extract again"
+            )
         return data

@@ -12,7 +12,7 @@ from featkit.backbones.layers import FeatureExtractor
 
 
 def fold_batchnorm(module: nn.Module) -> nn.Module:
-    """Fold each BatchNorm into the convolution before it; return a module that computes the same up to rounding.
+    """Fold each BatchNorm into the convolution before it; outputs change by rounding only.
 
     A network that torch.fx cannot trace is returned unchanged.
     """
@@ -26,17 +26,21 @@ def fold_batchnorm(module: nn.Module) -> nn.Module:
 
 
 def has_statistics(network: nn.Module) -> bool:
-    """Return whether all BatchNorms have running statistics; a BatchNorm that was folded has mean 0 everywhere."""
+    """Return whether all BatchNorms have running statistics; folded ones have mean 0 everywhere."""
     norms = [part for part in network.modules() if isinstance(part, nn.BatchNorm2d)]
     return all(part.running_mean is not None and bool(part.running_mean.any()) for part in norms)
 
 
 @torch.no_grad()
-def restore_statistics(network: nn.Module, batches: Iterable[Tensor], parts: Iterable[nn.Module] | None = None) -> None:
+def restore_statistics(
+    network: nn.Module, batches: Iterable[Tensor], parts: Iterable[nn.Module] | None = None
+) -> None:
     """Set running mean and variance of BatchNorms to those of their inputs, in place.
 
-    Weight and bias are changed with them, so that the network computes the same in eval mode as before. Networks whose
-    BatchNorms were folded need this before training: in train mode the statistics of the batch would otherwise
+    Weight and bias are changed with them, so that the network computes the same in eval mode as
+    before. Networks whose
+    BatchNorms were folded need this before training: in train mode the statistics of the batch
+        would otherwise
     normalise activations a second time.
 
     Args:
@@ -45,7 +49,12 @@ def restore_statistics(network: nn.Module, batches: Iterable[Tensor], parts: Ite
         parts: modules whose BatchNorms are changed; None for the whole network.
     """
     network.eval()
-    norms = [norm for part in parts or [network] for norm in part.modules() if isinstance(norm, nn.BatchNorm2d)]
+    norms = [
+        norm
+        for part in parts or [network]
+        for norm in part.modules()
+        if isinstance(norm, nn.BatchNorm2d)
+    ]
     # A norm that stands in several of the parts must not be counted twice.
     statistics = [_InputStatistics(norm) for norm in dict.fromkeys(norms)]
     for batch in batches:
@@ -77,7 +86,8 @@ class _InputStatistics:
         variance = (self._squares / self._count - mean**2).clamp(min=0)
         assert norm.running_mean is not None
         assert norm.running_var is not None
-        # In eval mode the norm computes x * scale + shift. Both are kept; they are only expressed by new statistics.
+        # In eval mode the norm computes x * scale + shift. Both are kept; they are only expressed
+        # by new statistics.
         scale = norm.weight.double() / (norm.running_var.double() + norm.eps).sqrt()
         shift = norm.bias.double() - norm.running_mean.double() * scale
         norm.weight.copy_(scale * (variance + norm.eps).sqrt())

@@ -9,7 +9,7 @@ from featkit.registry import Spec, unknown
 
 
 def list_models() -> list[tuple[str, str, str, str]]:
-    """Return, for each backbone, its name, embedding width, number of parameters and named weights, as text."""
+    """Return name, embedding width, number of parameters and weights of each backbone, as text."""
     rows = []
     for name, (width, parameters) in SIZES.items():
         rows.append((name, str(width), f"{parameters:,}", ", ".join(FILES[name])))
@@ -21,9 +21,10 @@ def list_models() -> list[tuple[str, str, str, str]]:
 
 
 def list_layers(name: str) -> list[tuple[str, tuple[int, ...]]]:
-    """Return the layers of a network in the order of computation, with the shape of their output for one image.
+    """Return the layers of a network in the order of computation, with the shapes of their outputs.
 
-    The shapes have no batch dimension. The image has 224 x 224 pixels, or the size that a timm network expects.
+    Shapes are those for one image, without the batch dimension. The image has 224 x 224 pixels, or
+    the size that a timm network expects.
 
     Raises:
         SpecError: if the name is not that of a ResNet or a timm network.
@@ -38,7 +39,8 @@ def list_layers(name: str) -> list[tuple[str, tuple[int, ...]]]:
     from featkit.backbones.layers import freeze, layer_shapes
     from featkit.backbones.timm import input_size, make_network
 
-    # On the meta device there are shapes and no numbers, so that this takes no memory and little time.
+    # On the meta device there are shapes and no numbers, so that this takes no memory and little
+    # time.
     with torch.device("meta"):
         if spec.name == "timm":
             network, size = make_network(str(spec.argument)), input_size(str(spec.argument))

@@ -1,4 +1,4 @@
-"""Devices, precisions and threads of a forward pass. Imports torch only where torch has to be asked."""
+"""Devices, precisions and threads of a forward pass. Imports torch only when it is needed."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from featkit.errors import SpecError
 from featkit.registry import unknown
 
 INT8 = ("int8", "int8-openvino")
-"""Precisions that run a network quantized to int8: in ONNX Runtime, or in OpenVINO, which rounds slightly differently."""
+"""Precisions of quantized networks. OpenVINO rounds slightly differently from ONNX Runtime."""
 
 PRECISIONS = ("fp32", "bf16", *INT8)
 DEVICES = ("auto", "cpu", "cuda", "mps")
@@ -21,7 +21,7 @@ _CPU_INFO = Path("/proc/cpuinfo")
 
 
 def resolve_precision(precision: str, device: str = "auto") -> str:
-    """Return one of ``PRECISIONS``; ``auto`` becomes bf16 where the device computes it in hardware, else fp32.
+    """Return one of ``PRECISIONS``; ``auto`` becomes bf16 if the hardware supports it, else fp32.
 
     Raises:
         SpecError: if the precision is unknown.
@@ -45,13 +45,18 @@ def pick_device(device: str = "auto") -> str:
         return device
     import torch
 
-    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    available = {
+        "cuda": torch.cuda.is_available(),
+        "mps": torch.backends.mps.is_available(),
+        "cpu": True,
+    }
     if device == "auto":
         return next(name for name in available if available[name])
     if not available[device]:
-        raise SpecError(f"device {device} is not available: use --device {pick_device('auto')} or auto")
+        raise SpecError(
+            f"device {device} is not available: use --device {pick_device('auto')} or auto"
+        )
     return device
-
 
 
 @contextmanager
@@ -59,7 +64,8 @@ def one_thread_per_worker() -> Iterator[Callable[[], None]]:
     """Let every worker thread run torch on one core, because the other workers use the other cores.
 
     Yields:
-        A function that each worker thread calls first. The number of torch's threads is restored afterwards.
+        A function that each worker thread calls first. The number of torch's threads is restored
+        afterwards.
     """
     import torch
 
@@ -80,7 +86,7 @@ def _has_bf16(device: str) -> bool:
 
 
 def _has_nvidia_driver() -> bool:
-    """Return whether there may be an NVIDIA GPU, so that torch is not imported for a cache hit where there is none."""
+    """Return whether there may be an NVIDIA GPU; without one, a cache hit does not import torch."""
     if os.name == "nt":
         return Path(os.environ.get("SYSTEMROOT", r"C:\Windows"), "System32", "nvcuda.dll").exists()
     return Path("/dev/nvidiactl").exists()

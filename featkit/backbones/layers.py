@@ -25,7 +25,8 @@ def pool_map(features: Tensor, pool: str) -> Tensor:
     """Pool feature maps ``(b, c, h, w)``; features that are vectors already are returned unchanged.
 
     Returns:
-        ``(b, c)`` for ``avg`` and ``max``, ``(b, 2 c)`` for ``catavgmax``, ``(b, c h w)`` for ``none``.
+        ``(b, c)`` for ``avg`` and ``max``, ``(b, 2 c)`` for ``catavgmax``, ``(b, c h w)`` for
+        ``none``.
     """
     if features.ndim == 2:
         return features
@@ -57,7 +58,8 @@ class FeatureExtractor(nn.Module):
         if not isinstance(features, Tensor) or features.ndim not in (2, 4):
             shape = tuple(getattr(features, "shape", ()))
             raise SpecError(
-                f"layer {self.layer} returns {shape}, neither vectors nor feature maps: choose another layer"
+                f"output of layer {self.layer} has shape {shape}, which is neither (b, d) nor "
+                "(b, c, h, w): choose another layer"
             )
         return pool_map(features, self.pool)
 
@@ -80,8 +82,9 @@ def extract_layer(network: nn.Module, name: str, layer: str, pool: str) -> Featu
         suggestions = [*blocks, *difflib.get_close_matches(layer, layers, n=5)]
         kind = f"layer of {name} (all by `featkit models --layers {name}`)"
         raise unknown(kind, layer, list(dict.fromkeys(suggestions)))
-    # Not torchvision's create_feature_extractor: it also traces the network in train mode, where some networks compute
-    # something else (LeViT), and a copy of its result is in train mode, so that BatchNorm cannot be folded into it.
+    # Not torchvision's create_feature_extractor: it also traces the network in train mode, where
+    # some networks compute something else (LeViT), and a copy of its result is in train mode, so
+    # that BatchNorm cannot be folded into it.
     graph.erase_node(graph.output_node())
     graph.output(layers[layer])
     features = fx.GraphModule(network, graph)
@@ -91,8 +94,10 @@ def extract_layer(network: nn.Module, name: str, layer: str, pool: str) -> Featu
     return freeze(FeatureExtractor(features, layer, pool))
 
 
-def layer_shapes(network: nn.Module, name: str, size: tuple[int, int]) -> list[tuple[str, tuple[int, ...]]]:
-    """List the layers of a network in the order of computation, with the shape of their output for one image.
+def layer_shapes(
+    network: nn.Module, name: str, size: tuple[int, int]
+) -> list[tuple[str, tuple[int, ...]]]:
+    """List the layers of a network in the order of computation, with their output for one image.
 
     Args:
         network: on the meta device, so that nothing is computed; in eval mode.
@@ -113,13 +118,16 @@ def layer_shapes(network: nn.Module, name: str, size: tuple[int, int]) -> list[t
 
 
 def _trace(network: nn.Module, name: str) -> tuple[fx.Graph, dict[str, fx.Node]]:
-    """Trace a network; return its graph and, for each layer, its last operation, in the order in which layers end.
+    """Trace a network; return its graph, and the last operation of each layer in that order.
 
-    Layers are named as in torchvision: a module that is used several times has a number from the second time on
-    (``layer1.0.relu``, ``layer1.0.relu_1``), and a block such as ``layer1.0`` stands for its last operation.
+    Layers are named as in torchvision: a module that is used several times has a number from the
+        second time on
+    (``layer1.0.relu``, ``layer1.0.relu_1``), and a block such as ``layer1.0`` stands for its last
+    operation.
 
-    torchvision's ``get_graph_node_names`` gives no blocks and no shapes; the shapes by ``create_feature_extractor``
-    would take quadratic time (19 s for the layers of DenseNet-121 instead of 3 s).
+    torchvision's ``get_graph_node_names`` gives no blocks and no shapes; the shapes by
+    ``create_feature_extractor`` would take quadratic time (19 s for the layers of DenseNet-121
+    instead of 3 s).
     """
     tracer = NodePathTracer()
     try:

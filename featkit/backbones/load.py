@@ -59,17 +59,20 @@ def load_backbone(
     """Load a backbone; its weights are located, its network is not built yet.
 
     Args:
-        spec: ``resnet50``, ``resnet18:residual=false``, ``timm:NAME``, the name of a plug-in, or the path of a
-            saved network: a run directory of ``finetune``, ``distill``, ``prune`` or ``quantize``.
-        weights: ``imagenet``, ``IMAGENET1K_V1``, ``IMAGENET1K_V2``, ``random[:seed]`` or a file. For torchvision's
-            networks ``imagenet`` means IMAGENET1K_V1: its features give better linear classifiers than those of V2.
-        layer: dotted name of the layer whose output is the embedding; None for the output of global pooling.
-        pool: ``avg``, ``max``, ``catavgmax`` (average and maximum concatenated: twice the width), or ``none`` (the
-            flattened feature map).
-        resize: ``256`` (shorter edge in pixels) or ``224x224`` (height x width, aspect ratio ignored); None for the
-            size that belongs to the weights.
-        crop: ``224``, or ``none`` to keep the whole image after ``resize="HxW"``; None for the size that belongs to
-            the weights.
+        spec: ``resnet50``, ``resnet18:residual=false``, ``timm:NAME``, the name of a plug-in, or
+            the path of a saved network: a run directory of ``finetune``, ``distill``, ``prune`` or
+            ``quantize``.
+        weights: ``imagenet``, ``IMAGENET1K_V1``, ``IMAGENET1K_V2``, ``random[:seed]`` or a file.
+            For torchvision's networks ``imagenet`` means IMAGENET1K_V1: its features give better
+            linear classifiers than those of V2.
+        layer: dotted name of the layer whose output is the embedding; None for the output of global
+            pooling.
+        pool: ``avg``, ``max``, ``catavgmax`` (average and maximum concatenated: twice the width),
+            or ``none`` (the flattened feature map).
+        resize: ``256`` (shorter edge in pixels) or ``224x224`` (height x width, aspect ratio
+            ignored); None for the size that belongs to the weights.
+        crop: ``224``, or ``none`` to keep the whole image after ``resize="HxW"``; None for the size
+            that belongs to the weights.
 
     Raises:
         SpecError: if a name or a value is unknown.
@@ -89,8 +92,8 @@ def load_backbone(
         backbone = BACKBONES.make(spec, weights=weights, layer=layer, pool=pool)
         if not isinstance(backbone, Backbone):
             raise SpecError(
-                f"plug-in backbone {spec!r} returned {type(backbone).__name__}, not a featkit Backbone: "
-                "fix its factory function"
+                f"plug-in backbone {spec!r} returned {type(backbone).__name__}, "
+                "not a featkit Backbone: fix its factory function"
             )
     return replace(backbone, preprocess=override(backbone.preprocess, resize, crop))
 
@@ -126,10 +129,14 @@ def _build_saved(file: Path, description: NetworkDescription, layer: str, pool: 
 def _load_int8(spec: str, *, weights: str, layer: str | None, pool: str) -> Backbone:
     """Load a network that ``featkit quantize`` wrote; it runs with int8 precision only."""
     description = read_int8_description(spec)
-    if weights != "imagenet" or layer not in (None, description.layer) or pool not in ("avg", description.pool):
+    if (
+        weights != "imagenet"
+        or layer not in (None, description.layer)
+        or pool not in ("avg", description.pool)
+    ):
         raise SpecError(
-            f"{spec} was quantized with its weights, layer {description.layer} and pool {description.pool}: "
-            "remove --weights, --layer and --pool"
+            f"{spec} was quantized with its weights, layer {description.layer} "
+            f"and pool {description.pool}: remove --weights, --layer and --pool"
         )
     folder = Path(spec).expanduser().absolute()
 
@@ -152,8 +159,8 @@ def override(preprocess: Preprocess, resize: str | None, crop: str | None) -> Pr
     """Return the preprocessing with another size, another crop, or both.
 
     Raises:
-        SpecError: if a text is malformed, the crop is larger than the resized image, or ``crop="none"`` would give
-            images of different sizes.
+        SpecError: if a text is malformed, the crop is larger than the resized image, or
+            ``crop="none"`` would give images of different sizes.
     """
     if resize is not None:
         preprocess = _with_resize(preprocess, _parse_resize(resize))
@@ -162,12 +169,16 @@ def override(preprocess: Preprocess, resize: str | None, crop: str | None) -> Pr
     size = preprocess.resize
     if crop == "none":
         if not isinstance(size, tuple):
-            raise SpecError("crop none gives images of different sizes: use it with --resize HEIGHTxWIDTH")
+            raise SpecError(
+                "crop none gives images of different sizes: use it with --resize HEIGHTxWIDTH"
+            )
         return replace(preprocess, crop=size)
     edge = _parse_pixels(crop, "crop", "N or none")
     shorter = min(size) if isinstance(size, tuple) else size
     if edge > shorter:
-        raise SpecError(f"crop {edge} is larger than the image, whose shorter edge is resized to {shorter}: lower it")
+        raise SpecError(
+            f"crop {edge} is larger than the shorter edge of the resized image, {shorter}: lower it"
+        )
     return replace(preprocess, crop=(edge, edge))
 
 
@@ -180,7 +191,10 @@ def _with_resize(preprocess: Preprocess, size: int | tuple[int, int]) -> Preproc
 
 
 def _parse_resize(text: str) -> int | tuple[int, int]:
-    edges = [_parse_pixels(part, "resize", "N or HEIGHTxWIDTH", whole=text) for part in text.split("x", 1)]
+    edges = [
+        _parse_pixels(part, "resize", "N or HEIGHTxWIDTH", whole=text)
+        for part in text.split("x", 1)
+    ]
     return (edges[0], edges[1]) if len(edges) == 2 else edges[0]
 
 

@@ -16,7 +16,9 @@ from featkit.errors import SpecError
 from featkit.extras import require
 
 
-def write_onnx(module: nn.Module, example: torch.Tensor, path: Path, *, names: tuple[str, str], title: str) -> None:
+def write_onnx(
+    module: nn.Module, example: torch.Tensor, path: Path, *, names: tuple[str, str], title: str
+) -> None:
     """Export a module to one ONNX file, for batches of any size.
 
     Args:
@@ -47,12 +49,14 @@ def write_onnx(module: nn.Module, example: torch.Tensor, path: Path, *, names: t
             )
     except torch.onnx.OnnxExporterError as error:
         reason = str(error).strip().partition("\n")[0]
-        raise SpecError(f"{title} cannot be exported to ONNX ({reason}): use another backbone or --precision") from error
+        raise SpecError(
+            f"{title} cannot be exported to ONNX ({reason}): use another backbone or --precision"
+        ) from error
 
 
 @contextmanager
 def silence() -> Iterator[None]:
-    """Suppress warnings, log messages and output of the exporter and the quantizer, which have no option for that."""
+    """Suppress warnings, log messages and output of the exporter and the quantizer."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         before = logging.root.manager.disable

@@ -30,6 +30,7 @@ METHODS = {"minmax": "MinMax", "entropy": "Entropy", "percentile": "Percentile",
 
 Layer = nn.Conv2d | nn.Linear
 
+_HISTOGRAM_METHODS = ("entropy", "percentile")
 _BATCH, _HISTOGRAM_BATCH = 16, 4
 
 
@@ -38,10 +39,13 @@ class QuantizationConfig:
     """How a network is quantized to int8.
 
     Attributes:
-        method: how the range of each activation is calibrated: ``minmax`` (smallest and largest value), ``entropy`` or
-            ``percentile`` (99.999 %) of a histogram; ``dynamic`` computes it for each batch at run time instead.
-        keep: layers that stay in float32, named as by ``featkit models --layers``; a block stands for all its layers.
-        bias_correction: whether biases are corrected for the mean error of rounded weights (not with ``dynamic``).
+        method: how the range of each activation is calibrated: ``minmax`` (smallest and largest
+            value), ``entropy`` or ``percentile`` (99.999 %) of a histogram; ``dynamic`` computes it
+            for each batch at run time instead.
+        keep: layers that stay in float32, named as by ``featkit models --layers``; a block stands
+            for all its layers.
+        bias_correction: whether biases are corrected for the mean error of rounded weights (not
+            with ``dynamic``).
     """
 
     method: str = "minmax"
@@ -55,8 +59,12 @@ class QuantizationConfig:
     @property
     def identity(self) -> str:
         """Return the text that determines the names of quantized networks: it must never change."""
-        # The repr that this class had in featkit 0.1, where it was called Scheme: names of networks contain its digest.
-        return f"Scheme(method={self.method!r}, keep={self.keep!r}, bias_correction={self.bias_correction!r})"
+        # The repr that this class had in featkit 0.1, where it was called Scheme: names of networks
+        # contain its digest.
+        return (
+            f"Scheme(method={self.method!r}, keep={self.keep!r}, "
+            f"bias_correction={self.bias_correction!r})"
+        )
 
     @property
     def extras(self) -> str:
@@ -66,13 +74,16 @@ class QuantizationConfig:
 
 
 def quantize(
-    backbone: Backbone, pixels: Sequence[NDArray[np.uint8]], path: Path, config: QuantizationConfig | None = None
+    backbone: Backbone,
+    pixels: Sequence[NDArray[np.uint8]],
+    path: Path,
+    config: QuantizationConfig | None = None,
 ) -> None:
     """Quantize a backbone to int8 and write it as an ONNX file.
 
-    Static quantization (Jacob et al., "Quantization and training of neural networks for efficient integer-arithmetic-
-    only inference", CVPR 2018) by ONNX Runtime, after BatchNorms are folded into convolutions: weights per output
-    channel, activations per tensor.
+    Static quantization (Jacob et al., "Quantization and training of neural networks for efficient
+    integer-arithmetic- only inference", CVPR 2018) by ONNX Runtime, after BatchNorms are folded
+    into convolutions: weights per output channel, activations per tensor.
 
     Args:
         backbone: the network, its weights and its preprocessing.
@@ -89,37 +100,62 @@ def quantize(
     if config.method not in METHODS:
         raise unknown("calibration method", config.method, list(METHODS))
     if config.bias_correction and config.method == "dynamic":
-        raise SpecError("bias correction needs calibration images, which dynamic quantization has not: "
-                        "use another method")
-    uses_histogram = config.method in ("entropy", "percentile")
-    batch_size = _HISTOGRAM_BATCH if uses_histogram else _BATCH
-    batches = [np.stack(pixels[first : first + batch_size]) for first in range(0, len(pixels), batch_size)]
+        raise SpecError(
+            "dynamic quantization uses no calibration images, which bias correction needs: "
+            "use another method"
+        )
+    batch_size = _HISTOGRAM_BATCH if config.method in _HISTOGRAM_METHODS else _BATCH
+    starts = range(0, len(pixels), batch_size)
+    batches = [np.stack(pixels[start : start + batch_size]) for start in starts]
     network = _NetworkOnPixels(backbone).eval()
-    if config.bias_correction:
-        layers = layers_with_weights(network.network)
-        quantized = [layer for name, layer in layers.items() if not config.keeps(layer_of(name))]
-        correct_biases(network.network, quantized, (network.prepare(torch.from_numpy(batch)) for batch in batches))
     with tempfile.TemporaryDirectory() as scratch, silence():
+        if config.bias_correction:
+            _correct_quantized_layers(network, batches, config)
         exported = Path(scratch, "float.onnx")
         example = torch.zeros((2, *backbone.preprocess.crop, 3), dtype=torch.uint8)
-        write_onnx(network, example, exported, names=("pixels", "vectors"), title=backbone.name)
-        excluded = _nodes_of(exported, config.keep)
-        if config.method == "dynamic":
-            # ONNX Runtime has no dynamic convolution with signed weights.
-            tools.quantize_dynamic(exported, path, nodes_to_exclude=excluded, weight_type=tools.QuantType.QUInt8)
-            return
-        tools.quantize_static(
-            exported,
-            path,
-            _calibration_reader(tools, batches),
-            per_channel=True,
-            activation_type=tools.QuantType.QUInt8,
-            weight_type=tools.QuantType.QInt8,
-            calibrate_method=getattr(tools.CalibrationMethod, METHODS[config.method]),
-            nodes_to_exclude=excluded,
-            # One batch at a time: histograms would otherwise need the activations of all images in memory at once.
-            extra_options={"CalibStridedMinMax": 1} if uses_histogram else {},
+        names = ("pixels", "vectors")
+        write_onnx(network, example, exported, names=names, title=backbone.name)
+        _quantize_file(tools, exported, path, batches, config)
+
+
+def _quantize_file(
+    tools: ModuleType,
+    exported: Path,
+    path: Path,
+    batches: Sequence[NDArray[np.uint8]],
+    config: QuantizationConfig,
+) -> None:
+    """Quantize an exported float32 network with ONNX Runtime."""
+    excluded = _nodes_of(exported, config.keep)
+    if config.method == "dynamic":
+        # ONNX Runtime has no dynamic convolution with signed weights.
+        tools.quantize_dynamic(
+            exported, path, nodes_to_exclude=excluded, weight_type=tools.QuantType.QUInt8
         )
+        return
+    # One batch at a time: histograms would otherwise need the activations of all images at once.
+    extra_options = {"CalibStridedMinMax": 1} if config.method in _HISTOGRAM_METHODS else {}
+    tools.quantize_static(
+        exported,
+        path,
+        _calibration_reader(tools, batches),
+        per_channel=True,
+        activation_type=tools.QuantType.QUInt8,
+        weight_type=tools.QuantType.QInt8,
+        calibrate_method=getattr(tools.CalibrationMethod, METHODS[config.method]),
+        nodes_to_exclude=excluded,
+        extra_options=extra_options,
+    )
+
+
+def _correct_quantized_layers(
+    network: _NetworkOnPixels, batches: Sequence[NDArray[np.uint8]], config: QuantizationConfig
+) -> None:
+    """Correct the biases of the layers that do not stay in float32."""
+    layers = layers_with_weights(network.network)
+    quantized = [layer for name, layer in layers.items() if not config.keeps(layer_of(name))]
+    inputs = (network.prepare(torch.from_numpy(batch)) for batch in batches)
+    correct_biases(network.network, quantized, inputs)
 
 
 def layers_with_weights(network: nn.Module) -> dict[str, Layer]:
@@ -128,30 +164,33 @@ def layers_with_weights(network: nn.Module) -> dict[str, Layer]:
 
 
 def layer_of(weight: str) -> str:
-    """Return the layer that a weight of an exported network belongs to, such as ``layer1.0.conv1``."""
+    """Return the layer of a weight in an exported network, such as ``layer1.0.conv1``."""
     return weight.removeprefix("network.").removeprefix("features.").removesuffix(".weight")
 
 
 def rounded_weight(weight: Tensor) -> Tensor:
-    """Round weights ``(out, ...)`` to int8 (symmetric, -127 to 127, one scale per output channel) and back to float."""
+    """Round weights ``(out, ...)`` to int8 and back, symmetrically per output channel."""
     scale = (weight.abs().flatten(1).amax(1) / 127).clamp(min=1e-12)
     zero = torch.zeros(len(scale), dtype=torch.int32)
     return torch.fake_quantize_per_channel_affine(weight, scale, zero, 0, -127, 127)
 
 
 def rounded_input(values: Tensor) -> Tensor:
-    """Round activations to uint8 (one scale and zero point, from their smallest to their largest value) and back."""
+    """Round activations to uint8 and back, with one scale from their smallest to largest value."""
     low, high = values.amin().clamp(max=0), values.amax().clamp(min=0)
     scale = ((high - low) / 255).clamp(min=1e-12)
-    return torch.fake_quantize_per_tensor_affine(values, scale, (-low / scale).round().int(), 0, 255)
+    return torch.fake_quantize_per_tensor_affine(
+        values, scale, (-low / scale).round().int(), 0, 255
+    )
 
 
 def correct_biases(network: nn.Module, layers: Sequence[Layer], batches: Iterable[Tensor]) -> None:
-    """Subtract from each bias the mean error that rounding the weights adds to the layer's output, in place.
+    """Subtract from biases the mean error that rounding adds to the layer's output, in place.
 
-    The error of a rounded weight is the same for every image, so it shifts the mean output of its layer by
-    ``(Q(W) - W) E[x]``. The mean input ``E[x]`` is estimated on some images (Nagel et al., "Data-free quantization
-    through weight equalization and bias correction", ICCV 2019, section 4.2).
+    The error of a rounded weight is the same for every image, so it shifts the mean output of its
+    layer by ``(Q(W) - W) E[x]``. The mean input ``E[x]`` is estimated on some images (Nagel et al.,
+    "Data-free quantization through weight equalization and bias correction", ICCV 2019, section
+    4.2).
 
     Args:
         network: without BatchNorm, whose statistics would have to change too.
@@ -189,7 +228,7 @@ def _rounding_error(layer: Layer) -> Layer:
 
 
 class _NetworkOnPixels(nn.Module):
-    """A network, its BatchNorms folded, with normalisation before it: from uint8 ``(b, h, w, 3)`` to ``(b, d)``."""
+    """Normalisation and a network with folded BatchNorms: uint8 ``(b, h, w, 3)`` to ``(b, d)``."""
 
     def __init__(self, backbone: Backbone) -> None:
         super().__init__()
@@ -220,7 +259,9 @@ def _nodes_of(path: Path, layers: Sequence[str]) -> list[str]:
     for layer in layers:
         if not any(_is_inside(name, layer) for name in nodes):
             raise unknown("layer with weights", layer, list(nodes))
-    return [node for name, node in nodes.items() if any(_is_inside(name, layer) for layer in layers)]
+    return [
+        node for name, node in nodes.items() if any(_is_inside(name, layer) for layer in layers)
+    ]
 
 
 def _is_inside(name: str, layer: str) -> bool:

@@ -53,14 +53,18 @@ def _resnet(
         pool: as in ``load_backbone``.
         residual: whether blocks have skip connections.
         norm: ``batch``, or ``none`` for no BatchNorm (a spec reads ``none`` as None).
-        stem: ``imagenet``, or ``small``: a 3 x 3 convolution without stride and no max pooling, for images of
-            32 pixels.
+        stem: ``imagenet``, or ``small``: a 3 x 3 convolution without stride and no max pooling, for
+            images of 32 pixels.
 
     Raises:
         SpecError: if an option has an unknown value.
         WeightsError: if the weights cannot be found, read or downloaded.
     """
-    options: dict[str, Value] = {"residual": residual, "norm": "none" if norm is None else norm, "stem": stem}
+    options: dict[str, Value] = {
+        "residual": residual,
+        "norm": "none" if norm is None else norm,
+        "stem": stem,
+    }
     for option, value in options.items():
         if value not in _OPTION_VALUES[option]:
             known = [str(each).lower() for each in _OPTION_VALUES[option]]
@@ -69,8 +73,11 @@ def _resnet(
     layer = DEFAULT_LAYER if layer is None else layer
     preprocess = Preprocess(resize=found.resize)
     if stem == "small":
-        preprocess = Preprocess(resize=_SMALL_STEM_PIXELS, crop=(_SMALL_STEM_PIXELS, _SMALL_STEM_PIXELS))
-    # Default options are left out of the name, so that a network has one name and one entry in the cache.
+        preprocess = Preprocess(
+            resize=_SMALL_STEM_PIXELS, crop=(_SMALL_STEM_PIXELS, _SMALL_STEM_PIXELS)
+        )
+    # Default options are left out of the name, so that a network has one name and one entry in the
+    # cache.
     changed = {name: value for name, value in options.items() if value != _OPTION_VALUES[name][0]}
     spec = Spec(network, options=changed)
     return Backbone(

@@ -1,4 +1,4 @@
-"""Build ResNets that torchvision does not have: without skip connections or BatchNorm, for small images, pruned."""
+"""Build variants of ResNets: without skip connections, without BatchNorm, narrower."""
 
 from __future__ import annotations
 
@@ -21,16 +21,19 @@ BLOCKS: dict[str, tuple[type[BasicBlock | Bottleneck], list[int]]] = {
 """Type of block, and number of blocks in each of the four stages (He et al. 2016, table 1)."""
 
 
-def make_resnet(network: str, *, classes: int, residual: bool, norm: bool, small: bool) -> nn.Module:
+def make_resnet(
+    network: str, *, classes: int, residual: bool, norm: bool, small: bool
+) -> nn.Module:
     """Build a ResNet with random weights from torch's current random state.
 
     Args:
         network: ``resnet18``, ...
         classes: number of outputs of the classifier.
         residual: whether blocks add their input to their output.
-        norm: whether there are BatchNorms. Without them convolutions still have no bias, as in torchvision.
-        small: whether the first convolution is 3 x 3 without stride and there is no max pooling, for images of about
-            32 pixels.
+        norm: whether there are BatchNorms. Without them convolutions still have no bias, as in
+            torchvision.
+        small: whether the first convolution is 3 x 3 without stride and there is no max pooling,
+            for images of about 32 pixels.
     """
     if residual and norm:
         module: nn.Module = torchvision.models.get_model(network, weights=None, num_classes=classes)
@@ -52,12 +55,14 @@ def make_resnet(network: str, *, classes: int, residual: bool, norm: bool, small
 def narrow(module: nn.Module, widths: Mapping[str, int]) -> None:
     """Replace convolutions inside residual blocks by ones with fewer output channels, in place.
 
-    The next convolution and the BatchNorm between them are replaced too. The new weights are undefined.
+    The next convolution and the BatchNorm between them are replaced too. The new weights are
+    undefined.
 
     Args:
         module: a ResNet.
-        widths: number of output channels by the convolution's name, such as ``layer1.0.conv1``. The last convolution of
-            a block cannot be narrowed, because its output is added to the block's input.
+        widths: number of output channels by the convolution's name, such as ``layer1.0.conv1``. The
+            last convolution of a block cannot be narrowed, because its output is added to the
+            block's input.
 
     Raises:
         WeightsError: if a name or a number does not fit the network.
@@ -72,7 +77,9 @@ def narrow(module: nn.Module, widths: Mapping[str, int]) -> None:
         except (AttributeError, ValueError):
             fits = False
         if not fits:
-            raise WeightsError(f"this network has no convolution {name!r} that could have {width} channels")
+            raise WeightsError(
+                f"this network has no convolution {name!r} that could have {width} channels"
+            )
         setattr(block, conv, _resized(first, first.in_channels, width))
         setattr(block, f"conv{int(index) + 1}", _resized(second, width, second.out_channels))
         if isinstance(getattr(block, f"bn{index}"), nn.BatchNorm2d):
@@ -80,7 +87,7 @@ def narrow(module: nn.Module, widths: Mapping[str, int]) -> None:
 
 
 def shortcut(block: BasicBlock | Bottleneck, x: Tensor) -> Tensor:
-    """Return what a residual block adds to the output of its convolutions: zero in a block without skip connection."""
+    """Return the output of a block's skip connection, zero if it has none."""
     if isinstance(block, tuple(_PLAIN.values())):
         return x.new_zeros(())
     added: Tensor = x if block.downsample is None else block.downsample(x)

@@ -1,12 +1,12 @@
-"""Networks that featkit saved: what is in their files, and on which images they were trained. Imports no torch.
+"""Networks that featkit saved: their files, and the images they were trained on. Imports no torch.
 
 There are two formats:
 
-- A trained or pruned network is one file, ``network.safetensors`` in a run directory. Its header holds a
-  ``NetworkDescription``, so that one digest covers the weights and everything else that is needed to rebuild the
-  network.
-- A network quantized to int8 is a directory with an ONNX file and a ``network.json``, which holds an
-  ``Int8Description``.
+- A trained or pruned network is one file, ``network.safetensors`` in a run directory. Its header
+  holds a ``NetworkDescription``, so that one digest covers the weights and everything else that is
+  needed to rebuild the network.
+- A network quantized to int8 is a directory with an ONNX file and a ``network.json``, which holds
+  an ``Int8Description``.
 
 ``featkit.backbones.load`` turns both into a ``Backbone``.
 """
@@ -45,7 +45,8 @@ class NetworkDescription:
         label: how it was made, for display: ``resnet18, layer4 fine-tuned on caltech101``.
         preprocess: preprocessing of its images.
         widths: number of output channels of each pruned convolution, by name.
-        trained_on: ``short_key`` of each image that was used to train it or to select anything about it.
+        trained_on: ``short_key`` of each image that was used to train it or to select anything
+            about it.
     """
 
     base: str
@@ -61,7 +62,7 @@ class NetworkDescription:
 
     @classmethod
     def from_json(cls, text: str) -> NetworkDescription:
-        """Parse the JSON of ``to_json``; raises ValueError, KeyError or TypeError for anything else."""
+        """Parse the JSON of ``to_json``; raises ValueError, KeyError or TypeError."""
         values: dict[str, Any] = json.loads(text)
         widths = {str(name): int(width) for name, width in values["widths"].items()}
         return cls(
@@ -85,7 +86,8 @@ class Int8Description:
         preprocess: preprocessing of its images.
         layer, pool: the output that it computes.
         sha256: digest of the ONNX file.
-        parameters, nonzero, macs: size of the network that was quantized, see ``compression.profile.NetworkSize``.
+        parameters, nonzero, macs: size of the network that was quantized, see
+            ``compression.profile.NetworkSize``.
         trained_on: as in ``NetworkDescription``.
     """
 
@@ -107,7 +109,7 @@ class Int8Description:
 
     @classmethod
     def from_json(cls, text: str) -> Int8Description:
-        """Parse the JSON of ``to_json``; raises ValueError, KeyError or TypeError for anything else."""
+        """Parse the JSON of ``to_json``; raises ValueError, KeyError or TypeError."""
         values: dict[str, Any] = json.loads(text)
         trained_on = tuple(map(str, values.pop(_TRAINED_ON_KEY, ())))
         preprocess = Preprocess.from_dict(values.pop("preprocess"))
@@ -131,7 +133,8 @@ def describe_derived(
 ) -> NetworkDescription:
     """Describe a network that was made from another one.
 
-    If the other one is a saved network itself, its pruned widths and training images are carried over.
+    If the other one is a saved network itself, its pruned widths and training images are carried
+    over.
 
     Args:
         base: the network that it was made from.
@@ -185,7 +188,8 @@ def check_not_trained_on(spec: str, data: str, test: Collection[str]) -> None:
     Args:
         spec: spec of the backbone.
         data: name of the data set, for the error message.
-        test: content digests of the test images, without those that are train images of the same data set too.
+        test: content digests of the test images, without those that are train images of the same
+            data set too.
 
     Raises:
         DataError: if the network was trained on any of the test images.
@@ -201,7 +205,7 @@ def check_not_trained_on(spec: str, data: str, test: Collection[str]) -> None:
 
 
 def is_path(spec: str) -> bool:
-    """Return whether a backbone spec is the path of a saved network or of a directory that contains one."""
+    """Return whether a backbone spec is a path: of a saved network or of its directory."""
     path = Path(spec).expanduser()
     # Windows separates folders by backslashes.
     return path.suffix == ".safetensors" or path.is_dir() or "/" in spec or "\\" in spec
@@ -224,8 +228,8 @@ def network_file(spec: str) -> Path:
         return file
     reason = f"it contains no {NETWORK_FILE}" if path.is_dir() else "no such file or directory"
     raise WeightsError(
-        f"cannot load backbone {spec}: {reason}; use a run directory of `featkit finetune`, `distill` or `prune`, "
-        "or a network listed by `featkit models`"
+        f"cannot load backbone {spec}: {reason}; use a run directory of `featkit finetune`, "
+        "`distill` or `prune`, or a network listed by `featkit models`"
     )
 
 
@@ -237,16 +241,19 @@ def read_description(file: Path) -> NetworkDescription:
     """
     try:
         with file.open("rb") as opened:
-            # The safetensors format: 8 bytes with the length of the header, then the header as JSON.
+            # The safetensors format: 8 bytes with the length of the header, then the header as
+            # JSON.
             size = int.from_bytes(opened.read(8), "little")
             header = json.loads(opened.read(size)) if size <= _MAX_HEADER_BYTES else {}
         return NetworkDescription.from_json(header["__metadata__"][_METADATA_KEY])
     except OSError as error:
-        raise WeightsError(f"cannot read {file} ({error.strerror or error}): copy it again") from error
+        raise WeightsError(
+            f"cannot read {file} ({error.strerror or error}): copy it again"
+        ) from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise WeightsError(
-            f"{file} is damaged or was not saved by featkit: to load plain weights, use --weights {file.name} "
-            "and --backbone NAME"
+            f"{file} is damaged or was not saved by featkit: to load plain weights, "
+            f"use --weights {file.name} and --backbone NAME"
         ) from error
 
 
@@ -260,7 +267,9 @@ def read_int8_description(spec: str) -> Int8Description:
     try:
         return Int8Description.from_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise WeightsError(f"{path} is damaged ({error}): create it again with `featkit quantize`") from error
+        raise WeightsError(
+            f"{path} is damaged ({error}): create it again with `featkit quantize`"
+        ) from error
 
 
 def save_network(module: nn.Module, description: NetworkDescription, file: Path) -> None:
@@ -273,5 +282,7 @@ def save_network(module: nn.Module, description: NetworkDescription, file: Path)
     """
     from safetensors.torch import save_file
 
-    state = {name: tensor.detach().cpu().contiguous() for name, tensor in module.state_dict().items()}
+    state = {
+        name: tensor.detach().cpu().contiguous() for name, tensor in module.state_dict().items()
+    }
     save_file(state, file, metadata={_METADATA_KEY: description.to_json()})

@@ -1,4 +1,4 @@
-"""State dicts: read them without running code from the file, load them into networks, compute their digest."""
+"""Read state dicts without running code from the file, and load them into networks."""
 
 from __future__ import annotations
 
@@ -26,7 +26,8 @@ _FORBIDDEN_GLOBAL = re.compile(r"GLOBAL ([\w.]+)")
 def read_state(path: Path) -> dict[str, Tensor]:
     """Read the state dict in a ``.safetensors`` file or a torch file.
 
-    ``{"state_dict": ...}``, ``{"model": ...}`` and the ``module.`` of parallel training are unwrapped.
+    ``{"state_dict": ...}``, ``{"model": ...}`` and the ``module.`` of parallel training are
+    unwrapped.
 
     Raises:
         WeightsError: if the file is damaged, contains pickled code, or is not a state dict.
@@ -36,7 +37,9 @@ def read_state(path: Path) -> dict[str, Tensor]:
         if isinstance(state, Mapping) and isinstance(state.get(key), Mapping):
             state = state[key]
     if not _is_state_dict(state):
-        raise WeightsError(f"{path} contains no state dict: save one with torch.save(network.state_dict(), FILE)")
+        raise WeightsError(
+            f"{path} contains no state dict: save one with torch.save(network.state_dict(), FILE)"
+        )
     prefix = "module." if all(key.startswith("module.") for key in state) else ""
     return {key.removeprefix(prefix): value for key, value in state.items()}
 
@@ -48,31 +51,40 @@ def _is_state_dict(state: object) -> TypeGuard[Mapping[str, Tensor]]:
 
 
 def fill(
-    network: nn.Module, state: Mapping[str, Tensor], *, network_name: str, path: Path, ignore: tuple[str, ...]
+    network: nn.Module,
+    state: Mapping[str, Tensor],
+    *,
+    network_name: str,
+    path: Path,
+    ignore: tuple[str, ...],
 ) -> None:
     """Load a state dict into a network, in place.
 
     Args:
         network: the network.
         state: tensors by name.
-        network_name, path: for the error message.
+        network_name: for the error message.
+        path: for the error message.
         ignore: prefixes of names that may be missing, extra or different.
 
     Raises:
         WeightsError: if a tensor is missing, unexpected, or has another shape.
     """
-    expected = {key: value for key, value in network.state_dict().items() if not key.startswith(ignore)}
+    expected = {
+        key: value for key, value in network.state_dict().items() if not key.startswith(ignore)
+    }
     given = {key: value for key, value in state.items() if not key.startswith(ignore)}
     difference = _first_difference(expected, given)
     if difference:
         raise WeightsError(
-            f"{path} is not a state dict of {network_name} ({difference}): use the --backbone it was saved from"
+            f"{path} is not a state dict of {network_name} ({difference}): "
+            "use the --backbone that it was saved from"
         )
     network.load_state_dict(given, strict=False)
 
 
 def _first_difference(expected: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> str:
-    """Describe the first difference between two state dicts; return an empty text if there is none."""
+    """Describe the first difference between two state dicts; an empty text if there is none."""
     for key, value in expected.items():
         # Files from before torch 0.4.1 lack num_batches_tracked, which matters only in training.
         if key not in given and not key.endswith("num_batches_tracked"):
@@ -100,7 +112,7 @@ def digest_state(state: Mapping[str, Tensor]) -> str:
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Draw random numbers on the CPU from this seed inside the block; torch's global state is restored afterwards."""
+    """Seed torch's random numbers on the CPU inside the block; restore the state afterwards."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         yield
@@ -123,9 +135,14 @@ def _read_torch(path: Path) -> object:
         if type(error).__name__ != "UnpicklingError":
             raise _damaged(path, error) from error
         found = _FORBIDDEN_GLOBAL.search(str(error))
-        content = f"a pickle with code ({found[1]})" if found else "no weights, or a pickle that may contain code"
+        content = (
+            f"a pickle with code ({found[1]})"
+            if found
+            else "no weights, or a pickle that may contain code"
+        )
         raise WeightsError(
-            f"{path} contains {content} and is refused: save its state dict alone, or as .safetensors"
+            f"{path} contains {content} and is refused: "
+            "save only its state dict, or use .safetensors"
         ) from error
 
 
@@ -142,4 +159,6 @@ def _verify_checksums(path: Path) -> None:
 def _damaged(path: Path, error: Exception) -> WeightsError:
     first_line = (str(error).splitlines() or [""])[0]
     reason = first_line.split(". ")[0] or type(error).__name__
-    return WeightsError(f"{path} is damaged or contains no weights ({reason}): copy it again, or use another file")
+    return WeightsError(
+        f"{path} is damaged or contains no weights ({reason}): copy it again, or use another file"
+    )

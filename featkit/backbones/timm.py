@@ -27,8 +27,8 @@ def timm_backbone(model: str, *, weights: str, layer: str | None, pool: str) -> 
         model: timm's name.
         weights: ``imagenet`` for timm's pretrained weights, ``random[:seed]`` or a file.
         layer: dotted name, or None for the network's own embedding.
-        pool: as in ``load_backbone``; for the network's own embedding ``avg`` means the pooling that the network was
-            trained with, and the others are done by timm.
+        pool: as in ``load_backbone``; for the network's own embedding ``avg`` means the pooling
+            that the network was trained with, and the others are done by timm.
 
     Raises:
         SpecError: if timm has no such network, or featkit does not support its preprocessing.
@@ -91,8 +91,8 @@ def _preprocess(model: str) -> Preprocess:
     square_center = config["crop_mode"] == "center" and height == width
     if not squash and not square_center:
         raise SpecError(
-            f"timm:{model} expects {height}x{width} images with crop mode {config['crop_mode']}, which featkit "
-            "does not support: choose another network"
+            f"timm:{model} expects {height}x{width} images with crop mode {config['crop_mode']}, "
+            "which featkit does not support: choose another network"
         )
     # Rounded down as in timm.data.create_transform.
     edges = math.floor(height / config["crop_pct"]), math.floor(width / config["crop_pct"])
@@ -111,13 +111,17 @@ def _find_weights(model: str, text: str) -> Weights:
     from featkit.backbones.state_dict import digest_state
 
     # timm does not say in which file its weights are, so the tensors are digested.
-    return Weights(f"timm's own {_config(model).tag or model}", digest_state(_pretrained(model).state_dict()))
+    return Weights(
+        f"timm's own {_config(model).tag or model}", digest_state(_pretrained(model).state_dict())
+    )
 
 
 def _pretrained(model: str, **options: Any) -> Any:
     try:
         return make_network(model, pretrained=True, **options)
-    except Exception as error:  # timm downloads in several ways, each with its own types of exception
+    except (
+        Exception
+    ) as error:  # timm downloads in several ways, each with its own types of exception
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise WeightsError(
             f"cannot load timm's weights of {model} ({reason}): give a file with --weights FILE, "
@@ -136,8 +140,8 @@ def _build(model: str, found: Weights, layer: str, pool: str) -> nn.Module:
     if layer != DEFAULT_LAYER:
         if getattr(network, "output_fmt", "NCHW") != "NCHW":
             raise SpecError(
-                f"feature maps of timm:{model} have memory layout {network.output_fmt}, and featkit pools NCHW: "
-                "remove --layer"
+                f"feature maps of timm:{model} have memory layout {network.output_fmt}, "
+                "and featkit pools NCHW: remove --layer"
             )
         network = extract_layer(network, f"timm:{model}", layer, pool)
     if _config(model).fixed_input_size:
@@ -153,13 +157,18 @@ def _check_options(model: str, options: dict[str, Any]) -> None:
         with torch.device("meta"):
             make_network(model, **options)
     except (AssertionError, TypeError, ValueError) as error:
-        raise SpecError(f"timm:{model} does not support pooling {options['global_pool']}: remove --pool") from error
+        raise SpecError(
+            f"timm:{model} does not support pooling {options['global_pool']}: remove --pool"
+        ) from error
 
 
 def _check_size(model: str, _module: nn.Module, inputs: tuple[Any, ...]) -> None:
     found, expected = tuple(inputs[0].shape[2:]), input_size(model)
     if found != expected:
-        raise SpecError(f"timm:{model} expects images of {expected} pixels, not {found}: remove --resize and --crop")
+        raise SpecError(
+            f"timm:{model} expects images of {expected} pixels, not {found}: "
+            "remove --resize and --crop"
+        )
 
 
 def _load(model: str, found: Weights, options: dict[str, Any]) -> Any:
@@ -175,5 +184,11 @@ def _load(model: str, found: Weights, options: dict[str, Any]) -> Any:
         if isinstance(classifiers, str):
             classifiers = (classifiers,)
         ignore = tuple(f"{name}." for name in classifiers)
-        fill(network, read_state(found.path), network_name=f"timm:{model}", path=found.path, ignore=ignore)
+        fill(
+            network,
+            read_state(found.path),
+            network_name=f"timm:{model}",
+            path=found.path,
+            ignore=ignore,
+        )
     return network

@@ -1,4 +1,4 @@
-"""Find the weights of a network: published files, files of the user, random weights; and compute their digest.
+"""Find the weights of a network and compute their digest.
 
 Imports torch only to download a file.
 """
@@ -36,7 +36,7 @@ FILES = {
         "IMAGENET1K_V2": "resnet152-f82ba261.pth",
     },
 }
-"""torchvision's file names, by network and weights. The digits in a name are the first of the file's SHA-256."""
+"""torchvision's file names, by network and weights, with the first digits of the SHA-256."""
 
 RESIZE = {"IMAGENET1K_V1": 256, "IMAGENET1K_V2": 232}
 """Shorter edge in pixels before the centre crop of 224, as published with the weights."""
@@ -95,7 +95,9 @@ def random_weights(text: str) -> Weights | None:
     if name != "random":
         return None
     if colon and not re.fullmatch("[0-9]{1,18}", number):
-        raise SpecError(f"weights {text!r} have no seed: write random or random:N, with an integer N from 0")
+        raise SpecError(
+            f"weights {text!r} have no seed: write random or random:N, with an integer N from 0"
+        )
     seed = int(number or 0)
     return Weights(f"random:{seed} (untrained)", f"random:{seed}", seed=seed)
 
@@ -105,7 +107,8 @@ def file_weights(text: str, kind: str, known: list[str]) -> Weights:
 
     Args:
         text: path of the file.
-        kind, known: for the error message if the text does not look like a file of weights.
+        kind: for the error message, if the text does not look like a file of weights.
+        known: names to list in that message.
 
     Raises:
         SpecError: if there is no such file and its name does not end as that of a file of weights.
@@ -133,14 +136,14 @@ def digest_file(path: Path) -> str:
 
 
 def hub_folder() -> Path:
-    """Return the folder of torch's downloaded weights, by the same rules as ``torch.hub`` but without torch."""
+    """Return the folder of torch's downloaded weights, by the rules of ``torch.hub``."""
     caches = os.environ.get("XDG_CACHE_HOME", "~/.cache")
     home = os.environ.get("TORCH_HOME", f"{caches}/torch")
     return Path(home).expanduser() / "hub" / "checkpoints"
 
 
 def download(url: str, path: Path) -> None:
-    """Download a file of weights with a progress bar on stderr; if that fails, no file is left at ``path``.
+    """Download a file of weights with a progress bar on stderr; leave no file if that fails.
 
     Args:
         url: where to download it from.
@@ -158,12 +161,18 @@ def download(url: str, path: Path) -> None:
             torch.hub.download_url_to_file(url, str(path), hash_prefix=_hash_prefix(path.name))
     except (OSError, HTTPException, RuntimeError) as error:
         # URLError is an OSError too, and its errno has nothing to do with the disk.
-        if isinstance(error, OSError) and not isinstance(error, URLError) and error.errno in _NOT_WRITABLE:
+        if (
+            isinstance(error, OSError)
+            and not isinstance(error, URLError)
+            and error.errno in _NOT_WRITABLE
+        ):
             raise StorageError(
-                f"cannot write {path} ({error.strerror}): free disk space, or set TORCH_HOME to another folder"
+                f"cannot write {path} ({error.strerror}): free disk space, "
+                "or set TORCH_HOME to another folder"
             ) from error
         if isinstance(error, HTTPError):
-            # It holds the open response, whose unclosed socket would be reported as a ResourceWarning.
+            # It holds the open response, whose unclosed socket would be reported as a
+            # ResourceWarning.
             error.close()
         reason = error.reason if type(error) is URLError else error
         raise WeightsError(
@@ -180,18 +189,24 @@ def _published_weights(network: str, name: str) -> Weights:
         download(_url(network, name), path)
     digest = digest_file(path)
     is_torchvisions = digest.startswith(_hash_prefix(file))
-    label = f"{name} ({path.name})" if is_torchvisions else f"{name} ({path.name}, not torchvision's own file)"
+    label = (
+        f"{name} ({path.name})"
+        if is_torchvisions
+        else f"{name} ({path.name}, not torchvision's own file)"
+    )
     return Weights(label, digest, path, resize=RESIZE[name])
 
 
 def _search(network: str, name: str) -> Path | None:
-    """Search for a file of weights in $FEATKIT_WEIGHTS, then in torch's folder; return None if there is none."""
+    """Search a file of weights in $FEATKIT_WEIGHTS and torch's folder; None if there is none."""
     file = FILES[network][name]
     candidates = []
     if os.environ.get("FEATKIT_WEIGHTS"):
         folder = Path(os.environ["FEATKIT_WEIGHTS"]).expanduser()
         if not folder.is_dir():
-            raise WeightsError(f"FEATKIT_WEIGHTS is {folder}, which is not a folder: set it to a folder, or unset it")
+            raise WeightsError(
+                f"FEATKIT_WEIGHTS is {folder}, which is not a folder: set it to one, or unset it"
+            )
         candidates.append(folder / file)
         if name == "IMAGENET1K_V1":
             # A name without a digest may be any weights; featkit takes it for the default ones.

@@ -52,7 +52,9 @@ def test_normalised_by_the_batch_it_is_nearly_the_same():
 def test_what_stays_as_it_is_keeps_its_norms():
     model = make_classifier(BACKBONE, 3, TrainingConfig(mode="deep"), size=(16, 16))
     before = model.body.network.layer1[0].bn1.weight.clone()
-    restore_statistics(model, [torch.rand(4, 256 * 4 * 4)], [part for _, part in model.body.learning()])
+    restore_statistics(
+        model, [torch.rand(4, 256 * 4 * 4)], [part for _, part in model.body.learning()]
+    )
     assert torch.equal(model.body.network.layer1[0].bn1.weight, before)
     assert model.body.network.layer4[0].bn1.running_mean.abs().max() > 0
 

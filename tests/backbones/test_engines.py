@@ -29,7 +29,9 @@ def test_an_engine_gives_float32_and_leaves_its_input_alone():
 
 def test_bfloat16_is_near_to_float32_and_not_the_same():
     backbone = load_backbone("resnet18", weights="random")
-    exact, rough = (open_engine(backbone, precision=precision)(PIXELS) for precision in ("fp32", "bf16"))
+    exact, rough = (
+        open_engine(backbone, precision=precision)(PIXELS) for precision in ("fp32", "bf16")
+    )
     assert rough.dtype == np.float32
     assert (cosine(exact, rough) > 0.99).all()
     assert not np.array_equal(exact, rough)
@@ -59,7 +61,9 @@ def test_a_device_that_is_not_there_is_refused(monkeypatch):
 
 def test_bfloat16_leaves_the_first_convolution_and_its_weights_as_they_are():
     backbone = load_backbone("resnet18", weights="random", layer="conv1")
-    exact, rough = (open_engine(backbone, precision=precision)(PIXELS) for precision in ("fp32", "bf16"))
+    exact, rough = (
+        open_engine(backbone, precision=precision)(PIXELS) for precision in ("fp32", "bf16")
+    )
     assert (cosine(exact, rough) > 1 - 1e-5).all()
 
 

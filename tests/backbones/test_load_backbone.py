@@ -29,7 +29,9 @@ def old(*, weights):
 @pytest.fixture
 def plugin(install):
     """An installed package, as far as Python can tell, that adds backbones."""
-    points = "".join(f"{name} = colour_backbone:{name}\n" for name in ("colour", "wrong", "old", "gone"))
+    points = "".join(
+        f"{name} = colour_backbone:{name}\n" for name in ("colour", "wrong", "old", "gone")
+    )
     install("colour_backbone", PLUGIN, f"[featkit.backbones]\n{points}")
 
 
@@ -43,7 +45,11 @@ def test_a_backbone_of_a_plugin_is_found_and_its_sizes_overridden(plugin):
 
 @pytest.mark.parametrize(
     ("name", "reason"),
-    [("wrong", "not a featkit Backbone"), ("old", "unexpected keyword argument"), ("gone", "cannot be imported")],
+    [
+        ("wrong", "not a featkit Backbone"),
+        ("old", "unexpected keyword argument"),
+        ("gone", "cannot be imported"),
+    ],
 )
 def test_a_plugin_that_does_not_fit_is_refused(name, reason, plugin):
     with pytest.raises(SpecError, match=reason):
@@ -60,7 +66,9 @@ load_backbone("resnet18", weights="random", layer="layer3", pool="max", resize="
 load_backbone("resnet50", weights="mine.pth")
 assert not {"torch", "torchvision", "timm"} & sys.modules.keys()
 """
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr
 
 
@@ -82,7 +90,11 @@ def test_what_nobody_knows_is_refused(spec, options, reason):
 
 def test_a_name_says_what_it_is():
     backbone = load_backbone("resnet18", weights="random:3")
-    assert (backbone.name, backbone.weights, backbone.digest) == ("resnet18", "random:3 (untrained)", "random:3")
+    assert (backbone.name, backbone.weights, backbone.digest) == (
+        "resnet18",
+        "random:3 (untrained)",
+        "random:3",
+    )
     assert (backbone.layer, backbone.pool, backbone.trained) == ("avgpool", "avg", False)
 
 
@@ -101,7 +113,12 @@ def test_layers_are_listed_in_order_with_their_shapes():
     assert layers["avgpool"] == (2048, 1, 1)
     assert layers["fc"] == (1000,)
     names = list(layers)
-    assert names.index("layer3.0.relu_2") < names.index("layer3.0") < names.index("layer3.1") < names.index("layer3")
+    assert (
+        names.index("layer3.0.relu_2")
+        < names.index("layer3.0")
+        < names.index("layer3.1")
+        < names.index("layer3")
+    )
 
 
 def test_every_layer_that_is_listed_can_be_taken():

@@ -26,7 +26,9 @@ def quantized(tmp_path_factory) -> Backbone:
     backbone = load_backbone("resnet18", weights="random", resize="32")
     path = tmp_path_factory.mktemp("int8") / "network.onnx"
     quantize(backbone, list(PIXELS), path)
-    return replace(backbone, quantized=QuantizedNetwork(path, hashlib.sha256(path.read_bytes()).hexdigest()))
+    return replace(
+        backbone, quantized=QuantizedNetwork(path, hashlib.sha256(path.read_bytes()).hexdigest())
+    )
 
 
 def cosine(a, b):
@@ -47,7 +49,9 @@ def test_int8_is_near_to_float32_and_a_quarter_of_its_size(precision, quantized)
 def test_a_batch_may_have_any_size(precision, quantized):
     engine = open_engine(quantized, precision=precision)
     whole = engine(PIXELS)
-    np.testing.assert_allclose(np.concatenate([engine(PIXELS[:1]), engine(PIXELS[1:])]), whole, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(
+        np.concatenate([engine(PIXELS[:1]), engine(PIXELS[1:])]), whole, rtol=1e-5, atol=1e-6
+    )
 
 
 def test_a_network_that_was_not_quantized_is_refused():
@@ -59,9 +63,14 @@ def test_another_file_than_the_one_that_was_calibrated_is_refused(quantized, tmp
     other = tmp_path / "network.onnx"
     other.write_bytes(quantized.quantized.path.read_bytes()[:-1])
     with pytest.raises(WeightsError, match="is not the int8 network"):
-        open_engine(replace(quantized, quantized=QuantizedNetwork(other, quantized.quantized.digest)), precision="int8")
+        open_engine(
+            replace(quantized, quantized=QuantizedNetwork(other, quantized.quantized.digest)),
+            precision="int8",
+        )
     with pytest.raises(WeightsError, match="cannot read"):
-        open_engine(replace(quantized, quantized=QuantizedNetwork(tmp_path / "gone", "0")), precision="int8")
+        open_engine(
+            replace(quantized, quantized=QuantizedNetwork(tmp_path / "gone", "0")), precision="int8"
+        )
 
 
 @pytest.mark.parametrize("package", ["onnxruntime", "onnxscript"])
@@ -90,7 +99,10 @@ def test_openvino_is_refused_where_its_features_differ_or_it_cannot_run(quantize
     data = quantized.read_quantized()
     engine = OpenVinoEngine(data, (32, 32), "the network")
     engine.check_against(open_engine(quantized, precision="int8"))
-    with pytest.raises(SpecError, match=r"other features than ONNX Runtime for the network .*: use --precision int8"):
+    with pytest.raises(
+        SpecError,
+        match=r"other features than ONNX Runtime for the network .*: use --precision int8",
+    ):
         engine.check_against(lambda pixels: np.ones((len(pixels), 512), np.float32))
     with pytest.raises(SpecError, match="OpenVINO cannot run the network"):
         OpenVinoEngine(data[:100], (32, 32), "the network")

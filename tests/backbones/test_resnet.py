@@ -13,7 +13,8 @@ from featkit.backbones.state_dict import seeded
 from featkit.errors import SpecError
 
 PICTURES = [
-    np.random.default_rng(side).integers(0, 256, (side, side + 9, 3), dtype=np.uint8) for side in (8, 40, 70, 131)
+    np.random.default_rng(side).integers(0, 256, (side, side + 9, 3), dtype=np.uint8)
+    for side in (8, 40, 70, 131)
 ]
 
 
@@ -21,7 +22,9 @@ def embed(pictures, name="resnet18", *, batch=64, **options) -> np.ndarray:
     backbone = load_backbone(name, **options)
     engine = open_engine(backbone)
     pixels = np.stack([backbone.preprocess(picture) for picture in pictures])
-    return np.concatenate([engine(pixels[start : start + batch]) for start in range(0, len(pixels), batch)])
+    return np.concatenate(
+        [engine(pixels[start : start + batch]) for start in range(0, len(pixels), batch)]
+    )
 
 
 def plain_loop(network: torch.nn.Module, transform, pictures) -> np.ndarray:
@@ -29,7 +32,9 @@ def plain_loop(network: torch.nn.Module, transform, pictures) -> np.ndarray:
     network.fc = torch.nn.Identity()
     network.eval()
     with torch.no_grad():
-        return torch.cat([network(transform(Image.fromarray(picture))[None]) for picture in pictures]).numpy()
+        return torch.cat(
+            [network(transform(Image.fromarray(picture))[None]) for picture in pictures]
+        ).numpy()
 
 
 def relative(ours: np.ndarray, theirs: np.ndarray) -> float:
@@ -40,8 +45,13 @@ def relative(ours: np.ndarray, theirs: np.ndarray) -> float:
 def test_embeddings_equal_a_plain_torchvision_loop(name, dim):
     with seeded(0):
         network = torchvision.models.get_model(name)
-    transform = torchvision.models.get_model_weights(name).IMAGENET1K_V1.transforms(resize_size=64, crop_size=64)
-    ours, theirs = embed(PICTURES, name, weights="random", resize="64"), plain_loop(network, transform, PICTURES)
+    transform = torchvision.models.get_model_weights(name).IMAGENET1K_V1.transforms(
+        resize_size=64, crop_size=64
+    )
+    ours, theirs = (
+        embed(PICTURES, name, weights="random", resize="64"),
+        plain_loop(network, transform, PICTURES),
+    )
     assert ours.shape == (4, dim)
     assert ours.dtype == np.float32
     assert relative(ours, theirs) < 1e-4
@@ -82,7 +92,9 @@ def test_random_weights_come_from_their_seed_and_from_nothing_else():
 
 
 def test_pools_of_the_default_layer_are_those_of_the_last_map():
-    mean, most, both = (embed(PICTURES, weights="random", resize="96", pool=p) for p in ("avg", "max", "catavgmax"))
+    mean, most, both = (
+        embed(PICTURES, weights="random", resize="96", pool=p) for p in ("avg", "max", "catavgmax")
+    )
     np.testing.assert_allclose(both, np.hstack([mean, most]), rtol=1e-5, atol=1e-6)
     assert (most >= mean - 1e-6).all()
     last = embed(PICTURES, weights="random", resize="96", layer="layer4", pool="max")
@@ -91,16 +103,27 @@ def test_pools_of_the_default_layer_are_those_of_the_last_map():
 
 @pytest.mark.parametrize(
     ("layer", "dim"),
-    [("conv1", 64), ("bn1", 64), ("layer1.0.relu", 64), ("layer3", 256), ("layer3.0.conv1", 256), ("fc", 1000)],
+    [
+        ("conv1", 64),
+        ("bn1", 64),
+        ("layer1.0.relu", 64),
+        ("layer3", 256),
+        ("layer3.0.conv1", 256),
+        ("fc", 1000),
+    ],
 )
 def test_any_layer_equals_what_a_hook_sees(layer, dim):
     options = {"weights": "random", "resize": "64"}
     network = torchvision.models.resnet18()
-    network.load_state_dict(load_backbone("resnet18", weights="random", layer="fc").build().features.state_dict())
+    network.load_state_dict(
+        load_backbone("resnet18", weights="random", layer="fc").build().features.state_dict()
+    )
     network.eval()
     seen = []
     # Copied at once, for the next layer may write over it.
-    network.get_submodule(layer).register_forward_hook(lambda module, args, output: seen.append(output.clone()))
+    network.get_submodule(layer).register_forward_hook(
+        lambda module, args, output: seen.append(output.clone())
+    )
     backbone = load_backbone("resnet18", **options)
     pixels = np.stack([backbone.preprocess(picture) for picture in PICTURES])
     with torch.no_grad():
@@ -113,10 +136,17 @@ def test_any_layer_equals_what_a_hook_sees(layer, dim):
 
 def test_what_lies_beyond_the_layer_is_not_there():
     network = load_backbone("resnet18", weights="random", layer="layer2").build()
-    assert {name.split(".")[1] for name, _ in network.named_parameters()} == {"conv1", "bn1", "layer1", "layer2"}
+    assert {name.split(".")[1] for name, _ in network.named_parameters()} == {
+        "conv1",
+        "bn1",
+        "layer1",
+        "layer2",
+    }
 
 
-@pytest.mark.parametrize(("layer", "named"), [("layr3", "did you mean layer3"), ("", "fc"), ("layer9.0", "layer4")])
+@pytest.mark.parametrize(
+    ("layer", "named"), [("layr3", "did you mean layer3"), ("", "fc"), ("layer9.0", "layer4")]
+)
 def test_an_unknown_layer_is_refused_and_others_are_named(layer, named):
     backbone = load_backbone("resnet18", weights="random", layer=layer)
     with pytest.raises(SpecError, match=f"unknown layer of resnet18.*{named}"):
@@ -127,4 +157,7 @@ def test_an_unknown_layer_is_refused_and_others_are_named(layer, named):
 def test_the_table_of_widths_and_parameters_is_torchvisions(name):
     with torch.device("meta"):
         network = torchvision.models.get_model(name)
-    assert SIZES[name] == (network.fc.in_features, sum(parameter.numel() for parameter in network.parameters()))
+    assert SIZES[name] == (
+        network.fc.in_features,
+        sum(parameter.numel() for parameter in network.parameters()),
+    )

@@ -13,7 +13,9 @@ IMAGES = torch.linspace(-1, 1, 2 * 3 * 32 * 32).reshape(2, 3, 32, 32)
 
 def plain(network="resnet18", **changed):
     torch.manual_seed(0)
-    return make_resnet(network, **{"classes": 5, "residual": True, "norm": True, "small": False, **changed}).eval()
+    return make_resnet(
+        network, **{"classes": 5, "residual": True, "norm": True, "small": False, **changed}
+    ).eval()
 
 
 @pytest.mark.parametrize("network", BLOCKS)
@@ -69,7 +71,9 @@ def test_inner_convolutions_can_be_narrower(make, names):
     assert module(IMAGES).shape == (2, 5)
 
 
-@pytest.mark.parametrize("name", ["layer1.0.conv2", "layer9.0.conv1", "conv1", "fc", "layer1.0.bn1", "layer1.0.conv"])
+@pytest.mark.parametrize(
+    "name", ["layer1.0.conv2", "layer9.0.conv1", "conv1", "fc", "layer1.0.bn1", "layer1.0.conv"]
+)
 def test_other_convolutions_cannot(name):
     with pytest.raises(WeightsError, match="could have 3 channels"):
         narrow(plain(), {name: 3})

@@ -8,14 +8,23 @@ import pytest
 import torch
 from torch import nn
 
-from featkit.backbones.quantization import correct_biases, layers_with_weights, rounded_input, rounded_weight
+from featkit.backbones.quantization import (
+    correct_biases,
+    layers_with_weights,
+    rounded_input,
+    rounded_weight,
+)
 from featkit.backbones.state_dict import seeded
 
 
 @pytest.fixture
 def network():
     with seeded(0):
-        layers = [nn.Conv2d(3, 8, 3, stride=2, padding=1), nn.ReLU(), nn.Conv2d(8, 6, 3, groups=2, bias=False)]
+        layers = [
+            nn.Conv2d(3, 8, 3, stride=2, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(8, 6, 3, groups=2, bias=False),
+        ]
         return nn.Sequential(*layers, nn.Flatten(), nn.Linear(54, 5)).eval().requires_grad_(False)
 
 
@@ -38,14 +47,19 @@ def test_corrected_biases_give_back_the_mean_output_of_every_layer(network):
         return output.movedim(1, 0).flatten(1).mean(1)
 
     for name, layer in layers_with_weights(exact).items():
-        layer.register_forward_hook(lambda _, given, out, name=name: (inputs.update({name: given[0]}), None)[1])
+        layer.register_forward_hook(
+            lambda _, given, out, name=name: (inputs.update({name: given[0]}), None)[1]
+        )
     exact(images)
     layers = layers_with_weights(network)
     correct_biases(network, list(layers.values()), images.split(5))
     for name, layer in layers.items():
         before = layers_with_weights(exact)[name]
         means[name] = mean(before(inputs[name]))
-        plain, layer.weight.data = mean(_rounded(before)(inputs[name])), rounded_weight(layer.weight)
+        plain, layer.weight.data = (
+            mean(_rounded(before)(inputs[name])),
+            rounded_weight(layer.weight),
+        )
         torch.testing.assert_close(mean(layer(inputs[name])), means[name], rtol=0, atol=2e-6)
         assert (plain - means[name]).abs().max() > 1e-5
 

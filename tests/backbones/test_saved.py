@@ -30,7 +30,9 @@ def saved(tmp_path):
     directory = tmp_path / "run"
     directory.mkdir()
     preprocess = Preprocess(resize=40, crop=(32, 32), interpolation="bicubic")
-    description = NetworkDescription(base, "resnet18-tried-1a2b", "tried out", preprocess, {"layer4.0.conv1": 6})
+    description = NetworkDescription(
+        base, "resnet18-tried-1a2b", "tried out", preprocess, {"layer4.0.conv1": 6}
+    )
     save_network(module, description, directory / NETWORK_FILE)
     return directory, module, description
 
@@ -49,8 +51,12 @@ def test_a_saved_network_is_the_same_backbone_again(saved):
 
 def test_its_layers_can_be_taken(saved):
     directory, module, _ = saved
-    expected = module.layer2(module.layer1(module.relu(module.bn1(module.conv1(IMAGES))))).flatten(1)
-    taken = load_backbone(str(directory / NETWORK_FILE), layer="layer2", pool="none").build()(IMAGES)
+    expected = module.layer2(module.layer1(module.relu(module.bn1(module.conv1(IMAGES))))).flatten(
+        1
+    )
+    taken = load_backbone(str(directory / NETWORK_FILE), layer="layer2", pool="none").build()(
+        IMAGES
+    )
     assert torch.allclose(taken, expected, rtol=1e-5, atol=1e-6)
 
 
@@ -67,7 +73,9 @@ def test_what_rebuilds_it_is_covered_by_the_digest(saved):
     before = load_backbone(str(directory)).digest
     save_network(
         module,
-        NetworkDescription(description.base, description.name, "tried out", Preprocess(), description.widths),
+        NetworkDescription(
+            description.base, description.name, "tried out", Preprocess(), description.widths
+        ),
         directory / NETWORK_FILE,
     )
     assert load_backbone(str(directory)).digest != before

@@ -50,7 +50,10 @@ def without(state, *keys):
         lambda state: without(state, "num_batches_tracked"),
         lambda state: without(state, "fc.weight", "fc.bias"),
         lambda state: {**state, "fc.weight": torch.zeros(7, 512), "fc.bias": torch.zeros(7)},
-        lambda state: {**without(state, "fc.weight", "fc.bias"), "fc.1.weight": torch.zeros(7, 512)},
+        lambda state: {
+            **without(state, "fc.weight", "fc.bias"),
+            "fc.1.weight": torch.zeros(7, 512),
+        },
     ],
 )
 def test_the_shapes_that_weights_come_in_are_read(wrap, state, tmp_path):
@@ -66,20 +69,28 @@ def test_safetensors_and_old_torch_files_are_read(state, tmp_path):
 
 
 def test_a_classifier_of_another_width_is_rebuilt_at_that_width(state, tmp_path):
-    torch.save({**state, "fc.weight": torch.ones(7, 512), "fc.bias": torch.zeros(7)}, tmp_path / "seven.pth")
+    torch.save(
+        {**state, "fc.weight": torch.ones(7, 512), "fc.bias": torch.zeros(7)},
+        tmp_path / "seven.pth",
+    )
     network = build(tmp_path / "seven.pth", layer="fc")
     assert network(torch.zeros(1, 3, 32, 32)).shape == (1, 7)
 
 
 def test_a_classifier_that_is_needed_has_to_be_there(state, tmp_path):
     torch.save(without(state, "fc.weight"), tmp_path / "headless.pth")
-    with pytest.raises(WeightsError, match=r"headless.pth is not a state dict of resnet18 \(fc.weight is missing\)"):
+    with pytest.raises(
+        WeightsError, match=r"headless.pth is not a state dict of resnet18 \(fc.weight is missing\)"
+    ):
         build(tmp_path / "headless.pth", layer="fc")
 
 
 @pytest.mark.parametrize(
     ("name", "reason"),
-    [("resnet34", r"layer1.2.conv1.weight is missing"), ("resnet50", r"64x64x3x3 instead of 64x64x1x1")],
+    [
+        ("resnet34", r"layer1.2.conv1.weight is missing"),
+        ("resnet50", r"64x64x3x3 instead of 64x64x1x1"),
+    ],
 )
 def test_weights_of_another_network_are_refused(name, reason, saved):
     with pytest.raises(WeightsError, match=f"good.pth is not a state dict of {name}.*{reason}"):
@@ -147,7 +158,8 @@ def test_a_damaged_file_is_refused_by_name(damage, suffix, saved, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "value", [[1, 2], {}, {"epoch": 1}, {1: torch.zeros(1)}, torch.zeros(3), {"state_dict": {"a": 1}}]
+    "value",
+    [[1, 2], {}, {"epoch": 1}, {1: torch.zeros(1)}, torch.zeros(3), {"state_dict": {"a": 1}}],
 )
 def test_a_file_without_a_state_dict_is_refused(value, tmp_path):
     torch.save(value, tmp_path / "other.pth")
@@ -158,7 +170,12 @@ def test_a_file_without_a_state_dict_is_refused(value, tmp_path):
 def test_the_digest_of_a_state_dict_knows_names_types_and_numbers(state):
     first = {"a": torch.zeros(2), "b": torch.ones(2, dtype=torch.bfloat16), "c": torch.tensor(3)}
     assert digest_state(first) == digest_state(dict(reversed(first.items())))
-    others = [{**first, "a": torch.ones(2)}, {**first, "a": torch.zeros(2, 1)}, {**first, "b": torch.ones(2)}, state]
+    others = [
+        {**first, "a": torch.ones(2)},
+        {**first, "a": torch.zeros(2, 1)},
+        {**first, "b": torch.ones(2)},
+        state,
+    ]
     assert len({digest_state(each) for each in [first, *others]}) == 5
 
 

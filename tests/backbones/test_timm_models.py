@@ -41,7 +41,9 @@ def test_random_weights_come_from_their_seed():
 
 
 def test_pools_and_layers_of_a_convolutional_network():
-    mean, most, both = (embed("timm:resnet10t", resize="64", pool=pool) for pool in ("avg", "max", "catavgmax"))
+    mean, most, both = (
+        embed("timm:resnet10t", resize="64", pool=pool) for pool in ("avg", "max", "catavgmax")
+    )
     assert mean.shape == most.shape == (1, 512)
     np.testing.assert_allclose(np.sort(both), np.sort(np.hstack([mean, most])), rtol=1e-5)
     assert dict(list_layers("timm:resnet10t"))["layer2"] == (128, 22, 22)
@@ -55,7 +57,11 @@ def test_pools_and_layers_of_a_convolutional_network():
         ("timm:resnet10t.nonsense", {}, "resnet10t.c3_in1k"),
         ("timm:test_vit", {"pool": "catavgmax"}, "does not support pooling catavgmax"),
         ("timm:test_vit", {"layer": "blocks.0"}, "cannot trace the layers"),
-        ("timm:test_vit", {"resize": "64"}, r"expects images of \(160, 160\) pixels, not \(64, 64\)"),
+        (
+            "timm:test_vit",
+            {"resize": "64"},
+            r"expects images of \(160, 160\) pixels, not \(64, 64\)",
+        ),
         ("timm:resnet10t", {"layer": "layer9"}, "did you mean layer4"),
         ("timm:resnet10t", {"weights": "IMAGENET1K_V1"}, "known: imagenet, random"),
         ("timm:swin_tiny_patch4_window7_224", {"layer": "layers.0"}, "memory layout NHWC"),
@@ -67,7 +73,9 @@ def test_what_does_not_work_is_refused_in_one_line(name, options, reason):
 
 
 def test_preprocessing_that_featkit_cannot_do_is_refused():
-    bordered = next(name for name in timm.list_models() if timm.get_pretrained_cfg(name).crop_mode == "border")
+    bordered = next(
+        name for name in timm.list_models() if timm.get_pretrained_cfg(name).crop_mode == "border"
+    )
     with pytest.raises(SpecError, match="crop mode border, which featkit does not support"):
         load_backbone(f"timm:{bordered}", weights="random")
 
@@ -96,11 +104,16 @@ def test_pretrained_weights_that_cannot_be_had_are_reported(monkeypatch):
         raise OSError("no route to host\nand more")
 
     monkeypatch.setattr(timm, "create_model", offline)
-    with pytest.raises(WeightsError, match=r"no route to host\): give a file with --weights FILE.*--weights random"):
+    with pytest.raises(
+        WeightsError, match=r"no route to host\): give a file with --weights FILE.*--weights random"
+    ):
         load_backbone("timm:resnet10t")
 
 
 def test_weights_of_another_network_are_refused(tmp_path):
     torch.save(timm.create_model("test_vit").state_dict(), tmp_path / "vit.pth")
-    with pytest.raises(WeightsError, match=r"vit.pth is not a state dict of timm:resnet10t \(conv1.0.weight is missing\)"):
+    with pytest.raises(
+        WeightsError,
+        match=r"vit.pth is not a state dict of timm:resnet10t \(conv1.0.weight is missing\)",
+    ):
         embed("timm:resnet10t", weights=str(tmp_path / "vit.pth"))

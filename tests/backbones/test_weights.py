@@ -48,7 +48,8 @@ def test_the_table_is_torchvisions(network):
 
 
 @pytest.mark.parametrize(
-    "environment", [{}, {"TORCH_HOME": "/a/b"}, {"TORCH_HOME": "~/c"}, {"XDG_CACHE_HOME": "/caches"}]
+    "environment",
+    [{}, {"TORCH_HOME": "/a/b"}, {"TORCH_HOME": "~/c"}, {"XDG_CACHE_HOME": "/caches"}],
 )
 def test_torchs_folder_is_found_without_torch(environment, monkeypatch):
     monkeypatch.delenv("TORCH_HOME")
@@ -58,7 +59,11 @@ def test_torchs_folder_is_found_without_torch(environment, monkeypatch):
 
 
 def test_torchvisions_file_name_is_found_first_then_the_networks_then_torchs_folder(folder):
-    names = [folder / "resnet50-0676ba61.pth", folder / "resnet50.pth", folder / "resnet50.safetensors"]
+    names = [
+        folder / "resnet50-0676ba61.pth",
+        folder / "resnet50.pth",
+        folder / "resnet50.safetensors",
+    ]
     names.append(hub_folder() / "resnet50-0676ba61.pth")
     for name in names:
         put(name, str(name).encode())
@@ -72,7 +77,9 @@ def test_torchvisions_file_name_is_found_first_then_the_networks_then_torchs_fol
 def test_a_file_with_torchvisions_digest_is_called_torchvisions(folder, monkeypatch):
     monkeypatch.setitem(FILES["resnet18"], "IMAGENET1K_V1", f"resnet18-{DIGEST[:8]}.pth")
     path = put(folder / f"resnet18-{DIGEST[:8]}.pth", CONTENT)
-    assert find_weights("resnet18", "imagenet") == Weights(f"IMAGENET1K_V1 ({path.name})", DIGEST, path)
+    assert find_weights("resnet18", "imagenet") == Weights(
+        f"IMAGENET1K_V1 ({path.name})", DIGEST, path
+    )
 
 
 def test_a_plain_file_name_is_not_taken_for_the_second_weights(folder, monkeypatch):
@@ -92,10 +99,14 @@ def test_the_folder_of_weights_has_to_be_one(monkeypatch, tmp_path):
 
 def test_untrained_weights_are_labelled_as_such():
     assert find_weights("resnet18", "random") == Weights("random:0 (untrained)", "random:0", seed=0)
-    assert find_weights("resnet18", "random:007") == Weights("random:7 (untrained)", "random:7", seed=7)
+    assert find_weights("resnet18", "random:007") == Weights(
+        "random:7 (untrained)", "random:7", seed=7
+    )
 
 
-@pytest.mark.parametrize("text", ["random:", "random:x", "random:-1", "random:1.5", "random:" + "9" * 30])
+@pytest.mark.parametrize(
+    "text", ["random:", "random:x", "random:-1", "random:1.5", "random:" + "9" * 30]
+)
 def test_a_seed_that_is_no_whole_number_is_refused(text):
     with pytest.raises(SpecError, match="random:N"):
         find_weights("resnet18", text)
@@ -104,7 +115,9 @@ def test_a_seed_that_is_no_whole_number_is_refused(text):
 @pytest.mark.parametrize("text", ["IMAGENET1K_V2", "IMAGENET21K", "imagnet", ""])
 def test_unknown_weights_are_refused_and_the_known_ones_listed(text, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises((SpecError, WeightsError), match="IMAGENET1K_V1" if text else "cannot be read"):
+    with pytest.raises(
+        (SpecError, WeightsError), match="IMAGENET1K_V1" if text else "cannot be read"
+    ):
         find_weights("resnet18", text)
 
 
@@ -166,12 +179,18 @@ def test_weights_are_downloaded_once_into_torchs_folder(fetch, address, capsys):
 
 
 @pytest.mark.parametrize(
-    ("path", "prefix", "reason"), [("there", "00000000", "invalid hash"), ("gone", DIGEST[:8], "404")]
+    ("path", "prefix", "reason"),
+    [("there", "00000000", "invalid hash"), ("gone", DIGEST[:8], "404")],
 )
-def test_a_download_that_fails_leaves_nothing_and_says_what_to_do(fetch, address, path, prefix, reason):
+def test_a_download_that_fails_leaves_nothing_and_says_what_to_do(
+    fetch, address, path, prefix, reason
+):
     with pytest.raises(WeightsError, match=reason) as caught:
         fetch(f"{address}/{path}", prefix)
-    assert all(way in str(caught.value) for way in ("--weights FILE", "--weights random", "FEATKIT_WEIGHTS"))
+    assert all(
+        way in str(caught.value)
+        for way in ("--weights FILE", "--weights random", "FEATKIT_WEIGHTS")
+    )
     assert "\n" not in str(caught.value)
     assert list(hub_folder().iterdir()) == []
 
@@ -187,7 +206,10 @@ def test_a_server_that_is_not_there_is_reported(fetch, monkeypatch):
 def test_a_silent_server_is_not_waited_for(fetch, monkeypatch):
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     monkeypatch.setattr(weights, "_TIMEOUT_SECONDS", 0.1)
-    with socket.create_server(("127.0.0.1", 0)) as silent, pytest.raises(WeightsError, match="timed out"):
+    with (
+        socket.create_server(("127.0.0.1", 0)) as silent,
+        pytest.raises(WeightsError, match="timed out"),
+    ):
         fetch(f"http://127.0.0.1:{silent.getsockname()[1]}/there")
     assert socket.getdefaulttimeout() is None
 

@@ -1,4 +1,4 @@
-"""Engines run the forward pass of a network. A framework is imported when an engine that uses it is opened."""
+"""Run the forward pass of a network. A framework is imported when its engine is opened."""
 
 from __future__ import annotations
 
@@ -16,9 +16,10 @@ def open_engine(
 
     Args:
         backbone: the network, its weights and its preprocessing.
-        precision: ``fp32``: torch in float32, on every device; ``bf16``: torch with weights and activations in
-            bfloat16 except for the first convolution; ``int8``, ``int8-openvino``: ``backbone.quantized`` in ONNX
-            Runtime or in OpenVINO, on a CPU; ``auto``: bf16 where the device has it in hardware, else fp32.
+        precision: ``fp32``: torch in float32, on every device; ``bf16``: torch with weights and
+            activations in bfloat16 except for the first convolution; ``int8``, ``int8-openvino``:
+            ``backbone.quantized`` in ONNX Runtime or in OpenVINO, on a CPU; ``auto``: bf16 where
+            the device has it in hardware, else fp32.
         device: ``auto``, ``cpu``, ``cuda`` or ``mps``.
         compiled: whether torch compiles the network first; ignored for int8.
 
@@ -29,11 +30,14 @@ def open_engine(
     """
     precision = resolve_precision(precision, device)
     device = pick_device(device)
-    engine: type[Engine]
     if precision == "int8":
-        from featkit.backbones.engines.onnx import OnnxEngine as engine
-    elif precision == "int8-openvino":
-        from featkit.backbones.engines.openvino import OpenVinoEngine as engine
-    else:
-        from featkit.backbones.engines.torch import TorchEngine as engine
-    return engine.open(backbone, precision=precision, device=device, compiled=compiled)
+        from featkit.backbones.engines.onnx import OnnxEngine
+
+        return OnnxEngine.open(backbone, precision=precision, device=device)
+    if precision == "int8-openvino":
+        from featkit.backbones.engines.openvino import OpenVinoEngine
+
+        return OpenVinoEngine.open(backbone, precision=precision, device=device)
+    from featkit.backbones.engines.torch import TorchEngine
+
+    return TorchEngine.open(backbone, precision=precision, device=device, compiled=compiled)

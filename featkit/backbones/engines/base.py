@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from featkit.backbones.base import Backbone
 
 ForwardPass = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
-"""From uint8 images ``(b, h, w, 3)``, resized and cropped, to float32 features ``(b, d)``: an engine, or a function."""
+"""An engine or a function, from resized uint8 ``(b, h, w, 3)`` to float32 ``(b, d)``."""
 
 
 class Engine(ABC):
@@ -23,7 +23,9 @@ class Engine(ABC):
 
     @classmethod
     @abstractmethod
-    def open(cls, backbone: Backbone, *, precision: str, device: str, compiled: bool = False) -> Self:
+    def open(
+        cls, backbone: Backbone, *, precision: str, device: str, compiled: bool = False
+    ) -> Self:
         """Build or load the network.
 
         Args:
@@ -40,4 +42,4 @@ class Engine(ABC):
 
     @abstractmethod
     def __call__(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Return float32 ``(b, d)`` for uint8 ``(b, h, w, 3)``, resized and cropped by ``backbone.preprocess``."""
+        """Return float32 ``(b, d)`` for uint8 ``(b, h, w, 3)``, already resized and cropped."""

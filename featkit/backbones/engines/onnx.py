@@ -26,7 +26,9 @@ class OnnxEngine(Engine):
         self._session = open_session(data, title)
 
     @classmethod
-    def open(cls, backbone: Backbone, *, precision: str, device: str, compiled: bool = False) -> Self:  # noqa: ARG003
+    def open(
+        cls, backbone: Backbone, *, precision: str, device: str, compiled: bool = False
+    ) -> Self:
         """Open the quantized network: see ``Engine.open``."""
         check_cpu(device)
         return cls(backbone.read_quantized(), f"the int8 network of {backbone.name}")
@@ -40,11 +42,13 @@ class OnnxEngine(Engine):
 def check_cpu(device: str) -> None:
     """Raise SpecError if the device of an int8 network is not a CPU."""
     if device != "cpu":
-        raise SpecError(f"int8 runs on a CPU, not on {device}: use --device cpu or another --precision")
+        raise SpecError(
+            f"int8 runs on a CPU, not on {device}: use --device cpu or another --precision"
+        )
 
 
 def open_session(data: bytes, title: str) -> Any:
-    """Open an ONNX file in ONNX Runtime, single-threaded: featkit runs one batch on each core instead.
+    """Open an ONNX file in ONNX Runtime, on one thread: featkit runs one batch on each core.
 
     Args:
         data: bytes of the file, from any source.
@@ -57,7 +61,9 @@ def open_session(data: bytes, title: str) -> Any:
     runtime = require("onnxruntime", "int8")
     # A file from elsewhere could read any file of this machine through its external tensors.
     for location in _external_locations(require("onnx", "int8").load_model_from_string(data)):
-        raise WeightsError(f"{title} refers to weights in another file ({location!r}) and is refused: create it again")
+        raise WeightsError(
+            f"{title} refers to another file ({location!r}) and is refused: create it again"
+        )
     options = runtime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     options.log_severity_level = 3

@@ -1,4 +1,4 @@
-"""Run networks quantized to int8 in OpenVINO, which is faster than ONNX Runtime on processors of Intel and AMD."""
+"""Run networks quantized to int8 in OpenVINO, which is faster than ONNX Runtime on x86."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from featkit.extras import require
 from featkit.storage import available_cores
 
 _CHUNK = 8
-"""Images in one forward pass. With AVX-512, 2 to 32 are equally fast, and one image at a time is 5 % slower."""
+"""Images in one forward pass. With AVX-512, 2 to 32 are equally fast, and 1 is 5 % slower."""
 
 _MAX_DISTANCE = 0.3
-"""Largest distance of features from those of ONNX Runtime, relative to their norm, that rounding can explain."""
+"""Largest relative distance of features from those of ONNX Runtime that rounding can explain."""
 
 
 class OpenVinoEngine(Engine):
@@ -42,48 +42,66 @@ class OpenVinoEngine(Engine):
         self._title = title
         try:
             core = runtime.Core()
-            # With the batch size left open, OpenVINO 2026.4 gives wrong features: compile for two fixed sizes.
+            # With the batch size left open, OpenVINO 2026.4 gives wrong features: compile for two
+            # fixed sizes.
             self._run_chunk = _compile(core, data, (_CHUNK, *crop, 3))
             self._run_one = _compile(core, data, (1, *crop, 3))
         except RuntimeError as error:
             reason = str(error).strip().splitlines()[-1]
-            raise SpecError(f"OpenVINO cannot run {title} ({reason}): use --precision int8") from error
+            raise SpecError(
+                f"OpenVINO cannot run {title} ({reason}): use --precision int8"
+            ) from error
 
     @classmethod
-    def open(cls, backbone: Backbone, *, precision: str, device: str, compiled: bool = False) -> Self:
+    def open(
+        cls, backbone: Backbone, *, precision: str, device: str, compiled: bool = False
+    ) -> Self:
         """Open the quantized network and check it against ONNX Runtime: see ``Engine.open``."""
         check_cpu(device)
         # ONNX Runtime's engine also refuses files that refer to others.
         reference = OnnxEngine.open(backbone, precision=precision, device=device, compiled=compiled)
-        engine = cls(backbone.read_quantized(), backbone.preprocess.crop, f"the int8 network of {backbone.name}")
+        engine = cls(
+            backbone.read_quantized(),
+            backbone.preprocess.crop,
+            f"the int8 network of {backbone.name}",
+        )
         engine.check_against(reference)
         return engine
 
     def __call__(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Return float32 ``(b, d)`` for uint8 ``(b, h, w, 3)``."""
         whole_chunks = len(pixels) - len(pixels) % _CHUNK
-        features = [self._run_chunk(pixels[first : first + _CHUNK]) for first in range(0, whole_chunks, _CHUNK)]
-        features += [self._run_one(pixels[row : row + 1]) for row in range(whole_chunks, len(pixels))]
+        features = [
+            self._run_chunk(pixels[first : first + _CHUNK])
+            for first in range(0, whole_chunks, _CHUNK)
+        ]
+        features += [
+            self._run_one(pixels[row : row + 1]) for row in range(whole_chunks, len(pixels))
+        ]
         return np.concatenate(features)
 
     def check_against(self, reference: ForwardPass) -> None:
-        """Compare the features of a few random images with those of another engine for the same network.
+        """Compare the features of a few random images with those of another engine.
 
         Raises:
             SpecError: if they differ by more than rounding can explain.
         """
-        pixels = np.random.default_rng(0).integers(0, 256, (_CHUNK + 1, *self._crop, 3), dtype=np.uint8)
+        pixels = np.random.default_rng(0).integers(
+            0, 256, (_CHUNK + 1, *self._crop, 3), dtype=np.uint8
+        )
         expected = reference(pixels)
         distance = float(np.linalg.norm(self(pixels) - expected) / np.linalg.norm(expected))
         # Not "distance >= ...", which would accept NaN.
         if not distance < _MAX_DISTANCE:
             raise SpecError(
-                f"OpenVINO gives other features than ONNX Runtime for {self._title} (relative distance "
-                f"{distance:.2f}): use --precision int8"
+                f"OpenVINO gives other features than ONNX Runtime for {self._title} "
+                f"(relative distance {distance:.2f}): use --precision int8"
             )
 
 
-def _compile(core: Any, data: bytes, shape: tuple[int, ...]) -> Callable[[NDArray[np.uint8]], NDArray[np.float32]]:
+def _compile(
+    core: Any, data: bytes, shape: tuple[int, ...]
+) -> Callable[[NDArray[np.uint8]], NDArray[np.float32]]:
     """Return a function that runs a network on batches of one shape, from any thread."""
     model = core.read_model(data)
     model.reshape(shape)

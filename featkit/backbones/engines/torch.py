@@ -28,18 +28,25 @@ class TorchEngine(Engine):
     """
 
     def __init__(
-        self, module: Callable[[torch.Tensor], torch.Tensor], preprocess: Preprocess, device: torch.device
+        self,
+        module: Callable[[torch.Tensor], torch.Tensor],
+        preprocess: Preprocess,
+        device: torch.device,
     ) -> None:
         self._module = module
         self._preprocess = preprocess
         self._device = device
 
     @classmethod
-    def open(cls, backbone: Backbone, *, precision: str, device: str, compiled: bool = False) -> Self:
-        """Build the network, fold its BatchNorms and convert it to the precision: see ``Engine.open``."""
+    def open(
+        cls, backbone: Backbone, *, precision: str, device: str, compiled: bool = False
+    ) -> Self:
+        """Build the network, fold its BatchNorms and convert it: see ``Engine.open``."""
         module = _convert(fold_batchnorm(backbone.build()), DTYPES[precision])
         module = module.to(device).to(memory_format=torch.channels_last)
-        return cls(_compile(module) if compiled else module, backbone.preprocess, torch.device(device))
+        return cls(
+            _compile(module) if compiled else module, backbone.preprocess, torch.device(device)
+        )
 
     def __call__(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Return float32 ``(b, d)`` for uint8 ``(b, h, w, 3)``."""
@@ -52,7 +59,8 @@ class TorchEngine(Engine):
     def _upload(self, pixels: NDArray[np.uint8]) -> torch.Tensor:
         """Copy pixels ``(b, h, w, 3)`` to the device as float32 ``(b, 3, h, w)``.
 
-        They travel as bytes, and the result has the channels_last memory format without another copy.
+        They travel as bytes, and the result has the channels_last memory format without another
+        copy.
         """
         host = torch.tensor(pixels, pin_memory=self._device.type == "cuda")
         return host.to(self._device, non_blocking=True).permute(0, 3, 1, 2).to(torch.float32)
@@ -61,7 +69,8 @@ class TorchEngine(Engine):
 class _Float32Convolution(nn.Module):
     """A first convolution that stays in float32 while the rest of the network has another type.
 
-    Every later layer inherits its rounding errors, and it is cheap: an image has only three channels.
+    Every later layer inherits its rounding errors, and it is cheap: an image has only three
+        channels.
     """
 
     def __init__(self, convolution: nn.Conv2d, dtype: torch.dtype) -> None:
@@ -91,7 +100,9 @@ def _convert(module: nn.Module, dtype: torch.dtype) -> nn.Module:
     """Convert a module to a type; the result takes float32 input ``(b, 3, h, w)``."""
     if dtype == torch.float32:
         return module
-    convolutions = [(name, part) for name, part in module.named_modules() if isinstance(part, nn.Conv2d)]
+    convolutions = [
+        (name, part) for name, part in module.named_modules() if isinstance(part, nn.Conv2d)
+    ]
     name, first = convolutions[0] if convolutions else ("", None)
     if first is None or not name or first.in_channels != 3:
         return _CastInput(module.to(dtype), dtype)
@@ -104,7 +115,8 @@ def _convert(module: nn.Module, dtype: torch.dtype) -> nn.Module:
 def _compile(module: nn.Module) -> Callable[[torch.Tensor], torch.Tensor]:
     """Return the module compiled by torch.
 
-    It is compiled for one batch size: smaller batches are padded, because every new size would be compiled anew.
+    It is compiled for one batch size: smaller batches are padded, because every new size would be
+        compiled anew.
 
     Raises:
         SpecError: at the first batch, if there is no compiler.
@@ -120,7 +132,9 @@ def _compile(module: nn.Module) -> Callable[[torch.Tensor], torch.Tensor]:
             features: torch.Tensor = forward(padded)[: len(batch)]
         except torch._dynamo.exc.TorchDynamoException as error:
             reason = str(error).strip().partition("\n")[0]
-            raise SpecError(f"torch cannot compile this network here ({reason}): remove --compile") from error
+            raise SpecError(
+                f"torch cannot compile this network here ({reason}): remove --compile"
+            ) from error
         return features
 
     return run
