@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from featkit.compression.quantize import QuantizationResult
     from featkit.embeddings.base import Embeddings
     from featkit.embeddings.embedder import ImageEmbedder as ImageEmbedder
-    from featkit.embeddings.extract import ExtractionResult
+    from featkit.embeddings.extract import ExtractionResult, Extractor
     from featkit.embeddings.pipeline import Compute
     from featkit.embeddings.request import Request
     from featkit.evaluation import evaluate as evaluate
@@ -234,26 +234,34 @@ def extract(
         >>> embeddings = featkit.extract("photos", "resnet50")  # doctest: +SKIP
     """
     options = locals()
-    from featkit.embeddings.extract import read_for, run_extractions
+    from featkit.embeddings.extract import extract_embeddings
     from featkit.images.base import ImageSet
 
     in_memory = isinstance(data, ImageSet)
     request = _request({**options, "data": "" if in_memory else data})
-    images = data if isinstance(data, ImageSet) else request.load_images()
-    (result,) = run_extractions([request], images, Path(cache), _compute(options), log.info)
-    return read_for(images, result.path)
+    return extract_embeddings(
+        request,
+        Path(cache),
+        _compute(options),
+        images=data if isinstance(data, ImageSet) else None,
+        note=log.info,
+    )
 
 
-def extraction_requests(
+def _extraction(
     backbones: Sequence[str], layers: Sequence[str], options: Mapping[str, Any]
-) -> tuple[list[Request], ImageSet]:
-    """Return one request per backbone and layer, and the images that all of them read."""
-    requests = [
-        _request({**options, "backbone": backbone, "layer": layer})
-        for backbone in backbones or ("resnet18",)
-        for layer in layers or (None,)
-    ]
-    images = requests[0].load_images()
+) -> tuple[list[Request], Extractor]:
+    """Return the requests of all cache files for some backbones and layers, and what extracts them."""
+    from featkit.embeddings.extract import Extractor
+
+    compute = _compute(options)
+    requests = []
+    for backbone in backbones or ("resnet18",):
+        for layer in layers or (None,):
+            request = _request({**options, "backbone": backbone, "layer": layer})
+            requests.extend(request.for_device(compute.device).file_requests())
+    extractor = Extractor(Path(options["cache"]), compute, log.info)
+    images = extractor.plan(requests[0]).images
     log.info(
         "%s: %d images, %d classes, split %s",
         images.name,
@@ -261,7 +269,7 @@ def extraction_requests(
         len(images.classes),
         images.split,
     )
-    return requests, images
+    return requests, extractor
 
 
 def extract_files(
@@ -274,33 +282,22 @@ def extract_files(
         layers: names of layers.
         options: as for ``extract``; None for the default.
     """
-    from featkit.embeddings.extract import run_extractions
-
-    requests, images = extraction_requests(backbones, layers, options)
-    return run_extractions(
-        requests, images, Path(options["cache"]), _compute(options), log.info
-    )
+    requests, extractor = _extraction(backbones, layers, options)
+    return extractor.extract(requests)
 
 
 def explain_cache(
     backbones: Sequence[str] = (), layers: Sequence[str] = (), **options: Any
 ) -> list[str]:
-    """Return one line per backbone and layer that says whether its features are cached, and if not, why.
+    """Return one line per cache file that says whether its features are cached, and if not, why.
 
     Args:
         backbones, layers, options: as for ``extract_files``.
     """
-    from featkit.embeddings.plan import content_keys, plan_extraction
     from featkit.embeddings.verify import explain
 
-    requests, images = extraction_requests(backbones, layers, options)
-    compute, cache = _compute(options), Path(options["cache"])
-    keys = content_keys(images, compute)
-    lines = []
-    for request in requests:
-        plan = plan_extraction(request.for_device(compute.device), images, keys, cache)
-        lines.append(explain(plan))
-    return lines
+    requests, extractor = _extraction(backbones, layers, options)
+    return [explain(extractor.plan(request)) for request in requests]
 
 
 def _load_features(options: Mapping[str, Any]) -> FeatureSet:

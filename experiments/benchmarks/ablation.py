@@ -19,13 +19,13 @@ from typing import Any
 
 from featkit.ablation.cells import CellResult
 from featkit.ablation.grid import HEADS, Grid
+from featkit.ablation.plan import cell_features
 from featkit.ablation.run import AblationConfig, AblationResult, run_grid
-from featkit.embeddings.extract import read_for, run_extractions
+from featkit.embeddings.extract import read_with_splits, run_extractions
 from featkit.embeddings.pipeline import Compute
 from featkit.heads.base import single_threaded_blas
 from featkit.runs.features import FeatureSet
 from featkit.runs.fit import Run, fit_run
-from featkit.runs.vectors import needed
 from featkit.storage import available_cores
 
 PERTURBATIONS = ("none", *(f"mixed:level={level}" for level in ("mild", "medium", "strong")))
@@ -45,11 +45,11 @@ def make_grid(arguments: argparse.Namespace) -> Grid:
 
 def plain_cell(grid: Grid, values: dict[str, Any]) -> Run:
     """Extract and fit for one cell alone."""
-    request = replace(needed({**values, "perturb": "none"}, grid.fixed).clean, perturb=values["perturb"])
+    request = replace(cell_features({**values, "perturb": "none"}, grid.fixed).clean, perturb=values["perturb"])
     images = request.load_images()
     with tempfile.TemporaryDirectory() as cache:
         (done,) = run_extractions([request], images, Path(cache), Compute())
-        source = FeatureSet(request, read_for(images, done.path), done.path, images.name, done.weights)
+        source = FeatureSet(request, read_with_splits(done.path, images), done.path, images.name, done.weights)
     with single_threaded_blas():
         return fit_run(source, str(values["head"]), seed=int(values["seed"]))
 

@@ -10,11 +10,10 @@ from featkit.ablation.cells import CellResult, read_cell
 from featkit.ablation.grid import Grid
 from featkit.ablation.run import AblationConfig, PlannedCell, grouped, plan_cell
 from featkit.backbones.devices import INT8
-from featkit.embeddings import lookup
-from featkit.embeddings.extract import embed
+from featkit.embeddings import store
+from featkit.embeddings.extract import Extractor, embed
 from featkit.embeddings.plan import ExtractionPlan
 from featkit.errors import RunError
-from featkit.runs.vectors import Vectors
 
 SAMPLE = 96
 """Images that are embedded to see how fast a network is."""
@@ -78,19 +77,19 @@ class Estimate:
 
 def estimate(grid: Grid, work: AblationConfig) -> Estimate:
     """Return what a matrix will take; nothing is written."""
-    vectors = Vectors(work.cache, work.compute)
-    planned = [plan_cell(grid, values, vectors) for values in grid.cells()]
+    extractor = Extractor(work.cache, work.compute)
+    planned = [plan_cell(grid, values, extractor) for values in grid.cells()]
     cells = {each.name: _finished(work, grid, each) for each in planned if isinstance(each, PlannedCell)}
     left = [each for each in planned if isinstance(each, PlannedCell) and not cells[each.name]]
     requests = [request for each in left for request in each.needs.requests]
-    missing = vectors.missing(requests)
+    missing = extractor.missing_plans(requests)
     done = [cell.report.cost["fit_seconds"] for cell in cells.values() if cell and cell.report]
     return Estimate(
         cells=len(planned),
         skipped=dict(Counter(each for each in planned if isinstance(each, str))),
         unavailable=dict(Counter(str(each) for each in planned if isinstance(each, Exception))),
         finished=sum(cell is not None for cell in cells.values()),
-        files=len(vectors.files(requests)) - len(missing),
+        files=len(extractor.available_plans(requests)) - len(missing),
         networks=tuple(_network(jobs, work) for jobs in _by_network(missing)),
         fits=len(grouped(left)),
         fit_seconds=sum(done) / len(done) if done else None,
@@ -113,7 +112,7 @@ def _by_network(jobs: list[ExtractionPlan]) -> list[list[ExtractionPlan]]:
 
 def _network(jobs: list[ExtractionPlan], work: AblationConfig) -> NetworkWork:
     wanted = {key for job in jobs for key in job.keys} - {""}
-    unknown = wanted - lookup.locate(work.cache, jobs[0].recipe, wanted).keys()
+    unknown = wanted - store.locate(work.cache, jobs[0].recipe, wanted).keys()
     rows = [[row for row, key in enumerate(job.keys) if key in unknown][:SAMPLE] for job in jobs]
     fullest = max(range(len(jobs)), key=lambda place: len(rows[place]))
     return NetworkWork(jobs[0].backbone.name, len(jobs), len(unknown), _rate(jobs[fullest], rows[fullest], work))

@@ -12,12 +12,13 @@ from featkit.ablation.cells import SCHEMA, CellResult, failed_cell, lock_grid, r
 from featkit.ablation.effects import Findings, analyze_grid
 from featkit.ablation.executors.local import LocalExecutor
 from featkit.ablation.grid import AXES, AxisValue, Grid
+from featkit.ablation.plan import CellFeatures, cell_features
 from featkit.ablation.worker import CellCondition, CellTask, run_task
+from featkit.embeddings.extract import Extractor
 from featkit.embeddings.pipeline import Compute
 from featkit.errors import RunError
 from featkit.evaluation.display import data_frame, html_table
 from featkit.runs.fit import RESULTS_VERSION, FitConfig
-from featkit.runs.vectors import Needed, Vectors, needed
 from featkit.storage import available_cores, digest
 
 
@@ -95,7 +96,7 @@ class PlannedCell:
     """
 
     values: Mapping[str, AxisValue]
-    needs: Needed
+    needs: CellFeatures
     name: str
 
 
@@ -122,12 +123,12 @@ class _Maker:
         self._grid = grid
         self._work = work
         self._folder = folder
-        self._vectors = Vectors(work.cache, work.compute, work.note)
+        self._extractor = Extractor(work.cache, work.compute, work.note)
         self._rows: dict[int, CellResult] = {}
 
     def run(self) -> tuple[CellResult, ...]:
         self._keep(self._planned())
-        self._vectors.make(request for each in self._planned().values() for request in each.needs.requests)
+        self._extractor.extract_independently(request for each in self._planned().values() for request in each.needs.requests)
         left = self._keep(self._planned())  # an int8 network, once calibrated, may be one that cells were made with
         tasks = [self._task(cells) for cells in grouped(left.values())]
         self._report(running=min(self._work.jobs, len(tasks)))
@@ -143,7 +144,7 @@ class _Maker:
         for place, values in enumerate(self._places):
             if place in self._rows:
                 continue
-            planned = plan_cell(self._grid, values, self._vectors)
+            planned = plan_cell(self._grid, values, self._extractor)
             if isinstance(planned, PlannedCell):
                 found[place] = planned
             elif isinstance(planned, str):
@@ -171,8 +172,8 @@ class _Maker:
 
     def _task(self, cells: Sequence[PlannedCell]) -> CellTask:
         needs = cells[0].needs
-        job = self._vectors.known(needs.clean)
-        path = self._vectors.path
+        job = self._extractor.plan(needs.clean)
+        path = self._extractor.path
         return CellTask(
             folder=self._folder,
             config=self._grid.fit_config(cells[0].values),
@@ -181,7 +182,7 @@ class _Maker:
             weights=job.backbone.weights,
             clean=path(needs.clean),
             splits=dict(zip(job.images.ids, job.images.splits.tolist(), strict=True)),
-            views=path(needs.views) if needs.views else None,
+            views=path(needs.train_views) if needs.train_views else None,
             cells=tuple(
                 CellCondition(
                     each.name,
@@ -213,25 +214,25 @@ class _Maker:
         self._work.progress(Progress(len(self._places), len(self._rows), failed, running))
 
 
-def plan_cell(grid: Grid, values: Mapping[str, AxisValue], vectors: Vectors) -> PlannedCell | Exception | str:
+def plan_cell(grid: Grid, values: Mapping[str, AxisValue], extractor: Extractor) -> PlannedCell | Exception | str:
     """Return a cell that is to be made, or the error that says why it cannot, or why the grid leaves it out."""
     why = grid.why_skipped(values)
     if why:
         return why
     try:
-        needs = needed(values, grid.fixed)
+        needs = cell_features(values, grid.fixed)
     except Exception as error:
         return error
-    return vectors.error(needs) or PlannedCell(values, needs, _name(grid, values, needs, vectors))
+    return extractor.find_error(needs.requests) or PlannedCell(values, needs, _name(grid, values, needs, extractor))
 
 
-def _name(grid: Grid, values: Mapping[str, AxisValue], needs: Needed, vectors: Vectors) -> str:
+def _name(grid: Grid, values: Mapping[str, AxisValue], needs: CellFeatures, extractor: Extractor) -> str:
     """Return 16 hex digits over everything that decides the cell's numbers."""
     chosen = [str(values["head"]), str(values["seed"]), _config_text(grid.fit_config(values))]
     files = [
-        vectors.known(each).recipe.fingerprint if each else "none" for each in (needs.clean, needs.views, needs.test)
+        extractor.plan(each).recipe.fingerprint if each else "none" for each in (needs.clean, needs.train_views, needs.test)
     ]
-    splits = vectors.known(needs.clean).images.splits.tolist()
+    splits = extractor.plan(needs.clean).images.splits.tolist()
     return digest([*chosen, *files, *splits, RESULTS_VERSION, str(SCHEMA)])[:16]
 
 

@@ -16,7 +16,7 @@ from featkit.embeddings import store
 from featkit.embeddings.base import Embeddings
 from featkit.embeddings.request import Request
 from featkit.heads.base import single_threaded_blas
-from featkit.runs.features import FeatureSet, on_test, with_train
+from featkit.runs.features import FeatureSet
 from featkit.runs.fit import FitConfig, FittedHead, evaluate_head, fit_head
 
 
@@ -79,7 +79,9 @@ def _source(task: CellTask) -> FeatureSet:
     embeddings = _read(task.clean)
     splits = np.array([task.splits[name] for name in embeddings.ids], dtype=np.str_)
     source = FeatureSet(task.request, replace(embeddings, splits=splits), task.clean, task.data, task.weights)
-    return with_train(source, _read(task.views)) if task.views else source
+    if task.views is None:
+        return source
+    return replace(source, embeddings=source.embeddings.append(_read(task.views)))
 
 
 @lru_cache(maxsize=2)
@@ -97,7 +99,10 @@ def _judge(task: CellTask, cell: CellCondition, fitted: FittedHead, source: Feat
         write_cell(task.folder, cell.name, evaluate_head(fitted, source), fitted.val_score)
         return
     perturbed = store.read(cell.test)
-    run = evaluate_head(fitted, on_test(source, perturbed, cell.request))
+    run = evaluate_head(
+        fitted,
+        replace(source, request=cell.request, embeddings=source.embeddings.replace_test(perturbed)),
+    )
     shift = cosine_to(source.embeddings.part("test"), perturbed)
     report = replace(run.report, provenance={**run.report.provenance, "cosine_to_clean": shift})
     write_cell(task.folder, cell.name, replace(run, report=report), fitted.val_score)

@@ -23,9 +23,6 @@ from featkit.cli.output import note, size
 
 if TYPE_CHECKING:
     from featkit.embeddings.extract import ExtractionResult
-    from featkit.embeddings.pipeline import Compute
-    from featkit.embeddings.request import Request
-    from featkit.images.base import ImageSet
 
 EPILOG = """\b
 Examples:
@@ -74,32 +71,31 @@ def extract(cache: Path, explain: bool, **options: Any) -> None:
     of images, network, weights and preprocessing, are not computed again; an interrupted extraction
     resumes.
     """
-    from featkit.embeddings.extract import run_extractions
+    from featkit.embeddings.extract import Extractor
     from featkit.embeddings.request import Request
+    from featkit.embeddings.verify import explain as explain_plan
 
     chosen = {name: value for name, value in given_request(options).items() if value is not None}
     backbones = chosen.pop("backbone") or ("resnet18",)
     layers = chosen.pop("layer") or (None,)
-    requests = [Request(**chosen, backbone=backbone, layer=layer) for backbone in backbones for layer in layers]
-    images = requests[0].load_images()
+    compute = make_compute(options)
+    requests = []
+    for backbone in backbones:
+        for layer in layers:
+            request = Request(**chosen, backbone=backbone, layer=layer)
+            requests.extend(request.for_device(compute.device).file_requests())
+    extractor = Extractor(cache, compute, note)
+    images = extractor.plan(requests[0]).images
     note(f"{images.name}: {len(images)} images, {len(images.classes)} classes, split {images.split}")
     if explain:
-        _explain(requests, images, cache, make_compute(options))
+        for request in requests:
+            click.echo(explain_plan(extractor.plan(request)))
         return
-    for done in run_extractions(requests, images, cache, make_compute(options), note):
+    for done in extractor.extract(requests):
         note(_summary(done))
         if "store" in chosen:
             note(_stored(done))
         click.echo(done.path)
-
-
-def _explain(requests: list[Request], images: ImageSet, cache: Path, compute: Compute) -> None:
-    from featkit.embeddings.plan import content_keys, plan_extraction
-    from featkit.embeddings.verify import explain
-
-    keys = content_keys(images, compute)
-    for request in requests:
-        click.echo(explain(plan_extraction(request.for_device(compute.device), images, keys, cache)))
 
 
 def _stored(done: ExtractionResult) -> str:

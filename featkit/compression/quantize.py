@@ -27,7 +27,7 @@ from featkit.backbones.saved import Int8Description, images_trained_on, is_int8
 from featkit.compression.profile import measure_size
 from featkit.embeddings.calibration import IMAGES, CalibrationTask, read_pixels
 from featkit.embeddings.pipeline import Compute
-from featkit.embeddings.plan import content_keys, make_recipe
+from featkit.embeddings.plan import content_keys
 from featkit.embeddings.request import Request
 from featkit.errors import SpecError
 from featkit.storage import digest
@@ -91,7 +91,7 @@ def quantize(
     backbone = request.load_backbone()
     images = request.load_images()
     keys = content_keys(images, compute)
-    task = CalibrationTask(backbone, make_recipe(images, keys, backbone, "int8"), images, keys)
+    task = CalibrationTask(backbone, images, keys)
     calibration_keys = task.train_keys(settings.images)
     pixels = read_pixels(task, calibration_keys, compute)
     snr = layer_snr(backbone, pixels[:_SENSITIVITY_IMAGES])

@@ -1,4 +1,4 @@
-"""The value that everything after the network works on."""
+"""Features of a data set with everything known about its images."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featkit.embeddings.recipe import Recipe
+from featkit.storage import digest
 
 
 @dataclass(frozen=True)
 class Embeddings:
-    """One vector for each image, with everything that was known of the image.
+    """Features of n images, one row each, with their labels and splits.
 
     Attributes:
         x: ``(n, d)`` float32.
@@ -34,7 +35,7 @@ class Embeddings:
         return len(self.y)
 
     def take(self, rows: NDArray[np.int64]) -> Embeddings:
-        """Return the part at ``rows``; classes and recipe stay as they are."""
+        """Return the images at ``rows``; classes and recipe stay the same."""
         return replace(
             self,
             x=self.x[rows],
@@ -44,5 +45,25 @@ class Embeddings:
         )
 
     def part(self, split: str) -> Embeddings:
-        """Return the rows of one split: ``train``, ``val`` or ``test``."""
+        """Return the images of one split: ``train``, ``val`` or ``test``."""
         return self.take(np.flatnonzero(self.splits == split))
+
+    def replace_test(self, test: Embeddings) -> Embeddings:
+        """Return the train and val images of these embeddings with the test images of others."""
+        kept = self.take(np.flatnonzero(self.splits != "test"))
+        return kept.append(test)
+
+    def append(self, other: Embeddings) -> Embeddings:
+        """Return these images followed by perturbed images of the same data.
+
+        The recipe is that of the unperturbed images, with the digests of both and the perturbation.
+        """
+        images = digest([self.recipe.fingerprint, other.recipe.fingerprint])
+        return Embeddings(
+            x=np.concatenate([self.x, other.x]),
+            y=np.concatenate([self.y, other.y]),
+            ids=self.ids + other.ids,
+            classes=self.classes,
+            splits=np.concatenate([self.splits, other.splits]),
+            recipe=replace(self.recipe, images=images, perturb=other.recipe.perturb),
+        )

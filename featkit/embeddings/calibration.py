@@ -1,16 +1,15 @@
-"""Which int8 network an extraction runs: the one that its data set was calibrated with before, or a new one.
+"""Calibrated int8 networks of a cache: find the one that an extraction must use, or calibrate a new one.
 
-The networks lie in ``<cache>/calibration``, each beside a JSON file that says on what it was calibrated. Their digest
-is part of the recipe: another calibration gives other vectors.
+The networks are files in ``<cache>/calibration``, each beside a JSON file that records on which images it was
+calibrated. The digest of the network is part of the recipe, because another calibration gives other features.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 
@@ -25,19 +24,19 @@ from featkit.embeddings.recipe import Recipe
 from featkit.errors import CacheError, DataError, DecodeError
 from featkit.images.base import ImageSet
 from featkit.parallel import in_threads
-from featkit.storage import digest, safe_name, storage_errors
+from featkit.storage import digest, file_sha256, replace_file, safe_name, storage_errors
 
 FOLDER = "calibration"
 IMAGES = 256
-"""Most images to calibrate on: those train images whose digests come first, whatever their names and order."""
+"""Most images to calibrate on: the train images with the lowest digests, whatever their names and order."""
 
 
 @dataclass(frozen=True)
-class Calibration:
-    """An int8 network on disk.
+class CalibratedNetwork:
+    """An int8 network in the cache.
 
     Attributes:
-        network: digest of what was quantized: backbone, weights, layer, preprocessing.
+        network: digest of the quantized backbone, weights, layer and preprocessing.
         images: digest of the contents of the images it was calibrated on.
         file: the network and its digest.
     """
@@ -47,59 +46,84 @@ class Calibration:
     file: QuantizedNetwork
 
 
-def find(cache: Path, sha256: str) -> QuantizedNetwork | None:
-    """Return the int8 network with this digest."""
-    return next((known.file for known in _known(cache) if known.file.digest == sha256), None)
-
-
 @dataclass(frozen=True)
 class CalibrationTask:
-    """What is to run in eight bits.
+    """A network to quantize to int8.
 
     Attributes:
         backbone: the network.
-        recipe: how it turns the images into vectors, without a calibration.
-        images, keys: the images and their content digests.
+        images, keys: the images to calibrate on and their content digests.
+        store: number type of the stored features.
     """
 
     backbone: Backbone
-    recipe: Recipe
     images: ImageSet
     keys: Sequence[str]
+    store: str = "float32"
+
+    @property
+    def network(self) -> str:
+        """Digest of the network to quantize."""
+        return Recipe(
+            images="",
+            labels="",
+            split="",
+            perturb="",
+            backbone=self.backbone.name,
+            weights=self.backbone.digest,
+            layer=self.backbone.layer,
+            pool=self.backbone.pool,
+            preprocess=asdict(self.backbone.preprocess),
+            precision="int8",
+            store=self.store,
+        ).network
 
     def train_keys(self, most: int = IMAGES) -> list[str]:
         """Return the digests of the images to calibrate on."""
-        return sorted({self.keys[row] for row in self.images.rows("train")} - {""})[:most]
+        keys = {self.keys[row] for row in self.images.rows("train")} - {""}
+        return sorted(keys)[:most]
 
 
-def choose(task: CalibrationTask, data: str, cache: Path) -> QuantizedNetwork | None:
-    """Return the int8 network that the images are to run through, if it is there already.
+def find_by_digest(cache: Path, sha256: str) -> QuantizedNetwork | None:
+    """Return the int8 network with this digest, or None."""
+    for known in _list_networks(cache):
+        if known.file.digest == sha256:
+            return known.file
+    return None
 
-    That is the one their data set was last extracted with, so that images can be added without starting over;
-    otherwise one that was calibrated on the same train images.
+
+def find_calibrated(task: CalibrationTask, data: str, cache: Path) -> QuantizedNetwork | None:
+    """Return the calibrated int8 network that an extraction must use, or None if there is none yet.
+
+    That is the network which the data set was last extracted with, so that images can be added without a new
+    calibration; otherwise one that was calibrated on the same train images.
 
     Args:
-        task: what is to run.
-        data: absolute spec of the images; empty where they came from Python.
+        task: the network and the images.
+        data: absolute spec of the images; empty for images that were given from Python.
         cache: folder of the cache files.
     """
-    network = _network(task.recipe)
-    fitting = [known for known in _known(cache) if known.network == network]
-    if data:
-        for entry in store.entries(cache)[0] if fitting else []:
-            if _network(entry.recipe) == network and entry.provenance["request"]["data"] == data:
-                files = [known.file for known in fitting if known.file.digest == entry.recipe.calibration]
-                if files:
-                    return files[0]
-    wanted = digest(task.train_keys())
-    return next((known.file for known in fitting if known.images == wanted), None)
+    network = task.network
+    candidates = [known for known in _list_networks(cache) if known.network == network]
+    if not candidates:
+        return None
+    by_digest = {known.file.digest: known.file for known in candidates}
+    for entry in store.entries(cache)[0] if data else []:
+        same_data = entry.provenance["request"]["data"] == data
+        if same_data and _network_digest(entry.recipe) == network and entry.recipe.calibration in by_digest:
+            return by_digest[entry.recipe.calibration]
+    images = digest(task.train_keys())
+    for known in candidates:
+        if known.images == images:
+            return known.file
+    return None
 
 
 def calibrate(task: CalibrationTask, cache: Path, compute: Compute) -> None:
-    """Quantize a network on train images, and keep it where ``choose`` finds it.
+    """Quantize a network on train images and store it where ``find_calibrated`` finds it.
 
     Args:
-        task: what is to run.
+        task: the network and the images.
         cache: folder of the cache files.
         compute: threads, progress, what to do about images that cannot be read.
 
@@ -122,7 +146,7 @@ def calibrate(task: CalibrationTask, cache: Path, compute: Compute) -> None:
 
 
 def read_pixels(task: CalibrationTask, keys: Sequence[str], compute: Compute) -> list[NDArray[np.uint8]]:
-    """Return the images with these digests, uint8 ``(h, w, 3)`` as the network sees them.
+    """Read and preprocess the images with these digests: uint8 ``(h, w, 3)`` each.
 
     Raises:
         DataError: if there are none.
@@ -138,39 +162,45 @@ def read_pixels(task: CalibrationTask, keys: Sequence[str], compute: Compute) ->
                 return None
             raise
 
-    loaded = in_threads(load, keys, compute.threads, ahead=2 * compute.threads)
+    loaded = in_threads(load, keys, compute.threads)
     title = f"calibrating {task.backbone.name}"
     shown = tqdm(loaded, title, total=len(keys), unit="img", disable=not compute.progress)
     pixels = [image for image in shown if image is not None]
     if not pixels:
-        raise DataError(f"{task.images.name} has no train images to calibrate int8 on: use another --precision")
+        raise DataError(
+            f"{task.images.name} has no train images for int8 calibration: use another --precision"
+        )
     return pixels
 
 
-def garbage(cache: Path) -> list[Path]:
+def unused_networks(cache: Path) -> list[Path]:
     """Return the files of int8 networks that no cache file refers to."""
     used = {entry.recipe.calibration for entry in store.entries(cache)[0]}
-    files = [known.file.path for known in _known(cache) if known.file.digest not in used]
-    return [path.with_suffix(suffix) for path in files for suffix in (".json", ".onnx")]
+    files = []
+    for known in _list_networks(cache):
+        if known.file.digest not in used:
+            files += [known.file.path.with_suffix(".json"), known.file.path.with_suffix(".onnx")]
+    return files
 
 
-def _network(recipe: Recipe) -> str:
-    """Return the digest of what is put into eight bits, whatever runs it then."""
+def _network_digest(recipe: Recipe) -> str:
+    """Return the digest of the quantized network, which int8 and int8-openvino share."""
     return replace(recipe, precision="int8", calibration="none").network
 
 
 def _publish(file: Path, folder: Path, task: CalibrationTask, images: str) -> None:
-    """Name the network by its digest; the JSON file beside it, moved there last, says that it is whole."""
-    sha256 = hashlib.sha256(file.read_bytes()).hexdigest()
+    """Rename the network by its digest, then its JSON file, which marks it as complete."""
+    sha256 = file_sha256(file)
     versions = {package: version(package) for package in ("torch", "onnx", "onnxruntime")}
-    content = {"network": _network(task.recipe), "images": images, "sha256": sha256, "versions": versions}
+    content = {"network": task.network, "images": images, "sha256": sha256, "versions": versions}
     card = file.with_suffix(".json")
     card.write_text(json.dumps(content, indent=2), encoding="utf-8")
     for part in (file, card):
-        part.replace(folder / f"{safe_name(task.backbone.name)}-{sha256[:12]}{part.suffix}")
+        name = f"{safe_name(task.backbone.name)}-{sha256[:12]}{part.suffix}"
+        replace_file(part, folder / name)
 
 
-def _known(cache: Path) -> list[Calibration]:
+def _list_networks(cache: Path) -> list[CalibratedNetwork]:
     """Return the int8 networks of a cache, by name.
 
     Raises:
@@ -181,7 +211,7 @@ def _known(cache: Path) -> list[Calibration]:
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
             file = QuantizedNetwork(path.with_suffix(".onnx"), content["sha256"])
-            found.append(Calibration(content["network"], content["images"], file))
+            found.append(CalibratedNetwork(content["network"], content["images"], file))
         except (ValueError, KeyError, TypeError, OSError) as error:
             raise CacheError(f"{path} is damaged ({error}): remove it and extract again") from error
     return found

@@ -1,4 +1,4 @@
-"""The embeddings as a scikit-learn transformer."""
+"""Feature extraction as a scikit-learn transformer."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from sklearn.base import BaseEstimator, TransformerMixin
 
 from featkit.backbones.devices import INT8
-from featkit.embeddings import lookup
+from featkit.embeddings import store
 from featkit.embeddings.extract import run_extractions
 from featkit.embeddings.pipeline import Compute
 from featkit.embeddings.plan import content_keys, plan_extraction
@@ -24,7 +24,7 @@ from featkit.images.files import images_from_files
 
 
 class ImageEmbedder(TransformerMixin, BaseEstimator):  # type: ignore[misc]
-    """Images to vectors, each image embedded once: what is in the cache is not computed again.
+    """Extract features of images; features in the cache are not computed again.
 
     Works in a ``Pipeline`` and in a ``GridSearchCV``: folds and candidates share the cache.
 
@@ -37,7 +37,7 @@ class ImageEmbedder(TransformerMixin, BaseEstimator):  # type: ignore[misc]
     device : str, default="auto"
         ``auto``, ``cpu``, ``cuda`` or ``mps``.
     batch_size : int, optional
-        Images in one forward pass; None for what suits the device.
+        Images per forward pass; None for a default that depends on the device.
 
     Examples
     --------
@@ -77,14 +77,14 @@ class ImageEmbedder(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         Parameters
         ----------
         X : sequence of paths, or uint8 array of shape (n, h, w) or (n, h, w, 3)
-            Not looked at.
+            Ignored.
         y : object
-            Not looked at.
+            Ignored.
         """
         return self
 
     def transform(self, X: Sequence[str | Path] | NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Return one vector for each image.
+        """Return the features of each image.
 
         Parameters
         ----------
@@ -96,7 +96,7 @@ class ImageEmbedder(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         ndarray of float32, shape (n, d)
         """
         if self.precision in INT8:
-            raise SpecError("int8 is calibrated on train images, and there are none here: use another precision")
+            raise SpecError("int8 needs train images to calibrate on: use another precision")
         images = _image_set(X)
         request = Request(
             data="",
@@ -112,12 +112,13 @@ class ImageEmbedder(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         cache = Path(self.cache)
         keys = content_keys(images, compute)
         recipe = plan_extraction(request, images, keys, cache).recipe
-        places = lookup.locate(cache, recipe, keys)
-        missing = {key: row for row, key in enumerate(keys) if key not in places}
+        cached = store.locate(cache, recipe, keys)
+        missing = {key: row for row, key in enumerate(keys) if key not in cached}
         if missing:
-            run_extractions([request], images.take(np.array(sorted(missing.values()))), cache, compute)
-            places = lookup.locate(cache, recipe, keys)
-        return lookup.read_places([places[key] for key in keys])
+            rows = np.array(sorted(missing.values()))
+            run_extractions([request], images.take(rows), cache, compute)
+            cached = store.locate(cache, recipe, keys)
+        return store.read_rows([cached[key] for key in keys])
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
@@ -134,11 +135,11 @@ def _image_set(X: Sequence[str | Path] | NDArray[np.uint8]) -> ImageSet:
         DataError: if ``X`` is empty or neither paths nor uint8 arrays.
     """
     if len(X) == 0:
-        raise DataError("there are no images to embed: give at least one")
+        raise DataError("X is empty: give at least one image")
     if all(isinstance(item, str | Path) for item in X):
         return images_from_files(X)
     if not isinstance(X, np.ndarray) or X.dtype != np.uint8:
-        raise DataError("images are given as paths, or as a uint8 array of shape (n, h, w) or (n, h, w, 3)")
+        raise DataError("X must be paths or a uint8 array of shape (n, h, w) or (n, h, w, 3)")
     pixels = _as_rgb(X)
     return replace(
         images_from_files(map(str, range(len(pixels)))),
@@ -152,4 +153,4 @@ def _as_rgb(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
         return np.repeat(pixels[..., None], 3, axis=3)
     if pixels.ndim == 4 and pixels.shape[3] == 3:
         return pixels
-    raise DataError(f"an array of shape {pixels.shape} is not images: give (n, h, w) or (n, h, w, 3)")
+    raise DataError(f"X has shape {pixels.shape}: images have shape (n, h, w) or (n, h, w, 3)")

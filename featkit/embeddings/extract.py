@@ -1,47 +1,58 @@
-"""Images and backbones to cache files: each image is read and embedded once."""
+"""Extraction: request -> plan -> look up in the cache -> embed missing images -> publish the cache file.
+
+``extract_embeddings`` is the whole path for one request, ``Extractor`` for many requests that share images and networks.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import cache as memoize
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
 from featkit.backbones.base import Backbone
-from featkit.backbones.devices import INT8
-from featkit.embeddings import lookup, pipeline, store
+from featkit.embeddings import pipeline, store
 from featkit.embeddings.base import Embeddings
-from featkit.embeddings.calibration import CalibrationTask, calibrate
-from featkit.embeddings.journal import Journal, open_journal, remove
+from featkit.embeddings.calibration import calibrate
+from featkit.embeddings.journal import Journal, open_journal
 from featkit.embeddings.layout import StorageLayout
 from featkit.embeddings.pipeline import Compute
-from featkit.embeddings.plan import ExtractionPlan, changes, content_keys, plan_extraction, provenance
+from featkit.embeddings.plan import (
+    ExtractionPlan,
+    content_keys,
+    count_changes,
+    make_provenance,
+    plan_extraction,
+)
 from featkit.embeddings.request import Request
-from featkit.errors import DataError, DecodeError
-from featkit.images.base import ImageSet
+from featkit.errors import CacheError, DataError, DecodeError
+from featkit.images.base import ImageSet, Pixels, cache_last_row
 from featkit.storage import storage_errors
 
 _COPY_ROWS, _COPY_NUMBERS = 1024, 2**24
 
+Note = Callable[[str], None]
+
 
 @dataclass(frozen=True)
 class ExtractionResult:
-    """What an extraction came to.
+    """A cache file and how it was obtained.
 
     Attributes:
         path: the cache file.
         weights: label of the weights, for people.
-        precision: ``fp32``, ``bf16`` or ``int8``.
-        hit: whether it was there already.
-        embedded: how many images went through the network.
-        reused: how many vectors were taken from other files.
-        resumed: how many vectors were taken over from an extraction that did not end.
+        precision: ``fp32``, ``bf16``, ``int8`` or ``int8-openvino``.
+        hit: whether the file was in the cache already.
+        embedded: number of images that went through the network.
+        reused: number of features copied from other cache files.
+        resumed: number of features taken over from an interrupted extraction.
         skipped: names of the images that could not be read.
-        changes: since the last file of the same data and network: how many images are ``new``, ``changed``, ``gone``.
+        changes: number of images that are ``new``, ``changed`` and ``gone`` since the last file of the same data and
+            network; None without such a file.
     """
 
     path: Path
@@ -55,171 +66,394 @@ class ExtractionResult:
     changes: dict[str, int] | None = None
 
 
-def extract(
-    data: str | ImageSet = "digits",
-    backbone: str = "resnet18",
+def extract_embeddings(
+    request: Request,
+    cache: Path,
+    compute: Compute,
     *,
-    cache: str | Path = "cache",
-    compute: Compute | None = None,
-    **options: Any,
+    images: ImageSet | None = None,
+    note: Note = lambda text: None,
 ) -> Embeddings:
-    """Return the embeddings of a data set, from the cache where they are already there.
+    """Return the embeddings of a data set, from the cache where they are available.
 
     Args:
-        data: a spec (``digits``, a folder, a CSV file, ``cifar10:root=...``) or an ImageSet.
-        backbone: a spec such as ``resnet50``.
-        cache: folder of the HDF5 files.
-        compute: device, batch size, workers, what to do about unreadable images.
-        options: any other field of ``Request``: ``weights``, ``layer``, ``pool``, ``resize``, ``crop``, ``split``, ...
+        request: images and network.
+        cache: folder of the cache files.
+        compute: device, batch size, workers, treatment of unreadable images.
+        images: images to use instead of those that the request names.
+        note: called with a message before waiting for another process.
 
     Raises:
-        FeatkitError: of the kind that says what cannot be had.
+        FeatkitError: if images, network or cache are not available; the subclass tells which.
     """
-    if isinstance(data, ImageSet):
-        request, images = Request(data="", backbone=backbone, **options), data
-    else:
-        request = Request(data=str(data), backbone=backbone, **options)
-        images = request.load_images()
-    (done,) = run_extractions([request], images, Path(cache), compute or Compute())
-    return read_for(images, done.path)
+    if images is not None:
+        (done,) = run_extractions([request], images, cache, compute, note)
+        return read_with_splits(done.path, images)
+    request = request.for_device(compute.device)
+    extractor = Extractor(cache, compute, note)
+    extractor.extract(request.file_requests())
+    return extractor.read(request)
 
 
-def read_for(images: ImageSet, path: Path) -> Embeddings:
+def read_with_splits(path: Path, images: ImageSet) -> Embeddings:
     """Read a cache file with the splits of ``images``: one file serves every seed of a split."""
     embeddings = store.read(path)
-    splits = dict(zip(images.ids, images.splits.tolist(), strict=True))
-    return replace(embeddings, splits=np.array([splits[name] for name in embeddings.ids], dtype=np.str_))
+    split_of = dict(zip(images.ids, images.splits.tolist(), strict=True))
+    splits = np.array([split_of[name] for name in embeddings.ids], dtype=np.str_)
+    return replace(embeddings, splits=splits)
 
 
 def run_extractions(
     requests: Sequence[Request],
-    images: ImageSet | Sequence[ImageSet],
+    images: ImageSet,
     cache: Path,
     compute: Compute,
-    note: Callable[[str], None] = lambda text: None,
+    note: Note = lambda text: None,
 ) -> list[ExtractionResult]:
-    """Make the cache files of these images through some networks, unless they are there; read each image once.
+    """Extract features of the same images with several networks; each image is read once.
 
-    What was done is kept when the work is cut short, and taken over by the next extraction through the same network.
+    An interrupted extraction is resumed by the next one with the same network.
 
     Args:
         requests: the networks.
-        images: the images; where requests differ in what is made of them, those of each request. Then rows of the same
-            number are read one after the other, so that ``cache_last_row`` decodes an image once for all of them.
+        images: the images.
         cache: folder of the cache files.
-        compute: how the work is done.
-        note: told when this has to wait for another process.
+        compute: device, batch size, workers, treatment of unreadable images.
+        note: called with a message before waiting for another process.
 
     Raises:
-        FeatkitError: of the kind that says what cannot be had.
+        FeatkitError: if images, network or cache are not available; the subclass tells which.
     """
-    each = [images] * len(requests) if isinstance(images, ImageSet) else images
-    keys = {id(own): content_keys(own, compute) for own in {id(own): own for own in each}.values()}
-    jobs = [
-        _make_job(request.for_device(compute.device), own, keys[id(own)], cache, compute)
-        for request, own in zip(requests, each, strict=True)
-    ]
-    found = [lookup.find(cache, job.recipe) for job in jobs]
-    missing = {job.path: job for job, path in zip(jobs, found, strict=True) if path is None}
-    made = _make(sorted(missing.values(), key=lambda job: job.journal), compute, note)
-    return [_hit(job, path, compute) if path else made[job.path] for job, path in zip(jobs, found, strict=True)]
+    keys = content_keys(images, compute)
+    plans = []
+    for request in requests:
+        plans.append(plan_extraction(request.for_device(compute.device), images, keys, cache))
+    return execute_plans(plans, compute, note)
 
 
-def _make_job(request: Request, images: ImageSet, keys: tuple[str, ...], cache: Path, compute: Compute) -> ExtractionPlan:
-    """Return the wanted file; an int8 network that is not there yet is calibrated first."""
-    job = plan_extraction(request, images, keys, cache)
-    if request.precision in INT8 and job.backbone.quantized is None:
-        calibrate(CalibrationTask(job.backbone, job.recipe, images, keys), cache, compute)
-        job = plan_extraction(request, images, keys, cache)
-    return job
+class Extractor:
+    """Extraction for many requests: images of a source are loaded and hashed once, each cache file is made once.
+
+    Args:
+        cache: folder of the cache files.
+        compute: device, batch size, workers, treatment of unreadable images.
+        note: called with a message before waiting for another process.
+    """
+
+    def __init__(self, cache: Path, compute: Compute, note: Note = lambda text: None) -> None:
+        self._cache = cache
+        self._compute = compute
+        self._note = note
+        self._plans: dict[Request, ExtractionPlan] = {}
+        self._errors: dict[Request, Exception] = {}
+        self._load_source = memoize(_load_source)
+        self._load_images = memoize(self._load_images_and_keys)
+
+    def plan(self, request: Request) -> ExtractionPlan:
+        """Return the plan of a request's cache file; nothing is extracted.
+
+        Raises:
+            Exception: the error that planning or extracting raised before, or raises now.
+        """
+        if request in self._errors:
+            raise self._errors[request]
+        if request in self._plans:
+            return self._plans[request]
+        try:
+            images, keys = self._load_images(request.images_only)
+            plan = plan_extraction(request.for_device(self._compute.device), images, keys, self._cache)
+        except Exception as error:
+            self._errors[request] = error
+            raise
+        # A plan that waits for a calibration is made again after another request may have done the calibration.
+        if plan.calibration is None:
+            self._plans[request] = plan
+        return plan
+
+    def find_error(self, requests: Iterable[Request]) -> Exception | None:
+        """Return the error of the first request that cannot be extracted, None if all can."""
+        for request in requests:
+            try:
+                self.plan(request)
+            except Exception as error:
+                return error
+        return None
+
+    def available_plans(self, requests: Iterable[Request]) -> list[ExtractionPlan]:
+        """Return the plans of all requests without an error, each file once: two seeds of a split share one."""
+        plans: dict[Path, ExtractionPlan] = {}
+        for request in requests:
+            if self.find_error([request]) is None:
+                plan = self.plan(request)
+                plans[plan.path] = plan
+        return list(plans.values())
+
+    def missing_plans(self, requests: Iterable[Request]) -> list[ExtractionPlan]:
+        """Return the plans without an error whose cache file does not exist yet."""
+        plans = self.available_plans(requests)
+        return [plan for plan in plans if store.find(self._cache, plan.recipe) is None]
+
+    def extract(self, requests: Iterable[Request]) -> list[ExtractionResult]:
+        """Extract features for requests that can be extracted together; return the results in their order.
+
+        Raises:
+            Exception: the first error; no later request is extracted then.
+        """
+        requests = list(requests)
+        results: dict[Request, ExtractionResult] = {}
+        for group in _group_by_images(requests):
+            plans = [self.plan(request) for request in group]
+            done = execute_plans(plans, self._compute, self._note)
+            results.update(zip(group, done, strict=True))
+        return [results[request] for request in requests]
+
+    def extract_independently(self, requests: Iterable[Request]) -> None:
+        """Extract features for many requests; an error in one does not stop the others.
+
+        ``plan`` and ``path`` raise the error of a request that failed.
+        """
+        possible = [request for request in requests if self.find_error([request]) is None]
+        for group in _group_by_images(possible):
+            if not self._try_to_extract(group) and len(group) > 1:
+                # Extract each alone, to find out which of them fails.
+                for request in group:
+                    self._try_to_extract([request])
+
+    def _try_to_extract(self, group: list[Request]) -> bool:
+        """Return whether requests were extracted; remember the error of a single one."""
+        try:
+            self.extract(group)
+        except Exception as error:
+            if len(group) == 1:
+                self._errors[group[0]] = error
+            return False
+        return True
+
+    def path(self, request: Request) -> Path:
+        """Return the cache file of a request.
+
+        Raises:
+            CacheError: if it does not exist.
+        """
+        path = store.find(self._cache, self.plan(request).recipe)
+        if path is None:
+            raise CacheError(
+                f"features of {request.data} with {request.backbone} not found in {self._cache}: extract again"
+            )
+        return path
+
+    def read(self, request: Request) -> Embeddings:
+        """Read the features of a request from its cache files, with the splits of its images.
+
+        Raises:
+            CacheError: if one of the files does not exist or is damaged.
+        """
+        whole, *perturbed = request.file_requests()
+        embeddings = read_with_splits(self.path(whole), self.plan(whole).images)
+        for test in perturbed:
+            embeddings = embeddings.replace_test(store.read(self.path(test)))
+        return embeddings
+
+    def _load_images_and_keys(self, request: Request) -> tuple[ImageSet, tuple[str, ...]]:
+        images = request.apply(self._load_source(request.source_only))
+        return images, content_keys(images, self._compute)
 
 
-def _hit(job: ExtractionPlan, path: Path, compute: Compute) -> ExtractionResult:
-    skipped = tuple(store.check(path, job.recipe))
+def _load_source(request: Request) -> ImageSet:
+    """Load images so that each is hashed once, and decoded once for all images that are derived from it."""
+    images = request.load_images()
+    return replace(images, load=cache_last_row(images.load), key=memoize(images.key))
+
+
+def _group_by_images(requests: Iterable[Request]) -> list[list[Request]]:
+    """Group requests whose images are decoded together, whole image sets first.
+
+    An int8 network is calibrated on a whole set; perturbed images of one split then go through the same network.
+    """
+    groups: dict[tuple[str, Request], list[Request]] = {}
+    for request in dict.fromkeys(requests):
+        groups.setdefault((request.part or "", request.source_only), []).append(request)
+    return [groups[key] for key in sorted(groups, key=lambda key: key[0])]
+
+
+def execute_plans(
+    plans: Sequence[ExtractionPlan], compute: Compute, note: Note = lambda text: None
+) -> list[ExtractionResult]:
+    """Make the cache files of plans unless they exist; return the results in the order of the plans.
+
+    Rows with the same number are read one after the other across image sets, so that ``cache_last_row`` decodes an
+    image once for itself and its perturbed copies.
+
+    Raises:
+        FeatkitError: if images, network or cache are not available; the subclass tells which.
+    """
+    plans = [_calibrate_first(plan, compute) for plan in plans]
+    results: dict[Path, ExtractionResult] = {}
+    missing: dict[Path, ExtractionPlan] = {}
+    for plan in plans:
+        existing = store.find(plan.cache, plan.recipe)
+        if existing:
+            results[plan.path] = _hit(plan, existing, compute)
+        else:
+            missing[plan.path] = plan
+    results.update(_make_files(list(missing.values()), compute, note))
+    return [results[plan.path] for plan in plans]
+
+
+def _calibrate_first(plan: ExtractionPlan, compute: Compute) -> ExtractionPlan:
+    """Return a plan whose int8 network, if it needs one, is calibrated."""
+    if plan.calibration is None:
+        return plan
+    # Another plan may have calibrated the same network meanwhile.
+    plan = plan_extraction(plan.request, plan.images, plan.keys, plan.cache)
+    if plan.calibration is None:
+        return plan
+    calibrate(plan.calibration, plan.cache, compute)
+    return plan_extraction(plan.request, plan.images, plan.keys, plan.cache)
+
+
+def _hit(plan: ExtractionPlan, path: Path, compute: Compute) -> ExtractionResult:
+    skipped = tuple(store.check(path, plan.recipe))
     if skipped and compute.on_error == "fail":
         raise DecodeError(
-            f"{len(skipped)} images of {path} cannot be read ({', '.join(skipped[:5])}): mend or remove them, "
-            "or go on without them with --on-error skip"
+            f"{len(skipped)} images of {path} cannot be read ({', '.join(skipped[:5])}): fix or remove them, "
+            "or continue without them with --on-error skip"
         )
-    return ExtractionResult(path, job.backbone.weights, job.recipe.precision, hit=True, skipped=skipped)
+    return ExtractionResult(path, plan.backbone.weights, plan.recipe.precision, hit=True, skipped=skipped)
 
 
 @dataclass(frozen=True)
-class _Open:
-    """A job at work: what is known already, and the journal for what is new, which jobs of one network share."""
+class OpenPlan:
+    """A plan in execution.
 
-    job: ExtractionPlan
+    Attributes:
+        plan: the plan.
+        journal: the open journal, shared by all plans with the same network.
+        cached: where features of its images are in other cache files, by image key.
+        resumed: number of features that an interrupted extraction left in the journal.
+    """
+
+    plan: ExtractionPlan
     journal: Journal
-    known: dict[str, lookup.Place]
+    cached: dict[str, store.StoredRow]
     resumed: int
 
-    def has(self, key: str) -> bool:
-        return key in self.known or key in self.journal
+    def has_features(self, key: str) -> bool:
+        """Return whether the features of an image are in a cache file or in the journal."""
+        return key in self.cached or key in self.journal
 
 
-def _make(jobs: Sequence[ExtractionPlan], compute: Compute, note: Callable[[str], None]) -> dict[Path, ExtractionResult]:
-    """Make the files of some jobs, holding their locks; the order of the jobs is that in which locks are taken."""
-    done: dict[Path, ExtractionResult] = {}
+@dataclass(frozen=True)
+class PendingImage:
+    """An image that must be read once, and the journals that need its features."""
+
+    images: ImageSet
+    row: int
+    key: str
+    journals: list[Journal]
+
+    def load(self) -> Pixels:
+        """Read the image: uint8 RGB ``(h, w, 3)``."""
+        return self.images.load(self.row)
+
+
+def _make_files(
+    plans: Sequence[ExtractionPlan], compute: Compute, note: Note
+) -> dict[Path, ExtractionResult]:
+    """Make cache files while holding the locks of their journals; return the results by ``plan.path``."""
+    results: dict[Path, ExtractionResult] = {}
+    if not plans:
+        return results
     with ExitStack() as stack:
-        work, journals = [], dict[Path, Journal]()
-        for job in jobs:
-            if job.journal not in journals:
-                with storage_errors(job.path):
-                    job.path.parent.mkdir(parents=True, exist_ok=True)
-                    waiting = open_journal(job.journal, lambda who: note(f"waiting for {who}"), job.recipe.store)
-                    journals[job.journal] = stack.enter_context(waiting)
-            journal = journals[job.journal]
-            made_meanwhile = lookup.find(job.path.parent, job.recipe)
+        opened: list[OpenPlan] = []
+        journals: dict[Path, Journal] = {}
+        # All processes take locks in the same order, so that no two wait for each other.
+        for plan in sorted(plans, key=lambda plan: plan.journal):
+            if plan.journal not in journals:
+                with storage_errors(plan.path):
+                    plan.cache.mkdir(parents=True, exist_ok=True)
+                    context = open_journal(
+                        plan.journal, lambda owner: note(f"waiting for {owner}"), plan.recipe.store
+                    )
+                    journals[plan.journal] = stack.enter_context(context)
+            made_meanwhile = store.find(plan.cache, plan.recipe)
             if made_meanwhile:
-                done[job.path] = _hit(job, made_meanwhile, compute)
-            else:
-                known = lookup.locate(job.path.parent, job.recipe, job.keys)
-                work.append(_Open(job, journal, known, sum(key in journal for key in set(job.keys))))
-        failed = _embed_missing(work, compute)
-        done.update({each.job.path: _publish(each, compute, rows) for each, rows in zip(work, failed, strict=True)})
-        for path in journals:
-            remove(path)
-    return done
+                results[plan.path] = _hit(plan, made_meanwhile, compute)
+                continue
+            journal = journals[plan.journal]
+            cached = store.locate(plan.cache, plan.recipe, plan.keys)
+            resumed = sum(key in journal for key in set(plan.keys))
+            opened.append(OpenPlan(plan, journal, cached, resumed))
+        embed_pending(pending_images(opened), opened, compute)
+        for each in opened:
+            results[each.plan.path] = _publish(each, compute)
+        for journal in journals.values():
+            journal.discard()
+    return results
 
 
-def _embed_missing(work: Sequence[_Open], compute: Compute) -> list[set[int]]:
-    """Put the vectors of all images that are not known yet into the journals; return whose rows cannot be read."""
-    keys = {id(each.job.images): each.job.keys for each in work}
-    sets = {id(each.job.images): each.job.images for each in work}
-    step, places = len(sets), {images: place for place, images in enumerate(sets)}
-    failed = [{row for row, key in enumerate(each.job.keys) if not key} for each in work]
-    wanted: dict[Path, set[int]] = {each.job.journal: set() for each in work}
-    for each in work:
-        place = places[id(each.job.images)]
-        rows = (row for row, key in enumerate(each.job.keys) if key and not each.has(key))
-        wanted[each.job.journal].update(row * step + place for row in rows)
-    firsts = list({each.job.journal: each for each in work}.values())
-    networks = [(each.job.backbone, each.job.request.precision, frozenset(wanted[each.job.journal])) for each in firsts]
-    columns = list(keys.values())
-    for batch in embed(_interleaved(list(sets.values())), networks, compute) if work else ():
-        for each, unread in zip(work, failed, strict=True):
-            unread.update(row // step for row in batch.failed if row % step == places[id(each.job.images)])
-        for each, output in zip(firsts, batch.outputs, strict=True):
-            if output is not None:
-                with storage_errors(each.job.path):
-                    each.journal.append([columns[row % step][row // step] for row in output[0]], output[1])
-    return failed
+def pending_images(opened: Sequence[OpenPlan]) -> list[PendingImage]:
+    """List the images whose features are not cached yet, in reading order.
+
+    Rows with the same number follow each other across image sets, so that an image and its perturbed copies are
+    decoded once. Images with the same content are read once.
+    """
+    pending: dict[str, PendingImage] = {}
+    longest = max((len(each.plan.keys) for each in opened), default=0)
+    for row in range(longest):
+        for each in opened:
+            key = each.plan.keys[row] if row < len(each.plan.keys) else ""
+            if not key or each.has_features(key):
+                continue
+            image = pending.setdefault(key, PendingImage(each.plan.images, row, key, journals=[]))
+            if each.journal not in image.journals:
+                image.journals.append(each.journal)
+    return list(pending.values())
 
 
-def _interleaved(sets: Sequence[ImageSet]) -> ImageSet:
-    """Return all first images, then all second ones, and so on; only its name and its pixels are of use."""
-    return replace(sets[0], load=lambda row: sets[row % len(sets)].load(row // len(sets)))
+def embed_pending(
+    pending: Sequence[PendingImage], opened: Sequence[OpenPlan], compute: Compute
+) -> None:
+    """Embed images batch by batch and append the features to the journals that need them.
+
+    Images that cannot be read are left out with ``compute.on_error`` ``skip``.
+
+    Raises:
+        DecodeError: for the first image that cannot be read, with ``compute.on_error`` ``fail``.
+        StorageError: if the disk is full.
+    """
+    if not pending:
+        return
+    networks: dict[Path, OpenPlan] = {}
+    for each in opened:
+        networks.setdefault(each.plan.journal, each)
+    passes = []
+    for each in networks.values():
+        rows = frozenset(row for row, image in enumerate(pending) if each.journal in image.journals)
+        passes.append((each.plan.backbone, each.plan.request.precision, rows))
+
+    def load(row: int) -> Pixels:
+        return pending[row].load()
+
+    images = replace(opened[0].plan.images, load=load)
+    for batch in embed(images, passes, compute):
+        for each, output in zip(networks.values(), batch.outputs, strict=True):
+            if output is None:
+                continue
+            rows_done, features = output
+            with storage_errors(each.plan.path):
+                each.journal.append([pending[row].key for row in rows_done], features)
 
 
 def embed(
     images: ImageSet, networks: Sequence[tuple[Backbone, str, frozenset[int]]], compute: Compute
 ) -> Iterator[pipeline.FeatureBatch]:
-    """Yield the vectors of images through networks, batch by batch; each image is read once.
+    """Yield features of images through networks, batch by batch; each image is read once.
 
     Args:
         images: the images.
-        networks: for each, the backbone, the precision and the rows that it is to see.
-        compute: how the work is done.
+        networks: for each network the backbone, the precision and the rows of the images to embed.
+        compute: device, batch size, workers, treatment of unreadable images.
     """
     total = len(frozenset[int]().union(*(rows for _, _, rows in networks)))
     if not total:
@@ -228,14 +462,13 @@ def embed(
     from featkit.backbones.engines import open_engine
 
     on_cpu = pick_device(compute.device) == "cpu"
-    targets = [
-        pipeline.PipelineTarget(
-            backbone.preprocess.for_precision(precision),
-            open_engine(backbone, precision=precision, device=compute.device, compiled=compute.compiled),
-            rows,
+    targets = []
+    for backbone, precision, rows in networks:
+        preprocess = backbone.preprocess.for_precision(precision)
+        engine = open_engine(
+            backbone, precision=precision, device=compute.device, compiled=compute.compiled
         )
-        for backbone, precision, rows in networks
-    ]
+        targets.append(pipeline.PipelineTarget(preprocess, engine, rows))
     title = f"{'+'.join(backbone.name for backbone, _, _ in networks)} on {images.name}"
     with (
         one_thread_per_worker() as start,
@@ -246,46 +479,60 @@ def embed(
             bar.update(batch.size)
 
 
-def _publish(each: _Open, compute: Compute, failed: set[int]) -> ExtractionResult:
-    job, images = each.job, each.job.images
-    rows = [row for row in range(len(images)) if row not in failed]
+def _publish(each: OpenPlan, compute: Compute) -> ExtractionResult:
+    """Write the cache file of a plan whose images are all embedded, but for those that cannot be read."""
+    plan, images = each.plan, each.plan.images
+    rows, skipped = [], []
+    for row, key in enumerate(plan.keys):
+        if key and each.has_features(key):
+            rows.append(row)
+        else:
+            skipped.append(images.ids[row])
     if not rows:
-        raise DataError(f"none of the images of {images.name} can be read: look at one of them with an image viewer")
+        raise DataError(
+            f"none of the images of {images.name} can be read: open one of them with an image viewer"
+        )
     header = store.Header(
-        recipe=job.recipe,
+        recipe=plan.recipe,
         ids=images.ids,
-        keys=job.keys,
+        keys=plan.keys,
         labels=images.labels,
         splits=images.splits,
         classes=images.classes,
-        provenance=provenance(job, compute),
+        provenance=make_provenance(plan, compute),
     )
-    since = changes(job)
-    store.write(job.path, header, _gather(each, rows), StorageLayout.parse(job.request.store))
-    reused = sum(job.keys[row] in each.known for row in rows)
+    changes = count_changes(plan)
+    layout = StorageLayout.parse(plan.request.store)
+    store.write(plan.path, header, _gather_features(each, rows), layout)
+    reused = sum(plan.keys[row] in each.cached for row in rows)
     return ExtractionResult(
-        job.path,
-        job.backbone.weights,
-        job.recipe.precision,
+        plan.path,
+        plan.backbone.weights,
+        plan.recipe.precision,
         hit=False,
         embedded=len(rows) - reused - each.resumed,
         reused=reused,
         resumed=each.resumed,
-        skipped=tuple(images.ids[row] for row in sorted(failed)),
-        changes=since,
+        skipped=tuple(skipped),
+        changes=changes,
     )
 
 
-def _gather(each: _Open, rows: list[int]) -> Iterator[store.Block]:
-    """Yield the vectors of ``rows``, from wherever they are, a few at a time."""
+def _gather_features(each: OpenPlan, rows: list[int]) -> Iterator[store.Block]:
+    """Yield the features of ``rows`` in blocks, from other cache files and the journal."""
     first, step = 0, 1
     while first < len(rows):
-        part = np.array(rows[first : first + step])
-        keys = [each.job.keys[row] for row in part]
-        old = [place for place, key in enumerate(keys) if key in each.known]
-        new = [place for place, key in enumerate(keys) if key not in each.known]
-        pieces = [lookup.read_places([each.known[keys[place]] for place in old])] if old else []
-        pieces += [each.journal.read([keys[place] for place in new])] if new else []
-        vectors = np.concatenate(pieces)[np.argsort(old + new)]
-        yield part, vectors
-        first, step = first + step, max(1, min(_COPY_ROWS, _COPY_NUMBERS // vectors.shape[1]))
+        block = np.array(rows[first : first + step])
+        keys = [each.plan.keys[row] for row in block]
+        in_cache = [position for position, key in enumerate(keys) if key in each.cached]
+        in_journal = [position for position, key in enumerate(keys) if key not in each.cached]
+        pieces = []
+        if in_cache:
+            pieces.append(store.read_rows([each.cached[keys[position]] for position in in_cache]))
+        if in_journal:
+            pieces.append(each.journal.read([keys[position] for position in in_journal]))
+        features = np.concatenate(pieces)[np.argsort(in_cache + in_journal)]
+        yield block, features
+        first += step
+        # The first block has one row, which tells the width of the others.
+        step = max(1, min(_COPY_ROWS, _COPY_NUMBERS // features.shape[1]))

@@ -1,14 +1,13 @@
-"""From image files to vectors: each file read once, on every core, in order, a few batches at a time.
+"""Pipeline from image files to features: each file is read once, on every core, in order, a few batches at a time.
 
-On a CPU each worker decodes a batch and runs it through the networks by itself, on one thread: cores share nothing and
-wait for nobody. With a GPU the workers decode, and the calling thread feeds the device.
+On a CPU each worker decodes a batch and runs it through the networks by itself, on one thread: the cores share nothing
+and never wait for each other. With a GPU the workers decode, and the calling thread feeds the device.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,23 +20,21 @@ ON_ERROR = ("fail", "skip")
 # Measured on two cores with AVX-512: 16 is 5 to 15 % faster than 32 or 64, whose activations leave the caches.
 _CPU_BATCH, _GPU_BATCH = 16, 128
 
-A = TypeVar("A")
-B = TypeVar("B")
-
 Rows = NDArray[np.int64]
 Pixels = NDArray[np.uint8]
-Vectors = NDArray[np.float32]
+Features = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
 class Compute:
-    """How the work is done; none of it decides a vector.
+    """Options of the computation that do not change the features.
 
     Attributes:
         device: ``auto``, ``cpu``, ``cuda`` or ``mps``.
-        batch_size: images in one forward pass; None for what suits the device.
-        workers: threads that read, decode and, on a CPU, compute; None for one for each core.
-        compiled: whether torch compiles the networks first: seconds, for a few percent on a CPU.
+        batch_size: images per forward pass; None for a default that depends on the device.
+        workers: threads that read, decode and, on a CPU, compute; None for one per core.
+        compiled: whether to compile the networks with ``torch.compile`` first, which takes seconds and saves a few
+            percent on a CPU.
         on_error: ``fail`` at the first image that cannot be read, or ``skip`` such images.
         progress: whether to show a progress bar on stderr.
     """
@@ -51,7 +48,7 @@ class Compute:
 
     def __post_init__(self) -> None:
         if self.on_error not in ON_ERROR:
-            raise SpecError(f"on_error={self.on_error!r}: known: {', '.join(ON_ERROR)}")
+            raise SpecError(f"on_error={self.on_error!r}: use one of {', '.join(ON_ERROR)}")
         if (self.batch_size is not None and self.batch_size < 1) or self.threads < 1:
             raise SpecError("the batch size and the number of workers must be at least 1")
 
@@ -63,30 +60,30 @@ class Compute:
 
 @dataclass(frozen=True)
 class PipelineTarget:
-    """One of the networks that see the same images.
+    """A network and the images to embed with it.
 
     Attributes:
         preprocess: uint8 ``(h, w, 3)`` to uint8 of one size.
         engine: uint8 ``(b, h, w, 3)`` to float32 ``(b, d)``; called from several threads on a CPU.
-        rows: the images it needs.
+        rows: the images to embed.
     """
 
     preprocess: Callable[[Pixels], Pixels]
-    engine: Callable[[Pixels], Vectors]
+    engine: Callable[[Pixels], Features]
     rows: frozenset[int]
 
 
 @dataclass(frozen=True)
 class FeatureBatch:
-    """What came of a few images.
+    """Features of one batch of images.
 
     Attributes:
-        outputs: for each target, the rows it was given ``(b,)`` and their vectors ``(b, d)``; None where it had none.
-        failed: rows whose image cannot be read, and why.
+        outputs: for each target, rows ``(b,)`` and their features ``(b, d)``; None if no row of the batch is for it.
+        failed: the error of each row whose image cannot be read.
         size: number of images.
     """
 
-    outputs: list[tuple[Rows, Vectors] | None]
+    outputs: list[tuple[Rows, Features] | None]
     failed: dict[int, DecodeError]
     size: int
 
@@ -99,12 +96,12 @@ def run(
     on_cpu: bool,
     start: Callable[[], object] | None = None,
 ) -> Iterator[FeatureBatch]:
-    """Yield the vectors of all rows that some target needs, batch by batch, in order; each image is read once.
+    """Yield the features of all rows of all targets, batch by batch, in order; each image is read once.
 
     Args:
         load: row to pixels; called from several threads.
         targets: the networks.
-        compute: batch size, workers, what to do about unreadable images.
+        compute: batch size, workers, treatment of unreadable images.
         on_cpu: whether the workers run the networks too.
         start: called in each worker first.
 
@@ -113,36 +110,41 @@ def run(
     """
     rows = sorted(frozenset[int]().union(*(target.rows for target in targets)))
     size = compute.batch_size or (_CPU_BATCH if on_cpu else _GPU_BATCH)
-    parts = [rows[first : first + size] for first in range(0, len(rows), size)]
+    batches = [rows[first : first + size] for first in range(0, len(rows), size)]
 
-    def decode(part: list[int]) -> _Decoded:
-        return _decode(part, load, targets, skip=compute.on_error == "skip")
+    def decode(batch: list[int]) -> _DecodedBatch:
+        return _decode(batch, load, targets, skip=compute.on_error == "skip")
 
-    def infer(decoded: _Decoded) -> FeatureBatch:
-        outputs = [
-            (np.array(list(inputs)), target.engine(np.stack(list(inputs.values())))) if inputs else None
-            for target, inputs in zip(targets, decoded.inputs, strict=True)
-        ]
-        return FeatureBatch(outputs, decoded.failed, decoded.size)
+    def decode_and_embed(batch: list[int]) -> FeatureBatch:
+        return _embed(decode(batch), targets)
 
     ahead = compute.threads + 2
     if on_cpu:
-        yield from in_threads(lambda part: infer(decode(part)), parts, compute.threads, ahead, start)
-    else:
-        yield from map(infer, in_threads(decode, parts, compute.threads, ahead, start))
+        yield from in_threads(decode_and_embed, batches, compute.threads, ahead, start)
+        return
+    for decoded in in_threads(decode, batches, compute.threads, ahead, start):
+        yield _embed(decoded, targets)
 
 
 @dataclass(frozen=True)
-class _Decoded:
+class _DecodedBatch:
+    """Preprocessed images of one batch: for each target by row."""
+
     inputs: list[dict[int, Pixels]]
     failed: dict[int, DecodeError]
     size: int
 
 
-def _decode(part: list[int], load: Callable[[int], Pixels], targets: Sequence[PipelineTarget], *, skip: bool) -> _Decoded:
+def _decode(
+    batch: list[int],
+    load: Callable[[int], Pixels],
+    targets: Sequence[PipelineTarget],
+    *,
+    skip: bool,
+) -> _DecodedBatch:
     inputs: list[dict[int, Pixels]] = [{} for _ in targets]
     failed = {}
-    for row in part:
+    for row in batch:
         try:
             pixels = load(row)
         except DecodeError as error:
@@ -150,10 +152,23 @@ def _decode(part: list[int], load: Callable[[int], Pixels], targets: Sequence[Pi
                 raise
             failed[row] = error
             continue
-        seen: dict[Callable[[Pixels], Pixels], Pixels] = {}
-        for target, rows in zip(targets, inputs, strict=True):
-            if row in target.rows:
-                if target.preprocess not in seen:
-                    seen[target.preprocess] = target.preprocess(pixels)
-                rows[row] = seen[target.preprocess]
-    return _Decoded(inputs, failed, len(part))
+        # Networks with the same preprocessing share its result.
+        done: dict[Callable[[Pixels], Pixels], Pixels] = {}
+        for target, target_inputs in zip(targets, inputs, strict=True):
+            if row not in target.rows:
+                continue
+            if target.preprocess not in done:
+                done[target.preprocess] = target.preprocess(pixels)
+            target_inputs[row] = done[target.preprocess]
+    return _DecodedBatch(inputs, failed, len(batch))
+
+
+def _embed(decoded: _DecodedBatch, targets: Sequence[PipelineTarget]) -> FeatureBatch:
+    outputs: list[tuple[Rows, Features] | None] = []
+    for target, inputs in zip(targets, decoded.inputs, strict=True):
+        if not inputs:
+            outputs.append(None)
+            continue
+        features = target.engine(np.stack(list(inputs.values())))
+        outputs.append((np.array(list(inputs)), features))
+    return FeatureBatch(outputs, decoded.failed, decoded.size)

@@ -1,4 +1,4 @@
-"""A cache file that is wanted: where it will lie, what will decide it, and what there was before."""
+"""Plan of an extraction: which file it makes, what decides its content, and what was cached before."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from featkit.backbones.base import Backbone
 from featkit.backbones.devices import INT8
 from featkit.embeddings import store
-from featkit.embeddings.calibration import CalibrationTask, choose
+from featkit.embeddings.calibration import CalibrationTask, find_calibrated
 from featkit.embeddings.layout import StorageLayout
 from featkit.embeddings.pipeline import Compute
 from featkit.embeddings.recipe import Recipe
@@ -33,12 +33,17 @@ _KEYS_AT_ONCE = 64
 
 @dataclass(frozen=True)
 class ExtractionPlan:
-    """One cache file that is wanted.
+    """One cache file to make.
 
     Attributes:
-        request, backbone, recipe: how it is made.
+        request: the images and the network as requested, with a definite precision.
         images, keys: the images and their content digests.
-        path, journal: the file, and where its vectors are kept until it is whole.
+        backbone: the network; for int8 with the quantized network, unless that is not calibrated yet.
+        recipe: everything that decides the features.
+        path: the cache file.
+        journal: the file that keeps the features until the cache file is complete.
+        calibration: the int8 network that must be calibrated first, or None. Until then ``recipe.calibration`` is
+            ``none``, which no cache file of an int8 network has; make the plan again after calibrating.
     """
 
     request: Request
@@ -48,65 +53,89 @@ class ExtractionPlan:
     keys: tuple[str, ...]
     path: Path
     journal: Path
+    calibration: CalibrationTask | None = None
+
+    @property
+    def cache(self) -> Path:
+        """Folder of the cache files."""
+        return self.path.parent
 
 
-def plan_extraction(request: Request, images: ImageSet, keys: tuple[str, ...], cache: Path) -> ExtractionPlan:
-    """Return the cache file that a request wants; no image is decoded and no network built.
+def plan_extraction(
+    request: Request, images: ImageSet, keys: tuple[str, ...], cache: Path
+) -> ExtractionPlan:
+    """Plan the cache file of a request; no image is decoded and no network built.
 
-    Raises:
-        FeatkitError: if the backbone or its weights cannot be had.
-    """
-    backbone, recipe = plan(request, images, keys, cache)
-    stem = safe_name(f"{images.name}-{backbone.name}")
-    path = cache / f"{stem}-{recipe.fingerprint[:12]}.h5"
-    journal = cache / f".{stem}-{recipe.network[:12]}.partial"
-    return ExtractionPlan(request, images, backbone, recipe, keys, path, journal)
-
-
-def plan(request: Request, images: ImageSet, keys: tuple[str, ...], cache: Path) -> tuple[Backbone, Recipe]:
-    """Return the backbone that a request wants, in the int8 network it has to run through if any, and the recipe.
-
-    Where that network has not been calibrated yet, the recipe's calibration is ``none``, which no file has.
+    Args:
+        request: with a definite precision, see ``Request.for_device``.
+        images, keys: the images and their content digests.
+        cache: folder of the cache files.
 
     Raises:
-        FeatkitError: if the backbone or its weights cannot be had.
+        FeatkitError: if the backbone or its weights are not available.
     """
     backbone = request.load_backbone()
-    recipe = make_recipe(images, keys, backbone, request.precision)
-    perturbation = str(parse_perturbation(request.perturb or "none"))
-    recipe = replace(recipe, perturb=perturbation, store=StorageLayout.parse(request.store).dtype)
-    if request.precision not in INT8:
-        return backbone, recipe
-    if backbone.quantized:
-        return backbone, replace(recipe, calibration=backbone.quantized.digest)
-    found = choose(CalibrationTask(backbone, recipe, images, keys), request.to_dict()["data"], cache)
-    return replace(backbone, quantized=found), replace(recipe, calibration=found.digest if found else "none")
+    dtype = StorageLayout.parse(request.store).dtype
+    pending = None
+    calibration = "none"
+    if request.precision in INT8:
+        if backbone.quantized is None:
+            task = CalibrationTask(backbone, images, keys, dtype)
+            quantized = find_calibrated(task, request.to_dict()["data"], cache)
+            backbone = replace(backbone, quantized=quantized)
+            pending = None if quantized else task
+        calibration = backbone.quantized.digest if backbone.quantized else "none"
+    recipe = make_recipe(
+        images,
+        keys,
+        backbone,
+        request.precision,
+        perturb=str(parse_perturbation(request.perturb or "none")),
+        calibration=calibration,
+        store=dtype,
+    )
+    stem = safe_name(f"{images.name}-{backbone.name}")
+    return ExtractionPlan(
+        request=request,
+        images=images,
+        backbone=backbone,
+        recipe=recipe,
+        keys=keys,
+        path=cache / f"{stem}-{recipe.fingerprint[:12]}.h5",
+        journal=cache / f".{stem}-{recipe.network[:12]}.partial",
+        calibration=pending,
+    )
 
 
-def content_keys(images: ImageSet, compute: Compute) -> tuple[str, ...]:
-    """Return the SHA-256 of each image's bytes, in order; empty where the bytes cannot be read and that is put up with.
-
-    Raises:
-        DecodeError: for the first image whose bytes cannot be read, unless ``compute.on_error`` is ``skip``.
-    """
-
-    def key(row: int) -> str:
-        try:
-            return images.key(row)
-        except DecodeError:
-            if compute.on_error == "skip":
-                return ""
-            raise
-
-    def keys(start: int) -> list[str]:
-        return [key(row) for row in range(start, min(start + _KEYS_AT_ONCE, len(images)))]
-
-    starts = range(0, len(images), _KEYS_AT_ONCE)
-    return tuple(chain.from_iterable(in_threads(keys, starts, compute.threads, ahead=2 * compute.threads)))
+def make_recipe(
+    images: ImageSet,
+    keys: tuple[str, ...],
+    backbone: Backbone,
+    precision: str,
+    *,
+    perturb: str = "none",
+    calibration: str = "none",
+    store: str = "float32",
+) -> Recipe:
+    """Return the recipe of images through a backbone; arguments as the fields of ``Recipe``."""
+    return Recipe(
+        images=images_digest(images.ids, keys),
+        labels=labels_digest(images.classes, images.labels),
+        split=digest(images.splits.tolist()) if images.split == "own" else "none",
+        perturb=perturb,
+        backbone=backbone.name,
+        weights=backbone.digest,
+        layer=backbone.layer,
+        pool=backbone.pool,
+        preprocess=asdict(backbone.preprocess),
+        precision=precision,
+        calibration=calibration,
+        store=store,
+    )
 
 
 def images_digest(ids: Sequence[str], keys: Sequence[str]) -> str:
-    """Return the recipe's digest of names and contents."""
+    """Return the recipe's digest of the names and contents of images."""
     return digest([*ids, *keys])
 
 
@@ -115,53 +144,67 @@ def labels_digest(classes: Sequence[str], labels: NDArray[np.int64]) -> str:
     return digest([*classes, *map(str, labels.tolist())])
 
 
-def make_recipe(images: ImageSet, keys: tuple[str, ...], backbone: Backbone, precision: str) -> Recipe:
-    """Return everything that decides the vectors of these images through this backbone."""
-    return Recipe(
-        images=images_digest(images.ids, keys),
-        labels=labels_digest(images.classes, images.labels),
-        split=digest(images.splits.tolist()) if images.split == "own" else "none",
-        perturb="none",
-        backbone=backbone.name,
-        weights=backbone.digest,
-        layer=backbone.layer,
-        pool=backbone.pool,
-        preprocess=asdict(backbone.preprocess),
-        precision=precision,
-    )
+def content_keys(images: ImageSet, compute: Compute) -> tuple[str, ...]:
+    """Return the SHA-256 of each image's bytes, in order; empty for images that cannot be read and are skipped.
+
+    Raises:
+        DecodeError: for the first image whose bytes cannot be read, unless ``compute.on_error`` is ``skip``.
+    """
+
+    def read_key(row: int) -> str:
+        try:
+            return images.key(row)
+        except DecodeError:
+            if compute.on_error == "skip":
+                return ""
+            raise
+
+    def read_keys(start: int) -> list[str]:
+        stop = min(start + _KEYS_AT_ONCE, len(images))
+        return [read_key(row) for row in range(start, stop)]
+
+    starts = range(0, len(images), _KEYS_AT_ONCE)
+    return tuple(chain.from_iterable(in_threads(read_keys, starts, compute.threads)))
 
 
-def changes(job: ExtractionPlan) -> dict[str, int] | None:
-    """Compare with the newest file of the same data through the same network; None where there is none."""
-    source = job.request.to_dict()["data"]
-    for entry in store.entries(job.path.parent)[0]:
-        if entry.recipe.same_network(job.recipe) and source and entry.provenance["request"]["data"] == source:
+def count_changes(plan: ExtractionPlan) -> dict[str, int] | None:
+    """Count the images that changed since the newest file of the same data and network; None without such a file."""
+    wanted = plan.request.to_dict()
+    if not wanted["data"]:
+        return None
+    for entry in store.entries(plan.cache)[0]:
+        recorded = entry.provenance["request"]
+        same_data = all(recorded.get(name) == wanted[name] for name in ("data", "perturb", "part"))
+        if same_data and entry.recipe.same_network(plan.recipe):
             before = store.read_header(entry.path)
-            changed = differing(before.ids, before.keys, job.images.ids, job.keys)
-            return {what: len(names) for what, names in changed.items()}
+            changed = compare_images(before.ids, before.keys, plan.images.ids, plan.keys)
+            return {kind: len(names) for kind, names in changed.items()}
     return None
 
 
-def differing(
+def compare_images(
     names: Sequence[str], keys: Sequence[str], names_now: Sequence[str], keys_now: Sequence[str]
 ) -> dict[str, list[str]]:
     """Return the names of images that are ``new``, ``changed`` and ``gone``; a renamed image is none of these."""
-    before, now = dict(zip(names, keys, strict=True)), dict(zip(names_now, keys_now, strict=True))
-    known, kept = set(keys), set(keys_now)
+    before = dict(zip(names, keys, strict=True))
+    now = dict(zip(names_now, keys_now, strict=True))
+    keys_before, keys_after = set(keys), set(keys_now)
+    added = [name for name, key in now.items() if key not in keys_before]
+    removed = [name for name, key in before.items() if key not in keys_after]
     return {
-        "new": [name for name, key in now.items() if key not in known and name not in before],
-        "changed": [name for name, key in now.items() if key not in known and name in before],
-        "gone": [name for name, key in before.items() if key not in kept and name not in now],
+        "new": [name for name in added if name not in before],
+        "changed": [name for name in added if name in before],
+        "gone": [name for name in removed if name not in now],
     }
 
 
-def provenance(job: ExtractionPlan, compute: Compute) -> dict[str, Any]:
-    """Return what is recorded of an extraction and decides nothing."""
+def make_provenance(plan: ExtractionPlan, compute: Compute) -> dict[str, Any]:
+    """Return what is recorded about an extraction without being part of its recipe."""
     packages = ("featkit", "torch", "torchvision", "pillow", "numpy")
     return {
-        "data": job.images.name,
-        "request": job.request.to_dict(),
-        "weights": job.backbone.weights,
+        "data": plan.images.name,
+        "request": plan.request.to_dict(),
+        "weights": plan.backbone.weights,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "device": compute.device,
         "batch_size": compute.batch_size,

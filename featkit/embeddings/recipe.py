@@ -1,4 +1,7 @@
-"""Everything that decides a vector, and nothing else; its fingerprint names the cache file."""
+"""Recipe of a cache file: everything that decides the features, and nothing else.
+
+Its fingerprint names the file. Batch size, device, times and versions are provenance and not part of it.
+"""
 
 from __future__ import annotations
 
@@ -11,12 +14,12 @@ from typing import Any
 from featkit.errors import CacheError
 
 SCHEMA = 2
-"""Raised whenever the same inputs would give other vectors, or the file's layout changes."""
+"""Raised whenever the same inputs would give other features, or the layout of the file changes."""
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """What was embedded, and how: two equal recipes give equal files.
+    """Images, network and preprocessing of a cache file; equal recipes give equal files.
 
     Attributes:
         images: digest of the images' names and contents, in order.
@@ -25,7 +28,7 @@ class Recipe:
         perturb: spec of the perturbation, or ``none``.
         backbone: name of the network.
         weights: digest of its weights.
-        layer, pool: which output, and how a map became a vector.
+        layer, pool: which output, and how a feature map was pooled.
         preprocess: resize, crop, interpolation, mean and standard deviation.
         precision: ``fp32``, ``bf16``, ``int8`` or ``int8-openvino``.
         calibration: digest of the int8 network, or ``none``.
@@ -70,14 +73,14 @@ class Recipe:
 
     @property
     def network(self) -> str:
-        """SHA-256 (hex) of all that decides the vector of one image, whatever the others are.
+        """SHA-256 (hex) of everything that decides the features of one image, given its content.
 
-        A perturbed image is another image, with a digest of its own.
+        A perturbed image is another image, with a content digest of its own.
         """
         return replace(self, images="", labels="", split="", perturb="").fingerprint
 
     def same_network(self, other: Recipe) -> bool:
-        """Return whether both would give the same vector for the same image."""
+        """Return whether both recipes give the same features for the same image."""
         return self.network == other.network
 
     def differences(self, other: Recipe) -> dict[str, tuple[Any, Any]]:
@@ -86,12 +89,15 @@ class Recipe:
         return {f.name: (mine[f.name], theirs[f.name]) for f in fields(self) if mine[f.name] != theirs[f.name]}
 
 
-def listed(differences: Mapping[str, tuple[Any, Any]]) -> str:
-    """Return differences between recipes in one line: ``layer: avgpool there, layer3 asked for``; digests shortened."""
-    parts = [f"{name}: {_short(here)} there, {_short(asked)} asked for" for name, (here, asked) in differences.items()]
+def describe_differences(differences: Mapping[str, tuple[Any, Any]]) -> str:
+    """Return differences between recipes in one line, such as ``layer: avgpool cached, layer3 requested``."""
+    parts = []
+    for name, (cached, requested) in differences.items():
+        parts.append(f"{name}: {_shorten(cached)} cached, {_shorten(requested)} requested")
     return "; ".join(parts)
 
 
-def _short(value: object) -> str:
+def _shorten(value: object) -> str:
+    """Return a value as text; a digest as its first 12 digits."""
     text = json.dumps(value) if isinstance(value, dict) else str(value)
     return text[:12] if len(text) == 64 else text

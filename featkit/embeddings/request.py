@@ -1,9 +1,9 @@
-"""What a person asks for, in the words of the command line."""
+"""Request for features: images and network, in the terms of the command line."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,41 +17,49 @@ from featkit.errors import SpecError
 from featkit.images import load_images
 from featkit.images.augment import add_augmented_views
 from featkit.images.base import ImageSet
-from featkit.images.perturb import perturb_images, perturb_split
+from featkit.images.perturb import parse_perturbation, perturb_images, perturb_split
 from featkit.images.sources import SOURCES
 
-_IMAGES = ("data", "split", "limit", "seed", "augment", "views", "perturb")
-"""Fields of a request that say which images."""
+
+def _source(default: Any) -> Any:
+    """Declare a field that selects images of a data source."""
+    return field(default=default, metadata={"selects": "source"})
+
+
+def _variant(default: Any) -> Any:
+    """Declare a field that selects what is made of these images."""
+    return field(default=default, metadata={"selects": "variant"})
 
 
 @dataclass(frozen=True)
 class Request:
-    """Which images, through which network: kept beside the vectors, so that both can be found again.
+    """Images and the network to extract their features with; recorded in the cache file.
 
     Attributes:
-        data: spec of the images: a name or a path; empty where they came from Python.
-        split: ``70/15/15``-like fractions that replace the source's own splits, or None.
-        limit: ``train=5000,test=1000``-like stratified part, or None.
-        seed: of the split and of the limit.
+        data: spec of the images: a name or a path; empty for images that were given from Python.
+        split: fractions such as ``70/15/15`` that replace the splits of the source, or None.
+        limit: stratified subset such as ``train=5000,test=1000``, or None.
+        seed: seed of the split and of the limit.
         backbone: spec of the network, or the path of a saved one.
         weights: ``imagenet``, a torchvision enum name, ``random[:seed]`` or a file.
         layer: dotted layer name, or None for the network's own embedding.
         pool: ``avg``, ``max``, ``catavgmax`` or ``none``.
-        resize: ``256`` or ``224x224``, or None for what the weights say.
-        crop: ``224`` or ``none``, or None for what the weights say.
-        precision: ``fp32``, ``bf16``, ``int8``, ``int8-openvino``, or ``auto``: bf16 where the device has it in
-            hardware, else fp32.
-        augment: ``basic``, ``trivial``, ``auto`` or ``rand`` for augmented views of each train image, or None.
-        views: how many views, if any.
-        perturb: spec such as ``gaussian_noise:level=strong`` for the test images, or None.
-        part: ``test`` or ``train`` for the images of that split alone, perturbed: see ``perturb_split``; None for all.
-        store: ``float32`` or ``float16``, ``gzip`` or ``zstd``, or one of each: see ``StorageLayout``.
+        resize: ``256`` or ``224x224``, or None for the default of the weights.
+        crop: ``224`` or ``none``, or None for the default of the weights.
+        precision: ``fp32``, ``bf16``, ``int8``, ``int8-openvino``, or ``auto``: bf16 where the hardware supports it,
+            else fp32.
+        augment: ``basic``, ``trivial``, ``auto`` or ``rand`` to add augmented views of each train image, or None.
+        views: number of augmented views of each train image.
+        perturb: perturbation of the test images, such as ``gaussian_noise:level=strong``, or None.
+        part: ``test`` or ``train`` for the perturbed images of that split alone, see ``perturb_split``; None for all
+            images.
+        store: ``float32`` or ``float16``, ``gzip`` or ``zstd``, or one of each, see ``StorageLayout``.
     """
 
-    data: str = "digits"
-    split: str | None = None
-    limit: str | None = None
-    seed: int = 0
+    data: str = _source("digits")
+    split: str | None = _source(None)
+    limit: str | None = _source(None)
+    seed: int = _source(0)
     backbone: str = "resnet18"
     weights: str = "imagenet"
     layer: str | None = None
@@ -59,39 +67,74 @@ class Request:
     resize: str | None = None
     crop: str | None = None
     precision: str = "auto"
-    augment: str | None = None
-    views: int = 4
-    perturb: str | None = None
-    part: str | None = None
+    augment: str | None = _variant(None)
+    views: int = _variant(4)
+    perturb: str | None = _variant(None)
+    part: str | None = _variant(None)
     store: str = "float32"
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Request:
-        """Read what ``to_dict`` wrote; names that this version does not know are left out."""
-        return cls(**{field.name: values[field.name] for field in fields(cls) if field.name in values})
+        """Return the request that ``to_dict`` described; unknown names are ignored."""
+        known = [each.name for each in fields(cls)]
+        return cls(**{name: values[name] for name in known if name in values})
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the fields as JSON can hold them; a path becomes absolute, to be found from any folder."""
+        """Return the fields as JSON values; paths become absolute."""
         return {name: _absolute(name, value) for name, value in asdict(self).items()}
 
     def for_device(self, device: str) -> Request:
-        """Return the request with the precision that ``auto`` means on a device, and for the network.
+        """Return the request with ``precision="auto"`` resolved for a device and a network.
 
         Raises:
-            SpecError: if the precision is unknown, or not one that the network runs in.
+            SpecError: if the precision is unknown or not supported by the network.
         """
-        if is_int8(self.backbone):
-            if self.precision not in ("auto", *INT8):
-                raise SpecError(f"{self.backbone} is a network in eight bits: leave out --precision {self.precision}")
-            return self if self.precision in INT8 else replace(self, precision="int8")
-        return replace(self, precision=resolve_precision(self.precision, device))
+        if not is_int8(self.backbone):
+            return replace(self, precision=resolve_precision(self.precision, device))
+        if self.precision in INT8:
+            return self
+        if self.precision != "auto":
+            raise SpecError(
+                f"{self.backbone} is an int8 network: leave out --precision {self.precision}"
+            )
+        return replace(self, precision="int8")
+
+    def file_requests(self) -> list[Request]:
+        """Return the requests of the cache files that hold these features.
+
+        That is one file of all unperturbed images and, with a perturbation, one of the perturbed test images alone.
+
+        Raises:
+            SpecError: if the perturbation is unknown.
+        """
+        if self.part:
+            return [self]
+        clean = replace(self, perturb=None)
+        perturbation = parse_perturbation(self.perturb or "none")
+        if not perturbation:
+            return [clean]
+        return [clean, clean.perturbed("test", str(perturbation))]
+
+    def perturbed(self, part: str, perturbation: str) -> Request:
+        """Return the request of the perturbed images of one split."""
+        return replace(self, augment=None, perturb=perturbation, part=part)
+
+    @property
+    def images_only(self) -> Request:
+        """The request for the same images through the default network."""
+        return Request(**{name: getattr(self, name) for name in IMAGE_FIELDS})
+
+    @property
+    def source_only(self) -> Request:
+        """The request for the same images, neither augmented nor perturbed, through the default network."""
+        return Request(**{name: getattr(self, name) for name in SOURCE_FIELDS})
 
     def load_images(self) -> ImageSet:
-        """Return the images; see ``featkit.images.load_images`` for what is raised."""
+        """Load the images; raises as ``featkit.images.load_images`` does."""
         return self.apply(load_images(self.data, split=self.split, seed=self.seed, limit=self.limit))
 
     def apply(self, images: ImageSet) -> ImageSet:
-        """Return what the request makes of its images as they are: augmented, perturbed, those of one split."""
+        """Return images of the source augmented, perturbed and restricted to one split as requested."""
         if self.part:
             return perturb_split(images, self.perturb or "none", self.part, self.seed)
         if self.augment:
@@ -99,7 +142,7 @@ class Request:
         return perturb_images(images, self.perturb, self.seed) if self.perturb else images
 
     def load_backbone(self) -> Backbone:
-        """Return the backbone; see ``featkit.backbones.load_backbone`` for what is raised."""
+        """Load the backbone; raises as ``featkit.backbones.load_backbone`` does."""
         return load_backbone(
             self.backbone,
             weights=self.weights,
@@ -110,38 +153,63 @@ class Request:
         )
 
 
+def _names_of(*selected: str) -> tuple[str, ...]:
+    return tuple(each.name for each in fields(Request) if each.metadata.get("selects") in selected)
+
+
+SOURCE_FIELDS = _names_of("source")
+"""Fields that select images of a data source."""
+
+IMAGE_FIELDS = _names_of("source", "variant")
+"""Fields that select images, augmentation and perturbation included."""
+
+REQUEST_FIELDS = tuple(each.name for each in fields(Request) if each.name != "part")
+"""Fields that a user can set."""
+
+
 def resolve(given: Mapping[str, Any], cache: Path) -> tuple[Request, Path | None]:
-    """Fill in what was not given from the newest cache file that agrees with what was.
+    """Fill in options that were not given from the newest matching cache file.
 
     Args:
-        given: fields of ``Request``; those that are None were not given.
+        given: fields of ``Request``; None for those that were not given.
         cache: folder of the cache files.
 
     Returns:
-        The request, and the file that it was filled in from: None where nothing was missing or none agrees.
+        The request, and the file that it was filled in from: None if nothing was missing or no file matches.
     """
     chosen = {name: value for name, value in given.items() if value is not None}
     if {"data", "backbone"} <= chosen.keys():
         return Request(**chosen), None
-    absolute = {name: _absolute(name, value) for name, value in chosen.items()}
-    given_perturb = chosen.get("perturb")
-    earlier = [(entry, Request.from_dict(entry.provenance["request"])) for entry in entries(cache)[0]]
-    # Perturbed images are never what somebody means without saying so.
-    earlier = [(entry, request) for entry, request in earlier if request.data and request.perturb == given_perturb]
-    for entry, request in earlier:
-        if all(asdict(request)[name] == value for name, value in absolute.items() if name != "seed"):
-            return replace(request, **chosen), entry.path
+    earlier = _earlier_requests(cache, chosen.get("perturb"))
+    expected = {name: _absolute(name, value) for name, value in chosen.items() if name != "seed"}
+    for request, path in earlier:
+        if all(getattr(request, name) == value for name, value in expected.items()):
+            return replace(request, **chosen), path
     if earlier and "data" not in chosen:
-        entry, request = earlier[0]
-        same_images = {
-            name: getattr(request, name) for name in ("data", "split", "limit", "seed", "augment", "views", "perturb")
-        }
-        return Request(**{**same_images, **chosen}), entry.path
+        request, path = earlier[0]
+        return replace(request.images_only, **chosen), path
     return Request(**chosen), None
 
 
+def _earlier_requests(cache: Path, perturb: str | None) -> list[tuple[Request, Path]]:
+    """Return the requests of cache files, newest first, that have the given perturbation."""
+    found = []
+    for entry in entries(cache)[0]:
+        request = Request.from_dict(entry.provenance["request"])
+        # Perturbed images are never used unless the user asks for them.
+        if request.data and request.perturb == perturb:
+            found.append((replace(request, part=None), entry.path))
+    return found
+
+
 def _absolute(name: str, value: Any) -> Any:
-    """Return the value of a field, a path in it made absolute: names come before paths, as in ``load_images``."""
-    path = name == "data" and value and value.partition(":")[0] not in SOURCES.names()
-    path = path or (name == "weights" and Path(value).suffix in SUFFIXES) or (name == "backbone" and is_path(value))
-    return str(Path(value).expanduser().resolve()) if path else value
+    """Return the value of a field; a path in it becomes absolute."""
+    if not value:
+        return value
+    is_file = (
+        # As in ``load_images``, names of data sources take precedence over paths.
+        (name == "data" and value.partition(":")[0] not in SOURCES.names())
+        or (name == "weights" and Path(value).suffix in SUFFIXES)
+        or (name == "backbone" and is_path(value))
+    )
+    return str(Path(value).expanduser().resolve()) if is_file else value

@@ -1,17 +1,17 @@
-"""The HDF5 file of embeddings: the only module that knows h5py.
+"""HDF5 files of embeddings: writing, reading and finding them. The only module that uses h5py.
 
-Datasets, one row for each image: ``embeddings`` float32 ``(n, d)``, ``labels`` int64, ``ids``, ``keys`` (SHA-256 of
-the image's bytes), ``splits``, ``valid`` (false where the image could not be read; its vector is then NaN) and
-``checksums`` (CRC-32 of each vector's bytes).
+Datasets, one row for each image: ``embeddings`` float32 or float16 ``(n, d)``, ``labels`` int64, ``ids``, ``keys``
+(SHA-256 of the image's bytes), ``splits``, ``valid`` (false where the image could not be read; its features are then
+NaN) and ``checksums`` (CRC-32 of each row of ``embeddings``).
 Attributes: ``recipe``, ``classes`` and ``provenance`` (JSON), ``complete``.
 """
 
 from __future__ import annotations
 
+import io
 import json
-import os
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,14 +22,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featkit.embeddings.base import Embeddings
-from featkit.embeddings.disk import Disk
-from featkit.embeddings.layout import ZSTD, StorageLayout, register_filters, rounded
-from featkit.embeddings.recipe import Recipe, listed
+from featkit.embeddings.journal import lock_of
+from featkit.embeddings.layout import ZSTD_FILTER, StorageLayout, convert_features
+from featkit.embeddings.recipe import Recipe, describe_differences
 from featkit.errors import CacheError, StaleCacheError
-from featkit.storage import storage_errors
+from featkit.extras import is_installed
+from featkit.storage import locked, replace_file, storage_errors
 
 Block = tuple[NDArray[np.int64], NDArray[np.float32]]
-"""Rows ``(b,)``, increasing, and their vectors ``(b, d)``; a row that no block names is an unreadable image."""
+"""Rows ``(b,)``, increasing, and their features ``(b, d)``; a row that no block names is an unreadable image."""
+
+StoredRow = tuple[Path, int]
+"""A cache file and a row in it."""
 
 _TEXT = h5py.string_dtype("utf-8")
 _CHUNK_BYTES = 2**18
@@ -37,10 +41,10 @@ _CHUNK_BYTES = 2**18
 
 @dataclass(frozen=True)
 class Header:
-    """All that a file says beside the vectors.
+    """Everything in a file but the features.
 
     Attributes:
-        recipe: what decided the vectors.
+        recipe: what decided the features.
         ids, keys: names and content digests of the n images.
         labels: ``(n,)`` int64, positions in ``classes``.
         splits: ``(n,)`` text.
@@ -59,7 +63,18 @@ class Header:
 
 @dataclass(frozen=True)
 class CacheEntry:
-    """One file in a listing; ``rounding`` bounds the error of a stored number, as a share of the largest number."""
+    """Description of one cache file.
+
+    Attributes:
+        path: the file.
+        rows, width: shape of the features.
+        invalid: number of images that could not be read.
+        size: bytes on the disk.
+        rounding: largest rounding error of a stored number, as a fraction of the largest number.
+        modified: time of the last change, in seconds since 1970.
+        recipe: what decided the features.
+        provenance: recorded, not hashed.
+    """
 
     path: Path
     rows: int
@@ -72,11 +87,51 @@ class CacheEntry:
     provenance: Mapping[str, Any]
 
 
-def write(path: Path, header: Header, blocks: Iterator[Block], layout: StorageLayout | None = None) -> None:
-    """Write blocks of rows to a partial file, and publish it under ``path`` when there are no more.
+class _ErrorKeepingFile(io.FileIO):
+    """A file that records its first failed write for ``check`` and reports every write as done.
 
-    Whatever ends the blocks early (an error, Ctrl-C) leaves nothing behind. The caller sees to it that nobody else
-    writes the same file.
+    HDF5 cannot close a file that it cannot write: on a full disk it aborts the process (h5py issue 914). So failed
+    writes are remembered here and raised by ``check``, after HDF5 believes that everything was written.
+    """
+
+    failure: OSError | None = None
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path, "w+")
+
+    def write(self, data: Any) -> int:
+        """Write all of ``data``, or record the error."""
+        remaining = memoryview(data).cast("B")
+        size = len(remaining)
+        while remaining and self.failure is None:
+            try:
+                written = super().write(remaining)
+            except OSError as error:
+                self.failure = error
+            else:
+                remaining = remaining[written:]
+        return size
+
+    def truncate(self, size: int | None = None) -> int:
+        """Set the length of the file, or record the error."""
+        try:
+            return super().truncate(size)
+        except OSError as error:
+            self.failure = self.failure or error
+            return size or 0
+
+    def check(self) -> None:
+        """Raise the first error, if there was one."""
+        if self.failure is not None:
+            raise self.failure
+
+
+def write(
+    path: Path, header: Header, blocks: Iterator[Block], layout: StorageLayout | None = None
+) -> None:
+    """Write blocks of rows to a partial file, then rename it to ``path``.
+
+    The partial file is removed if the blocks end early, by an error or Ctrl-C.
 
     Raises:
         DataError: if a number is too large for float16.
@@ -85,36 +140,28 @@ def write(path: Path, header: Header, blocks: Iterator[Block], layout: StorageLa
     """
     partial = path.with_name(f".{path.name}.partial")
     layout = layout or StorageLayout()
-    filters = layout.filters()
+    options = layout.dataset_options()
     with storage_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        disk = Disk(partial)
-    try:
-        with disk, h5py.File(disk, "w") as file:
-            _write_header(file, header)
-            for rows, vectors in blocks:
-                if "embeddings" not in file:
-                    _create(file, vectors.shape[1], layout.dtype, filters)
-                _write_block(file, rows, vectors)
-                with storage_errors(path):
-                    disk.check()
-            file.attrs["complete"] = True
+    # The lock tells ``featkit cache gc`` that the partial file is in use.
+    with locked(lock_of(partial), on_wait=lambda owner: None):
         with storage_errors(path):
-            disk.check()
-            _sync(partial)
-            partial.replace(path)
-            _sync(path.parent)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
-def _sync(path: Path) -> None:
-    """Have the operating system put a file, or a folder's list of files, on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+            disk = _ErrorKeepingFile(partial)
+        try:
+            with disk, h5py.File(disk, "w") as file:
+                _write_header(file, header)
+                for rows, features in blocks:
+                    if "embeddings" not in file:
+                        _create(file, features.shape[1], layout.dtype, options)
+                    _write_block(file, rows, features)
+                    with storage_errors(path):
+                        disk.check()
+                file.attrs["complete"] = True
+            with storage_errors(path):
+                disk.check()
+                replace_file(partial, path)
+        finally:
+            partial.unlink(missing_ok=True)
 
 
 def _write_header(file: Any, header: Header) -> None:
@@ -130,10 +177,11 @@ def _write_header(file: Any, header: Header) -> None:
     file.attrs["complete"] = False
 
 
-def _write_block(file: Any, rows: NDArray[np.int64], vectors: NDArray[np.float32]) -> None:
-    stored = rounded(vectors, file["embeddings"].dtype)
-    whole = len(rows) == rows[-1] - rows[0] + 1
-    where = slice(int(rows[0]), int(rows[-1]) + 1) if whole else rows
+def _write_block(file: Any, rows: NDArray[np.int64], features: NDArray[np.float32]) -> None:
+    stored = convert_features(features, file["embeddings"].dtype)
+    # HDF5 writes a slice much faster than a list of rows.
+    contiguous = len(rows) == rows[-1] - rows[0] + 1
+    where = slice(int(rows[0]), int(rows[-1]) + 1) if contiguous else rows
     file["embeddings"][where] = stored
     file["checksums"][where] = row_checksums(stored)
     file.attrs["rounding"] = max(file.attrs["rounding"], _rounding(stored))
@@ -141,93 +189,104 @@ def _write_block(file: Any, rows: NDArray[np.int64], vectors: NDArray[np.float32
     file.flush()
 
 
-def _create(file: Any, width: int, dtype: str, filters: Mapping[str, Any]) -> None:
+def _create(file: Any, width: int, dtype: str, options: Mapping[str, Any]) -> None:
     shape = (len(file["ids"]), width)
     chunk = max(1, min(shape[0], _CHUNK_BYTES // (4 * width)))
-    file.create_dataset("embeddings", shape, dtype, chunks=(chunk, width), fillvalue=np.nan, **filters)
+    file.create_dataset(
+        "embeddings", shape, dtype, chunks=(chunk, width), fillvalue=np.nan, **options
+    )
     file.attrs["rounding"] = 0.0
 
 
 def _rounding(stored: NDArray[np.floating[Any]]) -> float:
-    """Return the largest error that float16 may have made, as a share of the largest number; 0 for float32."""
+    """Return the largest error of float16 as a fraction of the largest number; 0 for float32."""
     largest = np.abs(stored).max(initial=0)
-    return float(np.spacing(largest) / 2 / largest) if stored.dtype == np.float16 and largest else 0.0
+    if stored.dtype != np.float16 or not largest:
+        return 0.0
+    return float(np.spacing(largest) / 2 / largest)
 
 
-def row_checksums(vectors: NDArray[np.floating[Any]]) -> NDArray[np.uint32]:
-    """Return the CRC-32 of each vector's bytes, as little-endian float32."""
-    return np.array([zlib.crc32(row.tobytes()) for row in vectors.astype("<f4", copy=False)], dtype=np.uint32)
+def row_checksums(features: NDArray[np.floating[Any]]) -> NDArray[np.uint32]:
+    """Return the CRC-32 ``(n,)`` of each row's bytes, as little-endian float32."""
+    rows = features.astype("<f4", copy=False)
+    return np.array([zlib.crc32(row.tobytes()) for row in rows], dtype=np.uint32)
 
 
 def read(path: Path, recipe: Recipe | None = None) -> Embeddings:
-    """Read the valid rows of a file; with ``recipe``, only if it is the one that made the file.
+    """Read the valid rows of a file.
+
+    Args:
+        path: the file.
+        recipe: the recipe that the file must have been made with; None for any.
 
     Raises:
         CacheError: if the file is missing, truncated, incomplete or not HDF5.
-        StaleCacheError: if the recipe is another one; the message names the fields that differ.
+        StaleCacheError: if the recipe differs; the message names the fields.
     """
     with open_file(path) as file:
-        made_by = _check_recipe(path, file, recipe)
-        rows = file["valid"][:]
+        found = _check_recipe(path, file, recipe)
+        valid = file["valid"][:]
+        stored = file["embeddings"][:]
         return Embeddings(
-            x=float32(file["embeddings"][:] if rows.all() else file["embeddings"][:][rows]),
-            y=file["labels"][:][rows],
-            ids=tuple(np.asarray(file["ids"].asstr()[:])[rows].tolist()),
+            x=_as_float32(stored if valid.all() else stored[valid]),
+            y=file["labels"][:][valid],
+            ids=tuple(np.asarray(file["ids"].asstr()[:])[valid].tolist()),
             classes=tuple(json.loads(file.attrs["classes"])),
-            splits=file["splits"].asstr()[:].astype(np.str_)[rows],
-            recipe=made_by,
+            splits=file["splits"].asstr()[:].astype(np.str_)[valid],
+            recipe=found,
         )
 
 
-def float32(stored: Any) -> NDArray[np.float32]:
-    """Return stored numbers as float32."""
+def _as_float32(stored: Any) -> NDArray[np.float32]:
     return np.asarray(stored, dtype=np.float32)
 
 
 def _check_recipe(path: Path, file: Any, recipe: Recipe | None) -> Recipe:
-    """Return the recipe in an open file, refusing it if it differs from the one asked for."""
-    made_by = Recipe.from_json(file.attrs["recipe"])
-    fields = made_by.differences(recipe) if recipe else {}
+    """Return the recipe of an open file, refusing one that differs from ``recipe``."""
+    found = Recipe.from_json(file.attrs["recipe"])
+    fields = found.differences(recipe) if recipe else {}
     if fields:
-        raise StaleCacheError(f"{path} was made by another recipe ({listed(fields)}): extract again", fields)
-    return made_by
+        reason = describe_differences(fields)
+        raise StaleCacheError(f"{path} is stale ({reason}): extract again", fields)
+    return found
 
 
 @contextmanager
 def open_file(path: Path) -> Iterator[Any]:
-    """Open a whole file for reading.
+    """Open a complete file for reading.
 
     Raises:
         CacheError: if the file is missing, truncated, incomplete or not HDF5.
     """
     if not path.is_file():
-        raise CacheError(f"{path} is not there: see `featkit cache ls`, or make it with `featkit extract`")
-    again = f"remove it with `featkit cache rm {path}` and extract again"
+        raise CacheError(f"{path} not found: see `featkit cache ls`, or make it with `featkit extract`")
+    fix = f"remove it with `featkit cache rm {path}` and extract again"
     try:
         with h5py.File(path, "r") as file:
             if not file.attrs.get("complete", False):
-                raise CacheError(f"{path} is not a complete embeddings file: {again}")
-            _need_filters(path, file)
+                raise CacheError(f"{path} is not a complete embeddings file: {fix}")
+            _check_filters(path, file)
             yield file
     except (OSError, KeyError) as error:
         reason = " ".join(str(error).split())
-        raise CacheError(f"{path} is damaged or not an embeddings file ({reason}): {again}") from error
+        raise CacheError(f"{path} is damaged or not an embeddings file ({reason}): {fix}") from error
 
 
-def _need_filters(path: Path, file: Any) -> None:
-    """Make sure that what compressed the vectors is installed.
+def _check_filters(path: Path, file: Any) -> None:
+    """Make sure that the compression of the features is installed.
 
     Raises:
         CacheError: if it is not.
     """
     properties = file["embeddings"].id.get_create_plist()
-    filters = {properties.get_filter(place)[0] for place in range(properties.get_nfilters())}
-    if ZSTD in filters and not register_filters():
-        raise CacheError(f"{path} is compressed with zstd, to be read with pip install 'featkit[zstd]'")
+    filters = {properties.get_filter(index)[0] for index in range(properties.get_nfilters())}
+    # Importing hdf5plugin registers its filters with HDF5.
+    if ZSTD_FILTER in filters and not is_installed("hdf5plugin"):
+        raise CacheError(f"{path} is compressed with zstd; install it: pip install 'featkit[zstd]'")
 
 
 def describe(path: Path) -> CacheEntry:
-    """Return what a listing shows of one file.
+    """Return the description of one file.
 
     Raises:
         CacheError: as ``open_file`` does.
@@ -249,9 +308,10 @@ def describe(path: Path) -> CacheEntry:
 
 
 def entries(cache: Path) -> tuple[list[CacheEntry], list[CacheError]]:
-    """Return every readable file of a folder, newest first, and what is wrong with the others."""
+    """Return every readable file of a folder, newest first, and the errors of the others."""
     good, bad = [], []
-    for path in sorted(cache.glob("*.h5"), key=lambda path: path.stat().st_mtime_ns, reverse=True):
+    paths = sorted(cache.glob("*.h5"), key=lambda path: path.stat().st_mtime_ns, reverse=True)
+    for path in paths:
         try:
             good.append(describe(path))
         except CacheError as error:
@@ -260,7 +320,7 @@ def entries(cache: Path) -> tuple[list[CacheEntry], list[CacheError]]:
 
 
 def check(path: Path, recipe: Recipe) -> list[str]:
-    """Check that a file is whole and was made by this recipe; return the names of the images it has no vector for.
+    """Check that a file is complete and was made by this recipe; return the names of its unreadable images.
 
     Raises:
         CacheError: as ``read`` does, and StaleCacheError.
@@ -272,7 +332,7 @@ def check(path: Path, recipe: Recipe) -> list[str]:
 
 
 def read_header(path: Path) -> Header:
-    """Return all that a file says beside the vectors.
+    """Return everything in a file but the features.
 
     Raises:
         CacheError: as ``open_file`` does.
@@ -287,3 +347,68 @@ def read_header(path: Path) -> Header:
             classes=tuple(json.loads(file.attrs["classes"])),
             provenance=json.loads(file.attrs["provenance"]),
         )
+
+
+def find(cache: Path, recipe: Recipe) -> Path | None:
+    """Return the file that was made by this recipe, under whatever data set name, or None."""
+    matches = sorted(cache.glob(f"*-{recipe.fingerprint[:12]}.h5"))
+    return matches[0] if matches else None
+
+
+def locate(cache: Path, recipe: Recipe, keys: Iterable[str]) -> dict[str, StoredRow]:
+    """Find images in all files that were made by the same network and preprocessing.
+
+    Args:
+        cache: folder of the cache files.
+        recipe: names the network and the preprocessing.
+        keys: content digests of the images.
+
+    Returns:
+        The file and row of each image that was found, by its key.
+    """
+    wanted = set(keys)
+    found: dict[str, StoredRow] = {}
+    for entry in entries(cache)[0]:
+        if not recipe.same_network(entry.recipe) or wanted <= found.keys():
+            continue
+        with open_file(entry.path) as file:
+            valid = file["valid"][:]
+            stored_keys = [key.decode() for key in file["keys"][:]]
+        for row in np.flatnonzero(valid).tolist():
+            if stored_keys[row] in wanted:
+                found.setdefault(stored_keys[row], (entry.path, row))
+    return found
+
+
+def read_rows(places: Sequence[StoredRow]) -> NDArray[np.float32]:
+    """Return the features ``(len(places), d)`` of rows of any files."""
+    features: dict[StoredRow, NDArray[np.float32]] = {}
+    for path in {path for path, _ in places}:
+        rows = sorted({row for other, row in places if other == path})
+        with open_file(path) as file:
+            stored = _as_float32(file["embeddings"][rows])
+        for row, values in zip(rows, stored, strict=True):
+            features[path, row] = values
+    return np.stack([features[place] for place in places])
+
+
+@contextmanager
+def open_rows(path: Path) -> Iterator[Callable[[NDArray[np.int64]], NDArray[np.floating[Any]]]]:
+    """Open a file that may be larger than memory, to read some of its rows at a time.
+
+    Yields a function from rows ``(b,)``, in any order, to features ``(b, d)`` in the type in which they are stored. It
+    must be called from one thread at a time.
+
+    Raises:
+        CacheError: as ``open_file`` does.
+    """
+    with open_file(path) as file:
+        stored = file["embeddings"]
+
+        def read(rows: NDArray[np.int64]) -> NDArray[np.floating[Any]]:
+            # HDF5 takes increasing, distinct rows only.
+            distinct, positions = np.unique(rows, return_inverse=True)
+            features: NDArray[np.floating[Any]] = stored[distinct]
+            return features[positions]
+
+        yield read

@@ -1,96 +1,117 @@
-"""Whether a cache file is still what it was, still true of the images on disk, and why another would not be a hit."""
+"""Checks of cache files: damage, images that changed since, and why a request is not a cache hit."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from featkit.embeddings import lookup, store
-from featkit.embeddings.calibration import garbage
-from featkit.embeddings.journal import in_use, remove
+from featkit.embeddings import store
+from featkit.embeddings.calibration import unused_networks
+from featkit.embeddings.journal import lock_of
 from featkit.embeddings.pipeline import Compute
-from featkit.embeddings.plan import ExtractionPlan, content_keys, differing, images_digest, labels_digest
-from featkit.embeddings.recipe import listed
+from featkit.embeddings.plan import (
+    ExtractionPlan,
+    compare_images,
+    content_keys,
+    images_digest,
+    labels_digest,
+)
+from featkit.embeddings.recipe import describe_differences
 from featkit.embeddings.request import Request
 from featkit.errors import CacheError, FeatkitError
+from featkit.storage import LockHeldError, lock_owner, locked
 
 _ROWS = 4096
 
 
 def verify(path: Path, compute: Compute) -> list[str]:
-    """Return what is wrong with a cache file, one line each; nothing if all is well.
+    """Check a cache file; return its problems, one line each.
 
-    Checks the checksum of every vector, names, contents and labels against the recipe, the recipe against the file's
-    name, and the contents against the images on disk, where these can be found.
+    Checks the checksum of every feature vector, names, contents and labels against the recipe, the recipe against the
+    file's name, and the contents against the images on disk, if these are found.
     """
     try:
         header = store.read_header(path)
-        problems = [f"{path}: the vector of {name} is damaged" for name in _damaged(path)]
+        problems = [f"{path}: the features of {name} are damaged" for name in _damaged_images(path)]
     except CacheError as error:
         return [str(error)]
     recipe = header.recipe
     if not path.stem.endswith(recipe.fingerprint[:12]):
-        problems.append(f"{path}: the recipe in it is not the one in its name")
+        problems.append(f"{path}: the file name does not match the recipe")
     if images_digest(header.ids, header.keys) != recipe.images:
-        problems.append(f"{path}: the names or keys of the images are not those of the recipe")
+        problems.append(f"{path}: the names or keys of the images do not match the recipe")
     if labels_digest(header.classes, header.labels) != recipe.labels:
-        problems.append(f"{path}: the labels or classes are not those of the recipe")
-    return problems + [f"{path}: {line}" for line in _images_now(header, compute)]
+        problems.append(f"{path}: the labels or classes do not match the recipe")
+    for change in _changed_images(header, compute):
+        problems.append(f"{path}: {change}")
+    return problems
 
 
-def _damaged(path: Path) -> list[str]:
+def _damaged_images(path: Path) -> list[str]:
+    """Return the names of images whose features do not match their checksums."""
     names = []
     with store.open_file(path) as file:
         valid, sums, ids = file["valid"][:], file["checksums"][:], file["ids"].asstr()[:]
         for first in range(0, len(ids), _ROWS):
-            part = slice(first, first + _ROWS)
-            wrong = valid[part] & (store.row_checksums(file["embeddings"][part]) != sums[part])
-            names += ids[part][wrong].tolist()
+            block = slice(first, first + _ROWS)
+            found = store.row_checksums(file["embeddings"][block])
+            damaged = valid[block] & (found != sums[block])
+            names += ids[block][damaged].tolist()
     return names
 
 
-def _images_now(header: store.Header, compute: Compute) -> list[str]:
+def _changed_images(header: store.Header, compute: Compute) -> list[str]:
+    """Return how the images on disk differ from those of a cache file, one line each."""
     request = Request.from_dict(header.provenance["request"])
     if not request.data:
         return []
     try:
         images = request.load_images()
-        now = content_keys(images, compute)
+        keys = content_keys(images, compute)
     except FeatkitError as error:
         return [f"the images cannot be compared: {error}"]
-    found = differing(header.ids, header.keys, images.ids, now)
-    return [f"since it was made, {name} is {what}" for what, names in found.items() for name in names]
+    lines = []
+    for kind, names in compare_images(header.ids, header.keys, images.ids, keys).items():
+        for name in names:
+            lines.append(f"{name} is {kind} since the file was made")
+    return lines
 
 
-def explain(job: ExtractionPlan) -> str:
-    """Say whether a cache file would be a hit, and if not, in which fields the nearest one differs."""
-    cache = job.path.parent
-    hit = lookup.find(cache, job.recipe)
+def explain(plan: ExtractionPlan) -> str:
+    """Return whether the plan's cache file exists, and if not, in which fields the nearest file differs."""
+    hit = store.find(plan.cache, plan.recipe)
     if hit:
         return f"hit: {hit}"
-    nearest = min(store.entries(cache)[0], key=lambda entry: len(entry.recipe.differences(job.recipe)), default=None)
-    if nearest is None:
-        return f"no hit: there is no embeddings file in {cache}"
-    missing = len(set(job.keys) - lookup.locate(cache, job.recipe, job.keys).keys())
-    why = listed(nearest.recipe.differences(job.recipe))
-    count = f"{missing:,} of {len(job.keys):,} images would be embedded"
-    return f"no hit: {count}; the nearest file, {nearest.path}, differs in {why}"
+    entries = store.entries(plan.cache)[0]
+    if not entries:
+        return f"miss: there is no embeddings file in {plan.cache}"
+    nearest = min(entries, key=lambda entry: len(entry.recipe.differences(plan.recipe)))
+    cached = store.locate(plan.cache, plan.recipe, plan.keys)
+    missing = len(set(plan.keys) - cached.keys())
+    differences = describe_differences(nearest.recipe.differences(plan.recipe))
+    return (
+        f"miss: {missing:,} of {len(plan.keys):,} images must be embedded; "
+        f"the nearest file, {nearest.path}, differs in {differences}"
+    )
 
 
 def collect_garbage(cache: Path) -> tuple[list[Path], list[str]]:
-    """Remove what extractions that did not end left behind, and int8 networks that no file refers to.
+    """Remove the files of interrupted extractions, and int8 networks that no cache file refers to.
 
     Returns:
-        What was removed, and who is still at work; then the int8 networks stay.
+        The removed files, and the processes that are still extracting; int8 networks are then kept.
     """
-    removed, busy = [], []
-    for path in sorted(cache.glob(".*.partial")):
-        owner = in_use(path)
-        if owner:
-            busy.append(owner)
-        else:
-            remove(path)
-            removed.append(path)
-    for path in [] if busy else garbage(cache):
+    removed: list[Path] = []
+    busy: list[str] = []
+    for partial in sorted(cache.glob(".*.partial")):
+        try:
+            with locked(lock_of(partial)):
+                partial.unlink(missing_ok=True)
+            removed.append(partial)
+        except LockHeldError as error:
+            busy.append(error.owner)
+    for lock in cache.glob(".*.lock"):
+        lock_owner(lock)  # removes the lock file of a dead process
+    for path in [] if busy else unused_networks(cache):
         path.unlink(missing_ok=True)
         removed.append(path)
     return removed, busy

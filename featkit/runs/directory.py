@@ -12,7 +12,7 @@ from typing import Any
 
 from featkit.backbones.base import Backbone, QuantizedNetwork
 from featkit.backbones.saved import INT8_FILE, NETWORK_FILE
-from featkit.embeddings.calibration import find as find_calibration
+from featkit.embeddings.calibration import find_by_digest
 from featkit.embeddings.recipe import Recipe
 from featkit.embeddings.request import Request
 from featkit.errors import CacheError, RunError, WeightsError
@@ -110,7 +110,7 @@ def save_run(run: Run, out: Path, more: Mapping[str, Content]) -> Path:
 def _read_quantized_network(run: Run, sha256: str) -> bytes:
     """Return the file of the int8 network that extracted the features, which the run needs to predict elsewhere."""
     cache = run.source.path.parent
-    found = run.source.request.load_backbone().quantized or find_calibration(cache, sha256)
+    found = run.source.request.load_backbone().quantized or find_by_digest(cache, sha256)
     if found is None:
         raise CacheError(f"the int8 network {sha256[:12]} of the features was not found in {cache}: extract them again")
     return found.path.read_bytes()

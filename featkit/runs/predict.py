@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from featkit.embeddings import pipeline
 from featkit.embeddings.extract import embed
-from featkit.embeddings.pipeline import Compute, FeatureBatch, PipelineTarget, Rows, Vectors
+from featkit.embeddings.pipeline import Compute, FeatureBatch, Features, PipelineTarget, Rows
 from featkit.evaluation.calibration import apply_temperature
 from featkit.images.files import images_from_files
 from featkit.runs.directory import SavedRun
@@ -86,7 +86,7 @@ def predict_exported(
     return _top_classes(names, scores, metadata.classes, metadata.threshold, top)
 
 
-def gathered(batches: Iterable[FeatureBatch]) -> tuple[Rows, Vectors]:
+def gathered(batches: Iterable[FeatureBatch]) -> tuple[Rows, Features]:
     """Concatenate the batches of a single network: row numbers ``(n,)`` and its outputs ``(n, d)``."""
     blocks = [batch.outputs[0] for batch in batches if batch.outputs[0]]
     if not blocks:

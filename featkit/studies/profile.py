@@ -22,7 +22,7 @@ from featkit.compression.profile import (
     open_any,
     time_engines,
 )
-from featkit.embeddings.calibration import find as find_calibration
+from featkit.embeddings.calibration import find_by_digest
 from featkit.embeddings.pipeline import Compute
 from featkit.embeddings.request import Request
 from featkit.errors import SpecError
@@ -219,7 +219,7 @@ def _load_backbone(network: NetworkSpec, run: Run | None) -> Backbone:
     if run is None or network.precision not in INT8 or backbone.quantized:
         return backbone
     calibration = run.source.embeddings.recipe.calibration
-    return replace(backbone, quantized=find_calibration(run.source.path.parent, calibration))
+    return replace(backbone, quantized=find_by_digest(run.source.path.parent, calibration))
 
 
 def _size(network: NetworkSpec, backbone: Backbone) -> NetworkSize:

@@ -21,12 +21,12 @@ from torch import Tensor
 from featkit.backbones.base import Preprocess
 from featkit.backbones.devices import one_thread_per_worker
 from featkit.backbones.engines import ForwardPass, open_engine
-from featkit.embeddings import lookup, store
+from featkit.embeddings import store
 from featkit.embeddings.extract import run_extractions
-from featkit.embeddings.lookup import open_rows
 from featkit.embeddings.pipeline import Compute
 from featkit.embeddings.plan import content_keys, plan_extraction
 from featkit.embeddings.request import Request
+from featkit.embeddings.store import open_rows
 from featkit.errors import StorageError
 from featkit.images.augment import add_augmented_views, augment_image
 from featkit.images.base import ImageSet, Pixels
@@ -391,7 +391,7 @@ def _describe_activations(
     )
     keys = content_keys(images, compute)
     plan = plan_extraction(request.for_device(compute.device), images, keys, cache)
-    if lookup.find(cache, plan.recipe):
+    if store.find(cache, plan.recipe):
         return f"{text}, already cached"
     folder = next(each for each in (cache, *cache.absolute().parents) if each.exists())
     free = shutil.disk_usage(folder).free

@@ -7,9 +7,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from featkit import extract
+from featkit import ImageSet
 from featkit.embeddings import store
-from featkit.embeddings.extract import run_extractions
+from featkit.embeddings.extract import extract_embeddings, run_extractions
 from featkit.embeddings.pipeline import Compute
 from featkit.embeddings.request import Request
 from featkit.errors import DataError, DecodeError, SpecError
@@ -17,6 +17,14 @@ from featkit.errors import DataError, DecodeError, SpecError
 FAST = {"backbone": "resnet18", "weights": "random", "resize": "32"}
 REQUEST = Request(data="", **FAST)
 BATCHES_OF_5 = Compute(batch_size=5, workers=2)
+
+
+def extract(data, backbone="resnet18", *, cache, compute=Compute(), **options):
+    if isinstance(data, ImageSet):
+        request = Request(data="", backbone=backbone, **options)
+        return extract_embeddings(request, cache, compute, images=data)
+    request = Request(data=str(data), backbone=backbone, **options)
+    return extract_embeddings(request, cache, compute)
 
 
 def run_extraction(request, images, cache, compute):

@@ -10,7 +10,8 @@ import sys
 import numpy as np
 import pytest
 
-from featkit.embeddings.journal import in_use, open_journal, remove
+from featkit.embeddings.journal import lock_of, open_journal
+from featkit.storage import lock_owner
 
 
 @pytest.fixture
@@ -71,8 +72,8 @@ def test_without_a_record_nothing_is_left_behind(path):
 
 def test_removed_it_is_gone(path):
     fill(path)
-    with open_journal(path, refuse):
-        remove(path)
+    with open_journal(path, refuse) as journal:
+        journal.discard()
     assert list(path.parent.iterdir()) == []
 
 
@@ -80,12 +81,12 @@ HOLD = """
 import sys, time
 from pathlib import Path
 import numpy as np
-from featkit.embeddings.journal import open_journal, remove
+from featkit.embeddings.journal import open_journal
 with open_journal(Path(sys.argv[1]), print) as journal:
     journal.append(["a"], np.ones((1, 3)))
     print("held", flush=True)
     sys.stdin.readline()
-    remove(Path(sys.argv[1]))
+    journal.discard()
 """
 
 
@@ -107,7 +108,7 @@ def test_who_waits_is_told_for_whom_and_goes_on_when_it_is_free(path, holder):
         holder.stdin.write("\n")
         holder.stdin.flush()
 
-    assert f"process {holder.pid} on " in in_use(path)
+    assert f"process {holder.pid} on " in lock_owner(lock_of(path))
     with open_journal(path, free) as journal:
         assert len(journal) == 0
     assert f"process {holder.pid} on " in told[0]
@@ -116,6 +117,6 @@ def test_who_waits_is_told_for_whom_and_goes_on_when_it_is_free(path, holder):
 def test_the_lock_of_a_killed_process_is_free_and_its_work_is_there(path, holder):
     os.kill(holder.pid, signal.SIGKILL)
     holder.wait()
-    assert in_use(path) == ""
+    assert lock_owner(lock_of(path)) == ""
     with open_journal(path, refuse) as journal:
         assert "a" in journal

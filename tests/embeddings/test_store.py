@@ -13,7 +13,7 @@ import h5py
 import numpy as np
 import pytest
 
-from featkit.embeddings import lookup, store
+from featkit.embeddings import store
 from featkit.embeddings.recipe import Recipe
 from featkit.errors import CacheError, StaleCacheError, StorageError
 
@@ -163,14 +163,14 @@ def test_listing_shows_whole_files_and_names_the_others(tmp_path):
 def test_vectors_are_found_by_content_in_files_of_the_same_network_only(tmp_path):
     write(tmp_path / "a.h5")
     keys = (make_header().keys[4], "f" * 64)
-    found = lookup.locate(tmp_path, replace(RECIPE, images="others"), keys)
+    found = store.locate(tmp_path, replace(RECIPE, images="others"), keys)
     assert found == {keys[0]: (tmp_path / "a.h5", 4)}
-    np.testing.assert_array_equal(lookup.read_places([found[keys[0]]] * 2), vectors()[[4, 4]])
-    assert lookup.locate(tmp_path, replace(RECIPE, weights="others"), keys) == {}
+    np.testing.assert_array_equal(store.read_rows([found[keys[0]]] * 2), vectors()[[4, 4]])
+    assert store.locate(tmp_path, replace(RECIPE, weights="others"), keys) == {}
 
 
 def test_vectors_are_read_in_the_order_they_are_asked_for(tmp_path):
     write(tmp_path / "a.h5")
     write(tmp_path / "b.h5", [(np.arange(6), -vectors())])
     places = [(tmp_path / "b.h5", 5), (tmp_path / "a.h5", 3), (tmp_path / "b.h5", 0)]
-    np.testing.assert_array_equal(lookup.read_places(places), [-vectors()[5], vectors()[3], -vectors()[0]])
+    np.testing.assert_array_equal(store.read_rows(places), [-vectors()[5], vectors()[3], -vectors()[0]])
