@@ -1,4 +1,4 @@
-"""What a matrix will take, before it is run."""
+"""Estimate what a grid will compute and how long it will take, without running it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 from featkit.ablation.cells import CellResult, read_cell
 from featkit.ablation.grid import Grid
-from featkit.ablation.run import AblationConfig, PlannedCell, grouped, plan_cell
+from featkit.ablation.plan import group_by_head, plan_grid
+from featkit.ablation.run import AblationConfig
 from featkit.backbones.devices import INT8
 from featkit.embeddings import store
 from featkit.embeddings.extract import Extractor, embed
@@ -16,19 +17,19 @@ from featkit.embeddings.plan import ExtractionPlan
 from featkit.errors import RunError
 
 SAMPLE = 96
-"""Images that are embedded to see how fast a network is."""
+"""Number of images that are embedded to measure the throughput of a network."""
 
 
 @dataclass(frozen=True)
 class NetworkWork:
-    """Vectors that are missing from one network.
+    """Features that must be extracted with one network.
 
     Attributes:
-        name: of the network.
-        files: how many cache files are to be made.
-        images: how many images are to be embedded for them.
-        rate: images per second, measured on the first ``SAMPLE`` of them; None where that was too few, or the network
-            is an int8 one that is not calibrated yet.
+        name: name of the network.
+        files: number of cache files to make.
+        images: number of images to embed.
+        rate: throughput in images per second, measured on ``SAMPLE`` images; None if there are too few, or if an int8
+            network is not calibrated yet.
     """
 
     name: str
@@ -39,22 +40,24 @@ class NetworkWork:
     @property
     def seconds(self) -> float | None:
         """Estimated time; None if it is not known."""
-        return self.images / self.rate if self.rate else None if self.images else 0.0
+        if not self.images:
+            return 0.0
+        return self.images / self.rate if self.rate else None
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a matrix is, and what is left of it.
+    """Size of a grid, and the part that is not computed yet.
 
     Attributes:
         cells: number of all cells.
-        skipped: number of cells that are left out, by reason.
-        unavailable: number of cells whose vectors cannot be had, by reason.
-        finished: number of cells on disk.
-        files: how many cache files the others need that are there already.
-        networks: what is missing.
-        fits: number of heads to be fitted.
-        fit_seconds: mean time of the finished fits, None before the first.
+        skipped: number of cells that a rule of the grid skips, by reason.
+        unavailable: number of cells whose features cannot be extracted, by reason.
+        finished: number of finished cells.
+        files: number of cache files that the other cells need and that exist.
+        networks: missing features.
+        fits: number of heads to fit.
+        fit_seconds: mean time of the finished fits; None if there are none.
     """
 
     cells: int
@@ -67,63 +70,78 @@ class Estimate:
     fit_seconds: float | None
 
     def seconds(self, jobs: int) -> float | None:
-        """Return the estimated time with so many heads side by side; None if a part of it is not known."""
-        parts = [network.seconds for network in self.networks]
-        known = [part for part in parts if part is not None]
-        if len(known) < len(parts) or (self.fits and self.fit_seconds is None):
-            return None
-        return sum(known) + self.fits * (self.fit_seconds or 0.0) / jobs
+        """Return the estimated time with ``jobs`` heads fitted in parallel; None if a part is not known."""
+        total = 0.0
+        for network in self.networks:
+            if network.seconds is None:
+                return None
+            total += network.seconds
+        if self.fits:
+            if self.fit_seconds is None:
+                return None
+            total += self.fits * self.fit_seconds / jobs
+        return total
 
 
-def estimate(grid: Grid, work: AblationConfig) -> Estimate:
-    """Return what a matrix will take; nothing is written."""
-    extractor = Extractor(work.cache, work.compute)
-    planned = [plan_cell(grid, values, extractor) for values in grid.cells()]
-    cells = {each.name: _finished(work, grid, each) for each in planned if isinstance(each, PlannedCell)}
-    left = [each for each in planned if isinstance(each, PlannedCell) and not cells[each.name]]
-    requests = [request for each in left for request in each.needs.requests]
+def estimate(grid: Grid, config: AblationConfig) -> Estimate:
+    """Return what a grid would compute; nothing is written."""
+    folder = config.out / grid.name / "cells"
+    extractor = Extractor(config.cache, config.compute)
+    plan = plan_grid(grid, extractor)
+    finished: dict[str, CellResult] = {}
+    pending = []
+    for cell in plan.cells:
+        try:
+            result = read_cell(folder, cell.name, cell.values)
+        except RunError:  # a damaged cell is computed again
+            result = None
+        if result is None:
+            pending.append(cell)
+        else:
+            finished[cell.name] = result
+
+    requests = [request for cell in pending for request in cell.features.requests]
     missing = extractor.missing_plans(requests)
-    done = [cell.report.cost["fit_seconds"] for cell in cells.values() if cell and cell.report]
+    by_network: dict[str, list[ExtractionPlan]] = {}
+    for missing_plan in missing:
+        by_network.setdefault(missing_plan.recipe.network, []).append(missing_plan)
+    seconds = [cell.report.cost["fit_seconds"] for cell in finished.values() if cell.report]
     return Estimate(
-        cells=len(planned),
-        skipped=dict(Counter(each for each in planned if isinstance(each, str))),
-        unavailable=dict(Counter(str(each) for each in planned if isinstance(each, Exception))),
-        finished=sum(cell is not None for cell in cells.values()),
+        cells=len(plan.cells) + len(plan.unavailable),
+        skipped=dict(Counter(cell.reason for cell in plan.unavailable if cell.error is None)),
+        unavailable=dict(Counter(cell.reason for cell in plan.unavailable if cell.error)),
+        finished=len(finished),
         files=len(extractor.available_plans(requests)) - len(missing),
-        networks=tuple(_network(jobs, work) for jobs in _by_network(missing)),
-        fits=len(grouped(left)),
-        fit_seconds=sum(done) / len(done) if done else None,
+        networks=tuple(_network_work(plans, config) for plans in by_network.values()),
+        fits=len(group_by_head(pending)),
+        fit_seconds=sum(seconds) / len(seconds) if seconds else None,
     )
 
 
-def _finished(work: AblationConfig, grid: Grid, planned: PlannedCell) -> CellResult | None:
-    try:
-        return read_cell(work.out / grid.name / "cells", planned.name, planned.values)
-    except RunError:
+def _network_work(plans: list[ExtractionPlan], config: AblationConfig) -> NetworkWork:
+    """Return the missing features of one network, its throughput measured on the file with most of them."""
+    keys = {key for plan in plans for key in plan.keys} - {""}
+    missing = keys - store.locate(config.cache, plans[0].recipe, keys).keys()
+    largest, sample = plans[0], list[int]()
+    for plan in plans:
+        rows = [row for row, key in enumerate(plan.keys) if key in missing][:SAMPLE]
+        if len(rows) > len(sample):
+            largest, sample = plan, rows
+    rate = _throughput(largest, sample, config)
+    return NetworkWork(plans[0].backbone.name, len(plans), len(missing), rate)
+
+
+def _throughput(plan: ExtractionPlan, rows: list[int], config: AblationConfig) -> float | None:
+    """Return images per second between the first batch and the last, so that loading the network does not count."""
+    if plan.request.precision in INT8 and plan.backbone.quantized is None:
         return None
-
-
-def _by_network(jobs: list[ExtractionPlan]) -> list[list[ExtractionPlan]]:
-    groups: dict[str, list[ExtractionPlan]] = {}
-    for job in jobs:
-        groups.setdefault(job.recipe.network, []).append(job)
-    return list(groups.values())
-
-
-def _network(jobs: list[ExtractionPlan], work: AblationConfig) -> NetworkWork:
-    wanted = {key for job in jobs for key in job.keys} - {""}
-    unknown = wanted - store.locate(work.cache, jobs[0].recipe, wanted).keys()
-    rows = [[row for row, key in enumerate(job.keys) if key in unknown][:SAMPLE] for job in jobs]
-    fullest = max(range(len(jobs)), key=lambda place: len(rows[place]))
-    return NetworkWork(jobs[0].backbone.name, len(jobs), len(unknown), _rate(jobs[fullest], rows[fullest], work))
-
-
-def _rate(job: ExtractionPlan, rows: list[int], work: AblationConfig) -> float | None:
-    """Return images per second between the first batch and the last: loading the network does not count."""
-    if job.request.precision in INT8 and job.backbone.quantized is None:
-        return None
-    ends, seen = [], 0
-    for batch in embed(job.images, [(job.backbone, job.request.precision, frozenset(rows))], work.compute):
-        ends.append(time.perf_counter())
-        seen += batch.size if len(ends) > 1 else 0
-    return seen / (ends[-1] - ends[0]) if len(ends) > 1 and ends[-1] > ends[0] else None
+    start = end = 0.0
+    images, batches = 0, 0
+    for batch in embed(plan.images, [(plan.backbone, plan.request.precision, frozenset(rows))], config.compute):
+        end = time.perf_counter()
+        batches += 1
+        if batches == 1:
+            start = end
+        else:
+            images += batch.size
+    return images / (end - start) if end > start else None

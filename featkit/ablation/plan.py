@@ -1,15 +1,18 @@
-"""Cells of a grid and the features that they need."""
+"""Plan of a grid: the features that each cell needs, the name of its file, and the cells that share a head."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from featkit.ablation.grid import AxisValue
+from featkit.ablation.cells import SCHEMA
+from featkit.ablation.grid import AxisValue, Grid
+from featkit.embeddings.extract import Extractor
 from featkit.embeddings.request import Request
 from featkit.images.perturb import parse_perturbation
-from featkit.storage import expand_variables
+from featkit.runs.fit import RESULTS_VERSION, FitConfig
+from featkit.storage import digest, expand_variables
 
 _REQUEST_AXES = ("data", "backbone", "weights", "layer", "precision", "seed")
 
@@ -34,6 +37,75 @@ class CellFeatures:
         return tuple(each for each in (self.clean, self.train_views, self.test) if each)
 
 
+@dataclass(frozen=True)
+class PlannedCell:
+    """A cell whose features are available or can be extracted.
+
+    Attributes:
+        index: position in ``grid.cells()``.
+        values: value on each axis.
+        features: requests for its features.
+        name: name of its file, see ``cell_name``.
+    """
+
+    index: int
+    values: Mapping[str, AxisValue]
+    features: CellFeatures
+    name: str
+
+
+@dataclass(frozen=True)
+class UnavailableCell:
+    """A cell that cannot be computed.
+
+    Attributes:
+        index: position in ``grid.cells()``.
+        values: value on each axis.
+        reason: why not.
+        error: the error of its features; None if a rule of the grid skips the cell.
+    """
+
+    index: int
+    values: Mapping[str, AxisValue]
+    reason: str
+    error: Exception | None = None
+
+
+@dataclass(frozen=True)
+class GridPlan:
+    """The cells of a grid, by whether they can be computed."""
+
+    cells: list[PlannedCell]
+    unavailable: list[UnavailableCell]
+
+
+def plan_grid(grid: Grid, extractor: Extractor, without: Iterable[int] = ()) -> GridPlan:
+    """Plan the cells of a grid; nothing is extracted.
+
+    Args:
+        grid: the grid.
+        extractor: plans the cache files.
+        without: positions of cells to leave out.
+    """
+    excluded = set(without)
+    plan = GridPlan([], [])
+    for index, values in enumerate(grid.cells()):
+        if index in excluded:
+            continue
+        reason = grid.why_skipped(values)
+        if reason:
+            plan.unavailable.append(UnavailableCell(index, values, reason))
+            continue
+        try:
+            features = cell_features(values, grid.fixed)
+            name = cell_name(grid, values, features, extractor)
+        except Exception as error:  # of any kind: it must not stop the other cells
+            plan.unavailable.append(UnavailableCell(index, values, str(error), error))
+        else:
+            plan.cells.append(PlannedCell(index, values, features, name))
+    return plan
+
+
 def cell_features(values: Mapping[str, AxisValue], fixed: Mapping[str, Any]) -> CellFeatures:
     """Return the features that a cell needs; environment variables in its values are replaced.
 
@@ -55,3 +127,35 @@ def cell_features(values: Mapping[str, AxisValue], fixed: Mapping[str, Any]) -> 
         clean.perturbed("train", str(train)) if train else None,
         clean.perturbed("test", str(test)) if test else None,
     )
+
+
+def cell_name(
+    grid: Grid, values: Mapping[str, AxisValue], features: CellFeatures, extractor: Extractor
+) -> str:
+    """Return 16 hex digits over everything that determines the numbers of a cell.
+
+    Raises:
+        Exception: the error of features that cannot be extracted.
+    """
+    parts = [str(values["head"]), str(values["seed"]), _config_text(grid.fit_config(values))]
+    for request in (features.clean, features.train_views, features.test):
+        parts.append(extractor.plan(request).recipe.fingerprint if request else "none")
+    splits = extractor.plan(features.clean).images.splits.tolist()
+    return digest([*parts, *splits, RESULTS_VERSION, str(SCHEMA)])[:16]
+
+
+def _config_text(config: FitConfig) -> str:
+    """Return a fit configuration as version 0.1.0 wrote it into cell names, so that its cells are still found."""
+    return (
+        f"Protocol(tune={config.tune!r}, subset={config.subset!r}, balance={config.balance!r}, "
+        f"reject={config.reject!r}, progress=None)"
+    )
+
+
+def group_by_head(cells: Iterable[PlannedCell]) -> list[list[PlannedCell]]:
+    """Group cells that share a fitted head: they differ in the perturbation of the test images only."""
+    groups: dict[tuple[AxisValue, ...], list[PlannedCell]] = {}
+    for cell in cells:
+        key = tuple(value for axis, value in cell.values.items() if axis != "perturb")
+        groups.setdefault(key, []).append(cell)
+    return list(groups.values())

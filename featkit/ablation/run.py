@@ -1,24 +1,24 @@
-"""A matrix: every cell of a grid, each finished one on disk at once, and all of them one table."""
+"""Run a grid: plan its cells, extract missing features, fit heads in parallel, keep every finished cell."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from featkit.ablation.cells import SCHEMA, CellResult, failed_cell, lock_grid, read_cell, remove_cell
+from featkit.ablation.cells import CellResult, failed_cell, lock_grid, read_cell, remove_cell
 from featkit.ablation.effects import Findings, analyze_grid
+from featkit.ablation.executors import Executor
 from featkit.ablation.executors.local import LocalExecutor
-from featkit.ablation.grid import AXES, AxisValue, Grid
-from featkit.ablation.plan import CellFeatures, cell_features
+from featkit.ablation.grid import AXES, Grid
+from featkit.ablation.plan import PlannedCell, UnavailableCell, group_by_head, plan_grid
 from featkit.ablation.worker import CellCondition, CellTask, run_task
 from featkit.embeddings.extract import Extractor
 from featkit.embeddings.pipeline import Compute
 from featkit.errors import RunError
 from featkit.evaluation.display import data_frame, html_table
-from featkit.runs.fit import RESULTS_VERSION, FitConfig
 from featkit.storage import available_cores, digest
 
 
@@ -36,7 +36,7 @@ class AblationResult:
         return analyze_grid(self.grid.name, axes, self.cells)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the grid and one flat row per cell as JSON can hold them."""
+        """Return the grid and one flat row per cell, as JSON can represent them."""
         return {"name": self.grid.name, "fixed": dict(self.grid.fixed), "cells": self._rows()}
 
     def to_frame(self) -> Any:
@@ -56,7 +56,7 @@ class AblationResult:
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a matrix is, in cells."""
+    """Progress of a grid, in cells."""
 
     total: int
     done: int
@@ -66,15 +66,15 @@ class Progress:
 
 @dataclass(frozen=True)
 class AblationConfig:
-    """Where and how a matrix is made; none of it decides a number.
+    """Where and how a grid is run; nothing here changes a result.
 
     Attributes:
-        out: folder of the results; cells are kept in ``<out>/<grid name>/cells``.
-        cache: folder of the cache files.
-        compute: how vectors are made where they are missing.
-        jobs: how many heads are fitted at a time, each in a process of its own; 1 for in this process.
-        note: told, in a line each, what was made again and who is waited for.
-        progress: told whenever cells were finished.
+        out: folder for results; cells are kept in ``<out>/<grid name>/cells``.
+        cache: folder of the embeddings cache.
+        compute: how missing features are extracted.
+        jobs: number of heads fitted at the same time, each in its own process; 1 for this process.
+        note: called with messages, such as which cell file is damaged.
+        progress: called whenever cells are finished.
     """
 
     out: Path
@@ -85,168 +85,121 @@ class AblationConfig:
     progress: Callable[[Progress], None] = lambda progress: None
 
 
-@dataclass(frozen=True)
-class PlannedCell:
-    """A cell that is to be made.
+def run_grid(grid: Grid, config: AblationConfig) -> AblationResult:
+    """Compute all cells of a grid that are not finished yet, and return the results of all cells.
 
-    Attributes:
-        values: its place on the axes.
-        needs: its files of vectors.
-        name: what it is called on disk.
-    """
-
-    values: Mapping[str, AxisValue]
-    needs: CellFeatures
-    name: str
-
-
-def run_grid(grid: Grid, work: AblationConfig) -> AblationResult:
-    """Make every cell of a grid that is not on disk yet, and return all; what goes wrong in one is its row.
-
-    Vectors are made first, each file once. A head is fitted once for all cells that differ in their test images only.
+    Missing features are extracted first, each cache file once. Then each head is fitted once for all cells that
+    differ in their test images only. A cell that fails does not stop the others.
 
     Raises:
-        RunError: if another process is at work on the same matrix.
+        RunError: if another process is running the same grid.
         StorageError: if the disk is full or cannot be written.
     """
-    folder = work.out / grid.name / "cells"
+    folder = config.out / grid.name / "cells"
+    executor = LocalExecutor(config.jobs, available_cores())
     with lock_grid(folder):
-        return AblationResult(grid, _Maker(grid, work, folder).run())
+        results = _run_cells(grid, config, folder, executor)
+    return AblationResult(grid, tuple(results[index] for index in range(len(results))))
 
 
-class _Maker:
-    """The rows of a matrix by their places in ``grid.cells()``, as they come."""
+def _run_cells(
+    grid: Grid, config: AblationConfig, folder: Path, executor: Executor
+) -> dict[int, CellResult]:
+    """Return the result of each cell by its position in the grid."""
+    extractor = Extractor(config.cache, config.compute, config.note)
+    results: dict[int, CellResult] = {}
 
-    def __init__(self, grid: Grid, work: AblationConfig, folder: Path) -> None:
-        self._places = grid.cells()
-        self._place_of = {tuple(values.values()): place for place, values in enumerate(self._places)}
-        self._grid = grid
-        self._work = work
-        self._folder = folder
-        self._extractor = Extractor(work.cache, work.compute, work.note)
-        self._rows: dict[int, CellResult] = {}
+    pending = _pending_cells(grid, extractor, folder, results, config.note)
+    extractor.extract_independently(request for cell in pending for request in cell.features.requests)
+    # Plan again: an extraction may have failed, and the name of a cell with an int8 network is known only after the
+    # network has been calibrated, so that a cell may turn out to be finished.
+    pending = _pending_cells(grid, extractor, folder, results, config.note)
 
-    def run(self) -> tuple[CellResult, ...]:
-        self._keep(self._planned())
-        self._extractor.extract_independently(request for each in self._planned().values() for request in each.needs.requests)
-        left = self._keep(self._planned())  # an int8 network, once calibrated, may be one that cells were made with
-        tasks = [self._task(cells) for cells in grouped(left.values())]
-        self._report(running=min(self._work.jobs, len(tasks)))
-        executor = LocalExecutor(self._work.jobs, available_cores())
-        for done, finished in enumerate(executor.run(run_task, tasks), 1):
-            self._take(tasks[finished.index], finished.result)
-            self._report(running=min(self._work.jobs, len(tasks) - done))
-        return tuple(self._rows[place] for place in range(len(self._places)))
-
-    def _planned(self) -> dict[int, PlannedCell]:
-        """Return the cells without a row yet; one that is left out, or whose vectors cannot be had, gets its row."""
-        found = {}
-        for place, values in enumerate(self._places):
-            if place in self._rows:
-                continue
-            planned = plan_cell(self._grid, values, self._extractor)
-            if isinstance(planned, PlannedCell):
-                found[place] = planned
-            elif isinstance(planned, str):
-                self._rows[place] = CellResult(values, "skipped", planned)
-            else:
-                name = digest([str(values)])[:16]
-                self._rows[place] = replace(failed_cell(self._folder, name, values, planned), data=str(values["data"]))
-        return found
-
-    def _keep(self, planned: Mapping[int, PlannedCell]) -> dict[int, PlannedCell]:
-        """Take the rows of finished cells from the disk; return the cells that are to be made."""
-        left = {}
-        for place, each in planned.items():
-            try:
-                cell = read_cell(self._folder, each.name, each.values)
-            except RunError as error:
-                self._work.note(f"{error}: it is made again")
-                remove_cell(self._folder, each.name)
-                cell = None
-            if cell:
-                self._rows[place] = cell
-            else:
-                left[place] = each
-        return left
-
-    def _task(self, cells: Sequence[PlannedCell]) -> CellTask:
-        needs = cells[0].needs
-        job = self._extractor.plan(needs.clean)
-        path = self._extractor.path
-        return CellTask(
-            folder=self._folder,
-            config=self._grid.fit_config(cells[0].values),
-            request=job.request,
-            data=job.images.name,
-            weights=job.backbone.weights,
-            clean=path(needs.clean),
-            splits=dict(zip(job.images.ids, job.images.splits.tolist(), strict=True)),
-            views=path(needs.train_views) if needs.train_views else None,
-            cells=tuple(
-                CellCondition(
-                    each.name,
-                    each.values,
-                    replace(job.request, perturb=each.needs.test.perturb if each.needs.test else None),
-                    path(each.needs.test) if each.needs.test else None,
-                )
-                for each in cells
-            ),
-        )
-
-    def _take(self, task: CellTask, lost: Sequence[CellResult] | None) -> None:
-        """Take the rows of a task: from the disk, or those that say why there is nothing."""
-        died = RunError("the process of this cell died: it was killed, or ran out of memory")
-        rows = {self._place(cell.values): cell for cell in lost or ()}
-        for each in task.cells:
-            place = self._place(each.values)
-            row = rows.get(place) or read_cell(self._folder, each.name, each.values)
-            self._rows[place] = row or replace(
-                failed_cell(self._folder, each.name, each.values, died), data=task.data, weights=task.weights
-            )
-
-    def _place(self, values: Mapping[str, AxisValue]) -> int:
-        """Return a cell's place; two cells may share a name, where two values mean the same."""
-        return self._place_of[tuple(values.values())]
-
-    def _report(self, running: int) -> None:
-        failed = sum(row.status == "failed" for row in self._rows.values())
-        self._work.progress(Progress(len(self._places), len(self._rows), failed, running))
+    tasks = [_make_task(grid, cells, extractor, folder) for cells in group_by_head(pending)]
+    total = len(results) + len(pending)
+    _report_progress(config, results, total, len(tasks))
+    for done, finished in enumerate(executor.run(run_task, tasks), 1):
+        task = tasks[finished.index]
+        failed = {} if finished.worker_died else finished.result
+        for cell in task.conditions:
+            results[cell.index] = failed.get(cell.index) or _read_result(task, cell)
+        _report_progress(config, results, total, len(tasks) - done)
+    return results
 
 
-def plan_cell(grid: Grid, values: Mapping[str, AxisValue], extractor: Extractor) -> PlannedCell | Exception | str:
-    """Return a cell that is to be made, or the error that says why it cannot, or why the grid leaves it out."""
-    why = grid.why_skipped(values)
-    if why:
-        return why
-    try:
-        needs = cell_features(values, grid.fixed)
-    except Exception as error:
-        return error
-    return extractor.find_error(needs.requests) or PlannedCell(values, needs, _name(grid, values, needs, extractor))
+def _pending_cells(
+    grid: Grid,
+    extractor: Extractor,
+    folder: Path,
+    results: dict[int, CellResult],
+    note: Callable[[str], None],
+) -> list[PlannedCell]:
+    """Return the cells that must be computed; add to ``results`` those that are finished or cannot be computed."""
+    plan = plan_grid(grid, extractor, without=results)
+    for unavailable in plan.unavailable:
+        results[unavailable.index] = _unavailable_result(folder, unavailable)
+    pending = []
+    for cell in plan.cells:
+        try:
+            result = read_cell(folder, cell.name, cell.values)
+        except RunError as error:
+            note(f"{error}: computing it again")
+            remove_cell(folder, cell.name)
+            result = None
+        if result is None:
+            pending.append(cell)
+        else:
+            results[cell.index] = result
+    return pending
 
 
-def _name(grid: Grid, values: Mapping[str, AxisValue], needs: CellFeatures, extractor: Extractor) -> str:
-    """Return 16 hex digits over everything that decides the cell's numbers."""
-    chosen = [str(values["head"]), str(values["seed"]), _config_text(grid.fit_config(values))]
-    files = [
-        extractor.plan(each).recipe.fingerprint if each else "none" for each in (needs.clean, needs.train_views, needs.test)
-    ]
-    splits = extractor.plan(needs.clean).images.splits.tolist()
-    return digest([*chosen, *files, *splits, RESULTS_VERSION, str(SCHEMA)])[:16]
+def _unavailable_result(folder: Path, cell: UnavailableCell) -> CellResult:
+    if cell.error is None:
+        return CellResult(cell.values, "skipped", cell.reason)
+    name = digest([str(cell.values)])[:16]
+    result = failed_cell(folder, name, cell.values, cell.error)
+    return replace(result, data=str(cell.values["data"]))
 
 
-def _config_text(config: FitConfig) -> str:
-    """Return a fit configuration as featkit 0.1.0 wrote it into cell names, so that its cells are still found."""
-    return (
-        f"Protocol(tune={config.tune!r}, subset={config.subset!r}, balance={config.balance!r}, "
-        f"reject={config.reject!r}, progress=None)"
+def _make_task(
+    grid: Grid, cells: Sequence[PlannedCell], extractor: Extractor, folder: Path
+) -> CellTask:
+    """Return the task of cells that share a fitted head."""
+    first = cells[0]
+    plan = extractor.plan(first.features.clean)
+    conditions = []
+    for cell in cells:
+        request, test = plan.request, None
+        if cell.features.test:
+            request = replace(request, perturb=cell.features.test.perturb)
+            test = extractor.path(cell.features.test)
+        conditions.append(CellCondition(cell.index, cell.name, cell.values, request, test))
+    views = first.features.train_views
+    return CellTask(
+        folder=folder,
+        config=grid.fit_config(first.values),
+        request=plan.request,
+        data=plan.images.name,
+        weights=plan.backbone.weights,
+        clean=extractor.path(first.features.clean),
+        splits=dict(zip(plan.images.ids, plan.images.splits.tolist(), strict=True)),
+        views=extractor.path(views) if views else None,
+        conditions=tuple(conditions),
     )
 
 
-def grouped(cells: Iterable[PlannedCell]) -> list[list[PlannedCell]]:
-    """Return cells that one fitted head serves: those that agree on all but their test images."""
-    groups: dict[tuple[AxisValue, ...], list[PlannedCell]] = {}
-    for each in cells:
-        groups.setdefault(tuple(value for axis, value in each.values.items() if axis != "perturb"), []).append(each)
-    return list(groups.values())
+def _read_result(task: CellTask, cell: CellCondition) -> CellResult:
+    """Return the result that a worker has written, or a failed one if the worker died before."""
+    result = read_cell(task.folder, cell.name, cell.values)
+    if result is not None:
+        return result
+    error = RunError("the worker process of this cell died: it was killed or ran out of memory")
+    failed = failed_cell(task.folder, cell.name, cell.values, error)
+    return replace(failed, data=task.data, weights=task.weights)
+
+
+def _report_progress(
+    config: AblationConfig, results: dict[int, CellResult], total: int, tasks_left: int
+) -> None:
+    failed = sum(result.status == "failed" for result in results.values())
+    config.progress(Progress(total, len(results), failed, running=min(config.jobs, tasks_left)))

@@ -1,4 +1,4 @@
-"""A head that is fitted once for all cells that differ in their test images only: one task of a matrix."""
+"""One task of a grid: fit a head and evaluate it for all cells that differ in their test images only."""
 
 from __future__ import annotations
 
@@ -22,8 +22,17 @@ from featkit.runs.fit import FitConfig, FittedHead, evaluate_head, fit_head
 
 @dataclass(frozen=True)
 class CellCondition:
-    """One cell: its name on disk, its place on the axes, and the file of its test images if they are perturbed."""
+    """The test images of one cell of a task.
 
+    Attributes:
+        index: position of the cell in the grid.
+        name: name of the cell's file.
+        values: value on each axis.
+        request: images and network, with the perturbation of the test images.
+        test: cache file of the perturbed test images; None for clean ones.
+    """
+
+    index: int
     name: str
     values: Mapping[str, AxisValue]
     request: Request
@@ -32,16 +41,16 @@ class CellCondition:
 
 @dataclass(frozen=True)
 class CellTask:
-    """A head to fit, and the cells for which it is judged.
+    """A head to fit, and the cells that it is evaluated for.
 
     Attributes:
-        folder: where the cells are kept.
-        config: how it is fitted.
+        folder: folder of the cell files.
+        config: how the head is fitted.
         request, data, weights: as in ``FeatureSet``.
-        clean: file of all images as they are.
+        clean: cache file of all clean images.
         splits: split of each image by its id.
-        views: file of perturbed views of train, or None.
-        cells: they agree on every axis but that of the test images.
+        views: cache file of perturbed views of the train images, or None.
+        conditions: one per cell.
     """
 
     folder: Path
@@ -52,70 +61,76 @@ class CellTask:
     clean: Path
     splits: Mapping[str, str]
     views: Path | None
-    cells: tuple[CellCondition, ...]
+    conditions: tuple[CellCondition, ...]
 
 
-def run_task(task: CellTask) -> list[CellResult]:
-    """Fit a head and write its cells; return those that came to nothing, as rows.
+def run_task(task: CellTask) -> dict[int, CellResult]:
+    """Fit a head and write the files of its cells.
 
-    BLAS runs on one core: the numbers are the same however many tasks are at work.
+    BLAS uses one thread, so that the results do not depend on the number of workers.
+
+    Returns:
+        The results of cells that failed, by their position in the grid; all others have a file.
     """
-    lost = []
-    try:
-        with single_threaded_blas():
-            source = _source(task)
-            fitted = _fit(task, source)
-            for cell in task.cells:
-                try:
-                    _judge(task, cell, fitted, source)
-                except Exception as error:  # whatever it is, the other cells go on
-                    lost.append(failed_cell(task.folder, cell.name, cell.values, error))
-    except Exception as error:
-        lost = [failed_cell(task.folder, cell.name, cell.values, error) for cell in task.cells]
-    return [replace(cell, data=task.data, weights=task.weights) for cell in lost]
+    failed: dict[int, CellResult] = {}
+    values = task.conditions[0].values
+    with single_threaded_blas():
+        try:
+            source = _load_features(task)
+            fitted = fit_head(source, str(values["head"]), int(values["seed"]), task.config)
+        except Exception as error:  # of any kind, MemoryError included: the other tasks must run
+            return {cell.index: _failure(task, cell, error) for cell in task.conditions}
+        for cell in task.conditions:
+            try:
+                _evaluate_cell(task, cell, fitted, source)
+            except Exception as error:  # as above
+                failed[cell.index] = _failure(task, cell, error)
+    return failed
 
 
-def _source(task: CellTask) -> FeatureSet:
+def _failure(task: CellTask, cell: CellCondition, error: Exception) -> CellResult:
+    result = failed_cell(task.folder, cell.name, cell.values, error)
+    return replace(result, data=task.data, weights=task.weights)
+
+
+def _load_features(task: CellTask) -> FeatureSet:
     embeddings = _read(task.clean)
     splits = np.array([task.splits[name] for name in embeddings.ids], dtype=np.str_)
-    source = FeatureSet(task.request, replace(embeddings, splits=splits), task.clean, task.data, task.weights)
-    if task.views is None:
-        return source
-    return replace(source, embeddings=source.embeddings.append(_read(task.views)))
+    embeddings = replace(embeddings, splits=splits)
+    if task.views:
+        embeddings = embeddings.append(_read(task.views))
+    return FeatureSet(task.request, embeddings, task.clean, task.data, task.weights)
 
 
 @lru_cache(maxsize=2)
 def _read(path: Path) -> Embeddings:
+    """Read a cache file; consecutive tasks of a worker mostly need the same one."""
     return store.read(path)
 
 
-def _fit(task: CellTask, source: FeatureSet) -> FittedHead:
-    values = task.cells[0].values
-    return fit_head(source, str(values["head"]), int(values["seed"]), task.config)
-
-
-def _judge(task: CellTask, cell: CellCondition, fitted: FittedHead, source: FeatureSet) -> None:
+def _evaluate_cell(task: CellTask, cell: CellCondition, fitted: FittedHead, source: FeatureSet) -> None:
+    """Evaluate a fitted head on the test images of one cell and write its file."""
     if cell.test is None:
         write_cell(task.folder, cell.name, evaluate_head(fitted, source), fitted.val_score)
         return
     perturbed = store.read(cell.test)
-    run = evaluate_head(
-        fitted,
-        replace(source, request=cell.request, embeddings=source.embeddings.replace_test(perturbed)),
-    )
-    shift = cosine_to(source.embeddings.part("test"), perturbed)
-    report = replace(run.report, provenance={**run.report.provenance, "cosine_to_clean": shift})
-    write_cell(task.folder, cell.name, replace(run, report=report), fitted.val_score)
+    embeddings = source.embeddings.replace_test(perturbed)
+    run = evaluate_head(fitted, replace(source, request=cell.request, embeddings=embeddings))
+    cosine = mean_cosine(source.embeddings.part("test"), perturbed)
+    provenance = {**run.report.provenance, "cosine_to_clean": cosine}
+    run = replace(run, report=replace(run.report, provenance=provenance))
+    write_cell(task.folder, cell.name, run, fitted.val_score)
 
 
-def cosine_to(clean: Embeddings, perturbed: Embeddings) -> dict[str, float]:
-    """Return the mean cosine between the vectors of the same images, with the normal 95 % interval over images."""
+def mean_cosine(clean: Embeddings, perturbed: Embeddings) -> dict[str, float]:
+    """Return the mean cosine between features of the same images, with its normal 95 % interval over images."""
     row_of = {name: row for row, name in enumerate(clean.ids)}
-    shared = [name in row_of for name in perturbed.ids]
-    a = clean.x[[row_of[name] for name in perturbed.ids if name in row_of]].astype(np.float64)
+    shared = [row for row, name in enumerate(perturbed.ids) if name in row_of]
+    a = clean.x[[row_of[perturbed.ids[row]] for row in shared]].astype(np.float64)
     b = perturbed.x[shared].astype(np.float64)
-    lengths = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
-    cosines = (a * b).sum(axis=1) / np.where(lengths == 0, 1, lengths)
-    half = float(norm.ppf(0.975) * cosines.std(ddof=1) / np.sqrt(len(cosines))) if len(cosines) > 1 else 0.0
-    mean = float(cosines.mean())
+    norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
+    cosines = (a * b).sum(axis=1) / np.where(norms == 0, 1, norms)
+    mean, half = float(cosines.mean()), 0.0
+    if len(cosines) > 1:
+        half = float(norm.ppf(0.975) * cosines.std(ddof=1) / np.sqrt(len(cosines)))
     return {"n": len(cosines), "mean": mean, "low": max(-1.0, mean - half), "high": min(1.0, mean + half)}

@@ -137,7 +137,7 @@ def test_a_damaged_cell_is_made_again_and_that_is_said(grid, work, damage):
     assert found == reference
     assert len(notes) == 1
     assert path.name in notes[0]
-    assert "made again" in notes[0]
+    assert "computing it again" in notes[0]
 
 
 def test_results_do_not_depend_on_the_number_of_jobs(grid, work, tmp_path):
