@@ -1,4 +1,4 @@
-"""The path solver gives scikit-learn's optimum, from memory and from blocks, on NumPy and on torch."""
+"""The path solver finds scikit-learn's optimum, in memory and in blocks, with NumPy and torch."""
 
 from itertools import pairwise
 
@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from sklearn.linear_model import LogisticRegression
 
 from featkit.errors import HeadError
-from featkit.heads import rotated
+from featkit.heads import logistic
 from featkit.heads.logistic import logistic_path
 
 CS = [1e-4, 1e-2, 1.0, 100.0, 1e4]
@@ -40,7 +40,7 @@ def objective(x, codes, c, model, weights=None):
 @pytest.mark.parametrize("k", [2, 5])
 @pytest.mark.parametrize(("n", "d"), [(120, 8), (40, 60)])
 @pytest.mark.parametrize("weighted", [False, True])
-def test_every_value_of_c_has_scikit_learns_optimum(n, d, k, weighted):
+def test_solutions_equal_those_of_scikit_learn(n, d, k, weighted):
     """Binary and multinomial, more rows than columns and fewer, with and without weights."""
     x, codes = blobs(n, d, k)
     weights = np.random.default_rng(1).uniform(0.5, 3, n) if weighted else None
@@ -59,8 +59,8 @@ def test_every_value_of_c_has_scikit_learns_optimum(n, d, k, weighted):
 
 
 @pytest.mark.parametrize(("n", "d"), [(300, 20), (60, 200)])
-def test_float32_is_as_good_to_one_in_ten_thousand(n, d):
-    """At each C, also where every row is far on the right side and its loss is nearly nothing."""
+def test_float32_solutions_are_within_one_in_ten_thousand(n, d):
+    """At each C, also on separated data whose loss is close to zero."""
     x, codes = blobs(n, d, 6, dtype=np.float32)
     for fitted in logistic_path(x, codes, CS, n_classes=6):
         expected = theirs(x.astype(np.float64), codes, fitted.C)
@@ -72,7 +72,7 @@ def test_float32_is_as_good_to_one_in_ten_thousand(n, d):
 
 
 class Slices:
-    """What h5py's data sets offer of an array: a shape, a type and slices."""
+    """The interface of an h5py dataset: a shape, a type and slices."""
 
     def __init__(self, rows):
         self._rows, self.shape, self.dtype = rows, rows.shape, rows.dtype
@@ -83,9 +83,9 @@ class Slices:
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_blocks_of_a_source_give_what_memory_gives(dtype, monkeypatch, tmp_path):
-    """Blocks of 7 rows, the last one shorter; an array mapped from a file is such a source."""
-    monkeypatch.setattr(rotated, "BLOCK", 7 * 12)
+def test_reading_in_blocks_gives_the_same_solutions(dtype, monkeypatch, tmp_path):
+    """Blocks of 7 rows with a shorter last one; also for a memory-mapped array."""
+    monkeypatch.setattr(logistic, "BLOCK_VALUES", 7 * 12)
     x, codes = blobs(100, 12, 4, dtype=dtype)
     np.save(tmp_path / "rows.npy", x)
     held = logistic_path(x, codes, CS, n_classes=4, tol=1e-9 if dtype == np.float64 else 1e-6)
@@ -97,8 +97,8 @@ def test_blocks_of_a_source_give_what_memory_gives(dtype, monkeypatch, tmp_path)
 
 
 @pytest.mark.parametrize(("n", "d"), [(100, 12), (30, 50)])
-def test_torch_gives_what_numpy_gives(n, d):
-    """The way of a GPU, on torch's CPU."""
+def test_torch_gives_the_same_solutions_as_numpy(n, d):
+    """The GPU code path, on the CPU."""
     torch = pytest.importorskip("torch")
     x, codes = blobs(n, d, 4)
     here = logistic_path(x, codes, CS, n_classes=4, tol=1e-12)
@@ -108,8 +108,8 @@ def test_torch_gives_what_numpy_gives(n, d):
         np.testing.assert_allclose(a.coef, b.coef, atol=1e-4 * np.abs(a.coef).max())
 
 
-def test_each_value_of_c_can_have_a_tolerance_of_its_own():
-    """In the order of the values, not of the path: what is passed by roughly does not spoil where it leads."""
+def test_each_c_can_have_its_own_tolerance():
+    """In the order of ``cs``, not of the path; coarse intermediate solutions do no harm."""
     x, codes = blobs(200, 10, 5)
     fine = logistic_path(x, codes, CS[::-1], n_classes=5, tol=1e-12)
     mixed = logistic_path(x, codes, CS[::-1], n_classes=5, tol=[1e-12, *[1e-2] * (len(CS) - 1)])
@@ -118,8 +118,8 @@ def test_each_value_of_c_can_have_a_tolerance_of_its_own():
     np.testing.assert_allclose(mixed[0].coef, fine[0].coef, atol=1e-4 * np.abs(fine[0].coef).max())
 
 
-def test_the_loss_falls_and_the_weights_grow_with_c():
-    """Along the path the penalty only ever gives way."""
+def test_loss_decreases_and_weights_grow_with_c():
+    """Along the path the penalty decreases."""
     x, codes = blobs(200, 10, 5)
     path = logistic_path(x, codes, np.logspace(-6, 5, 45), n_classes=5)
     lengths = [np.linalg.norm(fitted.coef) for fitted in path]
@@ -129,7 +129,7 @@ def test_the_loss_falls_and_the_weights_grow_with_c():
 
 @given(seed=st.integers(0, 1000), c=st.floats(1e-3, 1e3))
 @settings(max_examples=10, deadline=None)
-def test_the_order_of_the_values_and_the_company_of_others_do_not_matter(seed, c):
+def test_order_of_cs_and_other_cs_do_not_matter(seed, c):
     """Solutions come in the order of ``cs``; a C alone, twice or within a path has one optimum."""
     x, codes = blobs(80, 6, 3, seed)
     (alone,) = logistic_path(x, codes, [c], n_classes=3, tol=1e-13)
@@ -141,8 +141,8 @@ def test_the_order_of_the_values_and_the_company_of_others_do_not_matter(seed, c
 
 @given(seed=st.integers(0, 1000))
 @settings(max_examples=10, deadline=None)
-def test_a_weight_counts_as_so_many_rows_and_none_as_no_row(seed):
-    """Weights 0 to 3 against repeated rows: the same optimum, and the same loss."""
+def test_sample_weights_equal_repeated_samples(seed):
+    """Also for weight zero."""
     x, codes = blobs(60, 5, 3, seed)
     weights = np.random.default_rng(seed).integers(4, size=60)
     weights[:3] = 1
@@ -154,7 +154,7 @@ def test_a_weight_counts_as_so_many_rows_and_none_as_no_row(seed):
         np.testing.assert_allclose(a.coef, b.coef, atol=1e-4 * np.abs(b.coef).max())
 
 
-def test_a_class_without_rows_never_wins():
+def test_class_without_samples_is_never_predicted():
     """Codes may leave a class out; its intercept falls until it no longer matters."""
     x, codes = blobs(90, 5, 3)
     (fitted,) = logistic_path(x, codes * 2, [1.0], n_classes=5)
@@ -163,8 +163,8 @@ def test_a_class_without_rows_never_wins():
     assert set((x @ fitted.coef.T + fitted.intercept).argmax(axis=1)) <= {0, 2, 4}
 
 
-def test_too_few_steps_are_told():
-    """A solution that did not meet the tolerance says so."""
+def test_stopping_at_max_iter_is_reported():
+    """``converged`` is False."""
     x, codes = blobs(200, 10, 5)
     (fitted,) = logistic_path(x, codes, [10.0], n_classes=5, tol=1e-10, max_iter=2)
     assert (fitted.n_iter, fitted.converged) == (2, False)
@@ -173,16 +173,16 @@ def test_too_few_steps_are_told():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"cs": [1.0, 0.0]}, r"values of C must be above zero, but cs is \[1\.0, 0\.0\]"),
-        ({"cs": []}, r"values of C must be above zero"),
-        ({"n_classes": 2}, r"codes must lie in 0\.\.1, but span 0\.\.2"),
-        ({"sample_weight": np.zeros(30)}, r"sample_weight must hold 30 numbers"),
-        ({"sample_weight": -np.ones(30)}, r"none below zero"),
-        ({"sample_weight": np.ones(3)}, r"sample_weight must hold 30 numbers"),
+        ({"cs": [1.0, 0.0]}, r"values of C must be positive, but cs is \[1\.0, 0\.0\]"),
+        ({"cs": []}, r"values of C must be positive"),
+        ({"n_classes": 2}, r"class codes must be in 0\.\.1, but are 0\.\.2"),
+        ({"sample_weight": np.zeros(30)}, r"sample_weight must have 30 non-negative values"),
+        ({"sample_weight": -np.ones(30)}, r"non-negative values that are not all zero"),
+        ({"sample_weight": np.ones(3)}, r"sample_weight must have 30 non-negative values"),
     ],
 )
-def test_what_cannot_be_solved_is_refused_in_one_line(options, message):
-    """A wrong C, class or weight names what was found."""
+def test_invalid_arguments_raise_a_one_line_error(options, message):
+    """The message contains the invalid value."""
     x, codes = blobs(30, 4, 3)
     with pytest.raises(HeadError, match=message):
         logistic_path(x, codes, **{"cs": [1.0], "n_classes": 3} | options)
