@@ -1,11 +1,31 @@
-"""A directory of results is there whole or not at all."""
+"""Files appear whole or not at all, and locks are released when their process dies."""
 
 from __future__ import annotations
 
+import csv
+import io
+import os
+import signal
+import subprocess
+import sys
+
 import pytest
 
-from featkit.errors import StorageError
-from featkit.storage import publish
+from featkit.errors import SpecError, StorageError
+from featkit.storage import (
+    LockHeldError,
+    available_cores,
+    csv_text,
+    digest,
+    file_sha256,
+    lock_owner,
+    locked,
+    peak_memory_mb,
+    publish,
+    read_toml,
+    safe_name,
+    write_file,
+)
 
 
 def names(folder):
@@ -26,7 +46,7 @@ def test_an_older_directory_is_replaced_as_a_whole(tmp_path):
 
 
 @pytest.mark.parametrize("error", [ValueError("no"), KeyboardInterrupt()])
-def test_a_failure_leaves_what_was_there(tmp_path, error):
+def test_a_failed_publish_leaves_the_old_directory(tmp_path, error):
     def fail(path):
         raise error
 
@@ -37,10 +57,120 @@ def test_a_failure_leaves_what_was_there(tmp_path, error):
     assert names(tmp_path / "run") == ["old"]
 
 
-def test_a_full_disk_is_one_line(tmp_path):
-    def fail(path):
-        raise OSError(28, "No space left on device")
+def fill_disk(path):
+    path.write_text("half")
+    raise OSError(28, "No space left on device")
 
+
+def test_a_full_disk_is_an_error_of_one_line(tmp_path):
     with pytest.raises(StorageError, match=r"cannot write .*run: No space left on device; "):
-        publish(tmp_path / "run", {"a": fail})
+        publish(tmp_path / "run", {"a": fill_disk})
+    with pytest.raises(StorageError, match=r"cannot write .*file: No space left on device; "):
+        write_file(tmp_path / "file", fill_disk)
     assert names(tmp_path) == []
+
+
+def test_a_file_is_replaced_whole_or_kept(tmp_path):
+    path = tmp_path / "new" / "file"
+    write_file(path, "old")
+    with pytest.raises(StorageError):
+        write_file(path, fill_disk)
+    assert path.read_text() == "old"
+    write_file(path, b"new")
+    assert path.read_text() == "new"
+    assert names(path.parent) == ["file"]
+
+
+def test_a_lock_is_held_until_the_block_ends_and_leaves_no_file(tmp_path):
+    lock = tmp_path / ".lock"
+    with locked(lock):
+        assert f"process {os.getpid()} on " in lock.with_suffix(".owner").read_text()
+    with locked(lock):
+        pass
+    assert names(tmp_path) == []
+
+
+HOLD = """
+import sys
+from pathlib import Path
+from featkit.storage import locked
+with locked(Path(sys.argv[1])):
+    print("held", flush=True)
+    sys.stdin.readline()
+"""
+
+
+@pytest.fixture
+def lock(tmp_path):
+    return tmp_path / ".work.lock"
+
+
+@pytest.fixture
+def holder(lock):
+    """Another process that holds the lock."""
+    command = [sys.executable, "-c", HOLD, str(lock)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "held\n"
+        yield process
+        process.kill()
+
+
+def test_a_held_lock_is_refused_and_its_owner_named(lock, holder):
+    with pytest.raises(LockHeldError, match=f"locked by process {holder.pid} on "), locked(lock):
+        pass
+    assert lock_owner(lock).startswith(f"process {holder.pid} on ")
+
+
+def test_waiting_for_a_lock_ends_when_it_is_released(lock, holder):
+    owners = []
+
+    def release(owner):
+        owners.append(owner)
+        holder.stdin.write("\n")
+        holder.stdin.flush()
+
+    with locked(lock, on_wait=release):
+        assert owners[0].startswith(f"process {holder.pid} on ")
+
+
+def test_the_lock_of_a_killed_process_is_released(lock, holder):
+    os.kill(holder.pid, signal.SIGKILL)
+    holder.wait()
+    assert lock_owner(lock) == ""
+    with locked(lock):
+        pass
+
+
+def test_a_folder_that_cannot_be_written_is_an_error_of_one_line(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StorageError, match="cannot write"), locked(tmp_path / "file" / ".lock"):
+        pass
+
+
+def test_csv_has_the_columns_of_all_rows_and_quotes_what_needs_it():
+    text = csv_text([{"a": 1, "b": None}, {"a": 'x,"y"', "c": 0.5}])
+    assert text.startswith("a,b,c\n")
+    assert list(csv.reader(io.StringIO(text)))[1:] == [["1", "", ""], ['x,"y"', "", "0.5"]]
+    assert csv_text([{"a": 1, "b": 2}], ["b"]) == "b\n2\n"
+
+
+def test_different_sequences_have_different_digests(tmp_path):
+    assert len({digest(parts) for parts in (["ab"], ["a", "b"], ["b", "a"], [])}) == 4
+    (tmp_path / "a").write_bytes(b"abc")
+    assert file_sha256(tmp_path / "a").startswith("ba7816bf8f01cfea")
+
+
+def test_a_toml_file_that_cannot_be_read_is_named(tmp_path):
+    (tmp_path / "grid.toml").write_text("x = [")
+    for name in ("grid.toml", "missing.toml"):
+        with pytest.raises(SpecError, match=rf"{name} cannot be read as a grid"):
+            read_toml(tmp_path / "grid.toml" if name == "grid.toml" else tmp_path / name, "a grid")
+
+
+def test_names_of_files_are_safe():
+    assert [safe_name(name) for name in ("a b/c", "..", "résumé-1.0")] == ["a_b_c", "images", "r_sum_-1.0"]
+
+
+def test_memory_and_cores_are_plausible():
+    assert 10 < peak_memory_mb() < 1e6
+    assert 1 <= available_cores() <= os.cpu_count()

@@ -21,7 +21,7 @@ from featkit.embeddings.request import Request
 from featkit.errors import DataError, SpecError
 from featkit.extras import require
 from featkit.images.base import SPLITS
-from featkit.storage import digest, file_sha256, safe_name, write_csv, write_file
+from featkit.storage import digest, file_sha256, locked, safe_name, write_csv, write_file
 
 FORMATS = (".csv", ".npz", ".parquet")
 _COLUMNS = ("id", "label", "split")
@@ -129,7 +129,8 @@ def _publish(file: Path, cache: Path, table: FeatureTable) -> Path:
     splits = np.array(table.splits, np.str_)
     header = store.Header(recipe, tuple(table.ids), keys, labels, splits, classes, provenance)
     path = cache / f"{name}-import-{recipe.fingerprint[:12]}.h5"
-    store.write(path, header, iter([(np.arange(len(x)), x)]))
+    with locked(cache / f".{path.stem}.lock", on_wait=lambda owner: None):
+        store.write(path, header, iter([(np.arange(len(x)), x)]))
     return path
 
 

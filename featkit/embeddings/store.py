@@ -22,12 +22,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featkit.embeddings.base import Embeddings
-from featkit.embeddings.journal import lock_of
 from featkit.embeddings.layout import ZSTD_FILTER, StorageLayout, convert_features
 from featkit.embeddings.recipe import Recipe, describe_differences
 from featkit.errors import CacheError, StaleCacheError
 from featkit.extras import is_installed
-from featkit.storage import locked, replace_file, storage_errors
+from featkit.storage import replace_file, storage_errors
 
 Block = tuple[NDArray[np.int64], NDArray[np.float32]]
 """Rows ``(b,)``, increasing, and their features ``(b, d)``; a row that no block names is an unreadable image."""
@@ -131,7 +130,8 @@ def write(
 ) -> None:
     """Write blocks of rows to a partial file, then rename it to ``path``.
 
-    The partial file is removed if the blocks end early, by an error or Ctrl-C.
+    The partial file is removed if the blocks end early, by an error or Ctrl-C. The caller holds a lock, so that no other
+    process writes the same file.
 
     Raises:
         DataError: if a number is too large for float16.
@@ -143,25 +143,22 @@ def write(
     options = layout.dataset_options()
     with storage_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-    # The lock tells ``featkit cache gc`` that the partial file is in use.
-    with locked(lock_of(partial), on_wait=lambda owner: None):
+        disk = _ErrorKeepingFile(partial)
+    try:
+        with disk, h5py.File(disk, "w") as file:
+            _write_header(file, header)
+            for rows, features in blocks:
+                if "embeddings" not in file:
+                    _create(file, features.shape[1], layout.dtype, options)
+                _write_block(file, rows, features)
+                with storage_errors(path):
+                    disk.check()
+            file.attrs["complete"] = True
         with storage_errors(path):
-            disk = _ErrorKeepingFile(partial)
-        try:
-            with disk, h5py.File(disk, "w") as file:
-                _write_header(file, header)
-                for rows, features in blocks:
-                    if "embeddings" not in file:
-                        _create(file, features.shape[1], layout.dtype, options)
-                    _write_block(file, rows, features)
-                    with storage_errors(path):
-                        disk.check()
-                file.attrs["complete"] = True
-            with storage_errors(path):
-                disk.check()
-                replace_file(partial, path)
-        finally:
-            partial.unlink(missing_ok=True)
+            disk.check()
+            replace_file(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def _write_header(file: Any, header: Header) -> None:

@@ -18,7 +18,7 @@ from featkit.embeddings.plan import (
 from featkit.embeddings.recipe import describe_differences
 from featkit.embeddings.request import Request
 from featkit.errors import CacheError, FeatkitError
-from featkit.storage import LockHeldError, lock_owner, locked
+from featkit.storage import lock_owner
 
 _ROWS = 4096
 
@@ -100,17 +100,19 @@ def collect_garbage(cache: Path) -> tuple[list[Path], list[str]]:
     Returns:
         The removed files, and the processes that are still extracting; int8 networks are then kept.
     """
-    removed: list[Path] = []
-    busy: list[str] = []
+    busy = []
+    for lock in sorted(cache.glob(".*.lock")):
+        owner = lock_owner(lock)  # removes the lock file of a dead process
+        if owner:
+            busy.append(owner)
+    removed = []
     for partial in sorted(cache.glob(".*.partial")):
-        try:
-            with locked(lock_of(partial)):
-                partial.unlink(missing_ok=True)
+        # The HDF5 files of running extractions have no lock of their own.
+        if partial.name.endswith(".h5.partial") and busy:
+            continue
+        if not lock_owner(lock_of(partial)):
+            partial.unlink(missing_ok=True)
             removed.append(partial)
-        except LockHeldError as error:
-            busy.append(error.owner)
-    for lock in cache.glob(".*.lock"):
-        lock_owner(lock)  # removes the lock file of a dead process
     for path in [] if busy else unused_networks(cache):
         path.unlink(missing_ok=True)
         removed.append(path)

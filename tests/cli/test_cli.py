@@ -245,7 +245,7 @@ def test_cache_verify_names_what_differs(photos):
 
 
 def test_explain_runs_nothing(photos):
-    assert "no hit" in call("extract", "--data", photos, *FAST, "--explain").stdout
+    assert "miss" in call("extract", "--data", photos, *FAST, "--explain").stdout
     assert not Path("cache").exists()
 
 

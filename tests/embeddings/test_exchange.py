@@ -55,8 +55,8 @@ def test_a_table_without_splits_is_all_train(tmp_path):
     [
         ("", "columns id and label"),
         ("id,a\n1,2\n", "columns id and label"),
-        ("id,label\n1,x\n", "do not fit"),
-        ("id,label,a\n", "do not fit"),
+        ("id,label\n1,x\n", "numbers of images differ"),
+        ("id,label,a\n", "numbers of images differ"),
         ("id,label,a\n1,x,nan\n", "finite"),
         ("id,label,a\n1,x,one\n", "cannot be read"),
         ("id,label,a\n1,x\n", "equally long"),
@@ -73,14 +73,14 @@ def test_a_malformed_table_is_refused(text, said, tmp_path):
 
 def test_pickled_arrays_are_not_read(tmp_path):
     np.savez(tmp_path / "v.npz", embeddings=np.array([{}, {}], dtype=object), ids=["a", "b"])
-    with pytest.raises(DataError, match="cannot be read as vectors"):
+    with pytest.raises(DataError, match="cannot be read as features"):
         import_file(tmp_path / "v.npz", tmp_path / "cache")
 
 
 def test_an_unknown_format_a_missing_file_and_a_missing_folder_are_refused(file, tmp_path):
     with pytest.raises(SpecError, match=r"\*\.csv, \*\.npz, \*\.parquet"):
         export_file(file, tmp_path / "v.xlsx")
-    with pytest.raises(DataError, match="is not there"):
+    with pytest.raises(DataError, match="not found"):
         import_file(tmp_path / "v.npz", tmp_path)
     with pytest.raises(StorageError):
         export_file(file, tmp_path / "nowhere" / "v.npz")

@@ -15,7 +15,9 @@ import hashlib, os, signal, sys, time
 from pathlib import Path
 import numpy as np
 import torch
-from featkit import Compute, ImageSet, extract
+from featkit import Compute, ImageSet
+from featkit.embeddings.extract import extract_embeddings
+from featkit.embeddings.request import Request
 import featkit.backbones.engines.torch  # before the fork
 
 kills, cache = int(sys.argv[1]), Path(sys.argv[2])
@@ -32,7 +34,8 @@ images = ImageSet("colours", tuple(f"{row}.png" for row in rows), rows % 2, ("ev
 
 def run(cache, batch_size, workers):
     compute = Compute(device="cpu", batch_size=batch_size, workers=workers)
-    return extract(images, cache=cache, compute=compute, weights="random", resize="32", precision="fp32")
+    request = Request(data="", weights="random", resize="32", precision="fp32")
+    return extract_embeddings(request, cache, compute, images=images)
 
 def in_child(*arguments, after=None):
     start, child = time.perf_counter(), os.fork()
@@ -84,13 +87,15 @@ def test_a_killed_extraction_goes_on_to_the_same_file(tmp_path):
 FULL = """
 import resource, sys
 from pathlib import Path
-from featkit import Compute, extract
+from featkit import Compute
+from featkit.embeddings.extract import extract_embeddings
+from featkit.embeddings.request import Request
 from featkit.errors import StorageError
 
 def run(cache):
     compute = Compute(device="cpu", batch_size=8)
     options = {"weights": "random", "resize": "8", "limit": "train=60,test=30", "precision": "fp32"}
-    return extract("digits", cache=cache, compute=compute, **options)
+    return extract_embeddings(Request(**options), Path(cache), compute)
 
 before = resource.getrlimit(resource.RLIMIT_FSIZE)
 for room in (1_000, 50_000, 150_000, 250_000):

@@ -47,7 +47,7 @@ def test_float16_halves_the_vectors_and_says_what_it_rounds(tmp_path, colours):
 
 @pytest.mark.parametrize("how", ["float64", "gzip,zstd", "float16,float32", "", "float16,,gzip"])
 def test_an_unknown_layout_is_refused(how):
-    with pytest.raises(SpecError, match="is not known: give one of float32, float16"):
+    with pytest.raises(SpecError, match="is unknown; use one of: float32, float16"):
         StorageLayout.parse(how)
 
 

@@ -78,7 +78,7 @@ def test_the_file_is_plain_hdf5(tmp_path):
 
 def test_another_recipe_is_refused_and_the_field_named(tmp_path):
     write(tmp_path / "a.h5")
-    with pytest.raises(StaleCacheError, match=r"layer: avgpool there, layer3 asked for") as caught:
+    with pytest.raises(StaleCacheError, match=r"layer: avgpool cached, layer3 requested") as caught:
         store.read(tmp_path / "a.h5", replace(RECIPE, layer="layer3"))
     assert caught.value.fields == {"layer": ("avgpool", "layer3")}
 
@@ -107,7 +107,7 @@ def test_a_foreign_hdf5_file_is_refused(tmp_path):
 
 
 def test_a_missing_file_is_named(tmp_path):
-    with pytest.raises(CacheError, match=r"gone\.h5 is not there"):
+    with pytest.raises(CacheError, match=r"gone\.h5 not found"):
         store.read(tmp_path / "gone.h5")
 
 

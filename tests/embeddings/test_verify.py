@@ -43,7 +43,7 @@ def test_a_corrupted_row_is_named(path, dataset):
     with h5py.File(path, "r+") as file:
         row = file[dataset][5]
         file[dataset][5] = row + np.asarray(1, row.dtype)
-    assert verify(path, COMPUTE) == [f"{path}: the vector of blue/5.png is damaged"]
+    assert verify(path, COMPUTE) == [f"{path}: the features of blue/5.png are damaged"]
 
 
 @pytest.mark.parametrize(
@@ -58,7 +58,7 @@ def test_changed_labels_names_or_keys_are_noticed(path, dataset, wrong):
 def test_a_changed_recipe_is_noticed(path):
     with h5py.File(path, "r+") as file:
         file.attrs["recipe"] = file.attrs["recipe"].replace("avgpool", "layer3")
-    assert verify(path, COMPUTE) == [f"{path}: the recipe in it is not the one in its name"]
+    assert verify(path, COMPUTE) == [f"{path}: the file name does not match the recipe"]
 
 
 def test_a_truncated_file_is_named(path):
@@ -71,22 +71,23 @@ def test_images_that_differ_from_those_on_disk_are_named(path, photos):
     Image.new("RGB", (9, 9), "red").save(photos / "red" / "0.png")
     (photos / "red" / "1.png").unlink()
     Image.new("RGB", (9, 9), "pink").save(photos / "red" / "new.png")
-    lines = [line.partition("since it was made, ")[2] for line in verify(path, COMPUTE)]
-    assert lines == ["red/new.png is new", "red/0.png is changed", "red/1.png is gone"]
+    lines = [line.removeprefix(f"{path}: ") for line in verify(path, COMPUTE)]
+    changes = ["red/new.png is new", "red/0.png is changed", "red/1.png is gone"]
+    assert lines == [f"{change} since the file was made" for change in changes]
 
 
 def test_why_a_file_is_no_hit_is_explained_by_field(path, request_):
     cache = path.parent
     assert explain(job_of(request_, cache)) == f"hit: {path}"
     said = explain(job_of(replace(request_, layer="layer3"), cache))
-    assert said.startswith("no hit: 24 of 24 images would be embedded")
-    assert said.endswith("differs in layer: avgpool there, layer3 asked for")
+    assert said.startswith("miss: 24 of 24 images must be embedded")
+    assert said.endswith("differs in layer: avgpool cached, layer3 requested")
     assert "there is no embeddings file" in explain(job_of(request_, cache / "none"))
 
 
 def test_what_would_be_embedded_is_counted(path, request_, photos):
     Image.new("RGB", (9, 9), "red").save(photos / "red" / "0.png")
-    assert "no hit: 1 of 24 images would be embedded" in explain(job_of(request_, path.parent))
+    assert "miss: 1 of 24 images must be embedded" in explain(job_of(request_, path.parent))
 
 
 def test_garbage_is_collected_but_not_from_under_who_is_at_work(tmp_path):
@@ -97,4 +98,4 @@ def test_garbage_is_collected_but_not_from_under_who_is_at_work(tmp_path):
         removed, busy = collect_garbage(tmp_path)
     assert removed == [tmp_path / ".a.partial"]
     assert len(busy) == 1
-    assert sorted(path.name for path in tmp_path.iterdir()) == [".b.owner", ".b.partial"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".b.lock", ".b.owner", ".b.partial"]

@@ -133,7 +133,7 @@ def test_vectors_outlive_their_images(source, photos, tmp_path):
     shutil.rmtree(photos)
     again = load_features({}, tmp_path / "cache", Compute())
     np.testing.assert_array_equal(again.embeddings.x, source.embeddings.x)
-    assert "is gone" in again.notes[0]
+    assert "not found" in again.notes[0]
 
 
 def test_a_missing_folder_that_is_asked_for_is_an_error(source, photos, given, tmp_path):
@@ -201,6 +201,20 @@ def test_the_options_of_a_correction_are_chosen_by_balanced_accuracy_on_val(sour
     assert best.balanced_accuracy == max(tried.balanced_accuracy for tried in run.search.candidates)
     assert run.head.correction == best.options["correction"]
     assert run.report.provenance["val_balanced_accuracy"] == best.balanced_accuracy
+
+
+@pytest.mark.parametrize("perturb", [None, "gaussian_noise:level=strong"])
+def test_features_that_extract_made_are_a_cache_hit_for_fit(given, tmp_path, monkeypatch, perturb):
+    import featkit
+    from featkit.embeddings import extract as extraction
+
+    options = {**given, "perturb": perturb}
+    extracted = featkit.extract(**options, cache=tmp_path / "new")
+    monkeypatch.setattr(extraction, "embed", None)  # a miss would call it
+    features = load_features(options, tmp_path / "new", Compute()).embeddings
+    assert features.recipe == extracted.recipe
+    np.testing.assert_array_equal(features.x, extracted.x)
+    np.testing.assert_array_equal(features.splits, extracted.splits)
 
 
 def test_perturbed_test_images_are_embedded_anew_and_train_is_reused(given, source, tmp_path):
