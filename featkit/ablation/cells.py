@@ -32,8 +32,8 @@ class CellResult:
 
     Attributes:
         values: the cell's value on each axis.
-        status: ``ok``; ``skipped`` if a rule of the grid excludes it, it does not apply, or weights or
-            an optional dependency are missing; ``failed``.
+        status: ``ok``; ``skipped`` if a rule of the grid excludes it, it does not apply, or weights
+            or an optional dependency are missing; ``failed``.
         reason: why the status is not ``ok``, or the warnings of the report.
         log: path of the file with the traceback of a failed cell, relative to the grid's folder.
         data: short name of the images.
@@ -43,7 +43,8 @@ class CellResult:
         predictions: predictions on the test images; None unless ``ok``.
         val_score: balanced accuracy on the validation set of a head fitted on train only; None if
             there is no validation set.
-        seconds: time of fitting and prediction; cells that share a fitted head each include its time.
+        seconds: time of fitting and prediction; cells that share a fitted head each include its
+            time.
     """
 
     values: Mapping[str, AxisValue]
@@ -65,12 +66,23 @@ class CellResult:
             report = self.report
             low, high = report.interval95
             balanced_low, balanced_high = report.balanced_interval95
-            row |= {"n": report.n, "top1": report.top1, "low": low, "high": high, "top5": report.top5}
+            row |= {
+                "n": report.n,
+                "top1": report.top1,
+                "low": low,
+                "high": high,
+                "top5": report.top5,
+            }
             row |= {"balanced_accuracy": report.balanced_accuracy, "balanced_low": balanced_low}
             row |= {"balanced_high": balanced_high, "macro_f1": report.macro_f1}
             row |= {group.name: group.top1 for group in report.groups or ()}
             row["val_balanced_accuracy"] = self.val_score
-        return row | {"weights_used": self.weights, "run": self.run, "reason": self.reason, "log": self.log}
+        return row | {
+            "weights_used": self.weights,
+            "run": self.run,
+            "reason": self.reason,
+            "log": self.log,
+        }
 
 
 @contextmanager
@@ -144,7 +156,9 @@ def remove_cell(folder: Path, name: str) -> None:
     _cell_path(folder, name).unlink(missing_ok=True)
 
 
-def failed_cell(folder: Path, name: str, values: Mapping[str, AxisValue], error: BaseException) -> CellResult:
+def failed_cell(
+    folder: Path, name: str, values: Mapping[str, AxisValue], error: BaseException
+) -> CellResult:
     """Return the result of a cell that raised an error, and write the traceback to its log file.
 
     Missing weights, a missing optional dependency and a correction that does not apply to the head
@@ -178,7 +192,9 @@ def _parse_cell(content: Mapping[str, Any], values: Mapping[str, AxisValue]) -> 
         weights=content["weights"],
         run=content["run"],
         report=report,
-        predictions=Predictions(tuple(stored["ids"]), np.array(stored["y"]), np.array(stored["predicted"])),
+        predictions=Predictions(
+            tuple(stored["ids"]), np.array(stored["y"]), np.array(stored["predicted"])
+        ),
         val_score=content["val_score"],
         seconds=cost["fit_seconds"] + cost["predict_seconds"],
     )

@@ -1,9 +1,11 @@
 """Analysis of long-tailed training sets and of perturbed test images.
 
-Every table prints these rows: the CSV files, the Markdown summary, the HTML report and the command line. The question is
-whether a correction helps, or what a perturbation costs, for this classifier in general, so each row is averaged over the
-seeds with ``featkit.evaluation.effects``, whose interval covers the sampling of test images and of seeds. A difference
-within one seed would be about that split only; the accuracy of each seed is in results.csv.
+Every table prints these rows: the CSV files, the Markdown summary, the HTML report and the command
+    line. The question is
+whether a correction helps, or what a perturbation costs, for this classifier in general, so each
+row is averaged over the seeds with ``featkit.evaluation.effects``, whose interval covers the
+sampling of test images and of seeds. A difference within one seed would be about that split only;
+the accuracy of each seed is in results.csv.
 """
 
 from __future__ import annotations
@@ -15,7 +17,16 @@ from typing import Any
 
 import numpy as np
 
-from featkit.ablation.effects import BALANCE, PERTURB, PLAIN, SUBSET, Findings, ScoredCell, grouped, unperturbed
+from featkit.ablation.effects import (
+    BALANCE,
+    PERTURB,
+    PLAIN,
+    SUBSET,
+    Findings,
+    ScoredCell,
+    grouped,
+    unperturbed,
+)
 from featkit.errors import SpecError
 from featkit.evaluation.effects import (
     METRICS,
@@ -42,10 +53,12 @@ class LongTailRow:
 
     Attributes:
         values: value on every axis except for the seed.
-        condition: text for the training set and all other varying axes except for seed and correction.
+        condition: text for the training set and all other varying axes except for seed and
+            correction.
         balance: the correction.
         mean: balanced accuracy.
-        gain: balanced accuracy minus that without correction; None for ``none`` itself, or without such cells.
+        gain: balanced accuracy minus that without correction; None for ``none`` itself, or without
+            such cells.
         groups: accuracy on ``many``, ``medium`` and ``few``-shot classes, as far as there are any.
         val_score: mean balanced accuracy on the validation set; None if a cell has none.
         best_on_val: whether ``val_score`` is the highest of all corrections in the same condition.
@@ -66,7 +79,9 @@ class LongTailRow:
         row |= _interval_columns("balanced_accuracy", self.mean.value, self.mean.interval95)
         for name in GROUPS:
             if name in self.groups:
-                row |= _interval_columns(name, self.groups[name].value, self.groups[name].interval95)
+                row |= _interval_columns(
+                    name, self.groups[name].value, self.groups[name].interval95
+                )
         row |= {"val_balanced_accuracy": self.val_score, "best_on_val": self.best_on_val}
         return row | _effect_columns("gain", self.gain)
 
@@ -77,13 +92,16 @@ class DropRow:
 
     Attributes:
         name: text for the classifier, or the perturbation.
-        clean, perturbed: the metric on clean and on perturbed test images, over otherwise equal cells.
+        clean, perturbed: the metric on clean and on perturbed test images, over otherwise equal
+            cells.
         drop: clean minus perturbed.
         relative, relative_interval95: the drop divided by the clean metric.
         worst: the family with the lowest metric and that metric, if there are several families.
-        values: value on every axis except for the seed; without the perturbation if several were pooled.
+        values: value on every axis except for the seed; without the perturbation if several were
+            pooled.
         perturbations: number of perturbations.
-        cosine: mean cosine between the features of each clean image and its perturbed copy, if known.
+        cosine: mean cosine between the features of each clean image and its perturbed copy, if
+            known.
         mce, mce_interval95: mean corruption error, see ``mean_corruption_error``.
     """
 
@@ -148,10 +166,16 @@ def long_tail(findings: Findings) -> list[LongTailRow]:
     return [replace(row, gain=next(gains)) if row.gain else row for row in rows]
 
 
-def _correction_rows(findings: Findings, axes: Sequence[str], scored: list[ScoredCell]) -> list[LongTailRow]:
+def _correction_rows(
+    findings: Findings, axes: Sequence[str], scored: list[ScoredCell]
+) -> list[LongTailRow]:
     """Return a row for each correction on one training set."""
-    by_balance = {str(value or _NONE): cells for (value,), cells in grouped(scored, [BALANCE]).items()}
-    names = [str(value) for value in findings.axes.get(BALANCE, by_balance) if str(value) in by_balance]
+    by_balance = {
+        str(value or _NONE): cells for (value,), cells in grouped(scored, [BALANCE]).items()
+    }
+    names = [
+        str(value) for value in findings.axes.get(BALANCE, by_balance) if str(value) in by_balance
+    ]
     relabelled = []
     for name in names:
         for each in by_balance[name]:
@@ -202,10 +226,14 @@ def drops_by_classifier(findings: Findings, baseline: str = "") -> list[DropRow]
 
     Args:
         findings: of a grid.
-        baseline: backbone whose errors are the unit of the mean corruption error; empty for no such error.
+        baseline: backbone whose errors are the unit of the mean corruption error; empty for no such
+            error.
     """
     axes = [axis for axis in findings.axes if axis not in (SEED, PERTURB)]
-    groups = [(findings.label(cells[0].cell.values, axes), cells) for cells in grouped(findings.scored, axes).values()]
+    groups = [
+        (findings.label(cells[0].cell.values, axes), cells)
+        for cells in grouped(findings.scored, axes).values()
+    ]
     rows = _drop_rows(findings, groups)
     if not baseline:
         return rows
@@ -221,7 +249,9 @@ def drops_by_perturbation(findings: Findings) -> list[DropRow]:
     """Return a row for each perturbation, all classifiers pooled; none unless there are clean and perturbed cells."""
     clean, by_perturbation = unperturbed(findings), grouped(findings.scored, [PERTURB])
     names = [value for value in findings.axes.get(PERTURB, ())[1:] if (value,) in by_perturbation]
-    return _drop_rows(findings, [(str(name), [*clean, *by_perturbation[(name,)]]) for name in names])
+    return _drop_rows(
+        findings, [(str(name), [*clean, *by_perturbation[(name,)]]) for name in names]
+    )
 
 
 def drops_by_classifier_and_perturbation(findings: Findings) -> list[DropRow]:
@@ -260,8 +290,8 @@ def _drop_row(findings: Findings, name: str, scored: list[ScoredCell]) -> DropRo
 
     clean_mean = fmean(float(each.scores.scores.mean()) for each in clean) or 1.0
     relative = drop.difference / clean_mean
-    # Interval of the ratio by the delta method: scale the clean scores so that the mean difference is zero, and divide
-    # the interval of that difference by the clean metric.
+    # Interval of the ratio by the delta method: scale the clean scores so that the mean difference
+    # is zero, and divide the interval of that difference by the clean metric.
     scaled = [ScoredCell(each.cell, _scaled(each.scores, 1 - relative)) for each in clean]
     residual = _paired_effect(scaled, perturbed) or drop
     low, high = (relative + (end - residual.difference) / clean_mean for end in residual.interval95)
@@ -318,9 +348,12 @@ def _worst_family(findings: Findings, scored: Sequence[ScoredCell]) -> tuple[str
 def _mean_cosine(scored: Sequence[ScoredCell]) -> tuple[float, Interval] | None:
     """Return the cosine to the clean features, averaged over seeds.
 
-    The ends of the interval are averaged too: test images are shared between seeds, so more seeds do not narrow it.
+    The ends of the interval are averaged too: test images are shared between seeds, so more seeds
+        do not narrow it.
     """
-    shifts = [each.cell.report.provenance.get("cosine_to_clean") for each in scored if each.cell.report]
+    shifts = [
+        each.cell.report.provenance.get("cosine_to_clean") for each in scored if each.cell.report
+    ]
     known = [shift for shift in shifts if shift]
     if not known:
         return None
@@ -333,19 +366,21 @@ def mean_corruption_errors(
 ) -> dict[frozenset[tuple[str, Any]], tuple[float, Interval]]:
     """Return the mean corruption error of each classifier, and its 95 % interval.
 
-    For each family the errors, summed over severities and seeds, are divided by those of the same head on the baseline
-    backbone; the mean over families is the mean corruption error. The interval is by the delta method, with the
-    clustering over images and seeds of ``featkit.evaluation.effects``.
+    For each family the errors, summed over severities and seeds, are divided by those of the same
+    head on the baseline backbone; the mean over families is the mean corruption error. The interval
+    is by the delta method, with the clustering over images and seeds of
+    ``featkit.evaluation.effects``.
 
     Args:
         findings: of a grid.
         baseline: backbone whose errors are the unit.
 
     Returns:
-        By values on every axis except for seed and perturbation; nothing for a classifier of which the baseline lacks a
-        cell, or makes no error.
+        By values on every axis except for seed and perturbation; nothing for a classifier of which
+        the baseline lacks a cell, or makes no error.
 
-    Source: Hendrycks and Dietterich, "Benchmarking neural network robustness to common corruptions and perturbations",
+    Source: Hendrycks and Dietterich, "Benchmarking neural network robustness to common corruptions
+        and perturbations",
     ICLR 2019, section 4.
     """
     perturbed = [each.cell for each in findings.scored if not _is_clean(each)]
@@ -387,14 +422,20 @@ def _mean_corruption_error(
             return None
         ratio = fmean(float(own_errors[index].mean()) for index in indices) / unit
         ratios.append(ratio)
-        # Linearize: each family has the same weight, and the mean difference of the scaled errors is zero.
+        # Linearize: each family has the same weight, and the mean difference of the scaled errors
+        # is zero.
         weight = len(own) / (len(families) * len(indices) * unit)
         for index in indices:
             place = {**own[index].place, "backbone": ""}
-            scaled = {"own": own_errors[index] * weight, "baseline": reference_errors[index] * weight * ratio}
+            scaled = {
+                "own": own_errors[index] * weight,
+                "baseline": reference_errors[index] * weight * ratio,
+            }
             for network, errors in scaled.items():
                 images = (own if network == "own" else reference)[index].images
-                relabelled.append(CellScores({**place, "network": network}, images, errors, weight**2))
+                relabelled.append(
+                    CellScores({**place, "network": network}, images, errors, weight**2)
+                )
     found = effects(relabelled, "network", [("own", "baseline")])
     if not found or found[0].cells < len(own):
         return None

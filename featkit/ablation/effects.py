@@ -110,7 +110,9 @@ class Findings:
 
     def label(self, values: Mapping[str, Any], axes: Iterable[str]) -> str:
         """Return a text such as ``head svm, tune True`` for values on some axes."""
-        return ", ".join(f"{axis} {self.shown(axis, values[axis])}" for axis in axes if axis in values)
+        return ", ".join(
+            f"{axis} {self.shown(axis, values[axis])}" for axis in axes if axis in values
+        )
 
     def shown(self, axis: str, value: Any) -> str:
         """Return the text for a value of an axis.
@@ -126,7 +128,9 @@ class Findings:
         return "default" if value == "" else str(value)
 
 
-def analyze_grid(name: str, axes: Mapping[str, Sequence[Any]], cells: Sequence[CellResult]) -> Findings:
+def analyze_grid(
+    name: str, axes: Mapping[str, Sequence[Any]], cells: Sequence[CellResult]
+) -> Findings:
     """Compute all comparisons that the cells of a grid allow.
 
     Args:
@@ -141,7 +145,10 @@ def analyze_grid(name: str, axes: Mapping[str, Sequence[Any]], cells: Sequence[C
 
     def rank(cell: CellResult) -> tuple[float, list[int]]:
         score = -_metric_of(cell, metric)[0] if cell.report else 1.0
-        place = [found.index(cell.values[axis]) if axis in cell.values else -1 for axis, found in values.items()]
+        place = [
+            found.index(cell.values[axis]) if axis in cell.values else -1
+            for axis, found in values.items()
+        ]
         return score, place
 
     ordered = sorted(cells, key=rank)
@@ -168,18 +175,24 @@ def _metric_of(cell: CellResult, metric: str) -> tuple[float, Interval]:
     return cell.report.top1, cell.report.interval95
 
 
-def _values_by_axis(axes: Mapping[str, Sequence[Any]], cells: Sequence[CellResult]) -> dict[str, tuple[Any, ...]]:
+def _values_by_axis(
+    axes: Mapping[str, Sequence[Any]], cells: Sequence[CellResult]
+) -> dict[str, tuple[Any, ...]]:
     """Return the values that occur on each axis: plain ones first, then in the order of the grid."""
     names = dict.fromkeys([*axes, *(axis for cell in cells for axis in cell.values)])
     found = {}
     for axis in names:
         present = dict.fromkeys(cell.values[axis] for cell in cells if axis in cell.values)
-        ordered = dict.fromkeys([*(value for value in axes.get(axis, ()) if value in present), *present])
+        ordered = dict.fromkeys(
+            [*(value for value in axes.get(axis, ()) if value in present), *present]
+        )
         found[axis] = tuple(sorted(ordered, key=lambda value: value not in PLAIN))
     return found
 
 
-def _axis_effects(axes: Mapping[str, tuple[Any, ...]], scores: Sequence[CellScores]) -> list[Effect]:
+def _axis_effects(
+    axes: Mapping[str, tuple[Any, ...]], scores: Sequence[CellScores]
+) -> list[Effect]:
     """Compare the values of each axis; data sets have different images, and seeds are repetitions."""
     found = []
     for axis, values in axes.items():
@@ -193,7 +206,9 @@ def _axis_effects(axes: Mapping[str, tuple[Any, ...]], scores: Sequence[CellScor
     return adjusted(found)
 
 
-def grouped(scored: Iterable[ScoredCell], axes: Sequence[str]) -> dict[tuple[Any, ...], list[ScoredCell]]:
+def grouped(
+    scored: Iterable[ScoredCell], axes: Sequence[str]
+) -> dict[tuple[Any, ...], list[ScoredCell]]:
     """Return cells grouped by their values on some axes, in the order of first appearance."""
     groups: dict[tuple[Any, ...], list[ScoredCell]] = {}
     for each in scored:
@@ -230,7 +245,8 @@ def _select_one(findings: Findings, condition: str, scored: list[ScoredCell]) ->
     """Return the selection under one condition; None with a single classifier or missing validation scores."""
     axes = findings.classifier_axes
     classifiers = {
-        findings.label(cells[0].cell.values, axes): cells for cells in grouped(scored, axes).values()
+        findings.label(cells[0].cell.values, axes): cells
+        for cells in grouped(scored, axes).values()
     }
     if len(classifiers) < 2:
         return None
@@ -246,7 +262,9 @@ def _select_one(findings: Findings, condition: str, scored: list[ScoredCell]) ->
             relabelled.append(replace(each.scores, place=place))
     # Ties are broken by name: the order of the cells is by test accuracy, which must not select.
     best = max(sorted(val_means), key=lambda name: val_means[name])
-    versus = effects(relabelled, "classifier", [(best, other) for other in classifiers if other != best])
+    versus = effects(
+        relabelled, "classifier", [(best, other) for other in classifiers if other != best]
+    )
     return Selection(
         condition=condition,
         choice=best,

@@ -28,8 +28,8 @@ class NetworkWork:
         name: name of the network.
         files: number of cache files to make.
         images: number of images to embed.
-        rate: throughput in images per second, measured on ``SAMPLE`` images; None if there are too few, or if an int8
-            network is not calibrated yet.
+        rate: throughput in images per second, measured on ``SAMPLE`` images; None if there are too
+            few, or if an int8 network is not calibrated yet.
     """
 
     name: str
@@ -137,7 +137,9 @@ def _throughput(plan: ExtractionPlan, rows: list[int], config: AblationConfig) -
         return None
     start = end = 0.0
     images, batches = 0, 0
-    for batch in embed(plan.images, [(plan.backbone, plan.request.precision, frozenset(rows))], config.compute):
+    for batch in embed(
+        plan.images, [(plan.backbone, plan.request.precision, frozenset(rows))], config.compute
+    ):
         end = time.perf_counter()
         batches += 1
         if batches == 1:

@@ -1,4 +1,4 @@
-"""The grid of a matrix: values along axes, options that stay the same, and which cells are left out and why."""
+"""Grids of experiments: axes with their values, options that are the same in every cell, and rules that skip cells."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from featkit.runs.fit import FitConfig
 from featkit.storage import digest, read_toml
 
 AxisValue = str | int | bool
+"""Value on an axis of a grid."""
 
 AXES: Mapping[str, AxisValue] = {
     "data": "digits",
@@ -32,47 +33,48 @@ AXES: Mapping[str, AxisValue] = {
     "tune": False,
     "perturb": "none",
 }
-"""Every axis with the value that it has unless others are given. The last one varies fastest.
+"""Every axis with its default value; the last axis varies fastest.
 
-``data``, ``backbone``, ``weights``, ``layer`` and ``precision`` are as in ``Request``, ``subset``, ``balance`` and
-``tune`` as in ``FitConfig``, ``head`` as in ``make_head``. ``perturb`` is done to the test images. With
-``train_perturb`` a head is fitted on a perturbed view of each train image as well. ``seed`` is that of the split, the
-limit, the subset, the perturbation and the head. ``tune`` chooses options on val: those of the head, or in a grid of
-several corrections those of the correction, of which ``none`` has none: the same head in all of them.
+``data``, ``backbone``, ``weights``, ``layer`` and ``precision`` are as in ``Request``; ``subset``,
+``balance`` and ``tune`` as in ``FitConfig``; ``head`` as in ``make_head``. ``perturb`` is applied
+to the test images. With ``train_perturb``, a perturbed copy of each train image is added to train.
+``seed`` is the seed of split, limit, subset, perturbation and head. ``tune`` tunes the
+hyperparameters of the head; in a grid with several corrections those of the correction instead, so
+that the head is the same for all.
 """
 
 HEADS = ("linear", "svm", "knn", "mlp", "prototypical")
 BUILT_IN: Mapping[str, Sequence[AxisValue]] = {"weights": ("imagenet", "random"), "head": HEADS}
-"""What `featkit ablate` runs when it is told nothing."""
+"""The axes of `featkit ablate` without options."""
 
 FIXED = tuple(part.name for part in fields(Request) if part.name not in (*AXES, "part"))
-"""Names of options that may stay the same in every cell."""
+"""Names of the options that are not axes and may be the same in every cell."""
 
 
 @dataclass(frozen=True)
 class Skip:
-    """A rule that leaves cells out: those with one of the values listed on every axis that it names."""
+    """A rule that skips the cells which have one of the listed values on every axis it names."""
 
     when: Mapping[str, Sequence[AxisValue]]
     why: str
 
     def covers(self, values: Mapping[str, AxisValue]) -> bool:
-        """Return whether a cell is left out."""
-        return all(values[axis] in these for axis, these in self.when.items())
+        """Return whether the rule skips a cell."""
+        return all(values[axis] in skipped for axis, skipped in self.when.items())
 
 
 @dataclass(frozen=True)
 class Grid:
-    """Values along each axis, and options that stay the same in every cell.
+    """Values along each axis, and options that are the same in every cell.
 
     Attributes:
-        name: short name of the study, fit for a folder.
-        axes: values of some of ``AXES``; the others have their one value.
+        name: short name, which is also the name of a folder.
+        axes: values of some of ``AXES``; the others have their default.
         fixed: other fields of ``Request``.
-        skips: which cells of the product are left out.
+        skips: rules that skip cells of the product.
 
     Raises:
-        SpecError: if an axis, an option or a value is none that anyone knows, or no cell is left.
+        SpecError: if an axis, an option or a value is unknown, or if all cells are skipped.
     """
 
     name: str
@@ -82,82 +84,105 @@ class Grid:
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"\w[\w.-]*", self.name):
-            raise SpecError(f"name {self.name!r} of the grid: letters, digits, dots, dashes and underscores, please")
+            raise SpecError(
+                f"name {self.name!r} of the grid: use letters, digits, dots, dashes and underscores"
+            )
         for named in (self.axes, *(rule.when for rule in self.skips)):
             check_names("axis", named, list(AXES))
             for axis, values in named.items():
-                _check(axis, values)
+                _check_values(axis, values)
         check_names("fixed option", self.fixed, list(FIXED))
-        if all(self.why_skipped(values) for values in self.cells()):
-            raise SpecError(f"grid {self.name} has no cell left: its rules skip all {len(self.cells())}")
+        cells = self.cells()
+        if all(self.why_skipped(values) for values in cells):
+            raise SpecError(f"grid {self.name} has no cell left: its rules skip all {len(cells)}")
 
     @property
     def id(self) -> str:
-        """12 hex digits over all but the name."""
+        """12 hex digits over everything but the name."""
         rules = [[dict(rule.when), rule.why] for rule in self.skips]
-        return digest([json.dumps([dict(self.axes), dict(self.fixed), rules], sort_keys=True)])[:12]
+        content = json.dumps([dict(self.axes), dict(self.fixed), rules], sort_keys=True)
+        return digest([content])[:12]
 
     def values(self, axis: str) -> Sequence[AxisValue]:
-        """Return the values of an axis, given or not."""
+        """Return the values of an axis without duplicates; its default if none were given."""
         return tuple(dict.fromkeys(self.axes.get(axis, (AXES[axis],))))
 
     def cells(self) -> list[dict[str, AxisValue]]:
-        """Return the product of the axes, skipped or not; neighbours share vectors, and then a head."""
-        return [dict(zip(AXES, values, strict=True)) for values in product(*map(self.values, AXES))]
+        """Return the product of all axes, with skipped cells; neighbours share features, then a head."""
+        axes = [self.values(axis) for axis in AXES]
+        return [dict(zip(AXES, values, strict=True)) for values in product(*axes)]
 
     def fit_config(self, values: Mapping[str, AxisValue]) -> FitConfig:
         """Return how the head of a cell is fitted."""
         subset, balance, tune = str(values["subset"]), str(values["balance"]), bool(values["tune"])
-        plain = balance == "none" and not (tune and len(self.values("balance")) > 1)
-        return FitConfig(tune, None if subset == "all" else subset, None if plain else balance)
+        # With several corrections, "none" is tuned as a correction too (it has no hyperparameters):
+        # otherwise it would be compared as a tuned head with untuned heads.
+        tunes_correction = tune and len(self.values("balance")) > 1
+        return FitConfig(
+            tune=tune,
+            subset=None if subset == "all" else subset,
+            balance=None if balance == "none" and not tunes_correction else balance,
+        )
 
     def why_skipped(self, values: Mapping[str, AxisValue]) -> str:
-        """Return why a cell is left out, empty if it is not."""
-        return next((rule.why for rule in self.skips if rule.covers(values)), "")
+        """Return the reason why a rule skips a cell; empty if none does."""
+        for rule in self.skips:
+            if rule.covers(values):
+                return rule.why
+        return ""
 
 
 def read_grid(path: Path) -> Grid:
     """Read ``name``, ``[axes]``, ``[fixed]`` and ``[[skip]]`` from a TOML file.
 
-    Environment variables, as in ``$HOME/photos``, are replaced by their values when a cell is run.
+    Environment variables, as in ``$HOME/photos``, are replaced when a cell is planned.
 
     Raises:
-        SpecError: if the file is not there, is not TOML, or is not a grid.
+        SpecError: if the file does not exist, is not TOML, or does not define a grid.
     """
     document = read_toml(path, "a grid")
     try:
         check_names("part of a grid", document, ["name", "axes", "fixed", "skip"])
-        axes, fixed = (_table(document, part) for part in ("axes", "fixed"))
-        return Grid(str(document.get("name", path.stem)), axes, fixed, _skips(document.get("skip", [])))
+        name = str(document.get("name", path.stem))
+        rules = _read_rules(document.get("skip", []))
+        return Grid(name, _read_table(document, "axes"), _read_table(document, "fixed"), rules)
     except SpecError as error:
         raise SpecError(f"{path}: {error}") from error
 
 
-def _skips(rules: Any) -> list[Skip]:
+def _read_rules(rules: Any) -> list[Skip]:
     if not isinstance(rules, list) or not all(isinstance(rule, dict) for rule in rules):
-        raise SpecError('skip must be a list of tables: write [[skip]], when = {axis = "value"} and why = "..."')
+        raise SpecError(
+            'skip must be a list of tables: write [[skip]], when = {axis = "value"} and why = "..."'
+        )
     found = []
     for rule in rules:
         check_names("part of a skip", rule, ["when", "why"])
-        when, why = _table(rule, "when"), rule.get("why")
+        when, why = _read_table(rule, "when"), rule.get("why")
         if not when or not isinstance(why, str) or not why:
-            raise SpecError('a skip says when and why: when = {axis = "value"} and why = "..."')
-        found.append(Skip({axis: these if isinstance(these, list) else [these] for axis, these in when.items()}, why))
+            raise SpecError(
+                'a skip rule needs when and why: when = {axis = "value"} and why = "..."'
+            )
+        listed = {
+            axis: values if isinstance(values, list) else [values] for axis, values in when.items()
+        }
+        found.append(Skip(listed, why))
     return found
 
 
-def _table(document: Mapping[str, Any], part: str) -> dict[str, Any]:
+def _read_table(document: Mapping[str, Any], part: str) -> dict[str, Any]:
     found = document.get(part, {})
     if not isinstance(found, dict):
         raise SpecError(f"{part} must be a table: write [{part}] and, below it, name = value")
     return found
 
 
-def _check(axis: str, values: Any) -> None:
+def _check_values(axis: str, values: Any) -> None:
     if not isinstance(values, list | tuple) or not values:
         raise SpecError(f"axis {axis} must be a list of at least one value, such as {axis} = [...]")
     kind = type(AXES[axis])
+    expected = {bool: "true or false", int: "a whole number from 0 up", str: "text"}[kind]
     for value in values:
+        # type(), not isinstance(): True is an int, but not a seed.
         if type(value) is not kind or (isinstance(value, int) and value < 0):
-            wanted = {bool: "true or false", int: "a whole number from 0 up", str: "text"}[kind]
-            raise SpecError(f"{axis} = {value!r} is not {wanted}")
+            raise SpecError(f"{axis} = {value!r} is not {expected}")

@@ -88,8 +88,8 @@ class AblationConfig:
 def run_grid(grid: Grid, config: AblationConfig) -> AblationResult:
     """Compute all cells of a grid that are not finished yet, and return the results of all cells.
 
-    Missing features are extracted first, each cache file once. Then each head is fitted once for all cells that
-    differ in their test images only. A cell that fails does not stop the others.
+    Missing features are extracted first, each cache file once. Then each head is fitted once for
+    all cells that differ in their test images only. A cell that fails does not stop the others.
 
     Raises:
         RunError: if another process is running the same grid.
@@ -110,9 +110,11 @@ def _run_cells(
     results: dict[int, CellResult] = {}
 
     pending = _pending_cells(grid, extractor, folder, results, config.note)
-    extractor.extract_independently(request for cell in pending for request in cell.features.requests)
-    # Plan again: an extraction may have failed, and the name of a cell with an int8 network is known only after the
-    # network has been calibrated, so that a cell may turn out to be finished.
+    extractor.extract_independently(
+        request for cell in pending for request in cell.features.requests
+    )
+    # Plan again: an extraction may have failed, and the name of a cell with an int8 network is
+    # known only after the network has been calibrated, so that a cell may turn out to be finished.
     pending = _pending_cells(grid, extractor, folder, results, config.note)
 
     tasks = [_make_task(grid, cells, extractor, folder) for cells in group_by_head(pending)]

@@ -7,7 +7,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from featkit.ablation.cells import CellResult
-from featkit.ablation.conditions import drops_by_classifier, drops_by_classifier_and_perturbation, long_tail
+from featkit.ablation.conditions import (
+    drops_by_classifier,
+    drops_by_classifier_and_perturbation,
+    long_tail,
+)
 from featkit.ablation.grid import AXES
 from featkit.ablation.run import AblationResult
 from featkit.storage import Content, csv_text
@@ -15,7 +19,17 @@ from featkit.storage import Content, csv_text
 _COLUMNS = (
     *AXES,
     "status",
-    *("n", "top1", "low", "high", "top5", "balanced_accuracy", "balanced_low", "balanced_high", "macro_f1"),
+    *(
+        "n",
+        "top1",
+        "low",
+        "high",
+        "top5",
+        "balanced_accuracy",
+        "balanced_low",
+        "balanced_high",
+        "macro_f1",
+    ),
     *("many", "medium", "few", "val_balanced_accuracy"),
     *("weights_used", "run", "reason", "log"),
 )
@@ -33,8 +47,8 @@ def result_files(result: AblationResult, baseline: str = "") -> dict[str, Conten
 
     Args:
         result: its cells are written best first.
-        baseline: backbone whose errors are the unit of the mean corruption error; empty for the first
-            of the grid.
+        baseline: backbone whose errors are the unit of the mean corruption error; empty for the
+            first of the grid.
     """
     cells = best_first(result.cells)
     findings = result.findings

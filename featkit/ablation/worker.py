@@ -108,7 +108,9 @@ def _read(path: Path) -> Embeddings:
     return store.read(path)
 
 
-def _evaluate_cell(task: CellTask, cell: CellCondition, fitted: FittedHead, source: FeatureSet) -> None:
+def _evaluate_cell(
+    task: CellTask, cell: CellCondition, fitted: FittedHead, source: FeatureSet
+) -> None:
     """Evaluate a fitted head on the test images of one cell and write its file."""
     if cell.test is None:
         write_cell(task.folder, cell.name, evaluate_head(fitted, source), fitted.val_score)
@@ -133,4 +135,9 @@ def mean_cosine(clean: Embeddings, perturbed: Embeddings) -> dict[str, float]:
     mean, half = float(cosines.mean()), 0.0
     if len(cosines) > 1:
         half = float(norm.ppf(0.975) * cosines.std(ddof=1) / np.sqrt(len(cosines)))
-    return {"n": len(cosines), "mean": mean, "low": max(-1.0, mean - half), "high": min(1.0, mean + half)}
+    return {
+        "n": len(cosines),
+        "mean": mean,
+        "low": max(-1.0, mean - half),
+        "high": min(1.0, mean + half),
+    }

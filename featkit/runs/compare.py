@@ -35,8 +35,8 @@ class OverSeeds:
     Attributes:
         top1: of each seed.
         mean, deviation: mean and standard deviation (n - 1).
-        interval95: of the mean over seeds, by Student's t. It does not cover the sampling of test images, which
-            the interval of each run does.
+        interval95: of the mean over seeds, by Student's t. It does not cover the sampling of test
+            images, which the interval of each run does.
     """
 
     top1: tuple[float, ...]
@@ -95,7 +95,9 @@ def read_run(directory: Path) -> tuple[str, Report, Predictions]:
         predicted = np.array([row["predicted"] for row in rows])
     except FileNotFoundError as error:
         missing = Path(error.filename).name
-        raise RunError(f"{directory} is not a run directory: {missing} is missing; {fix}") from error
+        raise RunError(
+            f"{directory} is not a run directory: {missing} is missing; {fix}"
+        ) from error
     except (OSError, DataError, KeyError, TypeError, ValueError) as error:
         raise RunError(f"{directory} cannot be read as a run ({error}): {fix}") from error
     return title, report, Predictions(ids, y, predicted)
@@ -125,5 +127,9 @@ def to_json(compared: Compared) -> str:
     """Return the runs and the pairs as indented JSON."""
     runs = []
     for name, report in compared.runs:
-        runs.append({"name": name, "n": report.n, "top1": report.top1, "interval95": report.interval95})
-    return json.dumps({"runs": runs, "pairs": [pair.to_dict() for pair in compared.pairs]}, indent=2)
+        runs.append(
+            {"name": name, "n": report.n, "top1": report.top1, "interval95": report.interval95}
+        )
+    return json.dumps(
+        {"runs": runs, "pairs": [pair.to_dict() for pair in compared.pairs]}, indent=2
+    )

@@ -92,7 +92,9 @@ def save_run(run: Run, out: Path, more: Mapping[str, Content]) -> Path:
         card = _card(run, head_digest)
         path.write_text(json.dumps({**card, "sha256": seal(card)}, indent=2), encoding="utf-8")
 
-    predictions = [{**row, "confidence": f"{row['confidence']:.6f}"} for row in run.prediction_rows()]
+    predictions = [
+        {**row, "confidence": f"{row['confidence']:.6f}"} for row in run.prediction_rows()
+    ]
     files: dict[str, Content] = {
         HEAD_FILE: write_head,
         CARD_FILE: write_card,
@@ -112,7 +114,9 @@ def _read_quantized_network(run: Run, sha256: str) -> bytes:
     cache = run.source.path.parent
     found = run.source.request.load_backbone().quantized or find_by_digest(cache, sha256)
     if found is None:
-        raise CacheError(f"the int8 network {sha256[:12]} of the features was not found in {cache}: extract them again")
+        raise CacheError(
+            f"the int8 network {sha256[:12]} of the features was not found in {cache}: extract them again"
+        )
     return found.path.read_bytes()
 
 
@@ -180,6 +184,8 @@ def load_run(directory: Path) -> SavedRun:
         )
     except FileNotFoundError as error:
         missing = Path(error.filename).name
-        raise RunError(f"{directory} is not a run directory: {missing} is missing; {fix}") from error
+        raise RunError(
+            f"{directory} is not a run directory: {missing} is missing; {fix}"
+        ) from error
     except (KeyError, TypeError, ValueError) as error:
         raise RunError(f"{card_file} cannot be read ({error}): {fix}") from error

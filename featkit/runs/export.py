@@ -20,7 +20,8 @@ def export_run(
 ) -> ExportAgreement:
     """Export a run to one file and verify its predictions.
 
-    Neither format computes in bf16: such a run is exported and verified in fp32. A run in OpenVINO is verified
+    Neither format computes in bf16: such a run is exported and verified in fp32. A run in OpenVINO
+        is verified
     in ONNX Runtime.
 
     Args:
@@ -61,7 +62,9 @@ def run_test_images(run: SavedRun, most: int | None = None) -> ImageSet:
         DataError: if the images were given in memory, or there are no test images.
     """
     if not run.request.data:
-        raise DataError(f"the images of {run.path} were given in memory, not by --data: fit again with --data")
+        raise DataError(
+            f"the images of {run.path} were given in memory, not by --data: fit again with --data"
+        )
     images = replace(run.request, augment=None).load_images()
     rows = images.rows("test")
     if not len(rows):

@@ -47,9 +47,10 @@ class FitConfig:
     """Configuration of fitting and evaluating a head.
 
     Attributes:
-        tune: whether to tune hyperparameters on the validation set: those of the correction if there is
-            one, else those of the head.
-        subset: spec of the subset of train to fit on, such as ``longtail:if=50``; None for all of it.
+        tune: whether to tune hyperparameters on the validation set: those of the correction if
+            there is one, else those of the head.
+        subset: spec of the subset of train to fit on, such as ``longtail:if=50``; None for all of
+            it.
         balance: spec of a correction for class imbalance, or None.
         reject: fraction of validation images to reject as unknown, or None to never reject.
         progress: called after each candidate that was evaluated.
@@ -98,7 +99,9 @@ class Run:
     def prediction_rows(self) -> list[dict[str, Any]]:
         """Return one row per test image: id, name of the true and of the predicted class, confidence."""
         classes, found = self.source.embeddings.classes, self.predictions
-        confidence = np.full(len(found.ids), np.nan) if found.confidence is None else found.confidence
+        confidence = (
+            np.full(len(found.ids), np.nan) if found.confidence is None else found.confidence
+        )
         rows = []
         for row, image_id in enumerate(found.ids):
             rows.append(
@@ -123,7 +126,10 @@ class Run:
         report = self.report
         row = {"run": self.id, "head": self.head_spec, "data": self.source.data, "n": report.n}
         row |= {"top-1": report.top1, "95% CI": report.interval95}
-        row |= {"balanced accuracy": report.balanced_accuracy, "balanced 95% CI": report.balanced_interval95}
+        row |= {
+            "balanced accuracy": report.balanced_accuracy,
+            "balanced 95% CI": report.balanced_interval95,
+        }
         return html_table([row])
 
 
@@ -136,8 +142,8 @@ class FittedHead:
         splits: the rows it was fitted on, and those its hyperparameters were tuned on.
         head: the fitted estimator.
         temperature, threshold: fitted on the validation set; None if there is none.
-        val_score: balanced accuracy on the validation set of a head fitted on train only; None if there
-            is no validation set.
+        val_score: balanced accuracy on the validation set of a head fitted on train only; None if
+            there is no validation set.
         search: the hyperparameter search, if there was one.
         seconds: duration of fitting, with the search.
     """
@@ -164,8 +170,9 @@ def fit_run(
 ) -> Run:
     """Fit a head and evaluate it on the test set, which nothing else uses.
 
-    Hyperparameters (with ``tune``), temperature and rejection threshold are fitted on the validation set with
-    a head fitted on the rest of train; then the final head is fitted on train and validation images.
+    Hyperparameters (with ``tune``), temperature and rejection threshold are fitted on the
+    validation set with a head fitted on the rest of train; then the final head is fitted on train
+    and validation images.
 
     Raises:
         SpecError: if the head, an option or a value is unknown.
@@ -204,7 +211,9 @@ def fit_head(source: FeatureSet, head_spec: str, seed: int, config: FitConfig) -
         val_scores = np.asarray(candidate.predict_proba(val.x), dtype=np.float64)
         columns = np.asarray(candidate.classes_)
     if val_scores is None and config.reject is not None:
-        raise DataError("no validation images to choose the rejection threshold on: leave out --reject")
+        raise DataError(
+            "no validation images to choose the rejection threshold on: leave out --reject"
+        )
 
     temperature, threshold, val_score = None, None, None
     if val_scores is not None:
@@ -247,7 +256,9 @@ def _tune(spec: Spec, splits: DataSplits, seed: int, config: FitConfig) -> Searc
         head = BalancedHead(head=str(spec), correction=config.balance, seed=seed)
         return search_correction(head, fit.x, fit.y, val.x, val.y, progress=config.progress)
     if spec.options:
-        raise SpecError(f"--tune chooses the options of {spec.name}: give {spec.name} without options")
+        raise SpecError(
+            f"--tune chooses the options of {spec.name}: give {spec.name} without options"
+        )
     return search(spec.name, fit.x, fit.y, val.x, val.y, seed=seed, progress=config.progress)
 
 
@@ -347,7 +358,9 @@ def _constant_column_warnings(embeddings: Embeddings) -> list[str]:
     columns = np.flatnonzero((embeddings.x == embeddings.x[0]).all(axis=0))
     dim = embeddings.x.shape[1]
     if len(columns) == dim:
-        raise DataError("all images have the same features, so no classifier can work: choose another --layer")
+        raise DataError(
+            "all images have the same features, so no classifier can work: choose another --layer"
+        )
     if not len(columns):
         return []
     named = ", ".join(map(str, columns[:5])) + (", ..." if len(columns) > 5 else "")
@@ -357,7 +370,12 @@ def _constant_column_warnings(embeddings: Embeddings) -> list[str]:
 def _run_id(fitted: FittedHead, source: FeatureSet) -> str:
     """Return 12 hex digits over everything that determines the numbers of a run."""
     config, embeddings = fitted.config, source.embeddings
-    chosen = [fitted.head_spec, str(fitted.seed), *map(str, config.to_dict().values()), str(config.reject)]
+    chosen = [
+        fitted.head_spec,
+        str(fitted.seed),
+        *map(str, config.to_dict().values()),
+        str(config.reject),
+    ]
     parts = [embeddings.recipe.fingerprint, *embeddings.splits.tolist(), *chosen, RESULTS_VERSION]
     return digest(parts)[:12]
 

@@ -79,7 +79,9 @@ def predict_exported(
     """
     metadata = exported.metadata
     target = PipelineTarget(metadata.prepare, exported.engine, frozenset(range(len(files))))
-    rows, scores = gathered(pipeline.run(images_from_files(files).load, [target], compute, on_cpu=True))
+    rows, scores = gathered(
+        pipeline.run(images_from_files(files).load, [target], compute, on_cpu=True)
+    )
     if not len(rows):
         return []
     names = [files[row] for row in rows]
@@ -91,11 +93,17 @@ def gathered(batches: Iterable[FeatureBatch]) -> tuple[Rows, Features]:
     blocks = [batch.outputs[0] for batch in batches if batch.outputs[0]]
     if not blocks:
         return np.empty(0, np.int64), np.empty((0, 0), np.float32)
-    return np.concatenate([rows for rows, _ in blocks]), np.concatenate([vectors for _, vectors in blocks])
+    return np.concatenate([rows for rows, _ in blocks]), np.concatenate(
+        [vectors for _, vectors in blocks]
+    )
 
 
 def _top_classes(
-    files: Sequence[str], scores: NDArray[np.floating[Any]], names: Sequence[str], threshold: float, top: int
+    files: Sequence[str],
+    scores: NDArray[np.floating[Any]],
+    names: Sequence[str],
+    threshold: float,
+    top: int,
 ) -> list[Prediction]:
     """Return the ``top`` classes of each file, by scores ``(n, k)`` with one name per column."""
     predictions = []

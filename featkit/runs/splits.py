@@ -27,8 +27,8 @@ class DataSplits:
         val: hyperparameters are tuned on these: original images, without augmented views.
         test: the final head is evaluated on these, once.
         final: the final head is fitted on these: all train and validation images.
-        own_val: whether the data came with a validation split; otherwise it is a stratified fifth of
-            train, drawn with the seed.
+        own_val: whether the data came with a validation split; otherwise it is a stratified fifth
+            of train, drawn with the seed.
     """
 
     fit: Embeddings
@@ -44,12 +44,14 @@ def make_splits(embeddings: Embeddings, seed: int, subset: str | None = None) ->
     Args:
         embeddings: of all images.
         seed: of the held-out validation images and of the subset.
-        subset: spec of a subset of train, such as ``longtail:if=50``. The data's own validation split does
-            not have the distribution of such a subset, so the final head is then not fitted on it.
+        subset: spec of a subset of train, such as ``longtail:if=50``. The data's own validation
+            split does not have the distribution of such a subset, so the final head is then not
+            fitted on it.
 
     Raises:
         SpecError: if the subset is unknown.
-        DataError: if train has fewer than two classes, there is no test image, or a feature is not finite.
+        DataError: if train has fewer than two classes, there is no test image, or a feature is not
+            finite.
     """
     refuse_infinite(embeddings)
     if subset:
@@ -111,7 +113,9 @@ def _held_out_rows(train: Embeddings, seed: int) -> NDArray[np.bool_]:
     """Return which train rows ``(n,)`` belong to a validation image; every class keeps at least one image."""
     sources = [original_id(name) for name in train.ids]
     _, first, image_of_row = np.unique(sources, return_index=True, return_inverse=True)
-    order = np.argsort(first)  # np.unique sorts by name; the split is drawn in the order of the images
+    order = np.argsort(
+        first
+    )  # np.unique sorts by name; the split is drawn in the order of the images
     drawn = stratified_split(train.y[first[order]], (1 - VAL_SHARE, VAL_SHARE, 0.0), seed)
     is_val = np.empty(len(first), bool)
     is_val[order] = drawn == "val"

@@ -66,7 +66,7 @@ def test_a_grid_file_is_read(tmp_path):
         ('[fixed]\npart = "test"\n', "unknown fixed option"),
         ("axes = 3\n", "must be a table"),
         ("skip = 3\n", "list of tables"),
-        ('[[skip]]\nwhen = {head = "svm"}\n', "says when and why"),
+        ('[[skip]]\nwhen = {head = "svm"}\n', "needs when and why"),
         ('[[skip]]\nwhen = {haed = "svm"}\nwhy = "x"\n', "did you mean head"),
         ('[[skip]]\nwhen = {head = "linear"}\nwhy = "x"\n', "no cell left"),
         ('name = "../up"\n', "letters, digits"),

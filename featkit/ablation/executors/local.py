@@ -16,9 +16,10 @@ from typing import Any
 
 from featkit.ablation.executors import FinishedTask
 
-# Why not joblib.Parallel(return_as="generator_unordered") with loky (tried with joblib 1.6): a worker
-# that dies ends the whole call and its finished results are lost, so the isolation of the responsible
-# task below is needed anyway; and loky's workers keep running when the parent process is killed.
+# Why not joblib.Parallel(return_as="generator_unordered") with loky (tried with joblib 1.6): a
+# worker that dies ends the whole call and its finished results are lost, so the isolation of the
+# responsible task below is needed anyway; and loky's workers keep running when the parent process
+# is killed.
 
 
 @dataclass(frozen=True)
@@ -62,11 +63,14 @@ class LocalExecutor:
     ) -> Iterator[FinishedTask]:
         """Run the pending tasks until all are finished or a worker dies; what is not started stays in ``pending``."""
         threads = max(1, self.cores // self.jobs)
-        with ProcessPoolExecutor(jobs, _process_context(), initializer=_start_worker, initargs=(threads,)) as pool:
+        with ProcessPoolExecutor(
+            jobs, _process_context(), initializer=_start_worker, initargs=(threads,)
+        ) as pool:
             running: dict[Future[Any], int] = {}
             broken = False
             while running or (pending and not broken):
-                # Submit only as many tasks as there are workers, so that few are suspects if one dies.
+                # Submit only as many tasks as there are workers, so that few are suspects if one
+                # dies.
                 while pending and len(running) < jobs and not broken:
                     try:
                         future = pool.submit(function, tasks[pending[0]])
