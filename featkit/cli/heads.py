@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import click
 
 from featkit.cli.options import command
@@ -15,9 +18,19 @@ Examples:
 
 @command(epilog=EPILOG)
 def heads() -> None:
-    """List heads, plug-ins included, with their hyperparameters and defaults."""
-    from featkit.heads import list_heads
+    """List heads and corrections of class imbalance, plug-ins included, with their options."""
+    from featkit.heads import list_corrections, list_heads
 
-    for row in list_heads():
-        click.echo(f"{row.name}: {row.summary}")
-        click.echo("    " + ", ".join(f"{name}={value}" for name, value in row.options.items()))
+    for head in list_heads():
+        click.echo(f"{head.name}{'' if head.builtin else ' (plug-in)'}: {head.summary}")
+        click.echo("    " + _options_text(head.options))
+    click.echo("\nCorrections of class imbalance (--balance):")
+    for correction in list_corrections():
+        names = ", ".join([correction.name, *correction.aliases])
+        click.echo(f"{names}: {correction.summary}")
+        if correction.options:
+            click.echo("    " + _options_text(correction.options))
+
+
+def _options_text(options: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name}={value}" for name, value in options.items())

@@ -18,7 +18,9 @@ __all__ = [
     "CORRECTIONS",
     "CORRECTION_ALIASES",
     "HEADS",
+    "CorrectionInfo",
     "HeadInfo",
+    "list_corrections",
     "list_heads",
     "make_head",
     "parse_correction",
@@ -82,6 +84,23 @@ class HeadInfo:
     builtin: bool
 
 
+@dataclass(frozen=True)
+class CorrectionInfo:
+    """Name and documentation of a correction of class imbalance.
+
+    Attributes:
+        name: as in a spec.
+        summary: first line of the docstring.
+        options: options that a spec can set, with their defaults.
+        aliases: other names.
+    """
+
+    name: str
+    summary: str
+    options: Mapping[str, Any]
+    aliases: tuple[str, ...]
+
+
 def make_head(spec: str | Spec, seed: int | None = None) -> Any:
     """Create the unfitted head that a spec such as ``svm:C=9,kernel=rbf`` describes.
 
@@ -130,9 +149,27 @@ def list_heads() -> list[HeadInfo]:
     """
     heads = []
     for name in HEADS.names():
-        factory = HEADS.get(name)
-        summary = (inspect.getdoc(factory) or "").partition("\n")[0]
-        parameters = inspect.signature(factory).parameters.values()
-        options = {parameter.name: parameter.default for parameter in parameters}
+        summary, options = _describe(HEADS.get(name))
         heads.append(HeadInfo(name, summary, options, builtin=name in BUILTIN_HEADS))
     return heads
+
+
+def list_corrections() -> list[CorrectionInfo]:
+    """List all corrections of class imbalance, built-in ones first.
+
+    Raises:
+        SpecError: if a plug-in cannot be imported.
+    """
+    corrections = []
+    for name in CORRECTIONS.names():
+        summary, options = _describe(CORRECTIONS.get(name))
+        aliases = tuple(alias for alias, target in CORRECTION_ALIASES.items() if target == name)
+        corrections.append(CorrectionInfo(name, summary, options, aliases))
+    return corrections
+
+
+def _describe(factory: Callable[..., Any]) -> tuple[str, dict[str, Any]]:
+    """Return the first line of the docstring, and the parameters with their defaults."""
+    summary = (inspect.getdoc(factory) or "").partition("\n")[0]
+    parameters = inspect.signature(factory).parameters.values()
+    return summary, {parameter.name: parameter.default for parameter in parameters}

@@ -147,7 +147,7 @@ class KNNHead(Head):
     def _vote(
         self, distances: NDArray[np.float64], codes: NDArray[np.intp], n_classes: int
     ) -> NDArray[np.float64]:
-        """Return the shares of votes of all classes ``(n, n_classes)`` from neighbours ``(n, k)``."""
+        """Return the vote shares of all classes ``(n, n_classes)`` from neighbours ``(n, k)``."""
         n = len(codes)
         # A weighted count of (row, class) pairs, each encoded as one number, sums all votes.
         pairs = np.arange(n)[:, None] * n_classes + codes

@@ -102,12 +102,7 @@ def logistic_path(
             all zero, or class codes out of range.
     """
     weights = _normalised_weights(len(codes), sample_weight)
-    if len(cs) == 0 or not np.all(np.asarray(cs) > 0):
-        raise UnfitDataError(f"values of C must be positive, but cs is {list(cs)}")
-    if n_classes < 2 or np.min(codes) < 0 or np.max(codes) >= n_classes:
-        raise UnfitDataError(
-            f"class codes must be in 0..{n_classes - 1}, but are {np.min(codes)}..{np.max(codes)}"
-        )
+    _check_cs_and_codes(cs, codes, n_classes)
     dtype = np.dtype(np.float32 if x.dtype == np.float32 else np.float64)
     total_weight = len(codes) if sample_weight is None else float(np.sum(sample_weight))
     tols = np.broadcast_to(tol, len(cs))
@@ -123,6 +118,17 @@ def logistic_path(
             coef, intercept = solver.weights()
             solutions[int(position)] = Solution(c, coef, intercept, *fit)
     return [solutions[position] for position in range(len(cs))]
+
+
+def _check_cs_and_codes(
+    cs: Sequence[float] | NDArray[Any], codes: NDArray[np.integer[Any]], n_classes: int
+) -> None:
+    if len(cs) == 0 or not np.all(np.asarray(cs) > 0):
+        raise UnfitDataError(f"values of C must be positive, but cs is {list(cs)}")
+    if n_classes < 2 or np.min(codes) < 0 or np.max(codes) >= n_classes:
+        raise UnfitDataError(
+            f"class codes must be in 0..{n_classes - 1}, but are {np.min(codes)}..{np.max(codes)}"
+        )
 
 
 def _normalised_weights(n: int, sample_weight: NDArray[Any] | None) -> NDArray[np.float64]:
@@ -243,7 +249,7 @@ class _Solver:
         return _LossTerms(loss, residual, powers)
 
     def _preconditioner(self, terms: _LossTerms) -> Callable[[Array], Array]:
-        """Return the product with the inverse of the approximate Hessian; refresh the axes if due."""
+        """Return the product with the inverse approximate Hessian; refresh the axes if due."""
         shared = self._backend.fetch(terms.probabilities.T @ (self._weights * terms.probabilities))
         np.fill_diagonal(shared, 0)
         class_curvature = np.diag(shared.sum(1)) - shared
@@ -403,7 +409,7 @@ class RotatedRows:
         self.rotate(weights)
 
     def product(self, theta: Array) -> Array:
-        """Return the logits ``(n, k)`` for weights ``(r + 1, k)``, the last row being intercepts."""
+        """Return the logits ``(n, k)`` for weights ``(r + 1, k)``, intercepts last."""
         if self._held is not None:
             return self._held @ theta
         plain = self._basis @ theta[:-1]

@@ -26,8 +26,8 @@ TRUSTED = (
     "featkit.heads.prototypical.PrototypicalHead",
     "featkit.heads.svm.SVMHead",
 )
-"""Types that a file may contain, besides those that skops trusts by itself: data types of Python and
-NumPy, and the estimators of scikit-learn. Head classes of installed plug-ins are trusted as well.
+"""Types that a file may contain, besides those that skops trusts by itself: data types of Python
+and NumPy, and the estimators of scikit-learn. Head classes of installed plug-ins are trusted too.
 
 Files name these classes by module, so that a class that moves must stay importable by its old name.
 """

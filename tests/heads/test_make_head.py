@@ -4,7 +4,7 @@ import sys
 import pytest
 
 from featkit.errors import SpecError
-from featkit.heads import HEADS, list_heads, make_head, parse_correction
+from featkit.heads import HEADS, list_corrections, list_heads, make_head, parse_correction
 from featkit.registry import Spec
 
 PLUGIN = '''
@@ -83,6 +83,13 @@ def test_list_heads_gives_summary_and_options():
     assert rows["svm"].summary == "Support vector machine with an RBF or a linear kernel."
     assert rows["svm"].options == {"C": 3.0, "kernel": "rbf", "gamma": "scale", "scale": "root"}
     assert rows["prototypical"].options == {"metric": "cosine", "shrinkage": 0.3, "scale": None}
+
+
+def test_list_corrections_gives_summary_options_and_aliases():
+    corrections = {info.name: info for info in list_corrections()}
+    assert corrections["class_aware"].aliases == ("crt",)
+    assert corrections["logit_adjust"].options == {"tau": 1.0}
+    assert corrections["undersample"].summary.startswith("Draw as many images")
 
 
 @pytest.mark.parametrize(
