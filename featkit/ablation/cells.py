@@ -1,4 +1,4 @@
-"""Results of grid cells, and the files that keep them: written atomically, sealed with a checksum."""
+"""Results of grid cells and their files, which are written atomically, with a checksum."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from featkit.runs.fit import Run
 from featkit.storage import LockHeldError, locked, write_file
 
 SCHEMA = 1
-"""Version of the cell files. Increase it when the layout changes or the same cell has different numbers."""
+"""Version of the cell files; increase it when their layout changes."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class CellResult:
     seconds: float = 0.0
 
     def to_row(self) -> dict[str, Any]:
-        """Return a flat row as in ``results.csv``: axes, metrics with 95 % intervals, and the status."""
+        """Return a flat row as in ``results.csv``: axes, metrics with 95 % intervals, status."""
         row: dict[str, Any] = {**self.values, "status": self.status}
         if self.report:
             report = self.report
@@ -87,7 +87,7 @@ class CellResult:
 
 @contextmanager
 def lock_grid(folder: Path) -> Iterator[None]:
-    """Hold the lock of a grid's cell folder until the block ends, and remove what interrupted runs left behind.
+    """Hold the lock of a grid's cell folder, and remove what interrupted runs left behind.
 
     Raises:
         RunError: if another process holds the lock.
@@ -98,7 +98,8 @@ def lock_grid(folder: Path) -> Iterator[None]:
             stack.enter_context(locked(folder / ".lock"))
         except LockHeldError as error:
             raise RunError(
-                f"{error.owner} is running the grid in {folder.parent}: wait for it, or choose another --out"
+                f"{error.owner} is running the grid in {folder.parent}: "
+                "wait for it, or choose another --out"
             ) from None
         for path in [*folder.glob(".*.tmp"), *folder.glob("*.log")]:  # failed cells are tried again
             path.unlink(missing_ok=True)

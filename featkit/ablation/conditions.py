@@ -155,7 +155,7 @@ def _effect_columns(name: str, effect: Effect | None) -> dict[str, Any]:
 
 
 def long_tail(findings: Findings) -> list[LongTailRow]:
-    """Return a row for each correction on each training set; none unless corrections or training sets vary."""
+    """Return a row for each correction on each training set, if one of the two varies."""
     if SUBSET not in findings.axes and BALANCE not in findings.axes:
         return []
     axes = [axis for axis in findings.axes if axis not in (SEED, BALANCE)]
@@ -222,7 +222,7 @@ def _group_accuracies(scored: Sequence[ScoredCell]) -> dict[str, Average]:
 
 
 def drops_by_classifier(findings: Findings, baseline: str = "") -> list[DropRow]:
-    """Return a row for each classifier, all perturbations pooled; none unless there are clean and perturbed cells.
+    """Return a row for each classifier with clean and perturbed cells, perturbations pooled.
 
     Args:
         findings: of a grid.
@@ -246,7 +246,7 @@ def drops_by_classifier(findings: Findings, baseline: str = "") -> list[DropRow]
 
 
 def drops_by_perturbation(findings: Findings) -> list[DropRow]:
-    """Return a row for each perturbation, all classifiers pooled; none unless there are clean and perturbed cells."""
+    """Return a row for each perturbation with clean counterparts, classifiers pooled."""
     clean, by_perturbation = unperturbed(findings), grouped(findings.scored, [PERTURB])
     names = [value for value in findings.axes.get(PERTURB, ())[1:] if (value,) in by_perturbation]
     return _drop_rows(
@@ -255,7 +255,7 @@ def drops_by_perturbation(findings: Findings) -> list[DropRow]:
 
 
 def drops_by_classifier_and_perturbation(findings: Findings) -> list[DropRow]:
-    """Return a row for each perturbation of each classifier; none unless there are clean and perturbed cells."""
+    """Return a row for each perturbation, with clean counterparts, of each classifier."""
     axes = [axis for axis in findings.axes if axis not in (SEED, PERTURB)]
     groups = []
     for cells in grouped(findings.scored, axes).values():
@@ -276,7 +276,7 @@ def _drop_rows(findings: Findings, groups: Iterable[tuple[str, list[ScoredCell]]
 
 
 def _drop_row(findings: Findings, name: str, scored: list[ScoredCell]) -> DropRow | None:
-    """Return the drop of all perturbed cells from their clean counterparts; None if no such pair exists."""
+    """Return the drop of perturbed cells from their clean counterparts; None without any."""
     clean_cells = {_key(_values_without(each, PERTURB)): each for each in scored if _is_clean(each)}
     clean, perturbed = [], []
     for each in scored:
@@ -453,7 +453,7 @@ def _key(values: Mapping[str, Any]) -> frozenset[tuple[str, Any]]:
 
 
 def family_and_level(perturbation: str) -> tuple[str, str]:
-    """Return family and level, or any other options, of a spec such as ``gaussian_noise:level=strong``."""
+    """Return family and level, or other options, of a spec such as ``fog:level=strong``."""
     try:
         spec = Spec.parse(perturbation)
     except SpecError:

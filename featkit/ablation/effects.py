@@ -1,4 +1,4 @@
-"""Analysis of a finished grid: effects of the axes, and the classifier that validation accuracy selects."""
+"""Analysis of a finished grid: effects of its axes, selection by validation accuracy."""
 
 from __future__ import annotations
 
@@ -28,7 +28,8 @@ CONDITIONS = (DATA, SUBSET, PERTURB)
 PLAIN = ("none", "all", "")
 """Values that stand for "nothing done" on an axis; other values are compared with them."""
 _ALL_PAIRS = 6
-"""Up to this many values of an axis, all pairs are compared; beyond, each value with the first only."""
+"""Largest number of values of an axis of which all pairs are compared, not only those with the
+first value."""
 
 
 class ScoredCell(NamedTuple):
@@ -40,7 +41,7 @@ class ScoredCell(NamedTuple):
 
 @dataclass(frozen=True)
 class Selection:
-    """The classifier with the highest validation accuracy under one condition, and its test accuracy.
+    """The classifier with the highest validation accuracy under one condition.
 
     Attributes:
         condition: data and subset, as far as they vary.
@@ -178,7 +179,7 @@ def _metric_of(cell: CellResult, metric: str) -> tuple[float, Interval]:
 def _values_by_axis(
     axes: Mapping[str, Sequence[Any]], cells: Sequence[CellResult]
 ) -> dict[str, tuple[Any, ...]]:
-    """Return the values that occur on each axis: plain ones first, then in the order of the grid."""
+    """Return the values that occur on each axis, plain ones first, then in grid order."""
     names = dict.fromkeys([*axes, *(axis for cell in cells for axis in cell.values)])
     found = {}
     for axis in names:
@@ -193,7 +194,7 @@ def _values_by_axis(
 def _axis_effects(
     axes: Mapping[str, tuple[Any, ...]], scores: Sequence[CellScores]
 ) -> list[Effect]:
-    """Compare the values of each axis; data sets have different images, and seeds are repetitions."""
+    """Compare the values of each axis except data (other images) and seed (repetitions)."""
     found = []
     for axis, values in axes.items():
         if axis in (DATA, SEED):
@@ -226,7 +227,7 @@ def unperturbed(findings: Findings) -> list[ScoredCell]:
 
 
 def _select(findings: Findings) -> list[Selection]:
-    """Select a classifier by validation accuracy under each condition, then compare it on the test set.
+    """Select a classifier by validation accuracy per condition, then compare it on the test set.
 
     The comparisons of all conditions are one family for Holm's correction.
     """
@@ -242,7 +243,7 @@ def _select(findings: Findings) -> list[Selection]:
 
 
 def _select_one(findings: Findings, condition: str, scored: list[ScoredCell]) -> Selection | None:
-    """Return the selection under one condition; None with a single classifier or missing validation scores."""
+    """Return the selection under one condition; None if there is nothing to select from."""
     axes = findings.classifier_axes
     classifiers = {
         findings.label(cells[0].cell.values, axes): cells

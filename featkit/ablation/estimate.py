@@ -70,7 +70,7 @@ class Estimate:
     fit_seconds: float | None
 
     def seconds(self, jobs: int) -> float | None:
-        """Return the estimated time with ``jobs`` heads fitted in parallel; None if a part is not known."""
+        """Return the estimated time with ``jobs`` worker processes; None if a part is unknown."""
         total = 0.0
         for network in self.networks:
             if network.seconds is None:
@@ -119,7 +119,7 @@ def estimate(grid: Grid, config: AblationConfig) -> Estimate:
 
 
 def _network_work(plans: list[ExtractionPlan], config: AblationConfig) -> NetworkWork:
-    """Return the missing features of one network, its throughput measured on the file with most of them."""
+    """Return the missing features of one network, with its measured throughput."""
     keys = {key for plan in plans for key in plan.keys} - {""}
     missing = keys - store.locate(config.cache, plans[0].recipe, keys).keys()
     largest, sample = plans[0], list[int]()
@@ -132,7 +132,7 @@ def _network_work(plans: list[ExtractionPlan], config: AblationConfig) -> Networ
 
 
 def _throughput(plan: ExtractionPlan, rows: list[int], config: AblationConfig) -> float | None:
-    """Return images per second between the first batch and the last, so that loading the network does not count."""
+    """Return images per second from the first batch to the last, without loading the network."""
     if plan.request.precision in INT8 and plan.backbone.quantized is None:
         return None
     start = end = 0.0

@@ -1,4 +1,4 @@
-"""Grids of experiments: axes with their values, options that are the same in every cell, and rules that skip cells."""
+"""Grids of experiments: axes, options common to all cells, and rules that skip cells."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ class Grid:
         return tuple(dict.fromkeys(self.axes.get(axis, (AXES[axis],))))
 
     def cells(self) -> list[dict[str, AxisValue]]:
-        """Return the product of all axes, with skipped cells; neighbours share features, then a head."""
+        """Return the product of all axes, skipped cells included; neighbours share features."""
         axes = [self.values(axis) for axis in AXES]
         return [dict(zip(AXES, values, strict=True)) for values in product(*axes)]
 

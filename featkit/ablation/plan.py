@@ -1,4 +1,4 @@
-"""Plan of a grid: the features that each cell needs, the name of its file, and the cells that share a head."""
+"""Plan of a grid: features and file name of each cell, and the cells that share a head."""
 
 from __future__ import annotations
 
@@ -145,7 +145,7 @@ def cell_name(
 
 
 def _config_text(config: FitConfig) -> str:
-    """Return a fit configuration as version 0.1.0 wrote it into cell names, so that its cells are still found."""
+    """Return a fit configuration as version 0.1.0 wrote it, so that its cells are found."""
     return (
         f"Protocol(tune={config.tune!r}, subset={config.subset!r}, balance={config.balance!r}, "
         f"reject={config.reject!r}, progress=None)"
@@ -153,7 +153,7 @@ def _config_text(config: FitConfig) -> str:
 
 
 def group_by_head(cells: Iterable[PlannedCell]) -> list[list[PlannedCell]]:
-    """Group cells that share a fitted head: they differ in the perturbation of the test images only."""
+    """Group cells that share a fitted head: only the perturbation of their test images differs."""
     groups: dict[tuple[AxisValue, ...], list[PlannedCell]] = {}
     for cell in cells:
         key = tuple(value for axis, value in cell.values.items() if axis != "perturb")

@@ -1,4 +1,4 @@
-"""Run a grid: plan its cells, extract missing features, fit heads in parallel, keep every finished cell."""
+"""Run a grid: plan its cells, extract missing features, fit heads in parallel."""
 
 from __future__ import annotations
 
@@ -136,7 +136,7 @@ def _pending_cells(
     results: dict[int, CellResult],
     note: Callable[[str], None],
 ) -> list[PlannedCell]:
-    """Return the cells that must be computed; add to ``results`` those that are finished or cannot be computed."""
+    """Return the cells to compute; add all others, finished or unavailable, to ``results``."""
     plan = plan_grid(grid, extractor, without=results)
     for unavailable in plan.unavailable:
         results[unavailable.index] = _unavailable_result(folder, unavailable)

@@ -70,7 +70,7 @@ def result_files(result: AblationResult, baseline: str = "") -> dict[str, Conten
 
 
 def _time_row(cell: CellResult) -> dict[str, Any]:
-    """Return the seconds of fitting, which cells with the same fitted head share, and of prediction."""
+    """Return the seconds of fitting, which cells with the same head share, and of prediction."""
     names = ("fit_seconds", "predict_seconds")
     if cell.report is None:
         return {**cell.values, **dict.fromkeys(names)}
@@ -79,7 +79,7 @@ def _time_row(cell: CellResult) -> dict[str, Any]:
 
 
 def _to_json(result: AblationResult, cells: Sequence[CellResult], tables: Mapping[str, Any]) -> str:
-    """Return the grid and all cells as JSON, without times and without the large parts of the reports."""
+    """Return the grid and all cells as JSON, without times and large parts of the reports."""
     grid = result.grid
     rows = []
     for cell in cells:

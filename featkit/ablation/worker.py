@@ -1,4 +1,4 @@
-"""One task of a grid: fit a head and evaluate it for all cells that differ in their test images only."""
+"""One task of a grid: fit a head and evaluate it on the test images of several cells."""
 
 from __future__ import annotations
 
@@ -125,7 +125,7 @@ def _evaluate_cell(
 
 
 def mean_cosine(clean: Embeddings, perturbed: Embeddings) -> dict[str, float]:
-    """Return the mean cosine between features of the same images, with its normal 95 % interval over images."""
+    """Return the mean cosine between features of the same images, with a normal 95 % interval."""
     row_of = {name: row for row, name in enumerate(clean.ids)}
     shared = [row for row, name in enumerate(perturbed.ids) if name in row_of]
     a = clean.x[[row_of[perturbed.ids[row]] for row in shared]].astype(np.float64)

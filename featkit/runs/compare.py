@@ -58,7 +58,7 @@ def over_seeds(top1: Sequence[float]) -> OverSeeds:
 
 
 def compare_runs(directories: Sequence[Path]) -> Compared:
-    """Compare saved runs pairwise; a run is named by its head and backbone, and by its id if that is ambiguous.
+    """Compare saved runs pairwise; runs are named by head and backbone, if ambiguous also by id.
 
     Raises:
         SpecError: if there are fewer than two runs.
@@ -115,7 +115,7 @@ def _title(provenance: Mapping[str, Any]) -> str:
 
 
 def _network_name(provenance: Mapping[str, Any]) -> str:
-    """Return the name of a run's network; for a network trained by featkit, that of the network it started from."""
+    """Return the name of a run's network, or of the network that its training started from."""
     start: str = provenance.get("begun_with", {}).get("backbone", "")
     if start:
         return start

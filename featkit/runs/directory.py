@@ -1,4 +1,4 @@
-"""Run directories: ``card.json``, ``results.json``, predictions, the head and the figures of one run."""
+"""Run directories: card, results, predictions, head and figures of one run."""
 
 from __future__ import annotations
 
@@ -62,8 +62,8 @@ class SavedRun:
         backbone = replace(self.request.load_backbone(), quantized=self.quantized)
         if backbone.digest != self.recipe.weights:
             raise WeightsError(
-                f"{self.path} was fitted with weights {self.recipe.weights[:12]}, but {backbone.weights} has "
-                f"{backbone.digest[:12]}: copy the original weights to the folder of weights"
+                f"{self.path} was fitted with weights {self.recipe.weights[:12]}, "
+                f"but {backbone.weights} has {backbone.digest[:12]}: copy the original weights to the folder of weights"
             )
         return backbone
 
@@ -110,12 +110,13 @@ def save_run(run: Run, out: Path, more: Mapping[str, Content]) -> Path:
 
 
 def _read_quantized_network(run: Run, sha256: str) -> bytes:
-    """Return the file of the int8 network that extracted the features, which the run needs to predict elsewhere."""
+    """Return the file of the int8 network of the features; a run needs it to predict."""
     cache = run.source.path.parent
     found = run.source.request.load_backbone().quantized or find_by_digest(cache, sha256)
     if found is None:
         raise CacheError(
-            f"the int8 network {sha256[:12]} of the features was not found in {cache}: extract them again"
+            f"the int8 network {sha256[:12]} of the features was not found in {cache}: "
+            "extract them again"
         )
     return found.path.read_bytes()
 

@@ -38,7 +38,7 @@ def export_run(
 
 
 def classifier_of(run: SavedRun) -> Classifier:
-    """Return network, head, temperature and threshold of a run; bf16 becomes fp32, int8-openvino int8."""
+    """Return the classifier of a run; bf16 becomes fp32, int8-openvino becomes int8."""
     return Classifier(
         backbone=run.load_backbone(),
         precision="int8" if run.request.precision in INT8 else "fp32",

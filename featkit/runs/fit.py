@@ -38,8 +38,10 @@ PACKAGES = ("featkit", "numpy", "scikit-learn", "skops", "torch", "torchvision")
 """Packages whose versions a report records."""
 
 RESULTS_VERSION = "0.1.0"
-"""Part of every run id and cell name. Increase it when the same inputs would give other numbers, not
-with each release, so that results that are still valid are found. (In 0.1.0 it was the package version.)"""
+"""Part of every run id and cell name: results that are still valid are found after an update.
+
+Increase it when the same inputs would give other numbers, not with each release. In 0.1.0 it was the
+version of the package."""
 
 
 @dataclass(frozen=True)
@@ -97,7 +99,7 @@ class Run:
         return content
 
     def prediction_rows(self) -> list[dict[str, Any]]:
-        """Return one row per test image: id, name of the true and of the predicted class, confidence."""
+        """Return one row per test image: id, true class, predicted class, confidence."""
         classes, found = self.source.embeddings.classes, self.predictions
         confidence = (
             np.full(len(found.ids), np.nan) if found.confidence is None else found.confidence
@@ -182,7 +184,7 @@ def fit_run(
 
 
 def fit_head(source: FeatureSet, head_spec: str, seed: int, config: FitConfig) -> FittedHead:
-    """Fit a head, its hyperparameters, temperature and threshold without the test set; see ``fit_run``."""
+    """Fit a head, its temperature and threshold without the test set; see ``fit_run``."""
     spec = Spec.parse(head_spec)
     make_head(spec, seed=seed)  # raises an error for an unknown head before any other work
     refuse_seen(source)
@@ -250,7 +252,7 @@ def _make_head(spec: Spec, correction: str | None, seed: int) -> Any:
 
 
 def _tune(spec: Spec, splits: DataSplits, seed: int, config: FitConfig) -> SearchResult:
-    """Search the hyperparameters of the correction if there is one, else of the head, on the validation set."""
+    """Tune the hyperparameters of the correction if there is one, else those of the head."""
     fit, val = splits.fit, splits.val
     if config.balance:
         head = BalancedHead(head=str(spec), correction=config.balance, seed=seed)
@@ -263,7 +265,7 @@ def _tune(spec: Spec, splits: DataSplits, seed: int, config: FitConfig) -> Searc
 
 
 def evaluate_head(fitted: FittedHead, source: FeatureSet) -> Run:
-    """Evaluate a fitted head on the test images of ``source``: its own, or perturbed copies of them."""
+    """Evaluate a head on the test images of ``source``: its own, or perturbed copies of them."""
     test, head, final = source.embeddings.part("test"), fitted.head, fitted.splits.final
     refuse_infinite(test)
     report, predictions, probabilities = evaluate_classifier(
@@ -308,7 +310,7 @@ def evaluate_classifier(
     fit_seconds: float,
     seed: int,
 ) -> tuple[Report, Predictions, NDArray[np.float64]]:
-    """Evaluate a classifier on test features: a fitted head, or the classifier of a trained network.
+    """Evaluate a fitted head, or the classifier of a trained network, on test features.
 
     Args:
         head: the classifier.

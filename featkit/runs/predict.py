@@ -89,7 +89,7 @@ def predict_exported(
 
 
 def gathered(batches: Iterable[FeatureBatch]) -> tuple[Rows, Features]:
-    """Concatenate the batches of a single network: row numbers ``(n,)`` and its outputs ``(n, d)``."""
+    """Concatenate the batches of a single network: row numbers ``(n,)``, outputs ``(n, d)``."""
     blocks = [batch.outputs[0] for batch in batches if batch.outputs[0]]
     if not blocks:
         return np.empty(0, np.int64), np.empty((0, 0), np.float32)

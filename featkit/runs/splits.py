@@ -59,8 +59,8 @@ def make_splits(embeddings: Embeddings, seed: int, subset: str | None = None) ->
     train, val, test = (embeddings.part(name) for name in ("train", "val", "test"))
     if len(np.unique(train.y)) < 2 or not len(test):
         raise DataError(
-            f"too few images: {len(train)} train images of {len(np.unique(train.y))} classes, {len(test)} test images; "
-            "at least two classes in train and one test image are needed"
+            f"too few images: {len(train)} train images of {len(np.unique(train.y))} classes, "
+            f"{len(test)} test images; at least two classes in train and one test image are needed"
         )
     train_and_val = embeddings.take(np.flatnonzero(embeddings.splits != "test"))
     if len(val):
@@ -91,7 +91,7 @@ def without_views(embeddings: Embeddings) -> Embeddings:
 def untrained_class_warnings(
     classes: Sequence[str], tested: NDArray[np.int64], trained: NDArray[np.int64]
 ) -> list[str]:
-    """Return a warning that names the classes among the labels ``tested`` which are not among ``trained``."""
+    """Return a warning that names the classes with test images but no train images."""
     names = [classes[label] for label in np.setdiff1d(tested, trained)]
     if not names:
         return []
@@ -99,7 +99,7 @@ def untrained_class_warnings(
 
 
 def _take_subset(embeddings: Embeddings, subset: str, seed: int) -> Embeddings:
-    """Return the embeddings without the train images, and their views, that are not in the subset."""
+    """Return the embeddings without train images, and their views, outside the subset."""
     is_train = embeddings.splits == "train"
     is_original = np.array([not is_augmented_view(name) for name in embeddings.ids])
     originals = np.flatnonzero(is_train & is_original)
@@ -110,7 +110,7 @@ def _take_subset(embeddings: Embeddings, subset: str, seed: int) -> Embeddings:
 
 
 def _held_out_rows(train: Embeddings, seed: int) -> NDArray[np.bool_]:
-    """Return which train rows ``(n,)`` belong to a validation image; every class keeps at least one image."""
+    """Return which train rows ``(n,)`` are held out; every class keeps at least one image."""
     sources = [original_id(name) for name in train.ids]
     _, first, image_of_row = np.unique(sources, return_index=True, return_inverse=True)
     order = np.argsort(
@@ -134,6 +134,6 @@ def refuse_infinite(embeddings: Embeddings) -> None:
         columns = np.flatnonzero(not_finite.any(axis=0))
         image = embeddings.ids[int(np.flatnonzero(not_finite.any(axis=1))[0])]
         raise DataError(
-            f"{len(columns)} columns of the features have values that are not finite (first column {columns[0]}, "
-            f"image {image}): extract them again with --precision fp32"
+            f"{len(columns)} columns of the features have values that are not finite "
+            f"(first column {columns[0]}, image {image}): extract them again with --precision fp32"
         )

@@ -26,7 +26,7 @@ class Executor(Protocol):
     """Runs a function on many tasks; a worker that dies fails its own task only."""
 
     def run(self, function: Callable[[Any], Any], tasks: Sequence[Any]) -> Iterator[FinishedTask]:
-        """Run ``function(task)`` for every task and yield each one when it is finished, in any order.
+        """Run ``function(task)`` for every task; yield each one when it is finished.
 
         Args:
             function: a module-level function, which must handle its own errors.

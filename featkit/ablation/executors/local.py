@@ -61,7 +61,7 @@ class LocalExecutor:
         pending: deque[int],
         jobs: int,
     ) -> Iterator[FinishedTask]:
-        """Run the pending tasks until all are finished or a worker dies; what is not started stays in ``pending``."""
+        """Run pending tasks until all are finished or a worker dies; those not started stay."""
         threads = max(1, self.cores // self.jobs)
         with ProcessPoolExecutor(
             jobs, _process_context(), initializer=_start_worker, initargs=(threads,)
@@ -88,7 +88,7 @@ class LocalExecutor:
 
 
 def _process_context() -> Any:
-    """Return how worker processes are started: from a fork server where there is one, else by spawn (Windows).
+    """Return the start method of workers: fork server, or spawn where there is none (Windows).
 
     Plain fork would copy the locks of this process while its threads hold them.
     """
@@ -110,6 +110,6 @@ def _start_worker(threads: int) -> None:
 
 
 def _exit_with_parent(parent: BaseProcess) -> None:
-    """End this process when its parent has ended, even by SIGKILL: nobody would receive its results."""
+    """End this process when its parent has ended, even by SIGKILL."""
     parent.join()
     os._exit(1)
