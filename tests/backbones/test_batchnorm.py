@@ -13,7 +13,7 @@ SETTINGS = TrainingConfig(mode="full")
 
 
 def folded_network():
-    """A network whose BatchNorms are a scale and a shift, with numbers of their own in each channel."""
+    """A network whose BatchNorms are only a scale and a shift, different in each channel."""
     torch.manual_seed(0)
     model = make_classifier(BACKBONE, 3, SETTINGS, size=(16, 16))
     for part in model.modules():
@@ -27,7 +27,7 @@ def images(n=32):
     return torch.randn(n, 3, 16, 16, generator=torch.Generator().manual_seed(1))
 
 
-def test_with_statistics_the_network_is_the_same_function():
+def test_restored_statistics_leave_outputs_unchanged_in_eval_mode():
     model, batch = folded_network().eval(), images()
     before = model(batch)[0].detach()
     assert not has_statistics(model.body.network)
@@ -36,8 +36,8 @@ def test_with_statistics_the_network_is_the_same_function():
     assert torch.allclose(model(batch)[0], before, rtol=1e-3, atol=1e-3 * float(before.abs().max()))
 
 
-def test_normalised_by_the_batch_it_is_nearly_the_same():
-    """Which it is not before: the batch would normalise once more."""
+def test_restored_statistics_nearly_preserve_outputs_in_train_mode():
+    """Without restored statistics, the batch would be normalised twice."""
     batch, outputs = images(), []
     for restored in (False, True):
         model = folded_network().eval()
@@ -49,21 +49,21 @@ def test_normalised_by_the_batch_it_is_nearly_the_same():
     assert outputs[1] < 0.02 < outputs[0]
 
 
-def test_what_stays_as_it_is_keeps_its_norms():
+def test_only_the_given_parts_get_statistics():
     model = make_classifier(BACKBONE, 3, TrainingConfig(mode="deep"), size=(16, 16))
     before = model.body.network.layer1[0].bn1.weight.clone()
     restore_statistics(
-        model, [torch.rand(4, 256 * 4 * 4)], [part for _, part in model.body.learning()]
+        model, [torch.rand(4, 256 * 4 * 4)], [part for _, part in model.body.trainable_parts()]
     )
     assert torch.equal(model.body.network.layer1[0].bn1.weight, before)
     assert model.body.network.layer4[0].bn1.running_mean.abs().max() > 0
 
 
-def test_a_network_of_which_a_part_was_folded_has_no_statistics():
+def test_a_partly_folded_network_has_no_statistics():
     network = folded_network().body.network
     network.bn1.running_mean += 1
     assert not has_statistics(network)
 
 
-def test_a_network_without_norms_needs_none():
+def test_a_network_without_batchnorm_has_all_its_statistics():
     assert has_statistics(nn.Sequential(nn.Conv2d(3, 3, 1)))

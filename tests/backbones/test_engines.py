@@ -4,10 +4,8 @@ import shutil
 
 import numpy as np
 import pytest
-import torch
 
 from featkit.backbones import load_backbone
-from featkit.backbones.devices import pick_device
 from featkit.backbones.engines import open_engine
 from featkit.errors import SpecError
 
@@ -18,7 +16,7 @@ def cosine(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return (a * b).sum(1) / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1)
 
 
-def test_an_engine_gives_float32_and_leaves_its_input_alone():
+def test_an_engine_returns_float32_and_does_not_change_its_input():
     before = PIXELS.copy()
     PIXELS.flags.writeable = False
     vectors = open_engine(load_backbone("resnet18", weights="random"))(PIXELS)
@@ -27,7 +25,7 @@ def test_an_engine_gives_float32_and_leaves_its_input_alone():
     np.testing.assert_array_equal(PIXELS, before)
 
 
-def test_bfloat16_is_near_to_float32_and_not_the_same():
+def test_bf16_is_close_to_fp32_but_not_equal():
     backbone = load_backbone("resnet18", weights="random")
     exact, rough = (
         open_engine(backbone, precision=precision)(PIXELS) for precision in ("fp32", "bf16")
@@ -37,29 +35,12 @@ def test_bfloat16_is_near_to_float32_and_not_the_same():
     assert not np.array_equal(exact, rough)
 
 
-def test_an_unknown_precision_is_refused():
+def test_an_unknown_precision_is_rejected():
     with pytest.raises(SpecError, match=r"unknown precision 'fp8'.*fp32, bf16"):
         open_engine(load_backbone("resnet18", weights="random"), precision="fp8")
 
 
-def test_the_first_device_that_is_there_is_taken(monkeypatch):
-    for there in ("cuda", "mps", "cpu"):
-        monkeypatch.setattr(torch.cuda, "is_available", lambda there=there: there == "cuda")
-        monkeypatch.setattr(torch.backends.mps, "is_available", lambda there=there: there == "mps")
-        assert pick_device("auto") == there
-        assert pick_device(there) == there
-        assert pick_device("cpu") == "cpu"
-
-
-def test_a_device_that_is_not_there_is_refused(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(SpecError, match="device cuda is not available: use --device"):
-        pick_device("cuda")
-    with pytest.raises(SpecError, match=r"unknown device 'gpu'.*auto, cpu, cuda, mps"):
-        pick_device("gpu")
-
-
-def test_bfloat16_leaves_the_first_convolution_and_its_weights_as_they_are():
+def test_bf16_keeps_the_first_convolution_in_float32():
     backbone = load_backbone("resnet18", weights="random", layer="conv1")
     exact, rough = (
         open_engine(backbone, precision=precision)(PIXELS) for precision in ("fp32", "bf16")
@@ -68,7 +49,7 @@ def test_bfloat16_leaves_the_first_convolution_and_its_weights_as_they_are():
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
-def test_a_compiled_network_gives_the_same_for_batches_of_any_size():
+def test_a_compiled_network_gives_equal_features_for_any_batch_size():
     backbone = load_backbone("resnet18", weights="random", layer="layer1.0")
     plain, compiled = open_engine(backbone), open_engine(backbone, compiled=True)
     np.testing.assert_allclose(compiled(PIXELS), plain(PIXELS), rtol=1e-4, atol=1e-5)

@@ -42,7 +42,7 @@ def network_input(preprocess: Preprocess, image: np.ndarray) -> np.ndarray:
 @pytest.mark.parametrize(
     ("weights", "resize"), [(w, {"1": 256, "2": 232}[w.name[-1]]) for w in ResNet50_Weights]
 )
-def test_equals_the_transform_of_torchvisions_weights(size, weights, resize):
+def test_preprocessing_equals_the_transform_of_torchvisions_weights(size, weights, resize):
     image = random_image(*size)
     theirs = weights.transforms()(Image.fromarray(image)).numpy()
     np.testing.assert_allclose(
@@ -58,7 +58,7 @@ def test_equals_the_transform_of_torchvisions_weights(size, weights, resize):
     crop=st.integers(1, 70),
     interpolation=st.sampled_from(["bilinear", "bicubic"]),
 )
-def test_equals_torchvision_at_any_size_even_where_the_crop_is_larger(
+def test_preprocessing_equals_torchvision_even_if_the_crop_is_larger_than_the_image(
     height, width, resize, crop, interpolation
 ):
     image = random_image(height, width)
@@ -69,12 +69,12 @@ def test_equals_torchvision_at_any_size_even_where_the_crop_is_larger(
     np.testing.assert_allclose(ours, transform(Image.fromarray(image)).numpy(), atol=1e-6, rtol=0)
 
 
-def test_a_long_strip_is_not_resized_as_a_whole():
+def test_a_very_long_image_is_not_resized_completely():
     strip = np.full((1, 100_000, 3), 200, dtype=np.uint8)
     assert (Preprocess()(strip) == 200).all()
 
 
-def test_what_only_the_crop_shows_equals_the_whole(monkeypatch):
+def test_resizing_only_the_visible_part_equals_resizing_everything(monkeypatch):
     image = random_image(5, 333)
     for preprocess in (Preprocess(64, (56, 56)), Preprocess(40, (56, 56))):
         whole = preprocess(image).astype(int)
@@ -105,30 +105,30 @@ def test_sizes_are_overridden(resize, crop, expected):
 @pytest.mark.parametrize(
     "text", ["0", "-1", "", "big", "1.5", "224x", "x224", "2x2x2", "0x5", "10000", "٣"]
 )
-def test_a_malformed_resize_is_refused(text):
+def test_a_malformed_resize_is_rejected(text):
     with pytest.raises(SpecError, match=r"resize .* is not N or HEIGHTxWIDTH"):
         override(Preprocess(), text, None)
 
 
 @pytest.mark.parametrize("text", ["0", "-1", "", "None", "224x224"])
-def test_a_malformed_crop_is_refused(text):
+def test_a_malformed_crop_is_rejected(text):
     with pytest.raises(SpecError, match=r"crop .* is not N or none"):
         override(Preprocess(), None, text)
 
 
 @pytest.mark.parametrize(("resize", "crop"), [(None, "257"), ("32", "33"), ("100x200", "101")])
-def test_a_crop_larger_than_the_image_is_refused(resize, crop):
+def test_a_crop_larger_than_the_image_is_rejected(resize, crop):
     with pytest.raises(SpecError, match="larger"):
         override(Preprocess(), resize, crop)
 
 
-def test_no_crop_needs_one_size_for_all():
+def test_crop_none_requires_a_fixed_image_size():
     with pytest.raises(SpecError, match="different sizes"):
         override(Preprocess(), "256", "none")
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_the_faster_way_differs_by_one_level_at_most(size):
+def test_fast_preprocessing_differs_by_at_most_one_level(size):
     image = random_image(*size)
     exact, near = Preprocess()(image), Preprocess().fast(image)
     assert near.shape == exact.shape

@@ -28,7 +28,7 @@ def embed(pictures, name="resnet18", *, batch=64, **options) -> np.ndarray:
 
 
 def plain_loop(network: torch.nn.Module, transform, pictures) -> np.ndarray:
-    """The yardstick: torchvision's own transform and network, one picture at a time."""
+    """Reference: torchvision's own transform and network, one image at a time."""
     network.fc = torch.nn.Identity()
     network.eval()
     with torch.no_grad():
@@ -69,19 +69,19 @@ def test_real_embeddings_equal_a_plain_torchvision_loop(name, real_data, real_we
     assert relative(embed(pictures, name), plain_loop(network, transform, pictures)) < 1e-4
 
 
-def test_the_size_of_a_batch_does_not_matter():
+def test_embeddings_do_not_depend_on_the_batch_size():
     options = {"weights": "random", "resize": "64"}
     assert relative(embed(PICTURES, batch=1, **options), embed(PICTURES, batch=3, **options)) < 1e-5
 
 
-def test_a_network_is_in_eval_mode_and_without_gradients_always():
+def test_a_network_is_always_in_eval_mode_without_gradients():
     for options in ({}, {"layer": "layer2"}, {"pool": "max"}):
         network = load_backbone("resnet18", weights="random", **options).build()
         assert not any(module.training for module in network.modules())
         assert not any(parameter.requires_grad for parameter in network.parameters())
 
 
-def test_random_weights_come_from_their_seed_and_from_nothing_else():
+def test_random_weights_depend_on_their_seed_only():
     before = torch.random.get_rng_state()
     options = {"resize": "32"}
     first = embed(PICTURES, weights="random", **options)
@@ -91,7 +91,7 @@ def test_random_weights_come_from_their_seed_and_from_nothing_else():
     assert relative(first, embed(PICTURES, weights="random:1", **options)) > 0.01
 
 
-def test_pools_of_the_default_layer_are_those_of_the_last_map():
+def test_other_poolings_use_the_last_feature_map():
     mean, most, both = (
         embed(PICTURES, weights="random", resize="96", pool=p) for p in ("avg", "max", "catavgmax")
     )
@@ -112,7 +112,7 @@ def test_pools_of_the_default_layer_are_those_of_the_last_map():
         ("fc", 1000),
     ],
 )
-def test_any_layer_equals_what_a_hook_sees(layer, dim):
+def test_an_extracted_layer_equals_the_output_seen_by_a_hook(layer, dim):
     options = {"weights": "random", "resize": "64"}
     network = torchvision.models.resnet18()
     network.load_state_dict(
@@ -134,7 +134,7 @@ def test_any_layer_equals_what_a_hook_sees(layer, dim):
     assert relative(ours, expected.numpy()) < 1e-4
 
 
-def test_what_lies_beyond_the_layer_is_not_there():
+def test_later_layers_are_removed():
     network = load_backbone("resnet18", weights="random", layer="layer2").build()
     assert {name.split(".")[1] for name, _ in network.named_parameters()} == {
         "conv1",
@@ -147,14 +147,14 @@ def test_what_lies_beyond_the_layer_is_not_there():
 @pytest.mark.parametrize(
     ("layer", "named"), [("layr3", "did you mean layer3"), ("", "fc"), ("layer9.0", "layer4")]
 )
-def test_an_unknown_layer_is_refused_and_others_are_named(layer, named):
+def test_an_unknown_layer_is_rejected_with_suggestions(layer, named):
     backbone = load_backbone("resnet18", weights="random", layer=layer)
     with pytest.raises(SpecError, match=f"unknown layer of resnet18.*{named}"):
         backbone.build()
 
 
 @pytest.mark.parametrize("name", SIZES)
-def test_the_table_of_widths_and_parameters_is_torchvisions(name):
+def test_widths_and_parameter_counts_equal_torchvision(name):
     with torch.device("meta"):
         network = torchvision.models.get_model(name)
     assert SIZES[name] == (

@@ -1,4 +1,4 @@
-"""ResNets built otherwise than torchvision does."""
+"""Variants of ResNets."""
 
 import pytest
 import torch
@@ -19,8 +19,8 @@ def plain(network="resnet18", **changed):
 
 
 @pytest.mark.parametrize("network", BLOCKS)
-def test_the_blocks_of_a_variant_are_those_of_torchvision(network):
-    """The same convolutions, but for those that only a skip connection needs."""
+def test_blocks_of_a_variant_equal_those_of_torchvision(network):
+    """Except for the convolutions of skip connections."""
     ours = plain(network, residual=False).state_dict()
     theirs = plain(network).state_dict()
     assert ours.keys() == {name for name in theirs if "downsample" not in name}
@@ -28,8 +28,8 @@ def test_the_blocks_of_a_variant_are_those_of_torchvision(network):
 
 
 @pytest.mark.parametrize("network", ["resnet18", "resnet50"])
-def test_without_its_skip_connections_a_block_gives_its_branch_alone(network):
-    """Where the branch of the last block ends in zeros, nothing is left."""
+def test_a_block_without_skip_connection_returns_its_branch_only(network):
+    """If the last BatchNorm of the branch is zero, the output is zero."""
     with_skips, without = plain(network), plain(network, residual=False)
     for module in (with_skips, without):
         last = module.layer4[-1]
@@ -44,26 +44,26 @@ def test_without_norm_there_is_no_batchnorm():
     assert not any(isinstance(part, torch.nn.BatchNorm2d) for part in plain(norm=False).modules())
 
 
-def test_the_small_stem_keeps_the_size_of_a_small_image():
+def test_the_small_stem_does_not_downsample():
     module = plain(small=True)
     assert module.maxpool(module.conv1(IMAGES)).shape == (2, 64, 32, 32)
 
 
-def test_options_are_part_of_the_name_and_of_the_preprocessing():
+def test_options_appear_in_the_name_and_set_the_preprocessing():
     backbone = load_backbone("resnet18:norm=none,stem=small,residual=true", weights="random")
     assert backbone.name == "resnet18:norm=none,stem=small"
     assert (backbone.preprocess.resize, backbone.preprocess.crop) == (32, (32, 32))
     assert backbone.build()(IMAGES).shape == (2, 512)
 
 
-def test_a_value_that_nobody_knows_is_named():
+def test_an_unknown_option_value_is_rejected():
     with pytest.raises(SpecError, match=r"stem of resnet18 'tiny'.*known: imagenet, small"):
         load_backbone("resnet18:stem=tiny", weights="random")
 
 
 @pytest.mark.parametrize(("make", "names"), [(resnet18, ["conv1"]), (resnet50, ["conv1", "conv2"])])
-def test_inner_convolutions_can_be_narrower(make, names):
-    """The block still takes and gives as many channels."""
+def test_inner_convolutions_can_be_narrowed(make, names):
+    """The block still has the same numbers of input and output channels."""
     module = make(num_classes=5).eval()
     narrow(module, {f"layer2.1.{name}": 3 + place for place, name in enumerate(names)})
     block = module.layer2[1]
@@ -74,11 +74,11 @@ def test_inner_convolutions_can_be_narrower(make, names):
 @pytest.mark.parametrize(
     "name", ["layer1.0.conv2", "layer9.0.conv1", "conv1", "fc", "layer1.0.bn1", "layer1.0.conv"]
 )
-def test_other_convolutions_cannot(name):
+def test_other_convolutions_cannot_be_narrowed(name):
     with pytest.raises(WeightsError, match="could have 3 channels"):
         narrow(plain(), {name: 3})
 
 
-def test_no_convolution_can_have_more_channels_than_it_had():
+def test_convolutions_cannot_be_widened():
     with pytest.raises(WeightsError, match="65 channels"):
         narrow(plain(), {"layer1.0.conv1": 65})

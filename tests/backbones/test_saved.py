@@ -1,4 +1,4 @@
-"""Networks that featkit saved: backbones again."""
+"""Saved networks load as backbones."""
 
 import shutil
 import subprocess
@@ -21,7 +21,7 @@ IMAGES = torch.linspace(-1, 1, 2 * 3 * 32 * 32).reshape(2, 3, 32, 32)
 
 @pytest.fixture
 def saved(tmp_path):
-    """Return a run directory with a narrowed network, and the network."""
+    """Return a run directory with a narrowed network, the network and its description."""
     base = "resnet18:stem=small"
     module = load_backbone(base, weights="random:7").build()
     narrow(module, {"layer4.0.conv1": 6})
@@ -37,7 +37,7 @@ def saved(tmp_path):
     return directory, module, description
 
 
-def test_a_saved_network_is_the_same_backbone_again(saved):
+def test_a_saved_network_loads_as_an_equal_backbone(saved):
     directory, module, description = saved
     backbone = load_backbone(str(directory))
     assert (backbone.name, backbone.weights, backbone.preprocess) == (
@@ -49,7 +49,7 @@ def test_a_saved_network_is_the_same_backbone_again(saved):
     assert backbone.trained
 
 
-def test_its_layers_can_be_taken(saved):
+def test_layers_of_a_saved_network_can_be_extracted(saved):
     directory, module, _ = saved
     expected = module.layer2(module.layer1(module.relu(module.bn1(module.conv1(IMAGES))))).flatten(
         1
@@ -60,7 +60,7 @@ def test_its_layers_can_be_taken(saved):
     assert torch.allclose(taken, expected, rtol=1e-5, atol=1e-6)
 
 
-def test_it_can_be_moved_and_is_still_the_same(saved, tmp_path):
+def test_a_moved_network_keeps_its_digest(saved, tmp_path):
     directory, *_ = saved
     before = load_backbone(str(directory))
     moved = shutil.move(directory, tmp_path / "moved")
@@ -68,7 +68,7 @@ def test_it_can_be_moved_and_is_still_the_same(saved, tmp_path):
     assert (after.digest, after.name) == (before.digest, before.name)
 
 
-def test_what_rebuilds_it_is_covered_by_the_digest(saved):
+def test_the_digest_covers_the_description(saved):
     directory, module, description = saved
     before = load_backbone(str(directory)).digest
     save_network(
@@ -81,7 +81,7 @@ def test_what_rebuilds_it_is_covered_by_the_digest(saved):
     assert load_backbone(str(directory)).digest != before
 
 
-def test_reading_it_needs_no_torch_and_no_pickle(saved):
+def test_loading_imports_no_torch_and_building_uses_no_pickle(saved):
     directory, *_ = saved
     code = (
         "import sys; from featkit.backbones import load_backbone;"
@@ -96,41 +96,41 @@ def test_reading_it_needs_no_torch_and_no_pickle(saved):
     np.testing.assert_allclose(float(done.stdout), float(expected), rtol=1e-5)
 
 
-def test_a_request_keeps_where_it_lies(saved, monkeypatch):
+def test_a_request_stores_the_absolute_path(saved, monkeypatch):
     directory, *_ = saved
     monkeypatch.chdir(directory.parent)
     assert Request(backbone="run").to_dict()["backbone"] == str(directory)
     assert Request(backbone="resnet18").to_dict()["backbone"] == "resnet18"
 
 
-def test_other_weights_are_refused(saved):
+def test_other_weights_are_rejected(saved):
     with pytest.raises(SpecError, match="its own weights"):
         load_backbone(str(saved[0]), weights="random")
 
 
-def test_a_directory_without_a_network_says_so(tmp_path):
+def test_a_directory_without_a_network_is_rejected(tmp_path):
     with pytest.raises(WeightsError, match=r"contains no network\.safetensors"):
         load_backbone(str(tmp_path))
 
 
-def test_a_path_that_is_not_there_says_so(tmp_path):
+def test_a_missing_path_is_rejected(tmp_path):
     with pytest.raises(WeightsError, match="no such file"):
         load_backbone(str(tmp_path / "gone"))
 
 
-def test_plain_weights_are_no_saved_network(tmp_path):
+def test_plain_weights_are_rejected(tmp_path):
     save_file({"a": torch.ones(1)}, tmp_path / "plain.safetensors")
     with pytest.raises(WeightsError, match="not saved by featkit"):
         load_backbone(str(tmp_path / "plain.safetensors"))
 
 
 @pytest.mark.parametrize("size", [0, 5, 100, 5000])
-def test_a_truncated_file_is_refused(saved, size):
+def test_a_truncated_file_is_rejected(saved, size):
     file = saved[0] / NETWORK_FILE
     file.write_bytes(file.read_bytes()[:size])
     with pytest.raises(WeightsError, match="damaged"):
         load_backbone(str(saved[0])).build()
 
 
-def test_description_round_trips_through_json(saved):
+def test_a_description_survives_its_json(saved):
     assert read_description(saved[0] / NETWORK_FILE) == saved[2]

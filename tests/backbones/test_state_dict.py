@@ -56,7 +56,7 @@ def without(state, *keys):
         },
     ],
 )
-def test_the_shapes_that_weights_come_in_are_read(wrap, state, tmp_path):
+def test_wrapped_state_dicts_are_unwrapped(wrap, state, tmp_path):
     torch.save(wrap(state), tmp_path / "wrapped.pth")
     assert same(build(tmp_path / "wrapped.pth"), state)
 
@@ -68,7 +68,7 @@ def test_safetensors_and_old_torch_files_are_read(state, tmp_path):
     assert same(build(tmp_path / "old.pth"), state)
 
 
-def test_a_classifier_of_another_width_is_rebuilt_at_that_width(state, tmp_path):
+def test_the_classifier_has_the_width_of_the_file(state, tmp_path):
     torch.save(
         {**state, "fc.weight": torch.ones(7, 512), "fc.bias": torch.zeros(7)},
         tmp_path / "seven.pth",
@@ -77,7 +77,7 @@ def test_a_classifier_of_another_width_is_rebuilt_at_that_width(state, tmp_path)
     assert network(torch.zeros(1, 3, 32, 32)).shape == (1, 7)
 
 
-def test_a_classifier_that_is_needed_has_to_be_there(state, tmp_path):
+def test_a_missing_classifier_is_rejected_if_it_is_needed(state, tmp_path):
     torch.save(without(state, "fc.weight"), tmp_path / "headless.pth")
     with pytest.raises(
         WeightsError, match=r"headless.pth is not a state dict of resnet18 \(fc.weight is missing\)"
@@ -92,19 +92,19 @@ def test_a_classifier_that_is_needed_has_to_be_there(state, tmp_path):
         ("resnet50", r"64x64x3x3 instead of 64x64x1x1"),
     ],
 )
-def test_weights_of_another_network_are_refused(name, reason, saved):
+def test_weights_of_another_network_are_rejected(name, reason, saved):
     with pytest.raises(WeightsError, match=f"good.pth is not a state dict of {name}.*{reason}"):
         build(saved, name)
 
 
-def test_weights_of_a_larger_network_are_refused(state, tmp_path):
+def test_unexpected_tensors_are_rejected(state, tmp_path):
     torch.save({**state, "layer1.2.conv1.weight": torch.zeros(1)}, tmp_path / "more.pth")
     with pytest.raises(WeightsError, match=r"unexpected layer1.2.conv1.weight"):
         build(tmp_path / "more.pth")
 
 
 class Code:
-    """Unpickling this would make a folder."""
+    """An object whose unpickling creates a folder."""
 
     def __reduce__(self):
         return os.mkdir, ("pwned",)
@@ -112,7 +112,9 @@ class Code:
 
 @pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
 @pytest.mark.parametrize("torchs_own", [True, False])
-def test_a_pickle_with_code_is_refused_and_not_run(protocol, torchs_own, tmp_path, monkeypatch):
+def test_a_pickle_with_code_is_rejected_and_not_executed(
+    protocol, torchs_own, tmp_path, monkeypatch
+):
     monkeypatch.chdir(tmp_path)
     path = tmp_path / "evil.pth"
     if torchs_own:
@@ -125,7 +127,7 @@ def test_a_pickle_with_code_is_refused_and_not_run(protocol, torchs_own, tmp_pat
     assert not (tmp_path / "pwned").exists()
 
 
-def test_a_pickled_network_is_refused_by_the_name_of_its_class(tmp_path):
+def test_the_error_for_a_pickled_network_names_its_class(tmp_path):
     torch.save(torch.nn.ReLU(), tmp_path / "whole.pth")
     with pytest.raises(WeightsError, match=r"code \(torch.nn.modules.activation.ReLU\)"):
         build(tmp_path / "whole.pth")
@@ -150,7 +152,7 @@ def flipped(content: bytes) -> bytes:
         flipped,
     ],
 )
-def test_a_damaged_file_is_refused_by_name(damage, suffix, saved, tmp_path):
+def test_the_error_for_a_damaged_file_names_it(damage, suffix, saved, tmp_path):
     (tmp_path / f"bad{suffix}").write_bytes(damage(saved.read_bytes()))
     with pytest.raises(WeightsError, match=f"bad{suffix}") as caught:
         build(tmp_path / f"bad{suffix}")
@@ -161,13 +163,13 @@ def test_a_damaged_file_is_refused_by_name(damage, suffix, saved, tmp_path):
     "value",
     [[1, 2], {}, {"epoch": 1}, {1: torch.zeros(1)}, torch.zeros(3), {"state_dict": {"a": 1}}],
 )
-def test_a_file_without_a_state_dict_is_refused(value, tmp_path):
+def test_a_file_without_a_state_dict_is_rejected(value, tmp_path):
     torch.save(value, tmp_path / "other.pth")
     with pytest.raises(WeightsError, match="contains no state dict"):
         build(tmp_path / "other.pth")
 
 
-def test_the_digest_of_a_state_dict_knows_names_types_and_numbers(state):
+def test_the_digest_depends_on_names_types_and_values(state):
     first = {"a": torch.zeros(2), "b": torch.ones(2, dtype=torch.bfloat16), "c": torch.tensor(3)}
     assert digest_state(first) == digest_state(dict(reversed(first.items())))
     others = [
@@ -179,7 +181,7 @@ def test_the_digest_of_a_state_dict_knows_names_types_and_numbers(state):
     assert len({digest_state(each) for each in [first, *others]}) == 5
 
 
-def test_seeding_leaves_the_global_random_state_alone():
+def test_seeding_restores_the_global_random_state():
     before = torch.random.get_rng_state()
     with seeded(3):
         first = torch.rand(4)
@@ -190,7 +192,7 @@ def test_seeding_leaves_the_global_random_state_alone():
     assert torch.equal(before, torch.random.get_rng_state())
 
 
-def test_what_is_read_is_on_the_cpu_and_named(saved, state):
+def test_tensors_are_read_to_the_cpu_by_name(saved, state):
     read = read_state(saved)
     assert read.keys() == state.keys()
     assert {value.device.type for value in read.values()} == {"cpu"}

@@ -38,7 +38,7 @@ def folder(tmp_path, monkeypatch) -> Path:
 
 
 @pytest.mark.parametrize("network", SIZES)
-def test_the_table_is_torchvisions(network):
+def test_file_names_equal_torchvision(network):
     published = torchvision.models.get_model_weights(network)
     assert FILES[network] == {each.name: each.url.rpartition("/")[2] for each in published}
     for each in published:
@@ -51,14 +51,14 @@ def test_the_table_is_torchvisions(network):
     "environment",
     [{}, {"TORCH_HOME": "/a/b"}, {"TORCH_HOME": "~/c"}, {"XDG_CACHE_HOME": "/caches"}],
 )
-def test_torchs_folder_is_found_without_torch(environment, monkeypatch):
+def test_the_hub_folder_equals_that_of_torch(environment, monkeypatch):
     monkeypatch.delenv("TORCH_HOME")
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     assert hub_folder() == Path(torch.hub.get_dir()) / "checkpoints"
 
 
-def test_torchvisions_file_name_is_found_first_then_the_networks_then_torchs_folder(folder):
+def test_weights_are_searched_by_torchvisions_name_then_by_network_then_in_the_hub_folder(folder):
     names = [
         folder / "resnet50-0676ba61.pth",
         folder / "resnet50.pth",
@@ -74,7 +74,7 @@ def test_torchvisions_file_name_is_found_first_then_the_networks_then_torchs_fol
         name.unlink()
 
 
-def test_a_file_with_torchvisions_digest_is_called_torchvisions(folder, monkeypatch):
+def test_a_file_with_the_published_digest_is_labelled_as_published(folder, monkeypatch):
     monkeypatch.setitem(FILES["resnet18"], "IMAGENET1K_V1", f"resnet18-{DIGEST[:8]}.pth")
     path = put(folder / f"resnet18-{DIGEST[:8]}.pth", CONTENT)
     assert find_weights("resnet18", "imagenet") == Weights(
@@ -82,7 +82,7 @@ def test_a_file_with_torchvisions_digest_is_called_torchvisions(folder, monkeypa
     )
 
 
-def test_a_plain_file_name_is_not_taken_for_the_second_weights(folder, monkeypatch):
+def test_a_file_name_without_digest_is_not_used_for_v2_weights(folder, monkeypatch):
     put(folder / "resnet50.pth", b"of the first, who knows")
     monkeypatch.setattr(weights, "download", lambda url, path: put(path, b"of the second"))
     assert find_weights("resnet50", "IMAGENET1K_V2").path == hub_folder() / "resnet50-11ad3fa6.pth"
@@ -91,13 +91,13 @@ def test_a_plain_file_name_is_not_taken_for_the_second_weights(folder, monkeypat
     assert (found.path, found.resize) == (path, 232)
 
 
-def test_the_folder_of_weights_has_to_be_one(monkeypatch, tmp_path):
+def test_the_weights_folder_must_be_a_folder(monkeypatch, tmp_path):
     monkeypatch.setenv("FEATKIT_WEIGHTS", str(tmp_path / "typo"))
     with pytest.raises(WeightsError, match=r"FEATKIT_WEIGHTS is .*typo, which is not a folder"):
         find_weights("resnet18", "imagenet")
 
 
-def test_untrained_weights_are_labelled_as_such():
+def test_random_weights_are_labelled_untrained():
     assert find_weights("resnet18", "random") == Weights("random:0 (untrained)", "random:0", seed=0)
     assert find_weights("resnet18", "random:007") == Weights(
         "random:7 (untrained)", "random:7", seed=7
@@ -107,13 +107,13 @@ def test_untrained_weights_are_labelled_as_such():
 @pytest.mark.parametrize(
     "text", ["random:", "random:x", "random:-1", "random:1.5", "random:" + "9" * 30]
 )
-def test_a_seed_that_is_no_whole_number_is_refused(text):
+def test_a_seed_that_is_not_an_integer_is_rejected(text):
     with pytest.raises(SpecError, match="random:N"):
         find_weights("resnet18", text)
 
 
 @pytest.mark.parametrize("text", ["IMAGENET1K_V2", "IMAGENET21K", "imagnet", ""])
-def test_unknown_weights_are_refused_and_the_known_ones_listed(text, tmp_path, monkeypatch):
+def test_unknown_weights_are_rejected_with_the_known_ones(text, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(
         (SpecError, WeightsError), match="IMAGENET1K_V1" if text else "cannot be read"
@@ -128,7 +128,7 @@ def test_a_file_is_labelled_by_its_name(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["gone.pth", "gone.safetensors", "."])
-def test_a_file_that_cannot_be_read_is_refused_by_name(name, tmp_path, monkeypatch):
+def test_the_error_for_an_unreadable_file_names_it(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(WeightsError, match=f"{tmp_path}.*cannot be read"):
         find_weights("resnet18", name)
@@ -157,7 +157,7 @@ def address(monkeypatch):
 
 @pytest.fixture
 def fetch(monkeypatch):
-    """Downloads from a URL as if it were torchvision's, for a file whose name begins with the given digits."""
+    """Return a function that downloads from a URL as if it were torchvision's."""
 
     def fetch(url: str, prefix: str = DIGEST[:8]) -> Weights:
         monkeypatch.setitem(FILES["resnet18"], "IMAGENET1K_V1", f"resnet18-{prefix}.pth")
@@ -167,7 +167,7 @@ def fetch(monkeypatch):
     return fetch
 
 
-def test_weights_are_downloaded_once_into_torchs_folder(fetch, address, capsys):
+def test_weights_are_downloaded_once_into_the_hub_folder(fetch, address, capsys):
     found = fetch(f"{address}/there")
     assert found.path == hub_folder() / f"resnet18-{DIGEST[:8]}.pth"
     assert found.path.read_bytes() == CONTENT
@@ -182,9 +182,7 @@ def test_weights_are_downloaded_once_into_torchs_folder(fetch, address, capsys):
     ("path", "prefix", "reason"),
     [("there", "00000000", "invalid hash"), ("gone", DIGEST[:8], "404")],
 )
-def test_a_download_that_fails_leaves_nothing_and_says_what_to_do(
-    fetch, address, path, prefix, reason
-):
+def test_a_failed_download_leaves_no_file_and_says_what_to_do(fetch, address, path, prefix, reason):
     with pytest.raises(WeightsError, match=reason) as caught:
         fetch(f"{address}/{path}", prefix)
     assert all(
@@ -195,7 +193,7 @@ def test_a_download_that_fails_leaves_nothing_and_says_what_to_do(
     assert list(hub_folder().iterdir()) == []
 
 
-def test_a_server_that_is_not_there_is_reported(fetch, monkeypatch):
+def test_an_unreachable_server_is_reported(fetch, monkeypatch):
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
@@ -203,7 +201,7 @@ def test_a_server_that_is_not_there_is_reported(fetch, monkeypatch):
             fetch(f"http://127.0.0.1:{taken.getsockname()[1]}/there")
 
 
-def test_a_silent_server_is_not_waited_for(fetch, monkeypatch):
+def test_a_server_that_does_not_answer_times_out(fetch, monkeypatch):
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     monkeypatch.setattr(weights, "_TIMEOUT_SECONDS", 0.1)
     with (
@@ -214,7 +212,7 @@ def test_a_silent_server_is_not_waited_for(fetch, monkeypatch):
     assert socket.getdefaulttimeout() is None
 
 
-def test_a_folder_that_cannot_be_written_is_a_matter_of_storage(fetch, address, monkeypatch):
+def test_a_full_disk_raises_a_storage_error(fetch, address, monkeypatch):
     def full(*args, **options):
         raise OSError(28, "No space left on device")
 

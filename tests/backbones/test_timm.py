@@ -33,14 +33,14 @@ def test_embeddings_equal_a_plain_timm_loop(name, tmp_path):
     np.testing.assert_allclose(ours, expected, atol=1e-4 * np.abs(expected).max())
 
 
-def test_random_weights_come_from_their_seed():
+def test_random_weights_depend_on_their_seed():
     first = embed("timm:resnet10t", resize="64")
     np.testing.assert_array_equal(first, embed("timm:resnet10t", resize="64"))
     assert not np.allclose(first, embed("timm:resnet10t", resize="64", weights="random:1"))
     assert load_backbone("timm:resnet10t", weights="random").weights == "random:0 (untrained)"
 
 
-def test_pools_and_layers_of_a_convolutional_network():
+def test_poolings_and_layers_of_a_convolutional_network():
     mean, most, both = (
         embed("timm:resnet10t", resize="64", pool=pool) for pool in ("avg", "max", "catavgmax")
     )
@@ -67,12 +67,12 @@ def test_pools_and_layers_of_a_convolutional_network():
         ("timm:swin_tiny_patch4_window7_224", {"layer": "layers.0"}, "memory layout NHWC"),
     ],
 )
-def test_what_does_not_work_is_refused_in_one_line(name, options, reason):
+def test_unsupported_options_are_rejected(name, options, reason):
     with pytest.raises(SpecError, match=reason):
         embed(name, **options)
 
 
-def test_preprocessing_that_featkit_cannot_do_is_refused():
+def test_unsupported_preprocessing_is_rejected():
     bordered = next(
         name for name in timm.list_models() if timm.get_pretrained_cfg(name).crop_mode == "border"
     )
@@ -80,7 +80,7 @@ def test_preprocessing_that_featkit_cannot_do_is_refused():
         load_backbone(f"timm:{bordered}", weights="random")
 
 
-def test_pretrained_weights_are_timms_and_known_by_their_digest(monkeypatch):
+def test_pretrained_weights_of_timm_are_identified_by_their_digest(monkeypatch):
     create = timm.create_model
 
     def pretrained(name, pretrained=False, **options):
@@ -99,7 +99,7 @@ def test_pretrained_weights_are_timms_and_known_by_their_digest(monkeypatch):
     assert all((parameter == 0.01).all() for parameter in backbone.build().parameters())
 
 
-def test_pretrained_weights_that_cannot_be_had_are_reported(monkeypatch):
+def test_pretrained_weights_that_cannot_be_downloaded_are_reported(monkeypatch):
     def offline(*args, **options):
         raise OSError("no route to host\nand more")
 
@@ -110,7 +110,7 @@ def test_pretrained_weights_that_cannot_be_had_are_reported(monkeypatch):
         load_backbone("timm:resnet10t")
 
 
-def test_weights_of_another_network_are_refused(tmp_path):
+def test_weights_of_another_network_are_rejected(tmp_path):
     torch.save(timm.create_model("test_vit").state_dict(), tmp_path / "vit.pth")
     with pytest.raises(
         WeightsError,

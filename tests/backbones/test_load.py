@@ -28,14 +28,14 @@ def old(*, weights):
 
 @pytest.fixture
 def plugin(install):
-    """An installed package, as far as Python can tell, that adds backbones."""
+    """Install a package that adds backbones by entry point."""
     points = "".join(
         f"{name} = colour_backbone:{name}\n" for name in ("colour", "wrong", "old", "gone")
     )
     install("colour_backbone", PLUGIN, f"[featkit.backbones]\n{points}")
 
 
-def test_a_backbone_of_a_plugin_is_found_and_its_sizes_overridden(plugin):
+def test_a_plugin_backbone_is_loaded_and_its_sizes_overridden(plugin):
     backbone = load_backbone("colour", weights="mine", layer="deep", pool="max", resize="32x48")
     assert (backbone.weights, backbone.layer, backbone.pool) == ("mine", "deep", "max")
     assert backbone.preprocess.crop == (32, 48)
@@ -51,12 +51,12 @@ def test_a_backbone_of_a_plugin_is_found_and_its_sizes_overridden(plugin):
         ("gone", "cannot be imported"),
     ],
 )
-def test_a_plugin_that_does_not_fit_is_refused(name, reason, plugin):
+def test_an_invalid_plugin_is_rejected(name, reason, plugin):
     with pytest.raises(SpecError, match=reason):
         load_backbone(name)
 
 
-def test_loading_a_resnet_and_listing_networks_need_no_torch(tmp_path):
+def test_loading_a_resnet_and_listing_models_does_not_import_torch(tmp_path):
     (tmp_path / "mine.pth").write_bytes(b"x")
     code = """
 import sys
@@ -83,12 +83,12 @@ assert not {"torch", "torchvision", "timm"} & sys.modules.keys()
         ("resnet18", {"resize": "big"}, "resize 'big'"),
     ],
 )
-def test_what_nobody_knows_is_refused(spec, options, reason):
+def test_unknown_names_and_values_are_rejected(spec, options, reason):
     with pytest.raises(SpecError, match=reason):
         load_backbone(spec, weights="random", **options)
 
 
-def test_a_name_says_what_it_is():
+def test_a_backbone_has_name_weights_and_digest():
     backbone = load_backbone("resnet18", weights="random:3")
     assert (backbone.name, backbone.weights, backbone.digest) == (
         "resnet18",
@@ -121,13 +121,13 @@ def test_layers_are_listed_in_order_with_their_shapes():
     )
 
 
-def test_every_layer_that_is_listed_can_be_taken():
+def test_every_listed_layer_can_be_extracted():
     for name, _ in list_layers("resnet18")[::6]:
         load_backbone("resnet18", weights="random", layer=name).build()
 
 
 @pytest.mark.parametrize("name", ["resnet19", "timm", "resnet18:7"])
-def test_layers_of_an_unknown_network_are_refused(name):
+def test_listing_layers_of_an_unknown_network_is_rejected(name):
     with pytest.raises(SpecError, match="unknown backbone"):
         list_layers(name)
 
