@@ -156,10 +156,7 @@ def profile(
         SpecError: if a network is named twice, or needs images that are not given.
         DataError: if the images cannot be used.
     """
-    if len({each.spec for each in networks}) < len(networks):
-        raise SpecError(f"a network is named twice: {', '.join(each.spec for each in networks)}")
-    sizes_given = {name: config.given[name] for name in ("resize", "crop") if name in config.given}
-    networks = [replace(each, request=replace(each.request, **sizes_given)) for each in networks]
+    networks = _with_image_size(networks, config)
     runs: list[Run | None] = [None] * len(networks)
     if "data" in config.given:
         runs = [evaluate_network(each, config, compute) for each in networks]
@@ -184,6 +181,18 @@ def profile(
             result = _add_accuracy(result, run, networks[0].spec, runs[0])
         profiles.append(result)
     return profiles
+
+
+def _with_image_size(networks: Sequence[NetworkSpec], config: ProfileConfig) -> list[NetworkSpec]:
+    """Return the networks with the image size of the configuration, if it has one.
+
+    Raises:
+        SpecError: if a network is named twice.
+    """
+    if len({each.spec for each in networks}) < len(networks):
+        raise SpecError(f"a network is named twice: {', '.join(each.spec for each in networks)}")
+    size = {name: config.given[name] for name in ("resize", "crop") if name in config.given}
+    return [replace(each, request=replace(each.request, **size)) for each in networks]
 
 
 def _add_accuracy(
