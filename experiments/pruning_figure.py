@@ -1,4 +1,6 @@
-"""Several courses of pruning as one table and one figure: python experiments/pruning_figure.py OUT NAME=FOLDER...
+"""Combine several prunings into one table and one figure.
+
+    python experiments/pruning_figure.py OUT NAME=FOLDER...
 
 Each FOLDER is an ``--out`` of ``featkit prune --head``; writes OUT.csv and OUT.png.
 """
@@ -13,11 +15,11 @@ from featkit.reports.figures import sparsity_figures
 from featkit.storage import csv_text
 
 
-def main(out: str, *courses: str) -> None:
-    """Read the steps of each course and write them side by side."""
+def main(out: str, *prunings: str) -> None:
+    """Read the steps of each pruning and write them to one table and one figure."""
     steps = {}
-    for course in courses:
-        name, _, folder = course.partition("=")
+    for pruning in prunings:
+        name, _, folder = pruning.partition("=")
         (file,) = Path(folder).glob("prune/*-steps/steps.csv")
         steps[name] = list(csv.DictReader(file.read_text(encoding="utf-8").splitlines()))
     rows = [{"course": name, **row} for name, lines in steps.items() for row in lines]

@@ -1,11 +1,11 @@
-"""Deep fine-tuning on kept activations against the same training end to end.
+"""Compare fine-tuning on cached activations with the same training end to end.
 
     FEATKIT_TEST_DATA=... FEATKIT_WEIGHTS=... python experiments/benchmarks/training.py
 
-Both train layer4 and the classifier of a network whose other blocks stay as they are, with the same
-settings and the same seed. One reads the activations of four augmented views of each image from the
-cache, which is empty at first; the other decodes, augments and runs the frozen blocks in each
-epoch. Without the real images and weights there is nothing to measure, and it says so.
+Both train layer4 and the classifier of a network with frozen earlier layers, with the same settings
+and seed. One reads activations of four augmented views of each image from the cache, which is empty
+at first; the other decodes and augments images and runs the frozen layers in each epoch. Without
+the real images and weights, nothing is measured.
 """
 
 from __future__ import annotations
@@ -30,8 +30,17 @@ from featkit.training.prepare import prepare
 
 
 @dataclass(frozen=True)
-class Timed:
-    """One training: seconds before its first epoch, of each epoch, in all; bytes on disk; top-1 and its interval."""
+class TimedTraining:
+    """Measurements of one training.
+
+    Attributes:
+        first: seconds before the first epoch.
+        epochs: seconds of each epoch.
+        total: seconds in all.
+        disk: bytes of the cache.
+        top1, interval: on the test set.
+        val: validation top-1 of each epoch.
+    """
 
     first: float
     epochs: list[float]
@@ -43,21 +52,22 @@ class Timed:
 
 
 def main() -> None:
-    """Time both for each network."""
+    """Measure both trainings of each network."""
     if not {"FEATKIT_TEST_DATA", "FEATKIT_WEIGHTS"} <= os.environ.keys():
         print("FEATKIT_TEST_DATA and FEATKIT_WEIGHTS are not set: nothing is measured")
         return
     arguments = parse()
     print(
-        f"{arguments.limit}, {arguments.resize or 256} / {arguments.crop or 224} pixels, {arguments.epochs} epochs"
+        f"{arguments.limit}, {arguments.resize or 256} / {arguments.crop or 224} pixels, "
+        f"{arguments.epochs} epochs"
     )
     for backbone in arguments.backbone:
-        kept, live = (timed(backbone, views, arguments) for views in (4, 0))
-        report(backbone, kept, live)
+        cached, live = (timed(backbone, views, arguments) for views in (4, 0))
+        report(backbone, cached, live)
 
 
 def parse() -> argparse.Namespace:
-    """Read the command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -71,8 +81,8 @@ def parse() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def timed(backbone: str, views: int, arguments: argparse.Namespace) -> Timed:
-    """Train, with a cache of its own."""
+def timed(backbone: str, views: int, arguments: argparse.Namespace) -> TimedTraining:
+    """Train with an empty cache."""
     data = f"{os.environ['FEATKIT_TEST_DATA']}/caltech101"
     compute = Compute(device="cpu")
     with tempfile.TemporaryDirectory() as folder:
@@ -88,9 +98,9 @@ def timed(backbone: str, views: int, arguments: argparse.Namespace) -> Timed:
             epochs=arguments.epochs, augment="light", views=views, request=request, cache=cache
         )
         prepared = prepare(config, compute)
-        begun: list[float] = []
+        started: list[float] = []
         callbacks = TrainingCallbacks(
-            on_step=lambda *_: begun or begun.append(time.perf_counter()), on_epoch=progress
+            on_step=lambda *_: started or started.append(time.perf_counter()), on_epoch=progress
         )
         start = time.perf_counter()
         trained = finetune(prepared, ExecutionConfig(compute, callbacks=callbacks))
@@ -99,44 +109,50 @@ def timed(backbone: str, views: int, arguments: argparse.Namespace) -> Timed:
         report = publish_trained(trained, compute, Path(folder, "out"), lambda *_: {}).report
     epochs = [epoch.seconds for epoch in trained.history]
     val = [epoch.val.top1 for epoch in trained.history if epoch.val]
-    return Timed(total - sum(epochs), epochs, total, disk, report.top1, report.interval95, val)
+    return TimedTraining(
+        total - sum(epochs), epochs, total, disk, report.top1, report.interval95, val
+    )
 
 
 def progress(epoch: EpochRecord) -> None:
-    """Say on stderr what an epoch came to."""
+    """Print an epoch on stderr."""
     print(
-        f"  epoch {epoch.number + 1}: {epoch.seconds:.1f} s, val top-1 {epoch.val.top1 if epoch.val else 0:.3f}",
+        f"  epoch {epoch.number + 1}: {epoch.seconds:.1f} s, "
+        f"val top-1 {epoch.val.top1 if epoch.val else 0:.3f}",
         file=sys.stderr,
         flush=True,
     )
 
 
-def reached(run: Timed, level: float) -> float:
-    """Return the seconds after which val top-1 is first at a level, what came before the first epoch included."""
+def reached(run: TimedTraining, level: float) -> float:
+    """Return the seconds until validation top-1 first reaches a level."""
     number = next((place for place, top1 in enumerate(run.val) if top1 >= level), None)
     return float("nan") if number is None else run.first + sum(run.epochs[: number + 1])
 
 
-def report(backbone: str, kept: Timed, live: Timed) -> None:
-    """Print both, and the ratios."""
-    level = min(max(kept.val), max(live.val))
+def report(backbone: str, cached: TimedTraining, live: TimedTraining) -> None:
+    """Print both trainings and their ratios."""
+    level = min(max(cached.val), max(live.val))
     print(f"{backbone}: both reach a val top-1 of {level:.3f}")
     print(
-        "             before   epoch (median)   all epochs   to that val   test top-1               on disk"
+        "             before   epoch (median)   all epochs   to that val   test top-1"
+        "               on disk"
     )
-    for name, run in (("kept", kept), ("end to end", live)):
+    for name, run in (("cached", cached), ("end to end", live)):
         low, high = run.interval
         print(
             f"{name:11}{run.first:7.1f} s{statistics.median(run.epochs):14.1f} s{run.total:11.1f} s"
-            f"{reached(run, level):12.1f} s   {100 * run.top1:.1f} % ({100 * low:.1f} to {100 * high:.1f})"
+            f"{reached(run, level):12.1f} s   {100 * run.top1:.1f}% "
+            f"({100 * low:.1f} to {100 * high:.1f})"
             f"{run.disk / 1e6:10.0f} MB"
         )
-    epoch = statistics.median(live.epochs) / statistics.median(kept.epochs)
+    epoch = statistics.median(live.epochs) / statistics.median(cached.epochs)
     print(
-        f"images/s in an epoch {epoch:.2f}x; wall time {live.total / kept.total:.2f}x less for all epochs, ",
+        f"images/s in an epoch {epoch:.2f}x; "
+        f"wall time {live.total / cached.total:.2f}x less for all epochs, ",
         end="",
     )
-    print(f"{reached(live, level) / reached(kept, level):.2f}x less to the same val top-1")
+    print(f"{reached(live, level) / reached(cached, level):.2f}x less to the same val top-1")
 
 
 if __name__ == "__main__":
