@@ -12,6 +12,8 @@ import featkit
 SCRIPT = """
 import sys
 
+import psutil  # on Linux it needs these modules for itself
+
 sys.modules["fcntl"] = None
 sys.modules["resource"] = None
 

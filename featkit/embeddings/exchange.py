@@ -18,7 +18,7 @@ from featkit.embeddings.base import Embeddings
 from featkit.embeddings.plan import images_digest, labels_digest
 from featkit.embeddings.recipe import Recipe
 from featkit.embeddings.request import Request
-from featkit.errors import DataError, SpecError
+from featkit.errors import DataError, SpecError, StorageError
 from featkit.extras import require
 from featkit.images.base import SPLITS
 from featkit.storage import digest, file_sha256, locked, safe_name, write_csv, write_file
@@ -58,6 +58,8 @@ def export_file(file: Path, out: Path) -> None:
         MissingExtraError: for Parquet, if pyarrow is not installed.
     """
     write = {".csv": _to_csv, ".npz": _to_npz, ".parquet": _to_parquet}[_format(out)]
+    if not out.parent.is_dir():
+        raise StorageError(f"cannot write {out}: folder {out.parent} not found; create it first")
     embeddings = store.read(file)
     write_file(out, lambda path: write(embeddings, path))
 
