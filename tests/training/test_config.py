@@ -1,5 +1,6 @@
 """Training configuration from options."""
 
+import inspect
 from dataclasses import fields
 
 import pytest
@@ -67,3 +68,12 @@ def test_names_in_the_fingerprint_are_those_of_version_0_1_0():
         *("weight_decay", "warmup", "smoothing", "mixup", "cutmix", "ema", "clip", "balance"),
         *("patience", "precision", "seed", "augment", "views"),
     ]
+
+
+def test_the_command_line_and_the_api_have_every_option():
+    from featkit import api
+    from featkit.cli.finetune import finetune
+
+    names = set(TrainingConfig.option_names())
+    assert names <= {each.name for each in finetune.params}
+    assert names <= inspect.signature(api.finetune).parameters.keys()
