@@ -1,4 +1,4 @@
-"""Which of several classifiers is better, judged on the same test images."""
+"""Paired tests between classifiers that were evaluated on the same test images."""
 
 from __future__ import annotations
 
@@ -16,21 +16,22 @@ from featkit.evaluation.intervals import Interval, paired_interval
 from featkit.evaluation.predictions import Predictions
 
 LEVEL = 0.05
-"""The share of true null hypotheses that ``PairedComparison.significant`` may reject."""
+"""Significance level of ``PairedComparison.significant``: family-wise error rate over all pairs."""
 
 
 @dataclass(frozen=True)
 class PairedComparison:
-    """Two classifiers on the same n test images.
+    """Comparison of two classifiers on the same n test images.
 
     Attributes:
-        a, b: their names.
+        a, b: names of the classifiers.
         n: number of test images.
-        only_a, only_b: images that one of them alone has right. The others say nothing about the difference.
-        difference: top-1 of ``a`` less that of ``b``, a fraction.
-        interval95: its score interval, see ``intervals.paired_interval``.
-        p: of McNemar's test, see ``mcnemar``.
-        p_holm: the same, adjusted for the number of pairs compared, see ``holm``.
+        only_a, only_b: number of images that one of the two alone predicts correctly.
+        difference: top-1 of ``a`` minus top-1 of ``b``, a fraction.
+        interval95: its 95 % score interval, see ``intervals.paired_interval``.
+        p: p-value of McNemar's test, see ``mcnemar``.
+        p_holm: p-value after Holm correction for the number of pairs, see ``holm``.
+        comparisons: number of pairs that ``p_holm`` is corrected for.
     """
 
     a: str
@@ -42,53 +43,95 @@ class PairedComparison:
     interval95: Interval
     p: float
     p_holm: float
+    comparisons: int = 1
 
     @property
     def significant(self) -> bool:
-        """Whether one may be called better: ``p_holm`` is below 0.05."""
+        """Whether ``p_holm`` is below 0.05."""
         return self.p_holm < LEVEL
 
     @property
     def sentence(self) -> str:
-        """What can be said, in percentage points with their 95 % interval."""
-        low, high = (100 * end for end in self.interval95)
-        points = 100 * self.difference
-        if not self.significant:
-            return (
-                f"no difference can be claimed between {self.a} and {self.b} "
-                f"({points:.1f} points, {low:.1f} to {high:.1f})"
-            )
-        if points < 0:
-            return f"{self.b} is better than {self.a} by {-points:.1f} points ({-high:.1f} to {-low:.1f})"
-        return f"{self.a} is better than {self.b} by {points:.1f} points ({low:.1f} to {high:.1f})"
+        """The comparison in one line, see ``format_comparison``."""
+        return format_comparison(
+            self.a,
+            self.b,
+            self.difference,
+            self.interval95,
+            p=self.p,
+            p_holm=self.p_holm,
+            comparisons=self.comparisons,
+        )
 
     def to_dict(self) -> dict[str, Any]:
-        """Return what JSON can hold."""
+        """Return the fields and the sentence as values that JSON can hold."""
         return {**asdict(self), "interval95": list(self.interval95), "sentence": self.sentence}
 
 
+def format_comparison(
+    a: str,
+    b: str,
+    difference: float,
+    interval95: Interval,
+    *,
+    p: float,
+    p_holm: float,
+    comparisons: int = 1,
+) -> str:
+    """Return a comparison of two classifiers in one line.
+
+    The interval is not corrected for the number of comparisons, so it may exclude zero where the difference is not
+    significant. Both p-values are therefore printed.
+
+    Args:
+        a, b: names of the classifiers, or of what differs between them.
+        difference: metric of ``a`` minus metric of ``b``, a fraction; printed in percentage points.
+        interval95: its 95 % confidence interval.
+        p: p-value of no difference.
+        p_holm: p-value after Holm correction.
+        comparisons: number of comparisons that ``p_holm`` is corrected for.
+
+    >>> format_comparison("svm", "knn", 0.03, (0.008, 0.059), p=0.012, p_holm=0.094, comparisons=15)
+    'svm - knn: +3.0 points (95% CI 0.8 to 5.9), p = 0.012; not significant after Holm correction over 15 pairs \
+(p = 0.094)'
+    """
+    low, high = (100 * end for end in interval95)
+    size = f"{a} - {b}: {100 * difference:+z.1f} points (95% CI {low:z.1f} to {high:z.1f}), {format_p_value(p)}"
+    verdict = "significant" if p_holm < LEVEL else "not significant"
+    if comparisons == 1:
+        return f"{size}; {verdict}"
+    return f"{size}; {verdict} after Holm correction over {comparisons} pairs ({format_p_value(p_holm)})"
+
+
+def format_p_value(p: float) -> str:
+    """Return ``p = 0.012``, or ``p < 0.001`` for a smaller value."""
+    return "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
+
+
 def compare(runs: Mapping[str, Predictions]) -> tuple[PairedComparison, ...]:
-    """Compare every two of several classifiers, image by image.
+    """Compare every two of several classifiers image by image, with Holm correction over all pairs.
 
     Returns:
-        One value for each pair, in the order of ``runs``.
+        One comparison for each pair, in the order of ``runs``.
 
     Raises:
-        DataError: for fewer than two runs, an id that is there twice, arrays that do not fit their ids, or runs that
-            were not judged on the same images with the same true classes.
+        DataError: for fewer than two runs, an id that occurs twice, arrays of different lengths, or runs that were
+            not evaluated on the same images with the same true classes.
     """
     if len(runs) < 2:
-        raise DataError(f"{len(runs)} runs to compare: give two or more")
+        raise DataError(f"cannot compare {len(runs)} runs: give two or more")
     first = next(iter(runs))
-    tables = {name: _Table(name, run) for name, run in runs.items()}
-    right = {name: table.right_like(tables[first]) for name, table in tables.items()}
-    pairs = [_paired(a, b, right[a], right[b]) for a, b in combinations(runs, 2)]
-    adjusted = holm([pair.p for pair in pairs])
-    return tuple(replace(pair, p_holm=p) for pair, p in zip(pairs, adjusted, strict=True))
+    tables = {name: _SortedPredictions(name, run) for name, run in runs.items()}
+    correct = {name: table.correct_like(tables[first]) for name, table in tables.items()}
+    pairs = [_compare_pair(a, b, correct[a], correct[b]) for a, b in combinations(runs, 2)]
+    corrected = holm([pair.p for pair in pairs])
+    return tuple(
+        replace(pair, p_holm=p, comparisons=len(pairs)) for pair, p in zip(pairs, corrected, strict=True)
+    )
 
 
-class _Table:
-    """One run's predictions, sorted by id."""
+class _SortedPredictions:
+    """Predictions of one run, sorted by image id."""
 
     def __init__(self, name: str, run: Predictions) -> None:
         ids, y, predicted = np.asarray(run.ids, dtype=np.str_), np.asarray(run.y), np.asarray(run.predicted)
@@ -99,41 +142,44 @@ class _Table:
             )
         self.ids, order = np.unique(ids, return_index=True)
         if len(order) < len(ids):
-            raise DataError(f"run {name} names {len(ids) - len(order)} images twice: give each image once")
+            raise DataError(f"run {name} lists {len(ids) - len(order)} images twice: give each image once")
         self.name, self.y = name, y[order]
-        self.right: NDArray[np.bool_] = y[order] == predicted[order]
+        self.correct: NDArray[np.bool_] = y[order] == predicted[order]
 
-    def right_like(self, other: _Table) -> NDArray[np.bool_]:
-        """Return ``(n,)`` which images are right, in the order of their ids, after a look at the other's images."""
+    def correct_like(self, other: _SortedPredictions) -> NDArray[np.bool_]:
+        """Return ``(n,)`` whether each prediction is correct, after checking that both runs have the same images."""
         differing = len(np.setxor1d(self.ids, other.ids, assume_unique=True))
         if differing:
             raise DataError(
-                f"runs {other.name} and {self.name} were judged on different test images ({len(other.ids)} and "
+                f"runs {other.name} and {self.name} were evaluated on different test images ({len(other.ids)} and "
                 f"{len(self.ids)}, {differing} of them in one run only): compare runs with the same data and split"
             )
         relabelled = int(np.sum(self.y != other.y))
         if relabelled:
             raise DataError(
-                f"runs {other.name} and {self.name} disagree about the true class of {relabelled} of "
+                f"runs {other.name} and {self.name} have different true classes for {relabelled} of "
                 f"{len(self.ids)} images: compare runs with the same labels"
             )
-        return self.right
+        return self.correct
 
 
-def _paired(a: str, b: str, right_a: NDArray[np.bool_], right_b: NDArray[np.bool_]) -> PairedComparison:
-    n, only_a, only_b = len(right_a), int(np.sum(right_a & ~right_b)), int(np.sum(right_b & ~right_a))
+def _compare_pair(a: str, b: str, correct_a: NDArray[np.bool_], correct_b: NDArray[np.bool_]) -> PairedComparison:
+    n = len(correct_a)
+    only_a, only_b = int(np.sum(correct_a & ~correct_b)), int(np.sum(correct_b & ~correct_a))
     p = mcnemar(only_a, only_b)
-    return PairedComparison(
-        a, b, n, only_a, only_b, (only_a - only_b) / n, paired_interval(only_a, only_b, n), p, p_holm=p
-    )
+    interval = paired_interval(only_a, only_b, n)
+    return PairedComparison(a, b, n, only_a, only_b, (only_a - only_b) / n, interval, p, p_holm=p)
 
 
 def mcnemar(only_a: int, only_b: int) -> float:
-    """Return the two-sided mid-p value of McNemar's exact test that two classifiers are right equally often.
+    """Return the two-sided mid-p value of McNemar's exact test that two classifiers have the same accuracy.
 
-    Given the images that one alone has right, half should be either's. The exact test adds up the binomial
-    probabilities of what was seen and of all that is more extreme; the mid-p value counts half of what was seen.
-    With few such images the exact test hardly ever rejects.
+    Under the null hypothesis, half of the images that only one classifier predicts correctly belong to each. The
+    exact test sums the binomial probabilities of the observed count and of all more extreme ones; the mid-p value
+    counts half of the observed one. The exact test is too conservative with few such images.
+
+    Args:
+        only_a, only_b: number of images that one classifier alone predicts correctly.
 
     Source: McNemar, Psychometrika 12 (1947), 153-157; Fagerland, Lydersen and Laake, "The McNemar test for binary
     matched-pairs data: mid-p and asymptotic are better than exact conditional", BMC Med. Res. Methodol. 13:91 (2013).
@@ -143,12 +189,12 @@ def mcnemar(only_a: int, only_b: int) -> float:
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Return p-values adjusted so that the chance of any false claim among all is at most the level.
+    """Return Holm-corrected p-values, which control the family-wise error rate.
 
     Source: Holm, "A simple sequentially rejective multiple test procedure", Scand. J. Statist. 6 (1979), 65-70.
     """
     order = np.argsort(p_values, kind="stable")
-    steps = np.arange(len(order), 0, -1)
-    adjusted = np.empty(len(order))
-    adjusted[order] = np.minimum(1, np.maximum.accumulate(steps * np.asarray(p_values)[order]))
-    return [float(p) for p in adjusted]
+    remaining = np.arange(len(order), 0, -1)
+    corrected = np.empty(len(order))
+    corrected[order] = np.minimum(1, np.maximum.accumulate(remaining * np.asarray(p_values)[order]))
+    return [float(p) for p in corrected]

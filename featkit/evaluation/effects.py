@@ -1,8 +1,11 @@
-"""What the values of an axis of a grid are worth: differences averaged over everything else in the grid.
+"""Means, differences and ratios of accuracies over the cells of a grid, with confidence intervals.
 
-A cell of a grid is one classifier, judged on test images. Two values of an axis are compared over their matched cells:
-those that agree on every other axis. Images and seeds are samples, of which others might have been drawn; all other
-axes are as they are, and nothing is said about values that the grid does not have.
+A cell is one classifier evaluated on test images. Two values of an axis are compared over matched cells: cells that
+agree on every other axis. Test images and seeds are random samples, and the intervals cover both. The values of all
+other axes are fixed: nothing is inferred about values that the grid does not contain.
+
+This is the only place where featkit computes such a number. CSV files, summaries, reports and the command line print
+what ``effects``, ``average`` and ``mean_ratio`` return, so the same comparison has the same interval everywhere.
 """
 
 from __future__ import annotations
@@ -16,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import t
 
-from featkit.evaluation.compare import LEVEL, holm, mcnemar
+from featkit.evaluation.compare import LEVEL, format_comparison, holm, mcnemar
 from featkit.evaluation.intervals import Interval, paired_interval
 from featkit.evaluation.predictions import Predictions
 
@@ -29,14 +32,14 @@ _Floats = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class CellScores:
-    """A cell of a grid and what it scored on its n test images.
+    """Scores of one cell of a grid on its n test images.
 
     Attributes:
-        place: the cell's value on each axis.
-        images: ``(n,)`` numbers of its images, rising; the same number is the same image in every cell.
-        scores: ``(n,)`` whose mean is the metric: 0 for a wrong answer; for a right one 1, or, for balanced accuracy,
-            more in a small class than in a large one.
-        square: mean square of the scores if every answer were right.
+        place: value of the cell on each axis.
+        images: ``(n,)`` image numbers, ascending; the same number is the same image in every cell.
+        scores: ``(n,)`` values whose mean is the metric: 0 for a wrong prediction. A correct one has 1 for top-1, and
+            for balanced accuracy ``n / (classes * images of its class)``.
+        square: mean square of the scores that the cell would have if every prediction were correct.
     """
 
     place: Mapping[str, Hashable]
@@ -44,21 +47,26 @@ class CellScores:
     scores: _Floats
     square: float
 
+    def errors(self) -> CellScores:
+        """Return the same cell with the error rate in place of top-1 accuracy."""
+        return replace(self, scores=1 - self.scores)
+
 
 @dataclass(frozen=True)
 class Effect:
-    """Two values of an axis, compared over their matched cells.
+    """Difference of a metric between two values of an axis, over their matched cells.
 
     Attributes:
         axis: name of the axis.
-        a, b: the values.
+        a, b: the two values.
         cells: number of matched pairs of cells.
         seeds: number of seeds among them.
-        n: number of different test images.
-        difference: metric of ``a`` less that of ``b``, a fraction.
-        interval95: of the difference, see ``effects``.
-        p: that there is no difference.
-        p_holm: the same, adjusted for the number of comparisons made, see ``adjusted``.
+        n: number of distinct test images.
+        difference: metric of ``a`` minus metric of ``b``, a fraction.
+        interval95: 95 % confidence interval of the difference, see ``effects``.
+        p: p-value of the null hypothesis that there is no difference.
+        p_holm: p-value after Holm correction, see ``adjusted``.
+        comparisons: number of comparisons in the family that ``p_holm`` is corrected for.
     """
 
     axis: str
@@ -71,10 +79,11 @@ class Effect:
     interval95: Interval
     p: float
     p_holm: float
+    comparisons: int = 1
 
     @property
     def significant(self) -> bool:
-        """Whether one may be called better: ``p_holm`` is below 0.05."""
+        """Whether ``p_holm`` is below 0.05."""
         return self.p_holm < LEVEL
 
     def better_first(self) -> Effect:
@@ -84,14 +93,38 @@ class Effect:
         low, high = self.interval95
         return replace(self, a=self.b, b=self.a, difference=-self.difference, interval95=(-high, -low))
 
+    def sentence(self, a: str | None = None, b: str | None = None) -> str:
+        """Return the comparison in one line, see ``format_comparison``.
+
+        Args:
+            a, b: names to print instead of the values.
+        """
+        return format_comparison(
+            str(self.a) if a is None else a,
+            str(self.b) if b is None else b,
+            self.difference,
+            self.interval95,
+            p=self.p,
+            p_holm=self.p_holm,
+            comparisons=self.comparisons,
+        )
+
     def to_dict(self) -> dict[str, Any]:
-        """Return what JSON can hold."""
+        """Return the fields as values that JSON can hold."""
         return {**asdict(self), "interval95": list(self.interval95)}
 
 
 @dataclass(frozen=True)
 class Average:
-    """The mean metric of some cells: a fraction, its 95 % interval, and what it is a mean of."""
+    """Mean over cells of a metric, or of ratios of metrics.
+
+    Attributes:
+        value: the mean; a fraction, but a ratio may exceed 1.
+        interval95: its 95 % confidence interval over test images and seeds.
+        cells: number of cells.
+        seeds: number of seeds among them.
+        n: number of distinct test images.
+    """
 
     value: float
     interval95: Interval
@@ -100,56 +133,65 @@ class Average:
     n: int
 
 
-def score_cells(cells: Iterable[tuple[Mapping[str, Hashable], Predictions]], metric: str = METRICS[0]) -> list[CellScores]:
-    """Return what cells scored, given their places and answers.
+def score_cells(
+    cells: Iterable[tuple[Mapping[str, Hashable], Predictions]], metric: str = METRICS[0]
+) -> list[CellScores]:
+    """Return the scores of cells, given the value of each cell on every axis and its predictions.
 
-    Images are the same where their ids, their true classes and the cells' values on the axis ``data`` are.
+    Two cells share an image if its id, its true class and the cells' values on the axis ``data`` are the same.
 
     Args:
-        cells: places with answers; neither the order of the cells nor that of the images matters.
+        cells: axis values and predictions; the order of the cells and of the images does not matter.
         metric: one of ``METRICS``.
     """
     numbers: dict[Hashable, int] = {}
-    found = []
-    for place, given in cells:
-        y = np.asarray(given.y)
-        keys = zip(given.ids, y.tolist(), strict=True)
-        images = np.array([numbers.setdefault((place.get("data"), *key), len(numbers)) for key in keys])
+    scored = []
+    for place, predictions in cells:
+        y = np.asarray(predictions.y)
+        images = np.empty(len(y), np.int64)
+        for row, (name, label) in enumerate(zip(predictions.ids, y.tolist(), strict=True)):
+            images[row] = numbers.setdefault((place.get("data"), name, label), len(numbers))
         order = np.argsort(images)
-        worth = _worth(y) if metric == METRICS[1] else np.ones(len(y))
-        scores = np.where(np.asarray(given.predicted) == y, worth, 0.0)
-        found.append(CellScores(place, images[order], scores[order], float(np.mean(worth**2))))
-    return found
+        weights = _balanced_weights(y) if metric == METRICS[1] else np.ones(len(y))
+        scores = np.where(predictions.correct, weights, 0.0)
+        scored.append(CellScores(place, images[order], scores[order], float(np.mean(weights**2))))
+    return scored
 
 
-def _worth(y: NDArray[Any]) -> _Floats:
-    """Return ``(n,)`` what a right answer counts so that the mean over images is the mean recall over classes."""
+def _balanced_weights(y: NDArray[Any]) -> _Floats:
+    """Return ``(n,)`` weights under which the mean over images is the mean recall over classes."""
     _, codes, counts = np.unique(y, return_inverse=True, return_counts=True)
-    worth: _Floats = len(y) / (len(counts) * counts[codes])
-    return worth
+    weights: _Floats = len(y) / (len(counts) * counts[codes])
+    return weights
 
 
 def effects(cells: Sequence[CellScores], axis: str, pairs: Iterable[tuple[Hashable, Hashable]]) -> list[Effect]:
-    """Compare values of an axis, two by two, on the same test images.
+    """Compare values of an axis pairwise on the same test images, averaged over all matched cells.
 
-    The difference is a mean over matched cells. Seeds and images are crossed samples: its variance is the sum of that
-    over images, the cells of an image averaged first, and, where there are several seeds, that over seeds, with the
-    degrees of freedom that Satterthwaite gives the sum. What both have in common is not taken off again, so the
-    interval is rather too wide than too narrow. Two images are added to those seen, one of them right in half by ``a``
-    alone and in half by ``b`` alone (Agresti and Min), so that the interval has a width where no image tells the two
-    apart. One pair of cells has the interval and the p-value of ``compare``.
+    The question that a grid asks is which value of the axis is better, not which is better with seed 0. So the
+    difference is a mean over matched cells, and its interval covers other test images and other seeds. The interval
+    of a single seed answers another question: it is wider, because nothing is averaged, and yet covers too little,
+    because it contains no variation between seeds.
 
-    In simulations with 3 seeds these intervals held the true difference in 91 to 99 % of cases. A bootstrap over
-    images and seeds (Owen, "The pigeonhole bootstrap", Ann. Appl. Stat. 1 (2007), 386-411) held it in 80 to 98 %:
-    three seeds drawn with replacement have two thirds of their variance.
+    Images and seeds are crossed samples. The variance of the mean is the variance over images, after averaging the
+    cells of each image, plus, with several seeds, the variance over seeds; Satterthwaite's approximation gives the
+    degrees of freedom of the sum. The interaction term is not subtracted, so the interval is slightly conservative.
+    Two images are added to the observed ones, half an image each way (Agresti and Min), so that the interval has a
+    width even if no image distinguishes the two values. A single pair of cells has the interval and the p-value of
+    ``compare``.
+
+    In simulations with 3 seeds these intervals covered the true difference in 91 to 99 % of cases. A bootstrap over
+    images and seeds (Owen, "The pigeonhole bootstrap", Ann. Appl. Stat. 1 (2007), 386-411) covered it in 80 to 98 %,
+    because three seeds drawn with replacement have two thirds of their variance. It also needs memory for
+    2,000 resamples of n images; this needs memory for the scores alone.
 
     Args:
-        cells: from ``outcomes``.
+        cells: scores from ``score_cells``.
         axis: name of the axis.
-        pairs: ``(a, b)`` values on it.
+        pairs: pairs ``(a, b)`` of values on it.
 
     Returns:
-        A value for each pair that has matched cells judged on the same images; ``p_holm`` is ``p``.
+        One effect for each pair that has matched cells on the same images, with ``p_holm`` equal to ``p``.
 
     Source: Cameron, Gelbach and Miller, "Robust inference with multiway clustering", J. Bus. Econ. Stat. 29 (2011),
     238-249, without the third term; Satterthwaite, "An approximate distribution of estimates of variance components",
@@ -162,95 +204,179 @@ def effects(cells: Sequence[CellScores], axis: str, pairs: Iterable[tuple[Hashab
         by_value.setdefault(cell.place[axis], {})[others] = cell
     found = []
     for a, b in pairs:
-        ours, theirs = by_value.get(a, {}), by_value.get(b, {})
-        # In the order of the cells: sums of floats depend on it, and sets have none.
-        matched = [(ours[other], theirs[other]) for other in ours if _same_images(ours[other], theirs.get(other))]
+        cells_a, cells_b = by_value.get(a, {}), by_value.get(b, {})
+        matched = []
+        # Iterate in the order of the cells, not over a set: sums of floats depend on the order.
+        for others, cell_a in cells_a.items():
+            cell_b = cells_b.get(others)
+            if cell_b is not None and np.array_equal(cell_a.images, cell_b.images):
+                matched.append((cell_a, cell_b))
         if matched:
-            found.append(_effect(axis, (a, b), matched))
+            found.append(_effect(axis, a, b, matched))
     return found
 
 
-def _same_images(a: CellScores, b: CellScores | None) -> bool:
-    return b is not None and np.array_equal(a.images, b.images)
+def _effect(axis: str, a: Hashable, b: Hashable, matched: Sequence[tuple[CellScores, CellScores]]) -> Effect:
+    cells_a = [cell_a for cell_a, _ in matched]
+    differences = [cell_a.scores - cell_b.scores for cell_a, cell_b in matched]
+    mean = _MeanEstimate.of(differences, cells_a)
+    if len(matched) == 1 and cells_a[0].square == 1:
+        only_a, only_b = int(np.sum(differences[0] > 0)), int(np.sum(differences[0] < 0))
+        interval, p = paired_interval(only_a, only_b, mean.n), mcnemar(only_a, only_b)
+    else:
+        squares = float(np.mean([cell.square for cell in cells_a]))
+        interval, p = mean.with_images(2, total=0.0, squares=squares)
+    return Effect(axis, a, b, len(matched), mean.seeds, mean.n, mean.value, interval, p, p_holm=p)
 
 
 def adjusted(compared: Sequence[Effect]) -> list[Effect]:
-    """Return the comparisons with ``p_holm`` such that the chance of any false claim among them is at most 5 %."""
-    found = holm([effect.p for effect in compared])
-    return [replace(effect, p_holm=p) for effect, p in zip(compared, found, strict=True)]
+    """Return a family of comparisons with Holm-corrected p-values: at most 5 % risk of any false rejection."""
+    corrected = holm([effect.p for effect in compared])
+    return [
+        replace(effect, p_holm=p, comparisons=len(compared)) for effect, p in zip(compared, corrected, strict=True)
+    ]
 
 
 def average(cells: Sequence[CellScores]) -> Average:
-    """Return the mean metric of cells, with the interval that ``effects`` has for differences.
+    """Return the mean metric of cells, with an interval over images and seeds as in ``effects``.
 
-    Four images are added, two of them right (Agresti and Coull, "Approximate is better than 'exact' for interval
+    Four images are added, two of them correct (Agresti and Coull, "Approximate is better than 'exact' for interval
     estimation of binomial proportions", The American Statistician 52 (1998), 119-126).
     """
     square = float(np.mean([cell.square for cell in cells]))
-    spread = _Spread([cell.scores for cell in cells], cells)
-    (low, high), _ = spread.with_images(4, 2 * sqrt(square), 2 * square)
-    value = min(1.0, spread.mean)
-    return Average(value, (max(0.0, low), min(1.0, high)), len(cells), spread.seeds, spread.n)
+    mean = _MeanEstimate.of([cell.scores for cell in cells], cells)
+    (low, high), _ = mean.with_images(4, total=2 * sqrt(square), squares=2 * square)
+    value = min(1.0, mean.value)
+    return Average(value, (max(0.0, low), min(1.0, high)), len(cells), mean.seeds, mean.n)
 
 
 def average_accuracies(hits: Sequence[int], totals: Sequence[int]) -> Average:
-    """Return the mean over seeds of shares of right answers, each counted on test images of its own or the same ones.
+    """Return the mean over seeds of accuracies of which only the counts are known.
 
-    As the images are not known, they are taken for the same ones with the same answers: the widest interval.
+    The images of the seeds are taken to be the same, with the same predictions. This gives the widest interval.
 
     Args:
-        hits: right answers, for each seed.
-        totals: test images, for each seed.
+        hits: number of correct predictions, for each seed.
+        totals: number of test images, for each seed.
     """
-    counted = zip(hits, totals, strict=True)
-    rows = [(np.arange(n), (np.arange(n) < right).astype(float)) for right, n in counted]
-    return average([CellScores({SEED: seed}, images, scores, 1.0) for seed, (images, scores) in enumerate(rows)])
+    cells = []
+    for seed, (correct, n) in enumerate(zip(hits, totals, strict=True)):
+        images = np.arange(n)
+        cells.append(CellScores({SEED: seed}, images, (images < correct).astype(float), 1.0))
+    return average(cells)
 
 
-def _effect(axis: str, values: tuple[Hashable, Hashable], matched: Sequence[tuple[CellScores, CellScores]]) -> Effect:
-    ours = [a for a, _ in matched]
-    spread = _Spread([a.scores - b.scores for a, b in matched], ours)
-    if len(matched) == 1 and ours[0].square == 1:
-        only_a, only_b = (int(np.sum(sign * (matched[0][0].scores - matched[0][1].scores) > 0)) for sign in (1, -1))
-        interval, p = paired_interval(only_a, only_b, spread.n), mcnemar(only_a, only_b)
-    else:
-        interval, p = spread.with_images(2, 0.0, float(np.mean([cell.square for cell in ours])))
-    return Effect(axis, *values, len(matched), spread.seeds, spread.n, spread.mean, interval, p, p)
+def mean_ratio(groups: Sequence[Sequence[tuple[CellScores, CellScores]]]) -> Average | None:
+    """Return a mean of ratios of metrics on the same images, with its 95 % interval by the delta method.
+
+    For each group of matched cells ``(numerator, denominator)`` the ratio ``R`` is the mean of the numerators over
+    the mean of the denominators. One group of (perturbed, clean) accuracies gives 1 minus the relative drop; one
+    group of (own, baseline) errors for each corruption gives the mean corruption error.
+
+    The delta method replaces each ratio by its linear part ``(numerator - R * denominator) / mean(denominator)``, a
+    mean over cells and images whose variance is that of ``effects``. With one seed it agrees with a percentile
+    bootstrap over images, but it also covers seeds, has no random draw, and needs memory for the scores alone.
+    As in ``effects``, two images are added, half an image correct in the numerator only and half in the denominator
+    only, so that the interval has a width where the cells agree on every image.
+
+    Args:
+        groups: matched cells of each ratio; every pair on the same images.
+
+    Returns:
+        The mean over groups, or None if there is no group or a denominator is 0.
+
+    Source: Oehlert, "A note on the delta method", The American Statistician 46 (1992), 27-29; Hendrycks and
+    Dietterich, "Benchmarking neural network robustness to common corruptions and perturbations", ICLR 2019, section 4,
+    for the mean corruption error.
+    """
+    pairs = sum(len(group) for group in groups)
+    rows: list[_Floats] = []
+    cells: list[CellScores] = []
+    ratios, squares = [], 0.0
+    for group in groups:
+        denominator = float(np.mean([below.scores.mean() for _, below in group]))
+        if denominator == 0:
+            return None
+        ratio = float(np.mean([above.scores.mean() for above, _ in group])) / denominator
+        ratios.append(ratio)
+        # The mean over all rows must give each group, not each pair, the same weight.
+        scale = pairs / (len(groups) * len(group) * denominator)
+        for above, below in group:
+            rows.append(scale * (above.scores - ratio * below.scores))
+            cells.append(above)
+            squares += scale**2 * (above.square + ratio**2 * below.square) / 2
+    if not groups:
+        return None
+    linear = _MeanEstimate.of(rows, cells)
+    # An added image counts in every cell alike, so its square is that of a mean over cells, not a sum.
+    (low, high), _ = linear.with_images(2, total=0.0, squares=squares / pairs)
+    value = float(np.mean(ratios))
+    return Average(value, (value + low, value + high), pairs, linear.seeds, linear.n)
 
 
-class _Spread:
-    """The mean over cells of the mean over images, and its variance over images and over seeds."""
+@dataclass(frozen=True)
+class _MeanEstimate:
+    """Mean over cells of the mean over images, with its variance.
 
-    def __init__(self, rows: Sequence[_Floats], cells: Sequence[CellScores]) -> None:
+    Attributes:
+        value: the mean.
+        seeds: number of seeds.
+        n: number of distinct images.
+        image_variance: variance of the mean over test images.
+        seed_variance: variance of the mean over seeds; 0 with one seed.
+    """
+
+    value: float
+    seeds: int
+    n: int
+    image_variance: float
+    seed_variance: float
+
+    @classmethod
+    def of(cls, rows: Sequence[_Floats], cells: Sequence[CellScores]) -> _MeanEstimate:
+        """Estimate the mean of ``rows``, one ``(n,)`` array of values for each cell."""
         seeds = _codes([cell.place.get(SEED) for cell in cells])
         settings = _codes([frozenset(item for item in cell.place.items() if item[0] != SEED) for cell in cells])
         images = np.unique(np.concatenate([cell.images for cell in cells]), return_inverse=True)[1]
         means = np.array([row.mean() for row in rows])
-        self.mean, self.seeds, self.n = float(means.mean()), int(seeds.max()) + 1, int(images.max()) + 1
-        parts = [(row - mean) / (len(rows) * len(row)) for row, mean in zip(rows, means, strict=True)]
-        self.over_images = float(np.sum(np.bincount(images, np.concatenate(parts)) ** 2))
-        own = np.bincount(settings, means) / np.bincount(settings)
-        per_seed = np.bincount(seeds, means - own[settings]) / len(rows)
-        self.over_seeds = float(np.sum(per_seed**2)) * self.seeds / max(self.seeds - 1, 1)
+        seed_count = int(seeds.max()) + 1
+
+        # Each image's contribution to the mean, summed over the cells that it is in. Each cell is centred on its own
+        # mean, so that differences between seeds and settings do not count as differences between images.
+        centred = [(row - mean) / (len(rows) * len(row)) for row, mean in zip(rows, means, strict=True)]
+        per_image = np.bincount(images, np.concatenate(centred))
+
+        # Each seed's contribution, relative to the mean of the same setting over seeds.
+        setting_means = np.bincount(settings, means) / np.bincount(settings)
+        per_seed = np.bincount(seeds, means - setting_means[settings]) / len(rows)
+        return cls(
+            value=float(means.mean()),
+            seeds=seed_count,
+            n=int(images.max()) + 1,
+            image_variance=float(np.sum(per_image**2)),
+            seed_variance=float(np.sum(per_seed**2)) * seed_count / max(seed_count - 1, 1),
+        )
 
     def with_images(self, added: int, total: float, squares: float) -> tuple[Interval, float]:
-        """Return the 95 % interval, and the p-value of a mean of zero, after some more images.
+        """Return the 95 % interval and the p-value of a mean of zero, after adding artificial images.
 
         Args:
-            added: number of them.
-            total: sum of their scores.
-            squares: sum of the squares of these.
+            added: number of artificial images.
+            total: sum of their values.
+            squares: sum of the squares of their values.
         """
         n = self.n + added
-        centre = (self.n * self.mean + total) / n
-        extra = (squares + self.n * self.mean**2 - n * centre**2) / n**2
-        variance = (self.n / n) ** 2 * self.over_images + extra + self.over_seeds
-        freedom = (self.seeds - 1) * (variance / self.over_seeds) ** 2 if self.over_seeds else inf
+        centre = (self.n * self.value + total) / n
+        extra = (squares + self.n * self.value**2 - n * centre**2) / n**2
+        variance = (self.n / n) ** 2 * self.image_variance + extra + self.seed_variance
+        # Satterthwaite: only the variance over seeds is estimated from few values.
+        freedom = (self.seeds - 1) * (variance / self.seed_variance) ** 2 if self.seed_variance else inf
         half = float(t.ppf(0.975, freedom)) * sqrt(variance)
-        return (centre - half, centre + half), float(2 * t.sf(abs(centre) / sqrt(variance), freedom))
+        p = float(2 * t.sf(abs(centre) / sqrt(variance), freedom))
+        return (centre - half, centre + half), p
 
 
 def _codes(values: Sequence[Hashable]) -> NDArray[np.int64]:
-    """Return the number of each value, in the order of its first appearance."""
+    """Return the number of each value, in the order of first appearance."""
     numbers: dict[Hashable, int] = {}
     return np.array([numbers.setdefault(value, len(numbers)) for value in values])
