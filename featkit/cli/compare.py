@@ -46,4 +46,4 @@ def print_compared(runs: Iterable[tuple[str, Report]], pairs: Iterable[PairedCom
     click.echo(table(["run", "top-1 %", "95 % interval", "n"], rows, right=("top-1 %", "95 % interval", "n")))
     click.echo("")
     for pair in pairs:
-        click.echo(f"{pair.sentence}; p = {pair.p:.2g}, adjusted {pair.p_holm:.2g}")
+        click.echo(pair.sentence)

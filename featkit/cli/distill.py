@@ -127,11 +127,7 @@ def distill(cache: Path, out: Path, as_json: bool, seeds: int, **options: Any) -
     for one in found:
         _print(one)
     for each in effects:
-        low, high = (f"{100 * bound:+.1f}" for bound in each.interval95)
-        click.echo(
-            f"over {each.seeds} seeds, n = {each.n}: {each.a} less {each.b} is {100 * each.difference:+.1f} points "
-            f"({low} to {high}); p = {each.p:.2g}, adjusted {each.p_holm:.2g}"
-        )
+        click.echo(f"averaged over {each.seeds} seeds, n = {each.n}: {each.sentence()}")
 
 
 def _trained(options: Mapping[str, Any], cache: Path, out: Path) -> dict[str, Path]:

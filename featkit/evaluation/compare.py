@@ -78,7 +78,7 @@ def format_comparison(
     p_holm: float,
     comparisons: int = 1,
 ) -> str:
-    """Return a comparison of two classifiers in one line.
+    """Return a comparison of two classifiers in one line, the better one first.
 
     The interval is not corrected for the number of comparisons, so it may exclude zero where the difference is not
     significant. Both p-values are therefore printed.
@@ -95,8 +95,10 @@ def format_comparison(
     'svm - knn: +3.0 points (95% CI 0.8 to 5.9), p = 0.012; not significant after Holm correction over 15 pairs \
 (p = 0.094)'
     """
+    if difference < 0:
+        a, b, difference, interval95 = b, a, -difference, (-interval95[1], -interval95[0])
     low, high = (100 * end for end in interval95)
-    size = f"{a} - {b}: {100 * difference:+z.1f} points (95% CI {low:z.1f} to {high:z.1f}), {format_p_value(p)}"
+    size = f"{a} - {b}: +{100 * difference:.1f} points (95% CI {low:z.1f} to {high:z.1f}), {format_p_value(p)}"
     verdict = "significant" if p_holm < LEVEL else "not significant"
     if comparisons == 1:
         return f"{size}; {verdict}"

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from scipy.stats import binom, binomtest
 
 from featkit.errors import DataError
-from featkit.evaluation.compare import compare, holm, mcnemar
+from featkit.evaluation.compare import compare, format_comparison, holm, mcnemar
 from featkit.evaluation.intervals import paired_interval
 from featkit.evaluation.predictions import Predictions
 
@@ -38,7 +38,7 @@ def test_a_clear_difference_is_a_sentence_with_its_interval() -> None:
     a, b = answers(1000, 60, 20)
     (pair,) = compare({"svm": run(a), "knn": run(b)})
     assert (pair.n, pair.only_a, pair.only_b, pair.difference) == (1000, 60, 20, 0.04)
-    assert pair.sentence == "svm is better than knn by 4.0 points (2.3 to 5.8)"
+    assert pair.sentence == "svm - knn: +4.0 points (95% CI 2.3 to 5.8), p < 0.001; significant"
     (turned,) = compare({"knn": run(b), "svm": run(a)})
     assert turned.sentence == pair.sentence
     assert turned.p == pair.p == pair.p_holm
@@ -52,11 +52,19 @@ def test_a_p_value_that_is_next_to_nothing_is_not_negative(only_a, only_b):
     assert 0 <= mcnemar(only_a, only_b) < 1e-200
 
 
-def test_a_small_difference_cannot_be_claimed() -> None:
-    """And the sentence says so."""
+def test_a_small_difference_is_reported_as_not_significant() -> None:
     (pair,) = compare(dict(zip("ab", map(run, answers(1000, 12, 8)), strict=True)))
     assert not pair.significant
-    assert pair.sentence == "no difference can be claimed between a and b (0.4 points, -0.5 to 1.4)"
+    assert pair.sentence == "a - b: +0.4 points (95% CI -0.5 to 1.4), p = 0.383; not significant"
+
+
+def test_a_difference_that_holm_makes_insignificant_shows_both_p_values() -> None:
+    """Its own interval excludes zero, so the corrected p-value must explain the verdict."""
+    sentence = format_comparison("svm", "knn", 0.03, (0.008, 0.059), p=0.012, p_holm=0.094, comparisons=15)
+    assert sentence == (
+        "svm - knn: +3.0 points (95% CI 0.8 to 5.9), p = 0.012; "
+        "not significant after Holm correction over 15 pairs (p = 0.094)"
+    )
 
 
 def test_runs_without_a_single_difference_are_equal_with_an_interval() -> None:
