@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable
 
 from featkit.ablation.effects import DATA, PLAIN, Findings, Selection
 from featkit.evaluation.effects import METRICS, SEED, Average, Effect
@@ -79,28 +79,8 @@ def effect_sentence(findings: Findings, effect: Effect) -> str:
         shown = findings.shown(effect.axis, value)
         is_clear = isinstance(value, str) and value not in PLAIN
         names[value] = shown if is_clear else f"{effect.axis} {shown}"
-    return difference_sentence(effect, names, comparisons=len(findings.effects))
-
-
-def difference_sentence(effect: Effect, names: Mapping[Hashable, str], *, comparisons: int) -> str:
-    """Return one comparison in words.
-
-    Args:
-        effect: the comparison.
-        names: what its two values are called.
-        comparisons: size of the family that its p-value was corrected for.
-    """
-    difference = (
-        f"{100 * effect.difference:+z.1f} points (95% CI {interval_text(effect.interval95)})"
-    )
-    p = p_text(effect.p_holm)
-    p = f"p {p}" if p.startswith("<") else f"p = {p}"
-    if effect.significant:
-        verdict = f"Holm-adjusted {p}" if comparisons > 1 else p
-    else:
-        correction = f" after Holm correction over {comparisons} comparisons"
-        verdict = f"not significant{correction if comparisons > 1 else ''} ({p})"
-    return f"{names[effect.a]} - {names[effect.b]}: {difference}, {verdict}; {_mean_over(effect)}n = {effect.n}"
+    sentence = effect.sentence(names[effect.a], names[effect.b])
+    return f"{sentence}; {_mean_over(effect)}n = {effect.n}"
 
 
 def _mean_over(effect: Effect) -> str:

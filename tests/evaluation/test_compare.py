@@ -109,7 +109,7 @@ def test_runs_that_cannot_be_compared_are_refused_in_one_line() -> None:
     with pytest.raises(DataError, match=r"different test images \(5 and 5, 10 of them"):
         compare({"a": run(right), "b": run(right, list("abcde"))})
     ids = [f"{row}.png" for row in range(5)]
-    with pytest.raises(DataError, match="disagree about the true class of 5 of 5 images"):
+    with pytest.raises(DataError, match="different true classes for 5 of 5 images"):
         compare({"a": run(right), "b": Predictions(ids, np.zeros(5, int), np.zeros(5, int))})
     with pytest.raises(DataError, match="names 2 images twice"):
         compare({"a": run(right), "b": run(right, list("aabbc"))})

@@ -96,11 +96,11 @@ def test_significant_and_other_differences_are_listed_apart() -> None:
         "## No significant difference"
     )
     assert re.search(
-        r"- resnet50 - resnet18: \+1\d\.\d points \(95% CI \d\S* to \S+\), Holm-adjusted p \\< 0",
+        r"- resnet50 - resnet18: \+1\d\.\d points \(95% CI \d\S* to \S+\), p \\< 0",
         significant,
     )
     assert "mean over 2 settings of the other axes and 2 seeds, n = 240" in significant
-    assert "not significant after Holm correction over 2 comparisons (p = " in rest
+    assert "not significant after Holm correction over 2 pairs (p = " in rest
     assert "resnet50 - resnet18: +1" in section(html, "Summary")
 
 
