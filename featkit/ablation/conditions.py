@@ -1,21 +1,18 @@
 """Analysis of long-tailed training sets and of perturbed test images.
 
-Every table prints these rows: the CSV files, the Markdown summary, the HTML report and the command
-    line. The question is
-whether a correction helps, or what a perturbation costs, for this classifier in general, so each
-row is averaged over the seeds with ``featkit.evaluation.effects``, whose interval covers the
-sampling of test images and of seeds. A difference within one seed would be about that split only;
-the accuracy of each seed is in results.csv.
+The CSV files, the Markdown summary, the HTML report and the command line all print these rows. The
+question is whether a correction helps, or what a perturbation costs, for a classifier in general.
+Each row is therefore averaged over the seeds by ``featkit.evaluation.effects``, whose interval covers
+the sampling of test images and of seeds. A difference within one seed would be about that split
+only; the accuracy of each seed is in results.csv.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean
 from typing import Any
-
-import numpy as np
 
 from featkit.ablation.effects import (
     BALANCE,
@@ -176,12 +173,7 @@ def _correction_rows(
     names = [
         str(value) for value in findings.axes.get(BALANCE, by_balance) if str(value) in by_balance
     ]
-    relabelled = []
-    for name in names:
-        for each in by_balance[name]:
-            relabelled.append(replace(each.scores, place={**each.scores.place, BALANCE: name}))
-    pairs = [(name, _NONE) for name in names if name != _NONE]
-    gains = {effect.a: effect for effect in effects(relabelled, BALANCE, pairs)}
+    gains = _correction_gains(by_balance)
     val_scores = {name: _mean_val_score(by_balance[name]) for name in names}
     known = [score for score in val_scores.values() if score is not None]
     rows = []
@@ -199,6 +191,16 @@ def _correction_rows(
         )
         rows.append(row)
     return rows
+
+
+def _correction_gains(by_balance: Mapping[str, list[ScoredCell]]) -> dict[Hashable, Effect]:
+    """Return the effect of each correction compared with no correction."""
+    relabelled = []
+    for name, cells in by_balance.items():
+        for each in cells:
+            relabelled.append(replace(each.scores, place={**each.scores.place, BALANCE: name}))
+    pairs = [(name, _NONE) for name in by_balance if name != _NONE]
+    return {effect.a: effect for effect in effects(relabelled, BALANCE, pairs)}
 
 
 def _mean_val_score(scored: Sequence[ScoredCell]) -> float | None:
@@ -277,25 +279,11 @@ def _drop_rows(findings: Findings, groups: Iterable[tuple[str, list[ScoredCell]]
 
 def _drop_row(findings: Findings, name: str, scored: list[ScoredCell]) -> DropRow | None:
     """Return the drop of perturbed cells from their clean counterparts; None without any."""
-    clean_cells = {_key(_values_without(each, PERTURB)): each for each in scored if _is_clean(each)}
-    clean, perturbed = [], []
-    for each in scored:
-        counterpart = clean_cells.get(_key(_values_without(each, PERTURB)))
-        if not _is_clean(each) and counterpart is not None:
-            clean.append(counterpart)
-            perturbed.append(each)
+    clean, perturbed = _pair_with_clean(scored)
     drop = _paired_effect(clean, perturbed)
     if drop is None:
         return None
-
-    clean_mean = fmean(float(each.scores.scores.mean()) for each in clean) or 1.0
-    relative = drop.difference / clean_mean
-    # Interval of the ratio by the delta method: scale the clean scores so that the mean difference
-    # is zero, and divide the interval of that difference by the clean metric.
-    scaled = [ScoredCell(each.cell, _scaled(each.scores, 1 - relative)) for each in clean]
-    residual = _paired_effect(scaled, perturbed) or drop
-    low, high = (relative + (end - residual.difference) / clean_mean for end in residual.interval95)
-
+    relative, relative_interval = _relative_drop(drop, clean, perturbed)
     specs = dict.fromkeys(str(each.cell.values[PERTURB]) for each in perturbed)
     # A clean cell is paired with every perturbation, but counts once in the mean.
     unique_clean = {_key(_values_without(each, PERTURB)): each for each in clean}
@@ -305,12 +293,40 @@ def _drop_row(findings: Findings, name: str, scored: list[ScoredCell]) -> DropRo
         perturbed=findings.mean(perturbed),
         drop=drop,
         relative=relative,
-        relative_interval95=(low, high),
+        relative_interval95=relative_interval,
         worst=_worst_family(findings, perturbed),
         values=_values_without(perturbed[0], *((SEED,) if len(specs) == 1 else (SEED, PERTURB))),
         perturbations=len(specs),
         cosine=_mean_cosine(perturbed) if len(specs) == 1 else None,
     )
+
+
+def _pair_with_clean(scored: list[ScoredCell]) -> tuple[list[ScoredCell], list[ScoredCell]]:
+    """Return the perturbed cells that have a clean counterpart, after the counterpart of each."""
+    clean_cells = {_key(_values_without(each, PERTURB)): each for each in scored if _is_clean(each)}
+    clean, perturbed = [], []
+    for each in scored:
+        counterpart = clean_cells.get(_key(_values_without(each, PERTURB)))
+        if not _is_clean(each) and counterpart is not None:
+            clean.append(counterpart)
+            perturbed.append(each)
+    return clean, perturbed
+
+
+def _relative_drop(
+    drop: Effect, clean: Sequence[ScoredCell], perturbed: Sequence[ScoredCell]
+) -> tuple[float, Interval]:
+    """Return the drop divided by the clean metric, and its interval by the delta method.
+
+    The clean scores are scaled so that the mean difference is zero; the interval of that difference
+    is then divided by the clean metric.
+    """
+    clean_mean = fmean(float(each.scores.scores.mean()) for each in clean) or 1.0
+    relative = drop.difference / clean_mean
+    scaled = [ScoredCell(each.cell, _scaled(each.scores, 1 - relative)) for each in clean]
+    residual = _paired_effect(scaled, perturbed) or drop
+    low, high = (relative + (end - residual.difference) / clean_mean for end in residual.interval95)
+    return relative, (low, high)
 
 
 def _is_clean(each: ScoredCell) -> bool:
@@ -380,8 +396,7 @@ def mean_corruption_errors(
         the baseline lacks a cell, or makes no error.
 
     Source: Hendrycks and Dietterich, "Benchmarking neural network robustness to common corruptions
-        and perturbations",
-    ICLR 2019, section 4.
+    and perturbations", ICLR 2019, section 4.
     """
     perturbed = [each.cell for each in findings.scored if not _is_clean(each)]
     inputs = [(cell.values, cell.predictions) for cell in perturbed if cell.predictions]
@@ -393,53 +408,48 @@ def mean_corruption_errors(
         classifiers.setdefault(_key(values), []).append(each)
     errors = {}
     for key, own in classifiers.items():
-        if own[0].place["backbone"] == baseline:
+        if own[0].place.get("backbone") == baseline:
             errors[key] = 1.0, (1.0, 1.0)
             continue
-        reference = [by_place.get(_key({**each.place, "backbone": baseline})) for each in own]
-        known = [each for each in reference if each is not None]
-        if len(known) == len(own):
-            error = _mean_corruption_error(own, known)
-            if error is not None:
-                errors[key] = error
+        pairs = []
+        for each in own:
+            reference = by_place.get(_key({**each.place, "backbone": baseline}))
+            if reference is not None:
+                pairs.append((each, reference))
+        error = _mean_corruption_error(pairs) if len(pairs) == len(own) else None
+        if error is not None:
+            errors[key] = error
     return errors
 
 
 def _mean_corruption_error(
-    own: Sequence[CellScores], reference: Sequence[CellScores]
+    pairs: Sequence[tuple[CellScores, CellScores]],
 ) -> tuple[float, Interval] | None:
-    families: dict[str, list[int]] = {}
-    for index, each in enumerate(own):
-        family, _ = family_and_level(str(each.place[PERTURB]))
-        families.setdefault(family, []).append(index)
-    own_errors = [1 - each.scores for each in own]
-    reference_errors = [1 - each.scores for each in reference]
+    """Return the error of matched cells of a classifier and the baseline; None if undefined."""
+    families: dict[str, list[tuple[CellScores, CellScores]]] = {}
+    for own, reference in pairs:
+        family, _ = family_and_level(str(own.place[PERTURB]))
+        families.setdefault(family, []).append((own, reference))
     ratios = []
     relabelled = []
-    for indices in families.values():
-        unit = fmean(float(reference_errors[index].mean()) for index in indices)
+    for members in families.values():
+        unit = fmean(1 - float(reference.scores.mean()) for _, reference in members)
         if unit == 0:
             return None
-        ratio = fmean(float(own_errors[index].mean()) for index in indices) / unit
+        ratio = fmean(1 - float(own.scores.mean()) for own, _ in members) / unit
         ratios.append(ratio)
-        # Linearize: each family has the same weight, and the mean difference of the scaled errors
-        # is zero.
-        weight = len(own) / (len(families) * len(indices) * unit)
-        for index in indices:
-            place = {**own[index].place, "backbone": ""}
-            scaled = {
-                "own": own_errors[index] * weight,
-                "baseline": reference_errors[index] * weight * ratio,
-            }
-            for network, errors in scaled.items():
-                images = (own if network == "own" else reference)[index].images
-                relabelled.append(
-                    CellScores({**place, "network": network}, images, errors, weight**2)
-                )
+        # Linearize: every family has the same weight, and the scaled errors have equal means.
+        weight = len(pairs) / (len(families) * len(members) * unit)
+        for own, reference in members:
+            place = {**own.place, "backbone": ""}
+            for network, scores, scale in (("own", own, 1.0), ("baseline", reference, ratio)):
+                errors = (1 - scores.scores) * weight * scale
+                here = {**place, "network": network}
+                relabelled.append(CellScores(here, scores.images, errors, weight**2))
     found = effects(relabelled, "network", [("own", "baseline")])
-    if not found or found[0].cells < len(own):
+    if not found or found[0].cells < len(pairs):  # the test images differ
         return None
-    mce = float(np.mean(ratios))
+    mce = fmean(ratios)
     low, high = (mce + end for end in found[0].interval95)
     return mce, (max(0.0, low), high)
 

@@ -143,16 +143,7 @@ def analyze_grid(
     varying = {axis: found for axis, found in values.items() if len(found) > 1}
     same = {axis: found[0] for axis, found in values.items() if len(found) == 1}
     metric = METRICS[1] if SUBSET in varying or BALANCE in varying else METRICS[0]
-
-    def rank(cell: CellResult) -> tuple[float, list[int]]:
-        score = -_metric_of(cell, metric)[0] if cell.report else 1.0
-        place = [
-            found.index(cell.values[axis]) if axis in cell.values else -1
-            for axis, found in values.items()
-        ]
-        return score, place
-
-    ordered = sorted(cells, key=rank)
+    ordered = sorted(cells, key=lambda cell: _rank(cell, metric, values))
     predicted = [(cell, cell.predictions) for cell in ordered if cell.report and cell.predictions]
     scores = score_cells([(cell.values, predictions) for cell, predictions in predicted], metric)
     scored = [ScoredCell(cell, each) for (cell, _), each in zip(predicted, scores, strict=True)]
@@ -166,6 +157,17 @@ def analyze_grid(
         effects=tuple(_axis_effects(varying, scores)),
     )
     return replace(findings, selections=tuple(_select(findings)))
+
+
+def _rank(
+    cell: CellResult, metric: str, values: Mapping[str, tuple[Any, ...]]
+) -> tuple[float, list[int]]:
+    """Return a sort key: best first, cells without a result last, equal ones in grid order."""
+    score = -_metric_of(cell, metric)[0] if cell.report else 1.0
+    place = []
+    for axis, found in values.items():
+        place.append(found.index(cell.values[axis]) if axis in cell.values else -1)
+    return score, place
 
 
 def _metric_of(cell: CellResult, metric: str) -> tuple[float, Interval]:

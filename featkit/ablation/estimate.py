@@ -5,10 +5,11 @@ from __future__ import annotations
 import time
 from collections import Counter
 from dataclasses import dataclass
+from pathlib import Path
 
 from featkit.ablation.cells import CellResult, read_cell
 from featkit.ablation.grid import Grid
-from featkit.ablation.plan import group_by_head, plan_grid
+from featkit.ablation.plan import PlannedCell, group_by_head, plan_grid
 from featkit.ablation.run import AblationConfig
 from featkit.backbones.devices import INT8
 from featkit.embeddings import store
@@ -88,18 +89,7 @@ def estimate(grid: Grid, config: AblationConfig) -> Estimate:
     folder = config.out / grid.name / "cells"
     extractor = Extractor(config.cache, config.compute)
     plan = plan_grid(grid, extractor)
-    finished: dict[str, CellResult] = {}
-    pending = []
-    for cell in plan.cells:
-        try:
-            result = read_cell(folder, cell.name, cell.values)
-        except RunError:  # a damaged cell is computed again
-            result = None
-        if result is None:
-            pending.append(cell)
-        else:
-            finished[cell.name] = result
-
+    finished, pending = _split_cells(plan.cells, folder)
     requests = [request for cell in pending for request in cell.features.requests]
     missing = extractor.missing_plans(requests)
     by_network: dict[str, list[ExtractionPlan]] = {}
@@ -116,6 +106,24 @@ def estimate(grid: Grid, config: AblationConfig) -> Estimate:
         fits=len(group_by_head(pending)),
         fit_seconds=sum(seconds) / len(seconds) if seconds else None,
     )
+
+
+def _split_cells(
+    cells: list[PlannedCell], folder: Path
+) -> tuple[dict[str, CellResult], list[PlannedCell]]:
+    """Return the results of finished cells by name, and the cells that must be computed."""
+    finished: dict[str, CellResult] = {}
+    pending = []
+    for cell in cells:
+        try:
+            result = read_cell(folder, cell.name, cell.values)
+        except RunError:  # a damaged cell is computed again
+            result = None
+        if result is None:
+            pending.append(cell)
+        else:
+            finished[cell.name] = result
+    return finished, pending
 
 
 def _network_work(plans: list[ExtractionPlan], config: AblationConfig) -> NetworkWork:

@@ -63,7 +63,8 @@ class SavedRun:
         if backbone.digest != self.recipe.weights:
             raise WeightsError(
                 f"{self.path} was fitted with weights {self.recipe.weights[:12]}, "
-                f"but {backbone.weights} has {backbone.digest[:12]}: copy the original weights to the folder of weights"
+                f"but {backbone.weights} has {backbone.digest[:12]}: "
+                "copy the original weights to the folder of weights"
             )
         return backbone
 

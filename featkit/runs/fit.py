@@ -40,8 +40,8 @@ PACKAGES = ("featkit", "numpy", "scikit-learn", "skops", "torch", "torchvision")
 RESULTS_VERSION = "0.1.0"
 """Part of every run id and cell name: results that are still valid are found after an update.
 
-Increase it when the same inputs would give other numbers, not with each release. In 0.1.0 it was the
-version of the package."""
+Increase it when the same inputs would give other numbers, not with each release. In 0.1.0 it
+was the version of the package."""
 
 
 @dataclass(frozen=True)
@@ -194,7 +194,6 @@ def fit_head(source: FeatureSet, head_spec: str, seed: int, config: FitConfig) -
         raise DataError(f"{source.path}: {error}") from error
 
     start = time.perf_counter()
-    fit, val = splits.fit, splits.val
     found: SearchResult | None = None
     final_spec, correction = spec, config.balance
     if config.tune:
@@ -203,30 +202,23 @@ def fit_head(source: FeatureSet, head_spec: str, seed: int, config: FitConfig) -
             correction = found.best.options.get("correction", config.balance)
         else:
             final_spec = replace(spec, options=found.best.options)
+        scored = _ValidationScores(found.scores, np.unique(splits.fit.y))
+    else:
+        scored = _score_validation(_make_head(final_spec, correction, seed), splits)
 
-    val_scores: NDArray[np.float64] | None = None
-    columns = np.unique(fit.y)
-    if found:
-        val_scores = found.scores
-    elif len(val) and len(columns) > 1:
-        candidate = _make_head(final_spec, correction, seed).fit(fit.x, fit.y)
-        val_scores = np.asarray(candidate.predict_proba(val.x), dtype=np.float64)
-        columns = np.asarray(candidate.classes_)
-    if val_scores is None and config.reject is not None:
+    temperature = threshold = val_score = None
+    if scored is not None:
+        val_score = scored.balanced_accuracy(splits.val)
+        temperature = scored.fit_temperature(splits.val.y)
+        if config.reject is not None:
+            calibrated = scored.scores
+            if temperature:
+                calibrated = apply_temperature(calibrated, temperature)
+            threshold = rejection_threshold(calibrated, config.reject)
+    elif config.reject is not None:
         raise DataError(
             "no validation images to choose the rejection threshold on: leave out --reject"
         )
-
-    temperature, threshold, val_score = None, None, None
-    if val_scores is not None:
-        predicted = columns[val_scores.argmax(axis=1)]
-        val_score = balanced_accuracy(confusion_matrix(val.y, predicted, len(val.classes)))
-        # Scores of a plug-in need not be probabilities; those cannot be calibrated.
-        if are_probabilities(val_scores) and np.isin(val.y, columns).any():
-            temperature = fit_temperature(val_scores, val.y, columns)
-        if config.reject is not None:
-            calibrated = apply_temperature(val_scores, temperature) if temperature else val_scores
-            threshold = rejection_threshold(calibrated, config.reject)
 
     head = _make_head(final_spec, correction, seed).fit(splits.final.x, splits.final.y)
     return FittedHead(
@@ -242,6 +234,34 @@ def fit_head(source: FeatureSet, head_spec: str, seed: int, config: FitConfig) -
         search=found,
         seconds=time.perf_counter() - start,
     )
+
+
+@dataclass(frozen=True)
+class _ValidationScores:
+    """Scores ``(n, m)`` on the validation set of a head fitted on train, and its column labels."""
+
+    scores: NDArray[np.float64]
+    columns: NDArray[np.int64]
+
+    def balanced_accuracy(self, val: Embeddings) -> float:
+        predicted = self.columns[self.scores.argmax(axis=1)]
+        return balanced_accuracy(confusion_matrix(val.y, predicted, len(val.classes)))
+
+    def fit_temperature(self, y: NDArray[np.int64]) -> Temperature | None:
+        """Return None for scores that are not probabilities, as those of a plug-in may be."""
+        if not are_probabilities(self.scores) or not np.isin(y, self.columns).any():
+            return None
+        return fit_temperature(self.scores, y, self.columns)
+
+
+def _score_validation(head: Any, splits: DataSplits) -> _ValidationScores | None:
+    """Fit a head on train and score the validation set; None if one of the two is too small."""
+    fit, val = splits.fit, splits.val
+    if not len(val) or len(np.unique(fit.y)) < 2:
+        return None
+    head.fit(fit.x, fit.y)
+    scores = np.asarray(head.predict_proba(val.x), dtype=np.float64)
+    return _ValidationScores(scores, np.asarray(head.classes_))
 
 
 def _make_head(spec: Spec, correction: str | None, seed: int) -> Any:

@@ -69,8 +69,7 @@ class LocalExecutor:
             running: dict[Future[Any], int] = {}
             broken = False
             while running or (pending and not broken):
-                # Submit only as many tasks as there are workers, so that few are suspects if one
-                # dies.
+                # Only as many tasks as there are workers, so that few are suspects if one dies.
                 while pending and len(running) < jobs and not broken:
                     try:
                         future = pool.submit(function, tasks[pending[0]])
