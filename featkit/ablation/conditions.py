@@ -2,9 +2,9 @@
 
 The CSV files, the Markdown summary, the HTML report and the command line all print these rows. The
 question is whether a correction helps, or what a perturbation costs, for a classifier in general.
-Each row is therefore averaged over the seeds by ``featkit.evaluation.effects``, whose interval covers
-the sampling of test images and of seeds. A difference within one seed would be about that split
-only; the accuracy of each seed is in results.csv.
+Each row is therefore averaged over the seeds by ``featkit.evaluation.effects``, whose interval
+covers the sampling of test images and of seeds. A difference within one seed would be about that
+split only; the accuracy of each seed is in results.csv.
 """
 
 from __future__ import annotations
