@@ -22,11 +22,12 @@ def in_threads(
     """Yield ``function(item)`` for each item, in the order of the items.
 
     Args:
-        function: called in worker threads; its exceptions are raised here, and unstarted items are cancelled.
+        function: called in worker threads; its exceptions are raised here, and unstarted items are
+            cancelled.
         items: consumed lazily.
         threads: number of worker threads.
-        ahead: most items that are running or finished but not yet yielded, which bounds memory; None for twice the
-            number of threads.
+        ahead: most items that are running or finished but not yet yielded, which bounds memory;
+            None for twice the number of threads.
         start: called in each thread before its first item.
     """
     remaining = iter(items)

@@ -1,7 +1,7 @@
 """Files, locks and memory: the only module that deals with differences between operating systems.
 
-Every file that featkit writes appears whole or not at all: it is written under a temporary name, flushed to the disk
-and renamed. This holds on Linux, macOS and Windows.
+Every file that featkit writes appears whole or not at all: it is written under a temporary name,
+flushed to the disk and renamed. This holds on Linux, macOS and Windows.
 """
 
 from __future__ import annotations
@@ -35,7 +35,8 @@ class LockHeldError(StorageError):
     """A lock that another process holds.
 
     Attributes:
-        owner: the process that holds it, such as ``process 4711 on laptop since 2025-01-31T12:00:00+00:00``.
+        owner: the process that holds it, such as ``process 4711 on laptop since
+            2025-01-31T12:00:00+00:00``.
     """
 
     def __init__(self, path: Path, owner: str) -> None:
@@ -54,7 +55,9 @@ def storage_errors(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         reason = error.strerror or str(error)
-        raise StorageError(f"cannot write {path}: {reason}; free disk space or choose another folder") from error
+        raise StorageError(
+            f"cannot write {path}: {reason}; free disk space or choose another folder"
+        ) from error
 
 
 def write_file(path: Path, content: Content) -> None:
@@ -81,8 +84,8 @@ def replace_file(temporary: Path, path: Path) -> None:
     """Flush a finished temporary file to the disk and rename it to ``path``, in the same folder."""
     _flush_to_disk(temporary)
     temporary.replace(path)
-    # After a power loss the new name may be missing unless its folder is flushed too. Windows cannot open folders, and
-    # its rename needs no such flush.
+    # After a power loss the new name may be missing unless its folder is flushed too. Windows
+    # cannot open folders, and its rename needs no such flush.
     if os.name == "posix":
         _flush_to_disk(path.parent)
 
@@ -124,7 +127,8 @@ def _write_content(path: Path, content: Content) -> None:
 
 
 def _flush_to_disk(path: Path) -> None:
-    # Windows flushes only files that are open for writing; POSIX folders can only be opened for reading.
+    # Windows flushes only files that are open for writing; POSIX folders can only be opened for
+    # reading.
     descriptor = os.open(path, os.O_RDWR if path.is_file() else os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -134,11 +138,14 @@ def _flush_to_disk(path: Path) -> None:
 
 @contextmanager
 def locked(path: Path, on_wait: Callable[[str], None] | None = None) -> Iterator[None]:
-    """Hold the lock file at ``path`` until the block ends; the operating system releases the lock of a dead process.
+    """Hold the lock file at ``path`` until the block ends.
+
+    The operating system releases the lock of a process that dies.
 
     Args:
         path: the lock file; it is removed when the lock is released.
-        on_wait: called with the owner of the lock before waiting for it; None to raise an error instead of waiting.
+        on_wait: called with the owner of the lock before waiting for it; None to raise an error
+            instead of waiting.
 
     Raises:
         LockHeldError: if another process holds the lock and ``on_wait`` is None.
@@ -164,8 +171,9 @@ def locked(path: Path, on_wait: Callable[[str], None] | None = None) -> Iterator
     finally:
         with suppress(OSError):
             _owner_file(path).unlink(missing_ok=True)
-            # On POSIX the file may be removed while it is locked: whoever locks the removed file next notices that and
-            # opens a new one. On Windows an open file cannot be removed, and filelock does it after the release.
+            # On POSIX the file may be removed while it is locked: whoever locks the removed file
+            # next notices that and opens a new one. On Windows an open file cannot be removed, and
+            # filelock does it after the release.
             if isinstance(lock, UnixFileLock):
                 path.unlink(missing_ok=True)
         lock.release()
@@ -217,7 +225,8 @@ def csv_text(rows: Sequence[Mapping[str, Any]], columns: Sequence[str] | None = 
 
     Args:
         rows: values by column name; a missing value becomes an empty field.
-        columns: names and order of the columns; None for all that occur in ``rows``, in order of appearance.
+        columns: names and order of the columns; None for all that occur in ``rows``, in order of
+            appearance.
     """
     if columns is None:
         columns = list(dict.fromkeys(name for row in rows for name in row))
@@ -243,12 +252,12 @@ def read_toml(path: Path, kind: str) -> dict[str, Any]:
 
 
 def expand_variables(value: Any) -> Any:
-    """Replace environment variables such as ``$HOME`` in text; return any other value unchanged."""
+    """Replace environment variables such as ``$HOME`` in text; return other values unchanged."""
     return os.path.expandvars(value) if isinstance(value, str) else value
 
 
 def digest(parts: Iterable[str]) -> str:
-    """Return the SHA-256 (hex) of a sequence of strings; different sequences have different digests."""
+    """Return the SHA-256 (hex) of a sequence of strings, different for different sequences."""
     return hashlib.sha256(json.dumps(list(parts)).encode()).hexdigest()
 
 

@@ -44,9 +44,15 @@ limit = "train=60,test=30"
 
 
 def test_no_module_uses_names_that_only_posix_has():
-    posix_only = re.compile(r"\b(import (fcntl|resource|pwd|grp)\b|fcntl\.|os\.(fork|getuid|geteuid)\b)")
+    posix_only = re.compile(
+        r"\b(import (fcntl|resource|pwd|grp)\b|fcntl\.|os\.(fork|getuid|geteuid)\b)"
+    )
     package = Path(featkit.__file__).parent
-    found = [path.name for path in package.rglob("*.py") if posix_only.search(path.read_text(encoding="utf-8"))]
+    found = [
+        path.name
+        for path in package.rglob("*.py")
+        if posix_only.search(path.read_text(encoding="utf-8"))
+    ]
     assert found == []
 
 

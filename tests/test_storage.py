@@ -33,9 +33,15 @@ def names(folder):
 
 
 def test_text_bytes_and_functions_become_files(tmp_path):
-    publish(tmp_path / "new" / "run", {"a": "ü", "b": b"\0", "c": lambda path: path.write_text("c")})
+    publish(
+        tmp_path / "new" / "run", {"a": "ü", "b": b"\0", "c": lambda path: path.write_text("c")}
+    )
     assert names(tmp_path / "new") == ["run"]
-    assert [(tmp_path / "new" / "run" / name).read_bytes() for name in "abc"] == ["ü".encode(), b"\0", b"c"]
+    assert [(tmp_path / "new" / "run" / name).read_bytes() for name in "abc"] == [
+        "ü".encode(),
+        b"\0",
+        b"c",
+    ]
 
 
 def test_an_older_directory_is_replaced_as_a_whole(tmp_path):
@@ -109,7 +115,9 @@ def lock(tmp_path):
 def holder(lock):
     """Another process that holds the lock."""
     command = [sys.executable, "-c", HOLD, str(lock)]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
         assert process.stdout.readline() == "held\n"
         yield process
         process.kill()
@@ -168,7 +176,11 @@ def test_a_toml_file_that_cannot_be_read_is_named(tmp_path):
 
 
 def test_names_of_files_are_safe():
-    assert [safe_name(name) for name in ("a b/c", "..", "résumé-1.0")] == ["a_b_c", "images", "r_sum_-1.0"]
+    assert [safe_name(name) for name in ("a b/c", "..", "résumé-1.0")] == [
+        "a_b_c",
+        "images",
+        "r_sum_-1.0",
+    ]
 
 
 def test_memory_and_cores_are_plausible():

@@ -1,1 +1,1 @@
-"""The one road from images to cached vectors."""
+"""From images to cached features."""

@@ -1,7 +1,8 @@
-"""Calibrated int8 networks of a cache: find the one that an extraction must use, or calibrate a new one.
+"""Calibrated int8 networks of a cache: find the one for an extraction, or calibrate a new one.
 
-The networks are files in ``<cache>/calibration``, each beside a JSON file that records on which images it was
-calibrated. The digest of the network is part of the recipe, because another calibration gives other features.
+The networks are files in ``<cache>/calibration``, each beside a JSON file that records on which
+images it was calibrated. The digest of the network is part of the recipe, because another
+calibration gives other features.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from featkit.storage import digest, file_sha256, replace_file, safe_name, storag
 
 FOLDER = "calibration"
 IMAGES = 256
-"""Most images to calibrate on: the train images with the lowest digests, whatever their names and order."""
+"""Most images to calibrate on: the train images with the lowest content digests."""
 
 
 @dataclass(frozen=True)
@@ -95,8 +96,8 @@ def find_by_digest(cache: Path, sha256: str) -> QuantizedNetwork | None:
 def find_calibrated(task: CalibrationTask, data: str, cache: Path) -> QuantizedNetwork | None:
     """Return the calibrated int8 network that an extraction must use, or None if there is none yet.
 
-    That is the network which the data set was last extracted with, so that images can be added without a new
-    calibration; otherwise one that was calibrated on the same train images.
+    That is the network which the data set was last extracted with, so that images can be added
+    without a new calibration; otherwise one that was calibrated on the same train images.
 
     Args:
         task: the network and the images.
@@ -110,7 +111,11 @@ def find_calibrated(task: CalibrationTask, data: str, cache: Path) -> QuantizedN
     by_digest = {known.file.digest: known.file for known in candidates}
     for entry in store.entries(cache)[0] if data else []:
         same_data = entry.provenance["request"]["data"] == data
-        if same_data and _network_digest(entry.recipe) == network and entry.recipe.calibration in by_digest:
+        if (
+            same_data
+            and _network_digest(entry.recipe) == network
+            and entry.recipe.calibration in by_digest
+        ):
             return by_digest[entry.recipe.calibration]
     images = digest(task.train_keys())
     for known in candidates:
@@ -145,7 +150,9 @@ def calibrate(task: CalibrationTask, cache: Path, compute: Compute) -> None:
             _publish(file, folder, task, digest(keys))
 
 
-def read_pixels(task: CalibrationTask, keys: Sequence[str], compute: Compute) -> list[NDArray[np.uint8]]:
+def read_pixels(
+    task: CalibrationTask, keys: Sequence[str], compute: Compute
+) -> list[NDArray[np.uint8]]:
     """Read and preprocess the images with these digests: uint8 ``(h, w, 3)`` each.
 
     Raises:

@@ -47,9 +47,9 @@ class FeatureTable:
 def export_file(file: Path, out: Path) -> None:
     """Write the features of a cache file to ``out``, a ``.csv``, ``.npz`` or ``.parquet`` file.
 
-    CSV and Parquet have the columns ``id``, ``label`` (name of the class), ``split`` and ``x0``, ``x1``, ...; npz the
-    arrays ``embeddings`` ``(n, d)``, ``labels`` (positions in ``classes``), ``ids``, ``splits``, ``classes`` and
-    ``recipe`` (JSON).
+    CSV and Parquet have the columns ``id``, ``label`` (name of the class), ``split`` and ``x0``,
+    ``x1``, ...; npz the arrays ``embeddings`` ``(n, d)``, ``labels`` (positions in ``classes``),
+    ``ids``, ``splits``, ``classes`` and ``recipe`` (JSON).
 
     Raises:
         SpecError: if the format is unknown.
@@ -67,8 +67,8 @@ def export_file(file: Path, out: Path) -> None:
 def import_file(file: Path, cache: Path) -> Path:
     """Make a cache file of features in one of the formats of ``export_file``; return its path.
 
-    The recipe records that they were imported, and the digest of the file. Without a column ``split`` or an array
-    ``splits``, every image is a train image.
+    The recipe records that they were imported, and the digest of the file. Without a column
+    ``split`` or an array ``splits``, every image is a train image.
 
     Raises:
         SpecError: if the format is unknown.
@@ -93,8 +93,8 @@ def _check_table(file: Path, table: FeatureTable) -> None:
     lengths = {len(table.ids), len(table.labels), len(table.splits), len(table.x)}
     if table.x.ndim != 2 or not table.x.size or len(lengths) > 1:
         raise DataError(
-            f"{file} holds {len(table.ids)} ids, {len(table.labels)} labels and features of shape {table.x.shape}: "
-            "the numbers of images differ"
+            f"{file} holds {len(table.ids)} ids, {len(table.labels)} labels and features of shape "
+            f"{table.x.shape}: the numbers of images differ"
         )
     unique = len(set(table.ids)) == len(table.ids)
     if not np.isfinite(table.x).all() or not unique or not set(table.splits) <= set(SPLITS):

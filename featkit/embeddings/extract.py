@@ -1,6 +1,7 @@
-"""Extraction: request -> plan -> look up in the cache -> embed missing images -> publish the cache file.
+"""Extraction: request -> plan -> cache look-up -> embed missing images -> publish the cache file.
 
-``extract_embeddings`` is the whole path for one request, ``Extractor`` for many requests that share images and networks.
+``extract_embeddings`` is the whole path for one request, ``Extractor`` for many requests that share
+images and networks.
 """
 
 from __future__ import annotations
@@ -51,8 +52,8 @@ class ExtractionResult:
         reused: number of features copied from other cache files.
         resumed: number of features taken over from an interrupted extraction.
         skipped: names of the images that could not be read.
-        changes: number of images that are ``new``, ``changed`` and ``gone`` since the last file of the same data and
-            network; None without such a file.
+        changes: number of images that are ``new``, ``changed`` and ``gone`` since the last file of
+            the same data and network; None without such a file.
     """
 
     path: Path
@@ -132,7 +133,7 @@ def run_extractions(
 
 
 class Extractor:
-    """Extraction for many requests: images of a source are loaded and hashed once, each cache file is made once.
+    """Extract features for many requests: images are loaded and hashed once, files are made once.
 
     Args:
         cache: folder of the cache files.
@@ -161,11 +162,14 @@ class Extractor:
             return self._plans[request]
         try:
             images, keys = self._load_images(request.images_only)
-            plan = plan_extraction(request.for_device(self._compute.device), images, keys, self._cache)
+            plan = plan_extraction(
+                request.for_device(self._compute.device), images, keys, self._cache
+            )
         except Exception as error:
             self._errors[request] = error
             raise
-        # A plan that waits for a calibration is made again after another request may have done the calibration.
+        # A plan that waits for a calibration is made again after another request may have done the
+        # calibration.
         if plan.calibration is None:
             self._plans[request] = plan
         return plan
@@ -180,7 +184,7 @@ class Extractor:
         return None
 
     def available_plans(self, requests: Iterable[Request]) -> list[ExtractionPlan]:
-        """Return the plans of all requests without an error, each file once: two seeds of a split share one."""
+        """Return the plans of all requests without an error, each cache file once."""
         plans: dict[Path, ExtractionPlan] = {}
         for request in requests:
             if self.find_error([request]) is None:
@@ -194,7 +198,7 @@ class Extractor:
         return [plan for plan in plans if store.find(self._cache, plan.recipe) is None]
 
     def extract(self, requests: Iterable[Request]) -> list[ExtractionResult]:
-        """Extract features for requests that can be extracted together; return the results in their order.
+        """Extract features for requests; return the results in the order of the requests.
 
         Raises:
             Exception: the first error; no later request is extracted then.
@@ -238,7 +242,8 @@ class Extractor:
         path = store.find(self._cache, self.plan(request).recipe)
         if path is None:
             raise CacheError(
-                f"features of {request.data} with {request.backbone} not found in {self._cache}: extract again"
+                f"features of {request.data} with {request.backbone} not found in {self._cache}: "
+                "extract again"
             )
         return path
 
@@ -260,7 +265,7 @@ class Extractor:
 
 
 def _load_source(request: Request) -> ImageSet:
-    """Load images so that each is hashed once, and decoded once for all images that are derived from it."""
+    """Load images so that each is hashed once, and decoded once for all images derived from it."""
     images = request.load_images()
     return replace(images, load=cache_last_row(images.load), key=memoize(images.key))
 
@@ -268,7 +273,8 @@ def _load_source(request: Request) -> ImageSet:
 def _group_by_images(requests: Iterable[Request]) -> list[list[Request]]:
     """Group requests whose images are decoded together, whole image sets first.
 
-    An int8 network is calibrated on a whole set; perturbed images of one split then go through the same network.
+    An int8 network is calibrated on a whole set; perturbed images of one split then go through the
+    same network.
     """
     groups: dict[tuple[str, Request], list[Request]] = {}
     for request in dict.fromkeys(requests):
@@ -279,10 +285,10 @@ def _group_by_images(requests: Iterable[Request]) -> list[list[Request]]:
 def execute_plans(
     plans: Sequence[ExtractionPlan], compute: Compute, note: Note = lambda text: None
 ) -> list[ExtractionResult]:
-    """Make the cache files of plans unless they exist; return the results in the order of the plans.
+    """Make the cache files of plans unless they exist; return the results in the same order.
 
-    Rows with the same number are read one after the other across image sets, so that ``cache_last_row`` decodes an
-    image once for itself and its perturbed copies.
+    Rows with the same number are read one after the other across image sets, so that
+    ``cache_last_row`` decodes an image once for itself and its perturbed copies.
 
     Raises:
         FeatkitError: if images, network or cache are not available; the subclass tells which.
@@ -316,10 +322,12 @@ def _hit(plan: ExtractionPlan, path: Path, compute: Compute) -> ExtractionResult
     skipped = tuple(store.check(path, plan.recipe))
     if skipped and compute.on_error == "fail":
         raise DecodeError(
-            f"{len(skipped)} images of {path} cannot be read ({', '.join(skipped[:5])}): fix or remove them, "
-            "or continue without them with --on-error skip"
+            f"{len(skipped)} images of {path} cannot be read ({', '.join(skipped[:5])}): "
+            "fix or remove them, or continue without them with --on-error skip"
         )
-    return ExtractionResult(path, plan.backbone.weights, plan.recipe.precision, hit=True, skipped=skipped)
+    return ExtractionResult(
+        path, plan.backbone.weights, plan.recipe.precision, hit=True, skipped=skipped
+    )
 
 
 @dataclass(frozen=True)
@@ -360,7 +368,7 @@ class PendingImage:
 def _make_files(
     plans: Sequence[ExtractionPlan], compute: Compute, note: Note
 ) -> dict[Path, ExtractionResult]:
-    """Make cache files while holding the locks of their journals; return the results by ``plan.path``."""
+    """Make cache files while holding the locks of their journals; return results by ``plan.path``."""
     results: dict[Path, ExtractionResult] = {}
     if not plans:
         return results
@@ -395,8 +403,8 @@ def _make_files(
 def pending_images(opened: Sequence[OpenPlan]) -> list[PendingImage]:
     """List the images whose features are not cached yet, in reading order.
 
-    Rows with the same number follow each other across image sets, so that an image and its perturbed copies are
-    decoded once. Images with the same content are read once.
+    Rows with the same number follow each other across image sets, so that an image and its
+    perturbed copies are decoded once. Images with the same content are read once.
     """
     pending: dict[str, PendingImage] = {}
     longest = max((len(each.plan.keys) for each in opened), default=0)
@@ -480,7 +488,7 @@ def embed(
 
 
 def _publish(each: OpenPlan, compute: Compute) -> ExtractionResult:
-    """Write the cache file of a plan whose images are all embedded, but for those that cannot be read."""
+    """Write the cache file of a plan whose readable images are all embedded."""
     plan, images = each.plan, each.plan.images
     rows, skipped = [], []
     for row, key in enumerate(plan.keys):
@@ -490,7 +498,7 @@ def _publish(each: OpenPlan, compute: Compute) -> ExtractionResult:
             skipped.append(images.ids[row])
     if not rows:
         raise DataError(
-            f"none of the images of {images.name} can be read: open one of them with an image viewer"
+            f"none of the images of {images.name} can be read: open one with an image viewer"
         )
     header = store.Header(
         recipe=plan.recipe,

@@ -1,9 +1,10 @@
-"""Journal of an extraction: the features computed so far, kept where a killed process cannot damage them.
+"""Journal of an extraction: the features computed so far, safe from a kill or a power loss.
 
-A journal is a file beside the cache file that is being made. It is only appended to: each record is one batch of
-features with the content digests ("keys") of their images, its length and its checksum. After SIGKILL or a power loss
-everything up to the last complete record is valid, whatever the batch size, the order or the images of the next run.
-A journal is used under a lock, which the operating system releases when a process dies.
+A journal is a file beside the cache file that is being made. It is only appended to: each record is
+one batch of features with the content digests ("keys") of their images, its length and its
+checksum. After SIGKILL or a power loss everything up to the last complete record is valid, whatever
+the batch size, the order or the images of the next run. A journal is used under a lock, which the
+operating system releases when a process dies.
 """
 
 from __future__ import annotations
@@ -41,7 +42,8 @@ class Journal:
         for end, keys, width, start in _read_records(file, self._dtype):
             self._add_positions(keys, width, start)
             valid_end = end
-        # A record that was cut off by a kill or a full disk is removed, so that the next one can be read.
+        # A record that was cut off by a kill or a full disk is removed, so that the next one can be
+        # read.
         file.truncate(valid_end)
         file.seek(valid_end)
 
@@ -89,7 +91,7 @@ class Journal:
 
 
 def _read_records(file: FileIO, dtype: str) -> Iterator[tuple[int, list[str], int, int]]:
-    """Yield ``(end of the record, keys, width, start of the features)`` up to the first incomplete record."""
+    """Yield ``(end, keys, width, start of features)`` of each record before an incomplete one."""
     file.seek(0)
     item_size = np.dtype(dtype).itemsize
     while len(head := file.read(_HEAD.size)) == _HEAD.size:
@@ -113,20 +115,20 @@ def open_journal(
 
     Args:
         path: the journal.
-        on_wait: called with the owner of the lock, if another process holds it, before waiting for it.
+        on_wait: called with the owner of the lock, if another process holds it, before waiting for
+            it.
         dtype: type in which numbers are stored, ``float32`` or ``float16``.
     """
-    with locked(lock_of(path), on_wait):
-        # Unbuffered: a buffer would retry a write that a full disk refused when the file is closed.
-        with path.open("a+b", buffering=0) as file:
-            journal = Journal(file, dtype)
-            try:
-                yield journal
-            finally:
-                remove = journal.discarded or not len(journal)
-                file.close()  # Windows does not remove open files.
-                if remove:
-                    path.unlink(missing_ok=True)
+    # Unbuffered: a buffer would retry a write that a full disk refused when the file is closed.
+    with locked(lock_of(path), on_wait), path.open("a+b", buffering=0) as file:
+        journal = Journal(file, dtype)
+        try:
+            yield journal
+        finally:
+            remove = journal.discarded or not len(journal)
+            file.close()  # Windows does not remove open files.
+            if remove:
+                path.unlink(missing_ok=True)
 
 
 def lock_of(partial: Path) -> Path:

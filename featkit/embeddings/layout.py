@@ -1,4 +1,4 @@
-"""Storage of features in a cache file: number type, which changes the values, and compression, which does not."""
+"""Storage of features in a cache file: number type and compression."""
 
 from __future__ import annotations
 
@@ -23,7 +23,8 @@ class StorageLayout:
 
     Attributes:
         dtype: ``float32``, or ``float16``: half the size, each number rounded to eleven bits.
-        compression: ``gzip``, which every HDF5 library can read, ``zstd``, which needs the package hdf5plugin, or None.
+        compression: ``gzip``, which every HDF5 library can read, ``zstd``, which needs the package
+            hdf5plugin, or None.
     """
 
     dtype: str = "float32"
@@ -40,7 +41,9 @@ class StorageLayout:
         types = [part for part in parts if part in TYPES]
         compressions = [part for part in parts if part in COMPRESSIONS]
         if len(types) > 1 or len(compressions) > 1 or len(types) + len(compressions) < len(parts):
-            choices = f"{', '.join(TYPES)}; {', '.join(COMPRESSIONS)}; or one of each, as in float16,zstd"
+            choices = (
+                f"{', '.join(TYPES)}; {', '.join(COMPRESSIONS)}; or one of each, as in float16,zstd"
+            )
             raise SpecError(f"store {text!r} is unknown; use one of: {choices}")
         return cls(types[0] if types else "float32", compressions[0] if compressions else None)
 
@@ -69,5 +72,7 @@ def convert_features(
         stored: NDArray[np.floating[Any]] = np.ascontiguousarray(features, dtype=dtype)
     if not np.isfinite(stored).all() and np.isfinite(features).all():
         largest = np.abs(features).max()
-        raise DataError(f"features up to {largest:.3g} do not fit into float16: use --store float32")
+        raise DataError(
+            f"features up to {largest:.3g} do not fit into float16: use --store float32"
+        )
     return stored

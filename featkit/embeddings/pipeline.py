@@ -1,7 +1,8 @@
-"""Pipeline from image files to features: each file is read once, on every core, in order, a few batches at a time.
+"""Pipeline from image files to features: each file is read once, on every core and in order.
 
-On a CPU each worker decodes a batch and runs it through the networks by itself, on one thread: the cores share nothing
-and never wait for each other. With a GPU the workers decode, and the calling thread feeds the device.
+On a CPU each worker decodes a batch and runs it through the networks by itself, on one thread: the
+cores share nothing and never wait for each other. With a GPU the workers decode, and the calling
+thread feeds the device.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ from featkit.parallel import in_threads
 from featkit.storage import available_cores
 
 ON_ERROR = ("fail", "skip")
-# Measured on two cores with AVX-512: 16 is 5 to 15 % faster than 32 or 64, whose activations leave the caches.
+# Measured on two cores with AVX-512: 16 is 5 to 15 % faster than 32 or 64, whose activations leave
+# the caches.
 _CPU_BATCH, _GPU_BATCH = 16, 128
 
 Rows = NDArray[np.int64]
@@ -33,8 +35,8 @@ class Compute:
         device: ``auto``, ``cpu``, ``cuda`` or ``mps``.
         batch_size: images per forward pass; None for a default that depends on the device.
         workers: threads that read, decode and, on a CPU, compute; None for one per core.
-        compiled: whether to compile the networks with ``torch.compile`` first, which takes seconds and saves a few
-            percent on a CPU.
+        compiled: whether to compile the networks with ``torch.compile`` first, which takes seconds
+            and saves a few percent on a CPU.
         on_error: ``fail`` at the first image that cannot be read, or ``skip`` such images.
         progress: whether to show a progress bar on stderr.
     """
@@ -78,7 +80,8 @@ class FeatureBatch:
     """Features of one batch of images.
 
     Attributes:
-        outputs: for each target, rows ``(b,)`` and their features ``(b, d)``; None if no row of the batch is for it.
+        outputs: for each target, rows ``(b,)`` and their features ``(b, d)``; None if no row of the
+            batch is for it.
         failed: the error of each row whose image cannot be read.
         size: number of images.
     """
@@ -96,7 +99,7 @@ def run(
     on_cpu: bool,
     start: Callable[[], object] | None = None,
 ) -> Iterator[FeatureBatch]:
-    """Yield the features of all rows of all targets, batch by batch, in order; each image is read once.
+    """Yield the features of all rows of all targets batch by batch; each image is read once.
 
     Args:
         load: row to pixels; called from several threads.
@@ -106,7 +109,8 @@ def run(
         start: called in each worker first.
 
     Raises:
-        DecodeError: for the first image that cannot be read, unless ``compute.on_error`` is ``skip``.
+        DecodeError: for the first image that cannot be read, unless ``compute.on_error`` is
+            ``skip``.
     """
     rows = sorted(frozenset[int]().union(*(target.rows for target in targets)))
     size = compute.batch_size or (_CPU_BATCH if on_cpu else _GPU_BATCH)

@@ -1,4 +1,4 @@
-"""Plan of an extraction: which file it makes, what decides its content, and what was cached before."""
+"""Plan of an extraction: the cache file to make and everything that decides its content."""
 
 from __future__ import annotations
 
@@ -38,12 +38,14 @@ class ExtractionPlan:
     Attributes:
         request: the images and the network as requested, with a definite precision.
         images, keys: the images and their content digests.
-        backbone: the network; for int8 with the quantized network, unless that is not calibrated yet.
+        backbone: the network; for int8 with the quantized network, unless that is not calibrated
+            yet.
         recipe: everything that decides the features.
         path: the cache file.
         journal: the file that keeps the features until the cache file is complete.
-        calibration: the int8 network that must be calibrated first, or None. Until then ``recipe.calibration`` is
-            ``none``, which no cache file of an int8 network has; make the plan again after calibrating.
+        calibration: the int8 network that must be calibrated first, or None. Until then
+            ``recipe.calibration`` is ``none``, which no cache file of an int8 network has; make the
+            plan again after calibrating.
     """
 
     request: Request
@@ -68,7 +70,8 @@ def plan_extraction(
 
     Args:
         request: with a definite precision, see ``Request.for_device``.
-        images, keys: the images and their content digests.
+        images: the images.
+        keys: their content digests.
         cache: folder of the cache files.
 
     Raises:
@@ -145,10 +148,11 @@ def labels_digest(classes: Sequence[str], labels: NDArray[np.int64]) -> str:
 
 
 def content_keys(images: ImageSet, compute: Compute) -> tuple[str, ...]:
-    """Return the SHA-256 of each image's bytes, in order; empty for images that cannot be read and are skipped.
+    """Return the SHA-256 of each image's bytes, in order; empty for skipped unreadable images.
 
     Raises:
-        DecodeError: for the first image whose bytes cannot be read, unless ``compute.on_error`` is ``skip``.
+        DecodeError: for the first image whose bytes cannot be read, unless ``compute.on_error`` is
+            ``skip``.
     """
 
     def read_key(row: int) -> str:
@@ -168,7 +172,7 @@ def content_keys(images: ImageSet, compute: Compute) -> tuple[str, ...]:
 
 
 def count_changes(plan: ExtractionPlan) -> dict[str, int] | None:
-    """Count the images that changed since the newest file of the same data and network; None without such a file."""
+    """Count the images that changed since the newest file of the same data and network, if any."""
     wanted = plan.request.to_dict()
     if not wanted["data"]:
         return None
@@ -185,7 +189,7 @@ def count_changes(plan: ExtractionPlan) -> dict[str, int] | None:
 def compare_images(
     names: Sequence[str], keys: Sequence[str], names_now: Sequence[str], keys_now: Sequence[str]
 ) -> dict[str, list[str]]:
-    """Return the names of images that are ``new``, ``changed`` and ``gone``; a renamed image is none of these."""
+    """Return the names of images that are ``new``, ``changed`` and ``gone``, except renamed ones."""
     before = dict(zip(names, keys, strict=True))
     now = dict(zip(names_now, keys_now, strict=True))
     keys_before, keys_after = set(keys), set(keys_now)

@@ -1,6 +1,7 @@
 """Recipe of a cache file: everything that decides the features, and nothing else.
 
-Its fingerprint names the file. Batch size, device, times and versions are provenance and not part of it.
+Its fingerprint names the file. Batch size, device, times and versions are provenance and not part
+of it.
 """
 
 from __future__ import annotations
@@ -69,7 +70,9 @@ class Recipe:
         try:
             return cls(**json.loads(text))
         except (TypeError, ValueError) as error:
-            raise CacheError(f"not a recipe that this version of featkit can read: {error}") from error
+            raise CacheError(
+                f"not a recipe that this version of featkit can read: {error}"
+            ) from error
 
     @property
     def network(self) -> str:
@@ -86,11 +89,12 @@ class Recipe:
     def differences(self, other: Recipe) -> dict[str, tuple[Any, Any]]:
         """Return, for each field that differs, ``(here, in other)``."""
         mine, theirs = json.loads(self.to_json()), json.loads(other.to_json())
-        return {f.name: (mine[f.name], theirs[f.name]) for f in fields(self) if mine[f.name] != theirs[f.name]}
+        names = [field.name for field in fields(self)]
+        return {name: (mine[name], theirs[name]) for name in names if mine[name] != theirs[name]}
 
 
 def describe_differences(differences: Mapping[str, tuple[Any, Any]]) -> str:
-    """Return differences between recipes in one line, such as ``layer: avgpool cached, layer3 requested``."""
+    """Return differences between recipes as text: ``layer: avgpool cached, layer3 requested``."""
     parts = []
     for name, (cached, requested) in differences.items():
         parts.append(f"{name}: {_shorten(cached)} cached, {_shorten(requested)} requested")

@@ -46,14 +46,16 @@ class Request:
         pool: ``avg``, ``max``, ``catavgmax`` or ``none``.
         resize: ``256`` or ``224x224``, or None for the default of the weights.
         crop: ``224`` or ``none``, or None for the default of the weights.
-        precision: ``fp32``, ``bf16``, ``int8``, ``int8-openvino``, or ``auto``: bf16 where the hardware supports it,
-            else fp32.
-        augment: ``basic``, ``trivial``, ``auto`` or ``rand`` to add augmented views of each train image, or None.
+        precision: ``fp32``, ``bf16``, ``int8``, ``int8-openvino``, or ``auto``: bf16 where the
+            hardware supports it, else fp32.
+        augment: ``basic``, ``trivial``, ``auto`` or ``rand`` to add augmented views of each train
+            image, or None.
         views: number of augmented views of each train image.
         perturb: perturbation of the test images, such as ``gaussian_noise:level=strong``, or None.
-        part: ``test`` or ``train`` for the perturbed images of that split alone, see ``perturb_split``; None for all
-            images.
-        store: ``float32`` or ``float16``, ``gzip`` or ``zstd``, or one of each, see ``StorageLayout``.
+        part: ``test`` or ``train`` for the perturbed images of that split alone, see
+            ``perturb_split``; None for all images.
+        store: ``float32`` or ``float16``, ``gzip`` or ``zstd``, or one of each, see
+            ``StorageLayout``.
     """
 
     data: str = _source("digits")
@@ -102,7 +104,8 @@ class Request:
     def file_requests(self) -> list[Request]:
         """Return the requests of the cache files that hold these features.
 
-        That is one file of all unperturbed images and, with a perturbation, one of the perturbed test images alone.
+        That is one file of all unperturbed images and, with a perturbation, one of the perturbed
+        test images alone.
 
         Raises:
             SpecError: if the perturbation is unknown.
@@ -126,15 +129,17 @@ class Request:
 
     @property
     def source_only(self) -> Request:
-        """The request for the same images, neither augmented nor perturbed, through the default network."""
+        """The request for the same images, not augmented or perturbed, through the default network."""
         return Request(**{name: getattr(self, name) for name in SOURCE_FIELDS})
 
     def load_images(self) -> ImageSet:
         """Load the images; raises as ``featkit.images.load_images`` does."""
-        return self.apply(load_images(self.data, split=self.split, seed=self.seed, limit=self.limit))
+        return self.apply(
+            load_images(self.data, split=self.split, seed=self.seed, limit=self.limit)
+        )
 
     def apply(self, images: ImageSet) -> ImageSet:
-        """Return images of the source augmented, perturbed and restricted to one split as requested."""
+        """Return images of the source, augmented, perturbed and restricted to one split."""
         if self.part:
             return perturb_split(images, self.perturb or "none", self.part, self.seed)
         if self.augment:
@@ -175,7 +180,8 @@ def resolve(given: Mapping[str, Any], cache: Path) -> tuple[Request, Path | None
         cache: folder of the cache files.
 
     Returns:
-        The request, and the file that it was filled in from: None if nothing was missing or no file matches.
+        The request, and the file that it was filled in from: None if nothing was missing or no file
+            matches.
     """
     chosen = {name: value for name, value in given.items() if value is not None}
     if {"data", "backbone"} <= chosen.keys():

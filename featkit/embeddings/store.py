@@ -1,8 +1,8 @@
 """HDF5 files of embeddings: writing, reading and finding them. The only module that uses h5py.
 
-Datasets, one row for each image: ``embeddings`` float32 or float16 ``(n, d)``, ``labels`` int64, ``ids``, ``keys``
-(SHA-256 of the image's bytes), ``splits``, ``valid`` (false where the image could not be read; its features are then
-NaN) and ``checksums`` (CRC-32 of each row of ``embeddings``).
+Datasets, one row for each image: ``embeddings`` float32 or float16 ``(n, d)``, ``labels`` int64,
+``ids``, ``keys`` (SHA-256 of the image's bytes), ``splits``, ``valid`` (false where the image could
+not be read; its features are then NaN) and ``checksums`` (CRC-32 of each row of ``embeddings``).
 Attributes: ``recipe``, ``classes`` and ``provenance`` (JSON), ``complete``.
 """
 
@@ -29,7 +29,7 @@ from featkit.extras import is_installed
 from featkit.storage import replace_file, storage_errors
 
 Block = tuple[NDArray[np.int64], NDArray[np.float32]]
-"""Rows ``(b,)``, increasing, and their features ``(b, d)``; a row that no block names is an unreadable image."""
+"""Increasing rows ``(b,)`` and their features ``(b, d)``; rows in no block are unreadable."""
 
 StoredRow = tuple[Path, int]
 """A cache file and a row in it."""
@@ -89,8 +89,9 @@ class CacheEntry:
 class _ErrorKeepingFile(io.FileIO):
     """A file that records its first failed write for ``check`` and reports every write as done.
 
-    HDF5 cannot close a file that it cannot write: on a full disk it aborts the process (h5py issue 914). So failed
-    writes are remembered here and raised by ``check``, after HDF5 believes that everything was written.
+    HDF5 cannot close a file that it cannot write: on a full disk it aborts the process (h5py issue
+    914). So failed writes are remembered here and raised by ``check``, after HDF5 believes that
+    everything was written.
     """
 
     failure: OSError | None = None
@@ -130,8 +131,8 @@ def write(
 ) -> None:
     """Write blocks of rows to a partial file, then rename it to ``path``.
 
-    The partial file is removed if the blocks end early, by an error or Ctrl-C. The caller holds a lock, so that no other
-    process writes the same file.
+    The partial file is removed if the blocks end early, by an error or Ctrl-C. The caller holds a
+    lock, so that no other process writes the same file.
 
     Raises:
         DataError: if a number is too large for float16.
@@ -256,7 +257,9 @@ def open_file(path: Path) -> Iterator[Any]:
         CacheError: if the file is missing, truncated, incomplete or not HDF5.
     """
     if not path.is_file():
-        raise CacheError(f"{path} not found: see `featkit cache ls`, or make it with `featkit extract`")
+        raise CacheError(
+            f"{path} not found: see `featkit cache ls`, or make it with `featkit extract`"
+        )
     fix = f"remove it with `featkit cache rm {path}` and extract again"
     try:
         with h5py.File(path, "r") as file:
@@ -266,7 +269,9 @@ def open_file(path: Path) -> Iterator[Any]:
             yield file
     except (OSError, KeyError) as error:
         reason = " ".join(str(error).split())
-        raise CacheError(f"{path} is damaged or not an embeddings file ({reason}): {fix}") from error
+        raise CacheError(
+            f"{path} is damaged or not an embeddings file ({reason}): {fix}"
+        ) from error
 
 
 def _check_filters(path: Path, file: Any) -> None:
@@ -317,7 +322,7 @@ def entries(cache: Path) -> tuple[list[CacheEntry], list[CacheError]]:
 
 
 def check(path: Path, recipe: Recipe) -> list[str]:
-    """Check that a file is complete and was made by this recipe; return the names of its unreadable images.
+    """Check that a file is complete and has this recipe; return the names of unreadable images.
 
     Raises:
         CacheError: as ``read`` does, and StaleCacheError.
@@ -393,8 +398,8 @@ def read_rows(places: Sequence[StoredRow]) -> NDArray[np.float32]:
 def open_rows(path: Path) -> Iterator[Callable[[NDArray[np.int64]], NDArray[np.floating[Any]]]]:
     """Open a file that may be larger than memory, to read some of its rows at a time.
 
-    Yields a function from rows ``(b,)``, in any order, to features ``(b, d)`` in the type in which they are stored. It
-    must be called from one thread at a time.
+    Yields a function from rows ``(b,)``, in any order, to features ``(b, d)`` in the type in which
+    they are stored. It must be called from one thread at a time.
 
     Raises:
         CacheError: as ``open_file`` does.

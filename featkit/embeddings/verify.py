@@ -1,4 +1,4 @@
-"""Checks of cache files: damage, images that changed since, and why a request is not a cache hit."""
+"""Checks of cache files: damage, changed images, and why a request is not a cache hit."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ _ROWS = 4096
 def verify(path: Path, compute: Compute) -> list[str]:
     """Check a cache file; return its problems, one line each.
 
-    Checks the checksum of every feature vector, names, contents and labels against the recipe, the recipe against the
-    file's name, and the contents against the images on disk, if these are found.
+    Checks the checksum of every feature vector, names, contents and labels against the recipe, the
+    recipe against the file's name, and the contents against the images on disk, if these are found.
     """
     try:
         header = store.read_header(path)
@@ -77,7 +77,7 @@ def _changed_images(header: store.Header, compute: Compute) -> list[str]:
 
 
 def explain(plan: ExtractionPlan) -> str:
-    """Return whether the plan's cache file exists, and if not, in which fields the nearest file differs."""
+    """Return whether a cache file exists, and if not, in which fields the nearest file differs."""
     hit = store.find(plan.cache, plan.recipe)
     if hit:
         return f"hit: {hit}"

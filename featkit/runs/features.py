@@ -49,8 +49,8 @@ def load_features(given: Mapping[str, Any], cache: Path, compute: Compute) -> Fe
         compute: device, batch size, workers, treatment of unreadable images.
 
     Raises:
-        FeatkitError: if images, network or cache are not available; StaleCacheError if ``cache`` is a file that the
-            given options would not make.
+        FeatkitError: if images, network or cache are not available; StaleCacheError if ``cache`` is
+            a file that the given options would not make.
     """
     if cache.suffix == ".h5":
         return _load_file(given, cache, compute)
@@ -63,7 +63,9 @@ def load_features(given: Mapping[str, Any], cache: Path, compute: Compute) -> Fe
     done = extractor.extract(request.file_requests())[0]
     notes = []
     if newest:
-        notes.append(f"options taken from {newest}: data {request.data}, backbone {request.backbone}")
+        notes.append(
+            f"options taken from {newest}: data {request.data}, backbone {request.backbone}"
+        )
     if done.skipped:
         notes.append(f"{len(done.skipped)} images skipped: {', '.join(done.skipped)}")
     name = extractor.plan(request.file_requests()[0]).images.name
@@ -137,7 +139,7 @@ def leaks(features: FeatureSet) -> NDArray[np.int64]:
 
 
 def leak_warning(features: FeatureSet) -> str:
-    """Return a warning that names test images which are train or val images too; empty if there are none."""
+    """Return a warning that names test images which are also train or val images; empty if none."""
     embeddings, duplicates = features.embeddings, leaks(features)
     if not len(duplicates):
         return ""

@@ -38,7 +38,9 @@ def test_paths_and_arrays_give_the_same_vectors(embedder, photos):
 
     paths = sorted(photos.rglob("*.png"))
     arrays = np.stack([decode_file(path) for path in paths])
-    np.testing.assert_allclose(embedder.transform(paths), embedder.transform(arrays), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(
+        embedder.transform(paths), embedder.transform(arrays), rtol=1e-4, atol=1e-5
+    )
     assert embedder.transform([str(path) for path in paths[:2]]).shape == (2, 512)
 
 

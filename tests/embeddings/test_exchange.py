@@ -30,7 +30,11 @@ def test_what_was_exported_is_imported_as_it_was(suffix, file, tmp_path):
     before, after = store.read(file), store.read(import_file(out, tmp_path / "other"))
     np.testing.assert_array_equal(after.x, before.x)
     np.testing.assert_array_equal(after.y, before.y)
-    assert (after.ids, after.classes, after.splits.tolist()) == (before.ids, before.classes, before.splits.tolist())
+    assert (after.ids, after.classes, after.splits.tolist()) == (
+        before.ids,
+        before.classes,
+        before.splits.tolist(),
+    )
     assert after.recipe.backbone == f"import:vectors.{suffix}"
 
 
@@ -39,7 +43,9 @@ def test_other_programs_read_what_was_exported(file, tmp_path):
         export_file(file, tmp_path / f"v.{suffix}")
     table, columns = pd.read_csv(tmp_path / "v.csv"), pd.read_parquet(tmp_path / "v.parquet")
     assert list(table.columns[:4]) == list(columns.columns[:4]) == ["id", "label", "split", "x0"]
-    np.testing.assert_allclose(table.filter(regex=r"^x\d").to_numpy(), store.read(file).x, rtol=1e-6)
+    np.testing.assert_allclose(
+        table.filter(regex=r"^x\d").to_numpy(), store.read(file).x, rtol=1e-6
+    )
     np.testing.assert_array_equal(np.load(tmp_path / "v.npz")["embeddings"], store.read(file).x)
 
 

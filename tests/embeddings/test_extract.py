@@ -53,7 +53,12 @@ def test_rows_are_those_of_the_image_set(tmp_path, colours):
 @pytest.mark.parametrize(("batch_size", "workers"), [(1, 1), (3, 4), (64, 2)])
 def test_neither_batch_size_nor_workers_decide_a_vector(tmp_path, colours, batch_size, workers):
     one = extract(colours(), cache=tmp_path / "one", compute=BATCHES_OF_5, **FAST)
-    two = extract(colours(), cache=tmp_path / "two", compute=Compute(batch_size=batch_size, workers=workers), **FAST)
+    two = extract(
+        colours(),
+        cache=tmp_path / "two",
+        compute=Compute(batch_size=batch_size, workers=workers),
+        **FAST,
+    )
     assert one.recipe == two.recipe
     np.testing.assert_allclose(two.x, one.x, rtol=1e-4, atol=1e-5)
 
@@ -65,7 +70,9 @@ def test_a_second_extraction_reads_no_image_and_builds_no_network(tmp_path, colo
     assert (first.hit, first.embedded, second.hit, second.path) == (False, 12, True, first.path)
 
 
-@pytest.mark.parametrize("change", [{"weights": "random:1"}, {"layer": "layer1"}, {"pool": "max"}, {"resize": "40"}])
+@pytest.mark.parametrize(
+    "change", [{"weights": "random:1"}, {"layer": "layer1"}, {"pool": "max"}, {"resize": "40"}]
+)
 def test_another_recipe_is_another_file(tmp_path, colours, change):
     one = run_extraction(REQUEST, colours(), tmp_path, BATCHES_OF_5)
     two = run_extraction(replace(REQUEST, **change), colours(), tmp_path, BATCHES_OF_5)
@@ -85,7 +92,9 @@ def test_known_contents_are_copied_not_embedded(tmp_path, colours):
 
 def test_relabelled_images_are_not_embedded_again(tmp_path, colours):
     run_extraction(REQUEST, colours(), tmp_path, BATCHES_OF_5)
-    done = run_extraction(REQUEST, replace(colours(), labels=1 - colours().labels), tmp_path, BATCHES_OF_5)
+    done = run_extraction(
+        REQUEST, replace(colours(), labels=1 - colours().labels), tmp_path, BATCHES_OF_5
+    )
     assert (done.hit, done.embedded, done.reused) == (False, 0, 12)
     np.testing.assert_array_equal(store.read(done.path).y, 1 - colours().labels)
 
@@ -108,7 +117,9 @@ def test_an_unreadable_image_stops_the_extraction_and_leaves_nothing(tmp_path, c
 
 def test_what_was_done_before_an_unreadable_image_is_not_done_again(tmp_path, colours):
     with pytest.raises(DecodeError, match=r"7\.png cannot be read"):
-        run_extraction(REQUEST, unreadable(colours(), {7}), tmp_path, replace(BATCHES_OF_5, workers=1))
+        run_extraction(
+            REQUEST, unreadable(colours(), {7}), tmp_path, replace(BATCHES_OF_5, workers=1)
+        )
     assert list(tmp_path.glob("*.h5")) == []
     done = run_extraction(REQUEST, unreadable(colours(), range(5)), tmp_path, Compute(batch_size=3))
     assert (done.resumed, done.embedded) == (5, 7)
@@ -135,7 +146,12 @@ def test_a_file_with_skipped_images_is_no_hit_for_who_wants_all(tmp_path, colour
 
 def test_a_set_without_one_readable_image_is_refused(tmp_path, colours):
     with pytest.raises(DataError, match="none of the images"):
-        run_extraction(REQUEST, unreadable(colours(), range(12)), tmp_path, replace(BATCHES_OF_5, on_error="skip"))
+        run_extraction(
+            REQUEST,
+            unreadable(colours(), range(12)),
+            tmp_path,
+            replace(BATCHES_OF_5, on_error="skip"),
+        )
     assert list(tmp_path.iterdir()) == []
 
 
@@ -182,7 +198,12 @@ def test_several_networks_share_one_reading_of_each_image(tmp_path, colours):
     read = []
     images = colours()
     counted = replace(images, load=lambda row: (read.append(row), images.load(row))[1])
-    requests = [REQUEST, replace(REQUEST, weights="random:1"), replace(REQUEST, resize="40"), REQUEST]
+    requests = [
+        REQUEST,
+        replace(REQUEST, weights="random:1"),
+        replace(REQUEST, resize="40"),
+        REQUEST,
+    ]
     done = run_extractions(requests, counted, tmp_path, BATCHES_OF_5)
     assert sorted(read) == list(range(12))
     assert len({each.path for each in done}) == 3

@@ -127,7 +127,9 @@ resource.setrlimit(resource.RLIMIT_FSIZE, (1000, resource.getrlimit(resource.RLI
 from featkit.cli import main
 main(["{verb}", "--weights", "random", "--resize", "8", "--limit", "train=60,test=30", "--cache", {str(tmp_path)!r}])
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=tmp_path)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=tmp_path
+    )
     assert done.returncode == 1, done.stderr
     assert done.stderr.splitlines()[-1].startswith("Error: cannot write")
     assert "Traceback" not in done.stderr

@@ -23,7 +23,9 @@ COMPUTE = Compute(workers=2)
 
 
 def request(photos) -> Request:
-    return Request(data=str(photos), weights="random", layer="layer1.0", resize="32", precision="int8")
+    return Request(
+        data=str(photos), weights="random", layer="layer1.0", resize="32", precision="int8"
+    )
 
 
 def run(photos, cache):
@@ -44,7 +46,9 @@ def test_the_calibration_is_in_the_recipe_and_found_again(photos, tmp_path):
 
 def test_openvino_runs_the_same_network_into_another_file(photos, tmp_path):
     images = request(photos).load_images()
-    wanted = [replace(request(photos), precision=precision) for precision in ("int8-openvino", "int8")]
+    wanted = [
+        replace(request(photos), precision=precision) for precision in ("int8-openvino", "int8")
+    ]
     ours, theirs = (run_extractions([each], images, tmp_path, COMPUTE)[0] for each in wanted)
     assert (ours.hit, theirs.hit, len(calibrations(tmp_path))) == (False, False, 1)
     recipe, other = (store.describe(each.path).recipe for each in (ours, theirs))
@@ -90,7 +94,9 @@ def test_images_without_a_train_part_cannot_be_calibrated_on(photos, tmp_path):
     with pytest.raises(DataError, match="no train images"):
         run_extractions([request(photos)], images.take(images.rows("test")), tmp_path, COMPUTE)
     with pytest.raises(SpecError, match="train images"):
-        ImageEmbedder(precision="int8", weights="random", cache=tmp_path).transform([photos / "red" / "0.png"])
+        ImageEmbedder(precision="int8", weights="random", cache=tmp_path).transform(
+            [photos / "red" / "0.png"]
+        )
 
 
 def test_a_network_that_no_file_refers_to_is_garbage(photos, tmp_path):

@@ -23,12 +23,16 @@ def made(tmp_path):
     return path
 
 
-@pytest.mark.parametrize("how", ["float32", "float16", "gzip", "zstd", "float16,gzip", "zstd,float16"])
+@pytest.mark.parametrize(
+    "how", ["float32", "float16", "gzip", "zstd", "float16,gzip", "zstd,float16"]
+)
 def test_what_is_stored_is_what_was_computed(how, tmp_path, colours):
     plain = extract(colours(), cache=tmp_path / "plain", **FAST)
     found = extract(colours(), cache=tmp_path / "new", store=how, **FAST)
     exact = "float16" not in how
-    np.testing.assert_allclose(found.x, plain.x, rtol=0 if exact else 2**-11, atol=0 if exact else 1e-6)
+    np.testing.assert_allclose(
+        found.x, plain.x, rtol=0 if exact else 2**-11, atol=0 if exact else 1e-6
+    )
     assert found.x.dtype == np.float32
     assert (found.recipe == plain.recipe) == exact
     assert verify(made(tmp_path / "new"), Compute()) == []
@@ -56,7 +60,10 @@ def test_a_number_too_large_for_float16_is_refused(tmp_path, colours):
     header = store.read_header(made(tmp_path))
     with pytest.raises(DataError, match="do not fit into float16"):
         store.write(
-            tmp_path / "b.h5", header, iter([(np.arange(4), np.full((4, 3), 7e4, "f4"))]), StorageLayout("float16")
+            tmp_path / "b.h5",
+            header,
+            iter([(np.arange(4), np.full((4, 3), 7e4, "f4"))]),
+            StorageLayout("float16"),
         )
     assert [path.name for path in tmp_path.iterdir()] == [made(tmp_path).name]
 

@@ -17,7 +17,9 @@ from featkit.parallel import in_threads
 
 @given(st.lists(st.integers(), max_size=30), st.integers(1, 4), st.integers(1, 9))
 def test_results_come_in_the_order_of_the_items(items, threads, ahead):
-    assert list(in_threads(lambda item: 2 * item, items, threads, ahead)) == [2 * item for item in items]
+    assert list(in_threads(lambda item: 2 * item, items, threads, ahead)) == [
+        2 * item for item in items
+    ]
 
 
 def test_no_more_than_a_few_items_are_ever_waiting():
@@ -48,7 +50,9 @@ def means(pixels):
     st.integers(1, 7),
     st.booleans(),
 )
-def test_each_image_is_read_once_and_reaches_every_network_that_needs_it(wanted, broken, size, on_cpu):
+def test_each_image_is_read_once_and_reaches_every_network_that_needs_it(
+    wanted, broken, size, on_cpu
+):
     read = []
 
     def load(row):
@@ -76,4 +80,11 @@ def test_the_first_unreadable_image_is_raised():
         raise DecodeError(f"image {row}")
 
     with pytest.raises(DecodeError, match="image 0"):
-        list(run(load, [PipelineTarget(lambda pixels: pixels, means, frozenset(range(3)))], Compute(), on_cpu=True))
+        list(
+            run(
+                load,
+                [PipelineTarget(lambda pixels: pixels, means, frozenset(range(3)))],
+                Compute(),
+                on_cpu=True,
+            )
+        )

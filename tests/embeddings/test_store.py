@@ -17,7 +17,9 @@ from featkit.embeddings import store
 from featkit.embeddings.recipe import Recipe
 from featkit.errors import CacheError, StaleCacheError, StorageError
 
-RECIPE = Recipe("i", "l", "none", "none", "resnet18", "w", "avgpool", "avg", {"resize": 256}, "fp32")
+RECIPE = Recipe(
+    "i", "l", "none", "none", "resnet18", "w", "avgpool", "avg", {"resize": 256}, "fp32"
+)
 
 
 def make_header(n: int = 6) -> store.Header:
@@ -71,7 +73,15 @@ def test_the_file_is_plain_hdf5(tmp_path):
     write(tmp_path / "a.h5")
     with h5py.File(tmp_path / "a.h5") as file:
         np.testing.assert_array_equal(file["embeddings"][:], vectors())
-        assert sorted(file) == ["checksums", "embeddings", "ids", "keys", "labels", "splits", "valid"]
+        assert sorted(file) == [
+            "checksums",
+            "embeddings",
+            "ids",
+            "keys",
+            "labels",
+            "splits",
+            "valid",
+        ]
         assert json.loads(file.attrs["recipe"])["backbone"] == "resnet18"
         assert file["ids"].asstr()[0] == "ü 0.png"
 
@@ -156,7 +166,9 @@ def test_listing_shows_whole_files_and_names_the_others(tmp_path):
     write(tmp_path / "a.h5")
     (tmp_path / "b.h5").write_text("rubbish")
     good, bad = store.entries(tmp_path)
-    assert [(entry.path.name, entry.rows, entry.width, entry.invalid) for entry in good] == [("a.h5", 6, 5, 0)]
+    assert [(entry.path.name, entry.rows, entry.width, entry.invalid) for entry in good] == [
+        ("a.h5", 6, 5, 0)
+    ]
     assert [str(tmp_path / "b.h5") in str(error) for error in bad] == [True]
 
 
@@ -173,4 +185,6 @@ def test_vectors_are_read_in_the_order_they_are_asked_for(tmp_path):
     write(tmp_path / "a.h5")
     write(tmp_path / "b.h5", [(np.arange(6), -vectors())])
     places = [(tmp_path / "b.h5", 5), (tmp_path / "a.h5", 3), (tmp_path / "b.h5", 0)]
-    np.testing.assert_array_equal(store.read_rows(places), [-vectors()[5], vectors()[3], -vectors()[0]])
+    np.testing.assert_array_equal(
+        store.read_rows(places), [-vectors()[5], vectors()[3], -vectors()[0]]
+    )

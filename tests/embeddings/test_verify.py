@@ -47,7 +47,8 @@ def test_a_corrupted_row_is_named(path, dataset):
 
 
 @pytest.mark.parametrize(
-    ("dataset", "wrong"), [("labels", "labels or classes"), ("keys", "names or keys"), ("ids", "names or keys")]
+    ("dataset", "wrong"),
+    [("labels", "labels or classes"), ("keys", "names or keys"), ("ids", "names or keys")],
 )
 def test_changed_labels_names_or_keys_are_noticed(path, dataset, wrong):
     with h5py.File(path, "r+") as file:
