@@ -14,6 +14,8 @@ from dataclasses import dataclass, replace
 from statistics import fmean
 from typing import Any
 
+import numpy as np
+
 from featkit.ablation.effects import (
     BALANCE,
     PERTURB,
@@ -34,6 +36,7 @@ from featkit.evaluation.effects import (
     adjusted,
     average_accuracies,
     effects,
+    mean_ratio,
     score_cells,
 )
 from featkit.evaluation.intervals import Interval
@@ -302,12 +305,14 @@ def _drop_row(findings: Findings, name: str, scored: list[ScoredCell]) -> DropRo
 
 
 def _pair_with_clean(scored: list[ScoredCell]) -> tuple[list[ScoredCell], list[ScoredCell]]:
-    """Return the perturbed cells that have a clean counterpart, after the counterpart of each."""
+    """Return the clean counterpart of each perturbed cell, and the perturbed cells that have one."""
     clean_cells = {_key(_values_without(each, PERTURB)): each for each in scored if _is_clean(each)}
     clean, perturbed = [], []
     for each in scored:
         counterpart = clean_cells.get(_key(_values_without(each, PERTURB)))
-        if not _is_clean(each) and counterpart is not None:
+        if _is_clean(each) or counterpart is None:
+            continue
+        if np.array_equal(counterpart.scores.images, each.scores.images):
             clean.append(counterpart)
             perturbed.append(each)
     return clean, perturbed
@@ -316,25 +321,17 @@ def _pair_with_clean(scored: list[ScoredCell]) -> tuple[list[ScoredCell], list[S
 def _relative_drop(
     drop: Effect, clean: Sequence[ScoredCell], perturbed: Sequence[ScoredCell]
 ) -> tuple[float, Interval]:
-    """Return the drop divided by the clean metric, and its interval by the delta method.
-
-    The clean scores are scaled so that the mean difference is zero; the interval of that difference
-    is then divided by the clean metric.
-    """
-    clean_mean = fmean(float(each.scores.scores.mean()) for each in clean) or 1.0
-    relative = drop.difference / clean_mean
-    scaled = [ScoredCell(each.cell, _scaled(each.scores, 1 - relative)) for each in clean]
-    residual = _paired_effect(scaled, perturbed) or drop
-    low, high = (relative + (end - residual.difference) / clean_mean for end in residual.interval95)
-    return relative, (low, high)
+    """Return the drop divided by the clean metric, with its interval."""
+    pairs = [(after.scores, before.scores) for before, after in zip(clean, perturbed, strict=True)]
+    ratio = mean_ratio([pairs])
+    if ratio is None:  # the clean metric is 0, so nothing can be lost
+        return drop.difference, drop.interval95
+    low, high = ratio.interval95
+    return 1 - ratio.value, (1 - high, 1 - low)
 
 
 def _is_clean(each: ScoredCell) -> bool:
     return each.cell.values.get(PERTURB) in PLAIN
-
-
-def _scaled(scores: CellScores, factor: float) -> CellScores:
-    return replace(scores, scores=scores.scores * factor, square=scores.square * factor**2)
 
 
 def _paired_effect(ours: Sequence[ScoredCell], theirs: Sequence[ScoredCell]) -> Effect | None:
@@ -384,8 +381,7 @@ def mean_corruption_errors(
 
     For each family the errors, summed over severities and seeds, are divided by those of the same
     head on the baseline backbone; the mean over families is the mean corruption error. The interval
-    is by the delta method, with the clustering over images and seeds of
-    ``featkit.evaluation.effects``.
+    is that of ``featkit.evaluation.effects.mean_ratio``.
 
     Args:
         findings: of a grid.
@@ -428,30 +424,15 @@ def _mean_corruption_error(
     """Return the error of matched cells of a classifier and the baseline; None if undefined."""
     families: dict[str, list[tuple[CellScores, CellScores]]] = {}
     for own, reference in pairs:
-        family, _ = family_and_level(str(own.place[PERTURB]))
-        families.setdefault(family, []).append((own, reference))
-    ratios = []
-    relabelled = []
-    for members in families.values():
-        unit = fmean(1 - float(reference.scores.mean()) for _, reference in members)
-        if unit == 0:
+        if not np.array_equal(own.images, reference.images):
             return None
-        ratio = fmean(1 - float(own.scores.mean()) for own, _ in members) / unit
-        ratios.append(ratio)
-        # Linearize: every family has the same weight, and the scaled errors have equal means.
-        weight = len(pairs) / (len(families) * len(members) * unit)
-        for own, reference in members:
-            place = {**own.place, "backbone": ""}
-            for network, scores, scale in (("own", own, 1.0), ("baseline", reference, ratio)):
-                errors = (1 - scores.scores) * weight * scale
-                here = {**place, "network": network}
-                relabelled.append(CellScores(here, scores.images, errors, weight**2))
-    found = effects(relabelled, "network", [("own", "baseline")])
-    if not found or found[0].cells < len(pairs):  # the test images differ
+        family, _ = family_and_level(str(own.place[PERTURB]))
+        families.setdefault(family, []).append((own.errors, reference.errors))
+    ratio = mean_ratio(list(families.values()))
+    if ratio is None:
         return None
-    mce = fmean(ratios)
-    low, high = (mce + end for end in found[0].interval95)
-    return mce, (max(0.0, low), high)
+    low, high = ratio.interval95
+    return ratio.value, (max(0.0, low), high)
 
 
 def _values_without(each: ScoredCell, *axes: str) -> dict[str, Any]:
