@@ -322,8 +322,8 @@ def _relative_drop(
     drop: Effect, clean: Sequence[ScoredCell], perturbed: Sequence[ScoredCell]
 ) -> tuple[float, Interval]:
     """Return the drop divided by the clean metric, with its interval."""
-    pairs = [(after.scores, before.scores) for before, after in zip(clean, perturbed, strict=True)]
-    ratio = mean_ratio([pairs])
+    pairs = list(zip(perturbed, clean, strict=True))
+    ratio = mean_ratio([[(after.scores, before.scores) for after, before in pairs]])
     if ratio is None:  # the clean metric is 0, so nothing can be lost
         return drop.difference, drop.interval95
     low, high = ratio.interval95
@@ -427,7 +427,7 @@ def _mean_corruption_error(
         if not np.array_equal(own.images, reference.images):
             return None
         family, _ = family_and_level(str(own.place[PERTURB]))
-        families.setdefault(family, []).append((own.errors, reference.errors))
+        families.setdefault(family, []).append((own.errors(), reference.errors()))
     ratio = mean_ratio(list(families.values()))
     if ratio is None:
         return None
