@@ -305,7 +305,7 @@ def _drop_row(findings: Findings, name: str, scored: list[ScoredCell]) -> DropRo
 
 
 def _pair_with_clean(scored: list[ScoredCell]) -> tuple[list[ScoredCell], list[ScoredCell]]:
-    """Return the clean counterpart of each perturbed cell, and the perturbed cells that have one."""
+    """Return clean counterparts and perturbed cells, matched, of those that have one."""
     clean_cells = {_key(_values_without(each, PERTURB)): each for each in scored if _is_clean(each)}
     clean, perturbed = [], []
     for each in scored:

@@ -1,4 +1,4 @@
-"""A matrix: what is made, what is taken from disk, and what happens when a cell comes to nothing."""
+"""Running a grid: which cells are computed, which are read from disk, and what happens when one fails."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def grid(photos):
 
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory):
-    """One cache for all tests: vectors are found by what the pictures hold, wherever they lie."""
+    """One cache for all tests: features are found by the content of the images, not by their path."""
     return tmp_path_factory.mktemp("cache")
 
 
@@ -59,7 +59,7 @@ def work(tmp_path, cache):
 
 
 @pytest.fixture
-def work_from_nothing(tmp_path):
+def work_without_cache(tmp_path):
     return AblationConfig(tmp_path / "out", tmp_path / "cache", Compute())
 
 
@@ -68,14 +68,20 @@ def narrowed(grid, **axes):
 
 
 def times(work):
-    return {path.name: path.stat().st_mtime_ns for path in (work.out / "colours" / "cells").glob("*.gz")}
+    return {
+        path.name: path.stat().st_mtime_ns for path in (work.out / "colours" / "cells").glob("*.gz")
+    }
 
 
 @pytest.fixture
 def counted(monkeypatch):
-    """Collects the head specs that are fitted."""
+    """Specs of the heads that are fitted, in order."""
     specs, plain = [], fits.fit_head
-    monkeypatch.setattr(fits, "fit_head", lambda source, head, *rest: specs.append(head) or plain(source, head, *rest))
+    monkeypatch.setattr(
+        fits,
+        "fit_head",
+        lambda source, head, *rest: specs.append(head) or plain(source, head, *rest),
+    )
     return specs
 
 
@@ -86,32 +92,53 @@ def test_a_head_is_fitted_once_for_all_perturbations_of_the_test_images(grid, wo
     assert all("untrained" in cell.weights for cell in cells)
 
 
-def test_perturbed_files_hold_test_images_only(grid, work_from_nothing):
-    """Of 24 images 4 are for test; a split by seed is no part of the file of all images."""
-    run_grid(narrowed(grid, head=("knn:k=1",)), work_from_nothing)
-    found = [(entry.recipe.perturb, entry.rows) for entry in entries(work_from_nothing.cache)[0]]
-    assert sorted(found) == [*[("flip:level=mild", 4)] * 2, *[("fog:level=strong", 4)] * 2, ("none", 24)]
+def test_perturbed_files_hold_test_images_only(grid, work_without_cache):
+    """4 of 24 images are test images; a split by seed is not part of the file of all images."""
+    run_grid(narrowed(grid, head=("knn:k=1",)), work_without_cache)
+    found = [(entry.recipe.perturb, entry.rows) for entry in entries(work_without_cache.cache)[0]]
+    assert sorted(found) == [
+        *[("flip:level=mild", 4)] * 2,
+        *[("fog:level=strong", 4)] * 2,
+        ("none", 24),
+    ]
 
 
-def test_a_cell_is_the_run_that_fit_makes(grid, work):
-    """The same id and the same report but for what the matrix adds; perturbed or not."""
+def test_a_cell_equals_the_run_that_fit_makes(grid, work):
+    """Same id and same report, perturbed or not."""
     for cell in run_grid(narrowed(grid, seed=(1,)), work).cells:
         names = ("data", "weights", "perturb", "seed")
-        given = {**{name: cell.values[name] for name in names}, "backbone": "resnet18", "resize": "32"}
-        run = fit_run(load_features(given, work.cache, Compute()), cell.values["head"], seed=1, config=FitConfig())
-        assert (cell.run, cell.report.top1, cell.report.nll) == (run.id, run.report.top1, run.report.nll)
+        given = {
+            **{name: cell.values[name] for name in names},
+            "backbone": "resnet18",
+            "resize": "32",
+        }
+        run = fit_run(
+            load_features(given, work.cache, Compute()),
+            cell.values["head"],
+            seed=1,
+            config=FitConfig(),
+        )
+        assert (cell.run, cell.report.top1, cell.report.nll) == (
+            run.id,
+            run.report.top1,
+            run.report.nll,
+        )
         assert cell.predictions.ids == run.predictions.ids
         np.testing.assert_array_equal(cell.predictions.predicted, run.predictions.predicted)
 
 
-def test_perturbed_views_of_train_are_fitted_on_and_never_judged(grid, work):
-    grid = narrowed(grid, train_perturb=("none", "mixed:level=medium"), seed=(0,), perturb=("none",))
+def test_perturbed_train_views_are_fitted_on_but_not_evaluated(grid, work):
+    grid = narrowed(
+        grid, train_perturb=("none", "mixed:level=medium"), seed=(0,), perturb=("none",)
+    )
     plain, wide = (run_grid(grid, work).cells[place].report for place in (0, 2))
     assert wide.provenance["n_train"] > plain.provenance["n_train"]
     assert (wide.n, wide.provenance["n_val"]) == (plain.n, plain.provenance["n_val"])
 
 
-def test_finished_cells_are_taken_from_disk_and_a_changed_grid_makes_only_what_is_new(grid, work, counted):
+def test_finished_cells_are_read_from_disk_and_a_changed_grid_computes_only_new_ones(
+    grid, work, counted
+):
     first = run_grid(grid, work)
     before = times(work)
     again = run_grid(grid, work)
@@ -124,7 +151,7 @@ def test_finished_cells_are_taken_from_disk_and_a_changed_grid_makes_only_what_i
 
 
 @pytest.mark.parametrize("damage", ["half", "empty", "tampered"])
-def test_a_damaged_cell_is_made_again_and_that_is_said(grid, work, damage):
+def test_a_damaged_cell_is_computed_again_with_a_note(grid, work, damage):
     reference = result_files(run_grid(grid, work))["results.csv"]
     path = sorted((work.out / "colours" / "cells").glob("*.gz"))[0]
     whole = path.read_bytes()
@@ -141,13 +168,16 @@ def test_a_damaged_cell_is_made_again_and_that_is_said(grid, work, damage):
 
 
 def test_results_do_not_depend_on_the_number_of_jobs(grid, work, tmp_path):
-    one, two = (result_files(run_grid(grid, replace(work, jobs=jobs, out=tmp_path / str(jobs)))) for jobs in (1, 2))
+    one, two = (
+        result_files(run_grid(grid, replace(work, jobs=jobs, out=tmp_path / str(jobs))))
+        for jobs in (1, 2)
+    )
     assert {name: text for name, text in one.items() if name != "times.csv"} == {
         name: text for name, text in two.items() if name != "times.csv"
     }
 
 
-def test_what_fails_is_a_row_with_its_reason_and_log_and_the_others_go_on(photos, work):
+def test_a_failed_cell_has_a_reason_and_a_log_and_does_not_stop_the_others(photos, work):
     axes = {
         "data": (str(photos),),
         "weights": ("random", "nowhere.pth"),
@@ -162,7 +192,7 @@ def test_what_fails_is_a_row_with_its_reason_and_log_and_the_others_go_on(photos
     assert "Traceback" in (work.out / "colours" / cells[1].log).read_text()
 
 
-def test_running_out_of_memory_is_a_row_too(grid, work, monkeypatch):
+def test_a_memory_error_is_a_failed_cell(grid, work, monkeypatch):
     def fail(*arguments):
         raise MemoryError("no room\nfor this")
 
@@ -171,16 +201,22 @@ def test_running_out_of_memory_is_a_row_too(grid, work, monkeypatch):
     assert found == {("failed", "MemoryError: no room for this")}
 
 
-def test_what_the_grid_skips_and_what_does_not_apply_says_why(grid, work):
-    grid = narrowed(grid, head=("linear", "knn:k=1"), balance=("none", "tau_norm"), perturb=("none",), seed=(0,))
-    cells = run_grid(replace(grid, skips=(Skip({"head": ("knn:k=1",), "balance": ("none",)}, "dull"),)), work).cells
+def test_skipped_and_inapplicable_cells_have_a_reason(grid, work):
+    grid = narrowed(
+        grid, head=("linear", "knn:k=1"), balance=("none", "tau_norm"), perturb=("none",), seed=(0,)
+    )
+    cells = run_grid(
+        replace(grid, skips=(Skip({"head": ("knn:k=1",), "balance": ("none",)}, "dull"),)), work
+    ).cells
     assert [cell.status for cell in cells] == ["ok", "ok", "skipped", "skipped"]
     assert cells[2].reason == "dull"
     assert "does not apply to head knn" in cells[3].reason
 
 
-def test_two_values_that_mean_the_same_are_two_equal_rows(grid, work):
-    cells = run_grid(narrowed(grid, perturb=("none", "fog:level=none"), weights=("random", "random:0")), work).cells
+def test_two_spellings_of_one_value_are_two_equal_cells(grid, work):
+    cells = run_grid(
+        narrowed(grid, perturb=("none", "fog:level=none"), weights=("random", "random:0")), work
+    ).cells
     assert [cell.status for cell in cells] == ["ok"] * 16
     assert len({cell.run for cell in cells}) == 4
 
@@ -193,12 +229,15 @@ def test_progress_counts_cells(grid, work):
     assert (seen[0].running, seen[-1].running, seen[-1].failed) == (1, 0, 0)
 
 
-def test_a_second_process_on_one_matrix_is_refused(grid, work):
-    with lock_grid(work.out / "colours" / "cells"), pytest.raises(RunError, match=r"process \d+ on .* is running the grid in"):
+def test_a_second_process_on_the_same_grid_is_refused(grid, work):
+    with (
+        lock_grid(work.out / "colours" / "cells"),
+        pytest.raises(RunError, match=r"process \d+ on .* is running the grid in"),
+    ):
         run_grid(grid, work)
 
 
-def test_the_tables_hold_every_cell_and_times_stand_apart(grid, work):
+def test_tables_have_every_cell_and_times_are_a_separate_file(grid, work):
     files = result_files(run_grid(grid, work))
     rows = list(csv.DictReader(io.StringIO(files["results.csv"])))
     assert len(rows) == 12
@@ -208,8 +247,8 @@ def test_the_tables_hold_every_cell_and_times_stand_apart(grid, work):
     assert json.loads(files["results.json"])["cells"][0]["report"]["n"] == 4
 
 
-def test_an_estimate_says_what_is_there_and_what_is_missing(grid, work_from_nothing):
-    work = work_from_nothing
+def test_an_estimate_counts_finished_and_missing_parts(grid, work_without_cache):
+    work = work_without_cache
     before = estimate(grid, work)
     assert (before.cells, before.finished, before.files, before.fits) == (12, 0, 0, 4)
     assert before.seconds(jobs=1) is None
@@ -228,9 +267,16 @@ def double_or_die(number):
     return 2 * number
 
 
-def test_a_process_that_dies_takes_no_other_task_along():
+def test_a_worker_that_dies_fails_its_own_task_only():
     finished = list(LocalExecutor(jobs=2, cores=2).run(double_or_die, [1, 2, -1, 3, 4, 5]))
-    assert {each.index: each.result for each in finished} == {0: 2, 1: 4, 2: None, 3: 6, 4: 8, 5: 10}
+    assert {each.index: each.result for each in finished} == {
+        0: 2,
+        1: 4,
+        2: None,
+        3: 6,
+        4: 8,
+        5: 10,
+    }
     assert [each.index for each in finished if each.worker_died] == [2]
 
 
@@ -252,13 +298,20 @@ if __name__ == "__main__":
 """
 
 
-def test_a_killed_matrix_goes_on_to_the_same_results(photos, tmp_path):
+def test_a_killed_grid_resumes_to_the_same_results(photos, tmp_path):
     """SIGKILL at random moments; FEATKIT_KILLS=10 kills more often. ``embeddings/test_faults.py`` kills extractions."""
     (tmp_path / "matrix.py").write_text(FAULTS)
 
     def start(place):
         place.mkdir(exist_ok=True)
-        command = [sys.executable, "-W", "ignore", str(tmp_path / "matrix.py"), str(photos), str(place)]
+        command = [
+            sys.executable,
+            "-W",
+            "ignore",
+            str(tmp_path / "matrix.py"),
+            str(photos),
+            str(place),
+        ]
         with (tmp_path / "said").open("w") as said:
             return subprocess.Popen(command, stderr=said)
 
@@ -283,12 +336,14 @@ def test_a_killed_matrix_goes_on_to_the_same_results(photos, tmp_path):
     assert not list((place / "out" / "g" / "cells").glob(".*.tmp"))
 
 
-def test_a_fit_that_cannot_begin_is_a_row_for_each_of_its_cells(grid, work_from_nothing, monkeypatch):
-    def from_a_file_that_is_gone(task):
+def test_a_task_without_its_cache_file_fails_all_of_its_cells(
+    grid, work_without_cache, monkeypatch
+):
+    def run_without_cache_file(task):
         task.clean.unlink()
         return run_task(task)
 
-    monkeypatch.setattr(ablate, "run_task", from_a_file_that_is_gone)
-    cells = run_grid(narrowed(grid, seed=(0,), head=("knn:k=1",)), work_from_nothing).cells
+    monkeypatch.setattr(ablate, "run_task", run_without_cache_file)
+    cells = run_grid(narrowed(grid, seed=(0,), head=("knn:k=1",)), work_without_cache).cells
     assert [cell.status for cell in cells] == ["failed"] * 3
     assert {cell.data for cell in cells} == {"photos"}

@@ -1,4 +1,4 @@
-"""Saved runs against each other."""
+"""Comparison of saved runs, tuning, rejection and calibration of runs."""
 
 from __future__ import annotations
 
@@ -17,31 +17,49 @@ from featkit.runs.fit import FitConfig, fit_run
 
 @pytest.fixture
 def source(tmp_path):
-    given = {"data": "digits", "weights": "random", "resize": "32", "limit": "train=150,test=120", "layer": "layer1"}
+    given = {
+        "data": "digits",
+        "weights": "random",
+        "resize": "32",
+        "limit": "train=150,test=120",
+        "layer": "layer1",
+    }
     return load_features(given, tmp_path / "cache", Compute())
 
 
-def test_runs_on_the_same_images_are_compared_pair_by_pair(source, tmp_path):
-    runs = [fit_run(source, head) for head in ("linear", "knn:k=1", "prototypical:metric=euclidean")]
+def test_runs_on_the_same_images_are_compared_in_pairs(source, tmp_path):
+    runs = [
+        fit_run(source, head) for head in ("linear", "knn:k=1", "prototypical:metric=euclidean")
+    ]
     found = compare_runs([save_run(run, tmp_path / "out", {}) for run in runs])
-    assert [report.top1 for _, report in found.runs] == sorted((run.report.top1 for run in runs), reverse=True)
+    assert [report.top1 for _, report in found.runs] == sorted(
+        (run.report.top1 for run in runs), reverse=True
+    )
     assert len(found.pairs) == 3
-    (pair,) = [pair for pair in found.pairs if {pair.a, pair.b} == {"linear on resnet18", "knn:k=1 on resnet18"}]
+    (pair,) = [
+        pair
+        for pair in found.pairs
+        if {pair.a, pair.b} == {"linear on resnet18", "knn:k=1 on resnet18"}
+    ]
     by_head = {run.head_spec: run.report.top1 for run in runs}
     assert abs(pair.difference) == pytest.approx(abs(by_head["linear"] - by_head["knn:k=1"]))
-    assert json.loads(to_json(found))["pairs"][0]["p_holm"] >= json.loads(to_json(found))["pairs"][0]["p"]
+    assert (
+        json.loads(to_json(found))["pairs"][0]["p_holm"]
+        >= json.loads(to_json(found))["pairs"][0]["p"]
+    )
 
 
-def test_runs_on_other_images_are_refused(source, tmp_path):
+def test_runs_on_different_images_are_refused(source, tmp_path):
     other = replace(source, embeddings=source.embeddings.take(source.embeddings.y.argsort()[:200]))
     runs = [
-        save_run(fit_run(each, "prototypical"), tmp_path / str(place), {}) for place, each in enumerate((source, other))
+        save_run(fit_run(each, "prototypical"), tmp_path / str(place), {})
+        for place, each in enumerate((source, other))
     ]
     with pytest.raises(DataError, match="different test images"):
         compare_runs(runs)
 
 
-def test_what_cannot_be_compared_says_why(source, tmp_path):
+def test_directories_that_cannot_be_compared_are_refused(source, tmp_path):
     run = save_run(fit_run(source, "prototypical"), tmp_path / "out", {})
     with pytest.raises(SpecError, match="two runs or more"):
         compare_runs([run, run])
@@ -52,12 +70,14 @@ def test_what_cannot_be_compared_says_why(source, tmp_path):
         compare_runs([run, tmp_path])
 
 
-def test_a_tuned_run_keeps_what_was_tried_and_never_looks_at_test(source):
+def test_a_tuned_run_records_its_candidates_and_does_not_use_test_images(source):
     run = fit_run(source, "prototypical", config=FitConfig(tune=True))
     shuffled = replace(source.embeddings, y=source.embeddings.y.copy())
     test = shuffled.splits == "test"
     shuffled.y[test] = shuffled.y[test][::-1]
-    blind = fit_run(replace(source, embeddings=shuffled), "prototypical", config=FitConfig(tune=True))
+    blind = fit_run(
+        replace(source, embeddings=shuffled), "prototypical", config=FitConfig(tune=True)
+    )
     assert run.search == blind.search
     assert run.search.best.top1 == max(tried.top1 for tried in run.search.candidates)
     best = run.search.best.options
@@ -66,7 +86,7 @@ def test_a_tuned_run_keeps_what_was_tried_and_never_looks_at_test(source):
         fit_run(source, "knn:k=1", config=FitConfig(tune=True))
 
 
-def test_rejection_trades_answers_for_accuracy(source):
+def test_rejection_trades_coverage_for_accuracy(source):
     report = fit_run(source, "linear", config=FitConfig(reject=0.3)).report
     found = report.rejection
     assert 0.5 < found.coverage < 0.9
@@ -74,7 +94,7 @@ def test_rejection_trades_answers_for_accuracy(source):
     assert found.answered == round(found.coverage * report.n)
 
 
-def test_the_temperature_comes_from_val_and_leaves_the_answers_alone(source):
+def test_the_temperature_is_fitted_on_val_and_changes_no_prediction(source):
     report = fit_run(source, "svm").report
     assert report.temperature is not None
     assert report.nll_calibrated < report.nll

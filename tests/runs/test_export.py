@@ -1,4 +1,4 @@
-"""Saved runs as files, on real images."""
+"""Export of saved runs, on real images."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from featkit.runs.predict import predict, predict_exported
 
 @pytest.mark.realdata
 def test_every_head_is_exported_without_a_change_of_class(real_data, real_weights, tmp_path):
-    """On all 148 test images of pets, and through both roads of ``featkit predict``."""
+    """On all 148 test images of pets, with both kinds of ``featkit predict``."""
     data = real_data / "pets" / "labels.csv"
     given = {"data": str(data), "backbone": "resnet18", "precision": "fp32"}
     source = load_features(given, tmp_path / "cache", Compute())

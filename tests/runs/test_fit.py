@@ -1,4 +1,4 @@
-"""One run: honest, repeatable, and enough to predict from."""
+"""Fitting, evaluating, saving and loading one run."""
 
 from __future__ import annotations
 
@@ -12,7 +12,15 @@ import numpy as np
 import pytest
 
 from featkit.embeddings.pipeline import Compute
-from featkit.errors import CacheError, DataError, HeadError, RunError, SpecError, StaleCacheError, WeightsError
+from featkit.errors import (
+    CacheError,
+    DataError,
+    HeadError,
+    RunError,
+    SpecError,
+    StaleCacheError,
+    WeightsError,
+)
 from featkit.runs.directory import load_run, save_run, seal
 from featkit.runs.features import load_features
 from featkit.runs.fit import FitConfig, fit_run
@@ -34,7 +42,7 @@ def saved(source, tmp_path):
     return save_run(fit_run(source, "prototypical"), tmp_path / "out", {"confusion.png": b"png"})
 
 
-def test_a_run_is_judged_on_the_test_images(source):
+def test_a_run_is_evaluated_on_the_test_images(source):
     run = fit_run(source, "prototypical")
     assert run.report.n == (source.embeddings.splits == "test").sum() == 4
     assert run.report.provenance["n_train"] == (source.embeddings.splits != "test").sum()
@@ -48,23 +56,37 @@ def test_the_same_run_gives_the_same_results(source, head):
 
 
 def test_another_seed_or_head_is_another_run(source):
-    ids = {fit_run(source, head, seed=seed).id for head in ("knn:k=1", "knn:k=3") for seed in (0, 1)}
+    ids = {
+        fit_run(source, head, seed=seed).id for head in ("knn:k=1", "knn:k=3") for seed in (0, 1)
+    }
     assert len(ids) == 4
 
 
-def test_a_run_directory_is_whole_and_has_no_times_in_its_results(saved):
+def test_a_run_directory_is_complete_and_its_results_have_no_times(saved):
     assert sorted(path.name for path in saved.iterdir()) == [
         *("card.json", "confusion.png", "head.skops", "predictions.csv", "results.json")
     ]
     assert saved.parent.name == "photos"
     found = json.loads((saved / "results.json").read_text())
-    expected = {"run", "n", "top1", "top5", "balanced_accuracy", "macro_f1", "interval95", "per_class", "confusion"}
+    expected = {
+        "run",
+        "n",
+        "top1",
+        "top5",
+        "balanced_accuracy",
+        "macro_f1",
+        "interval95",
+        "per_class",
+        "confusion",
+    }
     assert expected <= found.keys()
     assert "seconds" not in json.dumps(found)
 
 
 def test_a_saved_run_predicts(saved, photos):
-    found = predict(load_run(saved), [str(photos / "red" / "0.png"), str(photos / "blue" / "1.png")], Compute())
+    found = predict(
+        load_run(saved), [str(photos / "red" / "0.png"), str(photos / "blue" / "1.png")], Compute()
+    )
     assert [prediction.top[0][0] for prediction in found] == ["red", "blue"]
     assert all(abs(sum(value for _, value in prediction.top) - 1) < 1e-6 for prediction in found)
 
@@ -89,19 +111,19 @@ print(predict(load_run(Path({str(tmp_path / "elsewhere")!r})), [{picture!r}], Co
 
 
 @pytest.mark.parametrize("part", ["card.json", "head.skops"])
-def test_a_run_without_a_part_is_refused(saved, part):
+def test_a_run_directory_with_a_missing_file_is_refused(saved, part):
     (saved / part).unlink()
     with pytest.raises(RunError, match=f"{part} is missing"):
         load_run(saved)
 
 
-def test_a_changed_head_is_noticed(saved):
+def test_a_changed_head_file_is_refused(saved):
     (saved / "head.skops").write_bytes((saved / "head.skops").read_bytes() + b" ")
     with pytest.raises(RunError, match="is not the head"):
         load_run(saved)
 
 
-def test_a_head_that_holds_something_else_is_refused(saved):
+def test_a_head_file_with_an_untrusted_type_is_refused(saved):
     import hashlib
 
     import skops.io
@@ -115,7 +137,7 @@ def test_a_head_that_holds_something_else_is_refused(saved):
         load_run(saved)
 
 
-def test_other_weights_than_those_of_the_run_are_refused(saved, photos):
+def test_weights_other_than_those_of_the_run_are_refused(saved, photos):
     card = json.loads((saved / "card.json").read_text())
     card["request"]["weights"] = "random:9"
     (saved / "card.json").write_text(json.dumps({**card, "sha256": seal(card)}))
@@ -123,37 +145,41 @@ def test_other_weights_than_those_of_the_run_are_refused(saved, photos):
         predict(load_run(saved), [str(photos / "red" / "0.png")], Compute())
 
 
-def test_a_bare_fit_goes_on_from_the_newest_cache(source, tmp_path):
+def test_fit_without_options_uses_the_newest_cache_file(source, tmp_path):
     again = load_features({}, tmp_path / "cache", Compute())
     assert again.path == source.path
     assert str(source.path) in again.notes[0]
 
 
-def test_vectors_outlive_their_images(source, photos, tmp_path):
+def test_cached_features_are_used_after_their_images_were_deleted(source, photos, tmp_path):
     shutil.rmtree(photos)
     again = load_features({}, tmp_path / "cache", Compute())
     np.testing.assert_array_equal(again.embeddings.x, source.embeddings.x)
     assert "not found" in again.notes[0]
 
 
-def test_a_missing_folder_that_is_asked_for_is_an_error(source, photos, given, tmp_path):
+def test_a_missing_image_folder_is_refused(source, photos, given, tmp_path):
     shutil.rmtree(photos)
     with pytest.raises(DataError):
         load_features(given, tmp_path / "cache", Compute())
 
 
-def test_a_cache_file_can_be_named(source, given):
-    np.testing.assert_array_equal(load_features({}, source.path, Compute()).embeddings.x, source.embeddings.x)
-    np.testing.assert_array_equal(load_features(given, source.path, Compute()).embeddings.x, source.embeddings.x)
+def test_a_cache_file_can_be_given_by_path(source, given):
+    np.testing.assert_array_equal(
+        load_features({}, source.path, Compute()).embeddings.x, source.embeddings.x
+    )
+    np.testing.assert_array_equal(
+        load_features(given, source.path, Compute()).embeddings.x, source.embeddings.x
+    )
 
 
-def test_a_named_file_of_another_recipe_is_refused_by_field(source):
+def test_a_cache_file_with_another_recipe_is_refused_with_the_differing_fields(source):
     with pytest.raises(StaleCacheError) as caught:
         load_features({"layer": "layer3"}, source.path, Compute())
     assert set(caught.value.fields) == {"layer"}
 
 
-def test_a_named_file_that_is_gone_is_said(tmp_path):
+def test_a_missing_cache_file_is_refused(tmp_path):
     with pytest.raises(CacheError):
         load_features({}, tmp_path / "gone.h5", Compute())
 
@@ -178,8 +204,10 @@ assert "torch" not in sys.modules
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("change", [{"classes": ["green", "blue", "red"]}, {"temperature": None}, {"threshold": 1.0}])
-def test_a_card_that_was_changed_is_noticed(saved, change):
+@pytest.mark.parametrize(
+    "change", [{"classes": ["green", "blue", "red"]}, {"temperature": None}, {"threshold": 1.0}]
+)
+def test_a_changed_card_is_refused(saved, change):
     card = json.loads((saved / "card.json").read_text())
     (saved / "card.json").write_text(json.dumps({**card, **change}))
     with pytest.raises(RunError, match=r"card\.json was changed after the run"):
@@ -187,7 +215,9 @@ def test_a_card_that_was_changed_is_noticed(saved, change):
 
 
 def test_a_correction_is_part_of_the_run_and_of_its_directory(source, tmp_path, photos):
-    plain, corrected = (fit_run(source, "linear", config=FitConfig(balance=each)) for each in (None, "logit_adjust"))
+    plain, corrected = (
+        fit_run(source, "linear", config=FitConfig(balance=each)) for each in (None, "logit_adjust")
+    )
     assert plain.id != corrected.id
     assert corrected.report.provenance["balance"] == "logit_adjust"
     saved = load_run(save_run(corrected, tmp_path / "out", {}))
@@ -195,7 +225,7 @@ def test_a_correction_is_part_of_the_run_and_of_its_directory(source, tmp_path, 
 
 
 def test_the_options_of_a_correction_are_chosen_by_balanced_accuracy_on_val(source):
-    """Test has no part in it; the head that is fitted at last has what was chosen."""
+    """Not by test images; the final head has the selected options."""
     run = fit_run(source, "linear", config=FitConfig(tune=True, balance="logit_adjust"))
     best = run.search.best
     assert best.balanced_accuracy == max(tried.balanced_accuracy for tried in run.search.candidates)
@@ -217,8 +247,10 @@ def test_features_that_extract_made_are_a_cache_hit_for_fit(given, tmp_path, mon
     np.testing.assert_array_equal(features.splits, extracted.splits)
 
 
-def test_perturbed_test_images_are_embedded_anew_and_train_is_reused(given, source, tmp_path):
-    noisy = load_features({**given, "perturb": "gaussian_noise:level=strong"}, tmp_path / "cache", Compute())
+def test_only_perturbed_test_images_are_extracted_and_train_is_reused(given, source, tmp_path):
+    noisy = load_features(
+        {**given, "perturb": "gaussian_noise:level=strong"}, tmp_path / "cache", Compute()
+    )
     clean, test = source.embeddings, source.embeddings.splits == "test"
     places = {name: place for place, name in enumerate(noisy.embeddings.ids)}
     found = noisy.embeddings.x[[places[name] for name in clean.ids]]
@@ -227,7 +259,7 @@ def test_perturbed_test_images_are_embedded_anew_and_train_is_reused(given, sour
     assert noisy.embeddings.recipe.perturb == "gaussian_noise:level=strong"
 
 
-def test_scores_that_are_no_probabilities_have_no_temperature(source, monkeypatch):
+def test_scores_that_are_not_probabilities_have_no_temperature(source, monkeypatch):
     from featkit.heads.prototypical import PrototypicalHead
 
     plain = PrototypicalHead.predict_proba

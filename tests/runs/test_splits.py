@@ -1,4 +1,4 @@
-"""Who is fitted on, who chooses, who judges."""
+"""Splits of an experiment into train, validation and test rows."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from featkit.images.augment import add_augmented_views
 from featkit.runs.splits import make_splits, train_counts, without_views
 
 
-def test_no_image_is_in_two_parts_and_test_is_in_none_of_the_others(vectors):
+def test_fit_val_and_test_share_no_image(vectors):
     parts = make_splits(vectors(), 0)
     fit, val, test = (set(part.ids) for part in (parts.fit, parts.val, parts.test))
     assert not fit & val
@@ -23,7 +23,7 @@ def test_no_image_is_in_two_parts_and_test_is_in_none_of_the_others(vectors):
     assert not parts.own_val
 
 
-def test_a_val_part_of_the_data_is_kept(vectors):
+def test_a_validation_split_of_the_data_is_kept(vectors):
     splits = np.array(["train", "val", "test"] * 20)
     parts = make_splits(vectors(splits=splits), 0)
     assert parts.own_val
@@ -31,12 +31,12 @@ def test_a_val_part_of_the_data_is_kept(vectors):
     assert (len(parts.fit), len(parts.final)) == (20, 40)
 
 
-def test_the_seed_decides_who_is_held_out(vectors):
+def test_the_seed_determines_the_held_out_images(vectors):
     first, again, other = (make_splits(vectors(), seed).val.ids for seed in (0, 0, 1))
     assert first == again != other
 
 
-def test_views_go_where_their_image_goes_and_val_has_none(tmp_path, colours):
+def test_augmented_views_stay_with_their_image_and_val_has_none(tmp_path, colours):
     images = add_augmented_views(colours(30), "basic", 3)
     embeddings = extract(images, cache=tmp_path, backbone="resnet18", weights="random", resize="32")
     parts = make_splits(embeddings, 0)
@@ -48,14 +48,16 @@ def test_views_go_where_their_image_goes_and_val_has_none(tmp_path, colours):
 
 
 @pytest.mark.parametrize(
-    "splits", [["train"] * 60, ["test"] * 60, ["train", *["test"] * 59]], ids=["no test", "no train", "one class"]
+    "splits",
+    [["train"] * 60, ["test"] * 60, ["train", *["test"] * 59]],
+    ids=["no test", "no train", "one class"],
 )
 def test_too_few_images_are_refused(splits, vectors):
     with pytest.raises(DataError, match="too few images"):
         make_splits(vectors(splits=np.array(splits)), 0)
 
 
-def test_columns_that_are_not_finite_are_named(vectors):
+def test_columns_that_are_not_finite_are_refused(vectors):
     found = vectors()
     x = found.x.copy()
     x[7, 2] = np.inf
@@ -63,7 +65,7 @@ def test_columns_that_are_not_finite_are_named(vectors):
         make_splits(replace(found, x=x), 0)
 
 
-def test_a_subset_narrows_train_and_nothing_else(vectors):
+def test_a_subset_applies_to_train_only(vectors):
     embeddings = vectors(240)
     parts = make_splits(embeddings, 0, "longtail:if=10")
     counts = np.sort(np.bincount(parts.final.y))
@@ -73,7 +75,7 @@ def test_a_subset_narrows_train_and_nothing_else(vectors):
         make_splits(embeddings, 0, "tail:if=10")
 
 
-def test_a_val_part_is_not_fitted_on_beside_a_subset(vectors):
+def test_with_a_subset_the_validation_split_is_not_fitted_on(vectors):
     splits = np.array(["train", "val", "test"] * 80)
     parts = make_splits(vectors(240, splits=splits), 0, "kshot:k=3")
     assert (len(parts.fit), len(parts.val), len(parts.final)) == (12, 80, 12)
