@@ -1,4 +1,4 @@
-"""Running a grid: which cells are computed, which are read from disk, and what happens when one fails."""
+"""Running a grid: computed, finished, failed and skipped cells; resuming after kills."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def grid(photos):
 
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory):
-    """One cache for all tests: features are found by the content of the images, not by their path."""
+    """One cache for all tests: features are found by the content of images, not by path."""
     return tmp_path_factory.mktemp("cache")
 
 
@@ -299,7 +299,7 @@ if __name__ == "__main__":
 
 
 def test_a_killed_grid_resumes_to_the_same_results(photos, tmp_path):
-    """SIGKILL at random moments; FEATKIT_KILLS=10 kills more often. ``embeddings/test_faults.py`` kills extractions."""
+    """SIGKILL at random moments; FEATKIT_KILLS=10 kills more often."""
     (tmp_path / "matrix.py").write_text(FAULTS)
 
     def start(place):
