@@ -83,6 +83,7 @@ def test_a_student_starts_from_the_given_classifier(student, alpha):
     assert not np.array_equal(student(mode="shallow", alpha=alpha, lr=0)["coef"], weight)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["shallow", "deep", "full"])
 @pytest.mark.parametrize("views", [0, 2])
 def test_teacher_outputs_are_reproducible_cached_and_live(student, mode, views):
