@@ -6,6 +6,7 @@ import csv
 import gzip
 import io
 import json
+import multiprocessing
 import os
 import shutil
 import signal
@@ -262,21 +263,23 @@ def test_an_estimate_counts_finished_and_missing_parts(grid, work_without_cache)
 
 
 def double_or_die(number):
-    if number < 0:
+    if number == -1:
+        os._exit(1)
+    if number == -2:
         os.kill(os.getpid(), signal.SIGKILL)
     return 2 * number
 
 
-def test_a_worker_that_dies_fails_its_own_task_only():
-    finished = list(LocalExecutor(jobs=2, cores=2).run(double_or_die, [1, 2, -1, 3, 4, 5]))
-    assert {each.index: each.result for each in finished} == {
-        0: 2,
-        1: 4,
-        2: None,
-        3: 6,
-        4: 8,
-        5: 10,
-    }
+@pytest.mark.parametrize("start_methods", [None, ["spawn"]], ids=["default", "spawn"])
+@pytest.mark.parametrize("deadly", [-1, -2], ids=["exit", "kill"])
+def test_a_worker_that_dies_fails_its_own_task_only(deadly, start_methods, monkeypatch):
+    """Windows has no other start method than spawn."""
+    if start_methods:
+        monkeypatch.setattr(multiprocessing, "get_all_start_methods", lambda: start_methods)
+    tasks = [1, 2, deadly, 3, 4, 5]
+    finished = list(LocalExecutor(jobs=2, cores=2).run(double_or_die, tasks))
+    results = {each.index: each.result for each in finished}
+    assert results == {0: 2, 1: 4, 2: None, 3: 6, 4: 8, 5: 10}
     assert [each.index for each in finished if each.worker_died] == [2]
 
 
