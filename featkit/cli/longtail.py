@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from featkit.cli.grids import axis_options, given_axes, given_fixed, grid_options, run_grid
 from featkit.cli.options import command, option
 from featkit.cli.output import between, table
+
+if TYPE_CHECKING:
+    from featkit.ablation.conditions import LongTailRow
 
 EPILOG = """\b
 Examples:
@@ -45,29 +49,36 @@ def longtail(factors: tuple[float, ...], **options: Any) -> None:
     A grid of imbalance factors, corrections and heads. Writes longtail.csv beside the files of
     `featkit ablate`.
     """
-    from featkit.studies.longtail import longtail_grid, tail_rows
+    from featkit.ablation.conditions import long_tail
+    from featkit.studies.longtail import longtail_grid
 
     axes = given_axes(options)
     if factors and "subset" in axes:
         raise click.UsageError("--if and --subset both define the subset of train: leave one out")
     grid = longtail_grid(axes, factors or (10.0, 50.0), given_fixed(options))
-    matrix = run_grid(grid, options)
-    if matrix and not options["as_json"]:
-        click.echo("\n" + _table(tail_rows(matrix.cells)))
+    result = run_grid(grid, options)
+    if result and not options["as_json"]:
+        click.echo("\n" + _table(long_tail(result.findings)))
 
 
-def _table(rows: list[Any]) -> str:
-    numbers = ("balanced %", "95 % interval", "gain", "gain, 95 %", "many", "medium", "few")
-    lines = [
-        [
-            f"{100 * row.balanced_accuracy:.1f}",
-            between(row.balanced_interval95),
-            "" if row.gain is None else f"{100 * row.gain:+.1f}",
-            "" if row.gain is None else between(row.gain_interval95),
-            *("" if part is None else f"{100 * part[0]:.1f}" for part in (row.many, row.medium, row.few)),
-            *(row.values[axis] for axis in ("data", "backbone", "subset", "head", "balance", "seed")),
-            "best on val" if row.best_on_val else "",
-        ]
-        for row in rows
-    ]
-    return table([*numbers, "data", "backbone", "subset", "head", "balance", "seed", ""], lines, right=numbers)
+def _table(rows: Sequence[LongTailRow]) -> str:
+    from featkit.ablation.conditions import GROUPS
+
+    numbers = ("balanced accuracy %", "95% CI", "gain", "gain, 95% CI", "many", "medium", "few", "seeds")
+    axes = ("data", "backbone", "subset", "head", "balance")
+    lines = []
+    for row in rows:
+        gain = [f"{100 * row.gain.difference:+.1f}", between(row.gain.interval95)] if row.gain else ["", ""]
+        groups = [f"{100 * row.groups[name].value:.1f}" if name in row.groups else "" for name in GROUPS]
+        lines.append(
+            [
+                f"{100 * row.mean.value:.1f}",
+                between(row.mean.interval95),
+                *gain,
+                *groups,
+                row.mean.seeds,
+                *(row.values[axis] for axis in axes),
+                "best on val" if row.best_on_val else "",
+            ]
+        )
+    return table([*numbers, *axes, ""], lines, right=numbers)

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from featkit.cli.grids import axis_options, given_axes, given_fixed, grid_options, run_grid
 from featkit.cli.options import command, option
 from featkit.cli.output import between, table
+
+if TYPE_CHECKING:
+    from featkit.ablation.conditions import DropRow
 
 EPILOG = """\b
 Examples:
@@ -58,29 +62,37 @@ def robustness(family: tuple[str, ...], level: tuple[str, ...], baseline: str, *
     A grid of corruptions, severities and heads. Writes robustness.csv and robustness_heads.csv (accuracy,
     drop, worst corruption, mean corruption error, feature drift) beside the files of `featkit ablate`.
     """
-    from featkit.studies.robustness import head_rows, robustness_grid
+    from featkit.ablation.conditions import drops_by_classifier
+    from featkit.studies.robustness import robustness_grid
 
     fixed = given_fixed(options)
     grid = robustness_grid(given_axes(options), family, level, fixed)
-    matrix = run_grid(grid, options, baseline)
-    if matrix and not options["as_json"]:
-        click.echo("\n" + _table(head_rows(matrix.cells, baseline or str(grid.values("backbone")[0]))))
+    result = run_grid(grid, options, baseline)
+    if result and not options["as_json"]:
+        baseline = baseline or str(grid.values("backbone")[0])
+        click.echo("\n" + _table(drops_by_classifier(result.findings, baseline)))
 
 
-def _table(rows: list[Any]) -> str:
-    numbers = ("clean %", "perturbed %", "95 % interval", "worst %", "mCE %", "mCE, 95 %")
-    lines = [
-        [
-            "" if row.clean is None else f"{100 * row.clean:.1f}",
-            f"{100 * row.perturbed:.1f}",
-            between(row.perturbed_interval95),
-            f"{100 * row.worst_top1:.1f}",
-            "" if row.mce is None else f"{100 * row.mce:.1f}",
-            "" if row.mce is None else between(row.mce_interval95),
-            row.worst_family,
-            *(row.values[axis] for axis in ("data", "backbone", "train_perturb", "head", "seed")),
-        ]
-        for row in rows
-    ]
-    named = ["worst family", "data", "backbone", "train_perturb", "head", "seed"]
-    return table([*numbers, *named], lines, right=numbers)
+def _table(rows: Sequence[DropRow]) -> str:
+    numbers = ("clean %", "perturbed %", "95% CI", "drop", "drop, 95% CI", "worst %", "mCE %", "mCE, 95% CI", "seeds")
+    axes = ("data", "backbone", "train_perturb", "head")
+    lines = []
+    for row in rows:
+        worst_family, worst = (row.worst[0], f"{100 * row.worst[1]:.1f}") if row.worst else ("", "")
+        mce = [f"{100 * row.mce:.1f}", between(row.mce_interval95)] if row.mce is not None else ["", ""]
+        values = row.values or {}
+        lines.append(
+            [
+                f"{100 * row.clean.value:.1f}",
+                f"{100 * row.perturbed.value:.1f}",
+                between(row.perturbed.interval95),
+                f"{100 * row.drop.difference:+.1f}",
+                between(row.drop.interval95),
+                worst,
+                *mce,
+                row.drop.seeds,
+                worst_family,
+                *(values.get(axis, "") for axis in axes),
+            ]
+        )
+    return table([*numbers, "worst family", *axes], lines, right=numbers)

@@ -179,7 +179,9 @@ def ablation_view(
         lead="; ".join(lead),
         selections=selections or [NO_SELECTION],
         differences=[
-            effect_sentence(findings, effect) for effect in findings.short_axis_effects if effect.significant
+            effect_sentence(findings, effect)
+            for effect in findings.short_axis_effects
+            if effect.significant
         ],
         n_effects=len(findings.effects),
         n_significant=len(significant),

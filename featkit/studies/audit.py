@@ -112,11 +112,17 @@ class AuditResult:
             for row in rows[1:]:
                 found["identical"].append(self._pair("identical", rows[0], row, group, 1.0))
         groups = connected_groups(self.near.pairs).tolist()
-        for (first, second), group, cosine in zip(self.near.pairs, groups, self.near.cosines.tolist(), strict=True):
+        for (first, second), group, cosine in zip(
+            self.near.pairs, groups, self.near.cosines.tolist(), strict=True
+        ):
             found["near"].append(self._pair("near", first, second, group, cosine))
         classes, suspects = self.embeddings.classes, self.suspects
-        for row, suggested, odds in zip(suspects.rows, suspects.suggested, suspects.odds.tolist(), strict=True):
-            found["suspect"].append(Finding("suspect", *self._image(row), "", "", classes[suggested], -1, odds))
+        for row, suggested, odds in zip(
+            suspects.rows, suspects.suggested, suspects.odds.tolist(), strict=True
+        ):
+            found["suspect"].append(
+                Finding("suspect", *self._image(row), "", "", classes[suggested], -1, odds)
+            )
         for label in self.small:
             n_train = float(self.sizes[label, 0])
             found["small"].append(Finding("small", "", "", classes[label], "", "", "", -1, n_train))
@@ -169,7 +175,11 @@ class AuditResult:
 
     def _image(self, row: int) -> tuple[str, str, str]:
         embeddings = self.embeddings
-        return embeddings.ids[row], str(embeddings.splits[row]), embeddings.classes[embeddings.y[row]]
+        return (
+            embeddings.ids[row],
+            str(embeddings.splits[row]),
+            embeddings.classes[embeddings.y[row]],
+        )
 
     def _mixed(self, groups: Iterable[Rows]) -> dict[str, int]:
         across_splits = labels_differ = 0
@@ -198,10 +208,14 @@ def audit(source: FeatureSet, *, few: int = FEW, progress: bool = False) -> Audi
     embeddings, keys = source.embeddings, cached_keys(source)
     distinct = np.sort(np.unique(keys, return_index=True)[1])
     bar = partial(tqdm, disable=not progress, leave=False)
-    neighbours = nearest_neighbours(embeddings.x[distinct], track=partial(bar, desc="neighbours", unit="block"))
+    neighbours = nearest_neighbours(
+        embeddings.x[distinct], track=partial(bar, desc="neighbours", unit="block")
+    )
     near = near_duplicates(neighbours)
     track = partial(bar, desc="labels", unit="fold")
-    suspects, notes = _label_errors(embeddings.take(distinct), neighbours, source.request.seed, track)
+    suspects, notes = _label_errors(
+        embeddings.take(distinct), neighbours, source.request.seed, track
+    )
     small, sizes = small_classes(embeddings.y, embeddings.splits, len(embeddings.classes), few)
     return AuditResult(
         data=source.data,
