@@ -1,1 +1,1 @@
-"""Embeddings and Reports as figures."""
+"""Figures: each function draws arrays and returns a ``matplotlib.figure.Figure``."""

@@ -1,4 +1,4 @@
-"""A contact sheet: small pictures in rows, with what is said of each."""
+"""Contact sheets: thumbnails in rows with lines of text below."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from PIL import Image
 
-from featkit.plots.labels import as_written, drawable, shortened
+from featkit.plots.style import drawable, literal_text, shorten
 
 _SIDE = 1.25
 _GAP = 0.12
 _LINE = 0.14
 _HEADING = 0.42
 _ACROSS = 10
-_LONGEST = 19
+_MAX_NAME = 19
 _PIXELS = 240
 
 
 @dataclass(frozen=True)
 class Tile:
-    """Some pictures side by side with lines of text below.
+    """One or more pictures side by side with lines of text below.
 
     Attributes:
         pictures: uint8 ``(h, w, 3)``, one or more; all tiles of a section have the same number.
-        lines: what is said of them; the first is bold.
+        lines: text below the pictures; the first line is bold.
     """
 
     pictures: tuple[NDArray[np.uint8], ...]
@@ -44,7 +44,7 @@ class Section:
 
 
 def thumbnail(picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Return a picture ``(h, w, 3)`` scaled to fit the sheet; a smaller one is as it was."""
+    """Return a picture ``(h, w, 3)`` scaled down to fit a tile; smaller ones are unchanged."""
     small = Image.fromarray(picture)
     small.thumbnail((_PIXELS, _PIXELS))
     return np.asarray(small)
@@ -53,7 +53,7 @@ def thumbnail(picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
 def plot_contact(sections: Sequence[Section], *, title: str) -> Figure:
     """Draw sections below each other, their tiles in rows; a section without tiles says so.
 
-    Names in the text are shortened and written as they are: nothing in them is read as a formula.
+    Names in the text are shorten and written as they are: nothing in them is read as a formula.
     """
     width = _ACROSS * (_SIDE + _GAP) - _GAP
     height = 0.35 + sum(map(_height, sections))
@@ -61,7 +61,7 @@ def plot_contact(sections: Sequence[Section], *, title: str) -> Figure:
     axes = figure.add_axes((0, 0, 1, 1))
     axes.set(xlim=(-0.2, width + 0.2), ylim=(height + 0.2, -0.2), autoscale_on=False)
     axes.set_axis_off()
-    axes.text(0, 0, drawable(title), va="top", fontsize=14, weight="bold", **as_written())
+    axes.text(0, 0, drawable(title), va="top", fontsize=14, weight="bold", **literal_text())
     top = 0.35
     for section in sections:
         _draw_section(axes, section, top)
@@ -85,7 +85,7 @@ def _height(section: Section) -> float:
 
 def _draw_section(axes: Axes, section: Section, top: float) -> None:
     heading = section.heading if section.tiles else f"{section.heading}: none"
-    axes.text(0, top + 0.12, drawable(heading), va="top", fontsize=11, **as_written())
+    axes.text(0, top + 0.12, drawable(heading), va="top", fontsize=11, **literal_text())
     for number, tile in enumerate(section.tiles):
         row, column = divmod(number, _columns(section))
         left = column * len(tile.pictures) * (_SIDE + _GAP)
@@ -93,7 +93,7 @@ def _draw_section(axes: Axes, section: Section, top: float) -> None:
 
 
 def _draw_tile(axes: Axes, tile: Tile, left: float, top: float) -> None:
-    """Draw each picture in the middle of a square, unstretched, and the lines below the first."""
+    """Draw the pictures centred in squares and the text below the first one."""
     for place, picture in enumerate(tile.pictures):
         height, width = picture.shape[:2]
         w, h = (_SIDE * side / max(height, width) for side in (width, height))
@@ -102,8 +102,8 @@ def _draw_tile(axes: Axes, tile: Tile, left: float, top: float) -> None:
         axes.imshow(
             picture, extent=(x, x + w, y + h, y), aspect="auto", interpolation="antialiased"
         )
-    longest = _LONGEST * len(tile.pictures) + 2 * (len(tile.pictures) - 1)
-    for number, line in enumerate(shortened(tile.lines, longest)):
+    longest = _MAX_NAME * len(tile.pictures) + 2 * (len(tile.pictures) - 1)
+    for number, line in enumerate(shorten(tile.lines, longest)):
         weight = "bold" if number == 0 else "normal"
         below = top + _SIDE + 0.05 + number * _LINE
-        axes.text(left, below, line, va="top", fontsize=7.5, weight=weight, **as_written())
+        axes.text(left, below, line, va="top", fontsize=7.5, weight=weight, **literal_text())

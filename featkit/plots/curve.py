@@ -1,4 +1,4 @@
-"""Results along a range of settings, as a figure."""
+"""Accuracy over a hyperparameter or a budget."""
 
 from __future__ import annotations
 
@@ -7,16 +7,25 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator, PercentFormatter
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 from numpy.typing import NDArray
 
-from featkit.plots.labels import as_written, drawable, set_title, shortened
+from featkit.plots.style import (
+    add_grid,
+    add_legend,
+    drawable,
+    literal_text,
+    percent_axis,
+    series_colour,
+    set_title,
+    shorten,
+)
 
-_SIZE = (5.6, 3.6)
-_LONGEST = 40
+_SIZE = (5.6, 4.0)
+_LEGEND_WIDTH = 1.9
+_MAX_NAME = 40
 _MARKERS = "osD^vP*X"
 
 
@@ -25,10 +34,10 @@ class Line:
     """One line of a figure.
 
     Attributes:
-        name: in the legend.
-        x: ``(m,)`` settings, such as shots or C; positive on a logarithmic axis.
+        name: shown in the legend.
+        x: ``(m,)`` values such as shots or C; positive on a logarithmic axis.
         y: ``(m,)`` fractions, NaN where there is no result.
-        intervals: ``(m, 2)`` lower and upper ends, drawn as a band; None for a line without.
+        intervals: ``(m, 2)`` lower and upper ends, drawn as a band; None for no band.
     """
 
     name: str
@@ -45,65 +54,53 @@ def plot_curve(
     y_label: str,
     scale: Literal["log", "linear"] = "log",
 ) -> Figure:
-    """Draw shares in percent over a range of settings, such as a learning curve over shots or a search over C.
+    """Draw fractions in percent over a range of values, such as a learning curve over shots.
 
     Args:
-        lines: one or more; each has its own colour and marker, and is named where there are several.
-        title: wrapped where it is longer than the plot is wide.
-        x_label: what the settings are.
-        y_label: what the fractions are.
-        scale: of the settings.
+        lines: one or more; several are distinguished by colour and marker and named in a legend.
+        title: wrapped to the width of the plot.
+        x_label: label of the x axis.
+        y_label: label of the y axis.
+        scale: of the x axis.
     """
-    figure = Figure(
-        figsize=(_SIZE[0] + (1.9 if len(lines) > 1 else 0), _SIZE[1] + 0.4), layout="constrained"
-    )
+    has_legend = len(lines) > 1
+    width = _SIZE[0] + (_LEGEND_WIDTH if has_legend else 0)
+    figure = Figure(figsize=(width, _SIZE[1]), layout="constrained")
     axes = figure.subplots()
-    colours = colormaps["tab10" if len(lines) <= 10 else "turbo"]
-    names = shortened([line.name for line in lines], _LONGEST)
-    for place, (line, name) in enumerate(zip(lines, names, strict=True)):
-        colour = colours(place if len(lines) <= 10 else place / (len(lines) - 1))
+    names = shorten([line.name for line in lines], _MAX_NAME)
+    for index, (line, name) in enumerate(zip(lines, names, strict=True)):
+        colour = series_colour(index, len(lines))
         order = np.argsort(line.x, kind="stable")
-        marker = _MARKERS[place % len(_MARKERS)]
-        axes.plot(
-            line.x[order],
-            line.y[order],
-            color=colour,
-            marker=marker,
-            markersize=4.5,
-            linewidth=1.5,
-            label=name,
-        )
+        x, y = line.x[order], line.y[order]
+        marker = _MARKERS[index % len(_MARKERS)]
+        axes.plot(x, y, color=colour, marker=marker, markersize=4.5, linewidth=1.5, label=name)
         if line.intervals is not None:
             low, high = line.intervals[order].T
-            axes.fill_between(line.x[order], low, high, color=colour, alpha=0.15, linewidth=0)
-    _name_ticks(axes, np.unique(np.concatenate([line.x for line in lines])), scale)
-    axes.yaxis.set_major_formatter(PercentFormatter(1, None, " %"))
-    axes.set_xlabel(drawable(x_label), **as_written())
-    axes.set_ylabel(drawable(y_label), **as_written())
-    axes.grid(color="0.92", linewidth=0.7)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
-    if len(lines) > 1:
-        legend = axes.legend(
-            loc="center left", bbox_to_anchor=(1.02, 0.5), frameon=False, fontsize=8
-        )
-        for text in legend.get_texts():
-            text.set(**as_written())
+            axes.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0)
+    _label_tried_values(axes, np.unique(np.concatenate([line.x for line in lines])), scale)
+    percent_axis(axes.yaxis)
+    axes.set_xlabel(drawable(x_label), **literal_text())
+    axes.set_ylabel(drawable(y_label), **literal_text())
+    add_grid(axes)
+    if has_legend:
+        add_legend(axes)
     set_title(axes, title, width=_SIZE[0])
     return figure
 
 
-def _name_ticks(axes: Axes, settings: NDArray[np.float64], scale: Literal["log", "linear"]) -> None:
-    """Name the settings that were tried, as many of them as have room, and no others."""
+def _label_tried_values(
+    axes: Axes, values: NDArray[np.float64], scale: Literal["log", "linear"]
+) -> None:
+    """Put ticks at the values that have a result, as far as there is room."""
     axes.set_xscale(scale)
-    places = np.log10(settings) if scale == "log" else settings
-    span = max(places[-1] - places[0], 1e-9)
-    named: list[float] = []
+    positions = np.log10(values) if scale == "log" else values
+    span = max(positions[-1] - positions[0], 1e-9)
+    ticks: list[float] = []
     last = -np.inf
-    for setting, place in zip(settings.tolist(), places.tolist(), strict=True):
-        if place - last > 0.09 * span:
-            named.append(setting)
-            last = place
-    axes.xaxis.set_major_locator(FixedLocator(named))
+    for value, position in zip(values.tolist(), positions.tolist(), strict=True):
+        if position - last > 0.09 * span:
+            ticks.append(value)
+            last = position
+    axes.xaxis.set_major_locator(FixedLocator(ticks))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))

@@ -1,4 +1,4 @@
-"""Figures as bytes."""
+"""Figures as file contents."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from matplotlib.figure import Figure
 
 
 def png_bytes(figure: Figure) -> bytes:
-    """Return the figure as a PNG of 150 dots per inch, cut to what is drawn.
+    """Return the figure as a PNG of 150 dots per inch, cropped to its content.
 
-    The same figure gives the same bytes with the same matplotlib: no time and no version is written into them.
+    The bytes are reproducible with the same version of matplotlib: the metadata hold no time and
+    no version.
     """
     buffer = BytesIO()
     figure.savefig(buffer, format="png", dpi=150, bbox_inches="tight", metadata={"Software": None})

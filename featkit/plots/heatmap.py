@@ -1,4 +1,4 @@
-"""A grid of results as a figure."""
+"""Heat maps of results."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from featkit.plots.labels import as_written, set_title, shortened
+from featkit.plots.style import literal_text, set_title, shorten
 
 _COLOURS = colormaps["Blues"]
 _CELL = (1.15, 0.55)
-_LONGEST = 48
+_MAX_NAME = 48
 
 
 def plot_heatmap(
@@ -31,19 +31,20 @@ def plot_heatmap(
     intervals: NDArray[np.float64] | None = None,
     missing: Sequence[Sequence[str]] | None = None,
 ) -> Figure:
-    """Draw shares as coloured cells with the number in each, in percent.
+    """Draw fractions as coloured cells with their values in percent.
 
     Args:
         values: ``(r, c)`` fractions, NaN for a cell without a result, which is hatched.
         rows: r names.
         columns: c names.
-        title: wrapped where it is longer than the grid is wide.
-        label: what the fractions are, beside the colour scale.
-        intervals: ``(r, c, 2)`` lower and upper ends, written below the numbers.
-        missing: ``(r, c)`` words for the cells without a result, such as ``failed``; ``no result`` if None.
+        title: wrapped to the width of the grid.
+        label: name of the values, beside the colour bar.
+        intervals: ``(r, c, 2)`` lower and upper ends, written below the values.
+        missing: ``(r, c)`` words for the cells without a result, such as ``failed``; ``no result``
+            if None.
     """
     width, height = _CELL[0] * len(columns), _CELL[1] * len(rows)
-    beside, below = (0.075 * min(_LONGEST, max(map(len, names))) for names in (rows, columns))
+    beside, below = (0.075 * min(_MAX_NAME, max(map(len, names))) for names in (rows, columns))
     figure = Figure(
         figsize=(width + max(beside, below) + 1.6, height + below / 2 + 1.2), layout="constrained"
     )
@@ -66,21 +67,21 @@ def plot_heatmap(
 
 
 def _scale(percent: NDArray[np.float64]) -> Normalize:
-    """Return the range of the results, at least five points wide, so that noise does not look like a difference."""
+    """Return the colour scale: at least five points, so that noise does not stand out."""
     found = percent[~np.isnan(percent)]
     low, high = (found.min(), found.max()) if len(found) else (0.0, 100.0)
-    wanting = max(0.0, 5 - (high - low)) / 2
-    return Normalize(low - wanting, high + wanting)
+    missing = max(0.0, 5 - (high - low)) / 2
+    return Normalize(low - missing, high + missing)
 
 
 def _name_ticks(axes: Axes, rows: Sequence[str], columns: Sequence[str]) -> None:
-    names = shortened(columns, _LONGEST)
+    names = shorten(columns, _MAX_NAME)
     turned = max(map(len, names)) > 14
     across: dict[str, Any] = (
         {"rotation": 30, "ha": "right", "rotation_mode": "anchor"} if turned else {}
     )
-    axes.set_xticks(range(len(columns)), names, fontsize=9, **across, **as_written())
-    axes.set_yticks(range(len(rows)), shortened(rows, _LONGEST), fontsize=9, **as_written())
+    axes.set_xticks(range(len(columns)), names, fontsize=9, **across, **literal_text())
+    axes.set_yticks(range(len(rows)), shorten(rows, _MAX_NAME), fontsize=9, **literal_text())
     axes.set_xticks(np.arange(0.5, len(columns) - 1), minor=True)
     axes.set_yticks(np.arange(0.5, len(rows) - 1), minor=True)
     axes.grid(which="minor", color="white", linewidth=1.5)
@@ -93,7 +94,7 @@ def _hatch(axes: Axes, row: int, column: int, word: str) -> None:
         Rectangle(corner, 1, 1, facecolor="0.95", edgecolor="0.8", hatch="///", linewidth=0)
     )
     paper = {"facecolor": "0.95", "edgecolor": "none", "pad": 1.5}
-    text = shortened([word], 16)[0]
+    text = shorten([word], 16)[0]
     axes.text(
         column,
         row,
@@ -103,7 +104,7 @@ def _hatch(axes: Axes, row: int, column: int, word: str) -> None:
         fontsize=8,
         color="0.3",
         bbox=paper,
-        **as_written(),
+        **literal_text(),
     )
 
 

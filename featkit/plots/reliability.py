@@ -1,4 +1,4 @@
-"""What a head's confidence is worth, as a figure."""
+"""Reliability diagrams."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
-from matplotlib.ticker import MaxNLocator, MultipleLocator, PercentFormatter
+from matplotlib.ticker import MaxNLocator, MultipleLocator
 
 from featkit.evaluation.calibration import ReliabilityBin, calibration_error
-from featkit.plots.labels import set_figure_title
+from featkit.plots.style import percent_axis, set_figure_title
 
 _SIDE = 3.6
 _TRUE, _GAP = "#3182bd", "#d95f0e"
@@ -24,18 +24,18 @@ def plot_reliability(
     calibrated: Sequence[ReliabilityBin] = (),
     temperature: float | None = None,
 ) -> Figure:
-    """Draw accuracy against confidence, and below it which confidences there were.
+    """Draw accuracy over confidence, with a histogram of the confidences below.
 
-    A point for each bin, with its 95 % interval; from the point a bar shows how far confidence is from accuracy. On
-    the diagonal confidence means what it says; below it, the head is too confident.
+    Each bin is a point with its 95% confidence interval and a bar to the diagonal, the calibration
+    gap. Points below the diagonal are overconfident.
 
     Args:
-        bins: of the scores as they are; one or more.
-        title: wrapped where it is longer than the plot is wide.
-        calibrated: of the scores at the temperature, drawn beside them.
-        temperature: named above these.
+        bins: one or more bins of the uncalibrated scores.
+        title: wrapped to the width of the figure.
+        calibrated: bins of the calibrated scores, drawn beside the others.
+        temperature: of the calibration, for the heading.
     """
-    parts = [("as given", bins)]
+    parts = [("uncalibrated", bins)]
     if calibrated:
         parts += [
             (
@@ -55,10 +55,10 @@ def plot_reliability(
     )
     for (name, drawn), above, below in zip(parts, *grid, strict=True):
         _draw_points(above, drawn)
-        above.set_title(f"{name}: ECE {100 * calibration_error(drawn):.1f} %", fontsize=10)
+        above.set_title(f"{name}: ECE {100 * calibration_error(drawn):.1f}%", fontsize=10)
         _draw_counts(below, drawn)
-        below.set_xlabel("confidence")
-    grid[0, 0].set_ylabel("accuracy")
+        below.set_xlabel("confidence (%)")
+    grid[0, 0].set_ylabel("accuracy (%)")
     grid[1, 0].set_ylabel("images")
     grid[0, 0].legend(loc="upper left", fontsize=8, frameon=False)
     set_figure_title(figure, title, width=width)
@@ -67,7 +67,7 @@ def plot_reliability(
 
 def _draw_points(axes: Axes, bins: Sequence[ReliabilityBin]) -> None:
     confidence, accuracy = (
-        np.array([getattr(each, name) for each in bins]) for name in ("confidence", "accuracy")
+        np.array([getattr(each, name) for each in bins]) for name in ("confidence", "accuracy (%)")
     )
     ends = np.array([each.interval95 for each in bins])
     axes.plot([0, 1], [0, 1], color="0.6", linewidth=1, linestyle="--", zorder=1)
@@ -78,7 +78,7 @@ def _draw_points(axes: Axes, bins: Sequence[ReliabilityBin]) -> None:
         color=_GAP,
         linewidth=4,
         alpha=0.45,
-        label="gap to confidence",
+        label="calibration gap",
         zorder=2,
     )
     reach = np.abs(ends.T - accuracy)
@@ -90,13 +90,13 @@ def _draw_points(axes: Axes, bins: Sequence[ReliabilityBin]) -> None:
         color=_TRUE,
         markersize=4,
         linewidth=1,
-        label="accuracy, 95 %",
+        label="accuracy, 95% CI",
         zorder=3,
     )
     axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_locator(MultipleLocator(0.2))
-        axis.set_major_formatter(PercentFormatter(1, 0, " %"))
+        percent_axis(axis, decimals=0)
     axes.grid(color="0.92", linewidth=0.7)
     axes.set_axisbelow(True)
 
@@ -111,6 +111,6 @@ def _draw_counts(axes: Axes, bins: Sequence[ReliabilityBin]) -> None:
     )
     axes.set_ylim(bottom=0)
     axes.yaxis.set_major_locator(MaxNLocator(3, integer=True))
-    axes.xaxis.set_major_formatter(PercentFormatter(1, 0, " %"))
+    percent_axis(axes.xaxis, decimals=0)
     axes.grid(axis="y", color="0.92", linewidth=0.7)
     axes.set_axisbelow(True)

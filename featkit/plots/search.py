@@ -1,4 +1,4 @@
-"""What a search over the settings of a head found, as a figure."""
+"""Validation accuracy of the candidates of a hyperparameter search."""
 
 from __future__ import annotations
 
@@ -9,62 +9,67 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from featkit.plots.curve import Line, plot_curve
-from featkit.plots.labels import as_written, drawable, set_title, shortened
+from featkit.plots.style import drawable, literal_text, set_title, shorten
 
-_LONGEST = 60
+_MAX_NAME = 60
+_WIDTH = 7.0
+
+Candidates = Sequence[tuple[Mapping[str, Any], float]]
+"""Hyperparameters by name, and the validation top-1 accuracy with them."""
 
 
-def plot_search(tried: Sequence[tuple[Mapping[str, Any], float]], *, title: str) -> Figure:
-    """Draw the share of right answers on val of every setting that was tried.
+def plot_search(candidates: Candidates, *, title: str) -> Figure:
+    """Draw the validation accuracy of every candidate.
 
-    The option with most positive values lies along the axis, and every combination of the others is a line; where no
-    option has three of them, the settings are listed as bars, the best first.
+    The numeric option with the most values is the x axis, and every combination of the other
+    options a line. If no option has three values, the candidates are bars, the best one on top.
 
     Args:
-        tried: options, and their top-1 on val.
-        title: wrapped where it is longer than the plot is wide.
+        candidates: options and validation top-1 accuracy.
+        title: wrapped to the width of the plot.
     """
-    along = _along([options for options, _ in tried])
-    if along is None:
-        return _bars(tried, title)
-    lines: dict[str, list[tuple[float, float]]] = {}
-    for options, top1 in tried:
-        others = ", ".join(f"{name} {value}" for name, value in options.items() if name != along)
-        lines.setdefault(others, []).append((float(options[along]), top1))
-    drawn = [Line(name, *np.array(points).T) for name, points in lines.items()]
-    return plot_curve(drawn, title=title, x_label=along, y_label="top-1 on val")
+    x_option = _x_option([options for options, _ in candidates])
+    if x_option is None:
+        return _bars(candidates, title)
+    points: dict[str, list[tuple[float, float]]] = {}
+    for options, top1 in candidates:
+        others = [f"{name} {value}" for name, value in options.items() if name != x_option]
+        points.setdefault(", ".join(others), []).append((float(options[x_option]), top1))
+    lines = [Line(name, *np.array(found).T) for name, found in points.items()]
+    return plot_curve(lines, title=title, x_label=x_option, y_label="validation top-1 accuracy (%)")
 
 
-def _along(tried: Sequence[Mapping[str, Any]]) -> str | None:
-    """Return the option with most values, all of them positive numbers, if it has three or more."""
-    values = {name: {options.get(name) for options in tried} for name in tried[0]}
-    numbers = {
-        name: len(found)
-        for name, found in values.items()
-        if all(
-            isinstance(value, int | float) and not isinstance(value, bool) and value > 0
-            for value in found
-        )
-    }
-    best = max(numbers, key=lambda name: numbers[name], default=None)
-    return best if best is not None and numbers[best] > 2 else None
+def _x_option(options: Sequence[Mapping[str, Any]]) -> str | None:
+    """Return the option with the most values, if they are positive numbers and three or more."""
+    counts = {}
+    for name in options[0]:
+        values = {each.get(name) for each in options}
+        if all(_is_positive_number(value) for value in values):
+            counts[name] = len(values)
+    best = max(counts, key=lambda name: counts[name], default=None)
+    return best if best is not None and counts[best] > 2 else None
 
 
-def _bars(tried: Sequence[tuple[Mapping[str, Any], float]], title: str) -> Figure:
-    order = sorted(range(len(tried)), key=lambda place: tried[place][1])
-    names = [
-        ", ".join(f"{name} {value}" for name, value in tried[place][0].items()) or "defaults"
-        for place in order
-    ]
-    top1 = [tried[place][1] for place in order]
-    figure = Figure(figsize=(7.0, 1.2 + 0.24 * len(tried)), layout="constrained")
+def _is_positive_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and value > 0
+
+
+def _bars(candidates: Candidates, title: str) -> Figure:
+    ascending = sorted(candidates, key=lambda candidate: candidate[1])
+    names = []
+    for options, _ in ascending:
+        described = ", ".join(f"{name} {value}" for name, value in options.items())
+        names.append(described or "defaults")
+    percent = [100 * top1 for _, top1 in ascending]
+    figure = Figure(figsize=(_WIDTH, 1.2 + 0.24 * len(names)), layout="constrained")
     axes = figure.subplots()
-    axes.barh(range(len(tried)), [100 * value for value in top1], color="#3182bd", height=0.7)
-    shown = [drawable(name) for name in shortened(names, _LONGEST)]
-    axes.set_yticks(range(len(tried)), shown, fontsize=8, **as_written())
-    axes.set_xlabel("top-1 on val, %")
-    low = 100 * min(top1)
-    axes.set_xlim(max(0.0, low - max(1.0, 0.3 * (100 * max(top1) - low))), None)
+    axes.barh(range(len(names)), percent, color="#3182bd", height=0.7)
+    labels = [drawable(name) for name in shorten(names, _MAX_NAME)]
+    axes.set_yticks(range(len(names)), labels, fontsize=8, **literal_text())
+    axes.set_xlabel("validation top-1 accuracy (%)")
+    # Start below the lowest bar instead of at zero, so that small differences can be seen.
+    margin = max(1.0, 0.3 * (max(percent) - min(percent)))
+    axes.set_xlim(max(0.0, min(percent) - margin), None)
     axes.spines[["top", "right"]].set_visible(False)
-    set_title(axes, title, width=7.0)
+    set_title(axes, title, width=_WIDTH)
     return figure

@@ -1,4 +1,4 @@
-"""The course of one training or of several, as a figure."""
+"""Training curves."""
 
 from __future__ import annotations
 
@@ -9,31 +9,35 @@ from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import MaxNLocator, PercentFormatter
+from matplotlib.ticker import MaxNLocator
 
-from featkit.plots.labels import as_written, drawable, shortened
+from featkit.plots.style import add_grid, drawable, literal_text, percent_axis, shorten
 
-_PANELS = (("loss", "loss"), ("top1", "top-1"), ("top5", "top-5"))
-_LONGEST = 40
+_PANELS = (
+    ("loss", "loss"),
+    ("top1", "top-1 accuracy (%)"),
+    ("top5", "top-5 accuracy (%)"),
+)
+_MAX_NAME = 40
 
 History = Sequence[Mapping[str, float]]
-"""Lines of a ``history.csv``: ``epoch``, ``train_loss``, ``val_top1``, ...; NaN where there is no val."""
+"""Rows of ``history.csv``: ``epoch``, ``train_loss``, ``val_top1``, ...; NaN without validation."""
 
 
 def plot_histories(histories: Mapping[str, History], *, title: str) -> Figure:
-    """Draw loss, top-1 and top-5 over the epochs; train dashed (as the images were seen, augmented), val solid.
+    """Draw loss, top-1 and top-5 accuracy over epochs; train (augmented) dashed, validation solid.
 
     Args:
-        histories: by name of the run; each has its own colour.
-        title: over all.
+        histories: by name of the run, one colour each.
+        title: of the figure.
     """
     figure = Figure(figsize=(10.5, 3.9), layout="constrained")
-    names = shortened(list(histories), _LONGEST)
+    names = shorten(list(histories), _MAX_NAME)
     colours = colormaps["tab10"]
     for axes, (part, label) in zip(figure.subplots(1, 3), _PANELS, strict=True):
         for place, history in enumerate(histories.values()):
             _draw(axes, history, part, colours(place % 10))
-        _finish(axes, label, shares=part != "loss")
+        _finish(axes, label, is_percent=part != "loss")
     handles = [
         Line2D([], [], color=colours(place % 10), label=name) for place, name in enumerate(names)
     ]
@@ -44,8 +48,8 @@ def plot_histories(histories: Mapping[str, History], *, title: str) -> Figure:
         handles=handles, loc="outside lower center", ncols=min(4, len(handles)), frameon=False
     )
     for text in legend.get_texts():
-        text.set(**as_written())
-    figure.suptitle(drawable(title), fontsize=11, **as_written())
+        text.set(**literal_text())
+    figure.suptitle(drawable(title), fontsize=11, **literal_text())
     return figure
 
 
@@ -65,15 +69,13 @@ def _draw(axes: Axes, history: History, part: str, colour: object) -> None:
         )
 
 
-def _finish(axes: Axes, label: str, *, shares: bool) -> None:
-    if shares:
-        axes.yaxis.set_major_formatter(PercentFormatter(1, None, " %"))
+def _finish(axes: Axes, label: str, *, is_percent: bool) -> None:
+    if is_percent:
+        percent_axis(axes.yaxis)
         axes.set_ylim(top=1.01)
     else:
         axes.set_ylim(bottom=0)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_xlabel("epoch")
     axes.set_title(label, fontsize=10)
-    axes.grid(color="0.92", linewidth=0.7)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
+    add_grid(axes)

@@ -66,7 +66,8 @@ def ablation_files(
     Args:
         result: the result of the grid.
         command: how it was started, as shown in the report.
-        baseline: the backbone that corruption errors are relative to; empty for the first of the grid.
+        baseline: the backbone that corruption errors are relative to; empty for the first of the
+            grid.
         wall_seconds: duration of the whole grid; None if it was interrupted and resumed.
     """
     report = write_report(
@@ -91,12 +92,13 @@ def write_report(
 ) -> dict[str, str | bytes]:
     """Return ``report.html`` and ``summary.md`` of a grid by name.
 
-    The page is one file that needs no network and runs no script but its own. The same cells give the same files,
-    except for times.
+    The page is one file that needs no network and runs no script but its own. The same cells give
+    the same files, except for times.
 
     Args:
         name: name of the grid.
-        axes: values of each axis; ``none``, or else the first value, is what the others are compared with.
+        axes: values of each axis; ``none``, or else the first value, is what the others are
+            compared with.
         cells: results in any order.
         commands: command lines that made the grid.
         versions: package versions by name.
@@ -397,7 +399,7 @@ def _drops(
 
 
 def _heat_maps(findings: Findings) -> dict[str, Table]:
-    """Return the mean metric by every two axes, all other axes averaged over; the longer axis is down."""
+    """Return the mean metric by every two axes; the longer axis is down."""
     axes = [axis for axis in findings.axes if axis != SEED]
     tables = {}
     for first, second in combinations(axes, 2):
@@ -439,7 +441,7 @@ def _heat_cell(mean: Average | None, span: Range) -> TableCell:
 
 
 def _colour_span(values: Sequence[float]) -> Range:
-    """Return the range of the colours, at least five points wide, so that noise does not look like a difference."""
+    """Return the range of the colours: at least five points, so that noise does not stand out."""
     low, high = min(values, default=0.5), max(values, default=0.5)
     missing = max(0.0, 0.05 - (high - low)) / 2
     return low - missing, high + missing
@@ -472,7 +474,7 @@ def _accuracy_over_time(findings: Findings) -> tuple[ScatterChart | None, list[s
 
 
 def _complete_classifiers(findings: Findings) -> list[tuple[str, list[ScoredCell]]]:
-    """Return the classifiers that have a result and a time in as many unperturbed cells as any other.
+    """Return the classifiers with results and times in the most unperturbed cells.
 
     Means over fewer cells would not be comparable.
     """

@@ -1,6 +1,7 @@
 """Tables and charts of a page as plain values; ``templates/components.html`` draws them.
 
-Charts are SVG with lengths in percent of the space available, so that text keeps its size on every screen.
+Charts are SVG with lengths in percent of the space available, so that text keeps its size on every
+screen.
 """
 
 from __future__ import annotations
@@ -12,7 +13,8 @@ from typing import Literal
 
 Range = tuple[float, float]
 
-# The plot area of a scatter chart, in percent of its width and height: the rest holds the tick labels.
+# The plot area of a scatter chart, in percent of its width and height: the rest holds the tick
+# labels.
 _LEFT, _RIGHT, _TOP, _BOTTOM = 10.0, 97.0, 3.0, 90.0
 _COLOURS = 9
 _COLUMN_KINDS = ("name", "text", "number", "chart")
@@ -42,7 +44,8 @@ class TableCell:
     Attributes:
         text: shown in the cell.
         sort: value that the column is sorted by; ``text`` if None.
-        kind: CSS class: ``name``, ``text`` (long), ``number``, ``chart``, ``error`` or a colour such as ``h3``.
+        kind: CSS class: ``name``, ``text`` (long), ``number``, ``chart``, ``error`` or a colour
+            such as ``h3``.
         title: tooltip.
         is_header: whether the cell names its row.
         detail: second line in small type.
@@ -196,8 +199,8 @@ def scatter_chart(points: Sequence[ScatterPoint], *, x_label: str, y_label: str)
         return _BOTTOM - (_BOTTOM - _TOP) * _percent(value, y_span) / 100
 
     placed = []
-    # Labelled points come last, on top of the others. Labels alternate between left and right, so that the labels of
-    # neighbours do not overlap.
+    # Labelled points come last, on top of the others. Labels alternate between left and right, so
+    # that the labels of neighbours do not overlap.
     for index, point in enumerate(sorted(points, key=lambda point: bool(point.label))):
         low, high = point.interval
         side: Literal["left", "right"] = "left" if index % 2 == 0 else "right"
@@ -216,7 +219,7 @@ def scatter_chart(points: Sequence[ScatterPoint], *, x_label: str, y_label: str)
 
 
 def _log_ticks(values: Sequence[float]) -> list[float]:
-    """Return ticks around all values: 1, 2 and 5 times powers of ten, or the powers alone if they are many."""
+    """Return ticks around all values: 1, 2, 5 times powers of ten, or only the powers."""
     low, high = floor(log10(min(values))), ceil(log10(max(values))) + 1
     steps = (1, 2, 5) if high - low < 4 else (1,)
     ticks = [step * 10.0**exponent for exponent in range(low, high + 1) for step in steps]
@@ -226,7 +229,7 @@ def _log_ticks(values: Sequence[float]) -> list[float]:
 
 
 def _percent_span(values: Sequence[float]) -> Range:
-    """Return a range of 4, 8, 20, 40, 80 or 100 percentage points that holds all values and ends at most at 100%.
+    """Return a range of 4, 8, 20, 40, 80 or 100 points that holds all values, up to 100%.
 
     Four steps of such a range are whole percentages.
     """

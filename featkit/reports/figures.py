@@ -1,6 +1,7 @@
 """Draw the figures of results: each function takes a result and returns PNG files by name.
 
-``api`` and ``cli`` call these functions and publish what they return; nothing here computes a statistic.
+``api`` and ``cli`` call these functions and publish what they return; nothing here computes a
+statistic.
 """
 
 from __future__ import annotations
@@ -41,14 +42,16 @@ def run_figures(run: Run) -> dict[str, bytes]:
     """Draw the figures of a fitted and evaluated head.
 
     Returns:
-        ``confusion.png``; ``reliability.png`` if the head gives probabilities; ``search.png`` if it was tuned.
+        ``confusion.png``; ``reliability.png`` if the head gives probabilities; ``search.png`` if it
+        was tuned.
     """
     report = run.report
     low, high = report.interval95
     untrained = ", untrained" if "untrained" in run.source.weights else ""
     tuned = " tuned" if run.search else ""
     name = f"{run.head_spec}{tuned} on {run.source.request.backbone}{untrained}"
-    title = f"{name}: top-1 accuracy {100 * report.top1:.1f}% (95% CI {100 * low:.1f} to {100 * high:.1f}), n = {report.n}"
+    interval = f"95% CI {100 * low:.1f} to {100 * high:.1f}"
+    title = f"{name}: top-1 accuracy {100 * report.top1:.1f}% ({interval}), n = {report.n}"
     files = {
         "confusion.png": png_bytes(plot_confusion(report.confusion, report.classes, title=title))
     }
@@ -68,7 +71,7 @@ def run_figures(run: Run) -> dict[str, bytes]:
 
 
 def training_figures(run: Run, history: History) -> dict[str, bytes]:
-    """Draw the training curves of a network as ``curves.png``, and the figures of its evaluation (``run_figures``).
+    """Draw ``curves.png`` of a trained network and the figures of its evaluation.
 
     Args:
         run: the trained network evaluated on the test set.
@@ -85,7 +88,7 @@ def history_figures(histories: Mapping[str, History], *, title: str) -> dict[str
 
 
 def fewshot_figures(curve: Sequence[FewShotScore], data: str) -> dict[str, bytes]:
-    """Draw a learning curve as ``curve.png``: test accuracy over training images per class, one line per head.
+    """Draw ``curve.png``: test accuracy over training images per class, one line per head.
 
     Args:
         curve: scores of one or more heads; none gives no file.
@@ -109,7 +112,9 @@ def fewshot_figures(curve: Sequence[FewShotScore], data: str) -> dict[str, bytes
 def profile_figures(
     profiles: Sequence[NetworkProfile], names: Sequence[str], title: str
 ) -> dict[str, bytes]:
-    """Draw accuracy over latency as ``pareto.png``; networks without an accuracy are left out, none gives no file.
+    """Draw ``pareto.png``, accuracy over latency of the networks that have an accuracy.
+
+    Without such networks there is no file.
 
     Args:
         profiles: measured networks.
@@ -132,7 +137,8 @@ def sparsity_figures(
     """Draw accuracy over sparsity as ``steps.png``, one line per name.
 
     Args:
-        steps: by name, one mapping per pruned network with ``sparsity``, ``top1``, ``low`` and ``high`` as fractions.
+        steps: by name, one mapping per pruned network with ``sparsity``, ``top1``, ``low`` and
+            ``high`` as fractions.
         title: of the figure.
     """
     lines = []
@@ -151,7 +157,7 @@ def sparsity_figures(
 
 
 def audit_figures(audit: AuditResult, images: ImageSet) -> dict[str, bytes]:
-    """Draw the suspect labels and the near duplicates of an audit as a contact sheet, ``contact.png``.
+    """Draw the suspect labels and near duplicates of an audit as ``contact.png``.
 
     Args:
         audit: the result.
@@ -218,10 +224,10 @@ def odds_text(odds: float) -> str:
 
 
 def ablation_figures(matrix: AblationResult) -> dict[str, bytes]:
-    """Draw ``heatmap.png``: top-1 accuracy by head (columns) and by the other axes that vary (rows).
+    """Draw ``heatmap.png``: top-1 accuracy by head (columns) and all other varying axes (rows).
 
-    A cell of the figure is the mean over seeds and over perturbations of the test images, where these vary;
-    its interval is drawn only where it stands for one cell of the grid.
+    A cell of the figure is the mean over seeds and over perturbations of the test images, where
+    these vary; its interval is drawn only where it stands for one cell of the grid.
     """
     pooled = [axis for axis in ("seed", "perturb") if len(matrix.grid.values(axis)) > 1]
     row_names, constant = _heatmap_rows(matrix.cells)
@@ -257,7 +263,7 @@ def ablation_figures(matrix: AblationResult) -> dict[str, bytes]:
 
 
 def _heatmap_rows(cells: Sequence[CellResult]) -> tuple[list[str], str]:
-    """Return the row name of each cell, made of the axes that vary, and the constant values for the title."""
+    """Return the row name of each cell, and the constant values for the title."""
     axes = (
         "data",
         "backbone",
@@ -269,7 +275,8 @@ def _heatmap_rows(cells: Sequence[CellResult]) -> tuple[list[str], str]:
         "balance",
         "tune",
     )
-    # A skipped cell does not know the short name of its images; another cell with the same images does.
+    # A skipped cell does not know the short name of its images; another cell with the same images
+    # does.
     short_names = {cell.values["data"]: cell.data for cell in cells if cell.data}
     parts = []
     for cell in cells:

@@ -1,6 +1,7 @@
 """Render Jinja2 templates to self-contained HTML pages.
 
-A page is one file: style and script are part of it, named by digest in its content security policy, which forbids every
+A page is one file: style and script are part of it, named by digest in its content security policy,
+    which forbids every
 other script, style and connection.
 """
 
@@ -18,7 +19,8 @@ from markupsafe import Markup
 def render(template: str, **context: Any) -> str:
     """Return the page of a template in ``reports/templates``.
 
-    Every text in ``context`` is escaped: HTML characters by Jinja2, invisible characters by ``visible``.
+    Every text in ``context`` is escaped: HTML characters by Jinja2, invisible characters by
+    ``visible``.
 
     Args:
         template: file name, such as ``ablation.html``; it extends ``base.html``.
@@ -28,7 +30,7 @@ def render(template: str, **context: Any) -> str:
 
 
 def visible(text: str) -> str:
-    r"""Return the text with invisible characters, such as direction marks, as escapes like ``\u202e``.
+    r"""Return the text with invisible characters as escapes like ``\u202e``.
 
     A name with a right-to-left override could otherwise show as another one.
     """

@@ -25,7 +25,7 @@ _SPECIAL = re.compile(r"([\\`*\[\]<>|&#])")
 
 
 def summary_markdown(findings: Findings, lead: Sequence[str], commands: Sequence[str]) -> str:
-    """Return the best classifiers, the significant and the non-significant differences, and how to reproduce them.
+    """Return the best classifiers, the differences and how to reproduce them.
 
     Args:
         findings: analysis of the grid.
@@ -54,9 +54,9 @@ def summary_markdown(findings: Findings, lead: Sequence[str], commands: Sequence
         *_problems(findings),
         "## Reproduce",
         "\n".join(f"    {visible(command)}" for command in commands),
-        "Intervals are 95% confidence intervals; differences are paired over test images and significant if their "
-        "p-value is below 0.05 after Holm correction. Nothing was selected on the test set. All cells and tests: "
-        "report.html.",
+        "Intervals are 95% confidence intervals; differences are paired over test images and "
+        "significant if their p-value is below 0.05 after Holm correction. Nothing was selected on "
+        "the test set. All cells and tests: report.html.",
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 

@@ -17,8 +17,8 @@ METHODS = (
     "score intervals for top-1 accuracy, bootstrap intervals for balanced accuracy. Means and "
     "differences over several cells are paired over the same test images and over seeds: images "
     "and seeds are treated as samples, the values of all other axes as fixed.",
-    "The p-value of one pair of cells is McNemar's mid-p; that of a mean over several cells belongs "
-    "to its interval. A difference is significant if its p-value is below 0.05 after Holm "
+    "The p-value of one pair of cells is McNemar's mid-p; that of a mean over several cells "
+    "belongs to its interval. A difference is significant if its p-value is below 0.05 after Holm "
     "correction. Each table of differences is one family of tests: the probability of any false "
     "positive in it is at most 5%.",
 )
@@ -35,7 +35,7 @@ def interval_text(interval: Interval) -> str:
 
 
 def estimate_text(value: float, interval: Interval, *, signed: bool = False) -> str:
-    """Return a fraction and its interval in percent or percentage points, such as ``91.2 (90.1 to 92.2)``."""
+    """Return a fraction and its interval in percent, such as ``91.2 (90.1 to 92.2)``."""
     sign = "+" if signed else ""
     return f"{100 * value:{sign}z.1f} ({interval_text(interval)})"
 
@@ -69,9 +69,10 @@ def basis_text(average: Average) -> str:
 
 
 def effect_sentence(findings: Findings, effect: Effect) -> str:
-    """Return the difference between two values of an axis with its interval, p-value and what it is a mean over.
+    """Return the difference between two values of an axis in words.
 
-    The value of the higher metric comes first. The axis is named where its value alone would be unclear, such as True.
+    The value of the higher metric comes first. The axis is named where its value alone would be
+    unclear, such as True.
     """
     effect = effect.better_first()
     names: dict[Hashable, str] = {}
@@ -96,7 +97,7 @@ def _mean_over(effect: Effect) -> str:
 
 
 def selection_sentence(findings: Findings, selection: Selection) -> str:
-    """Return which classifier was selected on the validation set, and its result on the test set."""
+    """Return which classifier was selected on validation, and its test result."""
     better = sum(effect.significant and effect.difference > 0 for effect in selection.versus)
     worse = sum(effect.significant and effect.difference < 0 for effect in selection.versus)
     similar = len(selection.versus) - better - worse

@@ -1,7 +1,7 @@
 """Audit a data set: duplicates, near duplicates, label errors and small classes.
 
-The statistics are in ``featkit.evaluation.audit``; this module applies them to the images of a feature set and lists
-what they found.
+The statistics are in ``featkit.evaluation.audit``; this module applies them to the images of a
+feature set and lists what they found.
 """
 
 from __future__ import annotations
@@ -41,16 +41,17 @@ from featkit.storage import csv_text
 Rows = NDArray[np.int64]
 
 FEW = 20
-"""Classes with fewer training images are reported as small: the few-shot classes of Liu et al., "Large-scale
-long-tailed recognition in an open world", CVPR 2019."""
+"""Classes with fewer training images are reported as small: the few-shot classes of Liu et al.,
+"Large-scale long-tailed recognition in an open world", CVPR 2019."""
 
 KINDS = ("identical", "near", "suspect", "small")
 """Kinds of findings: identical images, near duplicates, suspect labels, small classes."""
 
 _HEAD = "linear"
 _FOLDS = 3
-# Floors of the two probability estimates, so that neither can veto a class. Chosen on ResNet-18 features of
-# Caltech-101 with 3% of the labels changed; experiments/benchmarks/README.md has the alternatives and other data.
+# Floors of the two probability estimates, so that neither can veto a class. Chosen on ResNet-18
+# features of Caltech-101 with 3% of the labels changed; experiments/benchmarks/README.md has the
+# alternatives and other data.
 _HEAD_FLOOR, _NEIGHBOUR_FLOOR = 0.001, 0.01
 
 
@@ -63,7 +64,9 @@ class Finding:
         image, split, label: an image and its class; of a small class, the label alone.
         other, other_split, other_label: the image it duplicates, or the class suggested for it.
         group: number of the group of duplicates; -1 for other kinds.
-        score: cosine similarity of a near duplicate, odds of a suggested label, training images of a small class.
+        score: cosine similarity of a near duplicate, odds of a suggested label, training images of
+            a small class.
+
     """
 
     kind: str
@@ -92,6 +95,7 @@ class AuditResult:
         sizes: ``(k, 2)`` number of images of each class in train and in test.
         few: threshold for small classes.
         notes: warnings, such as the number of labels that could not be checked.
+
     """
 
     data: str
@@ -129,7 +133,10 @@ class AuditResult:
         return found
 
     def counts(self) -> dict[str, dict[str, int]]:
-        """Return the number of findings by kind; of duplicates also how many cross splits, or have different labels."""
+        """Return the number of findings by kind.
+
+        Of duplicates also the number that cross splits, and that have different labels.
+        """
         return {
             "identical": {"found": len(self.identical), **self._mixed(self.identical)},
             "near": {"found": len(self.near.pairs), **self._mixed(self.near.pairs)},
@@ -138,7 +145,7 @@ class AuditResult:
         }
 
     def to_dict(self) -> dict[str, Any]:
-        """Return all values as JSON can hold them; the same features and seed give the same values."""
+        """Return all values as JSON can hold them."""
         near = self.near
         return {
             "data": self.data,
@@ -190,10 +197,10 @@ class AuditResult:
 
 
 def audit(source: FeatureSet, *, few: int = FEW, progress: bool = False) -> AuditResult:
-    """Find duplicates, near duplicates, label errors and small classes among all images: train, val and test.
+    """Find duplicates, near duplicates, label errors and small classes in all splits.
 
-    Labels are compared with the out-of-fold predictions of a linear head and with the labels of the nearest neighbours.
-    Identical images count once, so that no copy of an image supports its label.
+    Labels are compared with the out-of-fold predictions of a linear head and with the labels of the
+    nearest neighbours. Identical images count once, so that no copy of an image supports its label.
 
     Args:
         source: the features.
@@ -203,6 +210,7 @@ def audit(source: FeatureSet, *, few: int = FEW, progress: bool = False) -> Audi
     Raises:
         CacheError: if the cache file is missing or damaged.
         DataError: if there are fewer than two different images.
+
     """
     source = replace(source, embeddings=without_views(source.embeddings))
     embeddings, keys = source.embeddings, cached_keys(source)
@@ -234,7 +242,7 @@ def audit(source: FeatureSet, *, few: int = FEW, progress: bool = False) -> Audi
 def _label_errors(
     embeddings: Embeddings, neighbours: Neighbours, seed: int, track: Track
 ) -> tuple[LabelErrors, tuple[str, ...]]:
-    """Return the suspect labels and warnings; classes with fewer images than folds are not checked."""
+    """Return the suspect labels of the classes that are large enough, and warnings."""
     y, k = embeddings.y, len(embeddings.classes)
     checked = np.flatnonzero(np.bincount(y, minlength=k)[y] >= _FOLDS)
     left_out = len(y) - len(checked)
@@ -255,7 +263,7 @@ def _label_errors(
 def out_of_fold_probabilities(
     x: NDArray[np.float32], y: Rows, k: int, *, seed: int = 0, track: Track = iter
 ) -> tuple[NDArray[np.float64], tuple[str, ...]]:
-    """Return the class probabilities of a linear head for each row, fitted on the folds the row is not in.
+    """Return out-of-fold class probabilities of a linear head.
 
     Args:
         x: features ``(n, d)``.
@@ -266,6 +274,7 @@ def out_of_fold_probabilities(
 
     Returns:
         Probabilities ``(n, k)``, and the warnings of the heads.
+
     """
     fold = stratified_folds(y, _FOLDS, seed)
     probabilities = np.zeros((len(y), k))
@@ -281,5 +290,5 @@ def out_of_fold_probabilities(
 def pool_with_neighbours(
     probabilities: NDArray[np.float64], frequencies: NDArray[np.float64]
 ) -> NDArray[np.float64]:
-    """Combine the head's probabilities with the class frequencies among the neighbours, each ``(n, k)``."""
+    """Pool the head's probabilities with the neighbours' class frequencies, each ``(n, k)``."""
     return pool_probabilities([(probabilities, _HEAD_FLOOR), (frequencies, _NEIGHBOUR_FLOOR)])

@@ -1,4 +1,4 @@
-"""Few images of each class: episodes with new classes every time, and learning curves over the images of train."""
+"""Few-shot evaluation: episodes, and learning curves over the number of training images."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ from featkit.images.subsets import k_shot
 from featkit.runs.splits import without_views
 
 BATCHED = ("prototypical", "prototypical:metric=euclidean", "knn:k=1")
-"""Heads of which many episodes are computed at once; any other is fitted for each of them."""
+"""Heads that are computed for many episodes at once; all others are fitted in each episode."""
 
 
 @dataclass(frozen=True)
 class FewShotScore:
-    """A head's accuracy with few images of each class.
+    """Accuracy of a head with few training images per class.
 
     Attributes:
-        head: its spec.
-        shot: images of each class that it learned from.
-        mean, interval95: over ``draws``: episodes, or draws of train images (then Student's t).
-        draws: how many.
+        head: spec of the head.
+        shot: training images per class.
+        mean, interval95: mean accuracy over the draws and its 95% confidence interval.
+        draws: number of episodes, or of random training sets of a learning curve.
     """
 
     head: str
@@ -44,7 +44,14 @@ class FewShotScore:
 
 @dataclass(frozen=True)
 class EpisodeConfig:
-    """What an episode is: ``way`` classes, ``query`` images of each to be named; how many episodes; the seed."""
+    """Definition of the episodes of a few-shot evaluation.
+
+    Attributes:
+        way: classes per episode.
+        query: query images per class.
+        episodes: number of episodes.
+        seed: of the random episodes and of the heads.
+    """
 
     way: int = 5
     query: int = 15
@@ -59,14 +66,14 @@ def episode_scores(
     setting: EpisodeConfig,
     progress: Callable[[int], object] | None = None,
 ) -> Iterator[FewShotScore]:
-    """Yield each head's accuracy in episodes that draw from all images, whatever their split.
+    """Yield the accuracy of each head in episodes drawn from all images, whatever their split.
 
     Args:
-        embeddings: the vectors; augmented views are left out.
-        heads: specs.
-        shots: support images of each class.
-        setting: the rest of what an episode is.
-        progress: called with the number of episodes done so far, of one head and shot.
+        embeddings: features; augmented views are left out.
+        heads: specs of heads.
+        shots: numbers of support images per class.
+        setting: definition of the episodes.
+        progress: called with the number of finished episodes of the current head and shot.
 
     Raises:
         SpecError: if a head is unknown.
@@ -75,7 +82,7 @@ def episode_scores(
     clean = without_views(embeddings)
     for shot in shots:
         for head in heads:
-            found = run_episodes(
+            result = run_episodes(
                 clean.x,
                 clean.y,
                 head if head in BATCHED else _fit_predict(head, setting.seed),
@@ -86,13 +93,19 @@ def episode_scores(
                 seed=setting.seed,
                 progress=progress,
             )
-            yield FewShotScore(head, shot, found.mean, found.interval95, setting.episodes)
+            yield FewShotScore(head, shot, result.mean, result.interval95, setting.episodes)
 
 
 def _fit_predict(head: str, seed: int) -> Callable[[Any, Any, Any], NDArray[np.int64]]:
-    return lambda support, labels, queries: (
-        make_head(head, seed=seed).fit(support, labels).predict(queries)
-    )
+    """Return a function that fits the head on an episode's support and predicts its queries."""
+
+    def fit_predict(support: Any, labels: Any, queries: Any) -> NDArray[np.int64]:
+        predicted: NDArray[np.int64] = (
+            make_head(head, seed=seed).fit(support, labels).predict(queries)
+        )
+        return predicted
+
+    return fit_predict
 
 
 def learning_curve(
@@ -102,43 +115,42 @@ def learning_curve(
     draws: int = 5,
     seed: int = 0,
 ) -> Iterator[FewShotScore]:
-    """Yield each head's top-1 on the test images after learning from k train images of each class.
+    """Yield the test accuracy of each head fitted on k random training images per class.
+
+    The interval is Student's t over the draws: it covers the choice of training images, not that of
+    test images.
 
     Args:
-        embeddings: the vectors.
-        heads: specs.
-        shots: the values of k; a class with fewer images gives all it has.
-        draws: how often the images are drawn anew; two or more.
-        seed: of the draws and the heads.
+        embeddings: features; augmented views are left out.
+        heads: specs of heads.
+        shots: values of k; of a class with fewer images all are used.
+        draws: number of random training sets per k, two or more.
+        seed: of the random training sets and of the heads.
 
     Raises:
-        DataError: if there are no test images, or fewer than two draws.
+        DataError: if there are no test images, fewer than two classes or fewer than two draws.
     """
     train, test = without_views(embeddings.part("train")), embeddings.part("test")
     if not len(test) or len(np.unique(train.y)) < 2 or draws < 2:
         raise DataError(
-            f"{len(test)} test images, {draws} draws: a learning curve needs a test image and two draws"
+            f"{len(test)} test images, {draws} draws: a learning curve needs test images, two "
+            "classes and two draws"
         )
     for shot in shots:
-        drawn = [
-            train.take(k_shot(train.y, shot, seed + draw, take_fewer=True)) for draw in range(draws)
-        ]
+        subsets = []
+        for draw in range(draws):
+            rows = k_shot(train.y, shot, seed + draw, take_fewer=True)
+            subsets.append(train.take(rows))
         for head in heads:
-            top1 = [
-                float(
-                    np.mean(
-                        make_head(head, seed=seed).fit(part.x, part.y).predict(test.x) == test.y
-                    )
-                )
-                for part in drawn
-            ]
-            mean, half = (
-                float(np.mean(top1)),
-                float(t.ppf(0.975, draws - 1) * np.std(top1, ddof=1)) / sqrt(draws),
-            )
-            yield FewShotScore(
-                head, shot, mean, (max(0.0, mean - half), min(1.0, mean + half)), draws
-            )
+            accuracies = []
+            for subset in subsets:
+                fitted = make_head(head, seed=seed).fit(subset.x, subset.y)
+                accuracies.append(float(np.mean(fitted.predict(test.x) == test.y)))
+            mean = float(np.mean(accuracies))
+            standard_error = float(np.std(accuracies, ddof=1)) / sqrt(draws)
+            half = float(t.ppf(0.975, draws - 1)) * standard_error
+            interval = (max(0.0, mean - half), min(1.0, mean + half))
+            yield FewShotScore(head, shot, mean, interval, draws)
 
 
 def to_json(
@@ -147,7 +159,7 @@ def to_json(
     episodes: Sequence[FewShotScore],
     curve: Sequence[FewShotScore],
 ) -> str:
-    """Return everything as indented JSON."""
+    """Return the content of ``results.json``."""
     values = {
         "setting": asdict(setting),
         "fingerprint": fingerprint,

@@ -33,7 +33,7 @@ def test_every_picture_is_drawn_unstretched_with_its_lines():
 
 
 def test_names_of_users_are_written_as_they_are():
-    """Dollars start no formula, control characters become escapes, long names are cut in the middle."""
+    """Dollars start no formula, control characters are escaped, long names shortened."""
     tile = Tile((picture(),), ("$\\frac{$", "a\x1b[31m", "x" * 99))
     figure = plot_contact([Section("suspects", [tile])], title="$ \n audit")
     assert "$\\frac{$" in texts(figure)

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from matplotlib.figure import Figure
 
 from featkit.plots.files import png_bytes
-from featkit.plots.labels import as_written, drawable, families, set_title, shortened
+from featkit.plots.style import drawable, font_families, literal_text, set_title, shorten
 
 
 def test_latin_names_stay_as_they_are() -> None:
@@ -21,26 +21,26 @@ def test_what_no_font_draws_is_written_as_escapes_as_in_json() -> None:
 
 
 def test_long_names_keep_both_ends() -> None:
-    assert shortened(["resnet18", "abcdefghijklmnop"], 9) == ["resnet18", "abcd…mnop"]
-    assert shortened(["abcdefghijk"], 8) == ["abcd…ijk"]
+    assert shorten(["resnet18", "abcdefghijklmnop"], 9) == ["resnet18", "abcd…mnop"]
+    assert shorten(["abcdefghijk"], 8) == ["abcd…ijk"]
 
 
 @given(st.text(max_size=30), st.integers(2, 30))
 def test_shortened_names_never_exceed_the_limit(name: str, limit: int) -> None:
-    (short,) = shortened([name], limit)
+    (short,) = shorten([name], limit)
     assert len(short) <= limit
     assert short == drawable(name) or "…" in short
 
 
 def test_matplotlibs_own_font_comes_first() -> None:
-    assert families()[0] == "DejaVu Sans"
+    assert font_families()[0] == "DejaVu Sans"
 
 
 def test_any_text_can_be_drawn_without_a_warning() -> None:
     figure = Figure(layout="constrained")
     texts = ["$\\frac{1$ {", "猫と犬", "ไทย", "😀", "\ue000", "\x00\x1f", "a\nb", "", "\ud800"]
-    for place, name in enumerate(shortened(texts, 40)):
-        figure.text(0.1, place / 10, name, **as_written())
+    for place, name in enumerate(shorten(texts, 40)):
+        figure.text(0.1, place / 10, name, **literal_text())
     set_title(figure.subplots(), "$" + "猫 " * 40, width=3)
     assert png_bytes(figure).startswith(b"\x89PNG")
 
