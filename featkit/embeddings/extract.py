@@ -293,23 +293,24 @@ def execute_plans(
     Raises:
         FeatkitError: if images, network or cache are not available; the subclass tells which.
     """
-    plans = [_calibrate_first(plan, compute) for plan in plans]
     results: dict[Path, ExtractionResult] = {}
     missing: dict[Path, ExtractionPlan] = {}
+    ready = []
     for plan in plans:
+        ready.append(plan if plan.calibration is None else _calibrate(plan, compute))
+    for plan in ready:
         existing = store.find(plan.cache, plan.recipe)
         if existing:
             results[plan.path] = _hit(plan, existing, compute)
         else:
             missing[plan.path] = plan
-    results.update(_make_files(list(missing.values()), compute, note))
-    return [results[plan.path] for plan in plans]
+    if missing:
+        results.update(_make_files(list(missing.values()), compute, note))
+    return [results[plan.path] for plan in ready]
 
 
-def _calibrate_first(plan: ExtractionPlan, compute: Compute) -> ExtractionPlan:
-    """Return a plan whose int8 network, if it needs one, is calibrated."""
-    if plan.calibration is None:
-        return plan
+def _calibrate(plan: ExtractionPlan, compute: Compute) -> ExtractionPlan:
+    """Calibrate the int8 network that a plan waits for; return the final plan."""
     # Another plan may have calibrated the same network meanwhile.
     plan = plan_extraction(plan.request, plan.images, plan.keys, plan.cache)
     if plan.calibration is None:
@@ -368,10 +369,8 @@ class PendingImage:
 def _make_files(
     plans: Sequence[ExtractionPlan], compute: Compute, note: Note
 ) -> dict[Path, ExtractionResult]:
-    """Make cache files while holding the locks of their journals; return results by ``plan.path``."""
+    """Make cache files under the locks of their journals; return the results by ``plan.path``."""
     results: dict[Path, ExtractionResult] = {}
-    if not plans:
-        return results
     with ExitStack() as stack:
         opened: list[OpenPlan] = []
         journals: dict[Path, Journal] = {}

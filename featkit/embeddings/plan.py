@@ -189,7 +189,7 @@ def count_changes(plan: ExtractionPlan) -> dict[str, int] | None:
 def compare_images(
     names: Sequence[str], keys: Sequence[str], names_now: Sequence[str], keys_now: Sequence[str]
 ) -> dict[str, list[str]]:
-    """Return the names of images that are ``new``, ``changed`` and ``gone``, except renamed ones."""
+    """Return the names of images that are ``new``, ``changed`` and ``gone``, renamed ones aside."""
     before = dict(zip(names, keys, strict=True))
     now = dict(zip(names_now, keys_now, strict=True))
     keys_before, keys_after = set(keys), set(keys_now)

@@ -20,15 +20,9 @@ from featkit.images.base import ImageSet
 from featkit.images.perturb import parse_perturbation, perturb_images, perturb_split
 from featkit.images.sources import SOURCES
 
-
-def _source(default: Any) -> Any:
-    """Declare a field that selects images of a data source."""
-    return field(default=default, metadata={"selects": "source"})
-
-
-def _variant(default: Any) -> Any:
-    """Declare a field that selects what is made of these images."""
-    return field(default=default, metadata={"selects": "variant"})
+_SOURCE = {"selects": "source"}
+_VARIANT = {"selects": "variant"}
+"""Metadata of fields that select images of a source, or what is made of these images."""
 
 
 @dataclass(frozen=True)
@@ -58,10 +52,10 @@ class Request:
             ``StorageLayout``.
     """
 
-    data: str = _source("digits")
-    split: str | None = _source(None)
-    limit: str | None = _source(None)
-    seed: int = _source(0)
+    data: str = field(default="digits", metadata=_SOURCE)
+    split: str | None = field(default=None, metadata=_SOURCE)
+    limit: str | None = field(default=None, metadata=_SOURCE)
+    seed: int = field(default=0, metadata=_SOURCE)
     backbone: str = "resnet18"
     weights: str = "imagenet"
     layer: str | None = None
@@ -69,10 +63,10 @@ class Request:
     resize: str | None = None
     crop: str | None = None
     precision: str = "auto"
-    augment: str | None = _variant(None)
-    views: int = _variant(4)
-    perturb: str | None = _variant(None)
-    part: str | None = _variant(None)
+    augment: str | None = field(default=None, metadata=_VARIANT)
+    views: int = field(default=4, metadata=_VARIANT)
+    perturb: str | None = field(default=None, metadata=_VARIANT)
+    part: str | None = field(default=None, metadata=_VARIANT)
     store: str = "float32"
 
     @classmethod
@@ -129,7 +123,7 @@ class Request:
 
     @property
     def source_only(self) -> Request:
-        """The request for the same images, not augmented or perturbed, through the default network."""
+        """The request for the same unchanged images of the source through the default network."""
         return Request(**{name: getattr(self, name) for name in SOURCE_FIELDS})
 
     def load_images(self) -> ImageSet:
@@ -158,14 +152,10 @@ class Request:
         )
 
 
-def _names_of(*selected: str) -> tuple[str, ...]:
-    return tuple(each.name for each in fields(Request) if each.metadata.get("selects") in selected)
-
-
-SOURCE_FIELDS = _names_of("source")
+SOURCE_FIELDS = tuple(each.name for each in fields(Request) if each.metadata == _SOURCE)
 """Fields that select images of a data source."""
 
-IMAGE_FIELDS = _names_of("source", "variant")
+IMAGE_FIELDS = tuple(each.name for each in fields(Request) if each.metadata)
 """Fields that select images, augmentation and perturbation included."""
 
 REQUEST_FIELDS = tuple(each.name for each in fields(Request) if each.name != "part")
