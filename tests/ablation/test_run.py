@@ -29,7 +29,7 @@ from featkit.ablation.tables import result_files
 from featkit.ablation.worker import run_task
 from featkit.embeddings.pipeline import Compute
 from featkit.embeddings.store import entries
-from featkit.errors import RunError
+from featkit.errors import FeatkitError, RunError
 from featkit.runs.features import load_features
 from featkit.runs.fit import FitConfig, fit_run
 
@@ -246,6 +246,25 @@ def test_tables_have_every_cell_and_times_are_a_separate_file(grid, work):
     assert not any("seconds" in name for name in rows[0])
     assert "fit_seconds" in files["times.csv"]
     assert json.loads(files["results.json"])["cells"][0]["report"]["n"] == 4
+
+
+def test_a_result_converts_to_dict_frame_and_html(grid, work):
+    result = run_grid(narrowed(grid, seed=(0,), head=("knn:k=1", "<b>")), work)
+    rows = result.to_dict()["cells"]
+    assert json.loads(json.dumps(rows)) == rows
+    frame = result.to_frame()
+    assert len(frame) == len(result.cells) == 6
+    assert frame["top1"][0] == result.cells[0].report.top1
+    assert frame["status"].tolist() == ["ok"] * 3 + ["failed"] * 3
+    assert "&lt;b&gt;" in result._repr_html_()
+    assert "<b>" not in result._repr_html_()
+
+
+def test_without_pandas_to_frame_tells_how_to_install_it(grid, work, monkeypatch):
+    result = run_grid(narrowed(grid, seed=(0,), head=("knn:k=1",)), work)
+    monkeypatch.setitem(sys.modules, "pandas", None)
+    with pytest.raises(FeatkitError, match="pip install pandas"):
+        result.to_frame()
 
 
 def test_an_estimate_counts_finished_and_missing_parts(grid, work_without_cache):

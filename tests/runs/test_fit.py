@@ -55,6 +55,14 @@ def test_the_same_run_gives_the_same_results(source, head):
     assert fit_run(source, head, seed=1).to_dict() == fit_run(source, head, seed=1).to_dict()
 
 
+def test_a_run_converts_to_dict_frame_and_html(source):
+    run = fit_run(source, "knn:k=1")
+    assert json.loads(json.dumps(run.to_dict()))["run"] == run.id
+    frame = run.to_frame()
+    assert (frame["true"] == frame["predicted"]).mean() == run.report.top1
+    assert run.id in run._repr_html_()
+
+
 def test_another_seed_or_head_is_another_run(source):
     ids = {
         fit_run(source, head, seed=seed).id for head in ("knn:k=1", "knn:k=3") for seed in (0, 1)
