@@ -144,13 +144,11 @@ def _throughput(plan: ExtractionPlan, rows: list[int], config: AblationConfig) -
     if plan.request.precision in INT8 and plan.backbone.quantized is None:
         return None
     start = end = 0.0
-    images, batches = 0, 0
-    for batch in embed(
-        plan.images, [(plan.backbone, plan.request.precision, frozenset(rows))], config.compute
-    ):
+    images = 0
+    network = (plan.backbone, plan.request.precision, frozenset(rows))
+    for number, batch in enumerate(embed(plan.images, [network], config.compute)):
         end = time.perf_counter()
-        batches += 1
-        if batches == 1:
+        if number == 0:
             start = end
         else:
             images += batch.size
