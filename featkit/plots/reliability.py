@@ -14,7 +14,7 @@ from featkit.evaluation.calibration import ReliabilityBin, calibration_error
 from featkit.plots.style import percent_axis, set_figure_title
 
 _SIDE = 3.6
-_TRUE, _GAP = "#3182bd", "#d95f0e"
+_ACCURACY_COLOUR, _GAP_COLOUR = "#3182bd", "#d95f0e"
 
 
 def plot_reliability(
@@ -66,28 +66,26 @@ def plot_reliability(
 
 
 def _draw_points(axes: Axes, bins: Sequence[ReliabilityBin]) -> None:
-    confidence, accuracy = (
-        np.array([getattr(each, name) for each in bins]) for name in ("confidence", "accuracy (%)")
-    )
-    ends = np.array([each.interval95 for each in bins])
+    confidence = np.array([each.confidence for each in bins])
+    accuracy = np.array([each.accuracy for each in bins])
+    intervals = np.array([each.interval95 for each in bins])
     axes.plot([0, 1], [0, 1], color="0.6", linewidth=1, linestyle="--", zorder=1)
     axes.vlines(
         confidence,
         confidence,
         accuracy,
-        color=_GAP,
+        color=_GAP_COLOUR,
         linewidth=4,
         alpha=0.45,
         label="calibration gap",
         zorder=2,
     )
-    reach = np.abs(ends.T - accuracy)
     axes.errorbar(
         confidence,
         accuracy,
-        reach,
+        yerr=np.abs(intervals.T - accuracy),
         fmt="o",
-        color=_TRUE,
+        color=_ACCURACY_COLOUR,
         markersize=4,
         linewidth=1,
         label="accuracy, 95% CI",
