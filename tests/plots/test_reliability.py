@@ -36,7 +36,7 @@ def test_the_titles_name_the_calibration_error_before_and_after() -> None:
     figure = plot_reliability(BINS, title="photos, $svm$", calibrated=BINS[:1], temperature=0.6123)
     assert len(figure.axes) == 4
     assert calibration_error(BINS) == pytest.approx(2 / 30)
-    assert {"as given: ECE 6.7 %", "at temperature 0.612: ECE 10.0 %", "photos, $svm$"} <= set(
+    assert {"uncalibrated: ECE 6.7%", "at temperature 0.612: ECE 10.0%", "photos, $svm$"} <= set(
         texts(figure)
     )
 
