@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import os
-import signal
 import subprocess
 import sys
 
@@ -142,7 +141,7 @@ def test_waiting_for_a_lock_ends_when_it_is_released(lock, holder):
 
 
 def test_the_lock_of_a_killed_process_is_released(lock, holder):
-    os.kill(holder.pid, signal.SIGKILL)
+    holder.kill()
     holder.wait()
     assert lock_owner(lock) == ""
     with locked(lock):

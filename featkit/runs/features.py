@@ -60,7 +60,8 @@ def load_features(given: Mapping[str, Any], cache: Path, compute: Compute) -> Fe
         note = f"{request.data} not found: using the features in {newest} as they are"
         return replace(_load_file({}, newest, compute), notes=(note,))
     extractor = Extractor(cache, compute)
-    done = extractor.extract(request.file_requests())[0]
+    files = request.file_requests()
+    done = extractor.extract(files)[0]
     notes = []
     if newest:
         notes.append(
@@ -68,7 +69,7 @@ def load_features(given: Mapping[str, Any], cache: Path, compute: Compute) -> Fe
         )
     if done.skipped:
         notes.append(f"{len(done.skipped)} images skipped: {', '.join(done.skipped)}")
-    name = extractor.plan(request.file_requests()[0]).images.name
+    name = extractor.plan(files[0]).images.name
     return FeatureSet(request, extractor.read(request), done.path, name, done.weights, tuple(notes))
 
 

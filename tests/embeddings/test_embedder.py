@@ -1,4 +1,4 @@
-"""The transformer: in pipelines and searches, each image through the network once."""
+"""The scikit-learn transformer embeds each image once, in pipelines and searches."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def embedded(monkeypatch):
     return counts
 
 
-def test_paths_and_arrays_give_the_same_vectors(embedder, photos):
+def test_paths_and_arrays_give_the_same_features(embedder, photos):
     from featkit.images.decode import decode_file
 
     paths = sorted(photos.rglob("*.png"))
@@ -50,7 +50,7 @@ def test_grey_arrays_are_embedded_as_rgb(embedder):
     np.testing.assert_array_equal(embedder.transform(grey), embedder.transform(rgb))
 
 
-def test_the_same_image_twice_is_one_vector_twice(embedder, embedded):
+def test_a_repeated_image_is_embedded_once_and_has_two_rows(embedder, embedded):
     pixels = np.random.default_rng(0).integers(0, 256, (2, 8, 8, 3), dtype=np.uint8)
     found = embedder.transform(pixels[[0, 1, 0]])
     np.testing.assert_array_equal(found[0], found[2])
@@ -66,14 +66,14 @@ def test_a_grid_search_embeds_each_image_once(embedder, embedded, photos):
     assert sum(embedded) == len(paths)
 
 
-def test_it_clones(embedder):
+def test_the_embedder_can_be_cloned(embedder):
     assert clone(embedder).get_params() == embedder.get_params()
 
 
 @pytest.mark.parametrize(
     "wrong", [[], [3], np.zeros((2, 8, 8)), np.zeros((2, 8, 8, 4), np.uint8), np.zeros(4, np.uint8)]
 )
-def test_what_is_no_images_is_refused(embedder, wrong):
+def test_input_that_is_not_images_is_refused(embedder, wrong):
     with pytest.raises(DataError):
         embedder.transform(wrong)
 

@@ -1,4 +1,4 @@
-"""Vectors to other programs and back."""
+"""Export and import of features."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def file(tmp_path, colours):
 
 
 @pytest.mark.parametrize("suffix", ["csv", "npz", "parquet"])
-def test_what_was_exported_is_imported_as_it_was(suffix, file, tmp_path):
+def test_exported_features_are_imported_unchanged(suffix, file, tmp_path):
     out = tmp_path / f"vectors.{suffix}"
     export_file(file, out)
     before, after = store.read(file), store.read(import_file(out, tmp_path / "other"))
@@ -38,7 +38,7 @@ def test_what_was_exported_is_imported_as_it_was(suffix, file, tmp_path):
     assert after.recipe.backbone == f"import:vectors.{suffix}"
 
 
-def test_other_programs_read_what_was_exported(file, tmp_path):
+def test_exported_files_are_read_by_pandas_and_numpy(file, tmp_path):
     for suffix in ("csv", "npz", "parquet"):
         export_file(file, tmp_path / f"v.{suffix}")
     table, columns = pd.read_csv(tmp_path / "v.csv"), pd.read_parquet(tmp_path / "v.parquet")

@@ -1,15 +1,16 @@
-"""From images to a cache file: each image once, in order, and never a stale vector."""
+"""Extraction embeds each image once, in order, and never uses stale features."""
 
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from featkit import ImageSet
 from featkit.embeddings import store
-from featkit.embeddings.extract import extract_embeddings, run_extractions
+from featkit.embeddings.extract import OpenPlan, extract_embeddings, pending_images, run_extractions
 from featkit.embeddings.pipeline import Compute
 from featkit.embeddings.request import Request
 from featkit.errors import DataError, DecodeError, SpecError
@@ -19,7 +20,8 @@ REQUEST = Request(data="", **FAST)
 BATCHES_OF_5 = Compute(batch_size=5, workers=2)
 
 
-def extract(data, backbone="resnet18", *, cache, compute=Compute(), **options):
+def extract(data, backbone="resnet18", *, cache, compute=None, **options):
+    compute = compute or Compute()
     if isinstance(data, ImageSet):
         request = Request(data="", backbone=backbone, **options)
         return extract_embeddings(request, cache, compute, images=data)
@@ -51,7 +53,7 @@ def test_rows_are_those_of_the_image_set(tmp_path, colours):
 
 
 @pytest.mark.parametrize(("batch_size", "workers"), [(1, 1), (3, 4), (64, 2)])
-def test_neither_batch_size_nor_workers_decide_a_vector(tmp_path, colours, batch_size, workers):
+def test_batch_size_and_workers_do_not_change_the_features(tmp_path, colours, batch_size, workers):
     one = extract(colours(), cache=tmp_path / "one", compute=BATCHES_OF_5, **FAST)
     two = extract(
         colours(),
@@ -80,7 +82,7 @@ def test_another_recipe_is_another_file(tmp_path, colours, change):
     assert one.path != two.path
 
 
-def test_known_contents_are_copied_not_embedded(tmp_path, colours):
+def test_cached_images_are_copied_not_embedded(tmp_path, colours):
     before = extract(colours(8), cache=tmp_path, compute=BATCHES_OF_5, **FAST)
     done = run_extraction(REQUEST, colours(12), tmp_path, BATCHES_OF_5)
     after = store.read(done.path)
@@ -115,7 +117,7 @@ def test_an_unreadable_image_stops_the_extraction_and_leaves_nothing(tmp_path, c
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_was_done_before_an_unreadable_image_is_not_done_again(tmp_path, colours):
+def test_images_embedded_before_an_unreadable_one_are_not_embedded_again(tmp_path, colours):
     with pytest.raises(DecodeError, match=r"7\.png cannot be read"):
         run_extraction(
             REQUEST, unreadable(colours(), {7}), tmp_path, replace(BATCHES_OF_5, workers=1)
@@ -137,7 +139,7 @@ def test_skipped_images_are_named_and_the_rows_stay_aligned(tmp_path, colours):
     np.testing.assert_allclose(found.x, whole.x[rest], rtol=1e-4, atol=1e-5)
 
 
-def test_a_file_with_skipped_images_is_no_hit_for_who_wants_all(tmp_path, colours):
+def test_a_file_with_skipped_images_is_an_error_unless_skipping_is_allowed(tmp_path, colours):
     images = unreadable(colours(), {7})
     run_extraction(REQUEST, images, tmp_path, replace(BATCHES_OF_5, on_error="skip"))
     with pytest.raises(DecodeError, match=r"7\.png"):
@@ -162,13 +164,13 @@ def test_a_failing_network_leaves_nothing(tmp_path, colours):
 
 
 @pytest.mark.parametrize("wrong", [{"on_error": "ignore"}, {"batch_size": 0}, {"workers": 0}])
-def test_wrong_ways_of_working_are_refused(wrong):
+def test_invalid_compute_options_are_refused(wrong):
     with pytest.raises(SpecError):
         Compute(**wrong)
 
 
 @pytest.mark.realdata
-def test_vectors_equal_a_plain_torchvision_loop(tmp_path, real_data, real_weights):
+def test_features_equal_a_plain_torchvision_loop(tmp_path, real_data, real_weights):
     import torch
     from torch.utils.data import DataLoader
     from torchvision.datasets import ImageFolder
@@ -194,7 +196,7 @@ def test_vectors_equal_a_plain_torchvision_loop(tmp_path, real_data, real_weight
     np.testing.assert_allclose(ours, plain, rtol=1e-4, atol=1e-4 * np.abs(plain).max())
 
 
-def test_several_networks_share_one_reading_of_each_image(tmp_path, colours):
+def test_several_networks_read_each_image_once(tmp_path, colours):
     read = []
     images = colours()
     counted = replace(images, load=lambda row: (read.append(row), images.load(row))[1])
@@ -212,7 +214,7 @@ def test_several_networks_share_one_reading_of_each_image(tmp_path, colours):
         np.testing.assert_array_equal(store.read(each.path).x, store.read(alone.path).x)
 
 
-def test_what_changed_since_the_last_file_is_counted(tmp_path, photos):
+def test_changes_since_the_last_file_are_counted(tmp_path, photos):
     from PIL import Image
 
     request = Request(data=str(photos), **FAST)
@@ -224,3 +226,23 @@ def test_what_changed_since_the_last_file_is_counted(tmp_path, photos):
     done = run_extraction(request, request.load_images(), tmp_path, BATCHES_OF_5)
     assert done.changes == {"new": 1, "changed": 1, "gone": 1}
     assert (done.embedded, done.reused) == (2, 22)
+
+
+def test_the_work_list_reads_an_image_once_for_all_journals_and_skips_cached_images(colours):
+    images, keys = colours(3), ("a", "b", "")
+    copies, copied_keys = colours(3), ("a", "c", "d")
+
+    def opened(images, keys, journal, cached=()):
+        plan = SimpleNamespace(images=images, keys=keys)
+        return OpenPlan(plan, journal, dict.fromkeys(cached), resumed=0)
+
+    one, two = {"b": None}, {}
+    plans = [
+        opened(images, keys, one),
+        opened(images, keys, two),
+        opened(copies, copied_keys, two, ["d"]),
+    ]
+    pending = pending_images(plans)
+    assert [(image.row, image.key) for image in pending] == [(0, "a"), (1, "b"), (1, "c")]
+    assert [len(image.journals) for image in pending] == [2, 1, 1]
+    assert [image.images is copies for image in pending] == [False, False, True]

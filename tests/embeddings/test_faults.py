@@ -1,4 +1,4 @@
-"""Extractions that are killed, at any moment, and go on."""
+"""Extractions that are killed at any moment or run out of disk space can be resumed."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import sys
 
 import pytest
 
+pytestmark = pytest.mark.skipif(os.name == "nt", reason="needs fork and resource limits")
 KILLS = int(os.environ.get("FEATKIT_KILLS", "6"))
 
 FAULTS = """
@@ -72,7 +73,7 @@ print(f"{kills} kills, {left} of them while vectors were being made: {equal} fil
 """
 
 
-def test_a_killed_extraction_goes_on_to_the_same_file(tmp_path):
+def test_a_killed_extraction_resumes_and_makes_the_same_file(tmp_path):
     """With the same batch size bit for bit, with another within 1e-5: a batch of one image rounds otherwise.
 
     FEATKIT_KILLS=50 kills more often.
@@ -110,7 +111,7 @@ print(len(run(sys.argv[1])), "rows;", [path.suffix for path in Path(sys.argv[1])
 """
 
 
-def test_a_full_disk_is_said_and_the_next_run_with_room_finishes(tmp_path):
+def test_a_full_disk_is_reported_and_the_next_run_with_space_finishes(tmp_path):
     """A limit on the file's size stands in for the full disk: the writes fail in the same places."""
     command = [sys.executable, "-c", FULL, str(tmp_path / "cache")]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -120,7 +121,7 @@ def test_a_full_disk_is_said_and_the_next_run_with_room_finishes(tmp_path):
 
 
 @pytest.mark.parametrize("verb", ["extract", "fit"])
-def test_a_full_disk_is_one_line_and_exit_code_1(tmp_path, verb):
+def test_a_full_disk_is_an_error_of_one_line_and_exit_code_1(tmp_path, verb):
     code = f"""
 import resource
 resource.setrlimit(resource.RLIMIT_FSIZE, (1000, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))

@@ -1,4 +1,4 @@
-"""An int8 network stays that of its data set, and is part of the recipe."""
+"""A calibrated int8 network is kept for its data set and is part of the recipe."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_openvino_runs_the_same_network_into_another_file(photos, tmp_path):
     assert np.linalg.norm(x - y) < 0.1 * np.linalg.norm(y)
 
 
-def test_added_images_go_through_the_network_that_the_others_went_through(photos, tmp_path):
+def test_added_images_use_the_calibrated_network_of_the_others(photos, tmp_path):
     before = run(photos, tmp_path)
     Image.fromarray(np.full((20, 20, 3), 90, np.uint8)).save(photos / "red" / "new.png")
     after = run(photos, tmp_path)
@@ -89,7 +89,7 @@ def test_test_images_are_not_calibrated_on(photos, tmp_path, monkeypatch):
     assert not list((tmp_path / "calibration").iterdir())
 
 
-def test_images_without_a_train_part_cannot_be_calibrated_on(photos, tmp_path):
+def test_calibration_without_train_images_is_refused(photos, tmp_path):
     images = request(photos).load_images()
     with pytest.raises(DataError, match="no train images"):
         run_extractions([request(photos)], images.take(images.rows("test")), tmp_path, COMPUTE)
@@ -99,7 +99,7 @@ def test_images_without_a_train_part_cannot_be_calibrated_on(photos, tmp_path):
         )
 
 
-def test_a_network_that_no_file_refers_to_is_garbage(photos, tmp_path):
+def test_an_int8_network_without_cache_files_is_collected(photos, tmp_path):
     done = run(photos, tmp_path)
     assert collect_garbage(tmp_path) == ([], [])
     done.path.unlink()

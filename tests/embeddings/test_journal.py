@@ -1,9 +1,7 @@
-"""What was done before a process died is still there, and nobody else works on it meanwhile."""
+"""A journal keeps complete records after a kill and is locked while it is in use."""
 
 from __future__ import annotations
 
-import os
-import signal
 import subprocess
 import sys
 
@@ -29,7 +27,7 @@ def fill(path):
         journal.append(["c"], np.full((1, 3), 9))
 
 
-def test_vectors_are_read_by_key(path):
+def test_features_are_read_by_key(path):
     fill(path)
     with open_journal(path, refuse) as journal:
         assert len(journal) == 3
@@ -38,7 +36,7 @@ def test_vectors_are_read_by_key(path):
         np.testing.assert_array_equal(journal.read(["c", "a"]), [[9, 9, 9], [0, 1, 2]])
 
 
-def test_cut_anywhere_it_holds_its_whole_records_and_can_go_on(path):
+def test_a_journal_cut_anywhere_keeps_its_complete_records_and_can_be_continued(path):
     fill(path)
     content = path.read_bytes()
     counts = []
@@ -55,7 +53,7 @@ def test_cut_anywhere_it_holds_its_whole_records_and_can_go_on(path):
 
 
 @pytest.mark.parametrize("place", [0, 5, 30, -1])
-def test_a_damaged_record_and_all_after_it_are_not_taken(path, place):
+def test_a_damaged_record_and_all_after_it_are_ignored(path, place):
     fill(path)
     content = bytearray(path.read_bytes())
     content[place] ^= 1
@@ -64,13 +62,13 @@ def test_a_damaged_record_and_all_after_it_are_not_taken(path, place):
         assert len(journal) == (2 if place == -1 else 0)
 
 
-def test_without_a_record_nothing_is_left_behind(path):
+def test_an_empty_journal_is_removed(path):
     with open_journal(path, refuse):
         pass
     assert list(path.parent.iterdir()) == []
 
 
-def test_removed_it_is_gone(path):
+def test_a_discarded_journal_is_removed(path):
     fill(path)
     with open_journal(path, refuse) as journal:
         journal.discard()
@@ -102,7 +100,7 @@ def holder(path):
         process.kill()
 
 
-def test_who_waits_is_told_for_whom_and_goes_on_when_it_is_free(path, holder):
+def test_a_waiting_process_names_the_owner_and_continues_after_the_release(path, holder):
     told = []
 
     def free(owner):
@@ -116,8 +114,8 @@ def test_who_waits_is_told_for_whom_and_goes_on_when_it_is_free(path, holder):
     assert f"process {holder.pid} on " in told[0]
 
 
-def test_the_lock_of_a_killed_process_is_free_and_its_work_is_there(path, holder):
-    os.kill(holder.pid, signal.SIGKILL)
+def test_a_killed_process_releases_the_lock_and_leaves_its_features(path, holder):
+    holder.kill()
     holder.wait()
     assert lock_owner(lock_of(path)) == ""
     with open_journal(path, refuse) as journal:

@@ -26,7 +26,7 @@ def made(tmp_path):
 @pytest.mark.parametrize(
     "how", ["float32", "float16", "gzip", "zstd", "float16,gzip", "zstd,float16"]
 )
-def test_what_is_stored_is_what_was_computed(how, tmp_path, colours):
+def test_stored_features_equal_the_computed_ones(how, tmp_path, colours):
     plain = extract(colours(), cache=tmp_path / "plain", **FAST)
     found = extract(colours(), cache=tmp_path / "new", store=how, **FAST)
     exact = "float16" not in how
@@ -40,7 +40,7 @@ def test_what_is_stored_is_what_was_computed(how, tmp_path, colours):
         np.testing.assert_array_equal(file["embeddings"][:].astype(np.float32), found.x)
 
 
-def test_float16_halves_the_vectors_and_says_what_it_rounds(tmp_path, colours):
+def test_float16_halves_the_file_and_records_the_rounding_error(tmp_path, colours):
     extract(colours(384), cache=tmp_path / "a", **FAST)
     extract(colours(384), cache=tmp_path / "b", store="float16", **FAST)
     full, half = store.describe(made(tmp_path / "a")), store.describe(made(tmp_path / "b"))

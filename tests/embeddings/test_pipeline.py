@@ -22,7 +22,7 @@ def test_results_come_in_the_order_of_the_items(items, threads, ahead):
     ]
 
 
-def test_no_more_than_a_few_items_are_ever_waiting():
+def test_the_number_of_items_in_flight_is_bounded():
     begun = []
     results = in_threads(begun.append, range(1000), threads=2, ahead=5)
     for _ in range(10):
@@ -32,7 +32,7 @@ def test_no_more_than_a_few_items_are_ever_waiting():
     results.close()
 
 
-def test_threads_end_with_the_work():
+def test_threads_end_when_the_iterator_is_closed():
     before = threading.active_count()
     results = in_threads(lambda item: item, range(100), threads=3, ahead=6)
     next(results)

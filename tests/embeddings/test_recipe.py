@@ -1,4 +1,4 @@
-"""What decides a vector, and what does not."""
+"""The fingerprint depends on everything that decides the features, and on nothing else."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ NAMES = [field.name for field in fields(Recipe)]
 
 
 @given(RECIPES)
-def test_a_recipe_reads_back_what_it_wrote(recipe):
+def test_a_recipe_survives_json(recipe):
     assert Recipe.from_json(recipe.to_json()) == recipe
     assert Recipe.from_json(recipe.to_json()).fingerprint == recipe.fingerprint
 
@@ -47,7 +47,7 @@ def test_each_single_field_changes_the_fingerprint(recipe, other, name):
 
 
 @given(RECIPES, st.sampled_from(NAMES))
-def test_the_same_network_may_see_other_images(recipe, name):
+def test_other_images_have_the_same_network_digest(recipe, name):
     value = {"a": "something else"} if name == "preprocess" else "something else"
     changed = replace(recipe, **{name: value})
     assert recipe.same_network(changed) == (name in {"images", "labels", "split", "perturb"})
@@ -59,6 +59,6 @@ def test_two_sequences_share_a_digest_only_if_they_are_equal(one, two):
 
 
 @pytest.mark.parametrize("text", ["", "{}", "[1]", '{"images": 3}'])
-def test_what_is_no_recipe_is_refused(text):
+def test_invalid_recipes_are_refused(text):
     with pytest.raises(CacheError):
         Recipe.from_json(text)

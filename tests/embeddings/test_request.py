@@ -1,4 +1,4 @@
-"""What is not given is taken from the newest cache that agrees."""
+"""Options that are not given are taken from the newest matching cache file."""
 
 from __future__ import annotations
 
@@ -38,24 +38,24 @@ def cache(tmp_path):
     return tmp_path / "cache"
 
 
-def test_nothing_given_means_the_newest_file_made_from_a_spec(cache):
+def test_without_options_the_newest_file_with_a_data_spec_is_used(cache):
     request, path = resolve({"data": None, "backbone": None}, cache)
     assert path == cache / "1.h5"
     assert request == Request(data=str(cache.parent), backbone="resnet18", limit="train=5", seed=4)
 
 
-def test_the_newest_file_with_the_given_backbone(cache):
+def test_a_backbone_alone_selects_the_newest_file_with_it(cache):
     request, path = resolve({"backbone": "resnet50"}, cache)
     assert (request.data, request.weights, path) == ("digits", "random:3", cache / "0.h5")
 
 
-def test_the_newest_file_with_the_given_data(cache, monkeypatch):
+def test_data_alone_selects_the_newest_file_with_it(cache, monkeypatch):
     monkeypatch.chdir(cache)
     request, path = resolve({"data": ".."}, cache)
     assert (request.data, request.backbone, path) == ("..", "resnet18", cache / "1.h5")
 
 
-def test_a_backbone_without_a_file_sees_the_newest_images(cache):
+def test_a_backbone_without_a_file_uses_the_newest_images(cache):
     request, path = resolve({"backbone": "resnet34"}, cache)
     assert request == Request(data=str(cache.parent), backbone="resnet34", limit="train=5", seed=4)
     assert path == cache / "1.h5"
@@ -66,14 +66,14 @@ def test_a_given_seed_replaces_that_of_the_file(cache):
     assert (request.seed, request.limit) == (7, "train=5")
 
 
-def test_both_given_ask_no_file(cache):
+def test_with_data_and_backbone_no_file_is_used(cache):
     assert resolve({"data": "digits", "backbone": "resnet18"}, cache) == (Request(), None)
 
 
-def test_no_cache_at_all_means_digits(tmp_path):
+def test_an_empty_cache_means_digits(tmp_path):
     assert resolve({}, tmp_path / "none") == (Request(), None)
 
 
-def test_a_request_reads_back_what_it_wrote(tmp_path):
+def test_a_request_survives_json(tmp_path):
     request = Request(data=str(tmp_path), limit="train=5", layer="layer3")
     assert Request.from_dict({**request.to_dict(), "from a later version": 1}) == request

@@ -1,4 +1,4 @@
-"""The HDF5 file: what is written is read, and nothing half-written is ever published."""
+"""HDF5 files are read back as written, and incomplete files are never published."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def write(path: Path, blocks=None) -> None:
     store.write(path, make_header(), iter(blocks or [(np.arange(6), vectors())]))
 
 
-def test_what_is_written_is_read(tmp_path):
+def test_written_features_are_read_back(tmp_path):
     path = tmp_path / "new" / "a.h5"
     write(
         path,
@@ -60,7 +60,7 @@ def test_what_is_written_is_read(tmp_path):
     assert list(path.parent.iterdir()) == [path]
 
 
-def test_rows_without_a_vector_are_left_out_and_named(tmp_path):
+def test_unreadable_images_are_left_out_and_named(tmp_path):
     write(tmp_path / "a.h5", [(np.array([0, 1, 3]), vectors()[[0, 1, 3]])])
     found = store.read(tmp_path / "a.h5")
     np.testing.assert_array_equal(found.x, vectors()[[0, 1, 3]])
@@ -147,7 +147,7 @@ except StorageError as error:
 
 
 @pytest.mark.skipif(not hasattr(resource, "RLIMIT_FSIZE"), reason="no limit on file sizes here")
-def test_a_full_disk_is_said_and_leaves_nothing(tmp_path):
+def test_a_full_disk_is_reported_and_leaves_nothing(tmp_path):
     """A limit on the file's size stands in for the full disk: the write fails in the same place."""
     command = [sys.executable, "-c", FILL, str(tmp_path / "a.h5"), str(Path(__file__).parent)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -156,13 +156,13 @@ def test_a_full_disk_is_said_and_leaves_nothing(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_folder_that_cannot_be_written_is_said(tmp_path):
+def test_a_folder_that_cannot_be_written_is_reported(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(StorageError, match="cannot write"):
         write(tmp_path / "file" / "a.h5")
 
 
-def test_listing_shows_whole_files_and_names_the_others(tmp_path):
+def test_entries_are_readable_files_and_errors_name_the_others(tmp_path):
     write(tmp_path / "a.h5")
     (tmp_path / "b.h5").write_text("rubbish")
     good, bad = store.entries(tmp_path)
@@ -172,7 +172,7 @@ def test_listing_shows_whole_files_and_names_the_others(tmp_path):
     assert [str(tmp_path / "b.h5") in str(error) for error in bad] == [True]
 
 
-def test_vectors_are_found_by_content_in_files_of_the_same_network_only(tmp_path):
+def test_features_are_found_by_content_in_files_of_the_same_network_only(tmp_path):
     write(tmp_path / "a.h5")
     keys = (make_header().keys[4], "f" * 64)
     found = store.locate(tmp_path, replace(RECIPE, images="others"), keys)
@@ -181,7 +181,7 @@ def test_vectors_are_found_by_content_in_files_of_the_same_network_only(tmp_path
     assert store.locate(tmp_path, replace(RECIPE, weights="others"), keys) == {}
 
 
-def test_vectors_are_read_in_the_order_they_are_asked_for(tmp_path):
+def test_rows_are_read_in_the_requested_order(tmp_path):
     write(tmp_path / "a.h5")
     write(tmp_path / "b.h5", [(np.arange(6), -vectors())])
     places = [(tmp_path / "b.h5", 5), (tmp_path / "a.h5", 3), (tmp_path / "b.h5", 0)]

@@ -1,4 +1,4 @@
-"""A cache file is asked whether it is still good, and why another would not be a hit."""
+"""Checks of cache files, explanation of misses, and garbage collection."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def job_of(request, cache):
     return plan_extraction(request, images, content_keys(images, COMPUTE), cache)
 
 
-def test_nothing_is_wrong_with_a_fresh_file(path):
+def test_a_new_file_has_no_problems(path):
     assert verify(path, COMPUTE) == []
 
 
@@ -77,7 +77,7 @@ def test_images_that_differ_from_those_on_disk_are_named(path, photos):
     assert lines == [f"{change} since the file was made" for change in changes]
 
 
-def test_why_a_file_is_no_hit_is_explained_by_field(path, request_):
+def test_a_miss_is_explained_by_field(path, request_):
     cache = path.parent
     assert explain(job_of(request_, cache)) == f"hit: {path}"
     said = explain(job_of(replace(request_, layer="layer3"), cache))
@@ -86,12 +86,12 @@ def test_why_a_file_is_no_hit_is_explained_by_field(path, request_):
     assert "there is no embeddings file" in explain(job_of(request_, cache / "none"))
 
 
-def test_what_would_be_embedded_is_counted(path, request_, photos):
+def test_a_miss_counts_the_images_to_embed(path, request_, photos):
     Image.new("RGB", (9, 9), "red").save(photos / "red" / "0.png")
     assert "miss: 1 of 24 images must be embedded" in explain(job_of(request_, path.parent))
 
 
-def test_garbage_is_collected_but_not_from_under_who_is_at_work(tmp_path):
+def test_garbage_is_collected_but_not_that_of_running_extractions(tmp_path):
     for name in (".a.partial", ".b.partial"):
         with open_journal(tmp_path / name, print) as journal:
             journal.append(["key"], np.ones((1, 2)))
