@@ -102,7 +102,8 @@ class DropRow:
         perturbations: number of perturbations.
         cosine: mean cosine between the features of each clean image and its perturbed copy, if
             known.
-        mce, mce_interval95: mean corruption error, see ``mean_corruption_error``.
+        baseline: backbone whose errors are the unit of ``mce``; empty if there is no ``mce``.
+        mce, mce_interval95: mean corruption error, see ``mean_corruption_errors``.
     """
 
     name: str
@@ -115,6 +116,7 @@ class DropRow:
     values: Mapping[str, Any] | None = None
     perturbations: int = 1
     cosine: tuple[float, Interval] | None = None
+    baseline: str = ""
     mce: float | None = None
     mce_interval95: Interval | None = None
 
@@ -135,6 +137,8 @@ class DropRow:
             row |= _interval_columns("cosine", *self.cosine)
         if self.worst:
             row |= {"worst_family": self.worst[0], "worst_accuracy": self.worst[1]}
+        if self.baseline:
+            row["baseline"] = self.baseline
         if self.mce is not None and self.mce_interval95 is not None:
             row |= _interval_columns("mce", self.mce, self.mce_interval95)
         return row
@@ -178,7 +182,8 @@ def _correction_rows(
     ]
     gains = _correction_gains(by_balance)
     val_scores = {name: _mean_val_score(by_balance[name]) for name in names}
-    known = [score for score in val_scores.values() if score is not None]
+    known = {name: score for name, score in val_scores.items() if score is not None}
+    best = max(known, key=lambda name: known[name], default=None)  # of equal ones the first
     rows = []
     for name in names:
         cells = by_balance[name]
@@ -190,7 +195,7 @@ def _correction_rows(
             gain=gains.get(name),
             groups=_group_accuracies(cells),
             val_score=val_scores[name],
-            best_on_val=val_scores[name] is not None and val_scores[name] == max(known),
+            best_on_val=name == best,
         )
         rows.append(row)
     return rows
@@ -246,7 +251,7 @@ def drops_by_classifier(findings: Findings, baseline: str = "") -> list[DropRow]
     with_errors = []
     for row in rows:
         mce, interval = errors.get(_key(row.values or {}), (None, None))
-        with_errors.append(replace(row, mce=mce, mce_interval95=interval))
+        with_errors.append(replace(row, baseline=baseline, mce=mce, mce_interval95=interval))
     return with_errors
 
 
