@@ -8,7 +8,6 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -174,7 +173,8 @@ def given_fixed(options: Mapping[str, Any]) -> dict[str, Any]:
 def run_grid(grid: Grid, options: Mapping[str, Any], baseline: str = "") -> AblationResult | None:
     """Run a grid, print its table, leave its files; with ``--dry-run``, say what it would take, and return None."""
     from featkit.ablation.run import run_grid
-    from featkit.ablation.tables import best_first, result_files
+    from featkit.ablation.tables import best_first
+    from featkit.reports.ablation import ablation_files
     from featkit.storage import publish
 
     with _work(options) as work:
@@ -185,7 +185,7 @@ def run_grid(grid: Grid, options: Mapping[str, Any], baseline: str = "") -> Abla
         matrix = run_grid(grid, work)
     seconds = _wall_seconds(work, grid, None if begun else time.perf_counter() - start)
     directory = work.out / grid.name / grid.id
-    files = {**result_files(matrix, baseline), **_report(matrix, seconds)}
+    files = ablation_files(matrix, command=_command(), baseline=baseline, wall_seconds=seconds)
     publish(directory, files)
     click.echo(files["results.json"] if options["as_json"] else _table(best_first(matrix.cells)))
     note(f"{', '.join(files)}: {directory}")
@@ -209,27 +209,6 @@ def _wall_seconds(work: AblationConfig, grid: Grid, seconds: float | None) -> fl
     except (OSError, ValueError):
         return None
     return known
-
-
-def _report(matrix: AblationResult, seconds: float | None) -> dict[str, str | bytes]:
-    """Return the page, the summary and the heat map."""
-    from importlib.metadata import version
-
-    from featkit.ablation.grid import AXES
-    from featkit.plots.files import png_bytes
-    from featkit.reports.ablation import write_report
-    from featkit.runs.fit import PACKAGES
-
-    grid = matrix.grid
-    written = write_report(
-        grid.name,
-        {axis: grid.values(axis) for axis in AXES},
-        matrix.cells,
-        commands=[_command()],
-        versions={name: version(name) for name in PACKAGES},
-        wall_seconds=seconds,
-    )
-    return {**written, "heatmap.png": png_bytes(_heat_map(matrix))}
 
 
 def _command() -> str:
@@ -306,63 +285,3 @@ def _numbers(cell: CellResult) -> list[str]:
         str(report.n),
         f"{report.cost['fit_seconds']:.1f}",
     ]
-
-
-def _heat_map(matrix: AblationResult) -> Any:
-    """Draw top-1 by head and by all else that varies, as a mean over seeds and perturbations of the test images."""
-    import numpy as np
-
-    from featkit.plots.heatmap import plot_heatmap
-
-    cells, over = matrix.cells, [axis for axis in ("seed", "perturb") if len(matrix.grid.values(axis)) > 1]
-    rows, same = _row_names(cells)
-    places = list(dict.fromkeys(rows))
-    columns = list(dict.fromkeys(str(cell.values["head"]) for cell in cells))
-    found: dict[tuple[int, int], list[CellResult]] = {}
-    for row, cell in zip(rows, cells, strict=True):
-        found.setdefault((places.index(row), columns.index(str(cell.values["head"]))), []).append(cell)
-    means = np.full((len(places), len(columns)), np.nan)
-    ends = np.full((len(places), len(columns), 2), np.nan)
-    missing = np.full(means.shape, "", dtype=object)
-    for place, group in found.items():
-        reports = [cell.report for cell in group if cell.report]
-        if reports:
-            means[place] = np.mean([report.top1 for report in reports])
-            ends[place] = reports[0].interval95
-        else:
-            missing[place] = group[0].status
-    return plot_heatmap(
-        means,
-        places,
-        columns,
-        title=f"{matrix.grid.name}: {same}" + (f", mean over {' and '.join(over)}" if over else ""),
-        label="top-1",
-        intervals=None if over else ends,
-        missing=missing.tolist(),
-    )
-
-
-def _row_names(cells: Sequence[CellResult]) -> tuple[list[str], str]:
-    """Return each cell's row in the heat map, made of what varies, and what does not, for the title."""
-    axes = ("data", "backbone", "weights", "layer", "precision", "subset", "train_perturb", "balance", "tune")
-    # A cell that was skipped does not know what its images are called.
-    names = {cell.values["data"]: cell.data for cell in cells if cell.data}
-    named = [replace(cell, data=names.get(cell.values["data"], "")) for cell in cells]
-    parts = [[_written(cell, axis) for axis in axes] for cell in named]
-    varying = [len(set(column)) > 1 for column in zip(*parts, strict=True)]
-    same = " ".join(name for name, varies in zip(parts[0], varying, strict=True) if name and not varies)
-    rows = [" ".join(name for name, varies in zip(part, varying, strict=True) if name and varies) for part in parts]
-    return [row or part[1] for row, part in zip(rows, parts, strict=True)], same
-
-
-def _written(cell: CellResult, axis: str) -> str:
-    """Return a value for the heat map; what is no news is left out."""
-    value = cell.values[axis]
-    plain = {"precision": "auto", "subset": "all", "train_perturb": "none", "balance": "none"}
-    if axis == "data":
-        return cell.data
-    if axis == "weights" and str(value).startswith("random"):
-        return f"{value} (untrained)"
-    if axis == "tune":
-        return "tuned" if value else ""
-    return "" if value == plain.get(axis) else f"trained on {value}" if axis == "train_perturb" else str(value)

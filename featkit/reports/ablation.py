@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from itertools import combinations
 from statistics import fmean
-from typing import Any
 
 from featkit.ablation.cells import CellResult
 from featkit.ablation.conditions import (
@@ -18,8 +17,7 @@ from featkit.ablation.conditions import (
     family_and_level,
     long_tail,
 )
-from featkit.ablation.effects import DATA, Findings, ScoredCell, analyze_grid, grouped, unperturbed
-from featkit.ablation.grid import AXES
+from featkit.ablation.effects import DATA, Findings, ScoredCell, grouped, unperturbed
 from featkit.ablation.run import AblationResult
 from featkit.ablation.tables import result_files
 from featkit.evaluation.effects import METRICS, SEED, Average, Effect
@@ -71,9 +69,7 @@ def ablation_files(
         wall_seconds: duration of the whole grid; None if it was interrupted and resumed.
     """
     report = write_report(
-        result.grid.name,
-        {axis: result.grid.values(axis) for axis in AXES},
-        result.cells,
+        result.findings,
         commands=[command],
         versions={name: version(name) for name in PACKAGES},
         wall_seconds=wall_seconds,
@@ -82,9 +78,7 @@ def ablation_files(
 
 
 def write_report(
-    name: str,
-    axes: Mapping[str, Sequence[Any]],
-    cells: Sequence[CellResult],
+    findings: Findings,
     *,
     commands: Sequence[str],
     versions: Mapping[str, str],
@@ -96,15 +90,11 @@ def write_report(
     the same files, except for times.
 
     Args:
-        name: name of the grid.
-        axes: values of each axis; ``none``, or else the first value, is what the others are
-            compared with.
-        cells: results in any order.
+        findings: analysis of the cells of a grid.
         commands: command lines that made the grid.
         versions: package versions by name.
         wall_seconds: duration of the whole grid, if known.
     """
-    findings = analyze_grid(name, axes, cells)
     lead = lead_parts(findings, wall_seconds)
     view = ablation_view(findings, lead, commands, versions)
     return {

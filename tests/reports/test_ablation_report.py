@@ -71,7 +71,7 @@ def report(
     found: Sequence[CellResult], axes: dict[str, list[Any]] = AXES, **options: Any
 ) -> tuple[str, str]:
     given = {"commands": ["featkit ablate grid.toml"], "versions": {"featkit": "0.1"}, **options}
-    files = write_report("a study", axes, found, **given)
+    files = write_report(analyze_grid("a study", axes, found), **given)
     return str(files["report.html"]), str(files["summary.md"])
 
 
