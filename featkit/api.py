@@ -555,11 +555,11 @@ def image_names(files: Sequence[PathLike]) -> list[str]:
     Raises:
         DataError: if there is none.
     """
-    from featkit.images.files import pictures_below
+    from featkit.images.files import list_image_files
 
     names: list[str] = []
     for file in files:
-        names += pictures_below(Path(file)) if Path(file).is_dir() else [str(file)]
+        names += list_image_files(Path(file)) if Path(file).is_dir() else [str(file)]
     if not names:
         raise DataError("no image to classify: give at least one image file")
     return names
