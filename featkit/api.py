@@ -29,7 +29,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from featkit.errors import DataError, FeatkitError, SpecError
+from featkit.errors import DataError, FeatkitError, OptionsError, SpecError
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
@@ -156,11 +156,12 @@ def _compute(options: Mapping[str, Any]) -> Compute:
 
 
 def _correction(spec: str | None) -> str | None:
-    """Return the spec of a correction with underscores in its name: ``logit-adjust`` is an alias."""
-    if spec is None:
-        return None
-    name, colon, rest = spec.partition(":")
-    return f"{name.replace('-', '_')}{colon}{rest}"
+    """Return the spec of a correction with underscores in its name, as runs and cells record it."""
+    from featkit.heads import parse_correction
+
+    if spec is None or "-" not in spec.partition(":")[0]:
+        return spec
+    return str(parse_correction(spec))
 
 
 def _strings(values: Strings | None) -> tuple[str, ...]:
@@ -738,7 +739,7 @@ def ablate(
 def longtail(
     data: Strings | None = None,
     *,
-    factors: Sequence[float] = (10.0, 50.0),
+    factors: Sequence[float] | None = None,
     split: str | None = None,
     limit: str | None = None,
     seed: int | Sequence[int] | None = None,
@@ -773,7 +774,7 @@ def longtail(
 
     Args:
         data: spec of the images, or several.
-        factors: imbalance factors: largest class size over smallest.
+        factors: imbalance factors: largest class size over smallest; None for 10 and 50.
         subset: subsets of train in place of ``factors``, such as ``longtail:if=50,profile=step``.
         balance: corrections to compare; None for all.
         split, limit, seed, augment, views, perturb, train_perturb, backbone, weights, layer, pool, resize, crop,
@@ -846,7 +847,7 @@ def ablation_grid(options: Mapping[str, Any]) -> Grid:
     if options["grid"] is not None:
         if axes or fixed:
             names = ", ".join(name.replace("_", "-") for name in (*axes, *fixed))
-            raise SpecError(f"the grid is defined in {options['grid']}: leave out {names}")
+            raise OptionsError(f"the grid is defined in {options['grid']}: leave out {names}")
         grid = read_grid(Path(options["grid"]))
         balance = [_correction(str(value)) for value in grid.axes.get("balance", ())]
         return replace(grid, axes={**grid.axes, "balance": balance}) if balance else grid
@@ -858,10 +859,17 @@ def ablation_grid(options: Mapping[str, Any]) -> Grid:
 
 
 def longtail_grid(options: Mapping[str, Any]) -> Grid:
-    """Return the grid of ``longtail``, from its options."""
+    """Return the grid of ``longtail``, from its options.
+
+    Raises:
+        OptionsError: if both ``factors`` and ``subset`` are given.
+    """
     from featkit.studies import longtail
 
-    return longtail.longtail_grid(_axes(options), options["factors"], _fixed(options))
+    axes, factors = _axes(options), options["factors"]
+    if factors and "subset" in axes:
+        raise OptionsError("--if and --subset both define the subset of train: leave one out")
+    return longtail.longtail_grid(axes, factors or (10.0, 50.0), _fixed(options))
 
 
 def robustness_grid(options: Mapping[str, Any]) -> Grid:
@@ -1654,9 +1662,9 @@ def prune(
     uses_images = reconstruct or calibrate or epochs or head or (macs and by == "activation")
     if data is None and uses_images:
         names = "--reconstruct, --calibrate, --epochs, --head and --by activation"
-        raise SpecError(f"{names} use images: give --data")
+        raise OptionsError(f"{names} use images: give --data")
     if distill and not epochs:
-        raise SpecError("--distill is an option of the fine-tuning: give --epochs")
+        raise OptionsError("--distill is an option of the fine-tuning: give --epochs")
     request = _request(options)
     config = PruningConfig(
         sparsity=(sparsity,) if isinstance(sparsity, float | int) else tuple(sparsity),

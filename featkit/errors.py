@@ -31,6 +31,10 @@ class SpecError(FeatkitError):
     """A name, an option or a value that nobody knows."""
 
 
+class OptionsError(SpecError):
+    """Options that exclude each other, or one that needs another; the command line exits with code 2."""
+
+
 class DataError(FeatkitError):
     """A source of images that is missing, empty or inconsistent."""
 

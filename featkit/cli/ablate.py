@@ -1,18 +1,14 @@
-"""`featkit ablate`."""
+"""``featkit ablate``."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
-from featkit.cli.grids import axis_options, given_axes, given_fixed, grid_options, run_grid
+from featkit.cli.grid_commands import axis_options, grid_options, print_grid
 from featkit.cli.options import command
-from featkit.cli.output import note
-
-if TYPE_CHECKING:
-    from featkit.ablation.grid import Grid
 
 EPILOG = """\b
 Examples:
@@ -56,30 +52,13 @@ values are expanded.
 )
 @axis_options("head", "tune", "balance", head="all five")
 @grid_options
-def ablate(grid: Path | None, **options: Any) -> None:
+def ablate(**options: Any) -> None:
     """Run a grid of backbones, heads and options, and rank the results in one table.
 
     The grid is given by options or by a TOML file. Finished cells are kept: an interrupted grid
     resumes, and a changed grid computes only what is new. A cell that fails is a row with its
     reason. Writes results.csv, times.csv, results.json, summary.md, report.html and heatmap.png.
     """
-    run_grid(_grid(grid, given_axes(options), given_fixed(options), options["cache"]), options)
+    from featkit import api
 
-
-def _grid(
-    path: Path | None, axes: dict[str, Any], fixed: dict[str, Any], cache: Path
-) -> Grid:
-    from featkit.ablation.grid import BUILT_IN, Grid, read_grid
-    from featkit.embeddings.request import resolve
-
-    if path is None:
-        if "data" not in axes:
-            request, newest = resolve({}, cache)
-            note(f"data not given: {request.data}" + (f", as in {newest}" if newest else ""))
-            axes = {**axes, "data": (request.data,)}
-        return Grid("ablate", {**BUILT_IN, **axes}, fixed)
-    given = [name.replace("_", "-") for name in (*axes, *fixed)]
-    if given:
-        names = ", ".join(f"--{name}" for name in given)
-        raise click.UsageError(f"the grid is defined in {path}: leave out {names}")
-    return read_grid(path)
+    print_grid(api.ablation_grid(options), options)

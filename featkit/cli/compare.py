@@ -1,4 +1,4 @@
-"""`featkit compare`."""
+"""``featkit compare``."""
 
 from __future__ import annotations
 
@@ -31,19 +31,24 @@ def compare(runs: tuple[Path, ...], as_json: bool) -> None:
     For each pair: the difference in top-1 accuracy with its 95% confidence interval, and McNemar's
     test (mid-p) with Holm correction.
     """
-    from featkit.runs.compare import compare_runs, to_json
+    from featkit import api
+    from featkit.runs.compare import to_json
 
-    compared = compare_runs(runs)
+    found = api.compare(runs)
     if as_json:
-        click.echo(to_json(compared))
+        click.echo(to_json(found))
         return
-    print_compared(compared.runs, compared.pairs)
+    print_comparison(found.runs, found.pairs)
 
 
-def print_compared(runs: Iterable[tuple[str, Report]], pairs: Iterable[PairedComparison]) -> None:
-    """Print runs in their order, and what can be said about each pair of them."""
-    rows = [[name, f"{100 * run.top1:.1f}", between(run.interval95), run.n] for name, run in runs]
-    click.echo(table(["run", "top-1 %", "95 % interval", "n"], rows, right=("top-1 %", "95 % interval", "n")))
+def print_comparison(
+    runs: Iterable[tuple[str, Report]], pairs: Iterable[PairedComparison]
+) -> None:
+    """Print a table of runs in their order, and a line for each pair."""
+    rows = []
+    for name, report in runs:
+        rows.append([name, f"{100 * report.top1:.1f}", between(report.interval95), report.n])
+    click.echo(table(["run", "top-1 %", "95% CI", "n"], rows, right=("top-1 %", "95% CI", "n")))
     click.echo("")
     for pair in pairs:
         click.echo(pair.sentence)

@@ -1,17 +1,15 @@
-"""`featkit distill`."""
+"""``featkit distill``."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from featkit.cli.compare import print_comparison
 from featkit.cli.options import cache_option, command, json_option, option, out_option
-from featkit.cli.output import note
-from featkit.cli.training_options import figures, mode_option, training_compute, training_of, training_options, watched
+from featkit.cli.output import interactive, print_json
+from featkit.cli.training_options import mode_option, training_options
 
 if TYPE_CHECKING:
     from featkit.studies.distill import DistillationResult
@@ -104,72 +102,36 @@ Examples:
 @cache_option
 @out_option
 @json_option
-def distill(cache: Path, out: Path, as_json: bool, seeds: int, **options: Any) -> None:
+def distill(seeds: int, as_json: bool, **options: Any) -> None:
     """Train a student network with a teacher (knowledge distillation).
 
     Compares the teacher, the student trained alone and the distilled student on the same test images
     with paired tests, and reports the fraction of the gap that distillation closes. Teacher outputs
     are cached. Students from scratch need many epochs to benefit.
     """
-    from featkit.studies.distill import compare_over_seeds, compare_students
+    from featkit import api
 
-    first = options["seed"] or 0
-    runs = {seed: _trained({**options, "seed": seed}, cache, out) for seed in range(first, first + seeds)}
-    if not all("distilled" in each for each in runs.values()):
-        return  # of several processes, one tells
-    found = [compare_students(each) for each in runs.values()]
-    effects = compare_over_seeds(runs) if seeds > 1 else []
-    if as_json:
-        several = {"seeds": [one.to_dict() for one in found], "pooled": [one.to_dict() for one in effects]}
-        said = several if seeds > 1 else found[0].to_dict()
-        click.echo(json.dumps(said, indent=2))
+    results, effects = api.distill_seeds(seeds, {**options, "progress": interactive()})
+    if not results:  # another process of torchrun reports
         return
-    for one in found:
-        _print(one)
-    for each in effects:
-        click.echo(f"averaged over {each.seeds} seeds, n = {each.n}: {each.sentence()}")
+    if as_json:
+        values = [result.to_dict() for result in results]
+        pooled = [effect.to_dict() for effect in effects]
+        print_json({"seeds": values, "pooled": pooled} if seeds > 1 else values[0])
+        return
+    for result in results:
+        print_comparison(result.reports.items(), result.pairs)
+        if result.gap is not None:
+            click.echo(_gap_text(result))
+    for effect in effects:
+        seeds_text = f"averaged over {effect.seeds} seeds, n = {effect.n}"
+        click.echo(f"{seeds_text}: {effect.sentence()}")
 
 
-def _trained(options: Mapping[str, Any], cache: Path, out: Path) -> dict[str, Path]:
-    """Make the teacher and train the students; return their runs, without those that another process publishes."""
-    from featkit.backbones.devices import pick_device
-    from featkit.runs.train import find_finished
-    from featkit.studies.distill import distill_run, make_teacher, prepare_student
-    from featkit.training.distill import DistillationConfig
-    from featkit.training.distributed import join_process_group
-    from featkit.training.loop import ExecutionConfig
-
-    compute, config, resume = training_compute(options), training_of(options, cache), options["resume"]
-    names = ("loss", "temperature", "alpha", "beta", "distance")
-    distillation = DistillationConfig(**{name: options[name] for name in names if options[name] is not None})
-    taught = make_teacher(options["teacher"], options["teacher_head"], config, compute, out)
-    note(f"teacher: {taught.path}")
-    runs = {"teacher": taught.path}
-    wishes = {"alone": DistillationConfig(alpha=0)} if options["alone"] else {}
-    with join_process_group(pick_device(compute.device)) as group:
-        for name, wish in {**wishes, "distilled": distillation}.items():
-            say = note if not group.rank else (lambda _: None)
-            prepared = prepare_student(config, taught, wish, compute)
-            ready = find_finished(prepared, out) if resume else None
-            say(f"student {name}" + (f", already there: {ready.path}" if ready else ""))
-            if ready:
-                runs[name] = ready.path
-                continue
-            with watched(config.epochs, say, bar=compute.progress and not group.rank) as callbacks:
-                execution = ExecutionConfig(compute, resume=resume, callbacks=callbacks, group=group)
-                done = distill_run(prepared, taught, wish, execution, out, draw=figures)
-            if done:
-                note(f"run: {done.path}")
-                runs[name] = done.path
-    return runs
-
-
-def _print(found: DistillationResult) -> None:
-    """Print the runs, what can be said about each pair, and how much of the gap is closed."""
-    from featkit.cli.compare import print_compared
-
-    print_compared(found.reports.items(), found.pairs)
-    if found.gap is not None:
-        low, high = found.gap_interval or (float("nan"), float("nan"))
-        ends = f" ({100 * low:.0f} to {100 * high:.0f})" if found.gap_interval else ""
-        click.echo(f"gap to the teacher closed: {100 * found.gap:.0f} %{ends}")
+def _gap_text(result: DistillationResult) -> str:
+    assert result.gap is not None
+    text = f"gap to the teacher closed: {100 * result.gap:.0f}%"
+    if result.gap_interval:
+        low, high = (100 * end for end in result.gap_interval)
+        text += f" (95% CI {low:.0f} to {high:.0f})"
+    return text

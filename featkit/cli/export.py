@@ -1,4 +1,4 @@
-"""`featkit export`."""
+"""``featkit export``."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from typing import Any
 
 import click
 
-from featkit.cli.options import command, compute_options, make_compute, option
-from featkit.cli.output import note
+from featkit.cli.options import command, compute_options, option
+from featkit.cli.output import interactive, note
 
 EPILOG = """\b
 Examples:
@@ -27,7 +27,6 @@ classes, preprocessing (resize and crop; normalisation is part of the graph), th
 @click.argument("run", type=click.Path(path_type=Path))
 @option(
     "--format",
-    "to",
     group="Output",
     type=click.Choice(["onnx", "torch"]),
     default="onnx",
@@ -50,24 +49,18 @@ classes, preprocessing (resize and crop; normalisation is part of the graph), th
     help="Verify the file on up to N test images.",
 )
 @compute_options
-def export(run: Path, to: str, out: Path | None, check: int, **options: Any) -> None:
+def export(run: Path, **options: Any) -> None:
     """Export a run to one ONNX or PyTorch file that needs no featkit.
 
     The file contains network, head and temperature. It is written only if it predicts the same
     classes as the run on test images. Prints its path.
     """
-    from featkit.compression.export import SUFFIXES
-    from featkit.runs.directory import load_run
-    from featkit.runs.export import export_run
+    from featkit import api
 
-    saved, path = load_run(run), out or run / f"model{SUFFIXES[to]}"
-    if saved.request.precision == "bf16":
-        note("the run computes in bf16, the file in fp32: checked against the run in fp32")
-    if saved.request.precision == "int8-openvino":
-        note("the run computes in OpenVINO, whose rounding is its own: checked against the run in ONNX Runtime")
-    found = export_run(saved, path, to=to, most=check, compute=make_compute(options))
+    exported = api.export(run, progress=interactive(), **options)
+    found = exported.check
     note(
         f"same class for {found.n} of {found.n} test images, "
-        f"largest difference between two probabilities {found.largest:.1e}"
+        f"largest difference in probability {found.largest:.1e}"
     )
-    click.echo(path)
+    click.echo(exported.path)

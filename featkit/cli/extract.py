@@ -1,8 +1,7 @@
-"""`featkit extract`."""
+"""``featkit extract``."""
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -13,13 +12,11 @@ from featkit.cli.options import (
     command,
     compute_options,
     data_options,
-    given_request,
     layers_option,
-    make_compute,
     network_options,
     option,
 )
-from featkit.cli.output import note, size
+from featkit.cli.output import interactive, note, size
 
 if TYPE_CHECKING:
     from featkit.embeddings.extract import ExtractionResult
@@ -64,56 +61,49 @@ Examples:
     is_flag=True,
     help="Only report whether the cache has these features, and if not, why.",
 )
-def extract(cache: Path, explain: bool, **options: Any) -> None:
+def extract(
+    backbone: tuple[str, ...], layer: tuple[str, ...], explain: bool, **options: Any
+) -> None:
     """Extract features of images into the embeddings cache.
 
     Prints the path of the HDF5 file. Features that are cached already, identified by the fingerprint
     of images, network, weights and preprocessing, are not computed again; an interrupted extraction
     resumes.
     """
-    from featkit.embeddings.extract import Extractor
-    from featkit.embeddings.request import Request
-    from featkit.embeddings.verify import explain as explain_plan
+    from featkit import api
 
-    chosen = {name: value for name, value in given_request(options).items() if value is not None}
-    backbones = chosen.pop("backbone") or ("resnet18",)
-    layers = chosen.pop("layer") or (None,)
-    compute = make_compute(options)
-    requests = []
-    for backbone in backbones:
-        for layer in layers:
-            request = Request(**chosen, backbone=backbone, layer=layer)
-            requests.extend(request.for_device(compute.device).file_requests())
-    extractor = Extractor(cache, compute, note)
-    images = extractor.plan(requests[0]).images
-    note(f"{images.name}: {len(images)} images, {len(images.classes)} classes, split {images.split}")
+    options["progress"] = interactive()
     if explain:
-        for request in requests:
-            click.echo(explain_plan(extractor.plan(request)))
+        for line in api.explain_cache(backbone, layer, **options):
+            click.echo(line)
         return
-    for done in extractor.extract(requests):
-        note(_summary(done))
-        if "store" in chosen:
-            note(_stored(done))
-        click.echo(done.path)
+    for result in api.extract_files(backbone, layer, **options):
+        note(_summary(result))
+        if options["store"]:
+            note(_storage(result))
+        click.echo(result.path)
 
 
-def _stored(done: ExtractionResult) -> str:
-    """Say in one line what the way of storing gains and loses."""
+def _storage(result: ExtractionResult) -> str:
+    """Return a line about the size of the file and the rounding of the storage format."""
     from featkit.embeddings.store import describe
 
-    entry = describe(done.path)
+    entry = describe(result.path)
     plain = size(4 * entry.rows * entry.width)
-    error = f"at most {entry.rounding:.1e} of the largest number"
-    return f"{size(entry.size)} on disk for {plain} of float32; rounding: {error}"
+    return (
+        f"{size(entry.size)} on disk, {plain} as plain float32; "
+        f"rounding error at most {entry.rounding:.1e} of the largest value"
+    )
 
 
-def _summary(done: ExtractionResult) -> str:
-    """Say in one line what an extraction came to."""
-    left_out = f"; {len(done.skipped)} images left out: {', '.join(done.skipped)}" if done.skipped else ""
-    if done.hit:
-        return f"already in the cache{left_out}"
-    since = done.changes or {"embedded": done.embedded}
-    counts = ", ".join(f"{number:,} {what}" for what, number in [*since.items(), ("reused", done.reused)])
-    resumed = f", {done.resumed:,} taken over from an interrupted run" if done.resumed else ""
-    return f"{counts}{resumed}{left_out}; weights {done.weights}, {done.precision}"
+def _summary(result: ExtractionResult) -> str:
+    """Return a line about what was computed and what was found in the cache."""
+    skipped = ""
+    if result.skipped:
+        skipped = f"; {len(result.skipped)} images skipped: {', '.join(result.skipped)}"
+    if result.hit:
+        return f"cache hit{skipped}"
+    counts = {**(result.changes or {"embedded": result.embedded}), "reused": result.reused}
+    text = ", ".join(f"{number:,} {name}" for name, number in counts.items())
+    resumed = f", {result.resumed:,} resumed from an interrupted run" if result.resumed else ""
+    return f"{text}{resumed}{skipped}; weights {result.weights}, {result.precision}"

@@ -1,30 +1,16 @@
-"""`featkit finetune`."""
+"""``featkit finetune``."""
 
 from __future__ import annotations
 
-import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from featkit.cli.options import backbone_option, cache_option, command, json_option, out_option
-from featkit.cli.output import between, note, table
-from featkit.cli.training_options import (
-    NAMES,
-    figures,
-    mode_option,
-    training_compute,
-    training_of,
-    training_options,
-    watched,
-)
-
-if TYPE_CHECKING:
-    from featkit.embeddings.pipeline import Compute
-    from featkit.runs.train import TrainedRun
-    from featkit.training.config import TrainingConfig
-    from featkit.training.distributed import ProcessGroup
+from featkit.cli.output import between, interactive, print_json, table
+from featkit.cli.training_options import mode_option, training_options
 
 EPILOG = """\b
 Examples:
@@ -64,7 +50,7 @@ study.toml:
 @cache_option
 @out_option
 @json_option
-def finetune(study: Path | None, cache: Path, out: Path, as_json: bool, resume: bool, **options: Any) -> None:
+def finetune(study: Path | None, as_json: bool, **options: Any) -> None:
     """Fine-tune a network, or train it from scratch.
 
     With STUDY, a TOML file, trains several networks and compares them in one table and figure. Frozen
@@ -72,72 +58,39 @@ def finetune(study: Path | None, cache: Path, out: Path, as_json: bool, resume: 
     a run directory that is a backbone again: network.safetensors, history.csv, curves.png and the
     files of `featkit fit`.
     """
-    from featkit.backbones.devices import pick_device
+    from featkit import api
     from featkit.evaluation.report import summary
-    from featkit.training.distributed import join_process_group
 
-    compute = training_compute(options)
-    with join_process_group(pick_device(compute.device)) as group:
-        if study is None:
-            done = _train(training_of(options, cache), compute, out, resume, group)
-            if done:
-                click.echo(json.dumps(done.report.to_dict(), indent=2) if as_json else summary(done.report))
+    options["progress"] = interactive()
+    if study is None:
+        run = api.finetune(**options)
+        if run is None:  # another process of torchrun reports
             return
-        given = [name for name in NAMES if options[name] is not None]
-        if given:
-            raise click.UsageError(
-                f"the trainings are in {study}: leave out {', '.join('--' + name for name in given)}"
-            )
-        _train_all(study, cache, compute, out, resume=resume, group=group, as_json=as_json)
-
-
-def _train(config: TrainingConfig, compute: Compute, out: Path, resume: bool, group: ProcessGroup) -> TrainedRun | None:
-    from featkit.runs.train import find_finished, has_checkpoint, train_run
-    from featkit.training.loop import ExecutionConfig
-    from featkit.training.prepare import prepare
-
-    prepared = prepare(config, compute)
-    images = prepared.images
-    counts = ", ".join(f"{int((images.splits == split).sum()):,} {split}" for split in ("train", "val", "test"))
-    say = note if not group.rank else (lambda _: None)
-    say(f"{images.name}: {counts}, {len(images.classes)} classes; {prepared.description.label}")
-    done = find_finished(prepared, out) if resume else None
-    if done:
-        say(f"already there: {done.path}")
-        return None if group.rank else done
-    if resume:
-        say("going on from the last checkpoint" if has_checkpoint(prepared, out) else "nothing to go on from: beginning anew")
-    with watched(config.epochs, say, bar=compute.progress and not group.rank) as callbacks:
-        done = train_run(prepared, ExecutionConfig(compute, resume=resume, callbacks=callbacks, group=group), out, figures)
-    if done:
-        note(f"run: {done.path}")
-    return done
-
-
-def _train_all(
-    study: Path, cache: Path, compute: Compute, out: Path, *, resume: bool, group: ProcessGroup, as_json: bool
-) -> None:
-    from featkit.plots.files import png_bytes
-    from featkit.plots.training import plot_histories
-    from featkit.runs.trainings import read_training_study, to_rows
-    from featkit.storage import csv_text, digest, publish
-
-    asked = read_training_study(study, cache)
-    found = {name: _train(config, compute, out, resume, group) for name, config in asked.configs.items()}
-    done = {name: each for name, each in found.items() if each}
-    if group.rank:
+        if as_json:
+            print_json(run.report.to_dict())
+        else:
+            click.echo(summary(run.report))
         return
-    rows = to_rows(done)
-    curves = plot_histories({name: each.history for name, each in done.items()}, title=asked.name)
-    results = json.dumps(rows, indent=2)
-    texts = {"results.csv": csv_text(rows), "results.json": results}
-    directory = out / asked.name / f"study-{digest([row['run'] for row in rows])[:12]}"
-    publish(directory, {**texts, "curves.png": png_bytes(curves)})
-    note(f"results.csv, results.json and curves.png: {directory}")
-    shown = [
-        [row["name"], f"{100 * row['top1']:.1f}", between((row["low"], row["high"]))]
-        + ["" if row["top5"] is None else f"{100 * row['top5']:.1f}", row["n"], row["epochs"]]
-        for row in rows
-    ]
-    numbers = ("top-1 %", "95 % interval", "top-5 %", "n", "epochs")
-    click.echo(results if as_json else table(["run", *numbers], shown, right=numbers))
+    shared = {name: options.pop(name) for name in ("resume", "device", "cache", "out", "progress")}
+    given = [name.replace("_", "-") for name, value in options.items() if value is not None]
+    if given:
+        names = ", ".join(f"--{name}" for name in given)
+        raise click.UsageError(f"the trainings are defined in {study}: leave out {names}")
+    trainings = api.finetune_study(study, **shared)
+    if trainings is None:
+        return
+    if as_json:
+        print_json(trainings.rows)
+    else:
+        click.echo(_table(trainings.rows))
+
+
+def _table(rows: Sequence[Mapping[str, Any]]) -> str:
+    columns = ("top-1 %", "95% CI", "top-5 %", "n", "epochs")
+    lines = []
+    for row in rows:
+        top5 = "" if row["top5"] is None else f"{100 * row['top5']:.1f}"
+        interval = between((row["low"], row["high"]))
+        top1 = f"{100 * row['top1']:.1f}"
+        lines.append([row["name"], top1, interval, top5, row["n"], row["epochs"]])
+    return table(["run", *columns], lines, right=columns)

@@ -1,4 +1,4 @@
-"""`featkit longtail`."""
+"""``featkit longtail``."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from featkit.cli.grids import axis_options, given_axes, given_fixed, grid_options, run_grid
+from featkit.cli.grid_commands import axis_options, grid_options, print_grid
 from featkit.cli.options import command, option
 from featkit.cli.output import between, table
 
@@ -49,14 +49,11 @@ def longtail(factors: tuple[float, ...], **options: Any) -> None:
     A grid of imbalance factors, corrections and heads. Writes longtail.csv beside the files of
     `featkit ablate`.
     """
+    from featkit import api
     from featkit.ablation.conditions import long_tail
-    from featkit.studies.longtail import longtail_grid
 
-    axes = given_axes(options)
-    if factors and "subset" in axes:
-        raise click.UsageError("--if and --subset both define the subset of train: leave one out")
-    grid = longtail_grid(axes, factors or (10.0, 50.0), given_fixed(options))
-    result = run_grid(grid, options)
+    grid = api.longtail_grid({**options, "factors": factors or None})
+    result = print_grid(grid, options)
     if result and not options["as_json"]:
         click.echo("\n" + _table(long_tail(result.findings)))
 

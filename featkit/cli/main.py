@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from featkit import __version__
-from featkit.errors import FeatkitError
+from featkit.errors import FeatkitError, OptionsError
 
 SECTIONS: dict[str, dict[str, str]] = {
     "Features": {
@@ -86,6 +86,8 @@ class CommandGroup(click.Group):
         """Run a command; report errors in one line, with exit code 1."""
         try:
             return super().invoke(ctx)
+        except OptionsError as error:
+            raise click.UsageError(str(error), ctx) from error
         except FeatkitError as error:
             raise click.ClickException(str(error)) from error
         except KeyboardInterrupt as interrupt:

@@ -5,15 +5,11 @@ Nothing heavy is imported here: ``featkit COMMAND --help`` must stay fast.
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import click
-
-if TYPE_CHECKING:
-    from featkit.embeddings.pipeline import Compute
 
 F = TypeVar("F", bound=Callable[..., Any])
 Decorator = Callable[[F], F]
@@ -270,7 +266,6 @@ compute_options = stack(
     ),
     option(
         "--compile",
-        "compiled",
         group="Compute",
         is_flag=True,
         help="Compile the network with torch.compile first (needs a C++ compiler).",
@@ -323,24 +318,3 @@ study_options = stack(
     json_option,
 )
 """The options of a command that extracts features, or finds them in the cache, and writes results."""
-
-
-def given_request(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the options that are fields of ``Request``; None where one was not given."""
-    from dataclasses import fields
-
-    from featkit.embeddings.request import Request
-
-    names = [field.name for field in fields(Request)]
-    return {name: options[name] for name in names if name in options}
-
-
-def make_compute(options: Mapping[str, Any]) -> Compute:
-    """Return the compute settings of the options, with a progress bar on a terminal."""
-    from dataclasses import fields
-
-    from featkit.embeddings.pipeline import Compute
-
-    names = [field.name for field in fields(Compute)]
-    chosen = {name: options[name] for name in names if name in options}
-    return Compute(**chosen, progress=sys.stderr.isatty())

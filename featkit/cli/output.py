@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -39,3 +40,23 @@ def size(count: float) -> str:
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
         count /= 1000
     return f"{count:.1f} GB"
+
+
+def print_json(value: Any) -> None:
+    """Print a value as indented JSON."""
+    import json
+
+    click.echo(json.dumps(value, indent=2, allow_nan=False))
+
+
+def interactive() -> bool:
+    """Return whether stderr is a terminal, on which progress bars make sense."""
+    return sys.stderr.isatty()
+
+
+def printable(text: str) -> str:
+    """Return a text with control characters escaped, which a terminal might obey."""
+    parts = []
+    for char in text:
+        parts.append(char if char.isprintable() else char.encode("unicode_escape").decode())
+    return "".join(parts)

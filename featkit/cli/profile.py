@@ -1,4 +1,4 @@
-"""`featkit profile`."""
+"""``featkit profile``."""
 
 from __future__ import annotations
 
@@ -12,17 +12,16 @@ from featkit.cli.options import (
     command,
     compute_options,
     data_options,
-    given_request,
     json_option,
-    make_compute,
     option,
     out_option,
     size_options,
 )
-from featkit.cli.output import between, note, size, table
+from featkit.cli.output import between, interactive, print_json, size, table
 
 if TYPE_CHECKING:
-    from featkit.studies.profile import NetworkProfile, ProfileConfig
+    from featkit.api import ProfileResult
+    from featkit.studies.profile import NetworkProfile
 
 EPILOG = """\b
 Examples:
@@ -37,12 +36,9 @@ for calibration. `on all cores`: one batch per core, except torch, which splits 
 weights reduce neither MACs nor latency.
 """
 
-_COSTS = ("parameters", "non-zero", "GMACs", "size", "memory", "1 image, ms", "p95", "images/s", "on all cores")
-_WORTH = ("top-1 %", "95 % interval", "to first, points", "cosine", "worst", "neighbours %")
-
 
 @command(epilog=EPILOG)
-@click.argument("specs", nargs=-1, required=True, metavar="BACKBONE[@PRECISION]...")
+@click.argument("backbones", nargs=-1, required=True, metavar="BACKBONE[@PRECISION]...")
 @data_options
 @size_options
 @option(
@@ -70,106 +66,77 @@ _WORTH = ("top-1 %", "95 % interval", "to first, points", "cosine", "worst", "ne
 @compute_options
 @out_option
 @json_option
-def profile(specs: tuple[str, ...], cache: Path, out: Path, as_json: bool, **options: Any) -> None:
+def profile(backbones: tuple[str, ...], as_json: bool, **options: Any) -> None:
     """Measure size, speed and accuracy of networks.
 
     Parameters, MACs, file size, memory and latency; with --data also the accuracy of a head on the
     features, and their drift from those of the first network. Writes profile.csv, profile.json and
     pareto.png.
     """
-    from featkit.storage import digest, publish
-    from featkit.studies.profile import ProfileConfig, parse_network, profiles_to_csv, profiles_to_json
-    from featkit.studies.profile import profile as measure
+    from featkit import api
 
-    given = {name: value for name, value in given_request(options).items() if value is not None}
-    protocol = ProfileConfig(
-        head=options["head"],
-        given=given,
-        cache=cache,
-        repeats=options["repeats"],
-        warm_up=options["warm_up"],
-    )
-    profiles = measure([parse_network(spec) for spec in specs], protocol, make_compute(options))
-    files: dict[str, Any] = {"profile.csv": profiles_to_csv(profiles), "profile.json": profiles_to_json(profiles, protocol)}
-    if "data" in given:
-        files["pareto.png"] = _pareto(profiles, protocol)
-    directory = out / "profile" / digest([*specs, *map(str, given.values()), protocol.head])[:12]
-    publish(directory, files)
-    click.echo(files["profile.json"] if as_json else _table(profiles, protocol))
-    note(f"{', '.join(files)}: {directory}")
+    result = api.profile(backbones, progress=interactive(), **options)
+    if as_json:
+        print_json(result.to_dict())
+        return
+    click.echo(_text(result))
 
 
-def _table(profiles: list[NetworkProfile], protocol: ProfileConfig) -> str:
+_COSTS = (
+    *("parameters", "non-zero", "GMACs", "size", "memory"),
+    *("1 image, ms", "p95", "images/s", "on all cores"),
+)
+_ACCURACY = (
+    *("top-1 %", "95% CI", "to first, points", "cosine", "worst", "neighbours %"),
+)
+
+
+def _text(result: ProfileResult) -> str:
+    """Return the table of costs, and with images that of accuracy and drift."""
     from featkit.storage import available_cores
 
-    names = _names(profiles)
-    how = (
-        f"medians of {protocol.repeats} repeats in turn after {protocol.warm_up} to warm up; 1 image: on one thread; "
-        f"images/s: in batches of 32, on one thread and on {available_cores()} cores"
-    )
+    costs, accuracy = [], []
+    for name, network in zip(result.names, result.networks, strict=True):
+        costs.append([name, *_cost_cells(network)])
+        accuracy.append([name, *_accuracy_cells(network)])
     parts = [
-        how,
-        table(
-            ["network", *_COSTS],
-            [[name, *_costs(each)] for name, each in zip(names, profiles, strict=True)],
-            right=_COSTS,
-        ),
+        f"medians of {result.repeats} repeats after {result.warm_up} warm-up repeats; 1 image: one thread; "
+        f"images/s: batches of 32 on one thread and on {available_cores()} cores",
+        table(["network", *_COSTS], costs, right=_COSTS),
     ]
-    judged = profiles[0].report
-    if judged:
-        rows = [[name, *_worth(each)] for name, each in zip(names, profiles, strict=True)]
-        parts += [f"\n{protocol.head} on {Path(str(protocol.given['data'])).name}, n = {judged.n}"]
-        parts += [table(["network", *_WORTH], rows, right=_WORTH)]
+    report = result.networks[0].report
+    if report:
+        parts.append(f"\n{result.head} on {Path(result.data).name}, n = {report.n}")
+        parts.append(table(["network", *_ACCURACY], accuracy, right=_ACCURACY))
     return "\n".join(parts)
 
 
-def _names(profiles: list[NetworkProfile]) -> list[str]:
-    """Return what the networks are called in the table and the figure: of paths the last part, where that will do."""
-    specs = [each.spec for each in profiles]
-    short = [spec.rstrip("/").rpartition("/")[2] for spec in specs]
-    return short if len(set(short)) == len(short) else specs
-
-
-def _costs(each: NetworkProfile) -> list[str]:
+def _cost_cells(network: NetworkProfile) -> list[str]:
+    timing = network.timing
     return [
-        f"{each.size.parameters:,}",
-        f"{each.size.nonzero:,}",
-        f"{each.size.macs / 1e9:.2f}",
-        size(each.size.bytes),
-        size(1e6 * each.peak_memory_mb),
-        f"{each.timing.median_ms:.1f}",
-        f"{each.timing.p95_ms:.1f}",
-        f"{each.timing.images_per_s:.1f}",
-        f"{each.timing.images_per_s_all_cores:.1f}",
+        f"{network.size.parameters:,}",
+        f"{network.size.nonzero:,}",
+        f"{network.size.macs / 1e9:.2f}",
+        size(network.size.bytes),
+        size(1e6 * network.peak_memory_mb),
+        f"{timing.median_ms:.1f}",
+        f"{timing.p95_ms:.1f}",
+        f"{timing.images_per_s:.1f}",
+        f"{timing.images_per_s_all_cores:.1f}",
     ]
 
 
-def _worth(each: NetworkProfile) -> list[str]:
-    report, drift, paired = each.report, each.drift, each.difference
+def _accuracy_cells(network: NetworkProfile) -> list[str]:
+    """Return accuracy, and difference and drift to the first network; that one has neither."""
+    report, drift, paired = network.report, network.drift, network.difference
     if report is None:
-        return [""] * len(_WORTH)
-    top1 = [f"{100 * report.top1:.1f}", between(report.interval95)]
+        return [""] * len(_ACCURACY)
+    cells = [f"{100 * report.top1:.1f}", between(report.interval95)]
     if drift is None or paired is None:
-        return [*top1, *[""] * (len(_WORTH) - len(top1))]
-    least, most = paired.interval95
-    cosines = (drift.mean_cosine, drift.worst_cosine)
-    return [
-        *top1,
-        f"{100 * paired.difference:+.2f} ({100 * least:+.2f} to {100 * most:+.2f})",
-        *("" if cosine is None else f"{cosine:.4f}" for cosine in cosines),
-        f"{100 * drift.neighbours_kept:.1f}",
-    ]
-
-
-def _pareto(profiles: list[NetworkProfile], protocol: ProfileConfig) -> bytes:
-    from featkit.plots.files import png_bytes
-    from featkit.plots.pareto import ParetoPoint, plot_pareto
-
-    points = [
-        ParetoPoint(name, each.timing.median_ms, each.report.top1, each.report.interval95)
-        for name, each in zip(_names(profiles), profiles, strict=True)
-        if each.report
-    ]
-    n = profiles[0].report.n if profiles[0].report else 0
-    data = Path(str(protocol.given["data"])).name
-    return png_bytes(plot_pareto(points, title=f"{protocol.head} on {data}, n = {n}"))
+        return cells + [""] * (len(_ACCURACY) - len(cells))
+    low, high = (f"{100 * end:+.2f}" for end in paired.interval95)
+    cells.append(f"{100 * paired.difference:+.2f} ({low} to {high})")
+    for cosine in (drift.mean_cosine, drift.worst_cosine):
+        cells.append("" if cosine is None else f"{cosine:.4f}")
+    cells.append(f"{100 * drift.neighbours_kept:.1f}")
+    return cells

@@ -1,4 +1,4 @@
-"""`featkit robustness`."""
+"""``featkit robustness``."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from featkit.cli.grids import axis_options, given_axes, given_fixed, grid_options, run_grid
+from featkit.cli.grid_commands import axis_options, grid_options, print_grid
 from featkit.cli.options import command, option
 from featkit.cli.output import between, table
 
@@ -56,18 +56,17 @@ copy of each train image is added to train.
     show_default="the first",
 )
 @grid_options
-def robustness(family: tuple[str, ...], level: tuple[str, ...], baseline: str, **options: Any) -> None:
+def robustness(**options: Any) -> None:
     """Evaluate heads on corrupted test images.
 
     A grid of corruptions, severities and heads. Writes robustness.csv and robustness_heads.csv (accuracy,
     drop, worst corruption, mean corruption error, feature drift) beside the files of `featkit ablate`.
     """
+    from featkit import api
     from featkit.ablation.conditions import drops_by_classifier
-    from featkit.studies.robustness import robustness_grid
 
-    fixed = given_fixed(options)
-    grid = robustness_grid(given_axes(options), family, level, fixed)
-    result = run_grid(grid, options, baseline)
+    grid, baseline = api.robustness_grid(options), options["baseline"]
+    result = print_grid(grid, options, baseline)
     if result and not options["as_json"]:
         baseline = baseline or str(grid.values("backbone")[0])
         click.echo("\n" + _table(drops_by_classifier(result.findings, baseline)))

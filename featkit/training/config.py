@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from featkit.errors import SpecError
-from featkit.images.augment import AUGMENTATIONS, MOST_VIEWS
 from featkit.registry import unknown
 
 # The command line imports this module to print its help: modules that are slow to import are
@@ -21,6 +20,10 @@ OPTIMISERS = ("sgd", "adamw")
 BALANCES = ("none", "reweight", "resample", "logit-adjust")
 NORMS = ("update", "frozen")
 PRECISIONS = ("auto", "fp32", "bf16")
+
+# The same as in ``featkit.images.augment``, which imports NumPy: too slow for a help text.
+AUGMENTATIONS = ("basic", "light", "shift", "trivial", "auto", "rand")
+MOST_VIEWS = 100
 
 REQUEST_OPTIONS = ("data", "split", "limit", "seed", "backbone", "weights", "resize", "crop")
 """Options of a training that select its images and its network: fields of ``Request``."""

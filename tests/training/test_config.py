@@ -6,6 +6,8 @@ from dataclasses import fields
 import pytest
 
 from featkit.errors import SpecError
+from featkit.images import augment
+from featkit.training import config
 from featkit.training.config import TrainingConfig, option_fields
 
 
@@ -77,3 +79,8 @@ def test_the_command_line_and_the_api_have_every_option():
     names = set(TrainingConfig.option_names())
     assert names <= {each.name for each in finetune.params}
     assert names <= inspect.signature(api.finetune).parameters.keys()
+
+
+def test_augmentations_are_those_of_images():
+    assert config.AUGMENTATIONS == augment.AUGMENTATIONS
+    assert config.MOST_VIEWS == augment.MOST_VIEWS

@@ -1,0 +1,240 @@
+"""Options, table and dry run of the commands that run a grid: ablate, longtail, robustness."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from featkit.cli.options import (
+    BACKBONE_HELP,
+    Decorator,
+    F,
+    augment_option,
+    cache_option,
+    compute_options,
+    crop_option,
+    json_option,
+    limit_option,
+    option,
+    out_option,
+    pool_option,
+    resize_option,
+    split_option,
+    stack,
+    views_option,
+)
+from featkit.cli.output import between, interactive, table
+
+if TYPE_CHECKING:
+    from featkit.ablation.cells import CellResult
+    from featkit.ablation.estimate import Estimate
+    from featkit.ablation.grid import Grid
+    from featkit.ablation.run import AblationResult
+
+grid_options = stack(
+    option(
+        "--jobs",
+        group="Compute",
+        type=click.IntRange(min=1),
+        help="Heads fitted in parallel, one process each.",
+        show_default="one per core",
+    ),
+    option(
+        "--dry-run",
+        group="Output",
+        is_flag=True,
+        help="Only report the number of cells, the cache files to make, and the estimated time.",
+    ),
+    cache_option,
+    compute_options,
+    out_option,
+    json_option,
+)
+"""How a grid is run, and where its results go."""
+
+
+def _axis(name: str, metavar: str, help: str, default: str, group: str, **settings: Any) -> Any:
+    """Return the repeatable option of an axis."""
+    return option(
+        f"--{name}",
+        group=group,
+        multiple=True,
+        metavar=metavar,
+        help=f"{help} Repeatable.",
+        show_default=default,
+        **settings,
+    )
+
+
+_OPTIONS: dict[str, Callable[[str], Any]] = {
+    "data": lambda default: _axis("data", "SPEC", "Data set, as for `featkit fit`.", default, "Data"),
+    "seed": lambda default: _axis(
+        "seed", "N", "Random seed.", default, "Data", type=click.IntRange(min=0)
+    ),
+    "subset": lambda default: _axis(
+        "subset", "SPEC", "Subset of train: longtail:if=50, kshot:k=5.", default, "Data"
+    ),
+    "perturb": lambda default: _axis(
+        "perturb", "SPEC", "Corruption of the test images.", default, "Data"
+    ),
+    "train_perturb": lambda default: _axis(
+        "train-perturb", "SPEC", "Corrupted copies added to train: mixed:level=mild.", default, "Data"
+    ),
+    "backbone": lambda default: _axis("backbone", "SPEC", BACKBONE_HELP, default, "Backbone"),
+    "weights": lambda default: _axis(
+        "weights", "SPEC", "imagenet, random[:SEED] or a weights file.", default, "Backbone"
+    ),
+    "layer": lambda default: _axis(
+        "layer", "NAME", "Layer whose output is used.", default, "Backbone"
+    ),
+    "precision": lambda default: _axis(
+        "precision",
+        "NAME",
+        "auto, fp32, bf16, int8 or int8-openvino.",
+        default,
+        "Backbone",
+        type=click.Choice(["auto", "fp32", "bf16", "int8", "int8-openvino"]),
+    ),
+    "head": lambda default: _axis("head", "SPEC", "Head, or all.", default, "Head"),
+    "balance": lambda default: _axis(
+        "balance", "SPEC", "Class-imbalance correction.", default, "Head"
+    ),
+    "tune": lambda default: option(
+        "--tune", group="Head", is_flag=True, help="Tune hyperparameters on the validation set."
+    ),
+}
+_DEFAULTS = {
+    "data": "digits",
+    "seed": "0",
+    "subset": "all",
+    "perturb": "none",
+    "train_perturb": "none",
+    "backbone": "resnet18",
+    "weights": "imagenet",
+    "layer": "global average pooling",
+    "precision": "auto",
+    "head": "linear",
+    "balance": "none",
+    "tune": "off",
+}
+_FIXED = {
+    "split": split_option,
+    "limit": limit_option,
+    "augment": augment_option,
+    "views": views_option,
+    "pool": pool_option,
+    "resize": resize_option,
+    "crop": crop_option,
+}
+
+
+def axis_options(*names: str, **defaults: str) -> Decorator[F]:
+    """Return the options of axes (repeatable) and of settings that are the same in all cells.
+
+    Args:
+        names: of axes and settings.
+        defaults: text for the help, where a command's default is not that of the axis.
+    """
+    shown = {**_DEFAULTS, **defaults}
+    return stack(*(_FIXED[name] if name in _FIXED else _OPTIONS[name](shown[name]) for name in names))
+
+
+def print_grid(
+    grid: Grid, options: Mapping[str, Any], baseline: str = ""
+) -> AblationResult | None:
+    """Run a grid and print its table; with ``--dry-run``, print the estimate and return None."""
+    from featkit import api
+    from featkit.ablation.tables import best_first
+
+    options = {**options, "progress": interactive()}
+    if options["dry_run"]:
+        click.echo(_estimate_text(*api.estimate_study(grid, options)))
+        return None
+    result = api.run_study(grid, options, baseline, command=_command_line())
+    if options["as_json"]:
+        results = Path(options["out"], grid.name, grid.id, "results.json")
+        click.echo(results.read_text(encoding="utf-8"))
+    else:
+        click.echo(_table(best_first(result.cells)))
+    return result
+
+
+def _command_line() -> str:
+    """Return the command as typed; for a call from Python, the name of the command."""
+    if Path(sys.argv[0]).name in ("featkit", "__main__.py"):
+        return shlex.join(["featkit", *sys.argv[1:]])
+    return click.get_current_context().command_path
+
+
+def _estimate_text(estimate: Estimate, jobs: int) -> str:
+    """Return the lines of a dry run."""
+    from featkit.ablation.estimate import SAMPLE
+
+    lines = [
+        f"{estimate.cells} cells, {estimate.finished} of them finished, "
+        f"{estimate.fits} heads to fit"
+    ]
+    for reason, count in estimate.skipped.items():
+        lines.append(f"{count} skipped: {reason}")
+    for reason, count in estimate.unavailable.items():
+        lines.append(f"{count} unavailable: {' '.join(reason.split())}")
+    lines.append(f"{estimate.files} cache files found")
+    for network in estimate.networks:
+        speed = f", {network.rate:.0f} images/s measured on {SAMPLE}" if network.rate else ""
+        lines.append(
+            f"{network.files} cache files to make with {network.name}: "
+            f"{network.images:,} images{speed}"
+        )
+    if estimate.fit_seconds is not None:
+        lines.append(f"{estimate.fit_seconds:.1f} s per fit, mean of the finished cells")
+    seconds = estimate.seconds(jobs)
+    time = "unknown until a head of this grid is fitted" if seconds is None else f"about {seconds:.0f} s"
+    lines.append(f"time with {jobs} jobs: {time}")
+    return "\n".join(lines)
+
+
+_NUMBERS = ("top-1 %", "95% CI", "balanced %", "n", "fit s")
+
+
+def _table(cells: Sequence[CellResult]) -> str:
+    """Return the table of cells; values that are the same in all of them are printed once, above."""
+    places = [_place(cell) for cell in cells]
+    varying, constant = [], []
+    for axis, value in places[0].items():
+        if len({place[axis] for place in places}) > 1:
+            varying.append(axis)
+        elif value:
+            constant.append(f"{axis} {value}")
+    rows = []
+    for cell, place in zip(cells, places, strict=True):
+        rows.append([*_number_cells(cell), *(place[axis] for axis in varying)])
+    parts = [f"{', '.join(constant)}\n"] if constant else []
+    parts.append(table([*_NUMBERS, *varying], rows, right=_NUMBERS))
+    parts += dict.fromkeys(f"{cell.status}: {cell.reason}" for cell in cells if cell.reason)
+    return "\n".join(parts)
+
+
+def _place(cell: CellResult) -> dict[str, str]:
+    """Return the values of a cell on the axes, as text."""
+    place = {axis: str(value) for axis, value in cell.values.items()}
+    place["data"] = cell.data or place["data"]
+    place["weights"] = cell.weights or place["weights"]
+    return place
+
+
+def _number_cells(cell: CellResult) -> list[str]:
+    report = cell.report
+    if report is None:
+        return [cell.status, "", "", "", ""]
+    return [
+        f"{100 * report.top1:.1f}",
+        between(report.interval95),
+        f"{100 * report.balanced_accuracy:.1f}",
+        str(report.n),
+        f"{report.cost['fit_seconds']:.1f}",
+    ]

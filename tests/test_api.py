@@ -1,0 +1,234 @@
+"""The public functions: what they return, what they write, and that their names and defaults stay."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import click
+import pytest
+
+import featkit
+from featkit import api
+from featkit.cli.main import COMMANDS, main
+
+FAST = {"backbone": "resnet18", "weights": "random", "resize": "32"}
+
+PUBLIC = [
+    "Compute",
+    "Embeddings",
+    "FeatkitError",
+    "ImageEmbedder",
+    "ImageSet",
+    "Report",
+    "ablate",
+    "audit",
+    "compare",
+    "distill",
+    "evaluate",
+    "export",
+    "extract",
+    "fewshot",
+    "finetune",
+    "fit",
+    "load_backbone",
+    "load_images",
+    "load_run",
+    "longtail",
+    "make_head",
+    "predict",
+    "profile",
+    "prune",
+    "quantize",
+    "robustness",
+]
+
+EXTRACTION = "split limit seed augment views perturb backbone weights layer pool resize crop precision"
+COMPUTE = "device batch_size workers compile on_error progress"
+GRID = (
+    "data split limit seed subset augment views perturb train_perturb backbone weights layer pool resize crop "
+    f"precision head tune balance jobs cache out {COMPUTE}"
+)
+SCHEDULE = (
+    "mode unfreeze weights resize crop split limit seed augment views val epochs batch_size optimiser lr layer_decay "
+    "weight_decay warmup smoothing mixup cutmix ema clip balance norm patience precision frozen_precision resume "
+    "device cache out progress"
+)
+SIGNATURES = {
+    "extract": f"data {EXTRACTION} store cache {COMPUTE}",
+    "fit": f"data head tune balance subset reject strict {EXTRACTION} cache out {COMPUTE}",
+    "predict": f"run files top {COMPUTE}",
+    "compare": "runs",
+    "export": f"run format out check {COMPUTE}",
+    "ablate": f"grid {GRID}",
+    "longtail": f"factors {GRID.replace(' tune', '')}",
+    "robustness": f"family level baseline {GRID.replace(' perturb', '')}",
+    "fewshot": f"data way shot query episodes head curve draws {EXTRACTION} cache out {COMPUTE}",
+    "audit": f"data few {EXTRACTION} cache out {COMPUTE}",
+    "profile": f"backbones data head repeats warm_up split limit seed augment views perturb resize crop cache out {COMPUTE}",
+    "finetune": f"data backbone {SCHEDULE}",
+    "distill": f"data teacher teacher_head student loss temperature alpha beta distance alone {SCHEDULE}",
+    "prune": "backbone sparsity macs by reconstruct calibrate epochs lr distill head weights data split limit seed "
+    f"augment views perturb resize crop cache out {COMPUTE}",
+    "quantize": "backbone method images keep_fp32 keep_worst bias_correct weights layer data split limit seed augment "
+    f"views perturb resize crop out {COMPUTE}",
+    "load_run": "run",
+}
+
+
+@pytest.fixture(autouse=True)
+def _in_an_empty_folder(tmp_path, monkeypatch):
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+
+
+def test_the_public_names_are_pinned():
+    assert featkit.__all__ == PUBLIC
+    assert set(api.__all__) <= set(PUBLIC)
+    assert set(PUBLIC) <= set(dir(featkit))
+    assert set(featkit.__all__) <= vars(sys.modules["featkit"]).keys() | featkit._MODULES.keys()
+
+
+@pytest.mark.parametrize("name", SIGNATURES)
+def test_the_parameters_of_a_public_function_are_pinned(name):
+    function = getattr(featkit, name)
+    parameters = inspect.signature(function).parameters
+    assert set(parameters) == set(SIGNATURES[name].split())
+    assert all(each.kind is not inspect.Parameter.VAR_KEYWORD for each in parameters.values())
+    documented = inspect.getdoc(function)
+    assert all(parameter in documented for parameter in parameters)
+
+
+ONLY_COMMAND_LINE = {
+    "as_json",
+    "as_csv",
+    "dry_run",
+    "explain",
+    "help",
+    "seeds",
+    "study",
+    "top",
+}
+
+
+@pytest.mark.parametrize("name", [name for name in COMMANDS if name in SIGNATURES])
+def test_options_of_a_command_are_parameters_of_its_function(name):
+    """Names agree, so that what is learned on the command line holds in Python."""
+    command = main.get_command(click.Context(main), name)
+    options = {parameter.name for parameter in command.params} - ONLY_COMMAND_LINE
+    if name == "distill":
+        options = options - {"backbone"} | {"student"}
+    if name == "audit":
+        options -= {"strict"}
+    assert options <= set(SIGNATURES[name].split())
+
+
+def test_defaults_agree_between_command_line_and_functions():
+    for name in SIGNATURES:
+        if name not in COMMANDS:
+            continue
+        parameters = inspect.signature(getattr(featkit, name)).parameters
+        for option in main.get_command(click.Context(main), name).params:
+            known = parameters.get(option.name)
+            # None and () mean "not given" on both sides; folders are paths on one side.
+            if known is None or option.default in (None, (), "") or known.default in (None, ()):
+                continue
+            if option.required or known.default is inspect.Parameter.empty or option.name in ("out", "shot", "alone"):
+                continue
+            assert str(option.default) == str(known.default), (name, option.name)
+
+
+def test_an_unknown_name_is_refused_with_a_suggestion():
+    with pytest.raises(AttributeError, match="did you mean 'fit'"):
+        featkit.fitt  # noqa: B018
+
+
+def test_a_star_import_gives_every_public_name_and_imports_no_torch_before():
+    code = """
+import sys, featkit
+assert "torch" not in sys.modules and "numpy" not in sys.modules
+from featkit import *
+assert all(name in globals() for name in featkit.__all__)
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_fit_returns_a_run_and_writes_nothing_unless_asked(photos, capsys):
+    run = featkit.fit(str(photos), head="prototypical", **FAST)
+    assert run.report.top1 == pytest.approx(1)
+    assert not Path("experiments").exists()
+    assert capsys.readouterr() == ("", "")
+    again = featkit.fit(photos, head="prototypical", out="runs", **FAST)
+    assert again.id == run.id
+    (directory,) = Path("runs/photos").iterdir()
+    saved = featkit.load_run(directory)
+    image = photos / "red" / "0.png"
+    from_disk, from_memory = featkit.predict(saved, image), featkit.predict(run, [image])
+    assert from_disk[0].answer == from_memory[0].answer == "red"
+
+
+def test_results_can_be_shown_in_a_notebook(photos):
+    one = featkit.fit(photos, head="prototypical", out="runs", **FAST)
+    two = featkit.fit(photos, head="knn:k=1", out="runs", **FAST)
+    assert json.loads(json.dumps(one.to_dict()))["run"] == one.id
+    assert "<table" in one._repr_html_()
+    found = featkit.compare(sorted(Path("runs/photos").iterdir()))
+    assert len(found.to_dict()["pairs"]) == 1
+    assert len(found.to_frame()) == 2
+    assert "<table" in found._repr_html_()
+    assert {one.id, two.id} == {path.name for path in Path("runs/photos").iterdir()}
+
+
+def test_both_spellings_of_a_correction_give_the_same_run(photos):
+    options = {**FAST, "head": "linear"}
+    hyphens = featkit.fit(photos, balance="logit-adjust", **options)
+    assert hyphens.id == featkit.fit(photos, balance="logit_adjust", **options).id
+
+
+def test_ablate_returns_a_cell_for_each_combination(photos):
+    result = featkit.ablate(
+        data=str(photos), weights="random", resize=32, head=["prototypical", "knn:k=1"], out="grids", jobs=1
+    )
+    assert [cell.status for cell in result.cells] == ["ok", "ok"]
+    assert len(result.to_frame()) == 2
+    assert len(result.to_dict()["cells"]) == 2
+    assert "<table" in result._repr_html_()
+
+
+def test_a_grid_takes_the_same_data_options_as_fit(photos):
+    limited = featkit.ablate(
+        data=str(photos),
+        **{**FAST, "head": "prototypical", "split": "50/0/50", "limit": "train=6", "subset": "kshot:k=1"},
+        out="grids",
+        jobs=1,
+    )
+    (cell,) = limited.cells
+    run = featkit.fit(
+        photos, head="prototypical", split="50/0/50", limit="train=6", subset="kshot:k=1", **FAST
+    )
+    assert cell.report.top1 == run.report.top1
+    assert cell.report.n == run.report.n
+
+
+def test_all_heads_include_plug_ins(install):
+    code = "from featkit.heads.knn import KNNHead\nclass Mine(KNNHead):\n    'A head of a plug-in.'\n"
+    install("plugin_heads", code, "[featkit.heads]\nmine = plugin_heads:Mine\n")
+    heads = api.expand_heads(["svm", "all"])
+    assert heads[0] == "svm"
+    assert {"linear", "svm", "knn", "mlp", "prototypical", "mine"} <= set(heads)
+    assert len(heads) == len(set(heads))
+
+
+def test_fewshot_returns_scores_per_head_and_shot(photos):
+    result = featkit.fewshot(photos, way=2, shot=[1, 2], query=2, episodes=10, **FAST)
+    assert len(result.scores) == 4
+    assert result.to_dict()["setting"]["way"] == 2
+    assert len(result.to_frame()) == 4
+    assert not Path("experiments").exists()
+
+
+def test_audit_finds_nothing_in_clean_images(photos):
+    assert not len(featkit.audit(photos, **FAST).leaks)
