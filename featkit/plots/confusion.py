@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 from matplotlib import colormaps
@@ -19,8 +18,10 @@ from featkit.plots.style import literal_text, set_title, shorten
 _MAX_COUNTED = 15
 _MAX_NAME = 24
 _LINE = 14
+"""Height of a line in the list of confused pairs, in points."""
 _SCALE = PowerNorm(0.5, vmin=0, vmax=1)
 _COLOURS = colormaps["Blues"].with_extremes(bad="0.85")
+_POINTS_PER_INCH = 72
 
 
 def plot_confusion(confusion: NDArray[np.int64], classes: Sequence[str], *, title: str) -> Figure:
@@ -36,36 +37,44 @@ def plot_confusion(confusion: NDArray[np.int64], classes: Sequence[str], *, titl
         title: wrapped to the width of the matrix.
     """
     k = len(classes)
-    side = max(2.4, 0.5 * k) if k <= _MAX_COUNTED else min(14.0, max(7.5, 0.108 * k))
-    names = 0.6 * _size(72 * side / k) / 72 * min(_MAX_NAME, max(map(len, classes)))
+    has_counts = k <= _MAX_COUNTED
+    # Sizes in inches: of the matrix, of the class names below and left of it, of what is beside it.
+    matrix_size = max(2.4, 0.5 * k) if has_counts else min(14.0, max(7.5, 0.108 * k))
+    cell = _POINTS_PER_INCH * matrix_size / k
+    longest_name = min(_MAX_NAME, max(map(len, classes)))
+    names_size = 0.6 * _font_size(cell) / _POINTS_PER_INCH * longest_name
+    beside_size = 1.6 if has_counts else 4.0
     figure = Figure(
-        figsize=(side + names + (1.6 if k <= _MAX_COUNTED else 4.0), side + names + 1.0),
+        figsize=(matrix_size + names_size + beside_size, matrix_size + names_size + 1.0),
         layout="constrained",
     )
-    bar: dict[str, Any] = {
-        "ticks": [0, 0.05, 0.2, 0.5, 1],
-        "format": PercentFormatter(1, 0, symbol=""),
-    }
-    if k <= _MAX_COUNTED:
+    if has_counts:
         axes = figure.subplots()
-        _write_counts(axes, confusion, 72 * side / k)
-        bar |= {"cax": axes.inset_axes((1 + 0.1 / side, 0, 0.18 / side, 1))}
+        _write_counts(axes, confusion, cell)
+        bar_axes = axes.inset_axes((1 + 0.1 / matrix_size, 0, 0.18 / matrix_size, 1))
     else:
-        axes, beside = figure.subplots(1, 2, width_ratios=[side, 2.4])
-        _list_pairs(beside, confusion, classes, lines=int(72 * side / _LINE) - 6)
-        _rule(axes, k)
-        bar |= {"cax": beside.inset_axes((0, 0.03, 1, 0.14 / side)), "orientation": "horizontal"}
-    image = axes.imshow(
-        _row_fractions(confusion), cmap=_COLOURS, norm=_SCALE, interpolation="nearest"
-    )
+        axes, list_axes = figure.subplots(1, 2, width_ratios=[matrix_size, 2.4])
+        n_lines = int(_POINTS_PER_INCH * matrix_size / _LINE) - 6
+        _list_pairs(list_axes, confusion, classes, lines=n_lines)
+        _draw_guides(axes, k)
+        bar_axes = list_axes.inset_axes((0, 0.03, 1, 0.14 / matrix_size))
+    fractions = _row_fractions(confusion)
+    image = axes.imshow(fractions, cmap=_COLOURS, norm=_SCALE, interpolation="nearest")
     axes.set(xlabel="predicted class", ylabel="true class", anchor="N")
-    figure.colorbar(image, label="fraction of the true class (%)", **bar)
-    _name_ticks(axes, classes, 72 * side / k)
-    set_title(axes, title, width=side)
+    figure.colorbar(
+        image,
+        cax=bar_axes,
+        orientation="vertical" if has_counts else "horizontal",
+        label="fraction of the true class (%)",
+        ticks=[0, 0.05, 0.2, 0.5, 1],
+        format=PercentFormatter(1, 0, symbol=""),
+    )
+    _name_ticks(axes, classes, cell)
+    set_title(axes, title, width=matrix_size)
     return figure
 
 
-def _rule(axes: Axes, k: int) -> None:
+def _draw_guides(axes: Axes, k: int) -> None:
     """Draw a faint line after every fifth class, to find the names of a cell."""
     lines = np.arange(4.5, k - 1, 5)
     axes.set_xticks(lines, minor=True)
@@ -86,33 +95,40 @@ def _write_counts(axes: Axes, confusion: NDArray[np.int64], cell: float) -> None
     size = min(10.0, 1.25 * cell / len(str(confusion.max())))
     shades = _SCALE(np.nan_to_num(_row_fractions(confusion)))
     for (row, column), count in np.ndenumerate(confusion):
-        colour = "0.7" if count == 0 else "white" if shades[row, column] > 0.6 else "black"
+        colour = "white" if shades[row, column] > 0.6 else "black"
+        if count == 0:
+            colour = "0.7"
         axes.text(column, row, str(count), ha="center", va="center", color=colour, fontsize=size)
 
 
-def _size(cell: float) -> float:
+def _font_size(cell: float) -> float:
     """Return the font size of names beside cells of ``cell`` points, at least a readable one."""
     return float(np.clip(0.75 * cell, 5.5, 9))
 
 
 def _name_ticks(axes: Axes, classes: Sequence[str], cell: float) -> None:
     """Label every class, or every second, third, ... one if the names would overlap."""
-    size = _size(cell)
+    size = _font_size(cell)
     places = range(0, len(classes), int(np.ceil(1.3 * size / cell)))
     names = shorten([classes[place] for place in places], _MAX_NAME)
     longest = max(map(len, names))
-    turned = 0 if 0.65 * size * longest < cell else 90 if cell < 3 * size else 45
+    rotation = 45
+    if 0.65 * size * longest < cell:
+        rotation = 0
+    elif cell < 3 * size:
+        rotation = 90
     axes.set_yticks(places, names, fontsize=size, **literal_text())
-    across: dict[str, Any] = {
-        "rotation": turned,
-        "ha": "right" if turned == 45 else "center",
-        "rotation_mode": _MODES[turned],
-    }
-    axes.set_xticks(places, names, fontsize=size, **across, **literal_text())
+    axes.set_xticks(
+        places,
+        names,
+        fontsize=size,
+        rotation=rotation,
+        # A slanted name ends at its tick.
+        ha="right" if rotation == 45 else "center",
+        rotation_mode="anchor" if rotation == 45 else "default",
+        **literal_text(),
+    )
     axes.tick_params(length=2)
-
-
-_MODES = {0: "default", 45: "anchor", 90: "default"}
 
 
 def _list_pairs(

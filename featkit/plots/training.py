@@ -42,7 +42,8 @@ def plot_histories(histories: Mapping[str, History], *, title: str) -> Figure:
         Line2D([], [], color=colours(place % 10), label=name) for place, name in enumerate(names)
     ]
     handles += [Line2D([], [], color="0.3", linestyle="--", label="train")]
-    if any(np.isfinite(row["val_loss"]) for history in histories.values() for row in history):
+    has_val = any(_has_val(history) for history in histories.values())
+    if has_val:
         handles += [Line2D([], [], color="0.3", label="val")]
     legend = figure.legend(
         handles=handles, loc="outside lower center", ncols=min(4, len(handles)), frameon=False
@@ -51,6 +52,10 @@ def plot_histories(histories: Mapping[str, History], *, title: str) -> Figure:
         text.set(**literal_text())
     figure.suptitle(drawable(title), fontsize=11, **literal_text())
     return figure
+
+
+def _has_val(history: History) -> bool:
+    return any(np.isfinite(row["val_loss"]) for row in history)
 
 
 def _draw(axes: Axes, history: History, part: str, colour: object) -> None:
