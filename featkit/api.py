@@ -1420,7 +1420,7 @@ def _train(
             note(f"already finished: {run.path}")
             return None if group.rank else run
         begun = has_checkpoint(prepared, out)
-        note("resuming from the last checkpoint" if begun else "no checkpoint, starting anew")
+        note("resuming from the last checkpoint" if begun else "checkpoint not found, starting from scratch")
     with _training_callbacks(config.epochs, compute.progress, group) as callbacks:
         execution = ExecutionConfig(compute, resume=resume, callbacks=callbacks, group=group)
         run = train_run(prepared, execution, out, training_figures)
