@@ -38,7 +38,7 @@ def texts(figure: Figure) -> list[str]:
 
 
 @pytest.mark.parametrize("k", [1, 2, 10, 15, 16, 37, 101, 300])
-def test_any_number_of_classes_is_drawn_without_labels_that_overlap(k: int) -> None:
+def test_class_names_do_not_overlap_for_any_number_of_classes(k: int) -> None:
     figure = plot_confusion(counts(k), names(k), title="photos, linear")
     figure.draw_without_rendering()
     axes = figure.axes[0]
@@ -51,7 +51,7 @@ def test_any_number_of_classes_is_drawn_without_labels_that_overlap(k: int) -> N
     assert figure.get_size_inches().max() < 20
 
 
-def test_few_classes_have_their_counts_in_the_cells() -> None:
+def test_a_small_matrix_shows_counts_in_its_cells() -> None:
     figure = plot_confusion(
         np.array([[143, 9], [12, 1234567]]), ["cat", "dog"], title="photos, linear"
     )
@@ -72,13 +72,13 @@ def test_few_classes_have_their_counts_in_the_cells() -> None:
     assert 5 < size <= 10
 
 
-def test_colours_are_shares_of_the_true_class_and_a_row_without_images_is_empty() -> None:
+def test_rows_are_normalized_and_a_row_without_images_is_empty() -> None:
     figure = plot_confusion(np.array([[9, 1, 0], [0, 0, 0], [1, 1, 2]]), ["a", "b", "c"], title="t")
     shares = np.ma.filled(figure.axes[0].images[0].get_array(), np.nan)
     np.testing.assert_allclose(shares, [[0.9, 0.1, 0], [np.nan] * 3, [0.25, 0.25, 0.5]])
 
 
-def test_many_classes_have_their_most_frequent_mistakes_listed() -> None:
+def test_a_large_matrix_lists_the_most_confused_pairs() -> None:
     confusion = 10 * np.eye(20, dtype=np.int64)
     confusion[3, 7], confusion[2, 1], confusion[5, 6] = 4, 1, 4
     confusion[5, 5] = 2
@@ -89,20 +89,20 @@ def test_many_classes_have_their_most_frequent_mistakes_listed() -> None:
     assert "10" not in listed
 
 
-def test_mistakes_beyond_the_room_are_counted() -> None:
+def test_confused_pairs_that_do_not_fit_are_counted() -> None:
     listed = texts(plot_confusion(np.ones((40, 40), dtype=np.int64), names(40), title="t"))
     shown = sum("→" in text for text in listed) - 1
     assert f"and {40 * 39 - shown} more pairs" in listed
 
 
-def test_no_mistake_at_all_is_said() -> None:
+def test_a_matrix_without_errors_has_a_note_instead_of_a_list() -> None:
     assert "No confused classes" in texts(
         plot_confusion(np.eye(16, dtype=np.int64), names(16), title="t")
     )
 
 
 @pytest.mark.parametrize("repeats", [1, 2])
-def test_odd_names_are_drawn_as_they_are_written_without_warnings(repeats: int) -> None:
+def test_unusual_class_names_are_drawn_literally_without_warnings(repeats: int) -> None:
     classes = ODD * repeats
     figure = plot_confusion(counts(len(classes)), classes, title="$price$ of 猫")
     with warnings.catch_warnings():
@@ -112,7 +112,7 @@ def test_odd_names_are_drawn_as_they_are_written_without_warnings(repeats: int) 
     assert not any(text.get_parse_math() for text in figure.axes[0].get_yticklabels())
 
 
-def test_the_same_matrix_gives_the_same_bytes_without_time_or_version() -> None:
+def test_the_png_is_reproducible() -> None:
     first, second = (png_bytes(plot_confusion(counts(5), names(5), title="t")) for _ in range(2))
     assert first == second
     assert not any(chunk in first for chunk in (b"tEXt", b"iTXt", b"tIME", b"matplotlib"))

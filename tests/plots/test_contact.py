@@ -17,8 +17,8 @@ def texts(figure):
     return [text.get_text() for text in figure.axes[0].texts]
 
 
-def test_every_picture_is_drawn_unstretched_with_its_lines():
-    """A picture keeps its proportions and lies inside the sheet."""
+def test_every_picture_keeps_its_aspect_ratio_and_has_its_lines():
+    """Every picture lies inside the sheet."""
     tiles = [Tile((picture(), picture(60, 20)), ("cat", "0.99"))] * 7
     figure = plot_contact([Section("pairs", tiles)], title="audit")
     (axes,) = figure.axes
@@ -32,7 +32,7 @@ def test_every_picture_is_drawn_unstretched_with_its_lines():
     assert texts(figure).count("cat") == 7
 
 
-def test_names_of_users_are_written_as_they_are():
+def test_names_are_drawn_literally():
     """Dollars start no formula, control characters are escaped, long names shortened."""
     tile = Tile((picture(),), ("$\\frac{$", "a\x1b[31m", "x" * 99))
     figure = plot_contact([Section("suspects", [tile])], title="$ \n audit")
@@ -42,12 +42,12 @@ def test_names_of_users_are_written_as_they_are():
     assert png_bytes(figure).startswith(b"\x89PNG")
 
 
-def test_a_section_without_tiles_says_so():
-    """A sheet of nothing is a sheet all the same."""
+def test_a_section_without_tiles_has_a_note():
+    """A sheet without sections is valid too."""
     assert "suspects: none" in texts(plot_contact([Section("suspects", [])], title="audit"))
 
 
-def test_thumbnails_are_small_and_keep_their_shape():
-    """A large picture shrinks in proportion; a small one stays."""
+def test_thumbnails_keep_their_aspect_ratio():
+    """A small picture is unchanged."""
     assert thumbnail(picture(600, 1200)).shape == (120, 240, 3)
     np.testing.assert_array_equal(thumbnail(picture()), picture())

@@ -1,4 +1,4 @@
-"""Lines over a range of settings."""
+"""Curves of accuracy over a range of values."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ def texts(figure: Figure) -> list[str]:
     return [artist.get_text() for artist in figure.findobj(Text)]
 
 
-def test_a_line_goes_through_its_results_in_the_order_of_settings_with_its_band() -> None:
-    """Whatever order they come in."""
+def test_a_line_is_sorted_by_x_and_has_an_interval_band() -> None:
+    """Whatever the order of the input."""
     given, order = line(), [3, 1, 0, 4, 2]
     turned = Line("svm", given.x[order], given.y[order], given.intervals[order])
     axes = draw([turned]).axes[0]
@@ -41,8 +41,8 @@ def test_a_line_goes_through_its_results_in_the_order_of_settings_with_its_band(
     assert axes.get_xscale() == "log"
 
 
-def test_the_settings_that_were_tried_are_named_and_no_others() -> None:
-    """As many as have room."""
+def test_only_values_with_results_have_ticks() -> None:
+    """As many as fit."""
     figure = draw([line()])
     figure.draw_without_rendering()
     assert [label.get_text() for label in figure.axes[0].get_xticklabels()] == [
@@ -58,7 +58,7 @@ def test_the_settings_that_were_tried_are_named_and_no_others() -> None:
     assert all(left.x1 < right.x0 for left, right in pairwise(ends))
 
 
-def test_several_lines_are_told_apart_by_name_colour_and_marker() -> None:
+def test_several_lines_differ_in_name_colour_and_marker() -> None:
     """A single one needs no legend."""
     axes = draw([line("linear"), line("$svm$"), line("猫")]).axes[0]
     assert (
@@ -82,7 +82,7 @@ def test_several_lines_are_told_apart_by_name_colour_and_marker() -> None:
         [line(x=10.0 ** np.arange(-4, 5))],
     ],
 )
-def test_any_lines_are_drawn_without_warnings_and_always_the_same(lines: list[Line]) -> None:
-    """One setting, a missing result, many lines."""
+def test_any_lines_are_drawn_reproducibly_without_warnings(lines: list[Line]) -> None:
+    """Also a single value, missing results, many lines."""
     first, second = (png_bytes(draw(lines)) for _ in range(2))
     assert first == second

@@ -25,7 +25,7 @@ def hatched(figure: Figure) -> list[tuple[float, float]]:
     ]
 
 
-def test_each_cell_has_its_number_in_percent_and_its_interval() -> None:
+def test_each_cell_shows_its_value_in_percent_and_its_interval() -> None:
     intervals = np.stack([VALUES - 0.02, VALUES + 0.01], axis=-1)
     figure = plot_heatmap(
         VALUES, ROWS, COLUMNS, title="all runs", label="top-1", intervals=intervals
@@ -44,7 +44,7 @@ def test_each_cell_has_its_number_in_percent_and_its_interval() -> None:
     assert not any("nan" in text for text in texts(figure))
 
 
-def test_cells_without_a_result_are_hatched_and_say_why() -> None:
+def test_cells_without_a_result_are_hatched_and_labelled() -> None:
     words = [["", ""], ["failed", ""], ["", "skipped"]]
     figure = plot_heatmap(VALUES, ROWS, COLUMNS, title="t", label="top-1", missing=words)
     assert hatched(figure) == [(-0.5, 0.5), (0.5, 1.5)]
@@ -64,7 +64,7 @@ def test_cells_without_a_result_are_hatched_and_say_why() -> None:
         np.array([[0.0, 1.0]]),
     ],
 )
-def test_any_grid_is_drawn_without_warnings_and_always_the_same(values: np.ndarray) -> None:
+def test_any_grid_is_drawn_reproducibly_without_warnings(values: np.ndarray) -> None:
     rows, columns = (ROWS * 4)[: len(values)], (COLUMNS * 5)[: values.shape[1]]
     first, second = (
         png_bytes(plot_heatmap(values, rows, columns, title="$t$", label="top-1")) for _ in range(2)
@@ -72,11 +72,11 @@ def test_any_grid_is_drawn_without_warnings_and_always_the_same(values: np.ndarr
     assert first == second
 
 
-def test_long_names_get_their_room() -> None:
-    """matplotlib warns where it finds none."""
+def test_long_names_fit() -> None:
+    """matplotlib would warn otherwise."""
     png_bytes(plot_heatmap(np.array([[0.5]]), ["r" * 90], ["c" * 90], title="t", label="top-1"))
 
 
-def test_small_differences_do_not_get_the_whole_colour_scale() -> None:
+def test_small_differences_do_not_span_the_whole_colour_scale() -> None:
     figure = plot_heatmap(np.array([[0.9, 0.91]]), ["a"], ["b", "c"], title="t", label="top-1")
     assert figure.axes[0].images[0].get_clim() == pytest.approx((88, 93))

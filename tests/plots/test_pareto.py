@@ -1,4 +1,4 @@
-"""Accuracy over latency, drawn."""
+"""Pareto plots of accuracy over latency."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ POINTS = [
 ]
 
 
-def test_the_front_holds_what_nobody_beats_in_both():
+def test_the_front_holds_the_points_that_no_other_dominates():
     assert [each.name for each in pareto_front(POINTS)] == ["int8", "fp32"]
 
 
-def test_of_equals_one_is_on_the_front():
+def test_one_of_two_equal_points_is_on_the_front():
     assert len(pareto_front([point("a", 1, 0.5), point("b", 1, 0.5)])) == 1
 
 
-def test_every_network_is_in_the_legend_as_it_is_called():
+def test_the_legend_names_every_network_literally():
     figure = plot_pareto(POINTS, title="linear on caltech101, n = 2893")
     texts = [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
     assert texts[:3] == ["fp32", "int8", "pruned $x$ <b>"]
@@ -35,5 +35,5 @@ def test_every_network_is_in_the_legend_as_it_is_called():
     )
 
 
-def test_one_network_is_enough():
+def test_a_single_network_can_be_drawn():
     assert png_bytes(plot_pareto(POINTS[:1], title="")).startswith(b"\x89PNG")

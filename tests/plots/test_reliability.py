@@ -19,7 +19,7 @@ def texts(figure: Figure) -> list[str]:
 
 
 def test_each_bin_is_a_point_with_its_interval_gap_and_count() -> None:
-    """One panel where there is no temperature."""
+    """Without calibration there is one panel."""
     above, below = plot_reliability(BINS, title="t").axes
     points = next(line for line in above.lines if line.get_marker() == "o")
     np.testing.assert_allclose(points.get_xydata(), [[0.5, 0.4], [0.9, 0.95]])
@@ -31,8 +31,8 @@ def test_each_bin_is_a_point_with_its_interval_gap_and_count() -> None:
     )
 
 
-def test_the_titles_name_the_calibration_error_before_and_after() -> None:
-    """Which is that of the bins."""
+def test_the_headings_show_the_calibration_error_before_and_after() -> None:
+    """Computed from the bins."""
     figure = plot_reliability(BINS, title="photos, $svm$", calibrated=BINS[:1], temperature=0.6123)
     assert len(figure.axes) == 4
     assert calibration_error(BINS) == pytest.approx(2 / 30)
@@ -42,10 +42,10 @@ def test_the_titles_name_the_calibration_error_before_and_after() -> None:
 
 
 @pytest.mark.parametrize("bins", [(ReliabilityBin(1.0, 1.0, 1, (0.2, 1.0)),), BINS * 8])
-def test_any_bins_are_drawn_without_warnings_and_always_the_same(
+def test_any_bins_are_drawn_reproducibly_without_warnings(
     bins: tuple[ReliabilityBin, ...],
 ) -> None:
-    """A title of any length and script, too."""
+    """With a title of any length and script."""
     first, second = (
         png_bytes(plot_reliability(bins, title="$x 猫 " * 30, calibrated=bins)) for _ in range(2)
     )

@@ -1,4 +1,4 @@
-"""What a search found, as a figure."""
+"""Figures of a hyperparameter search."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ ALONG_C = [
 ]
 
 
-def test_the_option_with_most_positive_values_lies_along_the_axis():
+def test_the_numeric_option_with_most_values_is_the_x_axis():
     figure = plot_search(ALONG_C, title="linear")
     (axes,) = figure.axes
     assert axes.get_xlabel() == "C"
@@ -33,11 +33,11 @@ def test_the_option_with_most_positive_values_lies_along_the_axis():
     ],
     ids=["words", "with a zero", "defaults"],
 )
-def test_settings_without_such_an_option_are_bars_with_the_best_on_top(tried):
+def test_candidates_without_such_an_option_are_bars_with_the_best_on_top(tried):
     (axes,) = plot_search(tried, title="head").axes
     widths = [bar.get_width() for bar in axes.patches]
     assert widths == sorted(100 * top1 for _, top1 in tried)
 
 
-def test_names_from_users_are_drawn_as_they_are_written():
+def test_option_names_are_drawn_literally():
     assert png_bytes(plot_search([({"metric": "$x_1$"}, 0.5)], title="$\\frac"))[:4] == b"\x89PNG"

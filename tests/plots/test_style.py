@@ -10,12 +10,12 @@ from featkit.plots.files import png_bytes
 from featkit.plots.style import drawable, font_families, literal_text, set_title, shorten
 
 
-def test_latin_names_stay_as_they_are() -> None:
+def test_latin_names_are_unchanged() -> None:
     name = "Überraschung, naïve $x$ _under_ ^2 100 % Ελλάδα"
     assert drawable(name) == name
 
 
-def test_what_no_font_draws_is_written_as_escapes_as_in_json() -> None:
+def test_characters_without_a_font_are_escaped_as_in_json() -> None:
     assert drawable("\ue000a") == r"\ue000a" == json.dumps("\ue000a")[1:-1]
     assert drawable("two\nlines\tand \x07") == r"two\nlines\tand \x07"
 

@@ -1,4 +1,4 @@
-"""Curves of trainings."""
+"""Training curves."""
 
 import numpy as np
 
@@ -23,7 +23,7 @@ def legend(figure):
     return [text.get_text() for text in figure.legends[0].get_texts()]
 
 
-def test_each_run_has_its_colour_and_each_panel_its_lines():
+def test_each_run_has_a_colour_and_each_panel_its_lines():
     figure = plot_histories({"deep": history(5), "full": history(3)}, title="two")
     assert legend(figure) == ["deep", "full", "train", "val"]
     for axes in figure.axes:
@@ -38,7 +38,7 @@ def test_without_val_there_is_no_val_in_the_legend():
     assert legend(figure) == ["deep", "train"]
 
 
-def test_names_are_drawn_as_they_are_written():
+def test_run_names_are_drawn_literally():
     figure = plot_histories({"$x$ <b>": history(1)}, title="$y$")
     assert legend(figure)[0] == "$x$ <b>"
     assert not figure.legends[0].get_texts()[0].get_parse_math()

@@ -1,4 +1,4 @@
-"""Results become named PNG files."""
+"""Figures of results as named PNG files."""
 
 from __future__ import annotations
 
@@ -51,12 +51,12 @@ def test_a_run_has_a_confusion_matrix_and_a_reliability_diagram() -> None:
     assert all(content.startswith(PNG) for content in files.values())
 
 
-def test_a_tuned_run_has_the_search_as_well() -> None:
+def test_a_tuned_run_also_has_its_search() -> None:
     tried = [SimpleNamespace(options={"C": value}, top1=0.5) for value in (1.0, 10.0, 100.0)]
     assert set(run_figures(run(tried=tried))) == {"confusion.png", "reliability.png", "search.png"}
 
 
-def test_a_training_has_curves_as_well() -> None:
+def test_a_training_also_has_curves() -> None:
     assert set(training_figures(run(), HISTORY)) == {
         "curves.png",
         "confusion.png",
@@ -83,7 +83,7 @@ def test_pruning_steps_are_a_curve() -> None:
     assert sparsity_figures({"pruned": rows}, "svm on photos")["steps.png"].startswith(PNG)
 
 
-def test_a_grid_is_a_heat_map_also_where_cells_have_no_result() -> None:
+def test_a_grid_with_failed_cells_has_a_heat_map() -> None:
     values = {
         "data": "photos",
         "backbone": "resnet18",

@@ -1,4 +1,4 @@
-"""An audit of images in which errors were planted."""
+"""Audits of images with known errors."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from featkit.studies.audit import audit
 
 @pytest.fixture
 def opened(photos, tmp_path):
-    """Opens the photos after some change to them."""
+    """Return a function that loads the features of the photos."""
 
     def open_(split="50/0/50"):
         given = {
@@ -34,40 +34,40 @@ def opened(photos, tmp_path):
     return open_
 
 
-def planted(photos):
-    """Copies one image within its class, one under another label; returns the names as pairs."""
+def add_copies(photos):
+    """Copy one image within its class and one to another class; return the pairs of names."""
     shutil.copy(photos / "red" / "0.png", photos / "red" / "copy.png")
     shutil.copy(photos / "blue" / "0.png", photos / "green" / "blue.png")
     return {("red/0.png", "red/copy.png"), ("blue/0.png", "green/blue.png")}
 
 
-def test_planted_copies_are_found_by_content(opened, photos):
-    """Within a class and under another label; each is a line that names both images."""
-    pairs = planted(photos)
+def test_copies_are_found_by_content(opened, photos):
+    """Within a class and across classes; each finding names both images."""
+    pairs = add_copies(photos)
     found = audit(opened()).findings()["identical"]
     assert {(line.image, line.other) for line in found} == pairs
     assert {(line.label, line.other_label) for line in found} == {("red", "red"), ("blue", "green")}
 
 
-def test_a_planted_wrong_label_is_the_first_suspect(opened, photos):
-    """The red picture among the blue ones is named, and red is suggested."""
+def test_a_wrong_label_is_the_first_suspect(opened, photos):
+    """A red picture among the blue ones is found, and red is suggested."""
     (photos / "red" / "7.png").rename(photos / "blue" / "stray.png")
     first = audit(opened()).findings()["suspect"][0]
     assert (first.image, first.label, first.other_label) == ("blue/stray.png", "blue", "red")
     assert first.score > 1
 
 
-def test_a_copy_does_not_vouch_for_itself(opened, photos):
-    """A wrong label is suspect even if the same wrong image is there many times."""
+def test_copies_do_not_support_a_wrong_label(opened, photos):
+    """A wrong label is found even if the image is there many times."""
     for number in range(6):
         shutil.copy(photos / "red" / "7.png", photos / "blue" / f"stray{number}.png")
     (photos / "red" / "7.png").unlink()
     assert audit(opened()).findings()["suspect"][0].image == "blue/stray0.png"
 
 
-def test_leaks_are_test_images_that_are_in_train(opened, photos):
-    """A copy inside one split leaks nothing; one that crosses into test is named with its row."""
-    planted(photos)
+def test_leaks_are_test_images_that_are_also_in_train(opened, photos):
+    """Copies within one split are no leaks."""
+    add_copies(photos)
     source = opened()
     keys, splits = cached_keys(source), source.embeddings.splits
     expected = [
@@ -80,7 +80,7 @@ def test_leaks_are_test_images_that_are_in_train(opened, photos):
 
 
 def test_unreadable_images_are_left_out(opened, photos, tmp_path):
-    """The keys are those of the images that have vectors."""
+    """Keys are those of the images that have features."""
     (photos / "blue" / "0.png").write_bytes(b"not a picture")
     given = {"data": str(photos), "backbone": "resnet18", "weights": "random", "resize": "32"}
     source = load_features(given, tmp_path / "cache", Compute(on_error="skip"))
@@ -90,8 +90,8 @@ def test_unreadable_images_are_left_out(opened, photos, tmp_path):
     }
 
 
-def test_classes_too_small_to_be_judged_are_noted_and_listed(opened, photos):
-    """Their labels are not called wrong."""
+def test_classes_too_small_to_be_checked_are_noted_and_listed(opened, photos):
+    """Their labels are not suspect."""
     for place, colour in enumerate(("black", "white")):
         (photos / colour).mkdir()
         Image.fromarray(np.full((20, 24, 3), 255 * place, np.uint8)).save(photos / colour / "0.png")
@@ -101,8 +101,8 @@ def test_classes_too_small_to_be_judged_are_noted_and_listed(opened, photos):
     assert not {"black", "white"} & {line.label for line in done.findings()["suspect"]}
 
 
-def test_one_image_many_times_is_not_enough(opened, photos):
-    """With a single content there is nothing to compare."""
+def test_copies_of_a_single_image_cannot_be_audited(opened, photos):
+    """There is nothing to compare."""
     for path in photos.rglob("*.png"):
         shutil.copy(photos / "red" / "0.png", path) if path != photos / "red" / "0.png" else None
     with pytest.raises(DataError, match="1 vectors"):
@@ -110,8 +110,8 @@ def test_one_image_many_times_is_not_enough(opened, photos):
 
 
 def test_the_same_audit_gives_the_same_findings_as_json_and_csv(opened, photos):
-    """Both hold every finding; counts are of the findings."""
-    planted(photos)
+    """Both hold every finding."""
+    add_copies(photos)
     source = opened()
     values = audit(source).to_dict()
     assert json.dumps(values, allow_nan=False) == json.dumps(audit(source).to_dict())
@@ -123,8 +123,8 @@ def test_the_same_audit_gives_the_same_findings_as_json_and_csv(opened, photos):
 
 
 @pytest.mark.realdata
-def test_changed_copies_of_real_photographs_are_near_duplicates(real_data, real_weights, tmp_path):
-    """A JPEG of lower quality, a smaller one and a brighter one are paired with their originals."""
+def test_edited_copies_of_real_photographs_are_near_duplicates(real_data, real_weights, tmp_path):
+    """Recompressed, smaller and brighter copies are paired with their originals."""
     changes = {
         "jpeg": lambda image: image,
         "smaller": lambda image: image.resize((image.width * 4 // 5, image.height * 4 // 5)),

@@ -1,4 +1,4 @@
-"""Few images of each class."""
+"""Few-shot episodes and learning curves."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def easy(vectors):
     return vectors(240, apart=12.0)
 
 
-def test_episodes_are_easy_where_classes_lie_apart_and_luck_where_they_do_not(easy, vectors):
+def test_episodes_of_separated_classes_are_easy_and_of_others_at_chance(easy, vectors):
     heads = ["prototypical", "knn:k=1", "linear"]
     found = list(episode_scores(easy, heads, [1, 5], SETTING))
     assert [(score.head, score.shot) for score in found] == [
@@ -37,14 +37,14 @@ def test_the_same_seed_gives_the_same_json(easy):
     assert json.loads(one)["setting"]["way"] == 3
 
 
-def test_a_learning_curve_rises_and_is_judged_on_test(vectors):
+def test_a_learning_curve_rises_with_the_number_of_images(vectors):
     curve = list(learning_curve(vectors(240, apart=1.5), ["prototypical"], [1, 4, 16], draws=4))
     assert [score.shot for score in curve] == [1, 4, 16]
     assert curve[0].mean < curve[-1].mean
     assert all(low <= score.mean <= high for score in curve for low, high in [score.interval95])
 
 
-def test_more_ways_than_classes_and_a_single_draw_are_refused(easy):
+def test_more_ways_than_classes_and_a_single_draw_are_errors(easy):
     with pytest.raises(DataError, match="9 ways need 9 classes"):
         list(episode_scores(easy, ["prototypical"], [1], EpisodeConfig(way=9)))
     with pytest.raises(DataError, match="two draws"):
