@@ -50,7 +50,7 @@ if TYPE_CHECKING:
     from featkit.heads import make_head as make_head
     from featkit.images import load_images as load_images
     from featkit.images.base import ImageSet
-    from featkit.runs.compare import Compared, OverSeeds
+    from featkit.runs.compare import OverSeeds, RunComparison
     from featkit.runs.directory import SavedRun
     from featkit.runs.features import FeatureSet
     from featkit.runs.fit import Run
@@ -396,7 +396,7 @@ class FitResults:
 
     runs: tuple[Run, ...]
     paths: tuple[Path, ...]
-    comparison: Compared | None
+    comparison: RunComparison | None
     seeds: Mapping[str, OverSeeds]
 
 
@@ -598,7 +598,7 @@ def load_run(run: PathLike | Run | SavedRun) -> SavedRun:
     )
 
 
-def compare(runs: Sequence[PathLike]) -> Compared:
+def compare(runs: Sequence[PathLike]) -> RunComparison:
     """Compare runs that were evaluated on the same test images.
 
     Args:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from featkit.cli.options import command, json_option
-from featkit.cli.output import between, table
+from featkit.cli.output import between, print_json, table
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -32,11 +32,10 @@ def compare(runs: tuple[Path, ...], as_json: bool) -> None:
     test (mid-p) with Holm correction.
     """
     from featkit import api
-    from featkit.runs.compare import to_json
 
     found = api.compare(runs)
     if as_json:
-        click.echo(to_json(found))
+        print_json(found.to_dict())
         return
     print_comparison(found.runs, found.pairs)
 

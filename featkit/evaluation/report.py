@@ -100,6 +100,9 @@ class Report:
         """Class names, in the order of ``confusion``."""
         return tuple(row.name for row in self.per_class)
 
+    def __str__(self) -> str:
+        return summary(self)
+
     def to_dict(self) -> dict[str, Any]:
         """Return what JSON can hold; the same for the same seed on the same machine."""
         values = {part.name: getattr(self, part.name) for part in fields(self) if part.name != "cost"}

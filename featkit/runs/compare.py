@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import csv
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from html import escape
 from math import sqrt
 from pathlib import Path
 from typing import Any
@@ -16,16 +16,40 @@ from scipy.stats import t
 from featkit.backbones.saved import is_path
 from featkit.errors import DataError, RunError, SpecError
 from featkit.evaluation import PairedComparison, Predictions, Report, compare
+from featkit.evaluation.display import data_frame, html_table
 from featkit.evaluation.intervals import Interval
 from featkit.runs.directory import PREDICTIONS_FILE, RESULTS_FILE
 
 
 @dataclass(frozen=True)
-class Compared:
+class RunComparison:
     """Reports of runs by name, best first, and the comparison of each pair."""
 
     runs: tuple[tuple[str, Report], ...]
     pairs: tuple[PairedComparison, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return runs and pairs as JSON can represent them."""
+        return {"runs": self._rows(), "pairs": [pair.to_dict() for pair in self.pairs]}
+
+    def to_frame(self) -> Any:
+        """Return a ``pandas.DataFrame`` with one row per run.
+
+        Raises:
+            FeatkitError: if pandas is not installed.
+        """
+        return data_frame(self._rows())
+
+    def _repr_html_(self) -> str:
+        pairs = "".join(f"<li>{escape(pair.sentence)}</li>" for pair in self.pairs)
+        return f"{html_table(self._rows())}<ul>{pairs}</ul>"
+
+    def _rows(self) -> list[dict[str, Any]]:
+        rows = []
+        for name, report in self.runs:
+            row = {"name": name, "n": report.n, "top1": report.top1}
+            rows.append({**row, "interval95": report.interval95})
+        return rows
 
 
 @dataclass(frozen=True)
@@ -57,7 +81,7 @@ def over_seeds(top1: Sequence[float]) -> OverSeeds:
     return OverSeeds(tuple(top1), mean, deviation, interval)
 
 
-def compare_runs(directories: Sequence[Path]) -> Compared:
+def compare_runs(directories: Sequence[Path]) -> RunComparison:
     """Compare saved runs pairwise; runs are named by head and backbone, if ambiguous also by id.
 
     Raises:
@@ -75,7 +99,7 @@ def compare_runs(directories: Sequence[Path]) -> Compared:
         named.append((name, report, predictions))
     named.sort(key=lambda run: -run[1].top1)
     pairs = compare({name: predictions for name, _, predictions in named})
-    return Compared(tuple((name, report) for name, report, _ in named), tuple(pairs))
+    return RunComparison(tuple((name, report) for name, report, _ in named), tuple(pairs))
 
 
 def read_run(directory: Path) -> tuple[str, Report, Predictions]:
@@ -121,15 +145,3 @@ def _network_name(provenance: Mapping[str, Any]) -> str:
         return start
     backbone: str = provenance["request"]["backbone"]
     return str(provenance["weights"]) if is_path(backbone) else backbone
-
-
-def to_json(compared: Compared) -> str:
-    """Return the runs and the pairs as indented JSON."""
-    runs = []
-    for name, report in compared.runs:
-        runs.append(
-            {"name": name, "n": report.n, "top1": report.top1, "interval95": report.interval95}
-        )
-    return json.dumps(
-        {"runs": runs, "pairs": [pair.to_dict() for pair in compared.pairs]}, indent=2
-    )

@@ -95,7 +95,7 @@ class Run:
         """Return the content of ``results.json``: reproducible, so without times."""
         content = {"run": self.id, **self.report.to_dict()}
         if self.search:
-            content["search"] = [candidate._asdict() for candidate in self.search.tried]
+            content["search"] = [candidate._asdict() for candidate in self.search.candidates]
         return content
 
     def prediction_rows(self) -> list[dict[str, Any]]:
