@@ -18,7 +18,7 @@ from featkit.errors import DataError, RunError, SpecError
 from featkit.evaluation import PairedComparison, Predictions, Report, compare
 from featkit.evaluation.display import data_frame, html_table
 from featkit.evaluation.intervals import Interval
-from featkit.runs.directory import PREDICTIONS_FILE, RESULTS_FILE
+from featkit.runs.directory import PREDICTIONS_FILE, RESULTS_FILE, missing_run_message
 
 
 @dataclass(frozen=True)
@@ -118,10 +118,7 @@ def read_run(directory: Path) -> tuple[str, Report, Predictions]:
         y = np.array([row["true"] for row in rows])
         predicted = np.array([row["predicted"] for row in rows])
     except FileNotFoundError as error:
-        missing = Path(error.filename).name
-        raise RunError(
-            f"{directory} is not a run directory: {missing} is missing; {fix}"
-        ) from error
+        raise RunError(missing_run_message(directory, Path(error.filename).name)) from error
     except (OSError, DataError, KeyError, TypeError, ValueError) as error:
         raise RunError(f"{directory} cannot be read as a run ({error}): {fix}") from error
     return title, report, Predictions(ids, y, predicted)

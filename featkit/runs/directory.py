@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
 from collections.abc import Mapping
@@ -21,6 +22,8 @@ from featkit.heads.persist import load_head, save_head
 from featkit.runs.fit import Run
 from featkit.storage import Content, csv_text, file_sha256, publish
 
+RUNS_FOLDER = Path("experiments/runs")
+"""Default folder for results."""
 CARD_FILE = "card.json"
 HEAD_FILE = "head.skops"
 PREDICTIONS_FILE = "predictions.csv"
@@ -149,6 +152,22 @@ def is_run(directory: Path) -> bool:
     return (directory / CARD_FILE).is_file() and (directory / HEAD_FILE).is_file()
 
 
+def missing_run_message(directory: Path, missing: str) -> str:
+    """Return the error message for a directory without one of the files of a run.
+
+    Args:
+        directory: the given path; if it does not exist, its name may be the start of a run id.
+        missing: name of the missing file.
+    """
+    if not directory.exists() and directory.name:
+        for card in sorted(RUNS_FOLDER.glob(f"*/{glob.escape(directory.name)}*/{CARD_FILE}")):
+            return f"no run at {directory} (did you mean {card.parent}?)"
+    return (
+        f"{directory} is not a run directory: {missing} is missing; "
+        "fit it again with `featkit fit`, or give the directory that `featkit fit` printed"
+    )
+
+
 def load_run(directory: Path) -> SavedRun:
     """Read a run directory and verify the checksums of its card and its head.
 
@@ -185,9 +204,6 @@ def load_run(directory: Path) -> SavedRun:
             threshold=float(card.get("threshold", 0.0)),
         )
     except FileNotFoundError as error:
-        missing = Path(error.filename).name
-        raise RunError(
-            f"{directory} is not a run directory: {missing} is missing; {fix}"
-        ) from error
+        raise RunError(missing_run_message(directory, Path(error.filename).name)) from error
     except (KeyError, TypeError, ValueError) as error:
         raise RunError(f"{card_file} cannot be read ({error}): {fix}") from error

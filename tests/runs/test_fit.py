@@ -21,6 +21,7 @@ from featkit.errors import (
     StaleCacheError,
     WeightsError,
 )
+from featkit.runs import directory
 from featkit.runs.directory import load_run, save_run, seal
 from featkit.runs.features import load_features
 from featkit.runs.fit import FitConfig, fit_run
@@ -123,6 +124,13 @@ def test_a_run_directory_with_a_missing_file_is_refused(saved, part):
     (saved / part).unlink()
     with pytest.raises(RunError, match=f"{part} is missing"):
         load_run(saved)
+
+
+def test_a_run_id_without_its_folder_gives_the_path_of_the_run(saved, monkeypatch):
+    monkeypatch.chdir(saved.parent.parent)
+    monkeypatch.setattr(directory, "RUNS_FOLDER", Path())
+    with pytest.raises(RunError, match=f"did you mean {saved.parent.name}/{saved.name}"):
+        load_run(Path(saved.name[:6]))
 
 
 def test_a_changed_head_file_is_refused(saved):
