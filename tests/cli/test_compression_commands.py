@@ -55,7 +55,7 @@ def test_export_then_predict_with_the_file(photos):
     done = call("export", run)
     path = Path(done.stdout.strip())
     assert path == run / "model.onnx"
-    assert "same class for 4 of 4 test images, largest difference between two probabilities" in done.stderr
+    assert "same class for 4 of 4 test images, largest difference in probability" in done.stderr
     pictures = [photos / "red" / "0.png", photos / "blue" / "1.png"]
     from_run, from_file = (json.loads(call("predict", each, *pictures, "--json").stdout) for each in (run, path))
     assert [each["answer"] for each in from_run] == [each["answer"] for each in from_file] == ["red", "blue"]
@@ -173,7 +173,7 @@ def test_quantize_leaves_a_backbone_that_profile_takes(photos):
     facts = json.loads(Path(directory, "quantize.json").read_text())
     assert (facts["method"], facts["images"], len(facts["keep"]), len(facts["layers"])) == ("minmax", 17, 1, 20)
     table = call("profile", directory, f"{directory}@int8-openvino", "--repeats", "3").stdout
-    assert "medians of 3 repeats in turn" in table
+    assert "medians of 3 repeats after" in table
     name = Path(directory).name
     assert [line.split()[0] for line in table.splitlines() if name in line] == [name, f"{name}@int8-openvino"]
     assert directory not in table
@@ -197,7 +197,7 @@ def test_a_run_is_quantized_whole(photos):
     )
     assert from_run[0]["answer"] == from_file[0]["answer"] == "red"
     assert from_run != from_file
-    assert "leave out --weights, or add --data" in refused("quantize", run, "--weights", "random")
+    assert "leave out --weights, or give --data" in refused("quantize", run, "--weights", "random")
     assert "bias correction needs" in refused("quantize", run, "--bias-correct", "--method", "dynamic")
 
 

@@ -122,11 +122,11 @@ def test_an_interrupted_training_is_gone_on_with(photos, monkeypatch):
     assert list(Path("experiments/runs/photos").glob(".*.training/checkpoint.pt"))
     assert not list(Path("experiments").rglob("card.json"))
     resumed = call(*arguments, "--resume")
-    assert "going on from the last checkpoint" in resumed.stderr
+    assert "resuming from the last checkpoint" in resumed.stderr
     assert (run_of(resumed) / "network.safetensors").read_bytes() == (whole / "network.safetensors").read_bytes()
     assert not list(Path("experiments/runs/photos").glob(".*"))
     again = call(*arguments, "--resume")
-    assert f"already there: {run_of(resumed)}" in again.stderr
+    assert f"already finished: {run_of(resumed)}" in again.stderr
     assert again.stdout == resumed.stdout
 
 
@@ -174,7 +174,7 @@ def test_students_of_several_seeds_are_pooled(photos):
     assert call(*seeds).stdout.count("over 2 seeds") == 3
     done = call(*seeds, "--resume", "--json")
     found = json.loads(done.stdout)
-    assert done.stderr.count("already there") == 4
+    assert done.stderr.count("already finished") == 4
     assert [(each["a"], each["b"], each["seeds"]) for each in found["pooled"]] == [
         ("distilled", "alone", 2),
         ("teacher", "alone", 2),

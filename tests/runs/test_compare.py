@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 
 import pytest
 
 from featkit.embeddings.pipeline import Compute
 from featkit.errors import DataError, RunError, SpecError
-from featkit.runs.compare import compare_runs, over_seeds, to_json
+from featkit.runs.compare import compare_runs, over_seeds
 from featkit.runs.directory import save_run
 from featkit.runs.features import load_features
 from featkit.runs.fit import FitConfig, fit_run
@@ -44,8 +43,8 @@ def test_runs_on_the_same_images_are_compared_in_pairs(source, tmp_path):
     by_head = {run.head_spec: run.report.top1 for run in runs}
     assert abs(pair.difference) == pytest.approx(abs(by_head["linear"] - by_head["knn:k=1"]))
     assert (
-        json.loads(to_json(found))["pairs"][0]["p_holm"]
-        >= json.loads(to_json(found))["pairs"][0]["p"]
+        found.to_dict()["pairs"][0]["p_holm"]
+        >= found.to_dict()["pairs"][0]["p"]
     )
 
 
