@@ -223,21 +223,20 @@ def odds_text(odds: float) -> str:
 # --- Ablation ---
 
 
-def ablation_figures(matrix: AblationResult) -> dict[str, bytes]:
+def ablation_figures(result: AblationResult) -> dict[str, bytes]:
     """Draw ``heatmap.png``: top-1 accuracy by head (columns) and all other varying axes (rows).
 
     A cell of the figure is the mean over seeds and over perturbations of the test images, where
     these vary; its interval is drawn only where it stands for one cell of the grid.
     """
-    pooled = [axis for axis in ("seed", "perturb") if len(matrix.grid.values(axis)) > 1]
-    row_names, constant = _heatmap_rows(matrix.cells)
+    pooled = [axis for axis in ("seed", "perturb") if len(result.grid.values(axis)) > 1]
+    row_names, constant = _heatmap_rows(result.cells)
     rows = list(dict.fromkeys(row_names))
-    columns = list(dict.fromkeys(str(cell.values["head"]) for cell in matrix.cells))
+    columns = list(dict.fromkeys(str(cell.values["head"]) for cell in result.cells))
     members: dict[tuple[int, int], list[CellResult]] = {}
-    for row, cell in zip(row_names, matrix.cells, strict=True):
-        members.setdefault((rows.index(row), columns.index(str(cell.values["head"]))), []).append(
-            cell
-        )
+    for row, cell in zip(row_names, result.cells, strict=True):
+        place = (rows.index(row), columns.index(str(cell.values["head"])))
+        members.setdefault(place, []).append(cell)
 
     means: NDArray[np.float64] = np.full((len(rows), len(columns)), np.nan)
     intervals = np.full((len(rows), len(columns), 2), np.nan)
@@ -249,12 +248,14 @@ def ablation_figures(matrix: AblationResult) -> dict[str, bytes]:
             intervals[place] = reports[0].interval95
         else:
             missing[place] = cells[0].status
+    title = f"{result.grid.name}: {constant}"
+    if pooled:
+        title += f", mean over {' and '.join(pooled)}"
     figure = plot_heatmap(
         means,
         rows,
         columns,
-        title=f"{matrix.grid.name}: {constant}"
-        + (f", mean over {' and '.join(pooled)}" if pooled else ""),
+        title=title,
         label="top-1 accuracy",
         intervals=None if pooled else intervals,
         missing=missing.tolist(),
@@ -264,19 +265,8 @@ def ablation_figures(matrix: AblationResult) -> dict[str, bytes]:
 
 def _heatmap_rows(cells: Sequence[CellResult]) -> tuple[list[str], str]:
     """Return the row name of each cell, and the constant values for the title."""
-    axes = (
-        "data",
-        "backbone",
-        "weights",
-        "layer",
-        "precision",
-        "subset",
-        "train_perturb",
-        "balance",
-        "tune",
-    )
-    # A skipped cell does not know the short name of its images; another cell with the same images
-    # does.
+    axes = [axis for axis in cells[0].values if axis not in ("head", "seed", "perturb")]
+    # A skipped cell has no short name of its images; another cell with the same images does.
     short_names = {cell.values["data"]: cell.data for cell in cells if cell.data}
     parts = []
     for cell in cells:
@@ -284,13 +274,12 @@ def _heatmap_rows(cells: Sequence[CellResult]) -> tuple[list[str], str]:
         parts.append([_axis_text(named, axis) for axis in axes])
     varying = [len(set(column)) > 1 for column in zip(*parts, strict=True)]
 
-    def joined(texts: Sequence[str], *, which: bool) -> str:
-        return " ".join(
-            text for text, varies in zip(texts, varying, strict=True) if text and varies == which
-        )
-
-    names = [joined(texts, which=True) or texts[axes.index("backbone")] for texts in parts]
-    return names, joined(parts[0], which=False)
+    names = []
+    for texts in parts:
+        shown = [text for text, varies in zip(texts, varying, strict=True) if text and varies]
+        names.append(" ".join(shown) or texts[axes.index("backbone")])
+    constant = [text for text, varies in zip(parts[0], varying, strict=True) if text and not varies]
+    return names, " ".join(constant)
 
 
 _DEFAULTS = {"precision": "auto", "subset": "all", "train_perturb": "none", "balance": "none"}
