@@ -13,13 +13,16 @@ from PIL import Image
 
 from featkit.plots.style import drawable, literal_text, shorten
 
+# Sizes in inches.
 _SIDE = 1.25
 _GAP = 0.12
 _LINE = 0.14
 _HEADING = 0.42
 _ACROSS = 10
+"""Pictures in a row."""
 _MAX_NAME = 19
 _PIXELS = 240
+"""Longest side of a thumbnail."""
 
 
 @dataclass(frozen=True)
@@ -51,9 +54,9 @@ def thumbnail(picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 def plot_contact(sections: Sequence[Section], *, title: str) -> Figure:
-    """Draw sections below each other, their tiles in rows; a section without tiles says so.
+    """Draw sections below each other, with their tiles in rows.
 
-    Names in the text are shorten and written as they are: nothing in them is read as a formula.
+    A section without tiles has a note. Text is drawn literally: ``$`` does not start a formula.
     """
     width = _ACROSS * (_SIDE + _GAP) - _GAP
     height = 0.35 + sum(map(_height, sections))
