@@ -78,7 +78,9 @@ def _table(rows: Sequence[DropRow]) -> str:
     lines = []
     for row in rows:
         worst_family, worst = (row.worst[0], f"{100 * row.worst[1]:.1f}") if row.worst else ("", "")
-        mce = [f"{100 * row.mce:.1f}", between(row.mce_interval95)] if row.mce is not None else ["", ""]
+        mce = ["", ""]
+        if row.mce is not None and row.mce_interval95 is not None:
+            mce = [f"{100 * row.mce:.1f}", between(row.mce_interval95)]
         values = row.values or {}
         lines.append(
             [
