@@ -1,21 +1,21 @@
-"""What can go wrong in a way that the user can put right.
+"""Exceptions for errors that the user can fix.
 
 ::
 
     FeatkitError
-    ├── SpecError           a name, an option or a value that nobody knows
-    ├── DataError           a source of images that is missing, empty or inconsistent
-    │   └── DecodeError     one image file that cannot be read
-    ├── WeightsError        weights that are absent, damaged or of another network
+    ├── SpecError           an unknown name or option, or an invalid value
+    ├── DataError           an image source that is missing, empty or inconsistent
+    │   └── DecodeError     an image file that cannot be decoded
+    ├── WeightsError        weights that are missing, damaged or of another network
     ├── CacheError          an embeddings file that cannot be read
-    │   └── StaleCacheError   ... or that was made by another recipe
+    │   └── StaleCacheError   an embeddings file made with another recipe
     ├── HeadError           a head that cannot be fitted, saved or loaded
-    ├── TrainingError       training that diverges, or cannot be gone on with
-    ├── RunError            a run directory that is incomplete or was tampered with
+    ├── TrainingError       training that diverges or cannot be resumed
+    ├── RunError            a run directory that is incomplete or was modified
     ├── StorageError        a disk that is full or cannot be written
     └── MissingExtraError   an optional dependency that is not installed
 
-Every message is one line: what, where, what to do. The command line prints it and exits with code 1.
+Every message is one line: what is wrong, where, and how to fix it. The command line prints it and exits with code 1.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from collections.abc import Mapping
 
 
 class FeatkitError(Exception):
-    """Something that the user can put right."""
+    """Base class of all errors that the user can fix."""
 
 
 class SpecError(FeatkitError):
-    """A name, an option or a value that nobody knows."""
+    """An unknown name or option, or an invalid value."""
 
 
 class OptionsError(SpecError):
@@ -36,15 +36,15 @@ class OptionsError(SpecError):
 
 
 class DataError(FeatkitError):
-    """A source of images that is missing, empty or inconsistent."""
+    """An image source that is missing, empty or inconsistent."""
 
 
 class DecodeError(DataError):
-    """One image file that cannot be read."""
+    """An image file that cannot be decoded."""
 
 
 class WeightsError(FeatkitError):
-    """Weights that are absent, damaged or of another network."""
+    """Weights that are missing, damaged or of another network."""
 
 
 class CacheError(FeatkitError):
@@ -52,10 +52,10 @@ class CacheError(FeatkitError):
 
 
 class StaleCacheError(CacheError):
-    """An embeddings file that was made by another recipe than the one asked for.
+    """An embeddings file that was made with another recipe than the requested one.
 
     Attributes:
-        fields: for each recipe field that differs, ``(in the file, asked for)``.
+        fields: for each recipe field that differs, ``(value in the file, requested value)``.
     """
 
     def __init__(self, message: str, fields: Mapping[str, tuple[object, object]]) -> None:
@@ -68,11 +68,11 @@ class HeadError(FeatkitError):
 
 
 class TrainingError(FeatkitError):
-    """Training that diverges, or that cannot be gone on with."""
+    """Training that diverges or cannot be resumed."""
 
 
 class RunError(FeatkitError):
-    """A run directory that is incomplete or was tampered with."""
+    """A run directory that is incomplete or was modified."""
 
 
 class StorageError(FeatkitError):

@@ -1,4 +1,4 @@
-"""Names that plug-ins can add to, and the grammar in which a person asks for them.
+"""Registries of named factories, which plug-ins can extend, and the specs with which a user selects one.
 
 A spec is ``name``, ``name:argument`` or ``name:key=value,key=value``: ``svm:C=9,kernel=rbf``,
 ``timm:vit_small_patch16_224``, ``random:7``, ``cifar10:root=photos,download=true``.
@@ -23,7 +23,7 @@ _WORDS: dict[str, Value] = {"true": True, "false": False, "none": None}
 
 
 def parse_value(text: str) -> Value:
-    """Read ``9`` as int, ``1e-3`` as float, ``true|false|none`` as such, anything else as text."""
+    """Parse ``9`` as int, ``1e-3`` as float, ``true``, ``false`` and ``none`` as constants, anything else as text."""
     if text.lower() in _WORDS:
         return _WORDS[text.lower()]
     for kind in (int, float):
@@ -36,7 +36,13 @@ def parse_value(text: str) -> Value:
 
 @dataclass(frozen=True)
 class Spec:
-    """A name with the options that follow it, as a user writes them."""
+    """A name with options, as a user writes it on the command line.
+
+    Attributes:
+        name: name of a factory.
+        argument: text after the colon that is not ``key=value``, such as a timm model name; None if there is none.
+        options: keyword arguments of the factory.
+    """
 
     name: str
     argument: str | None = None
@@ -44,7 +50,7 @@ class Spec:
 
     @classmethod
     def parse(cls, text: str) -> Spec:
-        """Read ``name[:argument][,key=value...]``.
+        """Parse ``name[:argument][,key=value...]``.
 
         Raises:
             SpecError: if the name is missing or an option is not ``key=value``.
@@ -54,39 +60,50 @@ class Spec:
             raise SpecError(f"{text!r} has no name: write NAME or NAME:key=value,key=value")
         argument: str | None = None
         options: dict[str, Value] = {}
-        for place, part in enumerate(rest.split(",") if rest else []):
+        for position, part in enumerate(rest.split(",") if rest else []):
             key, equals, value = (piece.strip() for piece in part.partition("="))
             if equals and key:
                 options[key] = parse_value(value)
-            elif place == 0 and key and not equals:
+            elif position == 0 and key and not equals:
                 argument = part.strip()
             else:
                 raise SpecError(f"{part!r} in {text!r} is not key=value: write {name}:key=value,key=value")
         return cls(name, argument, options)
 
     def __str__(self) -> str:
-        """Write the spec in one canonical form (options sorted), which ``parse`` reads back."""
+        """Return the spec in canonical form, with sorted options, as ``parse`` accepts it."""
         parts = [] if self.argument is None else [self.argument]
-        parts += [f"{key}={_write(value)}" for key, value in sorted(self.options.items())]
+        parts += [f"{key}={_format_value(value)}" for key, value in sorted(self.options.items())]
         return self.name + (":" + ",".join(parts) if parts else "")
 
 
-def _write(value: Value) -> str:
+def _format_value(value: Value) -> str:
     return str(value).lower() if value is None or isinstance(value, bool) else str(value)
 
 
 def unknown(kind: str, name: str, known: Sequence[str]) -> SpecError:
-    """Return the error for a name nobody knows: the nearest known one and the whole list."""
-    near = difflib.get_close_matches(name, known, n=1)
-    hint = f"did you mean {near[0]}? " if near else ""
+    """Return the error for an unknown name, with the most similar known name and the list of all known names.
+
+    Args:
+        kind: kind of thing that the name should be, such as ``head``.
+        name: the unknown name.
+        known: all known names.
+    """
+    similar = difflib.get_close_matches(name, known, n=1)
+    hint = f"did you mean {similar[0]}? " if similar else ""
     return SpecError(f"unknown {kind} {name!r}: {hint}known: {', '.join(known)}")
 
 
 class Registry(Generic[T]):
-    """Factories by name: featkit's own, and those that installed packages add by entry point.
+    """Factories by name: those of featkit, and those that installed packages register as entry points.
 
-    Own entries are written as ``"module:attribute"`` and imported when first asked for, so that a list
-    of names costs no import.
+    Factories of featkit are given as ``"module:attribute"`` and imported on first use, so that listing the names
+    imports nothing.
+
+    Args:
+        kind: what the factories make, for error messages, such as ``head``.
+        group: entry-point group of plug-ins, such as ``featkit.heads``.
+        own: import path of each factory of featkit, by name.
     """
 
     def __init__(self, kind: str, group: str, own: Mapping[str, str]) -> None:
@@ -95,14 +112,14 @@ class Registry(Generic[T]):
         self._own = dict(own)
 
     def names(self) -> list[str]:
-        """Return every known name: featkit's own first, then those of plug-ins."""
+        """Return all known names: those of featkit first, then those of plug-ins."""
         return list(dict.fromkeys([*self._own, *(point.name for point in self._plugins())]))
 
     def get(self, name: str) -> T:
-        """Return the factory behind a name.
+        """Import and return the factory of a name.
 
         Raises:
-            SpecError: if the name is unknown, listing the known ones, or if a plug-in cannot be imported.
+            SpecError: if the name is unknown, or its plug-in cannot be imported.
         """
         if name in self._own:
             module, _, attribute = self._own[name].partition(":")
@@ -114,22 +131,28 @@ class Registry(Generic[T]):
         raise unknown(self.kind, name, self.names())
 
     def make(self, spec: str | Spec, **given: Any) -> Any:
-        """Call the factory that a spec names with the spec's options, and with ``given``.
+        """Call the factory of a spec with the options of the spec and further keyword arguments.
+
+        Args:
+            spec: name and options.
+            given: keyword arguments that a user cannot set in the spec.
 
         Raises:
-            SpecError: if the name or an option is unknown, listing the known ones.
+            SpecError: if the name or an option is unknown, or the options do not fit the factory.
         """
         spec = Spec.parse(spec) if isinstance(spec, str) else spec
         factory = self.get(spec.name)
-        known = [name for name in inspect.signature(factory).parameters if name not in given]
+        signature = inspect.signature(factory)
+        known = [name for name in signature.parameters if name not in given]
         for option in spec.options:
             if option not in known:
                 raise unknown(f"option of {self.kind} {spec.name}", option, known)
         arguments = [] if spec.argument is None else [spec.argument]
         try:
-            inspect.signature(factory).bind(*arguments, **spec.options, **given)
+            signature.bind(*arguments, **spec.options, **given)
         except TypeError as error:
-            raise SpecError(f"{self.kind} {str(spec)!r}: {error}; its options: {', '.join(known) or 'none'}") from None
+            options = ", ".join(known) or "none"
+            raise SpecError(f"{self.kind} {str(spec)!r}: {error}; its options: {options}") from None
         return factory(*arguments, **spec.options, **given)
 
     def _plugins(self) -> list[Any]:
@@ -138,9 +161,10 @@ class Registry(Generic[T]):
     def _load(self, point: Any) -> T:
         try:
             factory: T = point.load()
-        except Exception as error:
+        except Exception as error:  # a plug-in can raise anything when it is imported
             raise SpecError(
-                f"{self.kind} {point.name!r} of plug-in {point.value} cannot be imported: {error}"
+                f"{self.kind} {point.name!r} of plug-in {_plugin_name(point)} cannot be imported "
+                f"({type(error).__name__}: {error}): update, reinstall or uninstall the plug-in"
             ) from error
         return factory
 
@@ -159,3 +183,9 @@ def check_names(kind: str, found: Iterable[str], known: Sequence[str]) -> None:
     for name in found:
         if name not in known:
             raise unknown(kind, name, known)
+
+
+def _plugin_name(point: Any) -> str:
+    """Return the distribution that an entry point belongs to, and the object that it names."""
+    package = point.dist.name if point.dist else ""
+    return f"{package} ({point.value})" if package else str(point.value)

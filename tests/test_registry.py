@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from importlib.metadata import EntryPoint
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -29,7 +31,7 @@ def test_values_have_the_type_they_look_like(text, value):
 
 
 @pytest.mark.parametrize("text", ["", ":C=1", "svm:C=1,gamma", "svm:=1", "svm:C=1,,kernel=rbf"])
-def test_a_malformed_spec_is_refused(text):
+def test_a_malformed_spec_raises(text):
     with pytest.raises(SpecError):
         Spec.parse(text)
 
@@ -59,3 +61,10 @@ def test_an_unknown_option_lists_the_known():
 def test_an_option_given_twice_is_refused():
     with pytest.raises(SpecError, match="its options: size, colour"):
         THINGS.make("thing:big,size=3")
+
+
+def test_a_plugin_that_cannot_be_imported_says_what_to_do(monkeypatch):
+    point = EntryPoint("broken", "featkit_no_such_plugin:Head", "featkit.no-such-group")
+    monkeypatch.setattr("featkit.registry.entry_points", lambda group: [point])
+    with pytest.raises(SpecError, match=r"thing 'broken' of plug-in .* cannot be imported .*: update, reinstall or uninstall the plug-in"):
+        THINGS.get("broken")

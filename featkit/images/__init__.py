@@ -1,4 +1,4 @@
-"""A source of images, by any name, becomes uint8 RGB with labels and splits."""
+"""Image sources: uint8 RGB pixels with labels, splits, corruptions and augmentation."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Augmented views: further images, each made from one train image and found again under its name and number."""
+"""Augmented views: additional training images, identified by the name of their image and a number."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from featkit.images.base import ImageSet, Pixels, cache_last_row
 from featkit.images.policies import autoaugment, randaugment, trivialaugment
 from featkit.registry import unknown
 
-Change = Callable[[Image.Image, np.random.Generator], Image.Image]
+Transform = Callable[[Image.Image, np.random.Generator], Image.Image]
 
 AUGMENTATIONS = ("basic", "light", "shift", "trivial", "auto", "rand")
 MOST_VIEWS = 100
@@ -26,43 +26,49 @@ _NAME = re.compile(r"#view[1-9]\d*$")
 
 
 def add_augmented_views(images: ImageSet, how: str, views: int, seed: int = 0) -> ImageSet:
-    """Return the images with some augmented views after each train image.
+    """Return the images with augmented views after each training image.
 
-    A view has the name of its image with ``#view1``, ... behind it, its label, and is a train image too. What it
-    looks like is decided by the content of the image, its number and the seed.
+    A view has the id of its image with ``#view1``, ``#view2``, ... appended, and the same label and split. It depends
+    on the content of the image, its number and the seed only.
 
     Args:
         images: the images.
-        how: ``basic``: a random resized crop, then flipped or not; ``light``: the same with crops of at least half the
-            area; ``shift``: shifted by up to an eighth on black, then flipped or not, for small images; ``trivial``,
-            ``auto``, ``rand``: as basic, then TrivialAugment, AutoAugment or RandAugment.
-        views: how many of each train image.
-        seed: other views.
+        how: ``basic``: random resized crop and horizontal flip; ``light``: the same with crops of at least half the
+            area; ``shift``: for small images, translation by up to an eighth with black borders and horizontal flip;
+            ``trivial``, ``auto``, ``rand``: as ``basic``, followed by TrivialAugment, AutoAugment or RandAugment.
+        views: number of views of each training image.
+        seed: of the random transformations.
 
     Raises:
-        SpecError: if the kind is unknown, or the number is not in 1..100.
+        SpecError: if ``how`` is unknown, or ``views`` is not in 1..100.
     """
     if how not in AUGMENTATIONS:
         raise unknown("augmentation", how, list(AUGMENTATIONS))
     if not 1 <= views <= MOST_VIEWS:
-        raise SpecError(f"--views {views} is not in 1..{MOST_VIEWS}")
+        raise SpecError(f"--views {views}: give a number from 1 to {MOST_VIEWS}")
     counts = np.where(images.splits == "train", views + 1, 1)
     rows = np.repeat(np.arange(len(images)), counts)
     first = np.repeat(np.cumsum(counts) - counts, counts)
-    numbers = np.arange(len(rows)) - first
-    wide = images.take(rows)
-    pixels, digest = cache_last_row(images.load), cache_last_row(images.key)
+    numbers = np.arange(len(rows)) - first  # 0 is the image itself
+    expanded = images.take(rows)
+    load_original, key_of_original = cache_last_row(images.load), cache_last_row(images.key)
 
-    def key(place: int) -> str:
-        clean = digest(int(rows[place]))
-        return clean if numbers[place] == 0 else _sha256(f"{clean} {how} {seed} {numbers[place]}")
+    def key(row: int) -> str:
+        original = key_of_original(int(rows[row]))
+        if numbers[row] == 0:
+            return original
+        return _sha256(f"{original} {how} {seed} {numbers[row]}")
 
-    def load(place: int) -> Pixels:
-        clean = pixels(int(rows[place]))
-        return clean if numbers[place] == 0 else augment_image(clean, how, np.random.default_rng(int(key(place), 16)))
+    def load(row: int) -> Pixels:
+        original = load_original(int(rows[row]))
+        if numbers[row] == 0:
+            return original
+        return augment_image(original, how, np.random.default_rng(int(key(row), 16)))
 
-    names = (name if number == 0 else f"{name}#view{number}" for name, number in zip(wide.ids, numbers, strict=True))
-    return replace(wide, ids=tuple(names), load=load, key=key)
+    ids = []
+    for name, number in zip(expanded.ids, numbers, strict=True):
+        ids.append(name if number == 0 else f"{name}#view{number}")
+    return replace(expanded, ids=tuple(ids), load=load, key=key)
 
 
 def is_augmented_view(name: str) -> bool:
@@ -71,32 +77,44 @@ def is_augmented_view(name: str) -> bool:
 
 
 def original_id(name: str) -> str:
-    """Return the id of the image that a view was made from; that of an image as it is."""
+    """Return the id of the image that a view was made from; the id itself if it is not a view."""
     return _NAME.sub("", name)
 
 
 def augment_image(pixels: Pixels, how: str, rng: np.random.Generator) -> NDArray[np.uint8]:
-    """Return one augmented view of an image ``(h, w, 3)``: uint8 ``(256, 256, 3)``; of its own size if shifted."""
+    """Return one augmented view of an image.
+
+    Args:
+        pixels: uint8 ``(h, w, 3)``.
+        how: augmentation, see ``add_augmented_views``.
+        rng: source of the random transformations.
+
+    Returns:
+        uint8 ``(256, 256, 3)``; of the size of the image for ``shift``.
+    """
     image = Image.fromarray(pixels)
     if how == "shift":
-        image = _shifted(image, rng)
+        image = _random_shift(image, rng)
     else:
-        image = _resized_crop(image, rng, _LIGHT_AREA if how == "light" else _AREA)
+        image = _random_resized_crop(image, rng, _LIGHT_AREA if how == "light" else _AREA)
     if rng.random() < 0.5:
         image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-    policies: dict[str, Change] = {"trivial": trivialaugment, "auto": autoaugment, "rand": randaugment}
+    policies: dict[str, Transform] = {"trivial": trivialaugment, "auto": autoaugment, "rand": randaugment}
     return np.asarray(policies[how](image, rng) if how in policies else image)
 
 
-def _shifted(image: Image.Image, rng: np.random.Generator) -> Image.Image:
-    """Return the image moved on black by up to an eighth of its edges (He et al. 2016, section 4.2)."""
+def _random_shift(image: Image.Image, rng: np.random.Generator) -> Image.Image:
+    """Return the image translated by up to an eighth of its size, with black borders (He et al. 2016, section 4.2)."""
     across, down = (round(edge / 8) for edge in image.size)
     left, top = int(rng.integers(-across, across + 1)), int(rng.integers(-down, down + 1))
     return image.crop((left, top, left + image.width, top + image.height))
 
 
-def _resized_crop(image: Image.Image, rng: np.random.Generator, areas: tuple[float, float]) -> Image.Image:
-    """Return a crop of random area and shape (Szegedy et al. 2015) as a square; after ten misfits, the centre."""
+def _random_resized_crop(image: Image.Image, rng: np.random.Generator, areas: tuple[float, float]) -> Image.Image:
+    """Return a crop of random area and aspect ratio (Szegedy et al. 2015), resized to a square.
+
+    As in torchvision, the central square is used if ten random crops do not fit into the image.
+    """
     for _ in range(10):
         area = image.width * image.height * rng.uniform(*areas)
         ratio = np.exp(rng.uniform(*np.log(_RATIO)))

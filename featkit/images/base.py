@@ -1,4 +1,4 @@
-"""The value that every source of images becomes."""
+"""ImageSet, the common form of all image sources."""
 
 from __future__ import annotations
 
@@ -18,18 +18,19 @@ SPLITS = ("train", "val", "test")
 
 @dataclass(frozen=True)
 class ImageSet:
-    """Labelled images, none of them in memory yet.
+    """Labelled images that are loaded on demand.
 
     Attributes:
-        name: short name for files and tables, such as ``digits`` or the folder's name.
-        ids: one unique name for each image: a relative path where there is one. Length n.
-        labels: ``(n,)`` int64, positions in ``classes``. A subset need not contain every class.
-        classes: class names, in the order of the training part.
-        splits: ``(n,)`` text, ``train``, ``val`` or ``test``.
-        split: where ``splits`` comes from: ``own`` (the source says so), or the rule that made them,
-            such as ``70/15/15:seed=0``.
-        load: position -> uint8 RGB ``(h, w, 3)``. Raises DecodeError. Safe to call from several threads.
-        key: position -> SHA-256 (hex) of the image's bytes; equal keys mean equal pixels. Thread-safe too.
+        name: short name for files and tables, such as ``digits`` or the name of the folder.
+        ids: n unique names of the images: relative paths if the images are files.
+        labels: ``(n,)`` int64, indices into ``classes``. A subset may lack some classes.
+        classes: class names.
+        splits: ``(n,)`` strings, ``train``, ``val`` or ``test``.
+        split: origin of ``splits``: ``own`` if the source defines them, or else the rule that made them, such as
+            ``70/15/15:seed=0``.
+        load: function from row number to uint8 RGB ``(h, w, 3)``; thread-safe. Raises DecodeError.
+        key: function from row number to the SHA-256 (hex) of the image's bytes; thread-safe. Equal keys mean equal
+            pixels.
     """
 
     name: str
@@ -45,30 +46,33 @@ class ImageSet:
         return len(self.ids)
 
     def rows(self, split: str) -> NDArray[np.int64]:
-        """Return the positions of one split, in order."""
+        """Return the row numbers of one split, ascending."""
         return np.flatnonzero(self.splits == split)
 
     def take(self, rows: NDArray[np.int64]) -> ImageSet:
-        """Return the part at ``rows``; classes stay as they are."""
+        """Return the images at ``rows``, with the same classes."""
         load, key = self.load, self.key
         return replace(
             self,
             ids=tuple(self.ids[row] for row in rows),
             labels=self.labels[rows],
             splits=self.splits[rows],
-            load=lambda place: load(int(rows[place])),
-            key=lambda place: key(int(rows[place])),
+            load=lambda row: load(int(rows[row])),
+            key=lambda row: key(int(rows[row])),
         )
 
 
 def cache_last_row(read: Callable[[int], T]) -> Callable[[int], T]:
-    """Return ``read`` with a memory of one image for each thread, to read it once for all that is made of it."""
+    """Return ``read`` with a cache of the last row in each thread.
+
+    An image and its augmented or corrupted copies follow each other, so the image is decoded once for all of them.
+    """
     last = threading.local()
 
-    def remembered(row: int) -> T:
+    def read_cached(row: int) -> T:
         if getattr(last, "row", None) != row:
-            last.found, last.row = read(row), row
-        found: T = last.found
-        return found
+            last.value, last.row = read(row), row
+        value: T = last.value
+        return value
 
-    return remembered
+    return read_cached

@@ -1,4 +1,4 @@
-"""One image file becomes uint8 RGB, or an error that names it."""
+"""Decoding of image files to uint8 RGB."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from featkit.errors import DecodeError
 from featkit.images.base import Pixels
 
 MAX_PIXELS = 100_000_000
-"""Larger pictures are refused before they are decoded: a few kB can unfold into many GB."""
+"""Larger images are refused before decoding: a file of a few kB can expand to many GB."""
 
 _FORMATS = ("JPEG", "PNG", "GIF", "BMP", "PPM", "TIFF", "WEBP", "JPEG2000")
-"""Raster formats alone: Pillow would hand others, such as EPS, to programs outside."""
+"""Raster formats only: for others, such as EPS, Pillow runs external programs."""
 
-_UPRIGHT = {
+_ORIENTATIONS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -27,7 +27,7 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-"""EXIF orientation -> what turns the stored pixels upright (EXIF 2.3, tag 0x0112)."""
+"""Transposition that turns the stored pixels upright, by EXIF orientation (EXIF 2.3, tag 0x0112)."""
 
 
 def read_bytes(path: str | Path) -> bytes:
@@ -39,7 +39,7 @@ def read_bytes(path: str | Path) -> bytes:
     try:
         return Path(path).read_bytes()
     except OSError as error:
-        raise DecodeError(f"{path} cannot be read: {error.strerror}; mend or remove it") from error
+        raise DecodeError(f"{path} cannot be read: {error.strerror}; fix or remove it") from error
 
 
 def file_key(path: str | Path) -> str:
@@ -62,16 +62,16 @@ def decode_file(path: str | Path) -> Pixels:
 
 
 def decode(data: bytes, name: str) -> Pixels:
-    """Return the pixels in an image file's bytes as uint8 RGB ``(h, w, 3)``, read-only, turned as EXIF says.
+    """Return the pixels in an image file's bytes as uint8 RGB ``(h, w, 3)``, read-only, rotated as EXIF says.
 
-    Of an animation the first frame. May be called from several threads.
+    Of an animation, the first frame is returned. Thread-safe.
 
     Args:
         data: all bytes of the file.
-        name: what an error calls it.
+        name: name of the file for error messages.
 
     Raises:
-        DecodeError: if the bytes are no image, are damaged, or hold more than ``MAX_PIXELS``.
+        DecodeError: if the bytes are not an image, are damaged, or contain more than ``MAX_PIXELS`` pixels.
     """
     if not data:
         raise _unreadable(name, "the file is empty")
@@ -80,53 +80,52 @@ def decode(data: bytes, name: str) -> Pixels:
             if image.width * image.height > MAX_PIXELS:
                 raise Image.DecompressionBombError
             image.load()
-            return to_rgb(_upright(image))
+            return to_rgb(_apply_orientation(image))
     except MemoryError:
-        raise  # the machine's fault and not the file's: nothing to skip
+        raise  # not a fault of the file, so it must not be skipped
     except Image.DecompressionBombError as error:
-        raise _unreadable(name, f"it has more than {MAX_PIXELS // 10**6} megapixels") from error
+        raise _unreadable(name, f"more than {MAX_PIXELS // 10**6} megapixels") from error
     except UnidentifiedImageError as error:
-        raise _unreadable(name, f"it is none of {', '.join(_FORMATS)}") from error
-    except Exception as error:  # a damaged file makes Pillow's readers raise almost anything
+        raise _unreadable(name, f"not one of the formats {', '.join(_FORMATS)}") from error
+    except Exception as error:  # Pillow raises almost any exception for a damaged file
         raise _unreadable(name, " ".join(str(error).split()) or type(error).__name__) from error
 
 
 def to_rgb(image: Image.Image) -> Pixels:
     """Return an image of any mode as uint8 RGB ``(h, w, 3)``, read-only.
 
-    What is transparent lies on white; 16-bit grey is divided by 257, so that white stays white.
+    Transparent pixels are composited on white; 16-bit grey is divided by 257, so that white stays white.
 
     Raises:
-        ValueError: if the mode does not say which value is white.
+        ValueError: if the mode does not define which value is white.
     """
     if image.mode.startswith("I"):
-        image = _eight_bits(image)
+        image = _to_8_bits(image)
     elif image.mode == "F":
-        raise ValueError("floating-point pixels do not say which value is white: save it with 8 or 16 bits")
+        raise ValueError("floating-point pixels have no defined white value: save the image with 8 or 16 bits")
     elif image.has_transparency_data:
-        image = _on_white(image)
+        image = _composite_on_white(image)
     return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
 
 
-def _upright(image: Image.Image) -> Image.Image:
-    turn = _UPRIGHT.get(image.getexif().get(ExifTags.Base.Orientation, 1))
-    return image if turn is None else image.transpose(turn)
+def _apply_orientation(image: Image.Image) -> Image.Image:
+    transpose = _ORIENTATIONS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+    return image if transpose is None else image.transpose(transpose)
 
 
-def _eight_bits(image: Image.Image) -> Image.Image:
+def _to_8_bits(image: Image.Image) -> Image.Image:
     values = np.asarray(image).astype(np.int32)
     if values.min() < 0 or values.max() > 65535:
-        raise ValueError("32-bit pixels do not say which value is white: save it with 8 or 16 bits")
+        raise ValueError("32-bit pixels have no defined white value: save the image with 8 or 16 bits")
     return Image.fromarray(((values + 128) // 257).astype(np.uint8))
 
 
-def _on_white(image: Image.Image) -> Image.Image:
+def _composite_on_white(image: Image.Image) -> Image.Image:
     rgba = image.convert("RGBA")
     return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
 
 
 def _unreadable(name: str, reason: str) -> DecodeError:
     return DecodeError(
-        f"{name} cannot be read as an image ({reason}): mend or remove it, "
-        "or go on without such files with --on-error skip"
+        f"{name} cannot be decoded as an image ({reason}): fix or remove it, or skip such files with --on-error skip"
     )

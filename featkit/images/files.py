@@ -1,4 +1,4 @@
-"""Images that are files: folders, CSV tables, plain lists."""
+"""Image sets from files: class folders, CSV tables and lists of paths."""
 
 from __future__ import annotations
 
@@ -30,16 +30,23 @@ EXTENSIONS = (
     ".tiff",
     ".webp",
 )
-"""Files of a folder that are images; others are passed over."""
+"""Extensions of image files; other files of a folder are ignored."""
 
 UNSPLIT = "none"
-"""``ImageSet.split`` of a source that has no splits of its own, before some are made."""
+"""``ImageSet.split`` of a source that defines no splits."""
 
-_ALIASES = {**{split: split for split in SPLITS}, "valid": "val", "validation": "val"}
+_SPLIT_NAMES = {**{split: split for split in SPLITS}, "valid": "val", "validation": "val"}
 
 
 class ImageEntry(NamedTuple):
-    """One image file: its id, where it is, the name of its class, its split (empty where the source has none)."""
+    """An image file.
+
+    Attributes:
+        id: unique name.
+        path: path of the file.
+        label: class name.
+        split: ``train``, ``val`` or ``test``; empty if the source defines no splits.
+    """
 
     id: str
     path: str
@@ -48,17 +55,22 @@ class ImageEntry(NamedTuple):
 
 
 def from_entries(name: str, entries: Sequence[ImageEntry], classes: Sequence[str] | None = None) -> ImageSet:
-    """Return image files as an ImageSet: classes sorted, those of train first, unless they are given.
+    """Return image files as an ImageSet.
 
-    ``split`` is ``own`` where the entries have splits, else ``none``.
+    ``split`` is ``own`` if the entries have splits, else ``none``.
+
+    Args:
+        name: name of the image set.
+        entries: the files.
+        classes: class names in order; None for sorted names, those of the training images first.
     """
     order = tuple(_classes(entries) if classes is None else classes)
-    position = {label: place for place, label in enumerate(order)}
+    index_of = {label: index for index, label in enumerate(order)}
     paths = [entry.path for entry in entries]
     return ImageSet(
         name=name,
         ids=tuple(entry.id for entry in entries),
-        labels=np.array([position[entry.label] for entry in entries], dtype=np.int64),
+        labels=np.array([index_of[entry.label] for entry in entries], dtype=np.int64),
         classes=order,
         splits=np.array([entry.split or SPLITS[0] for entry in entries], dtype=np.str_),
         split="own" if any(entry.split for entry in entries) else UNSPLIT,
@@ -73,30 +85,30 @@ def _classes(entries: Sequence[ImageEntry]) -> list[str]:
 
 
 def images_from_files(files: Iterable[str | Path]) -> ImageSet:
-    """Return files of unknown class, in order, as an ImageSet with one class that has no name."""
+    """Return files of unknown class as an ImageSet with one class, whose name is empty."""
     return from_entries("images", [ImageEntry(str(file), str(file), "", "") for file in files])
 
 
 def list_image_files(root: Path) -> list[str]:
-    """Return the paths of all pictures in a folder and the folders in it, sorted.
+    """Return the paths of all images in a folder and its subfolders, sorted.
 
     Raises:
         DataError: if there are none.
     """
     found = sorted(path for _, path in _walk(str(root), ""))
     if not found:
-        raise DataError(f"{root} holds no pictures (known: {' '.join(EXTENSIONS)})")
+        raise DataError(f"{root} contains no images (known extensions: {' '.join(EXTENSIONS)})")
     return found
 
 
 def images_from_folder(root: Path) -> ImageSet:
     """Return the images below ``root/<class>/`` or ``root/{train,val,test}/<class>/``, sorted by id.
 
-    Hidden files, and files whose extension is not in ``EXTENSIONS``, are passed over. A linked folder is followed
-    where it is a class, but not inside one, where links may form a circle.
+    Hidden files, and files whose extension is not in ``EXTENSIONS``, are ignored. A symbolic link to a folder is
+    followed if it is a class folder, but not inside one, where links may be cyclic.
 
     Raises:
-        DataError: if there are no class folders, or one of them holds no images.
+        DataError: if there are no class folders, or one of them contains no images.
     """
     entries = [
         ImageEntry(f"{prefix}{kind.name}/{below}", path, kind.name, split)
@@ -104,21 +116,23 @@ def images_from_folder(root: Path) -> ImageSet:
         for kind in _class_folders(base)
         for below, path in _images(kind)
     ]
-    _refuse_undecodable(entries)
+    _check_names(entries)
     return from_entries(safe_name(root.resolve().name), sorted(entries))
 
 
 def _parts(root: Path) -> list[tuple[str, str, str]]:
-    """Return ``(prefix of ids, folder of class folders, split)`` for each part; one without split if there is none."""
+    """Return ``(prefix of ids, folder of class folders, split)`` of each split; a single one with an empty split if
+    the folder defines none.
+    """
     names = [entry.name for entry in _scan(root) if entry.is_dir()]
-    splits = {name: _ALIASES[name.lower()] for name in names if name.lower() in _ALIASES}
+    splits = {name: _SPLIT_NAMES[name.lower()] for name in names if name.lower() in _SPLIT_NAMES}
     others = [name for name in names if name not in splits]
     if splits and not others:
         return [(f"{name}/", str(root / name), split) for name, split in splits.items()]
     if {"train", "test"} <= set(splits.values()):
         raise DataError(
-            f"{root} holds folders of splits ({', '.join(splits)}) beside others ({', '.join(others)}): "
-            "move the others away, or the classes of all together one level up"
+            f"{root} contains split folders ({', '.join(splits)}) beside other folders ({', '.join(others)}): "
+            "move the other folders away, or move the class folders of all splits one level up"
         )
     return [("", str(root), "")]
 
@@ -129,14 +143,14 @@ def _class_folders(base: str) -> list[os.DirEntry[str]]:
     if folders:
         return folders
     if any(_is_image(entry.name) for entry in entries):
-        raise DataError(f"{base} holds images but no class folders: sort them into {Path(base, '<class>')}")
-    raise DataError(f"{base} holds no images: it should have a folder for each class")
+        raise DataError(f"{base} contains images but no class folders: sort them into {Path(base, '<class>')}")
+    raise DataError(f"{base} contains no images: expected a folder for each class")
 
 
 def _images(kind: os.DirEntry[str]) -> list[tuple[str, str]]:
     found = list(_walk(kind.path, ""))
     if not found:
-        raise DataError(f"{kind.path} holds no images: fill or remove it (known: {' '.join(EXTENSIONS)})")
+        raise DataError(f"{kind.path} contains no images: add some or remove it (known extensions: {' '.join(EXTENSIONS)})")
     return found
 
 
@@ -149,7 +163,7 @@ def _walk(base: str, prefix: str) -> Iterator[tuple[str, str]]:
 
 
 def _scan(base: str | Path) -> list[os.DirEntry[str]]:
-    """Return what a folder holds, but for hidden names, sorted."""
+    """Return the entries of a folder except for hidden ones, sorted by name."""
     try:
         with os.scandir(base) as entries:
             return sorted((entry for entry in entries if entry.name[0] != "."), key=lambda entry: entry.name)
@@ -157,7 +171,7 @@ def _scan(base: str | Path) -> list[os.DirEntry[str]]:
         raise DataError(f"{base} cannot be listed: {error.strerror}; check the path and its permissions") from error
 
 
-def _refuse_undecodable(entries: Iterable[ImageEntry]) -> None:
+def _check_names(entries: Iterable[ImageEntry]) -> None:
     for entry in entries:
         try:
             entry.id.encode()
@@ -170,21 +184,21 @@ def _is_image(name: str) -> bool:
 
 
 def images_from_csv(path: Path) -> ImageSet:
-    """Return the images that a CSV file lists: columns ``path,label`` and perhaps ``split``; others are passed over.
+    """Return the images listed in a CSV file with columns ``path,label`` and optionally ``split``.
 
-    Paths are relative to the file, which is UTF-8, with or without a byte order mark.
+    Other columns are ignored. Paths are relative to the CSV file, which is UTF-8, with or without a byte order mark.
 
     Raises:
-        DataError: if a column or a file is missing, a path comes twice, or a split is unknown.
+        DataError: if a column or a file is missing, a path occurs twice, or a split is unknown.
     """
     entries = [_entry(path, line, row) for line, row in _lines(path)]
     if not entries:
-        raise DataError(f"{path} lists no images: below the header, give each image a line")
-    _refuse_duplicates(path, entries)
+        raise DataError(f"{path} lists no images: add a line for each image below the header")
+    _check_duplicates(path, entries)
     missing = [entry.id for entry in entries if not Path(entry.path).is_file()]
     if missing:
         raise DataError(
-            f"{len(missing)} files that {path} lists are missing, the first of them {missing[0]!r}: "
+            f"{len(missing)} files listed in {path} are missing, the first is {missing[0]!r}: "
             "paths are relative to the CSV file"
         )
     return from_entries(safe_name(path.resolve().parent.name if path.stem == "labels" else path.stem), entries)
@@ -208,28 +222,28 @@ def _columns(path: Path, header: Sequence[str]) -> list[str]:
     columns = [column.strip() for column in header]
     for column in ("path", "label"):
         if column not in columns:
-            found = ", ".join(columns) or "nothing"
-            raise DataError(f"{path} has no column {column!r}: its first line has {found}, not path,label[,split]")
+            found = ", ".join(columns) or "no columns"
+            raise DataError(f"{path} has no column {column!r}: expected path,label[,split], found {found}")
     return columns
 
 
 def _entry(path: Path, line: int, row: dict[str, str]) -> ImageEntry:
     where = f"line {line} of {path}"
     if None in row or None in row.values():
-        raise DataError(f"{where} has another number of cells than the header: put quotes around what holds a comma")
+        raise DataError(f"{where} has not as many values as the header: put quotes around values that contain a comma")
     if not row["path"] or not row["label"].strip():
-        raise DataError(f"{where} has no path or no label: every image needs both")
+        raise DataError(f"{where} has an empty path or label: every image needs both")
     split = row.get("split")
-    if split is not None and split.strip().lower() not in _ALIASES:
-        raise DataError(f"{where} has an unknown split {split!r}: known: {', '.join(_ALIASES)}")
-    split = "" if split is None else _ALIASES[split.strip().lower()]
+    if split is not None and split.strip().lower() not in _SPLIT_NAMES:
+        raise DataError(f"{where} has an unknown split {split!r}: known: {', '.join(_SPLIT_NAMES)}")
+    split = "" if split is None else _SPLIT_NAMES[split.strip().lower()]
     return ImageEntry(row["path"], str(path.parent / row["path"]), row["label"].strip(), split)
 
 
-def _refuse_duplicates(path: Path, entries: Iterable[ImageEntry]) -> None:
+def _check_duplicates(path: Path, entries: Iterable[ImageEntry]) -> None:
     seen: set[str] = set()
     for entry in entries:
-        place = os.path.normpath(entry.path)
-        if place in seen:
-            raise DataError(f"{path} lists {entry.id!r} twice: an image has one label and one split")
-        seen.add(place)
+        path_key = os.path.normpath(entry.path)
+        if path_key in seen:
+            raise DataError(f"{path} lists {entry.id!r} twice: list each image once")
+        seen.add(path_key)

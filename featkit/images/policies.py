@@ -1,6 +1,6 @@
-"""Learned and random sequences of changes to an image: AutoAugment, RandAugment, TrivialAugment.
+"""Augmentation policies: AutoAugment, RandAugment and TrivialAugment.
 
-Strengths are numbers in 0..1, of the range that each paper gives the change. Borders that come into view are black.
+Magnitudes are in 0..1, relative to the range that each paper gives for an operation. New borders are black.
 """
 
 from __future__ import annotations
@@ -15,29 +15,29 @@ Operation = Callable[[Image.Image, float], Image.Image]
 
 
 def trivialaugment(image: Image.Image, rng: Random) -> Image.Image:
-    """Apply one random change at a random strength (Müller and Hutter, ICCV 2021, the wide space)."""
+    """Apply one random operation at a random magnitude (Müller and Hutter, ICCV 2021, wide search space)."""
     return _apply(image, rng.choice(_NAMES), rng.integers(31) / 30, _WIDE, rng)
 
 
 def randaugment(image: Image.Image, rng: Random) -> Image.Image:
-    """Apply two random changes at strength 9 of 30 (Cubuk et al., NeurIPS 2020)."""
+    """Apply two random operations at magnitude 9 of 30 (Cubuk et al., NeurIPS 2020)."""
     for name in rng.choice(_NAMES, 2):
         image = _apply(image, name, 9 / 30, _NARROW, rng)
     return image
 
 
 def autoaugment(image: Image.Image, rng: Random) -> Image.Image:
-    """Apply one of the 25 pairs of changes that were learned on ImageNet (Cubuk et al., CVPR 2019)."""
-    for name, probability, strength in _IMAGENET[rng.integers(len(_IMAGENET))]:
+    """Apply one of the 25 pairs of operations that were learned on ImageNet (Cubuk et al., CVPR 2019)."""
+    for name, probability, magnitude in _IMAGENET[rng.integers(len(_IMAGENET))]:
         if rng.random() < probability:
-            image = _apply(image, name, strength / 9, _NARROW, rng)
+            image = _apply(image, name, magnitude / 9, _NARROW, rng)
     return image
 
 
-def _apply(image: Image.Image, name: str, strength: float, most: Mapping[str, float], rng: Random) -> Image.Image:
-    """Apply a change; those that have a direction go either way."""
-    value = strength * most.get(name, 1.0)
-    if name in _DIRECTED and rng.random() < 0.5:
+def _apply(image: Image.Image, name: str, magnitude: float, largest: Mapping[str, float], rng: Random) -> Image.Image:
+    """Apply an operation; the sign of the magnitude is random if the operation has a direction."""
+    value = magnitude * largest.get(name, 1.0)
+    if name in _SIGNED and rng.random() < 0.5:
         value = -value
     return _OPERATIONS[name](image, value)
 
@@ -54,7 +54,7 @@ _NAMES = (
     *("Identity", "ShearX", "ShearY", "TranslateX", "TranslateY", "Rotate", "Brightness", "Color", "Contrast"),
     *("Sharpness", "Posterize", "Solarize", "AutoContrast", "Equalize"),
 )
-_DIRECTED = {*_NAMES[1:10]}
+_SIGNED = {*_NAMES[1:10]}
 _NARROW = {
     **dict.fromkeys(("ShearX", "ShearY"), 0.3),
     **dict.fromkeys(("TranslateX", "TranslateY"), 150 / 331),
@@ -112,4 +112,4 @@ _IMAGENET = (
     (("Color", 0.6, 4), ("Contrast", 1.0, 8)),
     (("Equalize", 0.8, 0), ("Equalize", 0.6, 0)),
 )
-"""Table 9 of the paper: name, probability, and strength 0..9, of both changes of a pair."""
+"""Table 9 of the AutoAugment paper: name, probability and magnitude (0..9) of both operations of each pair."""

@@ -1,4 +1,4 @@
-"""Train, validation and test: who goes where, and whether anyone is in two places."""
+"""Stratified splits into train, val and test, and limits on their size."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from featkit.images.base import SPLITS, ImageSet
 from featkit.registry import unknown
 
 FRACTIONS = (0.70, 0.15, 0.15)
-"""Of train, val and test, where the source has no splits of its own."""
+"""Default fractions of train, val and test for a source that defines no splits."""
 
 
 def parse_split(text: str) -> tuple[float, float, float]:
-    """Read ``70/15/15`` as fractions of train, val and test that sum to 1.
+    """Parse ``70/15/15`` as fractions of train, val and test that sum to 1.
 
     Raises:
-        SpecError: unless these are three non-negative numbers, and those of train and test positive.
+        SpecError: unless these are three numbers, positive for train and test and non-negative for val.
     """
     try:
         train, val, test = (float(part) for part in text.split("/"))
@@ -34,63 +34,63 @@ def parse_split(text: str) -> tuple[float, float, float]:
 
 
 def _bad_split(text: str) -> SpecError:
-    return SpecError(f"split {text!r}: write three shares TRAIN/VAL/TEST such as 70/15/15, of which only VAL may be 0")
+    return SpecError(f"split {text!r}: write TRAIN/VAL/TEST such as 70/15/15; only VAL may be 0")
 
 
 def format_split(fractions: Sequence[float]) -> str:
-    """Write fractions as ``parse_split`` reads them, in percent."""
+    """Return fractions in percent, as ``parse_split`` accepts them."""
     return "/".join(f"{100 * fraction:g}" for fraction in fractions)
 
 
 def stratified_split(
     labels: NDArray[np.int64], fractions: Sequence[float] = FRACTIONS, seed: int = 0
 ) -> NDArray[np.str_]:
-    """Return ``(n,)`` text that sends each image to ``train``, ``val`` or ``test``, class by class, at random.
+    """Return a random stratified split, ``(n,)`` strings ``train``, ``val`` or ``test``.
 
-    Of a class of m images each split gets its share of m, rounded down or up; the shares are rounded so that the
-    totals are right too. Every class has a train image: where its share is less than one, the totals give way.
+    Each split gets its fraction of every class, rounded down or up so that the totals are right too. Every class has
+    at least one training image, even if the totals then deviate.
 
     Args:
         labels: ``(n,)``, any integers.
-        fractions: of train, val and test; they sum to 1.
-        seed: of the random choice.
+        fractions: of train, val and test, summing to 1.
+        seed: of the random assignment.
     """
     rng = np.random.default_rng(seed)
     splits = np.full(len(labels), SPLITS[0])
-    owed = np.zeros(len(SPLITS))
+    owed = np.zeros(len(SPLITS))  # images that each split should have received so far, minus those it has
     for label in np.unique(labels):
         rows = rng.permutation(np.flatnonzero(labels == label))
         owed += np.multiply(fractions, len(rows))
-        counts = _share(len(rows), fractions, owed)
+        counts = _class_counts(len(rows), fractions, owed)
         owed -= counts
         splits[rows] = np.repeat(SPLITS, counts)
     return splits
 
 
-def _share(size: int, fractions: Sequence[float], owed: NDArray[np.float64]) -> NDArray[np.int64]:
-    """Return how many of a class go to each split: those that are owed most are rounded up."""
+def _class_counts(size: int, fractions: Sequence[float], owed: NDArray[np.float64]) -> NDArray[np.int64]:
+    """Return the number of images of one class in each split; the splits with the largest deficit are rounded up."""
     exact = np.round(np.multiply(fractions, size), 9)
     counts: NDArray[np.int64] = np.floor(exact).astype(np.int64)
-    claims = np.where(exact > counts, owed - counts, -np.inf)
+    priority = np.where(exact > counts, owed - counts, -np.inf)
     if counts[0] == 0:
-        claims[0] = np.inf
-    # of equal claims that of test comes before that of val: a class that cannot be judged is of less use
-    order = np.lexsort((-np.arange(len(claims)), -np.round(claims, 9)))
+        priority[0] = np.inf
+    # At equal priority, test comes before val: a class without test images cannot be evaluated.
+    order = np.lexsort((-np.arange(len(priority)), -np.round(priority, 9)))
     counts[order[: size - counts.sum()]] += 1
     return counts
 
 
 def parse_limit(text: str) -> dict[str, int]:
-    """Read ``train=5000,test=1000``: how many images of a split to take at most.
+    """Parse ``train=5000,test=1000``, the largest number of images of each split.
 
     Raises:
-        SpecError: if a split is unknown or named twice, or a number is not a positive whole one.
+        SpecError: if a split is unknown or occurs twice, or a number is not a positive integer.
     """
     limits: dict[str, int] = {}
     for part in text.split(","):
         split, equals, number = (piece.strip() for piece in part.partition("="))
         if not equals or not re.fullmatch("[0-9]*[1-9][0-9]*", number) or split in limits:
-            raise SpecError(f"limit {text!r}: write each split once, with a number from 1 up, as train=5000,test=1000")
+            raise SpecError(f"limit {text!r}: write each split once with a positive number, such as train=5000,test=1000")
         if split not in SPLITS:
             raise unknown("split", split, list(SPLITS))
         limits[split] = int(number)
@@ -98,24 +98,24 @@ def parse_limit(text: str) -> dict[str, int]:
 
 
 def format_limit(limits: Mapping[str, int]) -> str:
-    """Write limits as ``parse_limit`` reads them, in the order of the splits."""
+    """Return limits as ``parse_limit`` accepts them, in the order of the splits."""
     return ",".join(f"{split}={limits[split]}" for split in SPLITS if split in limits)
 
 
 def limit_rows(images: ImageSet, limits: Mapping[str, int], seed: int = 0) -> NDArray[np.int64]:
-    """Return the rows of a stratified part of each split that ``limits`` names, and all rows of the others, in order.
+    """Return the rows of a stratified sample of each split in ``limits``, and all rows of the other splits, ascending.
 
-    A limit over a split's size keeps it whole. Every class of a split keeps an image where the limit allows it. With
-    one seed the part under a smaller limit lies within that under a larger one, but for the rounding of a few rows.
+    A limit above the size of a split keeps all of it. Every class keeps an image if the limit allows it. With the
+    same seed, the sample of a smaller limit is a subset of that of a larger one, except for rounding.
     """
-    kept = [
-        _limited(images.rows(split), images.labels, limits.get(split), np.random.default_rng([seed, place]))
-        for place, split in enumerate(SPLITS)
-    ]
+    kept = []
+    for index, split in enumerate(SPLITS):
+        rng = np.random.default_rng([seed, index])
+        kept.append(_stratified_sample(images.rows(split), images.labels, limits.get(split), rng))
     return np.sort(np.concatenate(kept))
 
 
-def _limited(
+def _stratified_sample(
     rows: NDArray[np.int64], labels: NDArray[np.int64], limit: int | None, rng: np.random.Generator
 ) -> NDArray[np.int64]:
     if limit is None or limit >= len(rows):
@@ -127,7 +127,7 @@ def _limited(
 
 
 def _apportion(sizes: NDArray[np.int64], total: int) -> NDArray[np.int64]:
-    """Share ``total`` out in proportion to ``sizes`` by largest remainder, at least one each where that can be."""
+    """Distribute ``total`` in proportion to ``sizes`` by the largest-remainder method, at least one each if possible."""
     exact = sizes * total / sizes.sum()
     counts: NDArray[np.int64] = np.floor(exact).astype(np.int64)
     counts[np.argsort(counts - exact, kind="stable")[: total - counts.sum()]] += 1

@@ -106,9 +106,9 @@ def test_a_broken_link_is_reported_when_it_is_read(tmp_path):
 @pytest.mark.parametrize(
     ("names", "message"),
     [
-        ([], r"photos holds no images: it should have a folder for each class"),
-        (["1.png", "2.png"], r"photos holds images but no class folders: sort them into .*photos/<class>"),
-        (["train/1.png", "test/a/1.png"], r"train holds images but no class folders"),
+        ([], r"photos contains no images: expected a folder for each class"),
+        (["1.png", "2.png"], r"photos contains images but no class folders: sort them into .*photos/<class>"),
+        (["train/1.png", "test/a/1.png"], r"train contains images but no class folders"),
         (["train/a/1.png", "test/a/1.png", "extra/a/1.png"], r"splits \(test, train\) beside others \(extra\)"),
     ],
 )
@@ -123,7 +123,7 @@ def test_folder_without_classes(tmp_path, names, message):
 def test_empty_class_folder_is_named(tmp_path, empty):
     root = put(tmp_path, "a/1.png")
     (root / empty).mkdir(parents=True)
-    with pytest.raises(DataError, match=rf"{root}/b holds no images: fill or remove it"):
+    with pytest.raises(DataError, match=rf"{root}/b contains no images: add some or remove it"):
         images_from_folder(root)
 
 
@@ -166,14 +166,14 @@ def test_table_without_splits_is_called_by_its_own_name(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", r"has no column 'path': its first line has nothing, not path,label"),
+        ("", r"has no column 'path': expected path,label\[,split\], found no columns"),
         ("path,label\n", r"t.csv lists no images"),
-        ("file,label\n1.png,a\n", r"has no column 'path': its first line has file, label"),
-        ("path;label\n1.png;a\n", r"has no column 'path': its first line has path;label"),
+        ("file,label\n1.png,a\n", r"has no column 'path': expected path,label\[,split\], found file, label"),
+        ("path;label\n1.png;a\n", r"has no column 'path': expected path,label\[,split\], found path;label"),
         ("path,class\n1.png,a\n", r"has no column 'label'"),
         (
             "path,label\n1.png,a\ngone.png,b\nlost.png,b\n",
-            r"2 files that .*t.csv lists are missing, the first .*'gone.png'",
+            r"2 files listed in .*t.csv are missing, the first is 'gone.png'",
         ),
         ("path,label\n1.png,a\n./1.png,b\n", r"t.csv lists './1.png' twice"),
         (
@@ -181,10 +181,10 @@ def test_table_without_splits_is_called_by_its_own_name(tmp_path):
             r"line 3 of .* unknown split 'dev': known: train, val, test",
         ),
         ("path,label,split\n1.png,a,train\n2.png,b,\n", r"line 3 of .* unknown split ''"),
-        ("path,label\n1.png,a\n2.png\n", r"line 3 of .* another number of cells"),
-        ("path,label\n1.png,a\nodd, name.png,b\n", r"line 3 of .* another number of cells"),
-        ("path,label\n1.png, \n", r"line 2 of .* no path or no label"),
-        ("path,label\n,a\n", r"line 2 of .* no path or no label"),
+        ("path,label\n1.png,a\n2.png\n", r"line 3 of .* not as many values as the header"),
+        ("path,label\n1.png,a\nodd, name.png,b\n", r"line 3 of .* not as many values as the header"),
+        ("path,label\n1.png, \n", r"line 2 of .* empty path or label"),
+        ("path,label\n,a\n", r"line 2 of .* empty path or label"),
         ('path,label\n"1.png,a\n', r"t.csv is not CSV"),
     ],
 )
