@@ -1,4 +1,4 @@
-"""The image classification sets that torchvision knows, by name and with its splits."""
+"""Image classification data sets of torchvision, by name, with their official splits."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _TRAIN_TEST = _by_split(train="train", test="test")
 _THREE = _by_split(train="train", val="val", test="test")
 _WHOLE: _Parts = {"": {}}
 
-# name -> torchvision's class, and the arguments that make it each split
+# name -> class in torchvision.datasets, and its arguments for each split
 _SETS: dict[str, tuple[str, _Parts]] = {
     "caltech101": ("Caltech101", _WHOLE),
     "cifar10": ("CIFAR10", _TRAIN_FLAG),
@@ -42,7 +42,7 @@ _SETS: dict[str, tuple[str, _Parts]] = {
     "flowers102": ("Flowers102", _THREE),
     "food101": ("Food101", _TRAIN_TEST),
     "gtsrb": ("GTSRB", _TRAIN_TEST),
-    "imagenette": ("Imagenette", _by_split(train="train", test="val")),  # what it calls val is all it has to test on
+    "imagenette": ("Imagenette", _by_split(train="train", test="val")),  # its val split is the only one to test on
     "mnist": ("MNIST", _TRAIN_FLAG),
     "oxford-iiit-pet": ("OxfordIIITPet", _by_split(train="trainval", test="test")),
     "stanford-cars": ("StanfordCars", _TRAIN_TEST),
@@ -55,29 +55,29 @@ NAMES = tuple(_SETS)
 
 
 def __getattr__(name: str) -> Callable[..., ImageSet]:
-    """Return the factory of a set, for the registry of sources."""
+    """Return the factory of a data set, for the registry of sources."""
     if name not in _SETS:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return partial(load_dataset, name)
 
 
 def data_folder() -> Path:
-    """Return where the sets are kept: ``$FEATKIT_DATA``, else ``featkit/data`` in the user's cache folder."""
+    """Return the folder of data sets: ``$FEATKIT_DATA``, or ``featkit/data`` in the user's cache folder."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache")
     return Path(os.environ.get("FEATKIT_DATA") or cache / "featkit" / "data").expanduser()
 
 
 def load_dataset(name: str, root: str | None = None, download: bool = False) -> ImageSet:
-    """Return one of torchvision's sets with its own splits, ``split`` being ``none`` where it has none.
+    """Return a torchvision data set with its official splits; ``split`` is ``none`` if it has none.
 
     Args:
         name: one of ``NAMES``.
-        root: folder that torchvision calls so; None for ``data_folder()``.
-        download: whether to fetch the set if it is not there.
+        root: ``root`` folder of the torchvision class; None for ``data_folder()``.
+        download: whether to download the data set if it is missing.
 
     Raises:
-        SpecError: if ``download`` is not a truth value.
-        DataError: if the set is not in ``root``, or cannot be downloaded.
+        SpecError: if ``download`` is not a boolean.
+        DataError: if the data set is not in ``root``, or cannot be downloaded.
     """
     if not isinstance(download, bool):
         raise SpecError(f"{name}:download={download}: write true or false")
@@ -92,32 +92,39 @@ def load_dataset(name: str, root: str | None = None, download: bool = False) -> 
 
 def _load(name: str, attribute: str, folder: Path, download: bool, given: Mapping[str, Any]) -> _Part:
     if not download and not folder.is_dir():
-        raise _absent(name, folder, "there is no such folder")
+        raise _not_found(name, folder, "folder not found")
     from torchvision import datasets
 
     try:
         return _Part.of(getattr(datasets, attribute)(str(folder), download=download, **given))
-    except Exception as error:  # torchvision raises whatever its parsers and downloads raise
+    except Exception as error:  # torchvision raises any exception of its parsers and downloads
         reason = " ".join(str(error).split()).partition(" You can use download")[0]
         if not download:
-            raise _absent(name, folder, reason) from error
+            raise _not_found(name, folder, reason) from error
         raise DataError(
-            f"{name} cannot be downloaded to {folder} ({reason}): check the network, "
-            f"or fetch it elsewhere and say {name}:root=DIR"
+            f"{name} cannot be downloaded to {folder} ({reason}): check the network connection, "
+            f"or download it elsewhere and use {name}:root=DIR"
         ) from error
 
 
-def _absent(name: str, folder: Path, reason: str) -> DataError:
-    mistaken = f", or ./{name} for the folder of that name here" if Path(name).is_dir() else ""
+def _not_found(name: str, folder: Path, reason: str) -> DataError:
+    hint = f", or write ./{name} for the local folder" if Path(name).is_dir() else ""
     return DataError(
-        f"{name} cannot be read from {folder} ({reason}): say where it is with {name}:root=DIR, "
-        f"fetch it with {name}:download=true{mistaken}"
+        f"{name} cannot be read from {folder} ({reason}): set its folder with {name}:root=DIR, "
+        f"download it with {name}:download=true{hint}"
     )
 
 
 @dataclass(frozen=True)
 class _Part:
-    """One split of a set: its class names, a label for each image, and either its files or its pixels."""
+    """One split of a data set.
+
+    Attributes:
+        classes: class names.
+        labels: ``(n,)`` indices into ``classes``.
+        files: path of each image; empty if the pixels are in memory.
+        pixels: array of images; None if they are files.
+    """
 
     classes: tuple[str, ...]
     labels: NDArray[np.int64]
@@ -145,7 +152,7 @@ def _classes(part: Any, labels: NDArray[np.int64]) -> tuple[str, ...]:
     names: Sequence[Any] = getattr(part, "classes", None) or getattr(part, "categories", None) or ()
     if not names:
         return tuple(map(str, range(labels.max() + 1)))
-    return tuple(name if isinstance(name, str) else name[0] for name in names)  # Imagenette gives all synonyms
+    return tuple(name if isinstance(name, str) else name[0] for name in names)  # Imagenette lists all synonyms of a class
 
 
 def _files(part: Any) -> tuple[str, ...]:
@@ -163,31 +170,35 @@ def _files(part: Any) -> tuple[str, ...]:
 
 
 def _file_set(name: str, folder: Path, parts: Mapping[str, _Part], classes: Sequence[str]) -> ImageSet:
-    entries = [
-        ImageEntry(Path(os.path.relpath(path, folder)).as_posix(), path, label, split)
-        for split, part in parts.items()
-        for path, label in zip(part.files, part.names, strict=True)
-    ]
+    entries = []
+    for split, part in parts.items():
+        for path, label in zip(part.files, part.names, strict=True):
+            relative = Path(os.path.relpath(path, folder)).as_posix()
+            entries.append(ImageEntry(relative, path, label, split))
     return from_entries(name, sorted(entries), classes)
 
 
 def _array_set(name: str, parts: Mapping[str, _Part], classes: Sequence[str]) -> ImageSet:
-    position = {label: place for place, label in enumerate(classes)}
-    rows = [(split, row) for split, part in parts.items() for row in range(len(part.labels))]
+    index_of = {label: index for index, label in enumerate(classes)}
+    rows: list[tuple[str, int]] = []
+    labels: list[int] = []
+    for split, part in parts.items():
+        rows += [(split, row) for row in range(len(part.labels))]
+        labels += [index_of[label] for label in part.names]
 
-    def load(place: int) -> Pixels:
-        split, row = rows[place]
+    def load(index: int) -> Pixels:
+        split, row = rows[index]
         return _as_rgb(np.asarray(parts[split].pixels[row]))
 
     return ImageSet(
         name=name,
         ids=tuple(f"{split}/{row:06d}" for split, row in rows),
-        labels=np.array([position[label] for part in parts.values() for label in part.names], dtype=np.int64),
+        labels=np.array(labels, dtype=np.int64),
         classes=tuple(classes),
         splits=np.array([split or SPLITS[0] for split, _ in rows], dtype=np.str_),
         split=UNSPLIT if "" in parts else "own",
         load=load,
-        key=lambda place: array_key(load(place)),
+        key=lambda index: array_key(load(index)),
     )
 
 

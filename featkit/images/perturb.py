@@ -1,4 +1,4 @@
-"""Perturbed images: by family and level, the same for an image whatever the order or the worker."""
+"""Corrupted images, by family and severity level, reproducible for every image in any order and any process."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ _OWN = "featkit"
 
 @dataclass(frozen=True)
 class Family:
-    """A kind of perturbation at three levels.
+    """A family of corruptions at three severity levels.
 
     Attributes:
-        apply: takes uint8 ``(h, w, 3)``, a generator and the parameters by name; gives uint8 ``(h, w, 3)``, of the
-            same shape for all families but ``mixed``.
+        apply: function of uint8 ``(h, w, 3)``, a random generator and the parameters as keyword arguments; returns
+            uint8 of the same shape, except for ``mixed``, which may enlarge the image.
         group: ``noise``, ``blur``, ``colour``, ``geometry``, ``digital`` or ``scene``.
-        levels: each parameter at mild, medium and strong.
-        meaning: what the parameters are, with their units.
-        source: where their values come from.
-        switches: names of further parameters that a spec may turn on.
+        levels: values of each parameter at mild, medium and strong.
+        meaning: description of the parameters, with units.
+        source: origin of the values.
+        switches: boolean parameters that a spec may set.
     """
 
     apply: Callable[..., Pixels]
@@ -52,7 +52,7 @@ PERTURBATIONS: Mapping[str, Family] = {
         corruptions.gaussian_noise, "noise", {"sd": (0.08, 0.18, 0.38)}, "standard deviation; white is 1", _IMAGENET_C
     ),
     "shot_noise": Family(
-        corruptions.shot_noise, "noise", {"photons": (60, 12, 3)}, "photons that white gives on average", _IMAGENET_C
+        corruptions.shot_noise, "noise", {"photons": (60, 12, 3)}, "mean number of photons for white", _IMAGENET_C
     ),
     "impulse_noise": Family(
         corruptions.impulse_noise, "noise", {"share": (0.03, 0.09, 0.27)}, "share of black or white", _IMAGENET_C
@@ -74,7 +74,7 @@ PERTURBATIONS: Mapping[str, Family] = {
         corruptions.brightness, "colour", {"added": (0.1, 0.3, 0.5)}, "added to the value; white is 1", _IMAGENET_C
     ),
     "contrast": Family(
-        corruptions.contrast, "colour", {"factor": (0.4, 0.2, 0.05)}, "what is left of the contrast", _IMAGENET_C
+        corruptions.contrast, "colour", {"factor": (0.4, 0.2, 0.05)}, "remaining contrast", _IMAGENET_C
     ),
     "saturation": Family(
         corruptions.saturation,
@@ -83,23 +83,23 @@ PERTURBATIONS: Mapping[str, Family] = {
         "saturation times factor, plus added",
         _IMAGENET_C_EXTRA,
     ),
-    "hue": Family(corruptions.hue, "colour", {"turns": (0.05, 0.1, 0.2)}, "turns of the colour circle, either way"),
-    "rotation": Family(corruptions.rotation, "geometry", {"degrees": (15, 30, 45)}, "degrees, either way"),
+    "hue": Family(corruptions.hue, "colour", {"turns": (0.05, 0.1, 0.2)}, "rotation of the hue circle in turns, either direction"),
+    "rotation": Family(corruptions.rotation, "geometry", {"degrees": (15, 30, 45)}, "degrees, either direction"),
     "translation": Family(
-        corruptions.translation, "geometry", {"share": (0.05, 0.15, 0.3)}, "share of each side, either way"
+        corruptions.translation, "geometry", {"share": (0.05, 0.15, 0.3)}, "share of each side, either direction"
     ),
-    "scale": Family(corruptions.scale, "geometry", {"factor": (1.25, 1.5, 2)}, "enlarged or shrunk by"),
+    "scale": Family(corruptions.scale, "geometry", {"factor": (1.25, 1.5, 2)}, "factor by which the image is enlarged or shrunk"),
     "shear": Family(
-        corruptions.shear, "geometry", {"slope": (0.1, 0.2, 0.3)}, "slope of rows or of columns, either way"
+        corruptions.shear, "geometry", {"slope": (0.1, 0.2, 0.3)}, "slope of rows or columns, either direction"
     ),
     "flip": Family(
-        corruptions.flip, "geometry", {"sides": ("left-right", "top-bottom", "both")}, "sides that are swapped"
+        corruptions.flip, "geometry", {"sides": ("left-right", "top-bottom", "both")}, "axes of the flip"
     ),
-    "jpeg": Family(corruptions.jpeg, "digital", {"quality": (25, 15, 7)}, "quality of the file", _IMAGENET_C),
+    "jpeg": Family(corruptions.jpeg, "digital", {"quality": (25, 15, 7)}, "JPEG quality", _IMAGENET_C),
     "pixelate": Family(
-        corruptions.pixelate, "digital", {"share": (0.6, 0.4, 0.25)}, "share of each side's pixels left", _IMAGENET_C
+        corruptions.pixelate, "digital", {"share": (0.6, 0.4, 0.25)}, "remaining share of the pixels of each side", _IMAGENET_C
     ),
-    "posterise": Family(corruptions.posterise, "digital", {"bits": (4, 3, 2)}, "bits left of 8"),
+    "posterise": Family(corruptions.posterise, "digital", {"bits": (4, 3, 2)}, "remaining bits of 8"),
     "fog": Family(
         corruptions.fog,
         "scene",
@@ -118,7 +118,7 @@ PERTURBATIONS: Mapping[str, Family] = {
             "hue": (0.05, 0.1, 0.2),
             "sd": (5, 15, 25),
         },
-        "probability of each change; most degrees, colour factors 1 ± colour, most turns of hue, noise (white is 255)",
+        "probability of each transformation; maximum degrees, colour factors 1 ± colour, maximum hue turns, noise sd of 255",
         switches=("jpeg75",),
     ),
 }
@@ -126,7 +126,7 @@ PERTURBATIONS: Mapping[str, Family] = {
 
 @dataclass(frozen=True)
 class Perturbation:
-    """A family at a level; ``Perturbation()`` is none, and false. As text, the spec in one canonical form."""
+    """A family at a severity level. ``Perturbation()`` means none and is false; ``str()`` gives the canonical spec."""
 
     family: str = "none"
     level: str = "none"
@@ -141,7 +141,7 @@ class Perturbation:
 
 
 def parse_perturbation(text: str) -> Perturbation:
-    """Read ``none``, ``gaussian_noise:level=strong``, ``mixed:level=mild,jpeg75=true``; level ``none`` or 0 is none.
+    """Parse ``none``, ``gaussian_noise:level=strong`` or ``mixed:level=mild,jpeg75=true``; level ``none`` or 0 is none.
 
     Raises:
         SpecError: if the family, the level or an option is unknown, or the level is missing.
@@ -158,9 +158,10 @@ def parse_perturbation(text: str) -> Perturbation:
         if option not in ("level", *switches):
             raise unknown(f"option of perturbation {spec.name}", option, ["level", *switches])
     if spec.argument is not None or "level" not in spec.options:
-        raise SpecError(f"perturbation {text!r} has no level=...: write {spec.name}:level={'|'.join(LEVELS)}")
-    level, chosen = _level(spec), tuple(name for name in switches if _is_on(spec, name))
-    return Perturbation(spec.name, level, chosen) if level != "none" else Perturbation()
+        raise SpecError(f"perturbation {text!r} has no level: write {spec.name}:level={'|'.join(LEVELS)}")
+    level = _level(spec)
+    enabled = tuple(name for name in switches if _is_on(spec, name))
+    return Perturbation(spec.name, level, enabled) if level != "none" else Perturbation()
 
 
 def _level(spec: Spec) -> str:
@@ -175,14 +176,20 @@ def _level(spec: Spec) -> str:
 def _is_on(spec: Spec, switch: str) -> bool:
     value = spec.options.get(switch, False)
     if not isinstance(value, bool):
-        raise SpecError(f"{switch}={value} of perturbation {spec.name} is neither true nor false")
+        raise SpecError(f"{switch}={value} of perturbation {spec.name}: write true or false")
     return value
 
 
 def perturb(pixels: Pixels, perturbation: Perturbation, rng: np.random.Generator) -> Pixels:
-    """Return an image, uint8 ``(h, w, 3)``, perturbed: uint8, of the same shape but for ``mixed``, which may grow it.
+    """Return a corrupted image, or the image itself for ``none``.
 
-    ``none`` gives the image itself. ``rng`` decides directions, places and noise: see ``image_rng``.
+    Args:
+        pixels: uint8 ``(h, w, 3)``.
+        perturbation: family and level.
+        rng: source of directions, positions and noise, see ``image_rng``.
+
+    Returns:
+        uint8 of the same shape, except for ``mixed``, which may enlarge the image.
     """
     if not perturbation:
         return pixels
@@ -192,20 +199,20 @@ def perturb(pixels: Pixels, perturbation: Perturbation, rng: np.random.Generator
 
 
 def image_rng(seed: int, name: str) -> np.random.Generator:
-    """Return the generator of one image: all levels of a family go the same way with it."""
+    """Return the random generator of one image: all levels of a family use the same directions and positions."""
     return np.random.default_rng(int(_sha256(f"{seed} {name}"), 16))
 
 
 def perturb_images(images: ImageSet, spec: str, seed: int = 0, splits: Collection[str] = ("test",)) -> ImageSet:
-    """Return the images, those of some splits perturbed, under the same ids.
+    """Return the images with those of some splits corrupted, under the same ids.
 
-    What becomes of an image is decided by the seed and its id. Its key is another for each spec and seed.
+    The result depends on the pixels, the id and the seed. The key of an image differs for each spec and seed.
 
     Args:
         images: the images.
         spec: such as ``fog:level=mild``; ``none`` changes nothing.
-        seed: other directions, places and noise.
-        splits: those whose images are perturbed.
+        seed: of directions, positions and noise.
+        splits: splits to corrupt.
 
     Raises:
         SpecError: if the spec or a split is unknown.
@@ -218,22 +225,26 @@ def perturb_images(images: ImageSet, spec: str, seed: int = 0, splits: Collectio
         return images
     changed = np.isin(images.splits, list(splits))
 
-    def key(place: int) -> str:
-        clean = images.key(place)
-        return _sha256(f"{clean} {perturbation} {seed} {images.ids[place]}") if changed[place] else clean
+    def key(row: int) -> str:
+        clean = images.key(row)
+        if not changed[row]:
+            return clean
+        return _sha256(f"{clean} {perturbation} {seed} {images.ids[row]}")
 
-    def load(place: int) -> Pixels:
-        clean = images.load(place)
-        return perturb(clean, perturbation, image_rng(seed, images.ids[place])) if changed[place] else clean
+    def load(row: int) -> Pixels:
+        clean = images.load(row)
+        if not changed[row]:
+            return clean
+        return perturb(clean, perturbation, image_rng(seed, images.ids[row]))
 
     return replace(images, load=load, key=key)
 
 
 def perturb_split(images: ImageSet, spec: str, part: str, seed: int = 0) -> ImageSet:
-    """Return the images of one split alone, perturbed.
+    """Return only the images of one split, corrupted.
 
-    Those of ``test`` keep their ids: they take the place of the images as they are. Those of ``train`` are further
-    views of their images, named and numbered after any augmented ones.
+    Test images keep their ids, as they replace the clean images. Training images are additional views of their
+    images, with numbers above those of augmented views.
 
     Raises:
         SpecError: if the spec or the split is unknown.
@@ -242,24 +253,6 @@ def perturb_split(images: ImageSet, spec: str, part: str, seed: int = 0) -> Imag
     if part != "test":
         own = replace(own, ids=tuple(f"{name}#view{MOST_VIEWS + 1}" for name in own.ids))
     return perturb_images(own, spec, seed, (part,))
-
-
-def parameter_table() -> list[dict[str, str]]:
-    """Return a row for each family: its group, the parameters at each level, what they mean and their source."""
-    return [
-        {
-            "family": name,
-            "group": family.group,
-            **{level: _written(family.parameters(level)) for level in LEVELS},
-            "meaning": family.meaning,
-            "source": family.source,
-        }
-        for name, family in PERTURBATIONS.items()
-    ]
-
-
-def _written(parameters: Mapping[str, Value]) -> str:
-    return ", ".join(f"{name} {value}" for name, value in parameters.items())
 
 
 def _sha256(text: str) -> str:

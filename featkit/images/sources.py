@@ -1,4 +1,4 @@
-"""Any source of images, by name or path, becomes an ImageSet with splits."""
+"""Loading of image sources by name or path, with splits."""
 
 from __future__ import annotations
 
@@ -32,23 +32,23 @@ SOURCES: Registry[Callable[..., ImageSet]] = Registry(
         **{name: f"featkit.images.datasets:{name}" for name in datasets.NAMES},
     },
 )
-"""Factories ``(**options) -> ImageSet``; ``split`` is ``own``, or ``none`` where the source has no splits."""
+"""Factories ``(**options) -> ImageSet``, with ``split`` either ``own``, or ``none`` if the source defines no splits."""
 
 
 def load_images(spec: str = "digits", *, split: str | None = None, seed: int = 0, limit: str | None = None) -> ImageSet:
-    """Return the images that a spec names, each in train, val or test; none of them is decoded yet.
+    """Return the images of a source, split into train, val and test. No image is decoded yet.
 
     Args:
         spec: a name with options (``digits``, ``cifar10:root=DIR``), a folder ``root/[split/]<class>/*`` or a CSV file
             with columns ``path,label[,split]``. A folder with the name of a source is written ``./name``.
-        split: shares such as ``70/15/15`` that replace the source's own splits; None keeps these, and makes 70/15/15
-            where there are none.
+        split: fractions such as ``70/15/15`` for a new stratified split; None keeps the splits of the source, or
+            makes 70/15/15 if it defines none.
         seed: of the split and of the limit.
-        limit: ``train=5000,test=1000``: a stratified part of these splits.
+        limit: ``train=5000,test=1000``: take a stratified sample of these splits.
 
     Raises:
         SpecError: if an option, the split or the limit is malformed.
-        DataError: if the images are not there, or their classes and splits do not make a classification problem.
+        DataError: if the images are not found, there are fewer than two classes, or train or test is empty.
     """
     fractions = None if split is None else parse_split(split)
     limits = {} if limit is None else parse_limit(limit)
@@ -85,21 +85,21 @@ def _limit(images: ImageSet, limits: dict[str, int], seed: int) -> ImageSet:
 
 
 def _check(images: ImageSet) -> None:
-    """Refuse what no classifier can be fitted to, or judged on."""
-    kinds = np.unique(images.labels[images.rows("train")])
-    if len(kinds) == 1:
-        alone = images.classes[kinds[0]]
-        raise DataError(f"{images.name} has one class alone to train on, {alone!r}: a classifier needs at least two")
+    """Raise DataError unless a classifier can be fitted to the images and evaluated on them."""
+    train_classes = np.unique(images.labels[images.rows("train")])
+    if len(train_classes) == 1:
+        only = images.classes[train_classes[0]]
+        raise DataError(f"all train images of {images.name} are of class {only!r}: a classifier needs two classes or more")
     for split in ("train", "test"):
         if not len(images.rows(split)):
             raise DataError(
-                f"{images.name} has {len(images)} images, but none in {split}: add some there, "
-                "or split all of them anew with --split 70/15/15"
+                f"{images.name} has {len(images)} images, but none in {split}: add some, "
+                "or make a new split with --split 70/15/15"
             )
 
 
 def digits() -> ImageSet:
-    """Return scikit-learn's 1,797 scans of handwritten digits (Alpaydin and Kaynak 1998), 8x8 pixels, 0..16 grey."""
+    """Return the 1,797 handwritten digits of scikit-learn (Alpaydin and Kaynak 1998), 8x8 pixels, without splits."""
     from sklearn.datasets import load_digits
 
     data = load_digits()

@@ -1,4 +1,4 @@
-"""Parts of the training images: labels to row numbers."""
+"""Subsets of the training images: k-shot and long-tailed samples, as row numbers."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from featkit.registry import Spec, unknown
 Labels = NDArray[np.int64]
 Rows = NDArray[np.int64]
 Subset = Callable[..., Rows]
-"""``subset(labels, seed, classes=None)`` gives row numbers; ``classes`` are names for an error."""
+"""``subset(labels, seed, classes=None)`` returns row numbers; ``classes`` are names for error messages."""
 
 
 def k_shot(
@@ -25,30 +25,30 @@ def k_shot(
     classes: Sequence[str] | None = None,
     take_fewer: bool = False,
 ) -> Rows:
-    """Return the rows of k images of each class, drawn at random, in order.
+    """Return the rows of k random images of each class, ascending.
 
-    With one seed the rows of a smaller k are among those of a larger one: a learning curve grows by adding images.
+    With the same seed, the rows of a smaller k are a subset of those of a larger one, as a learning curve needs.
 
     Args:
         labels: ``(n,)``, any integers.
-        k: images of each class.
-        seed: of the draw.
-        classes: names for the error, where labels are positions in them.
-        take_fewer: whether a class with fewer than k images gives all that it has.
+        k: number of images of each class.
+        seed: of the random sample.
+        classes: class names for error messages, indexed by label.
+        take_fewer: whether to take all images of a class that has fewer than k.
 
     Raises:
         DataError: if k is below 1, or a class has fewer than k images and ``take_fewer`` is not set.
     """
     if k < 1:
-        raise DataError(f"{k} images of each class: give at least 1")
+        raise DataError(f"cannot take {k} images of each class: give at least 1")
     found, sizes = np.unique(labels, return_counts=True)
     short = found[sizes < k]
     if len(short) and not take_fewer:
         raise DataError(
-            f"class {_name(short[0], classes)} has {sizes[sizes < k][0]} images, fewer than the {k} asked for "
-            f"({len(short)} of {len(found)} classes do): ask for fewer, or take what there is"
+            f"class {_name(short[0], classes)} has {sizes[sizes < k][0]} images, fewer than k={k} "
+            f"({len(short)} of {len(found)} classes have fewer): choose a smaller k, or set take_fewer=true"
         )
-    return _draw(labels, np.full(len(found), k), np.random.default_rng(seed))
+    return _sample_rows(labels, np.full(len(found), k), np.random.default_rng(seed))
 
 
 def longtail(
@@ -59,29 +59,29 @@ def longtail(
     profile: str = "exponential",
     classes: Sequence[str] | None = None,
 ) -> Rows:
-    """Return rows whose class sizes fall from ``n_max`` to ``n_max / factor``, drawn at random, in order.
+    """Return the rows of a random sample whose class sizes fall from ``n_max`` to ``n_max / factor``, ascending.
 
-    The seed puts the classes in order and draws their images. The class at place ``r`` of ``C`` keeps ``n_max w_r``
-    images, rounded, with the largest ``n_max`` for which no class needs more than it has:
+    The seed determines the order of the classes and their sample. The class at rank ``r`` of ``C`` keeps
+    ``n_max * w_r`` images, rounded, with the largest ``n_max`` that no class size prevents:
 
     - ``exponential``: ``w_r = factor^(-r / (C - 1))`` (Cao et al. 2019).
     - ``step``: 1 for the first half of the classes, ``1 / factor`` for the others (Cao et al. 2019).
     - ``pareto``: ``w_r = (r + 1)^(-1 / alpha)``, the sizes by rank of a Pareto distribution, as Liu et al. 2019 draw
       them; its shape ``alpha = log(C) / log(factor)`` is the one that gives the factor.
-    - ``natural``: all rows, as they are; takes no factor.
+    - ``natural``: all rows; takes no factor.
 
-    Where every class has the same number of images, the rows of a larger factor are among those of a smaller one.
+    If all classes have the same size, the rows of a larger factor are a subset of those of a smaller one.
 
     Args:
         labels: ``(n,)``, any integers.
-        factor: imbalance factor, largest class over smallest, from 1 up.
-        seed: of the order of the classes and of the draw.
+        factor: imbalance factor: size of the largest class divided by that of the smallest, at least 1.
+        seed: of the order of the classes and of the sample.
         profile: one of ``PROFILES``.
-        classes: names for the error, where labels are positions in them.
+        classes: class names for error messages, indexed by label.
 
     Raises:
-        SpecError: if the profile is unknown, the factor is missing or below 1, or ``natural`` is given one.
-        DataError: if a class would be left without an image; it names the largest factor possible.
+        SpecError: if the profile is unknown, the factor is missing or below 1, or ``natural`` has a factor.
+        DataError: if a class would have no image; the message contains the largest possible factor.
 
     Source: Cao et al., "Learning imbalanced datasets with label-distribution-aware margin loss", NeurIPS 2019,
     section 4; Liu et al., "Large-scale long-tailed recognition in an open world", CVPR 2019, section 4.
@@ -94,22 +94,22 @@ def longtail(
     order = rng.permutation(len(found))
     share, sizes = PROFILES[profile], sizes[order]
     weights = share(len(found), factor)
-    if not _suffice(sizes, weights):
-        largest = max(f for f in range(1, sizes[0] + 1) if _suffice(sizes, share(len(found), f)))
+    if not _leaves_no_class_empty(sizes, weights):
+        largest = max(f for f in range(1, sizes[0] + 1) if _leaves_no_class_empty(sizes, share(len(found), f)))
         raise DataError(
-            f"imbalance factor {factor:g} would leave class {_name(found[order[-1]], classes)} without an image: with "
+            f"imbalance factor {factor:g} leaves no image of class {_name(found[order[-1]], classes)}: with "
             f"this order of classes (seed {seed}) the largest possible one is {largest}"
         )
     counts = np.empty(len(found), np.int64)
-    counts[order] = np.round(np.floor(_largest(sizes, weights)) * weights)
-    return _draw(labels, counts, rng)
+    counts[order] = np.round(np.floor(_largest_class_size(sizes, weights)) * weights)
+    return _sample_rows(labels, counts, rng)
 
 
 def parse_subset(text: str) -> Subset:
-    """Read ``longtail:if=50,profile=step`` or ``kshot:k=5`` as a function of labels and seed that gives rows.
+    """Parse ``longtail:if=50,profile=step`` or ``kshot:k=5`` as a function of labels and seed that returns rows.
 
     Raises:
-        SpecError: if the name, an option or a value is unknown, listing the known ones.
+        SpecError: if the name or an option is unknown, or a value is invalid.
     """
     spec = Spec.parse(text)
     if spec.name not in _SUBSETS:
@@ -148,51 +148,52 @@ PROFILES: dict[str, Callable[[int, float], NDArray[np.float64]]] = {
     "step": _step,
     "pareto": _pareto,
 }
-"""Size of each class relative to the largest ``(C,)``, falling, by the number of classes and the imbalance factor."""
+"""Functions of the number of classes and the imbalance factor that return the relative class sizes ``(C,)``,
+descending from 1."""
 
 _SUBSETS: dict[str, tuple[Subset, dict[str, str]]] = {
     "longtail": (longtail, {"if": "factor", "profile": "profile"}),
     "kshot": (k_shot, {"k": "k", "take_fewer": "take_fewer"}),
 }
-"""Functions by name, and their parameters by the name of an option."""
+"""Functions by subset name, and their parameters by option name."""
 
 
 _ROUNDING = 1e-9
-"""20 / (1 / 50) may come out below 1,000."""
+"""Added before rounding down, because 20 / (1 / 50) may be below 1,000 in floating point."""
 
 
 def _check_profile(profile: str, factor: Any) -> None:
     if profile == "natural":
         if factor is not None:
-            raise SpecError("profile natural takes all images as they are: leave the imbalance factor out")
+            raise SpecError("profile natural takes all images: leave out the imbalance factor")
     elif profile not in PROFILES:
         raise unknown("profile", profile, [*PROFILES, "natural"])
     elif isinstance(factor, bool) or not isinstance(factor, int | float) or not 1 <= factor < np.inf:
-        raise SpecError(f"imbalance factor {factor}: give a number from 1 up, as longtail:if=50")
+        raise SpecError(f"imbalance factor {factor}: give a number of at least 1, such as longtail:if=50")
 
 
 def _check_options(text: str, options: dict[str, Any]) -> None:
-    """Refuse, before any label is seen, what the functions would refuse later or not understand."""
+    """Check option values before any labels are known, so that errors come early."""
     if not text.startswith("kshot"):
         _check_profile(str(options.get("profile", "exponential")), options.get("factor"))
     elif type(options.get("k")) is not int or options["k"] < 1:
-        raise SpecError(f"subset {text!r}: give the images of each class, from 1 up, as kshot:k=5")
+        raise SpecError(f"subset {text!r}: give the number of images of each class, at least 1, such as kshot:k=5")
     elif type(options.get("take_fewer", False)) is not bool:
-        raise SpecError(f"subset {text!r}: take_fewer is true or false")
+        raise SpecError(f"subset {text!r}: write take_fewer=true or take_fewer=false")
 
 
-def _largest(sizes: NDArray[np.int64], weights: NDArray[np.float64]) -> float:
-    """Return the largest ``n_max`` of which no class, ``n_max`` times its weight, is above its size."""
+def _largest_class_size(sizes: NDArray[np.int64], weights: NDArray[np.float64]) -> float:
+    """Return the largest ``n_max`` for which ``n_max * weight`` is at most the size of every class."""
     return float(np.min(sizes / weights)) + _ROUNDING
 
 
-def _suffice(sizes: NDArray[np.int64], weights: NDArray[np.float64]) -> bool:
-    """Return whether ``n_max`` leaves the smallest class an image."""
-    return bool(_largest(sizes, weights) * weights[-1] >= 1)
+def _leaves_no_class_empty(sizes: NDArray[np.int64], weights: NDArray[np.float64]) -> bool:
+    """Return whether the smallest class keeps an image with the largest possible ``n_max``."""
+    return bool(_largest_class_size(sizes, weights) * weights[-1] >= 1)
 
 
-def _draw(labels: Labels, counts: NDArray[np.int64], rng: np.random.Generator) -> Rows:
-    """Return up to ``counts[c]`` rows of each class in the order of its label; more counts only add rows."""
+def _sample_rows(labels: Labels, counts: NDArray[np.int64], rng: np.random.Generator) -> Rows:
+    """Return up to ``counts[c]`` random rows of each class, ascending; a larger count only adds rows."""
     shuffled = [rng.permutation(np.flatnonzero(labels == label)) for label in np.unique(labels)]
     return np.sort(np.concatenate([rows[:count] for rows, count in zip(shuffled, counts, strict=True)]))
 

@@ -100,14 +100,14 @@ def test_limited_images_are_the_same_images(photos):
 def test_one_class_is_refused(photos):
     for kind in ("blue", "green"):
         shutil.rmtree(photos / kind)
-    with pytest.raises(DataError, match=r"photos has one class alone to train on, 'red': .* at least two"):
+    with pytest.raises(DataError, match=r"all train images of photos are of class 'red': .* two classes or more"):
         load_images(str(photos))
 
 
 def test_one_class_in_train_is_refused(sorted_photos):
     for kind in ("blue", "green"):
         shutil.rmtree(sorted_photos / "train" / kind)
-    with pytest.raises(DataError, match="one class alone"):
+    with pytest.raises(DataError, match="are of class"):
         load_images(str(sorted_photos))
 
 

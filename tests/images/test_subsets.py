@@ -37,7 +37,7 @@ def test_the_seed_decides_which() -> None:
 def test_a_class_with_fewer_images_is_named() -> None:
     """By its name where there is one."""
     labels = np.array([0, 0, 0, 1, 2, 2, 2])
-    with pytest.raises(DataError, match="class dog has 1 images, fewer than the 3 asked for"):
+    with pytest.raises(DataError, match="class dog has 1 images, fewer than k=3"):
         k_shot(labels, 3, classes=["cat", "dog", "emu"])
     with pytest.raises(DataError, match=r"class 1 has 1 images, .* \(1 of 3 classes do\)"):
         k_shot(labels, 3)
@@ -145,17 +145,17 @@ def test_a_subset_is_read_from_text(text: str, expected: Callable[[np.ndarray], 
         ("longtial:if=5", r"unknown subset 'longtial': did you mean longtail\? known: longtail, kshot$"),
         ("longtail:factor=5", r"unknown option of subset longtail 'factor': .*known: if, profile$"),
         ("longtail:50", r"write options as longtail:key=value; known: if, profile$"),
-        ("longtail", r"imbalance factor None: give a number from 1 up"),
+        ("longtail", r"imbalance factor None: give a number of at least 1"),
         ("longtail:if=0.5", r"imbalance factor 0\.5: give"),
         ("longtail:if=nan", r"imbalance factor nan: give"),
         ("longtail:if=inf", r"imbalance factor inf: give"),
         ("longtail:if=true", r"imbalance factor True: give"),
         ("longtail:if=5,profile=stepp", r"unknown profile 'stepp': did you mean step\?"),
         ("longtail:if=5,profile=natural", r"leave the imbalance factor out$"),
-        ("kshot", r"'kshot': give the images of each class"),
-        ("kshot:k=0", r"'kshot:k=0': give the images of each class"),
-        ("kshot:k=2.5", r"give the images of each class"),
-        ("kshot:k=2,take_fewer=yes", r"take_fewer is true or false$"),
+        ("kshot", r"'kshot': give the number of images of each class"),
+        ("kshot:k=0", r"'kshot:k=0': give the number of images of each class"),
+        ("kshot:k=2.5", r"give the number of images of each class"),
+        ("kshot:k=2,take_fewer=yes", r"write take_fewer=true or take_fewer=false$"),
     ],
 )
 def test_what_is_wrong_in_a_subset_is_said_before_any_label_is_seen(text: str, message: str) -> None:
