@@ -1,4 +1,4 @@
-"""Scores to a Report: metrics with their intervals, calibration, comparisons, few-shot episodes."""
+"""Evaluation: metrics with confidence intervals, calibration, paired comparisons, few-shot episodes. Arrays only."""
 
 from featkit.evaluation.calibration import Temperature, fit_temperature
 from featkit.evaluation.compare import PairedComparison, compare

@@ -1,6 +1,7 @@
-"""What may be wrong with labelled images, judged by their vectors: copies, near copies, labels, small classes.
+"""Data audit on features: duplicates, near duplicates, label errors and small classes.
 
-Throughout: ``x (n, d)`` vectors, ``y (n,)`` labels as positions 0..k-1, ``p (n, k)`` shares of classes that sum to 1.
+In all functions ``x (n, d)`` are features, ``y (n,)`` labels as indices 0..k-1, and ``p (n, k)`` class probabilities
+whose rows sum to 1.
 """
 
 from __future__ import annotations
@@ -11,13 +12,14 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import softmax
 
 from featkit.errors import DataError
 
 Labels = NDArray[np.int64]
-Shares = NDArray[np.float64]
+Probabilities = NDArray[np.float64]
 Track = Callable[[Sequence[int]], Iterable[int]]
-"""Passes steps of work on, and may show how many are done."""
+"""Wraps an iterable of steps, for example in a progress bar."""
 
 NEIGHBOURS = 10
 _BLOCK_NUMBERS = 2**24
@@ -25,7 +27,7 @@ _BLOCK_NUMBERS = 2**24
 
 @dataclass(frozen=True)
 class Neighbours:
-    """The nearest other rows of each row, nearest first.
+    """Nearest neighbours of each row, nearest first.
 
     Attributes:
         rows: ``(n, k)`` int64.
@@ -33,31 +35,31 @@ class Neighbours:
     """
 
     rows: Labels
-    cosines: Shares
+    cosines: Probabilities
 
     @property
-    def distances(self) -> Shares:
-        """Euclidean distances ``(n, k)`` between the vectors at unit length."""
-        distances: Shares = np.sqrt(np.maximum(2 - 2 * self.cosines, 0))
+    def distances(self) -> Probabilities:
+        """Euclidean distances ``(n, k)`` between the features scaled to unit length."""
+        distances: Probabilities = np.sqrt(np.maximum(2 - 2 * self.cosines, 0))
         return distances
 
 
 @dataclass(frozen=True)
 class NearDuplicates:
-    """Pairs of rows that are closer than chance explains, the most surprising first.
+    """Pairs of rows that are closer than expected by chance, the most extreme first.
 
     Attributes:
         pairs: ``(p, 2)`` int64 rows, the lower one first.
         cosines: ``(p,)`` float64.
-        ratio: a pair is closer than this times the distance of both its rows to their ``k``-th neighbour; 0 where
-            the vectors are too few, or too much alike, for such a threshold.
-        k: which neighbour that is.
-        dimension: intrinsic dimension of the vectors, from which ``ratio`` follows.
-        cosine: what ``ratio`` comes to as a cosine, for the median row.
+        ratio: the distance of a pair is below this times the distance of each of its rows to its ``k``-th neighbour;
+            0 if there are too few features, or too many equal ones, for such a threshold.
+        k: see ``ratio``.
+        dimension: intrinsic dimension of the features, which determines ``ratio``.
+        cosine: the threshold as a cosine, for the median row.
     """
 
     pairs: Labels
-    cosines: Shares
+    cosines: Probabilities
     ratio: float
     k: int
     dimension: float
@@ -66,33 +68,33 @@ class NearDuplicates:
 
 @dataclass(frozen=True)
 class LabelErrors:
-    """Rows whose label is probably wrong, the surest first.
+    """Rows whose label is probably wrong, the most probable first.
 
     Attributes:
         rows: ``(s,)`` int64.
-        suggested: ``(s,)`` int64, the likeliest other class.
-        odds: ``(s,)`` float64, how many times likelier that class is than the given one.
+        suggested: ``(s,)`` int64, the most probable other class.
+        odds: ``(s,)`` float64, probability of that class divided by that of the given class.
     """
 
     rows: Labels
     suggested: Labels
-    odds: Shares
+    odds: Probabilities
 
 
 def exact_duplicates(keys: Sequence[str]) -> list[Labels]:
-    """Return the rows of each content that occurs more than once; the empty key is no content.
+    """Return the rows of each group of identical images.
 
     Args:
-        keys: n digests of contents.
+        keys: n digests of image contents; rows with an empty key are ignored.
     """
-    places: dict[str, list[int]] = {}
+    rows_of: dict[str, list[int]] = {}
     for row, key in enumerate(keys):
-        places.setdefault(key, []).append(row)
-    return [np.array(rows) for key, rows in places.items() if key and len(rows) > 1]
+        rows_of.setdefault(key, []).append(row)
+    return [np.array(rows) for key, rows in rows_of.items() if key and len(rows) > 1]
 
 
 def nearest_neighbours(x: NDArray[np.floating[Any]], k: int = NEIGHBOURS, *, track: Track = iter) -> Neighbours:
-    """Return the ``k`` nearest other rows of each row by cosine, or all others where there are fewer.
+    """Return the ``k`` nearest other rows of each row by cosine, or all others if there are fewer.
 
     The similarities are computed in blocks of rows of at most 64 MiB.
 
@@ -101,7 +103,7 @@ def nearest_neighbours(x: NDArray[np.floating[Any]], k: int = NEIGHBOURS, *, tra
     """
     n = len(x)
     if n < 2:
-        raise DataError(f"{n} vectors have no neighbours: give at least two")
+        raise DataError(f"cannot search neighbours among {n} images: give at least two")
     k = min(k, n - 1)
     unit = x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), np.finfo(x.dtype).tiny)
     rows, cosines = np.empty((n, k), np.int64), np.empty((n, k))
@@ -119,17 +121,17 @@ def nearest_neighbours(x: NDArray[np.floating[Any]], k: int = NEIGHBOURS, *, tra
 
 
 def near_duplicates(neighbours: Neighbours, expected: float = 1.0) -> NearDuplicates:
-    """Return the pairs that are nearer than the density around them explains.
+    """Return the pairs that are closer than the local density explains.
 
-    Where points lie evenly in ``m`` dimensions, the ``k - 1`` nearer ones of the ``k`` nearest neighbours are at
-    distances ``r`` of which ``(r / r_k) ** m`` is uniform, whatever the density is there. So ``m`` follows from the
-    median of ``r_(k/2) / r_k``, which is a half to the power of ``1 / m`` and does not mind up to ``k / 2`` copies of
-    every image; and from ``m`` the ratio ``r_1 / r_k`` below which there are ``expected`` rows by chance. No cosine
-    means the same in a dense and in a sparse region. Of copies in groups of more than ``k``, none is found.
+    For points of locally constant density in ``m`` dimensions, the distances ``r`` of the ``k - 1`` nearest neighbours
+    satisfy that ``(r / r_k) ** m`` is uniform, whatever the density is. So ``m`` follows from the median of
+    ``r_(k/2) / r_k``, which is ``0.5 ** (1 / m)`` and robust to up to ``k / 2`` copies of every image; and ``m`` gives
+    the ratio ``r_1 / r_k`` below which ``expected`` rows are expected by chance. A fixed cosine threshold would have
+    different meanings in dense and sparse regions. Groups of more than ``k`` copies are not found.
 
     Args:
-        neighbours: of vectors with distinct contents; an odd last neighbour is left out.
-        expected: number of rows, of all n, that may have such a neighbour by chance.
+        neighbours: of images with distinct contents; if ``k`` is odd, the last neighbour is ignored.
+        expected: number of false positives expected by chance among all n rows.
 
     Source: the ratios as in Facco et al., "Estimating the intrinsic dimension of datasets by a minimal neighborhood
     information", Scientific Reports 7 (2017), 12140, there for k = 2.
@@ -137,28 +139,33 @@ def near_duplicates(neighbours: Neighbours, expected: float = 1.0) -> NearDuplic
     n, k = neighbours.rows.shape[0], neighbours.rows.shape[1] // 2 * 2
     distances = neighbours.distances[:, :k]
     spread = distances[:, -1] if k else np.zeros(n)
-    apart = spread > 0
-    median = float(np.median(distances[apart, k // 2 - 1] / spread[apart])) if apart.any() else 1.0
+    distinct = spread > 0
+    median = 1.0
+    if distinct.any():
+        median = float(np.median(distances[distinct, k // 2 - 1] / spread[distinct]))
     if not 0 < median < 1:
         return NearDuplicates(np.empty((0, 2), np.int64), np.empty(0), 0.0, k, float("nan"), 1.0)
     dimension = np.log(0.5) / np.log(median)
+    # The chance that the nearest of k - 1 uniform values is below ratio ** dimension is expected / n. expm1 and log1p
+    # keep precision where expected / n is tiny.
     ratio = float((-np.expm1(np.log1p(-min(0.5, expected / n)) / (k - 1))) ** (1 / dimension))
     others = neighbours.rows[:, :k]
     close = distances <= ratio * np.minimum(spread[:, None], spread[others])
-    first, place = np.nonzero(close)
-    pairs, kept = np.unique(np.sort(np.column_stack([first, others[first, place]])), axis=0, return_index=True)
+    first, rank = np.nonzero(close)
+    both_orders = np.column_stack([first, others[first, rank]])
+    pairs, kept = np.unique(np.sort(both_orders), axis=0, return_index=True)
     scale = np.maximum(np.minimum(*spread[pairs.T]), np.finfo(np.float64).tiny)
-    order = np.argsort(distances[first, place][kept] / scale, kind="stable")
+    order = np.argsort(distances[first, rank][kept] / scale, kind="stable")
     cosine = float(np.median(1 - (ratio * spread) ** 2 / 2))
     return NearDuplicates(
-        pairs[order], neighbours.cosines[first, place][kept][order], ratio, k, float(dimension), cosine
+        pairs[order], neighbours.cosines[first, rank][kept][order], ratio, k, float(dimension), cosine
     )
 
 
 def connected_groups(pairs: Labels) -> Labels:
-    """Return the group of each pair, ``(p,)``: pairs that share a row, at once or through others, are one group.
+    """Return the connected component of each pair, ``(p,)``, numbered in order of first occurrence.
 
-    Groups are numbered in the order in which they first occur.
+    Pairs that share a row, directly or through other pairs, are in the same component.
     """
     leader: dict[int, int] = {}
 
@@ -173,36 +180,39 @@ def connected_groups(pairs: Labels) -> Labels:
     return np.array([numbers.setdefault(find(first), len(numbers)) for first in pairs[:, 0].tolist()], dtype=np.int64)
 
 
-def neighbour_class_frequencies(neighbours: Neighbours, y: Labels, k: int) -> Shares:
-    """Return the share of each of ``k`` classes among the neighbours, ``(n, k)``: a row has no vote on itself."""
+def neighbour_class_frequencies(neighbours: Neighbours, y: Labels, k: int) -> Probabilities:
+    """Return the share of each of ``k`` classes among the neighbours of each row, ``(n, k)``."""
     rows, size = neighbours.rows.shape
-    places = (np.arange(rows)[:, None] * k + y[neighbours.rows]).ravel()
-    shares: Shares = np.bincount(places, minlength=rows * k).reshape(rows, k) / size
-    return shares
+    cells = (np.arange(rows)[:, None] * k + y[neighbours.rows]).ravel()
+    frequencies: Probabilities = np.bincount(cells, minlength=rows * k).reshape(rows, k) / size
+    return frequencies
 
 
-def pool_probabilities(judges: Sequence[tuple[Shares, float]]) -> Shares:
-    """Return the geometric mean of shares ``(n, k)``, each with a floor added that keeps one judge from a veto.
+def pool_probabilities(estimates: Sequence[tuple[Probabilities, float]]) -> Probabilities:
+    """Return the normalized geometric mean of probability estimates, ``(n, k)``.
+
+    Args:
+        estimates: probabilities ``(n, k)`` and a floor that is added to them, so that a 0 of one estimate does not
+            rule out a class.
 
     Source: the logarithmic opinion pool; Genest and Zidek, "Combining probability distributions", Statistical
     Science 1 (1986), 114-135.
     """
-    logs = np.mean([np.log(p + floor) for p, floor in judges], axis=0)
-    shares = np.exp(logs - logs.max(axis=1, keepdims=True))
-    normal: Shares = shares / shares.sum(axis=1, keepdims=True)
-    return normal
+    logs = np.mean([np.log(p + floor) for p, floor in estimates], axis=0)
+    pooled: Probabilities = softmax(logs, axis=1)
+    return pooled
 
 
-def find_label_errors(p: Shares, y: Labels) -> LabelErrors:
+def find_label_errors(p: Probabilities, y: Labels) -> LabelErrors:
     """Return the rows whose label is probably wrong.
 
-    How many is counted as in confident learning: the rows where a class other than the given one is as likely as it
-    is, on average, for the rows that carry it. Which ones is decided by the odds of the likeliest other class against
-    the given one.
+    Their number is estimated as in confident learning: it counts the rows where another class has at least the mean
+    probability that it has in the rows labelled with it. The rows are selected by the odds of the most probable other
+    class against the given class.
 
     Args:
         p: out-of-sample probabilities ``(n, k)``, above 0 for the given classes.
-        y: the given classes ``(n,)``.
+        y: ``(n,)`` given classes.
 
     Source: Northcutt, Jiang and Chuang, "Confident learning: estimating uncertainty in dataset labels", JAIR 70
     (2021), 1373-1411, eq. 1 for the count.
@@ -223,7 +233,7 @@ def find_label_errors(p: Shares, y: Labels) -> LabelErrors:
 
 
 def stratified_folds(y: Labels, folds: int, seed: int = 0) -> Labels:
-    """Return a fold 0..folds-1 for each row, ``(n,)``, at random; of a class no fold has two rows more than another."""
+    """Return a random fold 0..folds-1 for each row, ``(n,)``; the folds of each class differ by at most one row."""
     rng = np.random.default_rng(seed)
     shuffled = rng.permutation(len(y))
     by_class = shuffled[np.argsort(y[shuffled], kind="stable")]
@@ -233,10 +243,10 @@ def stratified_folds(y: Labels, folds: int, seed: int = 0) -> Labels:
 
 
 def small_classes(y: Labels, splits: NDArray[np.str_], k: int, few: int) -> tuple[Labels, Labels]:
-    """Return the classes with fewer than ``few`` rows in train or none in test, and all classes' sizes there.
+    """Return the classes with fewer than ``few`` rows in train or none in test, and the sizes of all classes.
 
     Returns:
-        Classes ``(c,)``, fewest train rows first, and ``(k, 2)`` numbers of rows in train and in test.
+        Classes ``(c,)``, smallest in train first, and ``(k, 2)`` numbers of rows in train and in test.
     """
     sizes = np.column_stack([np.bincount(y[splits == split], minlength=k) for split in ("train", "test")])
     small = np.flatnonzero((sizes[:, 0] < few) | (sizes[:, 1] == 0))

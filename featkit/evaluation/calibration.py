@@ -1,7 +1,7 @@
-"""Do scores mean what they say? Log loss, calibration error, and the one number that mends it.
+"""Calibration of probabilities: log loss, calibration error, reliability bins and temperature scaling.
 
-Throughout: ``scores (n, m)`` are probabilities, rows that sum to 1; ``y (n,)`` true classes as positions 0..k-1;
-column ``j`` is about the class ``columns[j]``, as in ``metrics``.
+In all functions ``scores (n, m)`` are probabilities whose rows sum to 1, ``y (n,)`` true classes as indices 0..k-1,
+and ``columns[j]`` is the class of column ``j``, as in ``metrics``.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from math import fsum
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import brentq
+from scipy.special import softmax
 
 from featkit.errors import DataError
 from featkit.evaluation.intervals import Interval, wilson
@@ -21,15 +22,22 @@ from featkit.evaluation.metrics import Labels, Scores, own_columns
 BINS = 15
 _SMALLEST = float(np.finfo(np.float64).eps)
 TEMPERATURES = (1e-3, 1e3)
-"""The lowest and the highest that ``fit_temperature`` gives."""
+"""Smallest and largest temperature that ``fit_temperature`` returns."""
 SMOOTHINGS = (float(np.finfo(np.float64).tiny), _SMALLEST, 1e-6, 1e-4, 1e-3, 1e-2)
-"""What ``fit_temperature`` chooses from. The first does no more than make a logarithm of 0 possible: scores far below
-2.2e-16 still tell a head that is much too confident how wrong it was."""
+"""Candidates of ``fit_temperature``. The first only makes the logarithm of 0 finite: scores far below 2.2e-16 still
+measure how wrong an overconfident head is."""
 
 
 @dataclass(frozen=True)
 class ReliabilityBin:
-    """Test images of like confidence: their mean confidence, share of right predictions with its interval, number."""
+    """Test images of similar confidence.
+
+    Attributes:
+        confidence: mean confidence.
+        accuracy: share of correct predictions.
+        count: number of images.
+        interval95: Wilson score interval of ``accuracy``.
+    """
 
     confidence: float
     accuracy: float
@@ -39,10 +47,12 @@ class ReliabilityBin:
 
 @dataclass(frozen=True)
 class Temperature:
-    """What divides the logarithms of scores, above 1 for a head that is too confident.
+    """Parameters of temperature scaling.
 
-    Before that, ``smoothing`` is added to every score. The zeros of a KNN head, and the far tails of an SVM, are not
-    to be taken literally; a temperature alone that undoes them leaves every confidence too low.
+    Attributes:
+        value: divisor of the logarithms of the scores, above 1 for an overconfident head.
+        smoothing: added to every score before. KNN heads give exact zeros and SVM heads extremely small scores; a
+            temperature alone that corrects these would make all other confidences too low.
     """
 
     value: float
@@ -50,54 +60,54 @@ class Temperature:
 
 
 def are_probabilities(scores: Scores) -> bool:
-    """Return whether every row is non-negative and sums to 1, give or take the rounding of float32."""
+    """Return whether all scores are non-negative and every row sums to 1 within float32 precision."""
     return bool((scores >= 0).all() and np.allclose(scores.sum(axis=1), 1, rtol=0, atol=1e-5))
 
 
 def nll(scores: Scores, y: Labels, columns: Labels) -> float:
-    """Return the mean negative log likelihood of the true classes, in nats.
+    """Return the mean negative log-likelihood of the true classes, in nats.
 
-    A probability below 2.2e-16 counts as that, at a loss of 36.0, as in scikit-learn: a KNN head gives exact zeros. A
+    As in scikit-learn, probabilities are clipped at 2.2e-16 (a loss of 36.0), because KNN heads give exact zeros. A
     class without a column has probability zero.
     """
-    return -fsum(np.log(np.maximum(_own(scores, y, columns), _SMALLEST))) / len(y)
+    return -fsum(np.log(np.maximum(_true_class_scores(scores, y, columns), _SMALLEST))) / len(y)
 
 
-def _own(scores: Scores, y: Labels, columns: Labels) -> NDArray[np.float64]:
-    """Return ``(n,)`` the score of the true class, 0 where it has no column."""
-    own = own_columns(y, columns)
-    taken: NDArray[np.float64] = np.where(own >= 0, scores[np.arange(len(y)), own], 0.0)
-    return taken
+def _true_class_scores(scores: Scores, y: Labels, columns: Labels) -> NDArray[np.float64]:
+    """Return the score of the true class, ``(n,)``; 0 if it has no column."""
+    column = own_columns(y, columns)
+    values: NDArray[np.float64] = np.where(column >= 0, scores[np.arange(len(y)), column], 0.0)
+    return values
 
 
 def reliability_bins(scores: Scores, y: Labels, columns: Labels, *, bins: int = BINS) -> tuple[ReliabilityBin, ...]:
-    """Return at most ``bins`` bins of as equal a number of images as ties allow, by rising confidence.
+    """Return at most ``bins`` bins with equal numbers of images, as far as ties allow, by ascending confidence.
 
-    Confidence is the highest score of a row. Images of the same confidence share a bin, that of the middle one among
-    them: a KNN head is unanimous about most images, and what order these come in must not matter.
+    Confidence is the highest score of a row. Images of the same confidence are in the same bin, that of their median
+    rank: KNN heads give most images confidence 1, and the result must not depend on the order of the images.
     """
     best = scores.argmax(axis=1)
     levels, level_of, counts = np.unique(scores.max(axis=1), return_inverse=True, return_counts=True)
     middle = np.cumsum(counts) - (counts + 1) / 2
-    place = (bins * middle / len(y)).astype(np.int64)[level_of]
-    confidence, right = levels[level_of], columns[best] == y
-    return tuple(_bin(confidence[place == each], right[place == each]) for each in np.unique(place))
+    bin_of = (bins * middle / len(y)).astype(np.int64)[level_of]
+    confidence, correct = levels[level_of], columns[best] == y
+    return tuple(_bin(confidence[bin_of == each], correct[bin_of == each]) for each in np.unique(bin_of))
 
 
-def _bin(confidence: NDArray[np.float64], right: NDArray[np.bool_]) -> ReliabilityBin:
-    count, hits = len(right), int(right.sum())
+def _bin(confidence: NDArray[np.float64], correct: NDArray[np.bool_]) -> ReliabilityBin:
+    count, hits = len(correct), int(correct.sum())
     return ReliabilityBin(fsum(confidence) / count, hits / count, count, wilson(hits, count))
 
 
 def calibration_error(bins: Sequence[ReliabilityBin]) -> float:
-    """Return the mean distance between confidence and accuracy of the bins, weighted by their counts."""
+    """Return the mean absolute difference between confidence and accuracy of the bins, weighted by their counts."""
     return fsum(each.count * abs(each.accuracy - each.confidence) for each in bins) / sum(each.count for each in bins)
 
 
 def ece(scores: Scores, y: Labels, columns: Labels) -> float:
     """Return the expected calibration error of the predicted class, over 15 bins of equal mass.
 
-    Chance alone lifts it above 0: a head that is perfectly calibrated has a larger one on fewer images.
+    It is biased upwards: even a perfectly calibrated head has a positive value, and a larger one on fewer images.
 
     Source: Guo et al., "On calibration of modern neural networks", ICML 2017, eq. 3; bins of equal mass as in Nguyen
     and O'Connor, "Posterior calibration and exploratory analysis for NLP models", EMNLP 2015.
@@ -106,16 +116,16 @@ def ece(scores: Scores, y: Labels, columns: Labels) -> float:
 
 
 def fit_temperature(scores: Scores, y: Labels, columns: Labels) -> Temperature:
-    """Return the temperature under which ``apply_temperature`` makes the true classes likeliest.
+    """Return the temperature that maximizes the likelihood of the true classes after ``apply_temperature``.
 
-    For a given smoothing the problem is convex in 1/T; of a few, the one with the likeliest true classes is taken.
-    One more image is imagined, like the others but with the runner-up as its true class (Laplace's rule): where every
-    prediction is right, the likelihood alone would send T to 0 and every confidence to 1. An image whose class has no
-    column says nothing about T and is left out.
+    For a given smoothing the problem is convex in 1/T; the best of a few smoothing values is chosen. One pseudo-image
+    is added, an average image whose true class is the one with the second-highest score (Laplace's rule): without it,
+    the optimum is T = 0, and every confidence 1, if all predictions are correct. Images of a class without a column
+    are ignored.
 
     Args:
-        scores: ``(n, m)`` of images on which nothing was fitted, such as those of val; at least two columns.
-        y: ``(n,)`` their classes.
+        scores: ``(n, m)`` of images on which nothing was fitted, such as the validation set; at least two columns.
+        y: ``(n,)`` their true classes.
         columns: ``(m,)`` the class of each column.
 
     Raises:
@@ -125,25 +135,25 @@ def fit_temperature(scores: Scores, y: Labels, columns: Labels) -> Temperature:
     """
     if len(columns) < 2 or not are_probabilities(scores):
         raise DataError(
-            f"scores {scores.shape} are not probabilities: a temperature needs two columns or more, rows that are "
-            "non-negative and sum to 1"
+            f"scores {scores.shape} are not probabilities: a temperature needs two columns or more, and rows that "
+            "are non-negative and sum to 1"
         )
     own = own_columns(y, columns)
     known = own >= 0
     if not known.any():
-        raise DataError(f"none of {len(y)} images has a class that the head knows: a temperature needs at least one")
+        raise DataError(f"none of {len(y)} images is of a class of the head: a temperature needs at least one")
     fits = [_fit(_logits(scores[known], smoothing), own[known], smoothing) for smoothing in SMOOTHINGS]
     return min(fits, key=lambda fit: fit[0])[1]
 
 
 def _fit(logits: Scores, own: Labels, smoothing: float) -> tuple[float, Temperature]:
-    """Return the best temperature over one smoothing, after the loss that it leaves."""
+    """Return the smallest loss for one smoothing, and the temperature that gives it."""
     n = len(own)
     true = fsum(logits[np.arange(n), own])
     runner_up = fsum(np.partition(logits, -2, axis=1)[:, -2]) / n
 
     def slope(inverse: float) -> float:
-        return (n + 1) / n * fsum((_softmax(inverse * logits) * logits).sum(axis=1)) - true - runner_up
+        return (n + 1) / n * fsum((softmax(inverse * logits, axis=1) * logits).sum(axis=1)) - true - runner_up
 
     def loss(inverse: float) -> float:
         return (n + 1) / n * fsum(np.log(np.exp(inverse * logits).sum(axis=1))) - inverse * (true + runner_up)
@@ -157,30 +167,23 @@ def _fit(logits: Scores, own: Labels, smoothing: float) -> tuple[float, Temperat
 
 
 def apply_temperature(scores: Scores, temperature: Temperature) -> Scores:
-    """Return ``(scores + smoothing) ** (1 / T)``, each row divided by its sum; predictions stay what they were.
+    """Return ``(scores + smoothing) ** (1 / T)``, normalized to sum 1 in each row; predictions do not change.
 
     Raises:
         DataError: if the temperature or its smoothing is not a positive number.
     """
     if not (0 < temperature.value < np.inf and 0 < temperature.smoothing < np.inf):
-        raise DataError(f"{temperature} is no temperature over 0 with a smoothing over 0: take it from fit_temperature")
-    powers = _softmax(_logits(scores, temperature.smoothing) / temperature.value)
+        raise DataError(f"{temperature} is invalid: value and smoothing must be positive numbers, as fit_temperature returns them")
+    calibrated: Scores = softmax(_logits(scores, temperature.smoothing) / temperature.value, axis=1)
     best = scores.argmax(axis=1)
-    # Scores that differ in the last digit can become equal, and the first of equals is predicted.
-    moved = np.flatnonzero(powers.argmax(axis=1) != best)
-    powers[moved, best[moved]] = np.nextafter(powers[moved].max(axis=1), np.inf)
-    return powers
+    # Scores that differ in the last digit can become equal, which would change the prediction to the first of them.
+    changed = np.flatnonzero(calibrated.argmax(axis=1) != best)
+    calibrated[changed, best[changed]] = np.nextafter(calibrated[changed].max(axis=1), np.inf)
+    return calibrated
 
 
 def _logits(scores: Scores, smoothing: float) -> Scores:
-    """Return the logarithms of smoothed probabilities ``(n, m)``, relative to the highest of the row."""
+    """Return the logarithms of smoothed probabilities ``(n, m)``, minus the maximum of each row."""
     logs = np.log(scores + smoothing)
     relative: Scores = logs - logs.max(axis=1, keepdims=True)
     return relative
-
-
-def _softmax(logits: Scores) -> Scores:
-    """Return the soft-max of rows whose highest logit is 0."""
-    powers = np.exp(logits)
-    shares: Scores = powers / powers.sum(axis=1, keepdims=True)
-    return shares

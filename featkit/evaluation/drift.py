@@ -1,4 +1,4 @@
-"""How far vectors moved when the network that makes them was changed."""
+"""Embedding drift: how much features change when the network is changed, for example quantized."""
 
 from __future__ import annotations
 
@@ -17,12 +17,14 @@ _BLOCK = 1024
 
 @dataclass(frozen=True)
 class Drift:
-    """Vectors of the same n images before and after a change.
+    """Similarity of the features of the same n images before and after a change.
 
     Attributes:
         n: number of images.
-        mean_cosine, worst_cosine: of each image's two vectors; None where these have different lengths.
-        neighbours_kept: share of the 10 nearest images by angle (all others, if they are fewer) that stay such.
+        mean_cosine, worst_cosine: mean and minimum over images of the cosine between the two feature vectors; None if
+            these have different dimensions.
+        neighbours_kept: share of the 10 nearest neighbours by cosine (or all others, if there are fewer) that are the
+            same after the change.
     """
 
     n: int
@@ -32,22 +34,21 @@ class Drift:
 
 
 def drift(before: Vectors, after: Vectors) -> Drift:
-    """Compare vectors ``(n, d)`` and ``(n, d')`` of the same images, in the same order.
+    """Compare features ``(n, d)`` and ``(n, d')`` of the same images, in the same order.
 
     Raises:
-        DataError: if there are fewer than two images, or not as many of one as of the other.
+        DataError: if there are fewer than two images, or the numbers of images differ.
     """
     if len(before) != len(after) or len(before) < 2:
-        raise DataError(f"{len(before)} and {len(after)} vectors cannot be compared: give those of the same 2 or more")
+        raise DataError(f"cannot compare features of {len(before)} and {len(after)} images: give the same 2 or more images")
     a, b = _unit(before), _unit(after)
     same_length = a.shape[1] == b.shape[1]
     cosines = np.einsum("nd,nd->n", a, b) if same_length else np.empty(0)
     k = min(NEIGHBOURS, len(a) - 1)
-    kept = sum(
-        len(np.intersect1d(one, other))
-        for start in range(0, len(a), _BLOCK)
-        for one, other in zip(_nearest(a, start, k), _nearest(b, start, k), strict=True)
-    )
+    kept = 0
+    for start in range(0, len(a), _BLOCK):
+        neighbours = zip(_nearest(a, start, k), _nearest(b, start, k), strict=True)
+        kept += sum(len(np.intersect1d(one, other)) for one, other in neighbours)
     return Drift(
         n=len(a),
         mean_cosine=float(cosines.mean()) if same_length else None,
@@ -63,7 +64,7 @@ def _unit(rows: Vectors) -> NDArray[np.float64]:
 
 
 def _nearest(rows: NDArray[np.float64], start: int, k: int) -> NDArray[np.intp]:
-    """Return the k nearest of all rows to each of a block of them, not counting itself."""
+    """Return the k nearest other rows of each row in a block, ``(block, k)``, in no particular order."""
     similarities = rows[start : start + _BLOCK] @ rows.T
     own = np.arange(len(similarities))
     similarities[own, start + own] = -np.inf

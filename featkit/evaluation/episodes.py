@@ -1,4 +1,4 @@
-"""Few-shot episodes: N-way K-shot classification, many times over, on vectors that are already there."""
+"""Few-shot evaluation: N-way K-shot episodes on precomputed features."""
 
 from __future__ import annotations
 
@@ -19,24 +19,26 @@ Vectors = NDArray[np.floating[Any]]
 Labels = NDArray[np.int64]
 Rows = NDArray[np.int64]
 FitPredict = Callable[[Vectors, Labels, Vectors], Labels]
-"""(support ``(way * shot, d)``, its labels, queries ``(way * query, d)``) -> the labels predicted for the queries."""
-Judge = Callable[[Rows, Rows], NDArray[np.float64]]
-"""Rows of the support ``(b, way, shot)`` and of the queries ``(b, way, query)`` -> ``(b,)`` shares of right answers."""
+"""Function of support features ``(way * shot, d)``, their labels and query features ``(way * query, d)`` that returns
+the predicted labels of the queries."""
+EpisodeEvaluator = Callable[[Rows, Rows], NDArray[np.float64]]
+"""Function of support rows ``(b, way, shot)`` and query rows ``(b, way, query)`` that returns accuracies ``(b,)``."""
 
 _BLOCK = 50
-"""Episodes computed at a time: their vectors stay in the cache of the processor."""
+"""Episodes per batch: their features fit into the processor cache."""
 
 
 @dataclass(frozen=True)
 class EpisodeResults:
-    """How a head fared in a number of episodes.
+    """Accuracies of a head over few-shot episodes.
 
     Attributes:
-        way, shot, query: classes in an episode; support images and query images of each.
-        accuracies: ``(episodes,)`` shares of right answers, each on ``way * query`` queries.
-        mean: their mean.
-        interval95: ``mean`` plus and minus 1.96 standard errors, within 0..1. It says what other episodes from the
-            same images would give, as few-shot papers do, and nothing about other images.
+        way: number of classes in an episode.
+        shot, query: number of support and of query images of each class.
+        accuracies: ``(episodes,)`` accuracy of each episode on ``way * query`` queries.
+        mean: mean accuracy.
+        interval95: ``mean`` plus and minus 1.96 standard errors, within 0..1. As in few-shot papers, it covers the
+            sampling of episodes from the same images, not the sampling of images.
     """
 
     way: int
@@ -51,7 +53,7 @@ class EpisodeResults:
 
     @property
     def interval95(self) -> Interval:
-        """Interval of the mean over episodes."""
+        """95 % interval of the mean over episodes."""
         half = 1.96 * float(self.accuracies.std(ddof=1)) / sqrt(len(self.accuracies))
         return max(0.0, self.mean - half), min(1.0, self.mean + half)
 
@@ -68,23 +70,23 @@ def run_episodes(
     seed: int = 0,
     progress: Callable[[int], object] | None = None,
 ) -> EpisodeResults:
-    """Draw episodes and let a head learn each one's support images and name its queries.
+    """Evaluate a head on random few-shot episodes.
 
-    An episode draws ``way`` classes, and of each ``shot + query`` images, all without replacement. The first episodes
-    of a seed are the same for any number of them.
+    An episode samples ``way`` classes, and ``shot + query`` images of each, without replacement. The first episodes
+    of a seed are the same for any number of episodes.
 
     Args:
-        x: ``(n, d)`` vectors, none of length zero.
+        x: ``(n, d)`` features, no row of which is zero.
         y: ``(n,)`` labels, any integers.
-        head: ``prototypical`` (nearest class mean by angle), ``prototypical:metric=euclidean`` (by distance) or
-            ``knn:k=1`` (nearest image by angle), for which many episodes are computed at once; or a function that is
-            called for each episode.
-        way: classes in an episode.
-        shot: support images of each class.
-        query: queries of each class.
-        episodes: how many; two or more.
-        seed: of the draw.
-        progress: called with the number of episodes done so far.
+        head: ``prototypical`` (nearest class mean by cosine), ``prototypical:metric=euclidean`` or ``knn:k=1`` (nearest
+            image by cosine), which are computed for many episodes at once; or a function that is called for each
+            episode.
+        way: number of classes in an episode.
+        shot: number of support images of each class.
+        query: number of query images of each class.
+        episodes: number of episodes, two or more.
+        seed: of the sampling.
+        progress: called with the number of finished episodes.
 
     Raises:
         SpecError: if the head is unknown.
@@ -95,80 +97,88 @@ def run_episodes(
     """
     if min(way - 1, shot, query, episodes - 1) < 1:
         raise DataError(
-            f"{episodes} episodes of {way} ways, {shot} shots and {query} queries: give at least 2 episodes, 2 ways, "
-            "1 shot, 1 query"
+            f"cannot run {episodes} episodes of {way} ways, {shot} shots and {query} queries: give at least 2 episodes, "
+            "2 ways, 1 shot and 1 query"
         )
-    judge = _batched(x, head) if isinstance(head, str) else _one_by_one(x, y, head)
-    drawn = _draw(y, (way, shot + query), episodes, seed)
+    evaluate = _batched(x, head) if isinstance(head, str) else _one_by_one(x, y, head)
+    sampled = _sample_episodes(y, (way, shot + query), episodes, seed)
     accuracies = []
-    # The matrix products are small: threads that wait for each other would make them several times slower.
+    # The matrix products are small: with several BLAS threads they are several times slower.
     with threadpool_limits(1, user_api="blas"):
         for start in range(0, episodes, _BLOCK):
-            block = drawn[start : start + _BLOCK]
-            accuracies.append(judge(block[:, :, :shot], block[:, :, shot:]))
+            block = sampled[start : start + _BLOCK]
+            accuracies.append(evaluate(block[:, :, :shot], block[:, :, shot:]))
             if progress is not None:
                 progress(start + len(block))
     return EpisodeResults(way, shot, query, np.concatenate(accuracies))
 
 
-def _draw(y: Labels, shape: tuple[int, int], episodes: int, seed: int) -> Rows:
-    """Return ``(episodes, *shape)`` rows of ``x``: classes of an episode, images of a class."""
+def _sample_episodes(y: Labels, shape: tuple[int, int], episodes: int, seed: int) -> Rows:
+    """Return row numbers ``(episodes, way, images)``, where ``shape`` is ``(way, images)``."""
     way, images = shape
     members = [np.flatnonzero(y == label) for label in np.unique(y)]
     enough = [rows for rows in members if len(rows) >= images]
     if len(enough) < way:
         raise DataError(
-            f"{way} ways need {way} classes of {images} images (shots and queries), but {len(enough)} of "
-            f"{len(members)} classes have that many: lower the number of ways, shots or queries"
+            f"{way} ways need {way} classes of {images} images (shots and queries), but only {len(enough)} of "
+            f"{len(members)} classes have that many: use fewer ways, shots or queries"
         )
     rng = np.random.default_rng(seed)
-    return np.stack(
-        [
-            [rng.choice(enough[place], images, replace=False) for place in rng.choice(len(enough), way, replace=False)]
-            for _ in range(episodes)
-        ]
-    )
+    sampled = np.empty((episodes, way, images), np.int64)
+    for episode in range(episodes):
+        for index, label in enumerate(rng.choice(len(enough), way, replace=False)):
+            sampled[episode, index] = rng.choice(enough[label], images, replace=False)
+    return sampled
 
 
-def _one_by_one(x: Vectors, y: Labels, fit_predict: FitPredict) -> Judge:
-    def judge(support: Rows, queries: Rows) -> NDArray[np.float64]:
-        pairs = zip(support.reshape(len(support), -1), queries.reshape(len(queries), -1), strict=True)
-        return np.array([np.mean(fit_predict(x[known], y[known], x[asked]) == y[asked]) for known, asked in pairs])
+def _one_by_one(x: Vectors, y: Labels, fit_predict: FitPredict) -> EpisodeEvaluator:
+    def evaluate(support: Rows, queries: Rows) -> NDArray[np.float64]:
+        accuracies = np.empty(len(support))
+        for episode in range(len(support)):
+            fit_rows, query_rows = support[episode].ravel(), queries[episode].ravel()
+            predicted = fit_predict(x[fit_rows], y[fit_rows], x[query_rows])
+            accuracies[episode] = np.mean(predicted == y[query_rows])
+        return accuracies
 
-    return judge
+    return evaluate
 
 
-def _batched(x: Vectors, name: str) -> Judge:
+def _batched(x: Vectors, name: str) -> EpisodeEvaluator:
     if name not in _BATCHED:
         raise unknown("few-shot head", name, list(_BATCHED))
     prepare, predict = _BATCHED[name]
     vectors = prepare(x)
 
-    def judge(support: Rows, queries: Rows) -> NDArray[np.float64]:
+    def evaluate(support: Rows, queries: Rows) -> NDArray[np.float64]:
         episodes, way, query = queries.shape
         predicted = predict(vectors[support], vectors[queries.reshape(episodes, -1)])
-        right: NDArray[np.float64] = (predicted == np.repeat(np.arange(way), query)).mean(axis=1)
-        return right
+        accuracies: NDArray[np.float64] = (predicted == np.repeat(np.arange(way), query)).mean(axis=1)
+        return accuracies
 
-    return judge
+    return evaluate
 
 
 def _unit(x: Vectors) -> Vectors:
-    """Return vectors ``(..., d)`` brought to length 1; one of length 0 stays as it is."""
+    """Return vectors ``(..., d)`` scaled to length 1; zero vectors stay zero."""
     lengths = np.linalg.norm(x, axis=-1, keepdims=True)
     scaled: Vectors = x / np.where(lengths > 0, lengths, 1)
     return scaled
 
 
 def _nearest_mean_by_angle(support: Vectors, queries: Vectors) -> Labels:
-    """Name queries ``(b, q, d)`` by the mean of support ``(b, way, shot, d)`` of the smallest angle; ``(b, q)``."""
-    similar: Labels = (queries @ _unit(support.mean(axis=2)).swapaxes(1, 2)).argmax(axis=2)
-    return similar
+    """Return the class 0..way-1 of the nearest class mean by cosine, ``(b, q)``.
+
+    Args:
+        support: ``(b, way, shot, d)`` unit vectors.
+        queries: ``(b, q, d)`` unit vectors.
+    """
+    nearest: Labels = (queries @ _unit(support.mean(axis=2)).swapaxes(1, 2)).argmax(axis=2)
+    return nearest
 
 
 def _nearest_mean_by_distance(support: Vectors, queries: Vectors) -> Labels:
     means = support.mean(axis=2)
-    # The squared length of the query is the same for every class.
+    # The squared length of the query is the same for every class, so it is left out.
     nearest: Labels = (2 * queries @ means.swapaxes(1, 2) - (means**2).sum(axis=2)[:, None]).argmax(axis=2)
     return nearest
 

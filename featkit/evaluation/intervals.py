@@ -1,4 +1,4 @@
-"""Intervals for shares of correct answers: what another test set of the same kind might have shown."""
+"""Confidence intervals for accuracies and paired differences, over the sampling of test images."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ Interval = tuple[float, float]
 
 
 def wilson(successes: float, n: float, level: float = 0.95) -> Interval:
-    """Return the score interval of a binomial share, inside 0..1 and around ``successes / n``.
+    """Return the Wilson score interval of a binomial proportion.
 
-    Unlike the normal approximation and the percentile bootstrap it does not collapse where every answer is right.
+    Unlike the normal approximation and the percentile bootstrap, it has a width even if all predictions are correct.
 
     Args:
-        successes: number of right answers, 0..n; both may be fractional where ``n`` is an effective number.
-        n: number of answers.
-        level: how often such an interval holds the true share.
+        successes: number of correct predictions, 0..n; may be fractional if ``n`` is an effective sample size.
+        n: number of predictions.
+        level: confidence level.
 
     Raises:
         DataError: if ``n`` is not positive or ``successes`` is not in 0..n.
@@ -29,7 +29,7 @@ def wilson(successes: float, n: float, level: float = 0.95) -> Interval:
     Source: Wilson, "Probable inference, the law of succession, and statistical inference", JASA 22 (1927), 209-212.
     """
     if not (n > 0 and 0 <= successes <= n):
-        raise DataError(f"{successes} right answers of {n} have no interval: give 0 <= successes <= n and n > 0")
+        raise DataError(f"no interval for {successes} correct of {n} predictions: give 0 <= successes <= n and n > 0")
     z2 = NormalDist().inv_cdf((1 + level) / 2) ** 2
     share = successes / n
     centre = (share + z2 / (2 * n)) / (1 + z2 / n)
@@ -45,22 +45,21 @@ def balanced_interval(
     resamples: int = 2000,
     seed: int = 0,
 ) -> Interval:
-    """Return an interval of balanced accuracy: a bootstrap over test images, at least as wide as Wilson's.
+    """Return an interval of balanced accuracy: a bootstrap over test images, widened to the Wilson interval.
 
-    The percentile bootstrap (Efron 1979) draws as many test images as there are, with replacement; a class that is
-    not drawn does not count in that resample. It cannot imagine a miss that did not happen: where every answer is
-    right its width is 0, and with few images in a class it covers far less than it says (65 % at 95 and 5 images,
-    78 % at 37 classes of 4, both with a recall of 0.99). The interval is therefore widened to hold Wilson's of
-    the same share at the number of images that, spread evenly, would tell as much: ``k**2 / sum(1 / totals)`` for
-    ``k`` classes. Together they covered 95 % or more in every simulation, and too much where recalls differ strongly
-    between classes.
+    The percentile bootstrap (Efron 1979) resamples the test images; classes that are not drawn do not count in that
+    resample. It has no width if all predictions are correct, and with few images in a class its coverage is far below
+    the level (65 % with classes of 95 and 5 images, 78 % with 37 classes of 4, both at a recall of 0.99). The interval
+    is therefore widened to contain the Wilson interval of the same proportion at the effective sample size
+    ``k**2 / sum(1 / totals)`` of ``k`` classes. The union covered 95 % or more in every simulation, and is too wide if
+    recalls differ strongly between classes.
 
     Args:
-        hits: ``(k,)`` right answers in each class.
-        totals: ``(k,)`` test images of each class; a class without any is left out.
-        level: how often such an interval holds the true value.
-        resamples: number of bootstrap draws.
-        seed: of the draws. Neither the order of the images nor that of the classes matters.
+        hits: ``(k,)`` number of correct predictions in each class.
+        totals: ``(k,)`` number of test images of each class; classes without any are ignored.
+        level: confidence level.
+        resamples: number of bootstrap resamples.
+        seed: of the resamples. The result does not depend on the order of images and classes.
 
     Raises:
         DataError: if there is no test image.
@@ -81,34 +80,35 @@ def balanced_interval(
 def _resampled_means(
     hits: NDArray[np.int64], totals: NDArray[np.int64], resamples: int, rng: np.random.Generator
 ) -> NDArray[np.float64]:
-    """Return ``(resamples,)`` mean recalls.
+    """Return the mean recall in each resample, ``(resamples,)``.
 
-    Drawing images and counting them by class and by right or wrong is one multinomial draw over those counts.
+    Resampling images and counting them by class and correctness is one multinomial draw over these counts, so memory
+    grows with the number of classes, not of images.
     """
     n = int(totals.sum())
     drawn = rng.multinomial(n, np.concatenate([hits, totals - hits]) / n, size=resamples)
-    right, wrong = np.split(drawn, 2, axis=1)
-    present = (right + wrong) > 0
-    recall = right / np.maximum(right + wrong, 1)
+    correct, wrong = np.split(drawn, 2, axis=1)
+    present = (correct + wrong) > 0
+    recall = correct / np.maximum(correct + wrong, 1)
     means: NDArray[np.float64] = recall.sum(axis=1) / present.sum(axis=1)
     return means
 
 
 def paired_interval(only_a: float, only_b: float, n: float, level: float = 0.95) -> Interval:
-    """Return the score interval of the difference between two shares of right answers on the same n images.
+    """Return the score interval of the difference between two accuracies on the same n images.
 
-    It holds the differences that a score test would not reject, given how many images one classifier alone has
-    right, and is to the difference what Wilson's is to a share. A bootstrap over images (Efron 1979) has no width
-    where no such image was found, and covers less than it says where there are few (0.92 at 95 % where 95 % and
-    90 % of 50 images are right, with a correlation of 0.3; this interval: 0.96). Where only one or two images are
-    expected to differ it covers more than it says (0.985 where both have 99 % of 148 right, with a correlation of 0.3);
-    whatever covers less there covers less than 0.93 where the errors are independent.
+    It contains the differences that a score test does not reject, given the numbers of images that one classifier
+    alone predicts correctly, as the Wilson interval does for a proportion. A bootstrap over images (Efron 1979) has
+    no width if there is no such image, and too little coverage if there are few (0.92 at a level of 0.95 for 50
+    images, accuracies of 0.95 and 0.90 and a correlation of 0.3; this interval: 0.96). If only one or two images are
+    expected to differ, this interval is conservative (coverage 0.985 for 148 images, accuracies of 0.99 and a
+    correlation of 0.3); narrower ones there have a coverage below 0.93 for independent errors.
 
     Args:
-        only_a: images that the first classifier alone has right.
-        only_b: images that the second alone has right.
-        n: number of images; all three may be fractional where ``n`` is an effective number.
-        level: how often such an interval holds the true difference.
+        only_a: number of images that the first classifier alone predicts correctly.
+        only_b: number of images that the second alone predicts correctly.
+        n: number of images; all three may be fractional if ``n`` is an effective sample size.
+        level: confidence level.
 
     Returns:
         The ends of the interval of ``(only_a - only_b) / n``, within -1..1.
@@ -120,13 +120,13 @@ def paired_interval(only_a: float, only_b: float, n: float, level: float = 0.95)
     design", Statistics in Medicine 17 (1998), 891-908, section 3.
     """
     if not (n > 0 and only_a >= 0 and only_b >= 0 and only_a + only_b <= n):
-        raise DataError(f"{only_a} and {only_b} of {n} images have no interval: give counts of parts of n > 0 images")
+        raise DataError(f"no interval for counts of {only_a} and {only_b} of {n} images: give non-negative counts of at most n > 0 images")
     z = NormalDist().inv_cdf((1 + level) / 2)
     return -_upper_end(only_b, only_a, n, z), _upper_end(only_a, only_b, n, z)
 
 
 def _upper_end(only_a: float, only_b: float, n: float, z: float) -> float:
-    """Return the largest difference from which what was seen is at most ``z`` standard errors away, by bisection."""
+    """Return the largest difference at most ``z`` standard errors from the observed one, by bisection."""
     low, high = (only_a - only_b) / n, 1.0
     for _ in range(60):
         middle = (low + high) / 2
@@ -136,9 +136,9 @@ def _upper_end(only_a: float, only_b: float, n: float, z: float) -> float:
 
 
 def _score_variance(difference: float, only_a: float, only_b: float, n: float) -> float:
-    """Return the variance of ``only_a - only_b`` where the true difference is given and all else is likeliest.
+    """Return the variance of ``only_a - only_b`` under a given difference, with all else at its maximum likelihood.
 
-    The likeliest probability of an image that the second alone has right is the root of a quadratic (Tango's eq. 9).
+    The maximum-likelihood probability that only the second classifier is correct solves a quadratic (Tango's eq. 9).
     """
     linear = (2 * n - only_a + only_b) * difference - only_a - only_b
     constant = -only_b * difference * (1 - difference)

@@ -1,7 +1,7 @@
-"""Shares of right answers, counted from scores and from a confusion matrix.
+"""Classification metrics from scores and from a confusion matrix.
 
-Throughout: ``y (n,)`` true classes as positions 0..k-1, ``scores (n, m)`` where column ``j`` is about the class
-``columns[j]``. A class without a column was never seen by the head and is missed whenever it is the true one.
+In all functions ``y (n,)`` are true classes as indices 0..k-1, ``scores (n, m)`` have one column for each class that
+the head was fitted on, and ``columns[j]`` is the class of column ``j``. Images of a class without a column are misses.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ Scores = NDArray[np.float64]
 
 
 class PerClass(NamedTuple):
-    """Three ``(k,)`` float arrays, NaN where there is nothing to divide by.
+    """Precision, recall and F1 of each class, ``(k,)`` floats.
 
-    ``precision`` is NaN for a class that was never predicted, ``recall`` and ``f1`` for one without test images.
+    ``precision`` is NaN for a class that was never predicted, ``recall`` and ``f1`` for a class without test images.
     """
 
     precision: NDArray[np.float64]
@@ -28,32 +28,32 @@ class PerClass(NamedTuple):
 
 
 def predict(scores: Scores, columns: Labels) -> Labels:
-    """Return ``(n,)`` the class of the highest score; of equal scores the first column, as heads predict."""
+    """Return the class of the highest score, ``(n,)``; of equal scores, that of the first column."""
     best: Labels = columns[scores.argmax(axis=1)]
     return best
 
 
 def own_columns(y: Labels, columns: Labels) -> Labels:
-    """Return ``(n,)`` the column that is about each row's true class, -1 where there is none."""
+    """Return the column of the true class of each row, ``(n,)``; -1 if it has none."""
     column_of = np.full(int(max(y.max(), columns.max())) + 1, -1)
     column_of[columns] = np.arange(len(columns))
     return column_of[y]
 
 
 def confusion_matrix(y: Labels, predicted: Labels, k: int) -> Labels:
-    """Return ``(k, k)`` counts, true class by row, predicted class by column."""
+    """Return the confusion matrix, ``(k, k)`` counts with true classes as rows and predicted classes as columns."""
     return np.bincount(y * k + predicted, minlength=k * k).reshape(k, k)
 
 
 def top_k(scores: Scores, y: Labels, columns: Labels, k: int) -> float:
-    """Return the share of rows whose true class is the predicted one or has fewer than ``k`` rivals.
+    """Return the top-k accuracy, with ties counted against the classifier.
 
-    A rival is any other class whose score is as high or higher: ties count against the head. A KNN head gives most
-    classes the same score, zero; broken by position, such ties would favour whichever classes come first.
+    A row is correct if its true class is the predicted one, or if fewer than ``k`` other classes have a score at
+    least as high. KNN heads give most classes the score 0; breaking such ties by column would favour the first classes.
     """
     own = own_columns(y, columns)
-    rivals = (scores >= np.take_along_axis(scores, own[:, None], axis=1)).sum(axis=1) - 1
-    hits = (own >= 0) & ((rivals < k) | (scores.argmax(axis=1) == own))
+    at_least_as_high = (scores >= np.take_along_axis(scores, own[:, None], axis=1)).sum(axis=1) - 1
+    hits = (own >= 0) & ((at_least_as_high < k) | (scores.argmax(axis=1) == own))
     return float(hits.mean())
 
 
@@ -68,17 +68,20 @@ def per_class(confusion: Labels) -> PerClass:
 
 
 def balanced_accuracy(confusion: Labels) -> float:
-    """Return the mean recall over the classes that the test set contains."""
+    """Return the mean recall over the classes with test images."""
     return float(np.nanmean(per_class(confusion).recall))
 
 
 def macro_f1(confusion: Labels) -> float:
-    """Return the mean F1 over the classes that the test set contains."""
+    """Return the mean F1 over the classes with test images."""
     return float(np.nanmean(per_class(confusion).f1))
 
 
 def most_confused(confusion: Labels, classes: Sequence[str]) -> list[tuple[int, int]]:
-    """Return (true, predicted) of every kind of mistake: by count, then by share of the true class, then by name."""
+    """Return the (true, predicted) pairs of all wrong predictions, the most frequent first.
+
+    Pairs of the same count are ordered by their share of the true class, then by class name.
+    """
     wrong = np.where(np.eye(len(confusion), dtype=bool), 0, confusion)
     shares = wrong / np.maximum(confusion.sum(axis=1, keepdims=True), 1)
     rank = np.unique(list(classes), return_inverse=True)[1]

@@ -1,4 +1,4 @@
-"""The value that a study, a table and a page print: what a classifier is worth on a test set."""
+"""Report of a classifier on a test set: values, JSON and a one-line summary."""
 
 from __future__ import annotations
 
@@ -13,17 +13,18 @@ from numpy.typing import NDArray
 
 from featkit.errors import DataError
 from featkit.evaluation.calibration import ReliabilityBin, Temperature
-from featkit.evaluation.groups import GroupAccuracy
 from featkit.evaluation.intervals import Interval
-from featkit.evaluation.rejection import Rejection
 
 
 @dataclass(frozen=True)
 class ClassMetrics:
-    """One class in a report: its ``n`` test images, and how they and the predictions for it fared.
+    """Metrics of one class.
 
-    ``precision`` is None for a class that was never predicted, ``recall`` and ``f1`` for one without test images:
-    there is nothing to divide by.
+    Attributes:
+        name: class name.
+        n: number of test images of the class.
+        precision: None for a class that was never predicted.
+        recall, f1: None for a class without test images.
     """
 
     name: str
@@ -35,7 +36,13 @@ class ClassMetrics:
 
 @dataclass(frozen=True)
 class ConfusedPair:
-    """How many images of one class were taken for another, and their share of the true class's test images."""
+    """Number of images of one class that were predicted as another class.
+
+    Attributes:
+        true, predicted: names of the two classes.
+        count: number of such images.
+        share: ``count`` divided by the number of test images of the true class.
+    """
 
     true: str
     predicted: str
@@ -44,32 +51,71 @@ class ConfusedPair:
 
 
 @dataclass(frozen=True)
+class GroupAccuracy:
+    """Accuracy on the many-shot, medium-shot or few-shot classes.
+
+    Attributes:
+        name: ``many``, ``medium`` or ``few``.
+        classes: number of classes of the group that have test images.
+        n: number of test images.
+        top1: accuracy, every image counting the same.
+        interval95: Wilson score interval of ``top1``.
+    """
+
+    name: str
+    classes: int
+    n: int
+    top1: float
+    interval95: Interval
+
+
+@dataclass(frozen=True)
+class Rejection:
+    """Selective classification: accuracy on the images whose confidence reaches a threshold.
+
+    Attributes:
+        share: share of the validation images that was to be rejected.
+        threshold: confidence below which an image is rejected as unknown.
+        answered: number of test images that are not rejected.
+        coverage: their share of all test images.
+        top1: selective accuracy: top-1 on the images that are not rejected; None if all are.
+        interval95: Wilson score interval of ``top1``.
+    """
+
+    share: float
+    threshold: float
+    answered: int
+    coverage: float
+    top1: float | None
+    interval95: Interval | None
+
+
+@dataclass(frozen=True)
 class Report:
-    """What a classifier is worth on n test images; fractions in 0..1, 95 % intervals beside them.
+    """Metrics of a classifier on n test images, as fractions in 0..1 with 95 % confidence intervals.
 
     Attributes:
         n: number of test images.
-        top1, top5: share of images whose class is the first, or among the first five; ``top5`` is None where
-            there are at most five classes.
+        top1, top5: top-1 and top-5 accuracy; ``top5`` is None for five classes or fewer.
         balanced_accuracy: mean recall over the classes that the test set contains.
         macro_f1: mean F1 over the same classes.
         interval95: Wilson score interval of ``top1``.
-        balanced_interval95: interval of ``balanced_accuracy``: bootstrap over test images, at least Wilson's.
-        per_class: one row for each class.
+        balanced_interval95: interval of ``balanced_accuracy``, see ``intervals.balanced_interval``.
+        per_class: metrics of each class.
         confusion: ``(k, k)`` counts, true class by row, predicted class by column.
-        confused: up to ten kinds of mistake, the most frequent first.
-        groups: accuracy on classes with many, medium and few training images; None where train is not imbalanced or
-            was not given.
-        nll, ece: mean negative log likelihood in nats and expected calibration error (15 bins of equal mass), as
-            ``calibration`` has them; None where the scores are not probabilities.
-        reliability: the bins of ``ece``, by rising confidence.
-        temperature: fitted on val, and its smoothing; None where there was none to fit it on.
-        nll_calibrated, ece_calibrated, reliability_calibrated: the same at that temperature. Every other number is
-            the same with and without it.
-        rejection: what becomes of the images when those of low confidence are called unknown, if that was asked for.
-        warnings: what a reader must know, such as a head that did not converge.
-        provenance: what made the numbers: recipe, head, seed, versions. The same from run to run.
-        cost: seconds and megabytes. Never the same twice, so it is not part of ``to_dict``.
+        confused: up to ten most frequent confusions, in descending order.
+        groups: accuracy on many-, medium- and few-shot classes; None if the training set is not imbalanced or was not
+            given.
+        nll, ece: mean negative log-likelihood in nats and expected calibration error (15 bins of equal mass), see
+            ``calibration``; None if the scores are not probabilities.
+        reliability: bins of ``ece``, by ascending confidence.
+        temperature: temperature and smoothing fitted on the validation set; None without one.
+        nll_calibrated, ece_calibrated, reliability_calibrated: the same after temperature scaling, which changes no
+            other number.
+        rejection: coverage and selective accuracy at a confidence threshold, if requested.
+        warnings: for the reader, such as a head that did not converge.
+        provenance: recipe, head, seed and versions; the same for every repetition of a run.
+        cost: seconds and megabytes. They differ between repetitions, so they are not part of ``to_dict``.
     """
 
     n: int
@@ -104,37 +150,39 @@ class Report:
         return summary(self)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return what JSON can hold; the same for the same seed on the same machine."""
-        values = {part.name: getattr(self, part.name) for part in fields(self) if part.name != "cost"}
-        return {name: _plain(value) for name, value in values.items()}
+        """Return all fields except for ``cost`` as values that JSON can hold."""
+        return {item.name: _to_json_value(getattr(self, item.name)) for item in fields(self) if item.name != "cost"}
 
     def to_json(self) -> str:
-        """Return ``to_dict`` as indented JSON."""
+        """Return ``to_dict()`` as indented JSON."""
         return json.dumps(self.to_dict(), indent=2, allow_nan=False)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Report:
-        """Read back what this or an earlier version's ``to_dict`` wrote.
+        """Return the report of which this or an earlier version's ``to_dict`` returned the values.
 
-        Keys that are not of a report, such as ``run``, are left alone; what an earlier version did not write is as if
-        it had not been asked for.
+        Other keys, such as ``run``, are ignored. Optional fields that an earlier version did not write are None or
+        empty.
 
         Raises:
-            DataError: if a part is missing or is not what it should be.
+            DataError: if a required key is missing or a value is invalid.
         """
-        known = {part.name: values[part.name] for part in fields(cls) if part.name in values}
+        known = {item.name: values[item.name] for item in fields(cls) if item.name in values}
         try:
-            tuples = {name: tuple(known[name]) for name in ("interval95", "balanced_interval95", "warnings")}
-            rows = {name: _read(kind, known[name]) for name, kind in _ROWS.items() if known.get(name) is not None}
+            for name in ("interval95", "balanced_interval95", "warnings"):
+                known[name] = tuple(known[name])
             k = len(known["per_class"])
-            counts = np.array(known["confusion"], dtype=np.int64).reshape(k, k)
-            return cls(**{**known, **tuples, **rows, "confusion": counts})
+            known["confusion"] = np.array(known["confusion"], dtype=np.int64).reshape(k, k)
+            for name, kind in _DATACLASS_FIELDS.items():
+                if known.get(name) is not None:
+                    known[name] = _from_json_value(kind, known[name])
+            return cls(**known)
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise DataError(f"not a report ({type(error).__name__}: {error}): write it with Report.to_dict") from error
 
     @classmethod
     def from_json(cls, text: str) -> Report:
-        """Read back what ``to_json`` wrote.
+        """Return the report that ``to_json`` wrote.
 
         Raises:
             DataError: if the text is not the JSON of a report.
@@ -148,7 +196,7 @@ class Report:
         return cls.from_dict(values)
 
 
-_ROWS: Mapping[str, type] = {
+_DATACLASS_FIELDS: Mapping[str, type] = {
     "per_class": ClassMetrics,
     "confused": ConfusedPair,
     "groups": GroupAccuracy,
@@ -159,46 +207,49 @@ _ROWS: Mapping[str, type] = {
 }
 
 
-def _read(kind: type, values: Any) -> Any:
-    """Turn what JSON had for a value, or a list of values, of one kind into that."""
+def _from_json_value(kind: type, values: Any) -> Any:
+    """Return the dataclass instance, or the tuple of instances, that JSON values describe."""
     if isinstance(values, list):
-        return tuple(_read(kind, row) for row in values)
-    return kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
+        return tuple(_from_json_value(kind, row) for row in values)
+    arguments = {}
+    for name, value in values.items():
+        arguments[name] = tuple(value) if isinstance(value, list) else value
+    return kind(**arguments)
 
 
-def _plain(value: Any) -> Any:
-    """Turn rows, NumPy values and tuples into what JSON has; numbers it has not (inf, nan) and all else into text."""
+def _to_json_value(value: Any) -> Any:
+    """Return dataclasses, arrays and tuples as dicts and lists; inf, nan and unknown types as strings."""
     if is_dataclass(value) and not isinstance(value, type):
-        return _plain(vars(value))
+        return _to_json_value(vars(value))
     if isinstance(value, Mapping):
-        return {str(key): _plain(part) for key, part in value.items()}
+        return {str(key): _to_json_value(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(part) for part in value]
+        return [_to_json_value(item) for item in value]
     if isinstance(value, np.ndarray | np.generic):
-        return _plain(value.tolist())
+        return _to_json_value(value.tolist())
     if isinstance(value, bool | int | str | None) or (isinstance(value, float) and math.isfinite(value)):
         return value
     return str(value)
 
 
 def summary(report: Report) -> str:
-    """Write the report's numbers in one line, in percent with one decimal, 95 % intervals in brackets."""
+    """Return the main metrics in one line, in percent, with 95 % intervals in parentheses."""
     parts = [f"top-1 {_percent(report.top1, report.interval95)}"]
-    parts += [] if report.top5 is None else [f"top-5 {_percent(report.top5)}"]
-    parts += [f"balanced accuracy {_percent(report.balanced_accuracy, report.balanced_interval95)}"]
-    parts += [f"macro F1 {_percent(report.macro_f1)}"]
-    parts += [f"{row.name} {_percent(row.top1, row.interval95)}" for row in report.groups or ()]
-    parts += _calibration(report.nll, report.ece)
-    if report.temperature is not None:
-        at, *rest = _calibration(report.nll_calibrated, report.ece_calibrated)
-        parts += [f"at temperature {report.temperature.value:.3g} {at}", *rest]
-    return ", ".join([*parts, f"n = {report.n}"])
-
-
-def _calibration(nll: float | None, ece: float | None) -> list[str]:
-    return [] if nll is None or ece is None else [f"NLL {nll:.3f}", f"ECE {_percent(ece)}"]
+    if report.top5 is not None:
+        parts.append(f"top-5 {_percent(report.top5)}")
+    parts.append(f"balanced accuracy {_percent(report.balanced_accuracy, report.balanced_interval95)}")
+    parts.append(f"macro F1 {_percent(report.macro_f1)}")
+    for group in report.groups or ():
+        parts.append(f"{group.name} {_percent(group.top1, group.interval95)}")
+    if report.nll is not None and report.ece is not None:
+        parts.append(f"NLL {report.nll:.3f}, ECE {_percent(report.ece)}")
+    if report.temperature and report.nll_calibrated is not None and report.ece_calibrated is not None:
+        calibrated = f"NLL {report.nll_calibrated:.3f}, ECE {_percent(report.ece_calibrated)}"
+        parts.append(f"at temperature {report.temperature.value:.3g} {calibrated}")
+    parts.append(f"n = {report.n}")
+    return ", ".join(parts)
 
 
 def _percent(share: float, interval: Interval | None = None) -> str:
-    beside = f" ({100 * interval[0]:.1f} to {100 * interval[1]:.1f})" if interval else ""
-    return f"{100 * share:.1f} %{beside}"
+    interval_text = f" ({100 * interval[0]:.1f} to {100 * interval[1]:.1f})" if interval else ""
+    return f"{100 * share:.1f} %{interval_text}"

@@ -18,8 +18,8 @@ from featkit.evaluation.calibration import apply_temperature, are_probabilities
 from featkit.evaluation.display import data_frame, html_table
 from featkit.evaluation.metrics import balanced_accuracy, confusion_matrix
 from featkit.evaluation.predictions import Predictions
-from featkit.evaluation.rejection import reject, rejection_threshold
 from featkit.evaluation.report import Report
+from featkit.evaluation.scoring import reject, rejection_threshold
 from featkit.heads import make_head
 from featkit.heads.balance import BalancedHead
 from featkit.heads.search import Candidate, SearchResult, search, search_correction

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from featkit.errors import DataError, SpecError
-from featkit.evaluation.rejection import reject, rejection_threshold
+from featkit.evaluation.scoring import reject, rejection_threshold
 
 CONFIDENCE = st.lists(st.floats(0.5, 1), min_size=1, max_size=40)
 
@@ -39,7 +39,7 @@ def test_only_answers_are_judged():
 
 
 def test_a_share_out_of_range_and_no_images_are_refused():
-    with pytest.raises(SpecError, match="cannot be rejected"):
+    with pytest.raises(SpecError, match="cannot reject a share"):
         rejection_threshold(scores([0.9]), 1)
     with pytest.raises(DataError, match="no val images"):
         rejection_threshold(np.empty((0, 2)), 0.1)
