@@ -11,7 +11,7 @@ from featkit.cli.options import balance_option, command, option, study_options, 
 from featkit.cli.output import between, interactive, print_json
 
 if TYPE_CHECKING:
-    from featkit.evaluation.rejection import Rejection
+    from featkit.evaluation.report import Rejection
     from featkit.runs.compare import OverSeeds
     from featkit.runs.fit import Run
 
