@@ -244,7 +244,7 @@ def drops_by_classifier(findings: Findings, baseline: str = "") -> list[DropRow]
         (findings.label(cells[0].cell.values, axes), cells)
         for cells in grouped(findings.scored, axes).values()
     ]
-    rows = _drop_rows(findings, groups)
+    rows = _drop_rows(findings, groups, pooled=True)
     if not baseline:
         return rows
     errors = mean_corruption_errors(findings, baseline)
@@ -259,9 +259,8 @@ def drops_by_perturbation(findings: Findings) -> list[DropRow]:
     """Return a row for each perturbation with clean counterparts, classifiers pooled."""
     clean, by_perturbation = unperturbed(findings), grouped(findings.scored, [PERTURB])
     names = [value for value in findings.axes.get(PERTURB, ())[1:] if (value,) in by_perturbation]
-    return _drop_rows(
-        findings, [(str(name), [*clean, *by_perturbation[(name,)]]) for name in names]
-    )
+    groups = [(str(name), [*clean, *by_perturbation[(name,)]]) for name in names]
+    return _drop_rows(findings, groups, pooled=False)
 
 
 def drops_by_classifier_and_perturbation(findings: Findings) -> list[DropRow]:
@@ -273,19 +272,30 @@ def drops_by_classifier_and_perturbation(findings: Findings) -> list[DropRow]:
         for (name,), perturbed in grouped(cells, [PERTURB]).items():
             if name not in PLAIN:
                 groups.append((str(name), [*clean, *perturbed]))
-    return _drop_rows(findings, groups)
+    return _drop_rows(findings, groups, pooled=False)
 
 
-def _drop_rows(findings: Findings, groups: Iterable[tuple[str, list[ScoredCell]]]) -> list[DropRow]:
+def _drop_rows(
+    findings: Findings, groups: Iterable[tuple[str, list[ScoredCell]]], *, pooled: bool
+) -> list[DropRow]:
+    """Return a row for each group of clean and perturbed cells, adjusted as one family.
+
+    Args:
+        findings: of a grid.
+        groups: name and cells of each row.
+        pooled: whether a group has the cells of all perturbations, not of a single one.
+    """
     if findings.axes.get(PERTURB, ("",))[0] not in PLAIN:
         return []
-    rows = [_drop_row(findings, name, cells) for name, cells in groups]
+    rows = [_drop_row(findings, name, cells, pooled) for name, cells in groups]
     found = [row for row in rows if row is not None]
     drops = adjusted([row.drop for row in found])
     return [replace(row, drop=drop) for row, drop in zip(found, drops, strict=True)]
 
 
-def _drop_row(findings: Findings, name: str, scored: list[ScoredCell]) -> DropRow | None:
+def _drop_row(
+    findings: Findings, name: str, scored: list[ScoredCell], pooled: bool
+) -> DropRow | None:
     """Return the drop of perturbed cells from their clean counterparts; None without any."""
     clean, perturbed = _pair_with_clean(scored)
     drop = _paired_effect(clean, perturbed)
@@ -303,9 +313,9 @@ def _drop_row(findings: Findings, name: str, scored: list[ScoredCell]) -> DropRo
         relative=relative,
         relative_interval95=relative_interval,
         worst=_worst_family(findings, perturbed),
-        values=_values_without(perturbed[0], *((SEED,) if len(specs) == 1 else (SEED, PERTURB))),
+        values=_values_without(perturbed[0], *((SEED, PERTURB) if pooled else (SEED,))),
         perturbations=len(specs),
-        cosine=_mean_cosine(perturbed) if len(specs) == 1 else None,
+        cosine=None if pooled else _mean_cosine(perturbed),
     )
 
 
@@ -367,7 +377,7 @@ def _mean_cosine(scored: Sequence[ScoredCell]) -> tuple[float, Interval] | None:
     """Return the cosine to the clean features, averaged over seeds.
 
     The ends of the interval are averaged too: test images are shared between seeds, so more seeds
-        do not narrow it.
+    do not narrow it.
     """
     shifts = [
         each.cell.report.provenance.get("cosine_to_clean") for each in scored if each.cell.report
