@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
-import logging
 import sys
 from importlib import import_module
 from typing import Any
@@ -103,17 +101,6 @@ def _option_names(group: click.Group, ctx: click.Context) -> set[str]:
     return {name for parameter in parameters for name in parameter.opts}
 
 
-class _EchoHandler(logging.Handler):
-    """Print the messages of featkit's logger on stderr."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        prefix = "warning: " if record.levelno >= logging.WARNING else ""
-        click.echo(f"{prefix}{record.getMessage()}", err=True)
-
-
-_HANDLER = _EchoHandler()
-
-
 @click.group(
     cls=CommandGroup,
     epilog=EPILOG,
@@ -126,11 +113,10 @@ def main() -> None:
     Results are printed on stdout, progress and defaults on stderr. Exit codes: 0 success, 1 error
     (reported in one line), 2 wrong usage.
     """
+    from featkit.cli.messages import show_messages
+
     keep_freed_memory()
-    logger = logging.getLogger("featkit")
-    logger.setLevel(logging.INFO)
-    if _HANDLER not in logger.handlers:
-        logger.addHandler(_HANDLER)
+    show_messages()
 
 
 # Parameters of mallopt, from glibc's malloc.h.
@@ -144,7 +130,11 @@ def keep_freed_memory() -> None:
     page by page for every layer: 2 to 11% of the time of a bf16 forward pass. A program may change
     this, a library should not. Does nothing without glibc.
     """
-    if sys.platform == "linux" and hasattr(ctypes.CDLL(None), "mallopt"):
+    if sys.platform != "linux":
+        return
+    import ctypes
+
+    if hasattr(ctypes.CDLL(None), "mallopt"):
         libc = ctypes.CDLL(None)
         libc.mallopt(_MMAP_THRESHOLD, 2**30)
         libc.mallopt(_TRIM_THRESHOLD, 2**31 - 1)
