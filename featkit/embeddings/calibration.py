@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -109,18 +109,26 @@ def find_calibrated(task: CalibrationTask, data: str, cache: Path) -> QuantizedN
     if not candidates:
         return None
     by_digest = {known.file.digest: known.file for known in candidates}
-    for entry in store.entries(cache)[0] if data else []:
-        same_data = entry.provenance["request"]["data"] == data
-        if (
-            same_data
-            and _network_digest(entry.recipe) == network
-            and entry.recipe.calibration in by_digest
-        ):
-            return by_digest[entry.recipe.calibration]
+    recent = _last_calibration(data, network, cache, by_digest) if data else None
+    if recent:
+        return recent
     images = digest(task.train_keys())
     for known in candidates:
         if known.images == images:
             return known.file
+    return None
+
+
+def _last_calibration(
+    data: str, network: str, cache: Path, by_digest: Mapping[str, QuantizedNetwork]
+) -> QuantizedNetwork | None:
+    """Return the int8 network of the newest cache file of a data set, among those that exist."""
+    for entry in store.entries(cache)[0]:
+        same_data = entry.provenance["request"]["data"] == data
+        if same_data and _network_digest(entry.recipe) == network:
+            found = by_digest.get(entry.recipe.calibration)
+            if found:
+                return found
     return None
 
 
@@ -130,7 +138,7 @@ def calibrate(task: CalibrationTask, cache: Path, compute: Compute) -> None:
     Args:
         task: the network and the images.
         cache: folder of the cache files.
-        compute: threads, progress, what to do about images that cannot be read.
+        compute: threads, progress, treatment of unreadable images.
 
     Raises:
         DataError: if there are no train images.

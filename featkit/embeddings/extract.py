@@ -13,6 +13,7 @@ from functools import cache as memoize
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 from tqdm import tqdm
 
 from featkit.backbones.base import Backbone
@@ -529,17 +530,24 @@ def _gather_features(each: OpenPlan, rows: list[int]) -> Iterator[store.Block]:
     """Yield the features of ``rows`` in blocks, from other cache files and the journal."""
     first, step = 0, 1
     while first < len(rows):
-        block = np.array(rows[first : first + step])
-        keys = [each.plan.keys[row] for row in block]
-        in_cache = [position for position, key in enumerate(keys) if key in each.cached]
-        in_journal = [position for position, key in enumerate(keys) if key not in each.cached]
-        pieces = []
-        if in_cache:
-            pieces.append(store.read_rows([each.cached[keys[position]] for position in in_cache]))
-        if in_journal:
-            pieces.append(each.journal.read([keys[position] for position in in_journal]))
-        features = np.concatenate(pieces)[np.argsort(in_cache + in_journal)]
-        yield block, features
+        block = rows[first : first + step]
+        features = _read_features(each, [each.plan.keys[row] for row in block])
+        yield np.array(block), features
         first += step
         # The first block has one row, which tells the width of the others.
         step = max(1, min(_COPY_ROWS, _COPY_NUMBERS // features.shape[1]))
+
+
+def _read_features(each: OpenPlan, keys: list[str]) -> NDArray[np.float32]:
+    """Return the features ``(len(keys), d)`` of images, from other cache files and the journal."""
+    in_cache = np.array([key in each.cached for key in keys])
+    cached = [each.cached[key] for key in keys if key in each.cached]
+    new = [key for key in keys if key not in each.cached]
+    if not cached:
+        return each.journal.read(new)
+    from_cache = store.read_rows(cached)
+    features = np.empty((len(keys), from_cache.shape[1]), np.float32)
+    features[in_cache] = from_cache
+    if new:
+        features[~in_cache] = each.journal.read(new)
+    return features

@@ -193,13 +193,14 @@ def compare_images(
     before = dict(zip(names, keys, strict=True))
     now = dict(zip(names_now, keys_now, strict=True))
     keys_before, keys_after = set(keys), set(keys_now)
-    added = [name for name, key in now.items() if key not in keys_before]
-    removed = [name for name, key in before.items() if key not in keys_after]
-    return {
-        "new": [name for name in added if name not in before],
-        "changed": [name for name in added if name in before],
-        "gone": [name for name in removed if name not in now],
-    }
+    changes: dict[str, list[str]] = {"new": [], "changed": [], "gone": []}
+    for name, key in now.items():
+        if key not in keys_before:
+            changes["changed" if name in before else "new"].append(name)
+    for name, key in before.items():
+        if key not in keys_after and name not in now:
+            changes["gone"].append(name)
+    return changes
 
 
 def make_provenance(plan: ExtractionPlan, compute: Compute) -> dict[str, Any]:

@@ -177,14 +177,21 @@ def resolve(given: Mapping[str, Any], cache: Path) -> tuple[Request, Path | None
     if {"data", "backbone"} <= chosen.keys():
         return Request(**chosen), None
     earlier = _earlier_requests(cache, chosen.get("perturb"))
-    expected = {name: _absolute(name, value) for name, value in chosen.items() if name != "seed"}
     for request, path in earlier:
-        if all(getattr(request, name) == value for name, value in expected.items()):
+        if _agrees(request, chosen):
             return replace(request, **chosen), path
     if earlier and "data" not in chosen:
         request, path = earlier[0]
         return replace(request.images_only, **chosen), path
     return Request(**chosen), None
+
+
+def _agrees(request: Request, chosen: Mapping[str, Any]) -> bool:
+    """Return whether a request has the chosen values; the seed may differ."""
+    for name, value in chosen.items():
+        if name != "seed" and getattr(request, name) != _absolute(name, value):
+            return False
+    return True
 
 
 def _earlier_requests(cache: Path, perturb: str | None) -> list[tuple[Request, Path]]:
