@@ -15,7 +15,8 @@
     ├── StorageError        a disk that is full or cannot be written
     └── MissingExtraError   an optional dependency that is not installed
 
-Every message is one line: what is wrong, where, and how to fix it. The command line prints it and exits with code 1.
+Every message is one line: what is wrong, where, and how to fix it. The command line prints it and
+exits with code 1.
 """
 
 from __future__ import annotations
@@ -32,7 +33,9 @@ class SpecError(FeatkitError):
 
 
 class OptionsError(SpecError):
-    """Options that exclude each other, or one that needs another; the command line exits with code 2."""
+    """Options that exclude each other, or one that needs another; the command line exits with code
+    2.
+    """
 
 
 class DataError(FeatkitError):

@@ -1,4 +1,4 @@
-"""Registries of named factories, which plug-ins can extend, and the specs with which a user selects one.
+"""Registries of named factories, which plug-ins can extend, and specs that select one.
 
 A spec is ``name``, ``name:argument`` or ``name:key=value,key=value``: ``svm:C=9,kernel=rbf``,
 ``timm:vit_small_patch16_224``, ``random:7``, ``cifar10:root=photos,download=true``.
@@ -23,7 +23,7 @@ _WORDS: dict[str, Value] = {"true": True, "false": False, "none": None}
 
 
 def parse_value(text: str) -> Value:
-    """Parse ``9`` as int, ``1e-3`` as float, ``true``, ``false`` and ``none`` as constants, anything else as text."""
+    """Parse a value of a spec: a number, ``true``, ``false``, ``none`` or text."""
     if text.lower() in _WORDS:
         return _WORDS[text.lower()]
     for kind in (int, float):
@@ -40,7 +40,8 @@ class Spec:
 
     Attributes:
         name: name of a factory.
-        argument: text after the colon that is not ``key=value``, such as a timm model name; None if there is none.
+        argument: text after the colon that is not ``key=value``, such as a timm model name; None if
+            there is none.
         options: keyword arguments of the factory.
     """
 
@@ -67,7 +68,9 @@ class Spec:
             elif position == 0 and key and not equals:
                 argument = part.strip()
             else:
-                raise SpecError(f"{part!r} in {text!r} is not key=value: write {name}:key=value,key=value")
+                raise SpecError(
+                    f"{part!r} in {text!r} is not key=value: write {name}:key=value,key=value"
+                )
         return cls(name, argument, options)
 
     def __str__(self) -> str:
@@ -82,7 +85,7 @@ def _format_value(value: Value) -> str:
 
 
 def unknown(kind: str, name: str, known: Sequence[str]) -> SpecError:
-    """Return the error for an unknown name, with the most similar known name and the list of all known names.
+    """Return the error for an unknown name, with the known names and the most similar one.
 
     Args:
         kind: kind of thing that the name should be, such as ``head``.
@@ -95,10 +98,10 @@ def unknown(kind: str, name: str, known: Sequence[str]) -> SpecError:
 
 
 class Registry(Generic[T]):
-    """Factories by name: those of featkit, and those that installed packages register as entry points.
+    """Factories by name: those of featkit, and those of plug-ins by entry point.
 
-    Factories of featkit are given as ``"module:attribute"`` and imported on first use, so that listing the names
-    imports nothing.
+    Factories of featkit are given as ``"module:attribute"`` and imported on first use, so that
+    listing the names imports nothing.
 
     Args:
         kind: what the factories make, for error messages, such as ``head``.

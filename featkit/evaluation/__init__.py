@@ -1,4 +1,4 @@
-"""Evaluation: metrics with confidence intervals, calibration, paired comparisons, few-shot episodes. Arrays only."""
+"""Evaluate predictions: metrics, intervals, calibration, comparisons, few-shot episodes."""
 
 from featkit.evaluation.calibration import Temperature, fit_temperature
 from featkit.evaluation.compare import PairedComparison, compare

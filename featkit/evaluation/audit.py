@@ -1,7 +1,7 @@
 """Data audit on features: duplicates, near duplicates, label errors and small classes.
 
-In all functions ``x (n, d)`` are features, ``y (n,)`` labels as indices 0..k-1, and ``p (n, k)`` class probabilities
-whose rows sum to 1.
+In all functions ``x (n, d)`` are features, ``y (n,)`` labels as indices 0..k-1, and ``p (n, k)``
+class probabilities whose rows sum to 1.
 """
 
 from __future__ import annotations
@@ -51,8 +51,9 @@ class NearDuplicates:
     Attributes:
         pairs: ``(p, 2)`` int64 rows, the lower one first.
         cosines: ``(p,)`` float64.
-        ratio: the distance of a pair is below this times the distance of each of its rows to its ``k``-th neighbour;
-            0 if there are too few features, or too many equal ones, for such a threshold.
+        ratio: the distance of a pair is below this times the distance of each of its rows to its
+            ``k``-th neighbour; 0 if there are too few features, or too many equal ones, for such a
+            threshold.
         k: see ``ratio``.
         dimension: intrinsic dimension of the features, which determines ``ratio``.
         cosine: the threshold as a cosine, for the median row.
@@ -93,7 +94,9 @@ def exact_duplicates(keys: Sequence[str]) -> list[Labels]:
     return [np.array(rows) for key, rows in rows_of.items() if key and len(rows) > 1]
 
 
-def nearest_neighbours(x: NDArray[np.floating[Any]], k: int = NEIGHBOURS, *, track: Track = iter) -> Neighbours:
+def nearest_neighbours(
+    x: NDArray[np.floating[Any]], k: int = NEIGHBOURS, *, track: Track = iter
+) -> Neighbours:
     """Return the ``k`` nearest other rows of each row by cosine, or all others if there are fewer.
 
     The similarities are computed in blocks of rows of at most 64 MiB.
@@ -123,18 +126,20 @@ def nearest_neighbours(x: NDArray[np.floating[Any]], k: int = NEIGHBOURS, *, tra
 def near_duplicates(neighbours: Neighbours, expected: float = 1.0) -> NearDuplicates:
     """Return the pairs that are closer than the local density explains.
 
-    For points of locally constant density in ``m`` dimensions, the distances ``r`` of the ``k - 1`` nearest neighbours
-    satisfy that ``(r / r_k) ** m`` is uniform, whatever the density is. So ``m`` follows from the median of
-    ``r_(k/2) / r_k``, which is ``0.5 ** (1 / m)`` and robust to up to ``k / 2`` copies of every image; and ``m`` gives
-    the ratio ``r_1 / r_k`` below which ``expected`` rows are expected by chance. A fixed cosine threshold would have
-    different meanings in dense and sparse regions. Groups of more than ``k`` copies are not found.
+    For points of locally constant density in ``m`` dimensions, the distances ``r`` of the ``k - 1``
+    nearest neighbours satisfy that ``(r / r_k) ** m`` is uniform, whatever the density is. So ``m``
+    follows from the median of ``r_(k/2) / r_k``, which is ``0.5 ** (1 / m)`` and robust to up to
+    ``k / 2`` copies of every image; and ``m`` gives the ratio ``r_1 / r_k`` below which
+    ``expected`` rows are expected by chance. A fixed cosine threshold would have different meanings
+    in dense and sparse regions. Groups of more than ``k`` copies are not found.
 
     Args:
-        neighbours: of images with distinct contents; if ``k`` is odd, the last neighbour is ignored.
+        neighbours: of images with distinct contents; if ``k`` is odd, the last neighbour is
+            ignored.
         expected: number of false positives expected by chance among all n rows.
 
-    Source: the ratios as in Facco et al., "Estimating the intrinsic dimension of datasets by a minimal neighborhood
-    information", Scientific Reports 7 (2017), 12140, there for k = 2.
+    Source: the ratios as in Facco et al., "Estimating the intrinsic dimension of datasets by a
+    minimal neighborhood information", Scientific Reports 7 (2017), 12140, there for k = 2.
     """
     n, k = neighbours.rows.shape[0], neighbours.rows.shape[1] // 2 * 2
     distances = neighbours.distances[:, :k]
@@ -146,8 +151,8 @@ def near_duplicates(neighbours: Neighbours, expected: float = 1.0) -> NearDuplic
     if not 0 < median < 1:
         return NearDuplicates(np.empty((0, 2), np.int64), np.empty(0), 0.0, k, float("nan"), 1.0)
     dimension = np.log(0.5) / np.log(median)
-    # The chance that the nearest of k - 1 uniform values is below ratio ** dimension is expected / n. expm1 and log1p
-    # keep precision where expected / n is tiny.
+    # The chance that the nearest of k - 1 uniform values is below ratio ** dimension is expected /
+    # n. expm1 and log1p keep precision where expected / n is tiny.
     ratio = float((-np.expm1(np.log1p(-min(0.5, expected / n)) / (k - 1))) ** (1 / dimension))
     others = neighbours.rows[:, :k]
     close = distances <= ratio * np.minimum(spread[:, None], spread[others])
@@ -158,7 +163,12 @@ def near_duplicates(neighbours: Neighbours, expected: float = 1.0) -> NearDuplic
     order = np.argsort(distances[first, rank][kept] / scale, kind="stable")
     cosine = float(np.median(1 - (ratio * spread) ** 2 / 2))
     return NearDuplicates(
-        pairs[order], neighbours.cosines[first, rank][kept][order], ratio, k, float(dimension), cosine
+        pairs[order],
+        neighbours.cosines[first, rank][kept][order],
+        ratio,
+        k,
+        float(dimension),
+        cosine,
     )
 
 
@@ -177,7 +187,10 @@ def connected_groups(pairs: Labels) -> Labels:
     for first, second in pairs.tolist():
         leader[find(first)] = find(second)
     numbers: dict[int, int] = {}
-    return np.array([numbers.setdefault(find(first), len(numbers)) for first in pairs[:, 0].tolist()], dtype=np.int64)
+    return np.array(
+        [numbers.setdefault(find(first), len(numbers)) for first in pairs[:, 0].tolist()],
+        dtype=np.int64,
+    )
 
 
 def neighbour_class_frequencies(neighbours: Neighbours, y: Labels, k: int) -> Probabilities:
@@ -192,11 +205,11 @@ def pool_probabilities(estimates: Sequence[tuple[Probabilities, float]]) -> Prob
     """Return the normalized geometric mean of probability estimates, ``(n, k)``.
 
     Args:
-        estimates: probabilities ``(n, k)`` and a floor that is added to them, so that a 0 of one estimate does not
-            rule out a class.
+        estimates: probabilities ``(n, k)`` and a floor that is added to them, so that a 0 of one
+            estimate does not rule out a class.
 
-    Source: the logarithmic opinion pool; Genest and Zidek, "Combining probability distributions", Statistical
-    Science 1 (1986), 114-135.
+    Source: the logarithmic opinion pool; Genest and Zidek, "Combining probability distributions",
+    Statistical Science 1 (1986), 114-135.
     """
     logs = np.mean([np.log(p + floor) for p, floor in estimates], axis=0)
     pooled: Probabilities = softmax(logs, axis=1)
@@ -206,16 +219,16 @@ def pool_probabilities(estimates: Sequence[tuple[Probabilities, float]]) -> Prob
 def find_label_errors(p: Probabilities, y: Labels) -> LabelErrors:
     """Return the rows whose label is probably wrong.
 
-    Their number is estimated as in confident learning: it counts the rows where another class has at least the mean
-    probability that it has in the rows labelled with it. The rows are selected by the odds of the most probable other
-    class against the given class.
+    Their number is estimated as in confident learning: it counts the rows where another class has
+    at least the mean probability that it has in the rows labelled with it. The rows are selected by
+    the odds of the most probable other class against the given class.
 
     Args:
         p: out-of-sample probabilities ``(n, k)``, above 0 for the given classes.
         y: ``(n,)`` given classes.
 
-    Source: Northcutt, Jiang and Chuang, "Confident learning: estimating uncertainty in dataset labels", JAIR 70
-    (2021), 1373-1411, eq. 1 for the count.
+    Source: Northcutt, Jiang and Chuang, "Confident learning: estimating uncertainty in dataset
+    labels", JAIR 70 (2021), 1373-1411, eq. 1 for the count.
     """
     rows = np.arange(len(y))
     given = p[rows, y]
@@ -233,7 +246,10 @@ def find_label_errors(p: Probabilities, y: Labels) -> LabelErrors:
 
 
 def stratified_folds(y: Labels, folds: int, seed: int = 0) -> Labels:
-    """Return a random fold 0..folds-1 for each row, ``(n,)``; the folds of each class differ by at most one row."""
+    """Return a random stratified fold 0..folds-1 for each row, ``(n,)``.
+
+    The sizes of the folds of each class differ by at most one row.
+    """
     rng = np.random.default_rng(seed)
     shuffled = rng.permutation(len(y))
     by_class = shuffled[np.argsort(y[shuffled], kind="stable")]
@@ -243,11 +259,16 @@ def stratified_folds(y: Labels, folds: int, seed: int = 0) -> Labels:
 
 
 def small_classes(y: Labels, splits: NDArray[np.str_], k: int, few: int) -> tuple[Labels, Labels]:
-    """Return the classes with fewer than ``few`` rows in train or none in test, and the sizes of all classes.
+    """Return the small classes, and the sizes of all classes.
+
+    A class is small if it has fewer than ``few`` rows in train or none in test.
 
     Returns:
-        Classes ``(c,)``, smallest in train first, and ``(k, 2)`` numbers of rows in train and in test.
+        Classes ``(c,)``, smallest in train first, and ``(k, 2)`` numbers of rows in train and in
+        test.
     """
-    sizes = np.column_stack([np.bincount(y[splits == split], minlength=k) for split in ("train", "test")])
+    sizes = np.column_stack(
+        [np.bincount(y[splits == split], minlength=k) for split in ("train", "test")]
+    )
     small = np.flatnonzero((sizes[:, 0] < few) | (sizes[:, 1] == 0))
     return small[np.lexsort((sizes[small, 1], sizes[small, 0]))], sizes

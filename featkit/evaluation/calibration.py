@@ -1,7 +1,7 @@
-"""Calibration of probabilities: log loss, calibration error, reliability bins and temperature scaling.
+"""Calibration of probabilities: log loss, calibration error and temperature scaling.
 
-In all functions ``scores (n, m)`` are probabilities whose rows sum to 1, ``y (n,)`` true classes as indices 0..k-1,
-and ``columns[j]`` is the class of column ``j``, as in ``metrics``.
+In all functions ``scores (n, m)`` are probabilities whose rows sum to 1, ``y (n,)`` true classes as
+indices 0..k-1, and ``columns[j]`` is the class of column ``j``, as in ``metrics``.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ _SMALLEST = float(np.finfo(np.float64).eps)
 TEMPERATURES = (1e-3, 1e3)
 """Smallest and largest temperature that ``fit_temperature`` returns."""
 SMOOTHINGS = (float(np.finfo(np.float64).tiny), _SMALLEST, 1e-6, 1e-4, 1e-3, 1e-2)
-"""Candidates of ``fit_temperature``. The first only makes the logarithm of 0 finite: scores far below 2.2e-16 still
-measure how wrong an overconfident head is."""
+"""Candidates of ``fit_temperature``. The first only makes the logarithm of 0 finite: scores far
+below 2.2e-16 still measure how wrong an overconfident head is."""
 
 
 @dataclass(frozen=True)
@@ -51,8 +51,9 @@ class Temperature:
 
     Attributes:
         value: divisor of the logarithms of the scores, above 1 for an overconfident head.
-        smoothing: added to every score before. KNN heads give exact zeros and SVM heads extremely small scores; a
-            temperature alone that corrects these would make all other confidences too low.
+        smoothing: added to every score before. KNN heads give exact zeros and SVM heads extremely
+            small scores; a temperature alone that corrects these would make all other confidences
+            too low.
     """
 
     value: float
@@ -60,15 +61,15 @@ class Temperature:
 
 
 def are_probabilities(scores: Scores) -> bool:
-    """Return whether all scores are non-negative and every row sums to 1 within float32 precision."""
+    """Return whether scores are non-negative with rows that sum to 1, up to float32 rounding."""
     return bool((scores >= 0).all() and np.allclose(scores.sum(axis=1), 1, rtol=0, atol=1e-5))
 
 
 def nll(scores: Scores, y: Labels, columns: Labels) -> float:
     """Return the mean negative log-likelihood of the true classes, in nats.
 
-    As in scikit-learn, probabilities are clipped at 2.2e-16 (a loss of 36.0), because KNN heads give exact zeros. A
-    class without a column has probability zero.
+    As in scikit-learn, probabilities are clipped at 2.2e-16 (a loss of 36.0), because KNN heads
+    give exact zeros. A class without a column has probability zero.
     """
     return -fsum(np.log(np.maximum(_true_class_scores(scores, y, columns), _SMALLEST))) / len(y)
 
@@ -80,18 +81,26 @@ def _true_class_scores(scores: Scores, y: Labels, columns: Labels) -> NDArray[np
     return values
 
 
-def reliability_bins(scores: Scores, y: Labels, columns: Labels, *, bins: int = BINS) -> tuple[ReliabilityBin, ...]:
-    """Return at most ``bins`` bins with equal numbers of images, as far as ties allow, by ascending confidence.
+def reliability_bins(
+    scores: Scores, y: Labels, columns: Labels, *, bins: int = BINS
+) -> tuple[ReliabilityBin, ...]:
+    """Return at most ``bins`` bins of equal size by ascending confidence, as far as ties allow.
 
-    Confidence is the highest score of a row. Images of the same confidence are in the same bin, that of their median
-    rank: KNN heads give most images confidence 1, and the result must not depend on the order of the images.
+    Confidence is the highest score of a row. Images of the same confidence are in the same bin,
+    that of their median
+    rank: KNN heads give most images confidence 1, and the result must not depend on the order of
+        the images.
     """
     best = scores.argmax(axis=1)
-    levels, level_of, counts = np.unique(scores.max(axis=1), return_inverse=True, return_counts=True)
+    levels, level_of, counts = np.unique(
+        scores.max(axis=1), return_inverse=True, return_counts=True
+    )
     middle = np.cumsum(counts) - (counts + 1) / 2
     bin_of = (bins * middle / len(y)).astype(np.int64)[level_of]
     confidence, correct = levels[level_of], columns[best] == y
-    return tuple(_bin(confidence[bin_of == each], correct[bin_of == each]) for each in np.unique(bin_of))
+    return tuple(
+        _bin(confidence[bin_of == each], correct[bin_of == each]) for each in np.unique(bin_of)
+    )
 
 
 def _bin(confidence: NDArray[np.float64], correct: NDArray[np.bool_]) -> ReliabilityBin:
@@ -100,49 +109,61 @@ def _bin(confidence: NDArray[np.float64], correct: NDArray[np.bool_]) -> Reliabi
 
 
 def calibration_error(bins: Sequence[ReliabilityBin]) -> float:
-    """Return the mean absolute difference between confidence and accuracy of the bins, weighted by their counts."""
-    return fsum(each.count * abs(each.accuracy - each.confidence) for each in bins) / sum(each.count for each in bins)
+    """Return the mean absolute difference between confidence and accuracy, weighted by count."""
+    return fsum(each.count * abs(each.accuracy - each.confidence) for each in bins) / sum(
+        each.count for each in bins
+    )
 
 
 def ece(scores: Scores, y: Labels, columns: Labels) -> float:
     """Return the expected calibration error of the predicted class, over 15 bins of equal mass.
 
-    It is biased upwards: even a perfectly calibrated head has a positive value, and a larger one on fewer images.
+    It is biased upwards: even a perfectly calibrated head has a positive value, and a larger one on
+    fewer images.
 
-    Source: Guo et al., "On calibration of modern neural networks", ICML 2017, eq. 3; bins of equal mass as in Nguyen
-    and O'Connor, "Posterior calibration and exploratory analysis for NLP models", EMNLP 2015.
+    Source: Guo et al., "On calibration of modern neural networks", ICML 2017, eq. 3; bins of equal
+    mass as in Nguyen and O'Connor, "Posterior calibration and exploratory analysis for NLP models",
+    EMNLP 2015.
     """
     return calibration_error(reliability_bins(scores, y, columns))
 
 
 def fit_temperature(scores: Scores, y: Labels, columns: Labels) -> Temperature:
-    """Return the temperature that maximizes the likelihood of the true classes after ``apply_temperature``.
+    """Return the temperature that maximizes the likelihood of the true classes.
 
-    For a given smoothing the problem is convex in 1/T; the best of a few smoothing values is chosen. One pseudo-image
-    is added, an average image whose true class is the one with the second-highest score (Laplace's rule): without it,
-    the optimum is T = 0, and every confidence 1, if all predictions are correct. Images of a class without a column
-    are ignored.
+    For a given smoothing the problem is convex in 1/T; the best of a few smoothing values is
+    chosen. One pseudo-image is added, an average image whose true class is the one with the
+    second-highest score (Laplace's rule): without it, the optimum is T = 0, and every confidence 1,
+    if all predictions are correct. Images of a class without a column are ignored.
 
     Args:
-        scores: ``(n, m)`` of images on which nothing was fitted, such as the validation set; at least two columns.
+        scores: ``(n, m)`` of images on which nothing was fitted, such as the validation set; at
+            least two columns.
         y: ``(n,)`` their true classes.
         columns: ``(m,)`` the class of each column.
 
     Raises:
-        DataError: if the scores are not probabilities of two classes or more, or no image has a class with a column.
+        DataError: if the scores are not probabilities of two classes or more, or no image has a
+            class with a column.
 
-    Source: Guo et al., "On calibration of modern neural networks", ICML 2017, section 4.2. The smoothing is featkit's.
+    Source: Guo et al., "On calibration of modern neural networks", ICML 2017, section 4.2. The
+        smoothing is featkit's.
     """
     if len(columns) < 2 or not are_probabilities(scores):
         raise DataError(
-            f"scores {scores.shape} are not probabilities: a temperature needs two columns or more, and rows that "
+            f"scores {scores.shape} are not probabilities: a temperature needs two columns or "
+            "more, and rows that "
             "are non-negative and sum to 1"
         )
     own = own_columns(y, columns)
     known = own >= 0
     if not known.any():
-        raise DataError(f"none of {len(y)} images is of a class of the head: a temperature needs at least one")
-    fits = [_fit(_logits(scores[known], smoothing), own[known], smoothing) for smoothing in SMOOTHINGS]
+        raise DataError(
+            f"none of {len(y)} images is of a class of the head: a temperature needs at least one"
+        )
+    fits = [
+        _fit(_logits(scores[known], smoothing), own[known], smoothing) for smoothing in SMOOTHINGS
+    ]
     return min(fits, key=lambda fit: fit[0])[1]
 
 
@@ -153,10 +174,16 @@ def _fit(logits: Scores, own: Labels, smoothing: float) -> tuple[float, Temperat
     runner_up = fsum(np.partition(logits, -2, axis=1)[:, -2]) / n
 
     def slope(inverse: float) -> float:
-        return (n + 1) / n * fsum((softmax(inverse * logits, axis=1) * logits).sum(axis=1)) - true - runner_up
+        return (
+            (n + 1) / n * fsum((softmax(inverse * logits, axis=1) * logits).sum(axis=1))
+            - true
+            - runner_up
+        )
 
     def loss(inverse: float) -> float:
-        return (n + 1) / n * fsum(np.log(np.exp(inverse * logits).sum(axis=1))) - inverse * (true + runner_up)
+        return (n + 1) / n * fsum(np.log(np.exp(inverse * logits).sum(axis=1))) - inverse * (
+            true + runner_up
+        )
 
     low, high = (1 / value for value in reversed(TEMPERATURES))
     if slope(low) >= 0 or slope(high) <= 0:
@@ -167,16 +194,22 @@ def _fit(logits: Scores, own: Labels, smoothing: float) -> tuple[float, Temperat
 
 
 def apply_temperature(scores: Scores, temperature: Temperature) -> Scores:
-    """Return ``(scores + smoothing) ** (1 / T)``, normalized to sum 1 in each row; predictions do not change.
+    """Return ``(scores + smoothing) ** (1 / T)``, normalized to sum 1 in each row.
+
+    Predictions do not change.
 
     Raises:
         DataError: if the temperature or its smoothing is not a positive number.
     """
     if not (0 < temperature.value < np.inf and 0 < temperature.smoothing < np.inf):
-        raise DataError(f"{temperature} is invalid: value and smoothing must be positive numbers, as fit_temperature returns them")
+        raise DataError(
+            f"{temperature} is invalid: value and smoothing must be positive numbers, as "
+            "fit_temperature returns them"
+        )
     calibrated: Scores = softmax(_logits(scores, temperature.smoothing) / temperature.value, axis=1)
     best = scores.argmax(axis=1)
-    # Scores that differ in the last digit can become equal, which would change the prediction to the first of them.
+    # Scores that differ in the last digit can become equal, which would change the prediction to
+    # the first of them.
     changed = np.flatnonzero(calibrated.argmax(axis=1) != best)
     calibrated[changed, best[changed]] = np.nextafter(calibrated[changed].max(axis=1), np.inf)
     return calibrated

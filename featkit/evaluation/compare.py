@@ -80,11 +80,12 @@ def format_comparison(
 ) -> str:
     """Return a comparison of two classifiers in one line, the better one first.
 
-    The interval is not corrected for the number of comparisons, so it may exclude zero where the difference is not
-    significant. Both p-values are therefore printed.
+    The interval is not corrected for the number of comparisons, so it may exclude zero where the
+    difference is not significant. Both p-values are therefore printed.
 
     Args:
-        a, b: names of the classifiers, or of what differs between them.
+        a: name of the first classifier, or of what differs.
+        b: name of the second one.
         difference: metric of ``a`` minus metric of ``b``, a fraction; printed in percentage points.
         interval95: its 95 % confidence interval.
         p: p-value of no difference.
@@ -92,17 +93,20 @@ def format_comparison(
         comparisons: number of comparisons that ``p_holm`` is corrected for.
 
     >>> format_comparison("svm", "knn", 0.03, (0.008, 0.059), p=0.012, p_holm=0.094, comparisons=15)
-    'svm - knn: +3.0 points (95% CI 0.8 to 5.9), p = 0.012; not significant after Holm correction over 15 pairs \
+    'svm - knn: +3.0 points (95% CI 0.8 to 5.9), p = 0.012; not significant after Holm correction
+    over 15 pairs \
 (p = 0.094)'
     """
     if difference < 0:
         a, b, difference, interval95 = b, a, -difference, (-interval95[1], -interval95[0])
     low, high = (100 * end for end in interval95)
-    size = f"{a} - {b}: +{100 * difference:.1f} points (95% CI {low:z.1f} to {high:z.1f}), {format_p_value(p)}"
+    points = f"+{100 * difference:.1f} points (95% CI {low:z.1f} to {high:z.1f})"
+    compared = f"{a} - {b}: {points}, {format_p_value(p)}"
     verdict = "significant" if p_holm < LEVEL else "not significant"
     if comparisons == 1:
-        return f"{size}; {verdict}"
-    return f"{size}; {verdict} after Holm correction over {comparisons} pairs ({format_p_value(p_holm)})"
+        return f"{compared}; {verdict}"
+    correction = f"after Holm correction over {comparisons} pairs ({format_p_value(p_holm)})"
+    return f"{compared}; {verdict} {correction}"
 
 
 def format_p_value(p: float) -> str:
@@ -117,8 +121,8 @@ def compare(runs: Mapping[str, Predictions]) -> tuple[PairedComparison, ...]:
         One comparison for each pair, in the order of ``runs``.
 
     Raises:
-        DataError: for fewer than two runs, an id that occurs twice, arrays of different lengths, or runs that were
-            not evaluated on the same images with the same true classes.
+        DataError: for fewer than two runs, an id that occurs twice, arrays of different lengths, or
+            runs that were not evaluated on the same images with the same true classes.
     """
     if len(runs) < 2:
         raise DataError(f"cannot compare {len(runs)} runs: give two or more")
@@ -128,7 +132,8 @@ def compare(runs: Mapping[str, Predictions]) -> tuple[PairedComparison, ...]:
     pairs = [_compare_pair(a, b, correct[a], correct[b]) for a, b in combinations(runs, 2)]
     corrected = holm([pair.p for pair in pairs])
     return tuple(
-        replace(pair, p_holm=p, comparisons=len(pairs)) for pair, p in zip(pairs, corrected, strict=True)
+        replace(pair, p_holm=p, comparisons=len(pairs))
+        for pair, p in zip(pairs, corrected, strict=True)
     )
 
 
@@ -136,36 +141,52 @@ class _SortedPredictions:
     """Predictions of one run, sorted by image id."""
 
     def __init__(self, name: str, run: Predictions) -> None:
-        ids, y, predicted = np.asarray(run.ids, dtype=np.str_), np.asarray(run.y), np.asarray(run.predicted)
+        ids, y, predicted = (
+            np.asarray(run.ids, dtype=np.str_),
+            np.asarray(run.y),
+            np.asarray(run.predicted),
+        )
         if not (ids.ndim == 1 and len(ids) and ids.shape == y.shape == predicted.shape):
             raise DataError(
-                f"run {name} has {ids.shape} ids, {y.shape} true and {predicted.shape} predicted classes: expected "
+                f"run {name} has {ids.shape} ids, {y.shape} true and {predicted.shape} predicted "
+                "classes: expected "
                 "(n,) of each, n > 0"
             )
         self.ids, order = np.unique(ids, return_index=True)
         if len(order) < len(ids):
-            raise DataError(f"run {name} lists {len(ids) - len(order)} images twice: give each image once")
+            raise DataError(
+                f"run {name} lists {len(ids) - len(order)} images twice: give each image once"
+            )
         self.name, self.y = name, y[order]
         self.correct: NDArray[np.bool_] = y[order] == predicted[order]
 
     def correct_like(self, other: _SortedPredictions) -> NDArray[np.bool_]:
-        """Return ``(n,)`` whether each prediction is correct, after checking that both runs have the same images."""
+        """Return whether each prediction is correct, ``(n,)``.
+
+        Raises:
+            DataError: unless both runs have the same images and true classes.
+        """
         differing = len(np.setxor1d(self.ids, other.ids, assume_unique=True))
         if differing:
             raise DataError(
-                f"runs {other.name} and {self.name} were evaluated on different test images ({len(other.ids)} and "
-                f"{len(self.ids)}, {differing} of them in one run only): compare runs with the same data and split"
+                f"runs {other.name} and {self.name} were evaluated on different test images "
+                f"({len(other.ids)} and "
+                f"{len(self.ids)}, {differing} of them in one run only): compare runs with the "
+                "same data and split"
             )
         relabelled = int(np.sum(self.y != other.y))
         if relabelled:
             raise DataError(
-                f"runs {other.name} and {self.name} have different true classes for {relabelled} of "
+                f"runs {other.name} and {self.name} have different true classes for {relabelled} "
+                "of "
                 f"{len(self.ids)} images: compare runs with the same labels"
             )
         return self.correct
 
 
-def _compare_pair(a: str, b: str, correct_a: NDArray[np.bool_], correct_b: NDArray[np.bool_]) -> PairedComparison:
+def _compare_pair(
+    a: str, b: str, correct_a: NDArray[np.bool_], correct_b: NDArray[np.bool_]
+) -> PairedComparison:
     n = len(correct_a)
     only_a, only_b = int(np.sum(correct_a & ~correct_b)), int(np.sum(correct_b & ~correct_a))
     p = mcnemar(only_a, only_b)
@@ -174,17 +195,20 @@ def _compare_pair(a: str, b: str, correct_a: NDArray[np.bool_], correct_b: NDArr
 
 
 def mcnemar(only_a: int, only_b: int) -> float:
-    """Return the two-sided mid-p value of McNemar's exact test that two classifiers have the same accuracy.
+    """Return the two-sided mid-p value of McNemar's exact test of equal accuracies.
 
-    Under the null hypothesis, half of the images that only one classifier predicts correctly belong to each. The
-    exact test sums the binomial probabilities of the observed count and of all more extreme ones; the mid-p value
-    counts half of the observed one. The exact test is too conservative with few such images.
+    Under the null hypothesis, half of the images that only one classifier predicts correctly belong
+    to each. The exact test sums the binomial probabilities of the observed count and of all more
+    extreme ones; the mid-p value counts half of the observed one. The exact test is too
+    conservative with few such images.
 
     Args:
-        only_a, only_b: number of images that one classifier alone predicts correctly.
+        only_a: number of images that the first classifier alone predicts correctly.
+        only_b: number of images that the second alone predicts correctly.
 
-    Source: McNemar, Psychometrika 12 (1947), 153-157; Fagerland, Lydersen and Laake, "The McNemar test for binary
-    matched-pairs data: mid-p and asymptotic are better than exact conditional", BMC Med. Res. Methodol. 13:91 (2013).
+    Source: McNemar, Psychometrika 12 (1947), 153-157; Fagerland, Lydersen and Laake, "The McNemar
+    test for binary matched-pairs data: mid-p and asymptotic are better than exact conditional", BMC
+    Med. Res. Methodol. 13:91 (2013).
     """
     fewer, both = min(only_a, only_b), only_a + only_b
     return min(1.0, float(2 * binom.cdf(fewer - 1, both, 0.5) + binom.pmf(fewer, both, 0.5)))
@@ -193,7 +217,8 @@ def mcnemar(only_a: int, only_b: int) -> float:
 def holm(p_values: Sequence[float]) -> list[float]:
     """Return Holm-corrected p-values, which control the family-wise error rate.
 
-    Source: Holm, "A simple sequentially rejective multiple test procedure", Scand. J. Statist. 6 (1979), 65-70.
+    Source: Holm, "A simple sequentially rejective multiple test procedure", Scand. J. Statist. 6
+        (1979), 65-70.
     """
     order = np.argsort(p_values, kind="stable")
     remaining = np.arange(len(order), 0, -1)

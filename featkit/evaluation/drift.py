@@ -21,10 +21,10 @@ class Drift:
 
     Attributes:
         n: number of images.
-        mean_cosine, worst_cosine: mean and minimum over images of the cosine between the two feature vectors; None if
-            these have different dimensions.
-        neighbours_kept: share of the 10 nearest neighbours by cosine (or all others, if there are fewer) that are the
-            same after the change.
+        mean_cosine, worst_cosine: mean and minimum over images of the cosine between the two
+            feature vectors; None if these have different dimensions.
+        neighbours_kept: share of the 10 nearest neighbours by cosine (or all others, if there are
+            fewer) that are the same after the change.
     """
 
     n: int
@@ -40,7 +40,10 @@ def drift(before: Vectors, after: Vectors) -> Drift:
         DataError: if there are fewer than two images, or the numbers of images differ.
     """
     if len(before) != len(after) or len(before) < 2:
-        raise DataError(f"cannot compare features of {len(before)} and {len(after)} images: give the same 2 or more images")
+        raise DataError(
+            f"cannot compare features of {len(before)} and {len(after)} images: give the same 2 or "
+            "more images"
+        )
     a, b = _unit(before), _unit(after)
     same_length = a.shape[1] == b.shape[1]
     cosines = np.einsum("nd,nd->n", a, b) if same_length else np.empty(0)
@@ -64,7 +67,7 @@ def _unit(rows: Vectors) -> NDArray[np.float64]:
 
 
 def _nearest(rows: NDArray[np.float64], start: int, k: int) -> NDArray[np.intp]:
-    """Return the k nearest other rows of each row in a block, ``(block, k)``, in no particular order."""
+    """Return the k nearest other rows of each row in a block, ``(block, k)``, unordered."""
     similarities = rows[start : start + _BLOCK] @ rows.T
     own = np.arange(len(similarities))
     similarities[own, start + own] = -np.inf

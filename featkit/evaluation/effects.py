@@ -1,11 +1,13 @@
 """Means, differences and ratios of accuracies over the cells of a grid, with confidence intervals.
 
-A cell is one classifier evaluated on test images. Two values of an axis are compared over matched cells: cells that
-agree on every other axis. Test images and seeds are random samples, and the intervals cover both. The values of all
-other axes are fixed: nothing is inferred about values that the grid does not contain.
+A cell is one classifier evaluated on test images. Two values of an axis are compared over matched
+cells: cells that agree on every other axis. Test images and seeds are random samples, and the
+intervals cover both. The values of all other axes are fixed: nothing is inferred about values that
+the grid does not contain.
 
-This is the only place where featkit computes such a number. CSV files, summaries, reports and the command line print
-what ``effects``, ``average`` and ``mean_ratio`` return, so the same comparison has the same interval everywhere.
+This is the only place where featkit computes such a number. CSV files, summaries, reports and the
+command line print what ``effects``, ``average`` and ``mean_ratio`` return, so the same comparison
+has the same interval everywhere.
 """
 
 from __future__ import annotations
@@ -37,8 +39,8 @@ class CellScores:
     Attributes:
         place: value of the cell on each axis.
         images: ``(n,)`` image numbers, ascending; the same number is the same image in every cell.
-        scores: ``(n,)`` values whose mean is the metric: 0 for a wrong prediction. A correct one has 1 for top-1, and
-            for balanced accuracy ``n / (classes * images of its class)``.
+        scores: ``(n,)`` values whose mean is the metric: 0 for a wrong prediction. A correct one
+            has 1 for top-1, and for balanced accuracy ``n / (classes * images of its class)``.
         square: mean square of the scores that the cell would have if every prediction were correct.
     """
 
@@ -91,13 +93,16 @@ class Effect:
         if self.difference >= 0:
             return self
         low, high = self.interval95
-        return replace(self, a=self.b, b=self.a, difference=-self.difference, interval95=(-high, -low))
+        return replace(
+            self, a=self.b, b=self.a, difference=-self.difference, interval95=(-high, -low)
+        )
 
     def sentence(self, a: str | None = None, b: str | None = None) -> str:
         """Return the comparison in one line, see ``format_comparison``.
 
         Args:
-            a, b: names to print instead of the values.
+            a: name to print instead of the value ``a``.
+            b: name to print instead of the value ``b``.
         """
         return format_comparison(
             str(self.a) if a is None else a,
@@ -138,10 +143,12 @@ def score_cells(
 ) -> list[CellScores]:
     """Return the scores of cells, given the value of each cell on every axis and its predictions.
 
-    Two cells share an image if its id, its true class and the cells' values on the axis ``data`` are the same.
+    Two cells share an image if its id, its true class and the cells' values on the axis ``data``
+    are the same.
 
     Args:
-        cells: axis values and predictions; the order of the cells and of the images does not matter.
+        cells: axis values and predictions; the order of the cells and of the images does not
+            matter.
         metric: one of ``METRICS``.
     """
     numbers: dict[Hashable, int] = {}
@@ -165,25 +172,30 @@ def _balanced_weights(y: NDArray[Any]) -> _Floats:
     return weights
 
 
-def effects(cells: Sequence[CellScores], axis: str, pairs: Iterable[tuple[Hashable, Hashable]]) -> list[Effect]:
+def effects(
+    cells: Sequence[CellScores], axis: str, pairs: Iterable[tuple[Hashable, Hashable]]
+) -> list[Effect]:
     """Compare values of an axis pairwise on the same test images, averaged over all matched cells.
 
-    The question that a grid asks is which value of the axis is better, not which is better with seed 0. So the
-    difference is a mean over matched cells, and its interval covers other test images and other seeds. The interval
-    of a single seed answers another question: it is wider, because nothing is averaged, and yet covers too little,
-    because it contains no variation between seeds.
+    The question that a grid asks is which value of the axis is better, not which is better with
+    seed 0. So the difference is a mean over matched cells, and its interval covers other test
+    images and other seeds. The interval of a single seed answers another question: it is wider,
+    because nothing is averaged, and yet covers too little, because it contains no variation between
+    seeds.
 
-    Images and seeds are crossed samples. The variance of the mean is the variance over images, after averaging the
-    cells of each image, plus, with several seeds, the variance over seeds; Satterthwaite's approximation gives the
-    degrees of freedom of the sum. The interaction term is not subtracted, so the interval is slightly conservative.
-    Two images are added to the observed ones, half an image each way (Agresti and Min), so that the interval has a
-    width even if no image distinguishes the two values. A single pair of cells has the interval and the p-value of
+    Images and seeds are crossed samples. The variance of the mean is the variance over images,
+    after averaging the cells of each image, plus, with several seeds, the variance over seeds;
+    Satterthwaite's approximation gives the degrees of freedom of the sum. The interaction term is
+    not subtracted, so the interval is slightly conservative. Two images are added to the observed
+    ones, half an image each way (Agresti and Min), so that the interval has a width even if no
+    image distinguishes the two values. A single pair of cells has the interval and the p-value of
     ``compare``.
 
-    In simulations with 3 seeds these intervals covered the true difference in 91 to 99 % of cases. A bootstrap over
-    images and seeds (Owen, "The pigeonhole bootstrap", Ann. Appl. Stat. 1 (2007), 386-411) covered it in 80 to 98 %,
-    because three seeds drawn with replacement have two thirds of their variance. It also needs memory for
-    2,000 resamples of n images; this needs memory for the scores alone.
+    In simulations with 3 seeds these intervals covered the true difference in 91 to 99 % of cases.
+    A bootstrap over images and seeds (Owen, "The pigeonhole bootstrap", Ann. Appl. Stat. 1 (2007),
+    386-411) covered it in 80 to 98 %, because three seeds drawn with replacement have two thirds of
+    their variance. It also needs memory for 2,000 resamples of n images; this needs memory for the
+    scores alone.
 
     Args:
         cells: scores from ``score_cells``.
@@ -191,12 +203,14 @@ def effects(cells: Sequence[CellScores], axis: str, pairs: Iterable[tuple[Hashab
         pairs: pairs ``(a, b)`` of values on it.
 
     Returns:
-        One effect for each pair that has matched cells on the same images, with ``p_holm`` equal to ``p``.
+        One effect for each pair that has matched cells on the same images, with ``p_holm`` equal to
+        ``p``.
 
-    Source: Cameron, Gelbach and Miller, "Robust inference with multiway clustering", J. Bus. Econ. Stat. 29 (2011),
-    238-249, without the third term; Satterthwaite, "An approximate distribution of estimates of variance components",
-    Biometrics Bulletin 2 (1946), 110-114; Agresti and Min, "Simple improved confidence intervals
-    for comparing matched proportions", Statistics in Medicine 24 (2005), 729-740.
+    Source: Cameron, Gelbach and Miller, "Robust inference with multiway clustering", J. Bus. Econ.
+    Stat. 29 (2011), 238-249, without the third term; Satterthwaite, "An approximate distribution of
+    estimates of variance components", Biometrics Bulletin 2 (1946), 110-114; Agresti and Min,
+    "Simple improved confidence intervals for comparing matched proportions", Statistics in Medicine
+    24 (2005), 729-740.
     """
     by_value: dict[Hashable, dict[Hashable, CellScores]] = {}
     for cell in cells:
@@ -216,7 +230,9 @@ def effects(cells: Sequence[CellScores], axis: str, pairs: Iterable[tuple[Hashab
     return found
 
 
-def _effect(axis: str, a: Hashable, b: Hashable, matched: Sequence[tuple[CellScores, CellScores]]) -> Effect:
+def _effect(
+    axis: str, a: Hashable, b: Hashable, matched: Sequence[tuple[CellScores, CellScores]]
+) -> Effect:
     cells_a = [cell_a for cell_a, _ in matched]
     differences = [cell_a.scores - cell_b.scores for cell_a, cell_b in matched]
     mean = _MeanEstimate.of(differences, cells_a)
@@ -230,18 +246,23 @@ def _effect(axis: str, a: Hashable, b: Hashable, matched: Sequence[tuple[CellSco
 
 
 def adjusted(compared: Sequence[Effect]) -> list[Effect]:
-    """Return a family of comparisons with Holm-corrected p-values: at most 5 % risk of any false rejection."""
+    """Return a family of comparisons with Holm-corrected p-values.
+
+    The probability of any false rejection is at most 5 %.
+    """
     corrected = holm([effect.p for effect in compared])
     return [
-        replace(effect, p_holm=p, comparisons=len(compared)) for effect, p in zip(compared, corrected, strict=True)
+        replace(effect, p_holm=p, comparisons=len(compared))
+        for effect, p in zip(compared, corrected, strict=True)
     ]
 
 
 def average(cells: Sequence[CellScores]) -> Average:
     """Return the mean metric of cells, with an interval over images and seeds as in ``effects``.
 
-    Four images are added, two of them correct (Agresti and Coull, "Approximate is better than 'exact' for interval
-    estimation of binomial proportions", The American Statistician 52 (1998), 119-126).
+    Four images are added, two of them correct (Agresti and Coull, "Approximate is better than
+    'exact' for interval estimation of binomial proportions", The American Statistician 52 (1998),
+    119-126).
     """
     square = float(np.mean([cell.square for cell in cells]))
     mean = _MeanEstimate.of([cell.scores for cell in cells], cells)
@@ -253,7 +274,8 @@ def average(cells: Sequence[CellScores]) -> Average:
 def average_accuracies(hits: Sequence[int], totals: Sequence[int]) -> Average:
     """Return the mean over seeds of accuracies of which only the counts are known.
 
-    The images of the seeds are taken to be the same, with the same predictions. This gives the widest interval.
+    The images of the seeds are taken to be the same, with the same predictions. This gives the
+    widest interval.
 
     Args:
         hits: number of correct predictions, for each seed.
@@ -267,17 +289,19 @@ def average_accuracies(hits: Sequence[int], totals: Sequence[int]) -> Average:
 
 
 def mean_ratio(groups: Sequence[Sequence[tuple[CellScores, CellScores]]]) -> Average | None:
-    """Return a mean of ratios of metrics on the same images, with its 95 % interval by the delta method.
+    """Return a mean of ratios of metrics on the same images, with its 95 % interval.
 
-    For each group of matched cells ``(numerator, denominator)`` the ratio ``R`` is the mean of the numerators over
-    the mean of the denominators. One group of (perturbed, clean) accuracies gives 1 minus the relative drop; one
-    group of (own, baseline) errors for each corruption gives the mean corruption error.
+    For each group of matched cells ``(numerator, denominator)`` the ratio ``R`` is the mean of the
+    numerators over the mean of the denominators. One group of (perturbed, clean) accuracies gives 1
+    minus the relative drop; one group of (own, baseline) errors for each corruption gives the mean
+    corruption error.
 
-    The delta method replaces each ratio by its linear part ``(numerator - R * denominator) / mean(denominator)``, a
-    mean over cells and images whose variance is that of ``effects``. With one seed it agrees with a percentile
-    bootstrap over images, but it also covers seeds, has no random draw, and needs memory for the scores alone.
-    As in ``effects``, two images are added, half an image correct in the numerator only and half in the denominator
-    only, so that the interval has a width where the cells agree on every image.
+    The delta method replaces each ratio by its linear part ``(numerator - R * denominator) /
+    mean(denominator)``, a mean over cells and images whose variance is that of ``effects``. With
+    one seed it agrees with a percentile bootstrap over images, but it also covers seeds, has no
+    random draw, and needs memory for the scores alone. As in ``effects``, two images are added,
+    half an image correct in the numerator only and half in the denominator only, so that the
+    interval has a width where the cells agree on every image.
 
     Args:
         groups: matched cells of each ratio; every pair on the same images.
@@ -285,9 +309,9 @@ def mean_ratio(groups: Sequence[Sequence[tuple[CellScores, CellScores]]]) -> Ave
     Returns:
         The mean over groups, or None if there is no group or a denominator is 0.
 
-    Source: Oehlert, "A note on the delta method", The American Statistician 46 (1992), 27-29; Hendrycks and
-    Dietterich, "Benchmarking neural network robustness to common corruptions and perturbations", ICLR 2019, section 4,
-    for the mean corruption error.
+    Source: Oehlert, "A note on the delta method", The American Statistician 46 (1992), 27-29;
+    Hendrycks and Dietterich, "Benchmarking neural network robustness to common corruptions and
+    perturbations", ICLR 2019, section 4, for the mean corruption error.
     """
     pairs = sum(len(group) for group in groups)
     rows: list[_Floats] = []
@@ -308,7 +332,8 @@ def mean_ratio(groups: Sequence[Sequence[tuple[CellScores, CellScores]]]) -> Ave
     if not groups:
         return None
     linear = _MeanEstimate.of(rows, cells)
-    # An added image counts in every cell alike, so its square is that of a mean over cells, not a sum.
+    # An added image counts in every cell alike, so its square is that of a mean over cells, not a
+    # sum.
     (low, high), _ = linear.with_images(2, total=0.0, squares=squares / pairs)
     value = float(np.mean(ratios))
     return Average(value, (value + low, value + high), pairs, linear.seeds, linear.n)
@@ -336,14 +361,19 @@ class _MeanEstimate:
     def of(cls, rows: Sequence[_Floats], cells: Sequence[CellScores]) -> _MeanEstimate:
         """Estimate the mean of ``rows``, one ``(n,)`` array of values for each cell."""
         seeds = _codes([cell.place.get(SEED) for cell in cells])
-        settings = _codes([frozenset(item for item in cell.place.items() if item[0] != SEED) for cell in cells])
+        settings = _codes(
+            [frozenset(item for item in cell.place.items() if item[0] != SEED) for cell in cells]
+        )
         images = np.unique(np.concatenate([cell.images for cell in cells]), return_inverse=True)[1]
         means = np.array([row.mean() for row in rows])
         seed_count = int(seeds.max()) + 1
 
-        # Each image's contribution to the mean, summed over the cells that it is in. Each cell is centred on its own
-        # mean, so that differences between seeds and settings do not count as differences between images.
-        centred = [(row - mean) / (len(rows) * len(row)) for row, mean in zip(rows, means, strict=True)]
+        # Each image's contribution to the mean, summed over the cells that it is in. Each cell is
+        # centred on its own mean, so that differences between seeds and settings do not count as
+        # differences between images.
+        centred = [
+            (row - mean) / (len(rows) * len(row)) for row, mean in zip(rows, means, strict=True)
+        ]
         per_image = np.bincount(images, np.concatenate(centred))
 
         # Each seed's contribution, relative to the mean of the same setting over seeds.
@@ -358,7 +388,7 @@ class _MeanEstimate:
         )
 
     def with_images(self, added: int, total: float, squares: float) -> tuple[Interval, float]:
-        """Return the 95 % interval and the p-value of a mean of zero, after adding artificial images.
+        """Return the 95 % interval and the p-value of a mean of zero, with artificial images.
 
         Args:
             added: number of artificial images.
@@ -370,7 +400,9 @@ class _MeanEstimate:
         extra = (squares + self.n * self.value**2 - n * centre**2) / n**2
         variance = (self.n / n) ** 2 * self.image_variance + extra + self.seed_variance
         # Satterthwaite: only the variance over seeds is estimated from few values.
-        freedom = (self.seeds - 1) * (variance / self.seed_variance) ** 2 if self.seed_variance else inf
+        freedom = (
+            (self.seeds - 1) * (variance / self.seed_variance) ** 2 if self.seed_variance else inf
+        )
         half = float(t.ppf(0.975, freedom)) * sqrt(variance)
         p = float(2 * t.sf(abs(centre) / sqrt(variance), freedom))
         return (centre - half, centre + half), p

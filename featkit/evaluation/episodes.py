@@ -19,10 +19,12 @@ Vectors = NDArray[np.floating[Any]]
 Labels = NDArray[np.int64]
 Rows = NDArray[np.int64]
 FitPredict = Callable[[Vectors, Labels, Vectors], Labels]
-"""Function of support features ``(way * shot, d)``, their labels and query features ``(way * query, d)`` that returns
-the predicted labels of the queries."""
+"""Function of support features ``(way * shot, d)``, their labels and query features ``(way * query,
+d)`` that returns the predicted labels of the queries."""
 EpisodeEvaluator = Callable[[Rows, Rows], NDArray[np.float64]]
-"""Function of support rows ``(b, way, shot)`` and query rows ``(b, way, query)`` that returns accuracies ``(b,)``."""
+"""Function of support rows ``(b, way, shot)`` and query rows ``(b, way, query)`` that returns
+accuracies ``(b,)``.
+"""
 
 _BLOCK = 50
 """Episodes per batch: their features fit into the processor cache."""
@@ -37,8 +39,9 @@ class EpisodeResults:
         shot, query: number of support and of query images of each class.
         accuracies: ``(episodes,)`` accuracy of each episode on ``way * query`` queries.
         mean: mean accuracy.
-        interval95: ``mean`` plus and minus 1.96 standard errors, within 0..1. As in few-shot papers, it covers the
-            sampling of episodes from the same images, not the sampling of images.
+        interval95: ``mean`` plus and minus 1.96 standard errors, within 0..1. As in few-shot
+            papers, it covers the sampling of episodes from the same images, not the sampling of
+            images.
     """
 
     way: int
@@ -72,15 +75,15 @@ def run_episodes(
 ) -> EpisodeResults:
     """Evaluate a head on random few-shot episodes.
 
-    An episode samples ``way`` classes, and ``shot + query`` images of each, without replacement. The first episodes
-    of a seed are the same for any number of episodes.
+    An episode samples ``way`` classes, and ``shot + query`` images of each, without replacement.
+    The first episodes of a seed are the same for any number of episodes.
 
     Args:
         x: ``(n, d)`` features, no row of which is zero.
         y: ``(n,)`` labels, any integers.
-        head: ``prototypical`` (nearest class mean by cosine), ``prototypical:metric=euclidean`` or ``knn:k=1`` (nearest
-            image by cosine), which are computed for many episodes at once; or a function that is called for each
-            episode.
+        head: ``prototypical`` (nearest class mean by cosine), ``prototypical:metric=euclidean`` or
+            ``knn:k=1`` (nearest image by cosine), which are computed for many episodes at once; or
+            a function that is called for each episode.
         way: number of classes in an episode.
         shot: number of support images of each class.
         query: number of query images of each class.
@@ -90,14 +93,16 @@ def run_episodes(
 
     Raises:
         SpecError: if the head is unknown.
-        DataError: if fewer than ``way`` classes have ``shot + query`` images, or a number is too small.
+        DataError: if fewer than ``way`` classes have ``shot + query`` images, or a number is too
+            small.
 
-    Source: Vinyals et al., "Matching networks for one shot learning", NeurIPS 2016; Snell, Swersky and Zemel,
-    "Prototypical networks for few-shot learning", NeurIPS 2017.
+    Source: Vinyals et al., "Matching networks for one shot learning", NeurIPS 2016; Snell, Swersky
+    and Zemel, "Prototypical networks for few-shot learning", NeurIPS 2017.
     """
     if min(way - 1, shot, query, episodes - 1) < 1:
         raise DataError(
-            f"cannot run {episodes} episodes of {way} ways, {shot} shots and {query} queries: give at least 2 episodes, "
+            f"cannot run {episodes} episodes of {way} ways, {shot} shots and {query} queries: give "
+            "at least 2 episodes, "
             "2 ways, 1 shot and 1 query"
         )
     evaluate = _batched(x, head) if isinstance(head, str) else _one_by_one(x, y, head)
@@ -120,7 +125,8 @@ def _sample_episodes(y: Labels, shape: tuple[int, int], episodes: int, seed: int
     enough = [rows for rows in members if len(rows) >= images]
     if len(enough) < way:
         raise DataError(
-            f"{way} ways need {way} classes of {images} images (shots and queries), but only {len(enough)} of "
+            f"{way} ways need {way} classes of {images} images (shots and queries), but only "
+            f"{len(enough)} of "
             f"{len(members)} classes have that many: use fewer ways, shots or queries"
         )
     rng = np.random.default_rng(seed)
@@ -152,7 +158,9 @@ def _batched(x: Vectors, name: str) -> EpisodeEvaluator:
     def evaluate(support: Rows, queries: Rows) -> NDArray[np.float64]:
         episodes, way, query = queries.shape
         predicted = predict(vectors[support], vectors[queries.reshape(episodes, -1)])
-        accuracies: NDArray[np.float64] = (predicted == np.repeat(np.arange(way), query)).mean(axis=1)
+        accuracies: NDArray[np.float64] = (predicted == np.repeat(np.arange(way), query)).mean(
+            axis=1
+        )
         return accuracies
 
     return evaluate
@@ -179,7 +187,9 @@ def _nearest_mean_by_angle(support: Vectors, queries: Vectors) -> Labels:
 def _nearest_mean_by_distance(support: Vectors, queries: Vectors) -> Labels:
     means = support.mean(axis=2)
     # The squared length of the query is the same for every class, so it is left out.
-    nearest: Labels = (2 * queries @ means.swapaxes(1, 2) - (means**2).sum(axis=2)[:, None]).argmax(axis=2)
+    nearest: Labels = (2 * queries @ means.swapaxes(1, 2) - (means**2).sum(axis=2)[:, None]).argmax(
+        axis=2
+    )
     return nearest
 
 

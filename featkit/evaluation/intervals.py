@@ -16,20 +16,26 @@ Interval = tuple[float, float]
 def wilson(successes: float, n: float, level: float = 0.95) -> Interval:
     """Return the Wilson score interval of a binomial proportion.
 
-    Unlike the normal approximation and the percentile bootstrap, it has a width even if all predictions are correct.
+    Unlike the normal approximation and the percentile bootstrap, it has a width even if all
+    predictions are correct.
 
     Args:
-        successes: number of correct predictions, 0..n; may be fractional if ``n`` is an effective sample size.
+        successes: number of correct predictions, 0..n; may be fractional if ``n`` is an effective
+            sample size.
         n: number of predictions.
         level: confidence level.
 
     Raises:
         DataError: if ``n`` is not positive or ``successes`` is not in 0..n.
 
-    Source: Wilson, "Probable inference, the law of succession, and statistical inference", JASA 22 (1927), 209-212.
+    Source: Wilson, "Probable inference, the law of succession, and statistical inference", JASA 22
+        (1927), 209-212.
     """
     if not (n > 0 and 0 <= successes <= n):
-        raise DataError(f"no interval for {successes} correct of {n} predictions: give 0 <= successes <= n and n > 0")
+        raise DataError(
+            f"no interval for {successes} correct of {n} predictions: give 0 <= successes <= n and "
+            "n > 0"
+        )
     z2 = NormalDist().inv_cdf((1 + level) / 2) ** 2
     share = successes / n
     centre = (share + z2 / (2 * n)) / (1 + z2 / n)
@@ -45,14 +51,15 @@ def balanced_interval(
     resamples: int = 2000,
     seed: int = 0,
 ) -> Interval:
-    """Return an interval of balanced accuracy: a bootstrap over test images, widened to the Wilson interval.
+    """Return an interval of balanced accuracy: bootstrap, widened to the Wilson interval.
 
-    The percentile bootstrap (Efron 1979) resamples the test images; classes that are not drawn do not count in that
-    resample. It has no width if all predictions are correct, and with few images in a class its coverage is far below
-    the level (65 % with classes of 95 and 5 images, 78 % with 37 classes of 4, both at a recall of 0.99). The interval
-    is therefore widened to contain the Wilson interval of the same proportion at the effective sample size
-    ``k**2 / sum(1 / totals)`` of ``k`` classes. The union covered 95 % or more in every simulation, and is too wide if
-    recalls differ strongly between classes.
+    The percentile bootstrap (Efron 1979) resamples the test images; classes that are not drawn do
+    not count in that resample. It has no width if all predictions are correct, and with few images
+    in a class its coverage is far below the level (65 % with classes of 95 and 5 images, 78 % with
+    37 classes of 4, both at a recall of 0.99). The interval is therefore widened to contain the
+    Wilson interval of the same proportion at the effective sample size ``k**2 / sum(1 / totals)``
+    of ``k`` classes. The union covered 95 % or more in every simulation, and is too wide if recalls
+    differ strongly between classes.
 
     Args:
         hits: ``(k,)`` number of correct predictions in each class.
@@ -82,8 +89,8 @@ def _resampled_means(
 ) -> NDArray[np.float64]:
     """Return the mean recall in each resample, ``(resamples,)``.
 
-    Resampling images and counting them by class and correctness is one multinomial draw over these counts, so memory
-    grows with the number of classes, not of images.
+    Resampling images and counting them by class and correctness is one multinomial draw over these
+    counts, so memory grows with the number of classes, not of images.
     """
     n = int(totals.sum())
     drawn = rng.multinomial(n, np.concatenate([hits, totals - hits]) / n, size=resamples)
@@ -97,11 +104,12 @@ def _resampled_means(
 def paired_interval(only_a: float, only_b: float, n: float, level: float = 0.95) -> Interval:
     """Return the score interval of the difference between two accuracies on the same n images.
 
-    It contains the differences that a score test does not reject, given the numbers of images that one classifier
-    alone predicts correctly, as the Wilson interval does for a proportion. A bootstrap over images (Efron 1979) has
-    no width if there is no such image, and too little coverage if there are few (0.92 at a level of 0.95 for 50
-    images, accuracies of 0.95 and 0.90 and a correlation of 0.3; this interval: 0.96). If only one or two images are
-    expected to differ, this interval is conservative (coverage 0.985 for 148 images, accuracies of 0.99 and a
+    It contains the differences that a score test does not reject, given the numbers of images that
+    one classifier alone predicts correctly, as the Wilson interval does for a proportion. A
+    bootstrap over images (Efron 1979) has no width if there is no such image, and too little
+    coverage if there are few (0.92 at a level of 0.95 for 50 images, accuracies of 0.95 and 0.90
+    and a correlation of 0.3; this interval: 0.96). If only one or two images are expected to
+    differ, this interval is conservative (coverage 0.985 for 148 images, accuracies of 0.99 and a
     correlation of 0.3); narrower ones there have a coverage below 0.93 for independent errors.
 
     Args:
@@ -116,29 +124,39 @@ def paired_interval(only_a: float, only_b: float, n: float, level: float = 0.95)
     Raises:
         DataError: if the counts are negative or exceed ``n``, or ``n`` is not positive.
 
-    Source: Tango, "Equivalence test and confidence interval for the difference in proportions for the paired-sample
-    design", Statistics in Medicine 17 (1998), 891-908, section 3.
+    Source: Tango, "Equivalence test and confidence interval for the difference in proportions for
+    the paired-sample design", Statistics in Medicine 17 (1998), 891-908, section 3.
     """
     if not (n > 0 and only_a >= 0 and only_b >= 0 and only_a + only_b <= n):
-        raise DataError(f"no interval for counts of {only_a} and {only_b} of {n} images: give non-negative counts of at most n > 0 images")
+        raise DataError(
+            f"no interval for counts of {only_a} and {only_b} of {n} images: give non-negative "
+            "counts of at most n > 0 images"
+        )
     z = NormalDist().inv_cdf((1 + level) / 2)
     return -_upper_end(only_b, only_a, n, z), _upper_end(only_a, only_b, n, z)
 
 
 def _upper_end(only_a: float, only_b: float, n: float, z: float) -> float:
-    """Return the largest difference at most ``z`` standard errors from the observed one, by bisection."""
+    """Return the largest difference at most ``z`` standard errors from the observed one.
+
+    Found by bisection.
+    """
     low, high = (only_a - only_b) / n, 1.0
     for _ in range(60):
         middle = (low + high) / 2
-        distance, variance = n * middle - (only_a - only_b), _score_variance(middle, only_a, only_b, n)
+        distance, variance = (
+            n * middle - (only_a - only_b),
+            _score_variance(middle, only_a, only_b, n),
+        )
         low, high = (middle, high) if distance <= z * sqrt(variance) else (low, middle)
     return (low + high) / 2
 
 
 def _score_variance(difference: float, only_a: float, only_b: float, n: float) -> float:
-    """Return the variance of ``only_a - only_b`` under a given difference, with all else at its maximum likelihood.
+    """Return the variance of ``only_a - only_b`` under a given true difference.
 
-    The maximum-likelihood probability that only the second classifier is correct solves a quadratic (Tango's eq. 9).
+    The maximum-likelihood probability that only the second classifier is correct solves a quadratic
+    (Tango's eq. 9).
     """
     linear = (2 * n - only_a + only_b) * difference - only_a - only_b
     constant = -only_b * difference * (1 - difference)

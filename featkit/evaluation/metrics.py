@@ -1,7 +1,8 @@
 """Classification metrics from scores and from a confusion matrix.
 
-In all functions ``y (n,)`` are true classes as indices 0..k-1, ``scores (n, m)`` have one column for each class that
-the head was fitted on, and ``columns[j]`` is the class of column ``j``. Images of a class without a column are misses.
+In all functions ``y (n,)`` are true classes as indices 0..k-1, ``scores (n, m)`` have one column
+for each class that the head was fitted on, and ``columns[j]`` is the class of column ``j``. Images
+of a class without a column are misses.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ Scores = NDArray[np.float64]
 class PerClass(NamedTuple):
     """Precision, recall and F1 of each class, ``(k,)`` floats.
 
-    ``precision`` is NaN for a class that was never predicted, ``recall`` and ``f1`` for a class without test images.
+    ``precision`` is NaN for a class that was never predicted, ``recall`` and ``f1`` for a class
+    without test images.
     """
 
     precision: NDArray[np.float64]
@@ -28,7 +30,7 @@ class PerClass(NamedTuple):
 
 
 def predict(scores: Scores, columns: Labels) -> Labels:
-    """Return the class of the highest score, ``(n,)``; of equal scores, that of the first column."""
+    """Return the class of the highest score, ``(n,)``; the first column wins ties."""
     best: Labels = columns[scores.argmax(axis=1)]
     return best
 
@@ -41,15 +43,16 @@ def own_columns(y: Labels, columns: Labels) -> Labels:
 
 
 def confusion_matrix(y: Labels, predicted: Labels, k: int) -> Labels:
-    """Return the confusion matrix, ``(k, k)`` counts with true classes as rows and predicted classes as columns."""
+    """Return ``(k, k)`` counts, with true classes as rows and predicted classes as columns."""
     return np.bincount(y * k + predicted, minlength=k * k).reshape(k, k)
 
 
 def top_k(scores: Scores, y: Labels, columns: Labels, k: int) -> float:
     """Return the top-k accuracy, with ties counted against the classifier.
 
-    A row is correct if its true class is the predicted one, or if fewer than ``k`` other classes have a score at
-    least as high. KNN heads give most classes the score 0; breaking such ties by column would favour the first classes.
+    A row is correct if its true class is the predicted one, or if fewer than ``k`` other classes
+    have a score at least as high. KNN heads give most classes the score 0; breaking such ties by
+    column would favour the first classes.
     """
     own = own_columns(y, columns)
     at_least_as_high = (scores >= np.take_along_axis(scores, own[:, None], axis=1)).sum(axis=1) - 1
@@ -86,10 +89,14 @@ def most_confused(confusion: Labels, classes: Sequence[str]) -> list[tuple[int, 
     shares = wrong / np.maximum(confusion.sum(axis=1, keepdims=True), 1)
     rank = np.unique(list(classes), return_inverse=True)[1]
     true, predicted = np.nonzero(wrong)
-    order = np.lexsort((rank[predicted], rank[true], -shares[true, predicted], -wrong[true, predicted]))
+    order = np.lexsort(
+        (rank[predicted], rank[true], -shares[true, predicted], -wrong[true, predicted])
+    )
     return list(zip(true[order].tolist(), predicted[order].tolist(), strict=True))
 
 
 def _ratio(part: Labels, whole: Labels) -> NDArray[np.float64]:
-    ratio: NDArray[np.float64] = np.divide(part, whole, out=np.full(len(whole), np.nan), where=whole > 0)
+    ratio: NDArray[np.float64] = np.divide(
+        part, whole, out=np.full(len(whole), np.nan), where=whole > 0
+    )
     return ratio

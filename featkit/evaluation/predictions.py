@@ -18,7 +18,8 @@ class Predictions:
         ids: n unique names of the test images, in any order.
         y: ``(n,)`` true classes, as numbers or names.
         predicted: ``(n,)`` predicted classes, of the same kind.
-        confidence: ``(n,)`` probability of the predicted class after temperature scaling; None where it is unknown.
+        confidence: ``(n,)`` probability of the predicted class after temperature scaling; None
+            where it is unknown.
     """
 
     ids: Sequence[str]

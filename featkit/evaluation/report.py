@@ -92,7 +92,7 @@ class Rejection:
 
 @dataclass(frozen=True)
 class Report:
-    """Metrics of a classifier on n test images, as fractions in 0..1 with 95 % confidence intervals.
+    """Metrics of a classifier on n test images: fractions in 0..1 with 95 % intervals.
 
     Attributes:
         n: number of test images.
@@ -104,18 +104,19 @@ class Report:
         per_class: metrics of each class.
         confusion: ``(k, k)`` counts, true class by row, predicted class by column.
         confused: up to ten most frequent confusions, in descending order.
-        groups: accuracy on many-, medium- and few-shot classes; None if the training set is not imbalanced or was not
-            given.
-        nll, ece: mean negative log-likelihood in nats and expected calibration error (15 bins of equal mass), see
-            ``calibration``; None if the scores are not probabilities.
+        groups: accuracy on many-, medium- and few-shot classes; None if the training set is not
+            imbalanced or was not given.
+        nll, ece: mean negative log-likelihood in nats and expected calibration error (15 bins of
+            equal mass), see ``calibration``; None if the scores are not probabilities.
         reliability: bins of ``ece``, by ascending confidence.
         temperature: temperature and smoothing fitted on the validation set; None without one.
-        nll_calibrated, ece_calibrated, reliability_calibrated: the same after temperature scaling, which changes no
-            other number.
+        nll_calibrated, ece_calibrated, reliability_calibrated: the same after temperature scaling,
+            which changes no other number.
         rejection: coverage and selective accuracy at a confidence threshold, if requested.
         warnings: for the reader, such as a head that did not converge.
         provenance: recipe, head, seed and versions; the same for every repetition of a run.
-        cost: seconds and megabytes. They differ between repetitions, so they are not part of ``to_dict``.
+        cost: seconds and megabytes. They differ between repetitions, so they are not part of
+            ``to_dict``.
     """
 
     n: int
@@ -151,7 +152,11 @@ class Report:
 
     def to_dict(self) -> dict[str, Any]:
         """Return all fields except for ``cost`` as values that JSON can hold."""
-        return {item.name: _to_json_value(getattr(self, item.name)) for item in fields(self) if item.name != "cost"}
+        return {
+            item.name: _to_json_value(getattr(self, item.name))
+            for item in fields(self)
+            if item.name != "cost"
+        }
 
     def to_json(self) -> str:
         """Return ``to_dict()`` as indented JSON."""
@@ -161,8 +166,8 @@ class Report:
     def from_dict(cls, values: Mapping[str, Any]) -> Report:
         """Return the report of which this or an earlier version's ``to_dict`` returned the values.
 
-        Other keys, such as ``run``, are ignored. Optional fields that an earlier version did not write are None or
-        empty.
+        Other keys, such as ``run``, are ignored. Optional fields that an earlier version did not
+        write are None or empty.
 
         Raises:
             DataError: if a required key is missing or a value is invalid.
@@ -178,7 +183,9 @@ class Report:
                     known[name] = _from_json_value(kind, known[name])
             return cls(**known)
         except (AttributeError, KeyError, TypeError, ValueError) as error:
-            raise DataError(f"not a report ({type(error).__name__}: {error}): write it with Report.to_dict") from error
+            raise DataError(
+                f"not a report ({type(error).__name__}: {error}): write it with Report.to_dict"
+            ) from error
 
     @classmethod
     def from_json(cls, text: str) -> Report:
@@ -192,7 +199,9 @@ class Report:
         except ValueError as error:
             raise DataError(f"not a report ({error}): write it with Report.to_json") from error
         if not isinstance(values, dict):
-            raise DataError(f"not a report (a JSON {type(values).__name__}): write it with Report.to_json")
+            raise DataError(
+                f"not a report (a JSON {type(values).__name__}): write it with Report.to_json"
+            )
         return cls.from_dict(values)
 
 
@@ -218,7 +227,10 @@ def _from_json_value(kind: type, values: Any) -> Any:
 
 
 def _to_json_value(value: Any) -> Any:
-    """Return dataclasses, arrays and tuples as dicts and lists; inf, nan and unknown types as strings."""
+    """Return dataclasses, arrays and tuples as dicts and lists.
+
+    Infinite values, NaN and unknown types become strings.
+    """
     if is_dataclass(value) and not isinstance(value, type):
         return _to_json_value(vars(value))
     if isinstance(value, Mapping):
@@ -227,9 +239,9 @@ def _to_json_value(value: Any) -> Any:
         return [_to_json_value(item) for item in value]
     if isinstance(value, np.ndarray | np.generic):
         return _to_json_value(value.tolist())
-    if isinstance(value, bool | int | str | None) or (isinstance(value, float) and math.isfinite(value)):
-        return value
-    return str(value)
+    if isinstance(value, float):
+        return value if math.isfinite(value) else str(value)
+    return value if isinstance(value, bool | int | str | None) else str(value)
 
 
 def summary(report: Report) -> str:
@@ -237,13 +249,19 @@ def summary(report: Report) -> str:
     parts = [f"top-1 {_percent(report.top1, report.interval95)}"]
     if report.top5 is not None:
         parts.append(f"top-5 {_percent(report.top5)}")
-    parts.append(f"balanced accuracy {_percent(report.balanced_accuracy, report.balanced_interval95)}")
+    parts.append(
+        f"balanced accuracy {_percent(report.balanced_accuracy, report.balanced_interval95)}"
+    )
     parts.append(f"macro F1 {_percent(report.macro_f1)}")
     for group in report.groups or ():
         parts.append(f"{group.name} {_percent(group.top1, group.interval95)}")
     if report.nll is not None and report.ece is not None:
         parts.append(f"NLL {report.nll:.3f}, ECE {_percent(report.ece)}")
-    if report.temperature and report.nll_calibrated is not None and report.ece_calibrated is not None:
+    if (
+        report.temperature
+        and report.nll_calibrated is not None
+        and report.ece_calibrated is not None
+    ):
         calibrated = f"NLL {report.nll_calibrated:.3f}, ECE {_percent(report.ece_calibrated)}"
         parts.append(f"at temperature {report.temperature.value:.3g} {calibrated}")
     parts.append(f"n = {report.n}")

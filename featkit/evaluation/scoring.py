@@ -23,10 +23,12 @@ from featkit.evaluation.intervals import balanced_interval, wilson
 from featkit.evaluation.report import ClassMetrics, ConfusedPair, GroupAccuracy, Rejection, Report
 
 MANY, FEW = 100, 20
-"""Many-shot classes have more than 100 training images, few-shot classes fewer than 20, medium-shot classes the rest."""
+"""Many-shot classes have more than 100 training images, few-shot classes fewer than 20, medium-shot
+classes the rest.
+"""
 _IMBALANCE = MANY / FEW
-"""Ratio of the largest to the smallest class from which a training set is imbalanced: with a smaller one, all classes
-can be of similar size on both sides of a group limit."""
+"""Ratio of the largest to the smallest class from which a training set is imbalanced: with a
+smaller one, all classes can be of similar size on both sides of a group limit."""
 _MAX_CONFUSED_PAIRS = 10
 
 
@@ -46,12 +48,12 @@ def evaluate(
     """Evaluate scores against the true classes.
 
     Args:
-        scores: ``(n, m)``, higher is more probable, on any monotone scale. Of equal scores the first is predicted;
-            for top-5, ties count as misses (see ``metrics.top_k``).
+        scores: ``(n, m)``, higher is more probable, on any monotone scale. Of equal scores the
+            first is predicted; for top-5, ties count as misses (see ``metrics.top_k``).
         y: ``(n,)`` integers, indices into ``classes``.
         classes: k class names.
-        columns: ``(m,)`` the class of each column, such as ``classes_`` of a head; 0..k-1 if None. Images of a class
-            without a column count as misses.
+        columns: ``(m,)`` the class of each column, such as ``classes_`` of a head; 0..k-1 if None.
+            Images of a class without a column count as misses.
         temperature: result of ``fit_temperature`` on the validation scores of the same head.
         train_counts: ``(k,)`` number of training images of each class.
         warnings: lines for the reader of the report.
@@ -60,8 +62,8 @@ def evaluate(
         seed: of the bootstrap of ``balanced_interval95``.
 
     Raises:
-        DataError: if there is no row, shapes do not match, a label or column is not a class, a score is NaN, or a
-            temperature is given for scores that are not probabilities.
+        DataError: if there is no row, shapes do not match, a label or column is not a class, a
+            score is NaN, or a temperature is given for scores that are not probabilities.
     """
     table, truth, named = _validated(scores, y, len(classes), columns)
     counts = metrics.confusion_matrix(truth, metrics.predict(table, named), len(classes))
@@ -87,15 +89,25 @@ def evaluate(
 
 
 def _calibration_metrics(
-    scores: metrics.Scores, y: metrics.Labels, columns: metrics.Labels, temperature: Temperature | None
+    scores: metrics.Scores,
+    y: metrics.Labels,
+    columns: metrics.Labels,
+    temperature: Temperature | None,
 ) -> dict[str, Any]:
-    """Return the fields of a report that need probabilities; none if the scores are not probabilities."""
+    """Return the fields of a report that need probabilities; none without probabilities."""
     if not are_probabilities(scores):
         if temperature is not None:
-            raise DataError("a temperature needs probabilities as scores: rows must be non-negative and sum to 1")
+            raise DataError(
+                "a temperature needs probabilities as scores: rows must be non-negative and sum to "
+                "1"
+            )
         return {}
     bins = reliability_bins(scores, y, columns)
-    uncalibrated = {"nll": nll(scores, y, columns), "ece": calibration_error(bins), "reliability": bins}
+    uncalibrated = {
+        "nll": nll(scores, y, columns),
+        "ece": calibration_error(bins),
+        "reliability": bins,
+    }
     if temperature is None:
         return uncalibrated
     calibrated = apply_temperature(scores, temperature)
@@ -113,7 +125,9 @@ def _confused_pairs(confusion: metrics.Labels, classes: Sequence[str]) -> tuple[
     pairs = []
     for true, predicted in metrics.most_confused(confusion, classes)[:_MAX_CONFUSED_PAIRS]:
         count = int(confusion[true, predicted])
-        pairs.append(ConfusedPair(classes[true], classes[predicted], count, float(count / totals[true])))
+        pairs.append(
+            ConfusedPair(classes[true], classes[predicted], count, float(count / totals[true]))
+        )
     return tuple(pairs)
 
 
@@ -124,21 +138,35 @@ def _validated(
     named = np.arange(k) if columns is None else np.asarray(columns)
     if not truth.size or not named.size:
         raise DataError(
-            f"nothing to evaluate in scores {table.shape}: a report needs at least one test image and one class"
+            f"nothing to evaluate in scores {table.shape}: a report needs at least one test image "
+            "and one class"
         )
     if table.shape != (*truth.shape, len(named)) or truth.ndim != 1:
         raise DataError(
-            f"scores {table.shape} do not match y {truth.shape}: expected (n, {len(named)}) scores, (n,) labels"
+            f"scores {table.shape} do not match y {truth.shape}: expected (n, {len(named)}) "
+            "scores, (n,) labels"
         )
-    for kind, values in (("label", truth), ("column", named)):
-        if values.dtype.kind not in "iu" or values.min() < 0 or values.max() >= k:
-            raise DataError(f"a {kind} is not one of the {k} classes: {kind}s must be integers in 0..{k - 1}")
-    if len(np.unique(named)) < len(named):
-        raise DataError("two columns of scores belong to the same class: give one column for each class")
+    _check_classes(truth, named, k)
     if np.isnan(table).any():
         row = int(np.flatnonzero(np.isnan(table).any(axis=1))[0])
-        raise DataError(f"the scores of row {row} contain NaN: check the features for NaN, and that the head is fitted")
+        raise DataError(
+            f"the scores of row {row} contain NaN: check the features for NaN, and that the head "
+            "is fitted"
+        )
     return table, truth.astype(np.int64), named.astype(np.int64)
+
+
+def _check_classes(truth: NDArray[Any], named: NDArray[Any], k: int) -> None:
+    """Raise DataError unless labels and columns are classes 0..k-1 and no class has two columns."""
+    for kind, values in (("label", truth), ("column", named)):
+        if values.dtype.kind not in "iu" or values.min() < 0 or values.max() >= k:
+            raise DataError(
+                f"a {kind} is not one of the {k} classes: {kind}s must be integers in 0..{k - 1}"
+            )
+    if len(np.unique(named)) < len(named):
+        raise DataError(
+            "two columns of scores belong to the same class: give one column for each class"
+        )
 
 
 def _class_metrics(
@@ -146,22 +174,30 @@ def _class_metrics(
 ) -> tuple[ClassMetrics, ...]:
     rows = []
     for name, n, *numbers in zip(map(str, classes), totals.tolist(), *values, strict=True):
-        rows.append(ClassMetrics(name, n, *(None if math.isnan(number) else float(number) for number in numbers)))
+        rows.append(
+            ClassMetrics(
+                name, n, *(None if math.isnan(number) else float(number) for number in numbers)
+            )
+        )
     return tuple(rows)
 
 
 def group_accuracies(
     hits: NDArray[np.int64], totals: NDArray[np.int64], train_counts: ArrayLike
 ) -> tuple[GroupAccuracy, ...] | None:
-    """Return the accuracy on many-, medium- and few-shot classes, or None if the training set is not imbalanced.
+    """Return the accuracy on many-, medium- and few-shot classes.
 
-    Imbalanced means that the largest class has at least 5 times the training images of the smallest, and that not all
-    classes are in one group. Otherwise a group limit would separate classes of, say, 98 and 102 images.
+    Returns None if the training set is not imbalanced.
+
+    Imbalanced means that the largest class has at least 5 times the training images of the
+    smallest, and that not all classes are in one group. Otherwise a group limit would separate
+    classes of, say, 98 and 102 images.
 
     Args:
         hits: ``(k,)`` number of correct predictions in each class.
         totals: ``(k,)`` number of test images of each class.
-        train_counts: ``(k,)`` number of training images of each class; classes without any are few-shot classes.
+        train_counts: ``(k,)`` number of training images of each class; classes without any are
+            few-shot classes.
 
     Returns:
         One row for each group that has test images.
@@ -169,15 +205,21 @@ def group_accuracies(
     Raises:
         DataError: if ``train_counts`` are not k non-negative integers.
 
-    Source: Liu et al., "Large-scale long-tailed recognition in an open world", CVPR 2019, section 5.
+    Source: Liu et al., "Large-scale long-tailed recognition in an open world", CVPR 2019, section
+        5.
     """
     counts = np.asarray(train_counts)
     if counts.shape != hits.shape or counts.dtype.kind not in "iu" or counts.min() < 0:
         raise DataError(
-            f"train_counts {counts.shape} of {counts.dtype}: give the number of training images of each of the "
+            f"train_counts {counts.shape} of {counts.dtype}: give the number of training images of "
+            "each of the "
             f"{len(hits)} classes"
         )
-    groups = {"many": counts > MANY, "medium": (counts >= FEW) & (counts <= MANY), "few": counts < FEW}
+    groups = {
+        "many": counts > MANY,
+        "medium": (counts >= FEW) & (counts <= MANY),
+        "few": counts < FEW,
+    }
     group_count = sum(bool(members.any()) for members in groups.values())
     if counts.max() < _IMBALANCE * counts.min() or group_count < 2:
         return None
@@ -202,7 +244,9 @@ def rejection_threshold(scores: metrics.Scores, share: float) -> float:
         DataError: if there is no image.
     """
     if not 0 <= share < 1:
-        raise SpecError(f"cannot reject a share of {share:g} of the images: give a number from 0 to below 1")
+        raise SpecError(
+            f"cannot reject a share of {share:g} of the images: give a number from 0 to below 1"
+        )
     if not len(scores):
         raise DataError("no val images to choose a rejection threshold on: leave out --reject")
     confidence = np.sort(scores.max(axis=1))
@@ -210,7 +254,12 @@ def rejection_threshold(scores: metrics.Scores, share: float) -> float:
 
 
 def reject(
-    scores: metrics.Scores, y: metrics.Labels, columns: metrics.Labels, *, share: float, threshold: float
+    scores: metrics.Scores,
+    y: metrics.Labels,
+    columns: metrics.Labels,
+    *,
+    share: float,
+    threshold: float,
 ) -> Rejection:
     """Return coverage and selective accuracy on test images whose confidence reaches a threshold.
 

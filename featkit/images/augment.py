@@ -1,4 +1,4 @@
-"""Augmented views: additional training images, identified by the name of their image and a number."""
+"""Augmented views: additional training images, identified by image id and number."""
 
 from __future__ import annotations
 
@@ -28,14 +28,15 @@ _NAME = re.compile(r"#view[1-9]\d*$")
 def add_augmented_views(images: ImageSet, how: str, views: int, seed: int = 0) -> ImageSet:
     """Return the images with augmented views after each training image.
 
-    A view has the id of its image with ``#view1``, ``#view2``, ... appended, and the same label and split. It depends
-    on the content of the image, its number and the seed only.
+    A view has the id of its image with ``#view1``, ``#view2``, ... appended, and the same label and
+    split. It depends on the content of the image, its number and the seed only.
 
     Args:
         images: the images.
-        how: ``basic``: random resized crop and horizontal flip; ``light``: the same with crops of at least half the
-            area; ``shift``: for small images, translation by up to an eighth with black borders and horizontal flip;
-            ``trivial``, ``auto``, ``rand``: as ``basic``, followed by TrivialAugment, AutoAugment or RandAugment.
+        how: ``basic``: random resized crop and horizontal flip; ``light``: the same with crops of
+            at least half the area; ``shift``: for small images, translation by up to an eighth with
+            black borders and horizontal flip; ``trivial``, ``auto``, ``rand``: as ``basic``,
+            followed by TrivialAugment, AutoAugment or RandAugment.
         views: number of views of each training image.
         seed: of the random transformations.
 
@@ -99,18 +100,27 @@ def augment_image(pixels: Pixels, how: str, rng: np.random.Generator) -> NDArray
         image = _random_resized_crop(image, rng, _LIGHT_AREA if how == "light" else _AREA)
     if rng.random() < 0.5:
         image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-    policies: dict[str, Transform] = {"trivial": trivialaugment, "auto": autoaugment, "rand": randaugment}
+    policies: dict[str, Transform] = {
+        "trivial": trivialaugment,
+        "auto": autoaugment,
+        "rand": randaugment,
+    }
     return np.asarray(policies[how](image, rng) if how in policies else image)
 
 
 def _random_shift(image: Image.Image, rng: np.random.Generator) -> Image.Image:
-    """Return the image translated by up to an eighth of its size, with black borders (He et al. 2016, section 4.2)."""
+    """Return the image translated by up to an eighth of its size, with black borders.
+
+    Source: He et al., "Deep residual learning for image recognition", CVPR 2016, section 4.2.
+    """
     across, down = (round(edge / 8) for edge in image.size)
     left, top = int(rng.integers(-across, across + 1)), int(rng.integers(-down, down + 1))
     return image.crop((left, top, left + image.width, top + image.height))
 
 
-def _random_resized_crop(image: Image.Image, rng: np.random.Generator, areas: tuple[float, float]) -> Image.Image:
+def _random_resized_crop(
+    image: Image.Image, rng: np.random.Generator, areas: tuple[float, float]
+) -> Image.Image:
     """Return a crop of random area and aspect ratio (Szegedy et al. 2015), resized to a square.
 
     As in torchvision, the central square is used if ten random crops do not fit into the image.
@@ -120,7 +130,10 @@ def _random_resized_crop(image: Image.Image, rng: np.random.Generator, areas: tu
         ratio = np.exp(rng.uniform(*np.log(_RATIO)))
         width, height = round(np.sqrt(area * ratio)), round(np.sqrt(area / ratio))
         if 0 < width <= image.width and 0 < height <= image.height:
-            left, top = rng.integers(image.width - width + 1), rng.integers(image.height - height + 1)
+            left, top = (
+                rng.integers(image.width - width + 1),
+                rng.integers(image.height - height + 1),
+            )
             break
     else:
         width = height = min(image.size)

@@ -26,11 +26,11 @@ class ImageSet:
         labels: ``(n,)`` int64, indices into ``classes``. A subset may lack some classes.
         classes: class names.
         splits: ``(n,)`` strings, ``train``, ``val`` or ``test``.
-        split: origin of ``splits``: ``own`` if the source defines them, or else the rule that made them, such as
-            ``70/15/15:seed=0``.
+        split: origin of ``splits``: ``own`` if the source defines them, or else the rule that made
+            them, such as ``70/15/15:seed=0``.
         load: function from row number to uint8 RGB ``(h, w, 3)``; thread-safe. Raises DecodeError.
-        key: function from row number to the SHA-256 (hex) of the image's bytes; thread-safe. Equal keys mean equal
-            pixels.
+        key: function from row number to the SHA-256 (hex) of the image's bytes; thread-safe. Equal
+            keys mean equal pixels.
     """
 
     name: str
@@ -65,7 +65,8 @@ class ImageSet:
 def cache_last_row(read: Callable[[int], T]) -> Callable[[int], T]:
     """Return ``read`` with a cache of the last row in each thread.
 
-    An image and its augmented or corrupted copies follow each other, so the image is decoded once for all of them.
+    An image and its augmented or corrupted copies follow each other, so the image is decoded once
+    for all of them.
     """
     last = threading.local()
 

@@ -1,7 +1,8 @@
 """Image corruptions: functions of uint8 ``(h, w, 3)``, a random generator and severity parameters.
 
-Families of ImageNet-C (Hendrycks and Dietterich, ICLR 2019) follow its definitions. Lengths are in pixels of an image
-whose shorter side is 224, as there, and scale with the shorter side. New borders are black.
+Families of ImageNet-C (Hendrycks and Dietterich, ICLR 2019) follow its definitions. Lengths are in
+pixels of an image whose shorter side is 224, as there, and scale with the shorter side. New borders
+are black.
 """
 
 from __future__ import annotations
@@ -25,7 +26,9 @@ _TINY = 1e-6
 
 def gaussian_noise(pixels: Pixels, rng: Random, *, sd: float) -> Pixels:
     """Add Gaussian noise of standard deviation ``sd``; white is 1."""
-    return _to_uint8(_to_unit(pixels) + np.float32(sd) * rng.standard_normal(pixels.shape, np.float32))
+    return _to_uint8(
+        _to_unit(pixels) + np.float32(sd) * rng.standard_normal(pixels.shape, np.float32)
+    )
 
 
 def shot_noise(pixels: Pixels, rng: Random, *, photons: float) -> Pixels:
@@ -47,7 +50,10 @@ def defocus_blur(pixels: Pixels, rng: Random, *, radius: float) -> Pixels:
 
 
 def motion_blur(pixels: Pixels, rng: Random, *, radius: float, sigma: float) -> Pixels:
-    """Convolve with half a Gaussian, cut at ``2 * radius``, in a direction within 45 degrees of the horizontal."""
+    """Convolve with half a Gaussian, in a direction within 45 degrees of the horizontal.
+
+    The kernel is cut at ``2 * radius``.
+    """
     length, sigma = 2 * radius * _relative_size(pixels), sigma * _relative_size(pixels)
     angle, reach = rng.uniform(-np.pi / 4, np.pi / 4), int(np.ceil(length))
     along = np.linspace(0, length, 4 * reach + 1)
@@ -81,7 +87,10 @@ def contrast(pixels: Pixels, rng: Random, *, factor: float) -> Pixels:
 
 
 def saturation(pixels: Pixels, rng: Random, *, factor: float, added: float) -> Pixels:
-    """Multiply the saturation channel of HSV by ``factor`` and add ``added``; the hue of grey is red."""
+    """Multiply the saturation channel of HSV by ``factor`` and add ``added``.
+
+    The hue of grey is red.
+    """
     unit = _to_unit(pixels)
     value = unit.max(2, keepdims=True)
     chroma = value - unit.min(2, keepdims=True)
@@ -106,7 +115,9 @@ def rotation(pixels: Pixels, rng: Random, *, degrees: float) -> Pixels:
 def translation(pixels: Pixels, rng: Random, *, share: float) -> Pixels:
     """Translate in random directions by a share of the width and of the height."""
     height, width = pixels.shape[:2]
-    return _warp(pixels, np.eye(2), (share * width * _random_sign(rng), share * height * _random_sign(rng)))
+    return _warp(
+        pixels, np.eye(2), (share * width * _random_sign(rng), share * height * _random_sign(rng))
+    )
 
 
 def scale(pixels: Pixels, rng: Random, *, factor: float) -> Pixels:
@@ -115,7 +126,7 @@ def scale(pixels: Pixels, rng: Random, *, factor: float) -> Pixels:
 
 
 def shear(pixels: Pixels, rng: Random, *, slope: float) -> Pixels:
-    """Shear rows or columns in a random direction, ``slope`` pixels for each pixel from the centre."""
+    """Shear rows or columns in a random direction by ``slope`` pixels per pixel."""
     matrix = np.eye(2)
     matrix[(0, 1) if rng.random() < 0.5 else (1, 0)] = slope * _random_sign(rng)
     return _warp(pixels, matrix)
@@ -138,7 +149,9 @@ def pixelate(pixels: Pixels, rng: Random, *, share: float) -> Pixels:
     """Downscale both sides to ``share`` by averaging and upscale without interpolation."""
     image = Image.fromarray(pixels)
     small = (max(1, int(image.width * share)), max(1, int(image.height * share)))
-    return np.asarray(image.resize(small, Image.Resampling.BOX).resize(image.size, Image.Resampling.BOX))
+    return np.asarray(
+        image.resize(small, Image.Resampling.BOX).resize(image.size, Image.Resampling.BOX)
+    )
 
 
 def posterise(pixels: Pixels, rng: Random, *, bits: int) -> Pixels:
@@ -147,11 +160,16 @@ def posterise(pixels: Pixels, rng: Random, *, bits: int) -> Pixels:
 
 
 def fog(pixels: Pixels, rng: Random, *, density: float, decay: float) -> Pixels:
-    """Add plasma fractal fog of up to ``density`` and rescale to the old maximum; a small ``decay`` makes it rougher."""
+    """Add plasma fractal fog of up to ``density`` and rescale to the old maximum.
+
+    A small ``decay`` makes the fog rougher.
+    """
     unit, (height, width) = _to_unit(pixels), pixels.shape[:2]
     plasma = Image.fromarray(_plasma(decay, rng)).resize((width, height), Image.Resampling.BILINEAR)
     brightest = max(float(unit.max()), _TINY)
-    return _to_uint8((unit + density * np.asarray(plasma)[..., None]) * brightest / (brightest + density))
+    return _to_uint8(
+        (unit + density * np.asarray(plasma)[..., None]) * brightest / (brightest + density)
+    )
 
 
 def occlusion(pixels: Pixels, rng: Random, *, share: float) -> Pixels:
@@ -164,16 +182,27 @@ def occlusion(pixels: Pixels, rng: Random, *, share: float) -> Pixels:
 
 
 def mixed(
-    pixels: Pixels, rng: Random, *, p: float, degrees: float, colour: float, hue: float, sd: float, jpeg75: bool = False
+    pixels: Pixels,
+    rng: Random,
+    *,
+    p: float,
+    degrees: float,
+    colour: float,
+    hue: float,
+    sd: float,
+    jpeg75: bool = False,
 ) -> Pixels:
-    """Apply a random subset of rotation, horizontal flip, vertical flip, colour jitter and noise, in this order.
+    """Apply a random subset of rotation, flips, colour jitter and noise.
+
+    In this order: rotation, horizontal flip, vertical flip, colour jitter, Gaussian noise.
 
     Args:
         pixels: uint8 ``(h, w, 3)``. The result is larger if it was rotated.
         rng: source of the random choices.
         p: probability of each transformation.
         degrees: maximum rotation in either direction; the image is enlarged with black corners.
-        colour: brightness, contrast and saturation are multiplied by factors in ``1 - colour .. 1 + colour``.
+        colour: brightness, contrast and saturation are multiplied by factors in ``1 - colour .. 1 +
+            colour``.
         hue: maximum rotation of the hue circle in turns, in either direction.
         sd: standard deviation of Gaussian noise; white is 255.
         jpeg75: whether the result is always compressed as JPEG of quality 75.
@@ -206,8 +235,12 @@ def _rotate_hue(pixels: Pixels, turns: float) -> Pixels:
     return np.asarray(Image.merge("HSV", (turned, *others)).convert("RGB"))
 
 
-def _warp(pixels: Pixels, matrix: NDArray[np.float64], move: tuple[float, float] = (0, 0)) -> Pixels:
-    """Return the affine transformation that reads ``matrix @ (position - centre - move) + centre`` for each position.
+def _warp(
+    pixels: Pixels, matrix: NDArray[np.float64], move: tuple[float, float] = (0, 0)
+) -> Pixels:
+    """Return an affine transformation of the image.
+
+    The output at a position shows the input at ``matrix @ (position - centre - move) + centre``.
 
     Args:
         pixels: uint8 ``(h, w, 3)``.
@@ -218,12 +251,14 @@ def _warp(pixels: Pixels, matrix: NDArray[np.float64], move: tuple[float, float]
     centre = np.array(image.size) / 2
     offset = centre - matrix @ (centre + move)
     rows = np.column_stack((matrix, offset))
-    warped = image.transform(image.size, Image.Transform.AFFINE, rows.ravel().tolist(), Image.Resampling.BILINEAR)
+    warped = image.transform(
+        image.size, Image.Transform.AFFINE, rows.ravel().tolist(), Image.Resampling.BILINEAR
+    )
     return np.asarray(warped)
 
 
 def _convolve(pixels: Pixels, kernel: NDArray[np.float64]) -> Pixels:
-    """Return the image convolved with a square kernel of odd side, scaled to sum 1; borders are mirrored."""
+    """Return the image convolved with a square kernel, scaled to sum 1; borders are mirrored."""
     (height, width), reach = pixels.shape[:2], len(kernel) // 2
     padded = np.pad(_to_unit(pixels), ((reach, reach), (reach, reach), (0, 0)), mode="reflect")
     shape = [fft.next_fast_len(side, real=True) for side in padded.shape[:2]]

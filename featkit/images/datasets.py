@@ -42,7 +42,10 @@ _SETS: dict[str, tuple[str, _Parts]] = {
     "flowers102": ("Flowers102", _THREE),
     "food101": ("Food101", _TRAIN_TEST),
     "gtsrb": ("GTSRB", _TRAIN_TEST),
-    "imagenette": ("Imagenette", _by_split(train="train", test="val")),  # its val split is the only one to test on
+    "imagenette": (
+        "Imagenette",
+        _by_split(train="train", test="val"),
+    ),  # its val split is the only one to test on
     "mnist": ("MNIST", _TRAIN_FLAG),
     "oxford-iiit-pet": ("OxfordIIITPet", _by_split(train="trainval", test="test")),
     "stanford-cars": ("StanfordCars", _TRAIN_TEST),
@@ -62,7 +65,7 @@ def __getattr__(name: str) -> Callable[..., ImageSet]:
 
 
 def data_folder() -> Path:
-    """Return the folder of data sets: ``$FEATKIT_DATA``, or ``featkit/data`` in the user's cache folder."""
+    """Return the folder of data sets: ``$FEATKIT_DATA``, or one in the user's cache folder."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache")
     return Path(os.environ.get("FEATKIT_DATA") or cache / "featkit" / "data").expanduser()
 
@@ -83,14 +86,18 @@ def load_dataset(name: str, root: str | None = None, download: bool = False) -> 
         raise SpecError(f"{name}:download={download}: write true or false")
     folder = data_folder() if root is None else Path(str(root)).expanduser()
     attribute, parts = _SETS[name]
-    loaded = {split: _load(name, attribute, folder, download, given) for split, given in parts.items()}
+    loaded = {
+        split: _load(name, attribute, folder, download, given) for split, given in parts.items()
+    }
     classes = tuple(dict.fromkeys(label for part in loaded.values() for label in part.classes))
     if all(part.pixels is None for part in loaded.values()):
         return _file_set(name, folder, loaded, classes)
     return _array_set(name, loaded, classes)
 
 
-def _load(name: str, attribute: str, folder: Path, download: bool, given: Mapping[str, Any]) -> _Part:
+def _load(
+    name: str, attribute: str, folder: Path, download: bool, given: Mapping[str, Any]
+) -> _Part:
     if not download and not folder.is_dir():
         raise _not_found(name, folder, "folder not found")
     from torchvision import datasets
@@ -152,7 +159,9 @@ def _classes(part: Any, labels: NDArray[np.int64]) -> tuple[str, ...]:
     names: Sequence[Any] = getattr(part, "classes", None) or getattr(part, "categories", None) or ()
     if not names:
         return tuple(map(str, range(labels.max() + 1)))
-    return tuple(name if isinstance(name, str) else name[0] for name in names)  # Imagenette lists all synonyms of a class
+    return tuple(
+        name if isinstance(name, str) else name[0] for name in names
+    )  # Imagenette lists all synonyms of a class
 
 
 def _files(part: Any) -> tuple[str, ...]:
@@ -165,11 +174,16 @@ def _files(part: Any) -> tuple[str, ...]:
     if hasattr(part, "categories"):
         base = Path(part.root, "101_ObjectCategories")
         numbered = zip(part.y, part.index, strict=True)
-        return tuple(str(base / part.categories[label] / f"image_{number:04d}.jpg") for label, number in numbered)
+        return tuple(
+            str(base / part.categories[label] / f"image_{number:04d}.jpg")
+            for label, number in numbered
+        )
     return ()
 
 
-def _file_set(name: str, folder: Path, parts: Mapping[str, _Part], classes: Sequence[str]) -> ImageSet:
+def _file_set(
+    name: str, folder: Path, parts: Mapping[str, _Part], classes: Sequence[str]
+) -> ImageSet:
     entries = []
     for split, part in parts.items():
         for path, label in zip(part.files, part.names, strict=True):

@@ -27,7 +27,8 @@ _ORIENTATIONS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-"""Transposition that turns the stored pixels upright, by EXIF orientation (EXIF 2.3, tag 0x0112)."""
+"""Transposition that turns the stored pixels upright, by EXIF orientation (EXIF 2.3, tag 0x0112).
+"""
 
 
 def read_bytes(path: str | Path) -> bytes:
@@ -62,7 +63,9 @@ def decode_file(path: str | Path) -> Pixels:
 
 
 def decode(data: bytes, name: str) -> Pixels:
-    """Return the pixels in an image file's bytes as uint8 RGB ``(h, w, 3)``, read-only, rotated as EXIF says.
+    """Return the pixels of an encoded image as uint8 RGB ``(h, w, 3)``, rotated as EXIF says.
+
+    The array is read-only.
 
     Of an animation, the first frame is returned. Thread-safe.
 
@@ -71,7 +74,8 @@ def decode(data: bytes, name: str) -> Pixels:
         name: name of the file for error messages.
 
     Raises:
-        DecodeError: if the bytes are not an image, are damaged, or contain more than ``MAX_PIXELS`` pixels.
+        DecodeError: if the bytes are not an image, are damaged, or contain more than ``MAX_PIXELS``
+            pixels.
     """
     if not data:
         raise _unreadable(name, "the file is empty")
@@ -94,7 +98,8 @@ def decode(data: bytes, name: str) -> Pixels:
 def to_rgb(image: Image.Image) -> Pixels:
     """Return an image of any mode as uint8 RGB ``(h, w, 3)``, read-only.
 
-    Transparent pixels are composited on white; 16-bit grey is divided by 257, so that white stays white.
+    Transparent pixels are composited on white; 16-bit grey is divided by 257, so that white stays
+    white.
 
     Raises:
         ValueError: if the mode does not define which value is white.
@@ -102,7 +107,9 @@ def to_rgb(image: Image.Image) -> Pixels:
     if image.mode.startswith("I"):
         image = _to_8_bits(image)
     elif image.mode == "F":
-        raise ValueError("floating-point pixels have no defined white value: save the image with 8 or 16 bits")
+        raise ValueError(
+            "floating-point pixels have no defined white value: save the image with 8 or 16 bits"
+        )
     elif image.has_transparency_data:
         image = _composite_on_white(image)
     return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
@@ -116,7 +123,9 @@ def _apply_orientation(image: Image.Image) -> Image.Image:
 def _to_8_bits(image: Image.Image) -> Image.Image:
     values = np.asarray(image).astype(np.int32)
     if values.min() < 0 or values.max() > 65535:
-        raise ValueError("32-bit pixels have no defined white value: save the image with 8 or 16 bits")
+        raise ValueError(
+            "32-bit pixels have no defined white value: save the image with 8 or 16 bits"
+        )
     return Image.fromarray(((values + 128) // 257).astype(np.uint8))
 
 
@@ -127,5 +136,6 @@ def _composite_on_white(image: Image.Image) -> Image.Image:
 
 def _unreadable(name: str, reason: str) -> DecodeError:
     return DecodeError(
-        f"{name} cannot be decoded as an image ({reason}): fix or remove it, or skip such files with --on-error skip"
+        f"{name} cannot be decoded as an image ({reason}): fix or remove it, or skip such files "
+        "with --on-error skip"
     )

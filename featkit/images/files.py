@@ -54,7 +54,9 @@ class ImageEntry(NamedTuple):
     split: str
 
 
-def from_entries(name: str, entries: Sequence[ImageEntry], classes: Sequence[str] | None = None) -> ImageSet:
+def from_entries(
+    name: str, entries: Sequence[ImageEntry], classes: Sequence[str] | None = None
+) -> ImageSet:
     """Return image files as an ImageSet.
 
     ``split`` is ``own`` if the entries have splits, else ``none``.
@@ -102,27 +104,28 @@ def list_image_files(root: Path) -> list[str]:
 
 
 def images_from_folder(root: Path) -> ImageSet:
-    """Return the images below ``root/<class>/`` or ``root/{train,val,test}/<class>/``, sorted by id.
+    """Return the images of a folder with one subfolder for each class, sorted by id.
 
-    Hidden files, and files whose extension is not in ``EXTENSIONS``, are ignored. A symbolic link to a folder is
-    followed if it is a class folder, but not inside one, where links may be cyclic.
+    The class folders are in ``root``, or in split folders ``train``, ``val`` and ``test`` in it.
+    Hidden files, and files whose extension is not in ``EXTENSIONS``, are ignored. A symbolic link
+    to a folder is followed if it is a class folder, but not inside one, where links may be cyclic.
 
     Raises:
         DataError: if there are no class folders, or one of them contains no images.
     """
-    entries = [
-        ImageEntry(f"{prefix}{kind.name}/{below}", path, kind.name, split)
-        for prefix, base, split in _parts(root)
-        for kind in _class_folders(base)
-        for below, path in _images(kind)
-    ]
+    entries = []
+    for prefix, base, split in _parts(root):
+        for kind in _class_folders(base):
+            for below, path in _images(kind):
+                entries.append(ImageEntry(f"{prefix}{kind.name}/{below}", path, kind.name, split))
     _check_names(entries)
     return from_entries(safe_name(root.resolve().name), sorted(entries))
 
 
 def _parts(root: Path) -> list[tuple[str, str, str]]:
-    """Return ``(prefix of ids, folder of class folders, split)`` of each split; a single one with an empty split if
-    the folder defines none.
+    """Return ``(prefix of ids, folder of class folders, split)`` of each split.
+
+    A folder without split folders is a single part with an empty split.
     """
     names = [entry.name for entry in _scan(root) if entry.is_dir()]
     splits = {name: _SPLIT_NAMES[name.lower()] for name in names if name.lower() in _SPLIT_NAMES}
@@ -131,7 +134,8 @@ def _parts(root: Path) -> list[tuple[str, str, str]]:
         return [(f"{name}/", str(root / name), split) for name, split in splits.items()]
     if {"train", "test"} <= set(splits.values()):
         raise DataError(
-            f"{root} contains split folders ({', '.join(splits)}) beside other folders ({', '.join(others)}): "
+            f"{root} contains split folders ({', '.join(splits)}) beside other folders "
+            f"({', '.join(others)}): "
             "move the other folders away, or move the class folders of all splits one level up"
         )
     return [("", str(root), "")]
@@ -143,14 +147,19 @@ def _class_folders(base: str) -> list[os.DirEntry[str]]:
     if folders:
         return folders
     if any(_is_image(entry.name) for entry in entries):
-        raise DataError(f"{base} contains images but no class folders: sort them into {Path(base, '<class>')}")
+        raise DataError(
+            f"{base} contains images but no class folders: sort them into {Path(base, '<class>')}"
+        )
     raise DataError(f"{base} contains no images: expected a folder for each class")
 
 
 def _images(kind: os.DirEntry[str]) -> list[tuple[str, str]]:
     found = list(_walk(kind.path, ""))
     if not found:
-        raise DataError(f"{kind.path} contains no images: add some or remove it (known extensions: {' '.join(EXTENSIONS)})")
+        raise DataError(
+            f"{kind.path} contains no images: add some or remove it (known extensions: "
+            f"{' '.join(EXTENSIONS)})"
+        )
     return found
 
 
@@ -166,9 +175,13 @@ def _scan(base: str | Path) -> list[os.DirEntry[str]]:
     """Return the entries of a folder except for hidden ones, sorted by name."""
     try:
         with os.scandir(base) as entries:
-            return sorted((entry for entry in entries if entry.name[0] != "."), key=lambda entry: entry.name)
+            return sorted(
+                (entry for entry in entries if entry.name[0] != "."), key=lambda entry: entry.name
+            )
     except OSError as error:
-        raise DataError(f"{base} cannot be listed: {error.strerror}; check the path and its permissions") from error
+        raise DataError(
+            f"{base} cannot be listed: {error.strerror}; check the path and its permissions"
+        ) from error
 
 
 def _check_names(entries: Iterable[ImageEntry]) -> None:
@@ -186,7 +199,8 @@ def _is_image(name: str) -> bool:
 def images_from_csv(path: Path) -> ImageSet:
     """Return the images listed in a CSV file with columns ``path,label`` and optionally ``split``.
 
-    Other columns are ignored. Paths are relative to the CSV file, which is UTF-8, with or without a byte order mark.
+    Other columns are ignored. Paths are relative to the CSV file, which is UTF-8, with or without a
+    byte order mark.
 
     Raises:
         DataError: if a column or a file is missing, a path occurs twice, or a split is unknown.
@@ -201,7 +215,9 @@ def images_from_csv(path: Path) -> ImageSet:
             f"{len(missing)} files listed in {path} are missing, the first is {missing[0]!r}: "
             "paths are relative to the CSV file"
         )
-    return from_entries(safe_name(path.resolve().parent.name if path.stem == "labels" else path.stem), entries)
+    return from_entries(
+        safe_name(path.resolve().parent.name if path.stem == "labels" else path.stem), entries
+    )
 
 
 def _lines(path: Path) -> list[tuple[int, dict[str, str]]]:
@@ -213,9 +229,13 @@ def _lines(path: Path) -> list[tuple[int, dict[str, str]]]:
     except UnicodeDecodeError as error:
         raise DataError(f"{path} is not UTF-8 text: save it as CSV UTF-8") from error
     except csv.Error as error:
-        raise DataError(f"{path} is not CSV ({error}): save it as comma-separated UTF-8 text") from error
+        raise DataError(
+            f"{path} is not CSV ({error}): save it as comma-separated UTF-8 text"
+        ) from error
     except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror}; check its permissions") from error
+        raise DataError(
+            f"{path} cannot be read: {error.strerror}; check its permissions"
+        ) from error
 
 
 def _columns(path: Path, header: Sequence[str]) -> list[str]:
@@ -223,14 +243,19 @@ def _columns(path: Path, header: Sequence[str]) -> list[str]:
     for column in ("path", "label"):
         if column not in columns:
             found = ", ".join(columns) or "no columns"
-            raise DataError(f"{path} has no column {column!r}: expected path,label[,split], found {found}")
+            raise DataError(
+                f"{path} has no column {column!r}: expected path,label[,split], found {found}"
+            )
     return columns
 
 
 def _entry(path: Path, line: int, row: dict[str, str]) -> ImageEntry:
     where = f"line {line} of {path}"
     if None in row or None in row.values():
-        raise DataError(f"{where} has not as many values as the header: put quotes around values that contain a comma")
+        raise DataError(
+            f"{where} has not as many values as the header: put quotes around values that contain "
+            "a comma"
+        )
     if not row["path"] or not row["label"].strip():
         raise DataError(f"{where} has an empty path or label: every image needs both")
     split = row.get("split")

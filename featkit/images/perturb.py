@@ -1,4 +1,4 @@
-"""Corrupted images, by family and severity level, reproducible for every image in any order and any process."""
+"""Corrupted images by family and severity level, reproducible in any order and process."""
 
 from __future__ import annotations
 
@@ -26,8 +26,9 @@ class Family:
     """A family of corruptions at three severity levels.
 
     Attributes:
-        apply: function of uint8 ``(h, w, 3)``, a random generator and the parameters as keyword arguments; returns
-            uint8 of the same shape, except for ``mixed``, which may enlarge the image.
+        apply: function of uint8 ``(h, w, 3)``, a random generator and the parameters as keyword
+            arguments; returns uint8 of the same shape, except for ``mixed``, which may enlarge the
+            image.
         group: ``noise``, ``blur``, ``colour``, ``geometry``, ``digital`` or ``scene``.
         levels: values of each parameter at mild, medium and strong.
         meaning: description of the parameters, with units.
@@ -49,16 +50,32 @@ class Family:
 
 PERTURBATIONS: Mapping[str, Family] = {
     "gaussian_noise": Family(
-        corruptions.gaussian_noise, "noise", {"sd": (0.08, 0.18, 0.38)}, "standard deviation; white is 1", _IMAGENET_C
+        corruptions.gaussian_noise,
+        "noise",
+        {"sd": (0.08, 0.18, 0.38)},
+        "standard deviation; white is 1",
+        _IMAGENET_C,
     ),
     "shot_noise": Family(
-        corruptions.shot_noise, "noise", {"photons": (60, 12, 3)}, "mean number of photons for white", _IMAGENET_C
+        corruptions.shot_noise,
+        "noise",
+        {"photons": (60, 12, 3)},
+        "mean number of photons for white",
+        _IMAGENET_C,
     ),
     "impulse_noise": Family(
-        corruptions.impulse_noise, "noise", {"share": (0.03, 0.09, 0.27)}, "share of black or white", _IMAGENET_C
+        corruptions.impulse_noise,
+        "noise",
+        {"share": (0.03, 0.09, 0.27)},
+        "share of black or white",
+        _IMAGENET_C,
     ),
     "defocus_blur": Family(
-        corruptions.defocus_blur, "blur", {"radius": (3, 6, 10)}, "radius of a disk, pixels of 224", _IMAGENET_C
+        corruptions.defocus_blur,
+        "blur",
+        {"radius": (3, 6, 10)},
+        "radius of a disk, pixels of 224",
+        _IMAGENET_C,
     ),
     "motion_blur": Family(
         corruptions.motion_blur,
@@ -68,13 +85,25 @@ PERTURBATIONS: Mapping[str, Family] = {
         _IMAGENET_C,
     ),
     "gaussian_blur": Family(
-        corruptions.gaussian_blur, "blur", {"sigma": (1, 3, 6)}, "standard deviation, pixels of 224", _IMAGENET_C_EXTRA
+        corruptions.gaussian_blur,
+        "blur",
+        {"sigma": (1, 3, 6)},
+        "standard deviation, pixels of 224",
+        _IMAGENET_C_EXTRA,
     ),
     "brightness": Family(
-        corruptions.brightness, "colour", {"added": (0.1, 0.3, 0.5)}, "added to the value; white is 1", _IMAGENET_C
+        corruptions.brightness,
+        "colour",
+        {"added": (0.1, 0.3, 0.5)},
+        "added to the value; white is 1",
+        _IMAGENET_C,
     ),
     "contrast": Family(
-        corruptions.contrast, "colour", {"factor": (0.4, 0.2, 0.05)}, "remaining contrast", _IMAGENET_C
+        corruptions.contrast,
+        "colour",
+        {"factor": (0.4, 0.2, 0.05)},
+        "remaining contrast",
+        _IMAGENET_C,
     ),
     "saturation": Family(
         corruptions.saturation,
@@ -83,23 +112,52 @@ PERTURBATIONS: Mapping[str, Family] = {
         "saturation times factor, plus added",
         _IMAGENET_C_EXTRA,
     ),
-    "hue": Family(corruptions.hue, "colour", {"turns": (0.05, 0.1, 0.2)}, "rotation of the hue circle in turns, either direction"),
-    "rotation": Family(corruptions.rotation, "geometry", {"degrees": (15, 30, 45)}, "degrees, either direction"),
-    "translation": Family(
-        corruptions.translation, "geometry", {"share": (0.05, 0.15, 0.3)}, "share of each side, either direction"
+    "hue": Family(
+        corruptions.hue,
+        "colour",
+        {"turns": (0.05, 0.1, 0.2)},
+        "rotation of the hue circle in turns, either direction",
     ),
-    "scale": Family(corruptions.scale, "geometry", {"factor": (1.25, 1.5, 2)}, "factor by which the image is enlarged or shrunk"),
+    "rotation": Family(
+        corruptions.rotation, "geometry", {"degrees": (15, 30, 45)}, "degrees, either direction"
+    ),
+    "translation": Family(
+        corruptions.translation,
+        "geometry",
+        {"share": (0.05, 0.15, 0.3)},
+        "share of each side, either direction",
+    ),
+    "scale": Family(
+        corruptions.scale,
+        "geometry",
+        {"factor": (1.25, 1.5, 2)},
+        "factor by which the image is enlarged or shrunk",
+    ),
     "shear": Family(
-        corruptions.shear, "geometry", {"slope": (0.1, 0.2, 0.3)}, "slope of rows or columns, either direction"
+        corruptions.shear,
+        "geometry",
+        {"slope": (0.1, 0.2, 0.3)},
+        "slope of rows or columns, either direction",
     ),
     "flip": Family(
-        corruptions.flip, "geometry", {"sides": ("left-right", "top-bottom", "both")}, "axes of the flip"
+        corruptions.flip,
+        "geometry",
+        {"sides": ("left-right", "top-bottom", "both")},
+        "axes of the flip",
     ),
-    "jpeg": Family(corruptions.jpeg, "digital", {"quality": (25, 15, 7)}, "JPEG quality", _IMAGENET_C),
+    "jpeg": Family(
+        corruptions.jpeg, "digital", {"quality": (25, 15, 7)}, "JPEG quality", _IMAGENET_C
+    ),
     "pixelate": Family(
-        corruptions.pixelate, "digital", {"share": (0.6, 0.4, 0.25)}, "remaining share of the pixels of each side", _IMAGENET_C
+        corruptions.pixelate,
+        "digital",
+        {"share": (0.6, 0.4, 0.25)},
+        "remaining share of the pixels of each side",
+        _IMAGENET_C,
     ),
-    "posterise": Family(corruptions.posterise, "digital", {"bits": (4, 3, 2)}, "remaining bits of 8"),
+    "posterise": Family(
+        corruptions.posterise, "digital", {"bits": (4, 3, 2)}, "remaining bits of 8"
+    ),
     "fog": Family(
         corruptions.fog,
         "scene",
@@ -107,7 +165,9 @@ PERTURBATIONS: Mapping[str, Family] = {
         "thickest fog, white is 1; smoothness",
         _IMAGENET_C,
     ),
-    "occlusion": Family(corruptions.occlusion, "scene", {"share": (0.1, 0.3, 0.5)}, "share of 8 x 8 fields covered"),
+    "occlusion": Family(
+        corruptions.occlusion, "scene", {"share": (0.1, 0.3, 0.5)}, "share of 8 x 8 fields covered"
+    ),
     "mixed": Family(
         corruptions.mixed,
         "scene",
@@ -118,7 +178,8 @@ PERTURBATIONS: Mapping[str, Family] = {
             "hue": (0.05, 0.1, 0.2),
             "sd": (5, 15, 25),
         },
-        "probability of each transformation; maximum degrees, colour factors 1 ± colour, maximum hue turns, noise sd of 255",
+        "probability of each transformation; maximum degrees, colour factors 1 ± colour, maximum "
+        "hue turns, noise sd of 255",
         switches=("jpeg75",),
     ),
 }
@@ -126,7 +187,10 @@ PERTURBATIONS: Mapping[str, Family] = {
 
 @dataclass(frozen=True)
 class Perturbation:
-    """A family at a severity level. ``Perturbation()`` means none and is false; ``str()`` gives the canonical spec."""
+    """A family of corruptions at a severity level.
+
+    ``Perturbation()`` means none and is false; ``str()`` gives the canonical spec.
+    """
 
     family: str = "none"
     level: str = "none"
@@ -141,7 +205,9 @@ class Perturbation:
 
 
 def parse_perturbation(text: str) -> Perturbation:
-    """Parse ``none``, ``gaussian_noise:level=strong`` or ``mixed:level=mild,jpeg75=true``; level ``none`` or 0 is none.
+    """Parse ``none``, ``fog:level=strong`` or ``mixed:level=mild,jpeg75=true``.
+
+    Level ``none`` or 0 means no perturbation.
 
     Raises:
         SpecError: if the family, the level or an option is unknown, or the level is missing.
@@ -154,14 +220,19 @@ def parse_perturbation(text: str) -> Perturbation:
     if spec.name not in PERTURBATIONS:
         raise unknown("perturbation", spec.name, ["none", *PERTURBATIONS])
     switches = PERTURBATIONS[spec.name].switches
-    for option in spec.options:
-        if option not in ("level", *switches):
-            raise unknown(f"option of perturbation {spec.name}", option, ["level", *switches])
+    known = ["level", *switches]
+    unknown_option = next((option for option in spec.options if option not in known), None)
+    if unknown_option is not None:
+        raise unknown(f"option of perturbation {spec.name}", unknown_option, known)
     if spec.argument is not None or "level" not in spec.options:
-        raise SpecError(f"perturbation {text!r} has no level: write {spec.name}:level={'|'.join(LEVELS)}")
+        raise SpecError(
+            f"perturbation {text!r} has no level: write {spec.name}:level={'|'.join(LEVELS)}"
+        )
     level = _level(spec)
     enabled = tuple(name for name in switches if _is_on(spec, name))
-    return Perturbation(spec.name, level, enabled) if level != "none" else Perturbation()
+    if level == "none":
+        return Perturbation()
+    return Perturbation(spec.name, level, enabled)
 
 
 def _level(spec: Spec) -> str:
@@ -199,14 +270,20 @@ def perturb(pixels: Pixels, perturbation: Perturbation, rng: np.random.Generator
 
 
 def image_rng(seed: int, name: str) -> np.random.Generator:
-    """Return the random generator of one image: all levels of a family use the same directions and positions."""
+    """Return the random generator of one image.
+
+    All levels of a family use the same directions and positions for an image.
+    """
     return np.random.default_rng(int(_sha256(f"{seed} {name}"), 16))
 
 
-def perturb_images(images: ImageSet, spec: str, seed: int = 0, splits: Collection[str] = ("test",)) -> ImageSet:
+def perturb_images(
+    images: ImageSet, spec: str, seed: int = 0, splits: Collection[str] = ("test",)
+) -> ImageSet:
     """Return the images with those of some splits corrupted, under the same ids.
 
-    The result depends on the pixels, the id and the seed. The key of an image differs for each spec and seed.
+    The result depends on the pixels, the id and the seed. The key of an image differs for each spec
+    and seed.
 
     Args:
         images: the images.
@@ -243,8 +320,8 @@ def perturb_images(images: ImageSet, spec: str, seed: int = 0, splits: Collectio
 def perturb_split(images: ImageSet, spec: str, part: str, seed: int = 0) -> ImageSet:
     """Return only the images of one split, corrupted.
 
-    Test images keep their ids, as they replace the clean images. Training images are additional views of their
-    images, with numbers above those of augmented views.
+    Test images keep their ids, as they replace the clean images. Training images are additional
+    views of their images, with numbers above those of augmented views.
 
     Raises:
         SpecError: if the spec or the split is unknown.

@@ -1,6 +1,7 @@
 """Augmentation policies: AutoAugment, RandAugment and TrivialAugment.
 
-Magnitudes are in 0..1, relative to the range that each paper gives for an operation. New borders are black.
+Magnitudes are in 0..1, relative to the range that each paper gives for an operation. New borders
+are black.
 """
 
 from __future__ import annotations
@@ -15,7 +16,10 @@ Operation = Callable[[Image.Image, float], Image.Image]
 
 
 def trivialaugment(image: Image.Image, rng: Random) -> Image.Image:
-    """Apply one random operation at a random magnitude (Müller and Hutter, ICCV 2021, wide search space)."""
+    """Apply one random operation at a random magnitude.
+
+    Source: Müller and Hutter, ICCV 2021, wide search space.
+    """
     return _apply(image, rng.choice(_NAMES), rng.integers(31) / 30, _WIDE, rng)
 
 
@@ -27,14 +31,19 @@ def randaugment(image: Image.Image, rng: Random) -> Image.Image:
 
 
 def autoaugment(image: Image.Image, rng: Random) -> Image.Image:
-    """Apply one of the 25 pairs of operations that were learned on ImageNet (Cubuk et al., CVPR 2019)."""
+    """Apply one of the 25 pairs of operations that were learned on ImageNet.
+
+    Source: Cubuk et al., CVPR 2019.
+    """
     for name, probability, magnitude in _IMAGENET[rng.integers(len(_IMAGENET))]:
         if rng.random() < probability:
             image = _apply(image, name, magnitude / 9, _NARROW, rng)
     return image
 
 
-def _apply(image: Image.Image, name: str, magnitude: float, largest: Mapping[str, float], rng: Random) -> Image.Image:
+def _apply(
+    image: Image.Image, name: str, magnitude: float, largest: Mapping[str, float], rng: Random
+) -> Image.Image:
     """Apply an operation; the sign of the magnitude is random if the operation has a direction."""
     value = magnitude * largest.get(name, 1.0)
     if name in _SIGNED and rng.random() < 0.5:
@@ -51,7 +60,17 @@ def _translate(image: Image.Image, across: float, down: float) -> Image.Image:
 
 
 _NAMES = (
-    *("Identity", "ShearX", "ShearY", "TranslateX", "TranslateY", "Rotate", "Brightness", "Color", "Contrast"),
+    *(
+        "Identity",
+        "ShearX",
+        "ShearY",
+        "TranslateX",
+        "TranslateY",
+        "Rotate",
+        "Brightness",
+        "Color",
+        "Contrast",
+    ),
     *("Sharpness", "Posterize", "Solarize", "AutoContrast", "Equalize"),
 )
 _SIGNED = {*_NAMES[1:10]}
@@ -112,4 +131,6 @@ _IMAGENET = (
     (("Color", 0.6, 4), ("Contrast", 1.0, 8)),
     (("Equalize", 0.8, 0), ("Equalize", 0.6, 0)),
 )
-"""Table 9 of the AutoAugment paper: name, probability and magnitude (0..9) of both operations of each pair."""
+"""Table 9 of the AutoAugment paper: name, probability and magnitude (0..9) of both operations of
+each pair.
+"""

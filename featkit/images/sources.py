@@ -32,23 +32,29 @@ SOURCES: Registry[Callable[..., ImageSet]] = Registry(
         **{name: f"featkit.images.datasets:{name}" for name in datasets.NAMES},
     },
 )
-"""Factories ``(**options) -> ImageSet``, with ``split`` either ``own``, or ``none`` if the source defines no splits."""
+"""Factories ``(**options) -> ImageSet``, with ``split`` either ``own``, or ``none`` if the source
+defines no splits.
+"""
 
 
-def load_images(spec: str = "digits", *, split: str | None = None, seed: int = 0, limit: str | None = None) -> ImageSet:
+def load_images(
+    spec: str = "digits", *, split: str | None = None, seed: int = 0, limit: str | None = None
+) -> ImageSet:
     """Return the images of a source, split into train, val and test. No image is decoded yet.
 
     Args:
-        spec: a name with options (``digits``, ``cifar10:root=DIR``), a folder ``root/[split/]<class>/*`` or a CSV file
-            with columns ``path,label[,split]``. A folder with the name of a source is written ``./name``.
-        split: fractions such as ``70/15/15`` for a new stratified split; None keeps the splits of the source, or
-            makes 70/15/15 if it defines none.
+        spec: a name with options (``digits``, ``cifar10:root=DIR``), a folder
+            ``root/[split/]<class>/*`` or a CSV file with columns ``path,label[,split]``. A folder
+            with the name of a source is written ``./name``.
+        split: fractions such as ``70/15/15`` for a new stratified split; None keeps the splits of
+            the source, or makes 70/15/15 if it defines none.
         seed: of the split and of the limit.
         limit: ``train=5000,test=1000``: take a stratified sample of these splits.
 
     Raises:
         SpecError: if an option, the split or the limit is malformed.
-        DataError: if the images are not found, there are fewer than two classes, or train or test is empty.
+        DataError: if the images are not found, there are fewer than two classes, or train or test
+            is empty.
     """
     fractions = None if split is None else parse_split(split)
     limits = {} if limit is None else parse_limit(limit)
@@ -71,7 +77,10 @@ def _open(spec: str) -> ImageSet:
         return files.images_from_folder(path)
     if path.is_file() and path.suffix.lower() == ".csv":
         return files.images_from_csv(path)
-    raise DataError(f"{spec!r} is neither a folder nor a CSV file: {unknown('data source', name, SOURCES.names())}")
+    raise DataError(
+        f"{spec!r} is neither a folder nor a CSV file: "
+        f"{unknown('data source', name, SOURCES.names())}"
+    )
 
 
 def _split(images: ImageSet, fractions: tuple[float, float, float], seed: int) -> ImageSet:
@@ -81,7 +90,9 @@ def _split(images: ImageSet, fractions: tuple[float, float, float], seed: int) -
 
 def _limit(images: ImageSet, limits: dict[str, int], seed: int) -> ImageSet:
     part = images.take(limit_rows(images, limits, seed))
-    return part if part.split == "own" else replace(part, split=f"{part.split},{format_limit(limits)}")
+    return (
+        part if part.split == "own" else replace(part, split=f"{part.split},{format_limit(limits)}")
+    )
 
 
 def _check(images: ImageSet) -> None:
@@ -89,7 +100,10 @@ def _check(images: ImageSet) -> None:
     train_classes = np.unique(images.labels[images.rows("train")])
     if len(train_classes) == 1:
         only = images.classes[train_classes[0]]
-        raise DataError(f"all train images of {images.name} are of class {only!r}: a classifier needs two classes or more")
+        raise DataError(
+            f"all train images of {images.name} are of class {only!r}: a classifier needs two "
+            "classes or more"
+        )
     for split in ("train", "test"):
         if not len(images.rows(split)):
             raise DataError(
@@ -99,7 +113,10 @@ def _check(images: ImageSet) -> None:
 
 
 def digits() -> ImageSet:
-    """Return the 1,797 handwritten digits of scikit-learn (Alpaydin and Kaynak 1998), 8x8 pixels, without splits."""
+    """Return the 1,797 handwritten 8x8 digits of scikit-learn, without splits.
+
+    Source: Alpaydin and Kaynak (1998).
+    """
     from sklearn.datasets import load_digits
 
     data = load_digits()

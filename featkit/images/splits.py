@@ -21,7 +21,8 @@ def parse_split(text: str) -> tuple[float, float, float]:
     """Parse ``70/15/15`` as fractions of train, val and test that sum to 1.
 
     Raises:
-        SpecError: unless these are three numbers, positive for train and test and non-negative for val.
+        SpecError: unless these are three numbers, positive for train and test and non-negative for
+            val.
     """
     try:
         train, val, test = (float(part) for part in text.split("/"))
@@ -47,8 +48,8 @@ def stratified_split(
 ) -> NDArray[np.str_]:
     """Return a random stratified split, ``(n,)`` strings ``train``, ``val`` or ``test``.
 
-    Each split gets its fraction of every class, rounded down or up so that the totals are right too. Every class has
-    at least one training image, even if the totals then deviate.
+    Each split gets its fraction of every class, rounded down or up so that the totals are right
+    too. Every class has at least one training image, even if the totals then deviate.
 
     Args:
         labels: ``(n,)``, any integers.
@@ -57,7 +58,8 @@ def stratified_split(
     """
     rng = np.random.default_rng(seed)
     splits = np.full(len(labels), SPLITS[0])
-    owed = np.zeros(len(SPLITS))  # images that each split should have received so far, minus those it has
+    # Images that each split should have received so far, minus those that it has.
+    owed = np.zeros(len(SPLITS))
     for label in np.unique(labels):
         rows = rng.permutation(np.flatnonzero(labels == label))
         owed += np.multiply(fractions, len(rows))
@@ -67,8 +69,13 @@ def stratified_split(
     return splits
 
 
-def _class_counts(size: int, fractions: Sequence[float], owed: NDArray[np.float64]) -> NDArray[np.int64]:
-    """Return the number of images of one class in each split; the splits with the largest deficit are rounded up."""
+def _class_counts(
+    size: int, fractions: Sequence[float], owed: NDArray[np.float64]
+) -> NDArray[np.int64]:
+    """Return the number of images of one class in each split.
+
+    The splits with the largest deficit are rounded up.
+    """
     exact = np.round(np.multiply(fractions, size), 9)
     counts: NDArray[np.int64] = np.floor(exact).astype(np.int64)
     priority = np.where(exact > counts, owed - counts, -np.inf)
@@ -90,7 +97,10 @@ def parse_limit(text: str) -> dict[str, int]:
     for part in text.split(","):
         split, equals, number = (piece.strip() for piece in part.partition("="))
         if not equals or not re.fullmatch("[0-9]*[1-9][0-9]*", number) or split in limits:
-            raise SpecError(f"limit {text!r}: write each split once with a positive number, such as train=5000,test=1000")
+            raise SpecError(
+                f"limit {text!r}: write each split once with a positive number, such as "
+                "train=5000,test=1000"
+            )
         if split not in SPLITS:
             raise unknown("split", split, list(SPLITS))
         limits[split] = int(number)
@@ -103,10 +113,11 @@ def format_limit(limits: Mapping[str, int]) -> str:
 
 
 def limit_rows(images: ImageSet, limits: Mapping[str, int], seed: int = 0) -> NDArray[np.int64]:
-    """Return the rows of a stratified sample of each split in ``limits``, and all rows of the other splits, ascending.
+    """Return the rows of a stratified sample of each limited split, and all other rows.
 
-    A limit above the size of a split keeps all of it. Every class keeps an image if the limit allows it. With the
-    same seed, the sample of a smaller limit is a subset of that of a larger one, except for rounding.
+    A limit above the size of a split keeps all of it. Every class keeps an image if the limit
+    allows it. With the same seed, the sample of a smaller limit is a subset of that of a larger
+    one, except for rounding.
     """
     kept = []
     for index, split in enumerate(SPLITS):
@@ -127,7 +138,10 @@ def _stratified_sample(
 
 
 def _apportion(sizes: NDArray[np.int64], total: int) -> NDArray[np.int64]:
-    """Distribute ``total`` in proportion to ``sizes`` by the largest-remainder method, at least one each if possible."""
+    """Distribute ``total`` in proportion to ``sizes`` by the largest-remainder method.
+
+    Every size gets at least one, if possible.
+    """
     exact = sizes * total / sizes.sum()
     counts: NDArray[np.int64] = np.floor(exact).astype(np.int64)
     counts[np.argsort(counts - exact, kind="stable")[: total - counts.sum()]] += 1

@@ -14,7 +14,9 @@ from featkit.registry import Spec, unknown
 Labels = NDArray[np.int64]
 Rows = NDArray[np.int64]
 Subset = Callable[..., Rows]
-"""``subset(labels, seed, classes=None)`` returns row numbers; ``classes`` are names for error messages."""
+"""``subset(labels, seed, classes=None)`` returns row numbers; ``classes`` are names for error
+messages.
+"""
 
 
 def k_shot(
@@ -27,7 +29,8 @@ def k_shot(
 ) -> Rows:
     """Return the rows of k random images of each class, ascending.
 
-    With the same seed, the rows of a smaller k are a subset of those of a larger one, as a learning curve needs.
+    With the same seed, the rows of a smaller k are a subset of those of a larger one, as a learning
+    curve needs.
 
     Args:
         labels: ``(n,)``, any integers.
@@ -37,7 +40,8 @@ def k_shot(
         take_fewer: whether to take all images of a class that has fewer than k.
 
     Raises:
-        DataError: if k is below 1, or a class has fewer than k images and ``take_fewer`` is not set.
+        DataError: if k is below 1, or a class has fewer than k images and ``take_fewer`` is not
+            set.
     """
     if k < 1:
         raise DataError(f"cannot take {k} images of each class: give at least 1")
@@ -46,7 +50,8 @@ def k_shot(
     if len(short) and not take_fewer:
         raise DataError(
             f"class {_name(short[0], classes)} has {sizes[sizes < k][0]} images, fewer than k={k} "
-            f"({len(short)} of {len(found)} classes have fewer): choose a smaller k, or set take_fewer=true"
+            f"({len(short)} of {len(found)} classes have fewer): choose a smaller k, or set "
+            "take_fewer=true"
         )
     return _sample_rows(labels, np.full(len(found), k), np.random.default_rng(seed))
 
@@ -59,32 +64,40 @@ def longtail(
     profile: str = "exponential",
     classes: Sequence[str] | None = None,
 ) -> Rows:
-    """Return the rows of a random sample whose class sizes fall from ``n_max`` to ``n_max / factor``, ascending.
+    """Return the rows of a random long-tailed sample of the classes, ascending.
 
-    The seed determines the order of the classes and their sample. The class at rank ``r`` of ``C`` keeps
-    ``n_max * w_r`` images, rounded, with the largest ``n_max`` that no class size prevents:
+    Class sizes fall from ``n_max`` to ``n_max / factor``.
+
+    The seed determines the order of the classes and their sample. The class at rank ``r`` of ``C``
+    keeps ``n_max * w_r`` images, rounded, with the largest ``n_max`` that no class size prevents:
 
     - ``exponential``: ``w_r = factor^(-r / (C - 1))`` (Cao et al. 2019).
-    - ``step``: 1 for the first half of the classes, ``1 / factor`` for the others (Cao et al. 2019).
-    - ``pareto``: ``w_r = (r + 1)^(-1 / alpha)``, the sizes by rank of a Pareto distribution, as Liu et al. 2019 draw
-      them; its shape ``alpha = log(C) / log(factor)`` is the one that gives the factor.
+    - ``step``: 1 for the first half of the classes, ``1 / factor`` for the others (Cao et al.
+        2019).
+    - ``pareto``: ``w_r = (r + 1)^(-1 / alpha)``, the sizes by rank of a Pareto distribution, as Liu
+      et al. 2019 draw them; its shape ``alpha = log(C) / log(factor)`` is the one that gives the
+      factor.
     - ``natural``: all rows; takes no factor.
 
-    If all classes have the same size, the rows of a larger factor are a subset of those of a smaller one.
+    If all classes have the same size, the rows of a larger factor are a subset of those of a
+    smaller one.
 
     Args:
         labels: ``(n,)``, any integers.
-        factor: imbalance factor: size of the largest class divided by that of the smallest, at least 1.
+        factor: imbalance factor: size of the largest class divided by that of the smallest, at
+            least 1.
         seed: of the order of the classes and of the sample.
         profile: one of ``PROFILES``.
         classes: class names for error messages, indexed by label.
 
     Raises:
-        SpecError: if the profile is unknown, the factor is missing or below 1, or ``natural`` has a factor.
+        SpecError: if the profile is unknown, the factor is missing or below 1, or ``natural`` has a
+            factor.
         DataError: if a class would have no image; the message contains the largest possible factor.
 
-    Source: Cao et al., "Learning imbalanced datasets with label-distribution-aware margin loss", NeurIPS 2019,
-    section 4; Liu et al., "Large-scale long-tailed recognition in an open world", CVPR 2019, section 4.
+    Source: Cao et al., "Learning imbalanced datasets with label-distribution-aware margin loss",
+    NeurIPS 2019, section 4; Liu et al., "Large-scale long-tailed recognition in an open world",
+    CVPR 2019, section 4.
     """
     _check_profile(profile, factor)
     if factor is None:
@@ -95,9 +108,12 @@ def longtail(
     share, sizes = PROFILES[profile], sizes[order]
     weights = share(len(found), factor)
     if not _leaves_no_class_empty(sizes, weights):
-        largest = max(f for f in range(1, sizes[0] + 1) if _leaves_no_class_empty(sizes, share(len(found), f)))
+        largest = max(
+            f for f in range(1, sizes[0] + 1) if _leaves_no_class_empty(sizes, share(len(found), f))
+        )
         raise DataError(
-            f"imbalance factor {factor:g} leaves no image of class {_name(found[order[-1]], classes)}: with "
+            f"imbalance factor {factor:g} leaves no image of class "
+            f"{_name(found[order[-1]], classes)}: with "
             f"this order of classes (seed {seed}) the largest possible one is {largest}"
         )
     counts = np.empty(len(found), np.int64)
@@ -106,7 +122,7 @@ def longtail(
 
 
 def parse_subset(text: str) -> Subset:
-    """Parse ``longtail:if=50,profile=step`` or ``kshot:k=5`` as a function of labels and seed that returns rows.
+    """Parse ``longtail:if=50,profile=step`` or ``kshot:k=5`` as a function of labels and seed.
 
     Raises:
         SpecError: if the name or an option is unknown, or a value is invalid.
@@ -119,7 +135,9 @@ def parse_subset(text: str) -> Subset:
         if option not in known:
             raise unknown(f"option of subset {spec.name}", option, list(known))
     if spec.argument is not None:
-        raise SpecError(f"subset {text!r}: write options as {spec.name}:key=value; known: {', '.join(known)}")
+        raise SpecError(
+            f"subset {text!r}: write options as {spec.name}:key=value; known: {', '.join(known)}"
+        )
     options = {known[option]: value for option, value in spec.options.items()}
     _check_options(text, options)
 
@@ -148,8 +166,8 @@ PROFILES: dict[str, Callable[[int, float], NDArray[np.float64]]] = {
     "step": _step,
     "pareto": _pareto,
 }
-"""Functions of the number of classes and the imbalance factor that return the relative class sizes ``(C,)``,
-descending from 1."""
+"""Functions of the number of classes and the imbalance factor that return the relative class sizes
+``(C,)``, descending from 1."""
 
 _SUBSETS: dict[str, tuple[Subset, dict[str, str]]] = {
     "longtail": (longtail, {"if": "factor", "profile": "profile"}),
@@ -168,8 +186,12 @@ def _check_profile(profile: str, factor: Any) -> None:
             raise SpecError("profile natural takes all images: leave out the imbalance factor")
     elif profile not in PROFILES:
         raise unknown("profile", profile, [*PROFILES, "natural"])
-    elif isinstance(factor, bool) or not isinstance(factor, int | float) or not 1 <= factor < np.inf:
-        raise SpecError(f"imbalance factor {factor}: give a number of at least 1, such as longtail:if=50")
+    elif (
+        isinstance(factor, bool) or not isinstance(factor, int | float) or not 1 <= factor < np.inf
+    ):
+        raise SpecError(
+            f"imbalance factor {factor}: give a number of at least 1, such as longtail:if=50"
+        )
 
 
 def _check_options(text: str, options: dict[str, Any]) -> None:
@@ -177,13 +199,16 @@ def _check_options(text: str, options: dict[str, Any]) -> None:
     if not text.startswith("kshot"):
         _check_profile(str(options.get("profile", "exponential")), options.get("factor"))
     elif type(options.get("k")) is not int or options["k"] < 1:
-        raise SpecError(f"subset {text!r}: give the number of images of each class, at least 1, such as kshot:k=5")
+        raise SpecError(
+            f"subset {text!r}: give the number of images of each class, at least 1, such as "
+            "kshot:k=5"
+        )
     elif type(options.get("take_fewer", False)) is not bool:
         raise SpecError(f"subset {text!r}: write take_fewer=true or take_fewer=false")
 
 
 def _largest_class_size(sizes: NDArray[np.int64], weights: NDArray[np.float64]) -> float:
-    """Return the largest ``n_max`` for which ``n_max * weight`` is at most the size of every class."""
+    """Return the largest ``n_max`` with ``n_max * weight`` at most the size of every class."""
     return float(np.min(sizes / weights)) + _ROUNDING
 
 
@@ -193,9 +218,14 @@ def _leaves_no_class_empty(sizes: NDArray[np.int64], weights: NDArray[np.float64
 
 
 def _sample_rows(labels: Labels, counts: NDArray[np.int64], rng: np.random.Generator) -> Rows:
-    """Return up to ``counts[c]`` random rows of each class, ascending; a larger count only adds rows."""
+    """Return up to ``counts[c]`` random rows of each class, ascending.
+
+    A larger count only adds rows.
+    """
     shuffled = [rng.permutation(np.flatnonzero(labels == label)) for label in np.unique(labels)]
-    return np.sort(np.concatenate([rows[:count] for rows, count in zip(shuffled, counts, strict=True)]))
+    return np.sort(
+        np.concatenate([rows[:count] for rows, count in zip(shuffled, counts, strict=True)])
+    )
 
 
 def _name(label: np.int64, classes: Sequence[str] | None) -> object:
