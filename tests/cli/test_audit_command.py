@@ -1,4 +1,4 @@
-"""`featkit audit`: what is printed, what is left behind, and when it fails."""
+"""``featkit audit``: printed findings, written files and exit codes."""
 
 from __future__ import annotations
 
@@ -41,8 +41,7 @@ def call(*arguments, code=0):
     return done
 
 
-def test_it_finds_what_was_planted_and_leaves_a_directory(leaky):
-    """The table names the copy and the stray; the directory holds the three files."""
+def test_audit_finds_planted_errors_and_writes_three_files(leaky):
     done = call("--data", leaky, *FAST)
     assert "train/blue/stray.png (train)" in done.stdout
     assert "test/red/copy.png (test)" in done.stdout
@@ -53,23 +52,20 @@ def test_it_finds_what_was_planted_and_leaves_a_directory(leaky):
         assert sheet.width > 1000
 
 
-def test_json_is_the_file(leaky):
-    """What machines get on stdout is what is kept."""
+def test_json_output_equals_the_file(leaky):
     done = call("--data", leaky, *FAST, "--json")
     assert done.stdout.strip() == Path("experiments/runs/audit-leaky/audit.json").read_text()
     assert json.loads(done.stdout)["in_train_and_test"] == ["test/red/copy.png"]
 
 
 def test_strict_fails_on_a_shared_image_after_the_report(leaky, photos):
-    """Without it, findings are no failure; without a shared image, strict is none either."""
     done = call("--data", leaky, *FAST, "--strict", code=1)
     assert "1 test images are in train too" in done.stderr.splitlines()[-1]
     assert Path("experiments/runs/audit-leaky/audit.json").exists()
     call("--data", photos, *FAST, "--strict")
 
 
-def test_the_newest_cache_is_audited_without_its_images(photos):
-    """The contact sheet alone needs the images."""
+def test_without_images_only_the_contact_sheet_is_missing(photos):
     call("--data", photos, *FAST)
     shutil.rmtree(photos)
     done = call("--out", "again")
@@ -77,15 +73,13 @@ def test_the_newest_cache_is_audited_without_its_images(photos):
     assert sorted(path.name for path in Path("again/audit-photos").iterdir()) == ["audit.json", "findings.csv"]
 
 
-def test_a_terminal_obeys_no_name(photos):
-    """Control characters in names are written as escapes."""
+def test_control_characters_in_names_are_escaped(photos):
     (photos / "red").rename(photos / "r\x1b[31med")
     done = call("--data", photos, *FAST)
     assert "\x1b" not in done.stdout
     assert "r\\x1b[31med" in done.stdout
 
 
-def test_the_number_of_lines_is_chosen(photos):
-    """With none, the counts alone are printed."""
+def test_top_limits_the_printed_findings(photos):
     assert "more in findings.csv" in call("--data", photos, *FAST, "--top", "1").stdout
     assert "train images\n" not in call("--data", photos, *FAST, "--top", "0").stdout

@@ -1,4 +1,4 @@
-"""What a person types, and what comes back."""
+"""Commands: output, files written, and errors."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def call(*arguments, code=0):
 
 
 def refused(*arguments):
-    """One line, exit code 1, and neither a cache file nor a run left behind."""
+    """Return the error of a command that writes neither a cache file nor a run."""
     done = call(*arguments, code=1)
     assert done.stdout == ""
     lines = [line for line in done.stderr.splitlines() if line.startswith("Error")]
@@ -96,7 +96,7 @@ def test_ablate_without_one_result_fails(photos):
     assert "none of the 1 cells" in done.stderr
 
 
-def test_cache_verbs(photos):
+def test_cache_lists_shows_and_removes_files(photos):
     path = call("extract", "--data", photos, *FAST).stdout.strip()
     assert Path(path).name in call("cache", "ls").stdout
     assert json.loads(call("cache", "ls", "--json").stdout)[0]["rows"] == 24
@@ -105,20 +105,20 @@ def test_cache_verbs(photos):
     assert not Path(path).exists()
 
 
-def test_cache_rm_touches_nothing_else(photos):
+def test_cache_rm_removes_only_embeddings_files(photos):
     Path("thesis.tex").write_text("")
     assert "not an embeddings file" in call("cache", "rm", "thesis.tex", code=1).stderr
     assert Path("thesis.tex").exists()
 
 
-def test_models_and_heads_list_what_can_be_named():
+def test_models_and_heads_are_listed():
     assert "resnet101" in call("models").stdout
     assert "layer3" in call("models", "--layers", "resnet18").stdout
     heads = call("heads").stdout
     assert all(name in heads for name in ("linear", "svm", "knn", "mlp", "prototypical", "kernel"))
 
 
-def test_python_m_featkit_is_the_same_program():
+def test_python_m_featkit_runs_the_command():
     import subprocess
     import sys
 
@@ -215,19 +215,19 @@ def test_a_cache_whose_recipe_was_changed_is_refused(photos):
     assert "layer: layer3 there, avgpool asked for" in call("fit", "--data", photos, *FAST, code=1).stderr
 
 
-def test_a_broken_picture_fails_or_is_skipped(photos):
+def test_an_unreadable_image_fails_or_is_skipped(photos):
     (photos / "red" / "0.png").write_bytes(b"not a picture")
     assert "red/0.png" in refused("extract", "--data", photos, *FAST)
     assert "1 images skipped: red/0.png" in call("extract", "--data", photos, *FAST, "--on-error", "skip").stderr
 
 
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
-def test_a_huge_picture_is_refused_before_it_is_decoded(photos):
+def test_a_huge_image_is_refused_before_it_is_decoded(photos):
     Image.new("1", (10_001, 10_000)).save(photos / "red" / "0.png")
     assert "100 megapixels" in refused("extract", "--data", photos, *FAST)
 
 
-def test_a_run_that_is_none_is_refused(photos):
+def test_a_folder_that_is_not_a_run_is_refused(photos):
     assert "is not a run directory" in call("predict", photos, photos / "red" / "0.png", code=1).stderr
 
 
@@ -244,7 +244,7 @@ def test_cache_verify_names_what_differs(photos):
     assert "red/0.png is changed" in done.stdout
 
 
-def test_explain_runs_nothing(photos):
+def test_explain_extracts_nothing(photos):
     assert "miss" in call("extract", "--data", photos, *FAST, "--explain").stdout
     assert not Path("cache").exists()
 
@@ -254,7 +254,7 @@ def test_several_backbones_give_a_file_each(photos):
     assert len(done.stdout.splitlines()) == len(list(Path("cache").glob("*.h5"))) == 2
 
 
-def test_fit_tunes_on_val_and_keeps_what_was_tried(photos):
+def test_fit_tunes_on_validation_and_records_the_candidates(photos):
     done = call("fit", "--data", photos, *FAST, "--head", "knn", "--tune", "--reject", "0.2")
     assert "tuned over" in done.stdout
     assert "answered (confidence >=" in done.stdout
@@ -315,7 +315,7 @@ def test_predict_takes_folders_and_standard_input_and_prints_csv(photos):
     assert "no image to classify" in CliRunner().invoke(main, ["predict", str(run), "-"], input="").stderr
 
 
-def test_vectors_go_to_a_file_and_come_back(photos):
+def test_exported_features_can_be_imported(photos):
     path = call("extract", "--data", photos, *FAST, "--store", "float16,gzip").stdout.strip()
     call("cache", "export", path, "vectors.npz")
     imported = call("cache", "import", "vectors.npz").stdout.strip()
@@ -323,7 +323,7 @@ def test_vectors_go_to_a_file_and_come_back(photos):
     assert json.loads(one)["top1"] == json.loads(two)["top1"]
 
 
-def test_several_layers_and_views_come_from_one_reading(photos):
+def test_several_layers_are_extracted_from_one_decode(photos):
     views = ["--augment", "trivial", "--views", "2"]
     done = call("extract", "--data", photos, *FAST, *views, "--layer", "layer1", "--layer", "layer2")
     assert len(done.stdout.split()) == 2

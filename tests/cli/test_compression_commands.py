@@ -1,4 +1,4 @@
-"""Networks made smaller, measured and exported, from the command line."""
+"""Commands that prune, quantize, profile and export networks."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def call(*arguments, code=0):
 
 
 def refused(*arguments):
-    """One line, exit code 1, and nothing published."""
+    """Return the error of a command that publishes nothing."""
     before = sorted(Path.cwd().rglob("*"))
     done = call(*arguments, code=1)
     assert done.stdout == ""
@@ -62,7 +62,7 @@ def test_export_then_predict_with_the_file(photos):
     assert from_file[0]["top"][0]["probability"] == pytest.approx(from_run[0]["top"][0]["probability"], abs=1e-5)
 
 
-def test_an_export_that_cannot_be_is_one_line(photos, tmp_path):
+def test_a_failed_export_prints_one_line(photos, tmp_path):
     run = run_of(photos)
     shutil.move(photos, tmp_path / "elsewhere")
     assert "photos" in refused("export", run)
@@ -72,7 +72,7 @@ def test_an_export_that_cannot_be_is_one_line(photos, tmp_path):
     assert "was not exported by featkit" in refused("predict", "foreign.onnx", tmp_path / "elsewhere/red/0.png")
 
 
-def test_prune_leaves_backbones_that_profile_compares(photos):
+def test_pruned_networks_are_backbones_that_profile_compares(photos):
     done = call("prune", "resnet18", "--weights", "random", "--macs", "0.6")
     (narrow,) = done.stdout.split()
     assert "GMACs" in done.stderr
@@ -92,7 +92,7 @@ def test_prune_leaves_backbones_that_profile_compares(photos):
         assert figure.size[0] > 500
 
 
-def test_a_pruned_network_is_trained_on_and_keeps_its_zeros(photos):
+def test_a_pruned_network_keeps_its_zeros_when_fine_tuned(photos):
     pruned = ("prune", "resnet18:stem=small", "--weights", "random", "--sparsity", "0.5", "--data", photos)
     (plain,) = call(*pruned, "--resize", "16").stdout.split()
     done = call(*pruned, "--resize", "16", "--epochs", "1")
@@ -105,7 +105,7 @@ def test_a_pruned_network_is_trained_on_and_keeps_its_zeros(photos):
     assert any((one[name] != other[name]).any() for name in one)
 
 
-def test_channels_are_made_up_for_then_the_unpruned_network_teaches(photos):
+def test_channels_are_reconstructed_and_distilled(photos):
     import torch
 
     whole = ("prune", "resnet18:stem=small", "--weights", "random", "--macs", "0.6", "--data", photos, "--resize", "16")
@@ -127,14 +127,14 @@ def test_channels_are_made_up_for_then_the_unpruned_network_teaches(photos):
     assert not any(torch.equal(one, other) for one, other in combinations(outputs, 2))
 
 
-def test_what_recovers_goes_with_what_it_is_for(photos):
+def test_options_of_recovery_need_their_pruning(photos):
     assert "goes with --macs" in refused(
         "prune", "resnet18", *FAST, "--sparsity", "0.5", "--reconstruct", "8", "--data", photos
     )
     assert "give --epochs" in call("prune", "resnet18", "--macs", "0.5", "--distill", code=2).stderr
 
 
-def test_each_step_of_pruning_is_judged_by_a_head(photos):
+def test_each_pruning_step_is_evaluated_with_a_head(photos):
     shares = ("--sparsity", "0.5", "--sparsity", "0.95")
     done = call("prune", "resnet18", *FAST, *shares, "--data", photos, "--head", "knn:k=1")
     assert done.stderr.count("knn:k=1: top-1") == 3
@@ -165,7 +165,7 @@ print(load_backbone({directory!r}).build()(torch.ones(1, 3, 64, 64)).sum().item(
     assert float(done.stdout or "nan") == pytest.approx(expected, rel=1e-5), done.stderr
 
 
-def test_quantize_leaves_a_backbone_that_profile_takes(photos):
+def test_a_quantized_network_is_a_backbone_that_profile_accepts(photos):
     done = call("quantize", "resnet18", *FAST[:2], "--data", photos, "--resize", "32", "--keep-worst", "1")
     directory = done.stdout.splitlines()[-1]
     assert "calibrated on 17 images, which is few" in done.stderr
@@ -182,10 +182,10 @@ def test_quantize_leaves_a_backbone_that_profile_takes(photos):
     assert "prune first, then quantize" in refused("prune", directory, "--macs", "0.5")
 
 
-def test_a_run_is_quantized_whole(photos):
+def test_a_run_is_quantized_with_its_head(photos):
     run = run_of(photos)
     done = call("quantize", run, "--bias-correct")
-    assert re.search(r"top-1 of the run .* points \(.* to .*\), n = 4", done.stderr)
+    assert re.search(r"top-1: run .* points \(.* to .*\), n = 4", done.stderr)
     assert "biases corrected" in done.stderr
     directory = Path(done.stdout.splitlines()[-1])
     facts = json.loads((directory / "quantize.json").read_text())
@@ -212,7 +212,7 @@ def test_a_run_is_quantized_whole(photos):
         (("--macs", "0.5", "--sparsity", "0.5"), "give --sparsity, or else --macs"),
     ],
 )
-def test_a_goal_that_cannot_be_reached_is_one_line(arguments, said):
+def test_an_impossible_pruning_prints_one_line(arguments, said):
     assert said in refused("prune", "resnet18", "--weights", "random", *arguments)
 
 
@@ -226,7 +226,7 @@ def test_a_goal_that_cannot_be_reached_is_one_line(arguments, said):
         (("./gone",), "no such file"),
     ],
 )
-def test_a_network_that_cannot_be_profiled_is_one_line(specs, said, monkeypatch, tmp_path):
+def test_a_network_that_cannot_be_profiled_prints_one_line(specs, said, monkeypatch, tmp_path):
     import torch
     from torchvision.models import resnet18
 
@@ -235,6 +235,6 @@ def test_a_network_that_cannot_be_profiled_is_one_line(specs, said, monkeypatch,
     assert said in refused("profile", *specs)
 
 
-def test_quantize_without_train_images_is_one_line(photos):
+def test_quantize_without_train_images_prints_one_line(photos):
     arguments = ("quantize", "resnet18", *FAST[:2], "--data", photos)
     assert "unknown layer with weights 'layer9'" in refused(*arguments, "--resize", "32", "--keep-fp32", "layer9")

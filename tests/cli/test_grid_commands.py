@@ -1,4 +1,4 @@
-"""The verbs that run a matrix: what a person types, and what comes back."""
+"""Commands that run a grid: ablate, longtail, robustness."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def grid_file(photos, more="", axes=""):
     return "colours.toml"
 
 
-def test_a_dry_run_says_what_there_is_to_do_and_writes_nothing(photos):
+def test_a_dry_run_estimates_and_writes_nothing(photos):
     rule = '[[skip]]\nwhen = {seed = 1}\nwhy = "enough"\n'
     done = call("ablate", grid_file(photos, rule, "seed = [0, 1]"), "--dry-run")
     assert "2 cells, 0 of them finished, 1 heads to fit" in done.stdout
@@ -41,7 +41,7 @@ def test_a_dry_run_says_what_there_is_to_do_and_writes_nothing(photos):
     assert not list(Path("cache").glob("*.h5"))
 
 
-def test_a_second_run_of_a_grid_leaves_the_same_results(photos):
+def test_a_second_run_of_a_grid_writes_the_same_results(photos):
     texts = []
     for _ in range(2):
         call("ablate", grid_file(photos, axes="seed = [0, 1]"))
@@ -60,20 +60,20 @@ def test_a_second_run_of_a_grid_leaves_the_same_results(photos):
         ("", 'subset = ["longtail:if=1000"]', "the largest possible one is"),
     ],
 )
-def test_what_cannot_be_run_is_one_line_and_exit_code_1(photos, more, axes, message):
+def test_an_invalid_grid_prints_one_line_and_exits_with_1(photos, more, axes, message):
     done = call("ablate", grid_file(photos, more, axes), code=1)
     lines = [line for line in done.stderr.splitlines() if line.startswith("Error")]
     assert len(lines) == 1
     assert message in lines[0]
 
 
-def test_two_at_once_are_refused(photos):
+def test_a_grid_that_is_running_is_refused(photos):
     path = grid_file(photos)
     with lock_grid(Path("experiments/runs/colours/cells")):
         assert "is running the grid in experiments/runs/colours" in call("ablate", path, code=1).stderr
 
 
-def test_longtail_marks_what_val_would_choose(photos):
+def test_longtail_marks_the_best_correction_on_validation(photos):
     small = ("--data", photos, "--weights", "random", "--subset", "longtail:profile=natural")
     done = call("longtail", *small, "--balance", "none", "--balance", "tau_norm")
     assert done.stdout.count("best on val") == 1
@@ -83,12 +83,12 @@ def test_longtail_marks_what_val_would_choose(photos):
     assert [bool(row["gain"]) for row in rows] == [row["balance"] != "none" for row in rows]
 
 
-def test_longtail_is_told_one_way_which_part_of_train(photos):
+def test_longtail_takes_factors_or_subsets(photos):
     done = CliRunner().invoke(main, ["longtail", "--if", "10", "--subset", "kshot:k=2"])
     assert done.exit_code == 2
 
 
-def test_robustness_gives_drops_and_errors_against_a_baseline(photos):
+def test_robustness_reports_drops_and_corruption_errors(photos):
     small = ("--data", photos, "--weights", "random", "--head", "prototypical")
     done = call("robustness", *small, "--family", "flip", "--family", "fog", "--level", "strong", "--json")
     found = json.loads(done.stdout)

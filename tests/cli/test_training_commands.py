@@ -1,4 +1,4 @@
-"""Training, as a person types it."""
+"""Commands that train: finetune and distill."""
 
 from __future__ import annotations
 
@@ -60,13 +60,13 @@ def test_a_trained_network_is_a_backbone_again(photos, tmp_path):
     assert json.loads(call("predict", moved, image, "--json").stdout) == before
 
 
-def test_a_network_can_be_trained_on(photos):
+def test_a_trained_network_can_be_fine_tuned_again(photos):
     first = run_of(call("finetune", "--data", photos, "--mode", "full", *SMALL))
     second = call("finetune", "--data", photos, "--mode", "shallow", "--backbone", first, "--epochs", "1")
     assert "classifier trained on photos" in second.stderr
 
 
-def test_a_network_is_not_judged_on_images_that_it_learned_from(photos):
+def test_evaluation_on_training_images_of_the_network_is_refused(photos):
     """Another seed makes another split, in which train images of the first are test images."""
     run = run_of(call("finetune", "--data", photos, "--mode", "shallow", *SMALL))
     for verb in (("fit", "--head", "knn:k=1"), ("finetune", "--mode", "shallow", "--epochs", "1")):
@@ -79,7 +79,7 @@ def test_a_network_is_not_judged_on_images_that_it_learned_from(photos):
     assert "was trained on" in done.stderr
 
 
-def test_settings_that_changed_are_not_gone_on_with(photos, monkeypatch):
+def test_resuming_with_other_options_is_refused(photos, monkeypatch):
     def interrupted(self):
         self.save(0.0)
         raise KeyboardInterrupt
@@ -91,7 +91,7 @@ def test_settings_that_changed_are_not_gone_on_with(photos, monkeypatch):
     assert "is of another training" in done.stderr
 
 
-def test_scratch_means_untrained(photos, tmp_path):
+def test_scratch_starts_from_random_weights(photos, tmp_path):
     torch.save(torchvision.models.resnet18().state_dict(), tmp_path / "some.pth")
     done = call("finetune", "--data", photos, "--mode", "scratch", "--weights", tmp_path / "some.pth", code=1)
     assert "trains an untrained network" in done.stderr
@@ -106,7 +106,7 @@ def test_the_same_command_gives_the_same_results(photos):
     assert texts[0][0].replace("/one/", "/two/") == texts[1][0]
 
 
-def test_an_interrupted_training_is_gone_on_with(photos, monkeypatch):
+def test_an_interrupted_training_resumes(photos, monkeypatch):
     arguments = ("finetune", "--data", photos, "--mode", "full", *SMALL)
     whole = run_of(call(*arguments, "--out", "whole"))
     epoch = loop.TrainingLoop.run_epoch
@@ -140,7 +140,7 @@ def test_an_interrupted_training_is_gone_on_with(photos, monkeypatch):
         (("--backbone", "resnet18", "--weights", "gone.pth"), "gone.pth"),
     ],
 )
-def test_what_cannot_be_trained_is_said_in_one_line(photos, options, said):
+def test_invalid_trainings_print_one_line(photos, options, said):
     done = call("finetune", "--data", photos, *SMALL, *options, code=1)
     lines = [line for line in done.stderr.splitlines() if line.startswith("Error")]
     assert len(lines) == 1
@@ -154,7 +154,7 @@ def test_weights_of_another_network_are_refused(photos, tmp_path):
     assert "is not a state dict of resnet18" in done.stderr
 
 
-def test_a_student_is_compared_with_its_teacher_and_with_itself_alone(photos):
+def test_a_student_is_compared_with_its_teacher_and_without_it(photos):
     fitted = call("fit", "--data", photos, "--weights", "random:4", "--resize", "16", "--head", "prototypical")
     student = ("--student", "resnet18:stem=small", "--weights", "random", "--resize", "16", "--epochs", "1")
     done = call("distill", "--data", photos, "--teacher", run_of(fitted), *student)
@@ -237,7 +237,7 @@ def test_the_study_of_cifar100_runs_on_a_file_in_its_format(cifar100, tmp_path):
         ("run = ['a']", "has no trainings"),
     ],
 )
-def test_a_study_that_says_nothing_sensible_is_refused(tmp_path, text, said):
+def test_an_invalid_study_is_refused(tmp_path, text, said):
     (tmp_path / "study.toml").write_text(text)
     assert said in call("finetune", tmp_path / "study.toml", code=1).stderr
 
