@@ -239,9 +239,8 @@ def _to_json_value(value: Any) -> Any:
         return [_to_json_value(item) for item in value]
     if isinstance(value, np.ndarray | np.generic):
         return _to_json_value(value.tolist())
-    if isinstance(value, float):
-        return value if math.isfinite(value) else str(value)
-    return value if isinstance(value, bool | int | str | None) else str(value)
+    is_finite = not isinstance(value, float) or math.isfinite(value)
+    return value if is_finite and isinstance(value, float | int | str | None) else str(value)
 
 
 def summary(report: Report) -> str:

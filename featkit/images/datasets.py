@@ -159,9 +159,8 @@ def _classes(part: Any, labels: NDArray[np.int64]) -> tuple[str, ...]:
     names: Sequence[Any] = getattr(part, "classes", None) or getattr(part, "categories", None) or ()
     if not names:
         return tuple(map(str, range(labels.max() + 1)))
-    return tuple(
-        name if isinstance(name, str) else name[0] for name in names
-    )  # Imagenette lists all synonyms of a class
+    # Imagenette lists all synonyms of a class: take the first.
+    return tuple(name if isinstance(name, str) else name[0] for name in names)
 
 
 def _files(part: Any) -> tuple[str, ...]:

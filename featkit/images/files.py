@@ -127,16 +127,20 @@ def _parts(root: Path) -> list[tuple[str, str, str]]:
 
     A folder without split folders is a single part with an empty split.
     """
-    names = [entry.name for entry in _scan(root) if entry.is_dir()]
-    splits = {name: _SPLIT_NAMES[name.lower()] for name in names if name.lower() in _SPLIT_NAMES}
-    others = [name for name in names if name not in splits]
+    splits: dict[str, str] = {}
+    others: list[str] = []
+    for entry in _scan(root):
+        if entry.is_dir() and entry.name.lower() in _SPLIT_NAMES:
+            splits[entry.name] = _SPLIT_NAMES[entry.name.lower()]
+        elif entry.is_dir():
+            others.append(entry.name)
     if splits and not others:
         return [(f"{name}/", str(root / name), split) for name, split in splits.items()]
     if {"train", "test"} <= set(splits.values()):
         raise DataError(
             f"{root} contains split folders ({', '.join(splits)}) beside other folders "
-            f"({', '.join(others)}): "
-            "move the other folders away, or move the class folders of all splits one level up"
+            f"({', '.join(others)}): move the other folders away, or move the class folders of "
+            "all splits one level up"
         )
     return [("", str(root), "")]
 

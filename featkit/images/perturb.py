@@ -220,19 +220,23 @@ def parse_perturbation(text: str) -> Perturbation:
     if spec.name not in PERTURBATIONS:
         raise unknown("perturbation", spec.name, ["none", *PERTURBATIONS])
     switches = PERTURBATIONS[spec.name].switches
-    known = ["level", *switches]
-    unknown_option = next((option for option in spec.options if option not in known), None)
-    if unknown_option is not None:
-        raise unknown(f"option of perturbation {spec.name}", unknown_option, known)
-    if spec.argument is not None or "level" not in spec.options:
-        raise SpecError(
-            f"perturbation {text!r} has no level: write {spec.name}:level={'|'.join(LEVELS)}"
-        )
+    _check_options(spec, text, ["level", *switches])
     level = _level(spec)
     enabled = tuple(name for name in switches if _is_on(spec, name))
     if level == "none":
         return Perturbation()
     return Perturbation(spec.name, level, enabled)
+
+
+def _check_options(spec: Spec, text: str, known: list[str]) -> None:
+    """Raise SpecError for an unknown option or a missing level."""
+    for option in spec.options:
+        if option not in known:
+            raise unknown(f"option of perturbation {spec.name}", option, known)
+    if spec.argument is not None or "level" not in spec.options:
+        raise SpecError(
+            f"perturbation {text!r} has no level: write {spec.name}:level={'|'.join(LEVELS)}"
+        )
 
 
 def _level(spec: Spec) -> str:
