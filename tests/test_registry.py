@@ -12,7 +12,9 @@ from featkit.errors import SpecError
 from featkit.registry import Registry, Spec, parse_value
 
 WORDS = st.from_regex(r"[A-Za-z_][A-Za-z0-9_./-]{0,8}", fullmatch=True)
-VALUES = st.one_of(WORDS.map(parse_value), st.integers(), st.floats(allow_nan=False), st.booleans(), st.none())
+VALUES = st.one_of(
+    WORDS.map(parse_value), st.integers(), st.floats(allow_nan=False), st.booleans(), st.none()
+)
 
 
 @given(WORDS, st.none() | WORDS, st.dictionaries(WORDS, VALUES, max_size=4))
@@ -23,7 +25,14 @@ def test_a_spec_reads_back_what_it_wrote(name, argument, options):
 
 @pytest.mark.parametrize(
     ("text", "value"),
-    [("9", 9), ("1e-3", 1e-3), ("true", True), ("None", None), ("rbf", "rbf"), ("a/b.pth", "a/b.pth")],
+    [
+        ("9", 9),
+        ("1e-3", 1e-3),
+        ("true", True),
+        ("None", None),
+        ("rbf", "rbf"),
+        ("a/b.pth", "a/b.pth"),
+    ],
 )
 def test_values_have_the_type_they_look_like(text, value):
     assert parse_value(text) == value
@@ -49,12 +58,16 @@ def test_options_reach_the_factory():
 
 
 def test_an_unknown_name_lists_the_known_and_the_nearest():
-    with pytest.raises(SpecError, match="unknown thing 'thnig': did you mean thing\\? known: thing"):
+    with pytest.raises(
+        SpecError, match="unknown thing 'thnig': did you mean thing\\? known: thing"
+    ):
         THINGS.make("thnig")
 
 
 def test_an_unknown_option_lists_the_known():
-    with pytest.raises(SpecError, match="unknown option of thing thing 'weight': known: size, colour"):
+    with pytest.raises(
+        SpecError, match="unknown option of thing thing 'weight': known: size, colour"
+    ):
         THINGS.make("thing:weight=1")
 
 
@@ -66,5 +79,8 @@ def test_an_option_given_twice_is_refused():
 def test_a_plugin_that_cannot_be_imported_says_what_to_do(monkeypatch):
     point = EntryPoint("broken", "featkit_no_such_plugin:Head", "featkit.no-such-group")
     monkeypatch.setattr("featkit.registry.entry_points", lambda group: [point])
-    with pytest.raises(SpecError, match=r"thing 'broken' of plug-in .* cannot be imported .*: update, reinstall or uninstall the plug-in"):
+    with pytest.raises(
+        SpecError,
+        match=r"thing 'broken' of plug-in .* cannot be imported .*: update, reinstall or uninstall the plug-in",
+    ):
         THINGS.get("broken")

@@ -1,4 +1,4 @@
-"""Copies, near copies, wrong labels and small classes, found in arrays."""
+"""Duplicates, near duplicates, label errors and small classes."""
 
 from __future__ import annotations
 
@@ -30,7 +30,9 @@ def cloud(n=600, d=12, seed=0):
 def with_copies(x, copies, noise=0.01, seed=1):
     """The first rows once more for each of ``copies``, a little changed."""
     rng = np.random.default_rng(seed)
-    changed = [x[:20] + noise * rng.normal(size=x[:20].shape).astype(np.float32) for _ in range(copies)]
+    changed = [
+        x[:20] + noise * rng.normal(size=x[:20].shape).astype(np.float32) for _ in range(copies)
+    ]
     return np.concatenate([x, *changed])
 
 
@@ -40,13 +42,15 @@ def blobs(sizes=(60, 60, 60), d=8, seed=0):
     return (4 * np.eye(len(sizes), d)[y] + rng.normal(size=(len(y), d))).astype(np.float32), y
 
 
-def test_identical_contents_are_found_and_unreadable_ones_are_not_contents():
+def test_identical_images_are_found_and_unreadable_ones_are_ignored():
     """Rows of one content are a group; the empty key stands for no content."""
-    assert [rows.tolist() for rows in exact_duplicates(["a", "", "b", "a", "", "c", "a"])] == [[0, 3, 6]]
+    assert [rows.tolist() for rows in exact_duplicates(["a", "", "b", "a", "", "c", "a"])] == [
+        [0, 3, 6]
+    ]
 
 
 @given(n=st.integers(2, 40), k=st.integers(1, 12), seed=st.integers(0, 99))
-def test_neighbours_are_those_of_the_whole_matrix_whatever_the_blocks(n, k, seed):
+def test_neighbours_do_not_depend_on_the_block_size(n, k, seed):
     """They are the largest cosines of a row, itself left out, in descending order."""
     x = cloud(n, 5, seed)
     with pytest.MonkeyPatch.context() as patch:
@@ -55,17 +59,21 @@ def test_neighbours_are_those_of_the_whole_matrix_whatever_the_blocks(n, k, seed
     unit = x / np.linalg.norm(x, axis=1, keepdims=True)
     whole = unit @ unit.T
     np.fill_diagonal(whole, -np.inf)
-    np.testing.assert_allclose(found.cosines, -np.sort(-whole, axis=1)[:, : min(k, n - 1)], atol=1e-6)
-    np.testing.assert_allclose(np.take_along_axis(whole, found.rows, axis=1), found.cosines, atol=1e-6)
+    np.testing.assert_allclose(
+        found.cosines, -np.sort(-whole, axis=1)[:, : min(k, n - 1)], atol=1e-6
+    )
+    np.testing.assert_allclose(
+        np.take_along_axis(whole, found.rows, axis=1), found.cosines, atol=1e-6
+    )
 
 
-def test_one_vector_has_no_neighbours():
+def test_neighbours_of_a_single_image_raise():
     """It is refused, with the number that was found."""
     with pytest.raises(DataError, match="1 vectors"):
         nearest_neighbours(cloud(1))
 
 
-def test_progress_is_told_of_every_block():
+def test_progress_is_reported_for_every_block():
     """The caller's track sees the steps and can show them."""
     seen = []
     nearest_neighbours(cloud(10), track=lambda steps: seen.extend(steps) or steps)
@@ -73,7 +81,7 @@ def test_progress_is_told_of_every_block():
 
 
 @pytest.mark.parametrize("copies", [1, 2, 4])
-def test_planted_near_duplicates_are_found_and_next_to_nothing_else(copies):
+def test_planted_near_duplicates_are_found_with_few_false_positives(copies):
     """Up to five versions of one picture are all paired with each other."""
     x = with_copies(cloud(), copies)
     found = near_duplicates(nearest_neighbours(x))
@@ -95,16 +103,21 @@ def test_copies_of_every_image_do_not_hide_each_other():
 @pytest.mark.parametrize("seed", range(5))
 def test_chance_gives_about_as_many_pairs_as_are_expected(seed):
     """Evenly spread points have no more than a few near duplicates, whatever their number of dimensions."""
-    assert all(len(near_duplicates(nearest_neighbours(cloud(500, d, seed))).pairs) <= 3 for d in (4, 16, 64))
+    assert all(
+        len(near_duplicates(nearest_neighbours(cloud(500, d, seed))).pairs) <= 3
+        for d in (4, 16, 64)
+    )
 
 
 def test_the_dimension_is_that_of_the_points():
     """On a sphere in 9 dimensions there are 8."""
-    assert near_duplicates(nearest_neighbours(cloud(3000, 9))).dimension == pytest.approx(8, abs=0.8)
+    assert near_duplicates(nearest_neighbours(cloud(3000, 9))).dimension == pytest.approx(
+        8, abs=0.8
+    )
 
 
 @pytest.mark.parametrize("x", [np.ones((5, 3)), np.zeros((4, 3)), np.eye(6), np.eye(2)])
-def test_vectors_that_tell_nothing_have_no_near_duplicates(x):
+def test_constant_features_have_no_near_duplicates(x):
     """Where no distance differs from another, none is surprising."""
     assert len(near_duplicates(nearest_neighbours(x)).pairs) == 0
 
@@ -120,11 +133,17 @@ def test_the_threshold_is_stated_as_a_cosine():
 
 def test_pairs_that_share_a_row_are_one_group():
     """At once or through others; groups are numbered as they come."""
-    assert connected_groups(np.array([[4, 5], [0, 1], [1, 2], [6, 5], [2, 3]])).tolist() == [0, 1, 1, 0, 1]
+    assert connected_groups(np.array([[4, 5], [0, 1], [1, 2], [6, 5], [2, 3]])).tolist() == [
+        0,
+        1,
+        1,
+        0,
+        1,
+    ]
     assert connected_groups(np.empty((0, 2), np.int64)).tolist() == []
 
 
-def test_a_row_has_no_vote_on_itself():
+def test_a_row_is_not_its_own_neighbour():
     """Votes are those of the neighbours alone, and sum to 1."""
     x, y = blobs()
     y[0] = 2
@@ -134,14 +153,14 @@ def test_a_row_has_no_vote_on_itself():
     assert votes[:, 3].max() == 0
 
 
-def test_one_judge_alone_cannot_rule_a_class_out():
+def test_one_estimate_alone_cannot_rule_out_a_class():
     """The floor keeps the pooled share of a class above zero where one judge gives it none."""
     shares = pool_probabilities([(np.array([[1.0, 0.0]]), 0.01), (np.array([[0.0, 1.0]]), 0.01)])
     np.testing.assert_allclose(shares, [[0.5, 0.5]])
 
 
 @given(seed=st.integers(0, 50), wrong=st.integers(1, 9))
-def test_planted_wrong_labels_are_the_surest_suspects(seed, wrong):
+def test_planted_label_errors_rank_first(seed, wrong):
     """With probabilities that know the truth, all of them are found, with the true class suggested."""
     y = np.arange(90) % 3
     rng = np.random.default_rng(seed)
@@ -157,13 +176,17 @@ def test_planted_wrong_labels_are_the_surest_suspects(seed, wrong):
     assert (found.odds > 1).all()
 
 
-def test_right_labels_are_not_suspect():
+def test_correct_labels_are_not_flagged():
     """Where the given class is always the likeliest, nothing is found."""
     y = np.arange(30) % 3
     assert len(find_label_errors(0.1 + 0.7 * np.eye(3)[y], y).rows) == 0
 
 
-@given(sizes=st.lists(st.integers(1, 20), min_size=1, max_size=6), folds=st.integers(2, 5), seed=st.integers(0, 9))
+@given(
+    sizes=st.lists(st.integers(1, 20), min_size=1, max_size=6),
+    folds=st.integers(2, 5),
+    seed=st.integers(0, 9),
+)
 def test_folds_share_every_class_out_evenly(sizes, folds, seed):
     """No fold has two rows of a class more than another; the same seed gives the same folds."""
     y = np.random.default_rng(seed).permutation(np.repeat(np.arange(len(sizes)), sizes))

@@ -1,4 +1,4 @@
-"""What scores mean, and what a temperature does to them."""
+"""Calibration metrics and temperature scaling."""
 
 from __future__ import annotations
 
@@ -56,7 +56,9 @@ def test_nll_is_scikit_learns_log_loss(n: int, seed: int) -> None:
 def test_a_class_without_a_column_costs_as_much_as_a_zero() -> None:
     """So that leaving a class out is no way to a better NLL."""
     scores = np.array([[0.5, 0.5]])
-    assert nll(scores, np.array([1]), np.array([0, 2])) == nll(np.array([[1.0, 0.0]]), np.array([1]), np.array([0, 1]))
+    assert nll(scores, np.array([1]), np.array([0, 2])) == nll(
+        np.array([[1.0, 0.0]]), np.array([1]), np.array([0, 1])
+    )
     assert nll(scores, np.array([5]), np.array([0, 2])) == pytest.approx(36.04, abs=0.01)
 
 
@@ -69,7 +71,7 @@ def test_only_rows_of_the_simplex_are_probabilities() -> None:
     assert not are_probabilities(np.array([[1.5, -0.5]]))
 
 
-def test_bins_hold_equal_numbers_and_a_case_worked_by_hand() -> None:
+def test_bins_have_equal_counts_and_match_a_hand_computed_case() -> None:
     """Two bins of two: confidences 0.6 and 0.7 both right, 0.8 and 0.9 one right."""
     scores = np.array([[0.6, 0.4], [0.2, 0.8], [0.7, 0.3], [0.9, 0.1]])
     low, high = reliability_bins(scores, np.array([0, 0, 0, 0]), np.array([0, 1]), bins=2)
@@ -112,7 +114,9 @@ def test_the_temperature_that_made_scores_too_sharp_or_too_flat_is_found(sharpne
     assert fit_temperature(*draw(4000, sharpness), TEN).value == pytest.approx(sharpness, rel=0.1)
 
 
-def check_calibration(val: np.ndarray, val_y: np.ndarray, test: np.ndarray, test_y: np.ndarray) -> None:
+def check_calibration(
+    val: np.ndarray, val_y: np.ndarray, test: np.ndarray, test_y: np.ndarray
+) -> None:
     calibrated = apply_temperature(test, fit_temperature(val, val_y, TEN))
     assert ece(calibrated, test_y, TEN) < ece(test, test_y, TEN)
     assert nll(calibrated, test_y, TEN) < nll(test, test_y, TEN)
@@ -145,7 +149,7 @@ def test_the_fitted_temperature_is_the_best_for_its_smoothing() -> None:
     assert np.argmin(losses) == 2
 
 
-def test_a_head_that_is_always_right_on_val_does_not_become_certain() -> None:
+def test_a_perfect_validation_score_does_not_make_every_confidence_1() -> None:
     """The likelihood alone would want the temperature 0."""
     scores = np.tile([0.6, 0.3, 0.1], (100, 1))
     found = fit_temperature(scores, np.zeros(100, dtype=np.int64), np.arange(3))
@@ -165,15 +169,25 @@ def test_images_of_unseen_classes_do_not_move_the_temperature() -> None:
     """No temperature makes them likelier."""
     scores, y = draw(200, 2.0)
     more = np.concatenate([y, [11, 12]])
-    assert fit_temperature(np.vstack([scores, scores[:2]]), more, TEN) == fit_temperature(scores, y, TEN)
+    assert fit_temperature(np.vstack([scores, scores[:2]]), more, TEN) == fit_temperature(
+        scores, y, TEN
+    )
 
 
 @given(
-    st.lists(st.lists(st.sampled_from([0.0, 1e-300, 0.3, np.nextafter(0.3, 1), 0.5, 1.0]), min_size=4, max_size=4)),
+    st.lists(
+        st.lists(
+            st.sampled_from([0.0, 1e-300, 0.3, np.nextafter(0.3, 1), 0.5, 1.0]),
+            min_size=4,
+            max_size=4,
+        )
+    ),
     st.floats(1e-3, 1e3),
     st.sampled_from([2.3e-16, 1e-6, 1e-2]),
 )
-def test_no_temperature_changes_the_prediction(rows: list[list[float]], value: float, smoothing: float) -> None:
+def test_no_temperature_changes_the_prediction(
+    rows: list[list[float]], value: float, smoothing: float
+) -> None:
     """Not of scores that differ in their last digit either; of equal scores the first stays the first."""
     table = np.array([row for row in rows if sum(row) > 0.1] or [[1.0, 0, 0, 0]])
     scores = table / table.sum(axis=1, keepdims=True)
@@ -189,7 +203,7 @@ def test_temperature_1_leaves_scores_as_they_are() -> None:
     np.testing.assert_allclose(apply_temperature(scores, Temperature(1.0, 2.3e-16)), scores)
 
 
-def test_what_has_no_temperature_is_refused_in_one_line() -> None:
+def test_invalid_input_of_temperature_scaling_raises() -> None:
     """Decision values, classes that the head never saw, a temperature of 0."""
     scores, y = draw(5, 1.0)
     with pytest.raises(DataError, match="not probabilities"):

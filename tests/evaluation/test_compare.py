@@ -1,4 +1,4 @@
-"""Differences between classifiers on the same images: how often they are claimed, and how often wrongly."""
+"""Paired comparisons: error rates of the tests, coverage of the intervals, sentences."""
 
 from __future__ import annotations
 
@@ -18,7 +18,11 @@ COUNTS = st.integers(0, 400)
 
 def run(right: np.ndarray, ids: list[str] | None = None) -> Predictions:
     """Every image is of class 1; a wrong answer is 0."""
-    return Predictions(ids or [f"{row}.png" for row in range(len(right))], np.ones(len(right), int), right.astype(int))
+    return Predictions(
+        ids or [f"{row}.png" for row in range(len(right))],
+        np.ones(len(right), int),
+        right.astype(int),
+    )
 
 
 def answers(n: int, only_a: int, only_b: int) -> tuple[np.ndarray, np.ndarray]:
@@ -47,7 +51,7 @@ def test_a_clear_difference_is_a_sentence_with_its_interval() -> None:
 
 
 @pytest.mark.parametrize(("only_a", "only_b"), [(1042, 38), (1056, 20), (1250, 0), (5000, 3)])
-def test_a_p_value_that_is_next_to_nothing_is_not_negative(only_a, only_b):
+def test_a_tiny_p_value_is_not_negative(only_a, only_b):
     """Twice the sum less its last term, in floating point, can be."""
     assert 0 <= mcnemar(only_a, only_b) < 1e-200
 
@@ -60,7 +64,9 @@ def test_a_small_difference_is_reported_as_not_significant() -> None:
 
 def test_a_difference_that_holm_makes_insignificant_shows_both_p_values() -> None:
     """Its own interval excludes zero, so the corrected p-value must explain the verdict."""
-    sentence = format_comparison("svm", "knn", 0.03, (0.008, 0.059), p=0.012, p_holm=0.094, comparisons=15)
+    sentence = format_comparison(
+        "svm", "knn", 0.03, (0.008, 0.059), p=0.012, p_holm=0.094, comparisons=15
+    )
     assert sentence == (
         "svm - knn: +3.0 points (95% CI 0.8 to 5.9), p = 0.012; "
         "not significant after Holm correction over 15 pairs (p = 0.094)"
@@ -87,24 +93,32 @@ def test_labels_may_be_names_and_other_names_change_nothing() -> None:
     y, guessed = np.array(["cat", "dog", "cat"]), np.array(["cat", "cat", "cat"])
     ids = ["1", "2", "3"]
     (pair,) = compare({"a": Predictions(ids, y, y), "b": Predictions(ids, y, guessed)})
-    numbers = {"a": Predictions(ids, [7, 3, 7], [7, 3, 7]), "b": Predictions(ids, [7, 3, 7], [7, 7, 7])}
+    numbers = {
+        "a": Predictions(ids, [7, 3, 7], [7, 3, 7]),
+        "b": Predictions(ids, [7, 3, 7], [7, 7, 7]),
+    }
     assert (pair,) == compare(numbers)
 
 
-def test_every_pair_is_compared_and_holm_makes_claims_harder() -> None:
+def test_every_pair_is_compared_and_holm_increases_p_values() -> None:
     """Three runs are three pairs."""
     rng = np.random.default_rng(1)
-    runs = {name: run(rng.random(300) < accuracy) for name, accuracy in (("a", 0.9), ("b", 0.84), ("c", 0.6))}
+    runs = {
+        name: run(rng.random(300) < accuracy)
+        for name, accuracy in (("a", 0.9), ("b", 0.84), ("c", 0.6))
+    }
     pairs = compare(runs)
     assert [(pair.a, pair.b) for pair in pairs] == [("a", "b"), ("a", "c"), ("b", "c")]
     assert all(pair.p_holm >= pair.p for pair in pairs)
     assert [pair.p_holm for pair in pairs] == holm([pair.p for pair in pairs])
 
 
-def test_runs_that_cannot_be_compared_are_refused_in_one_line() -> None:
+def test_runs_on_different_images_or_labels_raise() -> None:
     """Other images, other labels, an image twice, one run alone."""
     right = np.ones(5, bool)
-    with pytest.raises(DataError, match=r"different test images \(5 and 4, 1 of them in one run only\)"):
+    with pytest.raises(
+        DataError, match=r"different test images \(5 and 4, 1 of them in one run only\)"
+    ):
         compare({"a": run(right), "b": run(right[:4])})
     with pytest.raises(DataError, match=r"different test images \(5 and 5, 10 of them"):
         compare({"a": run(right), "b": run(right, list("abcde"))})
@@ -120,7 +134,9 @@ def test_runs_that_cannot_be_compared_are_refused_in_one_line() -> None:
 
 
 @given(COUNTS, COUNTS)
-def test_mid_p_is_the_exact_test_less_half_of_what_was_seen(only_a: int, only_b: int) -> None:
+def test_mid_p_is_the_exact_p_value_minus_half_the_observed_probability(
+    only_a: int, only_b: int
+) -> None:
     """And therefore symmetric, and never above the exact p."""
     p, both = mcnemar(only_a, only_b), only_a + only_b
     assert p == mcnemar(only_b, only_a)
@@ -132,14 +148,16 @@ def test_mid_p_is_the_exact_test_less_half_of_what_was_seen(only_a: int, only_b:
 
 
 @given(COUNTS, COUNTS)
-def test_what_is_claimed_is_never_contradicted_by_the_interval(only_a: int, only_b: int) -> None:
+def test_the_interval_of_a_significant_difference_excludes_zero(only_a: int, only_b: int) -> None:
     """Where p is below 0.05, the interval does not hold 0."""
     low, high = paired_interval(only_a, only_b, 1000)
     assert mcnemar(only_a, only_b) >= 0.05 or low > 0 or high < 0
 
 
 @pytest.mark.parametrize("n", [50, 148, 500, 2893])
-def test_a_true_null_is_rejected_in_at_most_5_percent_whatever_the_number_of_differences(n: int) -> None:
+def test_a_true_null_is_rejected_in_at_most_5_percent_whatever_the_number_of_differences(
+    n: int,
+) -> None:
     """Not simulated but added up."""
     for rate in (0.01, 0.03, 0.1, 0.2, 0.3):
         both = np.arange(int(binom.ppf(1e-6, n, rate)), int(binom.ppf(1 - 1e-6, n, rate)) + 1)
@@ -153,7 +171,9 @@ def _limits(most: int) -> list[int]:
     return [
         int(
             np.searchsorted(
-                2 * binom.cdf(np.arange(m // 2 + 1), m, 0.5) - binom.pmf(np.arange(m // 2 + 1), m, 0.5), 0.05
+                2 * binom.cdf(np.arange(m // 2 + 1), m, 0.5)
+                - binom.pmf(np.arange(m // 2 + 1), m, 0.5),
+                0.05,
             )
         )
         - 1
@@ -165,7 +185,10 @@ def _limits(most: int) -> list[int]:
 def test_holm_follows_its_definition_in_any_order(p_values: list[float], random) -> None:
     """The i-th smallest of m is multiplied by m - i + 1 and never smaller than the one before."""
     by_size, m = sorted(p_values), len(p_values)
-    expected = [min(1.0, max((m - place) * by_size[place] for place in range(last + 1))) for last in range(m)]
+    expected = [
+        min(1.0, max((m - place) * by_size[place] for place in range(last + 1)))
+        for last in range(m)
+    ]
     adjusted = holm(p_values)
     assert sorted(adjusted) == pytest.approx(expected)
     order = random.sample(range(m), m)
@@ -183,7 +206,7 @@ def test_holm_follows_its_definition_in_any_order(p_values: list[float], random)
         (50, (0.95, 0.90), 0.3),
     ],
 )
-def test_the_interval_of_a_difference_covers_as_often_as_it_says(
+def test_the_interval_of_a_difference_has_its_nominal_coverage(
     n: int, accuracies: tuple[float, float], correlation: float
 ) -> None:
     """In 2,000 trials; a true null is rejected in at most 6 % of them."""

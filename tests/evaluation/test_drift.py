@@ -1,4 +1,4 @@
-"""How far vectors moved."""
+"""Embedding drift."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def vectors(n=30, d=6, seed=0):
 
 @given(scale=st.floats(0.01, 100), seed=st.integers(0, 5))
 @settings(max_examples=20, deadline=None)
-def test_vectors_that_only_grew_did_not_move(scale, seed):
+def test_scaled_features_have_no_drift(scale, seed):
     found = drift(vectors(seed=seed), np.float32(scale) * vectors(seed=seed))
     assert found.mean_cosine == pytest.approx(1)
     assert found.worst_cosine == pytest.approx(1)
@@ -25,29 +25,29 @@ def test_vectors_that_only_grew_did_not_move(scale, seed):
     assert found.n == 30
 
 
-def test_a_rotation_moves_vectors_and_keeps_their_neighbours():
+def test_a_rotation_changes_cosines_and_keeps_neighbours():
     rotation = np.linalg.qr(np.random.default_rng(1).normal(size=(6, 6)))[0]
     found = drift(vectors(), vectors() @ rotation)
     assert found.mean_cosine < 0.9
     assert found.neighbours_kept == 1
 
 
-def test_the_worst_vector_is_named_by_its_cosine():
+def test_the_smallest_cosine_is_reported():
     moved = vectors()
     moved[3] *= -1
     assert drift(vectors(), moved).worst_cosine == pytest.approx(-1)
 
 
-def test_unrelated_vectors_keep_as_many_neighbours_as_chance():
+def test_unrelated_features_share_neighbours_at_chance_level():
     found = drift(vectors(400, seed=0), vectors(400, seed=1))
     assert found.neighbours_kept == pytest.approx(10 / 399, abs=0.01)
 
 
-def test_vectors_of_other_lengths_have_neighbours_but_no_cosine():
+def test_features_of_different_dimensions_have_no_cosine():
     found = drift(vectors(), np.hstack([vectors(), vectors()]))
     assert (found.mean_cosine, found.worst_cosine, found.neighbours_kept) == (None, None, 1)
 
 
-def test_images_that_are_not_the_same_are_refused():
+def test_different_numbers_of_images_raise():
     with pytest.raises(DataError, match="30 and 29 vectors"):
         drift(vectors(), vectors(29))

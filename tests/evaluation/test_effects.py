@@ -1,4 +1,4 @@
-"""What values of an axis are worth: right on average, with intervals that hold the truth as often as they say."""
+"""Means, differences and ratios over cells: values, coverage of the intervals."""
 
 from __future__ import annotations
 
@@ -29,11 +29,18 @@ def cell(right: np.ndarray, **place: object) -> tuple[dict[str, object], Predict
     return place, Predictions(range(len(right)), np.ones(len(right), int), np.asarray(right, int))
 
 
-def grid(rng: np.random.Generator, n: int = 40, seeds: int = 3) -> list[tuple[dict[str, object], Predictions]]:
+def grid(
+    rng: np.random.Generator, n: int = 40, seeds: int = 3
+) -> list[tuple[dict[str, object], Predictions]]:
     """Two backbones, two heads, some seeds; images differ in how hard they are."""
     hard = rng.normal(size=n)
     return [
-        cell(hard + rng.normal(size=n) < 0.5 + 0.4 * better, backbone="ab"[better], head=head, seed=seed)
+        cell(
+            hard + rng.normal(size=n) < 0.5 + 0.4 * better,
+            backbone="ab"[better],
+            head=head,
+            seed=seed,
+        )
         for better, head, seed in product((0, 1), "xy", range(seeds))
     ]
 
@@ -43,7 +50,9 @@ def test_a_difference_is_the_mean_over_matched_cells_with_the_variance_of_its_fo
     cells = grid(np.random.default_rng(0))
     (effect,) = effects(score_cells(cells), "backbone", [("b", "a")])
     right = {tuple(place.values()): np.asarray(given.predicted, float) for place, given in cells}
-    d = np.array([[right["b", head, seed] - right["a", head, seed] for head in "xy"] for seed in range(3)])
+    d = np.array(
+        [[right["b", head, seed] - right["a", head, seed] for head in "xy"] for seed in range(3)]
+    )
     seeds, _, n = d.shape
     per_image, per_seed, mean = d.mean(axis=(0, 1)), d.mean(axis=(1, 2)), d.mean()
     # Within a head, each cell is centred on its own mean, which is what leaves the seeds out.
@@ -62,15 +71,19 @@ def test_a_difference_is_the_mean_over_matched_cells_with_the_variance_of_its_fo
     assert effect.p == pytest.approx(2 * t.sf(abs(centre) / np.sqrt(variance), freedom))
 
 
-def test_one_pair_of_cells_has_what_compare_says() -> None:
+def test_one_pair_of_cells_equals_compare() -> None:
     """The same interval and the same p-value."""
     a, b = (np.random.default_rng(seed).random(200) < 0.8 for seed in (0, 1))
     (effect,) = effects(score_cells([cell(a, head="x"), cell(b, head="y")]), "head", [("x", "y")])
     (pair,) = compare({"x": cell(a)[1], "y": cell(b)[1]})
-    assert (effect.difference, effect.interval95, effect.p) == (pair.difference, pair.interval95, pair.p)
+    assert (effect.difference, effect.interval95, effect.p) == (
+        pair.difference,
+        pair.interval95,
+        pair.p,
+    )
 
 
-def test_balanced_accuracy_weighs_classes_alike() -> None:
+def test_balanced_accuracy_weights_classes_equally() -> None:
     """Whatever their sizes."""
     y, predicted = np.array([0] * 8 + [1] * 2), np.array([0] * 8 + [1, 0])
     (outcome,) = score_cells([({}, Predictions(range(10), y, predicted))], "balanced accuracy")
@@ -99,7 +112,10 @@ def test_cells_on_other_images_are_not_compared() -> None:
     for ids, y in ((["1", "2", "4"], [0, 1, 2]), (["1", "2", "3"], [0, 1, 1])):
         other = ({"head": "y"}, Predictions(ids, y, y))
         assert effects(score_cells([one, other]), "head", [("x", "y")]) == []
-    assert effects(score_cells([cell(right, data="p"), cell(right, data="q")]), "data", [("p", "q")]) == []
+    assert (
+        effects(score_cells([cell(right, data="p"), cell(right, data="q")]), "data", [("p", "q")])
+        == []
+    )
 
 
 @given(st.integers(0, 2**32 - 1))
@@ -115,12 +131,18 @@ def test_neither_the_order_of_cells_nor_that_of_images_matters(seed: int) -> Non
             (
                 {**values, "tune": True},
                 Predictions(
-                    [given_.ids[row] for row in rows], np.asarray(given_.y)[rows], np.asarray(given_.predicted)[rows]
+                    [given_.ids[row] for row in rows],
+                    np.asarray(given_.y)[rows],
+                    np.asarray(given_.predicted)[rows],
                 ),
             )
         )
-    (one,), (other,) = (effects(score_cells(given_), "backbone", [("a", "b")]) for given_ in (cells, turned))
-    assert (one.difference, *one.interval95, one.p) == pytest.approx((other.difference, *other.interval95, other.p))
+    (one,), (other,) = (
+        effects(score_cells(given_), "backbone", [("a", "b")]) for given_ in (cells, turned)
+    )
+    assert (one.difference, *one.interval95, one.p) == pytest.approx(
+        (other.difference, *other.interval95, other.p)
+    )
 
 
 def test_the_other_way_round_is_the_same_with_the_other_sign() -> None:
@@ -133,7 +155,7 @@ def test_the_other_way_round_is_the_same_with_the_other_sign() -> None:
     assert one.better_first().a == "b"
 
 
-def test_holm_makes_claims_harder() -> None:
+def test_holm_correction_increases_p_values() -> None:
     """p-values of a family grow, and keep their order."""
     found = effects(score_cells(grid(np.random.default_rng(2))), "backbone", [("b", "a")])
     found += effects(score_cells(grid(np.random.default_rng(2))), "head", [("x", "y")])
@@ -153,13 +175,16 @@ def test_an_average_of_one_cell_is_close_to_wilson() -> None:
 
 def test_counts_of_several_seeds_are_averaged_with_their_spread() -> None:
     """Seeds that differ widen the interval; seeds alike add nothing."""
-    alike, apart = average_accuracies([80, 80, 80], [100, 100, 100]), average_accuracies([70, 80, 90], [100, 100, 100])
+    alike, apart = (
+        average_accuracies([80, 80, 80], [100, 100, 100]),
+        average_accuracies([70, 80, 90], [100, 100, 100]),
+    )
     assert alike.value == pytest.approx(apart.value)
     assert alike.interval95 == pytest.approx(average_accuracies([80], [100]).interval95)
     assert apart.interval95[0] < alike.interval95[0]
 
 
-def test_perfect_answers_still_leave_doubt() -> None:
+def test_the_interval_of_a_perfect_accuracy_has_a_width() -> None:
     """An interval has a width where no image was missed."""
     outcome = CellScores({"seed": 0}, np.arange(50), np.ones(50), 1.0)
     low, high = average([outcome, outcome]).interval95
@@ -168,7 +193,7 @@ def test_perfect_answers_still_leave_doubt() -> None:
 
 
 @pytest.mark.parametrize(("seeds", "spread"), [(1, 0.0), (3, 0.0), (3, 0.3), (5, 0.2)])
-def test_intervals_hold_the_true_difference_as_often_as_they_say(seeds: int, spread: float) -> None:
+def test_intervals_have_their_nominal_coverage(seeds: int, spread: float) -> None:
     """95 % of the time over images and seeds; with 3 seeds at least 90 %."""
     rng, n, repeats = np.random.default_rng(seeds), 300, 300
     scale = np.sqrt(1 + 1 + spread**2)
@@ -189,7 +214,7 @@ def scores(values: np.ndarray, seed: int = 0) -> CellScores:
     return CellScores({"seed": seed}, np.arange(len(values)), np.asarray(values, float), 1.0)
 
 
-def test_a_ratio_is_that_of_the_means_and_a_mean_of_ratios_weighs_groups_alike() -> None:
+def test_a_ratio_is_that_of_the_means_and_groups_have_equal_weight() -> None:
     """Also where the groups have different numbers of cells."""
     half, tenth, all_ = (scores(np.arange(100) < count) for count in (50, 10, 100))
     ratio = mean_ratio([[(tenth, half)]])
@@ -223,7 +248,10 @@ def test_the_interval_of_a_ratio_covers_the_true_ratio(seeds: int) -> None:
     for _ in range(repeats):
         hard = rng.normal(size=n)
         pairs = [
-            (scores(hard + rng.normal(size=n) < 0.6, seed), scores(hard + rng.normal(size=n) < 1.2, seed))
+            (
+                scores(hard + rng.normal(size=n) < 0.6, seed),
+                scores(hard + rng.normal(size=n) < 1.2, seed),
+            )
             for seed in range(seeds)
         ]
         ratio = mean_ratio([pairs])

@@ -14,7 +14,9 @@ from featkit.heads import make_head
 HEADS = ["prototypical", "prototypical:metric=euclidean", "knn:k=1"]
 
 
-def blobs(n: int = 400, classes: int = 8, d: int = 16, spread: float = 1.5) -> tuple[np.ndarray, np.ndarray]:
+def blobs(
+    n: int = 400, classes: int = 8, d: int = 16, spread: float = 1.5
+) -> tuple[np.ndarray, np.ndarray]:
     """Vectors around class means; labels with gaps and a negative one."""
     rng = np.random.default_rng(0)
     means, codes = rng.normal(size=(classes, d)), np.arange(n) % classes
@@ -23,7 +25,9 @@ def blobs(n: int = 400, classes: int = 8, d: int = 16, spread: float = 1.5) -> t
 
 def with_head(spec: str):
     """The head as a function that is called for each episode."""
-    return lambda support, labels, queries: make_head(spec, seed=0).fit(support, labels).predict(queries)
+    return lambda support, labels, queries: (
+        make_head(spec, seed=0).fit(support, labels).predict(queries)
+    )
 
 
 @pytest.mark.parametrize("head", HEADS)
@@ -32,7 +36,10 @@ def test_many_episodes_at_once_equal_the_head_episode_by_episode(head: str, shot
     """Every single accuracy."""
     x, y = blobs()
     options = {"shot": shot, "episodes": 20, "query": 7}
-    at_once, one_by_one = run_episodes(x, y, head, **options), run_episodes(x, y, with_head(head), **options)
+    at_once, one_by_one = (
+        run_episodes(x, y, head, **options),
+        run_episodes(x, y, with_head(head), **options),
+    )
     np.testing.assert_array_equal(at_once.accuracies, one_by_one.accuracies)
     assert 0.3 < at_once.mean < 1
 
@@ -60,21 +67,25 @@ def test_the_interval_is_the_mean_and_1_96_standard_errors() -> None:
     assert run_episodes(*blobs(spread=0.01), episodes=5).interval95 == (1, 1)
 
 
-def test_the_same_seed_draws_the_same_episodes_and_more_of_them_go_on() -> None:
+def test_the_same_seed_gives_the_same_first_episodes() -> None:
     """Another seed draws others."""
     x, y = blobs()
-    few, many, other = (run_episodes(x, y, episodes=n, seed=seed) for n, seed in ((30, 1), (70, 1), (30, 2)))
+    few, many, other = (
+        run_episodes(x, y, episodes=n, seed=seed) for n, seed in ((30, 1), (70, 1), (30, 2))
+    )
     np.testing.assert_array_equal(many.accuracies[:30], few.accuracies)
     assert not np.array_equal(other.accuracies, few.accuracies)
 
 
-def test_what_the_labels_are_called_does_not_matter() -> None:
+def test_label_values_do_not_matter() -> None:
     """As long as their order stays."""
     x, y = blobs()
-    np.testing.assert_array_equal(run_episodes(x, y).accuracies, run_episodes(x, 10 * y + 3).accuracies)
+    np.testing.assert_array_equal(
+        run_episodes(x, y).accuracies, run_episodes(x, 10 * y + 3).accuracies
+    )
 
 
-def test_progress_is_told_up_to_the_last_episode() -> None:
+def test_progress_is_reported_up_to_the_last_episode() -> None:
     """In blocks."""
     told: list[int] = []
     run_episodes(*blobs(), episodes=120, progress=told.append)
@@ -86,7 +97,9 @@ def test_more_ways_than_classes_with_enough_images_are_refused_with_numbers() ->
     """Classes too small for shots and queries do not count."""
     x, y = blobs(n=160)
     y[y == -4] = -1
-    with pytest.raises(DataError, match=r"8 ways need 8 classes of 20 images .* 7 of 7 classes have that many"):
+    with pytest.raises(
+        DataError, match=r"8 ways need 8 classes of 20 images .* 7 of 7 classes have that many"
+    ):
         run_episodes(x, y, way=8)
     with pytest.raises(DataError, match=r"5 ways need 5 classes of 30 images .* 1 of 7"):
         run_episodes(x, y, query=25)
@@ -105,7 +118,7 @@ def test_an_unknown_head_is_refused_with_those_that_are_known() -> None:
         run_episodes(*blobs(), "prototypcal")
 
 
-def test_vectors_of_zeros_are_no_division_by_zero() -> None:
+def test_zero_features_do_not_divide_by_zero() -> None:
     """A pruned network may give one."""
     _, y = blobs()
     assert run_episodes(np.zeros((400, 4)), y, episodes=5).mean == pytest.approx(0.2)

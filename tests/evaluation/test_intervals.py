@@ -12,12 +12,14 @@ from featkit.evaluation.intervals import balanced_interval, paired_interval, wil
 
 counts = st.integers(1, 5000).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n)))
 classes = st.lists(
-    st.integers(0, 30).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))), min_size=1, max_size=8
+    st.integers(0, 30).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))),
+    min_size=1,
+    max_size=8,
 )
 
 
 @given(counts)
-def test_wilson_holds_the_share_and_stays_within_0_and_1(case: tuple[int, int]) -> None:
+def test_wilson_contains_the_proportion_and_stays_within_0_and_1(case: tuple[int, int]) -> None:
     right, n = case
     low, high = wilson(right, n)
     assert 0 <= low <= right / n <= high <= 1
@@ -25,7 +27,9 @@ def test_wilson_holds_the_share_and_stays_within_0_and_1(case: tuple[int, int]) 
 
 
 @given(counts, st.integers(2, 10))
-def test_wilson_is_narrower_with_more_images_and_wider_with_a_higher_level(case: tuple[int, int], factor: int) -> None:
+def test_wilson_is_narrower_with_more_images_and_wider_with_a_higher_level(
+    case: tuple[int, int], factor: int
+) -> None:
     right, n = case
 
     def width(*arguments: float) -> float:
@@ -48,14 +52,16 @@ def test_wilson_equals_published_values() -> None:
 
 
 @pytest.mark.parametrize(("n", "share"), [(148, 0.99), (50, 0.95), (2893, 0.94)])
-def test_wilson_covers_as_often_as_it_says(n: int, share: float) -> None:
+def test_wilson_has_its_nominal_coverage(n: int, share: float) -> None:
     right = np.random.default_rng(0).binomial(n, share, size=2000)
     intervals = np.array([wilson(int(value), n) for value in right])
     covered = np.mean((intervals[:, 0] <= share) & (share <= intervals[:, 1]))
     assert 0.93 <= covered <= 0.98
 
 
-@pytest.mark.parametrize(("n", "share", "coverage"), [(148, 0.99, 0.938), (50, 0.95, 0.962), (2893, 0.94, 0.950)])
+@pytest.mark.parametrize(
+    ("n", "share", "coverage"), [(148, 0.99, 0.938), (50, 0.95, 0.962), (2893, 0.94, 0.950)]
+)
 def test_wilson_covers_exactly_this_often(n: int, share: float, coverage: float) -> None:
     """The probabilities of all counts whose interval holds the share, added up."""
     right = np.arange(n + 1)
@@ -64,13 +70,15 @@ def test_wilson_covers_exactly_this_often(n: int, share: float, coverage: float)
 
 
 @pytest.mark.parametrize(("right", "n"), [(0, 0), (-1, 5), (6, 5), (1, -1)])
-def test_counts_that_cannot_be_are_refused(right: int, n: int) -> None:
+def test_invalid_counts_raise(right: int, n: int) -> None:
     with pytest.raises(DataError, match="no interval for"):
         wilson(right, n)
 
 
 @given(classes.filter(lambda rows: any(total for _, total in rows)), st.randoms())
-def test_balanced_interval_holds_the_mean_recall_in_any_order_of_classes(rows: list[tuple[int, int]], random) -> None:
+def test_balanced_interval_holds_the_mean_recall_in_any_order_of_classes(
+    rows: list[tuple[int, int]], random
+) -> None:
     hits, totals = np.array(rows).T
     low, high = balanced_interval(hits, totals, resamples=50)
     mean = np.mean(hits[totals > 0] / totals[totals > 0])
@@ -85,22 +93,26 @@ def test_balanced_interval_is_the_percentile_bootstrap_over_images_where_that_is
     y, right = np.repeat([0, 1], [4, 100]), np.concatenate([[1, 1, 1, 0], np.arange(100) % 2])
     rng, means = np.random.default_rng(1), []
     for rows in rng.integers(0, 104, (2000, 104)):
-        means.append(np.mean([right[rows][y[rows] == c].mean() for c in (0, 1) if (y[rows] == c).any()]))
+        means.append(
+            np.mean([right[rows][y[rows] == c].mean() for c in (0, 1) if (y[rows] == c).any()])
+        )
     low, _ = balanced_interval(np.array([3, 50]), np.array([4, 100]))
     assert low == pytest.approx(np.quantile(means, 0.025), abs=0.03)
     assert low < wilson(0.625 * 15.38, 15.38)[0] - 0.05
 
 
-def test_balanced_interval_has_a_width_where_every_answer_is_right() -> None:
+def test_balanced_interval_of_a_perfect_accuracy_has_a_width() -> None:
     low, high = balanced_interval(np.array([74, 74]), np.array([74, 74]))
     assert (low, high) == pytest.approx(wilson(148, 148))
     assert balanced_interval(np.array([143, 5]), np.array([143, 5]))[0] < low - 0.05
 
 
 @pytest.mark.parametrize(
-    ("totals", "recall"), [([95, 5], 0.99), ([4] * 37, 0.99), ([60] * 10, 0.95)], ids=["rare class", "few each", "many"]
+    ("totals", "recall"),
+    [([95, 5], 0.99), ([4] * 37, 0.99), ([60] * 10, 0.95)],
+    ids=["rare class", "few each", "many"],
 )
-def test_balanced_interval_covers_at_least_as_often_as_it_says(totals: list[int], recall: float) -> None:
+def test_balanced_interval_covers_at_least_at_its_level(totals: list[int], recall: float) -> None:
     rng = np.random.default_rng(0)
     intervals = [
         balanced_interval(rng.binomial(totals, recall), np.array(totals), resamples=300, seed=trial)
@@ -120,12 +132,16 @@ def test_no_test_images_have_no_interval() -> None:
 
 
 pairs = st.integers(1, 300).flatmap(
-    lambda n: st.integers(0, n).flatmap(lambda a: st.tuples(st.just(a), st.integers(0, n - a), st.just(n)))
+    lambda n: st.integers(0, n).flatmap(
+        lambda a: st.tuples(st.just(a), st.integers(0, n - a), st.just(n))
+    )
 )
 
 
 @given(pairs)
-def test_the_interval_of_a_difference_holds_it_and_turns_with_it(case: tuple[int, int, int]) -> None:
+def test_the_interval_of_a_difference_holds_it_and_turns_with_it(
+    case: tuple[int, int, int],
+) -> None:
     """Within -1..1, never without a width."""
     only_a, only_b, n = case
     low, high = paired_interval(only_a, only_b, n)
@@ -135,7 +151,9 @@ def test_the_interval_of_a_difference_holds_it_and_turns_with_it(case: tuple[int
 
 
 @given(pairs)
-def test_the_interval_of_a_difference_is_narrower_with_more_images(case: tuple[int, int, int]) -> None:
+def test_the_interval_of_a_difference_is_narrower_with_more_images(
+    case: tuple[int, int, int],
+) -> None:
     """And wider with a higher level."""
     only_a, only_b, n = case
     widths = [
@@ -149,8 +167,12 @@ def test_the_interval_of_a_difference_is_narrower_with_more_images(case: tuple[i
     assert widths == sorted(widths)
 
 
-@pytest.mark.parametrize(("only_a", "only_b", "n"), [(12, 2, 50), (3, 0, 148), (0, 0, 50), (60, 20, 1000), (14, 1, 15)])
-def test_the_interval_of_a_difference_inverts_the_score_test(only_a: int, only_b: int, n: int) -> None:
+@pytest.mark.parametrize(
+    ("only_a", "only_b", "n"), [(12, 2, 50), (3, 0, 148), (0, 0, 50), (60, 20, 1000), (14, 1, 15)]
+)
+def test_the_interval_of_a_difference_inverts_the_score_test(
+    only_a: int, only_b: int, n: int
+) -> None:
     """At each end, with the rest as likely as it can be, what was seen is 1.96 standard errors away."""
     for end in paired_interval(only_a, only_b, n):
         if abs(end) == 1:
@@ -171,7 +193,11 @@ def outcomes(n: int, share: float, correlation: float) -> tuple[np.ndarray, np.n
     """How many images each of two equally good classifiers alone has right, and how probable that is."""
     alone = share * (1 - share) * (1 - correlation)
     only_a, only_b = np.mgrid[:31, :31]
-    return only_a, only_b, binom.pmf(only_a, n, alone) * binom.pmf(only_b, n - only_a, alone / (1 - alone))
+    return (
+        only_a,
+        only_b,
+        binom.pmf(only_a, n, alone) * binom.pmf(only_b, n - only_a, alone / (1 - alone)),
+    )
 
 
 @pytest.mark.parametrize(
@@ -193,8 +219,12 @@ def test_the_interval_of_a_difference_covers_exactly_this_often(
     """Of two equally good classifiers: the probabilities of all counts whose interval holds 0, added up."""
     only_a, only_b, chance = outcomes(n, share, correlation)
     seen = chance > 1e-9
-    intervals = [paired_interval(int(a), int(b), n) for a, b in zip(only_a[seen], only_b[seen], strict=True)]
-    assert chance[seen] @ [low <= 0 <= high for low, high in intervals] == pytest.approx(coverage, abs=5e-4)
+    intervals = [
+        paired_interval(int(a), int(b), n) for a, b in zip(only_a[seen], only_b[seen], strict=True)
+    ]
+    assert chance[seen] @ [low <= 0 <= high for low, high in intervals] == pytest.approx(
+        coverage, abs=5e-4
+    )
 
 
 def test_no_interval_covers_between_93_and_98_percent_where_hardly_anything_differs() -> None:
@@ -211,18 +241,22 @@ def test_no_interval_covers_between_93_and_98_percent_where_hardly_anything_diff
 
     def most_without(correlation: float, m: int) -> float:
         only_a, only_b, chance = outcomes(148, 0.99, correlation)
-        return float(1 - chance[(np.minimum(only_a, only_b) == 0) & (abs(only_a - only_b) >= m)].sum())
+        return float(
+            1 - chance[(np.minimum(only_a, only_b) == 0) & (abs(only_a - only_b) >= m)].sum()
+        )
 
     assert least(0.7, 2) == pytest.approx(0.986, abs=5e-4)
     assert most_without(0.7, 2) == pytest.approx(0.907, abs=5e-4)
-    assert [least(correlation, 3) for correlation in (0.3, 0.5)] == pytest.approx([0.982, 0.993], abs=5e-4)
+    assert [least(correlation, 3) for correlation in (0.3, 0.5)] == pytest.approx(
+        [0.982, 0.993], abs=5e-4
+    )
     assert most_without(0.0, 3) == pytest.approx(0.915, abs=5e-4)
     held = [low <= 0 <= high for low, high in (paired_interval(m, 0, 148) for m in range(6))]
     assert held == [True, True, True, True, False, False]
 
 
 @pytest.mark.parametrize("counts", [(1, 1, 1), (-1, 0, 5), (0, 0, 0)])
-def test_counts_of_pairs_that_cannot_be_are_refused(counts: tuple[int, int, int]) -> None:
+def test_invalid_counts_of_pairs_raise(counts: tuple[int, int, int]) -> None:
     """In one line."""
     with pytest.raises(DataError, match="no interval for"):
         paired_interval(*counts)

@@ -19,12 +19,16 @@ def test_every_metric_equals_scikit_learns(n: int, present: set[int], seed: int)
     counts = metrics.confusion_matrix(y, predicted, K)
     labels = np.unique(y)
 
-    np.testing.assert_array_equal(counts, golden.confusion_matrix(y, predicted, labels=np.arange(K)))
+    np.testing.assert_array_equal(
+        counts, golden.confusion_matrix(y, predicted, labels=np.arange(K))
+    )
     recall = golden.recall_score(y, predicted, labels=labels, average="macro")
     assert metrics.balanced_accuracy(counts) == pytest.approx(recall)
     f1 = golden.f1_score(y, predicted, labels=labels, average="macro", zero_division=0)
     assert metrics.macro_f1(counts) == pytest.approx(f1)
-    expected = golden.precision_recall_fscore_support(y, predicted, labels=np.arange(K), zero_division=np.nan)
+    expected = golden.precision_recall_fscore_support(
+        y, predicted, labels=np.arange(K), zero_division=np.nan
+    )
     ours = metrics.per_class(counts)
     np.testing.assert_allclose(ours.precision, expected[0])
     np.testing.assert_allclose(ours.recall, expected[1])
@@ -65,13 +69,21 @@ def test_ties_count_against_the_head_beyond_the_predicted_class() -> None:
 def test_the_predicted_class_is_among_the_first_k_even_in_a_tie() -> None:
     scores, columns = np.zeros((6, 6)), np.arange(6)
     assert metrics.predict(scores, columns).tolist() == [0] * 6
-    assert metrics.top_k(scores, np.arange(6), columns, 1) == metrics.top_k(scores, np.arange(6), columns, 5) == 1 / 6
+    assert (
+        metrics.top_k(scores, np.arange(6), columns, 1)
+        == metrics.top_k(scores, np.arange(6), columns, 5)
+        == 1 / 6
+    )
 
 
 @given(st.integers(1, 20), st.integers(0, 2**32 - 1))
 def test_top_k_grows_with_k_and_starts_at_accuracy(n: int, seed: int) -> None:
     rng = np.random.default_rng(seed)
-    y, scores, columns = rng.integers(0, K, n), rng.integers(0, 3, (n, K)).astype(float), np.arange(K)
+    y, scores, columns = (
+        rng.integers(0, K, n),
+        rng.integers(0, 3, (n, K)).astype(float),
+        np.arange(K),
+    )
     shares = [metrics.top_k(scores, y, columns, k) for k in range(1, K + 1)]
     assert shares[0] == np.mean(metrics.predict(scores, columns) == y)
     assert shares == sorted(shares)

@@ -17,7 +17,9 @@ from featkit.evaluation import ClassMetrics, Report, evaluate, summary
 NAMES = tuple("abcdefg")
 
 
-def example(n: int = 60, seed: int = 0, k: int = 7) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
+def example(
+    n: int = 60, seed: int = 0, k: int = 7
+) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
     """Scores that are right more often than not."""
     rng = np.random.default_rng(seed)
     y = rng.integers(0, k, n)
@@ -35,13 +37,22 @@ def test_a_report_holds_the_numbers_of_a_case_worked_by_hand() -> None:
     assert report.macro_f1 == pytest.approx(0.375)
     assert report.interval95 == pytest.approx((0.2307, 0.8824), abs=1e-4)
     assert report.confusion.tolist() == [[3, 1], [1, 0]]
-    assert report.per_class == (ClassMetrics("a", 4, 0.75, 0.75, 0.75), ClassMetrics("b", 1, 0.0, 0.0, 0.0))
-    assert (report.classes, report.cost, report.warnings) == (("a", "b"), {"seconds": 1.0}, ("slow",))
+    assert report.per_class == (
+        ClassMetrics("a", 4, 0.75, 0.75, 0.75),
+        ClassMetrics("b", 1, 0.0, 0.0, 0.0),
+    )
+    assert (report.classes, report.cost, report.warnings) == (
+        ("a", "b"),
+        {"seconds": 1.0},
+        ("slow",),
+    )
 
 
 def test_top5_is_there_with_more_than_five_classes_and_equals_scikit_learns() -> None:
     scores, y, names = example()
-    assert evaluate(scores, y, names).top5 == top_k_accuracy_score(y, scores, k=5, labels=np.arange(7))
+    assert evaluate(scores, y, names).top5 == top_k_accuracy_score(
+        y, scores, k=5, labels=np.arange(7)
+    )
     assert evaluate(*example(k=6)).top5 is not None
     assert evaluate(*example(k=5)).top5 is None
 
@@ -83,7 +94,10 @@ def test_another_order_of_classes_only_reorders_the_report(n: int, seed: int) ->
     assert there.per_class == tuple(here.per_class[place] for place in order)
     np.testing.assert_array_equal(there.confusion, here.confusion[np.ix_(order, order)])
     assert (there.n, there.top1, there.top5) == (here.n, here.top1, here.top5)
-    assert (there.interval95, there.balanced_interval95) == (here.interval95, here.balanced_interval95)
+    assert (there.interval95, there.balanced_interval95) == (
+        here.interval95,
+        here.balanced_interval95,
+    )
     assert there.balanced_accuracy == pytest.approx(here.balanced_accuracy)
     assert there.macro_f1 == pytest.approx(here.macro_f1)
 
@@ -112,7 +126,7 @@ def test_the_same_seed_gives_the_same_report_and_another_only_other_bootstraps()
         ({"columns": [0, 1, 2, 3, 4, 5, 5]}, "two columns"),
     ],
 )
-def test_what_cannot_be_judged_is_one_line(change: dict[str, Any], message: str) -> None:
+def test_invalid_input_of_evaluate_raises_one_line(change: dict[str, Any], message: str) -> None:
     values = {"scores": np.zeros((3, 7)), "y": [0, 1, 2], "columns": None, **change}
     with pytest.raises(DataError, match=message) as caught:
         evaluate(values["scores"], values["y"], NAMES, columns=values["columns"])
@@ -138,8 +152,12 @@ json_values = st.recursive(
     st.lists(st.text(), max_size=2),
     st.dictionaries(st.text(), json_values, max_size=3),
 )
-def test_a_report_survives_json(n: int, seed: int, k: int, warnings: list[str], provenance: dict[str, Any]) -> None:
-    report = evaluate(*example(n, seed, k), warnings=warnings, provenance=provenance, cost={"seconds": 2.0})
+def test_a_report_survives_json(
+    n: int, seed: int, k: int, warnings: list[str], provenance: dict[str, Any]
+) -> None:
+    report = evaluate(
+        *example(n, seed, k), warnings=warnings, provenance=provenance, cost={"seconds": 2.0}
+    )
     again = Report.from_json(report.to_json())
     assert again.to_json() == report.to_json()
     np.testing.assert_array_equal(again.confusion, report.confusion)
@@ -148,7 +166,7 @@ def test_a_report_survives_json(n: int, seed: int, k: int, warnings: list[str], 
     assert (again.provenance, again.cost) == (report.provenance, {})
 
 
-def test_json_holds_numpy_values_tuples_and_what_it_has_no_numbers_for() -> None:
+def test_json_converts_numpy_values_tuples_and_non_finite_numbers() -> None:
     given = {
         "C": np.inf,
         "k": np.int64(5),
@@ -170,13 +188,13 @@ def test_a_run_file_with_more_keys_is_read_as_its_report() -> None:
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"n": 3}', "nonsense"])
-def test_text_that_is_no_report_is_refused_in_one_line(text: str) -> None:
+def test_text_that_is_not_a_report_raises_one_line(text: str) -> None:
     with pytest.raises(DataError, match="not a report") as caught:
         Report.from_json(text)
     assert "\n" not in str(caught.value)
 
 
-def test_a_report_with_a_torn_confusion_matrix_is_refused() -> None:
+def test_a_report_with_an_incomplete_confusion_matrix_raises() -> None:
     values = evaluate(*example()).to_dict()
     with pytest.raises(DataError, match="not a report"):
         Report.from_dict({**values, "confusion": values["confusion"][:-1]})
@@ -184,7 +202,9 @@ def test_a_report_with_a_torn_confusion_matrix_is_refused() -> None:
 
 def test_the_summary_names_every_number_with_the_interval_that_it_has() -> None:
     report = evaluate([[0.9, 0.1], [0.2, 0.8], [0.9, 0.1], [0.7, 0.3]], [0, 1, 0, 1], ["a", "b"])
-    expected = "top-1 75.0 % (30.1 to 95.4), balanced accuracy 75.0 % (30.1 to 100.0), macro F1 73.3 %"
+    expected = (
+        "top-1 75.0 % (30.1 to 95.4), balanced accuracy 75.0 % (30.1 to 100.0), macro F1 73.3 %"
+    )
     assert summary(report) == f"{expected}, NLL 0.409, ECE 27.5 %, n = 4"
     assert summary(replace(report, nll=None, ece=None)) == f"{expected}, n = 4"
     assert ", top-5 100.0 %, " in summary(replace(report, top5=1.0))

@@ -1,4 +1,4 @@
-"""What a report says about calibration, mistakes and groups."""
+"""Calibration, confusions, class groups and selective accuracy in reports."""
 
 from __future__ import annotations
 
@@ -9,10 +9,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from featkit.errors import DataError
+from featkit.errors import DataError, SpecError
 from featkit.evaluation import Report, Temperature, evaluate, summary
 from featkit.evaluation.calibration import apply_temperature, calibration_error, ece, nll
+from featkit.evaluation.intervals import wilson
 from featkit.evaluation.report import ConfusedPair
+from featkit.evaluation.scoring import group_accuracies, reject, rejection_threshold
 
 NAMES = tuple("abcdefg")
 COUNTS = [500, 120, 90, 50, 20, 9, 3]
@@ -29,17 +31,22 @@ def example(n: int = 300, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     return powers / powers.sum(axis=1, keepdims=True), y
 
 
-def judge(scores: np.ndarray, y: np.ndarray, names: tuple[str, ...] = NAMES, counts: list[int] = COUNTS) -> Report:
+def report_of(
+    scores: np.ndarray, y: np.ndarray, names: tuple[str, ...] = NAMES, counts: list[int] = COUNTS
+) -> Report:
     return evaluate(scores, y, names, temperature=MILD, train_counts=counts)
 
 
 def test_calibration_is_that_of_the_scores_before_and_after_the_temperature() -> None:
     """The bins are there to be drawn."""
     scores, y = example()
-    report, columns = judge(scores, y), np.arange(7)
+    report, columns = report_of(scores, y), np.arange(7)
     after = apply_temperature(scores, MILD)
     assert (report.nll, report.ece) == (nll(scores, y, columns), ece(scores, y, columns))
-    assert (report.nll_calibrated, report.ece_calibrated) == (nll(after, y, columns), ece(after, y, columns))
+    assert (report.nll_calibrated, report.ece_calibrated) == (
+        nll(after, y, columns),
+        ece(after, y, columns),
+    )
     assert report.temperature == MILD
     assert calibration_error(report.reliability) == report.ece
     assert calibration_error(report.reliability_calibrated) == report.ece_calibrated
@@ -48,9 +55,17 @@ def test_calibration_is_that_of_the_scores_before_and_after_the_temperature() ->
 def test_nothing_but_calibration_depends_on_the_temperature() -> None:
     """Least of all top-1."""
     scores, y = example()
-    plain, calibrated = evaluate(scores, y, NAMES).to_dict(), evaluate(scores, y, NAMES, temperature=MILD).to_dict()
+    plain, calibrated = (
+        evaluate(scores, y, NAMES).to_dict(),
+        evaluate(scores, y, NAMES, temperature=MILD).to_dict(),
+    )
     differing = {name for name in plain if plain[name] != calibrated[name]}
-    assert differing == {"temperature", "nll_calibrated", "ece_calibrated", "reliability_calibrated"}
+    assert differing == {
+        "temperature",
+        "nll_calibrated",
+        "ece_calibrated",
+        "reliability_calibrated",
+    }
 
 
 def test_scores_that_are_not_probabilities_have_no_calibration() -> None:
@@ -64,37 +79,43 @@ def test_scores_that_are_not_probabilities_have_no_calibration() -> None:
 
 def test_the_most_frequent_mistakes_are_named_up_to_ten() -> None:
     """With their share of the true class."""
-    report = evaluate(np.eye(3)[[0, 0, 1, 1, 1, 0, 0]], [0, 0, 0, 0, 1, 1, 2], ["cat", "dog", "emu"])
+    report = evaluate(
+        np.eye(3)[[0, 0, 1, 1, 1, 0, 0]], [0, 0, 0, 0, 1, 1, 2], ["cat", "dog", "emu"]
+    )
     assert report.confused == (
         ConfusedPair("cat", "dog", 2, 0.5),
         ConfusedPair("emu", "cat", 1, 1.0),
         ConfusedPair("dog", "cat", 1, 0.5),
     )
-    assert len(judge(*example()).confused) == 10
+    assert len(report_of(*example()).confused) == 10
     assert evaluate(np.eye(2), [0, 1], ["a", "b"]).confused == ()
 
 
 def test_groups_are_there_where_train_is_imbalanced() -> None:
     """Their images are those of the report."""
-    report = judge(*example())
+    report = report_of(*example())
     assert [row.name for row in report.groups or ()] == ["many", "medium", "few"]
     assert sum(row.n for row in report.groups or ()) == report.n
-    assert sum(row.n * row.top1 for row in report.groups or ()) == pytest.approx(report.n * report.top1)
-    assert judge(*example(), counts=[30] * 7).groups is None
+    assert sum(row.n * row.top1 for row in report.groups or ()) == pytest.approx(
+        report.n * report.top1
+    )
+    assert report_of(*example(), counts=[30] * 7).groups is None
     assert evaluate(*example(), NAMES).groups is None
 
 
 @settings(max_examples=30)
 @given(st.integers(1, 60), st.integers(0, 2**32 - 1))
-def test_the_order_of_images_changes_nothing_and_that_of_classes_only_the_order(n: int, seed: int) -> None:
+def test_the_order_of_images_changes_nothing_and_that_of_classes_only_the_order(
+    n: int, seed: int
+) -> None:
     """To the last digit for images; what a temperature did may round otherwise where columns are turned."""
     scores, y = example(n, seed)
     rng = np.random.default_rng(seed)
     rows, order = rng.permutation(n), rng.permutation(7)
-    here = judge(scores, y)
-    assert judge(scores[rows], y[rows]).to_json() == here.to_json()
+    here = report_of(scores, y)
+    assert report_of(scores[rows], y[rows]).to_json() == here.to_json()
     names, counts = tuple(NAMES[place] for place in order), [COUNTS[place] for place in order]
-    there = judge(scores[:, order], np.argsort(order)[y], names, counts)
+    there = report_of(scores[:, order], np.argsort(order)[y], names, counts)
     for name in ("nll", "ece", "reliability", "confused", "groups"):
         assert getattr(there, name) == getattr(here, name)
     assert there.nll_calibrated == pytest.approx(here.nll_calibrated)
@@ -105,9 +126,16 @@ def test_the_order_of_images_changes_nothing_and_that_of_classes_only_the_order(
 @given(st.integers(1, 40), st.integers(0, 2**32 - 1))
 def test_calibration_mistakes_and_groups_survive_json(n: int, seed: int) -> None:
     """As the values that they were."""
-    report = judge(*example(n, seed))
+    report = report_of(*example(n, seed))
     again = Report.from_json(report.to_json())
-    for name in ("confused", "groups", "reliability", "reliability_calibrated", "temperature", "nll_calibrated"):
+    for name in (
+        "confused",
+        "groups",
+        "reliability",
+        "reliability_calibrated",
+        "temperature",
+        "nll_calibrated",
+    ):
         assert getattr(again, name) == getattr(report, name)
     assert again.to_json() == report.to_json()
 
@@ -123,22 +151,104 @@ def test_a_report_of_the_first_version_can_be_read() -> None:
         ],
     }  # fmt: skip
     report = Report.from_dict(old)
-    assert (report.nll, report.temperature, report.groups, report.confused) == (None, None, None, ())
+    assert (report.nll, report.temperature, report.groups, report.confused) == (
+        None,
+        None,
+        None,
+        (),
+    )
     assert {name: value for name, value in report.to_dict().items() if name in old} == old
     assert summary(report).endswith("macro F1 66.7 %, n = 3")
 
 
-@pytest.mark.parametrize("change", [{"temperature": 1.5}, {"groups": [3]}, {"reliability": [{"count": 3}]}])
+@pytest.mark.parametrize(
+    "change", [{"temperature": 1.5}, {"groups": [3]}, {"reliability": [{"count": 3}]}]
+)
 def test_a_report_with_parts_that_are_none_is_refused(change: dict[str, object]) -> None:
     """In one line."""
     with pytest.raises(DataError, match="not a report"):
-        Report.from_dict({**json.loads(judge(*example()).to_json()), **change})
+        Report.from_dict({**json.loads(report_of(*example()).to_json()), **change})
 
 
 def test_the_summary_has_calibration_and_groups() -> None:
     """In the order of a table."""
-    line = summary(judge(*example()))
+    line = summary(report_of(*example()))
     places = [
-        line.index(word) for word in ("macro F1", "many ", "medium ", "few ", "NLL", "ECE", "at temperature 1.7 NLL")
+        line.index(word)
+        for word in ("macro F1", "many ", "medium ", "few ", "NLL", "ECE", "at temperature 1.7 NLL")
     ]
     assert places == sorted(places)
+
+
+HITS, TOTALS = np.array([9, 8, 5, 1, 0]), np.array([10, 10, 10, 5, 0])
+
+
+def test_classes_are_grouped_by_their_training_images() -> None:
+    """100 and 20 are medium; a class without test images counts nowhere."""
+    many, medium, few = group_accuracies(HITS, TOTALS, [101, 100, 20, 19, 3])
+    assert [row.name for row in (many, medium, few)] == ["many", "medium", "few"]
+    assert (many.classes, many.n, many.top1, many.interval95) == (1, 10, 0.9, wilson(9, 10))
+    assert (medium.classes, medium.n, medium.top1) == (2, 20, 0.65)
+    assert (few.classes, few.n, few.top1) == (1, 5, 0.2)
+
+
+def test_a_group_without_test_images_is_left_out() -> None:
+    """There is nothing to divide by."""
+    assert [row.name for row in group_accuracies(HITS, TOTALS, [500, 400, 300, 101, 5])] == ["many"]
+
+
+@pytest.mark.parametrize(
+    "counts", [[80, 70, 60, 50, 40], [102, 98, 110, 95, 120], [900, 101, 500, 400, 300]]
+)
+def test_balanced_training_data_have_no_groups(counts: list[int]) -> None:
+    """Neither where all classes are in one group, nor where a border runs between classes of like size."""
+    assert group_accuracies(HITS, TOTALS, counts) is None
+
+
+def test_classes_without_training_images_are_few_shot() -> None:
+    """They are what a long tail ends in."""
+    assert group_accuracies(HITS, TOTALS, [200, 200, 200, 0, 0])[-1].name == "few"
+
+
+@pytest.mark.parametrize("counts", [[1, 2], [1.0] * 5, [3, 3, 3, 3, -1]])
+def test_invalid_counts_raise(counts: list[float]) -> None:
+    """In one line that says what was expected."""
+    with pytest.raises(DataError, match="each of the 5 classes"):
+        group_accuracies(HITS, TOTALS, counts)
+
+
+CONFIDENCE = st.lists(st.floats(0.5, 1), min_size=1, max_size=40)
+
+
+def two_class_scores(confidence):
+    return np.column_stack([confidence, 1 - np.array(confidence)])
+
+
+@given(CONFIDENCE, st.floats(0, 0.99))
+def test_at_most_the_requested_share_is_rejected(confidence, share):
+    threshold = rejection_threshold(two_class_scores(confidence), share)
+    assert np.mean(np.array(confidence) < threshold) <= share
+
+
+@given(CONFIDENCE)
+def test_a_share_of_0_rejects_nothing(confidence):
+    table, y = two_class_scores(confidence), np.zeros(len(confidence), np.int64)
+    found = reject(table, y, np.arange(2), share=0, threshold=rejection_threshold(table, 0))
+    assert (found.answered, found.coverage, found.top1) == (len(confidence), 1, 1)
+
+
+def test_only_accepted_images_count():
+    y = np.array([0, 1, 1, 0])
+    found = reject(
+        two_class_scores([0.9, 0.8, 0.6, 0.7]), y, np.arange(2), share=0.5, threshold=0.75
+    )
+    assert (found.answered, found.coverage, found.top1) == (2, 0.5, 0.5)
+    none = reject(two_class_scores([0.9]), y[:1], np.arange(2), share=0.5, threshold=0.95)
+    assert (none.answered, none.top1, none.interval95) == (0, None, None)
+
+
+def test_an_invalid_share_and_no_images_raise():
+    with pytest.raises(SpecError, match="cannot reject a share"):
+        rejection_threshold(two_class_scores([0.9]), 1)
+    with pytest.raises(DataError, match="no val images"):
+        rejection_threshold(np.empty((0, 2)), 0.1)

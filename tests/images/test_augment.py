@@ -1,4 +1,4 @@
-"""Augmented views are images like others, made again the same."""
+"""Augmented views."""
 
 from __future__ import annotations
 
@@ -13,12 +13,18 @@ from torchvision.transforms import AutoAugment, AutoAugmentPolicy
 
 from featkit.errors import SpecError
 from featkit.images import policies
-from featkit.images.augment import AUGMENTATIONS, add_augmented_views, augment_image, is_augmented_view, original_id
+from featkit.images.augment import (
+    AUGMENTATIONS,
+    add_augmented_views,
+    augment_image,
+    is_augmented_view,
+    original_id,
+)
 
 ANY = np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)
 
 
-def test_views_stand_behind_their_image_and_only_train_images_have_them(colours):
+def test_views_follow_their_image_and_only_train_images_have_them(colours):
     images = colours(6)
     wide = add_augmented_views(images, "basic", 2)
     assert wide.ids[:4] == ("0.png", "0.png#view1", "0.png#view2", "1.png")
@@ -33,7 +39,7 @@ def test_views_stand_behind_their_image_and_only_train_images_have_them(colours)
 
 
 @pytest.mark.parametrize("how", AUGMENTATIONS)
-def test_a_view_is_decided_by_content_number_and_seed(how, colours):
+def test_a_view_depends_on_content_number_and_seed_only(how, colours):
     wide, again, other = (add_augmented_views(colours(6), how, 3, seed) for seed in (0, 0, 1))
     assert len({wide.key(row) for row in range(len(wide))}) == len(wide)
     assert [wide.key(row) for row in range(8)] == [again.key(row) for row in range(8)]
@@ -52,7 +58,9 @@ def test_an_image_is_read_once_for_all_its_views(colours):
     assert read == list(range(6))
 
 
-@given(st.integers(1, 70), st.integers(1, 70), st.sampled_from(AUGMENTATIONS), st.integers(0, 2**32))
+@given(
+    st.integers(1, 70), st.integers(1, 70), st.sampled_from(AUGMENTATIONS), st.integers(0, 2**32)
+)
 def test_images_of_any_shape_have_views_of_one_shape(height, width, how, seed):
     """Shifted ones keep their own."""
     pixels = np.full((height, width, 3), 77, np.uint8)
@@ -62,12 +70,14 @@ def test_images_of_any_shape_have_views_of_one_shape(height, width, how, seed):
 
 def test_the_learned_policy_is_that_of_the_paper():
     theirs = AutoAugment()._get_policies(AutoAugmentPolicy.IMAGENET)
-    ours = [tuple((name, share, strength or 0) for name, share, strength in pair) for pair in theirs]
+    ours = [
+        tuple((name, share, strength or 0) for name, share, strength in pair) for pair in theirs
+    ]
     assert ours == list(policies._IMAGENET)
 
 
 @pytest.mark.parametrize("name", policies._OPERATIONS)
-def test_a_change_at_no_strength_is_none_where_it_has_a_strength(name):
+def test_operations_at_magnitude_0_change_nothing(name):
     image = Image.fromarray(ANY)
     changed = np.asarray(policies._OPERATIONS[name](image, 0.0))
     strong = np.asarray(policies._OPERATIONS[name](image, 0.5 * policies._WIDE.get(name, 1.0)))
@@ -78,7 +88,9 @@ def test_a_change_at_no_strength_is_none_where_it_has_a_strength(name):
 
 
 def test_an_unknown_kind_or_number_is_refused(colours):
-    with pytest.raises(SpecError, match=r"unknown augmentation 'cutout'.*basic, light, shift, trivial"):
+    with pytest.raises(
+        SpecError, match=r"unknown augmentation 'cutout'.*basic, light, shift, trivial"
+    ):
         add_augmented_views(colours(), "cutout", 1)
     with pytest.raises(SpecError, match="views 0 is not in"):
         add_augmented_views(colours(), "basic", 0)

@@ -1,4 +1,4 @@
-"""torchvision's sets, in their own file formats made small here; never from the network."""
+"""torchvision data sets, in small copies of their file formats; never from the network."""
 
 from __future__ import annotations
 
@@ -24,7 +24,9 @@ RNG = np.random.default_rng(0)
 
 def picture(path: Path, seed: int = 0) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(np.random.default_rng(seed).integers(0, 256, (5, 7, 3), dtype=np.uint8)).save(path)
+    Image.fromarray(np.random.default_rng(seed).integers(0, 256, (5, 7, 3), dtype=np.uint8)).save(
+        path
+    )
     return path
 
 
@@ -53,7 +55,11 @@ def cifar(tmp_path, monkeypatch):
         [
             name,
             dump(
-                name, {"data": pixels[4 * n : 4 * n + 4].transpose(0, 3, 1, 2).reshape(4, -1), "labels": [9, 0, 1, 2]}
+                name,
+                {
+                    "data": pixels[4 * n : 4 * n + 4].transpose(0, 3, 1, 2).reshape(4, -1),
+                    "labels": [9, 0, 1, 2],
+                },
             ),
         ]
         for n, name in enumerate(files)
@@ -61,8 +67,21 @@ def cifar(tmp_path, monkeypatch):
     kind = torchvision.datasets.CIFAR10
     monkeypatch.setattr(kind, "train_list", sums[:5])
     monkeypatch.setattr(kind, "test_list", sums[5:])
-    names = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
-    monkeypatch.setattr(kind, "meta", {**kind.meta, "md5": dump("batches.meta", {"label_names": names})})
+    names = [
+        "airplane",
+        "automobile",
+        "bird",
+        "cat",
+        "deer",
+        "dog",
+        "frog",
+        "horse",
+        "ship",
+        "truck",
+    ]
+    monkeypatch.setattr(
+        kind, "meta", {**kind.meta, "md5": dump("batches.meta", {"label_names": names})}
+    )
     return tmp_path, pixels
 
 
@@ -91,7 +110,10 @@ def test_data_folder_is_in_the_cache_folder(monkeypatch):
 
 def test_damaged_file_is_reported(cifar):
     (cifar[0] / "cifar-10-batches-py" / "test_batch").write_bytes(b"half")
-    with pytest.raises(DataError, match=rf"cifar10 cannot be read from {cifar[0]} \(Dataset not found or corrupted.\)"):
+    with pytest.raises(
+        DataError,
+        match=rf"cifar10 cannot be read from {cifar[0]} \(Dataset not found or corrupted.\)",
+    ):
         load_images(f"cifar10:root={cifar[0]}")
 
 
@@ -105,8 +127,12 @@ def test_fashion_mnist_in_the_idx_format(tmp_path):
     }
     for part, values in pixels.items():
         labels = np.arange(len(values), dtype=np.uint8) % 3
-        (raw / f"{part}-images-idx3-ubyte").write_bytes(struct.pack(">IIII", 2051, *values.shape) + values.tobytes())
-        (raw / f"{part}-labels-idx1-ubyte").write_bytes(struct.pack(">II", 2049, len(labels)) + labels.tobytes())
+        (raw / f"{part}-images-idx3-ubyte").write_bytes(
+            struct.pack(">IIII", 2051, *values.shape) + values.tobytes()
+        )
+        (raw / f"{part}-labels-idx1-ubyte").write_bytes(
+            struct.pack(">II", 2049, len(labels)) + labels.tobytes()
+        )
         for file in raw.glob(f"{part}*ubyte"):
             file.with_name(file.name + ".gz").write_bytes(gzip.compress(file.read_bytes()))
     images = load_images(f"fashion-mnist:root={tmp_path}")
@@ -125,7 +151,11 @@ def test_svhn_in_the_mat_format(tmp_path, monkeypatch):
         sums[split] = [*sums[split][:2], hashlib.md5(file.read_bytes()).hexdigest()]
     monkeypatch.setattr(torchvision.datasets.SVHN, "split_list", sums)
     images = load_images(f"svhn:root={tmp_path}")
-    assert (sizes(images), images.classes, images.labels.tolist()) == ([4, 0, 4], ("0", "1", "2"), [0, 1, 2, 1] * 2)
+    assert (sizes(images), images.classes, images.labels.tolist()) == (
+        [4, 0, 4],
+        ("0", "1", "2"),
+        [0, 1, 2, 1] * 2,
+    )
     assert np.array_equal(images.load(5), pixels[..., 1])
 
 
@@ -154,10 +184,14 @@ def test_oxford_pets_by_file(tmp_path):
 def test_caltech101_and_eurosat_are_split_by_seed(tmp_path):
     for kind in ("BACKGROUND_Google", "ant", "bass"):
         for number in range(1, 6):
-            picture(tmp_path / "caltech101" / "101_ObjectCategories" / kind / f"image_{number:04d}.jpg")
+            picture(
+                tmp_path / "caltech101" / "101_ObjectCategories" / kind / f"image_{number:04d}.jpg"
+            )
             picture(tmp_path / "eurosat" / "2750" / kind / f"{kind}_{number}.jpg")
     (tmp_path / "caltech101" / "Annotations").mkdir()
-    caltech, eurosat = (load_images(f"{name}:root={tmp_path}") for name in ("caltech101", "eurosat"))
+    caltech, eurosat = (
+        load_images(f"{name}:root={tmp_path}") for name in ("caltech101", "eurosat")
+    )
     assert (caltech.classes, caltech.split) == (("ant", "bass"), "70/15/15:seed=0")
     assert caltech.ids[0] == "caltech101/101_ObjectCategories/ant/image_0001.jpg"
     assert (len(caltech), len(eurosat), len(eurosat.classes)) == (10, 15, 3)
@@ -166,7 +200,11 @@ def test_caltech101_and_eurosat_are_split_by_seed(tmp_path):
 
 def test_dtd_has_three_splits(tmp_path):
     for part in ("train", "val", "test"):
-        text(tmp_path / "dtd" / "dtd" / "labels" / f"{part}1.txt", f"banded/{part}.jpg", f"zigzag/{part}.jpg")
+        text(
+            tmp_path / "dtd" / "dtd" / "labels" / f"{part}1.txt",
+            f"banded/{part}.jpg",
+            f"zigzag/{part}.jpg",
+        )
         for kind in ("banded", "zigzag"):
             picture(tmp_path / "dtd" / "dtd" / "images" / kind / f"{part}.jpg")
     images = load_images(f"dtd:root={tmp_path}")
@@ -180,10 +218,14 @@ def test_gtsrb_without_class_names(tmp_path):
         picture(base / "GTSRB" / "Final_Test" / "Images" / f"{label}.ppm")
     text(base / "GT-final_test.csv", "Filename;ClassId", "0.ppm;0", "1.ppm;1")
     images = load_images(f"gtsrb:root={tmp_path}")
-    assert (images.classes, sizes(images), images.labels.tolist()) == (("0", "1"), [2, 0, 2], [0, 1, 0, 1])
+    assert (images.classes, sizes(images), images.labels.tolist()) == (
+        ("0", "1"),
+        [2, 0, 2],
+        [0, 1, 0, 1],
+    )
 
 
-def test_imagenette_is_tested_on_what_it_calls_val(tmp_path):
+def test_the_val_split_of_imagenette_is_the_test_split(tmp_path):
     for part in ("train", "val"):
         for wnid in ("n01440764", "n02102040"):
             picture(tmp_path / "imagenette2" / part / wnid / f"{part}.JPEG")
@@ -195,7 +237,8 @@ def test_imagenette_is_tested_on_what_it_calls_val(tmp_path):
 def test_every_name_is_a_set_of_torchvision(name, tmp_path):
     assert hasattr(torchvision.datasets, _SETS[name][0])
     with pytest.raises(
-        DataError, match=rf"^{name} cannot be read from {tmp_path} .*{name}:root=DIR.*{name}:download=true"
+        DataError,
+        match=rf"^{name} cannot be read from {tmp_path} .*{name}:root=DIR.*{name}:download=true",
     ):
         load_images(f"{name}:root={tmp_path}")
 
@@ -219,7 +262,8 @@ def test_failing_download_is_one_line(tmp_path, monkeypatch):
 
     monkeypatch.setattr("torchvision.datasets.cifar.download_and_extract_archive", fail)
     with pytest.raises(
-        DataError, match=r"cifar10 cannot be downloaded to .* \(name resolution failed\): check the network"
+        DataError,
+        match=r"cifar10 cannot be downloaded to .* \(name resolution failed\): check the network",
     ):
         load_images(f"cifar10:root={tmp_path},download=true")
 

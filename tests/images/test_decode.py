@@ -1,4 +1,4 @@
-"""Each kind of image file comes out as the right uint8 RGB, or is reported by name."""
+"""Decoding of every kind of image file to uint8 RGB."""
 
 from __future__ import annotations
 
@@ -84,7 +84,9 @@ def test_palette_with_transparency_lies_on_white(transparency):
     image = Image.new("P", (2, 1))
     image.putpalette([10, 20, 30, 40, 50, 60])
     image.putpixel((1, 0), 1)
-    assert decode(encoded(image, transparency=transparency), "glass").tolist() == [[[10, 20, 30], [255, 255, 255]]]
+    assert decode(encoded(image, transparency=transparency), "glass").tolist() == [
+        [[10, 20, 30], [255, 255, 255]]
+    ]
 
 
 def test_rgb_with_a_transparent_colour_lies_on_white():
@@ -92,7 +94,9 @@ def test_rgb_with_a_transparent_colour_lies_on_white():
     assert pixels.tolist() == [[[255, 255, 255]]]
 
 
-@pytest.mark.parametrize(("kind", "dtype"), [("PNG", np.uint16), ("TIFF", np.uint16), ("TIFF", np.int32)])
+@pytest.mark.parametrize(
+    ("kind", "dtype"), [("PNG", np.uint16), ("TIFF", np.uint16), ("TIFF", np.int32)]
+)
 def test_sixteen_bits_are_scaled_by_257(kind, dtype):
     """White stays white and black black: dividing by 256, or cutting off at 255, does not do that everywhere."""
     levels = np.array([[0, 128, 257, 32768, 65535]], dtype=dtype)
@@ -163,12 +167,17 @@ def test_pixels_are_read_only(scene):
 def header(width: int, height: int) -> bytes:
     """The beginning of a PNG of that size, without any pixels."""
     size = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n\x00\x00\x00\x0d" + size + struct.pack(">I", zlib.crc32(size)) + b"\x00\x00\x10\x00IDAT"
+    return (
+        b"\x89PNG\r\n\x1a\n\x00\x00\x00\x0d"
+        + size
+        + struct.pack(">I", zlib.crc32(size))
+        + b"\x00\x00\x10\x00IDAT"
+    )
 
 
 @pytest.mark.parametrize("size", [(20_000, 20_000), (100_000_001, 1)])
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
-def test_huge_picture_is_refused_from_its_header(size):
+def test_a_huge_image_is_refused_from_its_header(size):
     """Both beyond Pillow's own limit of 179 megapixels, and below it."""
     with pytest.raises(DecodeError, match=r"^bomb.png cannot .* more than 100 megapixels"):
         decode(header(*size), "bomb.png")
@@ -183,7 +192,7 @@ def test_huge_picture_is_refused_from_its_header(size):
         (header(4, 4), ""),
     ],
 )
-def test_what_is_no_image_is_reported_by_name(data, reason):
+def test_files_that_are_not_images_are_reported_by_name(data, reason):
     with pytest.raises(DecodeError) as caught:
         decode(data, "cats/1.jpg")
     message = str(caught.value)
@@ -229,7 +238,10 @@ def test_threads_give_the_same_pixels(scene):
     kinds = [encoded(scene, kind) for kind in ("PNG", "BMP", "GIF", "TIFF")] * 25
     with ThreadPoolExecutor(8) as pool:
         together = list(pool.map(lambda data: decode(data, "scene"), kinds))
-    assert all(np.array_equal(pixels, decode(data, "scene")) for pixels, data in zip(together, kinds, strict=True))
+    assert all(
+        np.array_equal(pixels, decode(data, "scene"))
+        for pixels, data in zip(together, kinds, strict=True)
+    )
 
 
 def test_array_key_tells_shapes_apart():

@@ -1,4 +1,4 @@
-"""Folders and CSV tables of images, as people really have them."""
+"""Image sets from folders and CSV files."""
 
 from __future__ import annotations
 
@@ -61,7 +61,14 @@ def test_only_visible_images_count_at_any_depth(tmp_path):
 def test_split_folders(tmp_path, val):
     """Classes found only outside train come last."""
     images = images_from_folder(
-        put(tmp_path, "train/b/1.png", "train/c/1.png", f"{val}/a/1.png", "test/b/1.png", "test/c/1.png")
+        put(
+            tmp_path,
+            "train/b/1.png",
+            "train/c/1.png",
+            f"{val}/a/1.png",
+            "test/b/1.png",
+            "test/c/1.png",
+        )
     )
     assert images.split == "own"
     assert images.classes == ("b", "c", "a")
@@ -72,12 +79,18 @@ def test_split_folders(tmp_path, val):
         "train/c/1.png": "train",
         f"{val}/a/1.png": "val",
     }
-    assert [images.classes[label] for label in images.labels] == [name.split("/")[1] for name in images.ids]
+    assert [images.classes[label] for label in images.labels] == [
+        name.split("/")[1] for name in images.ids
+    ]
 
 
 def test_folders_of_test_and_val_alone_are_not_classes(tmp_path):
     images = images_from_folder(put(tmp_path, "test/a/1.png", "val/a/1.png"))
-    assert (images.split, images.splits.tolist(), images.classes) == ("own", ["test", "val"], ("a",))
+    assert (images.split, images.splits.tolist(), images.classes) == (
+        "own",
+        ["test", "val"],
+        ("a",),
+    )
 
 
 def test_a_class_may_be_called_train(tmp_path):
@@ -107,9 +120,15 @@ def test_a_broken_link_is_reported_when_it_is_read(tmp_path):
     ("names", "message"),
     [
         ([], r"photos contains no images: expected a folder for each class"),
-        (["1.png", "2.png"], r"photos contains images but no class folders: sort them into .*photos/<class>"),
+        (
+            ["1.png", "2.png"],
+            r"photos contains images but no class folders: sort them into .*photos/<class>",
+        ),
         (["train/1.png", "test/a/1.png"], r"train contains images but no class folders"),
-        (["train/a/1.png", "test/a/1.png", "extra/a/1.png"], r"splits \(test, train\) beside others \(extra\)"),
+        (
+            ["train/a/1.png", "test/a/1.png", "extra/a/1.png"],
+            r"splits \(test, train\) beside others \(extra\)",
+        ),
     ],
 )
 def test_folder_without_classes(tmp_path, names, message):
@@ -143,9 +162,7 @@ def test_name_that_is_not_utf8_is_reported(tmp_path):
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
 def test_table(tmp_path, encoding):
     put(tmp_path / "pets", "images/ä, b.png", "images/2.png", "images/3.png")
-    text = (
-        'split,path, label ,age\ntest,"images/ä, b.png",dog,3\r\ntrain,images/3.png,cat,1\n\nValid,images/2.png,cat,2\n'
-    )
+    text = 'split,path, label ,age\ntest,"images/ä, b.png",dog,3\r\ntrain,images/3.png,cat,1\n\nValid,images/2.png,cat,2\n'
     images = images_from_csv(write(tmp_path / "pets" / "labels.csv", text, encoding))
     assert images.name == "pets"
     assert images.ids == ("images/ä, b.png", "images/3.png", "images/2.png")
@@ -158,7 +175,9 @@ def test_table(tmp_path, encoding):
 
 def test_table_without_splits_is_called_by_its_own_name(tmp_path):
     put(tmp_path, "1.png", "2.png")
-    images = images_from_csv(write(tmp_path / "my pets.csv", f"path,label\n1.png,cat\n{tmp_path / '2.png'},dog\n"))
+    images = images_from_csv(
+        write(tmp_path / "my pets.csv", f"path,label\n1.png,cat\n{tmp_path / '2.png'},dog\n")
+    )
     assert (images.name, images.split) == ("my_pets", "none")
     assert images.load(1).max() == 1
 
@@ -168,8 +187,14 @@ def test_table_without_splits_is_called_by_its_own_name(tmp_path):
     [
         ("", r"has no column 'path': expected path,label\[,split\], found no columns"),
         ("path,label\n", r"t.csv lists no images"),
-        ("file,label\n1.png,a\n", r"has no column 'path': expected path,label\[,split\], found file, label"),
-        ("path;label\n1.png;a\n", r"has no column 'path': expected path,label\[,split\], found path;label"),
+        (
+            "file,label\n1.png,a\n",
+            r"has no column 'path': expected path,label\[,split\], found file, label",
+        ),
+        (
+            "path;label\n1.png;a\n",
+            r"has no column 'path': expected path,label\[,split\], found path;label",
+        ),
         ("path,class\n1.png,a\n", r"has no column 'label'"),
         (
             "path,label\n1.png,a\ngone.png,b\nlost.png,b\n",
@@ -182,7 +207,10 @@ def test_table_without_splits_is_called_by_its_own_name(tmp_path):
         ),
         ("path,label,split\n1.png,a,train\n2.png,b,\n", r"line 3 of .* unknown split ''"),
         ("path,label\n1.png,a\n2.png\n", r"line 3 of .* not as many values as the header"),
-        ("path,label\n1.png,a\nodd, name.png,b\n", r"line 3 of .* not as many values as the header"),
+        (
+            "path,label\n1.png,a\nodd, name.png,b\n",
+            r"line 3 of .* not as many values as the header",
+        ),
         ("path,label\n1.png, \n", r"line 2 of .* empty path or label"),
         ("path,label\n,a\n", r"line 2 of .* empty path or label"),
         ('path,label\n"1.png,a\n', r"t.csv is not CSV"),
@@ -230,4 +258,8 @@ def test_listing_nine_thousand_files_is_quick(real_data):
     start = time.process_time()
     images = images_from_folder(real_data / "caltech101")
     assert time.process_time() - start < 1
-    assert (len(images.rows("train")), len(images.rows("test")), len(images.classes)) == (5784, 2893, 101)
+    assert (len(images.rows("train")), len(images.rows("test")), len(images.classes)) == (
+        5784,
+        2893,
+        101,
+    )

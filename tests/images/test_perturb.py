@@ -1,4 +1,4 @@
-"""Perturbed images stay images, and are made again the same."""
+"""Corruptions: validity, reproducibility, definitions."""
 
 from __future__ import annotations
 
@@ -38,12 +38,16 @@ def changed(family, level="strong", pixels=PIXELS, name="a.png"):
 @given(SIDES, SIDES, st.sampled_from(EVERY), st.integers())
 def test_images_of_any_size_stay_images(height, width, perturbation, seed):
     """uint8 in, uint8 out, of the same shape but where a mixture has rotated; the image given is left alone."""
-    pixels = np.random.default_rng(height * width).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    pixels = np.random.default_rng(height * width).integers(
+        0, 256, (height, width, 3), dtype=np.uint8
+    )
     before = pixels.copy()
     out = perturb(pixels, perturbation, image_rng(seed, "a.png"))
     assert out.dtype == np.uint8
     assert out.flags.c_contiguous
-    assert (out.shape == pixels.shape) or (perturbation.family == "mixed" and min(out.shape[:2]) >= min(height, width))
+    assert (out.shape == pixels.shape) or (
+        perturbation.family == "mixed" and min(out.shape[:2]) >= min(height, width)
+    )
     np.testing.assert_array_equal(pixels, before)
     np.testing.assert_array_equal(out, perturb(pixels, perturbation, image_rng(seed, "a.png")))
 
@@ -63,14 +67,19 @@ def test_every_level_does_something_and_none_does_nothing(family):
     versions = [changed(family, level, pixels, "b.png") for level in LEVELS]
     assert len({pixels.tobytes(), *(version.tobytes() for version in versions)}) == 4
     for level in ("none", "0"):
-        assert perturb(pixels, parse_perturbation(f"{family}:level={level}"), image_rng(0, "b.png")) is pixels
+        assert (
+            perturb(pixels, parse_perturbation(f"{family}:level={level}"), image_rng(0, "b.png"))
+            is pixels
+        )
 
 
-def test_noise_has_the_moments_that_it_claims():
+def test_noise_has_the_specified_moments():
     """Normal noise has its deviation, shot noise that of a Poisson count, impulses half black and half white."""
     grey = np.full((200, 200, 3), 102, np.uint8)
     assert np.std(changed("gaussian_noise", "mild", grey) / 255) == pytest.approx(0.08, rel=0.02)
-    assert np.std(changed("shot_noise", "mild", grey) / 255) == pytest.approx(np.sqrt(0.4 / 60), rel=0.02)
+    assert np.std(changed("shot_noise", "mild", grey) / 255) == pytest.approx(
+        np.sqrt(0.4 / 60), rel=0.02
+    )
     impulses = changed("impulse_noise", "strong", grey)
     for extreme in (0, 255):
         assert np.mean(impulses == extreme) == pytest.approx(0.27 / 2, rel=0.05)
@@ -127,10 +136,14 @@ def test_geometry_is_about_the_centre():
     assert np.hypot(row, column) == pytest.approx(31, abs=0.7)
 
 
-@pytest.mark.parametrize("family", ["hue", "rotation", "translation", "scale", "shear", "motion_blur"])
+@pytest.mark.parametrize(
+    "family", ["hue", "rotation", "translation", "scale", "shear", "motion_blur"]
+)
 def test_directions_differ_between_images_but_not_between_levels(family):
     """The generator of an image decides the direction, whatever the level."""
-    versions = {changed(family, "medium", SMOOTH, f"{number}.png").tobytes() for number in range(12)}
+    versions = {
+        changed(family, "medium", SMOOTH, f"{number}.png").tobytes() for number in range(12)
+    }
     assert len(versions) > 1
     states = set()
     for level in LEVELS:
@@ -153,7 +166,9 @@ def test_a_mixture_applies_its_changes_in_order():
     """Rotation on a larger canvas, flips, colours, noise, as a plain sequence of Pillow calls does them."""
     rng = np.random.default_rng(5)
     rng.random(5)
-    image = Image.fromarray(SMOOTH).rotate(rng.uniform(-45, 45), Image.Resampling.BILINEAR, expand=True)
+    image = Image.fromarray(SMOOTH).rotate(
+        rng.uniform(-45, 45), Image.Resampling.BILINEAR, expand=True
+    )
     image = image.transpose(Image.Transpose.ROTATE_180)
     for change in (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color):
         image = change(image).enhance(rng.uniform(0.7, 1.3))
@@ -174,7 +189,9 @@ def test_a_mixture_leaves_some_images_alone_unless_jpeg_is_asked_for():
 
     def alone(spec):
         mixture = parse_perturbation(spec)
-        return sum(np.array_equal(perturb(SMOOTH, mixture, image_rng(0, name)), SMOOTH) for name in names)
+        return sum(
+            np.array_equal(perturb(SMOOTH, mixture, image_rng(0, name)), SMOOTH) for name in names
+        )
 
     assert 30 < alone("mixed:level=mild") < 75
     assert alone("mixed:level=mild,jpeg75=true") == 0
@@ -193,7 +210,7 @@ def test_a_perturbed_set_changes_the_named_splits_only(colours):
     assert not np.array_equal(other.load(0), images.load(0))
 
 
-def test_what_becomes_of_an_image_depends_on_seed_and_id_alone(colours):
+def test_a_perturbation_depends_on_seed_and_id_only(colours):
     """Neither the order nor the worker nor the other images matter."""
     images = colours(12)
     noisy = perturb_images(images, "mixed:level=strong", 3)
@@ -222,7 +239,9 @@ def test_keys_tell_specs_seeds_and_ids_apart(colours):
     assert perturb_images(images, "fog:level=none") is images
 
 
-@pytest.mark.parametrize("text", ["none", "fog:level=none", "fog:level=0", "mixed:level=none,jpeg75=true"])
+@pytest.mark.parametrize(
+    "text", ["none", "fog:level=none", "fog:level=0", "mixed:level=none,jpeg75=true"]
+)
 def test_no_perturbation_has_one_spec(text):
     """Whatever a person wrote to have none, it is the same as none."""
     assert parse_perturbation(text) == Perturbation()
@@ -230,7 +249,9 @@ def test_no_perturbation_has_one_spec(text):
     assert not parse_perturbation(text)
 
 
-@pytest.mark.parametrize("perturbation", [*EVERY, Perturbation("mixed", "mild", ("jpeg75",))], ids=str)
+@pytest.mark.parametrize(
+    "perturbation", [*EVERY, Perturbation("mixed", "mild", ("jpeg75",))], ids=str
+)
 def test_a_perturbation_is_read_back_from_its_text(perturbation):
     """The canonical text of a perturbation, which recipes hold, is a spec."""
     assert parse_perturbation(str(perturbation)) == perturbation
@@ -239,7 +260,10 @@ def test_a_perturbation_is_read_back_from_its_text(perturbation):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("gausian_noise:level=mild", "unknown perturbation 'gausian_noise': did you mean gaussian_noise?"),
+        (
+            "gausian_noise:level=mild",
+            "unknown perturbation 'gausian_noise': did you mean gaussian_noise?",
+        ),
         ("fog", "'fog' has no level: write fog:level=mild|medium|strong"),
         ("fog:strong", "'fog:strong' has no level: write fog:level=mild|medium|strong"),
         ("fog:level=heavy", "unknown level of fog 'heavy': known: none, mild, medium, strong"),
@@ -249,7 +273,7 @@ def test_a_perturbation_is_read_back_from_its_text(perturbation):
         ("none:level=mild", "none takes no options"),
     ],
 )
-def test_a_wrong_spec_is_refused_with_what_is_right(text, message):
+def test_an_invalid_spec_raises_with_a_valid_example(text, message):
     """An error names what was found and what is known."""
     with pytest.raises(SpecError) as caught:
         parse_perturbation(text)

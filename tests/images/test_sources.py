@@ -1,4 +1,4 @@
-"""One spec, from digits to folders and plug-ins, gives images that make a classification problem."""
+"""Loading of image sources by name or path."""
 
 from __future__ import annotations
 
@@ -30,12 +30,20 @@ def test_digits():
     for row in (0, 1000):
         pixels = images.load(row)
         assert (pixels.shape, pixels.dtype) == ((8, 8, 3), np.uint8)
-        assert np.abs(pixels[..., 0] / 255 - load_digits().images[row] / 16).max() < 0.5 / 255 + 1e-9
-    assert len({images.key(row) for row in range(1797)}) == len({images.load(row).tobytes() for row in range(1797)})
+        assert (
+            np.abs(pixels[..., 0] / 255 - load_digits().images[row] / 16).max() < 0.5 / 255 + 1e-9
+        )
+    assert len({images.key(row) for row in range(1797)}) == len(
+        {images.load(row).tobytes() for row in range(1797)}
+    )
 
 
 def test_folder_without_splits_gets_them_by_seed(photos):
-    first, again, other = load_images(str(photos)), load_images(str(photos)), load_images(str(photos), seed=1)
+    first, again, other = (
+        load_images(str(photos)),
+        load_images(str(photos)),
+        load_images(str(photos), seed=1),
+    )
     assert sizes(first) == [17, 3, 4] or sizes(first) == [17, 4, 3]
     assert np.array_equal(first.splits, again.splits)
     assert not np.array_equal(first.splits, other.splits)
@@ -69,9 +77,11 @@ def test_own_splits_without_val_are_left_so(sorted_photos):
     assert sizes(load_images(str(sorted_photos))) == [15, 0, 6]
 
 
-def test_own_splits_without_test_are_refused_until_split_anew(sorted_photos):
+def test_own_splits_without_test_raise_unless_a_new_split_is_given(sorted_photos):
     shutil.rmtree(sorted_photos / "test")
-    with pytest.raises(DataError, match=r"photos has 18 images, but none in test: .* --split 70/15/15"):
+    with pytest.raises(
+        DataError, match=r"photos has 18 images, but none in test: .* --split 70/15/15"
+    ):
         load_images(str(sorted_photos))
     assert sizes(load_images(str(sorted_photos), split="70/15/15"))[2] > 0
 
@@ -82,7 +92,7 @@ def test_own_splits_without_train_are_refused(sorted_photos):
         load_images(str(sorted_photos))
 
 
-def test_limit_and_how_the_split_tells_it(photos, sorted_photos):
+def test_a_limit_is_part_of_the_split_description(photos, sorted_photos):
     own = load_images(str(sorted_photos), limit="train=6,test=3")
     assert (own.split, sizes(own)) == ("own", [6, 3, 3])
     assert np.bincount(own.labels[own.rows("train")]).tolist() == [2, 2, 2]
@@ -100,7 +110,9 @@ def test_limited_images_are_the_same_images(photos):
 def test_one_class_is_refused(photos):
     for kind in ("blue", "green"):
         shutil.rmtree(photos / kind)
-    with pytest.raises(DataError, match=r"all train images of photos are of class 'red': .* two classes or more"):
+    with pytest.raises(
+        DataError, match=r"all train images of photos are of class 'red': .* two classes or more"
+    ):
         load_images(str(photos))
 
 
@@ -113,7 +125,9 @@ def test_one_class_in_train_is_refused(sorted_photos):
 
 @pytest.mark.parametrize("spec", ["nowhere", "no/such/folder", "digit", ""])
 def test_unknown_source_lists_the_known_ones(spec):
-    with pytest.raises(DataError, match=r"neither a folder nor a CSV file: .* known: digits, caltech101, cifar10"):
+    with pytest.raises(
+        DataError, match=r"neither a folder nor a CSV file: .* known: digits, caltech101, cifar10"
+    ):
         load_images(spec)
 
 
@@ -137,7 +151,8 @@ def test_malformed_options(options, message):
 
 def test_csv_and_a_path_from_home(photos, monkeypatch):
     (photos / "labels.csv").write_text(
-        "path,label\n" + "".join(f"{kind}/{n}.png,{kind}\n" for kind in ("red", "blue") for n in range(8)),
+        "path,label\n"
+        + "".join(f"{kind}/{n}.png,{kind}\n" for kind in ("red", "blue") for n in range(8)),
         encoding="utf-8",
     )
     monkeypatch.setenv("HOME", str(photos.parent))
@@ -153,7 +168,9 @@ def test_a_plug_in_adds_a_source(photos, monkeypatch):
         def load():
             return lambda kind="photos": images_from_folder(photos.parent / kind)
 
-    monkeypatch.setattr("featkit.registry.entry_points", lambda group: [Point] if group == "featkit.sources" else [])
+    monkeypatch.setattr(
+        "featkit.registry.entry_points", lambda group: [Point] if group == "featkit.sources" else []
+    )
     assert "mine" in SOURCES.names()
     assert sizes(load_images("mine:kind=photos"))[0] == 17
 

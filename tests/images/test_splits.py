@@ -1,4 +1,4 @@
-"""Laws of stratified splits and limits."""
+"""Properties of stratified splits and limits."""
 
 from __future__ import annotations
 
@@ -33,7 +33,12 @@ def labels_of(sizes: list[int], seed: int = 0) -> np.ndarray:
 
 def counts_of(labels, splits, classes: int) -> np.ndarray:
     """(classes, 3): how many of each class are in each split."""
-    return np.array([[np.sum((labels == label) & (splits == split)) for split in SPLITS] for label in range(classes)])
+    return np.array(
+        [
+            [np.sum((labels == label) & (splits == split)) for split in SPLITS]
+            for label in range(classes)
+        ]
+    )
 
 
 @given(SIZES, SHARES, st.integers(0, 9))
@@ -104,7 +109,20 @@ def test_parse_split(text, wanted):
 
 
 @pytest.mark.parametrize(
-    "text", ["", "70", "80/20", "1/1/1/1", "a/b/c", "70/15/", "0/50/50", "50/50/0", "80/-5/25", "nan/1/1", "inf/1/1"]
+    "text",
+    [
+        "",
+        "70",
+        "80/20",
+        "1/1/1/1",
+        "a/b/c",
+        "70/15/",
+        "0/50/50",
+        "50/50/0",
+        "80/-5/25",
+        "nan/1/1",
+        "inf/1/1",
+    ],
 )
 def test_malformed_split(text):
     with pytest.raises(SpecError, match=r"70/15/15"):
@@ -122,7 +140,9 @@ def test_parse_limit():
     assert format_limit(parse_limit("test=1000,train=5000")) == "train=5000,test=1000"
 
 
-@pytest.mark.parametrize("text", ["", "5000", "train", "train=", "train=0", "train=-1", "train=1e3", "train=1,train=2"])
+@pytest.mark.parametrize(
+    "text", ["", "5000", "train", "train=", "train=0", "train=-1", "train=1e3", "train=1,train=2"]
+)
 def test_malformed_limit(text):
     with pytest.raises(SpecError, match="train=5000,test=1000"):
         parse_limit(text)
@@ -136,7 +156,14 @@ def test_limit_of_an_unknown_split_lists_the_known_ones():
 def limited_counts(sizes, limit, seed=0):
     labels = labels_of(sizes)
     images = ImageSet(
-        "x", ("",) * len(labels), labels, ("",) * len(sizes), np.full(len(labels), "train"), "own", lambda i: i, str
+        "x",
+        ("",) * len(labels),
+        labels,
+        ("",) * len(sizes),
+        np.full(len(labels), "train"),
+        "own",
+        lambda i: i,
+        str,
     )
     rows = limit_rows(images, {"train": limit}, seed)
     return rows, np.bincount(labels[rows], minlength=len(sizes))

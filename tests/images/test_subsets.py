@@ -1,4 +1,4 @@
-"""Laws of parts of the training images."""
+"""Properties of k-shot and long-tailed subsets."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def labels_of(sizes: list[int]) -> np.ndarray:
 
 
 @given(SIZES, st.sampled_from(sorted(PROFILES)), st.floats(1, 60), st.integers(0, 9))
-def test_a_long_tail_falls_leaves_nobody_empty_and_has_its_factor(
+def test_a_long_tail_has_its_factor_and_no_empty_class(
     sizes: list[int], profile: str, factor: float, seed: int
 ) -> None:
     """Sizes fall in the order that the seed decides, by the weights of the profile, each within half an image."""
@@ -75,7 +75,9 @@ def test_a_long_tail_falls_leaves_nobody_empty_and_has_its_factor(
 
 
 @given(SIZES, st.sampled_from(sorted(PROFILES)), st.integers(1, 60), st.integers(0, 9))
-def test_a_long_tail_is_as_large_as_the_data_allows(sizes: list[int], profile: str, factor: int, seed: int) -> None:
+def test_a_long_tail_is_as_large_as_the_data_allows(
+    sizes: list[int], profile: str, factor: int, seed: int
+) -> None:
     """One image more of the largest class, and some class would need more than it has."""
     labels = labels_of(sizes)
     order = np.random.default_rng(seed).permutation(len(sizes))
@@ -108,17 +110,23 @@ def test_the_natural_profile_is_the_data_itself() -> None:
 
 
 @given(st.sampled_from(sorted(PROFILES)), st.floats(1, 30), st.floats(1, 30), st.integers(0, 5))
-def test_the_rows_of_a_longer_tail_lie_within_those_of_a_shorter(profile: str, a: float, b: float, seed: int) -> None:
+def test_the_rows_of_a_longer_tail_lie_within_those_of_a_shorter(
+    profile: str, a: float, b: float, seed: int
+) -> None:
     """Where the classes are of equal size: what differs between factors is the factor."""
     labels = np.arange(200) % 5
-    short, long = (set(longtail(labels, factor, seed, profile=profile)) for factor in sorted((a, b)))
+    short, long = (
+        set(longtail(labels, factor, seed, profile=profile)) for factor in sorted((a, b))
+    )
     assert long <= short
 
 
-def test_a_tail_that_the_data_cannot_supply_is_refused_with_the_longest_it_can() -> None:
+def test_an_impossible_factor_raises_with_the_largest_possible_one() -> None:
     """The class is named as its owner names it."""
     labels = np.repeat([0, 1], 20)
-    with pytest.raises(DataError, match=r"factor 50 would leave class (cat|dog) .* largest possible one is 20$"):
+    with pytest.raises(
+        DataError, match=r"factor 50 would leave class (cat|dog) .* largest possible one is 20$"
+    ):
         longtail(labels, 50, classes=["cat", "dog"])
     assert sorted(np.bincount(labels[longtail(labels, 20)])) == [1, 20]
 
@@ -133,7 +141,9 @@ def test_a_tail_that_the_data_cannot_supply_is_refused_with_the_longest_it_can()
         ("longtail:profile=natural", lambda labels: np.arange(len(labels))),
     ],
 )
-def test_a_subset_is_read_from_text(text: str, expected: Callable[[np.ndarray], np.ndarray]) -> None:
+def test_a_subset_is_read_from_text(
+    text: str, expected: Callable[[np.ndarray], np.ndarray]
+) -> None:
     """As a function of labels and seed."""
     labels = np.arange(90) % 3
     np.testing.assert_array_equal(parse_subset(text)(labels, 7), expected(labels))
@@ -142,7 +152,10 @@ def test_a_subset_is_read_from_text(text: str, expected: Callable[[np.ndarray], 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("longtial:if=5", r"unknown subset 'longtial': did you mean longtail\? known: longtail, kshot$"),
+        (
+            "longtial:if=5",
+            r"unknown subset 'longtial': did you mean longtail\? known: longtail, kshot$",
+        ),
         ("longtail:factor=5", r"unknown option of subset longtail 'factor': .*known: if, profile$"),
         ("longtail:50", r"write options as longtail:key=value; known: if, profile$"),
         ("longtail", r"imbalance factor None: give a number of at least 1"),
@@ -158,7 +171,7 @@ def test_a_subset_is_read_from_text(text: str, expected: Callable[[np.ndarray], 
         ("kshot:k=2,take_fewer=yes", r"write take_fewer=true or take_fewer=false$"),
     ],
 )
-def test_what_is_wrong_in_a_subset_is_said_before_any_label_is_seen(text: str, message: str) -> None:
+def test_an_invalid_subset_raises_before_labels_are_known(text: str, message: str) -> None:
     """In one line."""
     with pytest.raises(SpecError, match=message):
         parse_subset(text)
