@@ -32,8 +32,8 @@ def summary_markdown(findings: Findings, lead: Sequence[str], commands: Sequence
         lead: its size, see ``wording.lead_parts``.
         commands: command lines that made it.
     """
-    significant = []
-    not_significant = []
+    significant: list[str] = []
+    not_significant: list[str] = []
     for effect in findings.short_axis_effects:
         sentences = significant if effect.significant else not_significant
         sentences.append(effect_sentence(findings, effect))
