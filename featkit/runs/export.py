@@ -20,8 +20,8 @@ def export_run(
 ) -> ExportAgreement:
     """Export a run to one file and verify its predictions.
 
-    Neither format computes in bf16: such a run is exported and verified in fp32. A run in OpenVINO is
-    verified in ONNX Runtime.
+    Neither format computes in bf16: such a run is exported and verified in fp32. A run in OpenVINO
+    is verified in ONNX Runtime.
 
     Args:
         run: the run; its images must still exist.
