@@ -8,6 +8,8 @@ from typing import Any
 
 from featkit.ablation.cells import CellResult
 from featkit.ablation.conditions import (
+    DropRow,
+    LongTailRow,
     drops_by_classifier,
     drops_by_classifier_and_perturbation,
     long_tail,
@@ -53,7 +55,7 @@ def result_files(result: AblationResult, baseline: str = "") -> dict[str, Conten
     cells = best_first(result.cells)
     findings = result.findings
     baseline = baseline or str(result.grid.values("backbone")[0])
-    rows = {
+    rows: dict[str, Sequence[LongTailRow | DropRow]] = {
         "longtail": long_tail(findings),
         "robustness": drops_by_classifier_and_perturbation(findings),
         "robustness_heads": drops_by_classifier(findings, baseline),

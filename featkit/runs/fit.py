@@ -206,7 +206,9 @@ def fit_head(source: FeatureSet, head_spec: str, seed: int, config: FitConfig) -
     else:
         scored = _score_validation(_make_head(final_spec, correction, seed), splits)
 
-    temperature = threshold = val_score = None
+    temperature: Temperature | None = None
+    threshold: float | None = None
+    val_score: float | None = None
     if scored is not None:
         val_score = scored.balanced_accuracy(splits.val)
         temperature = scored.fit_temperature(splits.val.y)
