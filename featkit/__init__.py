@@ -1,7 +1,7 @@
 """Image features from pretrained networks, cached, and classical heads with honest evaluation.
 
-The public names are those of ``__all__``; see ``featkit.api`` for the functions. A name is imported when it is
-first used, so ``import featkit`` is fast.
+The public names are those of ``__all__``; see ``featkit.api`` for the functions. A name is imported
+when it is first used, so ``import featkit`` is fast.
 """
 
 from __future__ import annotations

@@ -5,12 +5,12 @@ nothing: progress messages go to the logger ``featkit``, and ``progress=True`` s
 
 Options that many functions share:
 
-    Images: ``data`` (``digits``, a folder, a CSV file, ``cifar10:root=DIR``), ``split`` (``70/15/15``),
-    ``limit`` (``train=500,test=100``), ``seed``, ``augment`` and ``views`` (augmented views of train
-    images), ``perturb`` (corruption of test images).
+    Images: ``data`` (``digits``, a folder, a CSV file, ``cifar10:root=DIR``), ``split``
+        (``70/15/15``), ``limit`` (``train=500,test=100``), ``seed``, ``augment`` and ``views``
+        (augmented views of train images), ``perturb`` (corruption of test images).
 
-    Network: ``backbone``, ``weights``, ``layer``, ``pool``, ``resize``, ``crop``, ``precision``: see
-    ``load_backbone`` and ``featkit.embeddings.request.Request``.
+    Network: ``backbone``, ``weights``, ``layer``, ``pool``, ``resize``, ``crop``, ``precision``:
+        see ``load_backbone`` and ``featkit.embeddings.request.Request``.
 
     Files: ``cache`` is the folder of the embeddings cache, ``out`` the folder for results.
 
@@ -53,7 +53,7 @@ if TYPE_CHECKING:
     from featkit.runs.compare import OverSeeds, RunComparison
     from featkit.runs.directory import SavedRun
     from featkit.runs.features import FeatureSet
-    from featkit.runs.fit import Run
+    from featkit.runs.fit import FitConfig, Run
     from featkit.runs.predict import Prediction
     from featkit.runs.train import TrainedRun
     from featkit.studies.audit import AuditResult
@@ -202,7 +202,8 @@ def extract(
     """Extract features of images, or read them from the cache.
 
     Args:
-        data: spec of the images (``digits``, a folder, a CSV file, ``cifar10:root=DIR``), or an ``ImageSet``.
+        data: spec of the images (``digits``, a folder, a CSV file, ``cifar10:root=DIR``), or an
+            ``ImageSet``.
         backbone: spec of the network: ``resnet50``, ``timm:NAME``, or a run directory.
         weights: ``imagenet``, ``IMAGENET1K_V2``, ``random[:SEED]`` or a weights file.
         layer: layer whose output is used; None for the output of global pooling.
@@ -213,7 +214,8 @@ def extract(
         split: fractions such as ``70/15/15`` in place of the splits of the data.
         limit: stratified sample of splits, such as ``train=500,test=100``.
         seed: of the split, the sample and the augmentation.
-        augment: ``basic``, ``light``, ``shift``, ``trivial``, ``auto`` or ``rand`` for augmented views of train images.
+        augment: ``basic``, ``light``, ``shift``, ``trivial``, ``auto`` or ``rand`` for augmented
+            views of train images.
         views: augmented views per train image.
         perturb: corruption of the test images, such as ``fog:level=strong``.
         store: ``float32`` or ``float16``, ``gzip`` or ``zstd``, or both, separated by a comma.
@@ -226,7 +228,8 @@ def extract(
         progress: whether to show a progress bar on stderr.
 
     Returns:
-        ``Embeddings`` with features ``x`` ``(n, d)`` float32, labels ``y`` ``(n,)``, ids, classes and splits.
+        ``Embeddings`` with features ``x`` ``(n, d)`` float32, labels ``y`` ``(n,)``, ids, classes
+        and splits.
 
     Raises:
         FeatkitError: if an option is unknown, or images or weights are not found or cannot be read.
@@ -252,7 +255,7 @@ def extract(
 def _extraction(
     backbones: Sequence[str], layers: Sequence[str], options: Mapping[str, Any]
 ) -> tuple[list[Request], Extractor]:
-    """Return the requests of all cache files for some backbones and layers, and what extracts them."""
+    """Return the requests for backbones and layers, and the extractor for them."""
     from featkit.embeddings.extract import Extractor
 
     compute = _compute(options)
@@ -276,7 +279,8 @@ def _extraction(
 def extract_files(
     backbones: Sequence[str] = (), layers: Sequence[str] = (), **options: Any
 ) -> list[ExtractionResult]:
-    """Extract features with several backbones and layers, each image read once; return the cache files.
+    """Extract features with several backbones and layers, each image read once; return the cache
+    files.
 
     Args:
         backbones: specs of the networks.
@@ -348,15 +352,17 @@ def fit(
 ) -> Run:
     """Fit a head on features and evaluate it on the test set.
 
-    Hyperparameters, temperature and rejection threshold are chosen on the validation set: the data's own, else a
-    fifth of train. The head is then fitted on train and validation together and evaluated once.
+    Hyperparameters, temperature and rejection threshold are chosen on the validation set: the
+        data's own, else a fifth of train. The head is then fitted on train and validation together
+        and evaluated once.
 
     Args:
-        data: spec of the images. Without ``data`` or ``backbone``, the newest cache file that matches the other
-            options is used; without one, ``digits`` and ``resnet18``.
-        head: ``linear``, ``svm``, ``knn``, ``mlp``, ``prototypical`` or a plug-in, with hyperparameters such as
-            ``svm:C=9``.
-        tune: choose the hyperparameters of the head, or with ``balance`` those of the correction, on validation.
+        data: spec of the images. Without ``data`` or ``backbone``, the newest cache file that
+            matches the other options is used; without one, ``digits`` and ``resnet18``.
+        head: ``linear``, ``svm``, ``knn``, ``mlp``, ``prototypical`` or a plug-in, with
+            hyperparameters such as ``svm:C=9``.
+        tune: choose the hyperparameters of the head, or with ``balance`` those of the correction,
+            on validation.
         balance: class-imbalance correction, such as ``logit-adjust``.
         subset: part of train to fit on, such as ``longtail:if=50`` or ``kshot:k=5``.
         reject: fraction of validation images whose confidence is too low to answer.
@@ -368,14 +374,16 @@ def fit(
         device, batch_size, workers, compile, on_error, progress: as for ``extract``.
 
     Returns:
-        The run: ``report`` (accuracy with confidence intervals, calibration, confusion), ``head`` and ``predictions``.
+        The run: ``report`` (accuracy with confidence intervals, calibration, confusion), ``head``
+            and ``predictions``.
 
     Raises:
         SpecError: if an option is unknown.
-        DataError: if train has fewer than two classes, test has no image, or ``strict`` finds a shared image.
+        DataError: if train has fewer than two classes, test has no image, or ``strict`` finds a
+            shared image.
 
     Example:
-        >>> run = featkit.fit("digits", backbone="resnet18", weights="random", resize="32")  # doctest: +SKIP
+        >>> run = featkit.fit("digits", weights="random", resize="32")  # doctest: +SKIP
         >>> print(run.report)  # doctest: +SKIP
     """
     options = dict(locals())
@@ -390,7 +398,8 @@ class FitResults:
     Attributes:
         runs: by seed, then by head.
         paths: their run directories; empty where nothing is written.
-        comparison: paired tests between the heads; None for one head, several seeds, or nothing written.
+        comparison: paired tests between the heads; None for one head, several seeds, or nothing
+            written.
         seeds: mean and interval over the seeds by head; empty for one seed.
     """
 
@@ -421,7 +430,7 @@ def fit_heads(
     from featkit.reports.figures import run_figures
     from featkit.runs.compare import compare_runs
     from featkit.runs.directory import save_run
-    from featkit.runs.fit import FitConfig, fit_run
+    from featkit.runs.fit import FitConfig
 
     heads = expand_heads(heads)
     for head in heads:  # fail on an unknown head before features are extracted
@@ -440,15 +449,7 @@ def fit_heads(
         features = _load_features(options)
         _check_leaks(features, strict=options["strict"])
         for head in heads:
-            with _candidate_bar(options["progress"] and config.tune) as count:
-                run = fit_run(
-                    features,
-                    head,
-                    seed=features.request.seed,
-                    config=replace(config, progress=count),
-                )
-            for warning in run.report.warnings:
-                log.warning(warning)
+            run = _fit_head(features, head, config, progress=options["progress"])
             runs.append(run)
             if out is not None:
                 paths.append(save_run(run, Path(out), run_figures(run)))
@@ -459,6 +460,19 @@ def fit_heads(
         comparison = compare_runs(paths)
     summaries = _summarise_seeds(runs, heads, out) if seeds > 1 else {}
     return FitResults(tuple(runs), tuple(paths), comparison, summaries)
+
+
+def _fit_head(features: FeatureSet, head: str, config: FitConfig, *, progress: bool) -> Run:
+    """Fit and evaluate one head; log its warnings."""
+    from featkit.runs.fit import fit_run
+
+    with _candidate_bar(progress and config.tune) as count:
+        run = fit_run(
+            features, head, seed=features.request.seed, config=replace(config, progress=count)
+        )
+    for warning in run.report.warnings:
+        log.warning(warning)
+    return run
 
 
 def expand_heads(heads: Sequence[str]) -> tuple[str, ...]:
@@ -485,7 +499,7 @@ def _check_leaks(features: FeatureSet, *, strict: bool) -> None:
 def _summarise_seeds(
     runs: Sequence[Run], heads: Sequence[str], out: PathLike | None
 ) -> dict[str, OverSeeds]:
-    """Return mean and interval over the seeds of each head; write them beside the run directories."""
+    """Return mean and interval over the seeds of each head, and write them to ``out``."""
     from featkit.runs.compare import over_seeds
     from featkit.storage import digest, publish
 
@@ -605,8 +619,8 @@ def compare(runs: Sequence[PathLike]) -> RunComparison:
         runs: two or more run directories.
 
     Returns:
-        The runs, best first, and for each pair the difference of top-1 accuracy with its 95% confidence interval and
-        McNemar's test with Holm correction.
+        The runs, best first, and for each pair the difference of top-1 accuracy with its 95%
+        confidence interval and McNemar's test with Holm correction.
 
     Raises:
         SpecError: if there are fewer than two runs.
@@ -709,15 +723,18 @@ def ablate(
 ) -> AblationResult:
     """Run every combination of backbones, heads and options, each on the same protocol as ``fit``.
 
-    Finished cells are kept in ``out``: an interrupted grid resumes, a changed one computes only what is new. Tables,
-    report and figures are written to ``out/<name>/<id>``.
+    Finished cells are kept in ``out``: an interrupted grid resumes, a changed one computes only
+    what is new. Tables, report and figures are written to ``out/<name>/<id>``.
 
     Args:
-        grid: TOML file with ``[axes]``, ``[fixed]`` and ``[[skip]]``; then none of the options that define cells.
-        data, seed, subset, perturb, train_perturb, backbone, weights, layer, precision, head, balance: one value or
-            several, of which every combination is run. By default: the data of the newest cache file, else
-            ``digits``; weights ``imagenet`` and ``random``; featkit's five heads (``all`` adds plug-ins).
-        split, limit, augment, views, pool, resize, crop, tune: the same in all cells, as for ``fit``.
+        grid: TOML file with ``[axes]``, ``[fixed]`` and ``[[skip]]``; then none of the options that
+            define cells.
+        data, seed, subset, perturb, train_perturb, backbone, weights, layer, precision, head,
+            balance: one value or several, of which every combination is run. By default: the data
+            of the newest cache file, else ``digits``; weights ``imagenet`` and ``random``;
+            featkit's five heads (``all`` adds plug-ins).
+        split, limit, augment, views, pool, resize, crop, tune: the same in all cells, as for
+            ``fit``.
         jobs: heads fitted in parallel; None for one per core.
         cache, device, batch_size, workers, compile, on_error, progress: as for ``extract``.
         out: folder for results.
@@ -730,7 +747,7 @@ def ablate(
         FeatkitError: if no cell has a result.
 
     Example:
-        >>> result = featkit.ablate(data="photos", backbone=["resnet18", "resnet50"])  # doctest: +SKIP
+        >>> result = featkit.ablate(data="photos", head=["linear", "svm"])  # doctest: +SKIP
     """
     options = locals()
     return run_study(ablation_grid(options), options)
@@ -769,16 +786,18 @@ def longtail(
 ) -> AblationResult:
     """Compare class-imbalance corrections on long-tailed training sets.
 
-    A grid of imbalance factors, corrections and heads; see ``ablate``. Hyperparameters of corrections are tuned on
-    validation.
+    A grid of imbalance factors, corrections and heads; see ``ablate``. Hyperparameters of
+    corrections are tuned on validation.
 
     Args:
         data: spec of the images, or several.
         factors: imbalance factors: largest class size over smallest; None for 10 and 50.
         subset: subsets of train in place of ``factors``, such as ``longtail:if=50,profile=step``.
         balance: corrections to compare; None for all.
-        split, limit, seed, augment, views, perturb, train_perturb, backbone, weights, layer, pool, resize, crop,
-        precision, head, jobs, cache, out, device, batch_size, workers, compile, on_error, progress: as for ``ablate``.
+        split, limit, seed, augment, views, perturb, train_perturb, backbone, weights, layer, pool,
+        resize, crop,
+        precision, head, jobs, cache, out, device, batch_size, workers, compile, on_error, progress:
+            as for ``ablate``.
     """
     options = locals()
     return run_study(longtail_grid(options), options)
@@ -825,10 +844,11 @@ def robustness(
         data: spec of the images, or several.
         family: corruptions, such as ``fog``; none for all.
         level: severities ``mild``, ``medium``, ``strong``; none for all three.
-        baseline: backbone whose errors are the unit of the mean corruption error; empty for the first.
-        split, limit, seed, subset, augment, views, train_perturb, backbone, weights, layer, pool, resize, crop,
-        precision, head, tune, balance, jobs, cache, out, device, batch_size, workers, compile, on_error, progress: as
-        for ``ablate``.
+        baseline: backbone whose errors are the unit of the mean corruption error; empty for the
+            first. split, limit, seed, subset, augment, views, train_perturb, backbone, weights,
+            layer, pool, resize, crop,
+        precision, head, tune, balance, jobs, cache, out, device, batch_size, workers, compile,
+            on_error, progress: as for ``ablate``.
     """
     options = locals()
     return run_study(robustness_grid(options), options, baseline)
@@ -838,7 +858,8 @@ def ablation_grid(options: Mapping[str, Any]) -> Grid:
     """Return the grid of ``ablate``, from its options or its file.
 
     Raises:
-        SpecError: if the file cannot be read, is not a grid, or options that define cells are given beside it.
+        SpecError: if the file cannot be read, is not a grid, or options that define cells are given
+            beside it.
     """
     from featkit.ablation.grid import BUILT_IN, Grid, read_grid
     from featkit.embeddings.request import resolve
@@ -969,7 +990,7 @@ def _ablation_config(
 
 
 def _wall_seconds(cells: Path, grid: Grid, seconds: float | None) -> float | None:
-    """Return the duration of a grid that ran without interruption, now or before; None if it was resumed."""
+    """Return the duration of a grid that ran without interruption; None if it was resumed."""
     file = cells / "wall.json"
     if seconds is not None:
         file.write_text(json.dumps({grid.id: seconds}), encoding="utf-8")
@@ -1061,7 +1082,8 @@ def fewshot(
         curve: numbers of train images per class for a learning curve on the test set.
         draws: random draws per point of the curve.
         out: folder in which results are written; None to write nothing.
-        split, limit, seed, augment, views, perturb, backbone, weights, layer, pool, resize, crop, precision, cache,
+        split, limit, seed, augment, views, perturb, backbone, weights, layer, pool, resize, crop,
+        precision, cache,
         device, batch_size, workers, compile, on_error, progress: as for ``fit``.
 
     Raises:
@@ -1131,8 +1153,9 @@ def audit(
     Args:
         data: spec of the images; see ``fit`` for what None means.
         few: report classes with fewer train images than this.
-        out: folder in which ``audit-<data>`` is written (findings, contact sheet); None to write nothing.
-        split, limit, seed, augment, views, perturb, backbone, weights, layer, pool, resize, crop, precision, cache,
+        out: folder in which ``audit-<data>`` is written (findings, contact sheet); None to write
+            nothing. split, limit, seed, augment, views, perturb, backbone, weights, layer, pool,
+            resize, crop, precision, cache,
         device, batch_size, workers, compile, on_error, progress: as for ``fit``.
     """
     options = locals()
@@ -1234,7 +1257,8 @@ def profile(
         repeats: timed repeats.
         warm_up: untimed repeats before them.
         out: folder in which tables and figure are written; None to write nothing.
-        split, limit, seed, augment, views, perturb, resize, crop, cache, device, batch_size, workers, compile,
+        split, limit, seed, augment, views, perturb, resize, crop, cache, device, batch_size,
+        workers, compile,
         on_error, progress: as for ``fit``.
     """
     options = locals()
@@ -1316,10 +1340,12 @@ def finetune(
     Args:
         data: spec of the images; None for ``digits``.
         backbone: spec of the network; None for ``resnet18``.
-        mode: ``shallow`` (classifier only), ``deep`` (last blocks, the default), ``full`` (all layers) or ``scratch``.
+        mode: ``shallow`` (classifier only), ``deep`` (last blocks, the default), ``full`` (all
+            layers) or ``scratch``.
         unfreeze: for ``deep``: first trainable stage or block, or number of trainable blocks.
         val: fraction of train for validation where the data has none; 0: train on all images.
-        epochs, batch_size, optimiser, lr, layer_decay, weight_decay, warmup, smoothing, mixup, cutmix, ema, clip,
+        epochs, batch_size, optimiser, lr, layer_decay, weight_decay, warmup, smoothing, mixup,
+        cutmix, ema, clip,
         balance, norm, patience, precision, frozen_precision, augment, views: see
             ``featkit.training.config.TrainingConfig``, which has the defaults for None.
         weights, resize, crop, split, limit, seed: as for ``extract``.
@@ -1328,7 +1354,8 @@ def finetune(
         out: folder for results.
 
     Returns:
-        Report, history and directory of the run; None in a distributed process that is not the first.
+        Report, history and directory of the run; None in a distributed process that is not the
+        first.
 
     Raises:
         SpecError: if an option is unknown or out of range.
@@ -1364,7 +1391,8 @@ def finetune_study(
     out: PathLike = OUT,
     progress: bool = False,
 ) -> TrainingComparison | None:
-    """Train the networks of a TOML file (``[fixed]`` and ``[[run]]``), and write one table and one figure.
+    """Train the networks of a TOML file (``[fixed]`` and ``[[run]]``), and write one table and one
+    figure.
 
     Returns:
         The trainings; None in a distributed process that is not the first.
@@ -1420,7 +1448,11 @@ def _train(
             note(f"already finished: {run.path}")
             return None if group.rank else run
         begun = has_checkpoint(prepared, out)
-        note("resuming from the last checkpoint" if begun else "checkpoint not found, starting from scratch")
+        note(
+            "resuming from the last checkpoint"
+            if begun
+            else "checkpoint not found, starting from scratch"
+        )
     with _training_callbacks(config.epochs, compute.progress, group) as callbacks:
         execution = ExecutionConfig(compute, resume=resume, callbacks=callbacks, group=group)
         run = train_run(prepared, execution, out, training_figures)
@@ -1435,7 +1467,9 @@ def _training_config(options: Mapping[str, Any]) -> TrainingConfig:
     names = [name for name in TrainingConfig.option_names() if name in options]
     given = {**{name: options[name] for name in names}, **_request_options(options)}
     # ``precision`` is that of training here, not a field of the request.
-    return TrainingConfig.from_options({name: given[name] for name in names}, Path(options["cache"]))
+    return TrainingConfig.from_options(
+        {name: given[name] for name in names}, Path(options["cache"])
+    )
 
 
 def _training_compute(options: Mapping[str, Any]) -> Compute:
@@ -1518,13 +1552,14 @@ def distill(
         beta: weight of the non-target classes in ``dkd``.
         distance: ``cosine`` or ``mse``, between embeddings.
         alone: train the student without its teacher too, for comparison.
-        mode, unfreeze, weights, resize, crop, split, limit, seed, augment, views, val, epochs, batch_size, optimiser,
-        lr, layer_decay, weight_decay, warmup, smoothing, mixup, cutmix, ema, clip, balance, norm, patience, precision,
+        mode, unfreeze, weights, resize, crop, split, limit, seed, augment, views, val, epochs,
+        batch_size, optimiser, lr, layer_decay, weight_decay, warmup, smoothing, mixup, cutmix, ema,
+        clip, balance, norm, patience, precision,
         frozen_precision, resume, device, cache, out, progress: as for ``finetune``.
 
     Returns:
-        Reports, paired tests and the fraction of the gap that distillation closes; None in a distributed process that
-        is not the first.
+        Reports, paired tests and the fraction of the gap that distillation closes; None in a
+        distributed process that is not the first.
     """
     options = dict(locals())
     options["backbone"] = options.pop("student")
@@ -1552,18 +1587,24 @@ def distill_seeds(
         runs[seed] = _distill_runs({**options, "seed": seed})
     if not all("distilled" in paths for paths in runs.values()):
         return [], []
-    return [compare_students(paths) for paths in runs.values()], compare_over_seeds(runs) if seeds > 1 else []
+    return [compare_students(paths) for paths in runs.values()], compare_over_seeds(
+        runs
+    ) if seeds > 1 else []
 
 
 def _distill_runs(options: Mapping[str, Any]) -> dict[str, Path]:
-    """Prepare the teacher and train the students; return run directories of those this process wrote."""
+    """Prepare the teacher, train the students, and return their run directories."""
     from featkit.reports.figures import training_figures
     from featkit.runs.train import find_finished
     from featkit.studies.distill import distill_run, make_teacher, prepare_student
     from featkit.training.distill import DistillationConfig
     from featkit.training.loop import ExecutionConfig
 
-    compute, config, out = _training_compute(options), _training_config(options), Path(options["out"])
+    compute, config, out = (
+        _training_compute(options),
+        _training_config(options),
+        Path(options["out"]),
+    )
     students = {"distilled": DistillationConfig.from_options(options)}
     if options["alone"]:
         # Trained first, without a weight on the teacher.
@@ -1634,21 +1675,25 @@ def prune(
 
     Args:
         backbone: spec of the network.
-        sparsity: fraction of the weights set to zero by magnitude; several: each step continues from the one before.
+        sparsity: fraction of the weights set to zero by magnitude; several: each step continues
+            from the one before.
         macs: fraction of the MACs that remains after removing channels.
         by: channel importance: ``magnitude`` or ``activation``.
-        reconstruct: with ``macs``: train images on which the weights after removed channels are refitted; 0: off.
+        reconstruct: with ``macs``: train images on which the weights after removed channels are
+            refitted; 0: off.
         calibrate: train images for BatchNorm recalibration; 0: off.
         epochs: epochs of fine-tuning after each step.
         lr: peak learning rate of the fine-tuning.
         distill: fine-tune with the unpruned network as teacher.
         head: head with which the network is evaluated after each step; None for no evaluation.
-        data, split, limit, seed, augment, views, perturb, weights, resize, crop, cache, device, batch_size, workers,
+        data, split, limit, seed, augment, views, perturb, weights, resize, crop, cache, device,
+        batch_size, workers,
         compile, on_error, progress: as for ``fit``.
         out: folder for results.
 
     Returns:
-        One step per pruned network, with its directory; with ``head``, the unpruned network comes first.
+        One step per pruned network, with its directory; with ``head``, the unpruned network comes
+        first.
 
     Raises:
         SpecError: if an option is not valid, or needs images and ``data`` is not given.
@@ -1659,12 +1704,7 @@ def prune(
     from featkit.storage import csv_text, publish, safe_name
     from featkit.studies.prune import prune_network, step_rows
 
-    uses_images = reconstruct or calibrate or epochs or head or (macs and by == "activation")
-    if data is None and uses_images:
-        names = "--reconstruct, --calibrate, --epochs, --head and --by activation"
-        raise OptionsError(f"{names} use images: give --data")
-    if distill and not epochs:
-        raise OptionsError("--distill is an option of the fine-tuning: give --epochs")
+    _check_pruning_options(options)
     request = _request(options)
     config = PruningConfig(
         sparsity=(sparsity,) if isinstance(sparsity, float | int) else tuple(sparsity),
@@ -1698,6 +1738,17 @@ def prune(
     return steps
 
 
+def _check_pruning_options(options: Mapping[str, Any]) -> None:
+    """Raise an OptionsError where an option needs another one."""
+    by_activation = options["macs"] and options["by"] == "activation"
+    uses_images = any(options[name] for name in ("reconstruct", "calibrate", "epochs", "head"))
+    if options["data"] is None and (uses_images or by_activation):
+        names = "--reconstruct, --calibrate, --epochs, --head and --by activation"
+        raise OptionsError(f"{names} use images: give --data")
+    if options["distill"] and not options["epochs"]:
+        raise OptionsError("--distill is an option of the fine-tuning: give --epochs")
+
+
 @contextmanager
 def _recovery(request: Request, options: Mapping[str, Any]) -> Iterator[Recovery | None]:
     """Prepare the fine-tuning after each pruning step; None without epochs."""
@@ -1726,7 +1777,9 @@ def _log_step(step: PruningStep, head: str | None) -> None:
         )
     if step.report:
         low, high = step.report.interval95
-        accuracy = f"top-1 {100 * step.report.top1:.1f}% (95% CI {100 * low:.1f} to {100 * high:.1f})"
+        accuracy = (
+            f"top-1 {100 * step.report.top1:.1f}% (95% CI {100 * low:.1f} to {100 * high:.1f})"
+        )
         log.info("%s: %s, n = %d", head, accuracy, step.report.n)
     if step.difference:
         low, high = step.difference.interval95
@@ -1794,17 +1847,20 @@ def quantize(
 ) -> QuantizedModel:
     """Quantize a network, or a run of ``fit`` or ``finetune``, to int8.
 
-    The int8 network is written to ``out/quantize`` and is a backbone again. Of a run without ``data``, the run's own
-    images are used, and the whole classifier is written as ``model.onnx`` and compared with the run.
+    The int8 network is written to ``out/quantize`` and is a backbone again. Of a run without
+    ``data``, the run's own images are used, and the whole classifier is written as ``model.onnx``
+    and compared with the run.
 
     Args:
         backbone: spec of a network, or a run directory.
-        method: calibration of activation ranges: ``minmax``, ``entropy``, ``percentile`` or ``dynamic``.
+        method: calibration of activation ranges: ``minmax``, ``entropy``, ``percentile`` or
+            ``dynamic``.
         images: train images for calibration.
         keep_fp32: layers or blocks that stay in float32.
         keep_worst: number of layers with the largest quantization error that stay in float32.
         bias_correct: correct biases for the mean error of weight rounding.
-        data, split, limit, seed, augment, views, perturb, weights, layer, resize, crop, device, batch_size, workers,
+        data, split, limit, seed, augment, views, perturb, weights, layer, resize, crop, device,
+        batch_size, workers,
         compile, on_error, progress: as for ``fit``.
         out: folder for results.
 
@@ -1865,7 +1921,8 @@ def _network_or_run(options: Mapping[str, Any]) -> tuple[Request, SavedRun | Non
         return _request(options), None
     if given:
         raise SpecError(
-            f"{spec} is a run with its own images and network: leave out --{min(given)}, or give --data"
+            f"{spec} is a run with its own images and network: leave out --{min(given)}, "
+            "or give --data"
         )
     run = load(folder)
     return replace(run.request, augment=None), run
@@ -1920,7 +1977,7 @@ def _cell_bar(visible: bool) -> Iterator[Callable[[Progress], None]]:
 def _training_callbacks(
     epochs: int, visible: bool, group: ProcessGroup | None
 ) -> Iterator[TrainingCallbacks]:
-    """Log a line per epoch, and show a bar of epochs on stderr with the loss of the current step."""
+    """Log a line per epoch, and show a bar of epochs with the loss of the step on stderr."""
     from tqdm import tqdm
 
     from featkit.training.loop import TrainingCallbacks

@@ -23,9 +23,10 @@ __all__ = ["check_backbone", "check_head", "check_source"]
 def check_head(head: Any, *, persist: bool = True) -> None:
     """Check that a head is a classifier as featkit uses it.
 
-    The head is fitted on features of three classes whose labels are not 0, 1, 2, in float32 and float64. Scores must
-    have one column per entry of ``classes_`` and be finite, predictions must agree with them, the same seed must give
-    the same scores, and the head must separate classes that are far apart.
+    The head is fitted on features of three classes whose labels are not 0, 1, 2, in float32 and
+    float64. Scores must have one column per entry of ``classes_`` and be finite, predictions must
+    agree with them, the same seed must give the same scores, and the head must separate classes
+    that are far apart.
 
     Args:
         head: the unfitted estimator, or its class or factory, which is called without arguments.
@@ -48,7 +49,8 @@ def check_head(head: Any, *, persist: bool = True) -> None:
         scores = _check_scores(name, fitted, features, labels)
         accuracy = float(np.mean(fitted.predict(features) == y))
         assert accuracy > 0.9, (
-            f"{name} predicts {100 * accuracy:.0f}% of three well-separated classes of its training data"
+            f"{name} predicts only {100 * accuracy:.0f}% of its training data correctly, "
+            "three classes that are far apart"
         )
     again = _clone(head).fit(features, y)
     same = np.allclose(scores, again.predict_proba(features))
@@ -58,7 +60,7 @@ def check_head(head: Any, *, persist: bool = True) -> None:
 
 
 def _clusters(labels: NDArray[np.int64]) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """Return 20 features ``(d=8)`` around each of three centres that are far apart, and their labels."""
+    """Return 20 features ``(8,)`` around each of three distant centres, and their labels."""
     rng = np.random.default_rng(0)
     centres = 4 * np.eye(len(labels), 8)
     rows = np.repeat(np.arange(len(labels)), 20)
@@ -96,9 +98,7 @@ def _check_scores(
     return scores
 
 
-def _check_persistence(
-    name: str, head: Any, x: NDArray[Any], scores: NDArray[np.float64]
-) -> None:
+def _check_persistence(name: str, head: Any, x: NDArray[Any], scores: NDArray[np.float64]) -> None:
     from featkit.heads.persist import load_head, save_head
 
     with tempfile.TemporaryDirectory() as folder:
@@ -146,7 +146,9 @@ def check_backbone(backbone: Backbone) -> None:
     engine = open_engine(backbone, device="cpu")
     features = engine(np.stack([image, image[:, ::-1]]))
     one = engine(image[None])
-    assert features.ndim == 2, f"the network returns shape {features.shape}, not one vector per image"
+    assert features.ndim == 2, (
+        f"the network returns shape {features.shape}, not one vector per image"
+    )
     assert len(features) == 2, f"the network returns {len(features)} vectors for 2 images"
     assert features.dtype == np.float32, f"the network returns {features.dtype}, not float32"
     assert np.isfinite(features).all(), "the network returns values that are not finite"

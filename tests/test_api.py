@@ -1,4 +1,4 @@
-"""The public functions: what they return, what they write, and that their names and defaults stay."""
+"""The public functions: names, defaults, return values and written files."""
 
 from __future__ import annotations
 
@@ -46,7 +46,9 @@ PUBLIC = [
     "robustness",
 ]
 
-EXTRACTION = "split limit seed augment views perturb backbone weights layer pool resize crop precision"
+EXTRACTION = (
+    "split limit seed augment views perturb backbone weights layer pool resize crop precision"
+)
 COMPUTE = "device batch_size workers compile on_error progress"
 GRID = (
     "data split limit seed subset augment views perturb train_perturb backbone weights layer pool resize crop "
@@ -68,7 +70,8 @@ SIGNATURES = {
     "robustness": f"family level baseline {GRID.replace(' perturb', '')}",
     "fewshot": f"data way shot query episodes head curve draws {EXTRACTION} cache out {COMPUTE}",
     "audit": f"data few {EXTRACTION} cache out {COMPUTE}",
-    "profile": f"backbones data head repeats warm_up split limit seed augment views perturb resize crop cache out {COMPUTE}",
+    "profile": "backbones data head repeats warm_up split limit seed augment views perturb resize crop cache out "
+    f"{COMPUTE}",
     "finetune": f"data backbone {SCHEDULE}",
     "distill": f"data teacher teacher_head student loss temperature alpha beta distance alone {SCHEDULE}",
     "prune": "backbone sparsity macs by reconstruct calibrate epochs lr distill head weights data split limit seed "
@@ -133,7 +136,9 @@ def test_defaults_agree_between_command_line_and_functions():
         parameters = inspect.signature(getattr(featkit, name)).parameters
         for option in main.get_command(click.Context(main), name).params:
             known = parameters.get(option.name)
-            if known is None or known.default in (None, inspect.Parameter.empty) or isinstance(known.default, tuple) or option.name == "out":
+            if known is None or known.default in (None, inspect.Parameter.empty):
+                continue
+            if isinstance(known.default, tuple) or option.name == "out":
                 continue
             default = option.get_default(click.Context(main))
             if not isinstance(default, str | int | float | Path):  # described in the help only
@@ -190,7 +195,12 @@ def test_both_spellings_of_a_correction_give_the_same_run(photos):
 
 def test_ablate_returns_a_cell_for_each_combination(photos):
     result = featkit.ablate(
-        data=str(photos), weights="random", resize=32, head=["prototypical", "knn:k=1"], out="grids", jobs=1
+        data=str(photos),
+        weights="random",
+        resize=32,
+        head=["prototypical", "knn:k=1"],
+        out="grids",
+        jobs=1,
     )
     assert [cell.status for cell in result.cells] == ["ok", "ok"]
     assert len(result.to_frame()) == 2
@@ -201,7 +211,13 @@ def test_ablate_returns_a_cell_for_each_combination(photos):
 def test_a_grid_takes_the_same_data_options_as_fit(photos):
     limited = featkit.ablate(
         data=str(photos),
-        **{**FAST, "head": "prototypical", "split": "50/0/50", "limit": "train=6", "subset": "kshot:k=1"},
+        **{
+            **FAST,
+            "head": "prototypical",
+            "split": "50/0/50",
+            "limit": "train=6",
+            "subset": "kshot:k=1",
+        },
         out="grids",
         jobs=1,
     )
@@ -214,7 +230,9 @@ def test_a_grid_takes_the_same_data_options_as_fit(photos):
 
 
 def test_all_heads_include_plug_ins(install):
-    code = "from featkit.heads.knn import KNNHead\nclass Mine(KNNHead):\n    'A head of a plug-in.'\n"
+    code = (
+        "from featkit.heads.knn import KNNHead\nclass Mine(KNNHead):\n    'A head of a plug-in.'\n"
+    )
     install("plugin_heads", code, "[featkit.heads]\nmine = plugin_heads:Mine\n")
     heads = api.expand_heads(["svm", "all"])
     assert heads[0] == "svm"

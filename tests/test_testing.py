@@ -1,4 +1,4 @@
-"""The checks for authors of plug-ins accept featkit's own parts and name what is wrong with others."""
+"""Checks for plug-in authors accept correct parts and name the fault of others."""
 
 from __future__ import annotations
 

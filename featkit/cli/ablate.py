@@ -45,7 +45,9 @@ values are expanded.
 
 @command(epilog=EPILOG)
 @click.argument("grid", required=False, type=click.Path(path_type=Path))
-@axis_options("data", "split", "limit", "seed", "subset", "augment", "views", "perturb", "train_perturb")
+@axis_options(
+    "data", "split", "limit", "seed", "subset", "augment", "views", "perturb", "train_perturb"
+)
 @axis_options(
     *("backbone", "weights", "layer", "pool", "resize", "crop", "precision"),
     weights="imagenet and random",

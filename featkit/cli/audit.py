@@ -49,8 +49,9 @@ Without --data or --backbone, the newest cache file that matches the other optio
 def audit(top: int, strict: bool, as_json: bool, **options: Any) -> None:
     """Find duplicates, label errors and small classes.
 
-    Reports identical images, near duplicates, labels that contradict both the nearest neighbours and
-    a cross-validated head, and classes with few images, in all splits. The data set is not changed.
+    Reports identical images, near duplicates, labels that contradict both the nearest neighbours
+    and a cross-validated head, and classes with few images, in all splits. The data set is not
+    changed.
     Writes audit-<data>/ with audit.json, findings.csv and contact.png.
     """
     from featkit import api

@@ -40,11 +40,22 @@ def list_files(cache: Path, as_json: bool) -> None:
     for error in bad:
         note(f"warning: {error}")
     if as_json:
-        lines = [{"path": str(e.path), "rows": e.rows, "width": e.width, "bytes": e.size} for e in good]
+        lines = [
+            {"path": str(e.path), "rows": e.rows, "width": e.width, "bytes": e.size} for e in good
+        ]
         click.echo(json.dumps(lines, indent=2))
         return
-    rows = [[e.path.name, e.rows, e.width, size(e.size), _age(e.modified), e.provenance["weights"]] for e in good]
-    click.echo(table(["file", "rows", "width", "size", "age", "weights"], rows, right=("rows", "width", "size", "age")))
+    rows = [
+        [e.path.name, e.rows, e.width, size(e.size), _age(e.modified), e.provenance["weights"]]
+        for e in good
+    ]
+    click.echo(
+        table(
+            ["file", "rows", "width", "size", "age", "weights"],
+            rows,
+            right=("rows", "width", "size", "age"),
+        )
+    )
 
 
 @cache.command("show", cls=Command)
@@ -79,7 +90,9 @@ def verify_files(files: tuple[Path, ...], cache: Path) -> None:
     from featkit.embeddings.pipeline import Compute
     from featkit.embeddings.verify import verify
 
-    problems = [line for file in files or sorted(cache.glob("*.h5")) for line in verify(file, Compute())]
+    problems = [
+        line for file in files or sorted(cache.glob("*.h5")) for line in verify(file, Compute())
+    ]
     for line in problems:
         click.echo(line)
     if problems:
@@ -129,12 +142,16 @@ def collect(cache: Path) -> None:
 
 
 @cache.command("rm", cls=Command)
-@click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="FILE...")
+@click.argument(
+    "files", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="FILE..."
+)
 def remove(files: tuple[Path, ...]) -> None:
     """Remove embeddings files; they can be extracted again."""
     for file in files:
         if file.suffix != ".h5" or not file.is_file():
-            raise CacheError(f"{file} is not an embeddings file (*.h5); list them with `featkit cache ls`")
+            raise CacheError(
+                f"{file} is not an embeddings file (*.h5); list them with `featkit cache ls`"
+            )
     for file in files:
         file.unlink()
         note(f"removed {file}")

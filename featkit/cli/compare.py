@@ -23,7 +23,9 @@ Examples:
 
 
 @command(epilog=EPILOG)
-@click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="RUN RUN...")
+@click.argument(
+    "runs", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="RUN RUN..."
+)
 @json_option
 def compare(runs: tuple[Path, ...], as_json: bool) -> None:
     """Compare runs that were evaluated on the same test images.
@@ -40,9 +42,7 @@ def compare(runs: tuple[Path, ...], as_json: bool) -> None:
     print_comparison(found.runs, found.pairs)
 
 
-def print_comparison(
-    runs: Iterable[tuple[str, Report]], pairs: Iterable[PairedComparison]
-) -> None:
+def print_comparison(runs: Iterable[tuple[str, Report]], pairs: Iterable[PairedComparison]) -> None:
     """Print a table of runs in their order, and a line for each pair."""
     rows = []
     for name, report in runs:

@@ -17,10 +17,10 @@ if TYPE_CHECKING:
 EPILOG = """\b
 Examples:
   featkit distill --data photos --teacher resnet50 --student resnet18
-  featkit distill --data photos --teacher experiments/runs/photos/1a2b3c4d5e6f --student resnet18 --mode full --views 8
-  featkit distill --data photos --teacher resnet50 --student resnet18 --mode scratch --loss dkd --epochs 100
+  featkit distill --data photos --teacher experiments/runs/photos/1a2b3c4d5e6f --mode full
+  featkit distill --data photos --teacher resnet50 --mode scratch --loss dkd --epochs 100
   featkit distill --data photos --teacher resnet50 --student resnet18 --seeds 3 --resume
-  featkit distill --data photos --teacher resnet50 --teacher-head svm --loss logits+features --alpha 0.7
+  featkit distill --data photos --teacher resnet50 --loss logits+features --alpha 0.7
 """
 
 
@@ -105,9 +105,9 @@ Examples:
 def distill(seeds: int, as_json: bool, **options: Any) -> None:
     """Train a student network with a teacher (knowledge distillation).
 
-    Compares the teacher, the student trained alone and the distilled student on the same test images
-    with paired tests, and reports the fraction of the gap that distillation closes. Teacher outputs
-    are cached. Students from scratch need many epochs to benefit.
+    Compares the teacher, the student trained alone and the distilled student on the same test
+    images with paired tests, and reports the fraction of the gap that distillation closes. Teacher
+    outputs are cached. Students from scratch need many epochs to benefit.
     """
     from featkit import api
 

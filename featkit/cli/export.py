@@ -18,8 +18,9 @@ Examples:
   featkit predict model.onnx new.jpg
 
 \b
-Input: float32 (n, 3, height, width), RGB in 0..1. Output: probabilities (n, classes). Metadata (JSON):
-classes, preprocessing (resize and crop; normalisation is part of the graph), threshold, head, recipe.
+Input: float32 (n, 3, height, width), RGB in 0..1. Output: probabilities (n, classes).
+Metadata (JSON): classes, preprocessing (resize and crop; the graph normalises), threshold, head,
+recipe.
 """
 
 

@@ -66,9 +66,9 @@ def extract(
 ) -> None:
     """Extract features of images into the embeddings cache.
 
-    Prints the path of the HDF5 file. Features that are cached already, identified by the fingerprint
-    of images, network, weights and preprocessing, are not computed again; an interrupted extraction
-    resumes.
+    Prints the path of the HDF5 file. Features that are cached already, identified by the
+    fingerprint of images, network, weights and preprocessing, are not computed again; an
+    interrupted extraction resumes.
     """
     from featkit import api
 

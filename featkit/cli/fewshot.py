@@ -23,7 +23,9 @@ Examples:
 
 
 @command(epilog=EPILOG)
-@option("--way", group="Episodes", type=click.IntRange(min=2), default=5, help="Classes per episode.")
+@option(
+    "--way", group="Episodes", type=click.IntRange(min=2), default=5, help="Classes per episode."
+)
 @option(
     "--shot",
     group="Episodes",

@@ -18,7 +18,7 @@ Examples:
   featkit finetune --data photos --mode full --epochs 15 --lr 0.005 --augment trivial
   featkit finetune --data photos --mode deep --unfreeze 1 --views 8 --val 0
   featkit finetune --data photos --mode shallow --augment basic --views 0 --norm update
-  featkit finetune --data digits --mode scratch --backbone resnet18:stem=small --resize 16 --epochs 7 --lr 0.05
+  featkit finetune --mode scratch --backbone resnet18:stem=small --resize 16 --epochs 7
   featkit finetune --resume --data photos --mode full --epochs 15 --lr 0.005 --augment trivial
   featkit finetune experiments/cifar100.toml
   torchrun --nproc-per-node 2 -m featkit finetune --data photos --mode full --device cuda
@@ -53,10 +53,10 @@ study.toml:
 def finetune(study: Path | None, as_json: bool, **options: Any) -> None:
     """Fine-tune a network, or train it from scratch.
 
-    With STUDY, a TOML file, trains several networks and compares them in one table and figure. Frozen
-    layers run once and their output is cached. The best epoch is chosen on the validation set. Writes
-    a run directory that is a backbone again: network.safetensors, history.csv, curves.png and the
-    files of `featkit fit`.
+    With STUDY, a TOML file, trains several networks and compares them in one table and figure.
+    Frozen layers run once and their output is cached. The best epoch is chosen on the validation
+    set. Writes a run directory that is a backbone again: network.safetensors, history.csv,
+    curves.png and the files of `featkit fit`.
     """
     from featkit import api
     from featkit.evaluation.report import summary

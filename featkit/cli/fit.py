@@ -49,7 +49,7 @@ train and validation together and evaluated on the test set once.
     "--tune",
     group="Head",
     is_flag=True,
-    help="Choose hyperparameters of the head, or with --balance of the correction, on the validation set.",
+    help="Choose hyperparameters of the head (with --balance: of the correction) on validation.",
 )
 @balance_option
 @subset_option
@@ -66,7 +66,7 @@ train and validation together and evaluated on the test set once.
     group="Head",
     type=click.FloatRange(0, 1, max_open=True),
     metavar="FRACTION",
-    help="Answer `unknown` below the confidence that rejects this fraction of the validation images.",
+    help="Answer `unknown` below the confidence of this fraction of the validation images.",
     show_default="off",
 )
 @option(
@@ -131,7 +131,9 @@ def run_text(run: Run) -> str:
 
 def _rejection_text(rejection: Rejection) -> str:
     if rejection.top1 is None or rejection.interval95 is None:
-        return f"all test images are below confidence {rejection.threshold:.3f} and answered `unknown`"
+        return (
+            f"all test images are below confidence {rejection.threshold:.3f} and answered `unknown`"
+        )
     return (
         f"{100 * rejection.coverage:.1f}% answered (confidence >= {rejection.threshold:.3f}), "
         f"{100 * rejection.top1:.1f}% of these correctly (95% CI {between(rejection.interval95)})"

@@ -72,7 +72,9 @@ def _axis(name: str, metavar: str, help: str, default: str, group: str, **settin
 
 
 _OPTIONS: dict[str, Callable[[str], Any]] = {
-    "data": lambda default: _axis("data", "SPEC", "Data set, as for `featkit fit`.", default, "Data"),
+    "data": lambda default: _axis(
+        "data", "SPEC", "Data set, as for `featkit fit`.", default, "Data"
+    ),
     "seed": lambda default: _axis(
         "seed", "N", "Random seed.", default, "Data", type=click.IntRange(min=0)
     ),
@@ -83,7 +85,11 @@ _OPTIONS: dict[str, Callable[[str], Any]] = {
         "perturb", "SPEC", "Corruption of the test images.", default, "Data"
     ),
     "train_perturb": lambda default: _axis(
-        "train-perturb", "SPEC", "Corrupted copies added to train: mixed:level=mild.", default, "Data"
+        "train-perturb",
+        "SPEC",
+        "Corrupted copies added to train: mixed:level=mild.",
+        default,
+        "Data",
     ),
     "backbone": lambda default: _axis("backbone", "SPEC", BACKBONE_HELP, default, "Backbone"),
     "weights": lambda default: _axis(
@@ -141,12 +147,12 @@ def axis_options(*names: str, **defaults: str) -> Decorator[F]:
         defaults: text for the help, where a command's default is not that of the axis.
     """
     shown = {**_DEFAULTS, **defaults}
-    return stack(*(_FIXED[name] if name in _FIXED else _OPTIONS[name](shown[name]) for name in names))
+    return stack(
+        *(_FIXED[name] if name in _FIXED else _OPTIONS[name](shown[name]) for name in names)
+    )
 
 
-def print_grid(
-    grid: Grid, options: Mapping[str, Any], baseline: str = ""
-) -> AblationResult | None:
+def print_grid(grid: Grid, options: Mapping[str, Any], baseline: str = "") -> AblationResult | None:
     """Run a grid and print its table; with ``--dry-run``, print the estimate and return None."""
     from featkit import api
     from featkit.ablation.tables import best_first
@@ -193,7 +199,11 @@ def _estimate_text(estimate: Estimate, jobs: int) -> str:
     if estimate.fit_seconds is not None:
         lines.append(f"{estimate.fit_seconds:.1f} s per fit, mean of the finished cells")
     seconds = estimate.seconds(jobs)
-    time = "unknown until a head of this grid is fitted" if seconds is None else f"about {seconds:.0f} s"
+    time = (
+        "unknown until a head of this grid is fitted"
+        if seconds is None
+        else f"about {seconds:.0f} s"
+    )
     lines.append(f"time with {jobs} jobs: {time}")
     return "\n".join(lines)
 
@@ -202,7 +212,7 @@ _NUMBERS = ("top-1 %", "95% CI", "balanced %", "n", "fit s")
 
 
 def _table(cells: Sequence[CellResult]) -> str:
-    """Return the table of cells; values that are the same in all of them are printed once, above."""
+    """Return the table of cells, with values that all of them share in a line above."""
     places = [_place(cell) for cell in cells]
     varying, constant = [], []
     for axis, value in places[0].items():

@@ -33,4 +33,6 @@ def heads() -> None:
 
 
 def _options_text(options: Mapping[str, Any]) -> str:
-    return ", ".join(f"{name}={'none' if value is None else value}" for name, value in options.items())
+    return ", ".join(
+        f"{name}={'none' if value is None else value}" for name, value in options.items()
+    )

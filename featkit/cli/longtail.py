@@ -17,15 +17,15 @@ if TYPE_CHECKING:
 EPILOG = """\b
 Examples:
   featkit longtail --data photos --backbone resnet50
-  featkit longtail --data photos --if 10 --if 50 --balance none --balance logit_adjust --seed 0 --seed 1
+  featkit longtail --data photos --if 50 --balance none --balance logit-adjust --seed 0 --seed 1
   featkit longtail --data photos --subset longtail:profile=natural --head linear --head svm
   featkit longtail --data photos --dry-run
 
 \b
 Class c of C keeps n_max * IF^(-c/(C-1)) train images; the order of classes depends on the seed.
 Hyperparameters of corrections are tuned on the validation set; `best on val` marks the correction
-with the best validation accuracy. Gains are differences in balanced accuracy from `none` on the same
-test images, in points.
+with the best validation accuracy. Gains are differences in balanced accuracy from `none` on the
+same test images, in points.
 """
 
 
@@ -39,7 +39,9 @@ test images, in points.
     help="Imbalance factor: largest class size over smallest. Repeatable.",
     show_default="10 and 50",
 )
-@axis_options("data", "split", "limit", "seed", "subset", "augment", "views", "perturb", "train_perturb")
+@axis_options(
+    "data", "split", "limit", "seed", "subset", "augment", "views", "perturb", "train_perturb"
+)
 @axis_options("backbone", "weights", "layer", "pool", "resize", "crop", "precision")
 @axis_options("head", "balance", balance="all corrections")
 @grid_options
@@ -61,12 +63,27 @@ def longtail(factors: tuple[float, ...], **options: Any) -> None:
 def _table(rows: Sequence[LongTailRow]) -> str:
     from featkit.ablation.conditions import GROUPS
 
-    numbers = ("balanced accuracy %", "95% CI", "gain", "gain, 95% CI", "many", "medium", "few", "seeds")
+    numbers = (
+        "balanced accuracy %",
+        "95% CI",
+        "gain",
+        "gain, 95% CI",
+        "many",
+        "medium",
+        "few",
+        "seeds",
+    )
     axes = ("data", "backbone", "subset", "head", "balance")
     lines = []
     for row in rows:
-        gain = [f"{100 * row.gain.difference:+.1f}", between(row.gain.interval95)] if row.gain else ["", ""]
-        groups = [f"{100 * row.groups[name].value:.1f}" if name in row.groups else "" for name in GROUPS]
+        gain = (
+            [f"{100 * row.gain.difference:+.1f}", between(row.gain.interval95)]
+            if row.gain
+            else ["", ""]
+        )
+        groups = [
+            f"{100 * row.groups[name].value:.1f}" if name in row.groups else "" for name in GROUPS
+        ]
         lines.append(
             [
                 f"{100 * row.mean.value:.1f}",

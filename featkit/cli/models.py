@@ -23,12 +23,15 @@ Examples:
     show_default=False,
 )
 def models(layers: str | None) -> None:
-    """List backbones, or the layers of one.
-    """
+    """List backbones, or the layers of one."""
     from featkit.backbones import list_layers, list_models
 
     if layers:
         rows = [[name, "x".join(map(str, shape))] for name, shape in list_layers(layers)]
         click.echo(table(["layer", "output"], rows))
         return
-    click.echo(table(["backbone", "embedding", "parameters", "weights"], [list(row) for row in list_models()]))
+    click.echo(
+        table(
+            ["backbone", "embedding", "parameters", "weights"], [list(row) for row in list_models()]
+        )
+    )

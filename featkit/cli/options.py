@@ -317,4 +317,4 @@ study_options = stack(
     out_option,
     json_option,
 )
-"""The options of a command that extracts features, or finds them in the cache, and writes results."""
+"""The options of a command that uses features and writes results."""

@@ -30,9 +30,7 @@ Examples:
 @compute_options
 @json_option
 @option("--csv", "as_csv", group="Output", is_flag=True, help="Print CSV, one line per image.")
-def predict(
-    run: Path, files: tuple[str, ...], as_json: bool, as_csv: bool, **options: Any
-) -> None:
+def predict(run: Path, files: tuple[str, ...], as_json: bool, as_csv: bool, **options: Any) -> None:
     """Classify new images with a run.
 
     RUN is a run directory or a file written by `featkit export`. FILE is an image, a folder of

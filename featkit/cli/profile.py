@@ -31,8 +31,8 @@ Examples:
 
 \b
 BACKBONE is a backbone or a run directory. PRECISION is fp32 (default), bf16, int8 (ONNX Runtime),
-int8-openvino (OpenVINO), or torch (fp32 in torch without featkit's optimisations). int8 needs --data
-for calibration. `on all cores`: one batch per core, except torch, which splits one batch. Zero
+int8-openvino (OpenVINO), or torch (fp32 in torch without featkit's optimisations). int8 needs
+--data for calibration. `on all cores`: one batch per core, except torch, which splits one batch. Zero
 weights reduce neither MACs nor latency.
 """
 
@@ -86,9 +86,7 @@ _COSTS = (
     *("parameters", "non-zero", "GMACs", "size", "memory"),
     *("1 image, ms", "p95", "images/s", "on all cores"),
 )
-_ACCURACY = (
-    *("top-1 %", "95% CI", "to first, points", "cosine", "worst", "neighbours %"),
-)
+_ACCURACY = (*("top-1 %", "95% CI", "to first, points", "cosine", "worst", "neighbours %"),)
 
 
 def _text(result: ProfileResult) -> str:
@@ -100,7 +98,8 @@ def _text(result: ProfileResult) -> str:
         costs.append([name, *_cost_cells(network)])
         accuracy.append([name, *_accuracy_cells(network)])
     parts = [
-        f"medians of {result.repeats} repeats after {result.warm_up} warm-up repeats; 1 image: one thread; "
+        f"medians of {result.repeats} repeats after {result.warm_up} warm-up repeats; "
+        "1 image: one thread; "
         f"images/s: batches of 32 on one thread and on {available_cores()} cores",
         table(["network", *_COSTS], costs, right=_COSTS),
     ]

@@ -23,7 +23,7 @@ Examples:
   featkit prune resnet18 --macs 0.5
   featkit prune resnet18 --macs 0.5 --by activation --calibrate 512 --data photos
   featkit prune resnet50 --sparsity 0.5 --sparsity 0.8 --sparsity 0.9
-  featkit prune resnet18 --macs 0.5 --by activation --reconstruct 512 --data photos --epochs 10 --distill
+  featkit prune resnet18 --macs 0.5 --reconstruct 512 --data photos --epochs 10 --distill
   featkit prune resnet18 --sparsity 0.5 --sparsity 0.8 --data photos --epochs 1 --head linear
 
 \b
@@ -41,8 +41,8 @@ Use the pruned network as a backbone:
     multiple=True,
     type=float,
     metavar="FRACTION",
-    help="Unstructured magnitude pruning: fraction of the weights set to zero. Repeatable: each step "
-    "continues from the one before. Does not run faster on ordinary hardware.",
+    help="Unstructured magnitude pruning: fraction of the weights set to zero. Repeatable: each "
+    "step continues from the one before. Does not run faster on ordinary hardware.",
 )
 @option(
     "--macs",

@@ -34,7 +34,7 @@ Examples:
 \b
 Use the int8 network as a backbone (on CPUs):
   featkit fit --data photos --backbone experiments/runs/quantize/resnet18-int8-1a2b3c4d
-  featkit fit --data photos --backbone experiments/runs/quantize/resnet18-int8-1a2b3c4d --precision int8-openvino
+  featkit profile resnet18 experiments/runs/quantize/resnet18-int8-1a2b3c4d@int8-openvino
   featkit predict experiments/runs/quantize/resnet18-int8-1a2b3c4d/model.onnx new.jpg
 """
 
@@ -86,9 +86,10 @@ Use the int8 network as a backbone (on CPUs):
 def quantize(backbone: str, as_json: bool, **options: Any) -> None:
     """Quantize a network, or a run of `featkit fit` or `finetune`, to int8.
 
-    Calibrates on train images. Prints the layers by quantization error, and the directory of the int8
-    network, which is a backbone again: network.int8.onnx, network.json and quantize.json. Of a run,
-    the whole classifier is written as model.onnx as well, and compared with the run on its test images.
+    Calibrates on train images. Prints the layers by quantization error, and the directory of the
+    int8 network, which is a backbone again: network.int8.onnx, network.json and quantize.json. Of a
+    run, the whole classifier is written as model.onnx as well, and compared with the run on its
+    test images.
     """
     from featkit import api
 
@@ -121,7 +122,9 @@ def _note_accuracy(run: QuantizedRun) -> None:
         f"{100 * paired.difference:+.2f} points (95% CI {low} to {high}), n = {paired.n}"
     )
     if paired.difference < -_LARGE_LOSS:
-        note("more than half a point lost: try --bias-correct, --keep-worst 2 or --method percentile")
+        note(
+            "more than half a point lost: try --bias-correct, --keep-worst 2 or --method percentile"
+        )
 
 
 _LARGE_LOSS = 0.005

@@ -59,8 +59,9 @@ copy of each train image is added to train.
 def robustness(**options: Any) -> None:
     """Evaluate heads on corrupted test images.
 
-    A grid of corruptions, severities and heads. Writes robustness.csv and robustness_heads.csv (accuracy,
-    drop, worst corruption, mean corruption error, feature drift) beside the files of `featkit ablate`.
+    A grid of corruptions, severities and heads. Writes robustness.csv and robustness_heads.csv
+    (accuracy, drop, worst corruption, mean corruption error, feature drift) beside the files of
+    `featkit ablate`.
     """
     from featkit import api
     from featkit.ablation.conditions import drops_by_classifier
@@ -73,7 +74,17 @@ def robustness(**options: Any) -> None:
 
 
 def _table(rows: Sequence[DropRow]) -> str:
-    numbers = ("clean %", "perturbed %", "95% CI", "drop", "drop, 95% CI", "worst %", "mCE %", "mCE, 95% CI", "seeds")
+    numbers = (
+        "clean %",
+        "perturbed %",
+        "95% CI",
+        "drop",
+        "drop, 95% CI",
+        "worst %",
+        "mCE %",
+        "mCE, 95% CI",
+        "seeds",
+    )
     axes = ("data", "backbone", "train_perturb", "head")
     lines = []
     for row in rows:

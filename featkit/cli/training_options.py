@@ -52,7 +52,9 @@ def _config_option(each: Field[Any]) -> Decorator[F]:
     )
 
 
-_CONFIG_OPTIONS: dict[str, Decorator[Any]] = {each.name: _config_option(each) for each in option_fields()}
+_CONFIG_OPTIONS: dict[str, Decorator[Any]] = {
+    each.name: _config_option(each) for each in option_fields()
+}
 
 mode_option = _CONFIG_OPTIONS.pop("mode")
 

@@ -47,7 +47,11 @@ def test_audit_finds_planted_errors_and_writes_three_files(leaky):
     assert "test/red/copy.png (test)" in done.stdout
     assert "closer than 0." in done.stdout
     folder = Path("experiments/runs/audit-leaky")
-    assert sorted(path.name for path in folder.iterdir()) == ["audit.json", "contact.png", "findings.csv"]
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "audit.json",
+        "contact.png",
+        "findings.csv",
+    ]
     with Image.open(folder / "contact.png") as sheet:
         assert sheet.width > 1000
 
@@ -70,7 +74,10 @@ def test_without_images_only_the_contact_sheet_is_missing(photos):
     shutil.rmtree(photos)
     done = call("--out", "again")
     assert "no contact.png" in done.stderr
-    assert sorted(path.name for path in Path("again/audit-photos").iterdir()) == ["audit.json", "findings.csv"]
+    assert sorted(path.name for path in Path("again/audit-photos").iterdir()) == [
+        "audit.json",
+        "findings.csv",
+    ]
 
 
 def test_control_characters_in_names_are_escaped(photos):

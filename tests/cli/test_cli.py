@@ -54,7 +54,12 @@ def test_extract_fit_predict(photos):
         assert figure.size[0] > 300
     done = call("predict", run, photos / "red" / "0.png")
     assert done.stdout.splitlines()[1].split()[1] == "red"
-    assert json.loads(call("predict", run, photos / "red" / "0.png", "--json").stdout)[0]["top"][0]["class"] == "red"
+    assert (
+        json.loads(call("predict", run, photos / "red" / "0.png", "--json").stdout)[0]["top"][0][
+            "class"
+        ]
+        == "red"
+    )
 
 
 def test_a_second_extract_is_a_hit(photos):
@@ -73,12 +78,25 @@ def test_fit_makes_the_cache_and_its_json_is_its_results_file(photos):
 
 def test_ablate_compares_heads(photos):
     done = call(
-        "ablate", "--data", photos, "--weights", "random", "--weights", "gone.pth", "--head", "knn:k=1", "--head", "svm"
+        "ablate",
+        "--data",
+        photos,
+        "--weights",
+        "random",
+        "--weights",
+        "gone.pth",
+        "--head",
+        "knn:k=1",
+        "--head",
+        "svm",
     )
     assert "skipped" in done.stdout
     assert "gone.pth" in done.stdout
     (folder,) = [path for path in Path("experiments/runs/ablate").iterdir() if path.name != "cells"]
-    tables, pages = {"results.csv", "results.json", "times.csv", "summary.md"}, {"report.html", "heatmap.png"}
+    tables, pages = (
+        {"results.csv", "results.json", "times.csv", "summary.md"},
+        {"report.html", "heatmap.png"},
+    )
     assert {path.name for path in folder.iterdir()} == tables | pages
 
 
@@ -122,7 +140,9 @@ def test_python_m_featkit_runs_the_command():
     import subprocess
     import sys
 
-    done = subprocess.run([sys.executable, "-m", "featkit", "--version"], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "featkit", "--version"], capture_output=True, text=True, check=True
+    )
     assert done.stdout.startswith("featkit, version")
 
 
@@ -144,9 +164,16 @@ BAD_DATA = {
     "a folder with one class": (lambda: picture("one/a/1.png") and "one", "one"),
     "a csv without a column": (lambda: csv_file("path,class\na.png,a\n"), "label"),
     "a csv with a missing file": (lambda: csv_file("path,label\na.png,a\nb.png,b\n"), "a.png"),
-    "a csv with a path twice": (lambda: picture("a.png") and csv_file("path,label\na.png,a\na.png,b\n"), "a.png"),
+    "a csv with a path twice": (
+        lambda: picture("a.png") and csv_file("path,label\na.png,a\na.png,b\n"),
+        "a.png",
+    ),
     "a csv with an unknown split": (
-        lambda: picture("a.png") and picture("b.png") and csv_file("path,label,split\na.png,a,train\nb.png,b,tset\n"),
+        lambda: (
+            picture("a.png")
+            and picture("b.png")
+            and csv_file("path,label,split\na.png,a,train\nb.png,b,tset\n")
+        ),
         "tset",
     ),
 }
@@ -172,13 +199,23 @@ def test_bad_data_is_refused(case):
     ],
 )
 def test_a_bad_option_value_is_refused(options, named, photos):
-    given = dict(zip(FAST[::2], FAST[1::2], strict=True)) | dict(zip(options[::2], options[1::2], strict=True))
-    assert named in refused("extract", "--data", photos, *(part for pair in given.items() for part in pair))
+    given = dict(zip(FAST[::2], FAST[1::2], strict=True)) | dict(
+        zip(options[::2], options[1::2], strict=True)
+    )
+    assert named in refused(
+        "extract", "--data", photos, *(part for pair in given.items() for part in pair)
+    )
 
 
 @pytest.mark.parametrize(
     ("head", "named"),
-    [("forest", "prototypical"), ("svm:D=1", "kernel"), ("svm:kernel=cubic", "rbf"), ("knn:k=0", "k"), ("svm:C", "C")],
+    [
+        ("forest", "prototypical"),
+        ("svm:D=1", "kernel"),
+        ("svm:kernel=cubic", "rbf"),
+        ("knn:k=0", "k"),
+        ("svm:C", "C"),
+    ],
 )
 def test_a_bad_head_is_refused_before_anything_is_extracted(head, named, photos):
     assert named in refused("fit", "--data", photos, *FAST, "--head", head)
@@ -189,7 +226,9 @@ def test_weights_of_another_network_are_refused(photos):
     import torchvision
 
     torch.save(torchvision.models.resnet18(num_classes=3).state_dict(), "other.pth")
-    assert "resnet50" in refused("extract", "--data", photos, "--backbone", "resnet50", "--weights", "other.pth")
+    assert "resnet50" in refused(
+        "extract", "--data", photos, "--backbone", "resnet50", "--weights", "other.pth"
+    )
 
 
 def test_weights_that_hold_code_are_refused(photos):
@@ -212,13 +251,19 @@ def test_a_cache_whose_recipe_was_changed_is_refused(photos):
     path = call("extract", "--data", photos, *FAST).stdout.strip()
     with h5py.File(path, "r+") as file:
         file.attrs["recipe"] = file.attrs["recipe"].replace("avgpool", "layer3")
-    assert "layer: layer3 there, avgpool asked for" in call("fit", "--data", photos, *FAST, code=1).stderr
+    assert (
+        "layer: layer3 there, avgpool asked for"
+        in call("fit", "--data", photos, *FAST, code=1).stderr
+    )
 
 
 def test_an_unreadable_image_fails_or_is_skipped(photos):
     (photos / "red" / "0.png").write_bytes(b"not a picture")
     assert "red/0.png" in refused("extract", "--data", photos, *FAST)
-    assert "1 images skipped: red/0.png" in call("extract", "--data", photos, *FAST, "--on-error", "skip").stderr
+    assert (
+        "1 images skipped: red/0.png"
+        in call("extract", "--data", photos, *FAST, "--on-error", "skip").stderr
+    )
 
 
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
@@ -228,7 +273,9 @@ def test_a_huge_image_is_refused_before_it_is_decoded(photos):
 
 
 def test_a_folder_that_is_not_a_run_is_refused(photos):
-    assert "is not a run directory" in call("predict", photos, photos / "red" / "0.png", code=1).stderr
+    assert (
+        "is not a run directory" in call("predict", photos, photos / "red" / "0.png", code=1).stderr
+    )
 
 
 def test_an_axis_beside_a_grid_file_is_wrong_usage():
@@ -259,7 +306,9 @@ def test_fit_tunes_on_validation_and_records_the_candidates(photos):
     assert "tuned over" in done.stdout
     assert "answered (confidence >=" in done.stdout
     (run,) = Path("experiments/runs/photos").iterdir()
-    assert {"search.png", "reliability.png", "predictions.csv"} <= {path.name for path in run.iterdir()}
+    assert {"search.png", "reliability.png", "predictions.csv"} <= {
+        path.name for path in run.iterdir()
+    }
     assert len(json.loads((run / "results.json").read_text())["search"]) > 4
 
 
@@ -293,7 +342,19 @@ def test_compare_says_which_differences_are_significant(photos):
 
 
 def test_fewshot_prints_episodes_and_a_learning_curve(photos):
-    given = ["--data", photos, *FAST, "--way", "2", "--shot", "1,2", "--query", "3", "--episodes", "20"]
+    given = [
+        "--data",
+        photos,
+        *FAST,
+        "--way",
+        "2",
+        "--shot",
+        "1,2",
+        "--query",
+        "3",
+        "--episodes",
+        "20",
+    ]
     done = call("fewshot", *given, "--curve", "1,2", "--draws", "2")
     assert "20 episodes of 2 classes" in done.stdout
     assert "test accuracy, 2 draws" in done.stdout
@@ -312,20 +373,28 @@ def test_predict_takes_folders_and_standard_input_and_prints_csv(photos):
     names = f"{photos}/red/0.png\n{photos}/blue/1.png\n"
     done = CliRunner().invoke(main, ["predict", str(run), "-", "--json"], input=names)
     assert [each["file"] for each in json.loads(done.stdout)] == names.split()
-    assert "no image to classify" in CliRunner().invoke(main, ["predict", str(run), "-"], input="").stderr
+    assert (
+        "no image to classify"
+        in CliRunner().invoke(main, ["predict", str(run), "-"], input="").stderr
+    )
 
 
 def test_exported_features_can_be_imported(photos):
     path = call("extract", "--data", photos, *FAST, "--store", "float16,gzip").stdout.strip()
     call("cache", "export", path, "vectors.npz")
     imported = call("cache", "import", "vectors.npz").stdout.strip()
-    one, two = (call("fit", "--cache", file, "--head", "prototypical", "--json").stdout for file in (path, imported))
+    one, two = (
+        call("fit", "--cache", file, "--head", "prototypical", "--json").stdout
+        for file in (path, imported)
+    )
     assert json.loads(one)["top1"] == json.loads(two)["top1"]
 
 
 def test_several_layers_are_extracted_from_one_decode(photos):
     views = ["--augment", "trivial", "--views", "2"]
-    done = call("extract", "--data", photos, *FAST, *views, "--layer", "layer1", "--layer", "layer2")
+    done = call(
+        "extract", "--data", photos, *FAST, *views, "--layer", "layer1", "--layer", "layer2"
+    )
     assert len(done.stdout.split()) == 2
     call("fit", "--data", photos, *FAST, *views, "--layer", "layer2", "--head", "prototypical")
     assert len(list(Path("cache").glob("*.h5"))) == 2

@@ -40,12 +40,27 @@ def refused(*arguments):
     done = call(*arguments, code=1)
     assert done.stdout == ""
     assert sum(line.startswith("Error") for line in done.stderr.splitlines()) == 1
-    assert [path for path in sorted(Path.cwd().rglob("*")) if path not in before and path.name != "cache"] == []
+    assert [
+        path
+        for path in sorted(Path.cwd().rglob("*"))
+        if path not in before and path.name != "cache"
+    ] == []
     return done.stderr
 
 
 def run_of(photos):
-    call("fit", "--data", photos, "--backbone", "resnet18", *FAST, "--precision", "fp32", "--head", "prototypical")
+    call(
+        "fit",
+        "--data",
+        photos,
+        "--backbone",
+        "resnet18",
+        *FAST,
+        "--precision",
+        "fp32",
+        "--head",
+        "prototypical",
+    )
     (run,) = Path("experiments/runs/photos").iterdir()
     return run
 
@@ -57,9 +72,17 @@ def test_export_then_predict_with_the_file(photos):
     assert path == run / "model.onnx"
     assert "same class for 4 of 4 test images, largest difference in probability" in done.stderr
     pictures = [photos / "red" / "0.png", photos / "blue" / "1.png"]
-    from_run, from_file = (json.loads(call("predict", each, *pictures, "--json").stdout) for each in (run, path))
-    assert [each["answer"] for each in from_run] == [each["answer"] for each in from_file] == ["red", "blue"]
-    assert from_file[0]["top"][0]["probability"] == pytest.approx(from_run[0]["top"][0]["probability"], abs=1e-5)
+    from_run, from_file = (
+        json.loads(call("predict", each, *pictures, "--json").stdout) for each in (run, path)
+    )
+    assert (
+        [each["answer"] for each in from_run]
+        == [each["answer"] for each in from_file]
+        == ["red", "blue"]
+    )
+    assert from_file[0]["top"][0]["probability"] == pytest.approx(
+        from_run[0]["top"][0]["probability"], abs=1e-5
+    )
 
 
 def test_a_failed_export_prints_one_line(photos, tmp_path):
@@ -69,7 +92,9 @@ def test_a_failed_export_prints_one_line(photos, tmp_path):
     (run / "head.skops").unlink()
     assert "head.skops is missing" in refused("export", run)
     Path("foreign.onnx").write_bytes(b"nothing")
-    assert "was not exported by featkit" in refused("predict", "foreign.onnx", tmp_path / "elsewhere/red/0.png")
+    assert "was not exported by featkit" in refused(
+        "predict", "foreign.onnx", tmp_path / "elsewhere/red/0.png"
+    )
 
 
 def test_pruned_networks_are_backbones_that_profile_compares(photos):
@@ -77,10 +102,23 @@ def test_pruned_networks_are_backbones_that_profile_compares(photos):
     (narrow,) = done.stdout.split()
     assert "GMACs" in done.stderr
     assert json.loads(Path(narrow, "prune.json").read_text())["macs"] <= 0.6 * 1.82e9
-    sparse = call("prune", "resnet18", "--weights", "random", "--sparsity", "0.5", "--sparsity", "0.9").stdout.split()
+    sparse = call(
+        "prune", "resnet18", "--weights", "random", "--sparsity", "0.5", "--sparsity", "0.9"
+    ).stdout.split()
     found = [json.loads(Path(each, "prune.json").read_text())["sparsity"] for each in sparse]
     assert found == pytest.approx([0.5, 0.9], abs=1e-4)
-    done = call("profile", narrow, f"{sparse[1]}@bf16", "--data", photos, "--resize", "32", "--repeats", "3", "--json")
+    done = call(
+        "profile",
+        narrow,
+        f"{sparse[1]}@bf16",
+        "--data",
+        photos,
+        "--resize",
+        "32",
+        "--repeats",
+        "3",
+        "--json",
+    )
     networks = json.loads(done.stdout)["networks"]
     assert networks[1]["nonzero"] < 0.2 * networks[1]["parameters"]
     assert {"mean_cosine", "neighbours_kept"} <= networks[1]["drift"].keys()
@@ -93,14 +131,29 @@ def test_pruned_networks_are_backbones_that_profile_compares(photos):
 
 
 def test_a_pruned_network_keeps_its_zeros_when_fine_tuned(photos):
-    pruned = ("prune", "resnet18:stem=small", "--weights", "random", "--sparsity", "0.5", "--data", photos)
+    pruned = (
+        "prune",
+        "resnet18:stem=small",
+        "--weights",
+        "random",
+        "--sparsity",
+        "0.5",
+        "--data",
+        photos,
+    )
     (plain,) = call(*pruned, "--resize", "16").stdout.split()
     done = call(*pruned, "--resize", "16", "--epochs", "1")
     (trained,) = done.stdout.split()
     assert "epoch 1/1" in done.stderr
-    assert json.loads(Path(trained, "prune.json").read_text())["sparsity"] == pytest.approx(0.5, abs=1e-4)
+    assert json.loads(Path(trained, "prune.json").read_text())["sparsity"] == pytest.approx(
+        0.5, abs=1e-4
+    )
     one, other = (load_backbone(each).build().state_dict() for each in (plain, trained))
-    zero = {name for name, value in one.items() if "conv" in name and ((value == 0) != (other[name] == 0)).any()}
+    zero = {
+        name
+        for name, value in one.items()
+        if "conv" in name and ((value == 0) != (other[name] == 0)).any()
+    }
     assert not zero
     assert any((one[name] != other[name]).any() for name in one)
 
@@ -108,7 +161,18 @@ def test_a_pruned_network_keeps_its_zeros_when_fine_tuned(photos):
 def test_channels_are_reconstructed_and_distilled(photos):
     import torch
 
-    whole = ("prune", "resnet18:stem=small", "--weights", "random", "--macs", "0.6", "--data", photos, "--resize", "16")
+    whole = (
+        "prune",
+        "resnet18:stem=small",
+        "--weights",
+        "random",
+        "--macs",
+        "0.6",
+        "--data",
+        photos,
+        "--resize",
+        "16",
+    )
     (plain,) = call(*whole).stdout.split()
     done = call(*whole, "--reconstruct", "8")
     (fitted,) = done.stdout.split()
@@ -118,12 +182,21 @@ def test_channels_are_reconstructed_and_distilled(photos):
     done = call(*trained, "--distill")
     (taught,) = done.stdout.split()
     assert "epoch 1/1" in done.stderr
-    assert "then 1 epochs at 0.005, distilled" in json.loads(Path(taught, "prune.json").read_text())["goal"]["recovery"]
-    widths = [json.loads(Path(each, "prune.json").read_text())["parameters"] for each in (plain, fitted, alone, taught)]
+    assert (
+        "then 1 epochs at 0.005, distilled"
+        in json.loads(Path(taught, "prune.json").read_text())["goal"]["recovery"]
+    )
+    widths = [
+        json.loads(Path(each, "prune.json").read_text())["parameters"]
+        for each in (plain, fitted, alone, taught)
+    ]
     assert len(set(widths)) == 1
     learned = [read_description(network_file(each)).trained_on for each in (plain, fitted, taught)]
     assert [len(each) for each in learned] == [0, 8, 20]
-    outputs = [load_backbone(each).build()(torch.ones(1, 3, 16, 16)) for each in (plain, fitted, alone, taught)]
+    outputs = [
+        load_backbone(each).build()(torch.ones(1, 3, 16, 16))
+        for each in (plain, fitted, alone, taught)
+    ]
     assert not any(torch.equal(one, other) for one, other in combinations(outputs, 2))
 
 
@@ -149,7 +222,18 @@ def test_each_pruning_step_is_evaluated_with_a_head(photos):
 
 
 def test_a_pruned_network_is_the_same_in_a_fresh_process_without_pickle(photos):
-    pruned = ("prune", "resnet18", "--weights", "random", "--macs", "0.6", "--calibrate", "8", "--by", "activation")
+    pruned = (
+        "prune",
+        "resnet18",
+        "--weights",
+        "random",
+        "--macs",
+        "0.6",
+        "--calibrate",
+        "8",
+        "--by",
+        "activation",
+    )
     (directory,) = call(*pruned, "--data", photos, "--resize", "64").stdout.split()
     code = f"""
 import pickle, torch, torchvision
@@ -166,16 +250,26 @@ print(load_backbone({directory!r}).build()(torch.ones(1, 3, 64, 64)).sum().item(
 
 
 def test_a_quantized_network_is_a_backbone_that_profile_accepts(photos):
-    done = call("quantize", "resnet18", *FAST[:2], "--data", photos, "--resize", "32", "--keep-worst", "1")
+    done = call(
+        "quantize", "resnet18", *FAST[:2], "--data", photos, "--resize", "32", "--keep-worst", "1"
+    )
     directory = done.stdout.splitlines()[-1]
     assert "calibrated on 17 images, which is few" in done.stderr
     assert "float32" in done.stdout
     facts = json.loads(Path(directory, "quantize.json").read_text())
-    assert (facts["method"], facts["images"], len(facts["keep"]), len(facts["layers"])) == ("minmax", 17, 1, 20)
+    assert (facts["method"], facts["images"], len(facts["keep"]), len(facts["layers"])) == (
+        "minmax",
+        17,
+        1,
+        20,
+    )
     table = call("profile", directory, f"{directory}@int8-openvino", "--repeats", "3").stdout
     assert "medians of 3 repeats after" in table
     name = Path(directory).name
-    assert [line.split()[0] for line in table.splitlines() if name in line] == [name, f"{name}@int8-openvino"]
+    assert [line.split()[0] for line in table.splitlines() if name in line] == [
+        name,
+        f"{name}@int8-openvino",
+    ]
     assert directory not in table
     assert "write it without @bf16" in refused("profile", f"{directory}@bf16")
     assert "int8 network already" in refused("quantize", directory, "--data", photos)
@@ -193,12 +287,15 @@ def test_a_run_is_quantized_with_its_head(photos):
     assert facts["classifier"]["difference"]["n"] == 4
     picture = photos / "red" / "0.png"
     from_run, from_file = (
-        json.loads(call("predict", each, picture, "--json").stdout) for each in (run, directory / "model.onnx")
+        json.loads(call("predict", each, picture, "--json").stdout)
+        for each in (run, directory / "model.onnx")
     )
     assert from_run[0]["answer"] == from_file[0]["answer"] == "red"
     assert from_run != from_file
     assert "leave out --weights, or give --data" in refused("quantize", run, "--weights", "random")
-    assert "bias correction needs" in refused("quantize", run, "--bias-correct", "--method", "dynamic")
+    assert "bias correction needs" in refused(
+        "quantize", run, "--bias-correct", "--method", "dynamic"
+    )
 
 
 @pytest.mark.parametrize(
@@ -237,4 +334,6 @@ def test_a_network_that_cannot_be_profiled_prints_one_line(specs, said, monkeypa
 
 def test_quantize_without_train_images_prints_one_line(photos):
     arguments = ("quantize", "resnet18", *FAST[:2], "--data", photos)
-    assert "unknown layer with weights 'layer9'" in refused(*arguments, "--resize", "32", "--keep-fp32", "layer9")
+    assert "unknown layer with weights 'layer9'" in refused(
+        *arguments, "--resize", "32", "--keep-fp32", "layer9"
+    )

@@ -70,7 +70,9 @@ def test_an_invalid_grid_prints_one_line_and_exits_with_1(photos, more, axes, me
 def test_a_grid_that_is_running_is_refused(photos):
     path = grid_file(photos)
     with lock_grid(Path("experiments/runs/colours/cells")):
-        assert "is running the grid in experiments/runs/colours" in call("ablate", path, code=1).stderr
+        assert (
+            "is running the grid in experiments/runs/colours" in call("ablate", path, code=1).stderr
+        )
 
 
 def test_longtail_marks_the_best_correction_on_validation(photos):
@@ -90,7 +92,9 @@ def test_longtail_takes_factors_or_subsets(photos):
 
 def test_robustness_reports_drops_and_corruption_errors(photos):
     small = ("--data", photos, "--weights", "random", "--head", "prototypical")
-    done = call("robustness", *small, "--family", "flip", "--family", "fog", "--level", "strong", "--json")
+    done = call(
+        "robustness", *small, "--family", "flip", "--family", "fog", "--level", "strong", "--json"
+    )
     found = json.loads(done.stdout)
     assert [(row["family"], row["level"]) for row in found["robustness"]] != []
     (head,) = found["robustness_heads"]

@@ -1,4 +1,4 @@
-"""Help texts: groups of options, one style of defaults, short descriptions; completion; interruption."""
+"""Help texts, shell completion and interruption."""
 
 from __future__ import annotations
 
@@ -55,7 +55,9 @@ def test_every_option_is_explained_by_one_clause(name):
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
 def test_completion_prints_the_script_of_a_shell(shell, monkeypatch):
-    monkeypatch.setattr("click.shell_completion.BashComplete._check_version", staticmethod(lambda: None))
+    monkeypatch.setattr(
+        "click.shell_completion.BashComplete._check_version", staticmethod(lambda: None)
+    )
     done = CliRunner().invoke(main, ["completion", shell])
     assert done.exit_code == 0
     assert "_FEATKIT_COMPLETE" in done.stdout
@@ -69,4 +71,7 @@ def test_an_interrupted_command_says_how_to_resume(command, resume, monkeypatch)
     monkeypatch.setattr(main.get_command(click.Context(main), command), "callback", interrupt)
     done = CliRunner().invoke(main, [command])
     assert done.exit_code == 1
-    assert done.stderr.splitlines()[-1] == f"Error: interrupted; run the same command again{resume} to resume"
+    assert (
+        done.stderr.splitlines()[-1]
+        == f"Error: interrupted; run the same command again{resume} to resume"
+    )

@@ -20,7 +20,16 @@ from featkit.cli import main
 from featkit.training import loop
 
 ROOT = Path(__file__).parents[2]
-SMALL = ("--backbone", "resnet18:stem=small", "--weights", "random", "--resize", "16", "--epochs", "2")
+SMALL = (
+    "--backbone",
+    "resnet18:stem=small",
+    "--weights",
+    "random",
+    "--resize",
+    "16",
+    "--epochs",
+    "2",
+)
 
 
 @pytest.fixture(autouse=True)
@@ -36,7 +45,11 @@ def call(*arguments, code=0):
 
 
 def run_of(done):
-    return Path(next(line for line in done.stderr.splitlines() if line.startswith("run: ")).removeprefix("run: "))
+    return Path(
+        next(line for line in done.stderr.splitlines() if line.startswith("run: ")).removeprefix(
+            "run: "
+        )
+    )
 
 
 def test_a_trained_network_is_a_backbone_again(photos, tmp_path):
@@ -62,7 +75,9 @@ def test_a_trained_network_is_a_backbone_again(photos, tmp_path):
 
 def test_a_trained_network_can_be_fine_tuned_again(photos):
     first = run_of(call("finetune", "--data", photos, "--mode", "full", *SMALL))
-    second = call("finetune", "--data", photos, "--mode", "shallow", "--backbone", first, "--epochs", "1")
+    second = call(
+        "finetune", "--data", photos, "--mode", "shallow", "--backbone", first, "--epochs", "1"
+    )
     assert "classifier trained on photos" in second.stderr
 
 
@@ -73,9 +88,29 @@ def test_evaluation_on_training_images_of_the_network_is_refused(photos):
         done = call(*verb, "--data", photos, "--backbone", run, "--seed", "1", code=1)
         assert "was trained on" in done.stderr
     call("fit", "--data", photos, "--backbone", run, "--head", "knn:k=1")
-    call("fit", "--data", photos, "--backbone", Path(run, "network.safetensors"), "--seed", "1", code=1)
+    call(
+        "fit",
+        "--data",
+        photos,
+        "--backbone",
+        Path(run, "network.safetensors"),
+        "--seed",
+        "1",
+        code=1,
+    )
     eight_bits = call("quantize", run, "--data", photos).stdout.splitlines()[-1]
-    done = call("fit", "--data", photos, "--backbone", eight_bits, "--head", "knn:k=1", "--seed", "1", code=1)
+    done = call(
+        "fit",
+        "--data",
+        photos,
+        "--backbone",
+        eight_bits,
+        "--head",
+        "knn:k=1",
+        "--seed",
+        "1",
+        code=1,
+    )
     assert "was trained on" in done.stderr
 
 
@@ -87,21 +122,39 @@ def test_resuming_with_other_options_is_refused(photos, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(loop.TrainingLoop, "run_epoch", interrupted)
         CliRunner().invoke(main, ["finetune", "--data", str(photos), "--mode", "full", *SMALL])
-    done = call("finetune", "--data", photos, "--mode", "full", *SMALL, "--lr", "0.5", "--resume", code=1)
+    done = call(
+        "finetune", "--data", photos, "--mode", "full", *SMALL, "--lr", "0.5", "--resume", code=1
+    )
     assert "is of another training" in done.stderr
 
 
 def test_scratch_starts_from_random_weights(photos, tmp_path):
     torch.save(torchvision.models.resnet18().state_dict(), tmp_path / "some.pth")
-    done = call("finetune", "--data", photos, "--mode", "scratch", "--weights", tmp_path / "some.pth", code=1)
+    done = call(
+        "finetune",
+        "--data",
+        photos,
+        "--mode",
+        "scratch",
+        "--weights",
+        tmp_path / "some.pth",
+        code=1,
+    )
     assert "trains an untrained network" in done.stderr
 
 
 def test_the_same_command_gives_the_same_results(photos):
     texts = []
     for folder in ("one", "two"):
-        run = run_of(call("finetune", "--data", photos, "--mode", "shallow", *SMALL, "--out", folder))
-        texts.append([(run / name).read_text() for name in ("results.json", "predictions.csv", "history.csv")])
+        run = run_of(
+            call("finetune", "--data", photos, "--mode", "shallow", *SMALL, "--out", folder)
+        )
+        texts.append(
+            [
+                (run / name).read_text()
+                for name in ("results.json", "predictions.csv", "history.csv")
+            ]
+        )
     assert texts[0][1:] == texts[1][1:]
     assert texts[0][0].replace("/one/", "/two/") == texts[1][0]
 
@@ -123,7 +176,9 @@ def test_an_interrupted_training_resumes(photos, monkeypatch):
     assert not list(Path("experiments").rglob("card.json"))
     resumed = call(*arguments, "--resume")
     assert "resuming from the last checkpoint" in resumed.stderr
-    assert (run_of(resumed) / "network.safetensors").read_bytes() == (whole / "network.safetensors").read_bytes()
+    assert (run_of(resumed) / "network.safetensors").read_bytes() == (
+        whole / "network.safetensors"
+    ).read_bytes()
     assert not list(Path("experiments/runs/photos").glob(".*"))
     again = call(*arguments, "--resume")
     assert f"already finished: {run_of(resumed)}" in again.stderr
@@ -150,18 +205,35 @@ def test_invalid_trainings_print_one_line(photos, options, said):
 
 def test_weights_of_another_network_are_refused(photos, tmp_path):
     torch.save(torchvision.models.resnet34().state_dict(), tmp_path / "other.pth")
-    done = call("finetune", "--data", photos, "--weights", tmp_path / "other.pth", "--epochs", "1", code=1)
+    done = call(
+        "finetune", "--data", photos, "--weights", tmp_path / "other.pth", "--epochs", "1", code=1
+    )
     assert "is not a state dict of resnet18" in done.stderr
 
 
 def test_a_student_is_compared_with_its_teacher_and_without_it(photos):
-    fitted = call("fit", "--data", photos, "--weights", "random:4", "--resize", "16", "--head", "prototypical")
-    student = ("--student", "resnet18:stem=small", "--weights", "random", "--resize", "16", "--epochs", "1")
+    fitted = call(
+        "fit", "--data", photos, "--weights", "random:4", "--resize", "16", "--head", "prototypical"
+    )
+    student = (
+        "--student",
+        "resnet18:stem=small",
+        "--weights",
+        "random",
+        "--resize",
+        "16",
+        "--epochs",
+        "1",
+    )
     done = call("distill", "--data", photos, "--teacher", run_of(fitted), *student)
     assert all(name in done.stdout for name in ("teacher", "alone", "distilled", "top-1 %"))
-    runs = [line.removeprefix("run: ") for line in done.stderr.splitlines() if line.startswith("run: ")]
+    runs = [
+        line.removeprefix("run: ") for line in done.stderr.splitlines() if line.startswith("run: ")
+    ]
     assert len(set(runs)) == 2
-    again = call("distill", "--data", photos, "--teacher", runs[0], "--no-alone", "--json", *student)
+    again = call(
+        "distill", "--data", photos, "--teacher", runs[0], "--no-alone", "--json", *student
+    )
     found = json.loads(again.stdout)
     assert set(found["top1"]) == {"teacher", "distilled"}
     assert found["gap_closed"] is None
@@ -169,8 +241,26 @@ def test_a_student_is_compared_with_its_teacher_and_without_it(photos):
 
 def test_students_of_several_seeds_are_pooled(photos):
     made = call("prune", "resnet18", "--weights", "random", "--resize", "32", "--sparsity", "0.5")
-    student = ("--student", "resnet18:stem=small", "--weights", "random", "--resize", "16", "--epochs", "1")
-    seeds = ("distill", "--data", photos, "--teacher", made.stdout.strip(), *student, "--seeds", "2")
+    student = (
+        "--student",
+        "resnet18:stem=small",
+        "--weights",
+        "random",
+        "--resize",
+        "16",
+        "--epochs",
+        "1",
+    )
+    seeds = (
+        "distill",
+        "--data",
+        photos,
+        "--teacher",
+        made.stdout.strip(),
+        *student,
+        "--seeds",
+        "2",
+    )
     assert call(*seeds).stdout.count("over 2 seeds") == 3
     done = call(*seeds, "--resume", "--json")
     found = json.loads(done.stdout)
@@ -180,7 +270,9 @@ def test_students_of_several_seeds_are_pooled(photos):
         ("teacher", "alone", 2),
         ("teacher", "distilled", 2),
     ]
-    differences = [each["top1"]["distilled"]["top1"] - each["top1"]["alone"]["top1"] for each in found["seeds"]]
+    differences = [
+        each["top1"]["distilled"]["top1"] - each["top1"]["alone"]["top1"] for each in found["seeds"]
+    ]
     assert found["pooled"][0]["difference"] == pytest.approx(sum(differences) / 2)
 
 
@@ -192,9 +284,14 @@ def cifar100(tmp_path, monkeypatch):
     for name, each in (("train", 8), ("test", 4)):
         labels = np.repeat(np.arange(5), each)
         pixels = rng.integers(0, 80, (len(labels), 3, 32, 32)) + 30 * labels[:, None, None, None]
-        content = {"data": pixels.astype(np.uint8).reshape(len(labels), -1), "fine_labels": labels.tolist()}
+        content = {
+            "data": pixels.astype(np.uint8).reshape(len(labels), -1),
+            "fine_labels": labels.tolist(),
+        }
         (folder / name).write_bytes(pickle.dumps(content))
-    (folder / "meta").write_bytes(pickle.dumps({"fine_label_names": [f"class {n}" for n in range(5)]}))
+    (folder / "meta").write_bytes(
+        pickle.dumps({"fine_label_names": [f"class {n}" for n in range(5)]})
+    )
     monkeypatch.setattr(torchvision.datasets.CIFAR100, "_check_integrity", lambda self: True)
     monkeypatch.setattr("torchvision.datasets.cifar.check_integrity", lambda *_: True)
     return tmp_path / "data"
@@ -205,7 +302,10 @@ def test_the_study_of_cifar100_runs_on_a_file_in_its_format(cifar100, tmp_path):
     text = (ROOT / "experiments" / "cifar100.toml").read_text()
     for old, new in (
         ("root=data,download=true", f"root={cifar100}"),
-        ("epochs = 30", 'epochs = 2\nweights = "random"\nprecision = "fp32"\nfrozen_precision = "fp32"'),
+        (
+            "epochs = 30",
+            'epochs = 2\nweights = "random"\nprecision = "fp32"\nfrozen_precision = "fp32"',
+        ),
         ('"128x128"', '"32x32"'),
         ("batch_size = 128", "batch_size = 8"),
     ):
