@@ -279,8 +279,7 @@ def _extraction(
 def extract_files(
     backbones: Sequence[str] = (), layers: Sequence[str] = (), **options: Any
 ) -> list[ExtractionResult]:
-    """Extract features with several backbones and layers, each image read once; return the cache
-    files.
+    """Extract features with several backbones and layers, reading each image once.
 
     Args:
         backbones: specs of the networks.
@@ -1391,8 +1390,7 @@ def finetune_study(
     out: PathLike = OUT,
     progress: bool = False,
 ) -> TrainingComparison | None:
-    """Train the networks of a TOML file (``[fixed]`` and ``[[run]]``), and write one table and one
-    figure.
+    """Train the networks of a TOML file, ``[fixed]`` and ``[[run]]``, and compare them.
 
     Returns:
         The trainings; None in a distributed process that is not the first.
