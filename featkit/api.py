@@ -6,11 +6,11 @@ nothing: progress messages go to the logger ``featkit``, and ``progress=True`` s
 Options that many functions share:
 
     Images: ``data`` (``digits``, a folder, a CSV file, ``cifar10:root=DIR``), ``split``
-        (``70/15/15``), ``limit`` (``train=500,test=100``), ``seed``, ``augment`` and ``views``
-        (augmented views of train images), ``perturb`` (corruption of test images).
+    (``70/15/15``), ``limit`` (``train=500,test=100``), ``seed``, ``augment`` and ``views``
+    (augmented views of train images), ``perturb`` (corruption of test images).
 
     Network: ``backbone``, ``weights``, ``layer``, ``pool``, ``resize``, ``crop``, ``precision``:
-        see ``load_backbone`` and ``featkit.embeddings.request.Request``.
+    see ``load_backbone`` and ``featkit.embeddings.request.Request``.
 
     Files: ``cache`` is the folder of the embeddings cache, ``out`` the folder for results.
 
@@ -352,8 +352,8 @@ def fit(
     """Fit a head on features and evaluate it on the test set.
 
     Hyperparameters, temperature and rejection threshold are chosen on the validation set: the
-        data's own, else a fifth of train. The head is then fitted on train and validation together
-        and evaluated once.
+    data's own, else a fifth of train. The head is then fitted on train and validation together and
+    evaluated once.
 
     Args:
         data: spec of the images. Without ``data`` or ``backbone``, the newest cache file that
@@ -374,7 +374,7 @@ def fit(
 
     Returns:
         The run: ``report`` (accuracy with confidence intervals, calibration, confusion), ``head``
-            and ``predictions``.
+        and ``predictions``.
 
     Raises:
         SpecError: if an option is unknown.
@@ -522,7 +522,7 @@ def _summarise_seeds(
 
 def predict(
     run: PathLike | Run | SavedRun,
-    files: Strings | Sequence[Path],
+    files: PathLike | Sequence[PathLike],
     *,
     top: int = 5,
     device: str = "auto",
@@ -794,9 +794,8 @@ def longtail(
         subset: subsets of train in place of ``factors``, such as ``longtail:if=50,profile=step``.
         balance: corrections to compare; None for all.
         split, limit, seed, augment, views, perturb, train_perturb, backbone, weights, layer, pool,
-        resize, crop,
-        precision, head, jobs, cache, out, device, batch_size, workers, compile, on_error, progress:
-            as for ``ablate``.
+            resize, crop, precision, head, jobs, cache, out, device, batch_size, workers, compile,
+            on_error, progress: as for ``ablate``.
     """
     options = locals()
     return run_study(longtail_grid(options), options)
@@ -844,10 +843,10 @@ def robustness(
         family: corruptions, such as ``fog``; none for all.
         level: severities ``mild``, ``medium``, ``strong``; none for all three.
         baseline: backbone whose errors are the unit of the mean corruption error; empty for the
-            first. split, limit, seed, subset, augment, views, train_perturb, backbone, weights,
-            layer, pool, resize, crop,
-        precision, head, tune, balance, jobs, cache, out, device, batch_size, workers, compile,
-            on_error, progress: as for ``ablate``.
+            first.
+        split, limit, seed, subset, augment, views, train_perturb, backbone, weights, layer, pool,
+            resize, crop, precision, head, tune, balance, jobs, cache, out, device, batch_size,
+            workers, compile, on_error, progress: as for ``ablate``.
     """
     options = locals()
     return run_study(robustness_grid(options), options, baseline)
@@ -1082,8 +1081,8 @@ def fewshot(
         draws: random draws per point of the curve.
         out: folder in which results are written; None to write nothing.
         split, limit, seed, augment, views, perturb, backbone, weights, layer, pool, resize, crop,
-        precision, cache,
-        device, batch_size, workers, compile, on_error, progress: as for ``fit``.
+            precision, cache, device, batch_size, workers, compile, on_error, progress: as for
+            ``fit``.
 
     Raises:
         SpecError: if a head or a number of images is not valid.
@@ -1257,8 +1256,7 @@ def profile(
         warm_up: untimed repeats before them.
         out: folder in which tables and figure are written; None to write nothing.
         split, limit, seed, augment, views, perturb, resize, crop, cache, device, batch_size,
-        workers, compile,
-        on_error, progress: as for ``fit``.
+            workers, compile, on_error, progress: as for ``fit``.
     """
     options = locals()
     from featkit.reports.figures import profile_figures
@@ -1344,9 +1342,8 @@ def finetune(
         unfreeze: for ``deep``: first trainable stage or block, or number of trainable blocks.
         val: fraction of train for validation where the data has none; 0: train on all images.
         epochs, batch_size, optimiser, lr, layer_decay, weight_decay, warmup, smoothing, mixup,
-        cutmix, ema, clip,
-        balance, norm, patience, precision, frozen_precision, augment, views: see
-            ``featkit.training.config.TrainingConfig``, which has the defaults for None.
+            cutmix, ema, clip, balance, norm, patience, precision, frozen_precision, augment, views:
+            see ``featkit.training.config.TrainingConfig``, which has the defaults for None.
         weights, resize, crop, split, limit, seed: as for ``extract``.
         resume: resume from the last checkpoint of the same training.
         device, cache, progress: as for ``extract``.
@@ -1551,9 +1548,9 @@ def distill(
         distance: ``cosine`` or ``mse``, between embeddings.
         alone: train the student without its teacher too, for comparison.
         mode, unfreeze, weights, resize, crop, split, limit, seed, augment, views, val, epochs,
-        batch_size, optimiser, lr, layer_decay, weight_decay, warmup, smoothing, mixup, cutmix, ema,
-        clip, balance, norm, patience, precision,
-        frozen_precision, resume, device, cache, out, progress: as for ``finetune``.
+            batch_size, optimiser, lr, layer_decay, weight_decay, warmup, smoothing, mixup, cutmix,
+            ema, clip, balance, norm, patience, precision, frozen_precision, resume, device, cache,
+            out, progress: as for ``finetune``.
 
     Returns:
         Reports, paired tests and the fraction of the gap that distillation closes; None in a
@@ -1585,9 +1582,8 @@ def distill_seeds(
         runs[seed] = _distill_runs({**options, "seed": seed})
     if not all("distilled" in paths for paths in runs.values()):
         return [], []
-    return [compare_students(paths) for paths in runs.values()], compare_over_seeds(
-        runs
-    ) if seeds > 1 else []
+    results = [compare_students(paths) for paths in runs.values()]
+    return results, compare_over_seeds(runs) if seeds > 1 else []
 
 
 def _distill_runs(options: Mapping[str, Any]) -> dict[str, Path]:
@@ -1685,8 +1681,7 @@ def prune(
         distill: fine-tune with the unpruned network as teacher.
         head: head with which the network is evaluated after each step; None for no evaluation.
         data, split, limit, seed, augment, views, perturb, weights, resize, crop, cache, device,
-        batch_size, workers,
-        compile, on_error, progress: as for ``fit``.
+            batch_size, workers, compile, on_error, progress: as for ``fit``.
         out: folder for results.
 
     Returns:
@@ -1858,8 +1853,7 @@ def quantize(
         keep_worst: number of layers with the largest quantization error that stay in float32.
         bias_correct: correct biases for the mean error of weight rounding.
         data, split, limit, seed, augment, views, perturb, weights, layer, resize, crop, device,
-        batch_size, workers,
-        compile, on_error, progress: as for ``fit``.
+            batch_size, workers, compile, on_error, progress: as for ``fit``.
         out: folder for results.
 
     Raises:
