@@ -74,7 +74,8 @@ class BalancedHead(Head):
 
     def predict_proba(self, X: Any) -> NDArray[np.float64]:
         """Return class scores ``(n, k)``, columns as in ``classes_``; each row sums to 1."""
-        return np.asarray(self.head_.predict_proba(self._check_features(X)), np.float64)
+        x = self._check_features(X)
+        return np.asarray(self.head_.predict_proba(x), np.float64)
 
     def trials(self, x: Floats, y: NDArray[Any], x_val: Floats) -> Iterator[Trial]:
         """Yield the scores on ``x_val (m, d)`` for all values of the correction's unset options.

@@ -91,7 +91,9 @@ class Head(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
     def predict(self, X: Any) -> NDArray[Any]:
         """Return the labels ``(n,)`` with the highest scores; the first of equals wins."""
-        labels: NDArray[Any] = self.classes_[self.predict_proba(X).argmax(axis=1)]
+        # The scores come first: predict_proba raises NotFittedError if there are no classes_ yet.
+        best = self.predict_proba(X).argmax(axis=1)
+        labels: NDArray[Any] = self.classes_[best]
         return labels
 
 
