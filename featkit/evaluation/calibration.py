@@ -152,8 +152,7 @@ def fit_temperature(scores: Scores, y: Labels, columns: Labels) -> Temperature:
     if len(columns) < 2 or not are_probabilities(scores):
         raise DataError(
             f"scores {scores.shape} are not probabilities: a temperature needs two columns or "
-            "more, and rows that "
-            "are non-negative and sum to 1"
+            "more, and rows that are non-negative and sum to 1"
         )
     own = own_columns(y, columns)
     known = own >= 0

@@ -92,10 +92,8 @@ def format_comparison(
         p_holm: p-value after Holm correction.
         comparisons: number of comparisons that ``p_holm`` is corrected for.
 
-    >>> format_comparison("svm", "knn", 0.03, (0.008, 0.059), p=0.012, p_holm=0.094, comparisons=15)
-    'svm - knn: +3.0 points (95% CI 0.8 to 5.9), p = 0.012; not significant after Holm correction
-    over 15 pairs \
-(p = 0.094)'
+    >>> format_comparison("svm", "knn", 0.03, (0.008, 0.059), p=0.012, p_holm=0.012)
+    'svm - knn: +3.0 points (95% CI 0.8 to 5.9), p = 0.012; significant'
     """
     if difference < 0:
         a, b, difference, interval95 = b, a, -difference, (-interval95[1], -interval95[0])
@@ -141,16 +139,12 @@ class _SortedPredictions:
     """Predictions of one run, sorted by image id."""
 
     def __init__(self, name: str, run: Predictions) -> None:
-        ids, y, predicted = (
-            np.asarray(run.ids, dtype=np.str_),
-            np.asarray(run.y),
-            np.asarray(run.predicted),
-        )
+        ids = np.asarray(run.ids, dtype=np.str_)
+        y, predicted = np.asarray(run.y), np.asarray(run.predicted)
         if not (ids.ndim == 1 and len(ids) and ids.shape == y.shape == predicted.shape):
             raise DataError(
                 f"run {name} has {ids.shape} ids, {y.shape} true and {predicted.shape} predicted "
-                "classes: expected "
-                "(n,) of each, n > 0"
+                "classes: expected (n,) of each, n > 0"
             )
         self.ids, order = np.unique(ids, return_index=True)
         if len(order) < len(ids):
@@ -170,16 +164,14 @@ class _SortedPredictions:
         if differing:
             raise DataError(
                 f"runs {other.name} and {self.name} were evaluated on different test images "
-                f"({len(other.ids)} and "
-                f"{len(self.ids)}, {differing} of them in one run only): compare runs with the "
-                "same data and split"
+                f"({len(other.ids)} and {len(self.ids)}, {differing} of them in one run only): "
+                "compare runs with the same data and split"
             )
         relabelled = int(np.sum(self.y != other.y))
         if relabelled:
             raise DataError(
                 f"runs {other.name} and {self.name} have different true classes for {relabelled} "
-                "of "
-                f"{len(self.ids)} images: compare runs with the same labels"
+                f"of {len(self.ids)} images: compare runs with the same labels"
             )
         return self.correct
 

@@ -102,8 +102,7 @@ def run_episodes(
     if min(way - 1, shot, query, episodes - 1) < 1:
         raise DataError(
             f"cannot run {episodes} episodes of {way} ways, {shot} shots and {query} queries: give "
-            "at least 2 episodes, "
-            "2 ways, 1 shot and 1 query"
+            "at least 2 episodes, 2 ways, 1 shot and 1 query"
         )
     evaluate = _batched(x, head) if isinstance(head, str) else _one_by_one(x, y, head)
     sampled = _sample_episodes(y, (way, shot + query), episodes, seed)
@@ -126,8 +125,8 @@ def _sample_episodes(y: Labels, shape: tuple[int, int], episodes: int, seed: int
     if len(enough) < way:
         raise DataError(
             f"{way} ways need {way} classes of {images} images (shots and queries), but only "
-            f"{len(enough)} of "
-            f"{len(members)} classes have that many: use fewer ways, shots or queries"
+            f"{len(enough)} of {len(members)} classes have that many: use fewer ways, shots or "
+            "queries"
         )
     rng = np.random.default_rng(seed)
     sampled = np.empty((episodes, way, images), np.int64)

@@ -212,8 +212,7 @@ def group_accuracies(
     if counts.shape != hits.shape or counts.dtype.kind not in "iu" or counts.min() < 0:
         raise DataError(
             f"train_counts {counts.shape} of {counts.dtype}: give the number of training images of "
-            "each of the "
-            f"{len(hits)} classes"
+            f"each of the {len(hits)} classes"
         )
     groups = {
         "many": counts > MANY,

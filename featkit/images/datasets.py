@@ -109,8 +109,8 @@ def _load(
         if not download:
             raise _not_found(name, folder, reason) from error
         raise DataError(
-            f"{name} cannot be downloaded to {folder} ({reason}): check the network connection, "
-            f"or download it elsewhere and use {name}:root=DIR"
+            f"{name} cannot be downloaded to {folder} ({reason}): check the network connection, or "
+            f"download it elsewhere and use {name}:root=DIR"
         ) from error
 
 

@@ -139,8 +139,8 @@ def _parts(root: Path) -> list[tuple[str, str, str]]:
     if {"train", "test"} <= set(splits.values()):
         raise DataError(
             f"{root} contains split folders ({', '.join(splits)}) beside other folders "
-            f"({', '.join(others)}): move the other folders away, or move the class folders of "
-            "all splits one level up"
+            f"({', '.join(others)}): move the other folders away, or move the class folders of all "
+            "splits one level up"
         )
     return [("", str(root), "")]
 

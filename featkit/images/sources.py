@@ -107,8 +107,8 @@ def _check(images: ImageSet) -> None:
     for split in ("train", "test"):
         if not len(images.rows(split)):
             raise DataError(
-                f"{images.name} has {len(images)} images, but none in {split}: add some, "
-                "or make a new split with --split 70/15/15"
+                f"{images.name} has {len(images)} images, but none in {split}: add some, or make a "
+                "new split with --split 70/15/15"
             )
 
 

@@ -113,8 +113,8 @@ def longtail(
         )
         raise DataError(
             f"imbalance factor {factor:g} leaves no image of class "
-            f"{_name(found[order[-1]], classes)}: with "
-            f"this order of classes (seed {seed}) the largest possible one is {largest}"
+            f"{_name(found[order[-1]], classes)}: with this order of classes (seed {seed}) the "
+            f"largest possible one is {largest}"
         )
     counts = np.empty(len(found), np.int64)
     counts[order] = np.round(np.floor(_largest_class_size(sizes, weights)) * weights)
