@@ -69,7 +69,7 @@ def test_neighbours_do_not_depend_on_the_block_size(n, k, seed):
 
 def test_neighbours_of_a_single_image_raise():
     """It is refused, with the number that was found."""
-    with pytest.raises(DataError, match="1 vectors"):
+    with pytest.raises(DataError, match="among 1 images"):
         nearest_neighbours(cloud(1))
 
 

@@ -212,5 +212,5 @@ def test_invalid_input_of_temperature_scaling_raises() -> None:
         fit_temperature(np.ones((3, 1)), np.zeros(3, dtype=np.int64), np.zeros(1, dtype=np.int64))
     with pytest.raises(DataError, match="none of 5 images"):
         fit_temperature(scores, y, TEN + 20)
-    with pytest.raises(DataError, match="no temperature over 0"):
+    with pytest.raises(DataError, match="must be positive numbers"):
         apply_temperature(scores, Temperature(0.0, 0.1))

@@ -49,5 +49,5 @@ def test_features_of_different_dimensions_have_no_cosine():
 
 
 def test_different_numbers_of_images_raise():
-    with pytest.raises(DataError, match="30 and 29 vectors"):
+    with pytest.raises(DataError, match="30 and 29 images"):
         drift(vectors(), vectors(29))

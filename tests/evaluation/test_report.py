@@ -117,7 +117,7 @@ def test_the_same_seed_gives_the_same_report_and_another_only_other_bootstraps()
         ({"y": [0.0, 1.0, 2.0]}, "integers in 0..6"),
         ({"y": ["a", "b", "c"]}, "integers in 0..6"),
         ({"y": [0, 1]}, r"scores \(3, 7\) do not match y \(2,\)"),
-        ({"scores": np.zeros(3)}, r"scores \(3,\) do not fit"),
+        ({"scores": np.zeros(3)}, r"scores \(3,\) do not match"),
         ({"scores": np.zeros((3, 6))}, r"expected \(n, 7\) scores"),
         ({"scores": np.zeros((0, 7)), "y": []}, "nothing to evaluate"),
         ({"scores": np.zeros((3, 0)), "columns": []}, "nothing to evaluate"),

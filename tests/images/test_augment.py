@@ -92,5 +92,5 @@ def test_an_unknown_kind_or_number_is_refused(colours):
         SpecError, match=r"unknown augmentation 'cutout'.*basic, light, shift, trivial"
     ):
         add_augmented_views(colours(), "cutout", 1)
-    with pytest.raises(SpecError, match="views 0 is not in"):
+    with pytest.raises(SpecError, match="views 0: give a number from 1"):
         add_augmented_views(colours(), "basic", 0)
