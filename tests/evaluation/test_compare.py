@@ -125,7 +125,7 @@ def test_runs_on_different_images_or_labels_raise() -> None:
     ids = [f"{row}.png" for row in range(5)]
     with pytest.raises(DataError, match="different true classes for 5 of 5 images"):
         compare({"a": run(right), "b": Predictions(ids, np.zeros(5, int), np.zeros(5, int))})
-    with pytest.raises(DataError, match="names 2 images twice"):
+    with pytest.raises(DataError, match="lists 2 images twice"):
         compare({"a": run(right), "b": run(right, list("aabbc"))})
     with pytest.raises(DataError, match="expected"):
         compare({"a": run(right), "b": Predictions(ids, [1], [1])})
