@@ -35,7 +35,9 @@ def tail_cells(val_scores):
         predicted = np.where(np.arange(len(TAIL_Y)) >= first_wrong, 0, TAIL_Y)
         report = evaluate(np.eye(3)[predicted], TAIL_Y, tuple("abc"), train_counts=[200, 50, 4])
         predictions = Predictions(tuple(map(str, range(len(TAIL_Y)))), TAIL_Y, predicted)
-        cells.append(CellResult(values, "ok", report=report, predictions=predictions, val_score=score))
+        cells.append(
+            CellResult(values, "ok", report=report, predictions=predictions, val_score=score)
+        )
     return cells
 
 
@@ -90,7 +92,9 @@ def robust_cells():
         wrong = np.arange(N) < ERRORS[values["backbone"], values["perturb"]]
         predicted = np.where(wrong, 1 - Y, Y)
         shift = {"n": N, "mean": 0.5, "low": 0.4, "high": 0.6}
-        report = evaluate(np.eye(2)[predicted], Y, ("x", "y"), provenance={"cosine_to_clean": shift})
+        report = evaluate(
+            np.eye(2)[predicted], Y, ("x", "y"), provenance={"cosine_to_clean": shift}
+        )
         predictions = Predictions(tuple(map(str, range(N))), Y, predicted)
         cells.append(CellResult(values, "ok", report=report, predictions=predictions))
     return cells

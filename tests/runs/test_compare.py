@@ -42,10 +42,7 @@ def test_runs_on_the_same_images_are_compared_in_pairs(source, tmp_path):
     ]
     by_head = {run.head_spec: run.report.top1 for run in runs}
     assert abs(pair.difference) == pytest.approx(abs(by_head["linear"] - by_head["knn:k=1"]))
-    assert (
-        found.to_dict()["pairs"][0]["p_holm"]
-        >= found.to_dict()["pairs"][0]["p"]
-    )
+    assert found.to_dict()["pairs"][0]["p_holm"] >= found.to_dict()["pairs"][0]["p"]
 
 
 def test_runs_on_different_images_are_refused(source, tmp_path):
