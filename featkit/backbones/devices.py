@@ -50,12 +50,11 @@ def pick_device(device: str = "auto") -> str:
         "mps": torch.backends.mps.is_available(),
         "cpu": True,
     }
+    best = "cuda" if available["cuda"] else "mps" if available["mps"] else "cpu"
     if device == "auto":
-        return next(name for name in available if available[name])
+        return best
     if not available[device]:
-        raise SpecError(
-            f"device {device} is not available: use --device {pick_device('auto')} or auto"
-        )
+        raise SpecError(f"device {device} is not available: use --device {best} or auto")
     return device
 
 

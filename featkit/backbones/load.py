@@ -191,11 +191,14 @@ def _with_resize(preprocess: Preprocess, size: int | tuple[int, int]) -> Preproc
 
 
 def _parse_resize(text: str) -> int | tuple[int, int]:
-    edges = [
-        _parse_pixels(part, "resize", "N or HEIGHTxWIDTH", whole=text)
-        for part in text.split("x", 1)
-    ]
-    return (edges[0], edges[1]) if len(edges) == 2 else edges[0]
+    form = "N or HEIGHTxWIDTH"
+    height, x, width = text.partition("x")
+    if not x:
+        return _parse_pixels(text, "resize", form)
+    return (
+        _parse_pixels(height, "resize", form, whole=text),
+        _parse_pixels(width, "resize", form, whole=text),
+    )
 
 
 def _parse_pixels(text: str, option: str, form: str, *, whole: str | None = None) -> int:

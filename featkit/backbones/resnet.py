@@ -99,10 +99,28 @@ resnet152 = partial(_resnet, "resnet152")
 
 
 def _build(spec: Spec, found: Weights, layer: str, pool: str) -> nn.Module:
+    """Build the network with its weights; the classifier is kept only if it is the embedding."""
     from torch import nn
 
-    module = _load(spec, found, needs_classifier=layer == "fc")
-    if layer != "fc":
+    from featkit.backbones.resnet_modules import make_resnet
+    from featkit.backbones.state_dict import fill, read_state, seeded
+
+    needs_classifier = layer == "fc"
+    state = read_state(found.path) if found.path else {}
+    weight = state.get("fc.weight") if needs_classifier else None
+    classes = len(weight) if weight is not None and weight.ndim else 1000
+    with seeded(found.seed):
+        module = make_resnet(
+            spec.name,
+            classes=classes,
+            residual=bool(spec.options.get("residual", True)),
+            norm="norm" not in spec.options,
+            small="stem" in spec.options,
+        )
+    if found.path:
+        ignore = () if needs_classifier else ("fc.",)
+        fill(module, state, network_name=str(spec), path=found.path, ignore=ignore)
+    if not needs_classifier:
         module.fc = nn.Identity()
     return truncate(module, spec.name, layer, pool)
 
@@ -119,25 +137,3 @@ def truncate(module: nn.Module, network: str, layer: str, pool: str) -> nn.Modul
     if (layer, pool) == (DEFAULT_LAYER, "avg"):
         return module
     return extract_layer(module, network, "layer4" if layer == DEFAULT_LAYER else layer, pool)
-
-
-def _load(spec: Spec, found: Weights, *, needs_classifier: bool) -> nn.Module:
-    """Return the whole network with its weights; the classifier is random unless it is needed."""
-    from featkit.backbones.resnet_modules import make_resnet
-    from featkit.backbones.state_dict import fill, read_state, seeded
-
-    state = read_state(found.path) if found.path else {}
-    weight = state.get("fc.weight") if needs_classifier else None
-    classes = len(weight) if weight is not None and weight.ndim else 1000
-    with seeded(found.seed):
-        module = make_resnet(
-            spec.name,
-            classes=classes,
-            residual=bool(spec.options.get("residual", True)),
-            norm="norm" not in spec.options,
-            small="stem" in spec.options,
-        )
-    if found.path:
-        ignore = () if needs_classifier else ("fc.",)
-        fill(module, state, network_name=str(spec), path=found.path, ignore=ignore)
-    return module

@@ -50,20 +50,15 @@ class TorchEngine(Engine):
 
     def __call__(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Return float32 ``(b, d)`` for uint8 ``(b, h, w, 3)``."""
+        # Pixels travel to the device as bytes, and (b, h, w, 3) permuted to (b, 3, h, w) has the
+        # channels_last memory format without another copy.
+        host = torch.tensor(pixels, pin_memory=self._device.type == "cuda")
+        batch = host.to(self._device, non_blocking=True).permute(0, 3, 1, 2).to(torch.float32)
         # cuDNN would otherwise round the inputs of convolutions to the ten bits of TF32.
         with torch.no_grad(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
-            batch = self._preprocess.normalise(self._upload(pixels))
-            features: NDArray[np.float32] = self._module(batch).float().cpu().numpy()
+            output = self._module(self._preprocess.normalise(batch))
+        features: NDArray[np.float32] = output.float().cpu().numpy()
         return features
-
-    def _upload(self, pixels: NDArray[np.uint8]) -> torch.Tensor:
-        """Copy pixels ``(b, h, w, 3)`` to the device as float32 ``(b, 3, h, w)``.
-
-        They travel as bytes, and the result has the channels_last memory format without another
-        copy.
-        """
-        host = torch.tensor(pixels, pin_memory=self._device.type == "cuda")
-        return host.to(self._device, non_blocking=True).permute(0, 3, 1, 2).to(torch.float32)
 
 
 class _Float32Convolution(nn.Module):
