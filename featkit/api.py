@@ -598,6 +598,12 @@ def load_run(run: PathLike | Run | SavedRun) -> SavedRun:
     if not isinstance(run, Run):
         return load(Path(run))
     recipe, report = run.source.embeddings.recipe, run.report
+    quantized = None
+    if recipe.calibration != "none":
+        from featkit.embeddings.calibration import find as find_calibration
+
+        quantized = run.source.request.load_backbone().quantized
+        quantized = quantized or find_calibration(run.source.path.parent, recipe.calibration)
     return SavedRun(
         path=Path(run.id),
         request=run.source.request,
@@ -605,7 +611,7 @@ def load_run(run: PathLike | Run | SavedRun) -> SavedRun:
         head=run.head,
         head_spec=run.head_spec,
         recipe=recipe,
-        quantized=run.source.request.load_backbone().quantized,
+        quantized=quantized,
         temperature=report.temperature,
         threshold=report.rejection.threshold if report.rejection else 0.0,
     )
