@@ -32,6 +32,7 @@ def cell(
         CLASSES,
         train_counts=[200, 50, 4],
         provenance={"cosine_to_clean": shift},
+        cost={"fit_seconds": 1.0, "predict_seconds": 1.0},
     )
     predictions = Predictions(tuple(map(str, range(len(y)))), y, predicted)
     return CellResult(values, "ok", report=report, predictions=predictions, val_score=val)

@@ -129,7 +129,7 @@ def test_runs_on_different_images_or_labels_raise() -> None:
         compare({"a": run(right), "b": run(right, list("aabbc"))})
     with pytest.raises(DataError, match="expected"):
         compare({"a": run(right), "b": Predictions(ids, [1], [1])})
-    with pytest.raises(DataError, match="1 runs to compare"):
+    with pytest.raises(DataError, match="cannot compare 1 runs"):
         compare({"a": run(right)})
 
 

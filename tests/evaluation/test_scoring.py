@@ -73,7 +73,7 @@ def test_scores_that_are_not_probabilities_have_no_calibration() -> None:
     scores, y = example()
     report = evaluate(np.log(scores), y, NAMES)
     assert (report.nll, report.ece, report.reliability) == (None, None, ())
-    with pytest.raises(DataError, match="not probabilities"):
+    with pytest.raises(DataError, match="needs probabilities"):
         evaluate(np.log(scores), y, NAMES, temperature=MILD)
 
 

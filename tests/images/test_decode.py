@@ -179,7 +179,7 @@ def header(width: int, height: int) -> bytes:
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 def test_a_huge_image_is_refused_from_its_header(size):
     """Both beyond Pillow's own limit of 179 megapixels, and below it."""
-    with pytest.raises(DecodeError, match=r"^bomb.png cannot .* more than 100 megapixels"):
+    with pytest.raises(DecodeError, match=r"^bomb.png cannot .*more than 100 megapixels"):
         decode(header(*size), "bomb.png")
 
 
