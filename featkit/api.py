@@ -600,10 +600,10 @@ def load_run(run: PathLike | Run | SavedRun) -> SavedRun:
     recipe, report = run.source.embeddings.recipe, run.report
     quantized = None
     if recipe.calibration != "none":
-        from featkit.embeddings.calibration import find as find_calibration
+        from featkit.embeddings.calibration import find_by_digest
 
         quantized = run.source.request.load_backbone().quantized
-        quantized = quantized or find_calibration(run.source.path.parent, recipe.calibration)
+        quantized = quantized or find_by_digest(run.source.path.parent, recipe.calibration)
     return SavedRun(
         path=Path(run.id),
         request=run.source.request,
