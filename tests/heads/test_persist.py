@@ -60,7 +60,8 @@ def test_loaded_head_gives_the_same_scores_in_another_process(rows, tmp_path):
         save_head(head, tmp_path / f"{spec}.skops")
         np.save(tmp_path / f"{spec}.npy", head.predict_proba(points))
     code = (
-        "import sys, numpy as np; from pathlib import Path; from featkit.heads.persist import load_head\n"
+        "import sys, numpy as np; from pathlib import Path\n"
+        "from featkit.heads.persist import load_head\n"
         "points = np.load('points.npy')\n"
         "for spec in sys.argv[1:]:\n"
         "    scores = load_head(Path(f'{spec}.skops')).predict_proba(points)\n"
@@ -71,9 +72,13 @@ def test_loaded_head_gives_the_same_scores_in_another_process(rows, tmp_path):
 
 def test_string_labels_survive_saving(rows, tmp_path):
     x, y, points = rows
-    head = make_head("prototypical").fit(x, np.array([f"digit {label}" for label in y], dtype=object))
+    head = make_head("prototypical").fit(
+        x, np.array([f"digit {label}" for label in y], dtype=object)
+    )
     save_head(head, tmp_path / "head.skops")
-    np.testing.assert_array_equal(load_head(tmp_path / "head.skops").predict(points), head.predict(points))
+    np.testing.assert_array_equal(
+        load_head(tmp_path / "head.skops").predict(points), head.predict(points)
+    )
 
 
 class Stranger:
@@ -87,11 +92,15 @@ def test_untrusted_types_are_neither_saved_nor_loaded(rows, tmp_path):
     path = tmp_path / "head.skops"
     head = make_head("prototypical").fit(*rows[:2])
     head.stranger_ = Stranger()
-    with pytest.raises(HeadError, match=r"cannot be saved to .* does not trust: \S*test_persist\.Stranger$"):
+    with pytest.raises(
+        HeadError, match=r"cannot be saved to .* does not trust: \S*test_persist\.Stranger$"
+    ):
         save_head(head, path)
     assert not path.exists()
     skops.io.dump({"scikit-learn": "1.9", "head": head}, path)
-    with pytest.raises(HeadError, match=r"was not loaded: .* does not trust: \S*test_persist\.Stranger"):
+    with pytest.raises(
+        HeadError, match=r"was not loaded: .* does not trust: \S*test_persist\.Stranger"
+    ):
         load_head(path)
     name = f"{Stranger.__module__}.Stranger"
     save_head(head, path, trusted=[name])
@@ -100,7 +109,9 @@ def test_untrusted_types_are_neither_saved_nor_loaded(rows, tmp_path):
 
 def test_a_tree_is_not_trusted_although_scikit_learn_made_it(rows, tmp_path):
     path = tmp_path / "head.skops"
-    skops.io.dump({"scikit-learn": "1.9", "head": DecisionTreeClassifier(max_depth=2).fit(*rows[:2])}, path)
+    skops.io.dump(
+        {"scikit-learn": "1.9", "head": DecisionTreeClassifier(max_depth=2).fit(*rows[:2])}, path
+    )
     with pytest.raises(HeadError, match=r"sklearn\.tree\._tree\.Tree"):
         load_head(path)
 
@@ -108,7 +119,9 @@ def test_a_tree_is_not_trusted_although_scikit_learn_made_it(rows, tmp_path):
 def test_loading_an_object_that_is_not_a_head_fails(rows, tmp_path):
     path = tmp_path / "head.skops"
     skops.io.dump({"scikit-learn": "1.9", "head": LogisticRegression()}, path)
-    with pytest.raises(HeadError, match=r"contains a sklearn\.\S+\.LogisticRegression, which is not a head"):
+    with pytest.raises(
+        HeadError, match=r"contains a sklearn\.\S+\.LogisticRegression, which is not a head"
+    ):
         load_head(path)
 
 
@@ -131,7 +144,9 @@ def test_damaged_and_foreign_files_raise_a_one_line_error(rows, tmp_path):
         archive.writestr("schema.json", json.dumps({"protocol": 1}))
     skops.io.dump([1, 2], tmp_path / "list")
     for name in [*foreign, "zip", "json", "list", "missing"]:
-        with pytest.raises(HeadError, match=r"is not a head saved by featkit .*: fit it again$") as caught:
+        with pytest.raises(
+            HeadError, match=r"is not a head saved by featkit .*: fit it again$"
+        ) as caught:
             load_head(tmp_path / name)
         assert "\n" not in str(caught.value)
 
@@ -139,7 +154,8 @@ def test_damaged_and_foreign_files_raise_a_one_line_error(rows, tmp_path):
 def test_heads_are_fitted_saved_and_loaded_without_torch(tmp_path):
     code = (
         "import sys, numpy as np; from pathlib import Path\n"
-        "from featkit.heads import make_head; from featkit.heads.persist import load_head, save_head\n"
+        "from featkit.heads import make_head\n"
+        "from featkit.heads.persist import load_head, save_head\n"
         "for name in ('linear', 'svm', 'knn:k=2', 'mlp', 'prototypical'):\n"
         "    save_head(make_head(name).fit(np.eye(4), [0, 1, 0, 1]), Path('head.skops'))\n"
         "    load_head(Path('head.skops'))\n"
@@ -159,13 +175,16 @@ def test_head_without_a_current_parameter_raises_a_one_line_error(rows, tmp_path
     head = make_head("knn").fit(*rows[:2])
     del head.scale
     save_head(head, tmp_path / "head.skops")
-    with pytest.raises(HeadError, match=r"by another version of featkit \(.*'scale'.*\): fit it again$"):
+    with pytest.raises(
+        HeadError, match=r"by another version of featkit \(.*'scale'.*\): fit it again$"
+    ):
         load_head(tmp_path / "head.skops")
 
 
 def test_classes_of_installed_plugins_are_trusted(rows, tmp_path, monkeypatch):
     (tmp_path / "mean_plugin.py").write_text(
-        "from featkit.heads.prototypical import PrototypicalHead\nclass MeanHead(PrototypicalHead):\n    pass\n"
+        "from featkit.heads.prototypical import PrototypicalHead\n"
+        "class MeanHead(PrototypicalHead):\n    pass\n"
     )
     info = tmp_path / "mean_plugin-1.0.dist-info"
     info.mkdir()
@@ -175,5 +194,7 @@ def test_classes_of_installed_plugins_are_trusted(rows, tmp_path, monkeypatch):
     x, y, points = rows
     head = make_head("mean").fit(x, y)
     save_head(head, tmp_path / "head.skops")
-    np.testing.assert_array_equal(load_head(tmp_path / "head.skops").predict(points), head.predict(points))
+    np.testing.assert_array_equal(
+        load_head(tmp_path / "head.skops").predict(points), head.predict(points)
+    )
     sys.modules.pop("mean_plugin")

@@ -18,7 +18,7 @@ TUNED = ["svm", "knn", "mlp", "prototypical"]
 
 @pytest.fixture(scope="module")
 def small():
-    """120 training and 40 validation samples, with noise, as integer features have neighbours at equal distances."""
+    """120 training and 40 validation samples, with noise that breaks ties of distances."""
     x, y = load_digits(n_class=5, return_X_y=True)
     x = (x + np.random.default_rng(0).uniform(-0.1, 0.1, x.shape)).astype(np.float32)
     return train_test_split(x, y * 2 + 1, train_size=120, test_size=40, random_state=0, stratify=y)
@@ -32,7 +32,9 @@ def test_each_trial_equals_a_fresh_head_with_these_options(name, small):
     for place in np.random.default_rng(0).permutation(len(trials))[:30]:
         options, scores = trials[place]
         head = HEADS.get(name)(**options, **({"seed": 3} if name == "mlp" else {}))
-        np.testing.assert_allclose(scores, head.fit(x, y).predict_proba(x_val), atol=1e-6, err_msg=str(options))
+        np.testing.assert_allclose(
+            scores, head.fit(x, y).predict_proba(x_val), atol=1e-6, err_msg=str(options)
+        )
 
 
 @pytest.mark.parametrize("name", TUNED)
@@ -45,7 +47,15 @@ def test_search_space_has_every_scaling_and_no_duplicates(name, small):
 
 def test_search_skips_k_larger_than_the_training_set(small):
     x, x_val, y, _ = small
-    assert {trial.options["k"] for trial in HEADS.get("knn").trials(x, y, x_val)} == {1, 3, 5, 10, 20, 50, 100}
+    assert {trial.options["k"] for trial in HEADS.get("knn").trials(x, y, x_val)} == {
+        1,
+        3,
+        5,
+        10,
+        20,
+        50,
+        100,
+    }
 
 
 def test_svm_search_without_kernel_matrix_gives_the_same_scores(small, monkeypatch):
@@ -54,7 +64,9 @@ def test_svm_search_without_kernel_matrix_gives_the_same_scores(small, monkeypat
     monkeypatch.setattr(svm, "MAX_KERNEL_ROWS", 100)
     alone = list(HEADS.get("svm").trials(x, y, x_val))
     assert [trial.options for trial in alone] == [trial.options for trial in shared]
-    np.testing.assert_allclose([trial.scores for trial in alone], [trial.scores for trial in shared], atol=1e-6)
+    np.testing.assert_allclose(
+        [trial.scores for trial in alone], [trial.scores for trial in shared], atol=1e-6
+    )
 
 
 @pytest.mark.parametrize("name", ["svm", "prototypical"])
@@ -124,7 +136,9 @@ def test_unseen_validation_labels_count_as_errors(plugin, label):
     x, y = np.eye(2), np.array([3, 9])
     known = search("fixed", x, y, x, np.array([3, 3])).candidates[0]
     tried = search("fixed", x, y, x, np.array([3, label])).candidates[0]
-    assert tried == Candidate({"name": "a"}, 0.5, pytest.approx((known.nll - np.log(np.finfo(float).eps)) / 2), 0.5)
+    assert tried == Candidate(
+        {"name": "a"}, 0.5, pytest.approx((known.nll - np.log(np.finfo(float).eps)) / 2), 0.5
+    )
 
 
 def test_invalid_search_raises_a_one_line_error(small):
@@ -139,7 +153,9 @@ def test_fit_in_threads_keeps_order_and_restores_global_settings():
     def work(i):
         with warnings.catch_warnings():
             warnings.warn("stopped early", ConvergenceWarning, stacklevel=1)
-            return i, [pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"]
+            return i, [
+                pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"
+            ]
 
     before = threadpool_info(), list(warnings.filters)
     results = list(fit_in_threads(work, range(20)))

@@ -21,7 +21,9 @@ def digits():
 def reference(x, y, points, weights=None, **options):
     """Decision values of scikit-learn's SVC on the same scaled features."""
     scale = fit_scale(x, "root", weights)
-    machine = SVC(C=3.0, tol=1e-8, **options).fit(apply_scale(x, "root", *scale).astype(float), y, weights)
+    machine = SVC(C=3.0, tol=1e-8, **options).fit(
+        apply_scale(x, "root", *scale).astype(float), y, weights
+    )
     return machine.decision_function(apply_scale(points, "root", *scale).astype(float))
 
 
@@ -53,7 +55,10 @@ def test_gamma_scale_equals_that_of_scikit_learn_without_scaling(digits):
     head = make_head("svm:scale=none").fit(x - centre, y)
     machine = SVC(C=3.0, tol=1e-8).fit((x - centre).astype(float), y)
     assert head.gamma_ == pytest.approx(machine._gamma, rel=1e-5)
-    values, expected = head.decision_function(points - centre), machine.decision_function(points - centre)
+    values, expected = (
+        head.decision_function(points - centre),
+        machine.decision_function(points - centre),
+    )
     np.testing.assert_allclose(values, expected, rtol=0, atol=1e-4)
 
 
@@ -70,7 +75,9 @@ def test_fitting_without_kernel_matrix_gives_the_same_values(spec, digits, monke
     x, y, points = digits
     expected = make_head(spec).fit(x, y).decision_function(points)
     monkeypatch.setattr(svm, "MAX_KERNEL_ROWS", 100)
-    np.testing.assert_allclose(make_head(spec).fit(x, y).decision_function(points), expected, rtol=0, atol=1e-6)
+    np.testing.assert_allclose(
+        make_head(spec).fit(x, y).decision_function(points), expected, rtol=0, atol=1e-6
+    )
 
 
 def test_fitting_without_kernel_matrix_uses_scikit_learn_intelex_if_installed(digits, monkeypatch):
