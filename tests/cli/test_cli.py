@@ -252,7 +252,7 @@ def test_a_cache_whose_recipe_was_changed_is_refused(photos):
     with h5py.File(path, "r+") as file:
         file.attrs["recipe"] = file.attrs["recipe"].replace("avgpool", "layer3")
     assert (
-        "layer: layer3 there, avgpool asked for"
+        "layer: layer3 cached, avgpool requested"
         in call("fit", "--data", photos, *FAST, code=1).stderr
     )
 

@@ -48,7 +48,7 @@ def test_a_second_run_of_a_grid_writes_the_same_results(photos):
         (folder,) = (each.parent for each in Path("experiments/runs/colours").glob("*/results.csv"))
         texts.append([(folder / name).read_text() for name in ("results.csv", "summary.md")])
     assert texts[0] == texts[1]
-    assert "; made in " in texts[0][1]
+    assert "; run time " in texts[0][1]
     assert len(list(Path("experiments/runs/colours/cells").glob("*.json.gz"))) == 2
 
 
