@@ -124,7 +124,7 @@ class _Kernel(nn.Module):
 
 
 class _PairVotes(nn.Module):
-    """One-vs-one decisions of an SVM from kernel values, step by step as in ``SVMHead._kernel_logits``."""
+    """One-vs-one decisions of an SVM from kernel values, as in ``SVMHead._kernel_logits``."""
 
     def __init__(self, head: SVMHead) -> None:
         super().__init__()

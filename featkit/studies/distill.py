@@ -150,7 +150,8 @@ def _check_same_test_images(path: Path, config: TrainingConfig) -> None:
         raise DataError(
             f"the teacher {path} was evaluated on other test images "
             f"({len(student_test - teacher_test)} of {len(student_test)} are not among its own), "
-            "so it may be trained on test images of the student: use the same --seed, --split and --limit for both"
+            "so it may be trained on test images of the student: use the same --seed, --split and "
+            "--limit for both"
         )
 
 
