@@ -92,7 +92,9 @@ def colours() -> Callable[..., ImageSet]:
 
 
 @pytest.fixture
-def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str, str, str], None]]:
+def install(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Callable[[str, str, str], None]]:
     """Return a function that installs a package of one module, given its name, code and entry points."""
     installed = []
 
@@ -100,7 +102,9 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callabl
         about = tmp_path / f"{name}-1.0.dist-info"
         about.mkdir()
         (tmp_path / f"{name}.py").write_text(code)
-        (about / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name.replace('_', '-')}\nVersion: 1.0\n")
+        (about / "METADATA").write_text(
+            f"Metadata-Version: 2.1\nName: {name.replace('_', '-')}\nVersion: 1.0\n"
+        )
         (about / "entry_points.txt").write_text(entry_points)
         monkeypatch.syspath_prepend(tmp_path)
         installed.append(name)
@@ -119,6 +123,8 @@ def vectors() -> Callable[..., Embeddings]:
         x = np.random.default_rng(0).normal(size=(n, 4)) + apart * np.eye(4)[y]
         splits = np.where(np.arange(n) % 3 == 0, "test", "train") if splits is None else splits
         recipe = Recipe(*["x"] * 8, {}, "fp32")
-        return Embeddings(x.astype(np.float32), y, tuple(map(str, range(n))), tuple("abcd"), splits, recipe)
+        return Embeddings(
+            x.astype(np.float32), y, tuple(map(str, range(n))), tuple("abcd"), splits, recipe
+        )
 
     return make

@@ -17,7 +17,9 @@ MODULES = sorted((ROOT / "featkit").rglob("*.py"))
 
 
 def run_python(code: str, **options) -> str:
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, **options)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False, **options
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout
 

@@ -47,7 +47,9 @@ def test_the_examples_of_readme_run_one_after_the_other(tmp_path, monkeypatch, c
     monkeypatch.chdir(tmp_path)
     blocks = fenced("python")
     # These need what others, or commands, leave behind.
-    reading, deployed = (next(block for block in blocks if name in block) for name in ("h5py", "onnxruntime"))
+    reading, deployed = (
+        next(block for block in blocks if name in block) for name in ("h5py", "onnxruntime")
+    )
     for block in [block for block in blocks if block not in (reading, deployed)] + [reading]:
         exec(compile(block, "README.md", "exec"), {})
     assert "top-1 0." in capsys.readouterr().out
@@ -60,10 +62,25 @@ def test_the_examples_of_readme_run_one_after_the_other(tmp_path, monkeypatch, c
 
 def export_digits():
     """Leave ``model.onnx`` and ``new.jpg`` behind, from the cache that the examples made."""
-    arguments = ["fit", "--data", "digits", "--backbone", "resnet18", "--weights", "random", "--resize", "32"]
+    arguments = [
+        "fit",
+        "--data",
+        "digits",
+        "--backbone",
+        "resnet18",
+        "--weights",
+        "random",
+        "--resize",
+        "32",
+    ]
     assert CliRunner().invoke(main, [*arguments, "--head", "prototypical"]).exit_code == 0
     (run,) = Path("experiments/runs/digits").iterdir()
-    assert CliRunner().invoke(main, ["export", str(run), "--out", "model.onnx", "--check", "20"]).exit_code == 0
+    assert (
+        CliRunner()
+        .invoke(main, ["export", str(run), "--out", "model.onnx", "--check", "20"])
+        .exit_code
+        == 0
+    )
     Image.fromarray(load_images("digits").load(0)).save("new.jpg")
 
 

@@ -18,11 +18,23 @@ from featkit.runs.directory import load_run
 
 GOLDEN = Path(__file__).parent / "golden"
 VERSIONS = sorted(path.name for path in GOLDEN.iterdir())
-RUNS = sorted(path.parent.relative_to(GOLDEN).as_posix() for path in GOLDEN.glob("*/runs/*/*/card.json"))
+RUNS = sorted(
+    path.parent.relative_to(GOLDEN).as_posix() for path in GOLDEN.glob("*/runs/*/*/card.json")
+)
 # The features of the digits that every golden run was fitted on.
 EXTRACTED = "*/cache/digits-resnet18-dabd22017b71.h5"
 
-EXTRACT = ["extract", "--data", "digits", "--backbone", "resnet18", "--weights", "random", "--resize", "32"]
+EXTRACT = [
+    "extract",
+    "--data",
+    "digits",
+    "--backbone",
+    "resnet18",
+    "--weights",
+    "random",
+    "--resize",
+    "32",
+]
 EXTRACT += ["--precision", "fp32", "--limit", "train=60,val=20,test=30", "--store", "float32,gzip"]
 
 

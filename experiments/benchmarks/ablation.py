@@ -45,11 +45,15 @@ def make_grid(arguments: argparse.Namespace) -> Grid:
 
 def plain_cell(grid: Grid, values: dict[str, Any]) -> Run:
     """Extract and fit for one cell alone."""
-    request = replace(cell_features({**values, "perturb": "none"}, grid.fixed).clean, perturb=values["perturb"])
+    request = replace(
+        cell_features({**values, "perturb": "none"}, grid.fixed).clean, perturb=values["perturb"]
+    )
     images = request.load_images()
     with tempfile.TemporaryDirectory() as cache:
         (done,) = run_extractions([request], images, Path(cache), Compute())
-        source = FeatureSet(request, read_with_splits(done.path, images), done.path, images.name, done.weights)
+        source = FeatureSet(
+            request, read_with_splits(done.path, images), done.path, images.name, done.weights
+        )
     with single_threaded_blas():
         return fit_run(source, str(values["head"]), seed=int(values["seed"]))
 
@@ -58,7 +62,9 @@ def timed_matrix(grid: Grid, jobs: int) -> tuple[AblationResult, float]:
     """Run the matrix from nothing."""
     with tempfile.TemporaryDirectory() as folder:
         start = time.perf_counter()
-        matrix = run_grid(grid, AblationConfig(Path(folder, "out"), Path(folder, "cache"), Compute(), jobs=jobs))
+        matrix = run_grid(
+            grid, AblationConfig(Path(folder, "out"), Path(folder, "cache"), Compute(), jobs=jobs)
+        )
         return matrix, time.perf_counter() - start
 
 
@@ -72,14 +78,18 @@ def check(cell: CellResult, run: Run) -> None:
 
 def main() -> None:
     """Print the time of both ways and their ratio."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     real = {"FEATKIT_TEST_DATA", "FEATKIT_WEIGHTS"} <= os.environ.keys()
     parser.add_argument("--data", default="$FEATKIT_TEST_DATA/caltech101" if real else "digits")
     parser.add_argument("--backbone", nargs="+", default=["resnet18", "resnet50"])
     parser.add_argument("--weights", default="imagenet" if real else "random")
     parser.add_argument("--limit", default="train=1000,test=500")
     parser.add_argument("--jobs", type=int, default=available_cores())
-    parser.add_argument("--plain-cells", type=int, help="how many cells of the plain way to time [all]")
+    parser.add_argument(
+        "--plain-cells", type=int, help="how many cells of the plain way to time [all]"
+    )
     arguments = parser.parse_args()
     grid = make_grid(arguments)
     matrix, seconds = timed_matrix(grid, arguments.jobs)
@@ -90,8 +100,12 @@ def main() -> None:
         check(cell, plain_cell(grid, dict(cell.values)))
     plain = (time.perf_counter() - start) * count / len(chosen)
     timed = "" if len(chosen) == count else f" (from {len(chosen)} of them)"
-    print(f"{arguments.data} {arguments.limit or ''}: {count} cells, {available_cores()} cores, {arguments.jobs} jobs")
-    print(f"matrix {seconds:.1f} s, each cell by itself {plain:.1f} s{timed}: {plain / seconds:.1f} times")
+    print(
+        f"{arguments.data} {arguments.limit or ''}: {count} cells, {available_cores()} cores, {arguments.jobs} jobs"
+    )
+    print(
+        f"matrix {seconds:.1f} s, each cell by itself {plain:.1f} s{timed}: {plain / seconds:.1f} times"
+    )
     print(f"{len(chosen)} cells compared: the same top-1 and balanced accuracy")
 
 

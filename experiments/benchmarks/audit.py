@@ -27,7 +27,12 @@ from PIL import Image
 
 from featkit import Compute, Embeddings, extract, load_backbone, load_images
 from featkit.embeddings.extract import embed
-from featkit.evaluation.audit import find_label_errors, near_duplicates, nearest_neighbours, neighbour_class_frequencies
+from featkit.evaluation.audit import (
+    find_label_errors,
+    near_duplicates,
+    nearest_neighbours,
+    neighbour_class_frequencies,
+)
 from featkit.images.base import Pixels
 from featkit.studies.audit import out_of_fold_probabilities, pool_with_neighbours
 
@@ -68,7 +73,11 @@ def plant(embeddings: Embeddings, how: str, seed: int) -> NDArray[np.int64]:
 def worth(flagged: Flags, wrong: Flags) -> tuple[float, float, float]:
     """Return precision, recall and F1."""
     hits = int((flagged & wrong).sum())
-    return hits / max(1, flagged.sum()), hits / wrong.sum(), 2 * hits / (flagged.sum() + wrong.sum())
+    return (
+        hits / max(1, flagged.sum()),
+        hits / wrong.sum(),
+        2 * hits / (flagged.sum() + wrong.sum()),
+    )
 
 
 def flags(rows: NDArray[np.int64], n: int) -> Flags:
@@ -102,7 +111,10 @@ def ways(
     yield "featkit", ours
     if find_label_issues is not None:
         for name in FILTERS:
-            yield f"cleanlab {name}", lambda name=name: find_label_issues(y, pooled[0], filter_by=name, n_jobs=1)
+            yield (
+                f"cleanlab {name}",
+                lambda name=name: find_label_issues(y, pooled[0], filter_by=name, n_jobs=1),
+            )
         if whole:
             yield "cleanlab CleanLearning", theirs
 
@@ -119,8 +131,13 @@ def wrong_labels(embeddings: Embeddings, how: str, seeds: range, whole: bool) ->
             found.setdefault(name, []).append(values)
     for name, values in found.items():
         precision, recall, f1, seconds = map(statistics.mean, zip(*values, strict=True))
-        spread = f"{min(value[2] for value in values):.3f} to {max(value[2] for value in values):.3f}"
-        print(f"  {how:8} {name:31} {precision:.3f} {recall:.3f} {f1:.3f} ({spread}) {seconds:5.1f} s", flush=True)
+        spread = (
+            f"{min(value[2] for value in values):.3f} to {max(value[2] for value in values):.3f}"
+        )
+        print(
+            f"  {how:8} {name:31} {precision:.3f} {recall:.3f} {f1:.3f} ({spread}) {seconds:5.1f} s",
+            flush=True,
+        )
 
 
 def _jpeg(image: Image.Image) -> Image.Image:
@@ -170,16 +187,22 @@ def planted_copies(data: str, embeddings: Embeddings, network: str, count: int =
 
 def main() -> None:
     """Measure and print."""
-    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     options.add_argument("--repeats", type=int, default=3)
-    options.add_argument("--first-seed", type=int, default=2, help="0 and 1 served to choose the ranking")
+    options.add_argument(
+        "--first-seed", type=int, default=2, help="0 and 1 served to choose the ranking"
+    )
     options.add_argument("--data", nargs="+", default=["caltech101", "eurosat"])
     options.add_argument("--networks", nargs="+", default=["resnet18", "resnet50"])
     options.add_argument("--cache", type=Path, default=Path("cache"))
     options.add_argument("--whole", action="store_true", help="cleanlab's whole way too: minutes")
     chosen = options.parse_args()
     if not {"FEATKIT_TEST_DATA", "FEATKIT_WEIGHTS"} <= os.environ.keys():
-        print("nothing measured: set FEATKIT_TEST_DATA and FEATKIT_WEIGHTS to real images and weights")
+        print(
+            "nothing measured: set FEATKIT_TEST_DATA and FEATKIT_WEIGHTS to real images and weights"
+        )
         return
     seeds = range(chosen.first_seed, chosen.first_seed + chosen.repeats)
     for name in chosen.data:

@@ -56,7 +56,9 @@ def plain_loop(network: str, root: Path) -> Timed:
 
     def run() -> object:
         with torch.no_grad():
-            return torch.cat([module(batch) for batch, _ in DataLoader(images, batch_size=32, num_workers=2)])
+            return torch.cat(
+                [module(batch) for batch, _ in DataLoader(images, batch_size=32, num_workers=2)]
+            )
 
     return run
 
@@ -107,7 +109,9 @@ def timm_loop(network: str, files: list[Path]) -> Timed:
 
     def run() -> object:
         with torch.inference_mode():
-            return torch.cat([module(batch) for batch in DataLoader(Pictures(), batch_size=32, num_workers=2)])
+            return torch.cat(
+                [module(batch) for batch in DataLoader(Pictures(), batch_size=32, num_workers=2)]
+            )
 
     return run
 
@@ -164,10 +168,17 @@ def peers(network: str, files: list[Path], root: Path, python: str | None) -> di
     for name, make in (("timm", timm_loop), ("embetter", embetter_loop)):
         if importlib.util.find_spec(name):
             found[name] = make(network, files)
-    return {**found, **({"thingsvision": thingsvision_loop(python, network, root, len(files))} if python else {})}
+    return {
+        **found,
+        **(
+            {"thingsvision": thingsvision_loop(python, network, root, len(files))} if python else {}
+        ),
+    }
 
 
-def core_seconds(network: str, precision: str, files: list[Path], scratch: Path) -> dict[str, float]:
+def core_seconds(
+    network: str, precision: str, files: list[Path], scratch: Path
+) -> dict[str, float]:
     """Return core-seconds per image of each stage, on one core, as a worker does it.
 
     int8 runs the network that ``ours`` has calibrated.
@@ -189,14 +200,18 @@ def core_seconds(network: str, precision: str, files: list[Path], scratch: Path)
         one_thread()
         engine(pixels[:16])
         seconds = time.perf_counter()
-        vectors = np.concatenate([engine(pixels[first : first + 16]) for first in range(0, len(pixels), 16)])
+        vectors = np.concatenate(
+            [engine(pixels[first : first + 16]) for first in range(0, len(pixels), 16)]
+        )
         spent["forward"], seconds = time.perf_counter() - seconds, time.perf_counter()
     np.save(scratch / "write.npy", vectors)
     spent["write"] = time.perf_counter() - seconds
     return {stage: taken / len(files) for stage, taken in spent.items()}
 
 
-def compare(network: str, data: tuple[str, list[Path], Path], scratch: Path, chosen: argparse.Namespace) -> None:
+def compare(
+    network: str, data: tuple[str, list[Path], Path], scratch: Path, chosen: argparse.Namespace
+) -> None:
     """Print one line for each way, medians over the repeats, each repeat running all ways in turn."""
     name, files, root = data
     ways = {
@@ -210,7 +225,9 @@ def compare(network: str, data: tuple[str, list[Path], Path], scratch: Path, cho
         for way, run in ways.items():
             start = time.perf_counter()
             own = run()
-            seconds[way].append(own if isinstance(own, float) else (time.perf_counter() - start) / len(files))
+            seconds[way].append(
+                own if isinstance(own, float) else (time.perf_counter() - start) / len(files)
+            )
             if way.startswith("featkit"):
                 way = way.removeprefix("featkit ")
                 stages[way].append(core_seconds(network, way.split()[0], files, scratch / way))
@@ -226,8 +243,12 @@ def _stages(measured: list[dict[str, float]], rate: float) -> str:
     if not measured:
         return ""
     medians = {stage: statistics.median(each[stage] for each in measured) for stage in measured[0]}
-    limit = available_cores() / sum(medians[stage] for stage in ("read", "decode", "resize", "forward"))
-    return f" {rate / limit:4.0%}  " + " ".join(f"{stage} {1000 * taken:.1f}" for stage, taken in medians.items())
+    limit = available_cores() / sum(
+        medians[stage] for stage in ("read", "decode", "resize", "forward")
+    )
+    return f" {rate / limit:4.0%}  " + " ".join(
+        f"{stage} {1000 * taken:.1f}" for stage, taken in medians.items()
+    )
 
 
 def warm_hit(files: list[Path], scratch: Path) -> float:
@@ -283,18 +304,24 @@ def _linked(name: str, count: int, folder: Path) -> tuple[list[Path], Path]:
 def main() -> None:
     """Measure and print."""
     keep_freed_memory()  # as the program does
-    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     options.add_argument("--images", type=int, default=256)
     options.add_argument("--repeats", type=int, default=5)
     options.add_argument("--networks", nargs="+", default=["resnet18", "resnet50"])
     options.add_argument("--data", nargs="+", default=["caltech101", "pets"])
     options.add_argument("--ways", nargs="+", default=["fp32", "bf16", "bf16 compiled", *INT8])
-    options.add_argument("--thingsvision", metavar="PYTHON", help="the Python that has thingsvision")
+    options.add_argument(
+        "--thingsvision", metavar="PYTHON", help="the Python that has thingsvision"
+    )
     options.add_argument("--no-memory", action="store_true")
     options.add_argument("--no-peers", action="store_true")
     chosen = options.parse_args()
     if not {"FEATKIT_TEST_DATA", "FEATKIT_WEIGHTS"} <= os.environ.keys():
-        print("nothing measured: set FEATKIT_TEST_DATA and FEATKIT_WEIGHTS to real images and weights")
+        print(
+            "nothing measured: set FEATKIT_TEST_DATA and FEATKIT_WEIGHTS to real images and weights"
+        )
         return
     everything = sorted(Path(os.environ["FEATKIT_TEST_DATA"], "caltech101").rglob("*.jpg"))
     with tempfile.TemporaryDirectory() as folder:
@@ -306,10 +333,14 @@ def main() -> None:
             data = (name, *_linked(name, chosen.images, Path(folder)))
             for network in chosen.networks:
                 compare(network, data, Path(folder, "cache", name, network), chosen)
-        print(f"warm hit on {len(everything)} images: {warm_hit(everything, Path(folder, 'warm')):.2f} s")
+        print(
+            f"warm hit on {len(everything)} images: {warm_hit(everything, Path(folder, 'warm')):.2f} s"
+        )
         if not chosen.no_memory:
             few, many = (peak_memory(everything, count, Path(folder)) for count in (1_000, 10_000))
-            print(f"peak memory: {few:.0f} MiB at 1,000 images, {many:.0f} MiB at 10,000 ({many / few - 1:+.1%})")
+            print(
+                f"peak memory: {few:.0f} MiB at 1,000 images, {many:.0f} MiB at 10,000 ({many / few - 1:+.1%})"
+            )
 
 
 if __name__ == "__main__":

@@ -125,7 +125,8 @@ def test_an_impossible_factor_raises_with_the_largest_possible_one() -> None:
     """The class is named as its owner names it."""
     labels = np.repeat([0, 1], 20)
     with pytest.raises(
-        DataError, match=r"factor 50 leaves no image of class (cat|dog).* largest possible one is 20$"
+        DataError,
+        match=r"factor 50 leaves no image of class (cat|dog).* largest possible one is 20$",
     ):
         longtail(labels, 50, classes=["cat", "dog"])
     assert sorted(np.bincount(labels[longtail(labels, 20)])) == [1, 20]
