@@ -212,7 +212,7 @@ def effects(
     "Simple improved confidence intervals for comparing matched proportions", Statistics in Medicine
     24 (2005), 729-740.
     """
-    by_value: dict[Hashable, dict[Hashable, CellScores]] = {}
+    by_value: dict[Hashable, dict[frozenset[tuple[str, Hashable]], CellScores]] = {}
     for cell in cells:
         others = frozenset(item for item in cell.place.items() if item[0] != axis)
         by_value.setdefault(cell.place[axis], {})[others] = cell
