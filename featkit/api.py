@@ -56,6 +56,7 @@ if TYPE_CHECKING:
     from featkit.runs.fit import FitConfig, Run
     from featkit.runs.predict import Prediction
     from featkit.runs.train import TrainedRun
+    from featkit.storage import Content
     from featkit.studies.audit import AuditResult
     from featkit.studies.distill import DistillationResult
     from featkit.studies.fewshot import FewShotScore
@@ -874,8 +875,10 @@ def ablation_grid(options: Mapping[str, Any]) -> Grid:
             names = ", ".join(name.replace("_", "-") for name in (*axes, *fixed))
             raise OptionsError(f"the grid is defined in {options['grid']}: leave out {names}")
         grid = read_grid(Path(options["grid"]))
-        balance = [_correction(str(value)) for value in grid.axes.get("balance", ())]
-        return replace(grid, axes={**grid.axes, "balance": balance}) if balance else grid
+        if "balance" not in grid.axes:
+            return grid
+        balance = [str(_correction(str(value))) for value in grid.axes["balance"]]
+        return replace(grid, axes={**grid.axes, "balance": balance})
     if "data" not in axes:
         request, newest = resolve({}, Path(options["cache"]))
         log.info("data: %s%s", request.data, f" (from {newest})" if newest else "")
@@ -1283,7 +1286,7 @@ def profile(
     if out is not None:
         report = profiles[0].report
         title = f"{head} on {Path(result.data).name}, n = {report.n if report else 0}"
-        files = {
+        files: dict[str, Content] = {
             "profile.csv": study.profiles_to_csv(profiles),
             "profile.json": text,
             **profile_figures(profiles, result.names, title),
@@ -1414,7 +1417,7 @@ def finetune_study(
             return None
     rows = to_rows(runs)
     histories = {name: run.history for name, run in runs.items()}
-    files = {
+    files: dict[str, Content] = {
         "results.csv": csv_text(rows),
         "results.json": json.dumps(rows, indent=2),
         **history_figures(histories, title=trainings.name),
@@ -1731,7 +1734,10 @@ def prune(
         rows = step_rows(steps)
         title = f"{head} on {Path(request.data).name}, n = {rows[0]['n']}"
         folder = Path(out) / "prune" / safe_name(f"{steps[-1].network}-steps")
-        files = {"steps.csv": csv_text(rows), **sparsity_figures({"pruned": rows}, title)}
+        files: dict[str, Content] = {
+            "steps.csv": csv_text(rows),
+            **sparsity_figures({"pruned": rows}, title),
+        }
         publish(folder, files)
         log.info("%s: %s", ", ".join(files), folder)
     return steps

@@ -33,8 +33,9 @@ class SpecError(FeatkitError):
 
 
 class OptionsError(SpecError):
-    """Options that exclude each other, or one that needs another; the command line exits with code
-    2.
+    """Options that exclude each other, or one that needs another.
+
+    The command line exits with code 2.
     """
 
 

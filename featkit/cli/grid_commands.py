@@ -13,7 +13,6 @@ import click
 from featkit.cli.options import (
     BACKBONE_HELP,
     Decorator,
-    F,
     augment_option,
     cache_option,
     compute_options,
@@ -139,7 +138,7 @@ _FIXED = {
 }
 
 
-def axis_options(*names: str, **defaults: str) -> Decorator[F]:
+def axis_options(*names: str, **defaults: str) -> Decorator:
     """Return the options of axes (repeatable) and of settings that are the same in all cells.
 
     Args:

@@ -127,8 +127,8 @@ def keep_freed_memory() -> None:
     """Configure glibc to keep freed memory for the next batch.
 
     By default it returns the blocks of activations, megabytes each, to the system and maps them
-    again page by page for every layer: 2 to 11% of the time of a bf16 forward pass. A program may change
-    this, a library should not. Does nothing without glibc.
+    again page by page for every layer: 2 to 11% of the time of a bf16 forward pass. A program may
+    change this, a library should not. Does nothing without glibc.
     """
     if sys.platform != "linux":
         return

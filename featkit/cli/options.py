@@ -7,12 +7,20 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import click
 
 F = TypeVar("F", bound=Callable[..., Any])
-Decorator = Callable[[F], F]
+
+
+class Decorator(Protocol):
+    """A decorator that adds options to a function and returns the function."""
+
+    def __call__(self, function: F, /) -> F:
+        """Add the options."""
+        ...
+
 
 GROUPS = (
     "Data",
@@ -83,12 +91,12 @@ def command(**settings: Any) -> Callable[[Callable[..., Any]], Command]:
     return click.command(cls=Command, **settings)
 
 
-def option(*names: str, group: str, **settings: Any) -> Decorator[F]:
+def option(*names: str, group: str, **settings: Any) -> Decorator:
     """Return the decorator that adds an option to a group."""
     return click.option(*names, cls=Option, group=group, **settings)
 
 
-def stack(*decorators: Decorator[F]) -> Decorator[F]:
+def stack(*decorators: Decorator) -> Decorator:
     """Return one decorator that adds options in the order in which they are listed."""
 
     def decorate(function: F) -> F:

@@ -32,8 +32,8 @@ Examples:
 \b
 BACKBONE is a backbone or a run directory. PRECISION is fp32 (default), bf16, int8 (ONNX Runtime),
 int8-openvino (OpenVINO), or torch (fp32 in torch without featkit's optimisations). int8 needs
---data for calibration. `on all cores`: one batch per core, except torch, which splits one batch. Zero
-weights reduce neither MACs nor latency.
+--data for calibration. `on all cores`: one batch per core, except torch, which splits one batch.
+Zero weights reduce neither MACs nor latency.
 """
 
 

@@ -9,7 +9,6 @@ import click
 
 from featkit.cli.options import (
     Decorator,
-    F,
     device_option,
     option,
     size_options,
@@ -28,7 +27,7 @@ class BalanceChoice(click.Choice[str]):
         return super().convert(str(value).replace("_", "-"), param, ctx)
 
 
-def _config_option(each: Field[Any]) -> Decorator[F]:
+def _config_option(each: Field[Any]) -> Decorator:
     """Return the option that fills a field of ``TrainingConfig``; None if it is not given."""
     setting: TrainingOption = each.metadata["option"]
     kind: Any = None
@@ -52,7 +51,7 @@ def _config_option(each: Field[Any]) -> Decorator[F]:
     )
 
 
-_CONFIG_OPTIONS: dict[str, Decorator[Any]] = {
+_CONFIG_OPTIONS: dict[str, Decorator] = {
     each.name: _config_option(each) for each in option_fields()
 }
 

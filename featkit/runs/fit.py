@@ -196,6 +196,7 @@ def fit_head(source: FeatureSet, head_spec: str, seed: int, config: FitConfig) -
     start = time.perf_counter()
     found: SearchResult | None = None
     final_spec, correction = spec, config.balance
+    scored: _ValidationScores | None
     if config.tune:
         found = _tune(spec, splits, seed, config)
         if config.balance:
