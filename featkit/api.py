@@ -1451,10 +1451,10 @@ def _train(
         if run:
             note(f"already finished: {run.path}")
             return None if group.rank else run
-        begun = has_checkpoint(prepared, out)
+        found = has_checkpoint(prepared, out)
         note(
             "resuming from the last checkpoint"
-            if begun
+            if found
             else "checkpoint not found, starting from scratch"
         )
     with _training_callbacks(config.epochs, compute.progress, group) as callbacks:

@@ -57,9 +57,10 @@ values are expanded.
 def ablate(**options: Any) -> None:
     """Run a grid of backbones, heads and options, and rank the results in one table.
 
-    The grid is given by options or by a TOML file. Finished cells are kept: an interrupted grid
-    resumes, and a changed grid computes only what is new. A cell that fails is a row with its
-    reason. Writes results.csv, times.csv, results.json, summary.md, report.html and heatmap.png.
+    A cell of the grid is one combination of option values; they are given by options or by a TOML
+    file. Finished cells are saved: an interrupted grid resumes, and a changed grid computes only
+    new cells. A failed cell does not stop the grid and is listed with its error. Writes
+    results.csv, times.csv, results.json, summary.md, report.html and heatmap.png.
     """
     from featkit import api
 

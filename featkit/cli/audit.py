@@ -30,14 +30,14 @@ Without --data or --backbone, the newest cache file that matches the other optio
     group="Report",
     type=click.IntRange(min=1),
     default=20,
-    help="Report classes with fewer train images than this.",
+    help="Report classes with fewer train images than this number.",
 )
 @option(
     "--top",
     group="Report",
     type=click.IntRange(min=0),
     default=10,
-    help="Findings of each kind to print.",
+    help="Maximum number of findings to print of each kind.",
 )
 @option(
     "--strict",
@@ -50,9 +50,8 @@ def audit(top: int, strict: bool, as_json: bool, **options: Any) -> None:
     """Find duplicates, label errors and small classes.
 
     Reports identical images, near duplicates, labels that contradict both the nearest neighbours
-    and a cross-validated head, and classes with few images, in all splits. The data set is not
-    changed.
-    Writes audit-<data>/ with audit.json, findings.csv and contact.png.
+    and a cross-validated head, and classes with few images, in all splits. Writes audit-<data>/
+    with audit.json, findings.csv and contact.png; the data set is not changed.
     """
     from featkit import api
     from featkit.errors import DataError

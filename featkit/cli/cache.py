@@ -18,7 +18,7 @@ Examples:
   featkit cache show cache/digits-resnet18-0123456789ab.h5
   featkit cache verify
   featkit cache export cache/digits-resnet18-0123456789ab.h5 digits.npz
-  featkit cache import vectors.csv
+  featkit cache import features.csv
   featkit cache gc
   featkit cache rm cache/digits-resnet18-0123456789ab.h5
 """
@@ -61,7 +61,7 @@ def list_files(cache: Path, as_json: bool) -> None:
 @cache.command("show", cls=Command)
 @click.argument("file", type=click.Path(path_type=Path))
 def show(file: Path) -> None:
-    """Print the recipe and the provenance of an embeddings file, as JSON."""
+    """Print recipe and provenance of an embeddings file as JSON."""
     from featkit.embeddings.store import describe
 
     entry = describe(file)
@@ -83,9 +83,9 @@ def show(file: Path) -> None:
 @click.argument("files", nargs=-1, type=click.Path(path_type=Path), metavar="[FILE...]")
 @cache_option
 def verify_files(files: tuple[Path, ...], cache: Path) -> None:
-    """Verify embeddings files against their recipe and the images on disk.
+    """Verify files against their recipe and the images on disk.
 
-    Without FILE, all files of the cache are verified. Exit code 1 if a file is damaged or outdated.
+    Without FILE, verifies all files of the cache. Exit code 1 if a file is damaged or stale.
     """
     from featkit.embeddings.pipeline import Compute
     from featkit.embeddings.verify import verify
@@ -103,7 +103,7 @@ def verify_files(files: tuple[Path, ...], cache: Path) -> None:
 @cache.command("export", cls=Command)
 @click.argument("file", type=click.Path(path_type=Path))
 @click.argument("out", type=click.Path(path_type=Path, dir_okay=False))
-def export_vectors(file: Path, out: Path) -> None:
+def export_features(file: Path, out: Path) -> None:
     """Export the features of FILE to OUT: a .csv, .npz or .parquet file.
 
     CSV and Parquet have columns id, label, split, x0, x1, ...; npz has arrays
@@ -118,10 +118,10 @@ def export_vectors(file: Path, out: Path) -> None:
 @cache.command("import", cls=Command)
 @click.argument("file", type=click.Path(path_type=Path))
 @cache_option
-def import_vectors(file: Path, cache: Path) -> None:
-    """Import features from FILE, in the format that export writes.
+def import_features(file: Path, cache: Path) -> None:
+    """Import features from FILE, in the format of `featkit cache export`.
 
-    Prints its path, for `featkit fit --cache PATH`.
+    Prints the path of the new cache file, for `featkit fit --cache PATH`.
     """
     from featkit.embeddings.exchange import import_file
 

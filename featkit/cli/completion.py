@@ -11,7 +11,7 @@ Examples:
   featkit completion bash
 
 \b
-Bash and zsh: add this line to ~/.bashrc or ~/.zshrc (with zsh in the place of bash).
+Bash and zsh: add this line to ~/.bashrc or ~/.zshrc (for zsh, replace bash by zsh).
   eval "$(featkit completion bash)"
 Fish: save the script of `featkit completion fish` in ~/.config/fish/completions/featkit.fish.
 """

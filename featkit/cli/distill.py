@@ -30,14 +30,14 @@ Examples:
     group="Distillation",
     metavar="SPEC",
     required=True,
-    help="Run directory, or backbone on which a head is fitted.",
+    help="Teacher: a run directory, or a backbone, on the features of which a head is fitted.",
 )
 @option(
     "--teacher-head",
     group="Distillation",
     metavar="SPEC",
     default="linear",
-    help="Head of a teacher that is a backbone.",
+    help="Head to fit if the teacher is a backbone.",
 )
 @option(
     "--student",
@@ -45,14 +45,15 @@ Examples:
     group="Backbone",
     metavar="SPEC",
     default="resnet18",
-    help="Backbone to train.",
+    help="Backbone to train, as --backbone of `featkit finetune`.",
 )
 @mode_option
 @option(
     "--loss",
     group="Distillation",
     type=click.Choice(["logits", "dkd", "features", "logits+features"]),
-    help="Distillation loss: softened logits, decoupled (DKD), embedding distance, or both.",
+    help="Distillation loss; logits: KL divergence of softened probabilities; dkd: decoupled "
+    "knowledge distillation; features: distance between embeddings.",
     show_default="logits",
 )
 @option(
@@ -73,21 +74,21 @@ Examples:
     "--beta",
     group="Distillation",
     type=click.FloatRange(min=0),
-    help="Weight of the non-target classes in DKD.",
+    help="Weight of the non-target classes, with --loss dkd.",
     show_default="8",
 )
 @option(
     "--distance",
     group="Distillation",
     type=click.Choice(["cosine", "mse"]),
-    help="Distance between embeddings.",
+    help="Distance between embeddings, with --loss features.",
     show_default="cosine",
 )
 @option(
     "--alone/--no-alone",
     group="Distillation",
     default=True,
-    help="Train the student without its teacher too, for comparison.",
+    help="Also train the student without a teacher, as a baseline.",
     show_default="alone",
 )
 @option(
@@ -96,7 +97,7 @@ Examples:
     type=click.IntRange(min=1),
     default=1,
     metavar="N",
-    help="Repeat with N seeds, starting at --seed, and pool the results.",
+    help="Repeat with N random seeds (--seed, --seed + 1, ...) and average the results.",
 )
 @training_options
 @cache_option
@@ -107,7 +108,8 @@ def distill(seeds: int, as_json: bool, **options: Any) -> None:
 
     Compares the teacher, the student trained alone and the distilled student on the same test
     images with paired tests, and reports the fraction of the gap that distillation closes. Teacher
-    outputs are cached. Students from scratch need many epochs to benefit.
+    outputs are cached. A student trained from scratch needs many epochs to benefit from its
+    teacher.
     """
     from featkit import api
 

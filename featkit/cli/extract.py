@@ -52,23 +52,24 @@ Examples:
     "--store",
     group="Output",
     metavar="FORMAT",
-    help="float32 or float16, gzip or zstd compression, or both: float16,zstd.",
+    help="Storage format: float32 or float16, compression with gzip or zstd, or both: "
+    "float16,zstd.",
     show_default="float32",
 )
 @option(
     "--explain",
     group="Output",
     is_flag=True,
-    help="Only report whether the cache has these features, and if not, why.",
+    help="Only report whether these features are in the cache, and if not, why.",
 )
 def extract(
     backbone: tuple[str, ...], layer: tuple[str, ...], explain: bool, **options: Any
 ) -> None:
     """Extract features of images into the embeddings cache.
 
-    Prints the path of the HDF5 file. Features that are cached already, identified by the
-    fingerprint of images, network, weights and preprocessing, are not computed again; an
-    interrupted extraction resumes.
+    Prints the path of the HDF5 file. A fingerprint of images, network, weights and preprocessing
+    identifies the file; features that are in the cache are not computed again. Interrupted
+    extractions resume.
     """
     from featkit import api
 

@@ -31,7 +31,7 @@ Examples:
     group="Episodes",
     default="1,5",
     metavar="K,K...",
-    help="Support images per class.",
+    help="Support images per class; several values for several settings.",
 )
 @option(
     "--query",
@@ -59,7 +59,7 @@ Examples:
     "--curve",
     group="Episodes",
     metavar="K,K...",
-    help="Also fit on K train images per class and evaluate on the test set.",
+    help="Learning curve: also fit on K train images per class and evaluate on the test set.",
     show_default="off",
 )
 @option(
@@ -67,14 +67,15 @@ Examples:
     group="Episodes",
     type=click.IntRange(min=2),
     default=5,
-    help="Random draws per point of the curve.",
+    help="Random samples per point of the learning curve.",
 )
 @study_options
 def fewshot(shot: str, head: tuple[str, ...], curve: str, as_json: bool, **options: Any) -> None:
     """Evaluate heads on few-shot episodes.
 
-    Each episode draws new classes from all images; the accuracy is the mean over episodes with its
-    95% confidence interval. Writes results.json, and curve.png with --curve.
+    Each episode samples classes, support and query images from all splits; the accuracy is the
+    mean over episodes with its 95% confidence interval. Writes results.json, and curve.png with
+    --curve.
     """
     from featkit import api
 

@@ -53,10 +53,10 @@ study.toml:
 def finetune(study: Path | None, as_json: bool, **options: Any) -> None:
     """Fine-tune a network, or train it from scratch.
 
-    With STUDY, a TOML file, trains several networks and compares them in one table and figure.
-    Frozen layers run once and their output is cached. The best epoch is chosen on the validation
-    set. Writes a run directory that is a backbone again: network.safetensors, history.csv,
-    curves.png and the files of `featkit fit`.
+    The activations of frozen layers are cached, and the weights of the epoch with the best
+    validation accuracy are kept. Writes a run directory with network.safetensors, history.csv,
+    curves.png and the files of `featkit fit`; it can be used as --backbone. STUDY is a TOML file
+    that defines several trainings, which are compared in one table and figure.
     """
     from featkit import api
     from featkit.evaluation.report import summary

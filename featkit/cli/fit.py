@@ -29,8 +29,8 @@ Examples:
 
 \b
 Without --data or --backbone, the newest cache file that matches the other options is used.
-Validation images are the data's own, else a fifth of train. After tuning, the head is fitted on
-train and validation together and evaluated on the test set once.
+If the data set has no validation split, a fifth of train is used for validation. After tuning,
+the head is fitted on train and validation together and evaluated once on the test set.
 """
 
 
@@ -41,15 +41,18 @@ train and validation together and evaluated on the test set once.
     group="Head",
     metavar="SPEC",
     multiple=True,
-    help="linear, svm, knn, mlp, prototypical or a plug-in, with hyperparameters such as svm:C=9 "
-    "(see `featkit heads`), or all. Repeatable.",
+    help="Classifier: linear, svm, knn, mlp, prototypical or a plug-in, with hyperparameters such "
+    "as "
+    "svm:C=9 (see `featkit heads`), or all. Repeatable.",
     show_default="linear",
 )
 @option(
     "--tune",
     group="Head",
     is_flag=True,
-    help="Choose hyperparameters of the head (with --balance: of the correction) on validation.",
+    help="Tune hyperparameters on the validation set: those of the correction if --balance has "
+    "any, "
+    "else those of the head.",
 )
 @balance_option
 @subset_option
@@ -59,21 +62,22 @@ train and validation together and evaluated on the test set once.
     type=click.IntRange(min=1),
     default=1,
     metavar="N",
-    help="Repeat with N seeds, starting at --seed.",
+    help="Repeat with N random seeds: --seed, --seed + 1, ...",
 )
 @option(
     "--reject",
     group="Head",
     type=click.FloatRange(0, 1, max_open=True),
     metavar="FRACTION",
-    help="Answer `unknown` below the confidence of this fraction of the validation images.",
+    help="Predict `unknown` at low confidence: the threshold rejects this fraction of the "
+    "validation images.",
     show_default="off",
 )
 @option(
     "--strict",
     group="Data",
     is_flag=True,
-    help="Fail if an image is in both train and test.",
+    help="Stop with an error if an image is in both train and test.",
 )
 def fit(head: tuple[str, ...], seeds: int, as_json: bool, **options: Any) -> None:
     """Fit a head on cached features and evaluate it on the test set.

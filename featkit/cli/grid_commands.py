@@ -47,14 +47,14 @@ grid_options = stack(
         "--dry-run",
         group="Output",
         is_flag=True,
-        help="Only report the number of cells, the cache files to make, and the estimated time.",
+        help="Only print the number of cells, the missing cache files and the estimated time.",
     ),
     cache_option,
     compute_options,
     out_option,
     json_option,
 )
-"""How a grid is run, and where its results go."""
+"""Options of execution and output of a grid."""
 
 
 def _axis(name: str, metavar: str, help: str, default: str, group: str, **settings: Any) -> Any:
@@ -72,40 +72,50 @@ def _axis(name: str, metavar: str, help: str, default: str, group: str, **settin
 
 _OPTIONS: dict[str, Callable[[str], Any]] = {
     "data": lambda default: _axis(
-        "data", "SPEC", "Data set, as for `featkit fit`.", default, "Data"
+        "data", "SPEC", "Data set, as --data of `featkit fit`.", default, "Data"
     ),
     "seed": lambda default: _axis(
         "seed", "N", "Random seed.", default, "Data", type=click.IntRange(min=0)
     ),
     "subset": lambda default: _axis(
-        "subset", "SPEC", "Subset of train: longtail:if=50, kshot:k=5.", default, "Data"
+        "subset",
+        "SPEC",
+        "Subset of train to fit on: longtail:if=50 (imbalance factor), kshot:k=5.",
+        default,
+        "Data",
     ),
     "perturb": lambda default: _axis(
-        "perturb", "SPEC", "Corruption of the test images.", default, "Data"
+        "perturb",
+        "SPEC",
+        "Corruption of the test images, such as fog:level=strong.",
+        default,
+        "Data",
     ),
     "train_perturb": lambda default: _axis(
         "train-perturb",
         "SPEC",
-        "Corrupted copies added to train: mixed:level=mild.",
+        "Corrupted copies of train images to add to train, such as mixed:level=mild.",
         default,
         "Data",
     ),
     "backbone": lambda default: _axis("backbone", "SPEC", BACKBONE_HELP, default, "Backbone"),
     "weights": lambda default: _axis(
-        "weights", "SPEC", "imagenet, random[:SEED] or a weights file.", default, "Backbone"
+        "weights", "SPEC", "Weights: imagenet, random[:SEED] or a file.", default, "Backbone"
     ),
     "layer": lambda default: _axis(
-        "layer", "NAME", "Layer whose output is used.", default, "Backbone"
+        "layer", "NAME", "Layer to take features from.", default, "Backbone"
     ),
     "precision": lambda default: _axis(
         "precision",
         "NAME",
-        "auto, fp32, bf16, int8 or int8-openvino.",
+        "Numeric precision of feature extraction.",
         default,
         "Backbone",
         type=click.Choice(["auto", "fp32", "bf16", "int8", "int8-openvino"]),
     ),
-    "head": lambda default: _axis("head", "SPEC", "Head, or all.", default, "Head"),
+    "head": lambda default: _axis(
+        "head", "SPEC", "Head, as --head of `featkit fit`, or all.", default, "Head"
+    ),
     "balance": lambda default: _axis(
         "balance", "SPEC", "Class-imbalance correction.", default, "Head"
     ),
@@ -192,7 +202,7 @@ def _estimate_text(estimate: Estimate, jobs: int) -> str:
     for network in estimate.networks:
         speed = f", {network.rate:.0f} images/s measured on {SAMPLE}" if network.rate else ""
         lines.append(
-            f"{network.files} cache files to make with {network.name}: "
+            f"{network.files} cache files to extract with {network.name}: "
             f"{network.images:,} images{speed}"
         )
     if estimate.fit_seconds is not None:

@@ -18,13 +18,13 @@ Examples:
 
 @command(epilog=EPILOG)
 def heads() -> None:
-    """List heads and corrections of class imbalance, plug-ins included, with their options."""
+    """List heads and class-imbalance corrections, including plug-ins, with their options."""
     from featkit.heads import list_corrections, list_heads
 
     for head in list_heads():
         click.echo(f"{head.name}{'' if head.builtin else ' (plug-in)'}: {head.summary}")
         click.echo("    " + _options_text(head.options))
-    click.echo("\nCorrections of class imbalance (--balance):")
+    click.echo("\nClass-imbalance corrections (--balance):")
     for correction in list_corrections():
         names = ", ".join([correction.name, *correction.aliases])
         click.echo(f"{names}: {correction.summary}")

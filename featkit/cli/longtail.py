@@ -22,7 +22,7 @@ Examples:
   featkit longtail --data photos --dry-run
 
 \b
-Class c of C keeps n_max * IF^(-c/(C-1)) train images; the order of classes depends on the seed.
+Class c of C keeps n_max * IF^(-c/(C-1)) train images; the order of the classes is random.
 Hyperparameters of corrections are tuned on the validation set; `best on val` marks the correction
 with the best validation accuracy. Gains are differences in balanced accuracy from `none` on the
 same test images, in points.
@@ -36,7 +36,7 @@ same test images, in points.
     group="Data",
     multiple=True,
     type=float,
-    help="Imbalance factor: largest class size over smallest. Repeatable.",
+    help="Imbalance factor: ratio of the largest to the smallest class size. Repeatable.",
     show_default="10 and 50",
 )
 @axis_options(
@@ -48,8 +48,8 @@ same test images, in points.
 def longtail(factors: tuple[float, ...], **options: Any) -> None:
     """Compare class-imbalance corrections on long-tailed training sets.
 
-    A grid of imbalance factors, corrections and heads. Writes longtail.csv beside the files of
-    `featkit ablate`.
+    Runs a grid of imbalance factors, corrections and heads. Writes longtail.csv in addition to the
+    files of `featkit ablate`.
     """
     from featkit import api
     from featkit.ablation.conditions import long_tail

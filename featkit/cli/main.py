@@ -18,7 +18,7 @@ SECTIONS: dict[str, dict[str, str]] = {
     },
     "Heads and evaluation": {
         "fit": "Fit a head and evaluate it on the test set.",
-        "predict": "Classify new images with a run.",
+        "predict": "Classify new images with a fitted run.",
         "compare": "Compare runs with paired tests.",
     },
     "Studies": {
@@ -30,7 +30,7 @@ SECTIONS: dict[str, dict[str, str]] = {
     },
     "Training": {
         "finetune": "Fine-tune a network, or train it from scratch.",
-        "distill": "Train a student network with a teacher.",
+        "distill": "Distill a teacher network into a smaller student.",
     },
     "Compression": {
         "prune": "Prune channels or weights of a network.",
@@ -127,8 +127,8 @@ def keep_freed_memory() -> None:
     """Configure glibc to keep freed memory for the next batch.
 
     By default it returns the blocks of activations, megabytes each, to the system and maps them
-    again page by page for every layer: 2 to 11% of the time of a bf16 forward pass. A program may
-    change this, a library should not. Does nothing without glibc.
+    again page by page for every layer, which takes 2 to 11% of the time of a bf16 forward pass. A
+    program may change this, a library should not. Does nothing without glibc.
     """
     if sys.platform != "linux":
         return

@@ -69,7 +69,7 @@ class Option(click.Option):
 
 
 class Command(click.Command):
-    """A command whose help lists its options in groups."""
+    """A command with its options in groups in the help."""
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write one section of the help for each group of options."""
@@ -87,12 +87,12 @@ class Command(click.Command):
 
 
 def command(**settings: Any) -> Callable[[Callable[..., Any]], Command]:
-    """Return the decorator that makes a command with grouped options."""
+    """Return a decorator that creates a command with grouped options."""
     return click.command(cls=Command, **settings)
 
 
 def option(*names: str, group: str, **settings: Any) -> Decorator:
-    """Return the decorator that adds an option to a group."""
+    """Return a decorator that adds an option to a group."""
     return click.option(*names, cls=Option, group=group, **settings)
 
 
@@ -113,71 +113,77 @@ data_option = option(
     "--data",
     group="Data",
     metavar="SPEC",
-    help="digits, a folder of class folders, a CSV file (path,label[,split]), or a torchvision "
-    "data set such as cifar10:root=DIR,download=true.",
+    help="Data set: digits (from scikit-learn), a folder with one subfolder per class, a CSV file "
+    "(path,label[,split]), or a torchvision data set such as cifar10:root=DIR,download=true.",
     show_default="digits",
 )
 split_option = option(
     "--split",
     group="Data",
     metavar="A/B/C",
-    help="Train/val/test fractions, in place of the splits of the data.",
-    show_default="own splits, else 70/15/15",
+    help="Split at random into these train/val/test fractions, such as 70/15/15.",
+    show_default="splits of the data set, else 70/15/15",
 )
 limit_option = option(
     "--limit",
     group="Data",
     metavar="train=N,test=N",
-    help="Use a stratified sample of these splits.",
+    help="Number of images per split, drawn by stratified sampling.",
     show_default="all images",
 )
 seed_option = option(
     "--seed",
     group="Data",
     type=click.IntRange(min=0),
-    help="Random seed of splits, samples, augmentation and heads.",
+    help="Random seed for splits, sampling, augmentation and heads.",
     show_default="0",
 )
 subset_option = option(
     "--subset",
     group="Data",
     metavar="SPEC",
-    help="Fit on a subset of train: longtail:if=50, kshot:k=5.",
+    help="Subset of train to fit on: longtail:if=50 (imbalance factor), kshot:k=5 (images per "
+    "class).",
     show_default="all",
 )
 perturb_option = option(
     "--perturb",
     group="Data",
     metavar="SPEC",
-    help="Corrupt the test images: gaussian_noise:level=mild (or medium, strong).",
+    help="Corruption of the test images, such as fog:level=strong (or mild, medium).",
     show_default="none",
 )
 
 source_options = stack(data_option, split_option, limit_option, seed_option)
-"""Which images."""
+"""Options that select images."""
 
 augment_option = option(
     "--augment",
     group="Data",
     type=click.Choice(["basic", "light", "shift", "trivial", "auto", "rand"]),
-    help="Add augmented views of each train image: random crop and flip, alone (basic, light, "
-    "shift) or with TrivialAugment, AutoAugment or RandAugment.",
+    help="Add augmented views of each train image. basic: random resized crop and flip; light: "
+    "crops "
+    "of at least half the area; shift: translation and flip; trivial, auto, rand: basic with "
+    "TrivialAugment, AutoAugment or RandAugment.",
     show_default="none",
 )
 views_option = option(
     "--views",
     group="Data",
     type=click.IntRange(1, 100),
-    help="Augmented views per train image.",
+    help="Augmented views per train image, with --augment.",
     show_default="4",
 )
 
 data_options = stack(source_options, augment_option, views_option, perturb_option)
-"""Which images, augmented and perturbed."""
+"""Options that select, augment and corrupt images."""
 
 # Backbone -----------------------------------------------------------------------------------------
 
-BACKBONE_HELP = "resnet18 to resnet152, timm:NAME (see `featkit models`), or a run directory."
+BACKBONE_HELP = (
+    "Network: resnet18 to resnet152, timm:NAME (see `featkit models`), or the run directory of a "
+    "network trained, pruned or quantized by featkit."
+)
 
 backbone_option = option(
     "--backbone", group="Backbone", metavar="SPEC", help=BACKBONE_HELP, show_default="resnet18"
@@ -186,21 +192,23 @@ weights_option = option(
     "--weights",
     group="Backbone",
     metavar="SPEC",
-    help="imagenet, IMAGENET1K_V1, IMAGENET1K_V2, random[:SEED], or a .pth or .safetensors file.",
+    help="Weights: imagenet, IMAGENET1K_V1, IMAGENET1K_V2, random[:SEED], or a .pth or "
+    ".safetensors "
+    "file.",
     show_default="imagenet",
 )
 resize_option = option(
     "--resize",
     group="Backbone",
     metavar="N|HxW",
-    help="Resize the shorter edge to N pixels, or the image to HxW.",
+    help="Resize the shorter edge to N pixels, or the image to height H and width W.",
     show_default="from weights",
 )
 crop_option = option(
     "--crop",
     group="Backbone",
     metavar="N|none",
-    help="Centre crop in pixels.",
+    help="Size of the centre crop in pixels; none: no crop.",
     show_default="from weights",
 )
 size_options = stack(resize_option, crop_option)
@@ -208,21 +216,22 @@ pool_option = option(
     "--pool",
     group="Backbone",
     type=click.Choice(["avg", "max", "catavgmax", "none"]),
-    help="Global pooling of the feature map; none: flatten it.",
+    help="Global pooling of the feature map; catavgmax: average and maximum concatenated; none: "
+    "flattened without pooling.",
     show_default="avg",
 )
 precision_option = option(
     "--precision",
     group="Backbone",
     type=click.Choice(["auto", "fp32", "bf16", "int8", "int8-openvino"]),
-    help="Arithmetic of feature extraction; auto: bf16 where the hardware supports it, else fp32; "
-    "int8 runs in ONNX Runtime on CPUs.",
+    help="Numeric precision of feature extraction; auto: bf16 if the hardware supports it, else "
+    "fp32; int8: ONNX Runtime, on CPUs; int8-openvino: OpenVINO, on CPUs.",
     show_default="auto",
 )
 network_options = stack(weights_option, pool_option, size_options, precision_option)
-"""Weights, pooling, preprocessing and precision."""
+"""Options for weights, pooling, preprocessing and precision."""
 
-_LAYER_HELP = "Layer whose output is used; list them with `featkit models --layers resnet50`."
+_LAYER_HELP = "Layer to take features from; list layers with `featkit models --layers resnet50`."
 _LAYER_DEFAULT = "global average pooling"
 
 layer_option = option(
@@ -276,14 +285,14 @@ compute_options = stack(
         "--compile",
         group="Compute",
         is_flag=True,
-        help="Compile the network with torch.compile first (needs a C++ compiler).",
+        help="Use torch.compile (needs a C++ compiler).",
     ),
     option(
         "--on-error",
         group="Compute",
         type=click.Choice(["fail", "skip"]),
         default="fail",
-        help="Fail at an image that cannot be read, or skip it.",
+        help="Stop with an error at an unreadable image, or skip it.",
     ),
 )
 
@@ -295,7 +304,7 @@ cache_option = option(
     type=click.Path(path_type=Path),
     default="cache",
     metavar="DIR",
-    help="Directory of the embeddings cache.",
+    help="Directory of cached embeddings.",
 )
 cache_or_file_option = option(
     "--cache",
@@ -303,7 +312,7 @@ cache_or_file_option = option(
     type=click.Path(path_type=Path),
     default="cache",
     metavar="DIR|FILE",
-    help="Directory of the embeddings cache, or one file in it.",
+    help="Directory of cached embeddings, or one cache file.",
 )
 out_option = option(
     "--out",

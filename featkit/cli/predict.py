@@ -31,10 +31,11 @@ Examples:
 @json_option
 @option("--csv", "as_csv", group="Output", is_flag=True, help="Print CSV, one line per image.")
 def predict(run: Path, files: tuple[str, ...], as_json: bool, as_csv: bool, **options: Any) -> None:
-    """Classify new images with a run.
+    """Classify new images with a fitted run.
 
     RUN is a run directory or a file written by `featkit export`. FILE is an image, a folder of
-    images, or - to read names from standard input. Prints the five most probable classes of each.
+    images, or - to read paths from standard input. Prints the five most probable classes of each
+    image.
     """
     from featkit import api
 

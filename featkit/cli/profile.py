@@ -32,8 +32,8 @@ Examples:
 \b
 BACKBONE is a backbone or a run directory. PRECISION is fp32 (default), bf16, int8 (ONNX Runtime),
 int8-openvino (OpenVINO), or torch (fp32 in torch without featkit's optimisations). int8 needs
---data for calibration. `on all cores`: one batch per core, except torch, which splits one batch.
-Zero weights reduce neither MACs nor latency.
+--data for calibration. `on all cores`: one batch per core; for torch, one batch on all cores. Zero
+weights reduce neither MACs nor latency.
 """
 
 
@@ -46,21 +46,21 @@ Zero weights reduce neither MACs nor latency.
     group="Head",
     metavar="SPEC",
     default="linear",
-    help="Head to evaluate, with --data.",
+    help="Head to fit and evaluate, with --data.",
 )
 @option(
     "--repeats",
     group="Compute",
     type=click.IntRange(min=3),
     default=30,
-    help="Timed repeats.",
+    help="Number of timed repeats.",
 )
 @option(
     "--warm-up",
     group="Compute",
     type=click.IntRange(min=0),
     default=3,
-    help="Untimed repeats before them.",
+    help="Number of warm-up repeats, which are not timed.",
 )
 @cache_option
 @compute_options
@@ -69,9 +69,9 @@ Zero weights reduce neither MACs nor latency.
 def profile(backbones: tuple[str, ...], as_json: bool, **options: Any) -> None:
     """Measure size, speed and accuracy of networks.
 
-    Parameters, MACs, file size, memory and latency; with --data also the accuracy of a head on the
-    features, and their drift from those of the first network. Writes profile.csv, profile.json and
-    pareto.png.
+    Measures parameters, MACs, file size, memory and latency; with --data also the accuracy of a
+    head on the features, and the drift of the features from those of the first network. Writes
+    profile.csv, profile.json and pareto.png.
     """
     from featkit import api
 

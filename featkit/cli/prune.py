@@ -41,22 +41,24 @@ Use the pruned network as a backbone:
     multiple=True,
     type=float,
     metavar="FRACTION",
-    help="Unstructured magnitude pruning: fraction of the weights set to zero. Repeatable: each "
-    "step continues from the one before. Does not run faster on ordinary hardware.",
+    help="Unstructured magnitude pruning: fraction of the weights to set to zero. Repeatable: the "
+    "network is pruned step by step. Zero weights do not reduce latency on ordinary hardware.",
 )
 @option(
     "--macs",
     group="Pruning",
     type=float,
     metavar="FRACTION",
-    help="Structured pruning: remove channels until this fraction of the MACs remains.",
+    help="Structured pruning: remove channels until this fraction of the multiply-accumulate "
+    "operations (MACs) remains.",
 )
 @option(
     "--by",
     group="Pruning",
     type=click.Choice(["magnitude", "activation"]),
     default="magnitude",
-    help="Channel importance: weight magnitude, or activation on train images.",
+    help="Importance of a channel in structured pruning: weight magnitude, or mean activation on "
+    "train images.",
 )
 @option(
     "--reconstruct",
@@ -64,8 +66,8 @@ Use the pruned network as a backbone:
     type=click.IntRange(min=0),
     default=0,
     metavar="N",
-    help="With --macs: refit the weights after removed channels to the original activations on N "
-    "train images (least squares; no labels).",
+    help="With --macs: fit the remaining weights to the original activations on N train images by "
+    "least squares, without labels.",
     show_default="off",
 )
 @option(
@@ -74,7 +76,7 @@ Use the pruned network as a backbone:
     type=click.IntRange(min=0),
     default=0,
     metavar="N",
-    help="BatchNorm recalibration on N train images.",
+    help="Recalibrate BatchNorm statistics on N train images.",
     show_default="off",
 )
 @option(
@@ -82,26 +84,26 @@ Use the pruned network as a backbone:
     group="Training",
     type=click.IntRange(min=0),
     default=0,
-    help="Epochs of fine-tuning after each step, on labelled images.",
+    help="Epochs of fine-tuning on the labelled train images after each pruning step.",
 )
 @option(
     "--lr",
     group="Training",
     type=click.FloatRange(min=0),
     default=0.005,
-    help="Peak learning rate of the fine-tuning.",
+    help="Peak learning rate of fine-tuning.",
 )
 @option(
     "--distill",
     group="Training",
     is_flag=True,
-    help="Fine-tune with the unpruned network as teacher (logits and embeddings).",
+    help="Distill from the unpruned network (logits and embeddings) while fine-tuning.",
 )
 @option(
     "--head",
     group="Head",
     metavar="SPEC",
-    help="Evaluate the network after each step with this head.",
+    help="Head to fit and evaluate on the features after each pruning step.",
     show_default="off",
 )
 @weights_option
@@ -113,8 +115,8 @@ Use the pruned network as a backbone:
 def prune(backbone: str, **options: Any) -> None:
     """Prune a network: remove channels, or set weights to zero.
 
-    Prints the directory of each pruned network, which is a backbone again: network.safetensors and
-    prune.json.
+    Writes a directory with network.safetensors and prune.json for each pruning step and prints its
+    path, which can be used as --backbone.
     """
     from featkit import api
 

@@ -46,14 +46,14 @@ Use the int8 network as a backbone (on CPUs):
     group="Quantization",
     type=click.Choice(["minmax", "entropy", "percentile", "dynamic"]),
     default="minmax",
-    help="Calibration of activation ranges; dynamic: computed per image at run time.",
+    help="Calibration method for activation ranges; dynamic: computed for each image at run time.",
 )
 @option(
     "--images",
     group="Quantization",
     type=click.IntRange(min=1),
     default=256,
-    help="Train images for calibration.",
+    help="Number of train images for calibration.",
 )
 @option(
     "--keep-fp32",
@@ -86,10 +86,10 @@ Use the int8 network as a backbone (on CPUs):
 def quantize(backbone: str, as_json: bool, **options: Any) -> None:
     """Quantize a network, or a run of `featkit fit` or `finetune`, to int8.
 
-    Calibrates on train images. Prints the layers by quantization error, and the directory of the
-    int8 network, which is a backbone again: network.int8.onnx, network.json and quantize.json. Of a
-    run, the whole classifier is written as model.onnx as well, and compared with the run on its
-    test images.
+    Calibrates on train images. Writes a directory with network.int8.onnx, network.json and
+    quantize.json and prints the layers sorted by quantization error, and the path of the directory,
+    which can be used as --backbone. For a run, also writes the classifier (network and head) as
+    model.onnx and compares its test accuracy with that of the run.
     """
     from featkit import api
 
@@ -114,7 +114,7 @@ def quantize(backbone: str, as_json: bool, **options: Any) -> None:
 
 
 def _note_accuracy(run: QuantizedRun) -> None:
-    """Print the accuracy of the int8 classifier beside that of the run."""
+    """Print the accuracy of the int8 classifier and that of the run."""
     paired = run.paired
     low, high = (f"{100 * end:+.2f}" for end in paired.interval95)
     note(

@@ -52,16 +52,16 @@ copy of each train image is added to train.
     group="Report",
     metavar="SPEC",
     default="",
-    help="Backbone whose errors are the unit of the mean corruption error.",
-    show_default="the first",
+    help="Backbone by which the mean corruption error is normalised.",
+    show_default="first backbone",
 )
 @grid_options
 def robustness(**options: Any) -> None:
     """Evaluate heads on corrupted test images.
 
-    A grid of corruptions, severities and heads. Writes robustness.csv and robustness_heads.csv
-    (accuracy, drop, worst corruption, mean corruption error, feature drift) beside the files of
-    `featkit ablate`.
+    Runs a grid of corruptions, severities and heads. Writes robustness.csv and
+    robustness_heads.csv (accuracy, drop, worst corruption, mean corruption error, feature drift) in
+    addition to the files of `featkit ablate`.
     """
     from featkit import api
     from featkit.ablation.conditions import drops_by_classifier

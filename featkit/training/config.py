@@ -37,11 +37,11 @@ class Option:
 
     Attributes:
         help: one clause for the help text.
-        choices: the values that are accepted; empty for any in the range.
+        choices: valid values; empty: any value in the range.
         low, high: smallest and largest value, or None.
-        default: description of the default where it is not the value of the field.
+        default: description of the default if it is not the value of the field.
         metavar: placeholder of the value in the help text; empty: from the type.
-        group: of the options in the help text.
+        group: heading of the option in the help text.
     """
 
     help: str
@@ -66,11 +66,10 @@ def _default_request() -> Request:
 
 @dataclass(frozen=True)
 class TrainingConfig:
-    """Everything that decides the trained weights, and the cache folder.
+    """All options that affect the trained weights, and the cache folder.
 
     This class is the only list of training options: the command line, study files and
-        ``from_options`` take names,
-    types, ranges and help texts from its fields.
+    ``from_options`` take names, types, ranges and help texts from its fields.
 
     Attributes:
         mode: ``shallow``: train the classifier only; ``deep``: the last blocks and the classifier;
@@ -103,9 +102,9 @@ class TrainingConfig:
             ``auto``: bf16 where the device supports it in hardware.
         seed: of the order of images, the augmentation and the initial classifier.
         augment: name of an augmentation (``images.augment``), or None.
-        views: augmented views cached for each image where layers are frozen; 0: augment anew in
+        views: augmented views cached for each image if layers are frozen; 0: new augmentation in
             each epoch.
-        val: share of train held out to choose the best epoch, where the data has no validation
+        val: fraction of train held out to choose the best epoch if the data has no validation
             split; 0: train on all images, those of the validation split included, and keep the last
             epoch.
         request: images and network; its precision is that of the frozen layers and of evaluation.
@@ -114,63 +113,83 @@ class TrainingConfig:
 
     mode: str = _option(
         "deep",
-        "Layers to train: classifier only, last blocks, all layers, or all from random weights.",
+        "Layers to train. shallow: classifier only; deep: last blocks and classifier; full: all "
+        "layers; scratch: all layers, from random weights.",
         choices=MODES,
     )
     unfreeze: str = _option(
         "layer4",
-        "With deep: first trainable stage or block, or the number of trainable blocks.",
+        "With --mode deep: first trainable stage or block (layer4, layer4.1), or number of "
+        "trainable "
+        "blocks.",
         metavar="LAYER|N",
     )
     norm: str | None = _option(
         None,
-        "BatchNorm statistics of trainable layers.",
+        "BatchNorm running statistics of trainable layers: updated or frozen.",
         choices=NORMS,
-        default="update; frozen for shallow",
+        default="update; frozen with --mode shallow",
     )
-    epochs: int = _option(20, "Training epochs.", low=1, high=100_000)
+    epochs: int = _option(20, "Number of epochs.", low=1, high=100_000)
     batch_size: int = _option(32, "Images per training step.", low=1, high=65_536)
-    optimiser: str = _option("sgd", "Optimiser; sgd has momentum 0.9.", choices=OPTIMISERS)
+    optimiser: str = _option(
+        "sgd", "Optimiser; sgd: with Nesterov momentum 0.9.", choices=OPTIMISERS
+    )
     lr: float = _option(0.01, "Peak learning rate.", low=0, high=1e6)
-    layer_decay: float = _option(1.0, "Layer-wise learning-rate decay, per stage.", low=0, high=1)
-    weight_decay: float = _option(1e-4, "Weight decay; none for norms and biases.", low=0, high=1e3)
-    warmup: float = _option(1.0, "Warm-up epochs.", low=0, high=1e5)
+    layer_decay: float = _option(
+        1.0, "Layer-wise learning-rate decay: factor per stage.", low=0, high=1
+    )
+    weight_decay: float = _option(
+        1e-4, "Weight decay, not applied to biases and normalisation layers.", low=0, high=1e3
+    )
+    warmup: float = _option(1.0, "Epochs of linear learning-rate warm-up.", low=0, high=1e5)
     smoothing: float = _option(0.0, "Label smoothing.", low=0, high=0.999)
     mixup: float = _option(0.0, "Alpha of mixup.", low=0, high=100, default="off")
     cutmix: float = _option(0.0, "Alpha of CutMix.", low=0, high=100, default="off")
     ema: float = _option(
-        0.0, "Decay of averaged weights (EMA).", low=0, high=0.999999, default="off"
+        0.0,
+        "Decay of the exponential moving average (EMA) of the weights.",
+        low=0,
+        high=0.999999,
+        default="off",
     )
     clip: float = _option(0.0, "Maximum gradient norm.", low=0, high=1e9, default="off")
     balance: str = _option("none", "Class-imbalance correction.", choices=BALANCES)
     patience: int | None = _option(
         None,
-        "Stop after this many epochs without validation improvement.",
+        "Early-stopping patience: epochs without better validation accuracy.",
         low=1,
         default="off",
     )
-    precision: str = _option("auto", "Precision of training.", choices=PRECISIONS)
-    seed: int = _option(0, "Seed of splits, image order, augmentation and classifier.", low=0)
+    precision: str = _option(
+        "auto", "Numeric precision of the trainable layers.", choices=PRECISIONS
+    )
+    seed: int = _option(
+        0, "Random seed for splits, image order, augmentation and classifier.", low=0
+    )
     augment: str | None = _option(
         None,
-        "Augmentation of train images; basic: random resized crop and flip.",
+        "Augmentation of train images, as for `featkit extract`; basic: random resized crop and "
+        "flip.",
         choices=("none", *AUGMENTATIONS),
-        default="basic; none for shallow and for digits",
+        default="basic; none with --mode shallow or digits",
         group="Data",
     )
     views: int = _option(
         4,
-        "Augmented views per image, cached after the frozen layers; 0: new views every epoch.",
+        "Augmented views per train image, with cached activations of the frozen layers; 0: new "
+        "augmentation in every epoch, without a cache.",
         low=0,
         high=MOST_VIEWS,
         group="Data",
     )
     val: float = _option(
         0.1,
-        "Fraction of train for validation; 0: train on all images and keep the last epoch.",
+        "Fraction of train to hold out for validation; 0: train on all images, keep the last "
+        "epoch.",
         low=0,
         high=0.9,
-        default="own split, else 0.1",
+        default="validation split of the data set, else 0.1",
         metavar="FRACTION",
         group="Data",
     )
