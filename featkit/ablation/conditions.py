@@ -40,11 +40,14 @@ from featkit.evaluation.effects import (
     score_cells,
 )
 from featkit.evaluation.intervals import Interval
+from featkit.evaluation.report import GroupAccuracy
 from featkit.registry import Spec
 
 _NONE = "none"
 """The value of the axis ``balance`` that corrections are compared with."""
 GROUPS = ("many", "medium", "few")
+_Key = frozenset[tuple[str, Any]]
+"""Values on some axes, hashable."""
 
 
 @dataclass(frozen=True)
@@ -77,11 +80,8 @@ class LongTailRow:
         """Return one flat row of ``longtail.csv``."""
         row = {**self.values, "seeds": self.mean.seeds, "n": self.mean.n}
         row |= _interval_columns("balanced_accuracy", self.mean.value, self.mean.interval95)
-        for name in GROUPS:
-            if name in self.groups:
-                row |= _interval_columns(
-                    name, self.groups[name].value, self.groups[name].interval95
-                )
+        for name, accuracy in self.groups.items():
+            row |= _interval_columns(name, accuracy.value, accuracy.interval95)
         row |= {"val_balanced_accuracy": self.val_score, "best_on_val": self.best_on_val}
         return row | _effect_columns("gain", self.gain)
 
@@ -122,10 +122,9 @@ class DropRow:
 
     def to_dict(self) -> dict[str, Any]:
         """Return one flat row of ``robustness.csv`` or ``robustness_heads.csv``."""
-        values = dict(self.values or {})
-        row = {key: value for key, value in values.items() if key != PERTURB}
-        if PERTURB in values:
-            row["family"], row["level"] = family_and_level(str(values[PERTURB]))
+        row = dict(self.values or {})
+        if PERTURB in row:
+            row["family"], row["level"] = family_and_level(str(row.pop(PERTURB)))
         else:
             row["perturbations"] = self.perturbations
         row |= {"seeds": self.drop.seeds, "n": self.drop.n}
@@ -162,7 +161,7 @@ def long_tail(findings: Findings) -> list[LongTailRow]:
     """Return a row for each correction on each training set, if one of the two varies."""
     if SUBSET not in findings.axes and BALANCE not in findings.axes:
         return []
-    axes = [axis for axis in findings.axes if axis not in (SEED, BALANCE)]
+    axes = _axes_without(findings, SEED, BALANCE)
     rows = []
     for cells in grouped(findings.scored, axes).values():
         rows.extend(_correction_rows(findings, axes, cells))
@@ -217,14 +216,17 @@ def _mean_val_score(scored: Sequence[ScoredCell]) -> float | None:
 
 
 def _group_accuracies(scored: Sequence[ScoredCell]) -> dict[str, Average]:
-    """Return the accuracy on classes with many, medium and few training images."""
-    reported = [row for each in scored if each.cell.report for row in each.cell.report.groups or ()]
+    """Return the accuracy on classes with many, medium and few training images, in this order."""
+    rows: list[GroupAccuracy] = []
+    for each in scored:
+        if each.cell.report:
+            rows.extend(each.cell.report.groups or ())
     found = {}
     for name in GROUPS:
-        rows = [row for row in reported if row.name == name]
-        if rows:
-            hits = [round(row.top1 * row.n) for row in rows]
-            found[name] = average_accuracies(hits, [row.n for row in rows])
+        sizes = [row.n for row in rows if row.name == name]
+        hits = [round(row.top1 * row.n) for row in rows if row.name == name]
+        if sizes:
+            found[name] = average_accuracies(hits, sizes)
     return found
 
 
@@ -239,7 +241,7 @@ def drops_by_classifier(findings: Findings, baseline: str = "") -> list[DropRow]
         baseline: backbone whose errors are the unit of the mean corruption error; empty for no such
             error.
     """
-    axes = [axis for axis in findings.axes if axis not in (SEED, PERTURB)]
+    axes = _axes_without(findings, SEED, PERTURB)
     groups = [
         (findings.label(cells[0].cell.values, axes), cells)
         for cells in grouped(findings.scored, axes).values()
@@ -265,7 +267,7 @@ def drops_by_perturbation(findings: Findings) -> list[DropRow]:
 
 def drops_by_classifier_and_perturbation(findings: Findings) -> list[DropRow]:
     """Return a row for each perturbation, with clean counterparts, of each classifier."""
-    axes = [axis for axis in findings.axes if axis not in (SEED, PERTURB)]
+    axes = _axes_without(findings, SEED, PERTURB)
     groups = []
     for cells in grouped(findings.scored, axes).values():
         clean = [each for each in cells if each.cell.values.get(PERTURB) in PLAIN]
@@ -385,13 +387,13 @@ def _mean_cosine(scored: Sequence[ScoredCell]) -> tuple[float, Interval] | None:
     known = [shift for shift in shifts if shift]
     if not known:
         return None
-    mean, low, high = (fmean(shift[name] for shift in known) for name in ("mean", "low", "high"))
+    mean = fmean([shift["mean"] for shift in known])
+    low = fmean([shift["low"] for shift in known])
+    high = fmean([shift["high"] for shift in known])
     return mean, (low, high)
 
 
-def mean_corruption_errors(
-    findings: Findings, baseline: str
-) -> dict[frozenset[tuple[str, Any]], tuple[float, Interval]]:
+def mean_corruption_errors(findings: Findings, baseline: str) -> dict[_Key, tuple[float, Interval]]:
     """Return the mean corruption error of each classifier, and its 95 % interval.
 
     For each family the errors, summed over severities and seeds, are divided by those of the same
@@ -412,34 +414,41 @@ def mean_corruption_errors(
     perturbed = [each.cell for each in findings.scored if not _is_clean(each)]
     inputs = [(cell.values, cell.predictions) for cell in perturbed if cell.predictions]
     scores = score_cells(inputs, METRICS[0])
-    by_place = {_key(each.place): each for each in scores}
-    classifiers: dict[frozenset[tuple[str, Any]], list[CellScores]] = {}
-    for each in scores:
-        values = {axis: value for axis, value in each.place.items() if axis not in (SEED, PERTURB)}
-        classifiers.setdefault(_key(values), []).append(each)
+    scores_by_place = {_key(each.place): each for each in scores}
     errors = {}
-    for key, own in classifiers.items():
+    for key, own in _by_classifier(scores).items():
         if own[0].place.get("backbone") == baseline:
             errors[key] = 1.0, (1.0, 1.0)
             continue
-        pairs = []
-        for each in own:
-            reference = by_place.get(_key({**each.place, "backbone": baseline}))
-            if reference is not None:
-                pairs.append((each, reference))
-        error = _mean_corruption_error(pairs) if len(pairs) == len(own) else None
+        places = [_key({**each.place, "backbone": baseline}) for each in own]
+        references = [scores_by_place.get(place) for place in places]
+        error = _mean_corruption_error(own, references)
         if error is not None:
             errors[key] = error
     return errors
 
 
+def _by_classifier(scores: Iterable[CellScores]) -> dict[_Key, list[CellScores]]:
+    """Return the cells that differ in seed and perturbation only, by their other values."""
+    classifiers: dict[_Key, list[CellScores]] = {}
+    for each in scores:
+        values = {axis: value for axis, value in each.place.items() if axis not in (SEED, PERTURB)}
+        classifiers.setdefault(_key(values), []).append(each)
+    return classifiers
+
+
 def _mean_corruption_error(
-    pairs: Sequence[tuple[CellScores, CellScores]],
+    scores: Sequence[CellScores], references: Sequence[CellScores | None]
 ) -> tuple[float, Interval] | None:
-    """Return the error of matched cells of a classifier and the baseline; None if undefined."""
+    """Return the error of a classifier relative to the baseline; None if it is undefined.
+
+    Args:
+        scores: of the classifier.
+        references: scores of the baseline under the same conditions, None where it has none.
+    """
     families: dict[str, list[tuple[CellScores, CellScores]]] = {}
-    for own, reference in pairs:
-        if not np.array_equal(own.images, reference.images):
+    for own, reference in zip(scores, references, strict=True):
+        if reference is None or not np.array_equal(own.images, reference.images):
             return None
         family, _ = family_and_level(str(own.place[PERTURB]))
         families.setdefault(family, []).append((own.errors(), reference.errors()))
@@ -450,11 +459,15 @@ def _mean_corruption_error(
     return ratio.value, (max(0.0, low), high)
 
 
+def _axes_without(findings: Findings, *axes: str) -> list[str]:
+    return [axis for axis in findings.axes if axis not in axes]
+
+
 def _values_without(each: ScoredCell, *axes: str) -> dict[str, Any]:
     return {axis: value for axis, value in each.cell.values.items() if axis not in axes}
 
 
-def _key(values: Mapping[str, Any]) -> frozenset[tuple[str, Any]]:
+def _key(values: Mapping[str, Any]) -> _Key:
     return frozenset(values.items())
 
 

@@ -11,6 +11,7 @@ from featkit.cli.options import balance_option, command, option, study_options, 
 from featkit.cli.output import between, interactive, print_json
 
 if TYPE_CHECKING:
+    from featkit.api import FitResults
     from featkit.evaluation.report import Rejection
     from featkit.runs.compare import OverSeeds
     from featkit.runs.fit import Run
@@ -95,19 +96,26 @@ def fit(head: tuple[str, ...], seeds: int, as_json: bool, **options: Any) -> Non
     found = api.fit_heads(
         head or ("linear",), seeds=seeds, on_run=show, progress=interactive(), **options
     )
+    if as_json:
+        _print_results_json(found)
+        return
     for name, summary in found.seeds.items():
-        if as_json:
-            runs = [run for run in found.runs if run.head_spec == name]
-            ids, counts = [run.id for run in runs], [run.report.n for run in runs]
-            print_json({"runs": ids, "n": counts, **summary.to_dict()})
-        else:
-            click.echo(f"{name} over {seeds} seeds: {_seeds_text(summary)}")
-    if as_json and seeds == 1:
-        values = [run.to_dict() for run in found.runs]
-        print_json(values if len(values) > 1 else values[0])
-    elif found.comparison:
+        click.echo(f"{name} over {seeds} seeds: {_seeds_text(summary)}")
+    if found.comparison:
         click.echo("")
         print_comparison(found.comparison.runs, found.comparison.pairs)
+
+
+def _print_results_json(found: FitResults) -> None:
+    """Print one object per head that was fitted with several seeds, else the runs."""
+    for name, summary in found.seeds.items():
+        runs = [run for run in found.runs if run.head_spec == name]
+        ids, counts = [run.id for run in runs], [run.report.n for run in runs]
+        print_json({"runs": ids, "n": counts, **summary.to_dict()})
+    if found.seeds:
+        return
+    values = [run.to_dict() for run in found.runs]
+    print_json(values if len(values) > 1 else values[0])
 
 
 def run_text(run: Run) -> str:

@@ -6,8 +6,7 @@ statistic.
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -28,7 +27,7 @@ from featkit.plots.training import History, plot_histories
 if TYPE_CHECKING:
     from featkit.ablation.cells import CellResult
     from featkit.ablation.run import AblationResult
-    from featkit.images.base import ImageSet
+    from featkit.images.base import ImageSet, Pixels
     from featkit.runs.fit import Run
     from featkit.studies.audit import AuditResult, Finding
     from featkit.studies.fewshot import FewShotScore
@@ -172,47 +171,58 @@ def audit_figures(audit: AuditResult, images: ImageSet) -> dict[str, bytes]:
             f"{audit.data} has changed since its features were extracted: extract them again"
         )
 
-    def tile(finding: Finding, lines: Sequence[str]) -> Tile:
+    def pictures(finding: Finding) -> tuple[Pixels, ...]:
         names = [name for name in (finding.image, finding.other) if name]
-        return Tile(tuple(thumbnail(images.load(rows[name])) for name in names), tuple(lines))
+        return tuple(thumbnail(images.load(rows[name])) for name in names)
 
     found = audit.findings()
-    suspects = []
-    for finding in found["suspect"][:_CONTACT_TILES]:
+    sections = [
+        _suspect_labels(found["suspect"], pictures),
+        _near_duplicates(found["near"], pictures),
+    ]
+    return {"contact.png": png_bytes(plot_contact(sections, title=f"Audit of {audit.data}"))}
+
+
+def _suspect_labels(
+    suspects: Sequence[Finding], pictures: Callable[[Finding], tuple[Pixels, ...]]
+) -> Section:
+    """Return the first tiles of suspect labels, each with the suggested label."""
+    tiles = []
+    for finding in suspects[:_CONTACT_TILES]:
         lines = (
             f"{finding.label} →",
             f"{finding.other_label}?",
             f"odds {odds_text(finding.score)}",
             finding.image,
         )
-        suspects.append(tile(finding, lines))
-    group_sizes = Counter(finding.group for finding in found["near"])
-    # Findings are sorted by similarity, so the first pair of a group is its most similar one.
-    first_of_group: dict[int, Finding] = {}
-    for finding in found["near"]:
-        first_of_group.setdefault(finding.group, finding)
-    pairs = []
-    for finding in list(first_of_group.values())[:_CONTACT_TILES]:
-        labels = " ≠ ".join(dict.fromkeys([finding.label, finding.other_label]))
-        more = group_sizes[finding.group] - 1
-        others = f", {more} more pairs" if more > 1 else ", 1 more pair" if more else ""
-        pairs.append(
-            tile(
-                finding,
-                (labels, f"cosine {finding.score:.3f}{others}", finding.image, finding.other),
-            )
-        )
-    sections = [
-        Section(
-            f"Suspect labels, top {len(suspects)} of {len(found['suspect'])}: given → suggested",
-            suspects,
-        ),
-        Section(
-            f"Near duplicates, most similar pair of {len(pairs)} of {len(first_of_group)} groups",
-            pairs,
-        ),
-    ]
-    return {"contact.png": png_bytes(plot_contact(sections, title=f"Audit of {audit.data}"))}
+        tiles.append(Tile(pictures(finding), lines))
+    return Section(f"Suspect labels, top {len(tiles)} of {len(suspects)}: given → suggested", tiles)
+
+
+def _near_duplicates(
+    duplicates: Sequence[Finding], pictures: Callable[[Finding], tuple[Pixels, ...]]
+) -> Section:
+    """Return the most similar pair of the first groups of near duplicates.
+
+    Args:
+        duplicates: sorted by similarity, so the first pair of a group is its most similar one.
+        pictures: returns the thumbnails of a finding.
+    """
+    groups: dict[int, list[Finding]] = {}
+    for finding in duplicates:
+        groups.setdefault(finding.group, []).append(finding)
+    tiles = []
+    for pairs in list(groups.values())[:_CONTACT_TILES]:
+        first = pairs[0]
+        labels = " ≠ ".join(dict.fromkeys([first.label, first.other_label]))
+        similarity = f"cosine {first.score:.3f}"
+        more = len(pairs) - 1
+        if more:
+            similarity += f", {more} more {'pair' if more == 1 else 'pairs'}"
+        tiles.append(Tile(pictures(first), (labels, similarity, first.image, first.other)))
+    return Section(
+        f"Near duplicates, most similar pair of {len(tiles)} of {len(groups)} groups", tiles
+    )
 
 
 def odds_text(odds: float) -> str:
@@ -248,9 +258,8 @@ def ablation_figures(result: AblationResult) -> dict[str, bytes]:
             intervals[place] = reports[0].interval95
         else:
             missing[place] = cells[0].status
-    title = f"{result.grid.name}: {constant}"
-    if pooled:
-        title += f", mean over {' and '.join(pooled)}"
+    means_over = f", mean over {' and '.join(pooled)}" if pooled else ""
+    title = f"{result.grid.name}: {constant}{means_over}"
     figure = plot_heatmap(
         means,
         rows,
@@ -265,20 +274,25 @@ def ablation_figures(result: AblationResult) -> dict[str, bytes]:
 
 def _heatmap_rows(cells: Sequence[CellResult]) -> tuple[list[str], str]:
     """Return the row name of each cell, and the constant values for the title."""
-    axes = [axis for axis in cells[0].values if axis not in ("head", "seed", "perturb")]
     # A skipped cell has no short name of its images; another cell with the same images does.
     short_names = {cell.values["data"]: cell.data for cell in cells if cell.data}
-    parts = []
-    for cell in cells:
-        named = replace(cell, data=short_names.get(cell.values["data"], ""))
-        parts.append([_axis_text(named, axis) for axis in axes])
-    varying = [len(set(column)) > 1 for column in zip(*parts, strict=True)]
+    named = [replace(cell, data=short_names.get(cell.values["data"], "")) for cell in cells]
+
+    varying: list[str] = []
+    constant: list[str] = []
+    for axis in cells[0].values:
+        if axis in ("head", "seed", "perturb"):
+            continue
+        texts = {_axis_text(cell, axis) for cell in named}
+        if len(texts) > 1:
+            varying.append(axis)
+        else:
+            constant.extend(texts - {""})
 
     names = []
-    for texts in parts:
-        shown = [text for text, varies in zip(texts, varying, strict=True) if text and varies]
-        names.append(" ".join(shown) or texts[axes.index("backbone")])
-    constant = [text for text, varies in zip(parts[0], varying, strict=True) if text and not varies]
+    for cell in named:
+        shown = filter(None, [_axis_text(cell, axis) for axis in varying])
+        names.append(" ".join(shown) or _axis_text(cell, "backbone"))
     return names, " ".join(constant)
 
 
