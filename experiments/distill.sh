@@ -2,7 +2,7 @@
 # Distill ResNet-50 with a linear head into ResNet-18, three seeds: sh experiments/distill.sh
 # FEATKIT_TEST_DATA names the folder that holds the data sets, FEATKIT_WEIGHTS that of the weights.
 # Ten train images of each class of Caltech-101, on average, drawn by seed, and all test images; README.md in
-# experiments/distill says how the settings were chosen. First layer4 on cached activations, then an untrained
+# experiments/distill describes how the hyperparameters were selected. First layer4 on cached activations, then an untrained
 # network on images of 64 pixels, for which long training matters most.
 set -eu
 

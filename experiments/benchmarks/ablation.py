@@ -1,10 +1,10 @@
-"""A matrix against the plain way.
+"""Compare the time of a grid with that of the same cells computed one at a time.
 
-Two backbones x five heads x four kinds of test images (as they are, and ``mixed`` at three levels): forty cells.
-The plain way extracts (train as it is, test perturbed) and fits in each cell, with the same engine and settings. The
-matrix makes each file of vectors once, fits each head once, and judges it on all four. Both are given the same images
-and say the same numbers, which is checked. ``--limit`` makes both smaller; ``--plain-cells`` times only so many cells
-of the plain way, spread evenly over all, and says what all would take.
+The grid has two backbones, five heads and four test conditions (clean, and ``mixed`` at three levels): 40 cells.
+``featkit ablate`` extracts features once per cache file and fits each head once for the four test conditions. The
+baseline extracts features (clean train images, corrupted test images) and fits the head in every cell, with the same
+engine and options. The program checks that both give the same accuracies. ``--limit`` reduces the images;
+``--plain-cells`` times a number of cells of the baseline, spread evenly, and extrapolates to all cells.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ PERTURBATIONS = ("none", *(f"mixed:level={level}" for level in ("mild", "medium"
 
 
 def make_grid(arguments: argparse.Namespace) -> Grid:
-    """Return the forty cells."""
+    """Return the grid of 40 cells."""
     axes = {
         "data": (arguments.data,),
         "backbone": tuple(arguments.backbone),
@@ -44,7 +44,7 @@ def make_grid(arguments: argparse.Namespace) -> Grid:
 
 
 def plain_cell(grid: Grid, values: dict[str, Any]) -> Run:
-    """Extract and fit for one cell alone."""
+    """Extract features and fit the head for one cell."""
     request = replace(
         cell_features({**values, "perturb": "none"}, grid.fixed).clean, perturb=values["perturb"]
     )
@@ -58,26 +58,28 @@ def plain_cell(grid: Grid, values: dict[str, Any]) -> Run:
         return fit_run(source, str(values["head"]), seed=int(values["seed"]))
 
 
-def timed_matrix(grid: Grid, jobs: int) -> tuple[AblationResult, float]:
-    """Run the matrix from nothing."""
+def timed_grid(grid: Grid, jobs: int) -> tuple[AblationResult, float]:
+    """Run the grid with an empty cache; return its result and the seconds."""
     with tempfile.TemporaryDirectory() as folder:
         start = time.perf_counter()
-        matrix = run_grid(
+        result = run_grid(
             grid, AblationConfig(Path(folder, "out"), Path(folder, "cache"), Compute(), jobs=jobs)
         )
-        return matrix, time.perf_counter() - start
+        return result, time.perf_counter() - start
 
 
 def check(cell: CellResult, run: Run) -> None:
-    """See that both ways say the same."""
+    """Check that the grid and the baseline give the same accuracies."""
     assert cell.report is not None, cell.reason
     found = (cell.report.n, cell.report.top1, cell.report.balanced_accuracy)
     expected = (run.report.n, run.report.top1, run.report.balanced_accuracy)
-    assert found == expected, f"{dict(cell.values)}: {found} in the matrix, {expected} alone"
+    assert found == expected, (
+        f"{dict(cell.values)}: {found} in the grid, {expected} in the baseline"
+    )
 
 
 def main() -> None:
-    """Print the time of both ways and their ratio."""
+    """Print the times of the grid and of the baseline, and their ratio."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -87,14 +89,12 @@ def main() -> None:
     parser.add_argument("--weights", default="imagenet" if real else "random")
     parser.add_argument("--limit", default="train=1000,test=500")
     parser.add_argument("--jobs", type=int, default=available_cores())
-    parser.add_argument(
-        "--plain-cells", type=int, help="how many cells of the plain way to time [all]"
-    )
+    parser.add_argument("--plain-cells", type=int, help="number of baseline cells to time [all]")
     arguments = parser.parse_args()
     grid = make_grid(arguments)
-    matrix, seconds = timed_matrix(grid, arguments.jobs)
-    count = len(matrix.cells)
-    chosen = matrix.cells[:: max(1, count // (arguments.plain_cells or count))]
+    result, seconds = timed_grid(grid, arguments.jobs)
+    count = len(result.cells)
+    chosen = result.cells[:: max(1, count // (arguments.plain_cells or count))]
     start = time.perf_counter()
     for cell in chosen:
         check(cell, plain_cell(grid, dict(cell.values)))
@@ -104,9 +104,9 @@ def main() -> None:
         f"{arguments.data} {arguments.limit or ''}: {count} cells, {available_cores()} cores, {arguments.jobs} jobs"
     )
     print(
-        f"matrix {seconds:.1f} s, each cell by itself {plain:.1f} s{timed}: {plain / seconds:.1f} times"
+        f"grid {seconds:.1f} s, one cell at a time {plain:.1f} s{timed}: {plain / seconds:.1f} times"
     )
-    print(f"{len(chosen)} cells compared: the same top-1 and balanced accuracy")
+    print(f"{len(chosen)} cells compared: same top-1 and balanced accuracy")
 
 
 if __name__ == "__main__":

@@ -1,12 +1,12 @@
-"""Planted errors: wrong labels and near duplicates, and how many of them an audit finds; beside cleanlab where it is.
+"""Measure how many synthetic label errors and near duplicates an audit finds, compared with cleanlab.
 
     FEATKIT_TEST_DATA=... FEATKIT_WEIGHTS=... python experiments/benchmarks/audit.py [--repeats 3] [--cache cache]
 
-3 % of all labels are made wrong, either at random (``random``) or to the class whose mean vector is nearest among the
-others (``nearest``). Precision counts what was wrong in the data before as false. cleanlab gets the same planted
-errors: with our probabilities, by each way it has to choose among them, and with ``--whole`` by its own whole way
-(``CleanLearning``: its cross-validation of logistic regression on standardised vectors). Without the real images and
-weights there is nothing to measure, and it says so.
+3 % of all labels are changed, either at random (``random``) or to the class with the nearest mean feature vector
+(``nearest``). Labels that were wrong before count as false positives. cleanlab, if it is installed, gets the same
+labels: with featkit's probabilities in each of its filters, and with ``--whole`` its complete method
+(``CleanLearning``: cross-validated logistic regression on standardised features). Nothing is measured without real
+images and weights.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ try:
 except ImportError:
     find_label_issues = None
 
-SHARE = 0.03
+ERROR_RATE = 0.03
 FILTERS = (
     "prune_by_noise_rate",
     "prune_by_class",
@@ -54,11 +54,11 @@ FILTERS = (
 Flags = NDArray[np.bool_]
 
 
-def plant(embeddings: Embeddings, how: str, seed: int) -> NDArray[np.int64]:
-    """Return the labels with 3 % of them wrong."""
+def add_label_errors(embeddings: Embeddings, how: str, seed: int) -> NDArray[np.int64]:
+    """Return the labels with 3 % of them changed."""
     x, y, k = embeddings.x, embeddings.y.copy(), len(embeddings.classes)
     rng = np.random.default_rng(seed)
-    rows = rng.choice(len(y), round(SHARE * len(y)), replace=False)
+    rows = rng.choice(len(y), round(ERROR_RATE * len(y)), replace=False)
     if how == "random":
         y[rows] = (y[rows] + rng.integers(1, k, len(rows))) % k
         return y
@@ -70,7 +70,7 @@ def plant(embeddings: Embeddings, how: str, seed: int) -> NDArray[np.int64]:
     return y
 
 
-def worth(flagged: Flags, wrong: Flags) -> tuple[float, float, float]:
+def scores(flagged: Flags, wrong: Flags) -> tuple[float, float, float]:
     """Return precision, recall and F1."""
     hits = int((flagged & wrong).sum())
     return (
@@ -87,10 +87,10 @@ def flags(rows: NDArray[np.int64], n: int) -> Flags:
     return found
 
 
-def ways(
+def methods(
     x: NDArray[np.float32], y: NDArray[np.int64], k: int, whole: bool
 ) -> Iterator[tuple[str, Callable[[], Flags]]]:
-    """Yield every way to find wrong labels; those of cleanlab on our probabilities come after ours."""
+    """Yield each method that finds label errors; cleanlab's filters use the probabilities of featkit's."""
     pooled: list[NDArray[np.float64]] = []
 
     def ours() -> Flags:
@@ -119,15 +119,15 @@ def ways(
             yield "cleanlab CleanLearning", theirs
 
 
-def wrong_labels(embeddings: Embeddings, how: str, seeds: range, whole: bool) -> None:
-    """Print precision, recall and F1 of each way, means over the seeds."""
+def label_errors(embeddings: Embeddings, how: str, seeds: range, whole: bool) -> None:
+    """Print precision, recall and F1 of each method, averaged over seeds."""
     found: dict[str, list[tuple[float, ...]]] = {}
     for seed in seeds:
-        y = plant(embeddings, how, seed)
-        for name, find in ways(embeddings.x, y, len(embeddings.classes), whole):
+        y = add_label_errors(embeddings, how, seed)
+        for name, find in methods(embeddings.x, y, len(embeddings.classes), whole):
             start = time.perf_counter()
             flagged = find()
-            values = (*worth(flagged, y != embeddings.y), time.perf_counter() - start)
+            values = (*scores(flagged, y != embeddings.y), time.perf_counter() - start)
             found.setdefault(name, []).append(values)
     for name, values in found.items():
         precision, recall, f1, seconds = map(statistics.mean, zip(*values, strict=True))
@@ -160,8 +160,8 @@ CHANGES: dict[str, Callable[[Image.Image], Image.Image]] = {
 }
 
 
-def planted_copies(data: str, embeddings: Embeddings, network: str, count: int = 100) -> None:
-    """Print the share of changed copies that are found as near duplicates of their originals."""
+def modified_copies(data: str, embeddings: Embeddings, network: str, count: int = 100) -> None:
+    """Print the fraction of modified copies that are found as near duplicates of their originals."""
     images = load_images(data)
     rows = np.random.default_rng(0).choice(len(embeddings), count, replace=False)
     place = {name: row for row, name in enumerate(images.ids)}
@@ -174,8 +174,8 @@ def planted_copies(data: str, embeddings: Embeddings, network: str, count: int =
         todo = [(load_backbone(network), embeddings.recipe.precision, frozenset(range(count)))]
         x = np.empty((count, embeddings.x.shape[1]), np.float32)
         for batch in embed(replace(originals, load=load), todo, Compute(device="cpu")):
-            here, vectors = batch.outputs[0]
-            x[here] = vectors
+            batch_rows, features = batch.outputs[0]
+            x[batch_rows] = features
         found = near_duplicates(nearest_neighbours(np.concatenate([embeddings.x, x])))
         pairs = set(map(tuple, found.pairs.tolist()))
         hits = sum((row, len(embeddings) + copy) in pairs for copy, row in enumerate(rows.tolist()))
@@ -186,23 +186,23 @@ def planted_copies(data: str, embeddings: Embeddings, network: str, count: int =
 
 
 def main() -> None:
-    """Measure and print."""
+    """Measure label errors and near duplicates on each data set and network."""
     options = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     options.add_argument("--repeats", type=int, default=3)
     options.add_argument(
-        "--first-seed", type=int, default=2, help="0 and 1 served to choose the ranking"
+        "--first-seed", type=int, default=2, help="0 and 1 were used to select the method"
     )
     options.add_argument("--data", nargs="+", default=["caltech101", "eurosat"])
     options.add_argument("--networks", nargs="+", default=["resnet18", "resnet50"])
     options.add_argument("--cache", type=Path, default=Path("cache"))
-    options.add_argument("--whole", action="store_true", help="cleanlab's whole way too: minutes")
+    options.add_argument(
+        "--whole", action="store_true", help="also run CleanLearning, which takes minutes"
+    )
     chosen = options.parse_args()
     if not {"FEATKIT_TEST_DATA", "FEATKIT_WEIGHTS"} <= os.environ.keys():
-        print(
-            "nothing measured: set FEATKIT_TEST_DATA and FEATKIT_WEIGHTS to real images and weights"
-        )
+        print("FEATKIT_TEST_DATA and FEATKIT_WEIGHTS are not set: nothing is measured")
         return
     seeds = range(chosen.first_seed, chosen.first_seed + chosen.repeats)
     for name in chosen.data:
@@ -211,8 +211,8 @@ def main() -> None:
             embeddings = extract(data, network, cache=chosen.cache)
             print(f"{name}, {network}: precision, recall, F1 (range), means of {chosen.repeats}")
             for how in ("random", "nearest"):
-                wrong_labels(embeddings, how, seeds, chosen.whole)
-            planted_copies(data, embeddings, network)
+                label_errors(embeddings, how, seeds, chosen.whole)
+            modified_copies(data, embeddings, network)
 
 
 if __name__ == "__main__":

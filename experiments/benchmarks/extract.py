@@ -1,12 +1,11 @@
-"""Images per second from files to a cache file: featkit beside the plain torchvision loop and its peers, in one run.
+"""Measure feature extraction, from image files to a cache file, and compare it with other libraries.
 
     FEATKIT_TEST_DATA=... FEATKIT_WEIGHTS=... python experiments/benchmarks/extract.py [--images 256] [--repeats 5]
 
-All ways take turns in every repeat; medians are printed. The limit is what the cores could do if they did nothing but
-decode and compute: cores / (core-seconds of decoding and preprocessing + core-seconds of the forward pass, per image).
-The peers timm and embetter stand in the table where they are installed; thingsvision, whose pins need an environment
-of its own, where --thingsvision names the Python of that one. Without the real images and weights there is nothing to
-measure, and it says so.
+Each repeat runs all programs once; medians are printed. The upper limit in images/s is cores / (core-seconds of
+reading, decoding, resizing and the forward pass, per image). timm and embetter are included if they are installed.
+thingsvision needs an environment of its own: ``--thingsvision`` is the Python of that environment. Nothing is measured
+without real images and weights.
 """
 
 from __future__ import annotations
@@ -45,7 +44,7 @@ Timed = Callable[[], object]
 
 
 def plain_loop(network: str, root: Path) -> Timed:
-    """Return the loop that everyone writes; the network is built before the clock starts."""
+    """Return a plain torchvision loop; the network is built before timing."""
     transform = torchvision.models.get_model_weights(network).IMAGENET1K_V1.transforms()
     images = torchvision.datasets.ImageFolder(str(root), transform=transform)
     module = torchvision.models.get_model(network)
@@ -64,10 +63,10 @@ def plain_loop(network: str, root: Path) -> Timed:
 
 
 def ours(network: str, way: str, files: list[Path], scratch: Path) -> Timed:
-    """Return featkit's whole way, from the first file that is read to a published cache file.
+    """Return an extraction with featkit, timed from reading the first file to the published cache file.
 
-    As for the plain loop, the network is built before the clock starts; an int8 one is calibrated before, and of a
-    compiled one only the images after the first 64 count.
+    As for the plain loop, the network is built (and for int8 calibrated) before timing. With compilation, the first
+    64 images are not timed.
     """
     (precision, *compiled), images = way.split(), images_from_files(files)
     request = Request(data="", backbone=network, precision=precision)
@@ -91,7 +90,7 @@ def ours(network: str, way: str, files: list[Path], scratch: Path) -> Timed:
 
 
 def timm_loop(network: str, files: list[Path]) -> Timed:
-    """Return the loop of timm's documentation: its network and transform, a DataLoader."""
+    """Return the loop of timm's documentation: network and transform of timm, and a DataLoader."""
     import timm
     from PIL import Image
 
@@ -100,7 +99,7 @@ def timm_loop(network: str, files: list[Path]) -> Timed:
     transform = timm.data.create_transform(**config)
     images = [str(file) for file in files]
 
-    class Pictures(torch.utils.data.Dataset):
+    class ImageFiles(torch.utils.data.Dataset):
         def __len__(self) -> int:
             return len(images)
 
@@ -110,14 +109,14 @@ def timm_loop(network: str, files: list[Path]) -> Timed:
     def run() -> object:
         with torch.inference_mode():
             return torch.cat(
-                [module(batch) for batch in DataLoader(Pictures(), batch_size=32, num_workers=2)]
+                [module(batch) for batch in DataLoader(ImageFiles(), batch_size=32, num_workers=2)]
             )
 
     return run
 
 
 def embetter_loop(network: str, files: list[Path]) -> Timed:
-    """Return embetter's pipeline: its loader, and its encoder on a network of timm's."""
+    """Return embetter's pipeline: its image loader and its encoder with a timm network."""
     import timm
     from embetter.vision import ImageLoader, TimmEncoder
 
@@ -144,7 +143,7 @@ for line in sys.stdin:
 
 
 def thingsvision_loop(python: str, network: str, root: Path, count: int) -> Timed:
-    """Return thingsvision in a process of its own, which imports and builds before the clock starts."""
+    """Return thingsvision in a separate process, which builds the network before timing."""
     command = [python, "-c", THINGSVISION, network, str(root)]
     process = subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
@@ -153,7 +152,7 @@ def thingsvision_loop(python: str, network: str, root: Path, count: int) -> Time
     def run() -> object:
         process.stdin.write("go\n")
         process.stdin.flush()
-        for line in process.stdout:  # which also holds what thingsvision has to say
+        for line in process.stdout:  # thingsvision prints messages as well
             if line.strip().replace(".", "", 1).isdigit():
                 return float(line) / count
         raise RuntimeError("thingsvision stopped")
@@ -162,8 +161,10 @@ def thingsvision_loop(python: str, network: str, root: Path, count: int) -> Time
     return run
 
 
-def peers(network: str, files: list[Path], root: Path, python: str | None) -> dict[str, Timed]:
-    """Return those peers that are installed, on the same images and a network of the same shape."""
+def other_libraries(
+    network: str, files: list[Path], root: Path, python: str | None
+) -> dict[str, Timed]:
+    """Return the installed libraries, on the same images and a network of the same architecture."""
     found = {}
     for name, make in (("timm", timm_loop), ("embetter", embetter_loop)):
         if importlib.util.find_spec(name):
@@ -179,9 +180,9 @@ def peers(network: str, files: list[Path], root: Path, python: str | None) -> di
 def core_seconds(
     network: str, precision: str, files: list[Path], scratch: Path
 ) -> dict[str, float]:
-    """Return core-seconds per image of each stage, on one core, as a worker does it.
+    """Return core-seconds per image of each stage, measured on one core.
 
-    int8 runs the network that ``ours`` has calibrated.
+    int8 uses the network that ``ours`` has calibrated.
     """
     images, files = images_from_files(files), files[:64]
     request = Request(data="", backbone=network, precision=precision)
@@ -191,20 +192,20 @@ def core_seconds(
     spent, seconds = {}, time.perf_counter()
     data = [file.read_bytes() for file in files]
     spent["read"], seconds = time.perf_counter() - seconds, time.perf_counter()
-    pictures = [decode(name, str(file)) for name, file in zip(data, files, strict=True)]
+    decoded = [decode(name, str(file)) for name, file in zip(data, files, strict=True)]
     spent["decode"], seconds = time.perf_counter() - seconds, time.perf_counter()
-    pixels = np.stack([prepare(picture) for picture in pictures])
+    pixels = np.stack([prepare(image) for image in decoded])
     spent["resize"] = time.perf_counter() - seconds
     engine = open_engine(backbone, precision=precision)
     with one_thread_per_worker() as one_thread:
         one_thread()
         engine(pixels[:16])
         seconds = time.perf_counter()
-        vectors = np.concatenate(
+        features = np.concatenate(
             [engine(pixels[first : first + 16]) for first in range(0, len(pixels), 16)]
         )
         spent["forward"], seconds = time.perf_counter() - seconds, time.perf_counter()
-    np.save(scratch / "write.npy", vectors)
+    np.save(scratch / "write.npy", features)
     spent["write"] = time.perf_counter() - seconds
     return {stage: taken / len(files) for stage, taken in spent.items()}
 
@@ -212,11 +213,11 @@ def core_seconds(
 def compare(
     network: str, data: tuple[str, list[Path], Path], scratch: Path, chosen: argparse.Namespace
 ) -> None:
-    """Print one line for each way, medians over the repeats, each repeat running all ways in turn."""
+    """Print one line for each program: medians over the repeats, interleaved."""
     name, files, root = data
     ways = {
         "plain loop": plain_loop(network, root),
-        **({} if chosen.no_peers else peers(network, files, root, chosen.thingsvision)),
+        **({} if chosen.no_peers else other_libraries(network, files, root, chosen.thingsvision)),
     }
     ways |= {f"featkit {way}": ours(network, way, files, scratch / way) for way in chosen.ways}
     stages: dict[str, list[dict[str, float]]] = {way: [] for way in chosen.ways}
@@ -239,7 +240,7 @@ def compare(
 
 
 def _stages(measured: list[dict[str, float]], rate: float) -> str:
-    """Return the share of the limit that a rate is, and the milliseconds of one core that each stage takes."""
+    """Return the fraction of the upper limit, and the milliseconds of one core for each stage."""
     if not measured:
         return ""
     medians = {stage: statistics.median(each[stage] for each in measured) for stage in measured[0]}
@@ -252,7 +253,7 @@ def _stages(measured: list[dict[str, float]], rate: float) -> str:
 
 
 def warm_hit(files: list[Path], scratch: Path) -> float:
-    """Return the seconds that finding a whole file of these images takes."""
+    """Return the seconds of a cache hit for these images."""
     images = images_from_files(files)
     request = Request(data="", weights="random", resize="32", precision="fp32")
     run_extractions([request], images, scratch, Compute(device="cpu"))
@@ -278,12 +279,12 @@ images = replace(images, ids=tuple(map(str, range(len(files)))), key=lambda row:
 request = Request(data="", weights="random", precision="bf16", resize="64")
 run_extractions([request], images, Path(sys.argv[2]), Compute(device="cpu"))
 peak = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
-print(int(peak.split()[1]) / 1024)  # not ru_maxrss, which begins with that of the parent
+print(int(peak.split()[1]) / 1024)  # ru_maxrss would include the peak of the parent process
 """
 
 
 def peak_memory(files: list[Path], count: int, scratch: Path) -> float:
-    """Return the peak resident memory, in MiB, of a fresh process that embeds ``count`` images."""
+    """Return the peak resident memory, in MiB, of a new process that embeds ``count`` images."""
     names = scratch / "names.txt"
     names.write_text("\n".join(str(file.absolute()) for file in islice(cycle(files), count)))
     command = [sys.executable, "-c", PEAK, str(names), str(scratch / f"peak{count}")]
@@ -291,7 +292,7 @@ def peak_memory(files: list[Path], count: int, scratch: Path) -> float:
 
 
 def _linked(name: str, count: int, folder: Path) -> tuple[list[Path], Path]:
-    """Return some images of a data set, and a folder of two classes that links to them."""
+    """Return a sample of images of a data set, and a folder of two classes with links to them."""
     everything = sorted(Path(os.environ["FEATKIT_TEST_DATA"], name).rglob("*.jpg"))
     files = everything[:: max(1, len(everything) // count)][:count]
     for number, file in enumerate(files):
@@ -302,8 +303,8 @@ def _linked(name: str, count: int, folder: Path) -> tuple[list[Path], Path]:
 
 
 def main() -> None:
-    """Measure and print."""
-    keep_freed_memory()  # as the program does
+    """Measure all programs on each data set and network, and peak memory."""
+    keep_freed_memory()  # as the command line does
     options = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -313,22 +314,20 @@ def main() -> None:
     options.add_argument("--data", nargs="+", default=["caltech101", "pets"])
     options.add_argument("--ways", nargs="+", default=["fp32", "bf16", "bf16 compiled", *INT8])
     options.add_argument(
-        "--thingsvision", metavar="PYTHON", help="the Python that has thingsvision"
+        "--thingsvision", metavar="PYTHON", help="Python interpreter with thingsvision"
     )
     options.add_argument("--no-memory", action="store_true")
     options.add_argument("--no-peers", action="store_true")
     chosen = options.parse_args()
     if not {"FEATKIT_TEST_DATA", "FEATKIT_WEIGHTS"} <= os.environ.keys():
-        print(
-            "nothing measured: set FEATKIT_TEST_DATA and FEATKIT_WEIGHTS to real images and weights"
-        )
+        print("FEATKIT_TEST_DATA and FEATKIT_WEIGHTS are not set: nothing is measured")
         return
     everything = sorted(Path(os.environ["FEATKIT_TEST_DATA"], "caltech101").rglob("*.jpg"))
     with tempfile.TemporaryDirectory() as folder:
         print(
             f"{chosen.images} images, {available_cores()} cores, medians of {chosen.repeats}: images/s, ratio to the plain loop,"
         )
-        print("share of the limit, milliseconds of one core for each stage of an image")
+        print("fraction of the upper limit, milliseconds of one core for each stage of an image")
         for name in chosen.data:
             data = (name, *_linked(name, chosen.images, Path(folder)))
             for network in chosen.networks:
