@@ -1,10 +1,14 @@
-"""Compare the time of a grid with that of the same cells computed one at a time.
+"""Compare a grid with computing its cells one at a time.
 
-The grid has two backbones, five heads and four test conditions (clean, and ``mixed`` at three levels): 40 cells.
-``featkit ablate`` extracts features once per cache file and fits each head once for the four test conditions. The
-baseline extracts features (clean train images, corrupted test images) and fits the head in every cell, with the same
-engine and options. The program checks that both give the same accuracies. ``--limit`` reduces the images;
-``--plain-cells`` times a number of cells of the baseline, spread evenly, and extrapolates to all cells.
+    python experiments/benchmarks/ablation.py [--limit train=606,test=303] [--cells 10]
+
+Two backbones x five heads x four kinds of test images (unperturbed, and the corruption ``mixed`` at
+three levels): 40 cells. The baseline extracts features (unperturbed train images, perturbed test
+images), fits a head and evaluates it for each cell. The grid extracts each set of features once,
+fits each head once and evaluates it on all four. Both use the same images, engine and options, and
+must give the same accuracies, which is checked. With ``--cells`` the baseline computes that many
+cells, evenly spread over the grid, and its time is extrapolated. Without ``FEATKIT_TEST_DATA`` and
+``FEATKIT_WEIGHTS`` the data are scikit-learn's digits and the weights random.
 """
 
 from __future__ import annotations
@@ -13,12 +17,14 @@ import argparse
 import os
 import tempfile
 import time
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+
+import numpy as np
 
 from featkit.ablation.cells import CellResult
-from featkit.ablation.grid import HEADS, Grid
+from featkit.ablation.grid import HEADS, AxisValue, Grid
 from featkit.ablation.plan import cell_features
 from featkit.ablation.run import AblationConfig, AblationResult, run_grid
 from featkit.embeddings.extract import read_with_splits, run_extractions
@@ -28,11 +34,40 @@ from featkit.runs.features import FeatureSet
 from featkit.runs.fit import Run, fit_run
 from featkit.storage import available_cores
 
-PERTURBATIONS = ("none", *(f"mixed:level={level}" for level in ("mild", "medium", "strong")))
+PERTURBATIONS = ("none", "mixed:level=mild", "mixed:level=medium", "mixed:level=strong")
+
+
+def parse_arguments() -> argparse.Namespace:
+    """Parse the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    has_data = {"FEATKIT_TEST_DATA", "FEATKIT_WEIGHTS"} <= os.environ.keys()
+    parser.add_argument(
+        "--data",
+        default="$FEATKIT_TEST_DATA/caltech101" if has_data else "digits",
+        help="data set [%(default)s]",
+    )
+    parser.add_argument(
+        "--backbone", nargs="+", default=["resnet18", "resnet50"], help="[%(default)s]"
+    )
+    parser.add_argument(
+        "--weights", default="imagenet" if has_data else "random", help="[%(default)s]"
+    )
+    parser.add_argument(
+        "--limit", default="train=1000,test=500", help="subset of the images [%(default)s]"
+    )
+    parser.add_argument(
+        "--jobs", type=int, default=available_cores(), help="processes of the grid [%(default)s]"
+    )
+    parser.add_argument(
+        "--cells", type=int, help="number of cells that are computed one at a time [all]"
+    )
+    return parser.parse_args()
 
 
 def make_grid(arguments: argparse.Namespace) -> Grid:
-    """Return the grid of 40 cells."""
+    """Return the grid of 40 cells, or fewer with fewer backbones."""
     axes = {
         "data": (arguments.data,),
         "backbone": tuple(arguments.backbone),
@@ -40,73 +75,67 @@ def make_grid(arguments: argparse.Namespace) -> Grid:
         "head": HEADS,
         "perturb": PERTURBATIONS,
     }
-    return Grid("benchmark", axes, {"limit": arguments.limit} if arguments.limit else {})
+    fixed = {"limit": arguments.limit} if arguments.limit else {}
+    return Grid("benchmark", axes, fixed)
 
 
-def plain_cell(grid: Grid, values: dict[str, Any]) -> Run:
-    """Extract features and fit the head for one cell."""
-    request = replace(
-        cell_features({**values, "perturb": "none"}, grid.fixed).clean, perturb=values["perturb"]
-    )
-    images = request.load_images()
-    with tempfile.TemporaryDirectory() as cache:
-        (done,) = run_extractions([request], images, Path(cache), Compute())
-        source = FeatureSet(
-            request, read_with_splits(done.path, images), done.path, images.name, done.weights
-        )
-    with single_threaded_blas():
-        return fit_run(source, str(values["head"]), seed=int(values["seed"]))
-
-
-def timed_grid(grid: Grid, jobs: int) -> tuple[AblationResult, float]:
-    """Run the grid with an empty cache; return its result and the seconds."""
+def run_timed_grid(grid: Grid, jobs: int) -> tuple[AblationResult, float]:
+    """Run the grid with an empty cache; return its result and the seconds it took."""
     with tempfile.TemporaryDirectory() as folder:
+        config = AblationConfig(Path(folder, "out"), Path(folder, "cache"), Compute(), jobs=jobs)
         start = time.perf_counter()
-        result = run_grid(
-            grid, AblationConfig(Path(folder, "out"), Path(folder, "cache"), Compute(), jobs=jobs)
-        )
+        result = run_grid(grid, config)
         return result, time.perf_counter() - start
 
 
-def check(cell: CellResult, run: Run) -> None:
-    """Check that the grid and the baseline give the same accuracies."""
-    assert cell.report is not None, cell.reason
-    found = (cell.report.n, cell.report.top1, cell.report.balanced_accuracy)
-    expected = (run.report.n, run.report.top1, run.report.balanced_accuracy)
-    assert found == expected, (
-        f"{dict(cell.values)}: {found} in the grid, {expected} in the baseline"
-    )
+def run_cell(grid: Grid, values: Mapping[str, AxisValue]) -> Run:
+    """Extract features, fit and evaluate for one cell, with an empty cache."""
+    clean = cell_features({**values, "perturb": "none"}, grid.fixed).clean
+    request = replace(clean, perturb=str(values["perturb"]))
+    images = request.load_images()
+    with tempfile.TemporaryDirectory() as cache:
+        (done,) = run_extractions([request], images, Path(cache), Compute())
+        embeddings = read_with_splits(done.path, images)
+        features = FeatureSet(request, embeddings, done.path, images.name, done.weights)
+    with single_threaded_blas():
+        return fit_run(features, str(values["head"]), seed=int(values["seed"]))
+
+
+def check_equal(cell: CellResult, run: Run) -> None:
+    """Raise an error unless a cell of the grid has the same accuracies as when run alone."""
+    if cell.report is None:
+        raise RuntimeError(f"{dict(cell.values)}: no result: {cell.reason}")
+    in_grid = (cell.report.n, cell.report.top1, cell.report.balanced_accuracy)
+    alone = (run.report.n, run.report.top1, run.report.balanced_accuracy)
+    if in_grid != alone:
+        raise RuntimeError(f"{dict(cell.values)}: {in_grid} in the grid, {alone} alone")
 
 
 def main() -> None:
-    """Print the times of the grid and of the baseline, and their ratio."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    real = {"FEATKIT_TEST_DATA", "FEATKIT_WEIGHTS"} <= os.environ.keys()
-    parser.add_argument("--data", default="$FEATKIT_TEST_DATA/caltech101" if real else "digits")
-    parser.add_argument("--backbone", nargs="+", default=["resnet18", "resnet50"])
-    parser.add_argument("--weights", default="imagenet" if real else "random")
-    parser.add_argument("--limit", default="train=1000,test=500")
-    parser.add_argument("--jobs", type=int, default=available_cores())
-    parser.add_argument("--plain-cells", type=int, help="number of baseline cells to time [all]")
-    arguments = parser.parse_args()
+    """Measure both and print their times and the ratio."""
+    arguments = parse_arguments()
     grid = make_grid(arguments)
-    result, seconds = timed_grid(grid, arguments.jobs)
-    count = len(result.cells)
-    chosen = result.cells[:: max(1, count // (arguments.plain_cells or count))]
+    result, grid_seconds = run_timed_grid(grid, arguments.jobs)
+    total = len(result.cells)
+    count = min(total, arguments.cells or total)
+    # A constant step of 4 cells would select the same kind of test images each time.
+    positions = np.linspace(0, total - 1, count).round().astype(int)
+    selected = [result.cells[position] for position in positions]
     start = time.perf_counter()
-    for cell in chosen:
-        check(cell, plain_cell(grid, dict(cell.values)))
-    plain = (time.perf_counter() - start) * count / len(chosen)
-    timed = "" if len(chosen) == count else f" (from {len(chosen)} of them)"
+    for cell in selected:
+        check_equal(cell, run_cell(grid, cell.values))
+    seconds = (time.perf_counter() - start) * total / len(selected)
+
+    extrapolated = "" if len(selected) == total else f" (extrapolated from {len(selected)})"
     print(
-        f"{arguments.data} {arguments.limit or ''}: {count} cells, {available_cores()} cores, {arguments.jobs} jobs"
+        f"{arguments.data} {arguments.limit or ''}: {total} cells, {available_cores()} cores, "
+        f"{arguments.jobs} jobs"
     )
     print(
-        f"grid {seconds:.1f} s, one cell at a time {plain:.1f} s{timed}: {plain / seconds:.1f} times"
+        f"grid {grid_seconds:.1f} s, one cell at a time {seconds:.1f} s{extrapolated}: "
+        f"ratio {seconds / grid_seconds:.1f}"
     )
-    print(f"{len(chosen)} cells compared: same top-1 and balanced accuracy")
+    print(f"{len(selected)} cells compared: equal top-1 and balanced accuracy")
 
 
 if __name__ == "__main__":

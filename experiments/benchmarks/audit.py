@@ -1,12 +1,13 @@
-"""Measure how many synthetic label errors and near duplicates an audit finds, compared with cleanlab.
+"""Measure how many planted label errors and near duplicates an audit finds, beside cleanlab.
 
-    FEATKIT_TEST_DATA=... FEATKIT_WEIGHTS=... python experiments/benchmarks/audit.py [--repeats 3] [--cache cache]
+    FEATKIT_TEST_DATA=... FEATKIT_WEIGHTS=... python experiments/benchmarks/audit.py
 
-3 % of all labels are changed, either at random (``random``) or to the class with the nearest mean feature vector
-(``nearest``). Labels that were wrong before count as false positives. cleanlab, if it is installed, gets the same
-labels: with featkit's probabilities in each of its filters, and with ``--whole`` its complete method
-(``CleanLearning``: cross-validated logistic regression on standardised features). Nothing is measured without real
-images and weights.
+3 % of all labels are changed, either at random (``random``) or to the other class with the nearest
+mean feature vector (``nearest``). Label errors that were in the data before count as false
+positives. If cleanlab is installed, it gets the same labels: with featkit's probabilities, by each
+of its ``filter_by`` methods, and with ``--whole`` by ``CleanLearning``, which cross-validates
+logistic regression on standardized features. Without ``FEATKIT_TEST_DATA`` and ``FEATKIT_WEIGHTS``
+nothing is measured.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import os
 import statistics
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -51,91 +52,101 @@ FILTERS = (
     "low_normalized_margin",
     "low_self_confidence",
 )
-Flags = NDArray[np.bool_]
+Labels = NDArray[np.int64]
+Mask = NDArray[np.bool_]
+Change = Callable[[Image.Image], Image.Image]
 
 
-def add_label_errors(embeddings: Embeddings, how: str, seed: int) -> NDArray[np.int64]:
-    """Return the labels with 3 % of them changed."""
+def plant_label_errors(embeddings: Embeddings, kind: str, seed: int) -> Labels:
+    """Return the labels ``(n,)`` with 3 % of them changed.
+
+    Args:
+        embeddings: features and true labels.
+        kind: ``random``, or ``nearest`` for the other class with the most similar mean.
+        seed: of the selection of images and random classes.
+    """
     x, y, k = embeddings.x, embeddings.y.copy(), len(embeddings.classes)
     rng = np.random.default_rng(seed)
     rows = rng.choice(len(y), round(ERROR_RATE * len(y)), replace=False)
-    if how == "random":
+    if kind == "random":
         y[rows] = (y[rows] + rng.integers(1, k, len(rows))) % k
         return y
     unit = x / np.linalg.norm(x, axis=1, keepdims=True)
     means = np.stack([unit[y == label].mean(axis=0) for label in range(k)])
-    similar = unit[rows] @ (means / np.linalg.norm(means, axis=1, keepdims=True)).T
-    similar[np.arange(len(rows)), y[rows]] = -np.inf
-    y[rows] = similar.argmax(axis=1)
+    similarity = unit[rows] @ (means / np.linalg.norm(means, axis=1, keepdims=True)).T
+    similarity[np.arange(len(rows)), y[rows]] = -np.inf
+    y[rows] = similarity.argmax(axis=1)
     return y
 
 
-def scores(flagged: Flags, wrong: Flags) -> tuple[float, float, float]:
-    """Return precision, recall and F1."""
+def precision_recall_f1(flagged: Mask, wrong: Mask) -> tuple[float, float, float]:
+    """Return precision, recall and F1 of flagged rows."""
     hits = int((flagged & wrong).sum())
-    return (
-        hits / max(1, flagged.sum()),
-        hits / wrong.sum(),
-        2 * hits / (flagged.sum() + wrong.sum()),
-    )
+    precision = hits / max(1, int(flagged.sum()))
+    recall = hits / int(wrong.sum())
+    return precision, recall, 2 * hits / int(flagged.sum() + wrong.sum())
 
 
-def flags(rows: NDArray[np.int64], n: int) -> Flags:
-    """Return ``(n,)``, true at ``rows``."""
-    found = np.zeros(n, bool)
-    found[rows] = True
-    return found
+def find_with_cleanlearning(x: NDArray[np.float32], y: Labels) -> Mask:
+    """Return the label errors that cleanlab's ``CleanLearning`` finds on its own."""
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    head = make_pipeline(StandardScaler(), LogisticRegression(max_iter=400))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return CleanLearning(head).find_label_issues(x, y)["is_label_issue"].to_numpy()
 
 
-def methods(
-    x: NDArray[np.float32], y: NDArray[np.int64], k: int, whole: bool
-) -> Iterator[tuple[str, Callable[[], Flags]]]:
-    """Yield each method that finds label errors; cleanlab's filters use the probabilities of featkit's."""
-    pooled: list[NDArray[np.float64]] = []
+def find_with_each_method(
+    x: NDArray[np.float32], y: Labels, k: int, whole: bool
+) -> dict[str, tuple[Mask, float]]:
+    """Return the rows that each method flags ``(n,)``, and the seconds it takes.
 
-    def ours() -> Flags:
-        frequencies = neighbour_class_frequencies(nearest_neighbours(x), y, k)
-        pooled.append(pool_with_neighbours(out_of_fold_probabilities(x, y, k)[0], frequencies))
-        return flags(find_label_errors(pooled[0], y).rows, len(y))
+    Args:
+        x: features ``(n, d)``.
+        y: labels ``(n,)``, some of them wrong.
+        k: number of classes.
+        whole: whether to include ``CleanLearning``.
+    """
+    results: dict[str, tuple[Mask, float]] = {}
 
-    def theirs() -> Flags:
-        from sklearn.linear_model import LogisticRegression
-        from sklearn.pipeline import make_pipeline
-        from sklearn.preprocessing import StandardScaler
+    start = time.perf_counter()
+    frequencies = neighbour_class_frequencies(nearest_neighbours(x), y, k)
+    probabilities = pool_with_neighbours(out_of_fold_probabilities(x, y, k)[0], frequencies)
+    flagged = np.zeros(len(y), bool)
+    flagged[find_label_errors(probabilities, y).rows] = True
+    results["featkit"] = flagged, time.perf_counter() - start
 
-        head = make_pipeline(StandardScaler(), LogisticRegression(max_iter=400))
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return CleanLearning(head).find_label_issues(x, y)["is_label_issue"].to_numpy()
-
-    yield "featkit", ours
-    if find_label_issues is not None:
-        for name in FILTERS:
-            yield (
-                f"cleanlab {name}",
-                lambda name=name: find_label_issues(y, pooled[0], filter_by=name, n_jobs=1),
-            )
-        if whole:
-            yield "cleanlab CleanLearning", theirs
+    if find_label_issues is None:
+        return results
+    for method in FILTERS:
+        start = time.perf_counter()
+        flagged = find_label_issues(y, probabilities, filter_by=method, n_jobs=1)
+        results[f"cleanlab {method}"] = flagged, time.perf_counter() - start
+    if whole:
+        start = time.perf_counter()
+        flagged = find_with_cleanlearning(x, y)
+        results["cleanlab CleanLearning"] = flagged, time.perf_counter() - start
+    return results
 
 
-def label_errors(embeddings: Embeddings, how: str, seeds: range, whole: bool) -> None:
-    """Print precision, recall and F1 of each method, averaged over seeds."""
-    found: dict[str, list[tuple[float, ...]]] = {}
+def measure_label_errors(embeddings: Embeddings, kind: str, seeds: range, whole: bool) -> None:
+    """Print precision, recall, F1 and seconds of each method, means over the seeds."""
+    measured: dict[str, list[tuple[float, ...]]] = {}
     for seed in seeds:
-        y = add_label_errors(embeddings, how, seed)
-        for name, find in methods(embeddings.x, y, len(embeddings.classes), whole):
-            start = time.perf_counter()
-            flagged = find()
-            values = (*scores(flagged, y != embeddings.y), time.perf_counter() - start)
-            found.setdefault(name, []).append(values)
-    for name, values in found.items():
-        precision, recall, f1, seconds = map(statistics.mean, zip(*values, strict=True))
-        spread = (
-            f"{min(value[2] for value in values):.3f} to {max(value[2] for value in values):.3f}"
-        )
+        y = plant_label_errors(embeddings, kind, seed)
+        results = find_with_each_method(embeddings.x, y, len(embeddings.classes), whole)
+        for method, (flagged, seconds) in results.items():
+            scores = precision_recall_f1(flagged, y != embeddings.y)
+            measured.setdefault(method, []).append((*scores, seconds))
+    for method, rows in measured.items():
+        precision, recall, f1, seconds = map(statistics.mean, zip(*rows, strict=True))
+        f1_values = [row[2] for row in rows]
         print(
-            f"  {how:8} {name:31} {precision:.3f} {recall:.3f} {f1:.3f} ({spread}) {seconds:5.1f} s",
+            f"  {kind:8} {method:31} {precision:.3f} {recall:.3f} {f1:.3f} "
+            f"({min(f1_values):.3f} to {max(f1_values):.3f}) {seconds:5.1f} s",
             flush=True,
         )
 
@@ -151,7 +162,7 @@ def _crop(image: Image.Image) -> Image.Image:
     return image.crop((w // 20, h // 20, w - w // 20, h - h // 20))
 
 
-CHANGES: dict[str, Callable[[Image.Image], Image.Image]] = {
+CHANGES: dict[str, Change] = {
     "JPEG, quality 50": _jpeg,
     "resized to 80 %": lambda image: image.resize((image.width * 4 // 5, image.height * 4 // 5)),
     "20 % brighter": lambda image: image.point(lambda value: min(255, value * 6 // 5)),
@@ -160,59 +171,91 @@ CHANGES: dict[str, Callable[[Image.Image], Image.Image]] = {
 }
 
 
-def modified_copies(data: str, embeddings: Embeddings, network: str, count: int = 100) -> None:
-    """Print the fraction of modified copies that are found as near duplicates of their originals."""
+def measure_near_duplicates(
+    data: str, embeddings: Embeddings, backbone: str, count: int = 100
+) -> None:
+    """Print the fraction of modified copies that are found as near duplicates of their originals.
+
+    Args:
+        data: the images.
+        embeddings: their features.
+        backbone: name of the network that the features come from.
+        count: number of images to copy.
+    """
     images = load_images(data)
+    count = min(count, len(embeddings))
     rows = np.random.default_rng(0).choice(len(embeddings), count, replace=False)
-    place = {name: row for row, name in enumerate(images.ids)}
-    originals = images.take(np.array([place[embeddings.ids[row]] for row in rows]))
+    position = {name: row for row, name in enumerate(images.ids)}
+    originals = images.take(np.array([position[embeddings.ids[row]] for row in rows]))
+    network = load_backbone(backbone)
     for name, change in CHANGES.items():
 
-        def load(row: int, change: Callable[[Image.Image], Image.Image] = change) -> Pixels:
+        def load(row: int, change: Change = change) -> Pixels:
             return np.asarray(change(Image.fromarray(originals.load(row))))
 
-        todo = [(load_backbone(network), embeddings.recipe.precision, frozenset(range(count)))]
-        x = np.empty((count, embeddings.x.shape[1]), np.float32)
-        for batch in embed(replace(originals, load=load), todo, Compute(device="cpu")):
+        networks = [(network, embeddings.recipe.precision, frozenset(range(count)))]
+        copies = np.empty((count, embeddings.x.shape[1]), np.float32)
+        for batch in embed(replace(originals, load=load), networks, Compute(device="cpu")):
             batch_rows, features = batch.outputs[0]
-            x[batch_rows] = features
-        found = near_duplicates(nearest_neighbours(np.concatenate([embeddings.x, x])))
-        pairs = set(map(tuple, found.pairs.tolist()))
-        hits = sum((row, len(embeddings) + copy) in pairs for copy, row in enumerate(rows.tolist()))
+            copies[batch_rows] = features
+        found = near_duplicates(nearest_neighbours(np.concatenate([embeddings.x, copies])))
+        pairs = {tuple(pair) for pair in found.pairs.tolist()}
+        planted = {(row, len(embeddings) + copy) for copy, row in enumerate(rows.tolist())}
         print(
-            f"  {name:22} {hits / count:.2f} found, {len(pairs) - hits} other pairs, ratio {found.ratio:.3f}",
+            f"  {name:22} {len(pairs & planted) / count:.2f} found, "
+            f"{len(pairs - planted)} other pairs, distance ratio {found.ratio:.3f}",
             flush=True,
         )
 
 
-def main() -> None:
-    """Measure label errors and near duplicates on each data set and network."""
-    options = argparse.ArgumentParser(
+def parse_arguments() -> argparse.Namespace:
+    """Parse the command line."""
+    parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    options.add_argument("--repeats", type=int, default=3)
-    options.add_argument(
-        "--first-seed", type=int, default=2, help="0 and 1 were used to select the method"
+    parser.add_argument("--repeats", type=int, default=3, help="number of seeds [%(default)s]")
+    parser.add_argument(
+        "--first-seed",
+        type=int,
+        default=2,
+        help="first seed; the method was selected with seeds 0 and 1 [%(default)s]",
     )
-    options.add_argument("--data", nargs="+", default=["caltech101", "eurosat"])
-    options.add_argument("--networks", nargs="+", default=["resnet18", "resnet50"])
-    options.add_argument("--cache", type=Path, default=Path("cache"))
-    options.add_argument(
-        "--whole", action="store_true", help="also run CleanLearning, which takes minutes"
+    parser.add_argument(
+        "--data",
+        nargs="+",
+        default=["caltech101", "eurosat"],
+        help="folders in $FEATKIT_TEST_DATA [%(default)s]",
     )
-    chosen = options.parse_args()
+    parser.add_argument(
+        "--networks", nargs="+", default=["resnet18", "resnet50"], help="[%(default)s]"
+    )
+    parser.add_argument(
+        "--cache", type=Path, default=Path("cache"), help="folder of cached features [%(default)s]"
+    )
+    parser.add_argument(
+        "--whole", action="store_true", help="include cleanlab's CleanLearning, which takes minutes"
+    )
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Measure and print."""
+    arguments = parse_arguments()
     if not {"FEATKIT_TEST_DATA", "FEATKIT_WEIGHTS"} <= os.environ.keys():
         print("FEATKIT_TEST_DATA and FEATKIT_WEIGHTS are not set: nothing is measured")
         return
-    seeds = range(chosen.first_seed, chosen.first_seed + chosen.repeats)
-    for name in chosen.data:
-        for network in chosen.networks:
-            data = str(Path(os.environ["FEATKIT_TEST_DATA"], name))
-            embeddings = extract(data, network, cache=chosen.cache)
-            print(f"{name}, {network}: precision, recall, F1 (range), means of {chosen.repeats}")
-            for how in ("random", "nearest"):
-                label_errors(embeddings, how, seeds, chosen.whole)
-            modified_copies(data, embeddings, network)
+    seeds = range(arguments.first_seed, arguments.first_seed + arguments.repeats)
+    for name in arguments.data:
+        data = str(Path(os.environ["FEATKIT_TEST_DATA"], name))
+        for backbone in arguments.networks:
+            embeddings = extract(data, backbone, cache=arguments.cache)
+            print(
+                f"{name}, {backbone}: precision, recall, F1 (range), seconds; "
+                f"means of {arguments.repeats} seeds"
+            )
+            for kind in ("random", "nearest"):
+                measure_label_errors(embeddings, kind, seeds, arguments.whole)
+            measure_near_duplicates(data, embeddings, backbone)
 
 
 if __name__ == "__main__":
