@@ -1,14 +1,14 @@
 """Compare a grid with computing its cells one at a time.
 
-    python experiments/benchmarks/ablation.py [--limit train=606,test=303] [--cells 10]
+    python experiments/benchmarks/ablation.py [--limit SPEC] [--plain-cells N]
 
 Two backbones x five heads x four kinds of test images (unperturbed, and the corruption ``mixed`` at
 three levels): 40 cells. The baseline extracts features (unperturbed train images, perturbed test
 images), fits a head and evaluates it for each cell. The grid extracts each set of features once,
 fits each head once and evaluates it on all four. Both use the same images, engine and options, and
-must give the same accuracies, which is checked. With ``--cells`` the baseline computes that many
-cells, evenly spread over the grid, and its time is extrapolated. Without ``FEATKIT_TEST_DATA`` and
-``FEATKIT_WEIGHTS`` the data are scikit-learn's digits and the weights random.
+must give the same accuracies, which is checked. With ``--plain-cells`` the baseline computes that
+many cells, evenly spread over the grid, and its time is extrapolated. Without ``FEATKIT_TEST_DATA``
+and ``FEATKIT_WEIGHTS`` the data are scikit-learn's digits and the weights random.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def parse_arguments() -> argparse.Namespace:
         "--jobs", type=int, default=available_cores(), help="processes of the grid [%(default)s]"
     )
     parser.add_argument(
-        "--cells", type=int, help="number of cells that are computed one at a time [all]"
+        "--plain-cells", type=int, help="number of cells that are computed one at a time [all]"
     )
     return parser.parse_args()
 
@@ -117,7 +117,7 @@ def main() -> None:
     grid = make_grid(arguments)
     result, grid_seconds = run_timed_grid(grid, arguments.jobs)
     total = len(result.cells)
-    count = min(total, arguments.cells or total)
+    count = min(total, arguments.plain_cells or total)
     # A constant step of 4 cells would select the same kind of test images each time.
     positions = np.linspace(0, total - 1, count).round().astype(int)
     selected = [result.cells[position] for position in positions]

@@ -1,4 +1,4 @@
-"""Measure how many planted label errors and near duplicates an audit finds, beside cleanlab.
+"""Measure how many synthetic label errors and near duplicates an audit finds.
 
     FEATKIT_TEST_DATA=... FEATKIT_WEIGHTS=... python experiments/benchmarks/audit.py
 
@@ -57,7 +57,7 @@ Mask = NDArray[np.bool_]
 Change = Callable[[Image.Image], Image.Image]
 
 
-def plant_label_errors(embeddings: Embeddings, kind: str, seed: int) -> Labels:
+def add_label_errors(embeddings: Embeddings, kind: str, seed: int) -> Labels:
     """Return the labels ``(n,)`` with 3 % of them changed.
 
     Args:
@@ -136,7 +136,7 @@ def measure_label_errors(embeddings: Embeddings, kind: str, seeds: range, whole:
     """Print precision, recall, F1 and seconds of each method, means over the seeds."""
     measured: dict[str, list[tuple[float, ...]]] = {}
     for seed in seeds:
-        y = plant_label_errors(embeddings, kind, seed)
+        y = add_label_errors(embeddings, kind, seed)
         results = find_with_each_method(embeddings.x, y, len(embeddings.classes), whole)
         for method, (flagged, seconds) in results.items():
             scores = precision_recall_f1(flagged, y != embeddings.y)
@@ -200,10 +200,10 @@ def measure_near_duplicates(
             copies[batch_rows] = features
         found = near_duplicates(nearest_neighbours(np.concatenate([embeddings.x, copies])))
         pairs = {tuple(pair) for pair in found.pairs.tolist()}
-        planted = {(row, len(embeddings) + copy) for copy, row in enumerate(rows.tolist())}
+        expected = {(row, len(embeddings) + copy) for copy, row in enumerate(rows.tolist())}
         print(
-            f"  {name:22} {len(pairs & planted) / count:.2f} found, "
-            f"{len(pairs - planted)} other pairs, distance ratio {found.ratio:.3f}",
+            f"  {name:22} {len(pairs & expected) / count:.2f} found, "
+            f"{len(pairs - expected)} other pairs, distance ratio {found.ratio:.3f}",
             flush=True,
         )
 

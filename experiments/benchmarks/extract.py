@@ -1,11 +1,13 @@
-"""Measure feature extraction, from image files to a cache file, and compare it with other libraries.
+"""Measure images per second from image files to a cache file, beside other libraries.
 
-    FEATKIT_TEST_DATA=... FEATKIT_WEIGHTS=... python experiments/benchmarks/extract.py [--images 256] [--repeats 5]
+    FEATKIT_TEST_DATA=... FEATKIT_WEIGHTS=... python experiments/benchmarks/extract.py
 
-Each repeat runs all programs once; medians are printed. The upper limit in images/s is cores / (core-seconds of
-reading, decoding, resizing and the forward pass, per image). timm and embetter are included if they are installed.
-thingsvision needs an environment of its own: ``--thingsvision`` is the Python of that environment. Nothing is measured
-without real images and weights.
+The baseline is the usual torchvision loop over a ``DataLoader``. All methods run in turn in each
+repetition, and medians are printed. "Limit" is the rate of cores that do nothing but read, decode,
+resize and compute: cores / (core-seconds of these stages per image). timm and embetter are measured
+if they are installed; thingsvision, which pins old versions of its dependencies, with
+``--thingsvision`` and the Python of an environment that has it. Without ``FEATKIT_TEST_DATA`` and
+``FEATKIT_WEIGHTS`` nothing is measured.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import cycle, islice
 from pathlib import Path
 
@@ -40,35 +42,68 @@ from featkit.images.decode import decode
 from featkit.images.files import images_from_files
 from featkit.storage import available_cores
 
-Timed = Callable[[], object]
+Method = Callable[[], float]
+"""Extracts features of all images once and returns the seconds per image."""
 
 
-def plain_loop(network: str, root: Path) -> Timed:
-    """Return a plain torchvision loop; the network is built before timing."""
+@dataclass(frozen=True)
+class DataSet:
+    """Images to measure with.
+
+    Attributes:
+        name: of the data set.
+        files: the images.
+        root: folder of two classes that links to them, as torchvision needs it.
+    """
+
+    name: str
+    files: list[Path]
+    root: Path
+
+
+def timed(extract: Callable[[], object], count: int) -> Method:
+    """Return a method that times ``extract``, which extracts features of ``count`` images."""
+
+    def run() -> float:
+        start = time.perf_counter()
+        extract()
+        return (time.perf_counter() - start) / count
+
+    return run
+
+
+def torchvision_loop(network: str, data: DataSet) -> Method:
+    """Return the usual torchvision loop; the network is built beforehand."""
     transform = torchvision.models.get_model_weights(network).IMAGENET1K_V1.transforms()
-    images = torchvision.datasets.ImageFolder(str(root), transform=transform)
+    images = torchvision.datasets.ImageFolder(str(data.root), transform=transform)
     module = torchvision.models.get_model(network)
     state = torch.load(Path(os.environ["FEATKIT_WEIGHTS"], f"{network}.pth"), weights_only=True)
     module.load_state_dict(state)
     module.fc = torch.nn.Identity()
     module.eval()
 
-    def run() -> object:
+    def extract() -> object:
+        loader = DataLoader(images, batch_size=32, num_workers=2)
         with torch.no_grad():
-            return torch.cat(
-                [module(batch) for batch, _ in DataLoader(images, batch_size=32, num_workers=2)]
-            )
+            return torch.cat([module(batch) for batch, _ in loader])
 
-    return run
+    return timed(extract, len(data.files))
 
 
-def ours(network: str, way: str, files: list[Path], scratch: Path) -> Timed:
-    """Return an extraction with featkit, timed from reading the first file to the published cache file.
+def featkit_extraction(network: str, variant: str, files: list[Path], cache: Path) -> Method:
+    """Return featkit's extraction, from reading the first file to the published cache file.
 
-    As for the plain loop, the network is built (and for int8 calibrated) before timing. With compilation, the first
-    64 images are not timed.
+    The network is built and, for int8, calibrated beforehand. Of a compiled network only the images
+    after the first 64 count, because it is compiled with the first batches.
+
+    Args:
+        network: spec of the backbone.
+        variant: precision, followed by ``compiled`` for a compiled network.
+        files: the images.
+        cache: folder of the cache file, which is deleted before each run.
     """
-    (precision, *compiled), images = way.split(), images_from_files(files)
+    precision, *compiled = variant.split()
+    images = images_from_files(files)
     request = Request(data="", backbone=network, precision=precision)
     compute = Compute(device="cpu", compiled=bool(compiled))
     first = 64 if compiled else 0
@@ -80,51 +115,51 @@ def ours(network: str, way: str, files: list[Path], scratch: Path) -> Timed:
         return images.load(row)
 
     def run() -> float:
-        for file in scratch.glob("*.h5"):
+        for file in cache.glob("*.h5"):
             file.unlink()
-        run_extractions([request], replace(images, load=load), scratch, compute)
+        run_extractions([request], replace(images, load=load), cache, compute)
         return (time.perf_counter() - started[-1]) / (len(files) - first)
 
     run()
     return run
 
 
-def timm_loop(network: str, files: list[Path]) -> Timed:
-    """Return the loop of timm's documentation: network and transform of timm, and a DataLoader."""
+def timm_loop(network: str, files: list[Path]) -> Method:
+    """Return the loop of timm's documentation: its network and transform, a ``DataLoader``."""
     import timm
     from PIL import Image
 
     module = timm.create_model(f"{network}.tv_in1k", pretrained=False, num_classes=0).eval()
     config = timm.data.resolve_data_config({}, model=module)
     transform = timm.data.create_transform(**config)
-    images = [str(file) for file in files]
 
     class ImageFiles(torch.utils.data.Dataset):
         def __len__(self) -> int:
-            return len(images)
+            return len(files)
 
         def __getitem__(self, row: int) -> torch.Tensor:
-            return transform(Image.open(images[row]).convert("RGB"))
+            return transform(Image.open(files[row]).convert("RGB"))
 
-    def run() -> object:
+    def extract() -> object:
+        loader = DataLoader(ImageFiles(), batch_size=32, num_workers=2)
         with torch.inference_mode():
-            return torch.cat(
-                [module(batch) for batch in DataLoader(ImageFiles(), batch_size=32, num_workers=2)]
-            )
+            return torch.cat([module(batch) for batch in loader])
 
-    return run
+    return timed(extract, len(files))
 
 
-def embetter_loop(network: str, files: list[Path]) -> Timed:
-    """Return embetter's pipeline: its image loader and its encoder with a timm network."""
+def embetter_pipeline(network: str, files: list[Path]) -> Method:
+    """Return embetter's pipeline: its loader, and its encoder with a network of timm."""
     import timm
     from embetter.vision import ImageLoader, TimmEncoder
 
+    # TimmEncoder always downloads weights: create an untrained network, which is as fast, instead.
     create = timm.create_model
     timm.create_model = lambda name, pretrained, **more: create(name, pretrained=False, **more)
     encoder, loader = TimmEncoder(network), ImageLoader(convert="RGB")
     timm.create_model = create
-    return lambda: encoder.transform(loader.transform([str(file) for file in files]))
+    names = [str(file) for file in files]
+    return timed(lambda: encoder.transform(loader.transform(names)), len(files))
 
 
 THINGSVISION = """
@@ -132,214 +167,256 @@ import sys, time, torch
 from thingsvision import get_extractor
 from thingsvision.utils.data import DataLoader, ImageDataset
 network, root = sys.argv[1:]
-extractor = get_extractor(model_name=network, source="torchvision", device="cpu", pretrained=False)
-images = ImageDataset(root=root, out_path=root + "-out", backend="pt", transforms=extractor.get_transformations())
+extractor = get_extractor(
+    model_name=network, source="torchvision", device="cpu", pretrained=False
+)
+images = ImageDataset(
+    root=root, out_path=root + "-out", backend="pt", transforms=extractor.get_transformations()
+)
 for line in sys.stdin:
     start = time.perf_counter()
     batches = DataLoader(dataset=images, batch_size=32, backend="pt")
-    extractor.extract_features(batches=batches, module_name="avgpool", flatten_acts=True, output_type="ndarray")
+    extractor.extract_features(
+        batches=batches, module_name="avgpool", flatten_acts=True, output_type="ndarray"
+    )
     print(time.perf_counter() - start, flush=True)
 """
 
 
-def thingsvision_loop(python: str, network: str, root: Path, count: int) -> Timed:
-    """Return thingsvision in a separate process, which builds the network before timing."""
-    command = [python, "-c", THINGSVISION, network, str(root)]
+def thingsvision_process(python: str, network: str, data: DataSet) -> Method:
+    """Return thingsvision in its own process, which imports and builds the network beforehand."""
+    command = [python, "-c", THINGSVISION, network, str(data.root)]
     process = subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
     )
 
-    def run() -> object:
-        process.stdin.write("go\n")
+    def run() -> float:
+        process.stdin.write("run\n")
         process.stdin.flush()
-        for line in process.stdout:  # thingsvision prints messages as well
+        for line in process.stdout:
+            # thingsvision prints messages, too: only the time is a number.
             if line.strip().replace(".", "", 1).isdigit():
-                return float(line) / count
+                return float(line) / len(data.files)
         raise RuntimeError("thingsvision stopped")
 
     run()
     return run
 
 
-def other_libraries(
-    network: str, files: list[Path], root: Path, python: str | None
-) -> dict[str, Timed]:
+def other_libraries(network: str, data: DataSet, python: str | None) -> dict[str, Method]:
     """Return the installed libraries, on the same images and a network of the same architecture."""
-    found = {}
-    for name, make in (("timm", timm_loop), ("embetter", embetter_loop)):
-        if importlib.util.find_spec(name):
-            found[name] = make(network, files)
-    return {
-        **found,
-        **(
-            {"thingsvision": thingsvision_loop(python, network, root, len(files))} if python else {}
-        ),
-    }
+    methods: dict[str, Method] = {}
+    if importlib.util.find_spec("timm"):
+        methods["timm"] = timm_loop(network, data.files)
+    if importlib.util.find_spec("embetter"):
+        methods["embetter"] = embetter_pipeline(network, data.files)
+    if python:
+        methods["thingsvision"] = thingsvision_process(python, network, data)
+    return methods
 
 
-def core_seconds(
-    network: str, precision: str, files: list[Path], scratch: Path
+def measure_stages(
+    network: str, precision: str, files: list[Path], cache: Path
 ) -> dict[str, float]:
-    """Return core-seconds per image of each stage, measured on one core.
+    """Return core-seconds per image of each stage, measured on one core with up to 64 images.
 
-    int8 uses the network that ``ours`` has calibrated.
+    An int8 network is the one that ``featkit_extraction`` has calibrated.
+
+    Args:
+        network: spec of the backbone.
+        precision: of the network.
+        files: the images.
+        cache: folder of the cache file.
     """
-    images, files = images_from_files(files), files[:64]
+    images = images_from_files(files)
     request = Request(data="", backbone=network, precision=precision)
-    keys = content_keys(images, Compute())
-    backbone = plan_extraction(request, images, keys, scratch).backbone
-    prepare = backbone.preprocess.for_precision(precision)
-    spent, seconds = {}, time.perf_counter()
-    data = [file.read_bytes() for file in files]
-    spent["read"], seconds = time.perf_counter() - seconds, time.perf_counter()
-    decoded = [decode(name, str(file)) for name, file in zip(data, files, strict=True)]
-    spent["decode"], seconds = time.perf_counter() - seconds, time.perf_counter()
-    pixels = np.stack([prepare(image) for image in decoded])
-    spent["resize"] = time.perf_counter() - seconds
+    backbone = plan_extraction(request, images, content_keys(images, Compute()), cache).backbone
+    preprocess = backbone.preprocess.for_precision(precision)
     engine = open_engine(backbone, precision=precision)
-    with one_thread_per_worker() as one_thread:
-        one_thread()
-        engine(pixels[:16])
-        seconds = time.perf_counter()
-        features = np.concatenate(
-            [engine(pixels[first : first + 16]) for first in range(0, len(pixels), 16)]
+    files = files[:64]
+    times = [time.perf_counter()]
+
+    data = [file.read_bytes() for file in files]
+    times.append(time.perf_counter())
+    decoded = [decode(content, str(file)) for content, file in zip(data, files, strict=True)]
+    times.append(time.perf_counter())
+    pixels = np.stack([preprocess(image) for image in decoded])
+    times.append(time.perf_counter())
+    seconds = dict(zip(("read", "decode", "resize"), np.diff(times).tolist(), strict=True))
+
+    with one_thread_per_worker() as use_one_thread:
+        use_one_thread()
+        engine(pixels[:16])  # the first call allocates memory
+        start = time.perf_counter()
+        batches = [engine(pixels[first : first + 16]) for first in range(0, len(pixels), 16)]
+        features = np.concatenate(batches)
+        seconds["forward"] = time.perf_counter() - start
+
+    start = time.perf_counter()
+    np.save(cache / "write.npy", features)
+    seconds["write"] = time.perf_counter() - start
+    return {stage: total / len(files) for stage, total in seconds.items()}
+
+
+def compare(network: str, data: DataSet, cache: Path, arguments: argparse.Namespace) -> None:
+    """Print the median rate of each method; each repetition runs all methods in turn."""
+    methods = {"torchvision": torchvision_loop(network, data)}
+    if not arguments.no_peers:
+        methods |= other_libraries(network, data, arguments.thingsvision)
+    for variant in arguments.ways:
+        folder = cache / variant
+        methods[f"featkit {variant}"] = featkit_extraction(network, variant, data.files, folder)
+
+    seconds: dict[str, list[float]] = {name: [] for name in methods}
+    stages: dict[str, list[dict[str, float]]] = {name: [] for name in methods}
+    for _ in range(arguments.repeats):
+        for name, run in methods.items():
+            seconds[name].append(run())
+            if name.startswith("featkit"):
+                variant = name.removeprefix("featkit ")
+                precision = variant.split()[0]
+                measured = measure_stages(network, precision, data.files, cache / variant)
+                stages[name].append(measured)
+
+    baseline = statistics.median(seconds["torchvision"])
+    for name, values in seconds.items():
+        median = statistics.median(values)
+        print(
+            f"{data.name:10} {network:9} {name:20} {1 / median:7.1f} images/s "
+            f"{baseline / median:6.2f}x {format_stages(stages[name], 1 / median)}",
+            flush=True,
         )
-        spent["forward"], seconds = time.perf_counter() - seconds, time.perf_counter()
-    np.save(scratch / "write.npy", features)
-    spent["write"] = time.perf_counter() - seconds
-    return {stage: taken / len(files) for stage, taken in spent.items()}
 
 
-def compare(
-    network: str, data: tuple[str, list[Path], Path], scratch: Path, chosen: argparse.Namespace
-) -> None:
-    """Print one line for each program: medians over the repeats, interleaved."""
-    name, files, root = data
-    ways = {
-        "plain loop": plain_loop(network, root),
-        **({} if chosen.no_peers else other_libraries(network, files, root, chosen.thingsvision)),
-    }
-    ways |= {f"featkit {way}": ours(network, way, files, scratch / way) for way in chosen.ways}
-    stages: dict[str, list[dict[str, float]]] = {way: [] for way in chosen.ways}
-    seconds: dict[str, list[float]] = {way: [] for way in ways}
-    for _ in range(chosen.repeats):
-        for way, run in ways.items():
-            start = time.perf_counter()
-            own = run()
-            seconds[way].append(
-                own if isinstance(own, float) else (time.perf_counter() - start) / len(files)
-            )
-            if way.startswith("featkit"):
-                way = way.removeprefix("featkit ")
-                stages[way].append(core_seconds(network, way.split()[0], files, scratch / way))
-    plain = statistics.median(seconds["plain loop"])
-    for way, taken in seconds.items():
-        median = statistics.median(taken)
-        line = f"{name:10} {network:9} {way:20} {1 / median:7.1f} images/s {plain / median:6.2f}x"
-        print(line, _stages(stages.get(way.removeprefix("featkit "), []), 1 / median), flush=True)
-
-
-def _stages(measured: list[dict[str, float]], rate: float) -> str:
-    """Return the fraction of the upper limit, and the milliseconds of one core for each stage."""
+def format_stages(measured: list[dict[str, float]], rate: float) -> str:
+    """Return a rate as percentage of the limit, and milliseconds of one core per stage."""
     if not measured:
         return ""
-    medians = {stage: statistics.median(each[stage] for each in measured) for stage in measured[0]}
-    limit = available_cores() / sum(
-        medians[stage] for stage in ("read", "decode", "resize", "forward")
-    )
-    return f" {rate / limit:4.0%}  " + " ".join(
-        f"{stage} {1000 * taken:.1f}" for stage, taken in medians.items()
-    )
+    medians: dict[str, float] = {}
+    for stage in measured[0]:
+        medians[stage] = statistics.median([each[stage] for each in measured])
+    # Writing is left out: it overlaps with the computation of the next batches.
+    computing = sum(medians[stage] for stage in ("read", "decode", "resize", "forward"))
+    limit = available_cores() / computing
+    parts = [f"{stage} {1000 * seconds:.1f}" for stage, seconds in medians.items()]
+    return f" {rate / limit:4.0%}  {' '.join(parts)}"
 
 
-def warm_hit(files: list[Path], scratch: Path) -> float:
-    """Return the seconds of a cache hit for these images."""
+def time_cache_hit(files: list[Path], cache: Path) -> float:
+    """Return the seconds of an extraction whose cache file exists."""
     images = images_from_files(files)
     request = Request(data="", weights="random", resize="32", precision="fp32")
-    run_extractions([request], images, scratch, Compute(device="cpu"))
+    run_extractions([request], images, cache, Compute(device="cpu"))
     start = time.perf_counter()
-    (done,) = run_extractions([request], images, scratch, Compute(device="cpu"))
-    assert done.hit
-    return time.perf_counter() - start
+    (done,) = run_extractions([request], images, cache, Compute(device="cpu"))
+    seconds = time.perf_counter() - start
+    if not done.hit:
+        raise RuntimeError("the cache file was not found")
+    return seconds
 
 
 PEAK = """
 import sys
+from dataclasses import replace
 from pathlib import Path
 from featkit import Compute
 from featkit.cli.main import keep_freed_memory
 from featkit.embeddings.extract import run_extractions
 from featkit.embeddings.request import Request
 from featkit.images.files import images_from_files
-from dataclasses import replace
 keep_freed_memory()
 files = Path(sys.argv[1]).read_text().splitlines()
 images = images_from_files(files)
+# Files occur several times: different ids and keys make them different images.
 images = replace(images, ids=tuple(map(str, range(len(files)))), key=lambda row: f"{row:064x}")
 request = Request(data="", weights="random", precision="bf16", resize="64")
 run_extractions([request], images, Path(sys.argv[2]), Compute(device="cpu"))
-peak = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
-print(int(peak.split()[1]) / 1024)  # ru_maxrss would include the peak of the parent process
+# ru_maxrss of getrusage would include the parent process.
+status = Path("/proc/self/status").read_text()
+print(int(status.partition("VmHWM:")[2].split()[0]) / 1024)
 """
 
 
-def peak_memory(files: list[Path], count: int, scratch: Path) -> float:
-    """Return the peak resident memory, in MiB, of a new process that embeds ``count`` images."""
-    names = scratch / "names.txt"
+def peak_memory(files: list[Path], count: int, folder: Path) -> float:
+    """Return the peak resident memory in MiB of a new process that embeds ``count`` images."""
+    names = folder / "names.txt"
     names.write_text("\n".join(str(file.absolute()) for file in islice(cycle(files), count)))
-    command = [sys.executable, "-c", PEAK, str(names), str(scratch / f"peak{count}")]
+    command = [sys.executable, "-c", PEAK, str(names), str(folder / f"peak{count}")]
     return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
 
 
-def _linked(name: str, count: int, folder: Path) -> tuple[list[Path], Path]:
-    """Return a sample of images of a data set, and a folder of two classes with links to them."""
-    everything = sorted(Path(os.environ["FEATKIT_TEST_DATA"], name).rglob("*.jpg"))
-    files = everything[:: max(1, len(everything) // count)][:count]
+def select_images(name: str, count: int, folder: Path) -> DataSet:
+    """Select images of a data set, evenly spaced, and link to them from a folder of two classes."""
+    available = sorted(Path(os.environ["FEATKIT_TEST_DATA"], name).rglob("*.jpg"))
+    files = available[:: max(1, len(available) // count)][:count]
     for number, file in enumerate(files):
         link = folder / name / str(number % 2) / f"{number}.jpg"
         link.parent.mkdir(parents=True, exist_ok=True)
         link.symlink_to(file.absolute())
-    return files, folder / name
+    return DataSet(name, files, folder / name)
+
+
+def parse_arguments() -> argparse.Namespace:
+    """Parse the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--images", type=int, default=256, help="images of each data set [%(default)s]"
+    )
+    parser.add_argument("--repeats", type=int, default=5, help="repetitions [%(default)s]")
+    parser.add_argument(
+        "--networks", nargs="+", default=["resnet18", "resnet50"], help="[%(default)s]"
+    )
+    parser.add_argument(
+        "--data",
+        nargs="+",
+        default=["caltech101", "pets"],
+        help="folders in $FEATKIT_TEST_DATA [%(default)s]",
+    )
+    parser.add_argument(
+        "--ways",
+        nargs="+",
+        default=["fp32", "bf16", "bf16 compiled", *INT8],
+        help="precisions of featkit, 'PRECISION compiled' for a compiled network [%(default)s]",
+    )
+    parser.add_argument(
+        "--thingsvision", metavar="PYTHON", help="Python of an environment with thingsvision"
+    )
+    parser.add_argument("--no-memory", action="store_true", help="skip peak memory and cache hit")
+    parser.add_argument("--no-peers", action="store_true", help="skip timm and embetter")
+    return parser.parse_args()
 
 
 def main() -> None:
-    """Measure all programs on each data set and network, and peak memory."""
-    keep_freed_memory()  # as the command line does
-    options = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    options.add_argument("--images", type=int, default=256)
-    options.add_argument("--repeats", type=int, default=5)
-    options.add_argument("--networks", nargs="+", default=["resnet18", "resnet50"])
-    options.add_argument("--data", nargs="+", default=["caltech101", "pets"])
-    options.add_argument("--ways", nargs="+", default=["fp32", "bf16", "bf16 compiled", *INT8])
-    options.add_argument(
-        "--thingsvision", metavar="PYTHON", help="Python interpreter with thingsvision"
-    )
-    options.add_argument("--no-memory", action="store_true")
-    options.add_argument("--no-peers", action="store_true")
-    chosen = options.parse_args()
+    """Measure and print."""
+    arguments = parse_arguments()
     if not {"FEATKIT_TEST_DATA", "FEATKIT_WEIGHTS"} <= os.environ.keys():
         print("FEATKIT_TEST_DATA and FEATKIT_WEIGHTS are not set: nothing is measured")
         return
-    everything = sorted(Path(os.environ["FEATKIT_TEST_DATA"], "caltech101").rglob("*.jpg"))
-    with tempfile.TemporaryDirectory() as folder:
+    keep_freed_memory()  # as the command line program does
+    print(
+        f"{arguments.images} images, {available_cores()} cores, medians of {arguments.repeats}: "
+        "images/s, ratio to torchvision,\n"
+        "percentage of the limit, milliseconds of one core per image for each stage"
+    )
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        for name in arguments.data:
+            data = select_images(name, arguments.images, folder)
+            for network in arguments.networks:
+                compare(network, data, folder / "cache" / name / network, arguments)
+        if arguments.no_memory:
+            return
+        files = sorted(Path(os.environ["FEATKIT_TEST_DATA"], "caltech101").rglob("*.jpg"))
+        seconds = time_cache_hit(files, folder / "hit")
+        print(f"cache hit for {len(files)} images: {seconds:.2f} s")
+        few = peak_memory(files, 1_000, folder)
+        many = peak_memory(files, 10_000, folder)
         print(
-            f"{chosen.images} images, {available_cores()} cores, medians of {chosen.repeats}: images/s, ratio to the plain loop,"
+            f"peak memory: {few:.0f} MiB for 1,000 images, {many:.0f} MiB for 10,000 "
+            f"({many / few - 1:+.1%})"
         )
-        print("fraction of the upper limit, milliseconds of one core for each stage of an image")
-        for name in chosen.data:
-            data = (name, *_linked(name, chosen.images, Path(folder)))
-            for network in chosen.networks:
-                compare(network, data, Path(folder, "cache", name, network), chosen)
-        print(
-            f"warm hit on {len(everything)} images: {warm_hit(everything, Path(folder, 'warm')):.2f} s"
-        )
-        if not chosen.no_memory:
-            few, many = (peak_memory(everything, count, Path(folder)) for count in (1_000, 10_000))
-            print(
-                f"peak memory: {few:.0f} MiB at 1,000 images, {many:.0f} MiB at 10,000 ({many / few - 1:+.1%})"
-            )
 
 
 if __name__ == "__main__":

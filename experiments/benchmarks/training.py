@@ -98,10 +98,7 @@ def timed(backbone: str, views: int, arguments: argparse.Namespace) -> TimedTrai
             epochs=arguments.epochs, augment="light", views=views, request=request, cache=cache
         )
         prepared = prepare(config, compute)
-        started: list[float] = []
-        callbacks = TrainingCallbacks(
-            on_step=lambda *_: started or started.append(time.perf_counter()), on_epoch=progress
-        )
+        callbacks = TrainingCallbacks(on_epoch=progress)
         start = time.perf_counter()
         trained = finetune(prepared, ExecutionConfig(compute, callbacks=callbacks))
         total = time.perf_counter() - start
