@@ -229,10 +229,21 @@ def csv_text(rows: Sequence[Mapping[str, Any]], columns: Sequence[str] | None = 
             appearance.
     """
     if columns is None:
-        columns = list(dict.fromkeys(name for row in rows for name in row))
+        columns = column_names(rows)
+    values = []
+    for row in rows:
+        values.append([row.get(name) for name in columns])
     out = io.StringIO()
-    write_csv(out, columns, ([row.get(name) for name in columns] for row in rows))
+    write_csv(out, columns, values)
     return out.getvalue()
+
+
+def column_names(rows: Iterable[Mapping[str, Any]]) -> list[str]:
+    """Return all names that occur in rows, in order of appearance."""
+    names: dict[str, None] = {}
+    for row in rows:
+        names.update(dict.fromkeys(row))
+    return list(names)
 
 
 def read_toml(path: Path, kind: str) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from featkit.ablation.effects import (
     Findings,
     ScoredCell,
     grouped,
+    mean_val_score,
     unperturbed,
 )
 from featkit.errors import SpecError
@@ -180,7 +181,7 @@ def _correction_rows(
         str(value) for value in findings.axes.get(BALANCE, by_balance) if str(value) in by_balance
     ]
     gains = _correction_gains(by_balance)
-    val_scores = {name: _mean_val_score(by_balance[name]) for name in names}
+    val_scores = {name: mean_val_score(by_balance[name]) for name in names}
     known = {name: score for name, score in val_scores.items() if score is not None}
     best = max(known, key=lambda name: known[name], default=None)  # of equal ones the first
     rows = []
@@ -208,11 +209,6 @@ def _correction_gains(by_balance: Mapping[str, list[ScoredCell]]) -> dict[Hashab
             relabelled.append(replace(each.scores, place={**each.scores.place, BALANCE: name}))
     pairs = [(name, _NONE) for name in by_balance if name != _NONE]
     return {effect.a: effect for effect in effects(relabelled, BALANCE, pairs)}
-
-
-def _mean_val_score(scored: Sequence[ScoredCell]) -> float | None:
-    found = [each.cell.val_score for each in scored if each.cell.val_score is not None]
-    return fmean(found) if len(found) == len(scored) else None
 
 
 def _group_accuracies(scored: Sequence[ScoredCell]) -> dict[str, Average]:

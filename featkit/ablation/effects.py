@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import combinations
+from itertools import combinations, islice
 from statistics import fmean
 from typing import Any, NamedTuple
 
@@ -140,13 +140,16 @@ def analyze_grid(
         cells: in any order; the result does not depend on it.
     """
     values = _values_by_axis(axes, cells)
-    varying = {axis: found for axis, found in values.items() if len(found) > 1}
-    same = {axis: found[0] for axis, found in values.items() if len(found) == 1}
+    varying: dict[str, tuple[Any, ...]] = {}
+    same: dict[str, Any] = {}
+    for axis, found in values.items():
+        if len(found) > 1:
+            varying[axis] = found
+        elif found:
+            same[axis] = found[0]
     metric = METRICS[1] if SUBSET in varying or BALANCE in varying else METRICS[0]
     ordered = sorted(cells, key=lambda cell: _rank(cell, metric, values))
-    predicted = [(cell, cell.predictions) for cell in ordered if cell.report and cell.predictions]
-    scores = score_cells([(cell.values, predictions) for cell, predictions in predicted], metric)
-    scored = [ScoredCell(cell, each) for (cell, _), each in zip(predicted, scores, strict=True)]
+    scored = _score(ordered, metric)
     findings = Findings(
         name=name,
         metric=metric,
@@ -154,9 +157,16 @@ def analyze_grid(
         same=same,
         cells=tuple(ordered),
         scored=tuple(scored),
-        effects=tuple(_axis_effects(varying, scores)),
+        effects=tuple(_axis_effects(varying, [each.scores for each in scored])),
     )
     return replace(findings, selections=tuple(_select(findings)))
+
+
+def _score(cells: Iterable[CellResult], metric: str) -> list[ScoredCell]:
+    """Return the cells that have predictions, with the score of each image."""
+    predicted = [(cell, cell.predictions) for cell in cells if cell.report and cell.predictions]
+    scores = score_cells([(cell.values, predictions) for cell, predictions in predicted], metric)
+    return [ScoredCell(cell, each) for (cell, _), each in zip(predicted, scores, strict=True)]
 
 
 def _rank(
@@ -182,7 +192,9 @@ def _values_by_axis(
     axes: Mapping[str, Sequence[Any]], cells: Sequence[CellResult]
 ) -> dict[str, tuple[Any, ...]]:
     """Return the values that occur on each axis, plain ones first, then in grid order."""
-    names = dict.fromkeys([*axes, *(axis for cell in cells for axis in cell.values)])
+    names: dict[str, None] = dict.fromkeys(axes)
+    for cell in cells:
+        names.update(dict.fromkeys(cell.values))
     found = {}
     for axis in names:
         present = dict.fromkeys(cell.values[axis] for cell in cells if axis in cell.values)
@@ -240,8 +252,17 @@ def _select(findings: Findings) -> list[Selection]:
         selection = _select_one(findings, condition, cells)
         if selection is not None:
             selections.append(selection)
-    compared = iter(adjusted([effect for selection in selections for effect in selection.versus]))
-    return [replace(each, versus=tuple(next(compared) for _ in each.versus)) for each in selections]
+    comparisons: list[Effect] = []
+    for selection in selections:
+        comparisons.extend(selection.versus)
+    remaining = iter(adjusted(comparisons))
+    return [replace(each, versus=tuple(islice(remaining, len(each.versus)))) for each in selections]
+
+
+def mean_val_score(scored: Sequence[ScoredCell]) -> float | None:
+    """Return the mean validation score of cells; None if one of them has none."""
+    found = [each.cell.val_score for each in scored if each.cell.val_score is not None]
+    return fmean(found) if len(found) == len(scored) else None
 
 
 def _select_one(findings: Findings, condition: str, scored: list[ScoredCell]) -> Selection | None:
@@ -256,10 +277,10 @@ def _select_one(findings: Findings, condition: str, scored: list[ScoredCell]) ->
     val_means = {}
     relabelled = []
     for name, cells in classifiers.items():
-        val_scores = [each.cell.val_score for each in cells if each.cell.val_score is not None]
-        if len(val_scores) < len(cells):
+        val_mean = mean_val_score(cells)
+        if val_mean is None:
             return None
-        val_means[name] = fmean(val_scores)
+        val_means[name] = val_mean
         for each in cells:
             place = {"classifier": name, SEED: each.cell.values.get(SEED)}
             relabelled.append(replace(each.scores, place=place))

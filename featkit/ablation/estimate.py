@@ -9,7 +9,7 @@ from pathlib import Path
 
 from featkit.ablation.cells import CellResult, read_cell
 from featkit.ablation.grid import Grid
-from featkit.ablation.plan import PlannedCell, group_by_head, plan_grid
+from featkit.ablation.plan import PlannedCell, feature_requests, group_by_head, plan_grid
 from featkit.ablation.run import AblationConfig
 from featkit.backbones.devices import INT8
 from featkit.embeddings import store
@@ -90,16 +90,21 @@ def estimate(grid: Grid, config: AblationConfig) -> Estimate:
     extractor = Extractor(config.cache, config.compute)
     plan = plan_grid(grid, extractor)
     finished, pending = _split_cells(plan.cells, folder)
-    requests = [request for cell in pending for request in cell.features.requests]
+    requests = feature_requests(pending)
     missing = extractor.missing_plans(requests)
     by_network: dict[str, list[ExtractionPlan]] = {}
     for missing_plan in missing:
         by_network.setdefault(missing_plan.recipe.network, []).append(missing_plan)
+    skipped: Counter[str] = Counter()
+    unavailable: Counter[str] = Counter()
+    for cell in plan.unavailable:
+        reasons = skipped if cell.error is None else unavailable
+        reasons[cell.reason] += 1
     seconds = [cell.report.cost["fit_seconds"] for cell in finished.values() if cell.report]
     return Estimate(
         cells=len(plan.cells) + len(plan.unavailable),
-        skipped=dict(Counter(cell.reason for cell in plan.unavailable if cell.error is None)),
-        unavailable=dict(Counter(cell.reason for cell in plan.unavailable if cell.error)),
+        skipped=dict(skipped),
+        unavailable=dict(unavailable),
         finished=len(finished),
         files=len(extractor.available_plans(requests)) - len(missing),
         networks=tuple(_network_work(plans, config) for plans in by_network.values()),
@@ -128,7 +133,10 @@ def _split_cells(
 
 def _network_work(plans: list[ExtractionPlan], config: AblationConfig) -> NetworkWork:
     """Return the missing features of one network, with its measured throughput."""
-    keys = {key for plan in plans for key in plan.keys} - {""}
+    keys: set[str] = set()
+    for plan in plans:
+        keys.update(plan.keys)
+    keys.discard("")
     missing = keys - store.locate(config.cache, plans[0].recipe, keys).keys()
     largest, sample = plans[0], list[int]()
     for plan in plans:

@@ -152,6 +152,14 @@ def _config_text(config: FitConfig) -> str:
     )
 
 
+def feature_requests(cells: Iterable[PlannedCell]) -> list[Request]:
+    """Return the requests of all features that cells need."""
+    requests: list[Request] = []
+    for cell in cells:
+        requests.extend(cell.features.requests)
+    return requests
+
+
 def group_by_head(cells: Iterable[PlannedCell]) -> list[list[PlannedCell]]:
     """Group cells that share a fitted head: only the perturbation of their test images differs."""
     groups: dict[tuple[AxisValue, ...], list[PlannedCell]] = {}

@@ -13,7 +13,13 @@ from featkit.ablation.effects import Findings, analyze_grid
 from featkit.ablation.executors import Executor
 from featkit.ablation.executors.local import LocalExecutor
 from featkit.ablation.grid import AXES, Grid
-from featkit.ablation.plan import PlannedCell, UnavailableCell, group_by_head, plan_grid
+from featkit.ablation.plan import (
+    PlannedCell,
+    UnavailableCell,
+    feature_requests,
+    group_by_head,
+    plan_grid,
+)
 from featkit.ablation.worker import CellCondition, CellTask, run_task
 from featkit.embeddings.extract import Extractor
 from featkit.embeddings.pipeline import Compute
@@ -110,9 +116,7 @@ def _run_cells(
     results: dict[int, CellResult] = {}
 
     pending = _pending_cells(grid, extractor, folder, results, config.note)
-    extractor.extract_independently(
-        request for cell in pending for request in cell.features.requests
-    )
+    extractor.extract_independently(feature_requests(pending))
     # Plan again: an extraction may have failed, and the name of a cell with an int8 network is
     # known only after the network has been calibrated, so that a cell may turn out to be finished.
     pending = _pending_cells(grid, extractor, folder, results, config.note)

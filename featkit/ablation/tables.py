@@ -60,14 +60,17 @@ def result_files(result: AblationResult, baseline: str = "") -> dict[str, Conten
         "robustness": drops_by_classifier_and_perturbation(findings),
         "robustness_heads": drops_by_classifier(findings, baseline),
     }
-    tables = {name: [row.to_dict() for row in found] for name, found in rows.items() if found}
+    tables = {}
+    for name, found in rows.items():
+        if found:
+            tables[name] = [row.to_dict() for row in found]
     files: dict[str, Content] = {
         "results.csv": csv_text([cell.to_row() for cell in cells], _COLUMNS),
         "times.csv": csv_text([_time_row(cell) for cell in cells]),
         "results.json": _to_json(result, cells, tables),
     }
-    for name, found in tables.items():
-        files[f"{name}.csv"] = csv_text(found)
+    for name, table in tables.items():
+        files[f"{name}.csv"] = csv_text(table)
     return files
 
 

@@ -38,10 +38,8 @@ def restore_statistics(
     """Set running mean and variance of BatchNorms to those of their inputs, in place.
 
     Weight and bias are changed with them, so that the network computes the same in eval mode as
-    before. Networks whose
-    BatchNorms were folded need this before training: in train mode the statistics of the batch
-        would otherwise
-    normalise activations a second time.
+    before. Networks whose BatchNorms were folded need this before training: in train mode the
+    statistics of the batch would otherwise normalise activations a second time.
 
     Args:
         network: put into eval mode.
@@ -49,12 +47,9 @@ def restore_statistics(
         parts: modules whose BatchNorms are changed; None for the whole network.
     """
     network.eval()
-    norms = [
-        norm
-        for part in parts or [network]
-        for norm in part.modules()
-        if isinstance(norm, nn.BatchNorm2d)
-    ]
+    norms: list[nn.BatchNorm2d] = []
+    for part in parts or [network]:
+        norms.extend(module for module in part.modules() if isinstance(module, nn.BatchNorm2d))
     # A norm that stands in several of the parts must not be counted twice.
     statistics = [_InputStatistics(norm) for norm in dict.fromkeys(norms)]
     for batch in batches:

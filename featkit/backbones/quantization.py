@@ -251,17 +251,24 @@ def _nodes_of(path: Path, layers: Sequence[str]) -> list[str]:
     Raises:
         SpecError: if a layer does not exist.
     """
+    nodes = _nodes_with_weights(path)
+    selected: set[str] = set()
+    for layer in layers:
+        inside = [name for name in nodes if _is_inside(name, layer)]
+        if not inside:
+            raise unknown("layer with weights", layer, list(nodes))
+        selected.update(inside)
+    return [node for name, node in nodes.items() if name in selected]
+
+
+def _nodes_with_weights(path: Path) -> dict[str, str]:
+    """Return the names of the nodes of an ONNX file by the layer whose weights they use."""
     nodes: dict[str, str] = {}
     for node in require("onnx", "int8").load_model(path).graph.node:
         for name in node.input:
             if name.endswith(".weight"):
                 nodes[layer_of(name)] = node.name
-    for layer in layers:
-        if not any(_is_inside(name, layer) for name in nodes):
-            raise unknown("layer with weights", layer, list(nodes))
-    return [
-        node for name, node in nodes.items() if any(_is_inside(name, layer) for layer in layers)
-    ]
+    return nodes
 
 
 def _is_inside(name: str, layer: str) -> bool:

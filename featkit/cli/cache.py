@@ -90,9 +90,9 @@ def verify_files(files: tuple[Path, ...], cache: Path) -> None:
     from featkit.embeddings.pipeline import Compute
     from featkit.embeddings.verify import verify
 
-    problems = [
-        line for file in files or sorted(cache.glob("*.h5")) for line in verify(file, Compute())
-    ]
+    problems: list[str] = []
+    for file in files or sorted(cache.glob("*.h5")):
+        problems.extend(verify(file, Compute()))
     for line in problems:
         click.echo(line)
     if problems:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from importlib import import_module
+from itertools import chain
 from typing import Any
 
 import click
@@ -46,7 +47,7 @@ SECTIONS: dict[str, dict[str, str]] = {
 }
 """Commands with their short help, in the sections of ``featkit --help``."""
 
-COMMANDS = tuple(name for section in SECTIONS.values() for name in section)
+COMMANDS = tuple(chain.from_iterable(SECTIONS.values()))
 
 EPILOG = """\b
 Examples:
@@ -97,8 +98,10 @@ class CommandGroup(click.Group):
 def _option_names(group: click.Group, ctx: click.Context) -> set[str]:
     """Return the option names of the subcommand that is running."""
     command = group.get_command(ctx, ctx.invoked_subcommand or "")
-    parameters = command.params if command else []
-    return {name for parameter in parameters for name in parameter.opts}
+    names: set[str] = set()
+    for parameter in command.params if command else []:
+        names.update(parameter.opts)
+    return names
 
 
 @click.group(

@@ -158,6 +158,21 @@ def _to_csv(embeddings: Embeddings, path: Path) -> None:
 
 
 def _from_csv(path: Path) -> FeatureTable:
+    header, rows = _read_csv_rows(path)
+
+    def column(name: str) -> list[str]:
+        return [row[header.index(name)] for row in rows]
+
+    numbers = [position for position, name in enumerate(header) if name not in _COLUMNS]
+    features = []
+    for row in rows:
+        features.append([float(row[position]) for position in numbers])
+    splits = column("split") if "split" in header else ["train"] * len(rows)
+    return FeatureTable(column("id"), column("label"), splits, np.array(features))
+
+
+def _read_csv_rows(path: Path) -> tuple[list[str], list[list[str]]]:
+    """Return the header and the rows of a CSV file with columns ``id`` and ``label``."""
     with path.open(newline="", encoding="utf-8") as file:
         reader = csv.reader(file)
         header = next(reader, [])
@@ -166,14 +181,7 @@ def _from_csv(path: Path) -> FeatureTable:
         raise ValueError("it needs columns id and label")
     if any(len(row) != len(header) for row in rows):
         raise ValueError("its rows are not equally long")
-
-    def column(name: str) -> list[str]:
-        return [row[header.index(name)] for row in rows]
-
-    numbers = [position for position, name in enumerate(header) if name not in _COLUMNS]
-    x = np.array([[float(row[position]) for position in numbers] for row in rows])
-    splits = column("split") if "split" in header else ["train"] * len(rows)
-    return FeatureTable(column("id"), column("label"), splits, x)
+    return header, rows
 
 
 def _to_npz(embeddings: Embeddings, path: Path) -> None:

@@ -7,11 +7,12 @@ from html import escape
 from typing import Any
 
 from featkit.errors import FeatkitError
+from featkit.storage import column_names
 
 
 def html_table(rows: Sequence[Mapping[str, Any]]) -> str:
     """Return rows as an HTML table; columns are the keys of all rows, in their first order."""
-    columns = _columns(rows)
+    columns = column_names(rows)
     head = "".join(f"<th>{escape(name)}</th>" for name in columns)
     body = []
     for row in rows:
@@ -30,11 +31,7 @@ def data_frame(rows: Sequence[Mapping[str, Any]]) -> Any:
         import pandas
     except ImportError as error:
         raise FeatkitError("to_frame() needs pandas: pip install pandas") from error
-    return pandas.DataFrame([dict(row) for row in rows], columns=_columns(rows))
-
-
-def _columns(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    return list(dict.fromkeys(name for row in rows for name in row))
+    return pandas.DataFrame([dict(row) for row in rows], columns=column_names(rows))
 
 
 def _text(value: Any) -> str:

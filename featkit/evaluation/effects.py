@@ -361,9 +361,11 @@ class _MeanEstimate:
     def of(cls, rows: Sequence[_Floats], cells: Sequence[CellScores]) -> _MeanEstimate:
         """Estimate the mean of ``rows``, one ``(n,)`` array of values for each cell."""
         seeds = _codes([cell.place.get(SEED) for cell in cells])
-        settings = _codes(
-            [frozenset(item for item in cell.place.items() if item[0] != SEED) for cell in cells]
-        )
+        places_without_seed = []
+        for cell in cells:
+            items = cell.place.items()
+            places_without_seed.append(frozenset(item for item in items if item[0] != SEED))
+        settings = _codes(places_without_seed)
         images = np.unique(np.concatenate([cell.images for cell in cells]), return_inverse=True)[1]
         means = np.array([row.mean() for row in rows])
         seed_count = int(seeds.max()) + 1

@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -89,7 +90,8 @@ def load_dataset(name: str, root: str | None = None, download: bool = False) -> 
     loaded = {
         split: _load(name, attribute, folder, download, given) for split, given in parts.items()
     }
-    classes = tuple(dict.fromkeys(label for part in loaded.values() for label in part.classes))
+    labels = chain.from_iterable(part.classes for part in loaded.values())
+    classes = tuple(dict.fromkeys(labels))
     if all(part.pixels is None for part in loaded.values()):
         return _file_set(name, folder, loaded, classes)
     return _array_set(name, loaded, classes)

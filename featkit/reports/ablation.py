@@ -157,14 +157,12 @@ def ablation_view(
     findings: Findings, lead: Sequence[str], commands: Sequence[str], versions: Mapping[str, str]
 ) -> AblationView:
     """Return the content of the page of a grid; see ``write_report`` for the arguments."""
-    significant = [effect for effect in findings.effects if effect.significant]
     selections = [selection_sentence(findings, selection) for selection in findings.selections]
     effect_tests = [(effect, effect.axis) for effect in findings.effects]
-    selection_tests = [
-        (effect, selection.condition or "all")
-        for selection in findings.selections
-        for effect in selection.versus
-    ]
+    selection_tests: list[tuple[Effect, str]] = []
+    for selection in findings.selections:
+        condition = selection.condition or "all"
+        selection_tests.extend((effect, condition) for effect in selection.versus)
     time_chart, pareto_front = _accuracy_over_time(findings)
     return AblationView(
         title=findings.name,
@@ -176,7 +174,7 @@ def ablation_view(
             if effect.significant
         ],
         n_effects=len(findings.effects),
-        n_significant=len(significant),
+        n_significant=sum(effect.significant for effect in findings.effects),
         main_effects=_main_effects(findings),
         compares_data=DATA in findings.axes,
         metric=metric_name(findings),
@@ -469,7 +467,10 @@ def _complete_classifiers(findings: Findings) -> list[tuple[str, list[ScoredCell
     Means over fewer cells would not be comparable.
     """
     groups = grouped(unperturbed(findings), findings.classifier_axes).values()
-    timed = [cells for cells in groups if all(cell.seconds > 0 for cell, _ in cells)]
+    timed = []
+    for cells in groups:
+        if all(cell.seconds > 0 for cell, _ in cells):
+            timed.append(cells)
     most = max(map(len, timed), default=0)
     complete = []
     for cells in timed:

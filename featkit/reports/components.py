@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from math import ceil, floor, log10
 from typing import Literal
 
@@ -166,7 +167,7 @@ def interval_cell(
 
 def span_of(intervals: Iterable[Range], *, zero: bool = False) -> Range:
     """Return a range that holds all intervals with a margin, and zero if asked."""
-    ends = [end for interval in intervals for end in interval]
+    ends = list(chain.from_iterable(intervals))
     if zero:
         ends.append(0.0)
     low, high = min(ends, default=0.0), max(ends, default=1.0)
@@ -189,7 +190,7 @@ def scatter_chart(points: Sequence[ScatterPoint], *, x_label: str, y_label: str)
     """
     x_values = _log_ticks([point.x for point in points])
     x_span = (log10(x_values[0]), log10(x_values[-1]))
-    y_span = _percent_span([end for point in points for end in point.interval])
+    y_span = _percent_span(list(chain.from_iterable(point.interval for point in points)))
     y_values = [y_span[0] + quarter * (y_span[1] - y_span[0]) / 4 for quarter in range(5)]
 
     def across(value: float) -> float:
@@ -222,7 +223,9 @@ def _log_ticks(values: Sequence[float]) -> list[float]:
     """Return ticks around all values: 1, 2, 5 times powers of ten, or only the powers."""
     low, high = floor(log10(min(values))), ceil(log10(max(values))) + 1
     steps = (1, 2, 5) if high - low < 4 else (1,)
-    ticks = [step * 10.0**exponent for exponent in range(low, high + 1) for step in steps]
+    ticks: list[float] = []
+    for exponent in range(low, high + 1):
+        ticks.extend(step * 10.0**exponent for step in steps)
     first = max(index for index, tick in enumerate(ticks) if tick <= min(values))
     last = min(index for index, tick in enumerate(ticks) if tick > max(values))
     return ticks[first : last + 1]

@@ -11,7 +11,6 @@ from dataclasses import dataclass, replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -226,5 +225,8 @@ def _fit_temperature(head: LinearHead, val: Embeddings) -> Temperature | None:
 def read_history(path: Path) -> History:
     """Return the rows of a ``history.csv``."""
     with path.open(newline="", encoding="utf-8") as file:
-        rows: list[dict[str, Any]] = list(csv.DictReader(file))
-    return [{name: float(value or "nan") for name, value in row.items()} for row in rows]
+        rows = list(csv.DictReader(file))
+    history = []
+    for row in rows:
+        history.append({name: float(value or "nan") for name, value in row.items()})
+    return history

@@ -175,7 +175,10 @@ class AuditResult:
         return html_table([{"finding": kind, **count} for kind, count in self.counts().items()])
 
     def _rows(self) -> list[dict[str, Any]]:
-        return [asdict(finding) for kind in self.findings().values() for finding in kind]
+        rows: list[dict[str, Any]] = []
+        for findings in self.findings().values():
+            rows.extend(asdict(finding) for finding in findings)
+        return rows
 
     def _pair(self, kind: str, first: int, second: int, group: int, score: float) -> Finding:
         return Finding(kind, *self._image(first), *self._image(second), group, score)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import product
 from typing import Any
 
 from featkit.ablation.grid import AxisValue, Grid
@@ -31,9 +32,6 @@ def robustness_grid(
         for name in names:
             if name not in known:
                 raise unknown(kind, name, list(known))
-    specs = [
-        f"{family}:level={level}"
-        for family in families or PERTURBATIONS
-        for level in levels or LEVELS
-    ]
+    combinations = product(families or PERTURBATIONS, levels or LEVELS)
+    specs = [f"{family}:level={level}" for family, level in combinations]
     return Grid("robustness", {**given, "perturb": ("none", *specs)}, fixed)

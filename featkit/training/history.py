@@ -102,8 +102,7 @@ def history_rows(history: Iterable[EpochRecord]) -> Iterator[dict[str, float | i
 
 def history_numbers(history: Iterable[EpochRecord]) -> list[dict[str, float]]:
     """Return the rows of ``history.csv`` as numbers; empty values are NaN."""
-    rows = history_rows(history)
-    return [
-        {name: float("nan" if value == "" else value) for name, value in row.items()}
-        for row in rows
-    ]
+    rows = []
+    for row in history_rows(history):
+        rows.append({name: float("nan" if value == "" else value) for name, value in row.items()})
+    return rows

@@ -127,11 +127,10 @@ def _check_batch_size(task: TrainingTask) -> None:
     if task.config.frozen_norms:
         return
     smallest = min(task.config.batch_size, len(task.train.labels)) // task.execution.group.size
-    has_batchnorm = any(
-        isinstance(module, nn.BatchNorm2d)
-        for _, part in task.model.body.trainable_parts()
-        for module in part.modules()
-    )
+    modules: list[nn.Module] = []
+    for _, part in task.model.body.trainable_parts():
+        modules.extend(part.modules())
+    has_batchnorm = any(isinstance(module, nn.BatchNorm2d) for module in modules)
     if smallest < 2 and has_batchnorm:
         raise DataError(
             "BatchNorm cannot compute statistics of a batch of one image: raise --batch-size, or "
@@ -227,8 +226,9 @@ class TrainingLoop:
         if self.projection is not None:
             self.execution.group.average_gradients(self.projection)
         if self.config.clip:
-            groups = self.optimiser.param_groups
-            parameters = [parameter for group in groups for parameter in group["params"]]
+            parameters: list[nn.Parameter] = []
+            for group in self.optimiser.param_groups:
+                parameters.extend(group["params"])
             nn.utils.clip_grad_norm_(parameters, self.config.clip)
         self.optimiser.step()
         self._update_average()
