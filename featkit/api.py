@@ -165,6 +165,11 @@ def _correction(spec: str | None) -> str | None:
     return str(parse_correction(spec))
 
 
+def _correction_names(specs: Sequence[object]) -> list[str]:
+    """Return ``_correction`` of several specs."""
+    return [str(_correction(str(spec))) for spec in specs]
+
+
 def _strings(values: Strings | None) -> tuple[str, ...]:
     """Return one string or several as a tuple."""
     if values is None:
@@ -456,9 +461,11 @@ def fit_heads(
                 log.info("run: %s", paths[-1])
             on_run(run)
     comparison = None
-    if seeds == 1 and len(set(paths)) > 1:
+    summaries: dict[str, OverSeeds] = {}
+    if seeds > 1:
+        summaries = _summarise_seeds(runs, heads, out)
+    elif len(set(paths)) > 1:
         comparison = compare_runs(paths)
-    summaries = _summarise_seeds(runs, heads, out) if seeds > 1 else {}
     return FitResults(tuple(runs), tuple(paths), comparison, summaries)
 
 
@@ -877,8 +884,7 @@ def ablation_grid(options: Mapping[str, Any]) -> Grid:
         grid = read_grid(Path(options["grid"]))
         if "balance" not in grid.axes:
             return grid
-        balance = [str(_correction(str(value))) for value in grid.axes["balance"]]
-        return replace(grid, axes={**grid.axes, "balance": balance})
+        return replace(grid, axes={**grid.axes, "balance": _correction_names(grid.axes["balance"])})
     if "data" not in axes:
         request, newest = resolve({}, Path(options["cache"]))
         log.info("data: %s%s", request.data, f" (from {newest})" if newest else "")
@@ -921,7 +927,7 @@ def _axes(options: Mapping[str, Any]) -> dict[str, Sequence[AxisValue]]:
     if "head" in axes:
         axes["head"] = expand_heads([str(head) for head in axes["head"]])
     if "balance" in axes:
-        axes["balance"] = tuple(str(_correction(str(value))) for value in axes["balance"])
+        axes["balance"] = _correction_names(axes["balance"])
     return axes
 
 

@@ -59,18 +59,18 @@ class Spec:
         name, _, rest = text.strip().partition(":")
         if not name:
             raise SpecError(f"{text!r} has no name: write NAME or NAME:key=value,key=value")
+        parts = rest.split(",") if rest else []
         argument: str | None = None
+        if parts and "=" not in parts[0] and parts[0].strip():
+            argument = parts.pop(0).strip()
         options: dict[str, Value] = {}
-        for position, part in enumerate(rest.split(",") if rest else []):
-            key, equals, value = (piece.strip() for piece in part.partition("="))
-            if equals and key:
-                options[key] = parse_value(value)
-            elif position == 0 and key and not equals:
-                argument = part.strip()
-            else:
+        for part in parts:
+            key, equals, value = part.partition("=")
+            if not equals or not key.strip():
                 raise SpecError(
                     f"{part!r} in {text!r} is not key=value: write {name}:key=value,key=value"
                 )
+            options[key.strip()] = parse_value(value.strip())
         return cls(name, argument, options)
 
     def __str__(self) -> str:

@@ -139,7 +139,11 @@ def check_backbone(backbone: Backbone) -> None:
     expected = (height, width, 3)
     assert image.shape == expected, f"preprocess returns shape {image.shape}, not {expected}"
     assert image.dtype == np.uint8, f"preprocess returns {image.dtype}, not uint8"
+    _check_features(backbone, image)
 
+
+def _check_features(backbone: Backbone, image: NDArray[np.uint8]) -> None:
+    """Check the features of a preprocessed image ``(h, w, 3)``, alone and in a batch."""
     from featkit.backbones.engines import open_engine
 
     assert not backbone.build().training, "build() must return a network in eval mode"
@@ -171,24 +175,37 @@ def check_source(images: ImageSet) -> None:
     n = len(images.ids)
     assert n, "there are no images"
     assert len(set(images.ids)) == n, "ids must be unique"
+    _check_labels_and_splits(images)
+    for row in range(min(n, 3)):
+        _check_pixels(images, row)
+        _check_key(images, row)
+
+
+def _check_labels_and_splits(images: ImageSet) -> None:
+    n, k = len(images.ids), len(images.classes)
     for attribute in ("labels", "splits"):
         shape = np.shape(getattr(images, attribute))
         assert shape == (n,), f"{attribute} has shape {shape}, not ({n},)"
-    labels, k = np.asarray(images.labels), len(images.classes)
+    labels = np.asarray(images.labels)
     assert np.issubdtype(labels.dtype, np.integer), f"labels are {labels.dtype}, not integers"
     assert len(set(images.classes)) == k, "class names must be unique"
     in_range = labels.min() >= 0 and labels.max() < k
     assert in_range, f"labels must be positions in classes: 0 to {k - 1}"
     unknown = sorted(set(np.asarray(images.splits).tolist()) - set(SPLITS))
     assert not unknown, f"splits must be {', '.join(SPLITS)}, not {', '.join(unknown)}"
-    for row in range(min(n, 3)):
-        pixels = images.load(row)
-        assert isinstance(pixels, np.ndarray), f"load({row}) must return a NumPy array"
-        assert pixels.dtype == np.uint8, f"load({row}) returns {pixels.dtype}, not uint8"
-        rgb = pixels.ndim == 3 and pixels.shape[2] == 3
-        assert rgb, f"load({row}) returns shape {pixels.shape}, not (height, width, 3)"
-        assert (images.load(row) == pixels).all(), f"load({row}) returns other pixels when repeated"
-        key = images.key(row)
-        hexadecimal = len(key) == 64 and set(key) <= set("0123456789abcdef")
-        assert hexadecimal, f"key({row}) must be a SHA-256 in hexadecimal, not {key!r}"
-        assert key == images.key(row), f"key({row}) changes when it is repeated"
+
+
+def _check_pixels(images: ImageSet, row: int) -> None:
+    pixels = images.load(row)
+    assert isinstance(pixels, np.ndarray), f"load({row}) must return a NumPy array"
+    assert pixels.dtype == np.uint8, f"load({row}) returns {pixels.dtype}, not uint8"
+    rgb = pixels.ndim == 3 and pixels.shape[2] == 3
+    assert rgb, f"load({row}) returns shape {pixels.shape}, not (height, width, 3)"
+    assert (images.load(row) == pixels).all(), f"load({row}) returns other pixels when repeated"
+
+
+def _check_key(images: ImageSet, row: int) -> None:
+    key = images.key(row)
+    hexadecimal = len(key) == 64 and set(key) <= set("0123456789abcdef")
+    assert hexadecimal, f"key({row}) must be a SHA-256 in hexadecimal, not {key!r}"
+    assert key == images.key(row), f"key({row}) changes when it is repeated"

@@ -213,17 +213,22 @@ def _correction_gains(by_balance: Mapping[str, list[ScoredCell]]) -> dict[Hashab
 
 def _group_accuracies(scored: Sequence[ScoredCell]) -> dict[str, Average]:
     """Return the accuracy on classes with many, medium and few training images, in this order."""
-    rows: list[GroupAccuracy] = []
+    reported: list[GroupAccuracy] = []
     for each in scored:
-        if each.cell.report:
-            rows.extend(each.cell.report.groups or ())
+        if each.cell.report and each.cell.report.groups:
+            reported.extend(each.cell.report.groups)
     found = {}
     for name in GROUPS:
-        sizes = [row.n for row in rows if row.name == name]
-        hits = [round(row.top1 * row.n) for row in rows if row.name == name]
-        if sizes:
-            found[name] = average_accuracies(hits, sizes)
+        rows = [row for row in reported if row.name == name]
+        if rows:
+            found[name] = _average_of_groups(rows)
     return found
+
+
+def _average_of_groups(rows: Sequence[GroupAccuracy]) -> Average:
+    """Return the mean over seeds of the accuracy on one group of classes."""
+    hits = [round(row.top1 * row.n) for row in rows]
+    return average_accuracies(hits, [row.n for row in rows])
 
 
 # Perturbed test images
@@ -407,9 +412,7 @@ def mean_corruption_errors(findings: Findings, baseline: str) -> dict[_Key, tupl
     Source: Hendrycks and Dietterich, "Benchmarking neural network robustness to common corruptions
     and perturbations", ICLR 2019, section 4.
     """
-    perturbed = [each.cell for each in findings.scored if not _is_clean(each)]
-    inputs = [(cell.values, cell.predictions) for cell in perturbed if cell.predictions]
-    scores = score_cells(inputs, METRICS[0])
+    scores = _perturbed_scores(findings)
     scores_by_place = {_key(each.place): each for each in scores}
     errors = {}
     for key, own in _by_classifier(scores).items():
@@ -422,6 +425,13 @@ def mean_corruption_errors(findings: Findings, baseline: str) -> dict[_Key, tupl
         if error is not None:
             errors[key] = error
     return errors
+
+
+def _perturbed_scores(findings: Findings) -> list[CellScores]:
+    """Return the top-1 scores of the cells with perturbed test images."""
+    perturbed = [each.cell for each in findings.scored if not _is_clean(each)]
+    inputs = [(cell.values, cell.predictions) for cell in perturbed if cell.predictions]
+    return score_cells(inputs, METRICS[0])
 
 
 def _by_classifier(scores: Iterable[CellScores]) -> dict[_Key, list[CellScores]]:

@@ -155,19 +155,18 @@ def _read_rules(rules: Any) -> list[Skip]:
         raise SpecError(
             'skip must be a list of tables: write [[skip]], when = {axis = "value"} and why = "..."'
         )
-    found = []
-    for rule in rules:
-        check_names("part of a skip", rule, ["when", "why"])
-        when, why = _read_table(rule, "when"), rule.get("why")
-        if not when or not isinstance(why, str) or not why:
-            raise SpecError(
-                'a skip rule needs when and why: when = {axis = "value"} and why = "..."'
-            )
-        listed = {
-            axis: values if isinstance(values, list) else [values] for axis, values in when.items()
-        }
-        found.append(Skip(listed, why))
-    return found
+    return [_read_rule(rule) for rule in rules]
+
+
+def _read_rule(rule: dict[str, Any]) -> Skip:
+    check_names("part of a skip", rule, ["when", "why"])
+    when, why = _read_table(rule, "when"), rule.get("why")
+    if not when or not isinstance(why, str) or not why:
+        raise SpecError('a skip rule needs when and why: when = {axis = "value"} and why = "..."')
+    listed = {}
+    for axis, values in when.items():
+        listed[axis] = values if isinstance(values, list) else [values]
+    return Skip(listed, why)
 
 
 def _read_table(document: Mapping[str, Any], part: str) -> dict[str, Any]:

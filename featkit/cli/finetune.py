@@ -71,6 +71,13 @@ def finetune(study: Path | None, as_json: bool, **options: Any) -> None:
         else:
             click.echo(summary(run.report))
         return
+    _run_study(study, options, as_json)
+
+
+def _run_study(study: Path, options: dict[str, Any], as_json: bool) -> None:
+    """Run the trainings of a TOML file and print their table."""
+    from featkit import api
+
     shared = {name: options.pop(name) for name in ("resume", "device", "cache", "out", "progress")}
     given = [name.replace("_", "-") for name, value in options.items() if value is not None]
     if given:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -232,10 +232,15 @@ def _table(cells: Sequence[CellResult]) -> str:
     rows = []
     for cell, place in zip(cells, places, strict=True):
         rows.append([*_number_cells(cell), *(place[axis] for axis in varying)])
-    parts = [f"{', '.join(constant)}\n"] if constant else []
-    parts.append(table([*_NUMBERS, *varying], rows, right=_NUMBERS))
-    parts += dict.fromkeys(f"{cell.status}: {cell.reason}" for cell in cells if cell.reason)
-    return "\n".join(parts)
+    lines = [f"{', '.join(constant)}\n"] if constant else []
+    lines.append(table([*_NUMBERS, *varying], rows, right=_NUMBERS))
+    lines.extend(_problems(cells))
+    return "\n".join(lines)
+
+
+def _problems(cells: Sequence[CellResult]) -> Iterable[str]:
+    """Return each reason for which cells have no result once."""
+    return dict.fromkeys(f"{cell.status}: {cell.reason}" for cell in cells if cell.reason)
 
 
 def _place(cell: CellResult) -> dict[str, str]:

@@ -41,10 +41,7 @@ def predict(run: Path, files: tuple[str, ...], as_json: bool, as_csv: bool, **op
 
     if as_json and as_csv:
         raise click.UsageError("--json and --csv exclude each other")
-    names: list[str] = []
-    for name in files:
-        names += [line for line in sys.stdin.read().splitlines() if line] if name == "-" else [name]
-    names = api.image_names(names)
+    names = api.image_names(_expand_stdin(files))
     predictions = api.predict(run, names, progress=interactive(), **options)
     missing = sorted(set(names) - {prediction.file for prediction in predictions})
     if missing:
@@ -55,6 +52,17 @@ def predict(run: Path, files: tuple[str, ...], as_json: bool, as_csv: bool, **op
         click.echo(_csv(predictions), nl=False)
     else:
         click.echo(_table(predictions))
+
+
+def _expand_stdin(files: Sequence[str]) -> list[str]:
+    """Return the names of files, with ``-`` replaced by the lines of standard input."""
+    names: list[str] = []
+    for name in files:
+        if name == "-":
+            names.extend(line for line in sys.stdin.read().splitlines() if line)
+        else:
+            names.append(name)
+    return names
 
 
 def _table(predictions: Sequence[Prediction]) -> str:

@@ -30,25 +30,30 @@ class BalanceChoice(click.Choice[str]):
 def _config_option(each: Field[Any]) -> Decorator:
     """Return the option that fills a field of ``TrainingConfig``; None if it is not given."""
     setting: TrainingOption = each.metadata["option"]
-    kind: Any = None
-    if setting.choices:
-        choices = BalanceChoice if each.name == "balance" else click.Choice
-        kind = choices(setting.choices)
-    elif each.type in ("int", "int | None"):
-        low = None if setting.low is None else int(setting.low)
-        high = None if setting.high is None else int(setting.high)
-        kind = click.IntRange(low, high)
-    elif each.type == "float":
-        kind = click.FloatRange(setting.low, setting.high)
     default = each.default
     return option(
         f"--{each.name.replace('_', '-')}",
         group=setting.group,
-        type=kind,
+        type=_value_type(each, setting),
         metavar=setting.metavar or None,
         help=setting.help,
         show_default=setting.default or (default if isinstance(default, str) else f"{default:g}"),
     )
+
+
+def _value_type(each: Field[Any], setting: TrainingOption) -> click.ParamType[Any] | None:
+    """Return the type of an option's values; None for any text."""
+    if each.name == "balance":
+        return BalanceChoice(setting.choices)
+    if setting.choices:
+        return click.Choice(setting.choices)
+    if each.type in ("int", "int | None"):
+        low = None if setting.low is None else int(setting.low)
+        high = None if setting.high is None else int(setting.high)
+        return click.IntRange(low, high)
+    if each.type == "float":
+        return click.FloatRange(setting.low, setting.high)
+    return None
 
 
 _CONFIG_OPTIONS: dict[str, Decorator] = {

@@ -37,15 +37,19 @@ class StorageLayout:
         Raises:
             SpecError: if a part is unknown or contradicts another.
         """
-        parts = text.split(",")
-        types = [part for part in parts if part in TYPES]
-        compressions = [part for part in parts if part in COMPRESSIONS]
-        if len(types) > 1 or len(compressions) > 1 or len(types) + len(compressions) < len(parts):
-            choices = (
-                f"{', '.join(TYPES)}; {', '.join(COMPRESSIONS)}; or one of each, as in float16,zstd"
-            )
-            raise SpecError(f"store {text!r} is unknown; use one of: {choices}")
-        return cls(types[0] if types else "float32", compressions[0] if compressions else None)
+        dtype: str | None = None
+        compression: str | None = None
+        for part in text.split(","):
+            if part in TYPES and dtype is None:
+                dtype = part
+            elif part in COMPRESSIONS and compression is None:
+                compression = part
+            else:
+                raise SpecError(
+                    f"store {text!r} is unknown; use one of: {', '.join(TYPES)}; "
+                    f"{', '.join(COMPRESSIONS)}; or one of each, as in float16,zstd"
+                )
+        return cls(dtype or "float32", compression)
 
     def dataset_options(self) -> dict[str, Any]:
         """Return the compression arguments of h5py's ``create_dataset``.

@@ -159,10 +159,7 @@ def ablation_view(
     """Return the content of the page of a grid; see ``write_report`` for the arguments."""
     selections = [selection_sentence(findings, selection) for selection in findings.selections]
     effect_tests = [(effect, effect.axis) for effect in findings.effects]
-    selection_tests: list[tuple[Effect, str]] = []
-    for selection in findings.selections:
-        condition = selection.condition or "all"
-        selection_tests.extend((effect, condition) for effect in selection.versus)
+    selection_tests = _selection_tests(findings)
     time_chart, pareto_front = _accuracy_over_time(findings)
     return AblationView(
         title=findings.name,
@@ -214,6 +211,15 @@ def _main_effects(findings: Findings) -> dict[str, Table]:
         columns = [f"compared with {findings.shown(axis, values[0])}", *_difference_columns(span)]
         tables[axis] = Table(f"main effect of {axis}", columns, rows, sortable=False)
     return tables
+
+
+def _selection_tests(findings: Findings) -> list[tuple[Effect, str]]:
+    """Return the comparisons of selected classifiers with the others, and their condition."""
+    tests: list[tuple[Effect, str]] = []
+    for selection in findings.selections:
+        condition = selection.condition or "all"
+        tests.extend((effect, condition) for effect in selection.versus)
+    return tests
 
 
 def _paired_tests(

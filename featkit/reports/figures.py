@@ -248,16 +248,7 @@ def ablation_figures(result: AblationResult) -> dict[str, bytes]:
         place = (rows.index(row), columns.index(str(cell.values["head"])))
         members.setdefault(place, []).append(cell)
 
-    means: NDArray[np.float64] = np.full((len(rows), len(columns)), np.nan)
-    intervals = np.full((len(rows), len(columns), 2), np.nan)
-    missing = np.full(means.shape, "", dtype=object)
-    for place, cells in members.items():
-        reports = [cell.report for cell in cells if cell.report]
-        if reports:
-            means[place] = np.mean([report.top1 for report in reports])
-            intervals[place] = reports[0].interval95
-        else:
-            missing[place] = cells[0].status
+    means, intervals, missing = _heatmap_values(members, (len(rows), len(columns)))
     means_over = f", mean over {' and '.join(pooled)}" if pooled else ""
     title = f"{result.grid.name}: {constant}{means_over}"
     figure = plot_heatmap(
@@ -272,12 +263,31 @@ def ablation_figures(result: AblationResult) -> dict[str, bytes]:
     return {"heatmap.png": png_bytes(figure)}
 
 
+def _heatmap_values(
+    members: Mapping[tuple[int, int], Sequence[CellResult]], shape: tuple[int, int]
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.object_]]:
+    """Return mean accuracies, intervals of the first cells, and texts where there is no result.
+
+    Args:
+        members: cells of the grid by row and column of the figure.
+        shape: rows and columns of the figure.
+    """
+    means = np.full(shape, np.nan)
+    intervals = np.full((*shape, 2), np.nan)
+    missing = np.full(shape, "", dtype=object)
+    for place, cells in members.items():
+        reports = [cell.report for cell in cells if cell.report]
+        if reports:
+            means[place] = np.mean([report.top1 for report in reports])
+            intervals[place] = reports[0].interval95
+        else:
+            missing[place] = cells[0].status
+    return means, intervals, missing
+
+
 def _heatmap_rows(cells: Sequence[CellResult]) -> tuple[list[str], str]:
     """Return the row name of each cell, and the constant values for the title."""
-    # A skipped cell has no short name of its images; another cell with the same images does.
-    short_names = {cell.values["data"]: cell.data for cell in cells if cell.data}
-    named = [replace(cell, data=short_names.get(cell.values["data"], "")) for cell in cells]
-
+    named = _with_short_names(cells)
     varying: list[str] = []
     constant: list[str] = []
     for axis in cells[0].values:
@@ -294,6 +304,13 @@ def _heatmap_rows(cells: Sequence[CellResult]) -> tuple[list[str], str]:
         shown = filter(None, [_axis_text(cell, axis) for axis in varying])
         names.append(" ".join(shown) or _axis_text(cell, "backbone"))
     return names, " ".join(constant)
+
+
+def _with_short_names(cells: Sequence[CellResult]) -> list[CellResult]:
+    """Return all cells with the short name of their images, as far as one of the cells has it."""
+    # A skipped cell has no short name of its images; another cell with the same images does.
+    short_names = {cell.values["data"]: cell.data for cell in cells if cell.data}
+    return [replace(cell, data=short_names.get(cell.values["data"], "")) for cell in cells]
 
 
 _DEFAULTS = {"precision": "auto", "subset": "all", "train_perturb": "none", "balance": "none"}

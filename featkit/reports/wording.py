@@ -122,13 +122,19 @@ def cell_counts(findings: Findings) -> str:
     return f"{len(findings.cells)} cells: {states}"
 
 
+def _test_set_size(findings: Findings) -> list[str]:
+    """Return the text for the number of test images, or nothing without results."""
+    sizes = {cell.report.n for cell, _ in findings.scored if cell.report}
+    if not sizes:
+        return []
+    smallest, largest = min(sizes), max(sizes)
+    n = str(smallest) if smallest == largest else f"{smallest} to {largest}"
+    return [f"n = {n} test images"]
+
+
 def lead_parts(findings: Findings, wall_seconds: float | None) -> list[str]:
     """Return the size of a grid: cells, test images, seeds, axes with a single value, duration."""
-    parts = [cell_counts(findings)]
-    sizes = {cell.report.n for cell, _ in findings.scored if cell.report}
-    if sizes:
-        n = str(*sizes) if len(sizes) == 1 else f"{min(sizes)} to {max(sizes)}"
-        parts.append(f"n = {n} test images")
+    parts = [cell_counts(findings), *_test_set_size(findings)]
     seeds = findings.axes.get(SEED, ())
     if seeds:
         parts.append(f"{len(seeds)} seeds ({', '.join(map(str, seeds))})")

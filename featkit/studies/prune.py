@@ -84,9 +84,10 @@ def prune_network(
     if evaluate:
         unpruned = evaluate(Request(data="", backbone=request.backbone, weights=request.weights))
         yield PruningStep(request.backbone, "unpruned", report=unpruned.report)
+    train = None
     if recovery:
         config = replace(config, recovery=recovery.text)
-    train = recovery.train if recovery else None
+        train = recovery.train
     for pruned in prune(request, config, compute, train, on_message=on_message):
         description = pruned.description
         if recovery:
