@@ -9,22 +9,7 @@ import pytest
 from sklearn.base import BaseEstimator, ClassifierMixin
 
 from featkit.backbones import load_backbone
-from featkit.heads import make_head
-from featkit.images import load_images
 from featkit.testing import check_backbone, check_head, check_source
-
-
-@pytest.mark.parametrize("spec", ["linear", "svm", "knn", "mlp", "prototypical"])
-def test_own_heads_pass(spec):
-    check_head(make_head(spec))
-
-
-def test_own_backbone_passes():
-    check_backbone(load_backbone("resnet18", weights="random", resize="32"))
-
-
-def test_own_source_passes():
-    check_source(load_images("digits"))
 
 
 class NearestMean(ClassifierMixin, BaseEstimator):

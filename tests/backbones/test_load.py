@@ -7,6 +7,7 @@ import pytest
 
 from featkit.backbones import BACKBONES, list_layers, list_models, load_backbone
 from featkit.errors import MissingExtraError, SpecError
+from featkit.testing import check_backbone
 
 PLUGIN = """
 from featkit.backbones.base import Backbone, Preprocess
@@ -33,6 +34,18 @@ def plugin(install):
         f"{name} = colour_backbone:{name}\n" for name in ("colour", "wrong", "old", "gone")
     )
     install("colour_backbone", PLUGIN, f"[featkit.backbones]\n{points}")
+
+
+@pytest.mark.parametrize(
+    ("spec", "layer", "pool"),
+    [
+        ("resnet18", None, "avg"),
+        ("resnet18", "layer2", "max"),
+        ("resnet18:stem=small,residual=false", None, "avg"),
+    ],
+)
+def test_resnets_pass_the_checks_for_plugins(spec, layer, pool):
+    check_backbone(load_backbone(spec, weights="random", layer=layer, pool=pool, resize="32"))
 
 
 def test_a_plugin_backbone_is_loaded_and_its_sizes_overridden(plugin):

@@ -6,6 +6,7 @@ import pytest
 from featkit.errors import SpecError
 from featkit.heads import HEADS, list_corrections, list_heads, make_head, parse_correction
 from featkit.registry import Spec
+from featkit.testing import check_head
 
 PLUGIN = '''
 from featkit.heads.knn import KNNHead
@@ -24,6 +25,14 @@ def plugin(install):
     """An installed package that adds one head."""
     install("nearest_plugin", PLUGIN, "[featkit.heads]\nnearest = nearest_plugin:NearestHead\n")
     return "nearest"
+
+
+@pytest.mark.parametrize(
+    "spec",
+    ["linear", "svm", "svm:kernel=rbf", "knn", "knn:k=1,metric=cosine", "mlp", "prototypical"],
+)
+def test_every_head_passes_the_checks_for_plugins(spec):
+    check_head(make_head(spec))
 
 
 def test_options_of_a_spec_reach_the_head():

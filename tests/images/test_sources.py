@@ -13,10 +13,22 @@ from featkit.errors import DataError, SpecError
 from featkit.images import load_images
 from featkit.images.files import images_from_folder
 from featkit.images.sources import SOURCES
+from featkit.testing import check_source
 
 
 def sizes(images) -> list[int]:
     return [len(images.rows(split)) for split in ("train", "val", "test")]
+
+
+def test_digits_and_a_folder_pass_the_checks_for_plugins(photos):
+    check_source(load_images("digits"))
+    check_source(load_images(str(photos)))
+
+
+def test_a_csv_source_passes_the_checks_for_plugins(photos):
+    table = photos.parent / "labels.csv"
+    table.write_text("path,label,split\nphotos/blue/0.png,blue,train\nphotos/red/0.png,red,test\n")
+    check_source(load_images(str(table)))
 
 
 def test_digits():
