@@ -1892,8 +1892,8 @@ def quantize(
     compute = _compute(options)
     with tempfile.TemporaryDirectory() as scratch:
         file, classifier = Path(scratch, INT8_FILE), Path(scratch, CLASSIFIER_FILE)
-        wanted = QuantizationRequest(config, keep_worst, images)
-        result = quantize_network(request, wanted, file, compute)
+        quantization = QuantizationRequest(config, keep_worst, images)
+        result = quantize_network(request, quantization, file, compute)
         directory = Path(out) / "quantize" / safe_name(result.description.name)
         facts = _quantization_facts(result, request.data, directory)
         content = file.read_bytes()

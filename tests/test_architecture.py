@@ -30,13 +30,13 @@ def test_import_contracts_hold():
     assert done.returncode == 0, done.stdout
 
 
-@pytest.mark.parametrize("verb", ["", *COMMANDS])
-def test_help_imports_no_heavy_package(verb):
+@pytest.mark.parametrize("command", ["", *COMMANDS])
+def test_help_imports_no_heavy_package(command):
     code = f"""
 import sys
 from featkit.cli import main
 try:
-    main({[verb, "--help"] if verb else ["--help"]!r})
+    main({[command, "--help"] if command else ["--help"]!r})
 except SystemExit as stop:
     assert stop.code == 0
 heavy = {{"torch", "torchvision", "sklearn", "scipy", "h5py", "numpy", "matplotlib", "PIL"}} & sys.modules.keys()

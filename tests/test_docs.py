@@ -24,11 +24,11 @@ def fenced(language, text=README):
 
 def commands():
     lines = [line for block in fenced("sh") for line in block.splitlines()]
-    verbs = [f"featkit {verb} --help" for verb in main.list_commands(None)]
-    for verb in main.list_commands(None):
-        epilog = main.get_command(None, verb).epilog
+    helps = [f"featkit {name} --help" for name in main.list_commands(None)]
+    for name in main.list_commands(None):
+        epilog = main.get_command(None, name).epilog
         lines += [line.strip() for line in epilog.splitlines()]
-    return verbs + [line for line in lines if line.startswith("featkit ")]
+    return helps + [line for line in lines if line.startswith("featkit ")]
 
 
 @pytest.mark.parametrize("line", commands())

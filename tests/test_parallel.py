@@ -19,12 +19,12 @@ def test_results_come_in_the_order_of_the_items(items, threads, ahead):
 
 
 def test_the_number_of_items_in_flight_is_bounded():
-    begun = []
-    results = in_threads(begun.append, range(1000), threads=2, ahead=5)
+    started = []
+    results = in_threads(started.append, range(1000), threads=2, ahead=5)
     for _ in range(10):
         next(results)
     time.sleep(0.05)
-    assert len(begun) <= 10 + 5
+    assert len(started) <= 10 + 5
     results.close()
 
 

@@ -53,7 +53,7 @@ class ExtractionResult:
         reused: number of features copied from other cache files.
         resumed: number of features taken over from an interrupted extraction.
         skipped: names of the images that could not be read.
-        changes: number of images that are ``new``, ``changed`` and ``gone`` since the last file of
+        changes: numbers of ``new``, ``changed`` and ``removed`` images since the last file of
             the same data and network; None without such a file.
     """
 

@@ -173,12 +173,14 @@ def content_keys(images: ImageSet, compute: Compute) -> tuple[str, ...]:
 
 def count_changes(plan: ExtractionPlan) -> dict[str, int] | None:
     """Count the images that changed since the newest file of the same data and network, if any."""
-    wanted = plan.request.to_dict()
-    if not wanted["data"]:
+    requested = plan.request.to_dict()
+    if not requested["data"]:
         return None
     for entry in store.entries(plan.cache)[0]:
         recorded = entry.provenance["request"]
-        same_data = all(recorded.get(name) == wanted[name] for name in ("data", "perturb", "part"))
+        same_data = all(
+            recorded.get(name) == requested[name] for name in ("data", "perturb", "part")
+        )
         if same_data and entry.recipe.same_network(plan.recipe):
             before = store.read_header(entry.path)
             changed = compare_images(before.ids, before.keys, plan.images.ids, plan.keys)
@@ -189,17 +191,17 @@ def count_changes(plan: ExtractionPlan) -> dict[str, int] | None:
 def compare_images(
     names: Sequence[str], keys: Sequence[str], names_now: Sequence[str], keys_now: Sequence[str]
 ) -> dict[str, list[str]]:
-    """Return the names of images that are ``new``, ``changed`` and ``gone``, renamed ones aside."""
+    """Return the names of ``new``, ``changed`` and ``removed`` images, without renamed ones."""
     before = dict(zip(names, keys, strict=True))
     now = dict(zip(names_now, keys_now, strict=True))
     keys_before, keys_after = set(keys), set(keys_now)
-    changes: dict[str, list[str]] = {"new": [], "changed": [], "gone": []}
+    changes: dict[str, list[str]] = {"new": [], "changed": [], "removed": []}
     for name, key in now.items():
         if key not in keys_before:
             changes["changed" if name in before else "new"].append(name)
     for name, key in before.items():
         if key not in keys_after and name not in now:
-            changes["gone"].append(name)
+            changes["removed"].append(name)
     return changes
 
 

@@ -368,16 +368,16 @@ def locate(cache: Path, recipe: Recipe, keys: Iterable[str]) -> dict[str, Stored
     Returns:
         The file and row of each image that was found, by its key.
     """
-    wanted = set(keys)
+    requested = set(keys)
     found: dict[str, StoredRow] = {}
     for entry in entries(cache)[0]:
-        if not recipe.same_network(entry.recipe) or wanted <= found.keys():
+        if not recipe.same_network(entry.recipe) or requested <= found.keys():
             continue
         with open_file(entry.path) as file:
             valid = file["valid"][:]
             stored_keys = [key.decode() for key in file["keys"][:]]
         for row in np.flatnonzero(valid).tolist():
-            if stored_keys[row] in wanted:
+            if stored_keys[row] in requested:
                 found.setdefault(stored_keys[row], (entry.path, row))
     return found
 

@@ -19,7 +19,7 @@ _GAP = 0.12
 _LINE = 0.14
 _HEADING = 0.42
 _ACROSS = 10
-"""Pictures in a row."""
+"""Number of images in a row."""
 _MAX_NAME = 19
 _PIXELS = 240
 """Longest side of a thumbnail."""
@@ -27,14 +27,14 @@ _PIXELS = 240
 
 @dataclass(frozen=True)
 class Tile:
-    """One or more pictures side by side with lines of text below.
+    """One or more images side by side with lines of text below.
 
     Attributes:
-        pictures: uint8 ``(h, w, 3)``, one or more; all tiles of a section have the same number.
-        lines: text below the pictures; the first line is bold.
+        images: uint8 ``(h, w, 3)``, one or more; all tiles of a section have the same number.
+        lines: text below the images; the first line is bold.
     """
 
-    pictures: tuple[NDArray[np.uint8], ...]
+    images: tuple[NDArray[np.uint8], ...]
     lines: tuple[str, ...]
 
 
@@ -46,9 +46,9 @@ class Section:
     tiles: Sequence[Tile]
 
 
-def thumbnail(picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Return a picture ``(h, w, 3)`` scaled down to fit a tile; smaller ones are unchanged."""
-    small = Image.fromarray(picture)
+def thumbnail(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Return a image ``(h, w, 3)`` scaled down to fit a tile; smaller ones are unchanged."""
+    small = Image.fromarray(image)
     small.thumbnail((_PIXELS, _PIXELS))
     return np.asarray(small)
 
@@ -73,7 +73,7 @@ def plot_contact(sections: Sequence[Section], *, title: str) -> Figure:
 
 
 def _columns(section: Section) -> int:
-    return _ACROSS // len(section.tiles[0].pictures) if section.tiles else 1
+    return _ACROSS // len(section.tiles[0].images) if section.tiles else 1
 
 
 def _row_height(section: Section) -> float:
@@ -91,21 +91,19 @@ def _draw_section(axes: Axes, section: Section, top: float) -> None:
     axes.text(0, top + 0.12, drawable(heading), va="top", fontsize=11, **literal_text())
     for number, tile in enumerate(section.tiles):
         row, column = divmod(number, _columns(section))
-        left = column * len(tile.pictures) * (_SIDE + _GAP)
+        left = column * len(tile.images) * (_SIDE + _GAP)
         _draw_tile(axes, tile, left, top + _HEADING + row * _row_height(section))
 
 
 def _draw_tile(axes: Axes, tile: Tile, left: float, top: float) -> None:
-    """Draw the pictures centred in squares and the text below the first one."""
-    for place, picture in enumerate(tile.pictures):
-        height, width = picture.shape[:2]
+    """Draw the images centred in squares and the text below the first one."""
+    for place, image in enumerate(tile.images):
+        height, width = image.shape[:2]
         w, h = (_SIDE * side / max(height, width) for side in (width, height))
         x = left + place * (_SIDE + 0.03) + (_SIDE - w) / 2
         y = top + (_SIDE - h) / 2
-        axes.imshow(
-            picture, extent=(x, x + w, y + h, y), aspect="auto", interpolation="antialiased"
-        )
-    longest = _MAX_NAME * len(tile.pictures) + 2 * (len(tile.pictures) - 1)
+        axes.imshow(image, extent=(x, x + w, y + h, y), aspect="auto", interpolation="antialiased")
+    longest = _MAX_NAME * len(tile.images) + 2 * (len(tile.images) - 1)
     for number, line in enumerate(shorten(tile.lines, longest)):
         weight = "bold" if number == 0 else "normal"
         below = top + _SIDE + 0.05 + number * _LINE

@@ -171,20 +171,20 @@ def audit_figures(audit: AuditResult, images: ImageSet) -> dict[str, bytes]:
             f"{audit.data} has changed since its features were extracted: extract them again"
         )
 
-    def pictures(finding: Finding) -> tuple[Pixels, ...]:
+    def thumbnails(finding: Finding) -> tuple[Pixels, ...]:
         names = [name for name in (finding.image, finding.other) if name]
         return tuple(thumbnail(images.load(rows[name])) for name in names)
 
     found = audit.findings()
     sections = [
-        _suspect_labels(found["suspect"], pictures),
-        _near_duplicates(found["near"], pictures),
+        _suspect_labels(found["suspect"], thumbnails),
+        _near_duplicates(found["near"], thumbnails),
     ]
     return {"contact.png": png_bytes(plot_contact(sections, title=f"Audit of {audit.data}"))}
 
 
 def _suspect_labels(
-    suspects: Sequence[Finding], pictures: Callable[[Finding], tuple[Pixels, ...]]
+    suspects: Sequence[Finding], thumbnails: Callable[[Finding], tuple[Pixels, ...]]
 ) -> Section:
     """Return the first tiles of suspect labels, each with the suggested label."""
     tiles = []
@@ -195,18 +195,18 @@ def _suspect_labels(
             f"odds {odds_text(finding.score)}",
             finding.image,
         )
-        tiles.append(Tile(pictures(finding), lines))
+        tiles.append(Tile(thumbnails(finding), lines))
     return Section(f"Suspect labels, top {len(tiles)} of {len(suspects)}: given → suggested", tiles)
 
 
 def _near_duplicates(
-    duplicates: Sequence[Finding], pictures: Callable[[Finding], tuple[Pixels, ...]]
+    duplicates: Sequence[Finding], thumbnails: Callable[[Finding], tuple[Pixels, ...]]
 ) -> Section:
     """Return the most similar pair of the first groups of near duplicates.
 
     Args:
         duplicates: sorted by similarity, so the first pair of a group is its most similar one.
-        pictures: returns the thumbnails of a finding.
+        thumbnails: returns the thumbnails of a finding.
     """
     groups: dict[int, list[Finding]] = {}
     for finding in duplicates:
@@ -219,7 +219,7 @@ def _near_duplicates(
         more = len(pairs) - 1
         if more:
             similarity += f", {more} more {'pair' if more == 1 else 'pairs'}"
-        tiles.append(Tile(pictures(first), (labels, similarity, first.image, first.other)))
+        tiles.append(Tile(thumbnails(first), (labels, similarity, first.image, first.other)))
     return Section(
         f"Near duplicates, most similar pair of {len(tiles)} of {len(groups)} groups", tiles
     )

@@ -89,8 +89,8 @@ def test_a_malformed_grid_is_refused_in_one_line_with_the_file_name(tmp_path, te
 
 
 def test_a_missing_grid_file_is_named(tmp_path):
-    with pytest.raises(SpecError, match=r"gone\.toml"):
-        read_grid(tmp_path / "gone.toml")
+    with pytest.raises(SpecError, match=r"missing\.toml"):
+        read_grid(tmp_path / "missing.toml")
 
 
 def test_a_rule_covers_only_the_listed_values():

@@ -195,11 +195,11 @@ def test_a_failed_cell_has_a_reason_and_a_log_and_does_not_stop_the_others(photo
 
 def test_a_memory_error_is_a_failed_cell(grid, work, monkeypatch):
     def fail(*arguments):
-        raise MemoryError("no room\nfor this")
+        raise MemoryError("out of memory\nfor this")
 
     monkeypatch.setattr(fits, "evaluate_head", fail)
     found = {(cell.status, cell.reason) for cell in run_grid(grid, work).cells}
-    assert found == {("failed", "MemoryError: no room for this")}
+    assert found == {("failed", "MemoryError: out of memory for this")}
 
 
 def test_skipped_and_inapplicable_cells_have_a_reason(grid, work):
@@ -322,7 +322,7 @@ if __name__ == "__main__":
 
 def test_a_killed_grid_resumes_to_the_same_results(photos, tmp_path):
     """SIGKILL at random moments; FEATKIT_KILLS=10 kills more often."""
-    (tmp_path / "matrix.py").write_text(FAULTS)
+    (tmp_path / "run_grid.py").write_text(FAULTS)
 
     def start(place):
         place.mkdir(exist_ok=True)
@@ -330,19 +330,19 @@ def test_a_killed_grid_resumes_to_the_same_results(photos, tmp_path):
             sys.executable,
             "-W",
             "ignore",
-            str(tmp_path / "matrix.py"),
+            str(tmp_path / "run_grid.py"),
             str(photos),
             str(place),
         ]
-        with (tmp_path / "said").open("w") as said:
-            return subprocess.Popen(command, stderr=said)
+        with (tmp_path / "stderr.txt").open("w") as stderr:
+            return subprocess.Popen(command, stderr=stderr)
 
-    for _ in range(2):  # the second time without making vectors: that is what is timed, and killed
+    for _ in range(2):  # the second run, with cached features, is the one that is timed and killed
         shutil.rmtree(tmp_path / "whole", ignore_errors=True)
-        begun = time.perf_counter()
+        started = time.perf_counter()
         child = start(tmp_path / "whole")
-        assert child.wait() == 0, (tmp_path / "said").read_text()
-        whole = time.perf_counter() - begun
+        assert child.wait() == 0, (tmp_path / "stderr.txt").read_text()
+        whole = time.perf_counter() - started
     reference = (tmp_path / "whole" / "results.csv").read_text()
     assert reference.count("ok") == 27
     rng = np.random.default_rng(0)
@@ -353,7 +353,7 @@ def test_a_killed_grid_resumes_to_the_same_results(photos, tmp_path):
         child.kill()
         child.wait()
     child = start(place)
-    assert child.wait() == 0, (tmp_path / "said").read_text()
+    assert child.wait() == 0, (tmp_path / "stderr.txt").read_text()
     assert (place / "results.csv").read_text() == reference
     assert not list((place / "out" / "g" / "cells").glob(".*.tmp"))
 

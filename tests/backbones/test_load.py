@@ -31,7 +31,7 @@ def old(*, weights):
 def plugin(install):
     """Install a package that adds backbones by entry point."""
     points = "".join(
-        f"{name} = colour_backbone:{name}\n" for name in ("colour", "wrong", "old", "gone")
+        f"{name} = colour_backbone:{name}\n" for name in ("colour", "wrong", "old", "missing")
     )
     install("colour_backbone", PLUGIN, f"[featkit.backbones]\n{points}")
 
@@ -61,7 +61,7 @@ def test_a_plugin_backbone_is_loaded_and_its_sizes_overridden(plugin):
     [
         ("wrong", "not a featkit Backbone"),
         ("old", "unexpected keyword argument"),
-        ("gone", "cannot be imported"),
+        ("missing", "cannot be imported"),
     ],
 )
 def test_an_invalid_plugin_is_rejected(name, reason, plugin):

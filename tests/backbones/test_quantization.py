@@ -79,7 +79,8 @@ def test_a_changed_or_missing_int8_file_is_rejected(quantized, tmp_path):
         )
     with pytest.raises(WeightsError, match="cannot read"):
         open_engine(
-            replace(quantized, quantized=QuantizedNetwork(tmp_path / "gone", "0")), precision="int8"
+            replace(quantized, quantized=QuantizedNetwork(tmp_path / "missing", "0")),
+            precision="int8",
         )
 
 

@@ -12,28 +12,28 @@ from featkit.backbones.resnet import SIZES
 from featkit.backbones.state_dict import seeded
 from featkit.errors import SpecError
 
-PICTURES = [
+IMAGES = [
     np.random.default_rng(side).integers(0, 256, (side, side + 9, 3), dtype=np.uint8)
     for side in (8, 40, 70, 131)
 ]
 
 
-def embed(pictures, name="resnet18", *, batch=64, **options) -> np.ndarray:
+def embed(images, name="resnet18", *, batch=64, **options) -> np.ndarray:
     backbone = load_backbone(name, **options)
     engine = open_engine(backbone)
-    pixels = np.stack([backbone.preprocess(picture) for picture in pictures])
+    pixels = np.stack([backbone.preprocess(image) for image in images])
     return np.concatenate(
         [engine(pixels[start : start + batch]) for start in range(0, len(pixels), batch)]
     )
 
 
-def plain_loop(network: torch.nn.Module, transform, pictures) -> np.ndarray:
+def plain_loop(network: torch.nn.Module, transform, images) -> np.ndarray:
     """Reference: torchvision's own transform and network, one image at a time."""
     network.fc = torch.nn.Identity()
     network.eval()
     with torch.no_grad():
         return torch.cat(
-            [network(transform(Image.fromarray(picture))[None]) for picture in pictures]
+            [network(transform(Image.fromarray(image))[None]) for image in images]
         ).numpy()
 
 
@@ -49,8 +49,8 @@ def test_embeddings_equal_a_plain_torchvision_loop(name, dim):
         resize_size=64, crop_size=64
     )
     ours, theirs = (
-        embed(PICTURES, name, weights="random", resize="64"),
-        plain_loop(network, transform, PICTURES),
+        embed(IMAGES, name, weights="random", resize="64"),
+        plain_loop(network, transform, IMAGES),
     )
     assert ours.shape == (4, dim)
     assert ours.dtype == np.float32
@@ -61,17 +61,17 @@ def test_embeddings_equal_a_plain_torchvision_loop(name, dim):
 @pytest.mark.parametrize("name", ["resnet18", "resnet50"])
 def test_real_embeddings_equal_a_plain_torchvision_loop(name, real_data, real_weights):
     paths = sorted((real_data / "caltech101" / "test").glob("*/*.jpg"))[::181]
-    pictures = [np.asarray(Image.open(path).convert("RGB")) for path in paths]
+    images = [np.asarray(Image.open(path).convert("RGB")) for path in paths]
     network = torchvision.models.get_model(name)
     network.load_state_dict(torch.load(real_weights / f"{name}.pth", weights_only=True))
     transform = torchvision.models.get_model_weights(name).IMAGENET1K_V1.transforms()
-    assert len(pictures) >= 16
-    assert relative(embed(pictures, name), plain_loop(network, transform, pictures)) < 1e-4
+    assert len(images) >= 16
+    assert relative(embed(images, name), plain_loop(network, transform, images)) < 1e-4
 
 
 def test_embeddings_do_not_depend_on_the_batch_size():
     options = {"weights": "random", "resize": "64"}
-    assert relative(embed(PICTURES, batch=1, **options), embed(PICTURES, batch=3, **options)) < 1e-5
+    assert relative(embed(IMAGES, batch=1, **options), embed(IMAGES, batch=3, **options)) < 1e-5
 
 
 def test_a_network_is_always_in_eval_mode_without_gradients():
@@ -84,20 +84,20 @@ def test_a_network_is_always_in_eval_mode_without_gradients():
 def test_random_weights_depend_on_their_seed_only():
     before = torch.random.get_rng_state()
     options = {"resize": "32"}
-    first = embed(PICTURES, weights="random", **options)
+    first = embed(IMAGES, weights="random", **options)
     assert torch.equal(before, torch.random.get_rng_state())
     torch.manual_seed(99)
-    np.testing.assert_array_equal(first, embed(PICTURES, weights="random:0", **options))
-    assert relative(first, embed(PICTURES, weights="random:1", **options)) > 0.01
+    np.testing.assert_array_equal(first, embed(IMAGES, weights="random:0", **options))
+    assert relative(first, embed(IMAGES, weights="random:1", **options)) > 0.01
 
 
 def test_other_poolings_use_the_last_feature_map():
     mean, most, both = (
-        embed(PICTURES, weights="random", resize="96", pool=p) for p in ("avg", "max", "catavgmax")
+        embed(IMAGES, weights="random", resize="96", pool=p) for p in ("avg", "max", "catavgmax")
     )
     np.testing.assert_allclose(both, np.hstack([mean, most]), rtol=1e-5, atol=1e-6)
     assert (most >= mean - 1e-6).all()
-    last = embed(PICTURES, weights="random", resize="96", layer="layer4", pool="max")
+    last = embed(IMAGES, weights="random", resize="96", layer="layer4", pool="max")
     np.testing.assert_array_equal(last, most)
 
 
@@ -125,11 +125,11 @@ def test_an_extracted_layer_equals_the_output_seen_by_a_hook(layer, dim):
         lambda module, args, output: seen.append(output.clone())
     )
     backbone = load_backbone("resnet18", **options)
-    pixels = np.stack([backbone.preprocess(picture) for picture in PICTURES])
+    pixels = np.stack([backbone.preprocess(image) for image in IMAGES])
     with torch.no_grad():
         network(backbone.preprocess.normalise(torch.tensor(pixels).permute(0, 3, 1, 2).float()))
     expected = seen[0].mean((2, 3)) if seen[0].ndim == 4 else seen[0]
-    ours = embed(PICTURES, layer=layer, **options)
+    ours = embed(IMAGES, layer=layer, **options)
     assert ours.shape == (4, dim)
     assert relative(ours, expected.numpy()) < 1e-4
 

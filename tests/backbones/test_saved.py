@@ -115,7 +115,7 @@ def test_a_directory_without_a_network_is_rejected(tmp_path):
 
 def test_a_missing_path_is_rejected(tmp_path):
     with pytest.raises(WeightsError, match="no such file"):
-        load_backbone(str(tmp_path / "gone"))
+        load_backbone(str(tmp_path / "missing"))
 
 
 def test_plain_weights_are_rejected(tmp_path):

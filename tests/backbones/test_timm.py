@@ -11,12 +11,12 @@ from featkit.errors import SpecError, WeightsError
 
 timm = pytest.importorskip("timm")
 
-PICTURE = np.random.default_rng(0).integers(0, 256, (90, 70, 3), dtype=np.uint8)
+IMAGE = np.random.default_rng(0).integers(0, 256, (90, 70, 3), dtype=np.uint8)
 
 
-def embed(name: str, picture: np.ndarray = PICTURE, **options) -> np.ndarray:
+def embed(name: str, image: np.ndarray = IMAGE, **options) -> np.ndarray:
     backbone = load_backbone(name, **{"weights": "random", **options})
-    return open_engine(backbone)(backbone.preprocess(picture)[None])
+    return open_engine(backbone)(backbone.preprocess(image)[None])
 
 
 @pytest.mark.parametrize("name", ["resnet10t", "test_vit", "test_convnext"])
@@ -27,7 +27,7 @@ def test_embeddings_equal_a_plain_timm_loop(name, tmp_path):
     torch.save(network.state_dict(), tmp_path / "mine.pth")
     transform = timm.data.create_transform(**timm.data.resolve_model_data_config(network))
     with torch.no_grad():
-        batch = transform(Image.fromarray(PICTURE))[None]
+        batch = transform(Image.fromarray(IMAGE))[None]
         expected = network.forward_head(network.forward_features(batch), pre_logits=True).numpy()
     ours = embed(f"timm:{name}", weights=str(tmp_path / "mine.pth"))
     np.testing.assert_allclose(ours, expected, atol=1e-4 * np.abs(expected).max())

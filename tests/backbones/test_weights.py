@@ -127,7 +127,7 @@ def test_a_file_is_labelled_by_its_name(tmp_path, monkeypatch):
     assert find_weights("resnet34", "mine.pth") == Weights("mine.pth", sha256(path), path)
 
 
-@pytest.mark.parametrize("name", ["gone.pth", "gone.safetensors", "."])
+@pytest.mark.parametrize("name", ["missing.pth", "missing.safetensors", "."])
 def test_the_error_for_an_unreadable_file_names_it(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(WeightsError, match=f"{tmp_path}.*cannot be read"):
@@ -180,7 +180,7 @@ def test_weights_are_downloaded_once_into_the_hub_folder(fetch, address, capsys)
 
 @pytest.mark.parametrize(
     ("path", "prefix", "reason"),
-    [("there", "00000000", "invalid hash"), ("gone", DIGEST[:8], "404")],
+    [("there", "00000000", "invalid hash"), ("missing", DIGEST[:8], "404")],
 )
 def test_a_failed_download_leaves_no_file_and_says_what_to_do(fetch, address, path, prefix, reason):
     with pytest.raises(WeightsError, match=reason) as caught:

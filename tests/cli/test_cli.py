@@ -84,14 +84,14 @@ def test_ablate_compares_heads(photos):
         "--weights",
         "random",
         "--weights",
-        "gone.pth",
+        "missing.pth",
         "--head",
         "knn:k=1",
         "--head",
         "svm",
     )
     assert "skipped" in done.stdout
-    assert "gone.pth" in done.stdout
+    assert "missing.pth" in done.stdout
     (folder,) = [path for path in Path("experiments/runs/ablate").iterdir() if path.name != "cells"]
     tables, pages = (
         {"results.csv", "results.json", "times.csv", "summary.md"},
@@ -110,7 +110,7 @@ def test_ablate_reads_a_grid(photos):
 
 
 def test_ablate_without_one_result_fails(photos):
-    done = call("ablate", "--data", photos, "--weights", "gone.pth", "--head", "svm", code=1)
+    done = call("ablate", "--data", photos, "--weights", "missing.pth", "--head", "svm", code=1)
     assert "none of the 1 cells" in done.stderr
 
 
@@ -151,7 +151,7 @@ def csv_file(text):
     return "labels.csv"
 
 
-def picture(path, size=(8, 8)):
+def write_image(path, size=(8, 8)):
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(np.zeros((*size, 3), np.uint8)).save(path)
@@ -159,19 +159,19 @@ def picture(path, size=(8, 8)):
 
 
 BAD_DATA = {
-    "a missing folder": (lambda: "gone", "gone"),
+    "a missing folder": (lambda: "missing", "missing"),
     "an empty folder": (lambda: Path("empty").mkdir() or "empty", "empty"),
-    "a folder with one class": (lambda: picture("one/a/1.png") and "one", "one"),
+    "a folder with one class": (lambda: write_image("one/a/1.png") and "one", "one"),
     "a csv without a column": (lambda: csv_file("path,class\na.png,a\n"), "label"),
     "a csv with a missing file": (lambda: csv_file("path,label\na.png,a\nb.png,b\n"), "a.png"),
     "a csv with a path twice": (
-        lambda: picture("a.png") and csv_file("path,label\na.png,a\na.png,b\n"),
+        lambda: write_image("a.png") and csv_file("path,label\na.png,a\na.png,b\n"),
         "a.png",
     ),
     "a csv with an unknown split": (
         lambda: (
-            picture("a.png")
-            and picture("b.png")
+            write_image("a.png")
+            and write_image("b.png")
             and csv_file("path,label,split\na.png,a,train\nb.png,b,tset\n")
         ),
         "tset",
@@ -189,7 +189,7 @@ def test_bad_data_is_refused(case):
     ("options", "named"),
     [
         (("--backbone", "resnet19"), "resnet18"),
-        (("--weights", "gone.pth"), "gone.pth"),
+        (("--weights", "missing.pth"), "missing.pth"),
         (("--weights", "IMAGENET21K"), "IMAGENET1K_V1"),
         (("--layer", "layer9"), "layer9"),
         (("--resize", "big"), "big"),
@@ -258,7 +258,7 @@ def test_a_cache_whose_recipe_was_changed_is_refused(photos):
 
 
 def test_an_unreadable_image_fails_or_is_skipped(photos):
-    (photos / "red" / "0.png").write_bytes(b"not a picture")
+    (photos / "red" / "0.png").write_bytes(b"not an image")
     assert "red/0.png" in refused("extract", "--data", photos, *FAST)
     assert (
         "1 images skipped: red/0.png"

@@ -71,9 +71,9 @@ def test_export_then_predict_with_the_file(photos):
     path = Path(done.stdout.strip())
     assert path == run / "model.onnx"
     assert "same class for 4 of 4 test images, largest difference in probability" in done.stderr
-    pictures = [photos / "red" / "0.png", photos / "blue" / "1.png"]
+    image_files = [photos / "red" / "0.png", photos / "blue" / "1.png"]
     from_run, from_file = (
-        json.loads(call("predict", each, *pictures, "--json").stdout) for each in (run, path)
+        json.loads(call("predict", each, *image_files, "--json").stdout) for each in (run, path)
     )
     assert (
         [each["answer"] for each in from_run]
@@ -180,22 +180,24 @@ def test_channels_are_reconstructed_and_distilled(photos):
     trained = (*whole, "--reconstruct", "8", "--epochs", "1")
     (alone,) = call(*trained).stdout.split()
     done = call(*trained, "--distill")
-    (taught,) = done.stdout.split()
+    (distilled,) = done.stdout.split()
     assert "epoch 1/1" in done.stderr
     assert (
         "then 1 epochs at 0.005, distilled"
-        in json.loads(Path(taught, "prune.json").read_text())["goal"]["recovery"]
+        in json.loads(Path(distilled, "prune.json").read_text())["goal"]["recovery"]
     )
     widths = [
         json.loads(Path(each, "prune.json").read_text())["parameters"]
-        for each in (plain, fitted, alone, taught)
+        for each in (plain, fitted, alone, distilled)
     ]
     assert len(set(widths)) == 1
-    learned = [read_description(network_file(each)).trained_on for each in (plain, fitted, taught)]
-    assert [len(each) for each in learned] == [0, 8, 20]
+    trained_on = [
+        read_description(network_file(each)).trained_on for each in (plain, fitted, distilled)
+    ]
+    assert [len(each) for each in trained_on] == [0, 8, 20]
     outputs = [
         load_backbone(each).build()(torch.ones(1, 3, 16, 16))
-        for each in (plain, fitted, alone, taught)
+        for each in (plain, fitted, alone, distilled)
     ]
     assert not any(torch.equal(one, other) for one, other in combinations(outputs, 2))
 
@@ -285,9 +287,9 @@ def test_a_run_is_quantized_with_its_head(photos):
     facts = json.loads((directory / "quantize.json").read_text())
     assert facts["bias_correction"]
     assert facts["classifier"]["difference"]["n"] == 4
-    picture = photos / "red" / "0.png"
+    image_file = photos / "red" / "0.png"
     from_run, from_file = (
-        json.loads(call("predict", each, picture, "--json").stdout)
+        json.loads(call("predict", each, image_file, "--json").stdout)
         for each in (run, directory / "model.onnx")
     )
     assert from_run[0]["answer"] == from_file[0]["answer"] == "red"
@@ -299,7 +301,7 @@ def test_a_run_is_quantized_with_its_head(photos):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (("--macs", "1.5"), "macs 1.5 is not a fraction"),
         (("--sparsity", "-0.5"), "sparsity -0.5 is not a fraction"),
@@ -309,27 +311,27 @@ def test_a_run_is_quantized_with_its_head(photos):
         (("--macs", "0.5", "--sparsity", "0.5"), "give --sparsity, or else --macs"),
     ],
 )
-def test_an_impossible_pruning_prints_one_line(arguments, said):
-    assert said in refused("prune", "resnet18", "--weights", "random", *arguments)
+def test_an_impossible_pruning_prints_one_line(arguments, message):
+    assert message in refused("prune", "resnet18", "--weights", "random", *arguments)
 
 
 @pytest.mark.parametrize(
-    ("specs", "said"),
+    ("specs", "message"),
     [
         (("resnet18@fp8",), "unknown precision 'fp8'"),
         (("resnet18@int8",), "int8: give --data"),
         (("resnet19",), "unknown backbone 'resnet19'"),
         (("resnet18", "resnet18"), "named twice"),
-        (("./gone",), "no such file"),
+        (("./missing",), "no such file"),
     ],
 )
-def test_a_network_that_cannot_be_profiled_prints_one_line(specs, said, monkeypatch, tmp_path):
+def test_a_network_that_cannot_be_profiled_prints_one_line(specs, message, monkeypatch, tmp_path):
     import torch
     from torchvision.models import resnet18
 
     torch.save(resnet18().state_dict(), tmp_path / "resnet18.pth")
     monkeypatch.setenv("FEATKIT_WEIGHTS", str(tmp_path))
-    assert said in refused("profile", *specs)
+    assert message in refused("profile", *specs)
 
 
 def test_quantize_without_train_images_prints_one_line(photos):

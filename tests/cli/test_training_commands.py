@@ -84,8 +84,11 @@ def test_a_trained_network_can_be_fine_tuned_again(photos):
 def test_evaluation_on_training_images_of_the_network_is_refused(photos):
     """Another seed makes another split, in which train images of the first are test images."""
     run = run_of(call("finetune", "--data", photos, "--mode", "shallow", *SMALL))
-    for verb in (("fit", "--head", "knn:k=1"), ("finetune", "--mode", "shallow", "--epochs", "1")):
-        done = call(*verb, "--data", photos, "--backbone", run, "--seed", "1", code=1)
+    for command in (
+        ("fit", "--head", "knn:k=1"),
+        ("finetune", "--mode", "shallow", "--epochs", "1"),
+    ):
+        done = call(*command, "--data", photos, "--backbone", run, "--seed", "1", code=1)
         assert "was trained on" in done.stderr
     call("fit", "--data", photos, "--backbone", run, "--head", "knn:k=1")
     call(
@@ -186,20 +189,20 @@ def test_an_interrupted_training_resumes(photos, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         (("--lr", "1e6", "--warmup", "0", "--epochs", "4", "--mode", "full"), "lower --lr"),
         (("--batch-size", "1", "--mode", "full"), "batch of one"),
         (("--unfreeze", "layer7"), "unknown block"),
         (("--backbone", "nowhere/run"), "no such file"),
-        (("--backbone", "resnet18", "--weights", "gone.pth"), "gone.pth"),
+        (("--backbone", "resnet18", "--weights", "missing.pth"), "missing.pth"),
     ],
 )
-def test_invalid_trainings_print_one_line(photos, options, said):
+def test_invalid_trainings_print_one_line(photos, options, message):
     done = call("finetune", "--data", photos, *SMALL, *options, code=1)
     lines = [line for line in done.stderr.splitlines() if line.startswith("Error")]
     assert len(lines) == 1
-    assert said in lines[0]
+    assert message in lines[0]
     assert not list(Path().rglob("card.json"))
 
 
@@ -323,7 +326,7 @@ def test_the_study_of_cifar100_runs_on_a_file_in_its_format(cifar100, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         ("", "has no trainings"),
         ("[[run]]\nmode = 'deep'\n[[run]]\nmode = 'deep'", "two runs called deep"),
@@ -337,9 +340,9 @@ def test_the_study_of_cifar100_runs_on_a_file_in_its_format(cifar100, tmp_path):
         ("run = ['a']", "has no trainings"),
     ],
 )
-def test_an_invalid_study_is_refused(tmp_path, text, said):
+def test_an_invalid_study_is_refused(tmp_path, text, message):
     (tmp_path / "study.toml").write_text(text)
-    assert said in call("finetune", tmp_path / "study.toml", code=1).stderr
+    assert message in call("finetune", tmp_path / "study.toml", code=1).stderr
 
 
 def test_options_beside_a_study_are_wrong_usage(tmp_path):

@@ -150,7 +150,7 @@ def test_a_foreign_or_missing_or_empty_file_is_refused(tmp_path):
         with pytest.raises(RunError, match="was not exported by featkit"):
             load_exported(tmp_path / name)
     with pytest.raises(RunError, match="cannot be read"):
-        load_exported(tmp_path / "gone.onnx")
+        load_exported(tmp_path / "missing.onnx")
 
 
 def sealed(path: Path, model: onnx.ModelProto, classifier: Classifier) -> Path:
@@ -182,7 +182,7 @@ def test_an_unknown_format_or_a_missing_folder_is_refused(classifier, colours, t
     with pytest.raises(SpecError, match="unknown format 'tflite'"):
         export(classifier, tmp_path / "model.tflite", colours(8), to="tflite")
     with pytest.raises(StorageError, match="choose another folder"):
-        export(classifier, tmp_path / "gone" / "model.onnx", colours(8))
+        export(classifier, tmp_path / "missing" / "model.onnx", colours(8))
 
 
 def test_the_check_uses_the_given_compute(classifier, colours, tmp_path):

@@ -105,5 +105,9 @@ def test_peak_memory_includes_torch():
 
 
 def test_a_failed_memory_measurement_is_reported():
-    with pytest.raises(SpecError, match=r"memory of resnet18@fp32 cannot be measured.*gone\.pth"):
-        measure_peak_memory(Request(data="", backbone="resnet18", weights="gone.pth"), None, "fp32")
+    with pytest.raises(
+        SpecError, match=r"memory of resnet18@fp32 cannot be measured.*missing\.pth"
+    ):
+        measure_peak_memory(
+            Request(data="", backbone="resnet18", weights="missing.pth"), None, "fp32"
+        )

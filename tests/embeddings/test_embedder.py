@@ -79,5 +79,5 @@ def test_input_that_is_not_images_is_refused(embedder, wrong):
 
 
 def test_a_missing_file_is_named(embedder, tmp_path):
-    with pytest.raises(DataError, match=r"gone\.png"):
-        embedder.transform([tmp_path / "gone.png"])
+    with pytest.raises(DataError, match=r"missing\.png"):
+        embedder.transform([tmp_path / "missing.png"])

@@ -57,7 +57,7 @@ def test_a_table_without_splits_is_all_train(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         ("", "columns id and label"),
         ("id,a\n1,2\n", "columns id and label"),
@@ -70,9 +70,9 @@ def test_a_table_without_splits_is_all_train(tmp_path):
         ("id,label,split,a\n1,x,dev,1\n", "splits one of train, val, test"),
     ],
 )
-def test_a_malformed_table_is_refused(text, said, tmp_path):
+def test_a_malformed_table_is_refused(text, message, tmp_path):
     (tmp_path / "v.csv").write_text(text)
-    with pytest.raises(DataError, match=said):
+    with pytest.raises(DataError, match=message):
         import_file(tmp_path / "v.csv", tmp_path / "cache")
     assert not (tmp_path / "cache").exists()
 

@@ -183,8 +183,8 @@ def test_features_equal_a_plain_torchvision_loop(tmp_path, real_data, real_weigh
             source = real_data / "caltech101" / split / name
             target = folder / split / name
             target.mkdir()
-            for picture in sorted(source.iterdir())[:6]:
-                (target / picture.name).symlink_to(picture)
+            for image_file in sorted(source.iterdir())[:6]:
+                (target / image_file.name).symlink_to(image_file)
     network = resnet18()
     network.load_state_dict(torch.load(real_weights / "resnet18.pth", weights_only=True))
     network.fc = torch.nn.Identity()
@@ -224,7 +224,7 @@ def test_changes_since_the_last_file_are_counted(tmp_path, photos):
     Image.new("RGB", (9, 9), "red").save(photos / "red" / "2.png")
     Image.new("RGB", (9, 9), "pink").save(photos / "red" / "new.png")
     done = run_extraction(request, request.load_images(), tmp_path, BATCHES_OF_5)
-    assert done.changes == {"new": 1, "changed": 1, "gone": 1}
+    assert done.changes == {"new": 1, "changed": 1, "removed": 1}
     assert (done.embedded, done.reused) == (2, 22)
 
 

@@ -99,8 +99,8 @@ def run(cache):
     return extract_embeddings(Request(**options), Path(cache), compute)
 
 before = resource.getrlimit(resource.RLIMIT_FSIZE)
-for room in (1_000, 50_000, 150_000, 250_000):
-    resource.setrlimit(resource.RLIMIT_FSIZE, (room, before[1]))
+for limit in (1_000, 50_000, 150_000, 250_000):
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
     try:
         run(sys.argv[1])
     except StorageError as error:
@@ -120,13 +120,13 @@ def test_a_full_disk_is_reported_and_the_next_run_with_space_finishes(tmp_path):
     assert done.stdout.endswith("rows; ['.h5']\n")
 
 
-@pytest.mark.parametrize("verb", ["extract", "fit"])
-def test_a_full_disk_is_an_error_of_one_line_and_exit_code_1(tmp_path, verb):
+@pytest.mark.parametrize("command", ["extract", "fit"])
+def test_a_full_disk_is_an_error_of_one_line_and_exit_code_1(tmp_path, command):
     code = f"""
 import resource
 resource.setrlimit(resource.RLIMIT_FSIZE, (1000, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
 from featkit.cli import main
-main(["{verb}", "--weights", "random", "--resize", "8", "--limit", "train=60,test=30", "--cache", {str(tmp_path)!r}])
+main(["{command}", "--weights", "random", "--resize", "8", "--limit", "train=60,test=30", "--cache", {str(tmp_path)!r}])
 """
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=tmp_path

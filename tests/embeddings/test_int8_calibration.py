@@ -46,10 +46,10 @@ def test_the_calibration_is_in_the_recipe_and_found_again(photos, tmp_path):
 
 def test_openvino_runs_the_same_network_into_another_file(photos, tmp_path):
     images = request(photos).load_images()
-    wanted = [
+    requests = [
         replace(request(photos), precision=precision) for precision in ("int8-openvino", "int8")
     ]
-    ours, theirs = (run_extractions([each], images, tmp_path, COMPUTE)[0] for each in wanted)
+    ours, theirs = (run_extractions([each], images, tmp_path, COMPUTE)[0] for each in requests)
     assert (ours.hit, theirs.hit, len(calibrations(tmp_path))) == (False, False, 1)
     recipe, other = (store.describe(each.path).recipe for each in (ours, theirs))
     assert recipe.differences(other) == {"precision": ("int8-openvino", "int8")}

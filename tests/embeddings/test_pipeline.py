@@ -22,7 +22,7 @@ def means(pixels):
     st.booleans(),
 )
 def test_each_image_is_read_once_and_reaches_every_network_that_needs_it(
-    wanted, broken, size, on_cpu
+    rows_of_networks, broken, size, on_cpu
 ):
     read = []
 
@@ -32,14 +32,14 @@ def test_each_image_is_read_once_and_reaches_every_network_that_needs_it(
             raise DecodeError(str(row))
         return np.full((2, 2, 3), row, np.uint8)
 
-    targets = [PipelineTarget(lambda pixels: pixels, means, rows) for rows in wanted]
+    targets = [PipelineTarget(lambda pixels: pixels, means, rows) for rows in rows_of_networks]
     compute = Compute(batch_size=size, workers=2, on_error="skip")
     batches = list(run(load, targets, compute, on_cpu=on_cpu))
-    everything = frozenset().union(*wanted)
+    everything = frozenset().union(*rows_of_networks)
     assert sorted(read) == sorted(everything)
     assert {row for batch in batches for row in batch.failed} == everything & broken
     assert sum(batch.size for batch in batches) == len(everything)
-    for place, rows in enumerate(wanted):
+    for place, rows in enumerate(rows_of_networks):
         outputs = [batch.outputs[place] for batch in batches if batch.outputs[place]]
         found = [row for rows, _ in outputs for row in rows.tolist()]
         assert found == sorted(rows - broken)

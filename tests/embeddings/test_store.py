@@ -117,8 +117,8 @@ def test_a_foreign_hdf5_file_is_refused(tmp_path):
 
 
 def test_a_missing_file_is_named(tmp_path):
-    with pytest.raises(CacheError, match=r"gone\.h5 not found"):
-        store.read(tmp_path / "gone.h5")
+    with pytest.raises(CacheError, match=r"missing\.h5 not found"):
+        store.read(tmp_path / "missing.h5")
 
 
 @pytest.mark.parametrize("error", [ValueError("the network failed"), KeyboardInterrupt()])

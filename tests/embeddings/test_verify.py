@@ -73,16 +73,16 @@ def test_images_that_differ_from_those_on_disk_are_named(path, photos):
     (photos / "red" / "1.png").unlink()
     Image.new("RGB", (9, 9), "pink").save(photos / "red" / "new.png")
     lines = [line.removeprefix(f"{path}: ") for line in verify(path, COMPUTE)]
-    changes = ["red/new.png is new", "red/0.png is changed", "red/1.png is gone"]
+    changes = ["red/new.png is new", "red/0.png is changed", "red/1.png is removed"]
     assert lines == [f"{change} since the file was made" for change in changes]
 
 
 def test_a_miss_is_explained_by_field(path, request_):
     cache = path.parent
     assert explain(job_of(request_, cache)) == f"hit: {path}"
-    said = explain(job_of(replace(request_, layer="layer3"), cache))
-    assert said.startswith("miss: 24 of 24 images must be embedded")
-    assert said.endswith("differs in layer: avgpool cached, layer3 requested")
+    text = explain(job_of(replace(request_, layer="layer3"), cache))
+    assert text.startswith("miss: 24 of 24 images must be embedded")
+    assert text.endswith("differs in layer: avgpool cached, layer3 requested")
     assert "there is no embeddings file" in explain(job_of(request_, cache / "none"))
 
 

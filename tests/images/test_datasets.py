@@ -22,7 +22,7 @@ from featkit.images.decode import decode_file, file_key
 RNG = np.random.default_rng(0)
 
 
-def picture(path: Path, seed: int = 0) -> Path:
+def write_image(path: Path, seed: int = 0) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(np.random.default_rng(seed).integers(0, 256, (5, 7, 3), dtype=np.uint8)).save(
         path
@@ -168,7 +168,7 @@ def test_oxford_pets_by_file(tmp_path):
         lines = [f"{name} {1 + name.startswith('pug')} 1 1" for name in names]
         text(base / "annotations" / f"{part}.txt", *lines)
         for number, name in enumerate(names):
-            picture(base / "images" / f"{name}.jpg", number)
+            write_image(base / "images" / f"{name}.jpg", number)
     images = load_images(f"oxford-iiit-pet:root={tmp_path}")
     assert images.classes == ("Abyssinian", "Pug")
     assert images.ids == tuple(
@@ -184,10 +184,10 @@ def test_oxford_pets_by_file(tmp_path):
 def test_caltech101_and_eurosat_are_split_by_seed(tmp_path):
     for kind in ("BACKGROUND_Google", "ant", "bass"):
         for number in range(1, 6):
-            picture(
+            write_image(
                 tmp_path / "caltech101" / "101_ObjectCategories" / kind / f"image_{number:04d}.jpg"
             )
-            picture(tmp_path / "eurosat" / "2750" / kind / f"{kind}_{number}.jpg")
+            write_image(tmp_path / "eurosat" / "2750" / kind / f"{kind}_{number}.jpg")
     (tmp_path / "caltech101" / "Annotations").mkdir()
     caltech, eurosat = (
         load_images(f"{name}:root={tmp_path}") for name in ("caltech101", "eurosat")
@@ -206,7 +206,7 @@ def test_dtd_has_three_splits(tmp_path):
             f"zigzag/{part}.jpg",
         )
         for kind in ("banded", "zigzag"):
-            picture(tmp_path / "dtd" / "dtd" / "images" / kind / f"{part}.jpg")
+            write_image(tmp_path / "dtd" / "dtd" / "images" / kind / f"{part}.jpg")
     images = load_images(f"dtd:root={tmp_path}")
     assert (sizes(images), images.classes) == ([2, 2, 2], ("banded", "zigzag"))
 
@@ -214,8 +214,8 @@ def test_dtd_has_three_splits(tmp_path):
 def test_gtsrb_without_class_names(tmp_path):
     base = tmp_path / "gtsrb"
     for label in range(2):
-        picture(base / "GTSRB" / "Training" / f"{label:05d}" / "0.ppm")
-        picture(base / "GTSRB" / "Final_Test" / "Images" / f"{label}.ppm")
+        write_image(base / "GTSRB" / "Training" / f"{label:05d}" / "0.ppm")
+        write_image(base / "GTSRB" / "Final_Test" / "Images" / f"{label}.ppm")
     text(base / "GT-final_test.csv", "Filename;ClassId", "0.ppm;0", "1.ppm;1")
     images = load_images(f"gtsrb:root={tmp_path}")
     assert (images.classes, sizes(images), images.labels.tolist()) == (
@@ -228,7 +228,7 @@ def test_gtsrb_without_class_names(tmp_path):
 def test_the_val_split_of_imagenette_is_the_test_split(tmp_path):
     for part in ("train", "val"):
         for wnid in ("n01440764", "n02102040"):
-            picture(tmp_path / "imagenette2" / part / wnid / f"{part}.JPEG")
+            write_image(tmp_path / "imagenette2" / part / wnid / f"{part}.JPEG")
     images = load_images(f"imagenette:root={tmp_path}")
     assert (images.classes, sizes(images)) == (("tench", "English springer"), [2, 0, 2])
 

@@ -36,8 +36,10 @@ def scene() -> Image.Image:
 
 
 def near(pixels, image: Image.Image, tolerance: int) -> bool:
-    wanted = np.asarray(image.convert("RGB"))
-    return pixels.shape == wanted.shape and np.abs(pixels.astype(int) - wanted).max() <= tolerance
+    expected = np.asarray(image.convert("RGB"))
+    return (
+        pixels.shape == expected.shape and np.abs(pixels.astype(int) - expected).max() <= tolerance
+    )
 
 
 @pytest.mark.parametrize("kind", ["PNG", "BMP", "TIFF", "PPM", "WEBP"])
@@ -65,7 +67,7 @@ def test_cmyk_jpeg_and_tiff(scene):
 
 
 @pytest.mark.parametrize(
-    ("mode", "colour", "wanted"),
+    ("mode", "colour", "expected"),
     [
         ("RGBA", (200, 0, 0, 255), (200, 0, 0)),
         ("RGBA", (200, 0, 0, 0), (255, 255, 255)),
@@ -74,8 +76,10 @@ def test_cmyk_jpeg_and_tiff(scene):
         ("LA", (100, 0), (255, 255, 255)),
     ],
 )
-def test_transparency_lies_on_white(mode, colour, wanted):
-    assert decode(encoded(Image.new(mode, (2, 3), colour)), "glass")[2, 1].tolist() == list(wanted)
+def test_transparency_lies_on_white(mode, colour, expected):
+    assert decode(encoded(Image.new(mode, (2, 3), colour)), "glass")[2, 1].tolist() == list(
+        expected
+    )
 
 
 @pytest.mark.parametrize("transparency", [1, b"\xff\x00"])
@@ -224,8 +228,8 @@ def test_damaged_bytes_never_end_in_another_error(scene, kind):
 
 def test_missing_file_is_reported(tmp_path):
     for read in (decode_file, file_key):
-        with pytest.raises(DecodeError, match=r"gone.png cannot be read: No such file"):
-            read(tmp_path / "gone.png")
+        with pytest.raises(DecodeError, match=r"missing.png cannot be read: No such file"):
+            read(tmp_path / "missing.png")
 
 
 def test_lab_tiff(scene):
@@ -273,15 +277,15 @@ ODD = {
 @pytest.mark.realdata
 @pytest.mark.parametrize("name", ODD)
 def test_odd_file_is_read_or_reported(real_data, name):
-    wanted = ODD[name]
-    if isinstance(wanted, str):
-        with pytest.raises(DecodeError, match=wanted) as caught:
+    expected = ODD[name]
+    if isinstance(expected, str):
+        with pytest.raises(DecodeError, match=expected) as caught:
             decode_file(real_data / "odd" / name)
         assert name in str(caught.value)
     else:
         pixels = decode_file(real_data / "odd" / name)
-        assert pixels.shape == wanted[0]
-        assert np.abs(pixels.mean(axis=(0, 1)) - wanted[1]).max() < 2
+        assert pixels.shape == expected[0]
+        assert np.abs(pixels.mean(axis=(0, 1)) - expected[1]).max() < 2
 
 
 @pytest.mark.realdata

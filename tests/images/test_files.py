@@ -15,7 +15,7 @@ from featkit.storage import safe_name
 
 
 def put(root: Path, *names: str) -> Path:
-    """Place a one-pixel picture at each name; its grey value is its number."""
+    """Place a one-pixel image at each name; its grey value is its number."""
     for number, name in enumerate(names):
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         Image.new("L", (1, 1), number).save(root / name)
@@ -108,7 +108,7 @@ def test_a_linked_class_folder_is_followed_and_a_circle_is_not(tmp_path):
 
 def test_a_broken_link_is_reported_when_it_is_read(tmp_path):
     put(tmp_path, "a/1.png", "b/1.png")
-    (tmp_path / "a" / "0.png").symlink_to(tmp_path / "gone.png")
+    (tmp_path / "a" / "0.png").symlink_to(tmp_path / "missing.png")
     images = images_from_folder(tmp_path)
     assert images.ids[0] == "a/0.png"
     for read in (images.load, images.key):
@@ -197,8 +197,8 @@ def test_table_without_splits_is_called_by_its_own_name(tmp_path):
         ),
         ("path,class\n1.png,a\n", r"has no column 'label'"),
         (
-            "path,label\n1.png,a\ngone.png,b\nlost.png,b\n",
-            r"2 files listed in .*t.csv are missing, the first is 'gone.png'",
+            "path,label\n1.png,a\nmissing.png,b\nlost.png,b\n",
+            r"2 files listed in .*t.csv are missing, the first is 'missing.png'",
         ),
         ("path,label\n1.png,a\n./1.png,b\n", r"t.csv lists './1.png' twice"),
         (
@@ -237,7 +237,7 @@ def test_image_files_keep_their_order(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "wanted"),
+    ("name", "expected"),
     [
         ("eurosat", "eurosat"),
         ("my photos (2)", "my_photos_2"),
@@ -247,8 +247,8 @@ def test_image_files_keep_their_order(tmp_path):
         ("", "images"),
     ],
 )
-def test_safe_name(name, wanted):
-    assert safe_name(name) == wanted
+def test_safe_name(name, expected):
+    assert safe_name(name) == expected
 
 
 @pytest.mark.realdata

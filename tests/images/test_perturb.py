@@ -225,7 +225,7 @@ def test_a_perturbation_depends_on_seed_and_id_only(colours):
 
 
 def test_keys_tell_specs_seeds_and_ids_apart(colours):
-    """Equal keys mean equal pixels: the same picture under two ids is perturbed in two ways."""
+    """Equal keys mean equal pixels: the same image under two ids is perturbed in two ways."""
     images = colours(12)
     twice = replace(images, key=lambda place: "same")
     sets = [

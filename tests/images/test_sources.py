@@ -194,7 +194,7 @@ def test_images_need_no_torch():
 
 @pytest.mark.realdata
 @pytest.mark.parametrize(
-    ("spec", "classes", "wanted"),
+    ("spec", "classes", "expected"),
     [
         ("caltech101", 101, [5784, 0, 2893]),
         ("pets/labels.csv", 37, [222, 0, 148]),
@@ -202,8 +202,8 @@ def test_images_need_no_torch():
         ("cifar10", 10, [2500, 0, 500]),
     ],
 )
-def test_real_sets(real_data, spec, classes, wanted):
+def test_real_sets(real_data, spec, classes, expected):
     images = load_images(str(real_data / spec))
     assert (images.name, images.split) == (spec.split("/")[0], "own")
-    assert (len(images.classes), sizes(images)) == (classes, wanted)
+    assert (len(images.classes), sizes(images)) == (classes, expected)
     assert images.load(0).ndim == 3

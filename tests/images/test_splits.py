@@ -96,7 +96,7 @@ def test_split_takes_labels_with_gaps():
 
 
 @pytest.mark.parametrize(
-    ("text", "wanted"),
+    ("text", "expected"),
     [
         ("70/15/15", FRACTIONS),
         ("7/1.5/1.5", FRACTIONS),
@@ -104,8 +104,8 @@ def test_split_takes_labels_with_gaps():
         ("0.6/0.2/0.2", (0.6, 0.2, 0.2)),
     ],
 )
-def test_parse_split(text, wanted):
-    assert parse_split(text) == pytest.approx(wanted)
+def test_parse_split(text, expected):
+    assert parse_split(text) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from featkit.plots.contact import Section, Tile, plot_contact, thumbnail
 from featkit.plots.files import png_bytes
 
 
-def picture(height=20, width=30, grey=128):
+def grey_image(height=20, width=30, grey=128):
     return np.full((height, width, 3), grey, np.uint8)
 
 
@@ -18,8 +18,8 @@ def texts(figure):
 
 
 def test_every_picture_keeps_its_aspect_ratio_and_has_its_lines():
-    """Every picture lies inside the sheet."""
-    tiles = [Tile((picture(), picture(60, 20)), ("cat", "0.99"))] * 7
+    """Every image lies inside the sheet."""
+    tiles = [Tile((grey_image(), grey_image(60, 20)), ("cat", "0.99"))] * 7
     figure = plot_contact([Section("pairs", tiles)], title="audit")
     (axes,) = figure.axes
     assert len(axes.images) == 14
@@ -34,7 +34,7 @@ def test_every_picture_keeps_its_aspect_ratio_and_has_its_lines():
 
 def test_names_are_drawn_literally():
     """Dollars start no formula, control characters are escaped, long names shortened."""
-    tile = Tile((picture(),), ("$\\frac{$", "a\x1b[31m", "x" * 99))
+    tile = Tile((grey_image(),), ("$\\frac{$", "a\x1b[31m", "x" * 99))
     figure = plot_contact([Section("suspects", [tile])], title="$ \n audit")
     assert "$\\frac{$" in texts(figure)
     assert "a\\x1b[31m" in texts(figure)
@@ -48,6 +48,6 @@ def test_a_section_without_tiles_has_a_note():
 
 
 def test_thumbnails_keep_their_aspect_ratio():
-    """A small picture is unchanged."""
-    assert thumbnail(picture(600, 1200)).shape == (120, 240, 3)
-    np.testing.assert_array_equal(thumbnail(picture()), picture())
+    """A small image is unchanged."""
+    assert thumbnail(grey_image(600, 1200)).shape == (120, 240, 3)
+    np.testing.assert_array_equal(thumbnail(grey_image()), grey_image())

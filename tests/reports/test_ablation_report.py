@@ -83,10 +83,10 @@ def section(html: str, heading: str) -> str:
 def test_every_cell_is_a_row() -> None:
     """Also those without a result."""
     html, _ = report(
-        [*cells(), CellResult({**cells()[0].values, "head": "svm"}, "skipped", "no room")]
+        [*cells(), CellResult({**cells()[0].values, "head": "svm"}, "skipped", "out of memory")]
     )
     assert section(html, "All cells").count("<tr>") == 1 + 8 + 1
-    assert "no room" in section(html, "Skipped and failed cells")
+    assert "out of memory" in section(html, "Skipped and failed cells")
 
 
 def test_significant_and_other_differences_are_listed_apart() -> None:

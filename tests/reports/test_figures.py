@@ -100,7 +100,7 @@ def test_a_grid_with_failed_cells_has_a_heat_map() -> None:
     }
     cells = [
         CellResult(values, "ok", data="photos", report=report()),
-        CellResult({**values, "head": "knn", "seed": 1}, "failed", "no room"),
+        CellResult({**values, "head": "knn", "seed": 1}, "failed", "out of memory"),
     ]
     grid = SimpleNamespace(name="study", values=lambda axis: {cell.values[axis] for cell in cells})
     matrix: Any = SimpleNamespace(grid=grid, cells=cells)

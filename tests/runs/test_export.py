@@ -19,12 +19,12 @@ def test_every_head_is_exported_without_a_change_of_class(real_data, real_weight
     data = real_data / "pets" / "labels.csv"
     given = {"data": str(data), "backbone": "resnet18", "precision": "fp32"}
     source = load_features(given, tmp_path / "cache", Compute())
-    pictures = [str(data.parent / name) for name in source.embeddings.part("test").ids[:3]]
+    image_files = [str(data.parent / name) for name in source.embeddings.part("test").ids[:3]]
     for head in ("linear", "svm", "knn", "mlp", "prototypical"):
         run = load_run(save_run(fit_run(source, head), tmp_path / "out", {}))
         found = export_run(run, tmp_path / "model.onnx", compute=Compute())
         assert (found.n, found.differing) == (148, 0), head
         assert found.largest < 1e-4, head
-        here = predict(run, pictures, Compute())
-        there = predict_exported(load_exported(tmp_path / "model.onnx"), pictures, Compute())
+        here = predict(run, image_files, Compute())
+        there = predict_exported(load_exported(tmp_path / "model.onnx"), image_files, Compute())
         assert [each.answer for each in here] == [each.answer for each in there]

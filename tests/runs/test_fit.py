@@ -101,8 +101,8 @@ def test_a_saved_run_predicts(saved, photos):
 
 
 def test_a_moved_run_predicts_the_same_in_a_fresh_process_without_pickle(saved, photos, tmp_path):
-    picture = str(photos / "red" / "0.png")
-    here = predict(load_run(saved), [picture], Compute())
+    image_file = str(photos / "red" / "0.png")
+    here = predict(load_run(saved), [image_file], Compute())
     shutil.move(saved, tmp_path / "elsewhere")
     code = f"""
 import pickle
@@ -113,7 +113,7 @@ from pathlib import Path
 from featkit.embeddings.pipeline import Compute
 from featkit.runs.predict import predict
 from featkit.runs.directory import load_run
-print(predict(load_run(Path({str(tmp_path / "elsewhere")!r})), [{picture!r}], Compute())[0].top)
+print(predict(load_run(Path({str(tmp_path / "elsewhere")!r})), [{image_file!r}], Compute())[0].top)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.stdout.strip() == str(here[0].top), done.stderr
@@ -197,7 +197,7 @@ def test_a_cache_file_with_another_recipe_is_refused_with_the_differing_fields(s
 
 def test_a_missing_cache_file_is_refused(tmp_path):
     with pytest.raises(CacheError):
-        load_features({}, tmp_path / "gone.h5", Compute())
+        load_features({}, tmp_path / "missing.h5", Compute())
 
 
 def test_an_unknown_head_is_refused(source):

@@ -50,7 +50,7 @@ def test_copies_are_found_by_content(opened, photos):
 
 
 def test_a_wrong_label_is_the_first_suspect(opened, photos):
-    """A red picture among the blue ones is found, and red is suggested."""
+    """A red image among the blue ones is found, and red is suggested."""
     (photos / "red" / "7.png").rename(photos / "blue" / "stray.png")
     first = audit(opened()).findings()["suspect"][0]
     assert (first.image, first.label, first.other_label) == ("blue/stray.png", "blue", "red")
@@ -81,7 +81,7 @@ def test_leaks_are_test_images_that_are_also_in_train(opened, photos):
 
 def test_unreadable_images_are_left_out(opened, photos, tmp_path):
     """Keys are those of the images that have features."""
-    (photos / "blue" / "0.png").write_bytes(b"not a picture")
+    (photos / "blue" / "0.png").write_bytes(b"not an image")
     given = {"data": str(photos), "backbone": "resnet18", "weights": "random", "resize": "32"}
     source = load_features(given, tmp_path / "cache", Compute(on_error="skip"))
     assert len(cached_keys(source)) == len(source.embeddings) == 23

@@ -38,21 +38,21 @@ def differing(one, other):
 
 
 @pytest.fixture
-def begun_with():
+def initial_state():
     """Return the initial network of the small trainings."""
     module = load_backbone("resnet18:stem=small", weights="random:3").build()
     return {name: value.numpy() for name, value in module.state_dict().items()}
 
 
-def test_shallow_training_changes_only_the_classifier(trained, begun_with):
+def test_shallow_training_changes_only_the_classifier(trained, initial_state):
     """The network is unchanged bit for bit, BatchNorm statistics included."""
     done = trained(mode="shallow")
-    assert differing(begun_with, state(done)) == set()
+    assert differing(initial_state, state(done)) == set()
     assert np.abs(done.coef).max() > 0
 
 
-def test_shallow_training_can_update_batchnorm_statistics(trained, begun_with):
-    changed = differing(begun_with, state(trained(mode="shallow", norm="update")))
+def test_shallow_training_can_update_batchnorm_statistics(trained, initial_state):
+    changed = differing(initial_state, state(trained(mode="shallow", norm="update")))
     assert changed
     assert all(
         name.endswith(("running_mean", "running_var", "num_batches_tracked")) for name in changed
@@ -63,18 +63,18 @@ def test_shallow_training_can_update_batchnorm_statistics(trained, begun_with):
     ("unfreeze", "prefixes"),
     [("layer4", ("layer4.",)), ("layer4.1", ("layer4.1.",)), ("1", ("layer4.1.",))],
 )
-def test_deep_training_changes_only_the_unfrozen_blocks(trained, begun_with, unfreeze, prefixes):
-    changed = differing(begun_with, state(trained(mode="deep", unfreeze=unfreeze)))
-    assert changed == {name for name in begun_with if name.startswith(prefixes)}
+def test_deep_training_changes_only_the_unfrozen_blocks(trained, initial_state, unfreeze, prefixes):
+    changed = differing(initial_state, state(trained(mode="deep", unfreeze=unfreeze)))
+    assert changed == {name for name in initial_state if name.startswith(prefixes)}
 
 
 @pytest.mark.parametrize("mode", ["full", "scratch"])
-def test_full_and_scratch_training_change_every_layer(trained, begun_with, mode):
-    assert differing(begun_with, state(trained(mode=mode))) == set(begun_with)
+def test_full_and_scratch_training_change_every_layer(trained, initial_state, mode):
+    assert differing(initial_state, state(trained(mode=mode))) == set(initial_state)
 
 
-def test_frozen_norms_keep_their_running_statistics(trained, begun_with):
-    changed = differing(begun_with, state(trained(mode="full", norm="frozen")))
+def test_frozen_norms_keep_their_running_statistics(trained, initial_state):
+    changed = differing(initial_state, state(trained(mode="full", norm="frozen")))
     assert changed
     assert not any(name.endswith(("running_mean", "running_var")) for name in changed)
 
