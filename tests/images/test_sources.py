@@ -27,7 +27,10 @@ def test_digits_and_a_folder_pass_the_checks_for_plugins(photos):
 
 def test_a_csv_source_passes_the_checks_for_plugins(photos):
     table = photos.parent / "labels.csv"
-    table.write_text("path,label,split\nphotos/blue/0.png,blue,train\nphotos/red/0.png,red,test\n")
+    rows = ["path,label,split"]
+    for label in ("blue", "red"):
+        rows += [f"photos/{label}/0.png,{label},train", f"photos/{label}/1.png,{label},test"]
+    table.write_text("\n".join(rows))
     check_source(load_images(str(table)))
 
 
