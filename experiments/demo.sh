@@ -1,19 +1,26 @@
 #!/bin/sh
-# The main commands on scikit-learn's 1,797 scanned digits, without network or GPU. Run by `make demo`.
+# The main commands on scikit-learn's 1,797 scanned digits, offline and without GPU: make demo
 set -eu
 
 run() { printf '\n$ %s\n' "$*"; "$@"; }
 
-rm -rf experiments/demo
-run featkit extract --data digits --backbone resnet18 --weights random
-for head in linear svm knn mlp prototypical; do
-  run featkit fit --data digits --backbone resnet18 --weights random --head "$head" --out experiments/demo
-done
-run featkit fit --data digits --backbone resnet18 --weights random --head knn --tune --out experiments/demo
-run featkit compare experiments/demo/digits/*/
-run featkit ablate --data digits --backbone resnet18 --out experiments/demo
-run featkit longtail --data digits --weights random --if 10 --balance none --balance logit_adjust --out experiments/demo
-run featkit robustness --data digits --weights random --family fog --family jpeg --level medium --out experiments/demo
-run featkit finetune --data digits --mode scratch --backbone resnet18:stem=small --resize 16 --epochs 7 --lr 0.05 \
-  --out experiments/demo
-printf '\nrun directories: experiments/demo/digits/, reports to open: experiments/demo/*/*/report.html\n'
+out=experiments/demo
+digits="--data digits --backbone resnet18 --weights random"
+rm -rf "$out"
+# shellcheck disable=SC2086
+{
+  run featkit extract $digits
+  for head in linear svm knn mlp prototypical; do
+    run featkit fit $digits --head "$head" --out "$out"
+  done
+  run featkit fit $digits --head knn --tune --out "$out"
+}
+run featkit compare "$out"/digits/*/
+run featkit ablate --data digits --backbone resnet18 --out "$out"
+run featkit longtail --data digits --weights random --if 10 \
+  --balance none --balance logit_adjust --out "$out"
+run featkit robustness --data digits --weights random --family fog --family jpeg --level medium \
+  --out "$out"
+run featkit finetune --data digits --mode scratch --backbone resnet18:stem=small --resize 16 \
+  --epochs 7 --lr 0.05 --out "$out"
+printf '\nrun directories: %s/digits/, reports: %s/*/*/report.html\n' "$out" "$out"

@@ -1,6 +1,7 @@
 #!/bin/sh
-# Five tuned heads on features of two ResNets, Caltech-101, with paired tests: sh experiments/heads.sh
-# FEATKIT_TEST_DATA names the folder that holds the data sets, FEATKIT_WEIGHTS that of the weights.
+# Five tuned heads on features of two ResNets, Caltech-101, with paired tests:
+#   sh experiments/heads.sh
+# FEATKIT_TEST_DATA is the folder of the data sets, FEATKIT_WEIGHTS the folder of the weights.
 set -eu
 
 for backbone in resnet18 resnet50; do
