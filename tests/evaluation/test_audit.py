@@ -23,12 +23,12 @@ from featkit.evaluation.audit import (
 
 
 def cloud(n=600, d=12, seed=0):
-    """Points spread evenly over the sphere."""
+    """Return points drawn uniformly on the sphere."""
     return np.random.default_rng(seed).normal(size=(n, d)).astype(np.float32)
 
 
 def with_copies(x, copies, noise=0.01, seed=1):
-    """The first rows once more for each of ``copies``, a little changed."""
+    """Return ``x`` with slightly changed copies of its first rows."""
     rng = np.random.default_rng(seed)
     changed = [
         x[:20] + noise * rng.normal(size=x[:20].shape).astype(np.float32) for _ in range(copies)
@@ -43,7 +43,7 @@ def blobs(sizes=(60, 60, 60), d=8, seed=0):
 
 
 def test_identical_images_are_found_and_unreadable_ones_are_ignored():
-    """Rows of one content are a group; the empty key stands for no content."""
+    """Rows with equal keys form a group; an empty key marks an unreadable image."""
     assert [rows.tolist() for rows in exact_duplicates(["a", "", "b", "a", "", "c", "a"])] == [
         [0, 3, 6]
     ]
@@ -51,7 +51,7 @@ def test_identical_images_are_found_and_unreadable_ones_are_ignored():
 
 @given(n=st.integers(2, 40), k=st.integers(1, 12), seed=st.integers(0, 99))
 def test_neighbours_do_not_depend_on_the_block_size(n, k, seed):
-    """They are the largest cosines of a row, itself left out, in descending order."""
+    """The cosines of a row exclude the row itself and are in descending order."""
     x = cloud(n, 5, seed)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(audit, "_BLOCK_NUMBERS", 3 * n)
@@ -68,21 +68,21 @@ def test_neighbours_do_not_depend_on_the_block_size(n, k, seed):
 
 
 def test_neighbours_of_a_single_image_raise():
-    """It is refused, with the number that was found."""
+    """The error gives the number of images."""
     with pytest.raises(DataError, match="among 1 images"):
         nearest_neighbours(cloud(1))
 
 
 def test_progress_is_reported_for_every_block():
-    """The caller's track sees the steps and can show them."""
+    """``track`` is called for each block."""
     seen = []
     nearest_neighbours(cloud(10), track=lambda steps: seen.extend(steps) or steps)
     assert seen == [0]
 
 
 @pytest.mark.parametrize("copies", [1, 2, 4])
-def test_planted_near_duplicates_are_found_with_few_false_positives(copies):
-    """Up to five versions of one picture are all paired with each other."""
+def test_synthetic_near_duplicates_are_found_with_few_false_positives(copies):
+    """Up to five versions of one image are all paired with each other."""
     x = with_copies(cloud(), copies)
     found = near_duplicates(nearest_neighbours(x))
     of = np.concatenate([np.arange(600), *[np.arange(20)] * copies])
@@ -93,7 +93,7 @@ def test_planted_near_duplicates_are_found_with_few_false_positives(copies):
 
 
 def test_copies_of_every_image_do_not_hide_each_other():
-    """The threshold comes from neighbours that are farther away than the copies."""
+    """The threshold is computed from neighbours that are farther away than the copies."""
     x = cloud(300)
     noise = 0.01 * np.random.default_rng(1).normal(size=x.shape).astype(np.float32)
     found = near_duplicates(nearest_neighbours(np.concatenate([x, x + noise])))
@@ -101,16 +101,16 @@ def test_copies_of_every_image_do_not_hide_each_other():
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_chance_gives_about_as_many_pairs_as_are_expected(seed):
-    """Evenly spread points have no more than a few near duplicates, whatever their number of dimensions."""
+def test_uniform_points_have_about_the_expected_number_of_pairs(seed):
+    """Uniform points have few near duplicates in any number of dimensions."""
     assert all(
         len(near_duplicates(nearest_neighbours(cloud(500, d, seed))).pairs) <= 3
         for d in (4, 16, 64)
     )
 
 
-def test_the_dimension_is_that_of_the_points():
-    """On a sphere in 9 dimensions there are 8."""
+def test_the_estimated_dimension_equals_that_of_the_points():
+    """A sphere in 9 dimensions has dimension 8."""
     assert near_duplicates(nearest_neighbours(cloud(3000, 9))).dimension == pytest.approx(
         8, abs=0.8
     )
@@ -118,12 +118,12 @@ def test_the_dimension_is_that_of_the_points():
 
 @pytest.mark.parametrize("x", [np.ones((5, 3)), np.zeros((4, 3)), np.eye(6), np.eye(2)])
 def test_constant_features_have_no_near_duplicates(x):
-    """Where no distance differs from another, none is surprising."""
+    """All distances are equal."""
     assert len(near_duplicates(nearest_neighbours(x)).pairs) == 0
 
 
-def test_the_threshold_is_stated_as_a_cosine():
-    """The cosine that is stated is what the ratio comes to."""
+def test_the_threshold_is_reported_as_a_cosine():
+    """The reported cosine corresponds to the distance ratio."""
     neighbours = nearest_neighbours(cloud())
     found = near_duplicates(neighbours)
     distance = found.ratio * neighbours.distances[:, found.k - 1]
@@ -132,7 +132,7 @@ def test_the_threshold_is_stated_as_a_cosine():
 
 
 def test_pairs_that_share_a_row_are_one_group():
-    """At once or through others; groups are numbered as they come."""
+    """Directly or through other pairs; groups are numbered in order of appearance."""
     assert connected_groups(np.array([[4, 5], [0, 1], [1, 2], [6, 5], [2, 3]])).tolist() == [
         0,
         1,
@@ -144,7 +144,7 @@ def test_pairs_that_share_a_row_are_one_group():
 
 
 def test_a_row_is_not_its_own_neighbour():
-    """Votes are those of the neighbours alone, and sum to 1."""
+    """Class frequencies are those of the neighbours alone, and sum to 1."""
     x, y = blobs()
     y[0] = 2
     votes = neighbour_class_frequencies(nearest_neighbours(x, 5), y, 4)
@@ -153,15 +153,15 @@ def test_a_row_is_not_its_own_neighbour():
     assert votes[:, 3].max() == 0
 
 
-def test_one_estimate_alone_cannot_rule_out_a_class():
-    """The floor keeps the pooled share of a class above zero where one judge gives it none."""
+def test_one_estimate_alone_cannot_exclude_a_class():
+    """The lower bound keeps the pooled probability above zero if one estimate is zero."""
     shares = pool_probabilities([(np.array([[1.0, 0.0]]), 0.01), (np.array([[0.0, 1.0]]), 0.01)])
     np.testing.assert_allclose(shares, [[0.5, 0.5]])
 
 
 @given(seed=st.integers(0, 50), wrong=st.integers(1, 9))
-def test_planted_label_errors_rank_first(seed, wrong):
-    """With probabilities that know the truth, all of them are found, with the true class suggested."""
+def test_synthetic_label_errors_rank_first(seed, wrong):
+    """With the true probabilities, all are found and the true class is suggested."""
     y = np.arange(90) % 3
     rng = np.random.default_rng(seed)
     p = rng.uniform(0.01, 0.05, (90, 3))
@@ -177,7 +177,7 @@ def test_planted_label_errors_rank_first(seed, wrong):
 
 
 def test_correct_labels_are_not_flagged():
-    """Where the given class is always the likeliest, nothing is found."""
+    """The given class always has the highest probability."""
     y = np.arange(30) % 3
     assert len(find_label_errors(0.1 + 0.7 * np.eye(3)[y], y).rows) == 0
 
@@ -187,8 +187,8 @@ def test_correct_labels_are_not_flagged():
     folds=st.integers(2, 5),
     seed=st.integers(0, 9),
 )
-def test_folds_share_every_class_out_evenly(sizes, folds, seed):
-    """No fold has two rows of a class more than another; the same seed gives the same folds."""
+def test_folds_are_stratified(sizes, folds, seed):
+    """Class sizes of folds differ by at most one; the same seed gives the same folds."""
     y = np.random.default_rng(seed).permutation(np.repeat(np.arange(len(sizes)), sizes))
     assigned = stratified_folds(y, folds, seed)
     for label in np.unique(y):
@@ -197,7 +197,7 @@ def test_folds_share_every_class_out_evenly(sizes, folds, seed):
 
 
 def test_classes_are_small_for_few_train_or_no_test_images():
-    """The one with the fewest train images comes first."""
+    """The class with the fewest train images comes first."""
     y = np.repeat([0, 1, 2], [6, 3, 6])
     splits = np.array(["train"] * 4 + ["test"] * 2 + ["train", "test", "test"] + ["train"] * 6)
     small, sizes = small_classes(y, splits, 4, 3)

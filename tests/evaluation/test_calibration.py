@@ -27,7 +27,7 @@ TEN = np.arange(10)
 
 
 def draw(n: int, sharpness: float, seed: int = 0, k: int = 10) -> tuple[np.ndarray, np.ndarray]:
-    """Scores that are calibrated at sharpness 1, too confident above it; and labels drawn from them."""
+    """Return scores, calibrated at sharpness 1 and overconfident above, and labels drawn from them."""
     rng = np.random.default_rng(seed)
     logits = 2 * rng.normal(size=(n, k))
     true = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
@@ -37,7 +37,7 @@ def draw(n: int, sharpness: float, seed: int = 0, k: int = 10) -> tuple[np.ndarr
 
 
 def draw_votes(n: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Votes of five neighbours, unanimous for a wrong class now and then."""
+    """Return votes of five neighbours, some of them unanimous for a wrong class."""
     rng = np.random.default_rng(seed)
     y = rng.integers(0, 10, n)
     centre = np.where(rng.random(n) < 0.1, rng.integers(0, 10, n), y)
@@ -47,14 +47,14 @@ def draw_votes(n: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 @given(st.integers(1, 40), SEEDS)
-def test_nll_is_scikit_learns_log_loss(n: int, seed: int) -> None:
-    """Zeros included, which both hold to be 2.2e-16."""
+def test_nll_equals_log_loss_of_scikit_learn(n: int, seed: int) -> None:
+    """Also for zeros, which both clip to 2.2e-16."""
     votes, y = draw_votes(n, seed)
     assert nll(votes, y, TEN) == pytest.approx(log_loss(y, votes, labels=TEN))
 
 
-def test_a_class_without_a_column_costs_as_much_as_a_zero() -> None:
-    """So that leaving a class out is no way to a better NLL."""
+def test_a_class_without_a_column_counts_as_probability_zero() -> None:
+    """Omitting a class must not improve the NLL."""
     scores = np.array([[0.5, 0.5]])
     assert nll(scores, np.array([1]), np.array([0, 2])) == nll(
         np.array([[1.0, 0.0]]), np.array([1]), np.array([0, 1])
@@ -62,8 +62,8 @@ def test_a_class_without_a_column_costs_as_much_as_a_zero() -> None:
     assert nll(scores, np.array([5]), np.array([0, 2])) == pytest.approx(36.04, abs=0.01)
 
 
-def test_only_rows_of_the_simplex_are_probabilities() -> None:
-    """Rounded to float32 they still are."""
+def test_rows_that_do_not_sum_to_one_are_not_probabilities() -> None:
+    """Rounding to float32 is tolerated."""
     scores, _ = draw(50, 1.0)
     assert are_probabilities(scores)
     assert are_probabilities(scores.astype(np.float32).astype(np.float64))
@@ -72,7 +72,7 @@ def test_only_rows_of_the_simplex_are_probabilities() -> None:
 
 
 def test_bins_have_equal_counts_and_match_a_hand_computed_case() -> None:
-    """Two bins of two: confidences 0.6 and 0.7 both right, 0.8 and 0.9 one right."""
+    """Two bins of two: confidences 0.6 and 0.7, both correct; 0.8 and 0.9, one correct."""
     scores = np.array([[0.6, 0.4], [0.2, 0.8], [0.7, 0.3], [0.9, 0.1]])
     low, high = reliability_bins(scores, np.array([0, 0, 0, 0]), np.array([0, 1]), bins=2)
     assert (low.confidence, low.accuracy, low.count) == (pytest.approx(0.65), 1.0, 2)
@@ -82,7 +82,7 @@ def test_bins_have_equal_counts_and_match_a_hand_computed_case() -> None:
 
 
 def test_equal_confidences_share_a_bin() -> None:
-    """Votes of five neighbours have few levels: the bins are these."""
+    """Votes of five neighbours have few distinct values; each is a bin."""
     votes, y = draw_votes(1000, 0)
     levels, counts = np.unique(votes.max(axis=1), return_counts=True)
     bins = reliability_bins(votes, y, TEN)
@@ -94,8 +94,8 @@ def test_equal_confidences_share_a_bin() -> None:
 
 @settings(max_examples=30)
 @given(st.integers(1, 60), SEEDS)
-def test_neither_order_of_rows_nor_names_of_classes_matter(n: int, seed: int) -> None:
-    """To the last digit for rows; another order of columns may round otherwise."""
+def test_the_order_of_rows_and_the_names_of_classes_do_not_matter(n: int, seed: int) -> None:
+    """Exactly for rows; another order of columns may round differently."""
     scores, y = draw(n, 2.0, seed)
     rng = np.random.default_rng(seed)
     rows, order = rng.permutation(n), rng.permutation(10)
@@ -109,8 +109,8 @@ def test_neither_order_of_rows_nor_names_of_classes_matter(n: int, seed: int) ->
 
 
 @pytest.mark.parametrize("sharpness", [0.3, 1.0, 3.0, 30.0])
-def test_the_temperature_that_made_scores_too_sharp_or_too_flat_is_found(sharpness: float) -> None:
-    """Within 10 % on 4,000 images; at 30, as of a Mahalanobis distance, true classes have scores of 1e-100."""
+def test_the_temperature_of_rescaled_scores_is_recovered(sharpness: float) -> None:
+    """Within 10 % on 4,000 images; at sharpness 30, scores of true classes are as small as 1e-100."""
     assert fit_temperature(*draw(4000, sharpness), TEN).value == pytest.approx(sharpness, rel=0.1)
 
 
@@ -125,13 +125,13 @@ def check_calibration(
 
 @pytest.mark.parametrize("sharpness", [0.3, 3.0])
 def test_a_temperature_fitted_on_val_lowers_ece_and_nll_on_test(sharpness: float) -> None:
-    """For scores too flat and too sharp."""
+    """For underconfident and overconfident scores."""
     check_calibration(*draw(1500, sharpness, 0), *draw(1500, sharpness, 1))
 
 
 @pytest.mark.parametrize("head", ["linear", "svm", "knn", "prototypical", "mlp"])
 def test_a_temperature_lowers_ece_and_nll_of_every_head(head: str) -> None:
-    """On real digits: a third to fit on, a third for the temperature, a third to test."""
+    """On digits: a third for fitting, a third for the temperature, a third for testing."""
     x, y = load_digits(return_X_y=True)
     fit, val, test = np.array_split(np.random.default_rng(0).permutation(len(x)), 3)
     fitted = make_head(head, seed=0).fit(x[fit], y[fit])
@@ -139,7 +139,7 @@ def test_a_temperature_lowers_ece_and_nll_of_every_head(head: str) -> None:
 
 
 def test_the_fitted_temperature_is_the_best_for_its_smoothing() -> None:
-    """Against a search on a grid, with the imagined image taken into account by a tolerance."""
+    """Compared with a grid search; the tolerance allows for the added pseudo-image."""
     scores, y = draw_votes(2000, 3)
     best = fit_temperature(scores, y, TEN)
     losses = [
@@ -150,7 +150,7 @@ def test_the_fitted_temperature_is_the_best_for_its_smoothing() -> None:
 
 
 def test_a_perfect_validation_score_does_not_make_every_confidence_1() -> None:
-    """The likelihood alone would want the temperature 0."""
+    """The likelihood alone would give temperature 0."""
     scores = np.tile([0.6, 0.3, 0.1], (100, 1))
     found = fit_temperature(scores, np.zeros(100, dtype=np.int64), np.arange(3))
     assert 0.001 < found.value < 1
@@ -158,7 +158,7 @@ def test_a_perfect_validation_score_does_not_make_every_confidence_1() -> None:
 
 
 def test_scores_that_are_all_equal_have_a_temperature() -> None:
-    """Every temperature is as good, none is an error."""
+    """All temperatures are equally good; no error is raised."""
     flat = np.full((5, 4), 0.25)
     found = fit_temperature(flat, np.array([0, 1, 2, 3, 0]), np.arange(4))
     assert 0 < found.value < np.inf
@@ -166,7 +166,7 @@ def test_scores_that_are_all_equal_have_a_temperature() -> None:
 
 
 def test_images_of_unseen_classes_do_not_move_the_temperature() -> None:
-    """No temperature makes them likelier."""
+    """Their likelihood does not depend on the temperature."""
     scores, y = draw(200, 2.0)
     more = np.concatenate([y, [11, 12]])
     assert fit_temperature(np.vstack([scores, scores[:2]]), more, TEN) == fit_temperature(
@@ -188,7 +188,7 @@ def test_images_of_unseen_classes_do_not_move_the_temperature() -> None:
 def test_no_temperature_changes_the_prediction(
     rows: list[list[float]], value: float, smoothing: float
 ) -> None:
-    """Not of scores that differ in their last digit either; of equal scores the first stays the first."""
+    """Also if scores differ in the last digit only; of equal scores the first stays first."""
     table = np.array([row for row in rows if sum(row) > 0.1] or [[1.0, 0, 0, 0]])
     scores = table / table.sum(axis=1, keepdims=True)
     calibrated = apply_temperature(scores, Temperature(value, smoothing))
@@ -197,14 +197,14 @@ def test_no_temperature_changes_the_prediction(
     assert np.isfinite(nll(calibrated, np.zeros(len(scores), dtype=np.int64), np.arange(4)))
 
 
-def test_temperature_1_leaves_scores_as_they_are() -> None:
-    """With next to no smoothing."""
+def test_temperature_1_leaves_scores_unchanged() -> None:
+    """With almost no smoothing."""
     scores, _ = draw(50, 1.0)
     np.testing.assert_allclose(apply_temperature(scores, Temperature(1.0, 2.3e-16)), scores)
 
 
 def test_invalid_input_of_temperature_scaling_raises() -> None:
-    """Decision values, classes that the head never saw, a temperature of 0."""
+    """Decision values, classes without a column, a temperature of 0."""
     scores, y = draw(5, 1.0)
     with pytest.raises(DataError, match="not probabilities"):
         fit_temperature(scores - 1, y, TEN)

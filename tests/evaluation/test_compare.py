@@ -17,7 +17,7 @@ COUNTS = st.integers(0, 400)
 
 
 def run(right: np.ndarray, ids: list[str] | None = None) -> Predictions:
-    """Every image is of class 1; a wrong answer is 0."""
+    """Return predictions for images of class 1; a wrong prediction is 0."""
     return Predictions(
         ids or [f"{row}.png" for row in range(len(right))],
         np.ones(len(right), int),
@@ -31,14 +31,14 @@ def answers(n: int, only_a: int, only_b: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def joint(accuracies: tuple[float, float], correlation: float) -> np.ndarray:
-    """Probabilities that both are right, one alone, the other alone, neither."""
+    """Return the probabilities that both are correct, only the first, only the second, or neither."""
     a, b = accuracies
     both = min(a * b + correlation * np.sqrt(a * (1 - a) * b * (1 - b)), a, b)
     return np.array([both, a - both, b - both, 1 - a - b + both])
 
 
 def test_a_clear_difference_is_a_sentence_with_its_interval() -> None:
-    """Named the better one first, whichever comes first."""
+    """The better run is named first in any order of the arguments."""
     a, b = answers(1000, 60, 20)
     (pair,) = compare({"svm": run(a), "knn": run(b)})
     assert (pair.n, pair.only_a, pair.only_b, pair.difference) == (1000, 60, 20, 0.04)
@@ -52,7 +52,7 @@ def test_a_clear_difference_is_a_sentence_with_its_interval() -> None:
 
 @pytest.mark.parametrize(("only_a", "only_b"), [(1042, 38), (1056, 20), (1250, 0), (5000, 3)])
 def test_a_tiny_p_value_is_not_negative(only_a, only_b):
-    """Twice the sum less its last term, in floating point, can be."""
+    """In floating point, twice the sum minus its last term can be negative."""
     assert 0 <= mcnemar(only_a, only_b) < 1e-200
 
 
@@ -63,7 +63,7 @@ def test_a_small_difference_is_reported_as_not_significant() -> None:
 
 
 def test_a_difference_that_holm_makes_insignificant_shows_both_p_values() -> None:
-    """Its own interval excludes zero, so the corrected p-value must explain the verdict."""
+    """The interval excludes zero, so the corrected p-value must explain the conclusion."""
     sentence = format_comparison(
         "svm", "knn", 0.03, (0.008, 0.059), p=0.012, p_holm=0.094, comparisons=15
     )
@@ -73,23 +73,23 @@ def test_a_difference_that_holm_makes_insignificant_shows_both_p_values() -> Non
     )
 
 
-def test_runs_without_a_single_difference_are_equal_with_an_interval() -> None:
-    """A bootstrap would say that there is no doubt."""
+def test_runs_without_differences_have_an_interval_of_positive_width() -> None:
+    """A bootstrap interval would have width zero."""
     (pair,) = compare({"a": run(np.ones(50, bool)), "b": run(np.ones(50, bool))})
     assert pair.p == 1
     assert pair.interval95 == pytest.approx((-0.0713, 0.0713), abs=1e-4)
 
 
 def test_the_order_of_images_does_not_matter() -> None:
-    """They are matched by id."""
+    """Images are matched by id."""
     rng = np.random.default_rng(0)
     right, other, rows = rng.random(80) < 0.9, rng.random(80) < 0.7, rng.permutation(80)
     turned = run(other[rows], [f"{row}.png" for row in rows])
     assert compare({"a": run(right), "b": turned}) == compare({"a": run(right), "b": run(other)})
 
 
-def test_labels_may_be_names_and_other_names_change_nothing() -> None:
-    """Only whether a prediction is right counts."""
+def test_labels_may_be_strings_and_their_names_do_not_matter() -> None:
+    """Only correctness of predictions matters."""
     y, guessed = np.array(["cat", "dog", "cat"]), np.array(["cat", "cat", "cat"])
     ids = ["1", "2", "3"]
     (pair,) = compare({"a": Predictions(ids, y, y), "b": Predictions(ids, y, guessed)})
@@ -101,7 +101,7 @@ def test_labels_may_be_names_and_other_names_change_nothing() -> None:
 
 
 def test_every_pair_is_compared_and_holm_increases_p_values() -> None:
-    """Three runs are three pairs."""
+    """Three runs have three pairs."""
     rng = np.random.default_rng(1)
     runs = {
         name: run(rng.random(300) < accuracy)
@@ -114,7 +114,7 @@ def test_every_pair_is_compared_and_holm_increases_p_values() -> None:
 
 
 def test_runs_on_different_images_or_labels_raise() -> None:
-    """Other images, other labels, an image twice, one run alone."""
+    """Other images, other labels, a duplicated image, a single run."""
     right = np.ones(5, bool)
     with pytest.raises(
         DataError, match=r"different test images \(5 and 4, 1 of them in one run only\)"
@@ -137,7 +137,7 @@ def test_runs_on_different_images_or_labels_raise() -> None:
 def test_mid_p_is_the_exact_p_value_minus_half_the_observed_probability(
     only_a: int, only_b: int
 ) -> None:
-    """And therefore symmetric, and never above the exact p."""
+    """It is symmetric and never above the exact p-value."""
     p, both = mcnemar(only_a, only_b), only_a + only_b
     assert p == mcnemar(only_b, only_a)
     if only_a == only_b:
@@ -149,7 +149,7 @@ def test_mid_p_is_the_exact_p_value_minus_half_the_observed_probability(
 
 @given(COUNTS, COUNTS)
 def test_the_interval_of_a_significant_difference_excludes_zero(only_a: int, only_b: int) -> None:
-    """Where p is below 0.05, the interval does not hold 0."""
+    """If p < 0.05, the interval does not contain 0."""
     low, high = paired_interval(only_a, only_b, 1000)
     assert mcnemar(only_a, only_b) >= 0.05 or low > 0 or high < 0
 
@@ -158,7 +158,7 @@ def test_the_interval_of_a_significant_difference_excludes_zero(only_a: int, onl
 def test_a_true_null_is_rejected_in_at_most_5_percent_whatever_the_number_of_differences(
     n: int,
 ) -> None:
-    """Not simulated but added up."""
+    """The probability is computed exactly, not simulated."""
     for rate in (0.01, 0.03, 0.1, 0.2, 0.3):
         both = np.arange(int(binom.ppf(1e-6, n, rate)), int(binom.ppf(1 - 1e-6, n, rate)) + 1)
         limits = _limits(int(both[-1]))
@@ -167,7 +167,7 @@ def test_a_true_null_is_rejected_in_at_most_5_percent_whatever_the_number_of_dif
 
 
 def _limits(most: int) -> list[int]:
-    """For each number of differences the largest smaller part that is rejected, -1 for none."""
+    """Return for each number of discordant images the largest smaller count that is rejected, or -1."""
     return [
         int(
             np.searchsorted(
@@ -182,8 +182,8 @@ def _limits(most: int) -> list[int]:
 
 
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=8), st.randoms())
-def test_holm_follows_its_definition_in_any_order(p_values: list[float], random) -> None:
-    """The i-th smallest of m is multiplied by m - i + 1 and never smaller than the one before."""
+def test_holm_correction_follows_its_definition_in_any_order(p_values: list[float], random) -> None:
+    """The i-th smallest of m p-values is multiplied by m - i + 1; the results do not decrease."""
     by_size, m = sorted(p_values), len(p_values)
     expected = [
         min(1.0, max((m - place) * by_size[place] for place in range(last + 1)))
@@ -209,7 +209,7 @@ def test_holm_follows_its_definition_in_any_order(p_values: list[float], random)
 def test_the_interval_of_a_difference_has_its_nominal_coverage(
     n: int, accuracies: tuple[float, float], correlation: float
 ) -> None:
-    """In 2,000 trials; a true null is rejected in at most 6 % of them."""
+    """In 2,000 trials; a true null hypothesis is rejected in at most 6 %."""
     cells = np.random.default_rng(0).multinomial(n, joint(accuracies, correlation), size=2000)
     seen, times = np.unique(cells[:, 1:3], axis=0, return_counts=True)
     true = accuracies[0] - accuracies[1]

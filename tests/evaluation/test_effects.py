@@ -26,14 +26,14 @@ from featkit.evaluation.predictions import Predictions
 
 
 def cell(right: np.ndarray, **place: object) -> tuple[dict[str, object], Predictions]:
-    """All images are of class 1."""
+    """Return a cell; all images are of class 1."""
     return place, Predictions(range(len(right)), np.ones(len(right), int), np.asarray(right, int))
 
 
 def grid(
     rng: np.random.Generator, n: int = 40, seeds: int = 3
 ) -> list[tuple[dict[str, object], Predictions]]:
-    """Two backbones, two heads, some seeds; images differ in how hard they are."""
+    """Return cells of two backbones, two heads and several seeds; images differ in difficulty."""
     hard = rng.normal(size=n)
     return [
         cell(
@@ -47,7 +47,7 @@ def grid(
 
 
 def test_a_difference_is_the_mean_over_matched_cells_with_the_variance_of_its_formula() -> None:
-    """Every sum written out in float64."""
+    """Compared with the sums of the formula in float64."""
     cells = grid(np.random.default_rng(0))
     (effect,) = effects(score_cells(cells), "backbone", [("b", "a")])
     right = {tuple(place.values()): np.asarray(given.predicted, float) for place, given in cells}
@@ -73,7 +73,7 @@ def test_a_difference_is_the_mean_over_matched_cells_with_the_variance_of_its_fo
 
 
 def test_one_pair_of_cells_equals_compare() -> None:
-    """The same interval and the same p-value."""
+    """Interval and p-value are the same."""
     a, b = (np.random.default_rng(seed).random(200) < 0.8 for seed in (0, 1))
     (effect,) = effects(score_cells([cell(a, head="x"), cell(b, head="y")]), "head", [("x", "y")])
     (pair,) = compare({"x": cell(a)[1], "y": cell(b)[1]})
@@ -85,7 +85,7 @@ def test_one_pair_of_cells_equals_compare() -> None:
 
 
 def test_balanced_accuracy_weights_classes_equally() -> None:
-    """Whatever their sizes."""
+    """Class sizes do not matter."""
     y, predicted = np.array([0] * 8 + [1] * 2), np.array([0] * 8 + [1, 0])
     (outcome,) = score_cells([({}, Predictions(range(10), y, predicted))], "balanced accuracy")
     assert average([outcome]).value == pytest.approx(0.75)
@@ -93,8 +93,8 @@ def test_balanced_accuracy_weights_classes_equally() -> None:
     assert average([outcome]).value == pytest.approx(0.9)
 
 
-def test_only_cells_that_agree_on_all_else_are_compared() -> None:
-    """A cell without a partner does not count."""
+def test_only_cells_that_agree_on_all_other_axes_are_compared() -> None:
+    """A cell without a matching cell is ignored."""
     right, wrong = np.ones(20, bool), np.zeros(20, bool)
     cells = [
         cell(right, head="x", backbone="a"),
@@ -107,7 +107,7 @@ def test_only_cells_that_agree_on_all_else_are_compared() -> None:
 
 
 def test_cells_on_other_images_are_not_compared() -> None:
-    """Neither other ids, nor other labels, nor the same names in other data."""
+    """Ids, labels or data sets differ."""
     right = np.ones(3, bool)
     one = ({"head": "x"}, Predictions(["1", "2", "3"], [0, 1, 2], [0, 1, 2]))
     for ids, y in ((["1", "2", "4"], [0, 1, 2]), (["1", "2", "3"], [0, 1, 1])):
@@ -121,7 +121,7 @@ def test_cells_on_other_images_are_not_compared() -> None:
 
 @given(st.integers(0, 2**32 - 1))
 def test_neither_the_order_of_cells_nor_that_of_images_matters(seed: int) -> None:
-    """Nor does the name of an axis that never varies."""
+    """Names of constant axes do not matter either."""
     rng = np.random.default_rng(seed)
     cells = grid(rng, n=12, seeds=2)
     turned = []
@@ -146,8 +146,8 @@ def test_neither_the_order_of_cells_nor_that_of_images_matters(seed: int) -> Non
     )
 
 
-def test_the_other_way_round_is_the_same_with_the_other_sign() -> None:
-    """And the better one can be put first."""
+def test_swapping_the_levels_changes_the_sign_only() -> None:
+    """The better one can be placed first."""
     found = score_cells(grid(np.random.default_rng(1)))
     one, other = effects(found, "backbone", [("a", "b"), ("b", "a")])
     assert one.difference == pytest.approx(-other.difference)
@@ -157,7 +157,7 @@ def test_the_other_way_round_is_the_same_with_the_other_sign() -> None:
 
 
 def test_holm_correction_increases_p_values() -> None:
-    """p-values of a family grow, and keep their order."""
+    """Corrected p-values are larger and keep their order."""
     found = effects(score_cells(grid(np.random.default_rng(2))), "backbone", [("b", "a")])
     found += effects(score_cells(grid(np.random.default_rng(2))), "head", [("x", "y")])
     ours = adjusted(found)
@@ -167,15 +167,15 @@ def test_holm_correction_increases_p_values() -> None:
 
 
 def test_an_average_of_one_cell_is_close_to_wilson() -> None:
-    """Both are score-like intervals of one share."""
+    """Both are score-type intervals of a proportion."""
     (outcome,) = score_cells([cell(np.arange(200) < 180)])
     mean = average([outcome])
     assert (mean.value, mean.n, mean.cells) == (0.9, 200, 1)
     assert mean.interval95 == pytest.approx(wilson(180, 200), abs=0.003)
 
 
-def test_counts_of_several_seeds_are_averaged_with_their_spread() -> None:
-    """Seeds that differ widen the interval; seeds alike add nothing."""
+def test_the_interval_over_seeds_includes_their_variance() -> None:
+    """Differences between seeds widen the interval; equal seeds do not."""
     alike, apart = (
         average_accuracies([80, 80, 80], [100, 100, 100]),
         average_accuracies([70, 80, 90], [100, 100, 100]),
@@ -186,7 +186,7 @@ def test_counts_of_several_seeds_are_averaged_with_their_spread() -> None:
 
 
 def test_the_interval_of_a_perfect_accuracy_has_a_width() -> None:
-    """An interval has a width where no image was missed."""
+    """The interval has a positive width without errors."""
     outcome = CellScores({"seed": 0}, np.arange(50), np.ones(50), 1.0)
     low, high = average([outcome, outcome]).interval95
     assert low < 0.95
@@ -195,7 +195,7 @@ def test_the_interval_of_a_perfect_accuracy_has_a_width() -> None:
 
 @pytest.mark.parametrize(("seeds", "spread"), [(1, 0.0), (3, 0.0), (3, 0.3), (5, 0.2)])
 def test_intervals_have_their_nominal_coverage(seeds: int, spread: float) -> None:
-    """95 % of the time over images and seeds; with 3 seeds at least 90 %."""
+    """95 % over images and seeds; at least 90 % with 3 seeds."""
     rng, n, repeats = np.random.default_rng(seeds), 300, 300
     scale = np.sqrt(1 + 1 + spread**2)
     true = norm.cdf(1 / scale) - norm.cdf(0.8 / scale)
@@ -216,7 +216,7 @@ def scores(values: np.ndarray, seed: int = 0) -> CellScores:
 
 
 def test_a_ratio_is_that_of_the_means_and_groups_have_equal_weight() -> None:
-    """Also where the groups have different numbers of cells."""
+    """Also if groups have different numbers of cells."""
     half, tenth, all_ = (scores(np.arange(100) < count) for count in (50, 10, 100))
     ratio = mean_ratio([[(tenth, half)]])
     assert ratio is not None
@@ -242,7 +242,7 @@ def test_two_cells_that_agree_on_every_image_have_a_ratio_with_an_interval() -> 
 
 @pytest.mark.parametrize("seeds", [1, 3])
 def test_the_interval_of_a_ratio_covers_the_true_ratio(seeds: int) -> None:
-    """The relative accuracy on perturbed images, in 90 % or more of 300 test sets."""
+    """Relative accuracy on corrupted images, in at least 90 % of 300 test sets."""
     rng, n, repeats = np.random.default_rng(seeds), 200, 300
     true = norm.cdf(0.6 / np.sqrt(2)) / norm.cdf(1.2 / np.sqrt(2))
     covered = 0
@@ -278,7 +278,7 @@ def test_the_interval_of_a_balanced_difference_covers_where_classes_differ() -> 
 
 
 def test_memory_grows_with_the_scores_only() -> None:
-    """Without 2,000 resamples of 50,000 images (800 MB)."""
+    """2,000 bootstrap samples of 50,000 images would take 800 MB."""
     rng = np.random.default_rng(0)
     clean, perturbed = (scores(rng.random(50_000) < accuracy) for accuracy in (0.9, 0.7))
     tracemalloc.start()

@@ -62,8 +62,8 @@ def test_wilson_has_its_nominal_coverage(n: int, share: float) -> None:
 @pytest.mark.parametrize(
     ("n", "share", "coverage"), [(148, 0.99, 0.938), (50, 0.95, 0.962), (2893, 0.94, 0.950)]
 )
-def test_wilson_covers_exactly_this_often(n: int, share: float, coverage: float) -> None:
-    """The probabilities of all counts whose interval holds the share, added up."""
+def test_wilson_has_the_computed_exact_coverage(n: int, share: float, coverage: float) -> None:
+    """The coverage is the sum of probabilities of all counts with an interval around the true proportion."""
     right = np.arange(n + 1)
     covered = [low <= share <= high for low, high in (wilson(int(value), n) for value in right)]
     assert binom.pmf(right, n, share)[covered].sum() == pytest.approx(coverage, abs=5e-4)
@@ -76,7 +76,7 @@ def test_invalid_counts_raise(right: int, n: int) -> None:
 
 
 @given(classes.filter(lambda rows: any(total for _, total in rows)), st.randoms())
-def test_balanced_interval_holds_the_mean_recall_in_any_order_of_classes(
+def test_balanced_interval_contains_the_mean_recall_in_any_order_of_classes(
     rows: list[tuple[int, int]], random
 ) -> None:
     hits, totals = np.array(rows).T
@@ -88,8 +88,8 @@ def test_balanced_interval_holds_the_mean_recall_in_any_order_of_classes(
     assert balanced_interval(*np.array(rows).T, resamples=50) == (low, high)
 
 
-def test_balanced_interval_is_the_percentile_bootstrap_over_images_where_that_is_wider() -> None:
-    """Three of four and 50 of 100 right: the same as drawing the 104 rows one by one."""
+def test_balanced_interval_is_the_percentile_bootstrap_over_images_if_it_is_wider() -> None:
+    """For 3 of 4 and 50 of 100 correct, it equals a bootstrap of the 104 rows."""
     y, right = np.repeat([0, 1], [4, 100]), np.concatenate([[1, 1, 1, 0], np.arange(100) % 2])
     rng, means = np.random.default_rng(1), []
     for rows in rng.integers(0, 104, (2000, 104)):
@@ -112,7 +112,9 @@ def test_balanced_interval_of_a_perfect_accuracy_has_a_width() -> None:
     [([95, 5], 0.99), ([4] * 37, 0.99), ([60] * 10, 0.95)],
     ids=["rare class", "few each", "many"],
 )
-def test_balanced_interval_covers_at_least_at_its_level(totals: list[int], recall: float) -> None:
+def test_balanced_interval_has_at_least_its_nominal_coverage(
+    totals: list[int], recall: float
+) -> None:
     rng = np.random.default_rng(0)
     intervals = [
         balanced_interval(rng.binomial(totals, recall), np.array(totals), resamples=300, seed=trial)
@@ -139,10 +141,10 @@ pairs = st.integers(1, 300).flatmap(
 
 
 @given(pairs)
-def test_the_interval_of_a_difference_holds_it_and_turns_with_it(
+def test_the_interval_of_a_difference_contains_it_and_changes_sign_with_it(
     case: tuple[int, int, int],
 ) -> None:
-    """Within -1..1, never without a width."""
+    """It is within -1..1 and has a positive width."""
     only_a, only_b, n = case
     low, high = paired_interval(only_a, only_b, n)
     assert -1 <= low <= (only_a - only_b) / n <= high <= 1
@@ -154,7 +156,7 @@ def test_the_interval_of_a_difference_holds_it_and_turns_with_it(
 def test_the_interval_of_a_difference_is_narrower_with_more_images(
     case: tuple[int, int, int],
 ) -> None:
-    """And wider with a higher level."""
+    """It is wider at a higher confidence level."""
     only_a, only_b, n = case
     widths = [
         high - low
@@ -173,7 +175,7 @@ def test_the_interval_of_a_difference_is_narrower_with_more_images(
 def test_the_interval_of_a_difference_inverts_the_score_test(
     only_a: int, only_b: int, n: int
 ) -> None:
-    """At each end, with the rest as likely as it can be, what was seen is 1.96 standard errors away."""
+    """At each limit, the score statistic of the observed counts is 1.96."""
     for end in paired_interval(only_a, only_b, n):
         if abs(end) == 1:
             continue
@@ -190,7 +192,7 @@ def test_the_interval_of_a_difference_inverts_the_score_test(
 
 
 def outcomes(n: int, share: float, correlation: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """How many images each of two equally good classifiers alone has right, and how probable that is."""
+    """Return the discordant counts of two equally accurate classifiers, and their probabilities."""
     alone = share * (1 - share) * (1 - correlation)
     only_a, only_b = np.mgrid[:31, :31]
     return (
@@ -213,10 +215,10 @@ def outcomes(n: int, share: float, correlation: float) -> tuple[np.ndarray, np.n
         (148, 0.99, 0.7, 0.999),
     ],
 )
-def test_the_interval_of_a_difference_covers_exactly_this_often(
+def test_the_interval_of_a_difference_has_the_computed_exact_coverage(
     n: int, share: float, correlation: float, coverage: float
 ) -> None:
-    """Of two equally good classifiers: the probabilities of all counts whose interval holds 0, added up."""
+    """For two equally accurate classifiers: the sum of probabilities of counts with an interval around 0."""
     only_a, only_b, chance = outcomes(n, share, correlation)
     seen = chance > 1e-9
     intervals = [
@@ -227,7 +229,7 @@ def test_the_interval_of_a_difference_covers_exactly_this_often(
     )
 
 
-def test_no_interval_covers_between_93_and_98_percent_where_hardly_anything_differs() -> None:
+def test_no_interval_has_coverage_of_93_to_98_percent_with_few_discordant_images() -> None:
     """At 148 images and a share of 0.99 the counts are too few, whatever the interval.
 
     What holds 0 for m images against none holds it for all differences up to m. At a correlation of 0.7 an interval
@@ -257,6 +259,5 @@ def test_no_interval_covers_between_93_and_98_percent_where_hardly_anything_diff
 
 @pytest.mark.parametrize("counts", [(1, 1, 1), (-1, 0, 5), (0, 0, 0)])
 def test_invalid_counts_of_pairs_raise(counts: tuple[int, int, int]) -> None:
-    """In one line."""
     with pytest.raises(DataError, match="no interval for"):
         paired_interval(*counts)

@@ -12,7 +12,7 @@ K = 8
 
 
 @given(st.integers(2, 40), st.sets(st.integers(0, K - 1), min_size=1), st.integers(0, 2**32 - 1))
-def test_every_metric_equals_scikit_learns(n: int, present: set[int], seed: int) -> None:
+def test_every_metric_equals_that_of_scikit_learn(n: int, present: set[int], seed: int) -> None:
     rng = np.random.default_rng(seed)
     y, scores = rng.choice(sorted(present), n), rng.random((n, K))
     predicted = metrics.predict(scores, np.arange(K))
@@ -38,7 +38,7 @@ def test_every_metric_equals_scikit_learns(n: int, present: set[int], seed: int)
         assert metrics.top_k(scores, y, np.arange(K), k) == pytest.approx(share)
 
 
-def test_balanced_accuracy_is_not_moved_by_the_size_of_classes() -> None:
+def test_balanced_accuracy_does_not_depend_on_class_sizes() -> None:
     counts = np.array([[90, 10], [1, 1]])
     assert metrics.balanced_accuracy(counts) == pytest.approx((0.9 + 0.5) / 2)
     assert metrics.balanced_accuracy(counts * [[1], [50]]) == pytest.approx((0.9 + 0.5) / 2)
@@ -61,7 +61,7 @@ def test_a_class_never_predicted_has_no_precision_but_an_f1_of_zero() -> None:
 
 
 def test_ties_count_against_the_head_beyond_the_predicted_class() -> None:
-    """Three votes for class 6 and two for class 7: nobody named the classes 0 to 5, wherever they stand."""
+    """Three votes for class 6 and two for class 7; classes 0 to 5 have score 0, in any order."""
     scores = np.tile([0, 0, 0, 0, 0, 0, 0.6, 0.4], (8, 1))
     assert metrics.top_k(scores, np.arange(8), np.arange(8), 5) == 2 / 8
 
@@ -90,7 +90,7 @@ def test_top_k_grows_with_k_and_starts_at_accuracy(n: int, seed: int) -> None:
     assert shares[-1] == 1
 
 
-def test_a_class_that_the_head_never_saw_is_always_missed() -> None:
+def test_a_class_without_training_images_counts_as_errors() -> None:
     scores, columns = np.array([[0.2, 0.8], [0.9, 0.1]]), np.array([1, 3])
     assert metrics.predict(scores, columns).tolist() == [3, 1]
     for k in (1, 2, 5):
@@ -98,8 +98,8 @@ def test_a_class_that_the_head_never_saw_is_always_missed() -> None:
         assert metrics.top_k(scores, np.array([9, 1]), columns, k) == 0.5
 
 
-def test_the_most_confused_come_first_by_count_then_share_then_name() -> None:
-    """Wherever the classes stand."""
+def test_confusions_are_sorted_by_count_then_fraction_then_name() -> None:
+    """In any order of the classes."""
     confusion = np.array([[5, 3, 1, 1], [3, 9, 0, 1], [0, 0, 0, 0], [1, 0, 0, 0]])
     expected = [("d", "b"), ("b", "d"), ("a", "d"), ("d", "a"), ("d", "c"), ("b", "a")]
     for order in ([0, 1, 2, 3], [3, 1, 0, 2], [2, 3, 1, 0]):

@@ -20,7 +20,7 @@ NAMES = tuple("abcdefg")
 def example(
     n: int = 60, seed: int = 0, k: int = 7
 ) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
-    """Scores that are right more often than not."""
+    """Return scores that are correct for most images."""
     rng = np.random.default_rng(seed)
     y = rng.integers(0, k, n)
     scores = rng.random((n, k))
@@ -28,8 +28,8 @@ def example(
     return scores, y, NAMES[:k]
 
 
-def test_a_report_holds_the_numbers_of_a_case_worked_by_hand() -> None:
-    """Four images of class a and one of b: three of a are right, b is wrong."""
+def test_a_report_has_the_numbers_of_an_example_computed_manually() -> None:
+    """Four images of class a, three of them correct, and one of b, wrong."""
     scores = np.array([[0.9, 0.1], [0.8, 0.2], [0.7, 0.3], [0.4, 0.6], [0.6, 0.4]])
     report = evaluate(scores, [0, 0, 0, 0, 1], ["a", "b"], cost={"seconds": 1.0}, warnings=["slow"])
     assert (report.n, report.top1, report.top5) == (5, 0.6, None)
@@ -48,7 +48,7 @@ def test_a_report_holds_the_numbers_of_a_case_worked_by_hand() -> None:
     )
 
 
-def test_top5_is_there_with_more_than_five_classes_and_equals_scikit_learns() -> None:
+def test_top5_is_reported_for_more_than_five_classes_and_equals_scikit_learn() -> None:
     scores, y, names = example()
     assert evaluate(scores, y, names).top5 == top_k_accuracy_score(
         y, scores, k=5, labels=np.arange(7)
@@ -57,7 +57,7 @@ def test_top5_is_there_with_more_than_five_classes_and_equals_scikit_learns() ->
     assert evaluate(*example(k=5)).top5 is None
 
 
-def test_columns_say_which_class_a_score_is_about_and_an_unseen_class_is_missed() -> None:
+def test_columns_are_matched_to_classes_and_an_unseen_class_counts_as_errors() -> None:
     scores, y, names = example()
     order = np.array([3, 1, 0, 2, 6, 5])
     report = evaluate(scores[:, order], y, names, columns=order)
@@ -68,7 +68,7 @@ def test_columns_say_which_class_a_score_is_about_and_an_unseen_class_is_missed(
     assert report.to_dict() == evaluate(filled, y, names).to_dict()
 
 
-def test_one_row_is_a_test_set() -> None:
+def test_a_single_test_image_can_be_evaluated() -> None:
     report = evaluate([[0.1, 0.9]], [1], ["a", "b"])
     assert (report.n, report.top1, report.balanced_accuracy) == (1, 1.0, 1.0)
     assert report.interval95 == report.balanced_interval95 == pytest.approx((0.2065, 1), abs=1e-4)
@@ -102,7 +102,7 @@ def test_another_order_of_classes_only_reorders_the_report(n: int, seed: int) ->
     assert there.macro_f1 == pytest.approx(here.macro_f1)
 
 
-def test_the_same_seed_gives_the_same_report_and_another_only_other_bootstraps() -> None:
+def test_the_seed_changes_bootstrap_intervals_only() -> None:
     scores, y, names = example(n=300)
     one, again, other = (evaluate(scores, y, names, seed=seed) for seed in (1, 1, 2))
     assert one.to_json() == again.to_json()
@@ -182,7 +182,7 @@ def test_json_converts_numpy_values_tuples_and_non_finite_numbers() -> None:
     }  # fmt: skip
 
 
-def test_a_run_file_with_more_keys_is_read_as_its_report() -> None:
+def test_additional_keys_of_a_results_file_are_ignored() -> None:
     report = evaluate(*example())
     assert Report.from_dict({"run": "ab12", **report.to_dict()}).to_dict() == report.to_dict()
 
@@ -200,7 +200,7 @@ def test_a_report_with_an_incomplete_confusion_matrix_raises() -> None:
         Report.from_dict({**values, "confusion": values["confusion"][:-1]})
 
 
-def test_the_summary_names_every_number_with_the_interval_that_it_has() -> None:
+def test_the_summary_has_every_number_with_its_interval() -> None:
     report = evaluate([[0.9, 0.1], [0.2, 0.8], [0.9, 0.1], [0.7, 0.3]], [0, 1, 0, 1], ["a", "b"])
     expected = (
         "top-1 75.0 % (30.1 to 95.4), balanced accuracy 75.0 % (30.1 to 100.0), macro F1 73.3 %"

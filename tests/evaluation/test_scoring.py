@@ -22,7 +22,7 @@ MILD = Temperature(1.7, 1e-4)
 
 
 def example(n: int = 300, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Probabilities that are right more often than not, too sharp to be believed."""
+    """Return probabilities that are correct for most images, and overconfident."""
     rng = np.random.default_rng(seed)
     y = rng.integers(0, 7, n)
     logits = 3 * rng.normal(size=(n, 7))
@@ -37,8 +37,8 @@ def report_of(
     return evaluate(scores, y, names, temperature=MILD, train_counts=counts)
 
 
-def test_calibration_is_that_of_the_scores_before_and_after_the_temperature() -> None:
-    """The bins are there to be drawn."""
+def test_calibration_is_reported_before_and_after_temperature_scaling() -> None:
+    """The bins for a reliability diagram are included."""
     scores, y = example()
     report, columns = report_of(scores, y), np.arange(7)
     after = apply_temperature(scores, MILD)
@@ -52,8 +52,8 @@ def test_calibration_is_that_of_the_scores_before_and_after_the_temperature() ->
     assert calibration_error(report.reliability_calibrated) == report.ece_calibrated
 
 
-def test_nothing_but_calibration_depends_on_the_temperature() -> None:
-    """Least of all top-1."""
+def test_only_calibration_depends_on_the_temperature() -> None:
+    """Such as top-1 accuracy."""
     scores, y = example()
     plain, calibrated = (
         evaluate(scores, y, NAMES).to_dict(),
@@ -69,7 +69,7 @@ def test_nothing_but_calibration_depends_on_the_temperature() -> None:
 
 
 def test_scores_that_are_not_probabilities_have_no_calibration() -> None:
-    """And cannot have a temperature."""
+    """A temperature is refused."""
     scores, y = example()
     report = evaluate(np.log(scores), y, NAMES)
     assert (report.nll, report.ece, report.reliability) == (None, None, ())
@@ -77,8 +77,8 @@ def test_scores_that_are_not_probabilities_have_no_calibration() -> None:
         evaluate(np.log(scores), y, NAMES, temperature=MILD)
 
 
-def test_the_most_frequent_mistakes_are_named_up_to_ten() -> None:
-    """With their share of the true class."""
+def test_the_ten_most_frequent_confusions_are_reported() -> None:
+    """With the fraction of images of the true class."""
     report = evaluate(
         np.eye(3)[[0, 0, 1, 1, 1, 0, 0]], [0, 0, 0, 0, 1, 1, 2], ["cat", "dog", "emu"]
     )
@@ -91,8 +91,8 @@ def test_the_most_frequent_mistakes_are_named_up_to_ten() -> None:
     assert evaluate(np.eye(2), [0, 1], ["a", "b"]).confused == ()
 
 
-def test_groups_are_there_where_train_is_imbalanced() -> None:
-    """Their images are those of the report."""
+def test_groups_are_reported_for_imbalanced_training_data() -> None:
+    """Their numbers of images sum to that of the report."""
     report = report_of(*example())
     assert [row.name for row in report.groups or ()] == ["many", "medium", "few"]
     assert sum(row.n for row in report.groups or ()) == report.n
@@ -105,10 +105,8 @@ def test_groups_are_there_where_train_is_imbalanced() -> None:
 
 @settings(max_examples=30)
 @given(st.integers(1, 60), st.integers(0, 2**32 - 1))
-def test_the_order_of_images_changes_nothing_and_that_of_classes_only_the_order(
-    n: int, seed: int
-) -> None:
-    """To the last digit for images; what a temperature did may round otherwise where columns are turned."""
+def test_the_order_of_images_and_classes_does_not_matter(n: int, seed: int) -> None:
+    """Exactly for images; another order of columns may round temperature-scaled scores differently."""
     scores, y = example(n, seed)
     rng = np.random.default_rng(seed)
     rows, order = rng.permutation(n), rng.permutation(7)
@@ -124,8 +122,8 @@ def test_the_order_of_images_changes_nothing_and_that_of_classes_only_the_order(
 
 @settings(max_examples=20)
 @given(st.integers(1, 40), st.integers(0, 2**32 - 1))
-def test_calibration_mistakes_and_groups_survive_json(n: int, seed: int) -> None:
-    """As the values that they were."""
+def test_calibration_confusions_and_groups_survive_json(n: int, seed: int) -> None:
+    """Values are unchanged."""
     report = report_of(*example(n, seed))
     again = Report.from_json(report.to_json())
     for name in (
@@ -141,7 +139,7 @@ def test_calibration_mistakes_and_groups_survive_json(n: int, seed: int) -> None
 
 
 def test_a_report_of_the_first_version_can_be_read() -> None:
-    """It has no calibration, no list of mistakes, no groups."""
+    """It has no calibration, confusions or groups."""
     old = {
         "n": 3, "top1": 2 / 3, "top5": None, "balanced_accuracy": 0.75, "macro_f1": 0.667, "interval95": [0.208, 0.939],
         "balanced_interval95": [0.2, 1.0], "confusion": [[1, 1], [0, 1]], "warnings": [], "provenance": {"seed": 0},
@@ -164,14 +162,12 @@ def test_a_report_of_the_first_version_can_be_read() -> None:
 @pytest.mark.parametrize(
     "change", [{"temperature": 1.5}, {"groups": [3]}, {"reliability": [{"count": 3}]}]
 )
-def test_a_report_with_parts_that_are_none_is_refused(change: dict[str, object]) -> None:
-    """In one line."""
+def test_a_report_with_invalid_parts_is_refused(change: dict[str, object]) -> None:
     with pytest.raises(DataError, match="not a report"):
         Report.from_dict({**json.loads(report_of(*example()).to_json()), **change})
 
 
 def test_the_summary_has_calibration_and_groups() -> None:
-    """In the order of a table."""
     line = summary(report_of(*example()))
     places = [
         line.index(word)
@@ -184,7 +180,7 @@ HITS, TOTALS = np.array([9, 8, 5, 1, 0]), np.array([10, 10, 10, 5, 0])
 
 
 def test_classes_are_grouped_by_their_training_images() -> None:
-    """100 and 20 are medium; a class without test images counts nowhere."""
+    """100 and 20 images are medium; a class without test images is in no group."""
     many, medium, few = group_accuracies(HITS, TOTALS, [101, 100, 20, 19, 3])
     assert [row.name for row in (many, medium, few)] == ["many", "medium", "few"]
     assert (many.classes, many.n, many.top1, many.interval95) == (1, 10, 0.9, wilson(9, 10))
@@ -193,7 +189,7 @@ def test_classes_are_grouped_by_their_training_images() -> None:
 
 
 def test_a_group_without_test_images_is_left_out() -> None:
-    """There is nothing to divide by."""
+    """Its accuracy is undefined."""
     assert [row.name for row in group_accuracies(HITS, TOTALS, [500, 400, 300, 101, 5])] == ["many"]
 
 
@@ -201,18 +197,18 @@ def test_a_group_without_test_images_is_left_out() -> None:
     "counts", [[80, 70, 60, 50, 40], [102, 98, 110, 95, 120], [900, 101, 500, 400, 300]]
 )
 def test_balanced_training_data_have_no_groups(counts: list[int]) -> None:
-    """Neither where all classes are in one group, nor where a border runs between classes of like size."""
+    """Also if similar class sizes are on both sides of a boundary."""
     assert group_accuracies(HITS, TOTALS, counts) is None
 
 
 def test_classes_without_training_images_are_few_shot() -> None:
-    """They are what a long tail ends in."""
+    """The tail of a long-tailed distribution may be empty."""
     assert group_accuracies(HITS, TOTALS, [200, 200, 200, 0, 0])[-1].name == "few"
 
 
 @pytest.mark.parametrize("counts", [[1, 2], [1.0] * 5, [3, 3, 3, 3, -1]])
 def test_invalid_counts_raise(counts: list[float]) -> None:
-    """In one line that says what was expected."""
+    """The message names the valid values."""
     with pytest.raises(DataError, match="each of the 5 classes"):
         group_accuracies(HITS, TOTALS, counts)
 
@@ -225,13 +221,13 @@ def two_class_scores(confidence):
 
 
 @given(CONFIDENCE, st.floats(0, 0.99))
-def test_at_most_the_requested_share_is_rejected(confidence, share):
+def test_at_most_the_requested_fraction_is_rejected(confidence, share):
     threshold = rejection_threshold(two_class_scores(confidence), share)
     assert np.mean(np.array(confidence) < threshold) <= share
 
 
 @given(CONFIDENCE)
-def test_a_share_of_0_rejects_nothing(confidence):
+def test_a_fraction_of_0_rejects_nothing(confidence):
     table, y = two_class_scores(confidence), np.zeros(len(confidence), np.int64)
     found = reject(table, y, np.arange(2), share=0, threshold=rejection_threshold(table, 0))
     assert (found.answered, found.coverage, found.top1) == (len(confidence), 1, 1)
@@ -247,7 +243,7 @@ def test_only_accepted_images_count():
     assert (none.answered, none.top1, none.interval95) == (0, None, None)
 
 
-def test_an_invalid_share_and_no_images_raise():
+def test_an_invalid_fraction_and_no_images_raise():
     with pytest.raises(SpecError, match="cannot reject a share"):
         rejection_threshold(two_class_scores([0.9]), 1)
     with pytest.raises(DataError, match="no val images"):
