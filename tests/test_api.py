@@ -119,7 +119,7 @@ ONLY_COMMAND_LINE = {
 
 @pytest.mark.parametrize("name", [name for name in COMMANDS if name in SIGNATURES])
 def test_options_of_a_command_are_parameters_of_its_function(name):
-    """Names agree, so that what is learned on the command line holds in Python."""
+    """Options have the same names on the command line and in Python."""
     command = main.get_command(click.Context(main), name)
     options = {parameter.name for parameter in command.params} - ONLY_COMMAND_LINE
     if name == "distill":

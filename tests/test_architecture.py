@@ -1,4 +1,4 @@
-"""The structure that the design promises, tested as in `make lint`."""
+"""Import contracts and other rules of the structure, as in `make lint`."""
 
 from __future__ import annotations
 

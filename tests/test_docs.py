@@ -1,4 +1,4 @@
-"""What the documents say is true."""
+"""The commands, examples and links of the documents are valid."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ def commands():
 
 
 @pytest.mark.parametrize("line", commands())
-def test_every_command_shown_is_one_that_exists(line, monkeypatch):
-    """Its options parse; it is not run."""
+def test_every_documented_command_exists(line, monkeypatch):
+    """The options are parsed; the command is not run."""
     words = shlex.split(line, comments=True)[1:]
     command, context = main, click.Context(main)
     while isinstance(command, click.Group) and words[0] != "--help":
@@ -43,7 +43,7 @@ def test_every_command_shown_is_one_that_exists(line, monkeypatch):
         command.make_context("featkit", list(words))
 
 
-def test_the_examples_of_readme_run_one_after_the_other(tmp_path, monkeypatch, capsys):
+def test_the_examples_of_the_readme_run(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     blocks = fenced("python")
     # These need what others, or commands, leave behind.
@@ -61,7 +61,7 @@ def test_the_examples_of_readme_run_one_after_the_other(tmp_path, monkeypatch, c
 
 
 def export_digits():
-    """Leave ``model.onnx`` and ``new.jpg`` behind, from the cache that the examples made."""
+    """Write ``model.onnx`` and ``new.jpg`` from the cache of the examples."""
     arguments = [
         "fit",
         "--data",

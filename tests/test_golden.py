@@ -40,7 +40,7 @@ EXTRACT += ["--precision", "fp32", "--limit", "train=60,val=20,test=30", "--stor
 
 @pytest.fixture(params=VERSIONS)
 def golden(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A copy of the files of one version, as the working directory."""
+    """Copy the files of one version to the working directory."""
     folder = tmp_path / "golden"
     shutil.copytree(GOLDEN / request.param, folder)
     monkeypatch.chdir(folder)
@@ -57,13 +57,13 @@ def contents(folder: Path, pattern: str) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.glob(pattern)}
 
 
-def test_there_are_runs_of_every_head():
+def test_golden_files_include_runs_of_every_head():
     heads = {load_run(GOLDEN / run).head_spec.partition(":")[0] for run in RUNS}
     assert heads == {"linear", "svm", "knn", "mlp", "prototypical"}
 
 
 @pytest.mark.parametrize("run", RUNS)
-def test_a_saved_run_predicts_what_it_predicted_when_it_was_written(run):
+def test_a_saved_run_gives_the_predictions_of_its_version(run):
     saved = load_run(GOLDEN / run)
     (cache_file,) = GOLDEN.glob(EXTRACTED)
     test = store.read(cache_file).part("test")

@@ -13,7 +13,7 @@ from featkit.testing import check_backbone, check_head, check_source
 
 
 class NearestMean(ClassifierMixin, BaseEstimator):
-    """A correct head, whose methods the tests below break one by one."""
+    """A correct head; tests below replace its methods with wrong ones."""
 
     def fit(self, X, y):
         self.classes_ = np.unique(y)

@@ -28,7 +28,7 @@ def analyze(grid, cells):
 
 
 def tail_cells(val_scores):
-    """Cells whose last images are wrong: smote is best on test."""
+    """Return cells with errors in their last images; smote is best on test."""
     cells = []
     for values, score in zip(TAIL_GRID.cells(), val_scores, strict=True):
         first_wrong = len(TAIL_Y) - TAIL_ERRORS[values["balance"]]

@@ -104,7 +104,7 @@ def test_unexpected_tensors_are_rejected(state, tmp_path):
 
 
 class Code:
-    """An object whose unpickling creates a folder."""
+    """An object that creates a folder when it is unpickled."""
 
     def __reduce__(self):
         return os.mkdir, ("pwned",)

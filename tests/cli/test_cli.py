@@ -109,7 +109,7 @@ def test_ablate_reads_a_grid(photos):
     assert [path.name for path in Path("experiments/runs").iterdir()] == ["colours"]
 
 
-def test_ablate_without_one_result_fails(photos):
+def test_ablate_without_any_result_fails(photos):
     done = call("ablate", "--data", photos, "--weights", "missing.pth", "--head", "svm", code=1)
     assert "none of the 1 cells" in done.stderr
 
@@ -231,7 +231,7 @@ def test_weights_of_another_network_are_refused(photos):
     )
 
 
-def test_weights_that_hold_code_are_refused(photos):
+def test_weights_that_contain_code_are_refused(photos):
     import torch
 
     torch.save({"fc.weight": Path("/")}, "code.pth")
@@ -278,7 +278,7 @@ def test_a_folder_that_is_not_a_run_is_refused(photos):
     )
 
 
-def test_an_axis_beside_a_grid_file_is_wrong_usage():
+def test_an_axis_together_with_a_grid_file_is_wrong_usage():
     Path("grid.toml").write_text("")
     call("ablate", "grid.toml", "--head", "svm", code=2)
 
@@ -331,7 +331,7 @@ def test_strict_refuses_an_image_in_train_and_test(photos):
     assert done.stderr.splitlines()[-1].startswith("Error: 16 of 16 test images")
 
 
-def test_compare_says_which_differences_are_significant(photos):
+def test_compare_reports_significant_differences(photos):
     for head in ("prototypical", "knn:k=1"):
         call("fit", "--data", photos, *FAST, "--head", head)
     runs = sorted(Path("experiments/runs/photos").iterdir())

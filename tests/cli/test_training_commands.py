@@ -52,8 +52,8 @@ def run_of(done):
     )
 
 
-def test_a_trained_network_is_a_backbone_again(photos, tmp_path):
-    """It predicts, also where it was moved to; heads are fitted on its embeddings; runs are compared."""
+def test_a_trained_network_can_be_used_as_a_backbone(photos, tmp_path):
+    """It predicts, also after it was moved; heads are fitted on its embeddings; runs are compared."""
     done = call("finetune", "--data", photos, "--mode", "deep", "--views", "1", *SMALL)
     run = run_of(done)
     assert "top-1" in done.stdout
@@ -82,7 +82,7 @@ def test_a_trained_network_can_be_fine_tuned_again(photos):
 
 
 def test_evaluation_on_training_images_of_the_network_is_refused(photos):
-    """Another seed makes another split, in which train images of the first are test images."""
+    """With another seed, train images of the first split are test images."""
     run = run_of(call("finetune", "--data", photos, "--mode", "shallow", *SMALL))
     for command in (
         ("fit", "--head", "knn:k=1"),
@@ -301,7 +301,7 @@ def cifar100(tmp_path, monkeypatch):
 
 
 def test_the_study_of_cifar100_runs_on_a_file_in_its_format(cifar100, tmp_path):
-    """The committed study, with this file in place of the download, random weights and fewer epochs and pixels."""
+    """The study in experiments/, with a local file instead of the download, random weights, fewer epochs and smaller images."""
     text = (ROOT / "experiments" / "cifar100.toml").read_text()
     for old, new in (
         ("root=data,download=true", f"root={cifar100}"),
@@ -345,6 +345,6 @@ def test_an_invalid_study_is_refused(tmp_path, text, message):
     assert message in call("finetune", tmp_path / "study.toml", code=1).stderr
 
 
-def test_options_beside_a_study_are_wrong_usage(tmp_path):
+def test_options_together_with_a_study_are_wrong_usage(tmp_path):
     (tmp_path / "study.toml").write_text("[[run]]\nmode = 'deep'")
     assert "leave out --lr" in call("finetune", tmp_path / "study.toml", "--lr", "1", code=2).stderr

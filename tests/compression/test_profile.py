@@ -56,7 +56,7 @@ def test_the_unoptimised_network_gives_the_same_embeddings(tiny):
     )
 
 
-def test_networks_are_timed_in_turn():
+def test_networks_are_timed_interleaved():
     torch.set_num_threads(2)
     calls = []
 

@@ -112,7 +112,7 @@ print(len(run(sys.argv[1])), "rows;", [path.suffix for path in Path(sys.argv[1])
 
 
 def test_a_full_disk_is_reported_and_the_next_run_with_space_finishes(tmp_path):
-    """A limit on the file's size stands in for the full disk: the writes fail in the same places."""
+    """A limit of the file size simulates a full disk: the same writes fail."""
     command = [sys.executable, "-c", FULL, str(tmp_path / "cache")]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

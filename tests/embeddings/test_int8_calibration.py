@@ -1,4 +1,4 @@
-"""A calibrated int8 network is kept for its data set and is part of the recipe."""
+"""A calibrated int8 network is stored for its data set and is part of the recipe."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def calibrations(cache):
     return {path.stem for path in (cache / "calibration").iterdir()}
 
 
-def test_the_calibration_is_in_the_recipe_and_found_again(photos, tmp_path):
+def test_the_calibration_is_in_the_recipe_and_reused(photos, tmp_path):
     first, second = run(photos, tmp_path), run(photos, tmp_path)
     card = json.loads(next((tmp_path / "calibration").glob("*.json")).read_text())
     assert store.describe(first.path).recipe.calibration == card["sha256"]
@@ -74,7 +74,7 @@ def test_without_its_network_the_whole_file_is_a_miss(photos, tmp_path):
     assert store.describe(before.path).recipe.differences(job.recipe).keys() == {"calibration"}
 
 
-def test_test_images_are_not_calibrated_on(photos, tmp_path, monkeypatch):
+def test_calibration_does_not_use_test_images(photos, tmp_path, monkeypatch):
     images = request(photos).load_images()
     opened = []
 

@@ -1,4 +1,4 @@
-"""Options that are not given are taken from the newest matching cache file."""
+"""Missing options are taken from the newest matching cache file."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from featkit.embeddings.request import Request, resolve
 
 @pytest.fixture
 def cache(tmp_path):
-    """Three files: digits through resnet50 is the oldest, then photos through resnet18, then one made from Python."""
+    """Three files, from old to new: digits with resnet50, photos with resnet18, a file made from Python."""
     requests = [
         Request(data="digits", backbone="resnet50", weights="random:3"),
         Request(data=str(tmp_path), backbone="resnet18", limit="train=5", seed=4),
@@ -70,7 +70,7 @@ def test_with_data_and_backbone_no_file_is_used(cache):
     assert resolve({"data": "digits", "backbone": "resnet18"}, cache) == (Request(), None)
 
 
-def test_an_empty_cache_means_digits(tmp_path):
+def test_with_an_empty_cache_digits_are_used(tmp_path):
     assert resolve({}, tmp_path / "none") == (Request(), None)
 
 

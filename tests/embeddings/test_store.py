@@ -69,7 +69,7 @@ def test_unreadable_images_are_left_out_and_named(tmp_path):
 
 
 def test_the_file_is_plain_hdf5(tmp_path):
-    """Anyone can read it without featkit."""
+    """It can be read without featkit."""
     write(tmp_path / "a.h5")
     with h5py.File(tmp_path / "a.h5") as file:
         np.testing.assert_array_equal(file["embeddings"][:], vectors())

@@ -30,7 +30,7 @@ WITHOUT_EXTRA = [name for name in CORRECTIONS.names() if name != "smote"]
 
 @pytest.fixture(scope="module")
 def rows() -> Floats:
-    """47 points of three overlapping classes: 7, 2 and 4, by decreasing size."""
+    """Return 47 samples of three overlapping classes, 7, 2 and 4, in decreasing size."""
     rng = np.random.default_rng(0)
     return rng.normal(size=(47, 4)) + np.repeat(rng.normal(size=(3, 4)), COUNTS, axis=0)
 
@@ -108,7 +108,7 @@ def test_sample_weights_equal_the_formula(correction, of_class, rows, points):
 
 
 def test_effective_with_beta_near_one_equals_reweight(rows, points):
-    """As Cui et al. show."""
+    """See Cui et al."""
     np.testing.assert_allclose(
         scores(rows, points, "effective:beta=0.999999"), scores(rows, points, "reweight"), atol=1e-4
     )
@@ -195,7 +195,7 @@ class RowsSeen:
 @given(sizes=st.lists(st.integers(1, 40), min_size=2, max_size=6), seed=st.integers(0, 9))
 @settings(max_examples=30, deadline=None)
 def test_sampling_balances_the_classes(correction, size, sizes, seed):
-    """And draws all images of a class equally often, give or take one."""
+    """Each image of a class is drawn equally often, up to a difference of one."""
     y = np.repeat(np.arange(len(sizes)), sizes)
     seen = CORRECTIONS.make(correction).fit(RowsSeen(), np.arange(len(y))[:, None], y, seed)
     np.testing.assert_array_equal(seen.y, y[seen.x])
@@ -251,7 +251,6 @@ def test_smote_grows_every_class_to_the_largest(rows):
 
 
 def test_smote_without_its_extra_raises_an_error_that_names_it(rows, points, monkeypatch):
-    """As any optional dependency."""
     monkeypatch.setitem(sys.modules, "imblearn.over_sampling", None)
     with pytest.raises(MissingExtraError, match=r"pip install 'featkit\[longtail\]'$"):
         scores(rows, points, "smote")
@@ -259,7 +258,7 @@ def test_smote_without_its_extra_raises_an_error_that_names_it(rows, points, mon
 
 @pytest.mark.parametrize("correction", WITHOUT_EXTRA)
 def test_every_correction_works_on_two_classes_with_string_labels(correction, rows, points):
-    """In float32 too, as vectors come."""
+    """Also for float32 features."""
     names = np.where(LABELS == 7, "weed", "crop")
     head = BalancedHead(head="linear", correction=correction).fit(rows.astype(np.float32), names)
     found = head.predict_proba(points.astype(np.float32))
@@ -325,7 +324,6 @@ def test_loaded_head_gives_the_same_scores(correction, rows, points, tmp_path: P
 def test_unsupported_head_raises_an_error_that_lists_supported_heads(
     head, correction, message, rows
 ):
-    """In one line."""
     with pytest.raises(HeadError, match=message):
         BalancedHead(head=head, correction=correction).fit(rows, LABELS)
 
@@ -345,7 +343,6 @@ def test_unsupported_head_raises_an_error_that_lists_supported_heads(
     ],
 )
 def test_invalid_correction_raises_a_one_line_error(correction, message, rows):
-    """As for heads."""
     with pytest.raises(SpecError, match=message):
         BalancedHead(correction=correction).fit(rows, LABELS)
 

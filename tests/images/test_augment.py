@@ -62,13 +62,13 @@ def test_an_image_is_read_once_for_all_its_views(colours):
     st.integers(1, 70), st.integers(1, 70), st.sampled_from(AUGMENTATIONS), st.integers(0, 2**32)
 )
 def test_images_of_any_shape_have_views_of_one_shape(height, width, how, seed):
-    """Shifted ones keep their own."""
+    """Shifted images keep their shape."""
     pixels = np.full((height, width, 3), 77, np.uint8)
     expected = (height, width, 3) if how == "shift" else (256, 256, 3)
     assert augment_image(pixels, how, np.random.default_rng(seed)).shape == expected
 
 
-def test_the_learned_policy_is_that_of_the_paper():
+def test_the_autoaugment_policy_equals_that_of_the_paper():
     theirs = AutoAugment()._get_policies(AutoAugmentPolicy.IMAGENET)
     ours = [
         tuple((name, share, strength or 0) for name, share, strength in pair) for pair in theirs

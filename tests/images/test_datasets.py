@@ -41,7 +41,7 @@ def sizes(images) -> list[int]:
 
 @pytest.fixture
 def cifar(tmp_path, monkeypatch):
-    """CIFAR-10 with 4 images in each of its six files; returns the root and the pixels."""
+    """Write CIFAR-10 with 4 images in each of its six files; return the root and the pixels."""
     folder = tmp_path / "cifar-10-batches-py"
     folder.mkdir()
     pixels = RNG.integers(0, 256, (24, 32, 32, 3), dtype=np.uint8)
@@ -85,7 +85,7 @@ def cifar(tmp_path, monkeypatch):
     return tmp_path, pixels
 
 
-def test_cifar10_in_its_own_format(cifar):
+def test_cifar10_is_read_from_its_files(cifar):
     root, pixels = cifar
     images = load_images(f"cifar10:root={root}")
     assert (images.name, images.split, sizes(images)) == ("cifar10", "own", [20, 0, 4])
@@ -97,7 +97,7 @@ def test_cifar10_in_its_own_format(cifar):
     assert len({images.key(row) for row in range(24)}) == 24
 
 
-def test_sets_are_looked_for_in_featkit_data(cifar, monkeypatch):
+def test_data_sets_are_searched_in_featkit_data(cifar, monkeypatch):
     monkeypatch.setenv("FEATKIT_DATA", str(cifar[0]))
     assert len(load_images("cifar10", limit="train=5")) == 9
 
@@ -117,8 +117,8 @@ def test_damaged_file_is_reported(cifar):
         load_images(f"cifar10:root={cifar[0]}")
 
 
-def test_fashion_mnist_in_the_idx_format(tmp_path):
-    """Grey becomes RGB; class names and counts are those of the files."""
+def test_fashion_mnist_is_read_from_idx_files(tmp_path):
+    """Grey becomes RGB; class names and counts equal those of the files."""
     raw = tmp_path / "FashionMNIST" / "raw"
     raw.mkdir(parents=True)
     pixels = {
@@ -141,8 +141,8 @@ def test_fashion_mnist_in_the_idx_format(tmp_path):
     assert np.array_equal(images.load(7), np.repeat(pixels["t10k"][1][..., None], 3, axis=2))
 
 
-def test_svhn_in_the_mat_format(tmp_path, monkeypatch):
-    """Channels come first in torchvision's array and last here; "10" stands for the digit 0."""
+def test_svhn_is_read_from_mat_files(tmp_path, monkeypatch):
+    """Channels are first in torchvision's array and last here; class "10" is the digit 0."""
     sums = dict(torchvision.datasets.SVHN.split_list)
     pixels = RNG.integers(0, 256, (32, 32, 3, 4), dtype=np.uint8)
     for split in ("train", "test"):
@@ -159,7 +159,7 @@ def test_svhn_in_the_mat_format(tmp_path, monkeypatch):
     assert np.array_equal(images.load(5), pixels[..., 1])
 
 
-def test_oxford_pets_by_file(tmp_path):
+def test_oxford_pets_are_read_from_their_lists(tmp_path):
     base = tmp_path / "oxford-iiit-pet"
     for part, names in {
         "trainval": ["Abyssinian_2", "pug_1", "Abyssinian_1"],
@@ -211,7 +211,7 @@ def test_dtd_has_three_splits(tmp_path):
     assert (sizes(images), images.classes) == ([2, 2, 2], ("banded", "zigzag"))
 
 
-def test_gtsrb_without_class_names(tmp_path):
+def test_gtsrb_is_read_without_class_names(tmp_path):
     base = tmp_path / "gtsrb"
     for label in range(2):
         write_image(base / "GTSRB" / "Training" / f"{label:05d}" / "0.ppm")
@@ -234,7 +234,7 @@ def test_the_val_split_of_imagenette_is_the_test_split(tmp_path):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_every_name_is_a_set_of_torchvision(name, tmp_path):
+def test_every_name_is_a_data_set_of_torchvision(name, tmp_path):
     assert hasattr(torchvision.datasets, _SETS[name][0])
     with pytest.raises(
         DataError,
@@ -243,7 +243,7 @@ def test_every_name_is_a_set_of_torchvision(name, tmp_path):
         load_images(f"{name}:root={tmp_path}")
 
 
-def test_missing_root_is_left_missing(tmp_path):
+def test_a_missing_root_is_not_created(tmp_path):
     with pytest.raises(DataError, match="folder not found"):
         load_images(f"caltech101:root={tmp_path / 'nowhere'}")
     assert list(tmp_path.iterdir()) == []
@@ -256,7 +256,7 @@ def test_a_folder_with_the_name_of_a_set_is_hinted_at(tmp_path, monkeypatch):
         load_images("mnist:root=nowhere")
 
 
-def test_failing_download_is_one_line(tmp_path, monkeypatch):
+def test_a_failed_download_is_an_error_of_one_line(tmp_path, monkeypatch):
     def fail(*_args, **_options):
         raise OSError("name resolution\nfailed")
 
@@ -275,6 +275,6 @@ def test_failing_download_is_one_line(tmp_path, monkeypatch):
         ("cifar10:path=x", "unknown option .* 'path': known: root, download"),
     ],
 )
-def test_bad_options(spec, message):
+def test_invalid_options_are_refused(spec, message):
     with pytest.raises(SpecError, match=message):
         load_images(spec)

@@ -24,7 +24,7 @@ def encoded(image: Image.Image, kind: str = "PNG", **options) -> bytes:
 
 @pytest.fixture(scope="module")
 def scene() -> Image.Image:
-    """Four quarters of different colours, 24 wide and 16 high: no turn leaves it as it is."""
+    """Return an image of four coloured quarters, 24 wide and 16 high; every rotation and flip changes it."""
     pixels = np.zeros((16, 24, 3), dtype=np.uint8)
     pixels[:8, :12], pixels[:8, 12:], pixels[8:, :12], pixels[8:, 12:] = (
         (200, 30, 30),
@@ -50,17 +50,17 @@ def test_lossless_rgb_is_exact(scene, kind):
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "P"])
-def test_modes_of_one_channel(scene, mode):
+def test_images_of_one_channel_become_rgb(scene, mode):
     image = scene.convert(mode)
     assert near(decode(encoded(image), "scene"), image, 0)
 
 
-def test_palette_keeps_its_colours(scene):
+def test_palette_images_keep_their_colours(scene):
     assert near(decode(encoded(scene.quantize(4)), "scene"), scene, 3)
     assert near(decode(encoded(scene.quantize(4), "GIF"), "scene"), scene, 3)
 
 
-def test_cmyk_jpeg_and_tiff(scene):
+def test_cmyk_jpeg_and_tiff_become_rgb(scene):
     ink = scene.convert("CMYK")
     assert near(decode(encoded(ink, "JPEG", quality=100, subsampling=0), "scene"), scene, 6)
     assert near(decode(encoded(ink, "TIFF"), "scene"), scene, 1)
@@ -76,15 +76,15 @@ def test_cmyk_jpeg_and_tiff(scene):
         ("LA", (100, 0), (255, 255, 255)),
     ],
 )
-def test_transparency_lies_on_white(mode, colour, expected):
+def test_transparency_is_composited_on_white(mode, colour, expected):
     assert decode(encoded(Image.new(mode, (2, 3), colour)), "glass")[2, 1].tolist() == list(
         expected
     )
 
 
 @pytest.mark.parametrize("transparency", [1, b"\xff\x00"])
-def test_palette_with_transparency_lies_on_white(transparency):
-    """A single transparent colour, and an alpha value for each colour, are the two forms of the PNG chunk tRNS."""
+def test_palette_with_transparency_is_composited_on_white(transparency):
+    """The PNG chunk tRNS holds one transparent colour, or an alpha value for each palette entry."""
     image = Image.new("P", (2, 1))
     image.putpalette([10, 20, 30, 40, 50, 60])
     image.putpixel((1, 0), 1)
@@ -93,7 +93,7 @@ def test_palette_with_transparency_lies_on_white(transparency):
     ]
 
 
-def test_rgb_with_a_transparent_colour_lies_on_white():
+def test_rgb_with_a_transparent_colour_is_composited_on_white():
     pixels = decode(encoded(Image.new("RGB", (1, 1), (1, 2, 3)), transparency=(1, 2, 3)), "glass")
     assert pixels.tolist() == [[[255, 255, 255]]]
 
@@ -102,14 +102,14 @@ def test_rgb_with_a_transparent_colour_lies_on_white():
     ("kind", "dtype"), [("PNG", np.uint16), ("TIFF", np.uint16), ("TIFF", np.int32)]
 )
 def test_sixteen_bits_are_scaled_by_257(kind, dtype):
-    """White stays white and black black: dividing by 256, or cutting off at 255, does not do that everywhere."""
+    """White stays white and black stays black, unlike with division by 256 or clipping at 255."""
     levels = np.array([[0, 128, 257, 32768, 65535]], dtype=dtype)
     pixels = decode(encoded(Image.fromarray(levels), kind), "grey")
     assert pixels[..., 0].tolist() == [[0, 0, 1, 128, 255]]
     assert (pixels == pixels[..., :1]).all()
 
 
-def test_big_endian_sixteen_bits():
+def test_big_endian_sixteen_bits_are_scaled():
     pixels = decode(b"P5 2 1 65535\n" + struct.pack(">HH", 65535, 257), "grey.pgm")
     assert pixels[..., 0].tolist() == [[255, 1]]
 
@@ -135,7 +135,7 @@ TURNED = {
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "TIFF", "WEBP"])
 @pytest.mark.parametrize("orientation", TURNED)
-def test_exif_orientation_comes_out_upright(scene, orientation, kind):
+def test_exif_orientation_is_applied(scene, orientation, kind):
     stored = Image.fromarray(np.ascontiguousarray(TURNED[orientation](np.asarray(scene))))
     exif = Image.Exif()
     exif[0x0112] = orientation
@@ -150,7 +150,7 @@ def test_exif_orientation_out_of_range_changes_nothing(scene):
 
 
 @pytest.mark.parametrize("kind", ["GIF", "WEBP", "TIFF", "PNG"])
-def test_first_frame_of_an_animation(scene, kind):
+def test_the_first_frame_of_an_animation_is_used(scene, kind):
     options = {"lossless": True} if kind == "WEBP" else {}
     first = scene.quantize(4) if kind == "GIF" else scene
     other = Image.new("RGB", scene.size, "black")
@@ -169,7 +169,7 @@ def test_pixels_are_read_only(scene):
 
 
 def header(width: int, height: int) -> bytes:
-    """The beginning of a PNG of that size, without any pixels."""
+    """Return the header of a PNG file of this size, without pixels."""
     size = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
     return (
         b"\x89PNG\r\n\x1a\n\x00\x00\x00\x0d"
@@ -182,7 +182,7 @@ def header(width: int, height: int) -> bytes:
 @pytest.mark.parametrize("size", [(20_000, 20_000), (100_000_001, 1)])
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 def test_a_huge_image_is_refused_from_its_header(size):
-    """Both beyond Pillow's own limit of 179 megapixels, and below it."""
+    """Above Pillow's limit of 179 megapixels, and below it."""
     with pytest.raises(DecodeError, match=r"^bomb.png cannot .*more than 100 megapixels"):
         decode(header(*size), "bomb.png")
 
@@ -215,8 +215,8 @@ def test_truncated_file_is_reported(kind):
 
 @pytest.mark.filterwarnings("ignore::UserWarning:PIL")
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "GIF", "TIFF", "WEBP"])
-def test_damaged_bytes_never_end_in_another_error(scene, kind):
-    """Whatever bits flip, the answer is an image or a DecodeError."""
+def test_damaged_bytes_raise_no_other_error_than_decode_error(scene, kind):
+    """Random bit flips give an image or a DecodeError."""
     data = np.frombuffer(encoded(scene, kind), dtype=np.uint8)
     rng = np.random.default_rng(0)
     for _ in range(150):
@@ -232,7 +232,7 @@ def test_missing_file_is_reported(tmp_path):
             read(tmp_path / "missing.png")
 
 
-def test_lab_tiff(scene):
+def test_lab_tiff_becomes_rgb(scene):
     srgb, lab = ImageCms.createProfile("sRGB"), ImageCms.createProfile("LAB")
     converted = ImageCms.profileToProfile(scene, srgb, lab, outputMode="LAB")
     assert near(decode(encoded(converted, "TIFF"), "scene"), scene, 20)
@@ -248,7 +248,7 @@ def test_threads_give_the_same_pixels(scene):
     )
 
 
-def test_array_key_tells_shapes_apart():
+def test_array_keys_differ_between_shapes():
     flat = np.zeros((2, 6, 3), dtype=np.uint8)
     assert array_key(flat) == array_key(flat.copy())
     assert array_key(flat) != array_key(flat.reshape(3, 4, 3))
@@ -256,7 +256,7 @@ def test_array_key_tells_shapes_apart():
 
 
 # name -> shape and mean colour to within 2, or words of the error
-ODD = {
+UNUSUAL = {
     "bomb_20000x20000.png": "more than 100 megapixels",
     "cmyk.jpg": ((90, 120, 3), (129, 150, 109)),
     "empty.jpg": "the file is empty",
@@ -275,9 +275,9 @@ ODD = {
 
 
 @pytest.mark.realdata
-@pytest.mark.parametrize("name", ODD)
-def test_odd_file_is_read_or_reported(real_data, name):
-    expected = ODD[name]
+@pytest.mark.parametrize("name", UNUSUAL)
+def test_an_unusual_file_is_read_or_reported(real_data, name):
+    expected = UNUSUAL[name]
     if isinstance(expected, str):
         with pytest.raises(DecodeError, match=expected) as caught:
             decode_file(real_data / "odd" / name)
@@ -289,13 +289,13 @@ def test_odd_file_is_read_or_reported(real_data, name):
 
 
 @pytest.mark.realdata
-def test_every_odd_file_is_in_the_table(real_data):
-    assert {file.name for file in (real_data / "odd").iterdir()} == set(ODD)
+def test_every_unusual_file_is_in_the_table(real_data):
+    assert {file.name for file in (real_data / "odd").iterdir()} == set(UNUSUAL)
 
 
 @pytest.mark.realdata
-def test_the_odd_forms_of_one_photo_agree(real_data):
-    """The photo with the odd name is also there as CMYK, as 16-bit grey, and turned by EXIF."""
+def test_all_formats_of_one_photo_give_similar_pixels(real_data):
+    """The same photo is stored as CMYK, as 16-bit grey, and rotated by EXIF."""
     photo = decode_file(real_data / "odd" / "name with space, comma & ünïcode.jpg").astype(int)
     turned = decode_file(real_data / "odd" / "exif_rotated.jpg")
     assert np.abs(np.rot90(photo, -1) - turned).mean() < 2

@@ -15,7 +15,7 @@ from featkit.storage import safe_name
 
 
 def put(root: Path, *names: str) -> Path:
-    """Place a one-pixel image at each name; its grey value is its number."""
+    """Write one-pixel images to these paths; the grey value is the position in the list."""
     for number, name in enumerate(names):
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         Image.new("L", (1, 1), number).save(root / name)
@@ -27,7 +27,7 @@ def write(path: Path, text: str, encoding: str = "utf-8") -> Path:
     return path
 
 
-def test_class_folders(photos):
+def test_class_folders_are_classes(photos):
     images = images_from_folder(photos)
     assert images.name == "photos"
     assert images.classes == ("blue", "green", "red")
@@ -58,8 +58,8 @@ def test_only_visible_images_count_at_any_depth(tmp_path):
 
 
 @pytest.mark.parametrize("val", ["val", "valid", "validation", "Val"])
-def test_split_folders(tmp_path, val):
-    """Classes found only outside train come last."""
+def test_split_folders_are_splits(tmp_path, val):
+    """Classes that are not in train come last."""
     images = images_from_folder(
         put(
             tmp_path,
@@ -93,13 +93,13 @@ def test_folders_of_test_and_val_alone_are_not_classes(tmp_path):
     )
 
 
-def test_a_class_may_be_called_train(tmp_path):
+def test_a_class_may_be_named_train(tmp_path):
     images = images_from_folder(put(tmp_path, "bus/1.png", "train/1.png", "tram/1.png"))
     assert images.classes == ("bus", "train", "tram")
     assert images.split == "none"
 
 
-def test_a_linked_class_folder_is_followed_and_a_circle_is_not(tmp_path):
+def test_a_linked_class_folder_is_followed_and_a_cycle_is_not(tmp_path):
     put(tmp_path, "far/1.png", "root/b/1.png")
     (tmp_path / "root" / "a").symlink_to(tmp_path / "far")
     (tmp_path / "root" / "b" / "again").symlink_to(tmp_path / "root")
@@ -131,7 +131,7 @@ def test_a_broken_link_is_reported_when_it_is_read(tmp_path):
         ),
     ],
 )
-def test_folder_without_classes(tmp_path, names, message):
+def test_a_folder_without_classes_is_refused(tmp_path, names, message):
     root = put(tmp_path / "photos", *names)
     root.mkdir(exist_ok=True)
     with pytest.raises(DataError, match=message):
@@ -146,7 +146,7 @@ def test_empty_class_folder_is_named(tmp_path, empty):
         images_from_folder(root)
 
 
-def test_missing_folder(tmp_path):
+def test_a_missing_folder_is_refused(tmp_path):
     with pytest.raises(DataError, match="nowhere cannot be listed: No such file"):
         images_from_folder(tmp_path / "nowhere")
 
@@ -160,7 +160,7 @@ def test_name_that_is_not_utf8_is_reported(tmp_path):
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
-def test_table(tmp_path, encoding):
+def test_a_table_is_read(tmp_path, encoding):
     put(tmp_path / "pets", "images/ä, b.png", "images/2.png", "images/3.png")
     text = 'split,path, label ,age\ntest,"images/ä, b.png",dog,3\r\ntrain,images/3.png,cat,1\n\nValid,images/2.png,cat,2\n'
     images = images_from_csv(write(tmp_path / "pets" / "labels.csv", text, encoding))
@@ -173,7 +173,7 @@ def test_table(tmp_path, encoding):
     assert images.load(1).tolist() == [[[2, 2, 2]]]
 
 
-def test_table_without_splits_is_called_by_its_own_name(tmp_path):
+def test_a_table_without_splits_is_named_after_its_file(tmp_path):
     put(tmp_path, "1.png", "2.png")
     images = images_from_csv(
         write(tmp_path / "my pets.csv", f"path,label\n1.png,cat\n{tmp_path / '2.png'},dog\n")
@@ -216,14 +216,14 @@ def test_table_without_splits_is_called_by_its_own_name(tmp_path):
         ('path,label\n"1.png,a\n', r"t.csv is not CSV"),
     ],
 )
-def test_bad_table(tmp_path, text, message):
+def test_a_malformed_table_is_refused(tmp_path, text, message):
     put(tmp_path, "1.png", "2.png")
     with pytest.raises(DataError, match=message) as caught:
         images_from_csv(write(tmp_path / "t.csv", text))
     assert "\n" not in str(caught.value)
 
 
-def test_table_in_another_encoding(tmp_path):
+def test_a_table_in_another_encoding_is_refused(tmp_path):
     with pytest.raises(DataError, match=r"t.csv is not UTF-8 text"):
         images_from_csv(write(tmp_path / "t.csv", "path,label\nä.png,a\n", "latin-1"))
 
@@ -247,7 +247,7 @@ def test_image_files_keep_their_order(tmp_path):
         ("", "images"),
     ],
 )
-def test_safe_name(name, expected):
+def test_unsafe_characters_of_names_are_replaced(name, expected):
     assert safe_name(name) == expected
 
 

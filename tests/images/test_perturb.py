@@ -36,8 +36,8 @@ def changed(family, level="strong", pixels=PIXELS, name="a.png"):
 
 
 @given(SIDES, SIDES, st.sampled_from(EVERY), st.integers())
-def test_images_of_any_size_stay_images(height, width, perturbation, seed):
-    """uint8 in, uint8 out, of the same shape but where a mixture has rotated; the image given is left alone."""
+def test_images_of_any_size_stay_uint8_images(height, width, perturbation, seed):
+    """Output is uint8 of the same shape (except after rotation by ``mixed``); the input is not changed."""
     pixels = np.random.default_rng(height * width).integers(
         0, 256, (height, width, 3), dtype=np.uint8
     )
@@ -54,15 +54,15 @@ def test_images_of_any_size_stay_images(height, width, perturbation, seed):
 
 @pytest.mark.parametrize("perturbation", EVERY, ids=str)
 @pytest.mark.parametrize("grey", [0, 128, 255])
-def test_images_of_one_grey_are_no_exception(perturbation, grey):
-    """Black, grey and white images, without colour or contrast, divide nothing by zero."""
+def test_constant_images_are_accepted(perturbation, grey):
+    """Black, grey and white images cause no division by zero."""
     out = perturb(np.full((9, 12, 3), grey, np.uint8), perturbation, image_rng(0, "a.png"))
     assert out.dtype == np.uint8
 
 
 @pytest.mark.parametrize("family", PERTURBATIONS)
-def test_every_level_does_something_and_none_does_nothing(family):
-    """The three levels differ from the image and from each other; level none is the image itself."""
+def test_every_level_changes_the_image_except_none(family):
+    """The three levels differ from the image and from each other; level none does not."""
     pixels = np.tile(PIXELS, (3, 2, 1))
     versions = [changed(family, level, pixels, "b.png") for level in LEVELS]
     assert len({pixels.tobytes(), *(version.tobytes() for version in versions)}) == 4
@@ -74,7 +74,7 @@ def test_every_level_does_something_and_none_does_nothing(family):
 
 
 def test_noise_has_the_specified_moments():
-    """Normal noise has its deviation, shot noise that of a Poisson count, impulses half black and half white."""
+    """Gaussian noise has its standard deviation, shot noise that of Poisson counts; impulses are half black, half white."""
     grey = np.full((200, 200, 3), 102, np.uint8)
     assert np.std(changed("gaussian_noise", "mild", grey) / 255) == pytest.approx(0.08, rel=0.02)
     assert np.std(changed("shot_noise", "mild", grey) / 255) == pytest.approx(
@@ -85,15 +85,15 @@ def test_noise_has_the_specified_moments():
         assert np.mean(impulses == extreme) == pytest.approx(0.27 / 2, rel=0.05)
 
 
-def test_a_gaussian_blur_is_that_of_scipy_and_scales_with_the_image():
-    """Sigma is in pixels of an image whose shorter side is 224."""
+def test_gaussian_blur_equals_that_of_scipy_and_scales_with_the_image():
+    """Sigma is in pixels of an image with a shorter side of 224."""
     pixels = np.tile(SMOOTH, (3, 3, 1))[:112, :130]
     expected = ndimage.gaussian_filter(pixels.astype(float), (3, 3, 0), mode="mirror")
     np.testing.assert_allclose(changed("gaussian_blur", "strong", pixels), expected, atol=0.51)
 
 
-def test_defocus_makes_a_disk_and_motion_a_line_of_one_point():
-    """Point spread: a disk of the radius; a smear to the right, as long as it should be."""
+def test_defocus_turns_a_point_into_a_disk_and_motion_into_a_line():
+    """The point spread function is a disk of the given radius, or a horizontal line of the given length."""
     point = np.zeros((224, 224, 3), np.uint8)
     point[112, 112] = 255
     spread = np.argwhere(changed("defocus_blur", "mild", point)[..., 0])
@@ -112,8 +112,8 @@ def test_defocus_makes_a_disk_and_motion_a_line_of_one_point():
         ("saturation", lambda hsv: hsv * (1, 20, 1) + (0, 0.2, 0)),
     ],
 )
-def test_colour_changes_are_those_of_hue_saturation_and_value(family, change):
-    """Formulas without hue equal the way through HSV, for greys and black too."""
+def test_colour_changes_equal_those_in_hsv(family, change):
+    """The formulas without conversion equal those in HSV, also for grey and black."""
     pixels = PIXELS.copy()
     pixels[:4] = pixels[:4, :, :1]
     pixels[0] = 0
@@ -121,8 +121,8 @@ def test_colour_changes_are_those_of_hue_saturation_and_value(family, change):
     np.testing.assert_allclose(changed(family, "strong", pixels), expected, atol=0.51)
 
 
-def test_geometry_is_about_the_centre():
-    """A point at the centre stays; one beside it goes where the angle, the slope or the factor says."""
+def test_geometric_transforms_keep_the_centre():
+    """The centre is fixed; another point moves by the angle, slope or factor."""
     pixels = np.zeros((101, 101, 3), np.uint8)
     pixels[50, 50] = 255
     for family in ("rotation", "scale", "shear"):
@@ -140,7 +140,7 @@ def test_geometry_is_about_the_centre():
     "family", ["hue", "rotation", "translation", "scale", "shear", "motion_blur"]
 )
 def test_directions_differ_between_images_but_not_between_levels(family):
-    """The generator of an image decides the direction, whatever the level."""
+    """The direction depends on the image's random generator and not on the level."""
     versions = {
         changed(family, "medium", SMOOTH, f"{number}.png").tobytes() for number in range(12)
     }
@@ -153,8 +153,8 @@ def test_directions_differ_between_images_but_not_between_levels(family):
     assert len(states) == 1
 
 
-def test_occlusion_covers_the_share_and_stronger_ones_cover_more():
-    """Of 64 fields 6, 19 and 32 are black; what a level covers, the next one covers too."""
+def test_occlusion_covers_its_fraction_and_stronger_levels_cover_more():
+    """6, 19 and 32 of 64 fields are black; each level covers those of the level below."""
     white = np.full((64, 64, 3), 255, np.uint8)
     covered = [changed("occlusion", level, white)[..., 0] == 0 for level in LEVELS]
     assert [int(mask.sum()) for mask in covered] == [6 * 64, 19 * 64, 32 * 64]
@@ -163,7 +163,7 @@ def test_occlusion_covers_the_share_and_stronger_ones_cover_more():
 
 
 def test_a_mixture_applies_its_changes_in_order():
-    """Rotation on a larger canvas, flips, colours, noise, as a plain sequence of Pillow calls does them."""
+    """Compared with a sequence of Pillow calls: rotation on a larger canvas, flips, colours, noise."""
     rng = np.random.default_rng(5)
     rng.random(5)
     image = Image.fromarray(SMOOTH).rotate(
@@ -183,8 +183,8 @@ def test_a_mixture_applies_its_changes_in_order():
     assert min(out.shape[:2]) > 48
 
 
-def test_a_mixture_leaves_some_images_alone_unless_jpeg_is_asked_for():
-    """At mild, (1 - 0.3)^5 = 17 % of images are as they were; with jpeg75, none."""
+def test_a_mixture_leaves_some_images_unchanged_unless_jpeg75_is_set():
+    """At level mild, (1 - 0.3)^5 = 17 % of images are unchanged; with jpeg75, none."""
     names = [f"{number}.png" for number in range(300)]
 
     def alone(spec):
@@ -198,7 +198,7 @@ def test_a_mixture_leaves_some_images_alone_unless_jpeg_is_asked_for():
 
 
 def test_a_perturbed_set_changes_the_named_splits_only(colours):
-    """Ids, labels and train images stay; test images and their keys change."""
+    """Ids, labels and train images are unchanged; test images and their keys change."""
     images = colours(12)
     noisy = perturb_images(images, "gaussian_noise:level=strong")
     assert (noisy.ids, noisy.classes, len(noisy)) == (images.ids, images.classes, 12)
@@ -211,7 +211,7 @@ def test_a_perturbed_set_changes_the_named_splits_only(colours):
 
 
 def test_a_perturbation_depends_on_seed_and_id_only(colours):
-    """Neither the order nor the worker nor the other images matter."""
+    """The order, the worker and the other images do not matter."""
     images = colours(12)
     noisy = perturb_images(images, "mixed:level=strong", 3)
     expected = [noisy.load(row) for row in range(12)]
@@ -224,8 +224,8 @@ def test_a_perturbation_depends_on_seed_and_id_only(colours):
             np.testing.assert_array_equal(pixels, expected[11 - row])
 
 
-def test_keys_tell_specs_seeds_and_ids_apart(colours):
-    """Equal keys mean equal pixels: the same image under two ids is perturbed in two ways."""
+def test_keys_differ_between_specs_seeds_and_ids(colours):
+    """Equal keys mean equal pixels; one image under two ids is perturbed differently."""
     images = colours(12)
     twice = replace(images, key=lambda place: "same")
     sets = [
@@ -242,8 +242,8 @@ def test_keys_tell_specs_seeds_and_ids_apart(colours):
 @pytest.mark.parametrize(
     "text", ["none", "fog:level=none", "fog:level=0", "mixed:level=none,jpeg75=true"]
 )
-def test_no_perturbation_has_one_spec(text):
-    """Whatever a person wrote to have none, it is the same as none."""
+def test_all_spellings_of_no_perturbation_are_equal(text):
+    """All spellings of no perturbation are equal."""
     assert parse_perturbation(text) == Perturbation()
     assert str(parse_perturbation(text)) == "none"
     assert not parse_perturbation(text)
@@ -252,8 +252,8 @@ def test_no_perturbation_has_one_spec(text):
 @pytest.mark.parametrize(
     "perturbation", [*EVERY, Perturbation("mixed", "mild", ("jpeg75",))], ids=str
 )
-def test_a_perturbation_is_read_back_from_its_text(perturbation):
-    """The canonical text of a perturbation, which recipes hold, is a spec."""
+def test_a_perturbation_is_parsed_from_its_canonical_text(perturbation):
+    """The canonical text of a perturbation, stored in recipes, is a valid spec."""
     assert parse_perturbation(str(perturbation)) == perturbation
 
 
@@ -274,14 +274,14 @@ def test_a_perturbation_is_read_back_from_its_text(perturbation):
     ],
 )
 def test_an_invalid_spec_raises_with_a_valid_example(text, message):
-    """An error names what was found and what is known."""
+    """The error names the invalid and the valid values."""
     with pytest.raises(SpecError) as caught:
         parse_perturbation(text)
     assert message in str(caught.value)
 
 
 def test_an_unknown_split_is_refused(colours):
-    """A split that does not exist would perturb nothing in silence."""
+    """Otherwise nothing would be perturbed, without an error."""
     with pytest.raises(SpecError, match="unknown split 'tset': did you mean test"):
         perturb_images(colours(), "fog:level=mild", splits=("tset",))
 

@@ -34,7 +34,7 @@ def test_a_csv_source_passes_the_checks_for_plugins(photos):
     check_source(load_images(str(table)))
 
 
-def test_digits():
+def test_digits_are_loaded():
     from sklearn.datasets import load_digits
 
     images = load_images()
@@ -67,7 +67,7 @@ def test_folder_without_splits_gets_them_by_seed(photos):
 
 @pytest.fixture
 def sorted_photos(photos):
-    """The photos in train, val and test folders: 5, 1 and 2 of each class."""
+    """Return photos in train, val and test folders: 5, 1 and 2 of each class."""
     for kind in sorted(photos.iterdir()):
         for number, file in enumerate(sorted(kind.iterdir())):
             part = photos / ("train" if number < 5 else "val" if number < 6 else "test") / kind.name
@@ -87,7 +87,7 @@ def test_explicit_split_replaces_the_own_one(sorted_photos):
     assert (images.split, sizes(images)) == ("50/0/50:seed=3", [12, 0, 12])
 
 
-def test_own_splits_without_val_are_left_so(sorted_photos):
+def test_own_splits_without_val_are_not_changed(sorted_photos):
     shutil.rmtree(sorted_photos / "val")
     assert sizes(load_images(str(sorted_photos))) == [15, 0, 6]
 
@@ -159,12 +159,12 @@ def test_a_file_that_is_not_csv_is_refused(photos):
         ({"limit": "100"}, "limit '100'"),
     ],
 )
-def test_malformed_options(options, message):
+def test_malformed_options_are_refused(options, message):
     with pytest.raises(SpecError, match=message):
         load_images(**options)
 
 
-def test_csv_and_a_path_from_home(photos, monkeypatch):
+def test_a_csv_file_and_a_path_in_the_home_directory_are_loaded(photos, monkeypatch):
     (photos / "labels.csv").write_text(
         "path,label\n"
         + "".join(f"{kind}/{n}.png,{kind}\n" for kind in ("red", "blue") for n in range(8)),
@@ -205,7 +205,7 @@ def test_images_need_no_torch():
         ("cifar10", 10, [2500, 0, 500]),
     ],
 )
-def test_real_sets(real_data, spec, classes, expected):
+def test_real_data_sets_have_their_classes_and_sizes(real_data, spec, classes, expected):
     images = load_images(str(real_data / spec))
     assert (images.name, images.split) == (spec.split("/")[0], "own")
     assert (len(images.classes), sizes(images)) == (classes, expected)

@@ -32,7 +32,7 @@ def labels_of(sizes: list[int], seed: int = 0) -> np.ndarray:
 
 
 def counts_of(labels, splits, classes: int) -> np.ndarray:
-    """(classes, 3): how many of each class are in each split."""
+    """Return the number of images of each class in each split, ``(classes, 3)``."""
     return np.array(
         [
             [np.sum((labels == label) & (splits == split)) for split in SPLITS]
@@ -43,7 +43,7 @@ def counts_of(labels, splits, classes: int) -> np.ndarray:
 
 @given(SIZES, SHARES, st.integers(0, 9))
 def test_split_is_stratified(sizes, fractions, seed):
-    """Each class gives each split its share, up or down; at least one to train."""
+    """Class counts are rounded shares of each split, with at least one image in train."""
     labels = labels_of(sizes)
     counts = counts_of(labels, stratified_split(labels, fractions, seed), len(sizes))
     exact = np.outer(sizes, fractions)
@@ -53,8 +53,8 @@ def test_split_is_stratified(sizes, fractions, seed):
 
 
 @given(SIZES, SHARES)
-def test_split_totals_are_right(sizes, fractions):
-    """Where no class is too small for its train image, the totals are the shares of all images, up or down."""
+def test_split_totals_are_the_fractions_of_all_images(sizes, fractions):
+    """Totals are the rounded fractions of all images, unless a class is too small."""
     labels = labels_of(sizes)
     if min(sizes) * fractions[0] < 1:
         return
@@ -63,7 +63,7 @@ def test_split_totals_are_right(sizes, fractions):
 
 
 @given(SIZES, st.integers(0, 99))
-def test_split_is_a_function_of_its_seed(sizes, seed):
+def test_split_depends_on_its_seed_only(sizes, seed):
     labels = labels_of(sizes)
     assert np.array_equal(stratified_split(labels, seed=seed), stratified_split(labels, seed=seed))
 
@@ -74,12 +74,12 @@ def test_split_differs_between_seeds():
 
 
 def test_split_of_many_small_classes():
-    """Rounding class by class would give val 200 images and test 100, or the other way round."""
+    """Rounding each class separately would give val 200 and test 100 images, or the reverse."""
     counts = counts_of(labels := labels_of([10] * 100), stratified_split(labels), 100)
     assert counts.sum(axis=0).tolist() == [700, 150, 150]
 
 
-def test_split_of_single_images_leaves_the_other_classes_alone():
+def test_classes_of_one_image_do_not_change_the_split_of_others():
     counts = counts_of(labels := labels_of([1] * 50 + [1000]), stratified_split(labels), 51)
     assert (counts[:50] == [1, 0, 0]).all()
     assert np.abs(counts[50] - [700, 150, 150]).max() <= 1
@@ -90,7 +90,7 @@ def test_split_prefers_test_to_val_in_a_small_class():
     assert counts.tolist() == [[2, 0, 1]]
 
 
-def test_split_takes_labels_with_gaps():
+def test_split_accepts_labels_with_gaps():
     splits = stratified_split(np.array([7, -3] * 10))
     assert [np.sum(splits == split) for split in SPLITS] == [14, 3, 3]
 
@@ -104,7 +104,7 @@ def test_split_takes_labels_with_gaps():
         ("0.6/0.2/0.2", (0.6, 0.2, 0.2)),
     ],
 )
-def test_parse_split(text, expected):
+def test_split_fractions_are_parsed(text, expected):
     assert parse_split(text) == pytest.approx(expected)
 
 
@@ -124,18 +124,18 @@ def test_parse_split(text, expected):
         "inf/1/1",
     ],
 )
-def test_malformed_split(text):
+def test_a_malformed_split_is_refused(text):
     with pytest.raises(SpecError, match=r"70/15/15"):
         parse_split(text)
 
 
 @given(SHARES)
-def test_split_is_written_as_it_is_read(fractions):
+def test_a_formatted_split_is_parsed_to_the_same_split(fractions):
     assert parse_split(format_split(fractions)) == pytest.approx(fractions, abs=1e-4)
     assert format_split(FRACTIONS) == "70/15/15"
 
 
-def test_parse_limit():
+def test_limits_are_parsed():
     assert parse_limit("test=1000, train=5000") == {"train": 5000, "test": 1000}
     assert format_limit(parse_limit("test=1000,train=5000")) == "train=5000,test=1000"
 
@@ -143,7 +143,7 @@ def test_parse_limit():
 @pytest.mark.parametrize(
     "text", ["", "5000", "train", "train=", "train=0", "train=-1", "train=1e3", "train=1,train=2"]
 )
-def test_malformed_limit(text):
+def test_a_malformed_limit_is_refused(text):
     with pytest.raises(SpecError, match="train=5000,test=1000"):
         parse_limit(text)
 
@@ -171,7 +171,7 @@ def limited_counts(sizes, limit, seed=0):
 
 @given(SIZES, st.integers(1, 600), st.integers(0, 3))
 def test_limit_is_stratified(sizes, limit, seed):
-    """Exactly so many, every class in proportion, and none lost where the limit reaches round."""
+    """The limit is exact, classes are proportional, and none is omitted if the limit allows it."""
     rows, counts = limited_counts(sizes, limit, seed)
     total = sum(sizes)
     assert len(rows) == min(limit, total)
@@ -184,21 +184,21 @@ def test_limit_is_stratified(sizes, limit, seed):
 
 
 @given(st.integers(1, 40), st.integers(1, 40), st.integers(0, 3))
-def test_smaller_limit_lies_within_the_larger(first, second, seed):
-    """With equal classes; then what was embedded for the smaller part serves the larger."""
+def test_a_smaller_sample_is_part_of_a_larger_one(first, second, seed):
+    """For equal class sizes; cached features of the smaller sample are reused."""
     small, large = sorted((first, second))
     within = [set(limited_counts([10] * 4, limit, seed)[0]) for limit in (small, large)]
     assert within[0] <= within[1]
 
 
-def test_limit_leaves_other_splits_whole(colours):
+def test_a_limit_does_not_change_other_splits(colours):
     images = replace(colours(60), splits=np.repeat(SPLITS, 20))
     part = images.take(limit_rows(images, {"test": 4, "val": 99}))
     assert [len(part.rows(split)) for split in SPLITS] == [20, 20, 4]
     assert np.bincount(part.labels[part.rows("test")]).tolist() == [2, 2]
 
 
-def test_limit_of_one_split_does_not_move_another(colours):
+def test_a_limit_of_one_split_does_not_change_the_sample_of_another(colours):
     images = replace(colours(60), splits=np.repeat(SPLITS, 20))
     alone, both = (limit_rows(images, limits) for limits in ({"test": 5}, {"train": 5, "test": 5}))
     assert set(alone[alone >= 40]) == set(both[both >= 40])

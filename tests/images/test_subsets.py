@@ -16,10 +16,10 @@ LABELS = st.lists(st.integers(-3, 5), min_size=1, max_size=80).map(np.array)
 
 
 @given(LABELS, st.integers(1, 12), st.integers(0, 9))
-def test_each_class_gives_k_rows_or_all_it_has_and_a_smaller_k_is_part_of_a_larger(
+def test_each_class_has_k_rows_or_all_and_a_smaller_k_is_part_of_a_larger(
     labels: np.ndarray, k: int, seed: int
 ) -> None:
-    """Rows come in order, none twice."""
+    """Rows are in order, without repetition."""
     rows = k_shot(labels, k, seed, take_fewer=True)
     assert (np.diff(rows) > 0).all()
     for label in np.unique(labels):
@@ -27,15 +27,15 @@ def test_each_class_gives_k_rows_or_all_it_has_and_a_smaller_k_is_part_of_a_larg
     assert set(rows) <= set(k_shot(labels, k + 1, seed, take_fewer=True))
 
 
-def test_the_seed_decides_which() -> None:
-    """And nothing else does."""
+def test_the_sample_depends_on_the_seed() -> None:
+    """Only the seed matters."""
     labels = np.arange(300) % 3
     np.testing.assert_array_equal(k_shot(labels, 5, 1), k_shot(labels, 5, 1))
     assert not np.array_equal(k_shot(labels, 5, 1), k_shot(labels, 5, 2))
 
 
 def test_a_class_with_fewer_images_is_named() -> None:
-    """By its name where there is one."""
+    """By its name if names are given."""
     labels = np.array([0, 0, 0, 1, 2, 2, 2])
     with pytest.raises(DataError, match="class dog has 1 images, fewer than k=3"):
         k_shot(labels, 3, classes=["cat", "dog", "emu"])
@@ -53,10 +53,10 @@ def labels_of(sizes: list[int]) -> np.ndarray:
 
 
 @given(SIZES, st.sampled_from(sorted(PROFILES)), st.floats(1, 60), st.integers(0, 9))
-def test_a_long_tail_has_its_factor_and_no_empty_class(
+def test_a_long_tail_has_its_imbalance_factor_and_no_empty_class(
     sizes: list[int], profile: str, factor: float, seed: int
 ) -> None:
-    """Sizes fall in the order that the seed decides, by the weights of the profile, each within half an image."""
+    """Class sizes decrease by the weights of the profile, rounded, in an order that depends on the seed."""
     labels = labels_of(sizes)
     try:
         rows = longtail(labels, factor, seed, profile=profile)
@@ -75,10 +75,10 @@ def test_a_long_tail_has_its_factor_and_no_empty_class(
 
 
 @given(SIZES, st.sampled_from(sorted(PROFILES)), st.integers(1, 60), st.integers(0, 9))
-def test_a_long_tail_is_as_large_as_the_data_allows(
+def test_a_long_tail_is_as_large_as_possible(
     sizes: list[int], profile: str, factor: int, seed: int
 ) -> None:
-    """One image more of the largest class, and some class would need more than it has."""
+    """With one more image in the largest class, some class would not have enough images."""
     labels = labels_of(sizes)
     order = np.random.default_rng(seed).permutation(len(sizes))
     try:
@@ -90,7 +90,7 @@ def test_a_long_tail_is_as_large_as_the_data_allows(
     assert (needed > np.array(sizes)[order] + 1e-9).any()
 
 
-def test_profiles_are_those_of_the_papers() -> None:
+def test_profiles_equal_those_of_the_papers() -> None:
     """Ten balanced classes of 210 images, imbalance factor 50."""
     labels = np.repeat(np.arange(10), 210)
 
@@ -103,17 +103,17 @@ def test_profiles_are_those_of_the_papers() -> None:
 
 
 def test_the_natural_profile_is_the_data_itself() -> None:
-    """And a factor of 1 is, too, where the classes are of equal size."""
+    """So is factor 1 for classes of equal size."""
     labels = np.arange(30) % 3
     np.testing.assert_array_equal(longtail(labels, profile="natural"), np.arange(30))
     np.testing.assert_array_equal(longtail(labels, 1), np.arange(30))
 
 
 @given(st.sampled_from(sorted(PROFILES)), st.floats(1, 30), st.floats(1, 30), st.integers(0, 5))
-def test_the_rows_of_a_longer_tail_lie_within_those_of_a_shorter(
+def test_the_rows_of_a_larger_factor_are_part_of_those_of_a_smaller_one(
     profile: str, a: float, b: float, seed: int
 ) -> None:
-    """Where the classes are of equal size: what differs between factors is the factor."""
+    """For classes of equal size, so that only the factor differs."""
     labels = np.arange(200) % 5
     short, long = (
         set(longtail(labels, factor, seed, profile=profile)) for factor in sorted((a, b))
@@ -122,7 +122,7 @@ def test_the_rows_of_a_longer_tail_lie_within_those_of_a_shorter(
 
 
 def test_an_impossible_factor_raises_with_the_largest_possible_one() -> None:
-    """The class is named as its owner names it."""
+    """The error has the name of the class."""
     labels = np.repeat([0, 1], 20)
     with pytest.raises(
         DataError,
@@ -142,10 +142,10 @@ def test_an_impossible_factor_raises_with_the_largest_possible_one() -> None:
         ("longtail:profile=natural", lambda labels: np.arange(len(labels))),
     ],
 )
-def test_a_subset_is_read_from_text(
+def test_a_subset_is_parsed_from_text(
     text: str, expected: Callable[[np.ndarray], np.ndarray]
 ) -> None:
-    """As a function of labels and seed."""
+    """Parsing returns a function of labels and seed."""
     labels = np.arange(90) % 3
     np.testing.assert_array_equal(parse_subset(text)(labels, 7), expected(labels))
 
@@ -173,6 +173,5 @@ def test_a_subset_is_read_from_text(
     ],
 )
 def test_an_invalid_subset_raises_before_labels_are_known(text: str, message: str) -> None:
-    """In one line."""
     with pytest.raises(SpecError, match=message):
         parse_subset(text)
