@@ -289,6 +289,7 @@ def double_or_die(number):
     return 2 * number
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("start_methods", [None, ["spawn"]], ids=["default", "spawn"])
 @pytest.mark.parametrize("deadly", [-1, -2], ids=["exit", "kill"])
 def test_a_worker_that_dies_fails_its_own_task_only(deadly, start_methods, monkeypatch):
@@ -320,6 +321,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.slow
 def test_a_killed_grid_resumes_to_the_same_results(photos, tmp_path):
     """SIGKILL at random moments; FEATKIT_KILLS=10 kills more often."""
     (tmp_path / "run_grid.py").write_text(FAULTS)

@@ -28,6 +28,8 @@ from featkit.backbones.quantization import (
 from featkit.backbones.state_dict import seeded
 from featkit.errors import MissingExtraError, SpecError, WeightsError
 
+pytestmark = pytest.mark.slow
+
 PIXELS = np.random.default_rng(0).integers(0, 256, (12, 32, 32, 3), dtype=np.uint8)
 
 

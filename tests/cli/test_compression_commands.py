@@ -19,6 +19,8 @@ from featkit.backbones import load_backbone
 from featkit.backbones.saved import network_file, read_description
 from featkit.cli import main
 
+pytestmark = pytest.mark.slow
+
 FAST = ("--weights", "random", "--resize", "32")
 
 

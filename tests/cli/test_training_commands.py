@@ -19,6 +19,8 @@ from PIL import Image
 from featkit.cli import main
 from featkit.training import loop
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 SMALL = (
     "--backbone",

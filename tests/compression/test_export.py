@@ -27,6 +27,8 @@ from featkit.errors import HeadError, RunError, SpecError, StorageError, Weights
 from featkit.evaluation import Temperature
 from featkit.heads import make_head
 
+pytestmark = pytest.mark.slow
+
 RECIPE = Recipe(*["x"] * 8, {}, "fp32")
 
 

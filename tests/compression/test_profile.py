@@ -23,6 +23,8 @@ from featkit.embeddings.request import Request
 from featkit.errors import SpecError
 from featkit.storage import available_cores
 
+pytestmark = pytest.mark.slow
+
 
 def test_macs_follow_the_formula():
     """A convolution: output pixels x kernel x channels in x out; a linear layer: in x out."""

@@ -23,6 +23,8 @@ from featkit.compression.structured import (
 from featkit.compression.unstructured import prune_weights
 from featkit.errors import SpecError
 
+pytestmark = pytest.mark.slow
+
 IMAGES = torch.linspace(-1, 1, 4 * 3 * 32 * 32).reshape(4, 3, 32, 32)
 
 

@@ -20,6 +20,8 @@ from featkit.embeddings.pipeline import Compute
 from featkit.embeddings.request import Request
 from featkit.errors import SpecError, WeightsError
 
+pytestmark = pytest.mark.slow
+
 COMPUTE = Compute(workers=1)
 
 

@@ -21,6 +21,8 @@ from featkit.compression.structured import (
     prune_channels,
 )
 
+pytestmark = pytest.mark.slow
+
 with seeded(1):
     IMAGES = list(torch.randn(4, 16, 3, 48, 48))
 

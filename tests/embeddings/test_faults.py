@@ -8,7 +8,10 @@ import sys
 
 import pytest
 
-pytestmark = pytest.mark.skipif(os.name == "nt", reason="needs fork and resource limits")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(os.name == "nt", reason="needs fork and resource limits"),
+]
 KILLS = int(os.environ.get("FEATKIT_KILLS", "6"))
 
 FAULTS = """

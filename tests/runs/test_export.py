@@ -12,6 +12,8 @@ from featkit.runs.features import load_features
 from featkit.runs.fit import fit_run
 from featkit.runs.predict import predict, predict_exported
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.realdata
 def test_every_head_is_exported_without_a_change_of_class(real_data, real_weights, tmp_path):

@@ -12,6 +12,8 @@ from featkit.training.finetune import finetune
 from featkit.training.loop import ExecutionConfig
 from featkit.training.prepare import prepare
 
+pytestmark = pytest.mark.slow
+
 COMPUTE = Compute(device="cpu")
 TEACHER = Request(
     data="digits", backbone="resnet18", weights="random:9", resize="16", precision="fp32"
@@ -83,7 +85,6 @@ def test_a_student_starts_from_the_given_classifier(student, alpha):
     assert not np.array_equal(student(mode="shallow", alpha=alpha, lr=0)["coef"], weight)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["shallow", "deep", "full"])
 @pytest.mark.parametrize("views", [0, 2])
 def test_teacher_outputs_are_reproducible_cached_and_live(student, mode, views):

@@ -23,6 +23,8 @@ from featkit.training.history import history_rows
 from featkit.training.loop import ExecutionConfig, TrainingCallbacks
 from featkit.training.prepare import prepare, split_validation
 
+pytestmark = pytest.mark.slow
+
 COMPUTE = Compute(device="cpu")
 
 
@@ -126,7 +128,6 @@ class _StopError(Exception):
     pass
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["shallow", "deep", "full"])
 def test_an_interrupted_training_resumes_to_the_same_weights(
     make_config, tmp_path, mode, monkeypatch
@@ -184,7 +185,6 @@ done.network.state_dict().items()})
 """
 
 
-@pytest.mark.slow
 def test_a_killed_training_resumes_to_the_same_weights(tmp_path):
     """SIGKILL at random moments (FEATKIT_KILLS of them, 3 by default), then --resume."""
     program = [sys.executable, "-c", PROGRAM]
@@ -346,7 +346,6 @@ with join_process_group("cpu") as group:
 )
 
 
-@pytest.mark.slow
 def test_two_processes_give_the_weights_of_one(tmp_path):
     """Up to the order of summation."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
