@@ -425,7 +425,7 @@ def fit_heads(
     """Fit several heads, with several seeds, on the same features; see ``fit``.
 
     Args:
-        heads: specs; ``all`` stands for every head, plug-ins included.
+        heads: specs; ``all``: every head, including plug-ins.
         seeds: number of seeds, from ``options["seed"]`` on.
         on_run: called with each run when it is finished.
         out: folder for run directories; None to write nothing.
@@ -871,7 +871,7 @@ def ablation_grid(options: Mapping[str, Any]) -> Grid:
 
     Raises:
         SpecError: if the file cannot be read, is not a grid, or options that define cells are given
-            beside it.
+            as well.
     """
     from featkit.ablation.grid import BUILT_IN, Grid, read_grid
     from featkit.embeddings.request import resolve
@@ -1025,7 +1025,7 @@ class FewShotResult:
     Attributes:
         data: name of the images.
         scores: one per number of shots and head.
-        curve: test accuracy after fitting on k train images per class; empty if not asked for.
+        curve: test accuracy after fitting on k train images per class; empty if not requested.
         json: content of ``results.json``.
     """
 
@@ -1347,7 +1347,7 @@ def finetune(
 ) -> TrainedRun | None:
     """Fine-tune a network, or train it from scratch, and evaluate it on the test set.
 
-    Writes a run directory in ``out``, which is a backbone again.
+    Writes a run directory in ``out``, which can be used as a backbone.
 
     Args:
         data: spec of the images; None for ``digits``.
@@ -1680,7 +1680,7 @@ def prune(
 ) -> list[PruningStep]:
     """Prune a network: remove channels (``macs``), or set weights to zero (``sparsity``).
 
-    Each pruned network is written to ``out/prune`` and is a backbone again.
+    Each pruned network is written to ``out/prune`` and can be used as a backbone.
 
     Args:
         backbone: spec of the network.
@@ -1808,7 +1808,7 @@ class QuantizedModel:
     """An int8 network on disk.
 
     Attributes:
-        path: its directory, which is a backbone again.
+        path: its directory, which can be used as a backbone.
         result: calibration, and the quantization error of each layer.
         size: bytes of the network file.
         run: for a run: accuracy of the int8 classifier and of the run; None for a backbone.
@@ -1858,7 +1858,7 @@ def quantize(
 ) -> QuantizedModel:
     """Quantize a network, or a run of ``fit`` or ``finetune``, to int8.
 
-    The int8 network is written to ``out/quantize`` and is a backbone again. Of a run without
+    The int8 network is written to ``out/quantize`` and can be used as a backbone. Of a run without
     ``data``, the run's own images are used, and the whole classifier is written as ``model.onnx``
     and compared with the run.
 
@@ -1919,7 +1919,7 @@ def _network_or_run(options: Mapping[str, Any]) -> tuple[Request, SavedRun | Non
     """Return the network to quantize, and the run it belongs to if the run's own images are used.
 
     Raises:
-        SpecError: if options beside a run change its images or network.
+        SpecError: if options change the images or the network of a run.
     """
     from featkit.runs.directory import is_run
     from featkit.runs.directory import load_run as load

@@ -91,7 +91,7 @@ def replace_file(temporary: Path, path: Path) -> None:
 
 
 def publish(directory: Path, files: Mapping[str, Content]) -> None:
-    """Write files into a new directory beside ``directory``, then rename it into place.
+    """Write files into a new directory next to ``directory``, then rename it into place.
 
     Raises:
         StorageError: if the disk is full or cannot be written; ``directory`` is then unchanged.
@@ -191,7 +191,7 @@ def lock_owner(path: Path) -> str:
 
 
 def _owner_file(path: Path) -> Path:
-    # Not in the lock file itself: Windows lets nobody read a locked file.
+    # Not in the lock file itself: a locked file cannot be read on Windows.
     return path.with_suffix(".owner")
 
 

@@ -26,7 +26,7 @@ DATA, SUBSET, BALANCE, PERTURB = "data", "subset", "balance", "perturb"
 CONDITIONS = (DATA, SUBSET, PERTURB)
 """Axes that describe the data. All others, except for the seed, describe the classifier."""
 PLAIN = ("none", "all", "")
-"""Values that stand for "nothing done" on an axis; other values are compared with them."""
+"""Baseline values of axes; other values are compared with them."""
 _ALL_PAIRS = 6
 """Largest number of values of an axis of which all pairs are compared, not only those with the
 first value."""

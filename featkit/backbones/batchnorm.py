@@ -37,9 +37,9 @@ def restore_statistics(
 ) -> None:
     """Set running mean and variance of BatchNorms to those of their inputs, in place.
 
-    Weight and bias are changed with them, so that the network computes the same in eval mode as
-    before. Networks whose BatchNorms were folded need this before training: in train mode the
-    statistics of the batch would otherwise normalise activations a second time.
+    Weight and bias are adapted, so that outputs in eval mode do not change. Networks with folded
+    BatchNorms need this before training: in train mode the statistics of the batch would otherwise
+    normalise activations a second time.
 
     Args:
         network: put into eval mode.
@@ -50,7 +50,7 @@ def restore_statistics(
     norms: list[nn.BatchNorm2d] = []
     for part in parts or [network]:
         norms.extend(module for module in part.modules() if isinstance(module, nn.BatchNorm2d))
-    # A norm that stands in several of the parts must not be counted twice.
+    # A norm that is in several of the parts must not be counted twice.
     statistics = [_InputStatistics(norm) for norm in dict.fromkeys(norms)]
     for batch in batches:
         network(batch.float())

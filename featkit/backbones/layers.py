@@ -22,7 +22,7 @@ def freeze(network: N) -> N:
 
 
 def pool_map(features: Tensor, pool: str) -> Tensor:
-    """Pool feature maps ``(b, c, h, w)``; features that are vectors already are returned unchanged.
+    """Pool feature maps ``(b, c, h, w)``; two-dimensional features are returned unchanged.
 
     Returns:
         ``(b, c)`` for ``avg`` and ``max``, ``(b, 2 c)`` for ``catavgmax``, ``(b, c h w)`` for
@@ -121,9 +121,8 @@ def _trace(network: nn.Module, name: str) -> tuple[fx.Graph, dict[str, fx.Node]]
     """Trace a network; return its graph, and the last operation of each layer in that order.
 
     Layers are named as in torchvision: a module that is used several times has a number from the
-        second time on
-    (``layer1.0.relu``, ``layer1.0.relu_1``), and a block such as ``layer1.0`` stands for its last
-    operation.
+    second time on (``layer1.0.relu``, ``layer1.0.relu_1``). The output of a block such as
+    ``layer1.0`` is that of its last operation.
 
     torchvision's ``get_graph_node_names`` gives no blocks and no shapes; the shapes by
     ``create_feature_extractor`` would take quadratic time (19 s for the layers of DenseNet-121
@@ -141,7 +140,7 @@ def _trace(network: nn.Module, name: str) -> tuple[fx.Graph, dict[str, fx.Node]]
             continue
         parts = path.split(".")
         for depth in range(len(parts), 0, -1):
-            # Removed and added again, so that a block stands where it ends.
+            # Moved to the end, so that a block is listed at the position of its last operation.
             block = ".".join(parts[:depth])
             layers.pop(block, None)
             layers[block] = node

@@ -42,8 +42,8 @@ class QuantizationConfig:
         method: how the range of each activation is calibrated: ``minmax`` (smallest and largest
             value), ``entropy`` or ``percentile`` (99.999 %) of a histogram; ``dynamic`` computes it
             for each batch at run time instead.
-        keep: layers that stay in float32, named as by ``featkit models --layers``; a block stands
-            for all its layers.
+        keep: layers that stay in float32, named as by ``featkit models --layers``; a block includes
+            all its layers.
         bias_correction: whether biases are corrected for the mean error of rounded weights (not
             with ``dynamic``).
     """

@@ -217,7 +217,7 @@ def is_int8(spec: str) -> bool:
 
 
 def network_file(spec: str) -> Path:
-    """Return the absolute path of the weights file that a spec stands for.
+    """Return the absolute path of the weights file of a spec.
 
     Raises:
         WeightsError: if there is no such file.

@@ -230,7 +230,7 @@ def _hash_prefix(file_name: str) -> str:
 
 @contextmanager
 def _socket_timeout(seconds: float) -> Iterator[None]:
-    """Limit each wait for the server: torch's download has no timeout of its own."""
+    """Limit the time of each wait for the server: torch's download has no timeout."""
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(seconds)
     try:

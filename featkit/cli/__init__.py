@@ -1,4 +1,4 @@
-"""The command line: one thin file for each verb, imported when it is needed."""
+"""The command line: one module per command, imported when it is used."""
 
 from featkit.cli.main import main
 

@@ -62,7 +62,7 @@ Shell completion (bash; zsh and fish likewise):
 
 
 class CommandGroup(click.Group):
-    """Commands in sections, each in a module of its own that is imported when it is used."""
+    """Commands in sections; the module of a command is imported when it is used."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Return the names of the commands in the order of the help."""

@@ -73,7 +73,7 @@ class Classifier:
         return apply_temperature(scores, self.temperature) if self.temperature else scores
 
     def metadata(self) -> ExportMetadata:
-        """Return what the file contains beside the network."""
+        """Return the metadata of the file."""
         return ExportMetadata(
             classes=self.classes,
             preprocess=self.backbone.preprocess,

@@ -29,7 +29,7 @@ _INPUT = (
 
 @dataclass(frozen=True)
 class ExportMetadata:
-    """Content of an exported file beside the network.
+    """Metadata of an exported file.
 
     Attributes:
         classes: names of the columns of the probabilities.

@@ -58,7 +58,7 @@ class NetworkTiming:
         median_ms, p95_ms: latency of one image on one thread, in milliseconds: median and 95th
             percentile.
         images_per_s: throughput in batches of 32 on one thread, from the median time.
-        images_per_s_all_cores: throughput on all cores: each core runs batches of its own, as in
+        images_per_s_all_cores: throughput on all cores: each core runs its own batches, as in
             feature extraction; a network with ``TimedNetwork.shares`` uses all cores for one batch.
     """
 
@@ -75,7 +75,7 @@ class TimedNetwork:
     Attributes:
         engine: runs the network.
         crop: ``(height, width)`` of its images in pixels.
-        shares: whether it distributes one batch over the cores by itself, as PyTorch does.
+        shares: whether it distributes one batch over the cores, as PyTorch does.
     """
 
     engine: ForwardPass
@@ -95,7 +95,7 @@ def measure_size(backbone: Backbone, precision: str) -> NetworkSize:
     """Return the size of a float network in a precision.
 
     Raises:
-        SpecError: if int8 is asked for without a quantized network.
+        SpecError: if int8 is requested without a quantized network.
     """
     module = backbone.build()
     parameters = sum(each.numel() for each in module.parameters())
@@ -141,7 +141,7 @@ def open_any(backbone: Backbone, precision: str) -> ForwardPass:
 def time_engines(
     networks: Sequence[TimedNetwork], *, repeats: int = 30, warm_up: int = 3, seed: int = 0
 ) -> list[NetworkTiming]:
-    """Time networks in turn within every repeat, so that a slow phase affects all of them.
+    """Time all networks once in each repeat, so that a slow phase affects all of them.
 
     Args:
         networks: the networks.

@@ -1,6 +1,6 @@
 """Calibrated int8 networks of a cache: find the one for an extraction, or calibrate a new one.
 
-The networks are files in ``<cache>/calibration``, each beside a JSON file that records on which
+The networks are files in ``<cache>/calibration``, each with a JSON file that records on which
 images it was calibrated. The digest of the network is part of the recipe, because another
 calibration gives other features.
 """

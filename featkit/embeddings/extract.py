@@ -46,7 +46,7 @@ class ExtractionResult:
 
     Attributes:
         path: the cache file.
-        weights: label of the weights, for people.
+        weights: readable label of the weights.
         precision: ``fp32``, ``bf16``, ``int8`` or ``int8-openvino``.
         hit: whether the file was in the cache already.
         embedded: number of images that went through the network.
@@ -86,7 +86,7 @@ def extract_embeddings(
         note: called with a message before waiting for another process.
 
     Raises:
-        FeatkitError: if images, network or cache are not available; the subclass tells which.
+        FeatkitError: a subclass, if images, network or cache are not available.
     """
     if images is not None:
         (done,) = run_extractions([request], images, cache, compute, note)
@@ -124,7 +124,7 @@ def run_extractions(
         note: called with a message before waiting for another process.
 
     Raises:
-        FeatkitError: if images, network or cache are not available; the subclass tells which.
+        FeatkitError: a subclass, if images, network or cache are not available.
     """
     keys = content_keys(images, compute)
     plans = []
@@ -292,7 +292,7 @@ def execute_plans(
     ``cache_last_row`` decodes an image once for itself and its perturbed copies.
 
     Raises:
-        FeatkitError: if images, network or cache are not available; the subclass tells which.
+        FeatkitError: a subclass, if images, network or cache are not available.
     """
     results: dict[Path, ExtractionResult] = {}
     missing: dict[Path, ExtractionPlan] = {}
@@ -534,7 +534,7 @@ def _gather_features(each: OpenPlan, rows: list[int]) -> Iterator[store.Block]:
         features = _read_features(each, [each.plan.keys[row] for row in block])
         yield np.array(block), features
         first += step
-        # The first block has one row, which tells the width of the others.
+        # The first block has one row, which gives the width of the features.
         step = max(1, min(_COPY_ROWS, _COPY_NUMBERS // features.shape[1]))
 
 

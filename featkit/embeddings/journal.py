@@ -1,6 +1,6 @@
 """Journal of an extraction: the features computed so far, safe from a kill or a power loss.
 
-A journal is a file beside the cache file that is being made. It is only appended to: each record is
+A journal is a file next to the cache file to be written. It is only appended to: each record is
 one batch of features with the content digests ("keys") of their images, its length and its
 checksum. After SIGKILL or a power loss everything up to the last complete record is valid, whatever
 the batch size, the order or the images of the next run. A journal is used under a lock, which the
@@ -24,14 +24,14 @@ from featkit.embeddings.layout import convert_features
 from featkit.storage import locked
 
 _HEAD = struct.Struct("<4sIIII")
-"""Mark, checksum of the rest, number of vectors, their width, length of the keys in bytes."""
+"""Mark, checksum of the remaining bytes, number and width of features, length of keys in bytes."""
 
 _MARKS = {"<f4": b"fkj1", "<f2": b"fkj2"}
 """Marks of records, by the type of their numbers."""
 
 
 class Journal:
-    """Features by image key, on disk; only their positions in the file are held in memory."""
+    """Features by image key, on disk; only their positions in the file are in memory."""
 
     def __init__(self, file: FileIO, dtype: str = "float32") -> None:
         self.discarded = False

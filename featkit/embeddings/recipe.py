@@ -78,7 +78,7 @@ class Recipe:
     def network(self) -> str:
         """SHA-256 (hex) of everything that decides the features of one image, given its content.
 
-        A perturbed image is another image, with a content digest of its own.
+        A perturbed image counts as a different image, with its own content digest.
         """
         return replace(self, images="", labels="", split="", perturb="").fingerprint
 

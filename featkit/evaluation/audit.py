@@ -194,7 +194,7 @@ def connected_groups(pairs: Labels) -> Labels:
 
 
 def neighbour_class_frequencies(neighbours: Neighbours, y: Labels, k: int) -> Probabilities:
-    """Return the share of each of ``k`` classes among the neighbours of each row, ``(n, k)``."""
+    """Return the fraction of each of ``k`` classes among the neighbours of each row, ``(n, k)``."""
     rows, size = neighbours.rows.shape
     cells = (np.arange(rows)[:, None] * k + y[neighbours.rows]).ravel()
     frequencies: Probabilities = np.bincount(cells, minlength=rows * k).reshape(rows, k) / size

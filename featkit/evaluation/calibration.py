@@ -34,7 +34,7 @@ class ReliabilityBin:
 
     Attributes:
         confidence: mean confidence.
-        accuracy: share of correct predictions.
+        accuracy: fraction of correct predictions.
         count: number of images.
         interval95: Wilson score interval of ``accuracy``.
     """

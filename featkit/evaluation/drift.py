@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from featkit.errors import DataError
 
-Vectors = NDArray[np.floating]
+Features = NDArray[np.floating]
 
 NEIGHBOURS = 10
 _BLOCK = 1024
@@ -23,8 +23,8 @@ class Drift:
         n: number of images.
         mean_cosine, worst_cosine: mean and minimum over images of the cosine between the two
             feature vectors; None if these have different dimensions.
-        neighbours_kept: share of the 10 nearest neighbours by cosine (or all others, if there are
-            fewer) that are the same after the change.
+        neighbours_kept: fraction of the 10 nearest neighbours by cosine (or all others, if there
+            are fewer) that are the same after the change.
     """
 
     n: int
@@ -33,7 +33,7 @@ class Drift:
     neighbours_kept: float
 
 
-def drift(before: Vectors, after: Vectors) -> Drift:
+def drift(before: Features, after: Features) -> Drift:
     """Compare features ``(n, d)`` and ``(n, d')`` of the same images, in the same order.
 
     Raises:
@@ -60,7 +60,7 @@ def drift(before: Vectors, after: Vectors) -> Drift:
     )
 
 
-def _unit(rows: Vectors) -> NDArray[np.float64]:
+def _unit(rows: Features) -> NDArray[np.float64]:
     lengths = np.linalg.norm(rows.astype(np.float64), axis=1, keepdims=True)
     unit: NDArray[np.float64] = rows / np.where(lengths == 0, 1, lengths)
     return unit

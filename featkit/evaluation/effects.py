@@ -26,7 +26,7 @@ from featkit.evaluation.intervals import Interval, paired_interval
 from featkit.evaluation.predictions import Predictions
 
 SEED = "seed"
-"""The axis whose values are repetitions: it is averaged over and has no effect of its own."""
+"""The axis of repetitions: results are averaged over it, and its effect is not reported."""
 METRICS = ("top-1", "balanced accuracy")
 
 _Floats = NDArray[np.float64]

@@ -15,10 +15,10 @@ from featkit.errors import DataError
 from featkit.evaluation.intervals import Interval
 from featkit.registry import unknown
 
-Vectors = NDArray[np.floating[Any]]
+Features = NDArray[np.floating[Any]]
 Labels = NDArray[np.int64]
 Rows = NDArray[np.int64]
-FitPredict = Callable[[Vectors, Labels, Vectors], Labels]
+FitPredict = Callable[[Features, Labels, Features], Labels]
 """Function of support features ``(way * shot, d)``, their labels and query features ``(way * query,
 d)`` that returns the predicted labels of the queries."""
 EpisodeEvaluator = Callable[[Rows, Rows], NDArray[np.float64]]
@@ -62,7 +62,7 @@ class EpisodeResults:
 
 
 def run_episodes(
-    x: Vectors,
+    x: Features,
     y: Labels,
     head: str | FitPredict = "prototypical",
     *,
@@ -136,7 +136,7 @@ def _sample_episodes(y: Labels, shape: tuple[int, int], episodes: int, seed: int
     return sampled
 
 
-def _one_by_one(x: Vectors, y: Labels, fit_predict: FitPredict) -> EpisodeEvaluator:
+def _one_by_one(x: Features, y: Labels, fit_predict: FitPredict) -> EpisodeEvaluator:
     def evaluate(support: Rows, queries: Rows) -> NDArray[np.float64]:
         accuracies = np.empty(len(support))
         for episode in range(len(support)):
@@ -148,15 +148,15 @@ def _one_by_one(x: Vectors, y: Labels, fit_predict: FitPredict) -> EpisodeEvalua
     return evaluate
 
 
-def _batched(x: Vectors, name: str) -> EpisodeEvaluator:
+def _batched(x: Features, name: str) -> EpisodeEvaluator:
     if name not in _BATCHED:
         raise unknown("few-shot head", name, list(_BATCHED))
     prepare, predict = _BATCHED[name]
-    vectors = prepare(x)
+    features = prepare(x)
 
     def evaluate(support: Rows, queries: Rows) -> NDArray[np.float64]:
         episodes, way, query = queries.shape
-        predicted = predict(vectors[support], vectors[queries.reshape(episodes, -1)])
+        predicted = predict(features[support], features[queries.reshape(episodes, -1)])
         accuracies: NDArray[np.float64] = (predicted == np.repeat(np.arange(way), query)).mean(
             axis=1
         )
@@ -165,14 +165,14 @@ def _batched(x: Vectors, name: str) -> EpisodeEvaluator:
     return evaluate
 
 
-def _unit(x: Vectors) -> Vectors:
-    """Return vectors ``(..., d)`` scaled to length 1; zero vectors stay zero."""
+def _unit(x: Features) -> Features:
+    """Return features ``(..., d)`` scaled to length 1; zeros stay zero."""
     lengths = np.linalg.norm(x, axis=-1, keepdims=True)
-    scaled: Vectors = x / np.where(lengths > 0, lengths, 1)
+    scaled: Features = x / np.where(lengths > 0, lengths, 1)
     return scaled
 
 
-def _nearest_mean_by_angle(support: Vectors, queries: Vectors) -> Labels:
+def _nearest_mean_by_angle(support: Features, queries: Features) -> Labels:
     """Return the class 0..way-1 of the nearest class mean by cosine, ``(b, q)``.
 
     Args:
@@ -183,7 +183,7 @@ def _nearest_mean_by_angle(support: Vectors, queries: Vectors) -> Labels:
     return nearest
 
 
-def _nearest_mean_by_distance(support: Vectors, queries: Vectors) -> Labels:
+def _nearest_mean_by_distance(support: Features, queries: Features) -> Labels:
     means = support.mean(axis=2)
     # The squared length of the query is the same for every class, so it is left out.
     nearest: Labels = (2 * queries @ means.swapaxes(1, 2) - (means**2).sum(axis=2)[:, None]).argmax(
@@ -192,14 +192,16 @@ def _nearest_mean_by_distance(support: Vectors, queries: Vectors) -> Labels:
     return nearest
 
 
-def _nearest_image_by_angle(support: Vectors, queries: Vectors) -> Labels:
+def _nearest_image_by_angle(support: Features, queries: Features) -> Labels:
     episodes, way, shot, d = support.shape
     similar = queries @ support.reshape(episodes, way * shot, d).swapaxes(1, 2)
     nearest: Labels = similar.argmax(axis=2) // shot
     return nearest
 
 
-_BATCHED: dict[str, tuple[Callable[[Vectors], Vectors], Callable[[Vectors, Vectors], Labels]]] = {
+_BATCHED: dict[
+    str, tuple[Callable[[Features], Features], Callable[[Features, Features], Labels]]
+] = {
     "prototypical": (_unit, _nearest_mean_by_angle),
     "prototypical:metric=euclidean": (np.asarray, _nearest_mean_by_distance),
     "knn:k=1": (_unit, _nearest_image_by_angle),

@@ -83,7 +83,7 @@ def macro_f1(confusion: Labels) -> float:
 def most_confused(confusion: Labels, classes: Sequence[str]) -> list[tuple[int, int]]:
     """Return the (true, predicted) pairs of all wrong predictions, the most frequent first.
 
-    Pairs of the same count are ordered by their share of the true class, then by class name.
+    Pairs of the same count are ordered by their fraction of the true class, then by class name.
     """
     wrong = np.where(np.eye(len(confusion), dtype=bool), 0, confusion)
     shares = wrong / np.maximum(confusion.sum(axis=1, keepdims=True), 1)

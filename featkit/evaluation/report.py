@@ -74,10 +74,10 @@ class Rejection:
     """Selective classification: accuracy on the images whose confidence reaches a threshold.
 
     Attributes:
-        share: share of the validation images that was to be rejected.
+        share: fraction of validation images to reject.
         threshold: confidence below which an image is rejected as unknown.
         answered: number of test images that are not rejected.
-        coverage: their share of all test images.
+        coverage: their fraction of all test images.
         top1: selective accuracy: top-1 on the images that are not rejected; None if all are.
         interval95: Wilson score interval of ``top1``.
     """

@@ -24,7 +24,7 @@ from featkit.evaluation.report import ClassMetrics, ConfusedPair, GroupAccuracy,
 
 MANY, FEW = 100, 20
 """Many-shot classes have more than 100 training images, few-shot classes fewer than 20, medium-shot
-classes the rest.
+classes all others.
 """
 _IMBALANCE = MANY / FEW
 """Ratio of the largest to the smallest class from which a training set is imbalanced: with a
@@ -232,11 +232,11 @@ def group_accuracies(
 
 
 def rejection_threshold(scores: metrics.Scores, share: float) -> float:
-    """Return the confidence threshold that rejects at most a given share of the validation images.
+    """Return the confidence threshold that rejects at most a fraction of the validation images.
 
     Args:
         scores: ``(n, m)`` scores of images on which nothing was fitted, such as the validation set.
-        share: share of the images to reject, at least 0 and below 1.
+        share: fraction of the images to reject, at least 0 and below 1.
 
     Raises:
         SpecError: if the share is not in 0..1.
@@ -266,7 +266,7 @@ def reject(
         scores: ``(n, m)`` probabilities.
         y: ``(n,)`` true classes.
         columns: ``(m,)`` the class of each column.
-        share: share of validation images that the threshold rejects, for the result.
+        share: fraction of validation images that the threshold rejects, for the result.
         threshold: from ``rejection_threshold``.
     """
     accepted = scores.max(axis=1) >= threshold

@@ -22,7 +22,7 @@ Labels = NDArray[Any]
 
 @dataclass(frozen=True)
 class Correction:
-    """No correction: fit the head on the training data as it is.
+    """No correction: fit the head on the unchanged training data.
 
     A correction changes how a head is trained (``train``), adjusts the trained head (``adjust``),
     or both. An option whose field has ``search_values`` in its metadata is tuned over these values.

@@ -29,7 +29,7 @@ SEARCH_WEIGHTS = {
 class KNNHead(Head):
     """Vote of the k nearest training images.
 
-    The score of a class is its share of the votes; classes without a neighbour score 0. The
+    The score of a class is its fraction of the votes; classes without a neighbour score 0. The
     defaults were chosen as those of ``LinearHead``.
 
     Parameters

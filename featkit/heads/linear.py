@@ -44,7 +44,7 @@ class LinearHead(LogitHead):
     C : float, default=20.0
         Inverse regularization strength, for the loss summed over the samples.
     max_iter : int, default=1000
-        Maximum number of solver iterations (see ``logistic_path``). ``warnings_`` tells if the
+        Maximum number of solver iterations (see ``logistic_path``). ``warnings_`` reports if the
         solver did not converge within them.
     scale : {"root", "l2", "standard"} or None, default="root"
         "root": signed square root of each feature, then as "l2". "l2": unit length, centred, one

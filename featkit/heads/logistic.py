@@ -359,7 +359,7 @@ class Backend:
         self._device: Any = None
         self.xp: Any = np
         if not (isinstance(device, str) and device == "cpu"):
-            import torch  # takes seconds, so only if a device is asked for
+            import torch  # takes seconds, so only if a device is given
 
             self.xp, self._device = torch, torch.device(device)
 

@@ -31,7 +31,7 @@ from featkit.heads.base import (
 from featkit.heads.scaling import SCALES, apply_scale, fit_scale
 
 MAX_KERNEL_ROWS = 16_384
-"""Training rows up to which the whole kernel matrix is precomputed in ``fit``: 2 GiB."""
+"""Training rows up to which the complete kernel matrix is precomputed in ``fit``: 2 GiB."""
 
 BLOCK_VALUES = 2**22
 """Kernel values per block of rows in prediction: 32 MiB."""

@@ -37,7 +37,7 @@ def shot_noise(pixels: Pixels, rng: Random, *, photons: float) -> Pixels:
 
 
 def impulse_noise(pixels: Pixels, rng: Random, *, share: float) -> Pixels:
-    """Set a share of all values to 0 or 255, independently in each channel."""
+    """Set a fraction ``share`` of all values to 0 or 255, independently in each channel."""
     chance = rng.random(pixels.shape, np.float32)
     return np.where(chance < share, np.where(chance < share / 2, 0, 255), pixels).astype(np.uint8)
 
@@ -113,7 +113,7 @@ def rotation(pixels: Pixels, rng: Random, *, degrees: float) -> Pixels:
 
 
 def translation(pixels: Pixels, rng: Random, *, share: float) -> Pixels:
-    """Translate in random directions by a share of the width and of the height."""
+    """Translate in random directions by a fraction ``share`` of the width and of the height."""
     height, width = pixels.shape[:2]
     return _warp(
         pixels, np.eye(2), (share * width * _random_sign(rng), share * height * _random_sign(rng))
@@ -173,7 +173,7 @@ def fog(pixels: Pixels, rng: Random, *, density: float, decay: float) -> Pixels:
 
 
 def occlusion(pixels: Pixels, rng: Random, *, share: float) -> Pixels:
-    """Cover a share of the 64 cells of an 8 x 8 grid with black."""
+    """Cover a fraction ``share`` of the 64 cells of an 8 x 8 grid with black."""
     height, width = pixels.shape[:2]
     covered = np.arange(_GRID**2) < round(share * _GRID**2)
     board = rng.permutation(covered).reshape(_GRID, _GRID)

@@ -138,7 +138,7 @@ def _parts(root: Path) -> list[tuple[str, str, str]]:
         return [(f"{name}/", str(root / name), split) for name, split in splits.items()]
     if {"train", "test"} <= set(splits.values()):
         raise DataError(
-            f"{root} contains split folders ({', '.join(splits)}) beside other folders "
+            f"{root} contains split folders ({', '.join(splits)}) next to other folders "
             f"({', '.join(others)}): move the other folders away, or move the class folders of all "
             "splits one level up"
         )

@@ -31,7 +31,7 @@ def randaugment(image: Image.Image, rng: Random) -> Image.Image:
 
 
 def autoaugment(image: Image.Image, rng: Random) -> Image.Image:
-    """Apply one of the 25 pairs of operations that were learned on ImageNet.
+    """Apply one of the 25 pairs of operations of the ImageNet policy.
 
     Source: Cubuk et al., CVPR 2019.
     """

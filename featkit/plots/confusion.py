@@ -28,7 +28,7 @@ def plot_confusion(confusion: NDArray[np.int64], classes: Sequence[str], *, titl
     """Draw a confusion matrix, each row normalized by the size of its true class.
 
     With up to 15 classes the counts are written into the cells; with more, the most confused pairs
-    are listed beside the matrix. Colour is the square root of the row fraction, so that a few
+    are listed next to the matrix. Colour is the square root of the row fraction, so that a few
     percent differ from zero. A class without test images has a grey row.
 
     Args:
@@ -38,14 +38,14 @@ def plot_confusion(confusion: NDArray[np.int64], classes: Sequence[str], *, titl
     """
     k = len(classes)
     has_counts = k <= _MAX_COUNTED
-    # Sizes in inches: of the matrix, of the class names below and left of it, of what is beside it.
+    # Sizes in inches: the matrix, the class names below and left of it, the list next to it.
     matrix_size = max(2.4, 0.5 * k) if has_counts else min(14.0, max(7.5, 0.108 * k))
     cell = _POINTS_PER_INCH * matrix_size / k
     longest_name = min(_MAX_NAME, max(map(len, classes)))
     names_size = 0.6 * _font_size(cell) / _POINTS_PER_INCH * longest_name
-    beside_size = 1.6 if has_counts else 4.0
+    list_size = 1.6 if has_counts else 4.0
     figure = Figure(
-        figsize=(matrix_size + names_size + beside_size, matrix_size + names_size + 1.0),
+        figsize=(matrix_size + names_size + list_size, matrix_size + names_size + 1.0),
         layout="constrained",
     )
     if has_counts:
@@ -102,7 +102,7 @@ def _write_counts(axes: Axes, confusion: NDArray[np.int64], cell: float) -> None
 
 
 def _font_size(cell: float) -> float:
-    """Return the font size of names beside cells of ``cell`` points, at least a readable one."""
+    """Return the font size of names next to cells of ``cell`` points, at least a readable one."""
     return float(np.clip(0.75 * cell, 5.5, 9))
 
 

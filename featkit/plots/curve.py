@@ -91,7 +91,7 @@ def plot_curve(
 def _label_tried_values(
     axes: Axes, values: NDArray[np.float64], scale: Literal["log", "linear"]
 ) -> None:
-    """Put ticks at the values that have a result, as far as there is room."""
+    """Put ticks at the values that have a result, as many as fit."""
     axes.set_xscale(scale)
     positions = np.log10(values) if scale == "log" else values
     span = max(positions[-1] - positions[0], 1e-9)

@@ -38,15 +38,15 @@ def plot_heatmap(
         rows: r names.
         columns: c names.
         title: wrapped to the width of the grid.
-        label: name of the values, beside the colour bar.
+        label: name of the values, next to the colour bar.
         intervals: ``(r, c, 2)`` lower and upper ends, written below the values.
         missing: ``(r, c)`` words for the cells without a result, such as ``failed``; ``no result``
             if None.
     """
     width, height = _CELL[0] * len(columns), _CELL[1] * len(rows)
-    beside, below = (0.075 * min(_MAX_NAME, max(map(len, names))) for names in (rows, columns))
+    left, below = (0.075 * min(_MAX_NAME, max(map(len, names))) for names in (rows, columns))
     figure = Figure(
-        figsize=(width + max(beside, below) + 1.6, height + below / 2 + 1.2), layout="constrained"
+        figsize=(width + max(left, below) + 1.6, height + below / 2 + 1.2), layout="constrained"
     )
     axes = figure.subplots()
     percent = 100 * values

@@ -93,6 +93,6 @@ def pareto_front(points: Sequence[ParetoPoint]) -> list[ParetoPoint]:
 
 
 def _minor(value: float, _: int) -> str:
-    """Return the label of a tick between powers of ten; that of 9 would overlap the one of 10."""
+    """Return the label of a tick between powers of ten; 9 has none, as it would overlap 10."""
     name = f"{value:g}"
     return "" if name.strip("0.").startswith("9") else name

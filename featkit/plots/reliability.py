@@ -32,7 +32,7 @@ def plot_reliability(
     Args:
         bins: one or more bins of the uncalibrated scores.
         title: wrapped to the width of the figure.
-        calibrated: bins of the calibrated scores, drawn beside the others.
+        calibrated: bins of the calibrated scores, drawn next to the others.
         temperature: of the calibration, for the heading.
     """
     parts = [("uncalibrated", bins)]

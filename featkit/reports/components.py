@@ -96,7 +96,7 @@ class ScatterPoint:
         x: positive value.
         y, interval: fraction and its confidence interval.
         title: tooltip.
-        label: text beside the point; a point without a label is drawn hollow.
+        label: text next to the point; a point without a label is drawn hollow.
     """
 
     x: float

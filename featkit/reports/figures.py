@@ -237,7 +237,7 @@ def ablation_figures(result: AblationResult) -> dict[str, bytes]:
     """Draw ``heatmap.png``: top-1 accuracy by head (columns) and all other varying axes (rows).
 
     A cell of the figure is the mean over seeds and over perturbations of the test images, where
-    these vary; its interval is drawn only where it stands for one cell of the grid.
+    these vary; its interval is drawn only if it represents one cell of the grid.
     """
     pooled = [axis for axis in ("seed", "perturb") if len(result.grid.values(axis)) > 1]
     row_names, constant = _heatmap_rows(result.cells)

@@ -55,12 +55,12 @@ def _environment() -> Environment:
         # Browsers hash the text after turning every line end into a line feed.
         source = environment.loader.get_source(environment, name)[0].replace("\r\n", "\n")
         digest = base64.b64encode(hashlib.sha256(source.encode()).digest()).decode()
-        # Our own files, not data: they are written into the page as they are.
+        # Files of featkit, not data: they are not escaped.
         environment.globals[kind] = Markup(source)
         environment.globals[f"{kind}_hash"] = f"'sha256-{digest}'"
     return environment
 
 
 def _finalize(value: Any) -> Any:
-    """Make the output of every expression visible; markup made by a template stays as it is."""
+    """Make the output of every expression visible; markup from a template is not changed."""
     return value if isinstance(value, Markup) else visible(str(value))

@@ -28,7 +28,7 @@ class FeatureSet:
         embeddings: the features, with splits.
         path: the cache file.
         data: name of the images.
-        weights: label of the weights, for people.
+        weights: readable label of the weights.
         notes: choices made and images skipped on the way, one line each.
     """
 

@@ -65,7 +65,7 @@ class FitConfig:
     progress: Callable[[Candidate], None] | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """Return what a report records of it; rejection is recorded as a result of its own."""
+        """Return the options for a report, without rejection, which is recorded as a result."""
         return {"tuned": self.tune, "subset": self.subset, "balance": self.balance}
 
 

@@ -94,7 +94,7 @@ def gathered(batches: Iterable[FeatureBatch]) -> tuple[Rows, Features]:
     if not blocks:
         return np.empty(0, np.int64), np.empty((0, 0), np.float32)
     return np.concatenate([rows for rows, _ in blocks]), np.concatenate(
-        [vectors for _, vectors in blocks]
+        [features for _, features in blocks]
     )
 
 

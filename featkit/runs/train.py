@@ -1,4 +1,4 @@
-"""Train a network, evaluate it, and save it to a run directory that is a backbone again."""
+"""Train a network, evaluate it, and save it to a run directory that can be used as a backbone."""
 
 from __future__ import annotations
 

@@ -34,7 +34,7 @@ _BOOTSTRAP_SAMPLES = 2000
 
 @dataclass(frozen=True)
 class FittedTeacher:
-    """A teacher with a head that knows the classes of the student.
+    """A teacher with a head for the classes of the student.
 
     Attributes:
         teacher: its network and outputs.
@@ -96,7 +96,7 @@ def make_teacher(
 
     Raises:
         SpecError: if the teacher is an int8 network, or a spec is unknown.
-        DataError: if the teacher was evaluated on other test images, or does not know all classes.
+        DataError: if the teacher was evaluated on other test images, or lacks a class.
         RunError: if the run directory cannot be read.
     """
     student_request = replace(config.request, seed=config.seed)

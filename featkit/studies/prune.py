@@ -24,15 +24,15 @@ Rows = list[dict[str, float | str]]
 
 @dataclass(frozen=True)
 class PruningStep:
-    """A network on the way from the unpruned one.
+    """A network after one pruning step.
 
     Attributes:
         network: spec of the unpruned network, or name of the pruned one.
-        label: what was done to it, for people.
+        label: readable description of the step.
         path: directory of the saved network; None for the unpruned one.
         facts: content of ``prune.json``: configuration, parameters, sparsity, MACs; empty for the
             unpruned network.
-        report: of a head on its embeddings of the test images, if one was asked for.
+        report: of a head on its embeddings of the test images, if requested.
         difference: top-1 minus that of the unpruned network, on the same test images.
     """
 
@@ -71,7 +71,7 @@ def prune_network(
         on_message: called with progress messages.
 
     Raises:
-        SpecError: if the network cannot be pruned as asked for.
+        SpecError: if the network cannot be pruned to the requested target.
         DataError: if there are no training images where they are needed.
     """
     compute = compute or Compute()

@@ -58,7 +58,7 @@ def quantize_run(
         classifier, file.engine, images, compute, prepare=file.metadata.prepare
     )
     ids = [images.ids[row] for row in rows]
-    # The head may not know all classes of the images: compare names, not positions.
+    # The head may lack classes of the images: compare names, not positions.
     classes = np.array(classifier.classes)
     y = np.array(images.classes)[images.labels[rows]]
     int8_predictions = Predictions(ids, y, classes[after.argmax(axis=1)])

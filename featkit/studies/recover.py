@@ -32,7 +32,7 @@ class RecoveryConfig:
         epochs: number of epochs.
         lr: peak learning rate.
         distill: whether the unpruned network is the teacher, through its outputs and embeddings of
-            five fixed views of each image; otherwise the network learns from labels alone, on new
+            five fixed views of each image; otherwise the network is trained on labels only, on new
             views in each epoch.
     """
 
@@ -46,7 +46,7 @@ class Recovery:
     """Retrains pruned networks.
 
     Attributes:
-        text: what it does, for people; part of the name of the pruned network.
+        text: readable description; part of the name of the pruned network.
         trained_on: prefixes of the content digests of the images that it trains on.
         train: a network to the retrained network; weights that were pruned to zero stay zero.
     """

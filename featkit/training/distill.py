@@ -111,7 +111,7 @@ def teacher_of(
         classes: class names of the student, in its order.
 
     Raises:
-        DataError: if the head does not know a class of the student.
+        DataError: if a class of the student is missing in the head.
     """
     known = {names[label]: column for column, label in enumerate(head.classes_)}
     missing = [name for name in classes if name not in known]

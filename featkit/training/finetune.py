@@ -115,7 +115,7 @@ def run_training(
         inputs: of the training images, and of the validation images or None.
         loss: minimised.
         execution: device, checkpoints, callbacks, processes.
-        projection: trained beside the network and discarded afterwards.
+        projection: trained together with the network and discarded afterwards.
     """
     config, images, group = prepared.config, prepared.images, execution.group
     group.check_batch_size(config.batch_size)

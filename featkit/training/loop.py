@@ -92,7 +92,7 @@ class TrainingTask:
         config: learning rate, number of epochs, ...
         fingerprint: digest of everything that decides the weights; other checkpoints are refused.
         execution: device, checkpoints, callbacks, processes.
-        projection: trained beside the model and discarded afterwards, or None.
+        projection: trained together with the model and discarded afterwards, or None.
     """
 
     model: TrainableClassifier

@@ -24,7 +24,7 @@ def make_optimiser(
 
     Args:
         model: the network.
-        projection: trained beside the network, at the learning rate of the classifier, or None.
+        projection: trained with the network, at the learning rate of the classifier, or None.
         config: optimiser, learning rate and decays.
     """
     groups: dict[tuple[float, float], list[Tensor]] = {}

@@ -79,8 +79,8 @@ def prepare(
     Args:
         config: the training.
         compute: device, and how image contents are read.
-        extra: what else decides the weights, such as a teacher.
-        about: description of ``extra`` for people.
+        extra: other inputs that affect the weights, such as a teacher.
+        about: readable description of ``extra``.
 
     Raises:
         SpecError: if an option does not fit the network or the mode.

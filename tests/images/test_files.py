@@ -127,7 +127,7 @@ def test_a_broken_link_is_reported_when_it_is_read(tmp_path):
         (["train/1.png", "test/a/1.png"], r"train contains images but no class folders"),
         (
             ["train/a/1.png", "test/a/1.png", "extra/a/1.png"],
-            r"split folders \(test, train\) beside other folders \(extra\)",
+            r"split folders \(test, train\) next to other folders \(extra\)",
         ),
     ],
 )

@@ -103,8 +103,8 @@ def test_a_grid_with_failed_cells_has_a_heat_map() -> None:
         CellResult({**values, "head": "knn", "seed": 1}, "failed", "out of memory"),
     ]
     grid = SimpleNamespace(name="study", values=lambda axis: {cell.values[axis] for cell in cells})
-    matrix: Any = SimpleNamespace(grid=grid, cells=cells)
-    assert ablation_figures(matrix)["heatmap.png"].startswith(PNG)
+    result: Any = SimpleNamespace(grid=grid, cells=cells)
+    assert ablation_figures(result)["heatmap.png"].startswith(PNG)
 
 
 @pytest.mark.parametrize(("odds", "text"), [(1.26, "1.3 : 1"), (9.94, "9.9 : 1"), (12.4, "12 : 1")])

@@ -50,7 +50,7 @@ class LocalExecutor:
                 else:
                     yield finished
             # A process pool does not tell which worker died first. Each task that was running is
-            # repeated in a pool of its own: only the responsible one dies again.
+            # repeated in a separate pool: only the responsible one dies again.
             for index in suspects:
                 yield from self._run_in_pool(function, tasks, deque([index]), jobs=1)
 

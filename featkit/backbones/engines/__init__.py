@@ -26,7 +26,7 @@ def open_engine(
     Raises:
         SpecError: if the precision, the device or the layer is unknown or not available.
         WeightsError: if the weights are damaged or belong to another network.
-        MissingExtraError: if int8 is asked for and what runs it is not installed.
+        MissingExtraError: if int8 is requested and its runtime is not installed.
     """
     precision = resolve_precision(precision, device)
     device = pick_device(device)

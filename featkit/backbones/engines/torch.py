@@ -110,8 +110,8 @@ def _convert(module: nn.Module, dtype: torch.dtype) -> nn.Module:
 def _compile(module: nn.Module) -> Callable[[torch.Tensor], torch.Tensor]:
     """Return the module compiled by torch.
 
-    It is compiled for one batch size: smaller batches are padded, because every new size would be
-        compiled anew.
+    It is compiled for one batch size: smaller batches are padded, because each new size would be
+    compiled again.
 
     Raises:
         SpecError: at the first batch, if there is no compiler.
