@@ -36,7 +36,7 @@ def test_a_dry_run_estimates_and_writes_nothing(photos):
     done = call("ablate", grid_file(photos, rule, "seed = [0, 1]"), "--dry-run")
     assert "2 cells, 0 of them finished, 1 heads to fit" in done.stdout
     assert "1 skipped: enough" in done.stdout
-    assert "1 cache files to make with resnet18: 24 images" in done.stdout
+    assert "1 cache files to extract with resnet18: 24 images" in done.stdout
     assert not Path("experiments").exists()
     assert not list(Path("cache").glob("*.h5"))
 

@@ -105,7 +105,7 @@ def test_copies_of_a_single_image_cannot_be_audited(opened, photos):
     """There is nothing to compare."""
     for path in photos.rglob("*.png"):
         shutil.copy(photos / "red" / "0.png", path) if path != photos / "red" / "0.png" else None
-    with pytest.raises(DataError, match="1 vectors"):
+    with pytest.raises(DataError, match="1 images"):
         audit(opened())
 
 
