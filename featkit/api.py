@@ -1755,9 +1755,9 @@ def _check_pruning_options(options: Mapping[str, Any]) -> None:
     uses_images = any(options[name] for name in ("reconstruct", "calibrate", "epochs", "head"))
     if options["data"] is None and (uses_images or by_activation):
         names = "--reconstruct, --calibrate, --epochs, --head and --by activation"
-        raise OptionsError(f"{names} use images: give --data")
+        raise OptionsError(f"{names} need images: give --data")
     if options["distill"] and not options["epochs"]:
-        raise OptionsError("--distill is an option of the fine-tuning: give --epochs")
+        raise OptionsError("--distill needs fine-tuning: give --epochs")
 
 
 @contextmanager

@@ -94,7 +94,7 @@ class Grid:
         check_names("fixed option", self.fixed, list(FIXED))
         cells = self.cells()
         if all(self.why_skipped(values) for values in cells):
-            raise SpecError(f"grid {self.name} has no cell left: its rules skip all {len(cells)}")
+            raise SpecError(f"grid {self.name} has no cells: its skip rules match all {len(cells)}")
 
     @property
     def id(self) -> str:

@@ -40,7 +40,7 @@ def predict(run: Path, files: tuple[str, ...], as_json: bool, as_csv: bool, **op
     from featkit import api
 
     if as_json and as_csv:
-        raise click.UsageError("--json and --csv exclude each other")
+        raise click.UsageError("give either --json or --csv")
     names = api.image_names(_expand_stdin(files))
     predictions = api.predict(run, names, progress=interactive(), **options)
     missing = sorted(set(names) - {prediction.file for prediction in predictions})

@@ -63,11 +63,9 @@ class PruningConfig:
 
     def __post_init__(self) -> None:
         if self.reconstruct and self.macs is None:
-            raise SpecError(
-                "--reconstruct fits weights behind removed channels: it goes with --macs"
-            )
+            raise SpecError("--reconstruct needs structured pruning: give --macs")
         if bool(self.sparsity) == (self.macs is not None):
-            raise SpecError("prune either weights or channels: give --sparsity, or else --macs")
+            raise SpecError("unstructured or structured pruning: give either --sparsity or --macs")
 
     @property
     def importance_images(self) -> int:

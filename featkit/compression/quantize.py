@@ -87,7 +87,7 @@ def quantize(
         MissingExtraError: if the extra ``int8`` is not installed.
     """
     if is_int8(request.backbone):
-        raise SpecError(f"{request.backbone} is an int8 network already")
+        raise SpecError(f"{request.backbone} is already an int8 network")
     backbone = request.load_backbone()
     images = request.load_images()
     keys = content_keys(images, compute)

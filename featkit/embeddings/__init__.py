@@ -1,1 +1,1 @@
-"""From images to cached features."""
+"""Feature extraction and the cache of embeddings."""

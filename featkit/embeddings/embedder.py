@@ -96,7 +96,7 @@ class ImageEmbedder(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         ndarray of float32, shape (n, d)
         """
         if self.precision in INT8:
-            raise SpecError("int8 needs train images to calibrate on: use another precision")
+            raise SpecError("int8 needs train images for calibration: use another precision")
         images = _image_set(X)
         request = Request(
             data="",

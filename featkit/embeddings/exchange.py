@@ -180,7 +180,7 @@ def _read_csv_rows(path: Path) -> tuple[list[str], list[list[str]]]:
     if "id" not in header or "label" not in header:
         raise ValueError("it needs columns id and label")
     if any(len(row) != len(header) for row in rows):
-        raise ValueError("its rows are not equally long")
+        raise ValueError("its rows have different lengths")
     return header, rows
 
 

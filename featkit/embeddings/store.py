@@ -258,7 +258,7 @@ def open_file(path: Path) -> Iterator[Any]:
     """
     if not path.is_file():
         raise CacheError(
-            f"{path} not found: see `featkit cache ls`, or make it with `featkit extract`"
+            f"{path} not found: see `featkit cache ls`, or create it with `featkit extract`"
         )
     fix = f"remove it with `featkit cache rm {path}` and extract again"
     try:

@@ -384,7 +384,7 @@ def _constant_column_warnings(embeddings: Embeddings) -> list[str]:
     dim = embeddings.x.shape[1]
     if len(columns) == dim:
         raise DataError(
-            "all images have the same features, so no classifier can work: choose another --layer"
+            "all images have the same features, so no head can be fitted: choose another --layer"
         )
     if not len(columns):
         return []

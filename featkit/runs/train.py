@@ -77,8 +77,8 @@ def has_checkpoint(prepared: PreparedTraining, out: Path) -> bool:
     others = sorted((out / prepared.images.name).glob(f".*.training/{CHECKPOINT_FILE}"))
     if others:
         raise TrainingError(
-            f"{others[0].parent} is of another training: images, network or settings have changed; "
-            "use the former ones, or start again without --resume"
+            f"{others[0].parent} is of another training: images, network or options have changed; "
+            "restore them, or start again without --resume"
         )
     return False
 

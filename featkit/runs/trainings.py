@@ -57,7 +57,7 @@ def read_training_study(path: Path, cache: Path) -> TrainingStudy:
             options["data"] = expand_variables(options["data"])
         if name in configs:
             raise SpecError(
-                f"{path} has two runs called {name}: give one of them another name = '...'"
+                f"{path} has two runs named {name}: give one of them another name = '...'"
             )
         configs[name] = TrainingConfig.from_options(options, cache)
     return TrainingStudy(safe_name(str(document.get("name", path.stem))), configs)

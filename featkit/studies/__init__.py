@@ -1,1 +1,1 @@
-"""Many runs, one table."""
+"""Studies: preset grids, and analyses of a data set or of networks."""

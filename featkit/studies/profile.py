@@ -190,7 +190,7 @@ def _with_image_size(networks: Sequence[NetworkSpec], config: ProfileConfig) -> 
         SpecError: if a network is named twice.
     """
     if len({each.spec for each in networks}) < len(networks):
-        raise SpecError(f"a network is named twice: {', '.join(each.spec for each in networks)}")
+        raise SpecError(f"a network is given twice: {', '.join(each.spec for each in networks)}")
     size = {name: config.given[name] for name in ("resize", "crop") if name in config.given}
     return [replace(each, request=replace(each.request, **size)) for each in networks]
 

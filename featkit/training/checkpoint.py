@@ -56,7 +56,7 @@ def load_checkpoint(folder: Path, fingerprint: str) -> dict[str, Any] | None:
         raise TrainingError(f"{path} is damaged: start again without --resume") from error
     if found != fingerprint:
         raise TrainingError(
-            f"{path} is of another training: images, network or settings have changed since; "
+            f"{path} is of another training: images, network or options have changed since; "
             "start again without --resume"
         )
     return content

@@ -157,7 +157,7 @@ def distill(
     """
     config = prepared.config
     if config.mixup or config.cutmix:
-        raise SpecError("the teacher has not seen mixed images: leave out --mixup and --cutmix")
+        raise SpecError("teacher outputs are for unmixed images: leave out --mixup and --cutmix")
     model = initial_model(prepared, classifier)
     criterion = make_cross_entropy(prepared, execution.compute)
     on_message = execution.callbacks.on_message

@@ -145,7 +145,7 @@ def _with_random_weights(request: Request, seed: int) -> Request:
     if request.weights == "imagenet" and not is_path(request.backbone):  # the default
         return replace(request, weights=f"random:{seed}")
     raise SpecError(
-        "--mode scratch trains an untrained network: use --backbone NAME, such as resnet18, "
+        "--mode scratch starts from random weights: use --backbone NAME, such as resnet18, "
         "without --weights"
     )
 

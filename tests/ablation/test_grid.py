@@ -77,7 +77,7 @@ def test_a_grid_file_is_read(tmp_path):
         ("skip = 3\n", "list of tables"),
         ('[[skip]]\nwhen = {head = "svm"}\n', "needs when and why"),
         ('[[skip]]\nwhen = {haed = "svm"}\nwhy = "x"\n', "did you mean head"),
-        ('[[skip]]\nwhen = {head = "linear"}\nwhy = "x"\n', "no cell left"),
+        ('[[skip]]\nwhen = {head = "linear"}\nwhy = "x"\n', "has no cells"),
         ('name = "../up"\n', "letters, digits"),
     ],
 )

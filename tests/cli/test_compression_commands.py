@@ -276,7 +276,7 @@ def test_a_quantized_network_is_a_backbone_that_profile_accepts(photos):
     ]
     assert directory not in table
     assert "write it without @bf16" in refused("profile", f"{directory}@bf16")
-    assert "int8 network already" in refused("quantize", directory, "--data", photos)
+    assert "already an int8 network" in refused("quantize", directory, "--data", photos)
     assert "prune first, then quantize" in refused("prune", directory, "--macs", "0.5")
 
 
@@ -323,7 +323,7 @@ def test_an_impossible_pruning_prints_one_line(arguments, message):
         (("resnet18@fp8",), "unknown precision 'fp8'"),
         (("resnet18@int8",), "int8: give --data"),
         (("resnet19",), "unknown backbone 'resnet19'"),
-        (("resnet18", "resnet18"), "named twice"),
+        (("resnet18", "resnet18"), "given twice"),
         (("./missing",), "no such file"),
     ],
 )

@@ -56,7 +56,7 @@ def test_a_second_run_of_a_grid_writes_the_same_results(photos):
     ("more", "axes", "message"),
     [
         ("", 'haed = ["svm"]', "unknown axis 'haed': did you mean head"),
-        ('[[skip]]\nwhen = {head = "prototypical"}\nwhy = "x"\n', "", "no cell left"),
+        ('[[skip]]\nwhen = {head = "prototypical"}\nwhy = "x"\n', "", "has no cells"),
         ("", 'subset = ["longtail:if=1000"]', "the largest possible one is"),
     ],
 )

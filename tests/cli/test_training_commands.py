@@ -145,7 +145,7 @@ def test_scratch_starts_from_random_weights(photos, tmp_path):
         tmp_path / "some.pth",
         code=1,
     )
-    assert "trains an untrained network" in done.stderr
+    assert "starts from random weights" in done.stderr
 
 
 def test_the_same_command_gives_the_same_results(photos):
@@ -331,7 +331,7 @@ def test_the_study_of_cifar100_runs_on_a_file_in_its_format(cifar100, tmp_path):
     ("text", "message"),
     [
         ("", "has no trainings"),
-        ("[[run]]\nmode = 'deep'\n[[run]]\nmode = 'deep'", "two runs called deep"),
+        ("[[run]]\nmode = 'deep'\n[[run]]\nmode = 'deep'", "two runs named deep"),
         ("[[run]]\nspeed = 3", "unknown training option 'speed'"),
         ("[[rum]]\nmode = 'deep'", "did you mean run"),
         ("[[run", "cannot be read as a study"),

@@ -121,7 +121,7 @@ def test_unsupported_uses_of_an_int8_network_are_refused(made):
         load_backbone(directory, layer="layer3")
     with pytest.raises(SpecError, match="use --precision int8"):
         load_backbone(directory).build()
-    with pytest.raises(SpecError, match="int8 network already"):
+    with pytest.raises(SpecError, match="already an int8 network"):
         quantize(Request(backbone=directory), QuantizationRequest(), Path("never.onnx"), COMPUTE)
 
 

@@ -65,7 +65,7 @@ def test_a_table_without_splits_is_all_train(tmp_path):
         ("id,label,a\n", "numbers of images differ"),
         ("id,label,a\n1,x,nan\n", "finite"),
         ("id,label,a\n1,x,one\n", "cannot be read"),
-        ("id,label,a\n1,x\n", "equally long"),
+        ("id,label,a\n1,x\n", "different lengths"),
         ("id,label,a\n1,x,1\n1,x,2\n", "unique"),
         ("id,label,split,a\n1,x,dev,1\n", "splits one of train, val, test"),
     ],

@@ -111,7 +111,7 @@ def test_a_teacher_without_a_class_of_the_student_is_refused():
 
 
 def test_mixup_is_refused_in_distillation(student):
-    with pytest.raises(SpecError, match="has not seen mixed images"):
+    with pytest.raises(SpecError, match="are for unmixed images"):
         student(mode="shallow", mixup=0.2)
 
 

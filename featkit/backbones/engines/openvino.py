@@ -94,7 +94,7 @@ class OpenVinoEngine(Engine):
         # Not "distance >= ...", which would accept NaN.
         if not distance < _MAX_DISTANCE:
             raise SpecError(
-                f"OpenVINO gives other features than ONNX Runtime for {self._title} "
+                f"features of OpenVINO and ONNX Runtime differ for {self._title} "
                 f"(relative distance {distance:.2f}): use --precision int8"
             )
 
