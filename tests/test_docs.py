@@ -84,13 +84,10 @@ def export_digits():
     Image.fromarray(load_images("digits").load(0)).save("new.jpg")
 
 
-def test_readme_is_a_page():
-    assert README.count("\n") < 200
-
-
 def test_readme_points_at_files_that_are_there():
     for target in re.findall(r"\]\(([^)#]+)\)", README):
-        assert (ROOT / target).exists(), target
+        if "://" not in target:
+            assert (ROOT / target).exists(), target
 
 
 def test_contributing_names_files_that_are_there():
