@@ -229,7 +229,7 @@ def _remove_channels(module: nn.Module, kept: Mapping[str, Tensor]) -> NarrowedN
 
 
 def check_fraction(value: float, name: str) -> float:
-    """Return the value.
+    """Check that a value is a fraction and return it.
 
     Raises:
         SpecError: if it is not from 0 to 1.

@@ -205,7 +205,7 @@ def test_channels_are_reconstructed_and_distilled(photos):
 
 
 def test_options_of_recovery_need_their_pruning(photos):
-    assert "goes with --macs" in refused(
+    assert "needs structured pruning: give --macs" in refused(
         "prune", "resnet18", *FAST, "--sparsity", "0.5", "--reconstruct", "8", "--data", photos
     )
     assert "give --epochs" in call("prune", "resnet18", "--macs", "0.5", "--distill", code=2).stderr
@@ -309,8 +309,8 @@ def test_a_run_is_quantized_with_its_head(photos):
         (("--sparsity", "-0.5"), "sparsity -0.5 is not a fraction"),
         (("--sparsity", "1"), "leaves none of"),
         (("--macs", "0.01"), "cannot be reached"),
-        ((), "give --sparsity, or else --macs"),
-        (("--macs", "0.5", "--sparsity", "0.5"), "give --sparsity, or else --macs"),
+        ((), "give either --sparsity or --macs"),
+        (("--macs", "0.5", "--sparsity", "0.5"), "give either --sparsity or --macs"),
     ],
 )
 def test_an_impossible_pruning_prints_one_line(arguments, message):
