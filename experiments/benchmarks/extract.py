@@ -1,4 +1,4 @@
-"""Measure images per second from image files to a cache file, beside other libraries.
+"""Measure images per second from image files to a cache file and compare them with other libraries.
 
     FEATKIT_TEST_DATA=... FEATKIT_WEIGHTS=... python experiments/benchmarks/extract.py
 

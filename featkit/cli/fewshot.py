@@ -31,7 +31,7 @@ Examples:
     group="Episodes",
     default="1,5",
     metavar="K,K...",
-    help="Support images per class; several values for several settings.",
+    help="Support images per class; 1,5 evaluates 1-shot and 5-shot episodes.",
 )
 @option(
     "--query",

@@ -42,9 +42,8 @@ the head is fitted on train and validation together and evaluated once on the te
     group="Head",
     metavar="SPEC",
     multiple=True,
-    help="Classifier: linear, svm, knn, mlp, prototypical or a plug-in, with hyperparameters such "
-    "as "
-    "svm:C=9 (see `featkit heads`), or all. Repeatable.",
+    help="Classifier: linear, svm, knn, mlp, prototypical or a plug-in, with hyperparameters "
+    "such as svm:C=9 (see `featkit heads`), or all. Repeatable.",
     show_default="linear",
 )
 @option(
@@ -52,8 +51,7 @@ the head is fitted on train and validation together and evaluated once on the te
     group="Head",
     is_flag=True,
     help="Tune hyperparameters on the validation set: those of the correction if --balance has "
-    "any, "
-    "else those of the head.",
+    "any, else those of the head.",
 )
 @balance_option
 @subset_option

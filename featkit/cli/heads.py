@@ -27,7 +27,7 @@ def heads() -> None:
     click.echo("\nClass-imbalance corrections (--balance):")
     for correction in list_corrections():
         names = ", ".join([correction.name, *correction.aliases])
-        click.echo(f"{names}: {correction.summary}")
+        click.echo(f"{names}: {correction.summary.replace('``', '')}")
         if correction.options:
             click.echo("    " + _options_text(correction.options))
 

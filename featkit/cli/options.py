@@ -109,14 +109,20 @@ def stack(*decorators: Decorator) -> Decorator:
 
 # Data ---------------------------------------------------------------------------------------------
 
-data_option = option(
-    "--data",
-    group="Data",
-    metavar="SPEC",
-    help="Data set: digits (from scikit-learn), a folder with one subfolder per class, a CSV file "
-    "(path,label[,split]), or a torchvision data set such as cifar10:root=DIR,download=true.",
-    show_default="digits",
-)
+
+def _data_option(default: str) -> Decorator:
+    return option(
+        "--data",
+        group="Data",
+        metavar="SPEC",
+        help="Data set: digits (from scikit-learn), a folder with one subfolder per class, a CSV "
+        "file (path,label[,split]), or a torchvision data set such as "
+        "cifar10:root=DIR,download=true.",
+        show_default=default,
+    )
+
+
+data_option = _data_option("digits")
 split_option = option(
     "--split",
     group="Data",
@@ -162,9 +168,8 @@ augment_option = option(
     group="Data",
     type=click.Choice(["basic", "light", "shift", "trivial", "auto", "rand"]),
     help="Add augmented views of each train image. basic: random resized crop and flip; light: "
-    "crops "
-    "of at least half the area; shift: translation and flip; trivial, auto, rand: basic with "
-    "TrivialAugment, AutoAugment or RandAugment.",
+    "crops of at least half the area; shift: translation and flip; trivial, auto, rand: basic "
+    "with TrivialAugment, AutoAugment or RandAugment.",
     show_default="none",
 )
 views_option = option(
@@ -175,7 +180,21 @@ views_option = option(
     show_default="4",
 )
 
-data_options = stack(source_options, augment_option, views_option, perturb_option)
+
+def data_options_with_default(default: str) -> Decorator:
+    """Return the options that select, augment and corrupt images, with another default data set."""
+    return stack(
+        _data_option(default),
+        split_option,
+        limit_option,
+        seed_option,
+        augment_option,
+        views_option,
+        perturb_option,
+    )
+
+
+data_options = data_options_with_default("digits")
 """Options that select, augment and corrupt images."""
 
 # Backbone -----------------------------------------------------------------------------------------
@@ -193,8 +212,7 @@ weights_option = option(
     group="Backbone",
     metavar="SPEC",
     help="Weights: imagenet, IMAGENET1K_V1, IMAGENET1K_V2, random[:SEED], or a .pth or "
-    ".safetensors "
-    "file.",
+    ".safetensors file.",
     show_default="imagenet",
 )
 resize_option = option(

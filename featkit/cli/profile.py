@@ -11,7 +11,7 @@ from featkit.cli.options import (
     cache_option,
     command,
     compute_options,
-    data_options,
+    data_options_with_default,
     json_option,
     option,
     out_option,
@@ -33,13 +33,15 @@ Examples:
 BACKBONE is a backbone or a run directory. PRECISION is fp32 (default), bf16, int8 (ONNX Runtime),
 int8-openvino (OpenVINO), or torch (fp32 in torch without featkit's optimisations). int8 needs
 --data for calibration. `on all cores`: one batch per core; for torch, one batch on all cores. Zero
-weights reduce neither MACs nor latency.
+weights reduce neither MACs nor latency. `to first`: difference in accuracy from the first network;
+`cosine`, `worst`: mean and minimum cosine between its features and those of the network;
+`neighbours %`: nearest neighbours of an image that are the same with both.
 """
 
 
 @command(epilog=EPILOG)
 @click.argument("backbones", nargs=-1, required=True, metavar="BACKBONE[@PRECISION]...")
-@data_options
+@data_options_with_default("no images")
 @size_options
 @option(
     "--head",

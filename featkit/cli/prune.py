@@ -10,7 +10,7 @@ from featkit.cli.options import (
     cache_option,
     command,
     compute_options,
-    data_options,
+    data_options_with_default,
     option,
     out_option,
     size_options,
@@ -107,7 +107,7 @@ Use the pruned network as a backbone:
     show_default="off",
 )
 @weights_option
-@data_options
+@data_options_with_default("no images")
 @size_options
 @compute_options
 @cache_option

@@ -9,7 +9,7 @@ import click
 from featkit.cli.options import (
     command,
     compute_options,
-    data_options,
+    data_options_with_default,
     json_option,
     layer_option,
     option,
@@ -78,7 +78,7 @@ Use the int8 network as a backbone (on CPUs):
 )
 @weights_option
 @layer_option
-@data_options
+@data_options_with_default("digits; for RUN, its own images")
 @size_options
 @compute_options
 @out_option

@@ -120,8 +120,7 @@ class TrainingConfig:
     unfreeze: str = _option(
         "layer4",
         "With --mode deep: first trainable stage or block (layer4, layer4.1), or number of "
-        "trainable "
-        "blocks.",
+        "trainable blocks.",
         metavar="LAYER|N",
     )
     norm: str | None = _option(

@@ -114,7 +114,7 @@ def test_openvino_is_rejected_if_its_features_differ_or_it_cannot_run(quantized)
     engine.check_against(open_engine(quantized, precision="int8"))
     with pytest.raises(
         SpecError,
-        match=r"other features than ONNX Runtime for the network .*: use --precision int8",
+        match=r"features of OpenVINO and ONNX Runtime differ for the network .*: use --precision int8",
     ):
         engine.check_against(lambda pixels: np.ones((len(pixels), 512), np.float32))
     with pytest.raises(SpecError, match="OpenVINO cannot run the network"):
