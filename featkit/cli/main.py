@@ -116,10 +116,10 @@ def main() -> None:
     Results are printed on stdout, progress and defaults on stderr. Exit codes: 0 success, 1 error
     (reported in one line), 2 wrong usage.
     """
-    from featkit.cli.messages import show_messages
+    from featkit.cli.messages import shown_messages
 
     keep_freed_memory()
-    show_messages()
+    click.get_current_context().with_resource(shown_messages())
 
 
 # Parameters of mallopt, from glibc's malloc.h.

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import click
 
@@ -16,12 +18,19 @@ class EchoHandler(logging.Handler):
         click.echo(f"{prefix}{record.getMessage()}", err=True)
 
 
-_HANDLER = EchoHandler()
+@contextmanager
+def shown_messages() -> Iterator[None]:
+    """Print what featkit logs until the block ends.
 
-
-def show_messages() -> None:
-    """Print what featkit logs from now on; calling it again changes nothing."""
+    The logger is left as it was: a program that calls the command line as a function, such as a
+    test, does not get these messages from later calls of the Python API.
+    """
     logger = logging.getLogger("featkit")
+    level, handler = logger.level, EchoHandler()
     logger.setLevel(logging.INFO)
-    if _HANDLER not in logger.handlers:
-        logger.addHandler(_HANDLER)
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
