@@ -168,6 +168,7 @@ def test_a_damaged_cell_is_computed_again_with_a_note(grid, work, damage):
     assert "computing it again" in notes[0]
 
 
+@pytest.mark.slow
 def test_results_do_not_depend_on_the_number_of_jobs(grid, work, tmp_path):
     one, two = (
         result_files(run_grid(grid, replace(work, jobs=jobs, out=tmp_path / str(jobs))))

@@ -48,6 +48,7 @@ def test_bf16_keeps_the_first_convolution_in_float32():
     assert (cosine(exact, rough) > 1 - 1e-5).all()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
 def test_a_compiled_network_gives_equal_features_for_any_batch_size():
     backbone = load_backbone("resnet18", weights="random", layer="layer1.0")

@@ -19,6 +19,8 @@ from featkit.embeddings.request import Request
 from featkit.embeddings.verify import collect_garbage
 from featkit.errors import CacheError, DataError, SpecError
 
+pytestmark = pytest.mark.slow
+
 COMPUTE = Compute(workers=2)
 
 

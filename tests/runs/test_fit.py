@@ -100,6 +100,7 @@ def test_a_saved_run_predicts(saved, photos):
     assert all(abs(sum(value for _, value in prediction.top) - 1) < 1e-6 for prediction in found)
 
 
+@pytest.mark.slow
 def test_a_moved_run_predicts_the_same_in_a_fresh_process_without_pickle(saved, photos, tmp_path):
     image_file = str(photos / "red" / "0.png")
     here = predict(load_run(saved), [image_file], Compute())

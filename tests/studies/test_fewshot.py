@@ -17,6 +17,7 @@ def easy(vectors):
     return vectors(240, apart=12.0)
 
 
+@pytest.mark.slow
 def test_episodes_of_separated_classes_are_easy_and_of_others_at_chance(easy, vectors):
     heads = ["prototypical", "knn:k=1", "linear"]
     found = list(episode_scores(easy, heads, [1, 5], SETTING))
@@ -28,6 +29,7 @@ def test_episodes_of_separated_classes_are_easy_and_of_others_at_chance(easy, ve
     assert luck.interval95[0] < 1 / 3 < luck.interval95[1] or abs(luck.mean - 1 / 3) < 0.05
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_json(easy):
     one, two = (
         to_json(SETTING, "f", list(episode_scores(easy, ["linear"], [2], SETTING)), [])
