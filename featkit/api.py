@@ -248,6 +248,11 @@ def extract(
     from featkit.images.base import ImageSet
 
     in_memory = isinstance(data, ImageSet)
+    if in_memory and any((split, limit, augment, perturb)):
+        raise OptionsError(
+            "split, limit, augment and perturb do not apply to images in memory: "
+            "apply them before extraction"
+        )
     request = _request({**options, "data": "" if in_memory else data})
     return extract_embeddings(
         request,
@@ -393,6 +398,8 @@ def fit(
     """
     options = dict(locals())
     del options["head"]
+    if head == "all":
+        raise OptionsError("fit takes one head: call it once for each head, or use ablate")
     return fit_heads([head], **options).runs[0]
 
 
@@ -923,7 +930,8 @@ def _axes(options: Mapping[str, Any]) -> dict[str, Sequence[AxisValue]]:
         value = options.get(name)
         if value is None or value is False or value == ():
             continue
-        axes[name] = (value,) if isinstance(value, str | int) else tuple(value)
+        values = (value,) if isinstance(value, str | int | Path) else tuple(value)
+        axes[name] = tuple(str(each) if isinstance(each, Path) else each for each in values)
     if "head" in axes:
         axes["head"] = expand_heads([str(head) for head in axes["head"]])
     if "balance" in axes:
@@ -940,7 +948,11 @@ def _fixed(options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def run_study(
-    grid: Grid, options: Mapping[str, Any], baseline: str = "", command: str = ""
+    grid: Grid,
+    options: Mapping[str, Any],
+    baseline: str = "",
+    command: str = "",
+    on_result: Callable[[AblationResult], None] = lambda result: None,
 ) -> AblationResult:
     """Run a grid and write its tables, report and figures.
 
@@ -949,6 +961,7 @@ def run_study(
         options: of ``ablate``.
         baseline: as for ``robustness``.
         command: how the study was started, for its report.
+        on_result: called with the result, also if no cell has one.
 
     Raises:
         FeatkitError: if no cell has a result.
@@ -972,6 +985,7 @@ def run_study(
     directory = config.out / grid.name / grid.id
     publish(directory, files)
     log.info("%s: %s", ", ".join(files), directory)
+    on_result(result)
     if not any(cell.report for cell in result.cells):
         reason = next(cell.reason for cell in result.cells if cell.status != "ok")
         raise FeatkitError(f"none of the {len(result.cells)} cells has a result: {reason}")
@@ -1111,7 +1125,7 @@ def fewshot(
     from featkit.studies.fewshot import EpisodeConfig, episode_scores, learning_curve, to_json
 
     shots = (shot,) if isinstance(shot, int) else tuple(shot)
-    if min((*shots, *curve)) < 1:
+    if not shots or min((*shots, *curve)) < 1:
         raise SpecError("numbers of images per class must be at least 1")
     heads = expand_heads(_strings(head))
     features = _load_features(options)
@@ -1167,9 +1181,10 @@ def audit(
         data: spec of the images; see ``fit`` for what None means.
         few: report classes with fewer train images than this.
         out: folder in which ``audit-<data>`` is written (findings, contact sheet); None to write
-            nothing. split, limit, seed, augment, views, perturb, backbone, weights, layer, pool,
-            resize, crop, precision, cache,
-        device, batch_size, workers, compile, on_error, progress: as for ``fit``.
+            nothing.
+        split, limit, seed, augment, views, perturb, backbone, weights, layer, pool, resize, crop,
+            precision, cache, device, batch_size, workers, compile, on_error, progress: as for
+            ``fit``.
     """
     options = locals()
     from featkit.reports.figures import audit_figures

@@ -96,14 +96,16 @@ def publish(directory: Path, files: Mapping[str, Content]) -> None:
     Raises:
         StorageError: if the disk is full or cannot be written; ``directory`` is then unchanged.
     """
-    with storage_errors(directory):
-        directory.parent.mkdir(parents=True, exist_ok=True)
+    # One process at a time: the directory cannot be replaced atomically, so two would collide.
+    lock = directory.parent / f".{directory.name}.lock"
+    with locked(lock, on_wait=lambda owner: None), storage_errors(directory):
         scratch = Path(tempfile.mkdtemp(prefix=f".{directory.name}.", dir=directory.parent))
         try:
             new, old = scratch / "new", scratch / "old"
             new.mkdir()
             for name, content in files.items():
                 _write_content(new / name, content)
+                _flush_to_disk(new / name)
             if directory.exists():
                 directory.rename(old)
             try:

@@ -250,3 +250,25 @@ def test_fewshot_returns_scores_per_head_and_shot(photos):
 
 def test_audit_finds_nothing_in_clean_images(photos):
     assert not len(featkit.audit(photos, **FAST).leaks)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda images: featkit.extract(images, perturb="fog:level=strong", **FAST),
+        lambda images: featkit.extract(images, limit="train=5", **FAST),
+        lambda images: featkit.fit("digits", head="all", **FAST),
+        lambda images: featkit.fewshot("digits", shot=(), **FAST),
+        lambda images: featkit.prune("resnet18", macs=0.5, by="colour", weights="random"),
+    ],
+    ids=["perturb in memory", "limit in memory", "all heads", "no shot", "unknown criterion"],
+)
+def test_arguments_that_make_no_sense_are_refused(call, colours, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(featkit.FeatkitError):
+        call(colours())
+
+
+def test_a_grid_takes_paths(photos):
+    result = featkit.ablate(data=photos, head="prototypical", jobs=1, **FAST)
+    assert [cell.status for cell in result.cells] == ["ok"]

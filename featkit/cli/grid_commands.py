@@ -170,13 +170,15 @@ def print_grid(grid: Grid, options: Mapping[str, Any], baseline: str = "") -> Ab
     if options["dry_run"]:
         click.echo(_estimate_text(*api.estimate_study(grid, options)))
         return None
-    result = api.run_study(grid, options, baseline, command=_command_line())
-    if options["as_json"]:
-        results = Path(options["out"], grid.name, grid.id, "results.json")
-        click.echo(results.read_text(encoding="utf-8"))
-    else:
-        click.echo(_table(best_first(result.cells)))
-    return result
+
+    def show(result: AblationResult) -> None:
+        if options["as_json"]:
+            results = Path(options["out"], grid.name, grid.id, "results.json")
+            click.echo(results.read_text(encoding="utf-8"))
+        else:
+            click.echo(_table(best_first(result.cells)))
+
+    return api.run_study(grid, options, baseline, command=_command_line(), on_result=show)
 
 
 def _command_line() -> str:

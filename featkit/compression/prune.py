@@ -30,10 +30,15 @@ from featkit.errors import DataError, SpecError
 from featkit.images.augment import is_augmented_view
 from featkit.images.base import ImageSet, Pixels
 from featkit.parallel import in_threads
+from featkit.registry import unknown
 from featkit.storage import digest
 
 _BATCH = 32
 _IMPORTANCE_IMAGES = 256
+
+
+IMPORTANCE_CRITERIA = ("magnitude", "activation")
+"""How the importance of channels is measured: by weights, or on training images."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +67,8 @@ class PruningConfig:
     recovery: str = ""
 
     def __post_init__(self) -> None:
+        if self.by not in IMPORTANCE_CRITERIA:
+            raise unknown("importance of channels", self.by, list(IMPORTANCE_CRITERIA))
         if self.reconstruct and self.macs is None:
             raise SpecError("--reconstruct needs structured pruning: give --macs")
         if bool(self.sparsity) == (self.macs is not None):

@@ -1,8 +1,7 @@
 """Render Jinja2 templates to self-contained HTML pages.
 
 A page is one file: style and script are part of it, named by digest in its content security policy,
-    which forbids every
-other script, style and connection.
+which forbids every other script, style and connection.
 """
 
 from __future__ import annotations

@@ -203,7 +203,7 @@ def load_run(directory: Path) -> SavedRun:
             temperature=Temperature(**temperature) if temperature else None,
             threshold=float(card.get("threshold", 0.0)),
         )
-    except FileNotFoundError as error:
+    except (FileNotFoundError, NotADirectoryError) as error:
         raise RunError(missing_run_message(directory, Path(error.filename).name)) from error
-    except (KeyError, TypeError, ValueError) as error:
+    except (OSError, KeyError, TypeError, ValueError) as error:
         raise RunError(f"{card_file} cannot be read ({error}): {fix}") from error

@@ -323,6 +323,20 @@ if __name__ == "__main__":
 
 
 @pytest.mark.slow
+def test_a_script_without_a_main_guard_can_run_a_grid(photos, tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import featkit\n"
+        f"result = featkit.ablate(data={str(photos)!r}, weights='random', resize='16', jobs=2,\n"
+        f"    head=['knn:k=1', 'prototypical'], cache={str(tmp_path / 'cache')!r},\n"
+        f"    out={str(tmp_path / 'out')!r})\n"
+        "print([cell.status for cell in result.cells])\n"
+    )
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, check=True)
+    assert done.stdout == "['ok', 'ok']\n"
+
+
+@pytest.mark.slow
 def test_a_killed_grid_resumes_to_the_same_results(photos, tmp_path):
     """SIGKILL at random moments; FEATKIT_KILLS=10 kills more often."""
     (tmp_path / "run_grid.py").write_text(FAULTS)

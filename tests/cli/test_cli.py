@@ -278,6 +278,17 @@ def test_a_folder_that_is_not_a_run_is_refused(photos):
     )
 
 
+def test_a_file_that_is_not_a_run_is_refused(photos):
+    image = photos / "red" / "0.png"
+    assert "is not a run directory" in call("predict", image, image, code=1).stderr
+
+
+def test_a_grid_without_any_result_still_prints_its_cells(photos):
+    done = call("ablate", "--data", photos / "missing", "--head", "knn", code=1)
+    assert "failed" in done.stdout
+    assert "none of the" in done.stderr
+
+
 def test_an_axis_together_with_a_grid_file_is_wrong_usage():
     Path("grid.toml").write_text("")
     call("ablate", "grid.toml", "--head", "svm", code=2)

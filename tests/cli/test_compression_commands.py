@@ -258,7 +258,7 @@ def test_a_quantized_network_is_a_backbone_that_profile_accepts(photos):
         "quantize", "resnet18", *FAST[:2], "--data", photos, "--resize", "32", "--keep-worst", "1"
     )
     directory = done.stdout.splitlines()[-1]
-    assert "calibrated on 17 images, which is few" in done.stderr
+    assert "calibrated on only 17 images: use 32 or more" in done.stderr
     assert "float32" in done.stdout
     facts = json.loads(Path(directory, "quantize.json").read_text())
     assert (facts["method"], facts["images"], len(facts["keep"]), len(facts["layers"])) == (
@@ -284,7 +284,7 @@ def test_a_run_is_quantized_with_its_head(photos):
     run = run_of(photos)
     done = call("quantize", run, "--bias-correct")
     assert re.search(r"top-1: run .* points \(.* to .*\), n = 4", done.stderr)
-    assert "biases corrected" in done.stderr
+    assert "bias correction" in done.stderr
     directory = Path(done.stdout.splitlines()[-1])
     facts = json.loads((directory / "quantize.json").read_text())
     assert facts["bias_correction"]

@@ -177,11 +177,14 @@ request = Request(
     data="digits", limit="train=40,val=10,test=20", resize="8", backbone=BACKBONE,
     weights="random:3", precision="fp32"
 )
-config = TrainingConfig(epochs=3, batch_size=8, augment="shift", views=2, request=request,
-cache=folder / "cache") callbacks = TrainingCallbacks(on_step=lambda *_: print("step", flush=True))
-done = finetune(prepare(config, CPU), ExecutionConfig(CPU, folder / "work", resume=True,
-callbacks=callbacks)) np.savez(out, coef=done.coef, **{name: value.numpy() for name, value in
-done.network.state_dict().items()})
+config = TrainingConfig(
+    epochs=3, batch_size=8, augment="shift", views=2, request=request, cache=folder / "cache"
+)
+callbacks = TrainingCallbacks(on_step=lambda *_: print("step", flush=True))
+execution = ExecutionConfig(CPU, folder / "work", resume=True, callbacks=callbacks)
+done = finetune(prepare(config, CPU), execution)
+weights = {name: value.numpy() for name, value in done.network.state_dict().items()}
+np.savez(out, coef=done.coef, **weights)
 """
 
 
@@ -335,13 +338,14 @@ request = Request(
 )
 config = TrainingConfig(
     mode="full", epochs=2, batch_size=8, lr=1e-3, augment="shift", views=2, request=request,
-    cache=out / "cache"
+    cache=out / "cache",
 )
+compute = Compute(device="cpu")
 with join_process_group("cpu") as group:
-    done = finetune(prepare(config, Compute(device="cpu")), ExecutionConfig(Compute(device="cpu"),
-    out, group=group)) if not group.rank:
-        (out / f"{group.size}.json").write_text(json.dumps([done.coef.tolist(), [e.train.loss for e
-        in done.history]]))
+    done = finetune(prepare(config, compute), ExecutionConfig(compute, out, group=group))
+    if not group.rank:
+        losses = [epoch.train.loss for epoch in done.history]
+        (out / f"{group.size}.json").write_text(json.dumps([done.coef.tolist(), losses]))
 """
 )
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
 from typing import Any
@@ -63,9 +65,12 @@ class LocalExecutor:
     ) -> Iterator[FinishedTask]:
         """Run pending tasks until all are finished or a worker dies; those not started stay."""
         threads = max(1, self.cores // self.jobs)
-        with ProcessPoolExecutor(
-            jobs, _process_context(), initializer=_start_worker, initargs=(threads,)
-        ) as pool:
+        with (
+            _main_module_hidden(),
+            ProcessPoolExecutor(
+                jobs, _process_context(), initializer=_start_worker, initargs=(threads,)
+            ) as pool,
+        ):
             running: dict[Future[Any], int] = {}
             broken = False
             while running or (pending and not broken):
@@ -84,6 +89,26 @@ class LocalExecutor:
                         yield FinishedTask(index, worker_died=True)
                     else:
                         yield FinishedTask(index, future.result())
+
+
+@contextmanager
+def _main_module_hidden() -> Iterator[None]:
+    """Let new processes start without importing the main module again.
+
+    Otherwise a script that calls ``featkit.ablate`` without an ``if __name__ == "__main__"`` guard
+    would run again in every worker. Tasks refer to functions of featkit only.
+    """
+    main = sys.modules["__main__"]
+    hidden = {name: getattr(main, name, None) for name in ("__file__", "__spec__")}
+    # multiprocessing.spawn.get_preparation_data reads these two.
+    main.__dict__.pop("__file__", None)
+    main.__spec__ = None
+    try:
+        yield
+    finally:
+        main.__spec__ = hidden["__spec__"]
+        if hidden["__file__"] is not None:
+            main.__file__ = hidden["__file__"]
 
 
 def _process_context() -> Any:
