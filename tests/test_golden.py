@@ -90,3 +90,11 @@ def test_a_finished_grid_is_not_computed_again(golden):
     found = list(csv.DictReader(after.read_text(encoding="utf-8").splitlines()))
     for old, new in zip(expected, found, strict=True):
         assert {name: new[name] for name in old} == old
+
+
+@pytest.mark.parametrize("head", ["linear", "svm", "knn:k=3", "prototypical"])
+def test_the_same_run_has_the_same_id(golden, head):
+    (cache_file,) = Path("cache").glob("digits-resnet18-dabd22017b71.h5")
+    before = {path.name for path in Path("runs/digits").iterdir()}
+    run_featkit("fit", "--head", head, "--cache", str(cache_file), "--out", "again")
+    assert {path.name for path in Path("again/digits").iterdir()} < before
