@@ -964,6 +964,7 @@ def run_study(
         on_result: called with the result, also if no cell has one.
 
     Raises:
+        OptionsError: if the baseline is not a backbone of the grid.
         FeatkitError: if no cell has a result.
     """
     import time
@@ -972,6 +973,9 @@ def run_study(
     from featkit.reports.ablation import ablation_files
     from featkit.storage import publish
 
+    if baseline and baseline not in grid.values("backbone"):
+        backbones = ", ".join(map(str, grid.values("backbone")))
+        raise OptionsError(f"baseline {baseline} is not a backbone of the grid: {backbones}")
     start = time.perf_counter()
     with _cell_bar(options["progress"]) as show:
         config = _ablation_config(options, show)

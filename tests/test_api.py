@@ -260,8 +260,12 @@ def test_audit_finds_nothing_in_clean_images(photos):
         lambda images: featkit.fit("digits", head="all", **FAST),
         lambda images: featkit.fewshot("digits", shot=(), **FAST),
         lambda images: featkit.prune("resnet18", macs=0.5, by="colour", weights="random"),
+        lambda images: featkit.robustness("digits", baseline="resnet50", **FAST),
     ],
-    ids=["perturb in memory", "limit in memory", "all heads", "no shot", "unknown criterion"],
+    ids=[
+        *("perturb in memory", "limit in memory", "all heads", "no shot", "unknown criterion"),
+        "unknown baseline",
+    ],
 )
 def test_arguments_that_make_no_sense_are_refused(call, colours, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
