@@ -354,6 +354,7 @@ def test_hyphens_and_underscores_are_equivalent(rows, points):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("correction", "n"),
     [("effective", 4), ("logit_adjust", 12), ("tau_norm", 11), ("tau_norm:tau=0.3", 1), ("lws", 1)],
