@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -30,7 +29,7 @@ from featkit.embeddings.pipeline import Compute
 from featkit.embeddings.plan import content_keys
 from featkit.embeddings.request import Request
 from featkit.errors import SpecError
-from featkit.storage import digest
+from featkit.storage import digest, file_sha256
 
 FEW = 32
 """Fewer calibration images than this deserve a warning."""
@@ -108,7 +107,7 @@ def quantize(
         preprocess=backbone.preprocess,
         layer=backbone.layer,
         pool=backbone.pool,
-        sha256=hashlib.sha256(path.read_bytes()).hexdigest(),
+        sha256=file_sha256(path),
         parameters=size.parameters,
         nonzero=size.nonzero,
         macs=size.macs,

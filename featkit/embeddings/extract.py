@@ -169,8 +169,8 @@ class Extractor:
         except Exception as error:
             self._errors[request] = error
             raise
-        # A plan that waits for a calibration is made again after another request may have done the
-        # calibration.
+        # A plan whose int8 network is not calibrated yet is not stored: extracting another request
+        # may calibrate the network, and the next plan then contains it.
         if plan.calibration is None:
             self._plans[request] = plan
         return plan
