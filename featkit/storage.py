@@ -7,6 +7,7 @@ flushed to the disk and renamed. This holds on Linux, macOS and Windows.
 from __future__ import annotations
 
 import csv
+import errno
 import hashlib
 import io
 import json
@@ -14,12 +15,14 @@ import os
 import platform
 import re
 import shutil
+import stat
 import tempfile
 import tomllib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from importlib import import_module
+from io import BufferedReader
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -28,7 +31,19 @@ from featkit.errors import SpecError, StorageError
 Content = str | bytes | Callable[[Path], None]
 """Text, bytes, or a function that writes the file at a given path."""
 
+TEXT_LIMIT = 2**28
+"""Largest text file, in bytes, that is read into memory: JSON, TOML and CSV files are smaller."""
+
 _POLL_SECONDS = 0.05
+_BLOCK = 2**20
+
+_FILE_TYPES = {
+    stat.S_IFDIR: "a folder",
+    stat.S_IFIFO: "a named pipe",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+    stat.S_IFSOCK: "a socket",
+}
 
 
 class LockHeldError(StorageError):
@@ -58,6 +73,97 @@ def storage_errors(path: Path) -> Iterator[None]:
         raise StorageError(
             f"cannot write {path}: {reason}; free disk space or choose another folder"
         ) from error
+
+
+def read_file(path: str | Path, limit: int) -> bytes:
+    """Return the bytes of a regular file; links are followed.
+
+    Args:
+        path: the file.
+        limit: largest size in bytes that is accepted.
+
+    Raises:
+        OSError: if the file is missing, cannot be read, is not a regular file or is larger than
+            ``limit``; ``strerror`` is the reason in words.
+    """
+    with open_file(path, limit) as file:
+        size = os.fstat(file.fileno()).st_size
+        data = file.read(size + 1)
+        if len(data) <= size:
+            return data
+        # The file has grown, or its size is unknown, as in /proc.
+        grown = bytearray(data)
+        while len(grown) <= limit:
+            block = file.read(_BLOCK)
+            if not block:
+                return bytes(grown)
+            grown += block
+    raise _too_large(path, len(grown), limit)
+
+
+def read_text(path: str | Path, limit: int = TEXT_LIMIT) -> str:
+    """Return the text of a regular UTF-8 file.
+
+    Raises:
+        OSError: as ``read_file`` does.
+        UnicodeDecodeError: if the bytes are not UTF-8.
+    """
+    return read_file(path, limit).decode("utf-8")
+
+
+def check_file(path: str | Path, limit: int | None = None) -> None:
+    """Check that a file can be read, before a library opens it by its name.
+
+    Raises:
+        OSError: as ``read_file`` does.
+    """
+    open_file(path, limit).close()
+
+
+def open_file(path: str | Path, limit: int | None = None) -> BufferedReader:
+    """Open a regular file for reading in binary mode; links are followed.
+
+    Named pipes, devices and sockets are refused without waiting for them.
+
+    Args:
+        path: the file.
+        limit: largest size in bytes that is accepted; None for any size.
+
+    Raises:
+        OSError: as ``read_file`` does.
+    """
+    try:
+        # Before opening: to open a device may have an effect, such as rewinding a tape.
+        _check_status(path, Path(path).stat(), limit)
+        file = open(path, "rb", opener=_open_without_waiting)  # noqa: SIM115
+    except ValueError as error:  # a NUL or a character that the file system cannot encode
+        raise OSError(errno.EINVAL, f"not a valid path ({error})", str(path)) from error
+    try:
+        # Once more: the name may stand for another file by now.
+        _check_status(path, os.fstat(file.fileno()), limit)
+    except OSError:
+        file.close()
+        raise
+    return file
+
+
+def _open_without_waiting(path: str, flags: int) -> int:
+    # Without O_NONBLOCK, opening a named pipe waits for a writer. Windows has no such flag.
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
+
+
+def _check_status(path: str | Path, status: os.stat_result, limit: int | None) -> None:
+    if not stat.S_ISREG(status.st_mode):
+        kind = _FILE_TYPES.get(stat.S_IFMT(status.st_mode), "a special file")
+        code = errno.EISDIR if stat.S_ISDIR(status.st_mode) else errno.EINVAL
+        raise OSError(code, f"it is {kind}, not a file", str(path))
+    if limit is not None and status.st_size > limit:
+        raise _too_large(path, status.st_size, limit)
+
+
+def _too_large(path: str | Path, size: int, limit: int) -> OSError:
+    reason = f"{size / 1e6:,.0f} MB are more than the limit of {limit / 1e6:,.0f} MB"
+    return OSError(errno.EFBIG, reason, str(path))
 
 
 def write_file(path: Path, content: Content) -> None:
@@ -259,8 +365,10 @@ def read_toml(path: Path, kind: str) -> dict[str, Any]:
         SpecError: if the file does not exist or is not TOML.
     """
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        return tomllib.loads(read_text(path))
+    except OSError as error:
+        raise SpecError(f"{path} cannot be read as {kind}: {error.strerror}") from error
+    except ValueError as error:  # not UTF-8, or not TOML
         raise SpecError(f"{path} cannot be read as {kind}: {error}") from error
 
 
@@ -274,9 +382,13 @@ def digest(parts: Iterable[str]) -> str:
     return hashlib.sha256(json.dumps(list(parts)).encode()).hexdigest()
 
 
-def file_sha256(path: Path) -> str:
-    """Return the SHA-256 (hex) of a file's bytes."""
-    with path.open("rb") as file:
+def file_sha256(path: Path, limit: int | None = None) -> str:
+    """Return the SHA-256 (hex) of a file's bytes.
+
+    Raises:
+        OSError: as ``read_file`` does.
+    """
+    with open_file(path, limit) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 

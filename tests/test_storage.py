@@ -5,8 +5,10 @@ from __future__ import annotations
 import csv
 import io
 import os
+import socket
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -14,13 +16,17 @@ from featkit.errors import SpecError, StorageError
 from featkit.storage import (
     LockHeldError,
     available_cores,
+    check_file,
     csv_text,
     digest,
     file_sha256,
     lock_owner,
     locked,
+    open_file,
     peak_memory_mb,
     publish,
+    read_file,
+    read_text,
     read_toml,
     safe_name,
     write_file,
@@ -165,6 +171,103 @@ def test_different_sequences_have_different_digests(tmp_path):
     assert len({digest(parts) for parts in (["ab"], ["a", "b"], ["b", "a"], [])}) == 4
     (tmp_path / "a").write_bytes(b"abc")
     assert file_sha256(tmp_path / "a").startswith("ba7816bf8f01cfea")
+
+
+READERS = [
+    lambda path: read_file(path, 1000),
+    lambda path: read_text(path, 1000),
+    lambda path: check_file(path, 1000),
+    lambda path: open_file(path, 1000).close(),
+    lambda path: file_sha256(path, 1000),
+]
+
+
+def pipe(path):
+    os.mkfifo(path)
+
+
+def device(path):
+    path.symlink_to("/dev/zero")
+
+
+def link_to_itself(path):
+    path.symlink_to(path)
+
+
+def sparse(path):
+    with path.open("wb") as file:
+        file.truncate(200 * 10**9)
+
+
+def listening(path):
+    server = socket.socket(socket.AF_UNIX)
+    server.bind(str(path))
+    server.close()
+
+
+@pytest.mark.skipif(os.name != "posix", reason="Windows has no such files")
+@pytest.mark.parametrize(
+    ("make", "reason"),
+    [
+        (pipe, "it is a named pipe, not a file"),
+        (device, "it is a device, not a file"),
+        (listening, "it is a socket, not a file"),
+        (Path.mkdir, "it is a folder, not a file"),
+        (link_to_itself, "Too many levels of symbolic links"),
+        (sparse, "200,000 MB are more than the limit of 0 MB"),
+        (lambda path: None, "No such file or directory"),
+    ],
+)
+def test_special_and_huge_files_are_refused_at_once(tmp_path, monkeypatch, make, reason):
+    monkeypatch.chdir(tmp_path)  # the name of a socket has at most 108 bytes
+    make(Path("odd"))
+    for read in READERS:
+        with pytest.raises(OSError, match=reason) as caught:
+            read(Path("odd"))
+        assert caught.value.strerror == reason
+
+
+@pytest.mark.parametrize("name", ["a\0b", "\ud800"])
+def test_a_path_that_no_file_can_have_is_refused(name):
+    for read in READERS:
+        with pytest.raises(OSError, match="not a valid path"):
+            read(name)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="Windows has no named pipes in folders")
+def test_a_file_that_becomes_a_pipe_is_refused(tmp_path, monkeypatch):
+    """Between the check of the name and opening it."""
+    path = tmp_path / "file"
+    path.write_bytes(b"abc")
+    status = path.stat()
+    path.unlink()
+    os.mkfifo(path)
+    monkeypatch.setattr(Path, "stat", lambda self: status)
+    with pytest.raises(OSError, match="it is a named pipe"):
+        read_file(path, 10)
+
+
+def test_a_file_of_the_largest_size_is_read(tmp_path):
+    (tmp_path / "file").write_bytes(b"abc")
+    (tmp_path / "link").symlink_to(tmp_path / "file")
+    for name in ("file", "link"):
+        assert read_file(tmp_path / name, 3) == b"abc"
+        with pytest.raises(OSError, match="limit"):
+            read_file(tmp_path / name, 2)
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="needs /proc")
+def test_a_file_of_unknown_size_is_read_to_its_end_or_to_the_limit():
+    assert Path("/proc/self/maps").stat().st_size == 0
+    assert read_text("/proc/self/maps").endswith("\n")
+    with pytest.raises(OSError, match="more than the limit of 0 MB"):
+        read_file("/proc/self/maps", 100)
+
+
+def test_text_of_another_encoding_is_an_error(tmp_path):
+    (tmp_path / "file").write_bytes("é".encode("latin-1"))
+    with pytest.raises(UnicodeDecodeError):
+        read_text(tmp_path / "file")
 
 
 def test_a_toml_file_that_cannot_be_read_is_named(tmp_path):
