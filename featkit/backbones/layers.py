@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import difflib
-from typing import TypeVar
+from typing import Any, TypeVar
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, fx, nn
 from torch.fx.passes.shape_prop import ShapeProp, TensorMetadata
 from torchvision.models.feature_extraction import NodePathTracer
 
+from featkit.backbones.base import Backbone
 from featkit.errors import SpecError
 from featkit.registry import unknown
 
@@ -115,6 +118,94 @@ def layer_shapes(
         if isinstance(output, TensorMetadata):
             shapes.append((layer, tuple(output.shape[1:])))
     return shapes
+
+
+@torch.no_grad()
+def first_non_finite_layer(backbone: Backbone, pixels: NDArray[np.uint8]) -> str | None:
+    """Return the first layer whose output has a NaN or an infinite value, None if there is none.
+
+    The network is built anew and computed in float32 on the CPU, so that the result also tells
+    whether a lower precision or another device is the cause: it is None if float32 is finite.
+
+    Args:
+        backbone: the network.
+        pixels: images, uint8 ``(b, h, w, 3)``, as ``backbone.preprocess`` returns them.
+
+    Returns:
+        The name of the layer as listed by ``featkit models --layers``; of a network that cannot be
+        traced, the name of the module. ``pooling`` if only the pooled output is not finite.
+
+    Raises:
+        SpecError: if the network exists in int8 only.
+        WeightsError: if the weights cannot be read.
+    """
+    network = backbone.build().to(torch.float32)
+    batch = torch.from_numpy(pixels).permute(0, 3, 1, 2).to(torch.float32)
+    batch = backbone.preprocess.normalise(batch)
+    features = network.features if isinstance(network, FeatureExtractor) else network
+    try:
+        graph, layers = _trace(features, backbone.name)
+    except SpecError:
+        layer = _first_non_finite_module(features, batch)
+    else:
+        interpreter = _NonFiniteFinder(fx.GraphModule(features, graph), layers)
+        interpreter.run(batch)
+        layer = interpreter.found
+    if layer is None and not _is_finite(network(batch)):
+        return "pooling"
+    return layer
+
+
+class _NonFiniteFinder(fx.Interpreter):
+    """Run a traced network, and remember the first operation whose output is not finite.
+
+    Args:
+        module: the network.
+        layers: the last operation of each layer, from ``_trace``.
+    """
+
+    def __init__(self, module: fx.GraphModule, layers: dict[str, fx.Node]) -> None:
+        super().__init__(module)
+        # A block is listed with its last operation: keep the longest name, that of the operation.
+        self._names: dict[str, str] = {}
+        for name, node in layers.items():
+            self._names[node.name] = max(name, self._names.get(node.name, ""), key=len)
+        self.found: str | None = None
+
+    def run_node(self, n: fx.Node) -> Any:
+        output = super().run_node(n)
+        # Constants such as weights have no layer: what uses them is named.
+        if self.found is None and n.name in self._names and not _is_finite(output):
+            self.found = self._names[n.name]
+        return output
+
+
+def _first_non_finite_module(network: nn.Module, batch: Tensor) -> str | None:
+    """Return the first module, in the order of computation, whose output is not finite."""
+    found: list[str] = []
+    handles = []
+    for name, module in network.named_modules():
+
+        def check(_module: nn.Module, _inputs: Any, output: Any, name: str = name) -> None:
+            if not found and not _is_finite(output):
+                found.append(name or "output")
+
+        handles.append(module.register_forward_hook(check))
+    try:
+        network(batch)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return found[0] if found else None
+
+
+def _is_finite(output: Any) -> bool:
+    """Return whether all values of a tensor, or of the tensors in a tuple or list, are finite."""
+    if isinstance(output, tuple | list):
+        return all(_is_finite(part) for part in output)
+    if not isinstance(output, Tensor) or not output.is_floating_point():
+        return True
+    return bool(torch.isfinite(output).all())
 
 
 def _trace(network: nn.Module, name: str) -> tuple[fx.Graph, dict[str, fx.Node]]:
