@@ -21,11 +21,44 @@ exits with code 1.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+
+
+def visible(text: str) -> str:
+    r"""Return the text in one line, with invisible characters as escapes like ``\u202e``.
+
+    File and class names may hold line breaks, escape sequences that a terminal obeys, and
+    characters that change the order in which text is shown. Everything that featkit prints, logs
+    or writes for people to read passes through this function.
+    """
+    if text.isprintable():
+        return text
+    parts = []
+    for char in text:
+        parts.append(char if char.isprintable() else char.encode("unicode_escape").decode())
+    return "".join(parts)
 
 
 class FeatkitError(Exception):
-    """Base class of all errors that the user can fix."""
+    """Base class of all errors that the user can fix.
+
+    Args:
+        message: what is wrong and where; with ``fixes`` empty, also what to do.
+        fixes: alternatives for what to do. The command line leaves out those that name an option
+            which the command does not have.
+    """
+
+    def __init__(self, message: str = "", *, fixes: Sequence[str] = ()) -> None:
+        super().__init__(message)
+        self.fixes = tuple(fixes)
+
+    def __str__(self) -> str:
+        return self.text(self.fixes)
+
+    def text(self, fixes: Sequence[str]) -> str:
+        """Return the message in one line, followed by some of the alternatives."""
+        message = visible(super().__str__())
+        return f"{message}: {visible(', or '.join(fixes))}" if fixes else message
 
 
 class SpecError(FeatkitError):

@@ -26,7 +26,7 @@ from io import BufferedReader
 from pathlib import Path
 from typing import Any, TextIO
 
-from featkit.errors import SpecError, StorageError
+from featkit.errors import SpecError, StorageError, visible
 
 Content = str | bytes | Callable[[Path], None]
 """Text, bytes, or a function that writes the file at a given path."""
@@ -329,7 +329,7 @@ def write_csv(file: TextIO, columns: Sequence[str], rows: Iterable[Sequence[Any]
 
 
 def csv_text(rows: Sequence[Mapping[str, Any]], columns: Sequence[str] | None = None) -> str:
-    """Return rows as CSV text with a header.
+    """Return rows as CSV text with a header, for people: see ``safe_cell``.
 
     Args:
         rows: values by column name; a missing value becomes an empty field.
@@ -340,10 +340,31 @@ def csv_text(rows: Sequence[Mapping[str, Any]], columns: Sequence[str] | None = 
         columns = column_names(rows)
     values = []
     for row in rows:
-        values.append([row.get(name) for name in columns])
+        values.append([safe_cell(row.get(name)) for name in columns])
     out = io.StringIO()
-    write_csv(out, columns, values)
+    write_csv(out, [safe_cell(name) for name in columns], values)
     return out.getvalue()
+
+
+def safe_cell(value: Any) -> Any:
+    """Return the value of a CSV cell as text that a spreadsheet and a terminal show and not obey.
+
+    Invisible characters are escaped, and text that a spreadsheet would take for a formula gets an
+    apostrophe in front, as OWASP recommends ("CSV Injection"). Numbers stay numbers, also those
+    that are formatted already. Applied twice, the result is the same, so that a reader of the file
+    can compare its cells with other names by applying the function to these.
+    """
+    if not isinstance(value, str):
+        return value
+    text = visible(value)
+    if text.lstrip()[:1] in _FORMULA_STARTS and not _NUMBER.fullmatch(text):
+        return f"'{text}"
+    return text
+
+
+# The last four are the full-width forms, which some spreadsheets take for the others.
+_FORMULA_STARTS = tuple("=+-@\uff1d\uff0b\uff0d\uff20")
+_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 
 
 def column_names(rows: Iterable[Mapping[str, Any]]) -> list[str]:

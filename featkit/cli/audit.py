@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from featkit.cli.options import command, option, study_options
-from featkit.cli.output import interactive, print_json, printable, table
+from featkit.cli.output import interactive, print_json, print_text, table
+from featkit.errors import visible
 
 if TYPE_CHECKING:
     from featkit.studies.audit import AuditResult, Finding
@@ -60,9 +61,9 @@ def audit(top: int, strict: bool, as_json: bool, **options: Any) -> None:
     if as_json:
         print_json(result.to_dict())
     else:
-        click.echo(_text(result, top))
+        print_text(_text(result, top))
     if strict and len(result.leaks):
-        first = printable(result.embeddings.ids[result.leaks[0]])
+        first = result.embeddings.ids[result.leaks[0]]
         raise DataError(
             f"{len(result.leaks)} test images are in train too, such as {first}; "
             "remove them from one of the splits"
@@ -78,7 +79,7 @@ def _text(result: AuditResult, top: int) -> str:
     header = ["finding", "found", "across splits", "labels differ"]
     images, classes = len(result.embeddings), len(result.embeddings.classes)
     parts = [
-        f"{printable(result.data)}: {images} images, {classes} classes",
+        f"{visible(result.data)}: {images} images, {classes} classes",
         table(header, rows, right=header[1:]),
         f"{_threshold(result)}\n"
         f"A small class has fewer than {result.few} train images, or none in test.",
@@ -86,9 +87,7 @@ def _text(result: AuditResult, top: int) -> str:
     for kind, lines in result.findings().items():
         if not lines or not top:
             continue
-        shown = []
-        for finding in lines[:top]:
-            shown.append([printable(str(cell)) for cell in _cells(kind, finding)])
+        shown = [_cells(kind, finding) for finding in lines[:top]]
         part = f"{_TITLES[kind]}\n{table(_HEADERS[kind], shown)}"
         if len(lines) > top:
             part += f"\n... and {len(lines) - top} more in findings.csv"

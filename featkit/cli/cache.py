@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 
 from featkit.cli.options import Command, cache_option, json_option
-from featkit.cli.output import note, size, table
+from featkit.cli.output import note, print_json, print_line, print_text, size, table
 from featkit.errors import CacheError
 
 EPILOG = """\b
@@ -43,13 +43,13 @@ def list_files(cache: Path, as_json: bool) -> None:
         lines = [
             {"path": str(e.path), "rows": e.rows, "width": e.width, "bytes": e.size} for e in good
         ]
-        click.echo(json.dumps(lines, indent=2))
+        print_json(lines)
         return
     rows = [
         [e.path.name, e.rows, e.width, size(e.size), _age(e.modified), e.provenance["weights"]]
         for e in good
     ]
-    click.echo(
+    print_text(
         table(
             ["file", "rows", "width", "size", "age", "weights"],
             rows,
@@ -76,7 +76,7 @@ def show(file: Path) -> None:
         "recipe": json.loads(entry.recipe.to_json()),
         "provenance": entry.provenance,
     }
-    click.echo(json.dumps(found, indent=2))
+    print_json(found)
 
 
 @cache.command("verify", cls=Command)
@@ -94,7 +94,7 @@ def verify_files(files: tuple[Path, ...], cache: Path) -> None:
     for file in files or sorted(cache.glob("*.h5")):
         problems.extend(verify(file, Compute()))
     for line in problems:
-        click.echo(line)
+        print_line(line)
     if problems:
         raise CacheError(f"{len(problems)} problems found: extract these files again")
     note("no problems found")
@@ -125,7 +125,7 @@ def import_features(file: Path, cache: Path) -> None:
     """
     from featkit.embeddings.exchange import import_file
 
-    click.echo(import_file(file, cache))
+    print_line(import_file(file, cache))
 
 
 @cache.command("gc", cls=Command)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from featkit.cli.options import command, json_option
-from featkit.cli.output import between, print_json, table
+from featkit.cli.output import between, print_json, print_line, print_text, table
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -47,7 +47,7 @@ def print_comparison(runs: Iterable[tuple[str, Report]], pairs: Iterable[PairedC
     rows = []
     for name, report in runs:
         rows.append([name, f"{100 * report.top1:.1f}", between(report.interval95), report.n])
-    click.echo(table(["run", "top-1 %", "95% CI", "n"], rows, right=("top-1 %", "95% CI", "n")))
-    click.echo("")
+    print_text(table(["run", "top-1 %", "95% CI", "n"], rows, right=("top-1 %", "95% CI", "n")))
+    print_line("")
     for pair in pairs:
-        click.echo(pair.sentence)
+        print_line(pair.sentence)

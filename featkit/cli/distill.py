@@ -8,7 +8,7 @@ import click
 
 from featkit.cli.compare import print_comparison
 from featkit.cli.options import cache_option, command, json_option, option, out_option
-from featkit.cli.output import interactive, print_json
+from featkit.cli.output import interactive, print_json, print_line, print_text
 from featkit.cli.training_options import mode_option, training_options
 
 if TYPE_CHECKING:
@@ -124,10 +124,10 @@ def distill(seeds: int, as_json: bool, **options: Any) -> None:
     for result in results:
         print_comparison(result.reports.items(), result.pairs)
         if result.gap is not None:
-            click.echo(_gap_text(result))
+            print_text(_gap_text(result))
     for effect in effects:
         seeds_text = f"averaged over {effect.seeds} seeds, n = {effect.n}"
-        click.echo(f"{seeds_text}: {effect.sentence()}")
+        print_line(f"{seeds_text}: {effect.sentence()}")
 
 
 def _gap_text(result: DistillationResult) -> str:

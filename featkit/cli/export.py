@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from featkit.cli.options import command, compute_options, option
-from featkit.cli.output import interactive, note
+from featkit.cli.output import interactive, note, print_line
 
 EPILOG = """\b
 Examples:
@@ -64,4 +64,4 @@ def export(run: Path, **options: Any) -> None:
         f"same class for {found.n} of {found.n} test images, "
         f"largest difference in probability {found.largest:.1e}"
     )
-    click.echo(exported.path)
+    print_line(exported.path)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import click
-
 from featkit.cli.options import (
     BACKBONE_HELP,
     cache_option,
@@ -16,7 +14,7 @@ from featkit.cli.options import (
     network_options,
     option,
 )
-from featkit.cli.output import interactive, note, size
+from featkit.cli.output import interactive, note, print_line, size
 
 if TYPE_CHECKING:
     from featkit.embeddings.extract import ExtractionResult
@@ -76,13 +74,13 @@ def extract(
     options["progress"] = interactive()
     if explain:
         for line in api.explain_cache(backbone, layer, **options):
-            click.echo(line)
+            print_line(line)
         return
     for result in api.extract_files(backbone, layer, **options):
         note(_summary(result))
         if options["store"]:
             note(_storage(result))
-        click.echo(result.path)
+        print_line(result.path)
 
 
 def _storage(result: ExtractionResult) -> str:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from featkit.cli.options import command, option, study_options
-from featkit.cli.output import interactive, print_json, table
+from featkit.cli.output import interactive, print_json, print_line, print_text, table
 from featkit.errors import SpecError
 
 if TYPE_CHECKING:
@@ -89,11 +89,11 @@ def fewshot(shot: str, head: tuple[str, ...], curve: str, as_json: bool, **optio
     if as_json:
         print_json(result.to_dict())
         return
-    click.echo(f"{options['episodes']} episodes of {options['way']} classes")
-    click.echo(_table(result.scores))
+    print_line(f"{options['episodes']} episodes of {options['way']} classes")
+    print_text(_table(result.scores))
     if result.curve:
-        click.echo(f"\ntest accuracy, {options['draws']} draws")
-        click.echo(_table(result.curve))
+        print_text(f"\ntest accuracy, {options['draws']} draws")
+        print_text(_table(result.curve))
 
 
 def _numbers(text: str) -> list[int]:

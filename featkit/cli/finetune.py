@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from featkit.cli.options import backbone_option, cache_option, command, json_option, out_option
-from featkit.cli.output import between, interactive, print_json, table
+from featkit.cli.output import between, interactive, print_json, print_text, table
 from featkit.cli.training_options import mode_option, training_options
 
 EPILOG = """\b
@@ -69,7 +69,7 @@ def finetune(study: Path | None, as_json: bool, **options: Any) -> None:
         if as_json:
             print_json(run.report.to_dict())
         else:
-            click.echo(summary(run.report))
+            print_text(summary(run.report))
         return
     _run_study(study, options, as_json)
 
@@ -89,7 +89,7 @@ def _run_study(study: Path, options: dict[str, Any], as_json: bool) -> None:
     if as_json:
         print_json(trainings.rows)
     else:
-        click.echo(_table(trainings.rows))
+        print_text(_table(trainings.rows))
 
 
 def _table(rows: Sequence[Mapping[str, Any]]) -> str:

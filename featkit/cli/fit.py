@@ -8,7 +8,14 @@ import click
 
 from featkit.cli.compare import print_comparison
 from featkit.cli.options import balance_option, command, option, study_options, subset_option
-from featkit.cli.output import between, interactive, print_json
+from featkit.cli.output import (
+    between,
+    interactive,
+    print_json,
+    print_line,
+    print_text,
+    visible_lines,
+)
 
 if TYPE_CHECKING:
     from featkit.api import FitResults
@@ -89,7 +96,7 @@ def fit(head: tuple[str, ...], seeds: int, as_json: bool, **options: Any) -> Non
 
     def show(run: Run) -> None:
         if not as_json:
-            click.echo(run_text(run))
+            print_text(run_text(run))
 
     found = api.fit_heads(
         head or ("linear",), seeds=seeds, on_run=show, progress=interactive(), **options
@@ -98,9 +105,9 @@ def fit(head: tuple[str, ...], seeds: int, as_json: bool, **options: Any) -> Non
         _print_results_json(found)
         return
     for name, summary in found.seeds.items():
-        click.echo(f"{name} over {seeds} seeds: {_seeds_text(summary)}")
+        print_line(f"{name} over {seeds} seeds: {_seeds_text(summary)}")
     if found.comparison:
-        click.echo("")
+        print_line("")
         print_comparison(found.comparison.runs, found.comparison.pairs)
 
 
@@ -136,7 +143,7 @@ def run_text(run: Run) -> str:
         lines.append(f"most confused: {', '.join(pairs)}")
     seconds, memory = report.cost["fit_seconds"], report.cost["peak_memory_mb"]
     lines.append(f"fitted in {seconds:.1f} s, peak memory {memory:.0f} MB")
-    return "\n".join(lines)
+    return visible_lines(lines)
 
 
 def _rejection_text(rejection: Rejection) -> str:

@@ -27,7 +27,8 @@ from featkit.cli.options import (
     stack,
     views_option,
 )
-from featkit.cli.output import between, interactive, table
+from featkit.cli.output import between, interactive, print_text, table, visible_lines
+from featkit.errors import visible
 
 if TYPE_CHECKING:
     from featkit.ablation.cells import CellResult
@@ -168,15 +169,15 @@ def print_grid(grid: Grid, options: Mapping[str, Any], baseline: str = "") -> Ab
 
     options = {**options, "progress": interactive()}
     if options["dry_run"]:
-        click.echo(_estimate_text(*api.estimate_study(grid, options)))
+        print_text(_estimate_text(*api.estimate_study(grid, options)))
         return None
 
     def show(result: AblationResult) -> None:
         if options["as_json"]:
             results = Path(options["out"], grid.name, grid.id, "results.json")
-            click.echo(results.read_text(encoding="utf-8"))
+            print_text(results.read_text(encoding="utf-8"))
         else:
-            click.echo(_table(best_first(result.cells)))
+            print_text(_table(best_first(result.cells)))
 
     return api.run_study(grid, options, baseline, command=_command_line(), on_result=show)
 
@@ -216,7 +217,7 @@ def _estimate_text(estimate: Estimate, jobs: int) -> str:
         else f"about {seconds:.0f} s"
     )
     lines.append(f"time with {jobs} jobs: {time}")
-    return "\n".join(lines)
+    return visible_lines(lines)
 
 
 _NUMBERS = ("top-1 %", "95% CI", "balanced %", "n", "fit s")
@@ -234,9 +235,9 @@ def _table(cells: Sequence[CellResult]) -> str:
     rows = []
     for cell, place in zip(cells, places, strict=True):
         rows.append([*_number_cells(cell), *(place[axis] for axis in varying)])
-    lines = [f"{', '.join(constant)}\n"] if constant else []
+    lines = [visible(", ".join(constant)), ""] if constant else []
     lines.append(table([*_NUMBERS, *varying], rows, right=_NUMBERS))
-    lines.extend(_problems(cells))
+    lines.extend(visible(problem) for problem in _problems(cells))
     return "\n".join(lines)
 
 

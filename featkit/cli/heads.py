@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import click
-
 from featkit.cli.options import command
+from featkit.cli.output import print_line, print_text
 
 EPILOG = """\b
 Examples:
@@ -22,14 +21,14 @@ def heads() -> None:
     from featkit.heads import list_corrections, list_heads
 
     for head in list_heads():
-        click.echo(f"{head.name}{'' if head.builtin else ' (plug-in)'}: {head.summary}")
-        click.echo("    " + _options_text(head.options))
-    click.echo("\nClass-imbalance corrections (--balance):")
+        print_line(f"{head.name}{'' if head.builtin else ' (plug-in)'}: {head.summary}")
+        print_line("    " + _options_text(head.options))
+    print_text("\nClass-imbalance corrections (--balance):")
     for correction in list_corrections():
         names = ", ".join([correction.name, *correction.aliases])
-        click.echo(f"{names}: {correction.summary.replace('``', '')}")
+        print_line(f"{names}: {correction.summary.replace('``', '')}")
         if correction.options:
-            click.echo("    " + _options_text(correction.options))
+            print_line("    " + _options_text(correction.options))
 
 
 def _options_text(options: Mapping[str, Any]) -> str:

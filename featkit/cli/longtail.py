@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-import click
-
 from featkit.cli.grid_commands import axis_options, grid_options, print_grid
 from featkit.cli.options import command, option
-from featkit.cli.output import between, table
+from featkit.cli.output import between, print_text, table
 
 if TYPE_CHECKING:
     from featkit.ablation.conditions import LongTailRow
@@ -57,7 +55,7 @@ def longtail(factors: tuple[float, ...], **options: Any) -> None:
     grid = api.longtail_grid({**options, "factors": factors or None})
     result = print_grid(grid, options)
     if result and not options["as_json"]:
-        click.echo("\n" + _table(long_tail(result.findings)))
+        print_text("\n" + _table(long_tail(result.findings)))
 
 
 def _table(rows: Sequence[LongTailRow]) -> str:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import re
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import import_module
+from io import TextIOWrapper
 from itertools import chain
 from typing import Any
 
 import click
 
 from featkit import __version__
-from featkit.errors import FeatkitError, OptionsError
+from featkit.errors import FeatkitError, OptionsError, visible
 
 SECTIONS: dict[str, dict[str, str]] = {
     "Features": {
@@ -81,26 +85,68 @@ class CommandGroup(click.Group):
             with formatter.section(title):
                 formatter.write_dl(list(commands.items()))
 
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Parse the arguments before the command."""
+        with _visible_usage_errors():
+            return super().parse_args(ctx, args)
+
     def invoke(self, ctx: click.Context) -> Any:
         """Run a command; report errors in one line, with exit code 1."""
         try:
-            return super().invoke(ctx)
+            with _visible_usage_errors():
+                return super().invoke(ctx)
         except OptionsError as error:
-            raise click.UsageError(str(error), ctx) from error
+            raise click.UsageError(_message(error, self, ctx), ctx) from error
         except FeatkitError as error:
-            raise click.ClickException(str(error)) from error
+            raise click.ClickException(_message(error, self, ctx)) from error
         except KeyboardInterrupt as interrupt:
             resume = "" if "--resume" not in _option_names(self, ctx) else ", with --resume,"
             message = f"interrupted; run the same command again{resume} to resume"
             raise click.ClickException(message) from interrupt
 
 
+@contextmanager
+def _visible_usage_errors() -> Iterator[None]:
+    """Escape what a terminal might obey in the arguments that click's own errors quote."""
+    try:
+        yield
+    except click.ClickException as error:
+        error.message = visible(error.message)
+        raise
+
+
+def _message(error: FeatkitError, group: click.Group, ctx: click.Context) -> str:
+    """Return the message of an error, without advice to use options that the command lacks.
+
+    A message that names such an option all the same says so: the library does not know which
+    command it works for.
+    """
+    known = _option_names(group, ctx)
+    fixes = [fix for fix in error.fixes if _named_options(fix) <= known]
+    text = error.text(fixes)
+    missing = sorted(_named_options(text) - known)
+    if missing:
+        text += f" (`featkit {ctx.invoked_subcommand}` has no {' or '.join(missing)})"
+    return text
+
+
+def _named_options(text: str) -> set[str]:
+    """Return the options in a text, but not those of commands in backticks."""
+    return set(_OPTION.findall(_QUOTED_COMMAND.sub("", text)))
+
+
+_QUOTED_COMMAND = re.compile(r"`featkit [^`]*`")
+_OPTION = re.compile(r"(?<![\w-])--[a-z][a-z0-9-]*")
+
+
 def _option_names(group: click.Group, ctx: click.Context) -> set[str]:
     """Return the option names of the subcommand that is running."""
     command = group.get_command(ctx, ctx.invoked_subcommand or "")
+    commands = list(command.commands.values()) if isinstance(command, click.Group) else [command]
     names: set[str] = set()
-    for parameter in command.params if command else []:
-        names.update(parameter.opts)
+    for each in commands:
+        for parameter in each.params if each else []:
+            names.update(parameter.opts)
     return names
 
 
@@ -119,7 +165,14 @@ def main() -> None:
     from featkit.cli.messages import shown_messages
 
     keep_freed_memory()
+    escape_unencodable_output()
     click.get_current_context().with_resource(shown_messages())
+
+
+def escape_unencodable_output() -> None:
+    """Print characters that the encoding of stdout lacks as escapes, as stderr does by default."""
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 # Parameters of mallopt, from glibc's malloc.h.

@@ -8,6 +8,8 @@ from contextlib import contextmanager
 
 import click
 
+from featkit.errors import visible
+
 
 class EchoHandler(logging.Handler):
     """Print log records on stderr, warnings with a prefix."""
@@ -15,7 +17,7 @@ class EchoHandler(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         """Print one record."""
         prefix = "warning: " if record.levelno >= logging.WARNING else ""
-        click.echo(f"{prefix}{record.getMessage()}", err=True)
+        click.echo(f"{prefix}{visible(record.getMessage())}", err=True)
 
 
 @contextmanager

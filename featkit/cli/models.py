@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import click
-
 from featkit.cli.options import command, option
-from featkit.cli.output import table
+from featkit.cli.output import print_text, table
 
 EPILOG = """\b
 Examples:
@@ -28,9 +26,9 @@ def models(layers: str | None) -> None:
 
     if layers:
         rows = [[name, "x".join(map(str, shape))] for name, shape in list_layers(layers)]
-        click.echo(table(["layer", "output"], rows))
+        print_text(table(["layer", "output"], rows))
         return
-    click.echo(
+    print_text(
         table(
             ["backbone", "embedding", "parameters", "weights"], [list(row) for row in list_models()]
         )

@@ -1,17 +1,39 @@
-"""Text that commands print: notes on stderr, tables and numbers on stdout."""
+"""Text that commands print: notes on stderr, tables and numbers on stdout.
+
+Commands print with these functions only, which escape what a terminal might obey. A name that is
+part of a text of several lines must be escaped by ``visible`` where it is put in, since a line
+break in it could not be told from one of the text; ``table`` does so for its cells.
+"""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import click
 
+from featkit.errors import visible
+
 
 def note(text: str) -> None:
     """Print a line about progress or a default to stderr."""
-    click.echo(text, err=True)
+    click.echo(visible(text), err=True)
+
+
+def print_line(value: object) -> None:
+    """Print one line on stdout; a line break in it is escaped."""
+    click.echo(visible(str(value)))
+
+
+def print_text(text: str, *, end: str = "\n") -> None:
+    """Print a text of several lines on stdout."""
+    click.echo(visible_lines(text.split("\n")) + end, nl=False)
+
+
+def visible_lines(lines: Iterable[str]) -> str:
+    """Join lines to a text; line breaks inside of them are escaped."""
+    return "\n".join(visible(line) for line in lines)
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[Any]], right: Sequence[str] = ()) -> str:
@@ -23,7 +45,8 @@ def table(header: Sequence[str], rows: Sequence[Sequence[Any]], right: Sequence[
     drawn.align = "l"
     for name in right:
         drawn.align[name] = "r"
-    drawn.add_rows([list(row) for row in rows])
+    for row in rows:
+        drawn.add_row([visible(str(cell)) for cell in row])
     drawn.left_padding_width, drawn.right_padding_width = 0, 2
     return "\n".join(line.rstrip() for line in drawn.get_string().splitlines())
 
@@ -46,17 +69,9 @@ def print_json(value: Any) -> None:
     """Print a value as indented JSON."""
     import json
 
-    click.echo(json.dumps(value, indent=2, allow_nan=False))
+    print_text(json.dumps(value, indent=2, allow_nan=False))
 
 
 def interactive() -> bool:
     """Return whether stderr is a terminal, on which progress bars make sense."""
     return sys.stderr.isatty()
-
-
-def printable(text: str) -> str:
-    """Return a text with control characters escaped, which a terminal might obey."""
-    parts = []
-    for char in text:
-        parts.append(char if char.isprintable() else char.encode("unicode_escape").decode())
-    return "".join(parts)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from featkit.cli.options import command, compute_options, json_option, option
-from featkit.cli.output import interactive, note, print_json, table
+from featkit.cli.output import interactive, note, print_json, print_text, table
 
 if TYPE_CHECKING:
     from featkit.runs.predict import Prediction
@@ -49,9 +49,9 @@ def predict(run: Path, files: tuple[str, ...], as_json: bool, as_csv: bool, **op
     if as_json:
         print_json([prediction.to_dict() for prediction in predictions])
     elif as_csv:
-        click.echo(_csv(predictions), nl=False)
+        print_text(_csv(predictions), end="")
     else:
-        click.echo(_table(predictions))
+        print_text(_table(predictions))
 
 
 def _expand_stdin(files: Sequence[str]) -> list[str]:

@@ -17,7 +17,8 @@ from featkit.cli.options import (
     out_option,
     size_options,
 )
-from featkit.cli.output import between, interactive, print_json, size, table
+from featkit.cli.output import between, interactive, print_json, print_text, size, table
+from featkit.errors import visible
 
 if TYPE_CHECKING:
     from featkit.api import ProfileResult
@@ -81,7 +82,7 @@ def profile(backbones: tuple[str, ...], as_json: bool, **options: Any) -> None:
     if as_json:
         print_json(result.to_dict())
         return
-    click.echo(_text(result))
+    print_text(_text(result))
 
 
 _COSTS = (
@@ -107,7 +108,7 @@ def _text(result: ProfileResult) -> str:
     ]
     report = result.networks[0].report
     if report:
-        parts.append(f"\n{result.head} on {Path(result.data).name}, n = {report.n}")
+        parts.append(f"\n{visible(f'{result.head} on {Path(result.data).name}')}, n = {report.n}")
         parts.append(table(["network", *_ACCURACY], accuracy, right=_ACCURACY))
     return "\n".join(parts)
 

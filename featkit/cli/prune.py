@@ -16,7 +16,7 @@ from featkit.cli.options import (
     size_options,
     weights_option,
 )
-from featkit.cli.output import interactive
+from featkit.cli.output import interactive, print_line
 
 EPILOG = """\b
 Examples:
@@ -122,4 +122,4 @@ def prune(backbone: str, **options: Any) -> None:
 
     for step in api.prune(backbone, progress=interactive(), **options):
         if step.path:
-            click.echo(step.path)
+            print_line(step.path)

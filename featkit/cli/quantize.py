@@ -17,7 +17,7 @@ from featkit.cli.options import (
     size_options,
     weights_option,
 )
-from featkit.cli.output import interactive, note, print_json, size, table
+from featkit.cli.output import interactive, note, print_json, print_line, print_text, size, table
 
 if TYPE_CHECKING:
     from featkit.studies.quantize import QuantizedRun
@@ -109,8 +109,8 @@ def quantize(backbone: str, as_json: bool, **options: Any) -> None:
     rows = []
     for layer, noise in sorted(result.snr, key=lambda each: each[1]):
         rows.append([layer, f"{noise:.1f}", "float32" if result.config.keeps(layer) else ""])
-    click.echo(table(["layer", *columns, "kept"], rows, right=columns))
-    click.echo(model.path)
+    print_text(table(["layer", *columns, "kept"], rows, right=columns))
+    print_line(model.path)
 
 
 def _note_accuracy(run: QuantizedRun) -> None:

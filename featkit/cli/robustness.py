@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-import click
-
 from featkit.cli.grid_commands import axis_options, grid_options, print_grid
 from featkit.cli.options import command, option
-from featkit.cli.output import between, table
+from featkit.cli.output import between, print_text, table
 
 if TYPE_CHECKING:
     from featkit.ablation.conditions import DropRow
@@ -70,7 +68,7 @@ def robustness(**options: Any) -> None:
     result = print_grid(grid, options, baseline)
     if result and not options["as_json"]:
         baseline = baseline or str(grid.values("backbone")[0])
-        click.echo("\n" + _table(drops_by_classifier(result.findings, baseline)))
+        print_text("\n" + _table(drops_by_classifier(result.findings, baseline)))
 
 
 def _table(rows: Sequence[DropRow]) -> str:

@@ -22,7 +22,7 @@ from featkit.backbones.base import Backbone, QuantizedNetwork
 from featkit.embeddings import store
 from featkit.embeddings.pipeline import Compute
 from featkit.embeddings.recipe import Recipe
-from featkit.errors import CacheError, DataError, DecodeError
+from featkit.errors import CacheError, DataError, DecodeError, visible
 from featkit.images.base import ImageSet
 from featkit.parallel import in_threads
 from featkit.storage import digest, file_sha256, replace_file, safe_name, storage_errors
@@ -179,7 +179,7 @@ def read_pixels(
 
     loaded = in_threads(load, keys, compute.threads)
     title = f"calibrating {task.backbone.name}"
-    shown = tqdm(loaded, title, total=len(keys), unit="img", disable=not compute.progress)
+    shown = tqdm(loaded, visible(title), total=len(keys), unit="img", disable=not compute.progress)
     pixels = [image for image in shown if image is not None]
     if not pixels:
         raise DataError(

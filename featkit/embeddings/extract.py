@@ -31,7 +31,7 @@ from featkit.embeddings.plan import (
     plan_extraction,
 )
 from featkit.embeddings.request import Request
-from featkit.errors import CacheError, DataError, DecodeError
+from featkit.errors import CacheError, DataError, DecodeError, visible
 from featkit.images.base import ImageSet, Pixels, cache_last_row
 from featkit.storage import storage_errors
 
@@ -480,7 +480,7 @@ def embed(
     title = f"{'+'.join(backbone.name for backbone, _, _ in networks)} on {images.name}"
     with (
         one_thread_per_worker() as start,
-        tqdm(total=total, desc=title, unit="img", disable=not compute.progress) as bar,
+        tqdm(total=total, desc=visible(title), unit="img", disable=not compute.progress) as bar,
     ):
         for batch in pipeline.run(images.load, targets, compute, on_cpu=on_cpu, start=start):
             yield batch

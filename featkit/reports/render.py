@@ -14,28 +14,20 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from featkit.errors import visible
+
 
 def render(template: str, **context: Any) -> str:
     """Return the page of a template in ``reports/templates``.
 
     Every text in ``context`` is escaped: HTML characters by Jinja2, invisible characters by
-    ``visible``.
+    ``featkit.errors.visible``.
 
     Args:
         template: file name, such as ``ablation.html``; it extends ``base.html``.
         context: values the template needs; a missing one is an error.
     """
     return _environment().get_template(template).render(**context)
-
-
-def visible(text: str) -> str:
-    r"""Return the text with invisible characters as escapes like ``\u202e``.
-
-    A name with a right-to-left override could otherwise show as another one.
-    """
-    return "".join(
-        char if char.isprintable() else char.encode("unicode_escape").decode() for char in text
-    )
 
 
 @cache

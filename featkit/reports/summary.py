@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 from featkit.ablation.conditions import drops_by_classifier, long_tail
 from featkit.ablation.effects import PERTURB, Findings, grouped, unperturbed
+from featkit.errors import visible
 from featkit.evaluation.effects import SEED
-from featkit.reports.render import visible
 from featkit.reports.wording import (
     NO_SELECTION,
     average_text,

@@ -19,6 +19,7 @@ from featkit.evaluation import PairedComparison, Predictions, Report, compare
 from featkit.evaluation.display import data_frame, html_table
 from featkit.evaluation.intervals import Interval
 from featkit.runs.directory import PREDICTIONS_FILE, RESULTS_FILE, missing_run_message
+from featkit.storage import safe_cell
 
 
 @dataclass(frozen=True)
@@ -114,9 +115,10 @@ def read_run(directory: Path) -> tuple[str, Report, Predictions]:
         with (directory / PREDICTIONS_FILE).open(newline="", encoding="utf-8") as file:
             rows = list(csv.DictReader(file))
         title = _title(report.provenance)
-        ids = [row["id"] for row in rows]
-        y = np.array([row["true"] for row in rows])
-        predicted = np.array([row["predicted"] for row in rows])
+        # Files of versions up to 0.2.0 hold names as they are, later ones as safe cells.
+        ids = [safe_cell(row["id"]) for row in rows]
+        y = np.array([safe_cell(row["true"]) for row in rows])
+        predicted = np.array([safe_cell(row["predicted"]) for row in rows])
     except FileNotFoundError as error:
         raise RunError(missing_run_message(directory, Path(error.filename).name)) from error
     except (OSError, DataError, KeyError, TypeError, ValueError) as error:

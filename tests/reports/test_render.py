@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from jinja2 import UndefinedError
 from markupsafe import Markup
 
+from featkit.errors import visible
 from featkit.reports.ablation import AblationView
 from featkit.reports.components import (
     ScatterPoint,
@@ -23,7 +24,7 @@ from featkit.reports.components import (
     number_cell,
     scatter_chart,
 )
-from featkit.reports.render import _environment, render, visible
+from featkit.reports.render import _environment, render
 
 HOSTILE = [
     "<script>alert(1)</script>",
