@@ -7,7 +7,9 @@ flushed to the disk and renamed. This holds on Linux, macOS and Windows.
 from __future__ import annotations
 
 import csv
+import ctypes
 import errno
+import glob
 import hashlib
 import io
 import json
@@ -16,17 +18,18 @@ import platform
 import re
 import shutil
 import stat
-import tempfile
+import sys
 import tomllib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
+from functools import cache
 from importlib import import_module
 from io import BufferedReader
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, TextIO, TypeVar
 
-from featkit.errors import SpecError, StorageError, visible
+from featkit.errors import FeatkitError, SpecError, StorageError, visible
 
 Content = str | bytes | Callable[[Path], None]
 """Text, bytes, or a function that writes the file at a given path."""
@@ -190,38 +193,227 @@ def replace_file(temporary: Path, path: Path) -> None:
     """Flush a finished temporary file to the disk and rename it to ``path``, in the same folder."""
     _flush_to_disk(temporary)
     temporary.replace(path)
-    # After a power loss the new name may be missing unless its folder is flushed too. Windows
-    # cannot open folders, and its rename needs no such flush.
-    if os.name == "posix":
-        _flush_to_disk(path.parent)
+    _flush_directory(path.parent)
 
 
 def publish(directory: Path, files: Mapping[str, Content]) -> None:
-    """Write files into a new directory next to ``directory``, then rename it into place.
+    """Write files into a new directory, then put it in the place of ``directory`` in one step.
+
+    Readers see the old directory or the new one. Linux and macOS exchange the two atomically; on
+    file systems that cannot, ``read_directory`` waits for the few microseconds between two renames.
+    What an interruption leaves behind is removed when anything is published beside it again.
+
+    Files that were put into the old directory by others, such as an exported model, are kept.
+
+    Args:
+        directory: the directory; its parent is created if needed.
+        files: contents by file name.
 
     Raises:
-        StorageError: if the disk is full or cannot be written; ``directory`` is then unchanged.
+        StorageError: if the disk is full or cannot be written; ``directory`` is then unchanged, or
+            complete if only its last flush to the disk failed.
     """
-    # One process at a time: the directory cannot be replaced atomically, so two would collide.
-    lock = directory.parent / f".{directory.name}.lock"
-    with locked(lock, on_wait=lambda owner: None), storage_errors(directory):
-        scratch = Path(tempfile.mkdtemp(prefix=f".{directory.name}.", dir=directory.parent))
+    # A link stays a link. Relative paths such as "." have no name of their own.
+    directory = Path(os.path.realpath(directory))
+    # One process at a time, so that the names of the scratch directories can be fixed: whoever
+    # holds the lock knows that what it finds there was left behind.
+    with locked(_publish_lock(directory), on_wait=lambda owner: None), storage_errors(directory):
+        _clean_up_beside(directory)
+        if directory.exists() and not directory.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, "a file of this name exists", str(directory))
+        new = _scratch(directory)
         try:
-            new, old = scratch / "new", scratch / "old"
             new.mkdir()
             for name, content in files.items():
                 _write_content(new / name, content)
                 _flush_to_disk(new / name)
-            if directory.exists():
-                directory.rename(old)
-            try:
-                new.rename(directory)
-            except OSError:
-                if old.exists():
-                    old.rename(directory)
-                raise
+            _write_content(new / _MANIFEST, json.dumps(sorted([*files, _MANIFEST])))
+            _flush_to_disk(new / _MANIFEST)
+            _keep_foreign_files(directory, new)
+            _flush_directory(new)
+            _put_in_place(new, directory)
+            _flush_directory(directory.parent)
         finally:
-            shutil.rmtree(scratch, ignore_errors=True)
+            # Also after a signal between any two calls above.
+            _recover(directory)
+
+
+Value = TypeVar("Value")
+
+
+def read_directory(directory: Path, read: Callable[[], Value]) -> Value:
+    """Return ``read()``, called again if ``directory`` was replaced by ``publish`` meanwhile.
+
+    Args:
+        directory: the directory that is read.
+        read: reads files of the directory; raises FeatkitError or OSError if they do not belong
+            together.
+    """
+    directory = Path(os.path.realpath(directory))
+    while True:
+        before = _identity(directory)
+        try:
+            return read()
+        except (FeatkitError, OSError):
+            interrupted = not directory.exists() and _retired(directory).exists()
+            if not interrupted and _identity(directory) == before:
+                raise
+            # Without write access the lock cannot be taken; a published directory is complete.
+            if interrupted:
+                with locked(_publish_lock(directory), on_wait=lambda owner: None):
+                    _recover(directory)
+
+
+_MANIFEST = ".published.json"
+"""File of a published directory that lists the files which ``publish`` wrote."""
+
+# A directory is written and removed under the first name, so that it can be discarded at any time.
+# The second holds the complete old directory while there is none in its place.
+_SCRATCH_SUFFIX, _RETIRED_SUFFIX = ".new~", ".old~"
+
+
+def _publish_lock(directory: Path) -> Path:
+    return directory.with_name(f".{directory.name}.lock")
+
+
+def _scratch(directory: Path) -> Path:
+    return directory.with_name(f".{directory.name}{_SCRATCH_SUFFIX}")
+
+
+def _retired(directory: Path) -> Path:
+    return directory.with_name(f".{directory.name}{_RETIRED_SUFFIX}")
+
+
+def _identity(directory: Path) -> tuple[int, int, int] | None:
+    """Return what tells a directory from the one that replaces it, None if there is none."""
+    try:
+        status = directory.stat()
+    except OSError:
+        return None
+    return status.st_ino, status.st_mtime_ns, status.st_ctime_ns
+
+
+def _put_in_place(new: Path, directory: Path) -> None:
+    """Rename ``new`` to ``directory``; an old directory ends under the name of ``new``."""
+    if not directory.exists():
+        new.rename(directory)
+    elif not exchange(new, directory):
+        retired = _retired(directory)
+        directory.rename(retired)
+        new.rename(directory)
+        # Only complete directories have this name: ``_recover`` would put back half of one.
+        retired.rename(new)
+
+
+def _recover(directory: Path) -> None:
+    """Undo or finish what an interrupted ``publish`` began; its lock must be held."""
+    retired = _retired(directory)
+    if retired.exists():
+        if directory.exists():
+            _remove(_scratch(directory))
+            retired.rename(_scratch(directory))
+        else:
+            retired.rename(directory)
+    _remove(_scratch(directory))
+    _recover_legacy(directory)
+
+
+def _recover_legacy(directory: Path) -> None:
+    """Undo an interrupted ``publish`` of version 0.1.0: ``.<name>.<8 characters>/new`` and old."""
+    pattern = f".{glob.escape(directory.name)}.{'[a-z0-9_]' * 8}"
+    for scratch in directory.parent.glob(pattern):
+        if not {path.name for path in scratch.iterdir()} <= {"new", "old"}:
+            continue
+        if not directory.exists() and (scratch / "old").exists():
+            (scratch / "old").rename(directory)
+        _remove(scratch)
+
+
+def _clean_up_beside(directory: Path) -> None:
+    """Recover ``directory`` and all others in its folder whose ``publish`` was killed."""
+    _recover(directory)
+    for path in list(directory.parent.iterdir()):
+        found = re.fullmatch(r"\.(.+)\.(new~|old~|lock|owner)", path.name)
+        if not found or found[1] == directory.name:
+            continue
+        other = directory.with_name(found[1])
+        # A process that holds the lock is publishing it now.
+        with suppress(StorageError, OSError), locked(_publish_lock(other)):
+            _recover(other)
+
+
+def _keep_foreign_files(old: Path, new: Path) -> None:
+    """Link what others have put into a published directory into the one that replaces it."""
+    if not old.is_dir():
+        return
+    try:
+        written = set(json.loads((old / _MANIFEST).read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        written = {_MANIFEST}
+    for path in old.iterdir():
+        target = new / path.name
+        if path.name in written or target.exists():
+            continue
+        if path.is_dir() and not path.is_symlink():
+            shutil.copytree(path, target, symlinks=True, copy_function=_link_or_copy)
+        else:
+            _link_or_copy(path, target)
+
+
+def _link_or_copy(source: str | Path, target: str | Path) -> None:
+    try:
+        os.link(source, target, follow_symlinks=False)
+    except OSError:  # a file system without hard links
+        shutil.copy2(source, target, follow_symlinks=False)
+
+
+def _remove(directory: Path) -> None:
+    if directory.is_symlink():
+        directory.unlink()
+    elif directory.exists():
+        shutil.rmtree(directory, ignore_errors=True)
+
+
+def exchange(a: Path, b: Path) -> bool:
+    """Exchange two paths atomically; return False if the system or the file system cannot.
+
+    Raises:
+        OSError: if one does not exist, or may not be renamed.
+    """
+    rename = _exchange_function()
+    if rename is None:
+        return False
+    code = rename(os.fsencode(a), os.fsencode(b))
+    if code in _EXCHANGE_UNSUPPORTED:
+        return False
+    if code:
+        raise OSError(code, os.strerror(code), str(b))
+    return True
+
+
+# EPERM is the answer of container runtimes whose seccomp profile does not know the system call.
+_EXCHANGE_UNSUPPORTED = {errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EPERM, errno.EXDEV}
+
+
+@cache
+def _exchange_function() -> Callable[[bytes, bytes], int] | None:
+    """Return a function that exchanges two paths and returns errno; None if there is none."""
+    if sys.platform == "win32":
+        return None
+    libc = ctypes.CDLL(None, use_errno=True)
+    name, folder, flag = "renameat2", [-100], 2  # AT_FDCWD and RENAME_EXCHANGE of linux/fs.h
+    if sys.platform == "darwin":
+        name, folder, flag = "renamex_np", [], 2  # RENAME_SWAP of sys/stdio.h
+    call = getattr(libc, name, None)
+    if call is None:
+        return None
+
+    def rename(a: bytes, b: bytes) -> int:
+        if call(*folder, a, *folder, b, ctypes.c_uint(flag)):
+            return ctypes.get_errno()
+        return 0
+
+    return rename
 
 
 def _write_content(path: Path, content: Content) -> None:
@@ -242,6 +434,17 @@ def _flush_to_disk(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _flush_directory(directory: Path) -> None:
+    # After a power loss a new name may be missing unless its folder is flushed too. Windows cannot
+    # open folders, and its rename needs no such flush. Some network file systems cannot flush them.
+    if os.name == "posix":
+        try:
+            _flush_to_disk(directory)
+        except OSError as error:
+            if error.errno not in {errno.EINVAL, errno.ENOTSUP, errno.ENOSYS}:
+                raise
 
 
 @contextmanager

@@ -34,7 +34,8 @@ from featkit.storage import (
 
 
 def names(folder):
-    return sorted(path.name for path in folder.iterdir())
+    """Return the names in a folder, without the list of files that ``publish`` writes."""
+    return sorted(path.name for path in folder.iterdir() if path.name != ".published.json")
 
 
 def test_text_bytes_and_functions_become_files(tmp_path):
