@@ -152,6 +152,11 @@ def read_cell(folder: Path, name: str, values: Mapping[str, AxisValue]) -> CellR
         raise RunError(f"{path} cannot be read ({error or type(error).__name__})") from error
 
 
+def count_cells(folder: Path) -> int:
+    """Return the number of finished cells in a folder, also of other grids of the same name."""
+    return len(list(folder.glob("*.json.gz")))
+
+
 def remove_cell(folder: Path, name: str) -> None:
     """Delete the file of a cell, so that the cell is computed again."""
     _cell_path(folder, name).unlink(missing_ok=True)

@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from featkit.ablation.cells import CellResult, failed_cell, lock_grid, read_cell, remove_cell
+from featkit.ablation.cells import (
+    CellResult,
+    count_cells,
+    failed_cell,
+    lock_grid,
+    read_cell,
+    remove_cell,
+)
 from featkit.ablation.effects import Findings, analyze_grid
 from featkit.ablation.executors import Executor
 from featkit.ablation.executors.local import LocalExecutor
@@ -104,7 +112,11 @@ def run_grid(grid: Grid, config: AblationConfig) -> AblationResult:
     folder = config.out / grid.name / "cells"
     executor = LocalExecutor(config.jobs, available_cores())
     with lock_grid(folder):
-        results = _run_cells(grid, config, folder, executor)
+        try:
+            results = _run_cells(grid, config, folder, executor)
+        except KeyboardInterrupt as interrupt:
+            interrupt.add_note(f"{count_cells(folder):,} finished cells are kept in {folder}")
+            raise
     return AblationResult(grid, tuple(results[index] for index in range(len(results))))
 
 
@@ -124,12 +136,13 @@ def _run_cells(
     tasks = [_make_task(grid, cells, extractor, folder) for cells in group_by_head(pending)]
     total = len(results) + len(pending)
     _report_progress(config, results, total, len(tasks))
-    for done, finished in enumerate(executor.run(run_task, tasks), 1):
-        task = tasks[finished.index]
-        failed = {} if finished.worker_died else finished.result
-        for cell in task.conditions:
-            results[cell.index] = failed.get(cell.index) or _read_result(task, cell)
-        _report_progress(config, results, total, len(tasks) - done)
+    with closing(executor.run(run_task, tasks)) as finished_tasks:
+        for done, finished in enumerate(finished_tasks, 1):
+            task = tasks[finished.index]
+            failed = {} if finished.worker_died else finished.result
+            for cell in task.conditions:
+                results[cell.index] = failed.get(cell.index) or _read_result(task, cell)
+            _report_progress(config, results, total, len(tasks) - done)
     return results
 
 

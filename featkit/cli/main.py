@@ -14,6 +14,7 @@ from typing import Any
 import click
 
 from featkit import __version__
+from featkit.cli.interruption import exhaustion_reported, interruptions_reported, signals_raised
 from featkit.errors import FeatkitError, OptionsError, visible
 
 SECTIONS: dict[str, dict[str, str]] = {
@@ -85,6 +86,16 @@ class CommandGroup(click.Group):
             with formatter.section(title):
                 formatter.write_dl(list(commands.items()))
 
+    def main(self, *args: Any, **extra: Any) -> Any:
+        """Run the command line; signals that end the process are reported like Ctrl-C."""
+        with signals_raised():
+            return super().main(*args, **extra)
+
+    def make_context(self, *args: Any, **extra: Any) -> click.Context:
+        """Parse the arguments before the command; ``invoke`` parses the others."""
+        with interruptions_reported():
+            return super().make_context(*args, **extra)
+
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Parse the arguments before the command."""
         with _visible_usage_errors():
@@ -93,16 +104,15 @@ class CommandGroup(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         """Run a command; report errors in one line, with exit code 1."""
         try:
-            with _visible_usage_errors():
+            with _visible_usage_errors(), exhaustion_reported():
                 return super().invoke(ctx)
         except OptionsError as error:
             raise click.UsageError(_message(error, self, ctx), ctx) from error
         except FeatkitError as error:
             raise click.ClickException(_message(error, self, ctx)) from error
         except KeyboardInterrupt as interrupt:
-            resume = "" if "--resume" not in _option_names(self, ctx) else ", with --resume,"
-            message = f"interrupted; run the same command again{resume} to resume"
-            raise click.ClickException(message) from interrupt
+            with interruptions_reported(resume="--resume" in _option_names(self, ctx)):
+                raise interrupt
 
 
 @contextmanager
@@ -160,7 +170,7 @@ def main() -> None:
     """Extract image features with pretrained networks, fit classifiers on them, and evaluate both.
 
     Results are printed on stdout, progress and defaults on stderr. Exit codes: 0 success, 1 error
-    (reported in one line), 2 wrong usage.
+    (reported in one line), 2 wrong usage, 130 interrupted by Ctrl-C, 143 ended by SIGTERM.
     """
     from featkit.cli.messages import shown_messages
 

@@ -392,9 +392,16 @@ def _make_files(
             cached = store.locate(plan.cache, plan.recipe, plan.keys)
             resumed = sum(key in journal for key in set(plan.keys))
             opened.append(OpenPlan(plan, journal, cached, resumed))
-        embed_pending(pending_images(opened), opened, compute)
-        for each in opened:
-            results[each.plan.path] = _publish(each, compute)
+        try:
+            embed_pending(pending_images(opened), opened, compute)
+            for each in opened:
+                results[each.plan.path] = _publish(each, compute)
+        except KeyboardInterrupt as interrupt:
+            count = sum(map(len, journals.values()))
+            if count:
+                cache = opened[0].plan.cache
+                interrupt.add_note(f"the features of {count:,} images are kept in {cache}")
+            raise
         for journal in journals.values():
             journal.discard()
     return results

@@ -6,7 +6,8 @@ import csv
 import json
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib.metadata import version
@@ -30,7 +31,7 @@ from featkit.runs.features import FeatureSet
 from featkit.runs.fit import PACKAGES, Run, evaluate_classifier
 from featkit.runs.predict import gathered
 from featkit.runs.splits import untrained_class_warnings
-from featkit.storage import Content, csv_text
+from featkit.storage import Content, LockHeldError, csv_text, locked
 from featkit.training.checkpoint import CHECKPOINT_FILE
 from featkit.training.finetune import TrainingResult, finetune
 from featkit.training.history import history_numbers, history_rows
@@ -115,11 +116,42 @@ def train_run(
     Returns:
         None in all but the main process.
     """
-    execution = replace(execution, folder=checkpoint_folder(prepared, out))
-    result = finetune(prepared, execution)
-    if not execution.group.is_main:
-        return None
-    return publish_trained(result, execution.compute, out, draw)
+    folder = checkpoint_folder(prepared, out)
+    with training_folder(folder, execution):
+        result = finetune(prepared, replace(execution, folder=folder))
+        if not execution.group.is_main:
+            return None
+        return publish_trained(result, execution.compute, out, draw)
+
+
+@contextmanager
+def training_folder(folder: Path, execution: ExecutionConfig) -> Iterator[None]:
+    """Hold the lock of a folder of checkpoints; an interruption says what is kept in it.
+
+    Raises:
+        TrainingError: if another process is running the same training.
+    """
+    with ExitStack() as stack:
+        if execution.group.is_main:
+            stack.callback(_remove_if_empty, folder)
+            try:
+                stack.enter_context(locked(folder / ".lock"))
+            except LockHeldError as error:
+                raise TrainingError(
+                    f"{error.owner} is running the same training in {folder.parent}: "
+                    "wait for it, or choose another --out"
+                ) from None
+        try:
+            yield
+        except KeyboardInterrupt as interrupt:
+            if (folder / CHECKPOINT_FILE).exists():
+                interrupt.add_note(f"the last checkpoint is kept in {folder}")
+            raise
+
+
+def _remove_if_empty(folder: Path) -> None:
+    with suppress(OSError):
+        folder.rmdir()
 
 
 def publish_trained(result: TrainingResult, compute: Compute, out: Path, draw: Draw) -> TrainedRun:

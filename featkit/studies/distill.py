@@ -21,7 +21,7 @@ from featkit.runs.compare import read_run
 from featkit.runs.directory import load_run, save_run
 from featkit.runs.features import load_features
 from featkit.runs.fit import fit_run
-from featkit.runs.train import Draw, TrainedRun, checkpoint_folder, publish_trained
+from featkit.runs.train import Draw, TrainedRun, checkpoint_folder, publish_trained, training_folder
 from featkit.storage import digest
 from featkit.training.config import TrainingConfig
 from featkit.training.data import Teacher
@@ -200,11 +200,13 @@ def distill_run(
     Returns:
         None in all but the main process.
     """
-    execution = replace(execution, folder=checkpoint_folder(prepared, out))
-    result = distill(prepared, teacher.teacher, teacher.width, distillation, execution)
-    if not execution.group.is_main:
-        return None
-    return publish_trained(result, execution.compute, out, draw)
+    folder = checkpoint_folder(prepared, out)
+    with training_folder(folder, execution):
+        execution = replace(execution, folder=folder)
+        result = distill(prepared, teacher.teacher, teacher.width, distillation, execution)
+        if not execution.group.is_main:
+            return None
+        return publish_trained(result, execution.compute, out, draw)
 
 
 def compare_students(runs: Mapping[str, Path], seed: int = 0) -> DistillationResult:

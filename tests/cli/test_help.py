@@ -61,17 +61,3 @@ def test_completion_prints_the_script_of_a_shell(shell, monkeypatch):
     done = CliRunner().invoke(main, ["completion", shell])
     assert done.exit_code == 0
     assert "_FEATKIT_COMPLETE" in done.stdout
-
-
-@pytest.mark.parametrize(("command", "resume"), [("fit", ""), ("finetune", ", with --resume,")])
-def test_an_interrupted_command_says_how_to_resume(command, resume, monkeypatch):
-    def interrupt(**options):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(main.get_command(click.Context(main), command), "callback", interrupt)
-    done = CliRunner().invoke(main, [command])
-    assert done.exit_code == 1
-    assert (
-        done.stderr.splitlines()[-1]
-        == f"Error: interrupted; run the same command again{resume} to resume"
-    )

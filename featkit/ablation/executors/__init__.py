@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -25,8 +25,12 @@ class FinishedTask:
 class Executor(Protocol):
     """Runs a function on many tasks; a worker that dies fails its own task only."""
 
-    def run(self, function: Callable[[Any], Any], tasks: Sequence[Any]) -> Iterator[FinishedTask]:
+    def run(
+        self, function: Callable[[Any], Any], tasks: Sequence[Any]
+    ) -> Generator[FinishedTask, None, None]:
         """Run ``function(task)`` for every task; yield each one when it is finished.
+
+        Closing the generator ends the tasks that are running.
 
         Args:
             function: a module-level function, which must handle its own errors.

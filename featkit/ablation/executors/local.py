@@ -8,11 +8,12 @@ import signal
 import sys
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from importlib import import_module
 from multiprocessing.process import BaseProcess
 from typing import Any
 
@@ -36,7 +37,9 @@ class LocalExecutor:
     jobs: int
     cores: int
 
-    def run(self, function: Callable[[Any], Any], tasks: Sequence[Any]) -> Iterator[FinishedTask]:
+    def run(
+        self, function: Callable[[Any], Any], tasks: Sequence[Any]
+    ) -> Generator[FinishedTask, None, None]:
         """Run ``function(task)`` for every task and yield each one when it is finished."""
         if self.jobs == 1:
             for index, task in enumerate(tasks):
@@ -70,6 +73,7 @@ class LocalExecutor:
             ProcessPoolExecutor(
                 jobs, _process_context(), initializer=_start_worker, initargs=(threads,)
             ) as pool,
+            _workers_ended_on_error(pool),
         ):
             running: dict[Future[Any], int] = {}
             broken = False
@@ -89,6 +93,36 @@ class LocalExecutor:
                         yield FinishedTask(index, worker_died=True)
                     else:
                         yield FinishedTask(index, future.result())
+
+
+@contextmanager
+def _workers_ended_on_error(pool: ProcessPoolExecutor) -> Iterator[None]:
+    """End the workers of a pool at once if the block is left early.
+
+    Ctrl-C reaches the workers too, but a signal such as SIGTERM only this process, which would
+    otherwise wait until they have finished their tasks.
+    """
+    try:
+        yield
+    except BaseException:
+        # There is no public way before ``terminate_workers`` of Python 3.14.
+        for process in list((pool._processes or {}).values()):
+            process.terminate()
+        _end_fork_server()
+        raise
+
+
+def _end_fork_server() -> None:
+    """End the fork server, if there is one; multiprocessing starts another when it needs one.
+
+    While it imports its modules it does not notice that this process ends, and would print the
+    traceback of a worker that it starts too late.
+    """
+    server = getattr(import_module("multiprocessing.forkserver"), "_forkserver", None)
+    identifier = getattr(server, "_forkserver_pid", None)
+    if identifier is not None:
+        with suppress(ProcessLookupError):
+            os.kill(identifier, signal.SIGTERM)
 
 
 @contextmanager
