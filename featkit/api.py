@@ -29,6 +29,21 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from featkit.arguments import (
+    DEPTH,
+    FLAG,
+    PATH,
+    SEED,
+    SIZE,
+    Kind,
+    checked,
+    integer,
+    number,
+    one_of,
+    sequence,
+    several,
+    text,
+)
 from featkit.errors import DataError, FeatkitError, OptionsError, SpecError
 
 if TYPE_CHECKING:
@@ -120,6 +135,103 @@ def __getattr__(name: str) -> Any:
     raise AttributeError(f"module 'featkit.api' has no attribute {name!r}")
 
 
+# Arguments ----------------------------------------------------------------------------------------
+
+_IMAGES = {
+    "data": PATH,
+    "split": text("70/15/15"),
+    "limit": text("train=500,test=100"),
+    "seed": SEED,
+    "augment": text("basic"),
+    "views": integer(1, 100),
+    "perturb": text("fog:level=strong"),
+}
+_NETWORK = {
+    "backbone": PATH,
+    "weights": PATH,
+    "layer": text("layer4"),
+    "pool": text("avg"),
+    "resize": SIZE,
+    "crop": SIZE,
+    "precision": text("fp32"),
+}
+_COMPUTE = {
+    "device": text("cpu"),
+    "batch_size": integer(1),
+    "workers": integer(1),
+    "compile": FLAG,
+    "on_error": text("skip"),
+    "progress": FLAG,
+}
+_FEATURES = {**_IMAGES, **_NETWORK, **_COMPUTE, "cache": PATH, "out": PATH}
+_GRID = {
+    **_FEATURES,
+    "data": several(PATH, least=1),
+    "seed": several(SEED, least=1),
+    "subset": several(text("longtail:if=50"), least=1),
+    "perturb": several(text("fog:level=strong"), least=1),
+    "train_perturb": several(text("mixed:level=mild"), least=1),
+    "backbone": several(PATH, least=1),
+    "weights": several(PATH, least=1),
+    "layer": several(text("layer4"), least=1),
+    "precision": several(text("fp32"), least=1),
+    "head": several(text("svm:C=9"), least=1),
+    "balance": several(text("logit-adjust"), least=1),
+    "jobs": integer(1),
+}
+
+
+def _run_or_path() -> Kind:
+    """Return the kind of a run: its directory, or a run in memory."""
+
+    def convert(value: Any) -> Any:
+        if isinstance(value, str | PathLike):
+            return PATH.convert(value)
+        from featkit.runs.directory import SavedRun
+        from featkit.runs.fit import Run
+
+        return one_of(PATH, Run, SavedRun).convert(value)
+
+    return Kind("the path of a run directory, or a run", convert)
+
+
+def _images_or_path() -> Kind:
+    """Return the kind of images: a spec, a path, or an ``ImageSet``."""
+
+    def convert(value: Any) -> Any:
+        if isinstance(value, str | PathLike):
+            return PATH.convert(value)
+        from featkit.images.base import ImageSet
+
+        return one_of(PATH, ImageSet).convert(value)
+
+    return Kind("a spec or path of images as text or pathlib.Path, or an ImageSet", convert)
+
+
+def _training_kinds() -> dict[str, Kind]:
+    """Return the kinds of the options of a training, whose ranges ``TrainingConfig`` declares."""
+    from featkit.training.config import option_fields
+
+    kinds: dict[str, Kind] = {}
+    for each in option_fields():
+        option = each.metadata["option"]
+        if str(each.type).startswith("int"):
+            high = None if option.high is None else int(option.high)
+            kinds[each.name] = integer(int(option.low or 0), high)
+        elif str(each.type).startswith("float"):
+            kinds[each.name] = number(option.low or 0, option.high)
+        else:
+            kinds[each.name] = text(option.choices[0] if option.choices else "layer4")
+    kinds["seed"] = SEED
+    return {
+        **_FEATURES,
+        **kinds,
+        "unfreeze": DEPTH,
+        "frozen_precision": text("fp32"),
+        "resume": FLAG,
+    }
+
+
 # Options ------------------------------------------------------------------------------------------
 
 
@@ -180,6 +292,7 @@ def _strings(values: Strings | None) -> tuple[str, ...]:
 # Features -----------------------------------------------------------------------------------------
 
 
+@checked(**{**_FEATURES, "data": _images_or_path(), "store": text("float16")})
 def extract(
     data: str | Path | ImageSet = "digits",
     backbone: PathLike = "resnet18",
@@ -319,9 +432,9 @@ def _load_features(options: Mapping[str, Any]) -> FeatureSet:
     """Find or extract the features that the options describe; log where they come from."""
     from featkit.runs.features import load_features
 
-    features = load_features(_request_options(options), Path(options["cache"]), _compute(options))
-    for line in features.notes:
-        log.info(line)
+    features = load_features(
+        _request_options(options), Path(options["cache"]), _compute(options), log.info
+    )
     log.info("features: %s, weights: %s", features.path, features.weights)
     return features
 
@@ -329,6 +442,15 @@ def _load_features(options: Mapping[str, Any]) -> FeatureSet:
 # Heads and evaluation -----------------------------------------------------------------------------
 
 
+@checked(
+    **_FEATURES,
+    head=text("svm:C=9"),
+    tune=FLAG,
+    balance=text("logit-adjust"),
+    subset=text("longtail:if=50"),
+    reject=number(0, 1, below_high=True),
+    strict=FLAG,
+)
 def fit(
     data: PathLike | None = None,
     *,
@@ -455,9 +577,9 @@ def fit_heads(
     )
     runs, paths = [], []
     first_seed = options["seed"] or 0
-    for number in range(seeds):
+    for offset in range(seeds):
         if seeds > 1:
-            options = {**options, "seed": first_seed + number}
+            options = {**options, "seed": first_seed + offset}
         features = _load_features(options)
         _check_leaks(features, strict=options["strict"])
         for head in heads:
@@ -535,6 +657,7 @@ def _summarise_seeds(
     return summaries
 
 
+@checked(**_COMPUTE, run=_run_or_path(), files=several(PATH), top=integer(1))
 def predict(
     run: PathLike | Run | SavedRun,
     files: PathLike | Sequence[PathLike],
@@ -594,6 +717,7 @@ def image_names(files: Sequence[PathLike]) -> list[str]:
     return names
 
 
+@checked(run=_run_or_path())
 def load_run(run: PathLike | Run | SavedRun) -> SavedRun:
     """Load a run directory: head, class names, temperature and the description of its network.
 
@@ -632,26 +756,45 @@ def load_run(run: PathLike | Run | SavedRun) -> SavedRun:
     )
 
 
+@checked(runs=sequence(PATH, least=1))
 def compare(runs: Sequence[PathLike]) -> RunComparison:
     """Compare runs that were evaluated on the same test images.
 
     Args:
-        runs: two or more run directories.
+        runs: two or more run directories; folders without a run, which ``runs/photos/*`` also
+            matches, are left out as long as two runs remain.
 
     Returns:
         The runs, best first, and for each pair the difference of top-1 accuracy with its 95%
         confidence interval and McNemar's test with Holm correction.
 
     Raises:
-        SpecError: if there are fewer than two runs.
-        RunError: if a directory is not a run.
+        SpecError: if there are fewer than two runs, or one is given twice.
+        RunError: if a path does not exist, or a run is damaged.
         DataError: if two runs were evaluated on different images or labels.
     """
     from featkit.runs.compare import compare_runs
 
-    return compare_runs([Path(run) for run in runs])
+    return compare_runs(_without_other_folders([Path(run) for run in runs]))
 
 
+def _without_other_folders(directories: Sequence[Path]) -> list[Path]:
+    """Leave out folders that hold no file of a run, such as results of ``audit``, and log them."""
+    from featkit.runs.directory import CARD_FILE, HEAD_FILE, PREDICTIONS_FILE
+
+    runs, others = [], []
+    for directory in directories:
+        files = [directory / name for name in (CARD_FILE, HEAD_FILE, PREDICTIONS_FILE)]
+        is_other = directory.is_dir() and not any(file.exists() for file in files)
+        (others if is_other else runs).append(directory)
+    if len(runs) < 2:  # then the message says what is wrong with the others
+        return list(directories)
+    if others:
+        log.info("left out, not runs: %s", ", ".join(map(str, others)))
+    return runs
+
+
+@checked(**_COMPUTE, run=_run_or_path(), format=text("onnx"), out=PATH, check=integer(1))
 def export(
     run: PathLike | SavedRun,
     *,
@@ -709,6 +852,7 @@ class ExportedRun:
 # Grids: ablate, longtail, robustness --------------------------------------------------------------
 
 
+@checked(**_GRID, grid=PATH, tune=FLAG)
 def ablate(
     grid: PathLike | None = None,
     *,
@@ -773,6 +917,7 @@ def ablate(
     return run_study(ablation_grid(options), options)
 
 
+@checked(**_GRID, factors=several(number(1), least=1))
 def longtail(
     data: Strings | None = None,
     *,
@@ -822,6 +967,9 @@ def longtail(
     return run_study(longtail_grid(options), options)
 
 
+@checked(
+    **_GRID, family=several(text("fog")), level=several(text("mild")), baseline=text(""), tune=FLAG
+)
 def robustness(
     data: Strings | None = None,
     *,
@@ -881,7 +1029,7 @@ def ablation_grid(options: Mapping[str, Any]) -> Grid:
             as well.
     """
     from featkit.ablation.grid import BUILT_IN, Grid, read_grid
-    from featkit.embeddings.request import resolve
+    from featkit.embeddings.request import NO_EARLIER, resolve
 
     axes, fixed = _axes(options), _fixed(options)
     if options["grid"] is not None:
@@ -894,7 +1042,7 @@ def ablation_grid(options: Mapping[str, Any]) -> Grid:
         return replace(grid, axes={**grid.axes, "balance": _correction_names(grid.axes["balance"])})
     if "data" not in axes:
         request, newest = resolve({}, Path(options["cache"]))
-        log.info("data: %s%s", request.data, f" (from {newest})" if newest else "")
+        log.info("data: %s (%s)", request.data, f"from {newest}" if newest else NO_EARLIER)
         axes["data"] = (request.data,)
     return Grid("ablate", {**BUILT_IN, **axes}, fixed)
 
@@ -965,10 +1113,12 @@ def run_study(
 
     Raises:
         OptionsError: if the baseline is not a backbone of the grid.
+        SpecError: if a head, a correction or another value of the grid is unknown.
         FeatkitError: if no cell has a result.
     """
     import time
 
+    from featkit.ablation.grid import check_specs
     from featkit.ablation.run import run_grid
     from featkit.reports.ablation import ablation_files
     from featkit.storage import publish
@@ -976,6 +1126,7 @@ def run_study(
     if baseline and baseline not in grid.values("backbone"):
         backbones = ", ".join(map(str, grid.values("backbone")))
         raise OptionsError(f"baseline {baseline} is not a backbone of the grid: {backbones}")
+    check_specs(grid)
     start = time.perf_counter()
     with _cell_bar(options["progress"]) as show:
         config = _ablation_config(options, show)
@@ -997,11 +1148,22 @@ def run_study(
 
 
 def estimate_study(grid: Grid, options: Mapping[str, Any]) -> tuple[Estimate, int]:
-    """Return what a grid would compute, without running it, and the number of jobs it would use."""
-    from featkit.ablation.estimate import estimate
+    """Return what a grid would compute, without running it, and the number of jobs it would use.
 
+    Args:
+        grid: as for ``run_study``.
+        options: of ``ablate``; with ``measure`` true, some images go through the networks to
+            measure their throughput.
+
+    Raises:
+        SpecError: if a head, a correction or another value of the grid is unknown.
+    """
+    from featkit.ablation.estimate import estimate
+    from featkit.ablation.grid import check_specs
+
+    check_specs(grid)
     config = _ablation_config(options, lambda progress: None)
-    return estimate(grid, config), config.jobs
+    return estimate(grid, config, measure=options["measure"]), config.jobs
 
 
 def _ablation_config(
@@ -1069,6 +1231,16 @@ class FewShotResult:
         return html_table([asdict(score) for score in self.scores])
 
 
+@checked(
+    **_FEATURES,
+    way=integer(2),
+    shot=several(integer(1), least=1),
+    query=integer(1),
+    episodes=integer(2),
+    head=several(text("prototypical"), least=1),
+    curve=several(integer(1)),
+    draws=integer(2),
+)
 def fewshot(
     data: PathLike | None = None,
     *,
@@ -1153,6 +1325,7 @@ def fewshot(
     return FewShotResult(features.data, tuple(scores), tuple(points), text)
 
 
+@checked(**_FEATURES, few=integer(1))
 def audit(
     data: PathLike | None = None,
     *,
@@ -1256,6 +1429,13 @@ class ProfileResult:
         return html_table(self.to_dict()["networks"])
 
 
+@checked(
+    **_FEATURES,
+    backbones=several(PATH, least=1),
+    head=text("svm:C=9"),
+    repeats=integer(1),
+    warm_up=integer(0),
+)
 def profile(
     backbones: Strings,
     *,
@@ -1326,6 +1506,7 @@ def profile(
 # Training -----------------------------------------------------------------------------------------
 
 
+@checked(**_training_kinds())
 def finetune(
     data: PathLike | None = None,
     *,
@@ -1412,6 +1593,7 @@ class TrainingComparison:
     rows: list[dict[str, Any]]
 
 
+@checked(**_training_kinds(), study=PATH)
 def finetune_study(
     study: PathLike,
     *,
@@ -1520,6 +1702,18 @@ def _first_process_log(group: ProcessGroup) -> Callable[[str], None]:
     return log.info if not group.rank else lambda message: None
 
 
+@checked(
+    **_training_kinds(),
+    teacher=PATH,
+    teacher_head=text("linear"),
+    student=PATH,
+    loss=text("logits"),
+    temperature=number(0),
+    alpha=number(0, 1),
+    beta=number(0),
+    distance=text("cosine"),
+    alone=FLAG,
+)
 def distill(
     data: PathLike | None = None,
     *,
@@ -1666,6 +1860,18 @@ def _distill_runs(options: Mapping[str, Any]) -> dict[str, Path]:
 # Compression --------------------------------------------------------------------------------------
 
 
+@checked(
+    **_FEATURES,
+    sparsity=several(number(0, 1, below_high=True)),
+    macs=number(0, 1),
+    by=text("magnitude"),
+    reconstruct=integer(0),
+    calibrate=integer(0),
+    epochs=integer(0),
+    lr=number(0),
+    distill=FLAG,
+    head=text("svm:C=9"),
+)
 def prune(
     backbone: PathLike,
     *,
@@ -1848,6 +2054,14 @@ class QuantizedModel:
 CLASSIFIER_FILE = "model.onnx"
 
 
+@checked(
+    **_FEATURES,
+    method=text("minmax"),
+    images=integer(1),
+    keep_fp32=several(text("layer4")),
+    keep_worst=integer(0),
+    bias_correct=FLAG,
+)
 def quantize(
     backbone: PathLike,
     *,

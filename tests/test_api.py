@@ -111,6 +111,7 @@ ONLY_COMMAND_LINE = {
     "dry_run",
     "explain",
     "help",
+    "measure",
     "seeds",
     "study",
     "top",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from featkit.ablation.cells import CellResult, read_cell
@@ -17,8 +17,8 @@ from featkit.embeddings.extract import Extractor, embed
 from featkit.embeddings.plan import ExtractionPlan
 from featkit.errors import RunError
 
-SAMPLE = 96
-"""Number of images that are embedded to measure the throughput of a network."""
+_WARM_UP_ROUNDS, _TIMED_ROUNDS = 1, 2
+"""Batches per worker that are embedded to measure the throughput of a network."""
 
 
 @dataclass(frozen=True)
@@ -29,14 +29,16 @@ class NetworkWork:
         name: name of the network.
         files: number of cache files to make.
         images: number of images to embed.
-        rate: throughput in images per second, measured on ``SAMPLE`` images; None if there are too
-            few, or if an int8 network is not calibrated yet.
+        rate: measured throughput in images per second; None if it was not measured, if there are
+            too few images for that, or if an int8 network is not calibrated yet.
+        measured: number of images that it was measured on.
     """
 
     name: str
     files: int
     images: int
     rate: float | None
+    measured: int
 
     @property
     def seconds(self) -> float | None:
@@ -84,8 +86,15 @@ class Estimate:
         return total
 
 
-def estimate(grid: Grid, config: AblationConfig) -> Estimate:
-    """Return what a grid would compute; nothing is written."""
+def estimate(grid: Grid, config: AblationConfig, *, measure: bool = True) -> Estimate:
+    """Return what a grid would compute; nothing is written.
+
+    Args:
+        grid: the grid.
+        config: as for ``run_grid``.
+        measure: whether to measure the throughput of the networks whose features are missing, by
+            embedding a few batches.
+    """
     folder = config.out / grid.name / "cells"
     extractor = Extractor(config.cache, config.compute)
     plan = plan_grid(grid, extractor)
@@ -107,7 +116,7 @@ def estimate(grid: Grid, config: AblationConfig) -> Estimate:
         unavailable=dict(unavailable),
         finished=len(finished),
         files=len(extractor.available_plans(requests)) - len(missing),
-        networks=tuple(_network_work(plans, config) for plans in by_network.values()),
+        networks=tuple(_network_work(plans, config, measure) for plans in by_network.values()),
         fits=len(group_by_head(pending)),
         fit_seconds=sum(seconds) / len(seconds) if seconds else None,
     )
@@ -131,33 +140,43 @@ def _split_cells(
     return finished, pending
 
 
-def _network_work(plans: list[ExtractionPlan], config: AblationConfig) -> NetworkWork:
-    """Return the missing features of one network, with its measured throughput."""
+def _network_work(
+    plans: list[ExtractionPlan], config: AblationConfig, measure: bool
+) -> NetworkWork:
+    """Return the missing features of one network, with its throughput if it can be measured."""
     keys: set[str] = set()
     for plan in plans:
         keys.update(plan.keys)
     keys.discard("")
     missing = keys - store.locate(config.cache, plans[0].recipe, keys).keys()
+    work = NetworkWork(plans[0].backbone.name, len(plans), len(missing), None, 0)
+    return _measured(work, plans, missing, config) if measure else work
+
+
+def _measured(
+    work: NetworkWork, plans: list[ExtractionPlan], missing: set[str], config: AblationConfig
+) -> NetworkWork:
+    """Return the missing features of one network with its throughput, unless it is too small.
+
+    Workers embed a batch each at the same time, and the first batches wait for the network to be
+    ready. The time from the end of the first batch of all workers to that of the last batch is
+    measured; with fewer batches it could be next to nothing.
+    """
+    compute = config.compute
+    count = (_WARM_UP_ROUNDS + _TIMED_ROUNDS) * compute.threads * compute.images_per_batch
     largest, sample = plans[0], list[int]()
     for plan in plans:
-        rows = [row for row, key in enumerate(plan.keys) if key in missing][:SAMPLE]
+        rows = [row for row, key in enumerate(plan.keys) if key in missing][:count]
         if len(rows) > len(sample):
             largest, sample = plan, rows
-    rate = _throughput(largest, sample, config)
-    return NetworkWork(plans[0].backbone.name, len(plans), len(missing), rate)
-
-
-def _throughput(plan: ExtractionPlan, rows: list[int], config: AblationConfig) -> float | None:
-    """Return images per second from the first batch to the last, without loading the network."""
-    if plan.request.precision in INT8 and plan.backbone.quantized is None:
-        return None
-    start = end = 0.0
-    images = 0
-    network = (plan.backbone, plan.request.precision, frozenset(rows))
-    for number, batch in enumerate(embed(plan.images, [network], config.compute)):
-        end = time.perf_counter()
-        if number == 0:
-            start = end
-        else:
+    waits_for_calibration = largest.request.precision in INT8 and largest.backbone.quantized is None
+    if len(sample) < count or waits_for_calibration:
+        return work
+    network = (largest.backbone, largest.request.precision, frozenset(sample))
+    ends, images = [], 0
+    for number, batch in enumerate(embed(largest.images, [network], compute), 1):
+        ends.append(time.perf_counter())
+        if number > _WARM_UP_ROUNDS * compute.threads:
             images += batch.size
-    return images / (end - start) if end > start else None
+    seconds = ends[-1] - ends[_WARM_UP_ROUNDS * compute.threads - 1]
+    return replace(work, rate=images / seconds, measured=images)

@@ -12,6 +12,9 @@ from typing import Any
 
 from featkit.embeddings.request import Request
 from featkit.errors import SpecError
+from featkit.heads import CORRECTIONS, make_head, parse_correction
+from featkit.images.perturb import parse_perturbation
+from featkit.images.subsets import parse_subset
 from featkit.registry import check_names
 from featkit.runs.fit import FitConfig
 from featkit.storage import digest, read_toml
@@ -130,6 +133,27 @@ class Grid:
             if rule.covers(values):
                 return rule.why
         return ""
+
+
+def check_specs(grid: Grid) -> None:
+    """Check what a user may have mistyped on the axes of a grid, before any cell is computed.
+
+    A correction that does not apply to one of the heads is not an error: its cells are skipped.
+
+    Raises:
+        SpecError: if a head, a correction, a subset, a perturbation, an option or a value is
+            unknown.
+    """
+    for head in grid.values("head"):
+        make_head(str(head))
+    for balance in grid.values("balance"):
+        CORRECTIONS.make(parse_correction(str(balance)))
+    for subset in grid.values("subset"):
+        if subset != "all":
+            parse_subset(str(subset))
+    for axis in ("perturb", "train_perturb"):
+        for perturbation in grid.values(axis):
+            parse_perturbation(str(perturbation))
 
 
 def read_grid(path: Path) -> Grid:

@@ -11,7 +11,7 @@ from featkit.ablation.grid import AxisValue, Grid
 from featkit.embeddings.extract import Extractor
 from featkit.embeddings.request import Request
 from featkit.images.perturb import parse_perturbation
-from featkit.runs.fit import RESULTS_VERSION, FitConfig
+from featkit.runs.fit import RESULTS_VERSION, FitConfig, check_head
 from featkit.storage import digest, expand_variables
 
 _REQUEST_AXES = ("data", "backbone", "weights", "layer", "precision", "seed")
@@ -99,6 +99,7 @@ def plan_grid(grid: Grid, extractor: Extractor, without: Iterable[int] = ()) -> 
         try:
             features = cell_features(values, grid.fixed)
             name = cell_name(grid, values, features, extractor)
+            check_head(str(values["head"]), grid.fit_config(values))
         except Exception as error:  # of any kind: it must not stop the other cells
             plan.unavailable.append(UnavailableCell(index, values, str(error), error))
         else:

@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from featkit.arguments import PATH, SIZE, checked, text
 from featkit.backbones.base import Backbone, Preprocess, QuantizedNetwork
 from featkit.backbones.saved import (
     INT8_CARD,
@@ -47,14 +48,22 @@ BACKBONES: Registry[Callable[..., Backbone]] = Registry(
 """Factories ``(*, weights: str, layer: str | None, pool: str) -> Backbone``, by name."""
 
 
+@checked(
+    spec=PATH,
+    weights=PATH,
+    layer=text("layer4"),
+    pool=text("avg"),
+    resize=SIZE,
+    crop=SIZE,
+)
 def load_backbone(
-    spec: str,
+    spec: str | Path,
     *,
-    weights: str = "imagenet",
+    weights: str | Path = "imagenet",
     layer: str | None = None,
     pool: str = "avg",
-    resize: str | None = None,
-    crop: str | None = None,
+    resize: str | int | None = None,
+    crop: str | int | None = None,
 ) -> Backbone:
     """Load a backbone; its weights are located, its network is not built yet.
 
@@ -80,6 +89,8 @@ def load_backbone(
         StorageError: if downloaded weights cannot be written.
         MissingExtraError: if the backbone needs a package that is not installed.
     """
+    spec, weights = str(spec), str(weights)
+    resize, crop = _as_text(resize), _as_text(crop)
     if pool not in POOLS:
         raise unknown("pool", pool, list(POOLS))
     if is_int8(spec):
@@ -96,6 +107,10 @@ def load_backbone(
                 "not a featkit Backbone: fix its factory function"
             )
     return replace(backbone, preprocess=override(backbone.preprocess, resize, crop))
+
+
+def _as_text(size: str | int | None) -> str | None:
+    return None if size is None else str(size)
 
 
 def _load_saved(spec: str, *, weights: str, layer: str | None, pool: str) -> Backbone:

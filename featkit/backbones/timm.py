@@ -124,8 +124,12 @@ def _pretrained(model: str, **options: Any) -> Any:
     ) as error:  # timm downloads in several ways, each with its own types of exception
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise WeightsError(
-            f"cannot load timm's weights of {model} ({reason}): give a file with --weights FILE, "
-            "or use untrained weights with --weights random"
+            f"cannot load timm's weights of {model} ({reason})",
+            fixes=[
+                "connect to the network, or copy them into timm's cache",
+                "give a file with --weights FILE",
+                "use untrained weights with --weights random",
+            ],
         ) from error
 
 

@@ -176,8 +176,12 @@ def download(url: str, path: Path) -> None:
             error.close()
         reason = error.reason if type(error) is URLError else error
         raise WeightsError(
-            f"cannot download {path.name} ({reason}): copy it into the folder in FEATKIT_WEIGHTS, "
-            "give a file with --weights FILE, or use untrained weights with --weights random"
+            f"cannot download {path.name} ({reason})",
+            fixes=[
+                "copy it into the folder in FEATKIT_WEIGHTS",
+                "give a file with --weights FILE",
+                "use untrained weights with --weights random",
+            ],
         ) from error
 
 

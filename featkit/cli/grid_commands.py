@@ -48,7 +48,15 @@ grid_options = stack(
         "--dry-run",
         group="Output",
         is_flag=True,
-        help="Only print the number of cells, the missing cache files and the estimated time.",
+        help="Only print the number of cells, the missing cache files and the estimated time; no "
+        "network runs.",
+    ),
+    option(
+        "--measure",
+        group="Output",
+        is_flag=True,
+        help="With --dry-run: run a few batches of images through the networks to estimate the "
+        "time of extraction.",
     ),
     cache_option,
     compute_options,
@@ -168,6 +176,8 @@ def print_grid(grid: Grid, options: Mapping[str, Any], baseline: str = "") -> Ab
     from featkit.ablation.tables import best_first
 
     options = {**options, "progress": interactive()}
+    if options["measure"] and not options["dry_run"]:
+        raise click.UsageError("--measure needs --dry-run")
     if options["dry_run"]:
         print_text(_estimate_text(*api.estimate_study(grid, options)))
         return None
@@ -191,8 +201,6 @@ def _command_line() -> str:
 
 def _estimate_text(estimate: Estimate, jobs: int) -> str:
     """Return the lines of a dry run."""
-    from featkit.ablation.estimate import SAMPLE
-
     lines = [
         f"{estimate.cells} cells, {estimate.finished} of them finished, "
         f"{estimate.fits} heads to fit"
@@ -203,7 +211,9 @@ def _estimate_text(estimate: Estimate, jobs: int) -> str:
         lines.append(f"{count} unavailable: {' '.join(reason.split())}")
     lines.append(f"{estimate.files} cache files found")
     for network in estimate.networks:
-        speed = f", {network.rate:.0f} images/s measured on {SAMPLE}" if network.rate else ""
+        speed = ""
+        if network.rate:
+            speed = f", {network.rate:.3g} images/s measured on {network.measured}"
         lines.append(
             f"{network.files} cache files to extract with {network.name}: "
             f"{network.images:,} images{speed}"
@@ -211,13 +221,16 @@ def _estimate_text(estimate: Estimate, jobs: int) -> str:
     if estimate.fit_seconds is not None:
         lines.append(f"{estimate.fit_seconds:.1f} s per fit, mean of the finished cells")
     seconds = estimate.seconds(jobs)
-    time = (
-        "unknown until a head of this grid is fitted"
-        if seconds is None
-        else f"about {seconds:.0f} s"
-    )
+    time = _unknown_time(estimate) if seconds is None else f"about {seconds:.0f} s"
     lines.append(f"time with {jobs} jobs: {time}")
     return visible_lines(lines)
+
+
+def _unknown_time(estimate: Estimate) -> str:
+    """Say what is missing for an estimate of the time."""
+    if all(network.seconds is not None for network in estimate.networks):
+        return "unknown until a head of this grid is fitted"
+    return "unknown; --measure measures the throughput of networks, if there are enough images"
 
 
 _NUMBERS = ("top-1 %", "95% CI", "balanced %", "n", "fit s")

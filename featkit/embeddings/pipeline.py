@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from featkit.arguments import FLAG, integer, text
 from featkit.errors import DecodeError, SpecError
 from featkit.parallel import in_threads
 from featkit.storage import available_cores
@@ -49,15 +50,29 @@ class Compute:
     progress: bool = False
 
     def __post_init__(self) -> None:
+        text("cpu").check("device", self.device)
+        for name in ("batch_size", "workers"):
+            if getattr(self, name) is not None:
+                # NumPy's integers become Python's, which JSON can hold.
+                count = integer(1).check(name, getattr(self, name))
+                object.__setattr__(self, name, count)
+        for name in ("compiled", "progress"):
+            FLAG.check(name, getattr(self, name))
         if self.on_error not in ON_ERROR:
             raise SpecError(f"on_error={self.on_error!r}: use one of {', '.join(ON_ERROR)}")
-        if (self.batch_size is not None and self.batch_size < 1) or self.threads < 1:
-            raise SpecError("the batch size and the number of workers must be at least 1")
 
     @property
     def threads(self) -> int:
         """Number of worker threads."""
         return available_cores() if self.workers is None else self.workers
+
+    @property
+    def images_per_batch(self) -> int:
+        """Images per forward pass, with the default of the device."""
+        from featkit.backbones.devices import pick_device
+
+        default = _CPU_BATCH if pick_device(self.device) == "cpu" else _GPU_BATCH
+        return self.batch_size or default
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from featkit.backbones.devices import INT8, resolve_precision
 from featkit.backbones.saved import is_int8, is_path
 from featkit.backbones.weights import SUFFIXES
 from featkit.embeddings.store import entries
-from featkit.errors import SpecError
+from featkit.errors import CacheError, SpecError
 from featkit.images import load_images
 from featkit.images.augment import add_augmented_views
 from featkit.images.base import ImageSet
@@ -162,6 +162,13 @@ REQUEST_FIELDS = tuple(each.name for each in fields(Request) if each.name != "pa
 """Fields that a user can set."""
 
 
+DEFAULT_CACHE = Path("cache")
+"""Default folder of the embeddings cache."""
+
+NO_EARLIER = "the default, since no cache file matches; use --data for other images"
+"""Reason for the default images where none were named."""
+
+
 def resolve(given: Mapping[str, Any], cache: Path) -> tuple[Request, Path | None]:
     """Fill in options that were not given from the newest matching cache file.
 
@@ -172,10 +179,18 @@ def resolve(given: Mapping[str, Any], cache: Path) -> tuple[Request, Path | None
     Returns:
         The request, and the file that it was filled in from: None if nothing was missing or no file
             matches.
+
+    Raises:
+        CacheError: if neither images nor the folder exist, unless it is the default folder.
     """
     chosen = {name: value for name, value in given.items() if value is not None}
     if {"data", "backbone"} <= chosen.keys():
         return Request(**chosen), None
+    if "data" not in chosen and cache != DEFAULT_CACHE and not cache.is_dir():
+        raise CacheError(
+            f"cache folder {cache} does not exist, and without --data the images are those of "
+            "the newest file in it: correct --cache, or give --data"
+        )
     earlier = _earlier_requests(cache, chosen.get("perturb"))
     for request, path in earlier:
         if _agrees(request, chosen):

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from numbers import Integral
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from featkit.arguments import ARRAY, SEED, checked, instance, mapping, one_of, sequence, text
 from featkit.errors import DataError, SpecError
 from featkit.evaluation import metrics
 from featkit.evaluation.calibration import (
@@ -32,6 +34,18 @@ smaller one, all classes can be of similar size on both sides of a group limit."
 _MAX_CONFUSED_PAIRS = 10
 
 
+@checked(
+    scores=ARRAY,
+    y=ARRAY,
+    classes=sequence(one_of(text("cat"), Integral), least=1),
+    columns=ARRAY,
+    temperature=instance(Temperature),
+    train_counts=ARRAY,
+    warnings=sequence(text("a warning")),
+    provenance=mapping(),
+    cost=mapping(),
+    seed=SEED,
+)
 def evaluate(
     scores: ArrayLike,
     y: ArrayLike,

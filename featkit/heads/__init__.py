@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from featkit.arguments import SEED, checked, one_of, text
 from featkit.errors import SpecError
 from featkit.registry import Registry, Spec
 
@@ -101,6 +102,7 @@ class CorrectionInfo:
     aliases: tuple[str, ...]
 
 
+@checked(spec=one_of(text("svm:C=9"), Spec), seed=SEED)
 def make_head(spec: str | Spec, seed: int | None = None) -> Any:
     """Create the unfitted head that a spec such as ``svm:C=9,kernel=rbf`` describes.
 

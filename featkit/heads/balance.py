@@ -96,12 +96,22 @@ class BalancedHead(Head):
 
     def _validate_params(self) -> None:
         super()._validate_params()
-        correction = _make_correction(parse_correction(self.correction))
-        if not correction.applies(make_head(self.head)):
-            raise InapplicableError(
-                f"correction {self.correction} does not apply to head {self.head}: "
-                f"it supports {correction.supported_heads}"
-            )
+        check_correction(self.head, self.correction)
+
+
+def check_correction(head: str, correction: str) -> None:
+    """Check that a head supports a correction, both given as specs.
+
+    Raises:
+        SpecError: if the head, the correction or one of their options is unknown.
+        InapplicableError: if the head does not support the correction.
+    """
+    made = _make_correction(parse_correction(correction))
+    if not made.applies(make_head(head)):
+        raise InapplicableError(
+            f"correction {correction} does not apply to head {head}: "
+            f"it supports {made.supported_heads}"
+        )
 
 
 def _make_correction(spec: Spec) -> Correction:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from featkit.arguments import PATH, SEED, checked, text
 from featkit.errors import DataError
 from featkit.images import datasets, files
 from featkit.images.base import SPLITS, ImageSet
@@ -37,8 +38,13 @@ defines no splits.
 """
 
 
+@checked(spec=PATH, split=text("70/15/15"), seed=SEED, limit=text("train=500,test=100"))
 def load_images(
-    spec: str = "digits", *, split: str | None = None, seed: int = 0, limit: str | None = None
+    spec: str | Path = "digits",
+    *,
+    split: str | None = None,
+    seed: int = 0,
+    limit: str | None = None,
 ) -> ImageSet:
     """Return the images of a source, split into train, val and test. No image is decoded yet.
 
@@ -58,7 +64,7 @@ def load_images(
     """
     fractions = None if split is None else parse_split(split)
     limits = {} if limit is None else parse_limit(limit)
-    images = _open(spec)
+    images = _open(str(spec))
     if fractions is None and images.split == UNSPLIT:
         fractions = FRACTIONS
     if fractions is not None:

@@ -86,11 +86,16 @@ def compare_runs(directories: Sequence[Path]) -> RunComparison:
     """Compare saved runs pairwise; runs are named by head and backbone, if ambiguous also by id.
 
     Raises:
-        SpecError: if there are fewer than two runs.
+        SpecError: if there are fewer than two runs, or one is given twice.
         RunError: if a directory is not a run directory, or has no predictions.
         DataError: if two runs were evaluated on different images or labels.
     """
-    if len({directory.resolve() for directory in directories}) < 2:
+    by_place: dict[Path, Path] = {}
+    for directory in directories:
+        same = by_place.setdefault(directory.resolve(), directory)
+        if same is not directory:
+            raise SpecError(f"{directory} is given twice: a run cannot be compared with itself")
+    if len(directories) < 2:
         raise SpecError("a comparison needs two runs or more: give their directories")
     loaded = [read_run(directory) for directory in directories]
     titles = [title for title, _, _ in loaded]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import glob
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -153,19 +153,56 @@ def is_run(directory: Path) -> bool:
 
 
 def missing_run_message(directory: Path, missing: str) -> str:
-    """Return the error message for a directory without one of the files of a run.
+    """Return the error message for a path that is not the directory of a run.
 
     Args:
         directory: the given path; if it does not exist, its name may be the start of a run id.
         missing: name of the missing file.
     """
-    if not directory.exists() and directory.name:
-        for card in sorted(RUNS_FOLDER.glob(f"*/{glob.escape(directory.name)}*/{CARD_FILE}")):
-            return f"no run at {directory} (did you mean {card.parent}?)"
+    if directory.is_file():
+        return _message_for_file(directory)
+    if not directory.exists():
+        similar = _runs_below(RUNS_FOLDER, f"{glob.escape(directory.name)}*")
+        if directory.name and similar:
+            return f"there is no run at {directory}: did you mean {_some_paths(similar)}?"
+        return (
+            f"there is no run at {directory}: give the directory that `featkit fit` printed, by "
+            f"default in {RUNS_FOLDER}"
+        )
+    inside = _runs_below(directory, "*")
+    if inside:
+        return f"{directory} is not a run but a folder of runs: give one, such as {inside[0]}"
     return (
         f"{directory} is not a run directory: {missing} is missing; "
         "fit it again with `featkit fit`, or give the directory that `featkit fit` printed"
     )
+
+
+def _message_for_file(file: Path) -> str:
+    """Return the error message for a file that is given in place of a run directory."""
+    if is_run(file.parent):
+        return f"{file} is a file of a run: give the directory, {file.parent}"
+    return (
+        f"{file} is a file and not a run: give the directory that `featkit fit` printed, and then "
+        "the images, as in `featkit predict RUN IMAGE`"
+    )
+
+
+def _runs_below(folder: Path, name: str) -> list[Path]:
+    """Return the run directories in a folder or one folder deeper, whose name matches a pattern."""
+    found = []
+    for pattern in (name, f"*/{name}"):
+        cards = sorted(folder.glob(f"{pattern}/{CARD_FILE}"))
+        found.extend(card.parent for card in cards if is_run(card.parent))
+    return found
+
+
+def _some_paths(paths: Sequence[Path]) -> str:
+    more = ["..."] if len(paths) > _MOST_NAMED else []
+    return ", ".join([*map(str, paths[:_MOST_NAMED]), *more])
+
+
+_MOST_NAMED = 3
 
 
 def load_run(directory: Path) -> SavedRun:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from featkit.embeddings.base import Embeddings
 from featkit.embeddings.extract import Extractor, read_with_splits
 from featkit.embeddings.pipeline import Compute
 from featkit.embeddings.plan import content_keys, plan_extraction
-from featkit.embeddings.request import Request, resolve
+from featkit.embeddings.request import NO_EARLIER, Request, resolve
 
 
 @dataclass(frozen=True)
@@ -40,13 +40,19 @@ class FeatureSet:
     notes: tuple[str, ...] = ()
 
 
-def load_features(given: Mapping[str, Any], cache: Path, compute: Compute) -> FeatureSet:
+def load_features(
+    given: Mapping[str, Any],
+    cache: Path,
+    compute: Compute,
+    note: Callable[[str], None] = lambda text: None,
+) -> FeatureSet:
     """Load the features that options describe, extracting them if they are not cached.
 
     Args:
         given: fields of ``Request``; None for what was not given.
         cache: folder of the cache files, or one such file.
         compute: device, batch size, workers, treatment of unreadable images.
+        note: called with each choice as soon as it is made, before features are extracted.
 
     Raises:
         FeatkitError: if images, network or cache are not available; StaleCacheError if ``cache`` is
@@ -57,20 +63,32 @@ def load_features(given: Mapping[str, Any], cache: Path, compute: Compute) -> Fe
     request, newest = resolve(given, cache)
     request = request.for_device(compute.device)
     if newest and not _source_exists(request) and not request.perturb:
-        note = f"{request.data} not found: using the features in {newest} as they are"
-        return replace(_load_file({}, newest, compute), notes=(note,))
-    extractor = Extractor(cache, compute)
+        text = f"{request.data} not found: using the features in {newest} as they are"
+        note(text)
+        return replace(_load_file({}, newest, compute), notes=(text,))
+    notes = _choices(given, request, newest)
+    for text in notes:
+        note(text)
+    extractor = Extractor(cache, compute, note)
     files = request.file_requests()
     done = extractor.extract(files)[0]
-    notes = []
-    if newest:
-        notes.append(
-            f"options taken from {newest}: data {request.data}, backbone {request.backbone}"
-        )
     if done.skipped:
         notes.append(f"{len(done.skipped)} images skipped: {', '.join(done.skipped)}")
+        note(notes[-1])
     name = extractor.plan(files[0]).images.name
     return FeatureSet(request, extractor.read(request), done.path, name, done.weights, tuple(notes))
+
+
+def _choices(given: Mapping[str, Any], request: Request, newest: Path | None) -> list[str]:
+    """Return one line that says which images and network are used, where they were not given."""
+    if newest:
+        return [f"options taken from {newest}: data {request.data}, backbone {request.backbone}"]
+    chosen = []
+    if given.get("data") is None:
+        chosen.append(f"data {request.data} ({NO_EARLIER})")
+    if given.get("backbone") is None:
+        chosen.append(f"backbone {request.backbone} (the default)")
+    return [f"using {', '.join(chosen)}"] if chosen else []
 
 
 def _source_exists(request: Request) -> bool:

@@ -21,8 +21,9 @@ from featkit.evaluation.predictions import Predictions
 from featkit.evaluation.report import Report
 from featkit.evaluation.scoring import reject, rejection_threshold
 from featkit.heads import make_head
-from featkit.heads.balance import BalancedHead
+from featkit.heads.balance import BalancedHead, check_correction
 from featkit.heads.search import Candidate, SearchResult, search, search_correction
+from featkit.images.subsets import parse_subset
 from featkit.registry import Spec
 from featkit.runs.features import FeatureSet, refuse_seen
 from featkit.runs.splits import (
@@ -183,10 +184,30 @@ def fit_run(
     return evaluate_head(fit_head(source, head_spec, seed, config or FitConfig()), source)
 
 
+def check_head(head_spec: str, config: FitConfig) -> None:
+    """Check a head and its configuration as far as that is possible without features.
+
+    Raises:
+        SpecError: if the head, the correction, the subset, an option or a value is unknown, or the
+            hyperparameters of the head are both given and to be tuned.
+        InapplicableError: if the head does not support the correction.
+    """
+    spec = Spec.parse(head_spec)
+    make_head(spec)
+    if config.balance:
+        check_correction(head_spec, config.balance)
+    elif config.tune and spec.options:
+        raise SpecError(
+            f"--tune chooses the options of {spec.name}: give {spec.name} without options"
+        )
+    if config.subset:
+        parse_subset(config.subset)
+
+
 def fit_head(source: FeatureSet, head_spec: str, seed: int, config: FitConfig) -> FittedHead:
     """Fit a head, its temperature and threshold without the test set; see ``fit_run``."""
     spec = Spec.parse(head_spec)
-    make_head(spec, seed=seed)  # raises an error for an unknown head before any other work
+    check_head(head_spec, config)  # before any other work
     refuse_seen(source)
     try:
         splits = make_splits(source.embeddings, seed, config.subset)
@@ -280,10 +301,6 @@ def _tune(spec: Spec, splits: DataSplits, seed: int, config: FitConfig) -> Searc
     if config.balance:
         head = BalancedHead(head=str(spec), correction=config.balance, seed=seed)
         return search_correction(head, fit.x, fit.y, val.x, val.y, progress=config.progress)
-    if spec.options:
-        raise SpecError(
-            f"--tune chooses the options of {spec.name}: give {spec.name} without options"
-        )
     return search(spec.name, fit.x, fit.y, val.x, val.y, seed=seed, progress=config.progress)
 
 
