@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from copy import deepcopy
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.fx.experimental.optimization import fuse
 
-from featkit.backbones.layers import FeatureExtractor
+from featkit.backbones.layers import FeatureExtractor, detach_graph, freeze, trace_module
 
 
 def fold_batchnorm(module: nn.Module) -> nn.Module:
@@ -19,10 +20,14 @@ def fold_batchnorm(module: nn.Module) -> nn.Module:
     if isinstance(module, FeatureExtractor):
         return FeatureExtractor(fold_batchnorm(module.features), module.layer, module.pool)
     try:
-        folded: nn.Module = fuse(module).eval().requires_grad_(False)
-    except (TypeError, ValueError, RuntimeError, NotImplementedError, torch.fx.proxy.TraceError):
+        # As ``fuse`` does by itself, without keeping the modules that it makes on the way.
+        copied = deepcopy(module)
+        traced = fx.GraphModule(copied, trace_module(copied, fx.Tracer()))
+        folded = fuse(traced, inplace=True, no_trace=True)
+    except (TypeError, ValueError, RuntimeError, NotImplementedError, fx.proxy.TraceError):
         return module
-    return folded
+    detach_graph(traced)
+    return freeze(detach_graph(folded))
 
 
 def has_statistics(network: nn.Module) -> bool:

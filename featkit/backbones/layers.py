@@ -94,7 +94,29 @@ def extract_layer(network: nn.Module, name: str, layer: str, pool: str) -> Featu
     features.graph.eliminate_dead_code()
     features.delete_all_unused_submodules()
     features.recompile()
-    return freeze(FeatureExtractor(features, layer, pool))
+    return freeze(FeatureExtractor(detach_graph(features), layer, pool))
+
+
+def detach_graph(module: fx.GraphModule) -> fx.GraphModule:
+    """Let a traced module be freed as soon as nothing uses it; its graph must not change any more.
+
+    Module and graph refer to each other, so that the weights of each network that was opened would
+    otherwise stay in memory until Python's garbage collector runs, which is seldom: it counts
+    objects and not their size.
+    """
+    module.graph.owning_module = None
+    return module
+
+
+def trace_module(module: nn.Module, tracer: fx.Tracer) -> fx.Graph:
+    """Return the graph of a module; the tracer does not keep the module alive.
+
+    A function inside of ``Tracer.trace`` refers to itself and to the tracer.
+    """
+    try:
+        return tracer.trace(module)
+    finally:
+        vars(tracer).clear()
 
 
 def layer_shapes(
@@ -220,13 +242,14 @@ def _trace(network: nn.Module, name: str) -> tuple[fx.Graph, dict[str, fx.Node]]
     instead of 3 s).
     """
     tracer = NodePathTracer()
+    paths = tracer.node_to_qualname
     try:
-        graph = tracer.trace(network)
+        graph = trace_module(network, tracer)
     except Exception as error:  # torch.fx raises many types of exception
         reason = (str(error).splitlines() or [""])[0]
         raise SpecError(f"cannot trace the layers of {name} ({reason}): remove --layer") from error
     layers: dict[str, fx.Node] = {}
-    for node, path in tracer.node_to_qualname.items():
+    for node, path in paths.items():
         if node.op in ("placeholder", "output"):
             continue
         parts = path.split(".")
