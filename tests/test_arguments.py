@@ -158,5 +158,5 @@ def test_a_path_may_be_a_path_object(tmp_path):
     for path in (tmp_path / "notes.txt", str(tmp_path / "notes.txt")):
         with pytest.raises(FeatkitError, match="neither a folder nor a CSV file"):
             featkit.load_images(path)
-        with pytest.raises(FeatkitError, match="is a file and not a run"):
+        with pytest.raises(FeatkitError, match="is not a run directory but a file"):
             featkit.load_run(Path(path))

@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from featkit.arguments import PATH, SIZE, checked, text
+from featkit.arguments import SIZE, checked, one_of, text
 from featkit.backbones.base import Backbone, Preprocess, QuantizedNetwork
 from featkit.backbones.saved import (
     INT8_CARD,
@@ -49,8 +49,8 @@ BACKBONES: Registry[Callable[..., Backbone]] = Registry(
 
 
 @checked(
-    spec=PATH,
-    weights=PATH,
+    spec=one_of(text("resnet18"), Path),
+    weights=one_of(text("imagenet"), Path),
     layer=text("layer4"),
     pool=text("avg"),
     resize=SIZE,

@@ -36,6 +36,7 @@ def list_files(cache: Path, as_json: bool) -> None:
     """List the embeddings files, newest first."""
     from featkit.embeddings.store import entries
 
+    _check_folder(cache)
     good, bad = entries(cache)
     for error in bad:
         note(f"warning: {error}")
@@ -90,6 +91,8 @@ def verify_files(files: tuple[Path, ...], cache: Path) -> None:
     from featkit.embeddings.pipeline import Compute
     from featkit.embeddings.verify import verify
 
+    if not files:
+        _check_folder(cache)
     problems: list[str] = []
     for file in files or sorted(cache.glob("*.h5")):
         problems.extend(verify(file, Compute()))
@@ -134,6 +137,7 @@ def collect(cache: Path) -> None:
     """Remove partial files of interrupted extractions."""
     from featkit.embeddings.verify import collect_garbage
 
+    _check_folder(cache)
     removed, busy = collect_garbage(cache)
     for owner in busy:
         note(f"kept: {owner} is in use")
@@ -155,6 +159,15 @@ def remove(files: tuple[Path, ...]) -> None:
     for file in files:
         file.unlink()
         note(f"removed {file}")
+
+
+def _check_folder(cache: Path) -> None:
+    """Refuse a cache folder that does not exist; the default one may not have been made yet."""
+    if cache != Path("cache") and not cache.is_dir():
+        raise CacheError(
+            f"cache folder {cache} does not exist: correct --cache, or extract features into it "
+            "with `featkit extract`"
+        )
 
 
 def _age(modified: float) -> str:

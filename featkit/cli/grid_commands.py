@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from featkit.arguments import MAX_SEED
 from featkit.cli.options import (
     BACKBONE_HELP,
     Decorator,
@@ -84,7 +85,7 @@ _OPTIONS: dict[str, Callable[[str], Any]] = {
         "data", "SPEC", "Data set, as --data of `featkit fit`.", default, "Data"
     ),
     "seed": lambda default: _axis(
-        "seed", "N", "Random seed.", default, "Data", type=click.IntRange(min=0)
+        "seed", "N", "Random seed.", default, "Data", type=click.IntRange(0, MAX_SEED)
     ),
     "subset": lambda default: _axis(
         "subset",

@@ -11,6 +11,8 @@ from typing import Any, Protocol, TypeVar
 
 import click
 
+from featkit.arguments import MAX_SEED
+
 F = TypeVar("F", bound=Callable[..., Any])
 
 
@@ -140,7 +142,7 @@ limit_option = option(
 seed_option = option(
     "--seed",
     group="Data",
-    type=click.IntRange(min=0),
+    type=click.IntRange(0, MAX_SEED),
     help="Random seed for splits, sampling, augmentation and heads.",
     show_default="0",
 )

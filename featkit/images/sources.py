@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from featkit.arguments import PATH, SEED, checked, text
+from featkit.arguments import SEED, checked, one_of, text
 from featkit.errors import DataError
 from featkit.images import datasets, files
 from featkit.images.base import SPLITS, ImageSet
@@ -38,7 +38,12 @@ defines no splits.
 """
 
 
-@checked(spec=PATH, split=text("70/15/15"), seed=SEED, limit=text("train=500,test=100"))
+@checked(
+    spec=one_of(text("digits"), Path),
+    split=text("70/15/15"),
+    seed=SEED,
+    limit=text("train=500,test=100"),
+)
 def load_images(
     spec: str | Path = "digits",
     *,

@@ -183,7 +183,7 @@ def _message_for_file(file: Path) -> str:
     if is_run(file.parent):
         return f"{file} is a file of a run: give the directory, {file.parent}"
     return (
-        f"{file} is a file and not a run: give the directory that `featkit fit` printed, and then "
+        f"{file} is not a run directory but a file: give the directory that `featkit fit` printed, and then "
         "the images, as in `featkit predict RUN IMAGE`"
     )
 

@@ -53,7 +53,7 @@ def runs(photos):
 def test_predict_says_what_to_give_in_place_of_a_run(photos, runs):
     run, image = runs[0], photos / "red" / "0.png"
     assert error("predict", image, run) == (
-        f"{image} is a file and not a run: give the directory that `featkit fit` printed, and then "
+        f"{image} is not a run directory but a file: give the directory that `featkit fit` printed, and then "
         "the images, as in `featkit predict RUN IMAGE`"
     )
     for name in ("head.skops", "card.json", "confusion.png"):
@@ -81,6 +81,12 @@ def test_a_cache_folder_that_does_not_exist_is_an_error_without_images(command):
     assert message.startswith("cache folder cahce does not exist")
     assert not Path("cahce").exists()
     assert not Path("experiments").exists()
+
+
+@pytest.mark.parametrize("command", ["ls", "verify", "gc"])
+def test_a_cache_folder_that_does_not_exist_is_not_an_empty_one(command):
+    assert "cahce does not exist" in error("cache", command, "--cache", "cahce")
+    assert call("cache", command).exit_code == 0
 
 
 def test_a_new_cache_folder_is_made_for_images_that_are_named(photos):
