@@ -2233,7 +2233,7 @@ def _training_callbacks(
 
         def on_step(epoch: int, step: int, loss: float, top1: float) -> None:
             accuracy = f"top-1 {100 * top1:.1f}%"
-            bar.set_postfix_str(f"epoch {epoch + 1}, step {step}: loss {loss:.3f}, {accuracy}")
+            bar.set_postfix_str(f"epoch {epoch + 1}, step {step}: loss {loss:z.3f}, {accuracy}")
 
         def on_epoch(record: EpochRecord) -> None:
             bar.update(record.number + 1 - bar.n)
@@ -2246,6 +2246,8 @@ def _epoch_line(record: EpochRecord, epochs: int) -> str:
     parts = []
     for name, score in (("train", record.train), ("val", record.val)):
         if score:
-            top1, top5 = 100 * score.top1, 100 * score.top5
-            parts.append(f"{name}: loss {score.loss:.3f}, top-1 {top1:.1f}%, top-5 {top5:.1f}%")
+            text = f"{name}: loss {score.loss:z.3f}, top-1 {100 * score.top1:.1f}%"
+            if score.top5 is not None:
+                text += f", top-5 {100 * score.top5:.1f}%"
+            parts.append(text)
     return f"epoch {record.number + 1}/{epochs}, {record.seconds:.0f} s; {'; '.join(parts)}"

@@ -71,7 +71,9 @@ def nll(scores: Scores, y: Labels, columns: Labels) -> float:
     As in scikit-learn, probabilities are clipped at 2.2e-16 (a loss of 36.0), because KNN heads
     give exact zeros. A class without a column has probability zero.
     """
-    return -fsum(np.log(np.maximum(_true_class_scores(scores, y, columns), _SMALLEST))) / len(y)
+    likelihoods = np.maximum(_true_class_scores(scores, y, columns), _SMALLEST)
+    # Rounding can make a probability larger than 1, and the negative of a sum of zeros is -0.0.
+    return max(0.0, -fsum(np.log(likelihoods)) / len(y))
 
 
 def _true_class_scores(scores: Scores, y: Labels, columns: Labels) -> NDArray[np.float64]:
@@ -87,9 +89,8 @@ def reliability_bins(
     """Return at most ``bins`` bins of equal size by ascending confidence, as far as ties allow.
 
     Confidence is the highest score of a row. Images of the same confidence are in the same bin,
-    that of their median
-    rank: KNN heads give most images confidence 1, and the result must not depend on the order of
-        the images.
+    that of their median rank: KNN heads give most images confidence 1, and the result must not
+    depend on the order of the images.
     """
     best = scores.argmax(axis=1)
     levels, level_of, counts = np.unique(

@@ -107,10 +107,11 @@ class Effective(Reweight):
 
 
 class ClassAware(Correction):
-    """Train on class-balanced samples, n / k of each class (class-aware sampling, cRT).
+    """Train on class-balanced samples, as many of each class as the largest one has (cRT).
 
-    A class is sampled in shuffled passes over its images, so that no image is drawn more than once
-    more often than another of the same class.
+    An epoch of the authors' class-aware sampler has this size: no image is left out. A class is
+    sampled in shuffled passes over its images, so that no image is drawn more than once more often
+    than another of the same class.
 
     Classifier re-training (``crt``, Kang et al.) fixes the features and trains the classifier again
     on class-balanced samples. The features of a head are always fixed, and so ``crt`` is an alias.
@@ -134,14 +135,15 @@ class ClassAware(Correction):
 
     def _class_size(self, counts: NDArray[np.int64]) -> int:
         """Return the number of samples to draw from each class."""
-        return round(float(counts.mean()))
+        return int(counts.max())
 
 
 class Oversample(ClassAware):
-    """Repeat the images of each class up to the size of the largest class."""
+    """Repeat the images of each class up to the size of the largest class.
 
-    def _class_size(self, counts: NDArray[np.int64]) -> int:
-        return int(counts.max())
+    A head is trained on a fixed sample, not on a stream of batches, and so this is the same as
+    ``class_aware``.
+    """
 
 
 class Undersample(ClassAware):

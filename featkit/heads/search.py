@@ -169,5 +169,6 @@ def _evaluate(
     correct = known & (scores.argmax(axis=1) == columns)
     recalls = [correct[y_val == label].mean() for label in np.unique(y_val)]
     likelihood = np.where(known, scores[np.arange(len(columns)), columns], 0)
-    nll = -np.log(np.maximum(likelihood, MIN_PROBABILITY)).mean()
-    return Candidate(options, float(correct.mean()), float(nll), float(np.mean(recalls)))
+    # Rounding can make a probability larger than 1, and the negative of a sum of zeros is -0.0.
+    nll = max(0.0, -float(np.log(np.maximum(likelihood, MIN_PROBABILITY)).mean()))
+    return Candidate(options, float(correct.mean()), nll, float(np.mean(recalls)))

@@ -27,14 +27,18 @@ History = Sequence[Mapping[str, float]]
 def plot_histories(histories: Mapping[str, History], *, title: str) -> Figure:
     """Draw loss, top-1 and top-5 accuracy over epochs; train (augmented) dashed, validation solid.
 
+    A panel without a value, such as top-5 accuracy of two classes, is left out.
+
     Args:
         histories: by name of the run, one colour each.
         title: of the figure.
     """
-    figure = Figure(figsize=(10.5, 3.9), layout="constrained")
+    panels = [(part, label) for part, label in _PANELS if _has_values(histories, part)]
+    figure = Figure(figsize=(3.5 * len(panels), 3.9), layout="constrained")
     names = shorten(list(histories), _MAX_NAME)
     colours = colormaps["tab10"]
-    for axes, (part, label) in zip(figure.subplots(1, 3), _PANELS, strict=True):
+    all_axes = figure.subplots(1, len(panels), squeeze=False)[0]
+    for axes, (part, label) in zip(all_axes, panels, strict=True):
         for place, history in enumerate(histories.values()):
             _draw(axes, history, part, colours(place % 10))
         _finish(axes, label, is_percent=part != "loss")
@@ -52,6 +56,17 @@ def plot_histories(histories: Mapping[str, History], *, title: str) -> Figure:
         text.set(**literal_text())
     figure.suptitle(drawable(title), fontsize=11, **literal_text())
     return figure
+
+
+def _has_values(histories: Mapping[str, History], part: str) -> bool:
+    """Return whether an epoch of any history has a value; the loss is always drawn."""
+    if part == "loss":
+        return True
+    for history in histories.values():
+        for row in history:
+            if np.isfinite([row[f"train_{part}"], row[f"val_{part}"]]).any():
+                return True
+    return False
 
 
 def _has_val(history: History) -> bool:

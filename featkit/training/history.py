@@ -13,11 +13,14 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class EpochScore:
-    """Mean loss, top-1 and top-5 accuracy (fractions) over ``n`` images in one epoch."""
+    """Mean loss, top-1 and top-5 accuracy (fractions) over ``n`` images in one epoch.
+
+    ``top5`` is None for five classes or fewer.
+    """
 
     loss: float
     top1: float
-    top5: float
+    top5: float | None
     n: int
 
 
@@ -56,12 +59,14 @@ class EpochRecord:
         return cls(number, rate, EpochScore(*train), EpochScore(*val) if val else None, seconds)
 
 
-def _score_to_list(score: EpochScore) -> list[float]:
+def _score_to_list(score: EpochScore) -> list[float | None]:
     return [score.loss, score.top1, score.top5, score.n]
 
 
 def batch_sums(loss: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
     """Return ``(4,)`` sums over a batch: loss, correct top-1, correct top-5, images.
+
+    The third is NaN for five classes or fewer.
 
     Args:
         loss: mean over the batch.
@@ -69,10 +74,11 @@ def batch_sums(loss: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
         labels: ``(b,)``.
     """
     n = len(labels)
-    best = logits.detach().topk(min(5, logits.shape[1]), dim=1).indices == labels[:, None]
+    classes = logits.shape[1]
+    best = logits.detach().topk(min(5, classes), dim=1).indices == labels[:, None]
+    top5 = float(best.sum()) if classes > 5 else math.nan
     return torch.tensor(
-        [float(loss.detach()) * n, float(best[:, 0].sum()), float(best.sum()), n],
-        dtype=torch.float64,
+        [float(loss.detach()) * n, float(best[:, 0].sum()), top5, n], dtype=torch.float64
     )
 
 
@@ -80,8 +86,8 @@ def score_from_sums(total: Tensor) -> EpochScore:
     """Return the means of accumulated ``batch_sums``; NaN without images."""
     loss, top1, top5, n = total.tolist()
     if not n:
-        return EpochScore(math.nan, math.nan, math.nan, 0)
-    return EpochScore(loss / n, top1 / n, top5 / n, int(n))
+        return EpochScore(math.nan, math.nan, None, 0)
+    return EpochScore(loss / n, top1 / n, None if math.isnan(top5) else top5 / n, int(n))
 
 
 def best_epoch(history: Iterable[EpochRecord]) -> int | None:
@@ -96,7 +102,8 @@ def history_rows(history: Iterable[EpochRecord]) -> Iterator[dict[str, float | i
         row: dict[str, float | int | str] = {"epoch": each.number + 1, "rate": each.rate}
         for split, score in (("train", each.train), ("val", each.val)):
             for metric in ("loss", "top1", "top5", "n"):
-                row[f"{split}_{metric}"] = getattr(score, metric) if score else ""
+                value = getattr(score, metric) if score else None
+                row[f"{split}_{metric}"] = "" if value is None else value
         yield row
 
 
