@@ -642,7 +642,7 @@ def _summarise_seeds(
     summaries = {}
     for head in heads:
         own = [run for run in runs if run.head_spec == head]
-        summaries[head] = over_seeds([run.report.top1 for run in own])
+        summaries[head] = over_seeds([run.predictions for run in own])
         if out is None:
             continue
         ids = [run.id for run in own]
@@ -1291,12 +1291,13 @@ def fewshot(
 
     Raises:
         SpecError: if a head or a number of images is not valid.
-        DataError: if too few classes have enough images.
+        DataError: if too few classes have enough images, or the backbone was trained on an image.
     """
     options = locals()
     from tqdm import tqdm
 
     from featkit.reports.figures import fewshot_figures
+    from featkit.runs.features import refuse_trained_on
     from featkit.storage import digest, publish
     from featkit.studies.fewshot import EpisodeConfig, episode_scores, learning_curve, to_json
 
@@ -1305,6 +1306,7 @@ def fewshot(
         raise SpecError("numbers of images per class must be at least 1")
     heads = expand_heads(_strings(head))
     features = _load_features(options)
+    refuse_trained_on(features, "few-shot episodes")
     config = EpisodeConfig(way, query, episodes, features.request.seed)
     embeddings = features.embeddings
     with tqdm(total=episodes, unit="episode", disable=not progress) as bar:
@@ -1362,6 +1364,9 @@ def audit(
         split, limit, seed, augment, views, perturb, backbone, weights, layer, pool, resize, crop,
             precision, cache, device, batch_size, workers, compile, on_error, progress: as for
             ``fit``.
+
+    Raises:
+        DataError: if the backbone was trained on an image, or there are fewer than two images.
     """
     options = locals()
     from featkit.reports.figures import audit_figures

@@ -42,6 +42,7 @@ from featkit.evaluation.effects import (
 )
 from featkit.evaluation.intervals import Interval
 from featkit.evaluation.report import GroupAccuracy
+from featkit.heads.balance import count_candidates
 from featkit.registry import Spec
 
 _NONE = "none"
@@ -66,6 +67,8 @@ class LongTailRow:
         groups: accuracy on ``many``, ``medium`` and ``few``-shot classes, as far as there are any.
         val_score: mean balanced accuracy on the validation set; None if a cell has none.
         best_on_val: whether ``val_score`` is the highest of all corrections in the same condition.
+        candidates: number of values of the correction's options among which the best one on the
+            validation set was chosen; 1 without tuning.
     """
 
     values: Mapping[str, Any]
@@ -76,6 +79,7 @@ class LongTailRow:
     groups: Mapping[str, Average]
     val_score: float | None = None
     best_on_val: bool = False
+    candidates: int = 1
 
     def to_dict(self) -> dict[str, Any]:
         """Return one flat row of ``longtail.csv``."""
@@ -84,6 +88,7 @@ class LongTailRow:
         for name, accuracy in self.groups.items():
             row |= _interval_columns(name, accuracy.value, accuracy.interval95)
         row |= {"val_balanced_accuracy": self.val_score, "best_on_val": self.best_on_val}
+        row["values_tried"] = self.candidates
         return row | _effect_columns("gain", self.gain)
 
 
@@ -196,6 +201,7 @@ def _correction_rows(
             groups=_group_accuracies(cells),
             val_score=val_scores[name],
             best_on_val=name == best,
+            candidates=count_candidates(name) if cells[0].cell.values.get("tune") else 1,
         )
         rows.append(row)
     return rows

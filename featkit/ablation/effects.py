@@ -47,9 +47,11 @@ class Selection:
         condition: data and subset, as far as they vary.
         choice: description of the selected classifier.
         of: number of classifiers it was selected from.
-        val: its balanced accuracy on the validation set, averaged over seeds.
+        val: its metric on the validation set, averaged over seeds.
         test: its metric on the test set.
         versus: its differences from each of the other classifiers on the same test images.
+        metric: that of ``val``, ``test`` and ``versus``. It is that of the findings, or balanced
+            accuracy where only that of the validation set was recorded, as before featkit 0.3.
     """
 
     condition: str
@@ -58,6 +60,7 @@ class Selection:
     val: float
     test: Average
     versus: tuple[Effect, ...]
+    metric: str = METRICS[1]
 
 
 @dataclass(frozen=True)
@@ -104,10 +107,7 @@ class Findings:
 
     def mean(self, scored: Sequence[ScoredCell]) -> Average:
         """Return the mean metric of cells; a single cell keeps the interval of its report."""
-        mean = average([each.scores for each in scored])
-        if len(scored) == 1:
-            return replace(mean, interval95=self.score(scored[0].cell)[1])
-        return mean
+        return _mean_of(scored, self.metric)
 
     def label(self, values: Mapping[str, Any], axes: Iterable[str]) -> str:
         """Return a text such as ``head svm, tune True`` for values on some axes."""
@@ -160,6 +160,14 @@ def analyze_grid(
         effects=tuple(_axis_effects(varying, [each.scores for each in scored])),
     )
     return replace(findings, selections=tuple(_select(findings)))
+
+
+def _mean_of(scored: Sequence[ScoredCell], metric: str) -> Average:
+    """Return the mean metric of cells; a single cell keeps the interval of its report."""
+    mean = average([each.scores for each in scored])
+    if len(scored) == 1:
+        return replace(mean, interval95=_metric_of(scored[0].cell, metric)[1])
+    return mean
 
 
 def _score(cells: Iterable[CellResult], metric: str) -> list[ScoredCell]:
@@ -246,10 +254,14 @@ def _select(findings: Findings) -> list[Selection]:
     The comparisons of all conditions are one family for Holm's correction.
     """
     axes = [axis for axis in (DATA, SUBSET) if axis in findings.axes]
+    candidates, metric = unperturbed(findings), findings.metric
+    if metric == METRICS[0] and any(_lacks_val_top1(each.cell) for each in candidates):
+        metric = METRICS[1]
+        candidates = _score([each.cell for each in candidates], metric)
     selections = []
-    for values, cells in grouped(unperturbed(findings), axes).items():
+    for values, cells in grouped(candidates, axes).items():
         condition = findings.label(dict(zip(axes, values, strict=True)), axes)
-        selection = _select_one(findings, condition, cells)
+        selection = _select_one(findings, condition, cells, metric)
         if selection is not None:
             selections.append(selection)
     comparisons: list[Effect] = []
@@ -259,13 +271,29 @@ def _select(findings: Findings) -> list[Selection]:
     return [replace(each, versus=tuple(islice(remaining, len(each.versus)))) for each in selections]
 
 
-def mean_val_score(scored: Sequence[ScoredCell]) -> float | None:
-    """Return the mean validation score of cells; None if one of them has none."""
-    found = [each.cell.val_score for each in scored if each.cell.val_score is not None]
+def _lacks_val_top1(cell: CellResult) -> bool:
+    """Return whether balanced accuracy alone was recorded of the validation set."""
+    return cell.val_score is not None and _val_score(cell, METRICS[0]) is None
+
+
+def _val_score(cell: CellResult, metric: str) -> float | None:
+    """Return the metric of a cell on the validation set; None if it was not recorded."""
+    if metric == METRICS[1]:
+        return cell.val_score
+    top1: float | None = cell.report.provenance.get("val_top1") if cell.report else None
+    return top1
+
+
+def mean_val_score(scored: Sequence[ScoredCell], metric: str = METRICS[1]) -> float | None:
+    """Return the mean metric of cells on the validation set; None if one of them has none."""
+    scores = [_val_score(each.cell, metric) for each in scored]
+    found = [score for score in scores if score is not None]
     return fmean(found) if len(found) == len(scored) else None
 
 
-def _select_one(findings: Findings, condition: str, scored: list[ScoredCell]) -> Selection | None:
+def _select_one(
+    findings: Findings, condition: str, scored: list[ScoredCell], metric: str
+) -> Selection | None:
     """Return the selection under one condition; None if there is nothing to select from."""
     axes = findings.classifier_axes
     classifiers = {
@@ -277,7 +305,7 @@ def _select_one(findings: Findings, condition: str, scored: list[ScoredCell]) ->
     val_means = {}
     relabelled = []
     for name, cells in classifiers.items():
-        val_mean = mean_val_score(cells)
+        val_mean = mean_val_score(cells, metric)
         if val_mean is None:
             return None
         val_means[name] = val_mean
@@ -294,6 +322,7 @@ def _select_one(findings: Findings, condition: str, scored: list[ScoredCell]) ->
         choice=best,
         of=len(classifiers),
         val=val_means[best],
-        test=findings.mean(classifiers[best]),
+        test=_mean_of(classifiers[best], metric),
         versus=tuple(versus),
+        metric=metric,
     )

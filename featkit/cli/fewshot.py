@@ -89,10 +89,15 @@ def fewshot(shot: str, head: tuple[str, ...], curve: str, as_json: bool, **optio
     if as_json:
         print_json(result.to_dict())
         return
-    print_line(f"{options['episodes']} episodes of {options['way']} classes")
+    n = result.scores[0].n
+    print_line(
+        f"{options['episodes']} episodes of {options['way']} classes from n = {n} images; "
+        "95% CI over episodes"
+    )
     print_text(_table(result.scores))
     if result.curve:
-        print_text(f"\ntest accuracy, {options['draws']} draws")
+        n = result.curve[0].n
+        print_text(f"\ntest accuracy, {options['draws']} draws, n = {n} test images")
         print_text(_table(result.curve))
 
 

@@ -132,9 +132,8 @@ def run_text(run: Run) -> str:
     if run.search:
         best, tried = run.search.best, len(run.search.candidates)
         chosen = ", ".join(f"{name}={value}" for name, value in best.options.items())
-        lines.append(
-            f"tuned over {tried} candidates: {chosen} (validation top-1 {100 * best.top1:.1f}%)"
-        )
+        score = f"validation {run.search.metric_name} {100 * run.search.score(best):.1f}%"
+        lines.append(f"tuned over {tried} candidates: {chosen} ({score})")
     lines.append(summary(report))
     if report.rejection:
         lines.append(_rejection_text(report.rejection))
@@ -147,19 +146,27 @@ def run_text(run: Run) -> str:
 
 
 def _rejection_text(rejection: Rejection) -> str:
+    """Return the realised coverage beside the requested one, and the accuracy of the answers."""
+    text = f"answered {100 * rejection.coverage:.1f}% of test images"
+    if rejection.coverage_interval95 is not None:
+        text += f" (95% CI {between(rejection.coverage_interval95)})"
+    text += (
+        f" at confidence >= {rejection.threshold:.3f}, chosen to answer "
+        f"{100 * (1 - rejection.share):.1f}% of validation images"
+    )
     if rejection.top1 is None or rejection.interval95 is None:
-        return (
-            f"all test images are below confidence {rejection.threshold:.3f} and answered `unknown`"
-        )
+        return text
     return (
-        f"{100 * rejection.coverage:.1f}% answered (confidence >= {rejection.threshold:.3f}), "
-        f"{100 * rejection.top1:.1f}% of these correctly (95% CI {between(rejection.interval95)})"
+        f"{text}; {100 * rejection.top1:.1f}% of the answers are correct "
+        f"(95% CI {between(rejection.interval95)}, n = {rejection.answered})"
     )
 
 
 def _seeds_text(summary: OverSeeds) -> str:
     low, high = (100 * end for end in summary.interval95)
+    # Two seeds are too few to estimate the variance between seeds.
+    covered = "test images and seeds" if len(summary.top1) > 2 else "test images"
     return (
-        f"top-1 {100 * summary.mean:.2f}% (95% CI {low:.2f} to {high:.2f}), "
-        f"standard deviation {100 * summary.deviation:.2f}"
+        f"top-1 {100 * summary.mean:.2f}% (95% CI {low:.2f} to {high:.2f} over {covered}), "
+        f"standard deviation {100 * summary.deviation:.2f}, n = {summary.n} test images"
     )

@@ -21,9 +21,10 @@ Examples:
 
 \b
 Class c of C keeps n_max * IF^(-c/(C-1)) train images; the order of the classes is random.
-Hyperparameters of corrections are tuned on the validation set; `best on val` marks the correction
-with the best validation accuracy. Gains are differences in balanced accuracy from `none` on the
-same test images, in points.
+Hyperparameters of corrections are tuned on the validation set; `values tried` is their number.
+`best on val` marks the correction with the best balanced accuracy on the validation set. Gains are
+differences in balanced accuracy from `none` on the same test images, in points; their p-values are
+adjusted for the number of gains.
 """
 
 
@@ -60,12 +61,15 @@ def longtail(factors: tuple[float, ...], **options: Any) -> None:
 
 def _table(rows: Sequence[LongTailRow]) -> str:
     from featkit.ablation.conditions import GROUPS
+    from featkit.reports.wording import p_text, tuning_notes
 
     numbers = (
         "balanced accuracy %",
         "95% CI",
         "gain",
-        "gain, 95% CI",
+        "gain, unadjusted 95% CI",
+        "Holm-adjusted p",
+        "values tried",
         "many",
         "medium",
         "few",
@@ -74,11 +78,10 @@ def _table(rows: Sequence[LongTailRow]) -> str:
     axes = ("data", "backbone", "subset", "head", "balance")
     lines = []
     for row in rows:
-        gain = (
-            [f"{100 * row.gain.difference:+.1f}", between(row.gain.interval95)]
-            if row.gain
-            else ["", ""]
-        )
+        gain = ["", "", ""]
+        if row.gain:
+            points, interval = f"{100 * row.gain.difference:+z.1f}", between(row.gain.interval95)
+            gain = [points, interval, p_text(row.gain.p_holm)]
         groups = [
             f"{100 * row.groups[name].value:.1f}" if name in row.groups else "" for name in GROUPS
         ]
@@ -87,10 +90,20 @@ def _table(rows: Sequence[LongTailRow]) -> str:
                 f"{100 * row.mean.value:.1f}",
                 between(row.mean.interval95),
                 *gain,
+                row.candidates,
                 *groups,
                 row.mean.seeds,
                 *(row.values[axis] for axis in axes),
                 "best on val" if row.best_on_val else "",
             ]
         )
-    return table([*numbers, *axes, ""], lines, right=numbers)
+    lines_below = []
+    gains = [row.gain for row in rows if row.gain]
+    if gains:
+        significant = sum(gain.significant for gain in gains)
+        lines_below.append(
+            f"{significant} of {len(gains)} gains are significant (p below 0.05 after Holm "
+            "correction); their intervals are unadjusted."
+        )
+    lines_below.extend(tuning_notes(rows))
+    return "\n".join([table([*numbers, *axes, ""], lines, right=numbers), *lines_below])

@@ -72,12 +72,15 @@ def robustness(**options: Any) -> None:
 
 
 def _table(rows: Sequence[DropRow]) -> str:
+    from featkit.reports.wording import p_text
+
     numbers = (
         "clean %",
         "perturbed %",
         "95% CI",
         "drop",
-        "drop, 95% CI",
+        "drop, unadjusted 95% CI",
+        "Holm-adjusted p",
         "worst %",
         "mCE %",
         "mCE, 95% CI",
@@ -98,6 +101,7 @@ def _table(rows: Sequence[DropRow]) -> str:
                 between(row.perturbed.interval95),
                 f"{100 * row.drop.difference:+.1f}",
                 between(row.drop.interval95),
+                p_text(row.drop.p_holm),
                 worst,
                 *mce,
                 row.drop.seeds,

@@ -23,6 +23,14 @@ Track = Callable[[Sequence[int]], Iterable[int]]
 
 NEIGHBOURS = 10
 _BLOCK_NUMBERS = 2**24
+CHANCE_COPIES = 0.01
+"""Near copies across splits expected by chance in a whole data set, see ``near_copies``."""
+_SAMPLE = 128
+"""Images from which the distances to neighbours are estimated before copies are searched."""
+_DIMENSIONS = 64
+"""Dimensions of the projection that excludes most pairs of images before they are compared."""
+_MAX_CANDIDATES = 0.05
+"""Fraction of the pairs of a block from which it is faster to compare all of them."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +76,23 @@ class NearDuplicates:
 
 
 @dataclass(frozen=True)
+class NearCopies:
+    """Test rows that have a near copy among the other rows, the most similar pair first.
+
+    Attributes:
+        rows: ``(c,)`` int64 rows of the test set, each once.
+        originals: ``(c,)`` int64, the most similar other row of each.
+        cosines: ``(c,)`` float64.
+        cosine: the threshold as a cosine, for the median row; 1 if there is no threshold.
+    """
+
+    rows: Labels
+    originals: Labels
+    cosines: Probabilities
+    cosine: float
+
+
+@dataclass(frozen=True)
 class LabelErrors:
     """Rows whose label is probably wrong, the most probable first.
 
@@ -95,11 +120,21 @@ def exact_duplicates(keys: Sequence[str]) -> list[Labels]:
 
 
 def nearest_neighbours(
-    x: NDArray[np.floating[Any]], k: int = NEIGHBOURS, *, track: Track = iter
+    x: NDArray[np.floating[Any]],
+    k: int = NEIGHBOURS,
+    *,
+    of: Labels | None = None,
+    track: Track = iter,
 ) -> Neighbours:
     """Return the ``k`` nearest other rows of each row by cosine, or all others if there are fewer.
 
     The similarities are computed in blocks of rows of at most 64 MiB.
+
+    Args:
+        x: features.
+        k: number of neighbours.
+        of: ``(m,)`` the rows whose neighbours are searched; None for all.
+        track: shows the progress over blocks.
 
     Raises:
         DataError: if there are fewer than two rows.
@@ -107,20 +142,27 @@ def nearest_neighbours(
     n = len(x)
     if n < 2:
         raise DataError(f"cannot search neighbours among {n} images: give at least two")
-    k = min(k, n - 1)
-    unit = x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), np.finfo(x.dtype).tiny)
-    rows, cosines = np.empty((n, k), np.int64), np.empty((n, k))
+    k, of = min(k, n - 1), np.arange(n) if of is None else of
+    unit = _unit_rows(x)
+    rows, cosines = np.empty((len(of), k), np.int64), np.empty((len(of), k))
     size = max(1, _BLOCK_NUMBERS // n)
-    for start in track(range(0, n, size)):
-        block = unit[start : start + size] @ unit.T
-        here = np.arange(len(block))
-        block[here, start + here] = -np.inf
+    for start in track(range(0, len(of), size)):
+        own = of[start : start + size]
+        block = unit[own] @ unit.T
+        block[np.arange(len(own)), own] = -np.inf
         best = np.argpartition(block, n - k, axis=1)[:, n - k :]
         values = np.take_along_axis(block, best, axis=1)
         order = np.lexsort((best, -values), axis=1)
         rows[start : start + size] = np.take_along_axis(best, order, axis=1)
         cosines[start : start + size] = np.take_along_axis(values, order, axis=1)
     return Neighbours(rows, cosines)
+
+
+def _unit_rows(x: NDArray[np.floating[Any]]) -> NDArray[np.floating[Any]]:
+    """Return the rows scaled to length 1; zeros stay zero."""
+    lengths = np.linalg.norm(x, axis=1, keepdims=True)
+    scaled: NDArray[np.floating[Any]] = x / np.maximum(lengths, np.finfo(x.dtype).tiny)
+    return scaled
 
 
 def near_duplicates(neighbours: Neighbours, expected: float = 1.0) -> NearDuplicates:
@@ -143,17 +185,10 @@ def near_duplicates(neighbours: Neighbours, expected: float = 1.0) -> NearDuplic
     """
     n, k = neighbours.rows.shape[0], neighbours.rows.shape[1] // 2 * 2
     distances = neighbours.distances[:, :k]
-    spread = distances[:, -1] if k else np.zeros(n)
-    distinct = spread > 0
-    median = 1.0
-    if distinct.any():
-        median = float(np.median(distances[distinct, k // 2 - 1] / spread[distinct]))
-    if not 0 < median < 1:
+    ratio, dimension = _distance_ratio(distances, expected / n)
+    if not ratio:
         return NearDuplicates(np.empty((0, 2), np.int64), np.empty(0), 0.0, k, float("nan"), 1.0)
-    dimension = np.log(0.5) / np.log(median)
-    # The chance that the nearest of k - 1 uniform values is below ratio ** dimension is expected /
-    # n. expm1 and log1p keep precision where expected / n is tiny.
-    ratio = float((-np.expm1(np.log1p(-min(0.5, expected / n)) / (k - 1))) ** (1 / dimension))
+    spread = distances[:, -1]
     others = neighbours.rows[:, :k]
     close = distances <= ratio * np.minimum(spread[:, None], spread[others])
     first, rank = np.nonzero(close)
@@ -167,9 +202,141 @@ def near_duplicates(neighbours: Neighbours, expected: float = 1.0) -> NearDuplic
         neighbours.cosines[first, rank][kept][order],
         ratio,
         k,
-        float(dimension),
+        dimension,
         cosine,
     )
+
+
+def _distance_ratio(distances: Probabilities, chance: float) -> tuple[float, float]:
+    """Return the ratio of ``near_duplicates``, and the intrinsic dimension it follows from.
+
+    Args:
+        distances: ``(m, k)`` distances to the nearest neighbours, ``k`` even; of all rows or of a
+            random sample.
+        chance: probability that a row has a neighbour below the ratio by chance.
+
+    Returns:
+        0 and NaN if there are too few neighbours, or too many at the same distance.
+    """
+    k = distances.shape[1]
+    spread = distances[:, -1] if k else np.zeros(len(distances))
+    distinct = spread > 0
+    median = 1.0
+    if distinct.any():
+        median = float(np.median(distances[distinct, k // 2 - 1] / spread[distinct]))
+    if not 0 < median < 1:
+        return 0.0, float("nan")
+    dimension = float(np.log(0.5) / np.log(median))
+    # The chance that the nearest of k - 1 uniform values is below ratio ** dimension is ``chance``.
+    # expm1 and log1p keep precision where it is tiny.
+    ratio = (-np.expm1(np.log1p(-min(0.5, chance)) / (k - 1))) ** (1 / dimension)
+    return float(ratio), dimension
+
+
+def near_copies(
+    x: NDArray[np.floating[Any]],
+    is_test: NDArray[np.bool_],
+    *,
+    chance: float = CHANCE_COPIES,
+    seed: int = 0,
+) -> NearCopies:
+    """Return the test rows that have a near copy among the other rows.
+
+    A pair is a near copy by the criterion of ``near_duplicates``: it is closer than the density of
+    images around both explains. A fixed cosine would flag every pair of images of a uniform class,
+    such as water seen from above, and would depend on the network. Here ``chance`` is 0.01, so that
+    one in a hundred data sets without copies has one; ``near_duplicates`` is for people who look at
+    the pairs, and expects one.
+
+    Comparing all pairs takes ``n_test * n_other * d`` operations. To be cheap, the distances to
+    neighbours are estimated on a random sample first. A pair is compared only if an upper bound of
+    its cosine reaches the largest threshold: the product of two projections plus the product of the
+    lengths of what the projections leave out (Cauchy-Schwarz). The neighbours of a row are searched
+    only if it is in such a pair. Of each test row the most similar other row is considered.
+
+    Args:
+        x: ``(n, d)`` features of images with distinct contents.
+        is_test: ``(n,)`` whether a row is in the test set.
+        chance: number of test rows expected to be found by chance if there are no copies.
+        seed: of the sample.
+    """
+    none = np.empty(0, np.int64)
+    tests, others = np.flatnonzero(is_test), np.flatnonzero(~is_test)
+    n, k = len(x), min(NEIGHBOURS, len(x) - 1) // 2 * 2
+    if not len(tests) or not len(others) or k < 2:
+        return NearCopies(none, none, np.empty(0), 1.0)
+    unit = _unit_rows(x)
+    sample = np.random.default_rng(seed).permutation(n)[:_SAMPLE]
+    sampled = nearest_neighbours(unit, k, of=sample).distances
+    ratio, _ = _distance_ratio(sampled, chance / n)
+    if not ratio:
+        return NearCopies(none, none, np.empty(0), 1.0)
+    limits = ratio * sampled[:, -1]
+    rows, originals, cosines = _most_similar_pairs(
+        unit, tests, others, _projection(unit, sample), 1 - float(limits.max()) ** 2 / 2
+    )
+    involved, place = np.unique(np.concatenate([rows, originals]), return_inverse=True)
+    if len(involved):
+        spread = nearest_neighbours(unit, k, of=involved).distances[:, -1][place]
+        distances = np.sqrt(np.maximum(2 - 2 * cosines, 0))
+        close = distances <= ratio * np.minimum(spread[: len(rows)], spread[len(rows) :])
+        rows, originals, cosines = rows[close], originals[close], cosines[close]
+    order = np.argsort(-cosines, kind="stable")
+    threshold = 1 - float(np.median(limits)) ** 2 / 2
+    return NearCopies(rows[order], originals[order], cosines[order], threshold)
+
+
+def _projection(unit: NDArray[np.floating[Any]], sample: Labels) -> NDArray[np.floating[Any]]:
+    """Return ``(n, r + 1)`` coordinates whose products are upper bounds of cosines.
+
+    These are the coordinates in the ``r`` leading directions of the sampled rows, and the length of
+    the rest of each row.
+    """
+    dimensions = min(_DIMENSIONS, len(sample), unit.shape[1])
+    basis = np.linalg.svd(unit[sample], full_matrices=False)[2][:dimensions]
+    coordinates = unit @ basis.T
+    rest = np.sqrt(np.maximum(1 - (coordinates**2).sum(axis=1), 0))
+    return np.column_stack([coordinates, rest]).astype(unit.dtype)
+
+
+def _most_similar_pairs(
+    unit: NDArray[np.floating[Any]],
+    tests: Labels,
+    others: Labels,
+    bounds: NDArray[np.floating[Any]],
+    cosine: float,
+) -> tuple[Labels, Labels, Probabilities]:
+    """Return test rows, the most similar other row of each, and cosines, of at least ``cosine``.
+
+    Args:
+        unit: ``(n, d)`` features of length 1.
+        tests: ``(a,)`` rows of the test set.
+        others: ``(b,)`` all other rows.
+        bounds: from ``_projection``.
+        cosine: smallest cosine.
+    """
+    rows, originals, cosines = [], [], []
+    bound = cosine - 1e-5  # rounding of float32
+    size = max(1, _BLOCK_NUMBERS // (4 * len(others)))
+    for start in range(0, len(tests), size):
+        own = tests[start : start + size]
+        block = (bounds[own] @ bounds[others].T).ravel()
+        candidates = np.flatnonzero(block >= bound)
+        if len(candidates) > _MAX_CANDIDATES * block.size:
+            block = (unit[own] @ unit[others].T).ravel()
+            candidates = np.flatnonzero(block >= cosine)
+            values = block[candidates]
+            first, second = np.divmod(candidates, len(others))
+        else:
+            first, second = np.divmod(candidates, len(others))
+            values = np.einsum("ij,ij->i", unit[own[first]], unit[others[second]])
+        order = np.lexsort((-second, values, first))
+        best = order[np.flatnonzero(np.diff(first[order], append=-1))]
+        best = best[values[best] >= cosine]
+        rows.append(own[first[best]])
+        originals.append(others[second[best]])
+        cosines.append(values[best].astype(np.float64))
+    return np.concatenate(rows), np.concatenate(originals), np.concatenate(cosines)
 
 
 def connected_groups(pairs: Labels) -> Labels:

@@ -80,8 +80,10 @@ def format_comparison(
 ) -> str:
     """Return a comparison of two classifiers in one line, the better one first.
 
-    The interval is not corrected for the number of comparisons, so it may exclude zero where the
-    difference is not significant. Both p-values are therefore printed.
+    The interval is not adjusted for the number of comparisons, so it may exclude zero where the
+    difference is not significant. With several comparisons it is called unadjusted, and both
+    p-values are printed. The interval of a single comparison may exclude zero in borderline cases,
+    because McNemar's test is exact and the interval is not.
 
     Args:
         a: name of the first classifier, or of what differs.
@@ -98,13 +100,18 @@ def format_comparison(
     if difference < 0:
         a, b, difference, interval95 = b, a, -difference, (-interval95[1], -interval95[0])
     low, high = (100 * end for end in interval95)
-    points = f"+{100 * difference:.1f} points (95% CI {low:z.1f} to {high:z.1f})"
-    compared = f"{a} - {b}: {points}, {format_p_value(p)}"
+    ends = f"95% CI {low:z.1f} to {high:z.1f}"
     verdict = "significant" if p_holm < LEVEL else "not significant"
-    if comparisons == 1:
-        return f"{compared}; {verdict}"
-    correction = f"after Holm correction over {comparisons} pairs ({format_p_value(p_holm)})"
-    return f"{compared}; {verdict} {correction}"
+    compared = f"{a} - {b}: +{100 * difference:.1f} points"
+    if comparisons > 1:
+        correction = f"after Holm correction over {comparisons} pairs ({format_p_value(p_holm)})"
+        return (
+            f"{compared} (unadjusted {ends}), unadjusted {format_p_value(p)}; {verdict} "
+            f"{correction}"
+        )
+    if p_holm >= LEVEL and low > 0:
+        verdict += " by the exact test (the interval is approximate)"
+    return f"{compared} ({ends}), {format_p_value(p)}; {verdict}"
 
 
 def format_p_value(p: float) -> str:

@@ -77,9 +77,11 @@ class Rejection:
         share: fraction of validation images to reject.
         threshold: confidence below which an image is rejected as unknown.
         answered: number of test images that are not rejected.
-        coverage: their fraction of all test images.
+        coverage: their fraction of all test images. It differs from ``1 - share``: the threshold
+            was chosen on other images, with a head that was fitted on fewer.
         top1: selective accuracy: top-1 on the images that are not rejected; None if all are.
         interval95: Wilson score interval of ``top1``.
+        coverage_interval95: Wilson score interval of ``coverage``; None in reports of featkit 0.2.
     """
 
     share: float
@@ -88,6 +90,7 @@ class Rejection:
     coverage: float
     top1: float | None
     interval95: Interval | None
+    coverage_interval95: Interval | None = None
 
 
 @dataclass(frozen=True)

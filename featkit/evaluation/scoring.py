@@ -294,4 +294,5 @@ def reject(
         coverage=answered / len(y),
         top1=correct / answered if answered else None,
         interval95=wilson(correct, answered) if answered else None,
+        coverage_interval95=wilson(answered, len(y)),
     )

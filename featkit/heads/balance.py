@@ -114,6 +114,15 @@ def check_correction(head: str, correction: str) -> None:
         )
 
 
+def count_candidates(correction: str) -> int:
+    """Return the number of values that tuning tries for the unset options of a correction.
+
+    Raises:
+        SpecError: if the correction or one of its options is unknown.
+    """
+    return sum(1 for _ in _search_specs(parse_correction(correction)))
+
+
 def _make_correction(spec: Spec) -> Correction:
     correction: Correction = CORRECTIONS.make(spec)
     return correction

@@ -45,16 +45,28 @@ class SearchResult:
             log-likelihood, then by the order.
         scores: validation scores of the best candidate, ``(m, k)``; columns are the sorted training
             labels.
+        metric: name of the field of ``Candidate`` that the best one was selected by.
     """
 
     candidates: tuple[Candidate, ...]
     best_index: int
     scores: NDArray[np.float64] = field(compare=False, repr=False)
+    metric: str = "top1"
 
     @property
     def best(self) -> Candidate:
         """Return the selected candidate."""
         return self.candidates[self.best_index]
+
+    @property
+    def metric_name(self) -> str:
+        """Return the metric that candidates were compared by, in words."""
+        return "top-1" if self.metric == "top1" else self.metric.replace("_", " ")
+
+    def score(self, candidate: Candidate) -> float:
+        """Return the validation metric of a candidate that candidates were compared by."""
+        value: float = getattr(candidate, self.metric)
+        return value
 
 
 def search(
@@ -157,7 +169,7 @@ def _select(
             best_index, best_rank, best_scores = len(candidates) - 1, rank, scores
         if progress:
             progress(candidate)
-    return SearchResult(tuple(candidates), best_index, best_scores)
+    return SearchResult(tuple(candidates), best_index, best_scores, metric)
 
 
 def _evaluate(

@@ -15,28 +15,32 @@ _MAX_NAME = 60
 _WIDTH = 7.0
 
 Candidates = Sequence[tuple[Mapping[str, Any], float]]
-"""Hyperparameters by name, and the validation top-1 accuracy with them."""
+"""Hyperparameters by name, and the validation metric with them."""
 
 
-def plot_search(candidates: Candidates, *, title: str) -> Figure:
+def plot_search(
+    candidates: Candidates, *, title: str, metric: str = "validation top-1 accuracy"
+) -> Figure:
     """Draw the validation accuracy of every candidate.
 
     The numeric option with the most values is the x axis, and every combination of the other
     options a line. If no option has three values, the candidates are bars, the best one on top.
 
     Args:
-        candidates: options and validation top-1 accuracy.
+        candidates: options and validation metric, a fraction.
         title: wrapped to the width of the plot.
+        metric: name of the metric, for the axis.
     """
+    label = f"{metric} (%)"
     x_option = _x_option([options for options, _ in candidates])
     if x_option is None:
-        return _bars(candidates, title)
+        return _bars(candidates, title, label)
     points: dict[str, list[tuple[float, float]]] = {}
-    for options, top1 in candidates:
+    for options, score in candidates:
         others = [f"{name} {value}" for name, value in options.items() if name != x_option]
-        points.setdefault(", ".join(others), []).append((float(options[x_option]), top1))
+        points.setdefault(", ".join(others), []).append((float(options[x_option]), score))
     lines = [Line(name, *np.array(found).T) for name, found in points.items()]
-    return plot_curve(lines, title=title, x_label=x_option, y_label="validation top-1 accuracy (%)")
+    return plot_curve(lines, title=title, x_label=x_option, y_label=label)
 
 
 def _x_option(options: Sequence[Mapping[str, Any]]) -> str | None:
@@ -54,19 +58,19 @@ def _is_positive_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and value > 0
 
 
-def _bars(candidates: Candidates, title: str) -> Figure:
+def _bars(candidates: Candidates, title: str, label: str) -> Figure:
     ascending = sorted(candidates, key=lambda candidate: candidate[1])
     names = []
     for options, _ in ascending:
         described = ", ".join(f"{name} {value}" for name, value in options.items())
         names.append(described or "defaults")
-    percent = [100 * top1 for _, top1 in ascending]
+    percent = [100 * score for _, score in ascending]
     figure = Figure(figsize=(_WIDTH, 1.2 + 0.24 * len(names)), layout="constrained")
     axes = figure.subplots()
     axes.barh(range(len(names)), percent, color="#3182bd", height=0.7)
     labels = [drawable(name) for name in shorten(names, _MAX_NAME)]
     axes.set_yticks(range(len(names)), labels, fontsize=8, **literal_text())
-    axes.set_xlabel("validation top-1 accuracy (%)")
+    axes.set_xlabel(label)
     # Start below the lowest bar instead of at zero, so that small differences can be seen.
     margin = max(1.0, 0.3 * (max(percent) - min(percent)))
     axes.set_xlim(max(0.0, min(percent) - margin), None)

@@ -263,8 +263,8 @@ def _difference_cells(effect: Effect, span: Range) -> list[TableCell]:
 def _difference_columns(span: Range) -> list[str]:
     return [
         _points_scale(span),
-        "difference, points (95% CI)",
-        "p",
+        "difference, points (unadjusted 95% CI)",
+        "unadjusted p",
         "Holm-adjusted p",
         "cells",
         "n",
@@ -295,7 +295,9 @@ def _long_tail(findings: Findings) -> dict[str, Table]:
         "correction",
         _percent_scale(span),
         "balanced accuracy, % (95% CI)",
-        "gain, points (95% CI)",
+        "gain, points (unadjusted 95% CI)",
+        "Holm-adjusted p",
+        "values tried",
         *_GROUPS,
         "seeds",
         "n",
@@ -309,11 +311,12 @@ def _long_tail(findings: Findings) -> dict[str, Table]:
 
 def _correction_cells(row: LongTailRow, span: Range) -> list[TableCell]:
     mean, gain = row.mean, row.gain
-    gain_cell = number_cell("", "")
+    gain_cell, p_cell = number_cell("", ""), number_cell("", "")
     if gain:
         gain_cell = number_cell(
             estimate_text(gain.difference, gain.interval95, signed=True), gain.difference
         )
+        p_cell = number_cell(p_text(gain.p_holm), gain.p_holm)
     group_cells = []
     for name in _GROUPS:
         average = row.groups.get(name)
@@ -327,6 +330,8 @@ def _correction_cells(row: LongTailRow, span: Range) -> list[TableCell]:
         ),
         number_cell(average_text(mean), mean.value),
         gain_cell,
+        p_cell,
+        number_cell(str(row.candidates), row.candidates),
         *group_cells,
         number_cell(str(mean.seeds), mean.seeds),
         number_cell(str(mean.n), mean.n),
@@ -361,7 +366,8 @@ def _drops(
         "clean, % (95% CI)",
         "perturbed, % (95% CI)",
         _points_scale(span),
-        "drop, points (95% CI)",
+        "drop, points (unadjusted 95% CI)",
+        "Holm-adjusted p",
         "relative drop, % (95% CI)",
         *(["worst family, %"] if has_worst else []),
         "cells",
@@ -380,6 +386,7 @@ def _drops(
                     drop.difference, drop.interval95, span, significant=drop.significant, zero=True
                 ),
                 number_cell(estimate_text(drop.difference, drop.interval95), drop.difference),
+                number_cell(p_text(drop.p_holm), drop.p_holm),
                 number_cell(estimate_text(row.relative, row.relative_interval95), row.relative),
                 *([worst] if has_worst else []),
                 number_cell(str(drop.cells), drop.cells),

@@ -63,8 +63,13 @@ def run_figures(run: Run) -> dict[str, bytes]:
         )
         files["reliability.png"] = png_bytes(figure)
     if run.search:
-        candidates = [(candidate.options, candidate.top1) for candidate in run.search.candidates]
-        figure = plot_search(candidates, title=f"{name}: {len(candidates)} candidates")
+        search = run.search
+        candidates = [(each.options, search.score(each)) for each in search.candidates]
+        metric = "top-1 accuracy" if search.metric == "top1" else search.metric_name
+        title = f"{name}: {len(candidates)} candidates"
+        if "n_val" in report.provenance:
+            title += f", n = {report.provenance['n_val']} validation images"
+        figure = plot_search(candidates, title=title, metric=f"validation {metric}")
         files["search.png"] = png_bytes(figure)
     return files
 
@@ -101,9 +106,14 @@ def fewshot_figures(curve: Sequence[FewShotScore], data: str) -> dict[str, bytes
         shots = np.array([score.shot for score in scores], dtype=np.float64)
         means = np.array([score.mean for score in scores])
         lines.append(Line(head, shots, means, np.array([score.interval95 for score in scores])))
-    title = f"{data}: test accuracy, mean of {curve[0].draws} draws, 95% CI"
+    covered = "draws and test images" if curve[0].draws > 2 else "test images"
+    title = f"{data}: test accuracy, mean of {curve[0].draws} draws, 95% CI over {covered}"
+    n = "" if curve[0].n is None else f", n = {curve[0].n} test images"
     figure = plot_curve(
-        lines, title=title, x_label="training images per class", y_label="top-1 accuracy (%)"
+        lines,
+        title=title,
+        x_label="number of training images per class",
+        y_label=f"top-1 accuracy (%){n}",
     )
     return {"curve.png": png_bytes(figure)}
 

@@ -16,7 +16,9 @@ from featkit.reports.wording import (
     effect_sentence,
     estimate_text,
     metric_name,
+    p_text,
     selection_sentence,
+    tuning_notes,
 )
 
 _MAX_RANKED = 10
@@ -55,8 +57,9 @@ def summary_markdown(findings: Findings, lead: Sequence[str], commands: Sequence
         "## Reproduce",
         "\n".join(f"    {visible(command)}" for command in commands),
         "Intervals are 95% confidence intervals; differences are paired over test images and "
-        "significant if their p-value is below 0.05 after Holm correction. Nothing was selected on "
-        "the test set. All cells and tests: report.html.",
+        "significant if their p-value is below 0.05 after Holm correction. The intervals of "
+        "differences are unadjusted for the number of comparisons. Nothing was selected on the "
+        "test set. All cells and tests: report.html.",
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
@@ -102,19 +105,25 @@ def _ranking(findings: Findings) -> str:
 
 def _long_tail(findings: Findings) -> list[str]:
     rows = []
-    for row in long_tail(findings):
-        gain = (
-            estimate_text(row.gain.difference, row.gain.interval95, signed=True) if row.gain else ""
-        )
-        rows.append([row.condition, row.balance, average_text(row.mean), gain, str(row.mean.n)])
+    found = long_tail(findings)
+    for row in found:
+        gain, p = "", ""
+        if row.gain:
+            gain = estimate_text(row.gain.difference, row.gain.interval95, signed=True)
+            p = p_text(row.gain.p_holm)
+        tried, n = str(row.candidates), str(row.mean.n)
+        rows.append([row.condition, row.balance, average_text(row.mean), gain, p, tried, n])
     columns = [
         "training set",
         "correction",
         "balanced accuracy, % (95% CI)",
-        "gain, points (95% CI)",
+        "gain, points (unadjusted 95% CI)",
+        "Holm-adjusted p",
+        "values tried",
         "n",
     ]
-    return ["## Long tail", _table(columns, rows)] if rows else []
+    notes = tuning_notes(found)
+    return ["## Long tail", _table(columns, rows), *map(escape_markdown, notes)] if rows else []
 
 
 def _robustness(findings: Findings) -> list[str]:
@@ -123,12 +132,14 @@ def _robustness(findings: Findings) -> list[str]:
         drop = estimate_text(row.drop.difference, row.drop.interval95)
         worst = f"{row.worst[0]} ({100 * row.worst[1]:.1f})" if row.worst else ""
         clean, perturbed = average_text(row.clean), average_text(row.perturbed)
-        rows.append([row.name or "the only one", clean, perturbed, drop, worst, str(row.drop.n)])
+        p, n = p_text(row.drop.p_holm), str(row.drop.n)
+        rows.append([row.name or "the only one", clean, perturbed, drop, p, worst, n])
     columns = [
         "classifier",
         "clean, % (95% CI)",
         "perturbed, % (95% CI)",
-        "drop, points (95% CI)",
+        "drop, points (unadjusted 95% CI)",
+        "Holm-adjusted p",
         "worst family, %",
         "n",
     ]

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 
+from featkit.ablation.conditions import LongTailRow
 from featkit.ablation.effects import DATA, PLAIN, Findings, Selection
 from featkit.evaluation.effects import METRICS, SEED, Average, Effect
 from featkit.evaluation.intervals import Interval
@@ -16,11 +17,14 @@ METHODS = (
     "Intervals are 95% confidence intervals (CI). For one cell they are over test images: Wilson "
     "score intervals for top-1 accuracy, bootstrap intervals for balanced accuracy. Means and "
     "differences over several cells are paired over the same test images and over seeds: images "
-    "and seeds are treated as samples, the values of all other axes as fixed.",
+    "and seeds are treated as samples, the values of all other axes as fixed. Two seeds are too "
+    "few to estimate the variance between seeds: means over two seeds have intervals over test "
+    "images only.",
     "The p-value of one pair of cells is McNemar's mid-p; that of a mean over several cells "
     "belongs to its interval. A difference is significant if its p-value is below 0.05 after Holm "
     "correction. Each table of differences is one family of tests: the probability of any false "
-    "positive in it is at most 5%.",
+    "positive in it is at most 5%. Intervals of differences are unadjusted: each has 95% coverage "
+    "by itself, so that one may exclude zero beside a difference that is not significant.",
 )
 
 NO_SELECTION = (
@@ -60,7 +64,12 @@ def duration_text(seconds: float) -> str:
 
 def metric_name(findings: Findings) -> str:
     """Return the metric of a grid in words: ``top-1 accuracy`` or ``balanced accuracy``."""
-    return "top-1 accuracy" if findings.metric == METRICS[0] else findings.metric
+    return metric_in_words(findings.metric)
+
+
+def metric_in_words(metric: str) -> str:
+    """Return ``top-1 accuracy`` for ``top-1``; ``balanced accuracy`` as it is."""
+    return "top-1 accuracy" if metric == METRICS[0] else metric
 
 
 def basis_text(average: Average) -> str:
@@ -96,6 +105,22 @@ def _mean_over(effect: Effect) -> str:
     return f"mean over {' and '.join(parts)}, "
 
 
+def tuning_notes(rows: Sequence[LongTailRow]) -> list[str]:
+    """Return a note that names the corrections that were tuned over several values.
+
+    ``none`` has no option. A correction that is the best of several on the validation set has a
+    head start over it, which does not depend on the kind of the correction.
+    """
+    tuned = {row.balance: row.candidates for row in rows if row.candidates > 1}
+    if not tuned:
+        return []
+    named = ", ".join(f"{name} over {count}" for name, count in tuned.items())
+    return [
+        f"Options tuned on the validation set: {named} values. All other corrections, and none, "
+        "have a single value; part of a gain may be due to tuning."
+    ]
+
+
 def selection_sentence(findings: Findings, selection: Selection) -> str:
     """Return which classifier was selected on validation, and its test result."""
     better = sum(effect.significant and effect.difference > 0 for effect in selection.versus)
@@ -105,8 +130,8 @@ def selection_sentence(findings: Findings, selection: Selection) -> str:
     test = selection.test
     return (
         f"{condition}{selection.choice} has the highest validation score of {selection.of} "
-        f"classifiers ({100 * selection.val:.1f}% balanced accuracy). Test "
-        f"{metric_name(findings)}: {100 * test.value:.1f}% (95% CI "
+        f"classifiers ({100 * selection.val:.1f}% {metric_in_words(selection.metric)}). Test "
+        f"{metric_in_words(selection.metric)}: {100 * test.value:.1f}% (95% CI "
         f"{interval_text(test.interval95)}), n = {test.n}; significantly better than {better} of "
         f"the other classifiers, significantly worse than {worse}, no significant difference from "
         f"{similar}."

@@ -6,17 +6,16 @@ import csv
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from html import escape
-from math import sqrt
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy.stats import t
 
 from featkit.backbones.saved import is_path
 from featkit.errors import DataError, RunError, SpecError
 from featkit.evaluation import PairedComparison, Predictions, Report, compare
 from featkit.evaluation.display import data_frame, html_table
+from featkit.evaluation.effects import SEED, average, score_cells
 from featkit.evaluation.intervals import Interval
 from featkit.runs.directory import PREDICTIONS_FILE, RESULTS_FILE, missing_run_message
 from featkit.storage import safe_cell
@@ -60,26 +59,39 @@ class OverSeeds:
     Attributes:
         top1: of each seed.
         mean, deviation: mean and standard deviation (n - 1).
-        interval95: of the mean over seeds, by Student's t. It does not cover the sampling of test
-            images, which the interval of each run does.
+        interval95: of the mean, over test images and seeds, see ``evaluation.effects.average``; of
+            two seeds over test images only.
+        n: number of distinct test images of all seeds.
     """
 
     top1: tuple[float, ...]
     mean: float
     deviation: float
     interval95: Interval
+    n: int
 
     def to_dict(self) -> dict[str, Any]:
         """Return the values as JSON can represent them."""
-        return {**asdict(self), "seeds": len(self.top1)}
+        values = asdict(self)
+        values["images"] = values.pop("n")  # "n" is the number of test images of each run
+        return {**values, "seeds": len(self.top1)}
 
 
-def over_seeds(top1: Sequence[float]) -> OverSeeds:
-    """Return mean, standard deviation and interval of two or more top-1 accuracies."""
-    mean, deviation = float(np.mean(top1)), float(np.std(top1, ddof=1))
-    half = float(t.ppf(0.975, len(top1) - 1)) * deviation / sqrt(len(top1))
-    interval = max(0.0, mean - half), min(1.0, mean + half)
-    return OverSeeds(tuple(top1), mean, deviation, interval)
+def over_seeds(predictions: Sequence[Predictions]) -> OverSeeds:
+    """Return mean, standard deviation and interval of the top-1 accuracy over seeds.
+
+    The test images of several seeds may be the same, may overlap or may differ. In none of these
+    cases are the accuracies independent values, as Student's t over the seeds would assume: random
+    splits draw from the same images.
+
+    Args:
+        predictions: of each seed, two or more, on its test images.
+    """
+    cells = [({SEED: seed}, each) for seed, each in enumerate(predictions)]
+    pooled = average(score_cells(cells))
+    top1 = [float(np.mean(each.correct)) for each in predictions]
+    deviation = float(np.std(top1, ddof=1))
+    return OverSeeds(tuple(top1), float(np.mean(top1)), deviation, pooled.interval95, pooled.n)
 
 
 def compare_runs(directories: Sequence[Path]) -> RunComparison:

@@ -10,13 +10,20 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from featkit.backbones.saved import check_not_trained_on, is_path
+from featkit.backbones.saved import (
+    check_not_trained_on,
+    images_trained_on,
+    is_path,
+    read_description,
+    short_key,
+)
 from featkit.embeddings import store
 from featkit.embeddings.base import Embeddings
 from featkit.embeddings.extract import Extractor, read_with_splits
 from featkit.embeddings.pipeline import Compute
 from featkit.embeddings.plan import content_keys, plan_extraction
 from featkit.embeddings.request import NO_EARLIER, Request, resolve
+from featkit.errors import DataError, WeightsError
 
 
 @dataclass(frozen=True)
@@ -129,7 +136,8 @@ def refuse_seen(features: FeatureSet) -> None:
         DataError: if test images were used for training the network.
         CacheError: if the cache file is missing or damaged.
     """
-    if not is_path(features.request.backbone):
+    spec = _trained_network(features.request)
+    if spec is None:
         return
     header = store.read_header(features.path)
     embeddings = features.embeddings
@@ -143,7 +151,49 @@ def refuse_seen(features: FeatureSet) -> None:
         elif split is not None:
             others.add(key)
     # A test image that is a train image too, byte for byte, is reported by ``leak_warning``.
-    check_not_trained_on(features.request.backbone, features.data, test - others)
+    check_not_trained_on(spec, features.data, test - others)
+
+
+def refuse_trained_on(features: FeatureSet, purpose: str) -> None:
+    """Refuse to use a network on any image that it was trained on, whatever its split.
+
+    The features of a network separate the classes of its own training images better than those of
+    other images, so that what uses all images would be too optimistic.
+
+    Args:
+        features: of all images.
+        purpose: what uses them, for the error message, such as ``few-shot episodes``.
+
+    Raises:
+        DataError: if one of the images was used for training the network.
+        CacheError: if the cache file is missing or damaged.
+    """
+    spec = _trained_network(features.request)
+    if spec is None:
+        return
+    trained_on = images_trained_on(spec)
+    keys = set(cached_keys(features))
+    seen = [key for key in keys if short_key(key) in trained_on]
+    if seen:
+        raise DataError(
+            f"{spec} was trained on {len(seen)} of the {len(keys)} images of {features.data}, "
+            f"and {purpose} would use all of them: use images that the network was not trained on "
+            "(--data), another --backbone, or `featkit fit`, which evaluates on the test images"
+        )
+
+
+def _trained_network(request: Request) -> str | None:
+    """Return the path of the saved network that extracted the features; None if there is none."""
+    if is_path(request.backbone):
+        return request.backbone
+    file = Path(request.weights).expanduser()
+    if file.suffix != ".safetensors" or not file.is_file():
+        return None
+    try:
+        read_description(file)
+    except WeightsError:  # plain weights, of which the training images are not known
+        return None
+    return str(file)
 
 
 def leaks(features: FeatureSet) -> NDArray[np.int64]:

@@ -145,8 +145,8 @@ class FittedHead:
         splits: the rows it was fitted on, and those its hyperparameters were tuned on.
         head: the fitted estimator.
         temperature, threshold: fitted on the validation set; None if there is none.
-        val_score: balanced accuracy on the validation set of a head fitted on train only; None if
-            there is no validation set.
+        val_score, val_top1: balanced and top-1 accuracy on the validation set of a head fitted on
+            train only; None if there is no validation set.
         search: the hyperparameter search, if there was one.
         seconds: duration of fitting, with the search.
     """
@@ -160,6 +160,7 @@ class FittedHead:
     temperature: Temperature | None
     threshold: float | None
     val_score: float | None
+    val_top1: float | None
     search: SearchResult | None
     seconds: float
 
@@ -231,8 +232,10 @@ def fit_head(source: FeatureSet, head_spec: str, seed: int, config: FitConfig) -
     temperature: Temperature | None = None
     threshold: float | None = None
     val_score: float | None = None
+    val_top1: float | None = None
     if scored is not None:
         val_score = scored.balanced_accuracy(splits.val)
+        val_top1 = float(np.mean(scored.predicted == splits.val.y))
         temperature = scored.fit_temperature(splits.val.y)
         if config.reject is not None:
             calibrated = scored.scores
@@ -255,6 +258,7 @@ def fit_head(source: FeatureSet, head_spec: str, seed: int, config: FitConfig) -
         temperature=temperature,
         threshold=threshold,
         val_score=val_score,
+        val_top1=val_top1,
         search=found,
         seconds=time.perf_counter() - start,
     )
@@ -267,9 +271,14 @@ class _ValidationScores:
     scores: NDArray[np.float64]
     columns: NDArray[np.int64]
 
+    @property
+    def predicted(self) -> NDArray[np.int64]:
+        """Predicted classes ``(n,)``."""
+        best: NDArray[np.int64] = self.columns[self.scores.argmax(axis=1)]
+        return best
+
     def balanced_accuracy(self, val: Embeddings) -> float:
-        predicted = self.columns[self.scores.argmax(axis=1)]
-        return balanced_accuracy(confusion_matrix(val.y, predicted, len(val.classes)))
+        return balanced_accuracy(confusion_matrix(val.y, self.predicted, len(val.classes)))
 
     def fit_temperature(self, y: NDArray[np.int64]) -> Temperature | None:
         """Return None for scores that are not probabilities, as those of a plug-in may be."""
@@ -435,6 +444,7 @@ def _provenance(fitted: FittedHead, source: FeatureSet) -> dict[str, Any]:
         "n_val": len(splits.val),
         "val": "own" if splits.own_val else f"{len(splits.val)} images of train",
         "val_balanced_accuracy": fitted.val_score,
+        "val_top1": fitted.val_top1,
         "versions": {name: version(name) for name in PACKAGES},
         **fitted.config.to_dict(),
     }

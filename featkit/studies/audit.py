@@ -34,7 +34,7 @@ from featkit.evaluation.audit import (
 )
 from featkit.evaluation.display import data_frame, html_table
 from featkit.heads import make_head
-from featkit.runs.features import FeatureSet, cached_keys, leaks
+from featkit.runs.features import FeatureSet, cached_keys, leaks, refuse_trained_on
 from featkit.runs.splits import without_views
 from featkit.storage import csv_text
 
@@ -212,9 +212,11 @@ def audit(source: FeatureSet, *, few: int = FEW, progress: bool = False) -> Audi
 
     Raises:
         CacheError: if the cache file is missing or damaged.
-        DataError: if there are fewer than two different images.
+        DataError: if there are fewer than two different images, or the network was trained on some
+            of them: it may have memorised their labels, wrong ones too.
 
     """
+    refuse_trained_on(source, "an audit")
     source = replace(source, embeddings=without_views(source.embeddings))
     embeddings, keys = source.embeddings, cached_keys(source)
     distinct = np.sort(np.unique(keys, return_index=True)[1])

@@ -5,16 +5,15 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from math import sqrt
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import t
 
 from featkit.embeddings.base import Embeddings
 from featkit.errors import DataError
-from featkit.evaluation import run_episodes
+from featkit.evaluation import Predictions, run_episodes
+from featkit.evaluation.effects import SEED, average, score_cells
 from featkit.evaluation.intervals import Interval
 from featkit.heads import make_head
 from featkit.images.subsets import k_shot
@@ -33,6 +32,7 @@ class FewShotScore:
         shot: training images per class.
         mean, interval95: mean accuracy over the draws and its 95% confidence interval.
         draws: number of episodes, or of random training sets of a learning curve.
+        n: number of test images of a learning curve, or of images that episodes are drawn from.
     """
 
     head: str
@@ -40,6 +40,7 @@ class FewShotScore:
     mean: float
     interval95: Interval
     draws: int
+    n: int | None = None
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,9 @@ def episode_scores(
                 seed=setting.seed,
                 progress=progress,
             )
-            yield FewShotScore(head, shot, result.mean, result.interval95, setting.episodes)
+            yield FewShotScore(
+                head, shot, result.mean, result.interval95, setting.episodes, len(clean)
+            )
 
 
 def _fit_predict(head: str, seed: int) -> Callable[[Any, Any, Any], NDArray[np.int64]]:
@@ -117,8 +120,8 @@ def learning_curve(
 ) -> Iterator[FewShotScore]:
     """Yield the test accuracy of each head fitted on k random training images per class.
 
-    The interval is Student's t over the draws: it covers the choice of training images, not that of
-    test images.
+    The interval covers the choice of training images and that of test images, as for seeds in
+    ``evaluation.effects.average``; with two draws that of test images only.
 
     Args:
         embeddings: features; augmented views are left out.
@@ -142,15 +145,13 @@ def learning_curve(
             rows = k_shot(train.y, shot, seed + draw, take_fewer=True)
             subsets.append(train.take(rows))
         for head in heads:
-            accuracies = []
-            for subset in subsets:
+            cells = []
+            for draw, subset in enumerate(subsets):
                 fitted = make_head(head, seed=seed).fit(subset.x, subset.y)
-                accuracies.append(float(np.mean(fitted.predict(test.x) == test.y)))
-            mean = float(np.mean(accuracies))
-            standard_error = float(np.std(accuracies, ddof=1)) / sqrt(draws)
-            half = float(t.ppf(0.975, draws - 1)) * standard_error
-            interval = (max(0.0, mean - half), min(1.0, mean + half))
-            yield FewShotScore(head, shot, mean, interval, draws)
+                predictions = Predictions(test.ids, test.y, fitted.predict(test.x))
+                cells.append(({SEED: draw}, predictions))
+            mean = average(score_cells(cells))
+            yield FewShotScore(head, shot, mean.value, mean.interval95, draws, len(test))
 
 
 def to_json(

@@ -187,7 +187,7 @@ def test_the_interval_over_seeds_includes_their_variance() -> None:
 
 def test_the_interval_of_a_perfect_accuracy_has_a_width() -> None:
     """The interval has a positive width without errors."""
-    outcome = CellScores({"seed": 0}, np.arange(50), np.ones(50), 1.0)
+    outcome = scores(np.ones(50))
     low, high = average([outcome, outcome]).interval95
     assert low < 0.95
     assert high == 1
@@ -212,7 +212,11 @@ def test_intervals_have_their_nominal_coverage(seeds: int, spread: float) -> Non
 
 
 def scores(values: np.ndarray, seed: int = 0) -> CellScores:
-    return CellScores({"seed": seed}, np.arange(len(values)), np.asarray(values, float), 1.0)
+    n = len(values)
+    same = np.zeros(n, np.int64)
+    return CellScores(
+        {"seed": seed}, np.arange(n), np.asarray(values, float), np.ones(n), same
+    )
 
 
 def test_a_ratio_is_that_of_the_means_and_groups_have_equal_weight() -> None:
@@ -275,6 +279,107 @@ def test_the_interval_of_a_balanced_difference_covers_where_classes_differ() -> 
         (effect,) = effects(score_cells(cells, "balanced accuracy"), "head", [("x", "y")])
         covered += effect.interval95[0] <= true <= effect.interval95[1]
     assert 0.92 <= covered / 300 <= 0.985
+
+
+def balanced_cells(
+    sizes: list[int],
+    accuracies: list[float],
+    rng: np.random.Generator,
+    *,
+    seeds: int = 1,
+    share: float = 1.0,
+) -> list[CellScores]:
+    """Return cells of one classifier with several seeds; an image is as difficult in each of them.
+
+    Args:
+        sizes, accuracies: number of images and expected recall of each class.
+        rng: of the difficulty and of the seeds.
+        seeds: number of seeds.
+        share: fraction of the images that are test images with each seed.
+    """
+    y = np.repeat(np.arange(len(sizes)), sizes)
+    ids = np.array([f"{row}.png" for row in range(len(y))])
+    hard = rng.normal(size=len(y))
+    limit = norm.ppf(accuracies)[y] * np.sqrt(2)
+    cells = []
+    for seed in range(seeds):
+        right = hard + rng.normal(size=len(y)) < limit
+        predicted = np.where(right, y, (y + 1) % len(sizes))
+        rows = np.arange(len(y))
+        if share < 1:
+            rows = np.sort(rng.permutation(len(y))[: round(share * len(y))])
+        cells.append(({"seed": seed}, Predictions(ids[rows], y[rows], predicted[rows])))
+    return score_cells(cells, "balanced accuracy")
+
+
+UNEVEN = [160, 80, 40, 30, 20]
+
+
+@pytest.mark.parametrize(
+    ("sizes", "accuracies"),
+    [
+        (UNEVEN, [0.97, 0.9, 0.8, 0.6, 0.5]),
+        (UNEVEN, [0.6, 0.7, 0.8, 0.9, 0.95]),
+        ([100, 50, *[12] * 20], [0.95, 0.9, *[0.9, 0.7] * 10]),
+    ],
+    ids=["small classes hard", "small classes easy", "many small classes"],
+)
+@pytest.mark.parametrize("seeds", [1, 3])
+def test_the_interval_of_a_mean_balanced_accuracy_covers_and_is_not_too_wide(
+    seeds: int, sizes: list[int], accuracies: list[float]
+) -> None:
+    """Classes of unequal size: 95 % within the error of 400 test sets, and the width of the spread."""
+    rng = np.random.default_rng(seeds)
+    found = [average(balanced_cells(sizes, accuracies, rng, seeds=seeds)) for _ in range(400)]
+    true = float(np.mean(accuracies))
+    covered = np.mean([each.interval95[0] <= true <= each.interval95[1] for each in found])
+    width = np.mean([each.interval95[1] - each.interval95[0] for each in found])
+    spread = 2 * 1.96 * np.std([each.value for each in found])
+    assert 0.92 <= covered <= 0.98
+    assert 0.9 < width / spread < 1.25
+
+
+def test_seeds_with_different_test_images_are_not_counted_twice() -> None:
+    """Two thirds of the variance between random splits is that of their test images."""
+    rng, true, covered, widths, values = np.random.default_rng(7), 0.9, 0, [], []
+    for _ in range(400):
+        mean = average(balanced_cells([300], [true], rng, seeds=4, share=0.25))
+        covered += mean.interval95[0] <= true <= mean.interval95[1]
+        widths.append(mean.interval95[1] - mean.interval95[0])
+        values.append(mean.value)
+    assert 0.92 <= covered / 400 <= 0.985
+    assert 0.9 < np.mean(widths) / (2 * 1.96 * np.std(values)) < 1.4
+
+
+def test_two_seeds_have_the_interval_over_test_images() -> None:
+    """The variance over two seeds is one squared difference: t with one degree of freedom."""
+    apart = average_accuracies([926, 853], [1000, 1000])
+    low, high = apart.interval95
+    assert low < apart.value == pytest.approx(0.8895) < high
+    assert high - low < 0.045
+    three = average_accuracies([926, 853, 890], [1000, 1000, 1000])
+    assert three.interval95[0] < low
+
+
+def test_a_perfect_balanced_accuracy_has_the_interval_of_its_effective_number_of_images() -> None:
+    """101 classes of 3 to 239 images, all predicted correctly: as Wilson's, not 97.4 to 100 %."""
+    sizes = np.linspace(3, 239, 101).astype(int)
+    y = np.repeat(np.arange(101), sizes)
+    cells = [({"seed": seed}, Predictions(range(len(y)), y, y)) for seed in range(3)]
+    low, high = average(score_cells(cells, "balanced accuracy")).interval95
+    effective = 101**2 / np.sum(1 / sizes)
+    assert high == 1
+    assert low == pytest.approx(wilson(effective, effective)[0], abs=0.002)
+
+
+def test_classes_of_one_image_do_not_make_the_interval_too_narrow() -> None:
+    """Such a class has no variance of its own; that of all classes is used."""
+    rng, covered = np.random.default_rng(3), 0
+    accuracies = [0.8] * 25
+    for _ in range(400):
+        mean = average(balanced_cells([*[1] * 20, *[30] * 5], accuracies, rng))
+        covered += mean.interval95[0] <= 0.8 <= mean.interval95[1]
+    assert covered / 400 >= 0.9
 
 
 def test_memory_grows_with_the_scores_only() -> None:

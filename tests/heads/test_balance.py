@@ -17,7 +17,7 @@ from scipy.special import log_softmax, softmax
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from featkit.errors import HeadError, MissingExtraError, SpecError
-from featkit.heads import CORRECTIONS, parse_correction, make_head
+from featkit.heads import CORRECTIONS, make_head, parse_correction
 from featkit.heads.balance import BalancedHead
 from featkit.heads.persist import load_head, save_head
 
@@ -198,7 +198,9 @@ class RowsSeen:
 def test_sampling_balances_the_classes(correction, size, sizes, seed):
     """Each image of a class is drawn equally often, up to a difference of one."""
     y = np.repeat(np.arange(len(sizes)), sizes)
-    seen = CORRECTIONS.make(parse_correction(correction)).fit(RowsSeen(), np.arange(len(y))[:, None], y, seed)
+    seen = CORRECTIONS.make(parse_correction(correction)).fit(
+        RowsSeen(), np.arange(len(y))[:, None], y, seed
+    )
     np.testing.assert_array_equal(seen.y, y[seen.x])
     assert set(np.bincount(seen.y, minlength=len(sizes))) == {size(sizes)}
     times = np.bincount(seen.x, minlength=len(y))
@@ -378,7 +380,7 @@ def test_warnings_of_the_head_are_passed_on(rows):
 def test_names_of_corrections_do_not_import_scikit_learn():
     """The CLI lists them."""
     code = (
-        "import sys; from featkit.heads import CORRECTIONS, parse_correction; CORRECTIONS.names()\n"
+        "import sys; from featkit.heads import CORRECTIONS; CORRECTIONS.names()\n"
         "assert 'sklearn' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
