@@ -498,7 +498,7 @@ def fit(
         balance: class-imbalance correction, such as ``logit-adjust``.
         subset: part of train to fit on, such as ``longtail:if=50`` or ``kshot:k=5``.
         reject: fraction of validation images whose confidence is too low to answer.
-        strict: refuse data with an image in both train and test.
+        strict: refuse data with test images that are copies or near copies of train or val images.
         split, limit, seed, augment, views, perturb: images, as for ``extract``.
         backbone, weights, layer, pool, resize, crop, precision: network, as for ``extract``.
         cache: folder of the embeddings cache, or one file in it.
@@ -580,8 +580,7 @@ def fit_heads(
     for offset in range(seeds):
         if seeds > 1:
             options = {**options, "seed": first_seed + offset}
-        features = _load_features(options)
-        _check_leaks(features, strict=options["strict"])
+        features = _check_copies(_load_features(options), strict=options["strict"])
         for head in heads:
             run = _fit_head(features, head, config, progress=options["progress"])
             runs.append(run)
@@ -621,15 +620,22 @@ def expand_heads(heads: Sequence[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(found))
 
 
-def _check_leaks(features: FeatureSet, *, strict: bool) -> None:
-    """Warn of images that are in both train and test; with ``strict``, raise a DataError."""
-    from featkit.runs.features import leak_warning
+def _check_copies(features: FeatureSet, *, strict: bool) -> FeatureSet:
+    """Return the features with the test images that are copies of train or val images.
 
-    warning = leak_warning(features)
-    if warning and strict:
-        raise DataError(f"{warning}; remove them from one of the splits, or leave out --strict")
-    if warning:
+    They are logged as warnings; with ``strict``, a DataError is raised.
+    """
+    from featkit.runs.features import find_copies
+
+    copies = find_copies(features)
+    warnings = copies.warnings()
+    if warnings and strict:
+        raise DataError(
+            f"{'; '.join(warnings)}; remove them from one of the splits, or leave out --strict"
+        )
+    for warning in warnings:
         log.warning(warning)
+    return replace(features, copies=copies)
 
 
 def _summarise_seeds(

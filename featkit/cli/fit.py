@@ -83,7 +83,7 @@ the head is fitted on train and validation together and evaluated once on the te
     "--strict",
     group="Data",
     is_flag=True,
-    help="Stop with an error if an image is in both train and test.",
+    help="Stop with an error if a test image has a copy or near copy in train or validation.",
 )
 def fit(head: tuple[str, ...], seeds: int, as_json: bool, **options: Any) -> None:
     """Fit a head on cached features and evaluate it on the test set.

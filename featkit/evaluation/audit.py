@@ -27,6 +27,8 @@ CHANCE_COPIES = 0.01
 """Near copies across splits expected by chance in a whole data set, see ``near_copies``."""
 _SAMPLE = 128
 """Images from which the distances to neighbours are estimated before copies are searched."""
+_CAP = 0.75
+"""Quantile of the distances to neighbours that bounds the threshold of near copies."""
 _DIMENSIONS = 64
 """Dimensions of the projection that excludes most pairs of images before they are compared."""
 _MAX_CANDIDATES = 0.05
@@ -142,8 +144,15 @@ def nearest_neighbours(
     n = len(x)
     if n < 2:
         raise DataError(f"cannot search neighbours among {n} images: give at least two")
-    k, of = min(k, n - 1), np.arange(n) if of is None else of
-    unit = _unit_rows(x)
+    of = np.arange(n) if of is None else of
+    return _nearest_of_unit_rows(_unit_rows(x), min(k, n - 1), of, track)
+
+
+def _nearest_of_unit_rows(
+    unit: NDArray[np.floating[Any]], k: int, of: Labels, track: Track = iter
+) -> Neighbours:
+    """Return the ``k < n`` nearest other rows of the rows ``of``, of features of length 1."""
+    n = len(unit)
     rows, cosines = np.empty((len(of), k), np.int64), np.empty((len(of), k))
     size = max(1, _BLOCK_NUMBERS // n)
     for start in track(range(0, len(of), size)):
@@ -249,10 +258,11 @@ def near_copies(
     the pairs, and expects one.
 
     Comparing all pairs takes ``n_test * n_other * d`` operations. To be cheap, the distances to
-    neighbours are estimated on a random sample first. A pair is compared only if an upper bound of
-    its cosine reaches the largest threshold: the product of two projections plus the product of the
-    lengths of what the projections leave out (Cauchy-Schwarz). The neighbours of a row are searched
-    only if it is in such a pair. Of each test row the most similar other row is considered.
+    neighbours are estimated on a random sample first. In sparse regions, the threshold is that of
+    the row at the 75th percentile of the sample. A pair is compared only if an upper bound of its
+    cosine reaches this threshold: the product of two projections plus the product of the lengths of
+    what the projections leave out (Cauchy-Schwarz). The neighbours of a row are searched only if it
+    is in such a pair. Of each test row the most similar other row is considered.
 
     Args:
         x: ``(n, d)`` features of images with distinct contents.
@@ -267,22 +277,22 @@ def near_copies(
         return NearCopies(none, none, np.empty(0), 1.0)
     unit = _unit_rows(x)
     sample = np.random.default_rng(seed).permutation(n)[:_SAMPLE]
-    sampled = nearest_neighbours(unit, k, of=sample).distances
+    sampled = _nearest_of_unit_rows(unit, k, sample).distances
     ratio, _ = _distance_ratio(sampled, chance / n)
     if not ratio:
         return NearCopies(none, none, np.empty(0), 1.0)
-    limits = ratio * sampled[:, -1]
+    limit, median = ratio * np.quantile(sampled[:, -1], [_CAP, 0.5])
     rows, originals, cosines = _most_similar_pairs(
-        unit, tests, others, _projection(unit, sample), 1 - float(limits.max()) ** 2 / 2
+        unit, tests, others, _projection(unit, sample), 1 - float(limit) ** 2 / 2
     )
     involved, place = np.unique(np.concatenate([rows, originals]), return_inverse=True)
     if len(involved):
-        spread = nearest_neighbours(unit, k, of=involved).distances[:, -1][place]
+        spread = _nearest_of_unit_rows(unit, k, involved).distances[:, -1][place]
         distances = np.sqrt(np.maximum(2 - 2 * cosines, 0))
         close = distances <= ratio * np.minimum(spread[: len(rows)], spread[len(rows) :])
         rows, originals, cosines = rows[close], originals[close], cosines[close]
     order = np.argsort(-cosines, kind="stable")
-    threshold = 1 - float(np.median(limits)) ** 2 / 2
+    threshold = 1 - float(median) ** 2 / 2
     return NearCopies(rows[order], originals[order], cosines[order], threshold)
 
 

@@ -94,6 +94,23 @@ class Rejection:
 
 
 @dataclass(frozen=True)
+class AccuracyWithout:
+    """Accuracy on the test images that are not copies or near copies of training images.
+
+    Attributes:
+        copies: number of test images that are left out.
+        n: number of the others.
+        top1: top-1 accuracy on them; None if there are none.
+        interval95: Wilson score interval of ``top1``.
+    """
+
+    copies: int
+    n: int
+    top1: float | None
+    interval95: Interval | None
+
+
+@dataclass(frozen=True)
 class Report:
     """Metrics of a classifier on n test images: fractions in 0..1 with 95 % intervals.
 
@@ -116,6 +133,8 @@ class Report:
         nll_calibrated, ece_calibrated, reliability_calibrated: the same after temperature scaling,
             which changes no other number.
         rejection: coverage and selective accuracy at a confidence threshold, if requested.
+        without_copies: accuracy without test images that are copies of training images; None if
+            there are none or they were not searched.
         warnings: for the reader, such as a head that did not converge.
         provenance: recipe, head, seed and versions; the same for every repetition of a run.
         cost: seconds and megabytes. They differ between repetitions, so they are not part of
@@ -141,6 +160,7 @@ class Report:
     ece_calibrated: float | None = None
     reliability_calibrated: tuple[ReliabilityBin, ...] = ()
     rejection: Rejection | None = None
+    without_copies: AccuracyWithout | None = None
     warnings: tuple[str, ...] = ()
     provenance: Mapping[str, Any] = field(default_factory=dict)
     cost: Mapping[str, float] = field(default_factory=dict)
@@ -216,6 +236,7 @@ _DATACLASS_FIELDS: Mapping[str, type] = {
     "reliability_calibrated": ReliabilityBin,
     "temperature": Temperature,
     "rejection": Rejection,
+    "without_copies": AccuracyWithout,
 }
 
 
@@ -267,7 +288,15 @@ def summary(report: Report) -> str:
         calibrated = f"NLL {report.nll_calibrated:.3f}, ECE {_percent(report.ece_calibrated)}"
         parts.append(f"at temperature {report.temperature.value:.3g} {calibrated}")
     parts.append(f"n = {report.n}")
-    return ", ".join(parts)
+    text = ", ".join(parts)
+    without = report.without_copies
+    if without is None:
+        return text
+    copies = f"{without.copies} copies of train or val images"
+    if without.top1 is None:
+        return f"{text}; no test image is left without {copies}"
+    top1 = _percent(without.top1, without.interval95)
+    return f"{text}; without {copies}: top-1 {top1}, n = {without.n}"
 
 
 def _percent(share: float, interval: Interval | None = None) -> str:

@@ -22,7 +22,14 @@ from featkit.evaluation.calibration import (
     reliability_bins,
 )
 from featkit.evaluation.intervals import balanced_interval, wilson
-from featkit.evaluation.report import ClassMetrics, ConfusedPair, GroupAccuracy, Rejection, Report
+from featkit.evaluation.report import (
+    AccuracyWithout,
+    ClassMetrics,
+    ConfusedPair,
+    GroupAccuracy,
+    Rejection,
+    Report,
+)
 
 MANY, FEW = 100, 20
 """Many-shot classes have more than 100 training images, few-shot classes fewer than 20, medium-shot
@@ -243,6 +250,23 @@ def group_accuracies(
             correct, n = int(hits[tested].sum()), int(totals[tested].sum())
             rows.append(GroupAccuracy(name, int(tested.sum()), n, correct / n, wilson(correct, n)))
     return tuple(rows)
+
+
+def accuracy_without(correct: NDArray[np.bool_], copied: NDArray[np.bool_]) -> AccuracyWithout:
+    """Return the top-1 accuracy on the test images that are not copies of training images.
+
+    Args:
+        correct: ``(n,)`` whether each test image is predicted correctly.
+        copied: ``(n,)`` whether it is a copy.
+    """
+    kept = correct[~copied]
+    hits, n = int(kept.sum()), len(kept)
+    return AccuracyWithout(
+        copies=int(copied.sum()),
+        n=n,
+        top1=hits / n if n else None,
+        interval95=wilson(hits, n) if n else None,
+    )
 
 
 def rejection_threshold(scores: metrics.Scores, share: float) -> float:

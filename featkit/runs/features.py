@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,9 @@ from featkit.embeddings.pipeline import Compute
 from featkit.embeddings.plan import content_keys, plan_extraction
 from featkit.embeddings.request import NO_EARLIER, Request, resolve
 from featkit.errors import DataError, WeightsError
+from featkit.evaluation.audit import near_copies
+from featkit.images.augment import is_augmented_view
+from featkit.runs.splits import refuse_infinite
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,8 @@ class FeatureSet:
         data: name of the images.
         weights: readable label of the weights.
         notes: choices made and images skipped on the way, one line each.
+        copies: test images that are copies or near copies of train or val images, if they were
+            searched by ``find_copies``.
     """
 
     request: Request
@@ -45,6 +50,58 @@ class FeatureSet:
     data: str
     weights: str
     notes: tuple[str, ...] = ()
+    copies: Copies | None = None
+
+
+@dataclass(frozen=True)
+class Copies:
+    """Test images that are in train or val too; their accuracy is that of memory.
+
+    Attributes:
+        identical: ids of test images that are byte-identical with a train or val image.
+        near: ids of other test images that have a near copy in train or val, the most similar
+            first.
+        originals: id of the most similar train or val image of each of ``near``.
+        cosines: cosine similarity of each of these pairs.
+        n: number of test images.
+    """
+
+    identical: tuple[str, ...]
+    near: tuple[str, ...]
+    originals: tuple[str, ...]
+    cosines: tuple[float, ...]
+    n: int
+
+    @property
+    def ids(self) -> frozenset[str]:
+        """The ids of all copies."""
+        return frozenset((*self.identical, *self.near))
+
+    def warnings(self) -> list[str]:
+        """Return a line about identical images, and one about near copies, if there are any."""
+        lines = []
+        if self.identical:
+            named = _first_names(self.identical)
+            lines.append(
+                f"{len(self.identical)} of {self.n} test images are train or val images too "
+                f"({named}): see `featkit audit`"
+            )
+        if self.near:
+            pairs = zip(self.near, self.originals, self.cosines, strict=True)
+            named = _first_names(
+                [f"{a} and {b}, cosine {value:.3f}" for a, b, value in pairs], "; "
+            )
+            lines.append(
+                f"{len(self.near)} of {self.n} test images have a near copy in train or val "
+                f"({named}): see `featkit audit`; the report has the accuracy without them"
+            )
+        return lines
+
+
+def _first_names(names: Sequence[str], separator: str = ", ") -> str:
+    """Return the first three names, and an ellipsis if there are more."""
+    more = [*names[:3], "..."] if len(names) > 3 else names
+    return separator.join(more)
 
 
 def load_features(
@@ -150,7 +207,7 @@ def refuse_seen(features: FeatureSet) -> None:
             test.add(key)
         elif split is not None:
             others.add(key)
-    # A test image that is a train image too, byte for byte, is reported by ``leak_warning``.
+    # A test image that is a train image too, byte for byte, is reported by ``find_copies``.
     check_not_trained_on(spec, features.data, test - others)
 
 
@@ -207,15 +264,34 @@ def leaks(features: FeatureSet) -> NDArray[np.int64]:
     return np.flatnonzero(is_test & np.isin(keys, keys[~is_test]))
 
 
-def leak_warning(features: FeatureSet) -> str:
-    """Return a warning that names test images which are also train or val images; empty if none."""
-    embeddings, duplicates = features.embeddings, leaks(features)
-    if not len(duplicates):
-        return ""
-    named = ", ".join(embeddings.ids[row] for row in duplicates[:3])
-    more = ", ..." if len(duplicates) > 3 else ""
-    count = int((embeddings.splits == "test").sum())
-    return (
-        f"{len(duplicates)} of {count} test images are train or val images too ({named}{more}): "
-        "see `featkit audit`"
+def find_copies(features: FeatureSet) -> Copies:
+    """Find test images that are copies or near copies of train or val images.
+
+    Near copies are found by their features, see ``evaluation.audit.near_copies``; those of
+    augmented views do not count. Perturbed test images are compared before the perturbation.
+
+    Raises:
+        CacheError: if the cache file is missing or damaged.
+        DataError: if a feature is not finite.
+    """
+    embeddings = features.embeddings
+    refuse_infinite(embeddings)
+    ids, splits, x = embeddings.ids, embeddings.splits, embeddings.x
+    identical = leaks(features)
+    if features.request.perturb:
+        clean = store.read(features.path)
+        split_of = dict(zip(ids, splits.tolist(), strict=True))
+        rows = [row for row, name in enumerate(clean.ids) if name in split_of]
+        ids, x = tuple(clean.ids[row] for row in rows), clean.x[rows]
+        splits = np.array([split_of[name] for name in ids])
+    excluded = {embeddings.ids[row] for row in identical}
+    kept = np.array([name not in excluded and not is_augmented_view(name) for name in ids], bool)
+    rows_kept = np.flatnonzero(kept)
+    found = near_copies(x[rows_kept], splits[rows_kept] == "test")
+    return Copies(
+        identical=tuple(embeddings.ids[row] for row in identical),
+        near=tuple(ids[row] for row in rows_kept[found.rows]),
+        originals=tuple(ids[row] for row in rows_kept[found.originals]),
+        cosines=tuple(found.cosines.tolist()),
+        n=int((embeddings.splits == "test").sum()),
     )

@@ -19,7 +19,7 @@ from featkit.evaluation.display import data_frame, html_table
 from featkit.evaluation.metrics import balanced_accuracy, confusion_matrix
 from featkit.evaluation.predictions import Predictions
 from featkit.evaluation.report import Report
-from featkit.evaluation.scoring import reject, rejection_threshold
+from featkit.evaluation.scoring import accuracy_without, reject, rejection_threshold
 from featkit.heads import make_head
 from featkit.heads.balance import BalancedHead, check_correction
 from featkit.heads.search import Candidate, SearchResult, search, search_correction
@@ -337,6 +337,9 @@ def evaluate_head(fitted: FittedHead, source: FeatureSet) -> Run:
             probabilities, test.y, columns, share=fitted.config.reject, threshold=fitted.threshold
         )
         report = replace(report, rejection=rejection)
+    if source.copies and source.copies.ids:
+        copied = np.array([name in source.copies.ids for name in test.ids])
+        report = replace(report, without_copies=accuracy_without(predictions.correct, copied))
     return Run(
         id=_run_id(fitted, source),
         source=source,

@@ -17,6 +17,7 @@ from featkit.ablation.effects import analyze_grid
 from featkit.ablation.grid import AXES, Grid
 from featkit.evaluation import evaluate
 from featkit.evaluation.predictions import Predictions
+from featkit.reports.wording import tuning_notes
 
 TAIL_Y = np.repeat([0, 1, 2], [30, 20, 10])
 TAIL_GRID = Grid("g", {"balance": ("none", "reweight", "smote"), "subset": ("longtail:if=50",)})
@@ -58,6 +59,25 @@ def test_gains_are_over_no_correction_on_the_same_images():
     assert groups == [1.0, 1.0, pytest.approx(0.8)]
     row = smote.to_dict()
     assert (row["gain"], row["gain_low"], row["few"]) == (smote.gain.difference, low, groups[2])
+
+
+def test_tuned_corrections_are_named_with_the_number_of_values_tried():
+    """Only if the grid tunes; the baseline has no option."""
+    names = ("none", "logit_adjust", "tau_norm:tau=1", "reweight")
+    for tune in (True, False):
+        grid = Grid("g", {"balance": names, "subset": ("longtail:if=50",), "tune": (tune,)})
+        cells = []
+        for values, cell in zip(grid.cells(), [tail_cells((0.5,) * 3)[0]] * 4, strict=True):
+            cells.append(replace(cell, values=values))
+        rows = long_tail(analyze(grid, cells))
+        tried = {row.balance: row.candidates for row in rows}
+        assert tried == dict.fromkeys(names, 1) | {"logit_adjust": 12 if tune else 1}
+        assert [row.to_dict()["values_tried"] for row in rows] == list(tried.values())
+        (note,) = tuning_notes(rows) or [""]
+        assert (
+            note.startswith("Options tuned on the validation set: logit_adjust over 12 values.")
+            == tune
+        )
 
 
 def test_without_cells_of_no_correction_there_is_no_gain():

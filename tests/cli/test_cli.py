@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -315,7 +316,12 @@ def test_several_backbones_give_a_file_each(photos):
 def test_fit_tunes_on_validation_and_records_the_candidates(photos):
     done = call("fit", "--data", photos, *FAST, "--head", "knn", "--tune", "--reject", "0.2")
     assert "tuned over" in done.stdout
-    assert "answered (confidence >=" in done.stdout
+    assert re.search(
+        r"^answered [\d.]+% of test images \(95% CI [\d.]+ to [\d.]+\) at confidence >= [\d.]+, "
+        r"chosen to answer 80.0% of validation images",
+        done.stdout,
+        re.MULTILINE,
+    )
     (run,) = Path("experiments/runs/photos").iterdir()
     assert {"search.png", "reliability.png", "predictions.csv"} <= {
         path.name for path in run.iterdir()
@@ -326,6 +332,7 @@ def test_fit_tunes_on_validation_and_records_the_candidates(photos):
 def test_fit_over_seeds_gives_their_mean(photos):
     done = call("fit", "--data", photos, *FAST, "--head", "prototypical", "--seeds", "3")
     assert "over 3 seeds: top-1" in done.stdout
+    assert "over test images and seeds), standard deviation" in done.stdout
     (summary,) = Path("experiments/runs/photos").glob("seeds-*/results.json")
     found = json.loads(summary.read_text())
     assert len(found["runs"]) == len(set(found["runs"])) == found["seeds"] == 3
@@ -368,7 +375,7 @@ def test_fewshot_prints_episodes_and_a_learning_curve(photos):
     ]
     done = call("fewshot", *given, "--curve", "1,2", "--draws", "2")
     assert "20 episodes of 2 classes" in done.stdout
-    assert "test accuracy, 2 draws" in done.stdout
+    assert "test accuracy, 2 draws, n = 7 test images" in done.stdout
     (directory,) = Path("experiments/runs/photos").iterdir()
     assert {path.name for path in directory.iterdir()} == {"curve.png", "results.json"}
     assert "9 ways need 9 classes" in call("fewshot", *given[:-6], "--way", "9", code=1).stderr

@@ -79,10 +79,16 @@ def test_longtail_marks_the_best_correction_on_validation(photos):
     small = ("--data", photos, "--weights", "random", "--subset", "longtail:profile=natural")
     done = call("longtail", *small, "--balance", "none", "--balance", "tau_norm")
     assert done.stdout.count("best on val") == 1
+    header = next(line for line in done.stdout.splitlines() if "Holm-adjusted p" in line)
+    assert "gain, unadjusted 95% CI" in header
+    assert "of 1 gains are significant (p below 0.05 after Holm correction)" in done.stdout
+    assert "Options tuned on the validation set: tau_norm over 11 values" in done.stdout
     (path,) = Path("experiments/runs/longtail").glob("*/longtail.csv")
     rows = list(csv.DictReader(path.read_text().splitlines()))
     assert {row["balance"] for row in rows} == {"none", "tau_norm"}
     assert [bool(row["gain"]) for row in rows] == [row["balance"] != "none" for row in rows]
+    tried = {row["balance"]: row["values_tried"] for row in rows}
+    assert tried == {"none": "1", "tau_norm": "11"}
 
 
 def test_longtail_takes_factors_or_subsets(photos):

@@ -13,6 +13,7 @@ from featkit.evaluation.audit import (
     connected_groups,
     exact_duplicates,
     find_label_errors,
+    near_copies,
     near_duplicates,
     nearest_neighbours,
     neighbour_class_frequencies,
@@ -203,3 +204,68 @@ def test_classes_are_small_for_few_train_or_no_test_images():
     small, sizes = small_classes(y, splits, 4, 3)
     assert small.tolist() == [3, 1, 2]
     assert sizes.tolist() == [[4, 2], [1, 2], [6, 0], [0, 0]]
+
+
+def uneven(seed=0, n=900, d=48):
+    """Return features of classes of very different density, and which rows are test rows."""
+    rng = np.random.default_rng(seed)
+    y = rng.integers(0, 6, n)
+    spread = np.array([0.02, 0.1, 0.3, 0.6, 1.0, 1.0])[y]
+    x = rng.normal(size=(6, d))[y] + spread[:, None] * rng.normal(size=(n, d))
+    return np.maximum(x, 0).astype(np.float32), rng.random(n) < 0.3
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_near_copies_across_splits_are_found_and_dense_classes_are_not(seed):
+    """Copies of train rows with noise far below the distance to their neighbours."""
+    x, is_test = uneven(seed)
+    assert len(near_copies(x, is_test).rows) == 0
+    rng = np.random.default_rng(seed + 100)
+    originals = rng.choice(np.flatnonzero(~is_test), 15, replace=False)
+    nearest = np.sqrt(np.maximum(2 - 2 * nearest_neighbours(x, 1).cosines[:, 0], 0))
+    lengths = np.linalg.norm(x, axis=1) * nearest
+    noise = rng.normal(size=(15, x.shape[1])).astype(np.float32)
+    noise *= (0.1 * lengths[originals] / np.linalg.norm(noise, axis=1))[:, None]
+    both = np.concatenate([x, x[originals] + noise])
+    found = near_copies(both, np.concatenate([is_test, np.ones(15, bool)]))
+    assert dict(zip(found.rows.tolist(), found.originals.tolist(), strict=True)) == dict(
+        zip(range(len(x), len(x) + 15), originals.tolist(), strict=True)
+    )
+    assert np.all(np.diff(found.cosines) <= 0)
+
+
+def test_copies_within_a_split_and_scaled_features_do_not_matter():
+    """The criterion is about pairs of a test row and another row, and about angles."""
+    x, is_test = uneven()
+    twice = np.concatenate([x, 7 * x[is_test], 0.5 * x[~is_test]])
+    splits = np.repeat([False, True, False], [len(x), is_test.sum(), (~is_test).sum()])
+    splits[: len(x)] = is_test
+    assert len(near_copies(twice, splits).rows) == 0
+    one = near_copies(np.concatenate([x, 3 * x[:1]]), np.append(is_test, not is_test[0]))
+    assert len(one.rows) == 1
+
+
+def test_comparing_all_pairs_finds_the_same_copies(monkeypatch):
+    """As where the bound excludes too few pairs; in blocks of a few rows as well."""
+    x, is_test = uneven(3)
+    x = np.concatenate([x, x[~is_test][:9] * 1.01])
+    is_test = np.concatenate([is_test, np.ones(9, bool)])
+    usual = near_copies(x, is_test)
+    monkeypatch.setattr(audit, "_MAX_CANDIDATES", -1.0)
+    monkeypatch.setattr(audit, "_BLOCK_NUMBERS", 40 * len(x))
+    every = near_copies(x, is_test)
+    assert len(usual.rows) == 9
+    np.testing.assert_array_equal(usual.rows, every.rows)
+    np.testing.assert_array_equal(usual.originals, every.originals)
+    np.testing.assert_allclose(usual.cosines, every.cosines, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "x",
+    [np.ones((20, 4)), np.zeros((20, 4)), np.eye(20), np.ones((2, 3)), np.ones((1, 3))],
+    ids=["equal", "zero", "orthogonal", "two rows", "one row"],
+)
+def test_degenerate_features_have_no_near_copies(x):
+    is_test = np.arange(len(x)) % 2 == 0
+    assert len(near_copies(x.astype(np.float32), is_test).rows) == 0
+    assert len(near_copies(x.astype(np.float32), np.zeros(len(x), bool)).rows) == 0

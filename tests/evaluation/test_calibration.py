@@ -10,6 +10,7 @@ from sklearn.datasets import load_digits
 from sklearn.metrics import log_loss
 
 from featkit.errors import DataError
+from featkit.evaluation import evaluate, summary
 from featkit.evaluation.calibration import (
     Temperature,
     apply_temperature,
@@ -214,3 +215,15 @@ def test_invalid_input_of_temperature_scaling_raises() -> None:
         fit_temperature(scores, y, TEN + 20)
     with pytest.raises(DataError, match="must be positive numbers"):
         apply_temperature(scores, Temperature(0.0, 0.1))
+
+
+@pytest.mark.parametrize("k", [2, 10])
+def test_the_nll_of_certain_and_correct_predictions_is_printed_as_zero(k: int) -> None:
+    """Not as -0.000; nor is it negative where rounding makes a probability larger than 1."""
+    y = np.arange(20) % k
+    for scale in (1.0, 1 + 1e-9):
+        value = nll(scale * np.eye(k)[y], y, np.arange(k))
+        assert f"{value:.3f}" == "0.000"
+        assert not np.signbit(value)
+    names = list(map(str, range(k)))
+    assert "NLL 0.000" in summary(evaluate(np.eye(k)[y], y, names))

@@ -68,9 +68,23 @@ def test_a_difference_that_holm_makes_insignificant_shows_both_p_values() -> Non
         "svm", "knn", 0.03, (0.008, 0.059), p=0.012, p_holm=0.094, comparisons=15
     )
     assert sentence == (
-        "svm - knn: +3.0 points (95% CI 0.8 to 5.9), p = 0.012; "
+        "svm - knn: +3.0 points (unadjusted 95% CI 0.8 to 5.9), unadjusted p = 0.012; "
         "not significant after Holm correction over 15 pairs (p = 0.094)"
     )
+
+
+def test_no_interval_excludes_zero_beside_not_significant_without_an_explanation() -> None:
+    """Four images against none: the score interval excludes zero, the exact test does not reject."""
+    for only_a in range(7):
+        for only_b in range(only_a + 1):
+            (pair,) = compare(dict(zip("ab", map(run, answers(60, only_a, only_b)), strict=True)))
+            excludes = pair.interval95[0] > 0 or pair.interval95[1] < 0
+            if excludes and not pair.significant:
+                assert "not significant by the exact test (the interval is app" in pair.sentence
+            else:
+                assert "approximate" not in pair.sentence
+    (pair,) = compare(dict(zip("ab", map(run, answers(60, 4, 0)), strict=True)))
+    assert "approximate" in pair.sentence
 
 
 def test_runs_without_differences_have_an_interval_of_positive_width() -> None:

@@ -60,9 +60,11 @@ def test_a_difference_is_the_mean_over_matched_cells_with_the_variance_of_its_fo
     centred = (d - d.mean(axis=2, keepdims=True)).mean(axis=(0, 1))
     assert centred == pytest.approx(per_image - mean)
     over_seeds = np.sum((per_seed - mean) ** 2) / (seeds * (seeds - 1))
+    residuals = (d - d.mean(axis=2, keepdims=True)).mean(axis=1) - centred
+    interaction = np.sum(residuals**2) / n**2 / (seeds * (seeds - 1))
     centre = n * mean / (n + 2)
     over_images = (np.sum(per_image**2) + 1) / (n + 2) ** 2 - centre**2 / (n + 2)
-    variance = over_images + over_seeds
+    variance = over_images + max(0.0, over_seeds - interaction)
     freedom = (seeds - 1) * variance**2 / over_seeds**2
 
     half = t.ppf(0.975, freedom) * np.sqrt(variance)
@@ -214,9 +216,7 @@ def test_intervals_have_their_nominal_coverage(seeds: int, spread: float) -> Non
 def scores(values: np.ndarray, seed: int = 0) -> CellScores:
     n = len(values)
     same = np.zeros(n, np.int64)
-    return CellScores(
-        {"seed": seed}, np.arange(n), np.asarray(values, float), np.ones(n), same
-    )
+    return CellScores({"seed": seed}, np.arange(n), np.asarray(values, float), np.ones(n), same)
 
 
 def test_a_ratio_is_that_of_the_means_and_groups_have_equal_weight() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,7 +15,12 @@ from featkit.evaluation import Report, Temperature, evaluate, summary
 from featkit.evaluation.calibration import apply_temperature, calibration_error, ece, nll
 from featkit.evaluation.intervals import wilson
 from featkit.evaluation.report import ConfusedPair
-from featkit.evaluation.scoring import group_accuracies, reject, rejection_threshold
+from featkit.evaluation.scoring import (
+    accuracy_without,
+    group_accuracies,
+    reject,
+    rejection_threshold,
+)
 
 NAMES = tuple("abcdefg")
 COUNTS = [500, 120, 90, 50, 20, 9, 3]
@@ -241,6 +247,22 @@ def test_only_accepted_images_count():
     assert (found.answered, found.coverage, found.top1) == (2, 0.5, 0.5)
     none = reject(two_class_scores([0.9]), y[:1], np.arange(2), share=0.5, threshold=0.95)
     assert (none.answered, none.top1, none.interval95) == (0, None, None)
+    assert found.coverage_interval95 == wilson(2, 4)
+    assert none.coverage_interval95 == wilson(0, 1)
+
+
+def test_the_accuracy_without_copies_has_its_own_n_and_interval():
+    correct, copied = np.arange(10) < 8, np.arange(10) < 5
+    found = accuracy_without(correct, copied)
+    assert (found.copies, found.n, found.top1) == (5, 5, 0.6)
+    assert found.interval95 == wilson(3, 5)
+    none = accuracy_without(correct, np.ones(10, bool))
+    assert (none.copies, none.n, none.top1, none.interval95) == (10, 0, None, None)
+    report = replace(evaluate(np.eye(2), [0, 1], "ab"), without_copies=none)
+    assert summary(report).endswith(
+        "; no test image is left without 10 copies of train or val images"
+    )
+    assert Report.from_json(report.to_json()).without_copies == none
 
 
 def test_an_invalid_fraction_and_no_images_raise():

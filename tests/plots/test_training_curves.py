@@ -42,3 +42,9 @@ def test_run_names_are_drawn_literally():
     figure = plot_histories({"$x$ <b>": history(1)}, title="$y$")
     assert legend(figure)[0] == "$x$ <b>"
     assert not figure.legends[0].get_texts()[0].get_parse_math()
+
+
+def test_there_is_no_panel_for_top5_of_two_classes():
+    lines = [{**line, "train_top5": np.nan, "val_top5": np.nan} for line in history(3)]
+    figure = plot_histories({"deep": lines}, title="two classes")
+    assert [axes.get_title() for axes in figure.axes] == ["loss", "top-1 accuracy (%)"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import product
 from typing import Any
 
@@ -96,7 +97,7 @@ def test_significant_and_other_differences_are_listed_apart() -> None:
         "## No significant difference"
     )
     assert re.search(
-        r"- resnet50 - resnet18: \+1\d\.\d points \(95% CI \d\S* to \S+\), p \\< 0",
+        r"- resnet50 - resnet18: \+1\d\.\d points \(unadjusted 95% CI \d\S* to \S+\), unadjusted p \\< 0",
         significant,
     )
     assert "mean over 2 settings of the other axes and 2 seeds, n = 240" in significant
@@ -112,6 +113,29 @@ def test_the_classifier_is_selected_on_validation() -> None:
     without = [*cells()[1:], cell(dict(cells()[0].values), 0.7, val=None)]
     assert analyze_grid("a", AXES, without).selections == ()
     assert "No classifier was selected" in report(without)[1]
+
+
+def with_val_top1(found: CellResult, value: float) -> CellResult:
+    assert found.report
+    return replace(found, report=replace(found.report, provenance={"val_top1": value}))
+
+
+def test_the_metric_shown_is_the_one_that_the_classifier_was_selected_by() -> None:
+    """Top-1 on validation where it was recorded, else balanced accuracy on both."""
+    made = [cell({"head": head}, 0.7, val=val) for head, val in (("a", 0.9), ("b", 0.8))]
+    (old,) = analyze_grid("a", {"head": ["a", "b"]}, made).selections
+    assert (old.choice, old.metric, old.val) == ("head a", "balanced accuracy", 0.9)
+    text = report(made, {"head": ["a", "b"]})[1]
+    assert "(90.0% balanced accuracy). Test balanced accuracy: " in text
+    assert made[0].report
+    assert f"Test balanced accuracy: {100 * made[0].report.balanced_accuracy:.1f}%" in text
+
+    recorded = [with_val_top1(made[0], 0.5), with_val_top1(made[1], 0.6)]
+    (new,) = analyze_grid("a", {"head": ["a", "b"]}, recorded).selections
+    assert (new.choice, new.metric, new.val) == ("head b", "top-1", 0.6)
+    assert (
+        "(60.0% top-1 accuracy). Test top-1 accuracy: " in report(recorded, {"head": ["a", "b"]})[1]
+    )
 
 
 def test_ties_on_validation_are_not_broken_by_test() -> None:

@@ -7,9 +7,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 
 from featkit.ablation.cells import CellResult
 from featkit.evaluation import evaluate
+from featkit.heads.search import Candidate, SearchResult
+from featkit.plots.search import plot_search
+from featkit.reports import figures
 from featkit.reports.figures import (
     ablation_figures,
     fewshot_figures,
@@ -31,10 +35,12 @@ def report() -> Any:
     return evaluate(scores, y, ("a", "b", "c"), columns=np.arange(3))
 
 
-def run(*, tried: list[Any] | None = None) -> Any:
+def run(*, tried: list[Candidate] | None = None, metric: str = "top1") -> Any:
     request = SimpleNamespace(backbone="resnet18")
     source = SimpleNamespace(weights="random:0 (untrained)", request=request)
-    search = SimpleNamespace(candidates=tried) if tried else None
+    search = None
+    if tried:
+        search = SearchResult(tuple(tried), 0, np.empty((0, 0)), metric)
     return SimpleNamespace(id="abc", head_spec="svm", source=source, report=report(), search=search)
 
 
@@ -52,8 +58,40 @@ def test_a_run_has_a_confusion_matrix_and_a_reliability_diagram() -> None:
 
 
 def test_a_tuned_run_also_has_its_search() -> None:
-    tried = [SimpleNamespace(options={"C": value}, top1=0.5) for value in (1.0, 10.0, 100.0)]
+    tried = [Candidate({"C": value}, 0.5, 1.0, 0.4) for value in (1.0, 10.0, 100.0)]
     assert set(run_figures(run(tried=tried))) == {"confusion.png", "reliability.png", "search.png"}
+
+
+def test_the_search_shows_the_metric_that_the_best_candidate_was_selected_by(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Balanced accuracy if a correction was tuned; n is that of the validation set."""
+    drawn = []
+
+    def draw(candidates: Any, *, title: str, metric: str) -> Figure:
+        drawn.append(([score for _, score in candidates], metric))
+        return plot_search(candidates, title=title, metric=metric)
+
+    monkeypatch.setattr(figures, "plot_search", draw)
+    tried = [Candidate({"tau": value}, 0.5, 1.0, value / 4) for value in (1.0, 2.0, 3.0)]
+    run_figures(run(tried=tried, metric="balanced_accuracy"))
+    run_figures(run(tried=tried))
+    assert drawn == [
+        ([0.25, 0.5, 0.75], "validation balanced accuracy"),
+        ([0.5, 0.5, 0.5], "validation top-1 accuracy"),
+    ]
+
+
+def test_a_learning_curve_says_what_n_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn = {}
+    monkeypatch.setattr(figures, "plot_curve", lambda lines, **given: drawn.update(given))
+    monkeypatch.setattr(figures, "png_bytes", lambda figure: PNG)
+    fewshot_figures([FewShotScore("knn", 1, 0.5, (0.4, 0.6), 5, 270)], "photos")
+    assert drawn["x_label"] == "number of training images per class"
+    assert drawn["y_label"] == "top-1 accuracy (%), n = 270 test images"
+    assert "95% CI over draws and test images" in drawn["title"]
+    fewshot_figures([FewShotScore("knn", 1, 0.5, (0.4, 0.6), 2, 270)], "photos")
+    assert drawn["title"].endswith("95% CI over test images")
 
 
 def test_a_training_also_has_curves() -> None:

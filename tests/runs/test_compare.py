@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from featkit.embeddings.pipeline import Compute
 from featkit.errors import DataError, RunError, SpecError
+from featkit.evaluation import Predictions
+from featkit.evaluation.intervals import wilson
 from featkit.runs.compare import compare_runs, over_seeds
 from featkit.runs.directory import save_run
 from featkit.runs.features import load_features
@@ -96,9 +99,28 @@ def test_the_temperature_is_fitted_on_val_and_changes_no_prediction(source):
     assert report.nll_calibrated < report.nll
 
 
-def test_over_seeds_gives_mean_deviation_and_interval():
-    found = over_seeds([0.5, 0.7])
+def of_seed(hits, rows):
+    """Return predictions on the images ``rows``, of which the first ones are correct."""
+    y = np.zeros(len(rows), int)
+    return Predictions(
+        [f"{row}.png" for row in rows], y, (np.arange(len(rows)) >= hits).astype(int)
+    )
+
+
+def test_over_seeds_gives_mean_deviation_and_the_pooled_interval():
+    found = over_seeds([of_seed(50, range(100)), of_seed(70, range(100))])
     assert (found.mean, found.deviation) == (pytest.approx(0.6), pytest.approx(0.1414, abs=1e-4))
-    assert found.interval95 == (0.0, 1.0)
-    low, high = over_seeds([0.90, 0.91, 0.92, 0.91]).interval95
-    assert 0.89 < low < 0.91 < high < 0.93
+    assert found.n == 100
+    low, high = found.interval95
+    assert 0.48 < low < 0.6 < high < 0.71  # two seeds: over test images, not t with one degree
+    assert found.to_dict()["images"] == 100
+
+
+def test_seeds_of_similar_accuracy_do_not_have_a_narrower_interval_than_their_images_allow():
+    """Student's t over 90, 91, 92 and 91 % would be 89.7 to 92.3 %, from 100 images in all."""
+    same = over_seeds([of_seed(hits, range(100)) for hits in (90, 91, 92, 91)])
+    assert same.interval95 == pytest.approx(wilson(91, 100), abs=0.012)
+    other = [range(start, start + 100) for start in (0, 100, 200, 300)]
+    apart = over_seeds([of_seed(h, rows) for h, rows in zip((90, 91, 92, 91), other, strict=True)])
+    assert apart.interval95 == pytest.approx(wilson(364, 400), abs=0.005)
+    assert apart.n == 400

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 
 from featkit.errors import DataError
+from featkit.evaluation.intervals import wilson
 from featkit.studies.fewshot import EpisodeConfig, episode_scores, learning_curve, to_json
 
 SETTING = EpisodeConfig(way=3, query=5, episodes=40)
@@ -51,3 +53,16 @@ def test_more_ways_than_classes_and_a_single_draw_are_errors(easy):
         list(episode_scores(easy, ["prototypical"], [1], EpisodeConfig(way=9)))
     with pytest.raises(DataError, match="two draws"):
         list(learning_curve(easy, ["linear"], [1], draws=1))
+
+
+@pytest.mark.parametrize("draws", [2, 5])
+def test_the_interval_of_a_learning_curve_includes_the_sample_of_test_images(vectors, draws):
+    """Every draw gives the same accuracy on well-separated classes but for one of 20 test images."""
+    source = vectors(60, apart=12.0)
+    wrong = source.x.copy()
+    wrong[0] = source.x[1]  # a test image of class 0 that looks like one of class 1
+    (score,) = learning_curve(replace(source, x=wrong), ["prototypical"], [8], draws=draws)
+    assert score.n == 20
+    assert score.mean == 0.95
+    low, high = score.interval95
+    assert (low, high) == pytest.approx(wilson(19, 20), abs=0.03)
