@@ -165,14 +165,19 @@ def short_key(key: str) -> str:
     return key[:16]
 
 
-def images_trained_on(spec: str) -> frozenset[str]:
+def images_trained_on(spec: str, weights: str = "") -> frozenset[str]:
     """Return ``short_key`` of the images that a network was trained on.
 
     The result is empty for a network that featkit did not save: its training images are not known.
 
+    Args:
+        spec: spec of the backbone.
+        weights: spec of its weights; a file may be that of a network saved by featkit.
+
     Raises:
         WeightsError: if the network cannot be read.
     """
+    spec = saved_network(spec, weights) or spec
     if is_int8(spec):
         return frozenset(read_int8_description(spec).trained_on)
     path = Path(spec).expanduser()
@@ -180,6 +185,28 @@ def images_trained_on(spec: str) -> frozenset[str]:
     if not is_path(spec) or has_no_network:
         return frozenset()
     return frozenset(read_description(network_file(spec)).trained_on)
+
+
+def saved_network(backbone: str, weights: str) -> str | None:
+    """Return the path of the network saved by featkit that has the weights of a backbone, if any.
+
+    It is the backbone itself, or the file of the weights if the weights of a trained network are
+    loaded into another backbone.
+
+    Args:
+        backbone: spec of the backbone.
+        weights: spec of the weights, such as a file.
+    """
+    if is_path(backbone):
+        return backbone
+    file = Path(weights).expanduser()
+    if file.suffix != ".safetensors" or not file.is_file():
+        return None
+    try:
+        read_description(file)
+    except WeightsError:  # plain weights, of which the training images are not known
+        return None
+    return str(file)
 
 
 def check_not_trained_on(spec: str, data: str, test: Collection[str]) -> None:

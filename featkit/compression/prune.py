@@ -12,7 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from featkit.backbones.base import Backbone
-from featkit.backbones.saved import NetworkDescription, describe_derived, is_int8, short_key
+from featkit.backbones.saved import (
+    NetworkDescription,
+    describe_derived,
+    images_trained_on,
+    is_int8,
+    short_key,
+)
 from featkit.compression.profile import count_macs
 from featkit.compression.recalibrate import recalibrate_batchnorm
 from featkit.compression.reconstruct import reconstruct
@@ -153,7 +159,7 @@ def prune(
             f"{backbone.name}-{name}",
             label,
             widths=widths,
-            trained_on=images.keys,
+            trained_on={*images.keys, *images_trained_on(request.backbone, request.weights)},
         )
         yield PruningResult(module, description, _facts(module, backbone, step))
 

@@ -111,7 +111,7 @@ def quantize(
         parameters=size.parameters,
         nonzero=size.nonzero,
         macs=size.macs,
-        trained_on=tuple(sorted(images_trained_on(request.backbone))),
+        trained_on=tuple(sorted(images_trained_on(request.backbone, request.weights))),
     )
     return QuantizationResult(description, config, len(pixels), tuple(snr))
 

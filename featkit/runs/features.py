@@ -13,8 +13,7 @@ from numpy.typing import NDArray
 from featkit.backbones.saved import (
     check_not_trained_on,
     images_trained_on,
-    is_path,
-    read_description,
+    saved_network,
     short_key,
 )
 from featkit.embeddings import store
@@ -23,7 +22,7 @@ from featkit.embeddings.extract import Extractor, read_with_splits
 from featkit.embeddings.pipeline import Compute
 from featkit.embeddings.plan import content_keys, plan_extraction
 from featkit.embeddings.request import NO_EARLIER, Request, resolve
-from featkit.errors import DataError, WeightsError
+from featkit.errors import DataError
 from featkit.evaluation.audit import near_copies
 from featkit.images.augment import is_augmented_view
 from featkit.runs.splits import refuse_infinite
@@ -193,7 +192,7 @@ def refuse_seen(features: FeatureSet) -> None:
         DataError: if test images were used for training the network.
         CacheError: if the cache file is missing or damaged.
     """
-    spec = _trained_network(features.request)
+    spec = saved_network(features.request.backbone, features.request.weights)
     if spec is None:
         return
     header = store.read_header(features.path)
@@ -225,7 +224,7 @@ def refuse_trained_on(features: FeatureSet, purpose: str) -> None:
         DataError: if one of the images was used for training the network.
         CacheError: if the cache file is missing or damaged.
     """
-    spec = _trained_network(features.request)
+    spec = saved_network(features.request.backbone, features.request.weights)
     if spec is None:
         return
     trained_on = images_trained_on(spec)
@@ -237,20 +236,6 @@ def refuse_trained_on(features: FeatureSet, purpose: str) -> None:
             f"and {purpose} would use all of them: use images that the network was not trained on "
             "(--data), another --backbone, or `featkit fit`, which evaluates on the test images"
         )
-
-
-def _trained_network(request: Request) -> str | None:
-    """Return the path of the saved network that extracted the features; None if there is none."""
-    if is_path(request.backbone):
-        return request.backbone
-    file = Path(request.weights).expanduser()
-    if file.suffix != ".safetensors" or not file.is_file():
-        return None
-    try:
-        read_description(file)
-    except WeightsError:  # plain weights, of which the training images are not known
-        return None
-    return str(file)
 
 
 def leaks(features: FeatureSet) -> NDArray[np.int64]:

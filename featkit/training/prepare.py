@@ -13,7 +13,9 @@ from featkit.backbones.saved import (
     NetworkDescription,
     check_not_trained_on,
     describe_derived,
+    images_trained_on,
     is_path,
+    saved_network,
     short_key,
 )
 from featkit.embeddings.pipeline import Compute
@@ -36,7 +38,8 @@ class PreparedTraining:
         backbone: the initial network.
         fingerprint: digest of everything that decides the weights.
         test: digests of the test images and of their labels, which do not decide the weights.
-        trained_on: ``short_key`` of each training and validation image.
+        trained_on: ``short_key`` of each training and validation image, and of those of the
+            training of the initial network.
         about: addition to the description of the network, such as its teacher.
     """
 
@@ -100,7 +103,11 @@ def prepare(
     test_keys, training_keys = {keys[row] for row in test}, {keys[row] for row in train_or_val}
     # An image in both parts is a property of the data, not a wrong --seed: ``fit`` warns about
     # those.
-    check_not_trained_on(request.backbone, images.name, test_keys - training_keys)
+    before = saved_network(request.backbone, request.weights)
+    trained_on = {short_key(key) for key in training_keys}
+    if before is not None:
+        check_not_trained_on(before, images.name, test_keys - training_keys)
+        trained_on |= images_trained_on(before)
     return PreparedTraining(
         config=config,
         images=images,
@@ -110,7 +117,7 @@ def prepare(
             images_digest([images.ids[row] for row in test], [keys[row] for row in test]),
             labels_digest(images.classes, images.labels[test]),
         ),
-        trained_on=tuple(sorted({short_key(key) for key in training_keys})),
+        trained_on=tuple(sorted(trained_on)),
         about=about,
     )
 

@@ -22,6 +22,7 @@ from featkit.backbones.saved import (
     NETWORK_FILE,
     Int8Description,
     NetworkDescription,
+    images_trained_on,
     short_key,
 )
 from featkit.embeddings.pipeline import Compute
@@ -198,3 +199,13 @@ def test_augmented_views_of_train_images_are_not_copies(photos: Path, tmp_path: 
     copies = find_copies(load_features(given, tmp_path / "cache", Compute()))
     assert copies.ids == frozenset()
     assert copies.warnings() == []
+
+
+@pytest.mark.parametrize("make", [as_run, as_file, as_weights, as_int8])
+def test_images_trained_on_are_known_however_the_network_is_given(
+    tmp_path: Path, make: Make
+) -> None:
+    """They are carried over to networks that are quantized, pruned or trained from it."""
+    request = {"backbone": "resnet18", "weights": "imagenet", **make(tmp_path, ["a" * 64])}
+    assert images_trained_on(request["backbone"], request["weights"]) == {"a" * 16}
+    assert images_trained_on("resnet18", "imagenet") == frozenset()
