@@ -375,7 +375,7 @@ def test_fewshot_prints_episodes_and_a_learning_curve(photos):
     ]
     done = call("fewshot", *given, "--curve", "1,2", "--draws", "2")
     assert "20 episodes of 2 classes" in done.stdout
-    assert "test accuracy, 2 draws, n = 7 test images" in done.stdout
+    assert "test accuracy, 2 draws, n = 4 test images" in done.stdout
     (directory,) = Path("experiments/runs/photos").iterdir()
     assert {path.name for path in directory.iterdir()} == {"curve.png", "results.json"}
     assert "9 ways need 9 classes" in call("fewshot", *given[:-6], "--way", "9", code=1).stderr

@@ -65,7 +65,8 @@ def test_a_difference_is_the_mean_over_matched_cells_with_the_variance_of_its_fo
     centre = n * mean / (n + 2)
     over_images = (np.sum(per_image**2) + 1) / (n + 2) ** 2 - centre**2 / (n + 2)
     variance = over_images + max(0.0, over_seeds - interaction)
-    freedom = (seeds - 1) * variance**2 / over_seeds**2
+    estimated = max(0.0, over_seeds - interaction / 2)
+    freedom = (seeds - 1) * variance**2 / estimated**2 if estimated else np.inf
 
     half = t.ppf(0.975, freedom) * np.sqrt(variance)
     assert (effect.cells, effect.seeds, effect.n) == (6, 3, n)
