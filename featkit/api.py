@@ -786,7 +786,8 @@ def compare(runs: Sequence[PathLike]) -> RunComparison:
 
 def _without_other_folders(directories: Sequence[Path]) -> list[Path]:
     """Leave out folders that hold no file of a run, such as results of ``audit``, and log them."""
-    from featkit.runs.directory import CARD_FILE, HEAD_FILE, PREDICTIONS_FILE
+    from featkit.runs.card import CARD_FILE, HEAD_FILE
+    from featkit.runs.directory import PREDICTIONS_FILE
 
     runs, others = [], []
     for directory in directories:
@@ -2165,7 +2166,7 @@ def _network_or_run(options: Mapping[str, Any]) -> tuple[Request, SavedRun | Non
     Raises:
         SpecError: if options change the images or the network of a run.
     """
-    from featkit.runs.directory import is_run
+    from featkit.runs.card import is_run
     from featkit.runs.directory import load_run as load
 
     given = {name: value for name, value in _request_options(options).items() if value is not None}

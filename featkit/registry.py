@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
 from importlib.metadata import entry_points
-from typing import Any, Generic, TypeVar
+from types import UnionType
+from typing import Any, Generic, TypeVar, get_args, get_origin, get_type_hints
 
 from featkit.errors import SpecError
 
@@ -186,6 +188,64 @@ def check_names(kind: str, found: Iterable[str], known: Sequence[str]) -> None:
     for name in found:
         if name not in known:
             raise unknown(kind, name, known)
+
+
+def check_types(kind: type, values: Any) -> None:
+    """Check values that were read from a file against the type hints of a dataclass.
+
+    Integers must not be negative, and numbers must be finite. Names that are not fields are left to
+    the caller.
+
+    Args:
+        kind: the dataclass.
+        values: values by the names of its fields, as JSON or TOML represents them.
+
+    Raises:
+        SpecError: if a value is of another type.
+    """
+    if not isinstance(values, Mapping):
+        raise SpecError(f"{kind.__name__.lower()} must be a table of names and values")
+    for name, hint in get_type_hints(kind).items():
+        if name in values and not _fits(values[name], hint):
+            raise SpecError(f"{name} = {_shortened(values[name])} is not {_describe_type(hint)}")
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Return whether a JSON value is of a type: lists stand for tuples, integers for floats."""
+    origin, arguments = get_origin(hint), get_args(hint)
+    if origin is UnionType:
+        return any(_fits(value, each) for each in arguments)
+    if origin is tuple:
+        items = isinstance(value, list | tuple)
+        return items and all(_fits(each, arguments[0]) for each in value)
+    if origin is Mapping:
+        if not isinstance(value, Mapping):
+            return False
+        return all(isinstance(key, str) and _fits(value[key], arguments[1]) for key in value)
+    if hint is Any:
+        return True
+    if hint is float:
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        return is_number and math.isfinite(value)
+    if hint is int:
+        # Not isinstance: True is an int.
+        return type(value) is int and value >= 0
+    return isinstance(value, hint) and "\0" not in (value if isinstance(value, str) else "")
+
+
+_TYPE_NAMES = {int: "a whole number from 0 up", float: "a finite number", str: "text"}
+
+
+def _describe_type(hint: Any) -> str:
+    for part in (hint, *get_args(hint)):
+        if part in _TYPE_NAMES:
+            return _TYPE_NAMES[part] if part is hint else f"made of {_TYPE_NAMES[part]}"
+    return getattr(hint, "__name__", str(hint))
+
+
+def _shortened(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def _plugin_name(point: Any) -> str:

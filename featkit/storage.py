@@ -592,8 +592,32 @@ def read_toml(path: Path, kind: str) -> dict[str, Any]:
         return tomllib.loads(read_text(path))
     except OSError as error:
         raise SpecError(f"{path} cannot be read as {kind}: {error.strerror}") from error
+    except RecursionError as error:
+        raise SpecError(f"{path} cannot be read as {kind}: nested too deeply") from error
     except ValueError as error:  # not UTF-8, or not TOML
         raise SpecError(f"{path} cannot be read as {kind}: {error}") from error
+
+
+def read_json(path: Path, limit: int = TEXT_LIMIT) -> Any:
+    """Return the content of a JSON file.
+
+    Args:
+        path: the file.
+        limit: largest size in bytes that is accepted.
+
+    Raises:
+        OSError: as ``read_file`` does.
+        ValueError: if it is not JSON in UTF-8, or is nested too deeply.
+    """
+    return parse_json(read_file(path, limit))
+
+
+def parse_json(text: str | bytes) -> Any:
+    """Return the value of a JSON text; raises ValueError for any text that cannot be read."""
+    try:
+        return json.loads(text)
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
 
 
 def expand_variables(value: Any) -> Any:

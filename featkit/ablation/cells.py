@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import gzip
+import io
 import json
 import traceback
+import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -18,9 +20,12 @@ from featkit.errors import DataError, FeatkitError, MissingExtraError, RunError,
 from featkit.evaluation.predictions import Predictions
 from featkit.evaluation.report import Report
 from featkit.heads.balance import InapplicableError
-from featkit.runs.directory import seal
+from featkit.runs.card import seal
 from featkit.runs.fit import Run
-from featkit.storage import LockHeldError, locked, write_file
+from featkit.storage import LockHeldError, locked, parse_json, read_file, storage_errors, write_file
+
+_LIMIT = 2**28
+"""Largest cell file in bytes, also decompressed: the predictions for a million images fit."""
 
 SCHEMA = 1
 """Version of the cell files; increase it when their layout changes."""
@@ -142,14 +147,29 @@ def read_cell(folder: Path, name: str, values: Mapping[str, AxisValue]) -> CellR
     """
     path = _cell_path(folder, name)
     try:
-        content = json.loads(gzip.decompress(path.read_bytes()))
+        content = parse_json(_decompress(read_file(path, _LIMIT)))
         if content["sha256"] != seal(content):
             raise RunError(f"{path} was changed after it was written")
         return _parse_cell(content, values)
     except FileNotFoundError:
         return None
-    except (OSError, EOFError, ValueError, KeyError, TypeError, DataError) as error:
+    except KeyError as error:
+        raise RunError(f"{path} cannot be read ({error} is missing)") from error
+    except (OSError, EOFError, zlib.error, DataError, *_INVALID) as error:
         raise RunError(f"{path} cannot be read ({error or type(error).__name__})") from error
+
+
+_INVALID = (AttributeError, OverflowError, TypeError, ValueError)
+"""Errors of reading JSON whose values have other types than expected."""
+
+
+def _decompress(data: bytes) -> bytes:
+    """Decompress a file of at most ``_LIMIT`` bytes; raises ValueError for a larger one."""
+    with gzip.GzipFile(fileobj=io.BytesIO(data)) as file:
+        content = file.read(_LIMIT + 1)
+    if len(content) > _LIMIT:
+        raise ValueError(f"more than {_LIMIT / 1e6:,.0f} MB")
+    return content
 
 
 def count_cells(folder: Path) -> int:
@@ -158,8 +178,14 @@ def count_cells(folder: Path) -> int:
 
 
 def remove_cell(folder: Path, name: str) -> None:
-    """Delete the file of a cell, so that the cell is computed again."""
-    _cell_path(folder, name).unlink(missing_ok=True)
+    """Delete the file of a cell, so that the cell is computed again.
+
+    Raises:
+        StorageError: if it cannot be deleted.
+    """
+    path = _cell_path(folder, name)
+    with storage_errors(path):
+        path.unlink(missing_ok=True)
 
 
 def failed_cell(
@@ -190,17 +216,20 @@ def _log_path(folder: Path, name: str) -> Path:
 def _parse_cell(content: Mapping[str, Any], values: Mapping[str, AxisValue]) -> CellResult:
     stored, cost = content["answers"], content["cost"]
     report = replace(Report.from_dict(content["report"]), cost=cost)
+    ids, y, predicted = (tuple(stored[name]) for name in ("ids", "y", "predicted"))
+    if not len(ids) == len(y) == len(predicted) == report.n:
+        raise ValueError(f"{len(y)} predictions, but {report.n} test images")
+    if not all(type(label) is int for label in (*y, *predicted)):
+        raise ValueError("a label is not a whole number")
     return CellResult(
         values=values,
         status="ok",
         reason="; ".join(report.warnings),
-        data=content["data"],
-        weights=content["weights"],
-        run=content["run"],
+        data=str(content["data"]),
+        weights=str(content["weights"]),
+        run=str(content["run"]),
         report=report,
-        predictions=Predictions(
-            tuple(stored["ids"]), np.array(stored["y"]), np.array(stored["predicted"])
-        ),
-        val_score=content["val_score"],
-        seconds=cost["fit_seconds"] + cost["predict_seconds"],
+        predictions=Predictions(ids, np.array(y), np.array(predicted)),
+        val_score=None if content["val_score"] is None else float(content["val_score"]),
+        seconds=float(cost["fit_seconds"]) + float(cost["predict_seconds"]),
     )

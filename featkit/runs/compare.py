@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from html import escape
@@ -12,13 +13,14 @@ from typing import Any
 import numpy as np
 
 from featkit.backbones.saved import is_path
-from featkit.errors import DataError, RunError, SpecError
+from featkit.errors import SpecError
 from featkit.evaluation import PairedComparison, Predictions, Report, compare
 from featkit.evaluation.display import data_frame, html_table
 from featkit.evaluation.effects import SEED, average, score_cells
 from featkit.evaluation.intervals import Interval
-from featkit.runs.directory import PREDICTIONS_FILE, RESULTS_FILE, missing_run_message
-from featkit.storage import safe_cell
+from featkit.runs.card import read_card, run_errors
+from featkit.runs.directory import PREDICTIONS_FILE, RESULTS_FILE
+from featkit.storage import read_directory, read_json, read_text, safe_cell
 
 
 @dataclass(frozen=True)
@@ -121,26 +123,39 @@ def compare_runs(directories: Sequence[Path]) -> RunComparison:
 
 
 def read_run(directory: Path) -> tuple[str, Report, Predictions]:
-    """Return title, report and predictions of a run directory.
+    """Return title, report and predictions of a run directory, and verify their checksums.
 
     Raises:
-        RunError: if it is not a run directory, or has no predictions.
+        RunError: if it is not a run directory, or a file cannot be read or was changed.
     """
-    fix = "fit it again with `featkit fit`"
-    try:
-        report = Report.from_json((directory / RESULTS_FILE).read_text(encoding="utf-8"))
-        with (directory / PREDICTIONS_FILE).open(newline="", encoding="utf-8") as file:
-            rows = list(csv.DictReader(file))
+    return read_directory(directory, lambda: _read_run(directory))
+
+
+def _read_run(directory: Path) -> tuple[str, Report, Predictions]:
+    results, table = directory / RESULTS_FILE, directory / PREDICTIONS_FILE
+    with run_errors(directory):
+        report = Report.from_dict(read_json(results))
+        rows = list(csv.DictReader(io.StringIO(read_text(table), newline="")))
         title = _title(report.provenance)
+        predictions = _read_predictions(rows)
+        card = read_card(directory)
+        card.check_file(results)
+        card.check_file(table)
+        if len(rows) != report.n:
+            raise ValueError(f"{len(rows)} predictions, but {report.n} test images")
+    return title, report, predictions
+
+
+def _read_predictions(rows: Sequence[Mapping[str, str | None]]) -> Predictions:
+    columns: list[list[str]] = []
+    for name in ("id", "true", "predicted"):
+        values = [row[name] for row in rows]
+        if not all(isinstance(value, str) for value in values):
+            raise ValueError(f"{PREDICTIONS_FILE} has rows without {name}")
         # Files of versions up to 0.2.0 hold names as they are, later ones as safe cells.
-        ids = [safe_cell(row["id"]) for row in rows]
-        y = np.array([safe_cell(row["true"]) for row in rows])
-        predicted = np.array([safe_cell(row["predicted"]) for row in rows])
-    except FileNotFoundError as error:
-        raise RunError(missing_run_message(directory, Path(error.filename).name)) from error
-    except (OSError, DataError, KeyError, TypeError, ValueError) as error:
-        raise RunError(f"{directory} cannot be read as a run ({error}): {fix}") from error
-    return title, report, Predictions(ids, y, predicted)
+        columns.append([safe_cell(value) for value in values])
+    ids, y, predicted = columns
+    return Predictions(ids, np.array(y), np.array(predicted))
 
 
 def _title(provenance: Mapping[str, Any]) -> str:

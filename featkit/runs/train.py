@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-import json
+import io
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
@@ -25,13 +25,14 @@ from featkit.errors import DataError, RunError, TrainingError
 from featkit.evaluation import Temperature, fit_temperature
 from featkit.evaluation.report import Report
 from featkit.heads.linear import LinearHead
+from featkit.runs.card import CARD_FILE, read_card, run_errors
 from featkit.runs.compare import read_run
 from featkit.runs.directory import save_run
 from featkit.runs.features import FeatureSet
 from featkit.runs.fit import PACKAGES, Run, evaluate_classifier
 from featkit.runs.predict import gathered
 from featkit.runs.splits import untrained_class_warnings
-from featkit.storage import Content, LockHeldError, csv_text, locked
+from featkit.storage import Content, LockHeldError, csv_text, locked, read_text
 from featkit.training.checkpoint import CHECKPOINT_FILE
 from featkit.training.finetune import TrainingResult, finetune
 from featkit.training.history import history_numbers, history_rows
@@ -91,14 +92,16 @@ def find_finished(prepared: PreparedTraining, out: Path) -> TrainedRun | None:
         RunError: if its directory cannot be read, or the test images have changed.
     """
     path = out / prepared.images.name / prepared.id
-    card_file = path / "card.json"
-    if not card_file.exists():
+    if not (path / CARD_FILE).exists():
         return None
-    recipe = json.loads(card_file.read_text(encoding="utf-8"))["recipe"]
-    if (recipe["images"], recipe["labels"]) != prepared.test:
+    card = read_card(path)
+    if (card.recipe.images, card.recipe.labels) != prepared.test:
         raise RunError(
             f"the test images have changed since {path} was evaluated: train again without --resume"
         )
+    for name in (HISTORY_FILE, NETWORK_FILE):
+        with run_errors(path):
+            card.check_file(path / name)
     return TrainedRun(read_run(path)[1], read_history(path / HISTORY_FILE), path)
 
 
@@ -255,10 +258,13 @@ def _fit_temperature(head: LinearHead, val: Embeddings) -> Temperature | None:
 
 
 def read_history(path: Path) -> History:
-    """Return the rows of a ``history.csv``."""
-    with path.open(newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
+    """Return the rows of a ``history.csv``.
+
+    Raises:
+        RunError: if it cannot be read.
+    """
     history = []
-    for row in rows:
-        history.append({name: float(value or "nan") for name, value in row.items()})
+    with run_errors(path.parent):
+        for row in csv.DictReader(io.StringIO(read_text(path), newline="")):
+            history.append({name: float(value or "nan") for name, value in row.items()})
     return history

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from featkit.embeddings.pipeline import Compute
 from featkit.errors import DataError, SpecError
 from featkit.evaluation import PairedComparison, Predictions, Report, compare
 from featkit.evaluation.effects import SEED, Effect, adjusted, effects, score_cells
+from featkit.runs.card import read_card
 from featkit.runs.compare import read_run
 from featkit.runs.directory import load_run, save_run
 from featkit.runs.features import load_features
@@ -174,8 +175,8 @@ def prepare_student(
 def _teacher_digest(run: Path) -> str:
     """Return the digest of a teacher's run id and recipe."""
     # Not of its files: that of the head contains a time stamp.
-    card: dict[str, Any] = json.loads((run / "card.json").read_text(encoding="utf-8"))
-    return digest([card["run"], json.dumps(card["recipe"], sort_keys=True)])
+    card = read_card(run)
+    return digest([card.run, json.dumps(asdict(card.recipe), sort_keys=True)])
 
 
 def distill_run(

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from functools import partial
+import zipfile
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from featkit.errors import StorageError, TrainingError
-from featkit.storage import write_file
+from featkit.storage import check_file, file_sha256, read_text, write_file
 
 CHECKPOINT_FILE = "checkpoint.pt"
+DIGEST_FILE = "checkpoint.pt.sha256"
+"""Digests of the checkpoint and of the one before: one of them matches whenever a write stops."""
+
+_MAX_DIGEST_BYTES = 1000
+_KEYS = {"fingerprint", "number", "step", "sums", "seconds", "model", "optimiser", "history"}
 
 
 def save_checkpoint(folder: Path, content: dict[str, Any]) -> None:
@@ -25,8 +30,16 @@ def save_checkpoint(folder: Path, content: dict[str, Any]) -> None:
         StorageError: if the disk is full or cannot be written.
     """
     path = folder / CHECKPOINT_FILE
+
+    def write(temporary: Path) -> None:
+        torch.save(content, temporary)
+        # Before the checkpoint gets its name: a kill in between leaves the old one, which the
+        # second digest is of.
+        digests = [file_sha256(temporary), *_read_digests(folder)[:1]]
+        write_file(folder / DIGEST_FILE, "\n".join(digests))
+
     try:
-        write_file(path, partial(torch.save, content))
+        write_file(path, write)
     except RuntimeError as error:
         # torch.save raises RuntimeError, not OSError, when the disk is full.
         reason = str(error).partition("\n")[0]
@@ -50,13 +63,38 @@ def load_checkpoint(folder: Path, fingerprint: str) -> dict[str, Any] | None:
     if not path.exists():
         return None
     try:
+        check_file(path)
+        _check_content(path, _read_digests(folder))
         content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-        found = content["fingerprint"]
+        missing = _KEYS - content.keys()
+    except MemoryError:
+        raise
     except Exception as error:  # torch raises many types for files that are not checkpoints
         raise TrainingError(f"{path} is damaged: start again without --resume") from error
-    if found != fingerprint:
+    if missing:
+        raise TrainingError(f"{path} is damaged: start again without --resume")
+    if content["fingerprint"] != fingerprint:
         raise TrainingError(
             f"{path} is of another training: images, network or options have changed since; "
             "start again without --resume"
         )
     return content
+
+
+def _read_digests(folder: Path) -> list[str]:
+    """Return the digests beside a checkpoint; empty if version 0.1.0 or 0.2.0 wrote it."""
+    try:
+        return read_text(folder / DIGEST_FILE, _MAX_DIGEST_BYTES).split()
+    except FileNotFoundError:
+        return []
+
+
+def _check_content(path: Path, digests: list[str]) -> None:
+    """Raise ValueError if the bytes of a checkpoint are not those that were written."""
+    if digests:
+        damaged = file_sha256(path) not in digests
+    else:
+        with zipfile.ZipFile(path) as archive:  # torch does not compare these checksums
+            damaged = archive.testzip() is not None
+    if damaged:
+        raise ValueError("the checksum does not match")

@@ -263,7 +263,7 @@ def test_predict_does_not_advise_to_give_weights(photos, tmp_path, monkeypatch):
         "fit", "--data", photos, "--backbone", "resnet18", "--weights", "imagenet"
     )
     card = json.loads((run / "card.json").read_text())
-    from featkit.runs.directory import seal
+    from featkit.runs.card import seal
 
     card["request"]["weights"] = "imagenet"
     (run / "card.json").write_text(json.dumps({**card, "sha256": seal(card)}))

@@ -22,7 +22,8 @@ from featkit.errors import (
     WeightsError,
 )
 from featkit.runs import directory
-from featkit.runs.directory import load_run, save_run, seal
+from featkit.runs.card import seal
+from featkit.runs.directory import load_run, save_run
 from featkit.runs.features import load_features
 from featkit.runs.fit import FitConfig, fit_run
 from featkit.runs.predict import predict
@@ -136,7 +137,7 @@ def test_a_run_id_without_its_folder_gives_the_path_of_the_run(saved, monkeypatc
 
 def test_a_changed_head_file_is_refused(saved):
     (saved / "head.skops").write_bytes((saved / "head.skops").read_bytes() + b" ")
-    with pytest.raises(RunError, match="is not the head"):
+    with pytest.raises(RunError, match=r"head\.skops was changed after the run"):
         load_run(saved)
 
 
