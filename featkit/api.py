@@ -1393,7 +1393,8 @@ def audit(
         figures = {}
     text = json.dumps(result.to_dict(), indent=2, allow_nan=False)
     directory = Path(out) / f"audit-{safe_name(result.data)}"
-    publish(directory, {"audit.json": text, "findings.csv": result.to_csv(), **figures})
+    files = {"audit.json": text, "findings.csv": result.to_csv(), **figures}
+    publish(directory, files, own=["contact.png"])
     log.info("audit: %s", directory)
     return result
 
@@ -2154,7 +2155,8 @@ def quantize(
                 "difference": compared.paired.to_dict(),
             }
             files[CLASSIFIER_FILE] = classifier.read_bytes()
-        publish(directory, {**files, "quantize.json": json.dumps(facts, indent=2)})
+        files["quantize.json"] = json.dumps(facts, indent=2)
+        publish(directory, files, own=[CLASSIFIER_FILE])
     if result.images < FEW and method != "dynamic":
         log.warning("calibrated on only %d images: use %d or more", result.images, FEW)
     return QuantizedModel(directory, result, len(content), compared, facts)

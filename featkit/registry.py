@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
-import math
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
@@ -226,10 +226,10 @@ def _fits(value: Any, hint: Any) -> bool:
         return True
     if hint is float:
         is_number = isinstance(value, int | float) and not isinstance(value, bool)
-        return is_number and math.isfinite(value)
+        return is_number and -sys.float_info.max <= value <= sys.float_info.max
     if hint is int:
         # Not isinstance: True is an int.
-        return type(value) is int and value >= 0
+        return type(value) is int and 0 <= value < 2**63
     return isinstance(value, hint) and "\0" not in (value if isinstance(value, str) else "")
 
 

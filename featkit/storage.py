@@ -20,7 +20,7 @@ import shutil
 import stat
 import sys
 import tomllib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from functools import cache
@@ -196,18 +196,20 @@ def replace_file(temporary: Path, path: Path) -> None:
     _flush_directory(path.parent)
 
 
-def publish(directory: Path, files: Mapping[str, Content]) -> None:
+def publish(directory: Path, files: Mapping[str, Content], own: Collection[str] = ()) -> None:
     """Write files into a new directory, then put it in the place of ``directory`` in one step.
 
     Readers see the old directory or the new one. Linux and macOS exchange the two atomically; on
     file systems that cannot, ``read_directory`` waits for the few microseconds between two renames.
     What an interruption leaves behind is removed when anything is published beside it again.
 
-    Files that were put into the old directory by others, such as an exported model, are kept.
+    Other files in the old directory, such as an exported model or notes, are kept.
 
     Args:
         directory: the directory; its parent is created if needed.
         files: contents by file name.
+        own: names of other files that belong to such a directory: those of an earlier one are not
+            kept.
 
     Raises:
         StorageError: if the disk is full or cannot be written; ``directory`` is then unchanged, or
@@ -227,9 +229,7 @@ def publish(directory: Path, files: Mapping[str, Content]) -> None:
             for name, content in files.items():
                 _write_content(new / name, content)
                 _flush_to_disk(new / name)
-            _write_content(new / _MANIFEST, json.dumps(sorted([*files, _MANIFEST])))
-            _flush_to_disk(new / _MANIFEST)
-            _keep_foreign_files(directory, new)
+            _keep_foreign_files(directory, new, own)
             _flush_directory(new)
             _put_in_place(new, directory)
             _flush_directory(directory.parent)
@@ -263,9 +263,6 @@ def read_directory(directory: Path, read: Callable[[], Value]) -> Value:
                 with locked(_publish_lock(directory), on_wait=lambda owner: None):
                     _recover(directory)
 
-
-_MANIFEST = ".published.json"
-"""File of a published directory that lists the files which ``publish`` wrote."""
 
 # A directory is written and removed under the first name, so that it can be discarded at any time.
 # The second holds the complete old directory while there is none in its place.
@@ -342,17 +339,13 @@ def _clean_up_beside(directory: Path) -> None:
             _recover(other)
 
 
-def _keep_foreign_files(old: Path, new: Path) -> None:
+def _keep_foreign_files(old: Path, new: Path, own: Collection[str]) -> None:
     """Link what others have put into a published directory into the one that replaces it."""
     if not old.is_dir():
         return
-    try:
-        written = set(json.loads((old / _MANIFEST).read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):
-        written = {_MANIFEST}
     for path in old.iterdir():
         target = new / path.name
-        if path.name in written or target.exists():
+        if path.name in own or target.exists():
             continue
         if path.is_dir() and not path.is_symlink():
             shutil.copytree(path, target, symlinks=True, copy_function=_link_or_copy)

@@ -24,10 +24,7 @@ def names(folder):
 
 
 def shown(folder):
-    """Return the content of the files of a directory, without the list that ``publish`` writes."""
-    return {
-        path.name: path.read_text() for path in folder.iterdir() if path.name != ".published.json"
-    }
+    return {path.name: path.read_text() for path in folder.iterdir()}
 
 
 @pytest.fixture(autouse=True)
@@ -85,12 +82,12 @@ def test_an_interruption_at_any_line_leaves_the_old_or_the_new_directory(tmp_pat
     at, before = 0, sys.gettrace()
     found = set()
     while True:
-        publish(tmp_path / "run", old)
+        publish(tmp_path / "run", old, own=new)
         at += stride
         interruption = Interruption(at)
         sys.settrace(interruption)
         try:
-            publish(tmp_path / "run", new)
+            publish(tmp_path / "run", new, own=old)
         except KeyboardInterrupt:
             pass
         finally:
@@ -101,7 +98,7 @@ def test_an_interruption_at_any_line_leaves_the_old_or_the_new_directory(tmp_pat
         content = read_directory(tmp_path / "run", lambda: shown(tmp_path / "run"))
         assert content in (old, new)
         found.add(content["card"])
-        publish(tmp_path / "run", new)
+        publish(tmp_path / "run", new, own=old)
         assert (names(tmp_path), shown(tmp_path / "run")) == (["run"], new)
     assert at > 50
     assert found == {"old", "new"}
@@ -118,7 +115,6 @@ os.fsync = lambda descriptor: None
 if mode == "two renames":
     storage._exchange_function = lambda: None
 old, new = {"card": "old", "a": "old"}, {"card": "new", "b": "new"}
-manifest = ".published.json"
 
 def kill_at(step):
     # Before and after each system call, and each function of the module.
@@ -136,18 +132,18 @@ def kill_at(step):
     return count
 
 def shown():
-    return {path.name: path.read_text() for path in place.iterdir() if path.name != manifest}
+    return {path.name: path.read_text() for path in place.iterdir()}
 
 step, wrong, seen, missing = 0, [], set(), 0
 stride = int(sys.argv[3])
 while True:
     step += stride
-    publish(place, old)
+    publish(place, old, new)
     (place / "notes.txt").write_text("mine")
     child = os.fork()
     if not child:
         sys.setprofile(kill_at(step))
-        publish(place, new)
+        publish(place, new, old)
         sys.setprofile(None)
         os._exit(0)
     finished = os.waitpid(child, 0)[1] == 0
@@ -280,8 +276,8 @@ def test_files_of_others_in_a_published_directory_are_kept(tmp_path, mode):
     (run / "plots" / "mine").write_text("mine")
     (run / "link").symlink_to("nowhere")
     for number in "23":
-        publish(run, {"card": number})
-        assert names(run) == [".published.json", "card", "link", "model.onnx", "plots"]
+        publish(run, {"card": number}, own=["figure"])
+        assert names(run) == ["card", "link", "model.onnx", "plots"]
         assert (run / "card").read_text() == number
     assert (run / "plots" / "mine").read_text() == "mine"
     assert (run / "link").readlink().name == "nowhere"

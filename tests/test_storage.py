@@ -34,8 +34,7 @@ from featkit.storage import (
 
 
 def names(folder):
-    """Return the names in a folder, without the list of files that ``publish`` writes."""
-    return sorted(path.name for path in folder.iterdir() if path.name != ".published.json")
+    return sorted(path.name for path in folder.iterdir())
 
 
 def test_text_bytes_and_functions_become_files(tmp_path):
@@ -52,7 +51,7 @@ def test_text_bytes_and_functions_become_files(tmp_path):
 
 def test_an_older_directory_is_replaced_as_a_whole(tmp_path):
     publish(tmp_path / "run", {"old": ""})
-    publish(tmp_path / "run", {"new": ""})
+    publish(tmp_path / "run", {"new": ""}, own=["old"])
     assert names(tmp_path) == ["run"]
     assert names(tmp_path / "run") == ["new"]
 

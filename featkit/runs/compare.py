@@ -104,11 +104,12 @@ def compare_runs(directories: Sequence[Path]) -> RunComparison:
         RunError: if a directory is not a run directory, or has no predictions.
         DataError: if two runs were evaluated on different images or labels.
     """
-    by_place: dict[Path, Path] = {}
+    places: set[Path] = set()
     for directory in directories:
-        same = by_place.setdefault(directory.resolve(), directory)
-        if same is not directory:
+        place = directory.resolve()
+        if place in places:
             raise SpecError(f"{directory} is given twice: a run cannot be compared with itself")
+        places.add(place)
     if len(directories) < 2:
         raise SpecError("a comparison needs two runs or more: give their directories")
     loaded = [read_run(directory) for directory in directories]

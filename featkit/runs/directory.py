@@ -17,7 +17,7 @@ from featkit.backbones.saved import INT8_FILE, NETWORK_FILE
 from featkit.embeddings.calibration import find_by_digest
 from featkit.embeddings.recipe import Recipe
 from featkit.embeddings.request import Request
-from featkit.errors import CacheError, WeightsError
+from featkit.errors import CacheError, RunError, WeightsError
 from featkit.evaluation import Temperature
 from featkit.heads.persist import load_head, save_head
 from featkit.runs.card import CARD_FILE, HEAD_FILE, Card, read_card, run_errors
@@ -103,8 +103,16 @@ def save_run(run: Run, out: Path, more: Mapping[str, Content]) -> Path:
     if calibration != "none":
         files[INT8_FILE] = _read_quantized_network(run, calibration)
     files[CARD_FILE] = write_card
-    publish(directory, files)
+    publish(directory, files, own=_recorded_files(directory))
     return directory
+
+
+def _recorded_files(directory: Path) -> list[str]:
+    """Return the names of the files of a run that is repeated; of any other file it is unknown."""
+    try:
+        return list(read_card(directory).files)
+    except RunError:
+        return []
 
 
 def _read_quantized_network(run: Run, sha256: str) -> bytes:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+from contextlib import suppress
 from dataclasses import replace
 
 import numpy as np
@@ -11,7 +13,8 @@ from featkit.embeddings.pipeline import Compute
 from featkit.errors import DataError, RunError, SpecError
 from featkit.evaluation import Predictions
 from featkit.evaluation.intervals import wilson
-from featkit.runs.compare import compare_runs, over_seeds
+from featkit.runs.card import read_card
+from featkit.runs.compare import compare_runs, over_seeds, read_run
 from featkit.runs.directory import save_run
 from featkit.runs.features import load_features
 from featkit.runs.fit import FitConfig, fit_run
@@ -60,13 +63,54 @@ def test_runs_on_different_images_are_refused(source, tmp_path):
 
 def test_directories_that_cannot_be_compared_are_refused(source, tmp_path):
     run = save_run(fit_run(source, "prototypical"), tmp_path / "out", {})
-    with pytest.raises(SpecError, match="two runs or more"):
+    with pytest.raises(SpecError, match="given twice"):
         compare_runs([run, run])
     with pytest.raises(RunError, match=r"results\.json is missing"):
         compare_runs([run, tmp_path])
+    results = (run / "results.json").read_text()
     (run / "results.json").write_text("{}")
     with pytest.raises(RunError, match="cannot be read as a run"):
         compare_runs([run, tmp_path])
+    (run / "results.json").write_text(results)
+
+
+@pytest.mark.parametrize("name", ["results.json", "predictions.csv", "card.json"])
+def test_no_flipped_bit_of_a_file_that_compare_reads_goes_unnoticed(source, tmp_path, name):
+    run = save_run(fit_run(source, "prototypical"), tmp_path / "out", {})
+    before = read_run(run)[1]
+    data = (run / name).read_bytes()
+    rng = random.Random(0)
+    for _ in range(60):
+        damaged = bytearray(data)
+        damaged[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
+        (run / name).write_bytes(damaged)
+        if name == "card.json":  # a changed space between values changes nothing
+            with suppress(RunError):
+                assert read_run(run)[1].to_dict() == before.to_dict()
+        else:
+            with pytest.raises(RunError):
+                read_run(run)
+    (run / name).write_bytes(data)
+    assert read_run(run)[1].to_dict() == before.to_dict()
+
+
+def test_a_repeated_run_keeps_the_files_of_others_and_replaces_its_own(source, tmp_path):
+    run = fit_run(source, "prototypical")
+    directory = save_run(run, tmp_path / "out", {"confusion.png": b"1", "curve.png": b"1"})
+    (directory / "model.onnx").write_bytes(b"exported")
+    (directory / "notes").mkdir()
+    (directory / "notes" / "a.txt").write_text("mine")
+    save_run(run, tmp_path / "out", {"confusion.png": b"2"})
+    names = sorted(path.name for path in directory.iterdir())
+    assert names == [
+        *("card.json", "confusion.png", "head.skops", "model.onnx", "notes"),
+        *("predictions.csv", "results.json"),
+    ]
+    assert (directory / "confusion.png").read_bytes() == b"2"
+    assert (directory / "notes" / "a.txt").read_text() == "mine"
+    assert sorted(read_card(directory).files) == [
+        *("confusion.png", "head.skops", "predictions.csv", "results.json")
+    ]
 
 
 def test_a_tuned_run_records_its_candidates_and_does_not_use_test_images(source):

@@ -21,7 +21,7 @@ from featkit.errors import (
     StaleCacheError,
     WeightsError,
 )
-from featkit.runs import directory
+from featkit.runs import card
 from featkit.runs.card import seal
 from featkit.runs.directory import load_run, save_run
 from featkit.runs.features import load_features
@@ -130,7 +130,7 @@ def test_a_run_directory_with_a_missing_file_is_refused(saved, part):
 
 def test_a_run_id_without_its_folder_gives_the_path_of_the_run(saved, monkeypatch):
     monkeypatch.chdir(saved.parent.parent)
-    monkeypatch.setattr(directory, "RUNS_FOLDER", Path())
+    monkeypatch.setattr(card, "RUNS_FOLDER", Path())
     with pytest.raises(RunError, match=f"did you mean {saved.parent.name}/{saved.name}"):
         load_run(Path(saved.name[:6]))
 
