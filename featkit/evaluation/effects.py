@@ -523,6 +523,10 @@ def _variance_over_images(
     prior_variance = float(np.mean(squares / weight_squares) + means.var())
     own_share = n / (n + _PRIOR_IMAGES)
     smoothing = (1 - own_share) * (prior_variance + own_share * (means - prior_mean) ** 2)
+    if count > 1:
+        # The mean of a few images is closer to them than the true mean. For a single stratum the
+        # images that ``average`` and ``effects`` add take the place of this factor.
+        squares = squares * n / np.maximum(n - 1, 1)
     variance = float(np.sum(own_share * squares + weight_squares * smoothing))
     return variance, contributions
 

@@ -28,6 +28,7 @@ from featkit.backbones.saved import (
 from featkit.embeddings.pipeline import Compute
 from featkit.errors import DataError
 from featkit.evaluation import Report, summary
+from featkit.images.augment import is_augmented_view
 from featkit.runs.features import (
     FeatureSet,
     cached_keys,
@@ -196,9 +197,14 @@ def test_perturbed_test_images_are_compared_before_the_perturbation(
 def test_augmented_views_of_train_images_are_not_copies(photos: Path, tmp_path: Path) -> None:
     """Nor are there copies among the photos."""
     given = {"data": str(photos), "augment": "light", "views": 2, **SMALL}
-    copies = find_copies(load_features(given, tmp_path / "cache", Compute()))
+    source = load_features(given, tmp_path / "cache", Compute())
+    assert any(map(is_augmented_view, source.embeddings.ids))
+    copies = find_copies(source)
     assert copies.ids == frozenset()
     assert copies.warnings() == []
+    request = replace(source.request, **as_run(tmp_path, cached_keys(source)[:3]))
+    with pytest.raises(DataError, match="was trained on 3 of the 24 images"):
+        refuse_trained_on(replace(source, request=request), "episodes")
 
 
 @pytest.mark.parametrize("make", [as_run, as_file, as_weights, as_int8])
