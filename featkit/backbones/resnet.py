@@ -103,23 +103,28 @@ def _build(spec: Spec, found: Weights, layer: str, pool: str) -> nn.Module:
     from torch import nn
 
     from featkit.backbones.resnet_modules import make_resnet
-    from featkit.backbones.state_dict import fill, read_state, seeded
+    from featkit.backbones.state_dict import fill, load_weights, seeded
 
     needs_classifier = layer == "fc"
-    state = read_state(found.path) if found.path else {}
-    weight = state.get("fc.weight") if needs_classifier else None
-    classes = len(weight) if weight is not None and weight.ndim else 1000
     with seeded(found.seed):
         module = make_resnet(
             spec.name,
-            classes=classes,
+            classes=1000,
             residual=bool(spec.options.get("residual", True)),
             norm="norm" not in spec.options,
             small="stem" in spec.options,
         )
     if found.path:
-        ignore = () if needs_classifier else ("fc.",)
-        fill(module, state, network_name=str(spec), path=found.path, ignore=ignore)
+        name, path = str(spec), found.path
+        state = load_weights(module, path, network_name=name, ignore=("fc.",), key=found.key)
+        if needs_classifier:
+            weight = state.get("fc.weight")
+            classes = len(weight) if weight is not None and weight.ndim else 1000
+            with seeded(found.seed):
+                module.fc = nn.Linear(module.fc.in_features, classes)
+            classifier = {key: value for key, value in state.items() if key.startswith("fc.")}
+            others = {k: v for k, v in module.state_dict().items() if not k.startswith("fc.")}
+            fill(module, {**others, **classifier}, network_name=name, path=path, ignore=())
     if not needs_classifier:
         module.fc = nn.Identity()
     return truncate(module, spec.name, layer, pool)

@@ -13,6 +13,7 @@ There are two formats:
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -20,7 +21,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from featkit.backbones.base import Backbone, Preprocess
+from featkit.backbones.weights import DESCRIPTION_KEY, DIGEST_KEY, split_key
 from featkit.errors import DataError, WeightsError
+from featkit.storage import open_file, read_text
 
 if TYPE_CHECKING:
     from torch import nn
@@ -29,7 +32,7 @@ NETWORK_FILE = "network.safetensors"
 INT8_FILE = "network.int8.onnx"
 INT8_CARD = "network.json"
 
-_METADATA_KEY = "featkit"
+_SEAL_KEY = "seal"
 _MAX_HEADER_BYTES = 2**24
 _TRAINED_ON_KEY = "learned"
 """Name of ``trained_on`` in the JSON of both formats since featkit 0.1."""
@@ -89,6 +92,7 @@ class Int8Description:
         parameters, nonzero, macs: size of the network that was quantized, see
             ``compression.profile.NetworkSize``.
         trained_on: as in ``NetworkDescription``.
+        record: fields of ``int8.Int8Record``; empty for a network of featkit 0.1.
     """
 
     base: str
@@ -102,15 +106,21 @@ class Int8Description:
     nonzero: int
     macs: int
     trained_on: tuple[str, ...] = ()
+    record: Mapping[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> str:
-        """Return the description as indented JSON."""
-        return json.dumps(_to_dict(self), indent=2, sort_keys=True)
+        """Return the description as indented JSON, with its own digest."""
+        values = _to_dict(self)
+        return json.dumps({**values, _SEAL_KEY: _seal(values)}, indent=2, sort_keys=True)
 
     @classmethod
     def from_json(cls, text: str) -> Int8Description:
         """Parse the JSON of ``to_json``; raises ValueError, KeyError or TypeError."""
         values: dict[str, Any] = json.loads(text)
+        # Descriptions of featkit 0.1 have no digest.
+        seal = values.pop(_SEAL_KEY, None)
+        if seal is not None and seal != _seal(values):
+            raise ValueError("its content does not match its own digest")
         trained_on = tuple(map(str, values.pop(_TRAINED_ON_KEY, ())))
         preprocess = Preprocess.from_dict(values.pop("preprocess"))
         return cls(**values, preprocess=preprocess, trained_on=trained_on)
@@ -120,6 +130,11 @@ def _to_dict(description: NetworkDescription | Int8Description) -> dict[str, Any
     values = asdict(description)
     values[_TRAINED_ON_KEY] = values.pop("trained_on")
     return values
+
+
+def _seal(values: Mapping[str, Any]) -> str:
+    """Return the SHA-256 (hex) of canonical JSON."""
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
 def describe_derived(
@@ -199,7 +214,7 @@ def saved_network(backbone: str, weights: str) -> str | None:
     """
     if is_path(backbone):
         return backbone
-    file = Path(weights).expanduser()
+    file = Path(split_key(weights)[0]).expanduser()
     if file.suffix != ".safetensors" or not file.is_file():
         return None
     try:
@@ -267,17 +282,17 @@ def read_description(file: Path) -> NetworkDescription:
         WeightsError: if the file was not written by ``save_network``, or is damaged.
     """
     try:
-        with file.open("rb") as opened:
+        with open_file(file) as opened:
             # The safetensors format: 8 bytes with the length of the header, then the header as
             # JSON.
             size = int.from_bytes(opened.read(8), "little")
             header = json.loads(opened.read(size)) if size <= _MAX_HEADER_BYTES else {}
-        return NetworkDescription.from_json(header["__metadata__"][_METADATA_KEY])
+        return NetworkDescription.from_json(header["__metadata__"][DESCRIPTION_KEY])
     except OSError as error:
         raise WeightsError(
             f"cannot read {file} ({error.strerror or error}): copy it again"
         ) from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise WeightsError(
             f"{file} is damaged or was not saved by featkit: to load plain weights, "
             f"use --weights {file.name} and --backbone NAME"
@@ -292,15 +307,15 @@ def read_int8_description(spec: str) -> Int8Description:
     """
     path = Path(spec).expanduser() / INT8_CARD
     try:
-        return Int8Description.from_json(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        return Int8Description.from_json(read_text(path, _MAX_HEADER_BYTES))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise WeightsError(
             f"{path} is damaged ({error}): create it again with `featkit quantize`"
         ) from error
 
 
 def save_network(module: nn.Module, description: NetworkDescription, file: Path) -> None:
-    """Write a network's weights and its description into one file.
+    """Write a network's weights, its description and the digest of both into one file.
 
     Args:
         module: a backbone as returned by ``Backbone.build``, up to its pooled embedding.
@@ -309,7 +324,11 @@ def save_network(module: nn.Module, description: NetworkDescription, file: Path)
     """
     from safetensors.torch import save_file
 
+    from featkit.backbones.state_dict import digest_network
+
     state = {
         name: tensor.detach().cpu().contiguous() for name, tensor in module.state_dict().items()
     }
-    save_file(state, file, metadata={_METADATA_KEY: description.to_json()})
+    text = description.to_json()
+    metadata = {DESCRIPTION_KEY: text, DIGEST_KEY: digest_network(state, text)}
+    save_file(state, file, metadata=metadata)

@@ -182,17 +182,12 @@ def _load(model: str, found: Weights, options: dict[str, Any]) -> Any:
         return _pretrained(model, **options)
     network = make_network(model, seed=found.seed, **options)
     if found.path:
-        from featkit.backbones.state_dict import fill, read_state
+        from featkit.backbones.state_dict import load_weights
 
         classifiers = _config(model).classifier or ()
         if isinstance(classifiers, str):
             classifiers = (classifiers,)
         ignore = tuple(f"{name}." for name in classifiers)
-        fill(
-            network,
-            read_state(found.path),
-            network_name=f"timm:{model}",
-            path=found.path,
-            ignore=ignore,
-        )
+        name = f"timm:{model}"
+        load_weights(network, found.path, network_name=name, ignore=ignore, key=found.key)
     return network

@@ -18,7 +18,7 @@ from urllib.error import HTTPError, URLError
 
 from featkit.errors import SpecError, StorageError, WeightsError
 from featkit.registry import unknown
-from featkit.storage import file_sha256
+from featkit.storage import digest, file_sha256
 
 FILES = {
     "resnet18": {"IMAGENET1K_V1": "resnet18-f37072fd.pth"},
@@ -41,7 +41,12 @@ FILES = {
 RESIZE = {"IMAGENET1K_V1": 256, "IMAGENET1K_V2": 232}
 """Shorter edge in pixels before the centre crop of 224, as published with the weights."""
 
-SUFFIXES = (".pth", ".pt", ".safetensors")
+SUFFIXES = (".pth", ".pt", ".safetensors", ".ckpt", ".bin", ".tar")
+
+DESCRIPTION_KEY = "featkit"
+DIGEST_KEY = "featkit.sha256"
+"""Names in the header of a network saved by featkit. The digest covers weights and description;
+files of featkit 0.1 have none."""
 
 _TIMEOUT_SECONDS = 30.0
 _NOT_WRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS}
@@ -57,6 +62,7 @@ class Weights:
         path: the file; None for random weights.
         seed: seed of random weights.
         resize: shorter edge in pixels that the weights expect before a centre crop of 224.
+        key: which of several state dicts in the file to take; empty for the default.
     """
 
     label: str
@@ -64,6 +70,7 @@ class Weights:
     path: Path | None = None
     seed: int = 0
     resize: int = 256
+    key: str = ""
 
 
 def find_weights(network: str, text: str) -> Weights:
@@ -106,7 +113,7 @@ def file_weights(text: str, kind: str, known: list[str]) -> Weights:
     """Return the weights in a file.
 
     Args:
-        text: path of the file.
+        text: path of the file, or ``FILE:KEY`` to take one of several state dicts in it.
         kind: for the error message, if the text does not look like a file of weights.
         known: names to list in that message.
 
@@ -114,10 +121,23 @@ def file_weights(text: str, kind: str, known: list[str]) -> Weights:
         SpecError: if there is no such file and its name does not end as that of a file of weights.
         WeightsError: if the file does not exist or cannot be read.
     """
-    path = Path(text).expanduser().absolute()
+    file, key = split_key(text)
+    path = Path(file).expanduser().absolute()
     if not path.exists() and path.suffix not in SUFFIXES:
         raise unknown(kind, text, [*known, "random", "random:SEED", "FILE.pth", "FILE.safetensors"])
-    return Weights(path.name, digest_file(path), path)
+    sha256 = digest_file(path)
+    if not key:
+        return Weights(path.name, sha256, path)
+    return Weights(f"{path.name}:{key}", digest([sha256, key]), path, key=key)
+
+
+def split_key(text: str) -> tuple[str, str]:
+    """Split ``FILE:KEY`` into the file and the key of a state dict in it; the key may be empty."""
+    file, _, key = text.rpartition(":")
+    is_file = Path(file).suffix in SUFFIXES or Path(file).expanduser().is_file()
+    if not file or not is_file or Path(text).expanduser().exists():
+        return text, ""
+    return file, key
 
 
 def digest_file(path: Path) -> str:
@@ -191,14 +211,14 @@ def _published_weights(network: str, name: str) -> Weights:
     if path is None:
         path = (hub_folder() / file).absolute()
         download(_url(network, name), path)
-    digest = digest_file(path)
-    is_torchvisions = digest.startswith(_hash_prefix(file))
+    sha256 = digest_file(path)
+    is_torchvisions = sha256.startswith(_hash_prefix(file))
     label = (
         f"{name} ({path.name})"
         if is_torchvisions
         else f"{name} ({path.name}, not torchvision's own file)"
     )
-    return Weights(label, digest, path, resize=RESIZE[name])
+    return Weights(label, sha256, path, resize=RESIZE[name])
 
 
 def _search(network: str, name: str) -> Path | None:

@@ -213,8 +213,8 @@ weights_option = option(
     "--weights",
     group="Backbone",
     metavar="SPEC",
-    help="Weights: imagenet, IMAGENET1K_V1, IMAGENET1K_V2, random[:SEED], or a .pth or "
-    ".safetensors file.",
+    help="Weights: imagenet, IMAGENET1K_V1, IMAGENET1K_V2, random[:SEED], or a .pth, .ckpt or "
+    ".safetensors file; FILE:KEY takes one of several state dicts in it.",
     show_default="imagenet",
 )
 resize_option = option(

@@ -11,7 +11,7 @@ from featkit.backbones import load_backbone
 from featkit.backbones.base import Backbone
 from featkit.backbones.devices import INT8, resolve_precision
 from featkit.backbones.saved import is_int8, is_path
-from featkit.backbones.weights import SUFFIXES
+from featkit.backbones.weights import SUFFIXES, split_key
 from featkit.embeddings.store import entries
 from featkit.errors import CacheError, SpecError
 from featkit.images import load_images
@@ -224,6 +224,10 @@ def _absolute(name: str, value: Any) -> Any:
     """Return the value of a field; a path in it becomes absolute."""
     if not value:
         return value
+    if name == "weights":
+        file, key = split_key(value)
+        if key:
+            return f"{Path(file).expanduser().resolve()}:{key}"
     is_file = (
         # As in ``load_images``, names of data sources take precedence over paths.
         (name == "data" and value.partition(":")[0] not in SOURCES.names())

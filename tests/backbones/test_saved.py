@@ -12,7 +12,13 @@ from safetensors.torch import save_file
 from featkit.backbones import load_backbone
 from featkit.backbones.base import Preprocess
 from featkit.backbones.resnet_modules import narrow
-from featkit.backbones.saved import NETWORK_FILE, NetworkDescription, read_description, save_network
+from featkit.backbones.saved import (
+    NETWORK_FILE,
+    NetworkDescription,
+    read_description,
+    save_network,
+)
+from featkit.backbones.state_dict import digest_state, read_state, seeded
 from featkit.embeddings.request import Request
 from featkit.errors import SpecError, WeightsError
 
@@ -134,3 +140,59 @@ def test_a_truncated_file_is_rejected(saved, size):
 
 def test_a_description_survives_its_json(saved):
     assert read_description(saved[0] / NETWORK_FILE) == saved[2]
+
+
+@pytest.fixture
+def small_file(tmp_path):
+    """Return the file of a small network with a description."""
+    with seeded(3):
+        module = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4))
+    description = NetworkDescription(
+        "resnet18", "resnet18-tried-1a2b", "tried out", Preprocess(), {"conv1": 4}, ("0123", "4567")
+    )
+    save_network(module, description, tmp_path / NETWORK_FILE)
+    return tmp_path / NETWORK_FILE
+
+
+def test_no_flipped_bit_of_a_network_is_read_as_another_one(small_file):
+    content = small_file.read_bytes()
+    expected = (read_description(small_file), digest_state(read_state(small_file)))
+    rng = np.random.default_rng(0)
+    refused = 0
+    for _ in range(400):
+        changed = bytearray(content)
+        changed[rng.integers(len(content))] ^= 1 << int(rng.integers(8))
+        small_file.write_bytes(changed)
+        try:
+            found = (read_description(small_file), digest_state(read_state(small_file)))
+        except WeightsError:
+            refused += 1
+        else:
+            # A space that pads the header, or the name of the digest itself.
+            assert found == expected
+    assert refused > 380
+
+
+def test_a_network_without_a_digest_is_read(small_file):
+    description = read_description(small_file)
+    state = read_state(small_file)
+    save_file(state, small_file, metadata={"featkit": description.to_json()})
+    assert digest_state(read_state(small_file)) == digest_state(state)
+
+
+def test_a_flipped_weight_is_an_error_when_the_network_is_built(saved):
+    file = saved[0] / NETWORK_FILE
+    changed = bytearray(file.read_bytes())
+    changed[len(changed) // 2] ^= 1
+    file.write_bytes(changed)
+    for spec, weights in ((str(saved[0]), "imagenet"), ("resnet18:stem=small", str(file))):
+        backbone = load_backbone(spec, weights=weights)
+        with pytest.raises(WeightsError, match="its content does not match its own digest"):
+            backbone.build()
+
+
+def test_a_deeply_nested_header_is_damaged(small_file):
+    header = b'{"__metadata__":' + b"[" * 100_000
+    small_file.write_bytes(len(header).to_bytes(8, "little") + header)
+    with pytest.raises(WeightsError, match="is damaged"):
+        read_description(small_file)
