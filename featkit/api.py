@@ -2073,6 +2073,7 @@ CLASSIFIER_FILE = "model.onnx"
     images=integer(1),
     keep_fp32=several(text("layer4")),
     keep_worst=integer(0),
+    weight_bits=integer(7, 8),
     bias_correct=FLAG,
 )
 def quantize(
@@ -2082,6 +2083,7 @@ def quantize(
     images: int = 256,
     keep_fp32: Strings = (),
     keep_worst: int = 0,
+    weight_bits: int = 7,
     bias_correct: bool = False,
     weights: str | None = None,
     layer: str | None = None,
@@ -2115,13 +2117,15 @@ def quantize(
         images: train images for calibration.
         keep_fp32: layers or blocks that stay in float32.
         keep_worst: number of layers with the largest quantization error that stay in float32.
+        weight_bits: 7, or 8 for processors whose int8 sums do not saturate: ARM, and x86 with VNNI.
         bias_correct: correct biases for the mean error of weight rounding.
         data, split, limit, seed, augment, views, perturb, weights, layer, resize, crop, device,
             batch_size, workers, compile, on_error, progress: as for ``fit``.
         out: folder for results.
 
     Raises:
-        SpecError: if the network is quantized already, or a layer or method is unknown.
+        SpecError: if the network is quantized already, a layer or method is unknown, or its
+            features differ too much from float32.
         DataError: if there are no train images.
     """
     options = locals()
@@ -2133,7 +2137,7 @@ def quantize(
     from featkit.storage import publish, safe_name
     from featkit.studies.quantize import quantize_run
 
-    config = QuantizationConfig(method, _strings(keep_fp32), bias_correct)
+    config = QuantizationConfig(method, _strings(keep_fp32), bias_correct, weight_bits)
     request, run = _network_or_run(options)
     compute = _compute(options)
     with tempfile.TemporaryDirectory() as scratch:
@@ -2193,6 +2197,7 @@ def _quantization_facts(result: QuantizationResult, data: str, directory: Path) 
         **asdict(result.config),
         "keep": list(result.config.keep),
         "images": result.images,
+        "record": asdict(result.record),
         "data": data,
         "layers": layers,
     }

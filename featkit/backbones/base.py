@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from PIL import Image
 
 from featkit.backbones.devices import INT8
 from featkit.errors import SpecError, WeightsError
+from featkit.storage import read_file
 
 if TYPE_CHECKING:
     from torch import nn
@@ -22,6 +24,9 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 _MAX_PIXELS = 100_000_000
+_MAX_EDGE = 9999
+_MAX_ONNX_BYTES = 2**31
+"""Protobuf messages, and therefore ONNX files with their weights inside, cannot be larger."""
 _FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 
 
@@ -45,11 +50,32 @@ class Preprocess:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Preprocess:
-        """Build from the dict of ``asdict``, also from JSON; raises TypeError for other values."""
+        """Build from the dict of ``asdict``, also from JSON.
+
+        Raises:
+            TypeError, ValueError: if a value is of another type or out of range.
+        """
         read: dict[str, Any] = {}
         for name, value in values.items():
             read[name] = tuple(value) if isinstance(value, list) else value
-        return cls(**read)
+        preprocess = cls(**read)
+        preprocess._check()
+        return preprocess
+
+    def _check(self) -> None:
+        """Raise ValueError for values that no image can be preprocessed with."""
+        pixels = self.resize if isinstance(self.resize, tuple) else (self.resize, self.resize)
+        for sizes in (pixels, self.crop):
+            is_size = all(type(size) is int and 0 < size <= _MAX_EDGE for size in sizes)
+            if len(sizes) != 2 or not is_size:
+                raise ValueError(f"resize {self.resize!r} or crop {self.crop!r} is not a size")
+        if self.interpolation not in _FILTERS:
+            raise ValueError(f"interpolation {self.interpolation!r} is unknown")
+        for channels in (self.mean, self.std):
+            if len(channels) != 3 or not all(map(math.isfinite, channels)):
+                raise ValueError(f"mean {self.mean!r} or std {self.std!r} is not three numbers")
+        if not all(value > 0 for value in self.std):
+            raise ValueError(f"std {self.std!r} is not positive")
 
     def __call__(self, pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """Resize and crop one uint8 image ``(h, w, 3)`` to uint8 ``(*crop, 3)``.
@@ -175,13 +201,14 @@ class Backbone:
             )
         path, digest = self.quantized
         try:
-            data = path.read_bytes()
+            data = read_file(path, _MAX_ONNX_BYTES)
         except OSError as error:
             raise WeightsError(
                 f"cannot read {path} ({error.strerror}): extract with --precision int8 again"
             ) from error
         if hashlib.sha256(data).hexdigest() != digest:
             raise WeightsError(
-                f"{path} is not the int8 network {digest[:12]} of the features: extract again"
+                f"{path} is not the int8 network {digest[:12]} of the features: it was changed; "
+                "remove it and make it again, or copy it again"
             )
         return data

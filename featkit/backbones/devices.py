@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +19,17 @@ DEVICES = ("auto", "cpu", "cuda", "mps")
 
 _BF16_CPU_FLAGS = {"avx512_bf16", "amx_bf16", "bf16"}
 _CPU_INFO = Path("/proc/cpuinfo")
+_INT8_CPU_FLAGS = (
+    "amx_int8",
+    "avx512_vnni",
+    "avx_vnni",
+    "avx512f",
+    "avx2",
+    "i8mm",
+    "asimddp",
+    "asimd",
+)
+"""Instruction sets that decide how int8 is computed, best first for x86, then for ARM."""
 
 
 def resolve_precision(precision: str, device: str = "auto") -> str:
@@ -56,6 +68,22 @@ def pick_device(device: str = "auto") -> str:
     if not available[device]:
         raise SpecError(f"device {device} is not available: use --device {best} or auto")
     return device
+
+
+def instruction_set() -> str:
+    """Return the machine type and its best instruction set for int8: ``x86_64 avx512_vnni``.
+
+    Recorded where int8 networks are made and used: x86 processors without VNNI add products of
+    8-bit numbers in 16 bits.
+    """
+    machine = platform.machine().lower()
+    flags = _cpu_flags()
+    for flag in _INT8_CPU_FLAGS:
+        if flag in flags:
+            return f"{machine} {flag}"
+    import torch
+
+    return f"{machine} {torch.backends.cpu.get_cpu_capability().lower()}"
 
 
 @contextmanager

@@ -71,7 +71,8 @@ def load_backbone(
         spec: ``resnet50``, ``resnet18:residual=false``, ``timm:NAME``, the name of a plug-in, or
             the path of a saved network: a run directory of ``finetune``, ``distill``, ``prune`` or
             ``quantize``.
-        weights: ``imagenet``, ``IMAGENET1K_V1``, ``IMAGENET1K_V2``, ``random[:seed]`` or a file.
+        weights: ``imagenet``, ``IMAGENET1K_V1``, ``IMAGENET1K_V2``, ``random[:seed]``, a file, or
+            ``FILE:KEY`` for one of several state dicts in a file.
             For torchvision's networks ``imagenet`` means IMAGENET1K_V1: its features give better
             linear classifiers than those of V2.
         layer: dotted name of the layer whose output is the embedding; None for the output of global
@@ -153,6 +154,8 @@ def _load_int8(spec: str, *, weights: str, layer: str | None, pool: str) -> Back
             f"{spec} was quantized with its weights, layer {description.layer} "
             f"and pool {description.pool}: remove --weights, --layer and --pool"
         )
+    if not description.record:
+        _refuse_unrecorded(spec)
     folder = Path(spec).expanduser().absolute()
 
     def build() -> nn.Module:
@@ -168,6 +171,20 @@ def _load_int8(spec: str, *, weights: str, layer: str | None, pool: str) -> Back
         build=build,
         quantized=QuantizedNetwork(folder / INT8_FILE, description.sha256),
     )
+
+
+def _refuse_unrecorded(spec: str) -> None:
+    """Refuse a network that featkit 0.1 quantized, on a processor whose int8 products saturate.
+
+    Its features in a cache may have been extracted here with wrong sums, which nothing records.
+    """
+    from featkit.backbones.int8 import products_saturate, refuse
+
+    if products_saturate():
+        refuse(
+            f"{spec} was quantized by featkit 0.1, whose int8 features are wrong on x86 processors "
+            "without VNNI such as this one: quantize it again"
+        )
 
 
 def override(preprocess: Preprocess, resize: str | None, crop: str | None) -> Preprocess:

@@ -20,6 +20,14 @@ from torch import Tensor, nn
 
 from featkit.backbones.base import Backbone
 from featkit.backbones.batchnorm import fold_batchnorm
+from featkit.backbones.engines.onnx import OnnxEngine
+from featkit.backbones.int8 import (
+    CHECKED_IMAGES,
+    WEIGHT_BITS,
+    Int8Record,
+    compare_with_float32,
+    judge,
+)
 from featkit.backbones.onnx_export import silence, write_onnx
 from featkit.errors import SpecError
 from featkit.extras import require
@@ -29,6 +37,9 @@ METHODS = {"minmax": "MinMax", "entropy": "Entropy", "percentile": "Percentile",
 """Calibration methods, with their names in ONNX Runtime."""
 
 Layer = nn.Conv2d | nn.Linear
+
+_LARGEST_WEIGHT = {7: 64, 8: 127}
+"""Largest absolute value of a quantized weight, by number of bits, as in ONNX Runtime."""
 
 _HISTOGRAM_METHODS = ("entropy", "percentile")
 _BATCH, _HISTOGRAM_BATCH = 16, 4
@@ -46,11 +57,14 @@ class QuantizationConfig:
             all its layers.
         bias_correction: whether biases are corrected for the mean error of rounded weights (not
             with ``dynamic``).
+        weight_bits: 7, or 8 for processors whose int8 sums do not saturate (``backbones.int8``);
+            ``dynamic`` always uses 8, unsigned, whose sums do not saturate.
     """
 
     method: str = "minmax"
     keep: tuple[str, ...] = ()
     bias_correction: bool = False
+    weight_bits: int = WEIGHT_BITS
 
     def keeps(self, layer: str) -> bool:
         """Return whether a layer stays in float32."""
@@ -59,17 +73,25 @@ class QuantizationConfig:
     @property
     def identity(self) -> str:
         """Return the text that determines the names of quantized networks: it must never change."""
-        # The repr that this class had in featkit 0.1, where it was called Scheme: names of networks
-        # contain its digest.
+        # The repr that this class had in featkit 0.1, where it was called Scheme and weights had 8
+        # bits: names of networks contain its digest.
+        bits = "" if self.stored_bits == 8 else f", weight_bits={self.weight_bits}"
         return (
             f"Scheme(method={self.method!r}, keep={self.keep!r}, "
-            f"bias_correction={self.bias_correction!r})"
+            f"bias_correction={self.bias_correction!r}{bits})"
         )
+
+    @property
+    def stored_bits(self) -> int:
+        """Return the number of bits of the weights in the file."""
+        return 8 if self.method == "dynamic" else self.weight_bits
 
     @property
     def extras(self) -> str:
         """Return the settings other than the method, for display after it."""
         corrected = ", bias correction" if self.bias_correction else ""
+        if self.method != "dynamic" and self.weight_bits != WEIGHT_BITS:
+            corrected += f", {self.weight_bits}-bit weights"
         return corrected + (f", {', '.join(self.keep)} in float32" if self.keep else "")
 
 
@@ -78,12 +100,13 @@ def quantize(
     pixels: Sequence[NDArray[np.uint8]],
     path: Path,
     config: QuantizationConfig | None = None,
-) -> None:
-    """Quantize a backbone to int8 and write it as an ONNX file.
+) -> Int8Record:
+    """Quantize a backbone to int8, write it as an ONNX file and compare it with float32.
 
     Static quantization (Jacob et al., "Quantization and training of neural networks for efficient
     integer-arithmetic- only inference", CVPR 2018) by ONNX Runtime, after BatchNorms are folded
-    into convolutions: weights per output channel, activations per tensor.
+    into convolutions: weights per output channel, activations per tensor. The features of the first
+    calibration images are compared with those in float32; the record of it is part of the file.
 
     Args:
         backbone: the network, its weights and its preprocessing.
@@ -92,7 +115,8 @@ def quantize(
         config: None for the defaults.
 
     Raises:
-        SpecError: if the network cannot be exported to ONNX, or the method or a layer is unknown.
+        SpecError: if the network cannot be exported to ONNX, the method or a layer is unknown, or
+            the features differ too much from float32, see ``int8.judge``.
         MissingExtraError: if ONNX, ONNX Script or ONNX Runtime is not installed.
     """
     tools = require("onnxruntime.quantization", "int8")
@@ -104,10 +128,15 @@ def quantize(
             "dynamic quantization uses no calibration images, which bias correction needs: "
             "use another method"
         )
+    if config.weight_bits not in _LARGEST_WEIGHT:
+        raise SpecError(f"weights of {config.weight_bits} bits are not supported: use 7 or 8")
     batch_size = _HISTOGRAM_BATCH if config.method in _HISTOGRAM_METHODS else _BATCH
     starts = range(0, len(pixels), batch_size)
     batches = [np.stack(pixels[start : start + batch_size]) for start in starts]
     network = _NetworkOnPixels(backbone).eval()
+    checked = np.stack(pixels[:CHECKED_IMAGES])
+    # Before biases are corrected, in place.
+    expected = _run_in_batches(network, checked)
     with tempfile.TemporaryDirectory() as scratch, silence():
         if config.bias_correction:
             _correct_quantized_layers(network, batches, config)
@@ -116,6 +145,26 @@ def quantize(
         names = ("pixels", "vectors")
         write_onnx(network, example, exported, names=names, title=backbone.name)
         _quantize_file(tools, exported, path, batches, config)
+    title = f"the int8 network of {backbone.name}"
+    data = path.read_bytes()
+    found = OnnxEngine(data, title)
+    record = compare_with_float32(found, checked, expected, config.stored_bits)
+    path.write_bytes(record.append_to(data))
+    judge(
+        record,
+        f"{backbone.name} ({config.method}{config.extras})",
+        "quantize with more calibration images, another --method or --keep-worst 2, "
+        "or use --precision fp32",
+    )
+    return record
+
+
+@torch.no_grad()
+def _run_in_batches(network: nn.Module, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """Return the float32 features ``(n, d)`` of images."""
+    batches = torch.from_numpy(pixels).split(_BATCH)
+    features: NDArray[np.float32] = torch.cat([network(batch) for batch in batches]).numpy()
+    return features
 
 
 def _quantize_file(
@@ -142,6 +191,7 @@ def _quantize_file(
         per_channel=True,
         activation_type=tools.QuantType.QUInt8,
         weight_type=tools.QuantType.QInt8,
+        reduce_range=config.weight_bits == 7,
         calibrate_method=getattr(tools.CalibrationMethod, METHODS[config.method]),
         nodes_to_exclude=excluded,
         extra_options=extra_options,
@@ -155,7 +205,7 @@ def _correct_quantized_layers(
     layers = layers_with_weights(network.network)
     quantized = [layer for name, layer in layers.items() if not config.keeps(layer_of(name))]
     inputs = (network.prepare(torch.from_numpy(batch)) for batch in batches)
-    correct_biases(network.network, quantized, inputs)
+    correct_biases(network.network, quantized, inputs, config.weight_bits)
 
 
 def layers_with_weights(network: nn.Module) -> dict[str, Layer]:
@@ -168,11 +218,12 @@ def layer_of(weight: str) -> str:
     return weight.removeprefix("network.").removeprefix("features.").removesuffix(".weight")
 
 
-def rounded_weight(weight: Tensor) -> Tensor:
-    """Round weights ``(out, ...)`` to int8 and back, symmetrically per output channel."""
-    scale = (weight.abs().flatten(1).amax(1) / 127).clamp(min=1e-12)
+def rounded_weight(weight: Tensor, bits: int = WEIGHT_BITS) -> Tensor:
+    """Round weights ``(out, ...)`` to 7 or 8 bits and back, symmetrically per output channel."""
+    largest = _LARGEST_WEIGHT[bits]
+    scale = (weight.abs().flatten(1).amax(1) / largest).clamp(min=1e-12)
     zero = torch.zeros(len(scale), dtype=torch.int32)
-    return torch.fake_quantize_per_channel_affine(weight, scale, zero, 0, -127, 127)
+    return torch.fake_quantize_per_channel_affine(weight, scale, zero, 0, -largest, largest)
 
 
 def rounded_input(values: Tensor) -> Tensor:
@@ -184,7 +235,12 @@ def rounded_input(values: Tensor) -> Tensor:
     )
 
 
-def correct_biases(network: nn.Module, layers: Sequence[Layer], batches: Iterable[Tensor]) -> None:
+def correct_biases(
+    network: nn.Module,
+    layers: Sequence[Layer],
+    batches: Iterable[Tensor],
+    bits: int = WEIGHT_BITS,
+) -> None:
     """Subtract from biases the mean error that rounding adds to the layer's output, in place.
 
     The error of a rounded weight is the same for every image, so it shifts the mean output of its
@@ -196,8 +252,9 @@ def correct_biases(network: nn.Module, layers: Sequence[Layer], batches: Iterabl
         network: without BatchNorm, whose statistics would have to change too.
         layers: the layers of ``network`` whose weights are going to be rounded.
         batches: inputs of the network, ``(b, 3, h, w)``.
+        bits: number of bits of the rounded weights.
     """
-    error_layers = {layer: _rounding_error(layer) for layer in layers}
+    error_layers = {layer: _rounding_error(layer, bits) for layer in layers}
     shifts = {layer: torch.zeros(len(layer.weight)) for layer in layers}
     images = 0
 
@@ -219,10 +276,11 @@ def correct_biases(network: nn.Module, layers: Sequence[Layer], batches: Iterabl
         layer.bias = nn.Parameter(bias - shifts[layer] / images, requires_grad=False)
 
 
-def _rounding_error(layer: Layer) -> Layer:
+def _rounding_error(layer: Layer, bits: int) -> Layer:
     """Return a layer that computes what rounding the weights of ``layer`` adds to its output."""
     error = copy.deepcopy(layer)
-    error.weight = nn.Parameter(rounded_weight(layer.weight) - layer.weight, requires_grad=False)
+    difference = rounded_weight(layer.weight, bits) - layer.weight
+    error.weight = nn.Parameter(difference, requires_grad=False)
     error.bias = None
     return error
 

@@ -71,6 +71,13 @@ Use the int8 network as a backbone (on CPUs):
     help="Keep the N layers with the largest quantization error in float32.",
 )
 @option(
+    "--weight-bits",
+    group="Quantization",
+    type=click.IntRange(7, 8),
+    default=7,
+    help="Bits of weights; 8 saturates on x86 processors without VNNI.",
+)
+@option(
     "--bias-correct",
     group="Quantization",
     is_flag=True,
@@ -102,6 +109,7 @@ def quantize(backbone: str, as_json: bool, **options: Any) -> None:
         f"{result.config.method}, {result.images} train images{result.config.extras}: "
         f"{size(model.size)}, {share:.0f}% of float32"
     )
+    note(str(result.record))
     if as_json:
         print_json(model.to_dict())
         return

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import tempfile
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -17,6 +18,7 @@ from torch import nn
 from featkit.backbones.base import Backbone
 from featkit.backbones.batchnorm import fold_batchnorm
 from featkit.backbones.engines import open_engine
+from featkit.backbones.int8 import can_saturate
 from featkit.backbones.onnx_export import silence, write_onnx
 from featkit.compression.head_modules import PixelsToScores, make_scores_module
 from featkit.compression.onnx_reader import (
@@ -36,6 +38,8 @@ from featkit.extras import require
 from featkit.images.base import ImageSet
 from featkit.registry import unknown
 from featkit.storage import storage_errors
+
+log = logging.getLogger("featkit")
 
 SUFFIXES = {"onnx": ".onnx", "torch": ".pt2"}
 """File name suffix of each format."""
@@ -223,6 +227,13 @@ def _write_int8_classifier(classifier: Classifier, path: Path) -> None:
     backbone = classifier.backbone
     compose = require("onnx.compose", "int8")
     network = require("onnx", "int8").load_model_from_string(backbone.read_quantized())
+    if can_saturate(network):
+        log.warning(
+            "%s has 8-bit weights, with which other programs get wrong probabilities on x86 "
+            "processors without VNNI: set session.x64quantprecision=1 in ONNX Runtime, or quantize "
+            "it again with 7 bits",
+            backbone.name,
+        )
     width = network.graph.output[0].type.tensor_type.shape.dim[1].dim_value
     head = make_scores_module(classifier.head, classifier.temperature)
     to_bytes = _module_to_onnx(_ToBytes(), _example_images(backbone), ("images", "bytes"))

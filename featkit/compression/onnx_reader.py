@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from featkit.backbones.base import Preprocess
 from featkit.backbones.engines.onnx import open_session
+from featkit.backbones.int8 import warn_if_unrecorded
 from featkit.errors import FeatkitError, RunError
 from featkit.extras import require
 
@@ -113,7 +114,10 @@ def load_exported(path: Path) -> ExportedClassifier:
         raise RunError(f"{path} was not exported by featkit, or has changed since: {again}")
     try:
         session = open_session(data, str(path))
-        metadata = ExportMetadata.from_properties(session.get_modelmeta().custom_metadata_map)
+        properties = session.get_modelmeta().custom_metadata_map
+        metadata = ExportMetadata.from_properties(properties)
+        if metadata.precision == "int8":
+            warn_if_unrecorded(properties, str(path))
     except FeatkitError:
         raise
     except Exception as error:  # ONNX and ONNX Runtime raise types of their own

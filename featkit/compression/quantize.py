@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from featkit.backbones.base import Backbone
 from featkit.backbones.batchnorm import fold_batchnorm
+from featkit.backbones.int8 import WEIGHT_BITS, Int8Record
 from featkit.backbones.quantization import (
     Layer,
     QuantizationConfig,
@@ -61,12 +62,14 @@ class QuantizationResult:
         config: with all layers that were kept in float32.
         images: number of calibration images.
         snr: for each layer, see ``layer_snr``.
+        record: its features compared with float32 on calibration images.
     """
 
     description: Int8Description
     config: QuantizationConfig
     images: int
     snr: tuple[tuple[str, float], ...]
+    record: Int8Record
 
 
 def quantize(
@@ -81,7 +84,8 @@ def quantize(
         compute: how images are read.
 
     Raises:
-        SpecError: if the network is an int8 network already, or a layer or the method is unknown.
+        SpecError: if the network is an int8 network already, a layer or the method is unknown, or
+            its features differ too much from float32.
         DataError: if there are no training images.
         MissingExtraError: if the extra ``int8`` is not installed.
     """
@@ -93,11 +97,12 @@ def quantize(
     task = CalibrationTask(backbone, images, keys)
     calibration_keys = task.train_keys(settings.images)
     pixels = read_pixels(task, calibration_keys, compute)
-    snr = layer_snr(backbone, pixels[:_SENSITIVITY_IMAGES])
+    bits = settings.config.stored_bits
+    snr = layer_snr(backbone, pixels[:_SENSITIVITY_IMAGES], bits)
     most_sensitive = [layer for layer, _ in sorted(snr, key=lambda pair: pair[1])]
     keep = [*settings.config.keep, *most_sensitive[: settings.keep_worst]]
     config = replace(settings.config, keep=tuple(dict.fromkeys(keep)))
-    write_quantized(backbone, pixels, path, config)
+    record = write_quantized(backbone, pixels, path, config)
     identity = digest([backbone.digest, config.identity, *calibration_keys])[:8]
     size = measure_size(backbone, "fp32")
     description = Int8Description(
@@ -112,11 +117,14 @@ def quantize(
         nonzero=size.nonzero,
         macs=size.macs,
         trained_on=tuple(sorted(images_trained_on(request.backbone, request.weights))),
+        record=asdict(record),
     )
-    return QuantizationResult(description, config, len(pixels), tuple(snr))
+    return QuantizationResult(description, config, len(pixels), tuple(snr), record)
 
 
-def layer_snr(backbone: Backbone, pixels: Sequence[NDArray[np.uint8]]) -> list[tuple[str, float]]:
+def layer_snr(
+    backbone: Backbone, pixels: Sequence[NDArray[np.uint8]], bits: int = WEIGHT_BITS
+) -> list[tuple[str, float]]:
     """Return the signal-to-noise ratio of the embeddings, in dB, with one layer at a time in int8.
 
     A low value marks a sensitive layer. The weights of the layer are rounded per output channel,
@@ -125,6 +133,7 @@ def layer_snr(backbone: Backbone, pixels: Sequence[NDArray[np.uint8]]) -> list[t
     Args:
         backbone: the network.
         pixels: a few images, uint8 ``(h, w, 3)``, as ``backbone.preprocess`` returns them.
+        bits: number of bits of the rounded weights.
     """
     network = fold_batchnorm(backbone.build())
     batch = torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2).float()
@@ -133,16 +142,16 @@ def layer_snr(backbone: Backbone, pixels: Sequence[NDArray[np.uint8]]) -> list[t
     with torch.no_grad():
         exact = network(batch)
         for name, layer in layers_with_weights(network).items():
-            rounded = _run_with_rounded_layer(network, layer, batch)
+            rounded = _run_with_rounded_layer(network, layer, batch, bits)
             found.append((layer_of(name), _decibel(exact, rounded)))
     return found
 
 
-def _run_with_rounded_layer(network: nn.Module, layer: Layer, batch: Tensor) -> Tensor:
+def _run_with_rounded_layer(network: nn.Module, layer: Layer, batch: Tensor, bits: int) -> Tensor:
     """Return the embeddings of a batch with one layer rounded to int8; the layer is restored."""
     weight = layer.weight.data
     handle = layer.register_forward_pre_hook(lambda _, inputs: (rounded_input(inputs[0]),))
-    layer.weight.data = rounded_weight(weight)
+    layer.weight.data = rounded_weight(weight, bits)
     try:
         embeddings: Tensor = network(batch)
     finally:

@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +28,9 @@ from featkit.images.base import ImageSet
 from featkit.parallel import in_threads
 from featkit.storage import digest, file_sha256, replace_file, safe_name, storage_errors
 
+if TYPE_CHECKING:
+    from featkit.backbones.int8 import Int8Record
+
 FOLDER = "calibration"
 IMAGES = 256
 """Most images to calibrate on: the train images with the lowest content digests."""
@@ -40,11 +44,13 @@ class CalibratedNetwork:
         network: digest of the quantized backbone, weights, layer and preprocessing.
         images: digest of the contents of the images it was calibrated on.
         file: the network and its digest.
+        recorded: whether the processor that made it is recorded (not in featkit 0.1).
     """
 
     network: str
     images: str
     file: QuantizedNetwork
+    recorded: bool
 
 
 @dataclass(frozen=True)
@@ -97,7 +103,8 @@ def find_calibrated(task: CalibrationTask, data: str, cache: Path) -> QuantizedN
     """Return the calibrated int8 network that an extraction must use, or None if there is none yet.
 
     That is the network which the data set was last extracted with, so that images can be added
-    without a new calibration; otherwise one that was calibrated on the same train images.
+    without a new calibration; otherwise one that was calibrated on the same train images. Networks
+    of featkit 0.1 are not used on processors on which their sums saturate.
 
     Args:
         task: the network and the images.
@@ -106,6 +113,11 @@ def find_calibrated(task: CalibrationTask, data: str, cache: Path) -> QuantizedN
     """
     network = task.network
     candidates = [known for known in _list_networks(cache) if known.network == network]
+    if not all(known.recorded for known in candidates):
+        from featkit.backbones.int8 import products_saturate
+
+        if products_saturate():
+            candidates = [known for known in candidates if known.recorded]
     if not candidates:
         return None
     by_digest = {known.file.digest: known.file for known in candidates}
@@ -143,6 +155,7 @@ def calibrate(task: CalibrationTask, cache: Path, compute: Compute) -> None:
     Raises:
         DataError: if there are no train images.
         DecodeError: if one of them cannot be read, unless ``compute.on_error`` is ``skip``.
+        SpecError: if the features of the int8 network differ too much from float32.
         MissingExtraError: if the extra ``int8`` is not installed.
     """
     from featkit.backbones.quantization import quantize
@@ -154,8 +167,8 @@ def calibrate(task: CalibrationTask, cache: Path, compute: Compute) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".", dir=folder) as scratch:
             file = Path(scratch, "network.onnx")
-            quantize(task.backbone, pixels, file)
-            _publish(file, folder, task, digest(keys))
+            record = quantize(task.backbone, pixels, file)
+            _publish(file, folder, task, digest(keys), record)
 
 
 def read_pixels(
@@ -203,11 +216,19 @@ def _network_digest(recipe: Recipe) -> str:
     return replace(recipe, precision="int8", calibration="none").network
 
 
-def _publish(file: Path, folder: Path, task: CalibrationTask, images: str) -> None:
+def _publish(
+    file: Path, folder: Path, task: CalibrationTask, images: str, record: Int8Record
+) -> None:
     """Rename the network by its digest, then its JSON file, which marks it as complete."""
     sha256 = file_sha256(file)
     versions = {package: version(package) for package in ("torch", "onnx", "onnxruntime")}
-    content = {"network": task.network, "images": images, "sha256": sha256, "versions": versions}
+    content = {
+        "network": task.network,
+        "images": images,
+        "sha256": sha256,
+        "record": asdict(record),
+        "versions": versions,
+    }
     card = file.with_suffix(".json")
     card.write_text(json.dumps(content, indent=2), encoding="utf-8")
     for part in (file, card):
@@ -226,7 +247,11 @@ def _list_networks(cache: Path) -> list[CalibratedNetwork]:
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
             file = QuantizedNetwork(path.with_suffix(".onnx"), content["sha256"])
-            found.append(CalibratedNetwork(content["network"], content["images"], file))
+            recorded = bool(content.get("record"))
+            known = CalibratedNetwork(content["network"], content["images"], file, recorded)
         except (ValueError, KeyError, TypeError, OSError) as error:
             raise CacheError(f"{path} is damaged ({error}): remove it and extract again") from error
+        # A damaged network is removed by the user, who may leave its JSON file.
+        if file.path.exists():
+            found.append(known)
     return found

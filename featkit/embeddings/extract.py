@@ -7,9 +7,10 @@ images and networks.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from functools import cache as memoize
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from featkit.backbones.base import Backbone
+from featkit.backbones.devices import INT8
 from featkit.embeddings import pipeline, store
 from featkit.embeddings.base import Embeddings
 from featkit.embeddings.calibration import calibrate
@@ -483,7 +485,13 @@ def embed(
         engine = open_engine(
             backbone, precision=precision, device=compute.device, compiled=compute.compiled
         )
-        targets.append(pipeline.PipelineTarget(preprocess, engine, rows))
+        target = pipeline.PipelineTarget(preprocess, engine, rows)
+        if precision in INT8:
+            from featkit.backbones.int8 import check_on_this_machine
+
+            load_pixels = partial(_first_pixels, images, target)
+            check_on_this_machine(engine, backbone, precision, load_pixels)
+        targets.append(target)
     title = f"{'+'.join(backbone.name for backbone, _, _ in networks)} on {images.name}"
     with (
         one_thread_per_worker() as start,
@@ -492,6 +500,18 @@ def embed(
         for batch in pipeline.run(images.load, targets, compute, on_cpu=on_cpu, start=start):
             yield batch
             bar.update(batch.size)
+
+
+def _first_pixels(images: ImageSet, target: pipeline.PipelineTarget, most: int) -> Pixels:
+    """Return the first readable images of a network, preprocessed: uint8 ``(n, h, w, 3)``."""
+    pixels: list[Pixels] = []
+    for row in sorted(target.rows):
+        if len(pixels) == most:
+            break
+        # Errors are reported by the extraction itself.
+        with suppress(DecodeError):
+            pixels.append(target.preprocess(images.load(row)))
+    return np.stack(pixels) if pixels else np.empty((0, 0, 0, 3), np.uint8)
 
 
 def _publish(each: OpenPlan, compute: Compute) -> ExtractionResult:

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featkit.backbones.base import Backbone
-from featkit.backbones.devices import INT8
+from featkit.backbones.devices import INT8, instruction_set
 from featkit.embeddings import store
 from featkit.embeddings.calibration import CalibrationTask, find_calibrated
 from featkit.embeddings.layout import StorageLayout
@@ -216,5 +216,6 @@ def make_provenance(plan: ExtractionPlan, compute: Compute) -> dict[str, Any]:
         "device": compute.device,
         "batch_size": compute.batch_size,
         "host": platform.node(),
+        "instruction_set": instruction_set(),
         "versions": {name: version(name) for name in packages},
     }

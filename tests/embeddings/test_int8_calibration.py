@@ -11,13 +11,14 @@ import pytest
 from PIL import Image
 
 from featkit import ImageEmbedder
+from featkit.backbones.devices import instruction_set
 from featkit.embeddings import store
 from featkit.embeddings.extract import run_extractions
 from featkit.embeddings.pipeline import Compute
 from featkit.embeddings.plan import content_keys, plan_extraction
 from featkit.embeddings.request import Request
 from featkit.embeddings.verify import collect_garbage
-from featkit.errors import CacheError, DataError, SpecError
+from featkit.errors import CacheError, DataError, SpecError, WeightsError
 
 pytestmark = pytest.mark.slow
 
@@ -108,6 +109,51 @@ def test_an_int8_network_without_cache_files_is_collected(photos, tmp_path):
     removed, _ = collect_garbage(tmp_path)
     assert {path.suffix for path in removed} == {".json", ".onnx"}
     assert not calibrations(tmp_path)
+
+
+def test_the_processor_is_recorded(photos, tmp_path):
+    done = run(photos, tmp_path)
+    assert store.describe(done.path).provenance["instruction_set"] == instruction_set()
+    card = json.loads(next((tmp_path / "calibration").glob("*.json")).read_text())
+    assert card["record"]["instruction_set"] == instruction_set()
+    assert card["record"]["weight_bits"] == 7
+
+
+@pytest.mark.parametrize("saturates", [True, False])
+def test_a_network_of_version_0_1_is_replaced_where_products_saturate(
+    saturates, photos, tmp_path, monkeypatch
+):
+    run(photos, tmp_path)
+    path = next((tmp_path / "calibration").glob("*.json"))
+    card = json.loads(path.read_text())
+    del card["record"]
+    path.write_text(json.dumps(card))
+    monkeypatch.setattr("featkit.backbones.int8.products_saturate", lambda: saturates)
+    run(photos, tmp_path)
+    # A new calibration writes the card again, here under the same name.
+    assert ("record" in json.loads(path.read_text())) is saturates
+
+
+def test_a_damaged_network_can_be_removed_and_is_calibrated_again(photos, tmp_path):
+    run(photos, tmp_path)
+    network = next((tmp_path / "calibration").glob("*.onnx"))
+    content = bytearray(network.read_bytes())
+    content[len(content) // 2] ^= 1
+    network.write_bytes(content)
+    Image.fromarray(np.full((20, 20, 3), 90, np.uint8)).save(photos / "red" / "new.png")
+    with pytest.raises(WeightsError, match="it was changed; remove it and make it again"):
+        run(photos, tmp_path)
+    network.unlink()
+    assert run(photos, tmp_path).embedded
+
+
+def test_a_poor_network_is_refused_and_not_kept(photos, tmp_path, monkeypatch):
+    monkeypatch.setattr("featkit.backbones.int8.REFUSE_BELOW", 1.1)
+    monkeypatch.setattr("featkit.backbones.int8.WARN_BELOW", 1.2)
+    with pytest.raises(SpecError, match=r"differ from float32 .* FEATKIT_INT8_CHECK=warn"):
+        run(photos, tmp_path)
+    assert not calibrations(tmp_path)
+    assert not list(tmp_path.glob("*.h5"))
 
 
 def test_a_damaged_card_is_an_error_that_names_it(photos, tmp_path):

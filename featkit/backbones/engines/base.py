@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Self
 
 import numpy as np
@@ -19,7 +20,12 @@ class Engine(ABC):
     """Run the forward pass of one network, in one framework, at one precision.
 
     An engine may be called from several threads at once.
+
+    Attributes:
+        properties: metadata of the network's file, if it is an ONNX file.
     """
+
+    properties: Mapping[str, str] = MappingProxyType({})
 
     @classmethod
     @abstractmethod
