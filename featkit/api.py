@@ -6,8 +6,9 @@ nothing: progress messages go to the logger ``featkit``, and ``progress=True`` s
 Options that many functions share:
 
     Images: ``data`` (``digits``, a folder, a CSV file, ``cifar10:root=DIR``), ``split``
-    (``70/15/15``), ``limit`` (``train=500,test=100``), ``seed``, ``augment`` and ``views``
-    (augmented views of train images), ``perturb`` (corruption of test images).
+    (``70/15/15``), ``limit`` (``train=500,test=100``), ``intensity_range`` (``0:4095``, grey values
+    that become black and white), ``seed``, ``augment`` and ``views`` (augmented views of train
+    images), ``perturb`` (corruption of test images).
 
     Network: ``backbone``, ``weights``, ``layer``, ``pool``, ``resize``, ``crop``, ``precision``:
     see ``load_backbone`` and ``featkit.embeddings.request.Request``.
@@ -141,6 +142,7 @@ _IMAGES = {
     "data": PATH,
     "split": text("70/15/15"),
     "limit": text("train=500,test=100"),
+    "intensity_range": text("0:4095"),
     "seed": SEED,
     "augment": text("basic"),
     "views": integer(1, 100),
@@ -305,6 +307,7 @@ def extract(
     precision: str = "auto",
     split: str | None = None,
     limit: str | None = None,
+    intensity_range: str | None = None,
     seed: int = 0,
     augment: str | None = None,
     views: int = 4,
@@ -332,6 +335,8 @@ def extract(
         precision: ``auto``, ``fp32``, ``bf16``, ``int8`` or ``int8-openvino``.
         split: fractions such as ``70/15/15`` in place of the splits of the data.
         limit: stratified sample of splits, such as ``train=500,test=100``.
+        intensity_range: values that become black and white in grey images of more than 8 bits,
+            such as ``0:4095``.
         seed: of the split, the sample and the augmentation.
         augment: ``basic``, ``light``, ``shift``, ``trivial``, ``auto`` or ``rand`` for augmented
             views of train images.
@@ -361,9 +366,9 @@ def extract(
     from featkit.images.base import ImageSet
 
     in_memory = isinstance(data, ImageSet)
-    if in_memory and any((split, limit, augment, perturb)):
+    if in_memory and any((split, limit, intensity_range, augment, perturb)):
         raise OptionsError(
-            "split, limit, augment and perturb do not apply to images in memory: "
+            "split, limit, intensity_range, augment and perturb do not apply to images in memory: "
             "apply them before extraction"
         )
     request = _request({**options, "data": "" if in_memory else data})
@@ -462,6 +467,7 @@ def fit(
     strict: bool = False,
     split: str | None = None,
     limit: str | None = None,
+    intensity_range: str | None = None,
     seed: int | None = None,
     augment: str | None = None,
     views: int | None = None,
@@ -499,7 +505,7 @@ def fit(
         subset: part of train to fit on, such as ``longtail:if=50`` or ``kshot:k=5``.
         reject: fraction of validation images whose confidence is too low to answer.
         strict: refuse data with test images that are copies or near copies of train or val images.
-        split, limit, seed, augment, views, perturb: images, as for ``extract``.
+        split, limit, intensity_range, seed, augment, views, perturb: images, as for ``extract``.
         backbone, weights, layer, pool, resize, crop, precision: network, as for ``extract``.
         cache: folder of the embeddings cache, or one file in it.
         out: folder in which a run directory is written; None to write nothing.
@@ -710,14 +716,22 @@ def predict(
 def image_names(files: Sequence[PathLike]) -> list[str]:
     """Return the names of image files, with folders replaced by the images below them.
 
+    What is passed over in a folder is logged.
+
     Raises:
         DataError: if there is none.
     """
-    from featkit.images.files import list_image_files
+    from featkit.images.folder import list_image_files
 
     names: list[str] = []
     for file in files:
-        names += list_image_files(Path(file)) if Path(file).is_dir() else [str(file)]
+        if not Path(file).is_dir():
+            names.append(str(file))
+            continue
+        found, passed_over = list_image_files(Path(file))
+        names += found
+        if passed_over:
+            log.info("%s: %s", file, passed_over)
     if not names:
         raise DataError("no image to classify: give at least one image file")
     return names
@@ -866,6 +880,7 @@ def ablate(
     data: Strings | None = None,
     split: str | None = None,
     limit: str | None = None,
+    intensity_range: str | None = None,
     seed: int | Sequence[int] | None = None,
     subset: Strings | None = None,
     augment: str | None = None,
@@ -904,8 +919,8 @@ def ablate(
             balance: one value or several, of which every combination is run. By default: the data
             of the newest cache file, else ``digits``; weights ``imagenet`` and ``random``;
             featkit's five heads (``all`` adds plug-ins).
-        split, limit, augment, views, pool, resize, crop, tune: the same in all cells, as for
-            ``fit``.
+        split, limit, intensity_range, augment, views, pool, resize, crop, tune: the same in all
+            cells, as for ``fit``.
         jobs: heads fitted in parallel; None for one per core.
         cache, device, batch_size, workers, compile, on_error, progress: as for ``extract``.
         out: folder for results.
@@ -931,6 +946,7 @@ def longtail(
     factors: Sequence[float] | None = None,
     split: str | None = None,
     limit: str | None = None,
+    intensity_range: str | None = None,
     seed: int | Sequence[int] | None = None,
     subset: Strings | None = None,
     augment: str | None = None,
@@ -966,9 +982,9 @@ def longtail(
         factors: imbalance factors: largest class size over smallest; None for 10 and 50.
         subset: subsets of train in place of ``factors``, such as ``longtail:if=50,profile=step``.
         balance: corrections to compare; None for all.
-        split, limit, seed, augment, views, perturb, train_perturb, backbone, weights, layer, pool,
-            resize, crop, precision, head, jobs, cache, out, device, batch_size, workers, compile,
-            on_error, progress: as for ``ablate``.
+        split, limit, intensity_range, seed, augment, views, perturb, train_perturb, backbone,
+            weights, layer, pool, resize, crop, precision, head, jobs, cache, out, device,
+            batch_size, workers, compile, on_error, progress: as for ``ablate``.
     """
     options = locals()
     return run_study(longtail_grid(options), options)
@@ -985,6 +1001,7 @@ def robustness(
     baseline: str = "",
     split: str | None = None,
     limit: str | None = None,
+    intensity_range: str | None = None,
     seed: int | Sequence[int] | None = None,
     subset: Strings | None = None,
     augment: str | None = None,
@@ -1020,9 +1037,9 @@ def robustness(
         level: severities ``mild``, ``medium``, ``strong``; none for all three.
         baseline: backbone whose errors are the unit of the mean corruption error; empty for the
             first.
-        split, limit, seed, subset, augment, views, train_perturb, backbone, weights, layer, pool,
-            resize, crop, precision, head, tune, balance, jobs, cache, out, device, batch_size,
-            workers, compile, on_error, progress: as for ``ablate``.
+        split, limit, intensity_range, seed, subset, augment, views, train_perturb, backbone,
+            weights, layer, pool, resize, crop, precision, head, tune, balance, jobs, cache, out,
+            device, batch_size, workers, compile, on_error, progress: as for ``ablate``.
     """
     options = locals()
     return run_study(robustness_grid(options), options, baseline)
@@ -1260,6 +1277,7 @@ def fewshot(
     draws: int = 5,
     split: str | None = None,
     limit: str | None = None,
+    intensity_range: str | None = None,
     seed: int | None = None,
     augment: str | None = None,
     views: int | None = None,
@@ -1292,9 +1310,9 @@ def fewshot(
         curve: numbers of train images per class for a learning curve on the test set.
         draws: random draws per point of the curve.
         out: folder in which results are written; None to write nothing.
-        split, limit, seed, augment, views, perturb, backbone, weights, layer, pool, resize, crop,
-            precision, cache, device, batch_size, workers, compile, on_error, progress: as for
-            ``fit``.
+        split, limit, intensity_range, seed, augment, views, perturb, backbone, weights, layer,
+            pool, resize, crop, precision, cache, device, batch_size, workers, compile, on_error,
+            progress: as for ``fit``.
 
     Raises:
         SpecError: if a head or a number of images is not valid.
@@ -1341,6 +1359,7 @@ def audit(
     few: int = 20,
     split: str | None = None,
     limit: str | None = None,
+    intensity_range: str | None = None,
     seed: int | None = None,
     augment: str | None = None,
     views: int | None = None,
@@ -1368,9 +1387,9 @@ def audit(
         few: report classes with fewer train images than this.
         out: folder in which ``audit-<data>`` is written (findings, contact sheet); None to write
             nothing.
-        split, limit, seed, augment, views, perturb, backbone, weights, layer, pool, resize, crop,
-            precision, cache, device, batch_size, workers, compile, on_error, progress: as for
-            ``fit``.
+        split, limit, intensity_range, seed, augment, views, perturb, backbone, weights, layer,
+            pool, resize, crop, precision, cache, device, batch_size, workers, compile, on_error,
+            progress: as for ``fit``.
 
     Raises:
         DataError: if the backbone was trained on an image, or there are fewer than two images.
@@ -1458,6 +1477,7 @@ def profile(
     warm_up: int = 3,
     split: str | None = None,
     limit: str | None = None,
+    intensity_range: str | None = None,
     seed: int | None = None,
     augment: str | None = None,
     views: int | None = None,
@@ -1482,8 +1502,8 @@ def profile(
         repeats: timed repeats.
         warm_up: untimed repeats before them.
         out: folder in which tables and figure are written; None to write nothing.
-        split, limit, seed, augment, views, perturb, resize, crop, cache, device, batch_size,
-            workers, compile, on_error, progress: as for ``fit``.
+        split, limit, intensity_range, seed, augment, views, perturb, resize, crop, cache, device,
+            batch_size, workers, compile, on_error, progress: as for ``fit``.
     """
     options = locals()
     from featkit.reports.figures import profile_figures
@@ -1531,6 +1551,7 @@ def finetune(
     crop: str | int | None = None,
     split: str | None = None,
     limit: str | None = None,
+    intensity_range: str | None = None,
     seed: int | None = None,
     augment: str | None = None,
     views: int | None = None,
@@ -1572,7 +1593,7 @@ def finetune(
         epochs, batch_size, optimiser, lr, layer_decay, weight_decay, warmup, smoothing, mixup,
             cutmix, ema, clip, balance, norm, patience, precision, frozen_precision, augment, views:
             see ``featkit.training.config.TrainingConfig``, which has the defaults for None.
-        weights, resize, crop, split, limit, seed: as for ``extract``.
+        weights, resize, crop, split, limit, intensity_range, seed: as for ``extract``.
         resume: resume from the last checkpoint of the same training.
         device, cache, progress: as for ``extract``.
         out: folder for results.
@@ -1746,6 +1767,7 @@ def distill(
     crop: str | int | None = None,
     split: str | None = None,
     limit: str | None = None,
+    intensity_range: str | None = None,
     seed: int | None = None,
     augment: str | None = None,
     views: int | None = None,
@@ -1788,10 +1810,10 @@ def distill(
         beta: weight of the non-target classes in ``dkd``.
         distance: ``cosine`` or ``mse``, between embeddings.
         alone: train the student without its teacher too, for comparison.
-        mode, unfreeze, weights, resize, crop, split, limit, seed, augment, views, val, epochs,
-            batch_size, optimiser, lr, layer_decay, weight_decay, warmup, smoothing, mixup, cutmix,
-            ema, clip, balance, norm, patience, precision, frozen_precision, resume, device, cache,
-            out, progress: as for ``finetune``.
+        mode, unfreeze, weights, resize, crop, split, limit, intensity_range, seed, augment, views,
+            val, epochs, batch_size, optimiser, lr, layer_decay, weight_decay, warmup, smoothing,
+            mixup, cutmix, ema, clip, balance, norm, patience, precision, frozen_precision, resume,
+            device, cache, out, progress: as for ``finetune``.
 
     Returns:
         Reports, paired tests and the fraction of the gap that distillation closes; None in a
@@ -1901,6 +1923,7 @@ def prune(
     data: PathLike | None = None,
     split: str | None = None,
     limit: str | None = None,
+    intensity_range: str | None = None,
     seed: int | None = None,
     augment: str | None = None,
     views: int | None = None,
@@ -1933,8 +1956,8 @@ def prune(
         lr: peak learning rate of the fine-tuning.
         distill: fine-tune with the unpruned network as teacher.
         head: head with which the network is evaluated after each step; None for no evaluation.
-        data, split, limit, seed, augment, views, perturb, weights, resize, crop, cache, device,
-            batch_size, workers, compile, on_error, progress: as for ``fit``.
+        data, split, limit, intensity_range, seed, augment, views, perturb, weights, resize, crop,
+            cache, device, batch_size, workers, compile, on_error, progress: as for ``fit``.
         out: folder for results.
 
     Returns:
@@ -2090,6 +2113,7 @@ def quantize(
     data: PathLike | None = None,
     split: str | None = None,
     limit: str | None = None,
+    intensity_range: str | None = None,
     seed: int | None = None,
     augment: str | None = None,
     views: int | None = None,
@@ -2119,8 +2143,8 @@ def quantize(
         keep_worst: number of layers with the largest quantization error that stay in float32.
         weight_bits: 7, or 8 for processors whose int8 sums do not saturate: ARM, and x86 with VNNI.
         bias_correct: correct biases for the mean error of weight rounding.
-        data, split, limit, seed, augment, views, perturb, weights, layer, resize, crop, device,
-            batch_size, workers, compile, on_error, progress: as for ``fit``.
+        data, split, limit, intensity_range, seed, augment, views, perturb, weights, layer, resize,
+            crop, device, batch_size, workers, compile, on_error, progress: as for ``fit``.
         out: folder for results.
 
     Raises:

@@ -47,15 +47,15 @@ PUBLIC = [
 ]
 
 EXTRACTION = (
-    "split limit seed augment views perturb backbone weights layer pool resize crop precision"
+    "split limit intensity_range seed augment views perturb backbone weights layer pool resize crop precision"
 )
 COMPUTE = "device batch_size workers compile on_error progress"
 GRID = (
-    "data split limit seed subset augment views perturb train_perturb backbone weights layer pool resize crop "
+    "data split limit intensity_range seed subset augment views perturb train_perturb backbone weights layer pool resize crop "
     f"precision head tune balance jobs cache out {COMPUTE}"
 )
 SCHEDULE = (
-    "mode unfreeze weights resize crop split limit seed augment views val epochs batch_size optimiser lr layer_decay "
+    "mode unfreeze weights resize crop split limit intensity_range seed augment views val epochs batch_size optimiser lr layer_decay "
     "weight_decay warmup smoothing mixup cutmix ema clip balance norm patience precision frozen_precision resume "
     "device cache out progress"
 )
@@ -70,13 +70,13 @@ SIGNATURES = {
     "robustness": f"family level baseline {GRID.replace(' perturb', '')}",
     "fewshot": f"data way shot query episodes head curve draws {EXTRACTION} cache out {COMPUTE}",
     "audit": f"data few {EXTRACTION} cache out {COMPUTE}",
-    "profile": "backbones data head repeats warm_up split limit seed augment views perturb resize crop cache out "
+    "profile": "backbones data head repeats warm_up split limit intensity_range seed augment views perturb resize crop cache out "
     f"{COMPUTE}",
     "finetune": f"data backbone {SCHEDULE}",
     "distill": f"data teacher teacher_head student loss temperature alpha beta distance alone {SCHEDULE}",
-    "prune": "backbone sparsity macs by reconstruct calibrate epochs lr distill head weights data split limit seed "
+    "prune": "backbone sparsity macs by reconstruct calibrate epochs lr distill head weights data split limit intensity_range seed "
     f"augment views perturb resize crop cache out {COMPUTE}",
-    "quantize": "backbone method images keep_fp32 keep_worst bias_correct weights layer data split limit seed augment "
+    "quantize": "backbone method images keep_fp32 keep_worst bias_correct weights layer data split limit intensity_range seed augment "
     f"views perturb resize crop out {COMPUTE}",
     "load_run": "run",
 }

@@ -46,7 +46,18 @@ values are expanded.
 @command(epilog=EPILOG)
 @click.argument("grid", required=False, type=click.Path(path_type=Path))
 @axis_options(
-    *("data", "split", "limit", "seed", "subset", "augment", "views", "perturb", "train_perturb"),
+    *(
+        "data",
+        "split",
+        "limit",
+        "intensity_range",
+        "seed",
+        "subset",
+        "augment",
+        "views",
+        "perturb",
+        "train_perturb",
+    ),
     data="those of the newest cache file, else digits",
 )
 @axis_options(

@@ -18,6 +18,7 @@ from featkit.cli.options import (
     cache_option,
     compute_options,
     crop_option,
+    intensity_option,
     json_option,
     limit_option,
     option,
@@ -150,6 +151,7 @@ _DEFAULTS = {
 _FIXED = {
     "split": split_option,
     "limit": limit_option,
+    "intensity_range": intensity_option,
     "augment": augment_option,
     "views": views_option,
     "pool": pool_option,

@@ -39,7 +39,16 @@ adjusted for the number of gains.
     show_default="10 and 50",
 )
 @axis_options(
-    "data", "split", "limit", "seed", "subset", "augment", "views", "perturb", "train_perturb"
+    "data",
+    "split",
+    "limit",
+    "intensity_range",
+    "seed",
+    "subset",
+    "augment",
+    "views",
+    "perturb",
+    "train_perturb",
 )
 @axis_options("backbone", "weights", "layer", "pool", "resize", "crop", "precision")
 @axis_options("head", "balance", balance="all corrections")

@@ -12,10 +12,22 @@ from featkit.errors import visible
 
 
 class EchoHandler(logging.Handler):
-    """Print log records on stderr, warnings with a prefix."""
+    """Print log records on stderr, warnings with a prefix.
+
+    A record with the attribute ``once`` is printed once: a command may list the same images several
+    times.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._printed: set[str] = set()
 
     def emit(self, record: logging.LogRecord) -> None:
         """Print one record."""
+        if getattr(record, "once", False):
+            if record.getMessage() in self._printed:
+                return
+            self._printed.add(record.getMessage())
         prefix = "warning: " if record.levelno >= logging.WARNING else ""
         click.echo(f"{prefix}{visible(record.getMessage())}", err=True)
 

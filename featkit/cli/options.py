@@ -129,7 +129,7 @@ split_option = option(
     "--split",
     group="Data",
     metavar="A/B/C",
-    help="Split at random into these train/val/test fractions, such as 70/15/15.",
+    help="Split at random into these train/val/test percentages, such as 70/15/15.",
     show_default="splits of the data set, else 70/15/15",
 )
 limit_option = option(
@@ -138,6 +138,14 @@ limit_option = option(
     metavar="train=N,test=N",
     help="Number of images per split, drawn by stratified sampling.",
     show_default="all images",
+)
+intensity_option = option(
+    "--intensity-range",
+    group="Data",
+    metavar="LOW:HIGH",
+    help="Values that become black and white in grey images of more than 8 bits, such as 0:4095 "
+    "for 12 bits.",
+    show_default="0:65535, or that of the file format",
 )
 seed_option = option(
     "--seed",
@@ -162,7 +170,7 @@ perturb_option = option(
     show_default="none",
 )
 
-source_options = stack(data_option, split_option, limit_option, seed_option)
+source_options = stack(data_option, split_option, limit_option, intensity_option, seed_option)
 """Options that select images."""
 
 augment_option = option(
@@ -189,6 +197,7 @@ def data_options_with_default(default: str) -> Decorator:
         _data_option(default),
         split_option,
         limit_option,
+        intensity_option,
         seed_option,
         augment_option,
         views_option,

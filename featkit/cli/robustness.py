@@ -42,7 +42,17 @@ copy of each train image is added to train.
     help="Severity: mild, medium or strong. Repeatable.",
     show_default="all three",
 )
-@axis_options("data", "split", "limit", "seed", "subset", "augment", "views", "train_perturb")
+@axis_options(
+    "data",
+    "split",
+    "limit",
+    "intensity_range",
+    "seed",
+    "subset",
+    "augment",
+    "views",
+    "train_perturb",
+)
 @axis_options("backbone", "weights", "layer", "pool", "resize", "crop", "precision")
 @axis_options("head", "tune", "balance")
 @option(

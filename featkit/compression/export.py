@@ -85,7 +85,7 @@ class Classifier:
             threshold=self.threshold,
             head=self.head_spec,
             temperature=asdict(self.temperature) if self.temperature else None,
-            recipe=asdict(self.recipe),
+            recipe=self.recipe.to_dict(),
         )
 
 

@@ -134,6 +134,7 @@ def make_recipe(
         precision=precision,
         calibration=calibration,
         store=store,
+        intensity=images.intensity,
     )
 
 

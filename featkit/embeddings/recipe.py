@@ -34,6 +34,8 @@ class Recipe:
         precision: ``fp32``, ``bf16``, ``int8`` or ``int8-openvino``.
         calibration: digest of the int8 network, or ``none``.
         store: type of the stored numbers, ``float32`` or ``float16``.
+        intensity: range of grey values that become black and white, or ``none``; not part of the
+            JSON where it is ``none``, as in files of earlier versions.
         schema: version of featkit's own part: decoding, arithmetic, file layout.
     """
 
@@ -49,6 +51,7 @@ class Recipe:
     precision: str
     calibration: str = "none"
     store: str = "float32"
+    intensity: str = "none"
     schema: int = SCHEMA
 
     @property
@@ -58,7 +61,14 @@ class Recipe:
 
     def to_json(self) -> str:
         """Return the canonical JSON: sorted keys, no spaces."""
-        return json.dumps(asdict(self), sort_keys=True, separators=(",", ":"))
+        return json.dumps(self.to_dict(), sort_keys=True, separators=(",", ":"))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields, without an intensity range of ``none``."""
+        values = asdict(self)
+        if self.intensity == "none":
+            del values["intensity"]
+        return values
 
     @classmethod
     def from_json(cls, text: str) -> Recipe:
@@ -88,7 +98,7 @@ class Recipe:
 
     def differences(self, other: Recipe) -> dict[str, tuple[Any, Any]]:
         """Return, for each field that differs, ``(here, in other)``."""
-        mine, theirs = json.loads(self.to_json()), json.loads(other.to_json())
+        mine, theirs = json.loads(json.dumps(asdict(self))), json.loads(json.dumps(asdict(other)))
         names = [field.name for field in fields(self)]
         return {name: (mine[name], theirs[name]) for name in names if mine[name] != theirs[name]}
 

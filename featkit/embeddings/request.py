@@ -34,6 +34,7 @@ class Request:
         split: fractions such as ``70/15/15`` that replace the splits of the source, or None.
         limit: stratified subset such as ``train=5000,test=1000``, or None.
         seed: seed of the split and of the limit.
+        intensity_range: grey values that become black and white, such as ``0:4095``, or None.
         backbone: spec of the network, or the path of a saved one.
         weights: ``imagenet``, a torchvision enum name, ``random[:seed]`` or a file.
         layer: dotted layer name, or None for the network's own embedding.
@@ -56,6 +57,7 @@ class Request:
     split: str | None = field(default=None, metadata=_SOURCE)
     limit: str | None = field(default=None, metadata=_SOURCE)
     seed: int = field(default=0, metadata=_SOURCE)
+    intensity_range: str | None = field(default=None, metadata=_SOURCE)
     backbone: str = "resnet18"
     weights: str = "imagenet"
     layer: str | None = None
@@ -128,9 +130,14 @@ class Request:
 
     def load_images(self) -> ImageSet:
         """Load the images; raises as ``featkit.images.load_images`` does."""
-        return self.apply(
-            load_images(self.data, split=self.split, seed=self.seed, limit=self.limit)
+        images = load_images(
+            self.data,
+            split=self.split,
+            seed=self.seed,
+            limit=self.limit,
+            intensity_range=self.intensity_range,
         )
+        return self.apply(images)
 
     def apply(self, images: ImageSet) -> ImageSet:
         """Return images of the source, augmented, perturbed and restricted to one split."""

@@ -31,6 +31,10 @@ class ImageSet:
         load: function from row number to uint8 RGB ``(h, w, 3)``; thread-safe. Raises DecodeError.
         key: function from row number to the SHA-256 (hex) of the image's bytes; thread-safe. Equal
             keys mean equal pixels.
+        notes: what was noticed when the images were listed, such as files that were passed over,
+            one line each.
+        intensity: range of values that become black and white, see ``IntensityRange``; ``none`` for
+            that of the files' format.
     """
 
     name: str
@@ -41,6 +45,8 @@ class ImageSet:
     split: str
     load: Callable[[int], Pixels]
     key: Callable[[int], str]
+    notes: tuple[str, ...] = ()
+    intensity: str = "none"
 
     def __len__(self) -> int:
         return len(self.ids)

@@ -3,53 +3,139 @@
 from __future__ import annotations
 
 import hashlib
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from PIL import ExifTags, Image, UnidentifiedImageError
+from numpy.typing import NDArray
+from PIL import (
+    AvifImagePlugin,
+    BmpImagePlugin,
+    ExifTags,
+    GifImagePlugin,
+    Image,
+    Jpeg2KImagePlugin,
+    JpegImagePlugin,
+    PngImagePlugin,
+    TiffImagePlugin,
+    UnidentifiedImageError,
+    WebPImagePlugin,
+)
 
-from featkit.errors import DecodeError
+from featkit.errors import DecodeError, MissingExtraError
+from featkit.extras import require
 from featkit.images.base import Pixels
+from featkit.images.containers import (
+    describe_content,
+    image_format,
+    lacks_end,
+    lacks_scans,
+    with_more_pixels,
+    without_metadata,
+)
+from featkit.images.intensity import IntensityRange
+from featkit.storage import read_file
 
 MAX_PIXELS = 100_000_000
 """Larger images are refused before decoding: a file of a few kB can expand to many GB."""
 
-_FORMATS = ("JPEG", "PNG", "GIF", "BMP", "PPM", "TIFF", "WEBP", "JPEG2000")
+MAX_BYTES = 2**30
+"""Larger files are refused before reading: 100 megapixels of 16-bit RGBA are 0.8 GB."""
+
+_FORMATS = ("JPEG", "PNG", "GIF", "BMP", "PPM", "TIFF", "WEBP", "JPEG2000", "AVIF")
 """Raster formats only: for others, such as EPS, Pillow runs external programs."""
 
-_ORIENTATIONS = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
+_OPENERS: dict[str, Callable[[BytesIO, str], Image.Image]] = {
+    "AVIF": AvifImagePlugin.AvifImageFile,
+    "BMP": BmpImagePlugin.BmpImageFile,
+    "GIF": GifImagePlugin.GifImageFile,
+    "JPEG": JpegImagePlugin.jpeg_factory,
+    "JPEG2000": Jpeg2KImagePlugin.Jpeg2KImageFile,
+    "PNG": PngImagePlugin.PngImageFile,
+    "TIFF": TiffImagePlugin.TiffImageFile,
+    "WEBP": WebPImagePlugin.WebPImageFile,
 }
-"""Transposition that turns the stored pixels upright, by EXIF orientation (EXIF 2.3, tag 0x0112).
+"""Pillow's readers. ``Image.open`` would hide why they refuse a file, and warn of images of more
+than 89 megapixels."""
+
+_BAND_PIXELS = 2**22
+"""Pixels converted at once, so that a large image is not copied several times as a whole."""
+
+_LARGE_PIXELS = 2**24
+_one_large_image = threading.Lock()
+"""Images of more than ``_LARGE_PIXELS`` are decoded one at a time, whatever the number of threads.
 """
+
+_DARK = 64
+"""16-bit images of at most this level out of 255 use 14 of their 16 bits or less."""
+
+OnDark = Callable[[str], None]
+"""Called with a warning about a 16-bit image that uses a small part of its range."""
+
+_Convert = Callable[[Image.Image], NDArray[np.uint8]]
+
+_VIEWS: dict[int, Callable[[Pixels], Pixels]] = {
+    2: lambda upright: upright[:, ::-1],
+    3: lambda upright: upright[::-1, ::-1],
+    4: lambda upright: upright[::-1],
+    5: lambda upright: upright.transpose(1, 0, 2),
+    6: lambda upright: np.rot90(upright, 1),
+    7: lambda upright: upright[::-1, ::-1].transpose(1, 0, 2),
+    8: lambda upright: np.rot90(upright, -1),
+}
+"""View of the upright pixels as they are stored, by EXIF orientation (EXIF 2.3, tag 0x0112)."""
 
 
 def read_bytes(path: str | Path) -> bytes:
     """Return the bytes of a file.
 
     Raises:
-        DecodeError: if it is missing or cannot be read.
+        DecodeError: if it is missing, cannot be read, is not a regular file or is larger than
+            ``MAX_BYTES``.
     """
     try:
-        return Path(path).read_bytes()
+        return read_file(path, MAX_BYTES)
     except OSError as error:
         raise DecodeError(f"{path} cannot be read: {error.strerror}; fix or remove it") from error
 
 
-def file_key(path: str | Path) -> str:
-    """Return the SHA-256 (hex) of a file's bytes.
+def file_key(path: str | Path, intensity: IntensityRange | None = None) -> str:
+    """Return ``content_key`` of a file's bytes.
 
     Raises:
         DecodeError: if it is missing or cannot be read.
     """
-    return hashlib.sha256(read_bytes(path)).hexdigest()
+    return content_key(read_bytes(path), intensity)
+
+
+def content_key(data: bytes, intensity: IntensityRange | None = None) -> str:
+    """Return the SHA-256 (hex) of an image file's bytes and, if given, of the intensity range.
+
+    The few files that version 0.1 decoded to other pixels have another key, so that features which
+    it cached under the SHA-256 of the bytes are not used for them.
+    """
+    key = hashlib.sha256(data)
+    if image_format(data) in ("BMP", "TIFF") and _was_decoded_wrongly(data):
+        key.update(b"decoded anew")
+    if intensity is not None:
+        key.update(f"intensity {intensity}".encode())
+    return key.hexdigest()
+
+
+def _was_decoded_wrongly(data: bytes) -> bool:
+    try:
+        with _open(data) as image:
+            if image.width * image.height > MAX_PIXELS:
+                return False
+            if image.mode.startswith("I;16"):
+                return _is_white_zero(image) or _largest_value(image) != 65535
+            return _may_lack_alpha(image) and _has_no_alpha(image)
+    except Exception:  # whatever is wrong with it, decoding says so
+        return False
 
 
 def array_key(pixels: Pixels) -> str:
@@ -57,21 +143,31 @@ def array_key(pixels: Pixels) -> str:
     return hashlib.sha256(repr(pixels.shape).encode() + pixels.tobytes()).hexdigest()
 
 
-def decode_file(path: str | Path) -> Pixels:
+def decode_file(
+    path: str | Path, intensity: IntensityRange | None = None, on_dark: OnDark | None = None
+) -> Pixels:
     """Return the pixels of an image file as uint8 ``(h, w, 3)``; see ``decode``."""
-    return decode(read_bytes(path), str(path))
+    return decode(read_bytes(path), str(path), intensity, on_dark)
 
 
-def decode(data: bytes, name: str) -> Pixels:
+def decode(
+    data: bytes,
+    name: str,
+    intensity: IntensityRange | None = None,
+    on_dark: OnDark | None = None,
+) -> Pixels:
     """Return the pixels of an encoded image as uint8 RGB ``(h, w, 3)``, rotated as EXIF says.
 
-    The array is read-only.
-
-    Of an animation, the first frame is returned. Thread-safe.
+    The array is read-only. Of an animation, the first frame is returned. Metadata that is damaged
+    or large does not prevent reading the pixels. An image of 100 megapixels needs up to 0.9 GB
+    beside its file while it is decoded (WebP, AVIF and JPEG 2000: 2 GB), and large images are
+    decoded one at a time. Thread-safe.
 
     Args:
         data: all bytes of the file.
         name: name of the file for error messages.
+        intensity: values that become black and white, for grey images of more than 8 bits.
+        on_dark: called for a 16-bit image that uses a small part of the range of 16 bits only.
 
     Raises:
         DecodeError: if the bytes are not an image, are damaged, or contain more than ``MAX_PIXELS``
@@ -79,59 +175,260 @@ def decode(data: bytes, name: str) -> Pixels:
     """
     if not data:
         raise _unreadable(name, "the file is empty")
+    reason: Exception
     try:
-        with Image.open(BytesIO(data), formats=_FORMATS) as image:
-            if image.width * image.height > MAX_PIXELS:
-                raise Image.DecompressionBombError
-            image.load()
-            return to_rgb(_apply_orientation(image))
+        return _decode_pixels(data, name, intensity, on_dark)
     except MemoryError:
         raise  # not a fault of the file, so it must not be skipped
-    except Image.DecompressionBombError as error:
-        raise _unreadable(name, f"more than {MAX_PIXELS // 10**6} megapixels") from error
-    except UnidentifiedImageError as error:
-        raise _unreadable(name, f"not one of the formats {', '.join(_FORMATS)}") from error
     except Exception as error:  # Pillow raises almost any exception for a damaged file
-        raise _unreadable(name, " ".join(str(error).split()) or type(error).__name__) from error
+        reason = error
+    for keep_exif in (True, False):
+        if isinstance(reason, _PixelError):
+            break
+        try:
+            pixels_only = without_metadata(data, keep_exif=keep_exif)
+            if pixels_only is None:
+                break
+            return _decode_pixels(pixels_only, name, intensity, on_dark)
+        except MemoryError:
+            raise
+        except Exception as error:
+            reason = error
+    raise _unreadable(name, _explain(data, reason)) from reason
 
 
-def to_rgb(image: Image.Image) -> Pixels:
-    """Return an image of any mode as uint8 RGB ``(h, w, 3)``, read-only.
+class _PixelError(ValueError):
+    """The reason why pixels cannot be used, whatever the metadata."""
 
-    Transparent pixels are composited on white; 16-bit grey is divided by 257, so that white stays
-    white.
+
+def _decode_pixels(
+    data: bytes, name: str, intensity: IntensityRange | None, on_dark: OnDark | None
+) -> Pixels:
+    with _open(data) as image:
+        size = image.width * image.height
+        if size > MAX_PIXELS:
+            raise _PixelError(f"more than {MAX_PIXELS // 10**6} megapixels")
+        with _one_large_image if size > _LARGE_PIXELS else nullcontext():
+            has_16_bits = _has_16_bits(image)
+            image.load()
+            _refuse_cut_off(data, image)
+            is_grey = image.mode.startswith("I")
+            if has_16_bits and not is_grey and intensity is not None:
+                raise _PixelError(
+                    "an intensity range applies to grey images, and this one has 16-bit colours"
+                )
+            pixels = to_rgb(image, intensity)
+            if has_16_bits and intensity is None and on_dark is not None:
+                level = 255 - int(pixels.min()) if _is_white_zero(image) else int(pixels.max())
+                if 0 < level <= _DARK:
+                    on_dark(_describe_dark(name, level, is_grey=is_grey))
+    return pixels
+
+
+def _describe_dark(name: str, level: int, *, is_grey: bool) -> str:
+    bits = (257 * level - 128).bit_length()
+    text = f"{name} has 16 bits but no value above {bits} bits, so it has almost no contrast"
+    if is_grey:
+        return f"{text}: if the images have {bits} bits, give --intensity-range 0:{2**bits - 1}"
+    return f"{text}: if the images have {bits} bits, scale their values to 16 bits"
+
+
+def _open(data: bytes) -> Image.Image:
+    """Open an image with the reader of its format."""
+    kind = image_format(data)
+    if kind == "HEIF":
+        return _open_heif(data)
+    if kind in _OPENERS:
+        return _OPENERS[kind](BytesIO(data), "")
+    return Image.open(BytesIO(data), formats=_FORMATS)
+
+
+def _open_heif(data: bytes) -> Image.Image:
+    try:
+        plugin = require("pillow_heif", "heif", "pillow-heif")
+    except MissingExtraError as error:
+        raise _PixelError(f"it is HEIC, and {error}") from error
+    image: Image.Image = plugin.HeifImageFile(BytesIO(data), "")
+    return image
+
+
+def _has_16_bits(image: Image.Image) -> bool:
+    """Return whether the stored pixels have 16 bits; before they are loaded."""
+    tiles = getattr(image, "tile", None)
+    if not tiles:
+        return False
+    arguments = tiles[0][3]  # the stored mode, such as RGB;16B, alone or first of several
+    return ";16" in str(arguments[0] if isinstance(arguments, tuple) and arguments else arguments)
+
+
+def _explain(data: bytes, error: Exception) -> str:
+    """Return why a file cannot be decoded, in one line."""
+    if isinstance(error, Image.DecompressionBombError):
+        return f"more than {MAX_PIXELS // 10**6} megapixels"
+    if isinstance(error, UnidentifiedImageError):
+        formats = f"not one of the formats {', '.join(_FORMATS)}"
+        kind = describe_content(data)
+        return f"{formats}: it is {kind}" if kind else formats
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def _refuse_cut_off(data: bytes, image: Image.Image) -> None:
+    """Refuse a JPEG file that was cut off, and whose rest is grey.
+
+    libjpeg only warns if the end of the image comes too early, and Pillow ignores that. The missing
+    pixels are medium grey: where the last pixel is, it is decoded again with more data before the
+    end, which changes the pixels unless they were complete.
+    """
+    if image.format not in ("JPEG", "MPO"):
+        return
+    if lacks_end(data):
+        raise _PixelError("truncated: the end of the JPEG data is missing")
+    if image.info.get("progressive") and lacks_scans(data):
+        raise _PixelError("truncated: the last scans of the progressive JPEG file are missing")
+    last = image.getpixel((image.width - 1, image.height - 1))
+    values = last if isinstance(last, tuple) else (last,)
+    if not {127, 128}.issuperset(values):
+        return
+    with JpegImagePlugin.jpeg_factory(BytesIO(with_more_pixels(data)), "") as again:
+        again.load()
+        for band, same in zip(_bands(image), _bands(again), strict=True):
+            if not np.array_equal(np.asarray(band), np.asarray(same)):
+                raise _PixelError("truncated: the JPEG data ends before the last pixel")
+
+
+# Pixels -----------------------------------------------------------------------------------------
+
+
+def to_rgb(image: Image.Image, intensity: IntensityRange | None = None) -> Pixels:
+    """Return an image of any mode as uint8 RGB ``(h, w, 3)``, rotated as EXIF says, read-only.
+
+    - Transparent pixels are composited on white. An alpha channel that is 0 everywhere is ignored
+      in BMP and in TIFF files that do not say what their fourth channel is.
+    - Grey of 16 bits is divided by 257 and rounded, so that white stays white; of 12 bits, by
+      4095 / 255. TIFF files in which 0 is white are inverted. With ``intensity``, that range
+      becomes 0 to 255.
+    - Of colours of 16 bits, the upper 8 bits are used.
 
     Raises:
         ValueError: if the mode does not define which value is white.
     """
-    if image.mode.startswith("I"):
-        image = _to_8_bits(image)
-    elif image.mode == "F":
-        raise ValueError(
-            "floating-point pixels have no defined white value: save the image with 8 or 16 bits"
+    convert = _converter(image, intensity)
+    view = _VIEWS.get(_orientation(image))
+    small = image.width * image.height <= _BAND_PIXELS
+    if small and view is None and image.mode == "RGB" and not image.has_transparency_data:
+        return np.asarray(image)
+    turned = view is not None and _orientation(image) >= 5
+    shape = (image.width, image.height) if turned else (image.height, image.width)
+    upright: Pixels = np.empty((*shape, 3), np.uint8)
+    stored = upright if view is None else view(upright)
+    top = 0
+    for band in _bands(image):
+        stored[top : top + band.height] = convert(band)
+        top += band.height
+    upright.flags.writeable = False
+    return upright
+
+
+def _bands(image: Image.Image) -> Iterator[Image.Image]:
+    """Yield an image in parts of at most ``_BAND_PIXELS`` from top to bottom."""
+    rows = max(1, _BAND_PIXELS // image.width)
+    if rows >= image.height:
+        yield image
+        return
+    for top in range(0, image.height, rows):
+        yield image.crop((0, top, image.width, min(top + rows, image.height)))
+
+
+def _converter(image: Image.Image, intensity: IntensityRange | None) -> _Convert:
+    """Return the function that converts a part of an image to uint8 ``(h, w, 3)``."""
+    if image.mode.startswith("I") or image.mode == "F":
+        to_8_bits = _to_8_bits(image, intensity)
+        return lambda part: np.repeat(to_8_bits(np.asarray(part))[..., None], 3, axis=2)
+    if image.has_transparency_data and not (_may_lack_alpha(image) and _has_no_alpha(image)):
+        return _composite_on_white
+    return lambda part: np.asarray(part if part.mode == "RGB" else part.convert("RGB"))
+
+
+def _to_8_bits(
+    image: Image.Image, intensity: IntensityRange | None
+) -> Callable[[NDArray[Any]], NDArray[np.uint8]]:
+    """Return the function from grey values of more than 8 bits to 8 bits."""
+    inverted = _is_white_zero(image)
+    white = _largest_value(image)
+    if intensity is not None:
+        return lambda values: intensity(white - values if inverted else values)
+    if image.mode == "F":
+        raise _PixelError(
+            "floating-point pixels have no defined white value: give --intensity-range, or save "
+            "the image with 8 or 16 bits"
         )
-    elif image.has_transparency_data:
-        image = _composite_on_white(image)
-    return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
-
-
-def _apply_orientation(image: Image.Image) -> Image.Image:
-    transpose = _ORIENTATIONS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
-    return image if transpose is None else image.transpose(transpose)
-
-
-def _to_8_bits(image: Image.Image) -> Image.Image:
-    values = np.asarray(image).astype(np.int32)
-    if values.min() < 0 or values.max() > 65535:
-        raise ValueError(
-            "32-bit pixels have no defined white value: save the image with 8 or 16 bits"
+    if image.mode == "I" and not _is_within(image, white):
+        raise _PixelError(
+            "signed and 32-bit pixels have no defined white value: give --intensity-range, or save "
+            "the image with 8 or 16 bits"
         )
-    return Image.fromarray(((values + 128) // 257).astype(np.uint8))
+
+    def scale(values: NDArray[Any]) -> NDArray[np.uint8]:
+        levels = values.astype(np.int32)
+        if inverted:
+            levels = white - levels
+        return ((2 * 255 * levels + white) // (2 * white)).astype(np.uint8)
+
+    return scale
 
 
-def _composite_on_white(image: Image.Image) -> Image.Image:
-    rgba = image.convert("RGBA")
-    return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
+def _is_within(image: Image.Image, largest: int) -> bool:
+    low, high = np.asarray(image.getextrema(), np.int64).tolist()
+    return bool(low >= 0 and high <= largest)
+
+
+def _is_white_zero(image: Image.Image) -> bool:
+    """Return whether 0 is white in a grey TIFF file of more than 8 bits; Pillow ignores that."""
+    tags = getattr(image, "tag_v2", None)
+    return tags is not None and tags.get(TiffImagePlugin.PHOTOMETRIC_INTERPRETATION) == 0
+
+
+def _largest_value(image: Image.Image) -> int:
+    """Return the value of white in an integer grey image of more than 8 bits."""
+    tags = getattr(image, "tag_v2", None)
+    if tags is not None and tuple(tags.get(TiffImagePlugin.BITSPERSAMPLE, ())) == (12,):
+        return 4095
+    return 65535
+
+
+def _may_lack_alpha(image: Image.Image) -> bool:
+    """Return whether a fourth channel of zeros means that there is no alpha channel.
+
+    In BMP files it is often unused, and TIFF files may not say what it is.
+    """
+    if image.mode != "RGBA":
+        return False
+    tags = getattr(image, "tag_v2", None)
+    if tags is not None:
+        known = set(tags.get(TiffImagePlugin.EXTRASAMPLES, ()))
+        return not known.intersection((1, 2))
+    return image.format in ("BMP", "DIB")
+
+
+def _has_no_alpha(image: Image.Image) -> bool:
+    return image.getchannel("A").getextrema() == (0, 0)
+
+
+def _composite_on_white(part: Image.Image) -> NDArray[np.uint8]:
+    rgba = part.convert("RGBA")
+    white = Image.new("RGBA", rgba.size, "white")
+    return np.asarray(Image.alpha_composite(white, rgba).convert("RGB"))
+
+
+def _orientation(image: Image.Image) -> int:
+    """Return the EXIF orientation; 1 if there is none, or if EXIF is damaged."""
+    try:
+        found = image.getexif().get(ExifTags.Base.Orientation, 1)
+    except MemoryError:
+        raise
+    except Exception:  # Pillow raises almost any exception for damaged EXIF
+        return 1
+    return found if isinstance(found, int) else 1
 
 
 def _unreadable(name: str, reason: str) -> DecodeError:

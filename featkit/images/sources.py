@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -9,11 +10,13 @@ from pathlib import Path
 import numpy as np
 
 from featkit.arguments import SEED, checked, one_of, text
-from featkit.errors import DataError
-from featkit.images import datasets, files
+from featkit.errors import DataError, SpecError
+from featkit.images import datasets
 from featkit.images.base import SPLITS, ImageSet
 from featkit.images.decode import array_key
 from featkit.images.files import UNSPLIT
+from featkit.images.folder import images_from_folder
+from featkit.images.intensity import IntensityRange
 from featkit.images.splits import (
     FRACTIONS,
     format_limit,
@@ -23,7 +26,10 @@ from featkit.images.splits import (
     parse_split,
     stratified_split,
 )
+from featkit.images.table import images_from_csv
 from featkit.registry import Registry, unknown
+
+_log = logging.getLogger("featkit")
 
 SOURCES: Registry[Callable[..., ImageSet]] = Registry(
     "data source",
@@ -43,6 +49,7 @@ defines no splits.
     split=text("70/15/15"),
     seed=SEED,
     limit=text("train=500,test=100"),
+    intensity_range=text("0:4095"),
 )
 def load_images(
     spec: str | Path = "digits",
@@ -50,26 +57,34 @@ def load_images(
     split: str | None = None,
     seed: int = 0,
     limit: str | None = None,
+    intensity_range: str | None = None,
 ) -> ImageSet:
     """Return the images of a source, split into train, val and test. No image is decoded yet.
 
     Args:
         spec: a name with options (``digits``, ``cifar10:root=DIR``), a folder
             ``root/[split/]<class>/*`` or a CSV file with columns ``path,label[,split]``. A folder
-            with the name of a source is written ``./name``.
+            with the name of a source is written ``./name``. What was passed over is in ``notes``
+            and logged.
         split: fractions such as ``70/15/15`` for a new stratified split; None keeps the splits of
             the source, or makes 70/15/15 if it defines none.
         seed: of the split and of the limit.
         limit: ``train=5000,test=1000``: take a stratified sample of these splits.
+        intensity_range: ``0:4095``, the values that become black and white in grey image files of
+            more than 8 bits per pixel; None for the range of the file format.
 
     Raises:
-        SpecError: if an option, the split or the limit is malformed.
+        SpecError: if an option, the split, the limit or the range is malformed, or the source has
+            no image files to apply the range to.
         DataError: if the images are not found, there are fewer than two classes, or train or test
             is empty.
     """
     fractions = None if split is None else parse_split(split)
     limits = {} if limit is None else parse_limit(limit)
-    images = _open(str(spec))
+    intensity = None if intensity_range is None else IntensityRange.parse(intensity_range)
+    images = _open(str(spec), intensity)
+    for note in images.notes:
+        _log.info("%s: %s", images.name, note, extra={"once": True})
     if fractions is None and images.split == UNSPLIT:
         fractions = FRACTIONS
     if fractions is not None:
@@ -78,16 +93,21 @@ def load_images(
     return _limit(images, limits, seed) if limits else images
 
 
-def _open(spec: str) -> ImageSet:
+def _open(spec: str, intensity: IntensityRange | None) -> ImageSet:
     name = spec.partition(":")[0].strip()
     if name in SOURCES.names():
+        if intensity is not None:
+            raise SpecError(
+                f"an intensity range applies to images in a folder or a CSV file, not to {name}: "
+                "leave out --intensity-range"
+            )
         images: ImageSet = SOURCES.make(spec)
         return images
     path = Path(spec).expanduser()
     if spec and path.is_dir():
-        return files.images_from_folder(path)
+        return images_from_folder(path, intensity)
     if path.is_file() and path.suffix.lower() == ".csv":
-        return files.images_from_csv(path)
+        return images_from_csv(path, intensity)
     raise DataError(
         f"{spec!r} is neither a folder nor a CSV file: "
         f"{unknown('data source', name, SOURCES.names())}"

@@ -16,13 +16,19 @@ from featkit.registry import unknown
 FRACTIONS = (0.70, 0.15, 0.15)
 """Default fractions of train, val and test for a source that defines no splits."""
 
+_SPLIT_TOLERANCE = 0.0011
+"""Relative error of the sum of fractions: 33.3/33.3/33.3 is a sum of 100."""
+
 
 def parse_split(text: str) -> tuple[float, float, float]:
-    """Parse ``70/15/15`` as fractions of train, val and test that sum to 1.
+    """Parse ``70/15/15`` or ``0.7/0.15/0.15`` as fractions of train, val and test.
+
+    Returns:
+        The fractions, which sum to 1. ``33.3/33.3/33.3`` counts as a sum of 100.
 
     Raises:
-        SpecError: unless these are three numbers, positive for train and test and non-negative for
-            val.
+        SpecError: unless these are three numbers that sum to 100, 10 or 1, positive for train and
+            test and non-negative for val.
     """
     try:
         train, val, test = (float(part) for part in text.split("/"))
@@ -31,6 +37,8 @@ def parse_split(text: str) -> tuple[float, float, float]:
     total = train + val + test
     if not (math.isfinite(total) and train > 0 and val >= 0 and test > 0):
         raise _bad_split(text)
+    if not any(math.isclose(total, whole, rel_tol=_SPLIT_TOLERANCE) for whole in (1, 10, 100)):
+        raise SpecError(f"split {text!r} sums to {total:g}: write percentages that sum to 100")
     return train / total, val / total, test / total
 
 

@@ -65,7 +65,7 @@ class Card:
         content = {
             "run": self.run,
             "request": self.request.to_dict(),
-            "recipe": asdict(self.recipe),
+            "recipe": self.recipe.to_dict(),
             "weights": self.weights,
             "classes": list(self.classes),
             "head": {"spec": self.head_spec, "file": HEAD_FILE, "sha256": self.head_sha256},

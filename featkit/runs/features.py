@@ -41,6 +41,7 @@ class FeatureSet:
         notes: choices made and images skipped on the way, one line each.
         copies: test images that are copies or near copies of train or val images, if they were
             searched by ``find_copies``.
+        image_notes: what was noticed when the images were listed, see ``ImageSet.notes``.
     """
 
     request: Request
@@ -50,6 +51,7 @@ class FeatureSet:
     weights: str
     notes: tuple[str, ...] = ()
     copies: Copies | None = None
+    image_notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -138,8 +140,16 @@ def load_features(
     if done.skipped:
         notes.append(f"{len(done.skipped)} images skipped: {', '.join(done.skipped)}")
         note(notes[-1])
-    name = extractor.plan(files[0]).images.name
-    return FeatureSet(request, extractor.read(request), done.path, name, done.weights, tuple(notes))
+    images = extractor.plan(files[0]).images
+    return FeatureSet(
+        request=request,
+        embeddings=extractor.read(request),
+        path=done.path,
+        data=images.name,
+        weights=done.weights,
+        notes=tuple(notes),
+        image_notes=images.notes,
+    )
 
 
 def _choices(given: Mapping[str, Any], request: Request, newest: Path | None) -> list[str]:

@@ -436,7 +436,9 @@ def _run_id(fitted: FittedHead, source: FeatureSet) -> str:
 
 def _provenance(fitted: FittedHead, source: FeatureSet) -> dict[str, Any]:
     splits = fitted.splits
+    notes = {"images": list(source.image_notes)} if source.image_notes else {}
     return {
+        **notes,
         "request": source.request.to_dict(),
         "fingerprint": source.embeddings.recipe.fingerprint,
         "weights": source.weights,

@@ -14,6 +14,7 @@ from featkit.embeddings.extract import embed
 from featkit.embeddings.pipeline import Compute, FeatureBatch, Features, PipelineTarget, Rows
 from featkit.evaluation.calibration import apply_temperature
 from featkit.images.files import images_from_files
+from featkit.images.intensity import IntensityRange
 from featkit.runs.directory import SavedRun
 
 if TYPE_CHECKING:
@@ -59,7 +60,8 @@ def predict(run: SavedRun, files: list[str], compute: Compute, *, top: int = 5) 
         DecodeError: if a file cannot be read, unless such files are skipped.
     """
     network = (run.load_backbone(), run.request.precision, frozenset(range(len(files))))
-    rows, features = gathered(embed(images_from_files(files), [network], compute))
+    images = images_from_files(files, _intensity(run.recipe.intensity))
+    rows, features = gathered(embed(images, [network], compute))
     if not len(rows):
         return []
     scores = run.head.predict_proba(features)
@@ -79,13 +81,17 @@ def predict_exported(
     """
     metadata = exported.metadata
     target = PipelineTarget(metadata.prepare, exported.engine, frozenset(range(len(files))))
-    rows, scores = gathered(
-        pipeline.run(images_from_files(files).load, [target], compute, on_cpu=True)
-    )
+    images = images_from_files(files, _intensity(metadata.recipe.get("intensity", "none")))
+    rows, scores = gathered(pipeline.run(images.load, [target], compute, on_cpu=True))
     if not len(rows):
         return []
     names = [files[row] for row in rows]
     return _top_classes(names, scores, metadata.classes, metadata.threshold, top)
+
+
+def _intensity(recorded: str) -> IntensityRange | None:
+    """Return the intensity range of the images that a head was fitted on."""
+    return None if recorded == "none" else IntensityRange.parse(recorded)
 
 
 def gathered(batches: Iterable[FeatureBatch]) -> tuple[Rows, Features]:

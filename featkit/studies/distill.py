@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -101,7 +101,7 @@ def make_teacher(
         RunError: if the run directory cannot be read.
     """
     student_request = replace(config.request, seed=config.seed)
-    fields = ("data", "split", "limit", "seed")
+    fields = ("data", "split", "limit", "intensity_range", "seed")
     images = {name: getattr(student_request, name) for name in fields}
     if is_path(spec) and Path(spec, "card.json").exists():
         return _teacher_from_run(
@@ -176,7 +176,7 @@ def _teacher_digest(run: Path) -> str:
     """Return the digest of a teacher's run id and recipe."""
     # Not of its files: that of the head contains a time stamp.
     card = read_card(run)
-    return digest([card.run, json.dumps(asdict(card.recipe), sort_keys=True)])
+    return digest([card.run, json.dumps(card.recipe.to_dict(), sort_keys=True)])
 
 
 def distill_run(

@@ -25,7 +25,17 @@ PRECISIONS = ("auto", "fp32", "bf16")
 AUGMENTATIONS = ("basic", "light", "shift", "trivial", "auto", "rand")
 MOST_VIEWS = 100
 
-REQUEST_OPTIONS = ("data", "split", "limit", "seed", "backbone", "weights", "resize", "crop")
+REQUEST_OPTIONS = (
+    "data",
+    "split",
+    "limit",
+    "intensity_range",
+    "seed",
+    "backbone",
+    "weights",
+    "resize",
+    "crop",
+)
 """Options of a training that select its images and its network: fields of ``Request``."""
 
 _NOT_OPTIONS = ("request", "cache")

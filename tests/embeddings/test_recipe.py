@@ -27,6 +27,7 @@ RECIPES = st.builds(
     precision=TEXT,
     calibration=TEXT,
     store=TEXT,
+    intensity=TEXT,
     schema=st.integers(),
 )
 NAMES = [field.name for field in fields(Recipe)]
@@ -62,3 +63,13 @@ def test_two_sequences_share_a_digest_only_if_they_are_equal(one, two):
 def test_invalid_recipes_are_refused(text):
     with pytest.raises(CacheError):
         Recipe.from_json(text)
+
+
+def test_an_intensity_range_is_recorded_only_if_it_is_given():
+    """Fingerprints of recipes without one are those of earlier versions."""
+    recipe = Recipe(*["x"] * 8, {}, "fp32")
+    assert "intensity" not in recipe.to_json()
+    assert recipe.fingerprint.startswith("0577e75f884b")
+    ranged = replace(recipe, intensity="0:4095")
+    assert '"intensity":"0:4095"' in ranged.to_json()
+    assert recipe.differences(ranged) == {"intensity": ("none", "0:4095")}

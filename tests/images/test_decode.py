@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import struct
+import subprocess
+import sys
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -13,7 +15,16 @@ import pytest
 from PIL import Image, ImageCms
 
 from featkit.errors import DecodeError
-from featkit.images.decode import array_key, decode, decode_file, file_key, to_rgb
+from featkit.images.decode import (
+    MAX_BYTES,
+    array_key,
+    content_key,
+    decode,
+    decode_file,
+    file_key,
+    to_rgb,
+)
+from featkit.images.intensity import IntensityRange
 
 
 def encoded(image: Image.Image, kind: str = "PNG", **options) -> bytes:
@@ -253,6 +264,379 @@ def test_array_keys_differ_between_shapes():
     assert array_key(flat) == array_key(flat.copy())
     assert array_key(flat) != array_key(flat.reshape(3, 4, 3))
     assert array_key(flat) == array_key(np.asfortranarray(flat))
+
+
+# Metadata -------------------------------------------------------------------------------------------
+
+
+def chunk(name: bytes, body: bytes, checksum: int | None = None) -> bytes:
+    """Return a PNG chunk; with another checksum if one is given."""
+    right = zlib.crc32(name + body)
+    return (
+        struct.pack(">I", len(body))
+        + name
+        + body
+        + struct.pack(">I", right if checksum is None else checksum)
+    )
+
+
+def with_chunk(data: bytes, added: bytes) -> bytes:
+    """Insert a chunk after the header of a PNG file."""
+    return data[:33] + added + data[33:]
+
+
+@pytest.mark.parametrize(
+    "added",
+    [
+        chunk(b"tEXt", b"Comment\0hello", 0),
+        chunk(b"eXIf", b"damaged"),
+        chunk(b"eXIf", b"MM\0*\0\0\0\x08", 0),
+        chunk(b"tEXt", b"Raw profile type exif\0not hexadecimal\nx\ny\nzz"),
+        chunk(b"zTXt", b"Comment\0\0" + zlib.compress(bytes(5 * 10**6))),
+        chunk(b"iTXt", b"Comment\0\1\0\0\0" + zlib.compress(bytes(5 * 10**6))),
+        chunk(b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0" + bytes(10**6)),
+        chunk(b"iCCP", b"name\0\0" + zlib.compress(bytes(5 * 10**6))),
+        chunk(b"iCCP", b"name\0\0damaged"),
+        chunk(b"iCCP", b""),
+        chunk(b"gAMA", b"\0"),
+        chunk(b"pHYs", b"\0\0"),
+        chunk(b"tIME", b"", 7),
+        chunk(b"zTXt", b"Comment\0\7x"),
+        chunk(b"prVt", b"x" * 10**6, 1),
+        100 * chunk(b"zTXt", b"Comment\0\0" + zlib.compress(bytes(900_000))),
+    ],
+)
+def test_metadata_of_png_does_not_prevent_reading_the_pixels(scene, added):
+    assert near(decode(with_chunk(encoded(scene), added), "scene"), scene, 0)
+
+
+def test_orientation_is_applied_beside_other_metadata_that_is_damaged(scene):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    stored = Image.fromarray(np.ascontiguousarray(np.rot90(np.asarray(scene))))
+    data = with_chunk(encoded(stored, exif=exif), chunk(b"tEXt", b"Comment\0x", 0))
+    assert near(decode(data, "scene"), scene, 0)
+
+
+def pixel_chunk(data: bytes) -> tuple[int, int]:
+    """Return where the content of the chunk IDAT of a PNG file starts and ends."""
+    start = data.index(b"IDAT") + 4
+    return start, start + struct.unpack(">I", data[start - 8 : start - 4])[0]
+
+
+def test_a_wrong_checksum_beside_right_pixels_does_not_matter(scene):
+    data = encoded(scene)
+    _, end = pixel_chunk(data)
+    assert near(decode(data[:end] + bytes(4) + data[end + 4 :], "scene"), scene, 0)
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        (b"IDAT", "wrong checksum of the pixels"),
+        (b"IHDR", "wrong checksum of the chunk IHDR"),
+        (b"PLTE", "wrong checksum of the chunk PLTE"),
+    ],
+)
+def test_a_damaged_chunk_that_decides_pixels_is_named(scene, name, reason):
+    data = bytearray(encoded(scene.quantize(4)))
+    data[data.index(name) + 9] ^= 16
+    with pytest.raises(DecodeError, match=reason):
+        decode(bytes(data), "scene")
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "WEBP", "AVIF", "PNG"])
+@pytest.mark.filterwarnings("ignore::UserWarning:PIL")
+def test_damaged_exif_does_not_prevent_reading_the_pixels(scene, kind):
+    options = {"WEBP": {"lossless": True}}.get(kind, {})
+    exif = Image.Exif()
+    exif[0x010F] = "maker" * 9
+    data = encoded(scene, kind, exif=exif, **options)
+    pixels = decode(data, "scene")
+    start, end = data.index(exif.tobytes()[6:14]), data.index(b"makermaker") + 45
+    rng = np.random.default_rng(0)
+    for _ in range(100):
+        damaged = np.frombuffer(data, np.uint8).copy()
+        places = rng.integers(start, end, 6)
+        damaged[places] = rng.integers(0, 256, 6)
+        assert decode(damaged.tobytes(), "scene").size == pixels.size
+
+
+@pytest.mark.parametrize("compression", [None, "tiff_lzw"])
+@pytest.mark.parametrize(
+    ("place", "value"), [(2, 0), (2, 5), (2, 12), (2, 99), (4, 2**31), (8, 2**32 - 1)]
+)
+@pytest.mark.filterwarnings("ignore::UserWarning:PIL")
+def test_damaged_tags_of_tiff_do_not_prevent_reading_the_pixels(scene, compression, place, value):
+    text = {
+        270: "about" * 9,
+        271: "maker",
+        305: "software",
+        306: "2020:01:01",
+        315: "artist",
+        700: b"<x/>",
+    }
+    options = {"icc_profile": b"icc" * 100, "dpi": (72, 72)}
+    data = encoded(scene, "TIFF", compression=compression, tiffinfo=text, **options)
+    (first,) = struct.unpack("<I", data[4:8])
+    (number,) = struct.unpack_from("<H", data, first)
+    for at in range(first + 2, first + 2 + 12 * number, 12):
+        if struct.unpack_from("<H", data, at)[0] in {*text, 282, 283, 296, 34675}:
+            damaged = bytearray(data)
+            struct.pack_into("<H" if place == 2 else "<I", damaged, at + place, value)
+            assert near(decode(bytes(damaged), "scene"), scene, 0)
+
+
+def riff(data: bytes, name: bytes, body: bytes, flag: int) -> bytes:
+    """Add a chunk to a WebP file that has the chunk VP8X."""
+    added = data + name + struct.pack("<I", len(body)) + body + bytes(len(body) % 2)
+    added = added[:20] + bytes((added[20] | flag,)) + added[21:]
+    return added[:4] + struct.pack("<I", len(added) - 8) + added[8:]
+
+
+@pytest.mark.parametrize("body", [b"", b"damaged", b"Exif\0\0MM\0*" + bytes(20), bytes(10**6)])
+@pytest.mark.parametrize(("name", "flag"), [(b"EXIF", 8), (b"XMP ", 4), (b"ICCP", 32)])
+@pytest.mark.filterwarnings("ignore::UserWarning:PIL")
+def test_metadata_of_webp_does_not_prevent_reading_the_pixels(scene, body, name, flag):
+    data = encoded(scene, "WEBP", lossless=True, exif=b"Exif\0\0II*\0\x08\0\0\0\0\0")
+    assert data[12:16] == b"VP8X"
+    assert near(decode(riff(data, name, body, flag), "scene"), scene, 0)
+
+
+# Truncated files ------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def photo() -> Image.Image:
+    rng = np.random.default_rng(0)
+    small = rng.integers(0, 256, (9, 12, 3), dtype=np.uint8)
+    return Image.fromarray(small).resize((190, 130), Image.Resampling.BICUBIC)
+
+
+JPEGS = [
+    {"subsampling": 0},
+    {"subsampling": 2},
+    {"restart_marker_rows": 1},
+    {"restart_marker_blocks": 3},
+    {"progressive": True},
+    {"progressive": True, "restart_marker_rows": 1},
+    {"mode": "L"},
+    {"mode": "CMYK"},
+]
+
+
+@pytest.mark.parametrize("options", JPEGS, ids=str)
+@pytest.mark.parametrize("rest", [b"\xff\xd9", b"\xff\xd9next", bytes(100_000), b""], ids=len)
+def test_a_jpeg_file_that_was_cut_off_is_refused(photo, options, rest):
+    """Pillow reads it if an end of image or enough other bytes follow; the rest is grey."""
+    options = {"mode": "RGB", "quality": 80, **options}
+    data = encoded(photo.convert(options.pop("mode")), "JPEG", **options)
+    start = data.index(b"\xff\xda") + 14
+    for part in (0.1, 0.3, 0.5, 0.7):
+        with pytest.raises(DecodeError, match="truncated"):
+            decode(data[: start + int(part * (len(data) - start))] + rest, "cut")
+
+
+@pytest.mark.parametrize("options", JPEGS, ids=str)
+def test_a_complete_jpeg_file_that_ends_grey_is_read(photo, options):
+    options = {"mode": "RGB", "quality": 80, **options}
+    grey = Image.new("RGB", (150, 90), (128, 128, 128))
+    grey.paste(photo.resize((60, 40)))
+    data = encoded(grey.convert(options.pop("mode")), "JPEG", **options)
+    for rest in (b"", b"trailer", bytes(1000), data):
+        assert decode(data + rest, "grey").shape == (90, 150, 3)
+
+
+# More than 8 bits -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("compression", [None, "tiff_lzw", "tiff_adobe_deflate"])
+def test_a_grey_tiff_file_in_which_0_is_white_is_inverted(compression):
+    levels = Image.fromarray(np.array([[0, 257, 65535]], np.uint16))
+    data = encoded(levels, "TIFF", compression=compression, tiffinfo={262: 0})
+    assert decode(data, "xray.tif")[0, :, 0].tolist() == [255, 254, 0]
+    assert content_key(data) != content_key(data + b"x")
+    eight = encoded(Image.fromarray(np.array([[0, 255]], np.uint8)), "TIFF", tiffinfo={262: 0})
+    assert decode(eight, "scan.tif").shape == (1, 2, 3)
+
+
+def test_the_key_of_a_file_that_was_decoded_wrongly_before_is_another():
+    """Its features in older cache files are not used; those of all other files are."""
+    from hashlib import sha256
+
+    levels = Image.fromarray(np.array([[0, 257, 65535]], np.uint16))
+    for image, options, same in [
+        (levels, {"tiffinfo": {262: 0}}, False),
+        (levels, {}, True),
+        (Image.new("RGB", (2, 2)), {}, True),
+        (Image.new("RGBA", (2, 2)), {}, True),
+    ]:
+        data = encoded(image, "TIFF", **options)
+        assert (content_key(data) == sha256(data).hexdigest()) is same
+    for data, same in [(bmp(0), False), (bmp(200), True), (b"BM damaged", True), (b"", True)]:
+        assert (content_key(data) == sha256(data).hexdigest()) is same
+
+
+def bmp(alpha: int) -> bytes:
+    """Return a BMP file of one pixel with a mask for the alpha channel."""
+    masks = struct.pack("<IIII", 0xFF0000, 0xFF00, 0xFF, 0xFF000000)
+    about = struct.pack("<IiiHHIIiiII", 108, 1, 1, 1, 32, 3, 4, 0, 0, 0, 0) + masks + bytes(52)
+    pixel = bytes((30, 20, 10, alpha))
+    head = b"BM" + struct.pack("<IHHI", 14 + len(about) + 4, 0, 0, 14 + len(about))
+    return head + about + pixel
+
+
+def test_an_alpha_channel_of_zeros_is_no_alpha_channel_in_bmp():
+    assert decode(bmp(0), "a.bmp").tolist() == [[[10, 20, 30]]]
+    assert decode(bmp(255), "a.bmp").tolist() == [[[10, 20, 30]]]
+    assert decode(bmp(51), "a.bmp").tolist() == [[[206, 208, 210]]]
+
+
+def test_an_alpha_channel_of_zeros_in_png_is_transparent():
+    image = Image.new("RGBA", (1, 1), (10, 20, 30, 0))
+    assert decode(encoded(image), "a.png").tolist() == [[[255, 255, 255]]]
+    assert decode(encoded(image, "TIFF"), "a.tif").tolist() == [[[255, 255, 255]]]
+
+
+@pytest.mark.parametrize(
+    ("values", "kind", "expected"),
+    [
+        (np.array([[0, 2048, 4095, 9999]], np.uint16), "PNG", [0, 128, 255, 255]),
+        (np.array([[0, 2048, 4095, 9999]], np.uint16), "TIFF", [0, 128, 255, 255]),
+        (np.array([[-9, 0, 4095, 70_000]], np.int32), "TIFF", [0, 0, 255, 255]),
+        (np.array([[-0.5, 0, 2047.5, 4095]], np.float32), "TIFF", [0, 0, 128, 255]),
+    ],
+)
+def test_an_intensity_range_is_applied_to_more_than_8_bits(values, kind, expected):
+    data = encoded(Image.fromarray(values), kind)
+    assert decode(data, "x", IntensityRange.parse("0:4095"))[0, :, 0].tolist() == expected
+    assert content_key(data, IntensityRange(0, 4095)) != content_key(data)
+    assert content_key(data, IntensityRange(0, 4095)) != content_key(data, IntensityRange(0, 4096))
+
+
+def test_an_intensity_range_does_not_change_8_bits(scene):
+    assert near(decode(encoded(scene), "x", IntensityRange(0, 9)), scene, 0)
+
+
+def test_an_intensity_range_does_not_apply_to_colours_of_16_bits():
+    body = zlib.compress(bytes(7))
+    size = struct.pack(">IIBBBBB", 1, 1, 16, 2, 0, 0, 0)
+    data = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", size) + chunk(b"IDAT", body) + chunk(b"IEND", b"")
+    assert decode(data, "x").tolist() == [[[0, 0, 0]]]
+    with pytest.raises(DecodeError, match="16-bit colours"):
+        decode(data, "x", IntensityRange(0, 9))
+
+
+def test_pixels_that_are_not_numbers_are_refused():
+    data = encoded(Image.fromarray(np.array([[0, np.nan]], np.float32)), "TIFF")
+    with pytest.raises(DecodeError, match="NaN"):
+        decode(data, "x.tif", IntensityRange(0, 1))
+
+
+@pytest.mark.parametrize(
+    ("largest", "suggestion"),
+    [(1023, "0:1023"), (4095, "0:4095"), (16383, "0:16383"), (30_000, None), (0, None)],
+)
+@pytest.mark.parametrize(("kind", "inverted"), [("PNG", False), ("TIFF", False), ("TIFF", True)])
+def test_16_bit_images_that_use_few_bits_are_reported(largest, suggestion, kind, inverted):
+    options = {"tiffinfo": {262: 0}} if inverted else {}
+    data = encoded(Image.fromarray(np.array([[0, largest]], np.uint16)), kind, **options)
+    reported: list[str] = []
+    decode(data, "dark", on_dark=reported.append)
+    assert len(reported) == (suggestion is not None)
+    assert all(text.endswith(f"--intensity-range {suggestion}") for text in reported)
+    decode(data, "dark", IntensityRange(0, 4095), reported.append)
+    assert len(reported) == (suggestion is not None)
+
+
+# Other kinds of files -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "a Git LFS pointer"),
+        (b"<!DOCTYPE html><html><body>404", "an HTML page"),
+        (b'<?xml version="1.0"?><svg xmlns="x">', "an SVG drawing"),
+        (b"%PDF-1.7", "a PDF document"),
+        (bytes(5000), "zeros only"),
+        (b"\0\0\0\x18ftypmp42" + bytes(12), "a video"),
+    ],
+)
+def test_what_a_file_is_instead_is_said(data, reason):
+    with pytest.raises(DecodeError, match=f"not one of the formats .*: it is {reason}"):
+        decode(data, "x.jpg")
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF", "JPEG2000", "AVIF"])
+def test_a_damaged_file_of_a_known_format_is_not_called_another_format(scene, kind):
+    data = encoded(scene, kind)
+    with pytest.raises(DecodeError, match="cannot be decoded") as caught:
+        decode(data[:16] + bytes(len(data) - 16), "x.jpg")
+    assert "not one of" not in str(caught.value)
+
+
+def test_avif_is_read(scene):
+    assert near(
+        decode(encoded(scene, "AVIF", quality=100, subsampling="4:4:4"), "scene"), scene, 40
+    )
+
+
+def test_heic_needs_an_extra_or_is_read(scene):
+    data = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic"
+    try:
+        from pillow_heif import from_pillow
+    except ImportError:
+        with pytest.raises(DecodeError, match=r"pip install 'featkit\[heif\]'"):
+            decode(data, "x.heic")
+        return
+    stream = BytesIO()
+    from_pillow(scene).save(stream, quality=-1)
+    assert near(decode(stream.getvalue(), "scene"), scene, 12)
+    with pytest.raises(DecodeError):
+        decode(data, "x.heic")
+
+
+def test_a_file_that_is_too_large_is_refused_before_it_is_read(tmp_path):
+    with (tmp_path / "x.png").open("wb") as file:
+        file.truncate(200 * 10**9)
+    assert MAX_BYTES < 200 * 10**9
+    for read in (decode_file, file_key):
+        with pytest.raises(DecodeError, match=r"x.png cannot be read: 200,000 MB are more than"):
+            read(tmp_path / "x.png")
+
+
+MEMORY = """
+import struct, sys, zlib
+from featkit.images.decode import decode
+from featkit.storage import peak_memory_mb
+width, height, kind, size = 11000, 9000, *map(int, sys.argv[1:])
+bits, mode = (8, kind) if kind else (16, 0)
+header = struct.pack(">IIBBBBB", width, height, bits, mode, 0, 0, 0)
+packed = zlib.compress(bytes(1 + width * size) * 100, 1)
+stream = zlib.compressobj(1)
+body = b"".join(stream.compress(bytes(1 + width * size)) for _ in range(height)) + stream.flush()
+def chunk(name, body):
+    return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
+data = b"\\x89PNG\\r\\n\\x1a\\n" + chunk(b"IHDR", header) + chunk(b"IDAT", body) + chunk(b"IEND", b"")
+before = peak_memory_mb()
+assert decode(data, "x").shape == (height, width, 3)
+print(peak_memory_mb() - before)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("kind", "size"), [(0, 2), (2, 3), (6, 4)])
+def test_99_megapixels_are_decoded_within_the_stated_memory(kind, size):
+    """PNG of 16-bit grey, RGB and RGBA."""
+    done = subprocess.run(
+        [sys.executable, "-c", MEMORY, str(kind), str(size)],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert float(done.stdout) < 900
+    assert not done.stderr
 
 
 # name -> shape and mean colour to within 2, or words of the error

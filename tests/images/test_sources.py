@@ -8,10 +8,11 @@ import sys
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from featkit.errors import DataError, SpecError
 from featkit.images import load_images
-from featkit.images.files import images_from_folder
+from featkit.images.folder import images_from_folder
 from featkit.images.sources import SOURCES
 from featkit.testing import check_source
 
@@ -83,7 +84,7 @@ def test_own_splits_are_used(sorted_photos):
 
 
 def test_explicit_split_replaces_the_own_one(sorted_photos):
-    images = load_images(str(sorted_photos), split="5/0/5", seed=3)
+    images = load_images(str(sorted_photos), split="50/0/50", seed=3)
     assert (images.split, sizes(images)) == ("50/0/50:seed=3", [12, 0, 12])
 
 
@@ -210,3 +211,32 @@ def test_real_data_sets_have_their_classes_and_sizes(real_data, spec, classes, e
     assert (images.name, images.split) == (spec.split("/")[0], "own")
     assert (len(images.classes), sizes(images)) == (classes, expected)
     assert images.load(0).ndim == 3
+
+
+def test_an_intensity_range_is_part_of_the_images(photos):
+    plain, ranged = load_images(str(photos)), load_images(str(photos), intensity_range="0:4095")
+    assert (plain.intensity, ranged.intensity) == ("none", "0:4095")
+    assert ranged.take(np.array([0])).intensity == "0:4095"
+    assert plain.key(0) != ranged.key(0)
+    with pytest.raises(SpecError, match="not to digits: leave out --intensity-range"):
+        load_images("digits", intensity_range="0:4095")
+
+
+def test_what_was_noticed_is_logged(photos, caplog):
+    (photos / "red" / "0.svg").write_text("<svg/>")
+    with caplog.at_level("INFO", "featkit"):
+        images = load_images(str(photos))
+    assert images.notes == ("passed over: 1 .svg",)
+    assert caplog.messages == ["photos: passed over: 1 .svg"]
+
+
+def test_the_first_dark_image_is_reported_once(photos, caplog):
+    for path in photos.rglob("*.png"):
+        Image.fromarray(np.array([[0, 4095]], np.uint16)).save(path)
+    images = load_images(str(photos))
+    for row in range(5):
+        images.load(row)
+    (message,) = caplog.messages
+    assert message.endswith("if the images have 12 bits, give --intensity-range 0:4095")
+    assert load_images(str(photos), intensity_range="0:4095").load(0).max() == 255
+    assert len(caplog.messages) == 1

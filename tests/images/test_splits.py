@@ -100,8 +100,9 @@ def test_split_accepts_labels_with_gaps():
     [
         ("70/15/15", FRACTIONS),
         ("7/1.5/1.5", FRACTIONS),
-        (" 1 / 0 / 3 ", (0.25, 0, 0.75)),
+        (" 25 / 0 / 75 ", (0.25, 0, 0.75)),
         ("0.6/0.2/0.2", (0.6, 0.2, 0.2)),
+        ("33.3/33.3/33.3", (1 / 3, 1 / 3, 1 / 3)),
     ],
 )
 def test_split_fractions_are_parsed(text, expected):
@@ -126,6 +127,15 @@ def test_split_fractions_are_parsed(text, expected):
 )
 def test_a_malformed_split_is_refused(text):
     with pytest.raises(SpecError, match=r"70/15/15"):
+        parse_split(text)
+
+
+@pytest.mark.parametrize(
+    "text", ["70/20/20", "60/20/10", "0.7/0.2/0.2", "7/2/2", "70/15/1.5", "1000/0/1"]
+)
+def test_fractions_with_another_sum_are_refused(text):
+    """They are probably mistyped: scaling them would give a split that nobody asked for."""
+    with pytest.raises(SpecError, match=r"sums to .*: write percentages that sum to 100"):
         parse_split(text)
 
 

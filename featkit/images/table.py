@@ -1,0 +1,226 @@
+"""Image sets from CSV files."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from pathlib import Path, PureWindowsPath
+
+from featkit.errors import DataError
+from featkit.images.base import ImageSet
+from featkit.images.files import ImageEntry, check_labels, from_entries, note_look_alikes
+from featkit.images.intensity import IntensityRange
+from featkit.images.names import look_alike, normal_form, split_of
+from featkit.storage import TEXT_LIMIT, read_file, safe_name
+
+_COLUMNS = ("path", "label", "split")
+_LIKE_SPLIT = ("fold", "partition", "phase", "set", "subset", "usage")
+"""Columns that may hold splits under another name."""
+
+
+def images_from_csv(path: Path, intensity: IntensityRange | None = None) -> ImageSet:
+    """Return the images listed in a CSV file with columns ``path,label`` and optionally ``split``.
+
+    Other columns are ignored, and so is the case of their names. Paths are relative to the CSV
+    file, which is UTF-8, with or without a byte order mark. A path that does not exist is looked
+    for with other spellings that look the same (Unicode NFC and NFD, invisible characters, spaces
+    at the ends) and with slashes in place of backslashes. Labels are in normal form. Splits may
+    have the usual names, such as ``training``, ``dev`` or ``testing``.
+
+    A file that is missing is an error when it is read, so that it can be skipped.
+
+    Args:
+        path: the CSV file.
+        intensity: see ``featkit.images.decode.decode``.
+
+    Raises:
+        DataError: if a column is missing or occurs twice, a file occurs twice, a split is unknown,
+            or all files are missing.
+    """
+    lines, notes = _lines(path)
+    if not lines:
+        raise DataError(f"{path} lists no images: add a line for each image below the header")
+    splits = {row["split"] for _, row in lines if "split" in row}
+    finder = _FileFinder(path.parent)
+    entries = [_entry(path, line, row, splits, finder) for line, row in lines]
+    _check_duplicates(path, entries)
+    check_labels(str(path), [entry.label for entry in entries])
+    notes += note_look_alikes(entry.id for entry in entries)
+    if finder.respelled:
+        notes.append(
+            f"{len(finder.respelled)} paths are spelled differently on the disk (Unicode form, "
+            f"invisible characters, spaces or slashes), such as {finder.respelled[0]!a}"
+        )
+    name = path.resolve().parent.name if path.stem == "labels" else path.stem
+    marked = _mark_missing(path, entries)
+    return from_entries(safe_name(name), marked, notes=notes, intensity=intensity)
+
+
+def _mark_missing(path: Path, entries: list[ImageEntry]) -> list[ImageEntry]:
+    missing = [entry.id for entry in entries if not entry.path]
+    if not missing:
+        return entries
+    problem = (
+        f"{len(missing)} files listed in {path} are missing, the first is {missing[0]!r}: paths "
+        "are relative to the CSV file"
+    )
+    if len(missing) == len(entries):
+        raise DataError(problem)
+    problem += "; correct them, or skip such files with --on-error skip"
+    return [entry if entry.path else entry._replace(problem=problem) for entry in entries]
+
+
+def _lines(path: Path) -> tuple[list[tuple[int, dict[str, str]]], list[str]]:
+    """Return number and values of each line, and notes."""
+    try:
+        text = read_file(path, TEXT_LIMIT).decode("utf-8-sig")
+        reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
+        columns, notes = _columns(path, reader.fieldnames or [])
+        reader.fieldnames = columns
+        return [(reader.line_num, row) for row in reader], notes
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} is not UTF-8 text: save it as CSV UTF-8") from error
+    except csv.Error as error:
+        raise DataError(
+            f"{path} is not CSV ({error}): save it as comma-separated UTF-8 text"
+        ) from error
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}; check the file") from error
+
+
+def _columns(path: Path, header: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Return the names of the columns as they are used, and notes.
+
+    Raises:
+        DataError: if a column is missing or occurs twice.
+    """
+    columns = [normal_form(column) for column in header]
+    for name in _COLUMNS:
+        matching = [column for column in columns if column.lower() == name]
+        if len(matching) > 1:
+            raise DataError(
+                f"{path} has {len(matching)} columns {name!r} ({', '.join(map(repr, header))}): "
+                "rename or remove all but one"
+            )
+        if not matching and name != "split":
+            found = ", ".join(columns) or "no columns"
+            raise DataError(
+                f"{path} has no column {name!r}: expected path,label[,split], found {found}"
+            )
+    lower = [column.lower() for column in columns]
+    notes = []
+    similar = [column for column in columns if column.lower() in _LIKE_SPLIT]
+    if "split" not in lower and similar:
+        notes.append(
+            f"column {similar[0]!r} is not used: if it holds the splits, rename it to split"
+        )
+    # Other columns are numbered, so that none of them can replace one that is used.
+    return [
+        name if name in _COLUMNS else f"{place}: {name}" for place, name in enumerate(lower)
+    ], notes
+
+
+def _entry(
+    path: Path, line: int, row: dict[str, str], splits: set[str], finder: _FileFinder
+) -> ImageEntry:
+    where = f"line {line} of {path}"
+    if None in row or None in row.values():
+        raise DataError(
+            f"{where} has not as many values as the header: put quotes around values that contain "
+            "a comma"
+        )
+    label = normal_form(row["label"])
+    if not row["path"] or not label:
+        raise DataError(f"{where} has an empty path or label: every image needs both")
+    split = ""
+    if "split" in row:
+        found = split_of(row["split"], splits)
+        if found is None:
+            raise DataError(
+                f"{where} has an unknown split {row['split']!r}: known: train, val, test and their "
+                "usual names"
+            )
+        split = found
+    return ImageEntry(row["path"], finder.find(row["path"], where), label, split)
+
+
+def _check_duplicates(path: Path, entries: Iterable[ImageEntry]) -> None:
+    seen: set[str] = set()
+    for entry in entries:
+        path_key = os.path.normpath(entry.path or entry.id)
+        if path_key in seen:
+            raise DataError(f"{path} lists {entry.id!r} twice: list each image once")
+        seen.add(path_key)
+
+
+class _FileFinder:
+    """Find files by paths that may be spelled differently.
+
+    Attributes:
+        respelled: the paths that were found under another spelling.
+    """
+
+    def __init__(self, base: Path) -> None:
+        self.base = base
+        self.respelled: list[str] = []
+        self._listed: dict[str, dict[str, list[str]]] = {}
+
+    def find(self, name: str, where: str) -> str:
+        """Return the path of an existing file, an empty string if there is none.
+
+        Raises:
+            DataError: if several files are spelled so that they look the same as ``name``.
+        """
+        exact = str(self.base / name)
+        # Not is_file: a named pipe is refused when it is read, with a message that says so.
+        if _exists(exact):
+            return exact
+        for spelled in (name, PureWindowsPath(name).as_posix()):
+            found = self._walk(spelled, where)
+            if found:
+                self.respelled.append(name)
+                return found
+        return ""
+
+    def _walk(self, name: str, where: str) -> str:
+        """Replace each part of a path that does not exist by the only name that looks the same."""
+        path = str(self.base)
+        for part in Path(name).parts:
+            inner = str(Path(path, part))
+            if not _exists(inner):
+                similar = self._similar(path).get(look_alike(part), [])
+                if len(similar) > 1:
+                    names = " and ".join(ascii(other) for other in similar[:2])
+                    raise DataError(
+                        f"{where}: {name!r} does not exist, and several names in {path} look the "
+                        f"same ({names}): correct the path"
+                    )
+                if not similar:
+                    return ""
+                inner = str(Path(path, similar[0]))
+            path = inner
+        return path
+
+    def _similar(self, folder: str) -> dict[str, list[str]]:
+        if folder not in self._listed:
+            names: dict[str, list[str]] = {}
+            with suppress(OSError, ValueError):  # there is nothing to find in it
+                for inner in sorted(Path(folder).iterdir()):
+                    names.setdefault(look_alike(inner.name), []).append(inner.name)
+            self._listed[folder] = names
+        return self._listed[folder]
+
+
+def _exists(path: str) -> bool:
+    try:
+        Path(path).stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except ValueError:  # a NUL, or text that the file system cannot encode
+        return False
+    except OSError:
+        return True  # it cannot be read, and reading it says why
+    return True
