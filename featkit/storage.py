@@ -511,6 +511,23 @@ def _read_owner(path: Path) -> str:
         return "another process"
 
 
+def processes_using(path: Path) -> list[str]:
+    """Return the processes that have a file open, such as ``process 4711 (python notebook.py)``.
+
+    Processes of other users are not found, as the system does not show their files.
+    """
+    import psutil
+
+    target = path.absolute().resolve()
+    found = []
+    for process in psutil.process_iter():
+        with suppress(psutil.Error, OSError):
+            if any(Path(opened.path) == target for opened in process.open_files()):
+                command = " ".join(process.cmdline())[:80]
+                found.append(f"process {process.pid} ({command})")
+    return found
+
+
 def write_csv(file: TextIO, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
     r"""Write a header and rows as CSV, lines ending in ``\n``.
 

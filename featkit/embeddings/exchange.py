@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 
 from featkit.embeddings import store
 from featkit.embeddings.base import Embeddings
-from featkit.embeddings.plan import images_digest, labels_digest
 from featkit.embeddings.recipe import Recipe
 from featkit.embeddings.request import Request
+from featkit.embeddings.validation import images_digest, labels_digest
 from featkit.errors import DataError, SpecError, StorageError
 from featkit.extras import require
 from featkit.images.base import SPLITS

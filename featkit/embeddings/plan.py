@@ -11,9 +11,6 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from featkit.backbones.base import Backbone
 from featkit.backbones.devices import INT8, instruction_set
 from featkit.embeddings import store
@@ -22,11 +19,12 @@ from featkit.embeddings.layout import StorageLayout
 from featkit.embeddings.pipeline import Compute
 from featkit.embeddings.recipe import Recipe
 from featkit.embeddings.request import Request
-from featkit.errors import DecodeError
+from featkit.embeddings.validation import images_digest, labels_digest, splits_digest
+from featkit.errors import CacheError, DecodeError
 from featkit.images.base import ImageSet
 from featkit.images.perturb import parse_perturbation
 from featkit.parallel import in_threads
-from featkit.storage import digest, safe_name
+from featkit.storage import safe_name
 
 _KEYS_AT_ONCE = 64
 
@@ -124,7 +122,7 @@ def make_recipe(
     return Recipe(
         images=images_digest(images.ids, keys),
         labels=labels_digest(images.classes, images.labels),
-        split=digest(images.splits.tolist()) if images.split == "own" else "none",
+        split=splits_digest(images.splits) if images.split == "own" else "none",
         perturb=perturb,
         backbone=backbone.name,
         weights=backbone.digest,
@@ -136,16 +134,6 @@ def make_recipe(
         store=store,
         intensity=images.intensity,
     )
-
-
-def images_digest(ids: Sequence[str], keys: Sequence[str]) -> str:
-    """Return the recipe's digest of the names and contents of images."""
-    return digest([*ids, *keys])
-
-
-def labels_digest(classes: Sequence[str], labels: NDArray[np.int64]) -> str:
-    """Return the recipe's digest of class names and labels ``(n,)``."""
-    return digest([*classes, *map(str, labels.tolist())])
 
 
 def content_keys(images: ImageSet, compute: Compute) -> tuple[str, ...]:
@@ -183,7 +171,10 @@ def count_changes(plan: ExtractionPlan) -> dict[str, int] | None:
             recorded.get(name) == requested[name] for name in ("data", "perturb", "part")
         )
         if same_data and entry.recipe.same_network(plan.recipe):
-            before = store.read_header(entry.path)
+            try:
+                before = store.read_header(entry.path)
+            except CacheError:  # a damaged file of the past is no reason to stop
+                continue
             changed = compare_images(before.ids, before.keys, plan.images.ids, plan.keys)
             return {kind: len(names) for kind, names in changed.items()}
     return None

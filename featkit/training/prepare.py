@@ -19,8 +19,9 @@ from featkit.backbones.saved import (
     short_key,
 )
 from featkit.embeddings.pipeline import Compute
-from featkit.embeddings.plan import content_keys, images_digest, labels_digest
+from featkit.embeddings.plan import content_keys
 from featkit.embeddings.request import Request
+from featkit.embeddings.validation import images_digest, labels_digest
 from featkit.errors import DataError, SpecError
 from featkit.images.base import ImageSet
 from featkit.images.splits import stratified_split

@@ -15,23 +15,34 @@ import pytest
 
 from featkit.embeddings import store
 from featkit.embeddings.recipe import Recipe
+from featkit.embeddings.validation import images_digest, labels_digest, splits_digest
 from featkit.errors import CacheError, StaleCacheError, StorageError
-
-RECIPE = Recipe(
-    "i", "l", "none", "none", "resnet18", "w", "avgpool", "avg", {"resize": 256}, "fp32"
-)
 
 
 def make_header(n: int = 6) -> store.Header:
-    return store.Header(
-        recipe=RECIPE,
-        ids=tuple(f"ü {row}.png" for row in range(n)),
-        keys=tuple(f"{row:064x}" for row in range(n)),
-        labels=np.arange(n) % 2,
-        splits=np.where(np.arange(n) < 4, "train", "test"),
-        classes=("no", "yes, é"),
-        provenance={"weights": "random:0"},
+    """Return a header of n images whose recipe has the digests of its names, labels and splits."""
+    ids = tuple(f"ü {row}.png" for row in range(n))
+    keys = tuple(f"{row:064x}" for row in range(n))
+    labels, classes = np.arange(n) % 2, ("no", "yes, é")
+    splits = np.where(np.arange(n) < 2 * n // 3, "train", "test")
+    recipe = Recipe(
+        images=images_digest(ids, keys),
+        labels=labels_digest(classes, labels),
+        split=splits_digest(splits),
+        perturb="none",
+        backbone="resnet18",
+        weights="w",
+        layer="avgpool",
+        pool="avg",
+        preprocess={"resize": 256},
+        precision="fp32",
     )
+    return store.Header(
+        recipe, ids, keys, labels, splits, classes, provenance={"weights": "random:0"}
+    )
+
+
+RECIPE = make_header().recipe
 
 
 def vectors(n: int = 6) -> np.ndarray:

@@ -1,0 +1,338 @@
+"""Validation of cache files: nothing in a file is used before it has been checked.
+
+A file may be damaged, written by another program, or made to do harm. Its structure, types and
+sizes are checked before its data are read, and its data against digests: names and contents of
+images, labels, classes and splits against the recipe, each row of features against its CRC-32,
+everything else against the attribute ``seal``, which files of version 0.2.0 and earlier lack.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+
+from featkit.embeddings.layout import ZSTD_FILTER
+from featkit.embeddings.recipe import Recipe
+from featkit.errors import CacheError, FeatkitError
+from featkit.extras import is_installed
+from featkit.images.base import SPLITS
+from featkit.storage import digest, processes_using
+
+COLUMNS = ("labels", "ids", "keys", "splits", "valid", "checksums")
+"""Datasets with one value for each image."""
+
+_FILTERS = {
+    h5py.h5z.FILTER_SHUFFLE,
+    h5py.h5z.FILTER_DEFLATE,
+    h5py.h5z.FILTER_FLETCHER32,
+    ZSTD_FILTER,
+}
+"""Filters that may be applied: HDF5 would load any other one as a plug-in."""
+
+_FREE_BYTES, _MOST_RATIO = 2**30, 64
+"""A dataset may be this large, or this many times the space that it takes in the file."""
+
+_REQUEST_TYPES: dict[str, tuple[type, ...]] = {
+    **dict.fromkeys(("data", "backbone", "weights", "pool", "precision", "store"), (str,)),
+    **dict.fromkeys(("split", "limit", "layer", "resize", "crop"), (str, type(None))),
+    **dict.fromkeys(("augment", "perturb", "part"), (str, type(None))),
+    **dict.fromkeys(("seed", "views"), (int,)),
+}
+"""Types of the fields of ``Request``, which imports this module."""
+
+_UNKNOWN = {"data": "unknown", "weights": "unknown"}
+_NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}
+_LOCKED = {errno.EAGAIN, errno.EWOULDBLOCK, errno.EDEADLK}
+_DENIED = {errno.EACCES, errno.EPERM}
+
+
+@contextmanager
+def read_errors(path: Path) -> Iterator[None]:
+    """Convert the errors of reading a cache file into a CacheError.
+
+    Raises:
+        CacheError: for any error inside the block but a FeatkitError and a lack of memory.
+    """
+    try:
+        yield
+    except (FeatkitError, MemoryError):
+        raise
+    except OSError as error:
+        raise _describe_os_error(path, error) from error
+    except Exception as error:  # h5py raises almost any exception for a damaged file
+        raise damaged(path, error) from error
+
+
+def damaged(path: Path, reason: object) -> CacheError:
+    """Return the error of a file whose content is wrong."""
+    text = " ".join(str(reason).split()) or type(reason).__name__
+    if isinstance(reason, KeyError):
+        text = f"{text} is missing"
+    return CacheError(
+        f"{path} is damaged or not an embeddings file ({text[:300]}): remove it with "
+        f"`featkit cache rm {path}` and extract again"
+    )
+
+
+def _describe_os_error(path: Path, error: OSError) -> CacheError:
+    """Return the error of a file that the operating system refused to open or to read.
+
+    Only an error without a number is one of HDF5's own: the content is wrong. In all other cases
+    the file may be intact, so its removal is never advised.
+    """
+    if error.errno is None:
+        return damaged(path, error)
+    reason = os.strerror(error.errno)
+    if error.errno in _LOCKED:
+        owners = ", ".join(processes_using(path)) or "another process"
+        return CacheError(
+            f"{path} is locked: {owners} has it open for writing; close it there and try again"
+        )
+    if error.errno == errno.ENOENT:
+        return _not_found(path)
+    fix = "check the disk or the network connection and try again"
+    if error.errno in _DENIED:
+        fix = "change its permissions or choose another folder with --cache"
+    return CacheError(f"{path} cannot be read: {reason}; {fix}")
+
+
+def _not_found(path: Path) -> CacheError:
+    return CacheError(
+        f"{path} not found: see `featkit cache ls`, or create it with `featkit extract`"
+    )
+
+
+def open_hdf5(path: Path) -> Any:
+    """Open an HDF5 file for reading.
+
+    Raises:
+        CacheError: if the file is missing, locked, not a regular file or not HDF5.
+    """
+    with read_errors(path):
+        status = path.stat()
+        if not path.is_file():
+            raise CacheError(f"{path} is not a file: choose another name, or move it away")
+        if not status.st_size:
+            raise ValueError("the file is empty")
+        try:
+            return h5py.File(path, "r")
+        except OSError as error:
+            if error.errno not in _NO_LOCKS:
+                raise
+            # Network file systems without locks: the lock is not needed, as files are never
+            # changed once they have their name.
+            return h5py.File(path, "r", locking=False)
+
+
+def check_structure(file: Any) -> None:
+    """Check which datasets a file has, their types and sizes; no data are read.
+
+    Raises:
+        ValueError: with the reason, if the file is not an embeddings file.
+        CacheError: if the compression of the features is not installed.
+    """
+    if "complete" not in file.attrs or "embeddings" not in file:
+        raise ValueError("it is not a complete embeddings file")
+    complete = file.attrs["complete"]
+    if not (isinstance(complete, np.bool_) and complete):
+        raise ValueError("it is not a complete embeddings file")
+    for name in ("embeddings", *COLUMNS):
+        _check_dataset(name, file)
+    features = file["embeddings"]
+    if features.dtype not in (np.float32, np.float16) or features.ndim != 2 or not features.size:
+        raise ValueError(f"embeddings are {features.dtype} of shape {features.shape}")
+    for name in COLUMNS:
+        if file[name].shape != features.shape[:1]:
+            raise ValueError(f"{name} has shape {file[name].shape}, not {features.shape[:1]}")
+        if not _is_column_type(name, file[name].dtype):
+            raise ValueError(f"{name} has type {file[name].dtype}")
+
+
+def _check_dataset(name: str, file: Any) -> None:
+    if name not in file:
+        raise ValueError(f"{name} is missing")
+    # Links to other files, and datasets whose data are in other files, would let a file that was
+    # received from someone read any file of the user.
+    if not isinstance(file.get(name, getlink=True), h5py.HardLink):
+        raise ValueError(f"{name} is a link")
+    dataset = file[name]
+    if not isinstance(dataset, h5py.Dataset):
+        raise ValueError(f"{name} is not a dataset")
+    if dataset.is_virtual or dataset.external:
+        raise ValueError(f"the data of {name} are in other files")
+    _check_filters(name, dataset)
+    stored = dataset.id.get_storage_size()
+    if dataset.shape is None or dataset.nbytes > max(_FREE_BYTES, _MOST_RATIO * stored):
+        raise ValueError(f"{name} has shape {dataset.shape}, but only {stored} bytes")
+
+
+def _check_filters(name: str, dataset: Any) -> None:
+    properties = dataset.id.get_create_plist()
+    filters = {properties.get_filter(index)[0] for index in range(properties.get_nfilters())}
+    if not filters <= _FILTERS:
+        raise ValueError(f"{name} is compressed with an unknown filter")
+    # Importing hdf5plugin registers its filters with HDF5.
+    if ZSTD_FILTER in filters and not is_installed("hdf5plugin"):
+        raise CacheError(
+            f"{dataset.file.filename} is compressed with zstd; "
+            "install it: pip install 'featkit[zstd]'"
+        )
+
+
+def _is_column_type(name: str, dtype: np.dtype[Any]) -> bool:
+    if name == "ids":
+        return h5py.check_string_dtype(dtype) is not None
+    kinds = {"labels": "iu", "keys": "S", "splits": "S", "valid": "b", "checksums": "u"}
+    return dtype.kind in kinds[name] and dtype.itemsize <= 64
+
+
+def read_attributes(path: Path, file: Any) -> tuple[Recipe, tuple[str, ...], dict[str, Any]]:
+    """Return recipe, class names and provenance of an open file.
+
+    Raises:
+        ValueError: with the reason, if one of them is damaged.
+    """
+    texts = {name: _text(file, name) for name in ("recipe", "classes", "provenance")}
+    recipe = Recipe.from_json(texts["recipe"])
+    if "seal" not in file.attrs:
+        _check_name(path, recipe)
+    elif _text(file, "seal") != seal(file):
+        raise ValueError("its attributes do not match their digest")
+    classes = json.loads(texts["classes"])
+    if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
+        raise ValueError("classes is not a list of names")
+    if len(set(classes)) < len(classes):
+        raise ValueError("two classes have the same name")
+    return recipe, tuple(classes), _check_provenance(json.loads(texts["provenance"]))
+
+
+def _text(file: Any, name: str) -> str:
+    if name not in file.attrs:
+        raise ValueError(f"attribute {name} is missing")
+    value = file.attrs[name]
+    if not isinstance(value, str):
+        raise ValueError(f"attribute {name} is not text")
+    return value
+
+
+def _check_name(path: Path, recipe: Recipe) -> None:
+    """Check the recipe of an old file against the file's name, if that has a fingerprint."""
+    found = re.search("-([0-9a-f]{12})$", path.stem)
+    if found and found[1] != recipe.fingerprint[:12]:
+        raise ValueError("its name does not match its recipe")
+
+
+def _check_provenance(provenance: Any) -> dict[str, Any]:
+    """Return the provenance, completed by ``unknown`` where a value is missing.
+
+    Raises:
+        ValueError: if a value has the wrong type, or the name of the data is not a folder name.
+    """
+    if not isinstance(provenance, dict):
+        raise ValueError("provenance is not an object")
+    request = provenance.get("request", {})
+    if not isinstance(request, dict):
+        raise ValueError("the request in its provenance is not an object")
+    for name, types in _REQUEST_TYPES.items():
+        # bool is a subclass of int
+        if name in request and type(request[name]) not in types:
+            raise ValueError(f"{name} of the request in its provenance is {request[name]!r:.40}")
+    known = {**_UNKNOWN, **provenance, "request": {"data": "", **request}}
+    for name in _UNKNOWN:
+        if not isinstance(known[name], str):
+            raise ValueError(f"{name} in its provenance is not text")
+    # Results are written to a folder of this name.
+    name = known["data"]
+    parts = re.split(r"[/\\]", name)
+    if (
+        not name.isprintable()
+        or any(part in ("", ".", "..") for part in parts)
+        or parts[0][1:] == ":"
+    ):
+        raise ValueError(f"the name of the data in its provenance is {name!r:.40}")
+    return known
+
+
+def seal(file: Any) -> str:
+    """Return the SHA-256 (hex) of the attributes and the types, which ``seal`` is compared with.
+
+    The data of the columns that the recipe has no digest of are included by the attribute
+    ``columns``.
+    """
+    features = file["embeddings"]
+    attributes = [_text(file, name) for name in ("recipe", "classes", "provenance", "columns")]
+    rounding = file.attrs["rounding"]
+    return digest([*attributes, repr(float(rounding)), str(features.shape), features.dtype.name])
+
+
+def column_digests(
+    splits: NDArray[np.str_], valid: NDArray[np.bool_], checksums: NDArray[np.uint32]
+) -> str:
+    """Return the attribute ``columns``: JSON of the digests of columns ``(n,)``, by name."""
+    return json.dumps(
+        {
+            "splits": digest(splits.tolist()),
+            "valid": hashlib.sha256(valid.tobytes()).hexdigest(),
+            "checksums": hashlib.sha256(checksums.astype("<u4").tobytes()).hexdigest(),
+        }
+    )
+
+
+def images_digest(ids: Sequence[str], keys: Sequence[str]) -> str:
+    """Return the recipe's digest of the names and contents of images."""
+    return digest([*ids, *keys])
+
+
+def labels_digest(classes: Sequence[str], labels: NDArray[np.int64]) -> str:
+    """Return the recipe's digest of class names and labels ``(n,)``."""
+    return digest([*classes, *map(str, labels.tolist())])
+
+
+def splits_digest(splits: NDArray[np.str_]) -> str:
+    """Return the recipe's digest of the splits ``(n,)`` that a source defines."""
+    return digest(splits.tolist())
+
+
+def check_columns(
+    recipe: Recipe, classes: Sequence[str], columns: Mapping[str, Any], recorded: str | None
+) -> None:
+    """Check the columns of a file against its recipe and the attribute ``columns``.
+
+    Args:
+        recipe: of the file.
+        classes: class names.
+        columns: the data of each of ``COLUMNS``; texts as str.
+        recorded: the attribute ``columns``; None for an old file.
+
+    Raises:
+        ValueError: with the reason, if one of them is damaged.
+    """
+    ids, labels, splits = columns["ids"], columns["labels"], columns["splits"]
+    if images_digest(ids, columns["keys"]) != recipe.images:
+        raise ValueError("the names or keys of the images do not match the recipe")
+    if labels_digest(classes, labels) != recipe.labels:
+        raise ValueError("the labels or classes do not match the recipe")
+    if recipe.split != "none" and splits_digest(splits) != recipe.split:
+        raise ValueError("the splits do not match the recipe")
+    if recorded is not None:
+        found = column_digests(splits, columns["valid"], columns["checksums"])
+        if recorded != found:
+            raise ValueError("splits, valid or checksums do not match their digests")
+    if len(labels) and not 0 <= labels.min() <= labels.max() < len(classes):
+        raise ValueError(f"labels are not positions in its {len(classes)} classes")
+    if len(set(ids)) < len(ids):
+        raise ValueError("two images have the same name")
+    unknown = set(splits.tolist()) - set(SPLITS)
+    if unknown:
+        raise ValueError(f"split {min(unknown)!r} is unknown")
