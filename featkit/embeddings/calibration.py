@@ -184,7 +184,8 @@ def read_pixels(
 
     def load(key: str) -> NDArray[np.uint8] | None:
         try:
-            return task.backbone.preprocess.fast(task.images.load(row_of[key]))
+            pixels = task.images.load_unchanged(row_of[key], key)
+            return task.backbone.preprocess.fast(pixels)
         except DecodeError:
             if compute.on_error == "skip":
                 return None
@@ -246,10 +247,18 @@ def _list_networks(cache: Path) -> list[CalibratedNetwork]:
     for path in sorted((cache / FOLDER).glob("*.json")):
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
-            file = QuantizedNetwork(path.with_suffix(".onnx"), content["sha256"])
+            network, images, sha256 = (content[name] for name in ("network", "images", "sha256"))
+            if not all(isinstance(value, str) for value in (network, images, sha256)):
+                raise TypeError("its digests are not text")
+            file = QuantizedNetwork(path.with_suffix(".onnx"), sha256)
             recorded = bool(content.get("record"))
-            known = CalibratedNetwork(content["network"], content["images"], file, recorded)
-        except (ValueError, KeyError, TypeError, OSError) as error:
+            known = CalibratedNetwork(network, images, file, recorded)
+        except OSError as error:
+            # The file may be intact: its removal is not advised.
+            raise CacheError(
+                f"{path} cannot be read: {error.strerror}; check the disk and the permissions"
+            ) from error
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise CacheError(f"{path} is damaged ({error}): remove it and extract again") from error
         # A damaged network is removed by the user, who may leave its JSON file.
         if file.path.exists():

@@ -118,6 +118,12 @@ class ImageEmbedder(TransformerMixin, BaseEstimator):  # type: ignore[misc]
             rows = np.array(sorted(missing.values()))
             run_extractions([request], images.take(rows), cache, compute)
             cached = store.locate(cache, recipe, keys)
+        for row, key in enumerate(keys):
+            if key not in cached:
+                raise DataError(
+                    f"{images.ids[row]} was changed while it was in use: start again when nothing "
+                    "writes to the images"
+                )
         return store.read_rows([cached[key] for key in keys])
 
     def __sklearn_tags__(self) -> Any:

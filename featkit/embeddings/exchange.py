@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import csv
 import hashlib
-from collections.abc import Iterator
+import zipfile
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,13 +19,15 @@ from featkit.embeddings.base import Embeddings
 from featkit.embeddings.recipe import Recipe
 from featkit.embeddings.request import Request
 from featkit.embeddings.validation import images_digest, labels_digest
-from featkit.errors import DataError, SpecError, StorageError
+from featkit.errors import DataError, FeatkitError, SpecError, StorageError
 from featkit.extras import require
 from featkit.images.base import SPLITS
 from featkit.storage import digest, file_sha256, locked, safe_name, write_csv, write_file
 
 FORMATS = (".csv", ".npz", ".parquet")
 _COLUMNS = ("id", "label", "split")
+_FREE_BYTES, _MOST_RATIO = 2**30, 64
+"""Features may take this many bytes in memory, or this many times the size of the file."""
 
 
 @dataclass(frozen=True)
@@ -81,26 +84,54 @@ def import_file(file: Path, cache: Path) -> Path:
         raise DataError(f"{file} not found: give a file of features")
     try:
         table = read(file)
-    except (OSError, ValueError, KeyError, UnicodeDecodeError) as error:
+        _check_table(table)
+    except (FeatkitError, MemoryError):
+        raise
+    except Exception as error:  # NumPy, csv, zipfile and pyarrow raise almost any exception
+        reason = " ".join(str(error).split()) or type(error).__name__
         raise DataError(
-            f"{file} cannot be read as features ({error}): see `featkit cache export --help`"
+            f"{file} cannot be read as features ({reason[:300]}): "
+            "see `featkit cache export --help` for the format"
         ) from error
-    _check_table(file, table)
     return _publish(file, cache, table)
 
 
-def _check_table(file: Path, table: FeatureTable) -> None:
+def _check_table(table: FeatureTable) -> None:
+    """Check types, shapes and ranges of imported features.
+
+    Raises:
+        ValueError: with the reason.
+    """
+    if table.x.dtype.kind not in "fiu":
+        raise ValueError(f"features have type {table.x.dtype}, not real numbers")
     lengths = {len(table.ids), len(table.labels), len(table.splits), len(table.x)}
     if table.x.ndim != 2 or not table.x.size or len(lengths) > 1:
-        raise DataError(
-            f"{file} holds {len(table.ids)} ids, {len(table.labels)} labels and features of shape "
-            f"{table.x.shape}: the numbers of images differ"
+        raise ValueError(
+            f"the numbers of images differ: {len(table.ids)} ids, {len(table.labels)} labels, "
+            f"{len(table.splits)} splits and features of shape {table.x.shape}"
         )
-    unique = len(set(table.ids)) == len(table.ids)
-    if not np.isfinite(table.x).all() or not unique or not set(table.splits) <= set(SPLITS):
-        raise DataError(
-            f"{file}: numbers must be finite, ids unique, splits one of {', '.join(SPLITS)}"
+    _check_names("id", table.ids)
+    if any(table.labels):  # images without labels have an empty one each
+        _check_names("label", table.labels)
+    if len(set(table.ids)) < len(table.ids):
+        raise ValueError("ids must be unique")
+    if not set(table.splits) <= set(SPLITS):
+        raise ValueError(f"splits one of {', '.join(SPLITS)} are needed")
+    with np.errstate(over="ignore"):
+        finite = np.isfinite(table.x.astype(np.float32))
+    if not finite.all():
+        row = int(np.flatnonzero(~finite.all(axis=1))[0])
+        raise ValueError(
+            f"the features of {table.ids[row]} are not finite or too large for float32"
         )
+
+
+def _check_names(kind: str, names: Sequence[object]) -> None:
+    """Raise ValueError unless ids or labels are texts that a cache file can hold."""
+    for row, name in enumerate(names):
+        if not isinstance(name, str) or not name.strip() or "\0" in name:
+            raise ValueError(f"{kind} {name!r:.40} of row {row} is missing or not text")
+        name.encode()  # raises UnicodeEncodeError for lone surrogates
 
 
 def _publish(file: Path, cache: Path, table: FeatureTable) -> Path:
@@ -137,9 +168,10 @@ def _publish(file: Path, cache: Path, table: FeatureTable) -> Path:
 
 
 def _format(path: Path) -> str:
-    if path.suffix not in FORMATS:
+    suffix = path.suffix.lower()
+    if suffix not in FORMATS:
         raise SpecError(f"{path}: unknown format; use one of *{', *'.join(FORMATS)}")
-    return path.suffix
+    return suffix
 
 
 def _class_names(embeddings: Embeddings) -> list[str]:
@@ -167,18 +199,21 @@ def _from_csv(path: Path) -> FeatureTable:
     features = []
     for row in rows:
         features.append([float(row[position]) for position in numbers])
-    splits = column("split") if "split" in header else ["train"] * len(rows)
+    splits = column("split") if "split" in header else [SPLITS[0]] * len(rows)
     return FeatureTable(column("id"), column("label"), splits, np.array(features))
 
 
 def _read_csv_rows(path: Path) -> tuple[list[str], list[list[str]]]:
     """Return the header and the rows of a CSV file with columns ``id`` and ``label``."""
-    with path.open(newline="", encoding="utf-8") as file:
-        reader = csv.reader(file)
+    # utf-8-sig: spreadsheet programs write a byte order mark.
+    with path.open(newline="", encoding="utf-8-sig") as file:
+        reader = csv.reader(file, strict=True)
         header = next(reader, [])
         rows = list(reader)
     if "id" not in header or "label" not in header:
         raise ValueError("it needs columns id and label")
+    if len(set(header)) < len(header):
+        raise ValueError("two columns have the same name")
     if any(len(row) != len(header) for row in rows):
         raise ValueError("its rows have different lengths")
     return header, rows
@@ -199,11 +234,36 @@ def _to_npz(embeddings: Embeddings, path: Path) -> None:
 
 
 def _from_npz(path: Path) -> FeatureTable:
+    with zipfile.ZipFile(path) as archive:
+        _check_size(path, sum(member.file_size for member in archive.infolist()))
     with np.load(path, allow_pickle=False) as file:
-        ids = file["ids"].astype(str).tolist()
-        labels = file["classes"].astype(str)[file["labels"]].tolist()
-        splits = file["splits"].astype(str).tolist() if "splits" in file else ["train"] * len(ids)
-        return FeatureTable(ids, labels, splits, file["embeddings"])
+        ids, classes = _texts(file["ids"]), _texts(file["classes"])
+        splits = _texts(file["splits"]) if "splits" in file else [SPLITS[0]] * len(ids)
+        positions, x = file["labels"], file["embeddings"]
+    if positions.dtype.kind not in "iu" or positions.ndim != 1:
+        raise ValueError(f"labels are {positions.dtype} of shape {positions.shape}")
+    if len(set(classes)) < len(classes):
+        raise ValueError("two classes have the same name")
+    if positions.size and not 0 <= positions.min() <= positions.max() < len(classes):
+        raise ValueError(f"labels are not positions in its {len(classes)} classes")
+    return FeatureTable(ids, [classes[position] for position in positions], splits, x)
+
+
+def _texts(array: NDArray[Any]) -> list[str]:
+    """Return a one-dimensional array of texts, bytes or whole numbers as texts."""
+    if array.ndim != 1 or array.dtype.kind not in "USiu":
+        raise ValueError(f"names are {array.dtype} of shape {array.shape}")
+    texts: list[str] = (
+        (np.char.decode(array, "utf-8") if array.dtype.kind == "S" else array).astype(str).tolist()
+    )
+    return texts
+
+
+def _check_size(path: Path, unpacked: int) -> None:
+    """Refuse a file that would fill the memory: a few kB can unpack to many GB."""
+    packed = path.stat().st_size
+    if unpacked > max(_FREE_BYTES, _MOST_RATIO * packed):
+        raise ValueError(f"{packed:,} bytes unpack to {unpacked:,}")
 
 
 def _to_parquet(embeddings: Embeddings, path: Path) -> None:
@@ -221,8 +281,20 @@ def _to_parquet(embeddings: Embeddings, path: Path) -> None:
 
 
 def _from_parquet(path: Path) -> FeatureTable:
-    table = require("pyarrow.parquet", "parquet").read_table(path)
-    ids, labels = (list(map(str, table[name].to_pylist())) for name in ("id", "label"))
-    splits = table["split"].to_pylist() if "split" in table.column_names else ["train"] * len(ids)
+    parquet = require("pyarrow.parquet", "parquet")
+    with parquet.ParquetFile(path) as file:
+        _check_size(path, file.metadata.num_rows * file.metadata.num_columns * 4)
+        table = file.read()
+    if len(set(table.column_names)) < len(table.column_names):
+        raise ValueError("two columns have the same name")
+    ids, labels = table["id"].to_pylist(), table["label"].to_pylist()
     numbers = [table[name].to_numpy() for name in table.column_names if name not in _COLUMNS]
-    return FeatureTable(ids, labels, splits, np.stack(numbers, axis=1))
+    splits = [SPLITS[0]] * len(ids)
+    if "split" in table.column_names:
+        splits = table["split"].to_pylist()
+    return FeatureTable(_as_names(ids), _as_names(labels), splits, np.stack(numbers, axis=1))
+
+
+def _as_names(values: list[Any]) -> list[Any]:
+    """Return whole numbers as texts and other values unchanged."""
+    return [str(value) if type(value) is int else value for value in values]

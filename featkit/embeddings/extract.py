@@ -24,7 +24,7 @@ from featkit.embeddings.base import Embeddings
 from featkit.embeddings.calibration import calibrate
 from featkit.embeddings.journal import Journal, open_journal
 from featkit.embeddings.layout import StorageLayout
-from featkit.embeddings.pipeline import Compute
+from featkit.embeddings.pipeline import Compute, Features
 from featkit.embeddings.plan import (
     ExtractionPlan,
     content_keys,
@@ -34,7 +34,7 @@ from featkit.embeddings.plan import (
 )
 from featkit.embeddings.request import Request
 from featkit.errors import CacheError, DataError, DecodeError, visible
-from featkit.images.base import ImageSet, Pixels, cache_last_row
+from featkit.images.base import ImageSet, KeyedLoad, Pixels, cache_last_row
 from featkit.storage import storage_errors
 
 _COPY_ROWS, _COPY_NUMBERS = 1024, 2**24
@@ -270,7 +270,9 @@ class Extractor:
 def _load_source(request: Request) -> ImageSet:
     """Load images so that each is hashed once, and decoded once for all images derived from it."""
     images = request.load_images()
-    return replace(images, load=cache_last_row(images.load), key=memoize(images.key))
+    # Not the remembered keys for ``with_key``: they may be those of an image that was replaced.
+    load = KeyedLoad(cache_last_row(images.load), cache_last_row(images.load_with_key))
+    return replace(images, load=load, key=memoize(images.key))
 
 
 def _group_by_images(requests: Iterable[Request]) -> list[list[Request]]:
@@ -364,9 +366,18 @@ class PendingImage:
     key: str
     journals: list[Journal]
 
+    @property
+    def name(self) -> str:
+        """Name of the image."""
+        return self.images.ids[self.row]
+
     def load(self) -> Pixels:
-        """Read the image: uint8 RGB ``(h, w, 3)``."""
-        return self.images.load(self.row)
+        """Read the image: uint8 RGB ``(h, w, 3)``.
+
+        Raises:
+            DataError: if it is not the image any more whose key was computed before.
+        """
+        return self.images.load_unchanged(self.row, self.key)
 
 
 def _make_files(
@@ -452,7 +463,8 @@ def embed_pending(
     def load(row: int) -> Pixels:
         return pending[row].load()
 
-    images = replace(opened[0].plan.images, load=load)
+    names = tuple(image.name for image in pending)
+    images = replace(opened[0].plan.images, ids=names, load=load)
     for batch in embed(images, passes, compute):
         for each, output in zip(networks.values(), batch.outputs, strict=True):
             if output is None:
@@ -471,6 +483,9 @@ def embed(
         images: the images.
         networks: for each network the backbone, the precision and the rows of the images to embed.
         compute: device, batch size, workers, treatment of unreadable images.
+
+    Raises:
+        DataError: if a feature is not finite; the message names the image and the layer.
     """
     total = len(frozenset[int]().union(*(rows for _, _, rows in networks)))
     if not total:
@@ -498,6 +513,9 @@ def embed(
         tqdm(total=total, desc=visible(title), unit="img", disable=not compute.progress) as bar,
     ):
         for batch in pipeline.run(images.load, targets, compute, on_cpu=on_cpu, start=start):
+            for (backbone, precision, _), output in zip(networks, batch.outputs, strict=True):
+                if output is not None:
+                    refuse_not_finite(images, backbone, precision, output)
             yield batch
             bar.update(batch.size)
 
@@ -512,6 +530,37 @@ def _first_pixels(images: ImageSet, target: pipeline.PipelineTarget, most: int) 
         with suppress(DecodeError):
             pixels.append(target.preprocess(images.load(row)))
     return np.stack(pixels) if pixels else np.empty((0, 0, 0, 3), np.uint8)
+
+
+def refuse_not_finite(
+    images: ImageSet, backbone: Backbone, precision: str, output: tuple[pipeline.Rows, Features]
+) -> None:
+    """Refuse features that are NaN or infinite.
+
+    Args:
+        images: the images.
+        backbone: the network.
+        precision: its precision.
+        output: rows ``(b,)`` and their features ``(b, d)``.
+
+    Raises:
+        DataError: naming the first such image, and the first layer with such an output.
+    """
+    rows, features = output
+    wrong = rows[~np.isfinite(features).all(axis=1)]
+    if not len(wrong):
+        return
+    row = int(wrong[0])
+    where = f"the features of {images.ids[row]} with {backbone.name} are not finite"
+    if precision in INT8:
+        raise DataError(f"{where}: use --precision fp32 and check the weights")
+    from featkit.backbones.layers import first_non_finite_layer
+
+    pixels = backbone.preprocess.for_precision(precision)(images.load(row))
+    layer = first_non_finite_layer(backbone, pixels[None])
+    if layer is None:
+        raise DataError(f"{where} in {precision}, but are in fp32: use --precision fp32")
+    raise DataError(f"{where}, first in layer {layer}: check the weights or use other ones")
 
 
 def _publish(each: OpenPlan, compute: Compute) -> ExtractionResult:

@@ -16,11 +16,13 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from io import FileIO
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from featkit.embeddings.layout import convert_features
+from featkit.errors import CacheError
 from featkit.storage import locked
 
 _HEAD = struct.Struct("<4sIIII")
@@ -37,11 +39,12 @@ class Journal:
         self.discarded = False
         self._file = file
         self._dtype = np.dtype(dtype).newbyteorder("<").str
-        self._positions: dict[str, tuple[int, int]] = {}
+        # Start, length in bytes and CRC-32 of the features of each image.
+        self._positions: dict[str, tuple[int, int, int]] = {}
         valid_end = 0
-        for end, keys, width, start in _read_records(file, self._dtype):
-            self._add_positions(keys, width, start)
-            valid_end = end
+        for record in _read_records(file, self._dtype):
+            self._add_positions(record.keys, record.features, record.start)
+            valid_end = record.end
         # A record that was cut off by a kill or a full disk is removed, so that the next one can be
         # read.
         file.truncate(valid_end)
@@ -69,29 +72,48 @@ class Journal:
             written = self._file.write(remaining)
             remaining = remaining[written:]
         os.fsync(self._file.fileno())
-        self._add_positions(list(keys), features.shape[1], self._file.tell() - len(numbers))
+        self._add_positions(keys, numbers, self._file.tell() - len(numbers))
 
     def read(self, keys: Sequence[str]) -> NDArray[np.float32]:
-        """Return the features ``(len(keys), d)`` of keys that are in the journal."""
+        """Return the features ``(len(keys), d)`` of keys that are in the journal.
+
+        Raises:
+            CacheError: if they were damaged since they were written or the journal was opened.
+        """
         rows = []
         for key in keys:
-            start, size = self._positions[key]
+            start, size, checksum = self._positions[key]
             self._file.seek(start)
-            rows.append(np.frombuffer(self._file.read(size), dtype=self._dtype))
+            numbers = self._file.read(size)
+            if zlib.crc32(numbers) != checksum:
+                raise CacheError(
+                    f"{self._file.name} was damaged while it was in use: extract again"
+                )
+            rows.append(np.frombuffer(numbers, dtype=self._dtype))
         return np.stack(rows).astype(np.float32, copy=False)
 
     def discard(self) -> None:
         """Mark the journal for removal when it is closed, because its features are published."""
         self.discarded = True
 
-    def _add_positions(self, keys: list[str], width: int, start: int) -> None:
-        size = np.dtype(self._dtype).itemsize * width
+    def _add_positions(self, keys: Sequence[str], features: bytes, start: int) -> None:
+        size = len(features) // len(keys)
         for position, key in enumerate(keys):
-            self._positions[key] = (start + size * position, size)
+            row = features[size * position : size * (position + 1)]
+            self._positions[key] = (start + size * position, size, zlib.crc32(row))
 
 
-def _read_records(file: FileIO, dtype: str) -> Iterator[tuple[int, list[str], int, int]]:
-    """Yield ``(end, keys, width, start of features)`` of each record before an incomplete one."""
+class _Record(NamedTuple):
+    """A record of a journal: keys, bytes of their features, where these start and end."""
+
+    keys: list[str]
+    features: bytes
+    start: int
+    end: int
+
+
+def _read_records(file: FileIO, dtype: str) -> Iterator[_Record]:
+    """Yield each record before an incomplete one."""
     file.seek(0)
     item_size = np.dtype(dtype).itemsize
     while len(head := file.read(_HEAD.size)) == _HEAD.size:
@@ -101,7 +123,8 @@ def _read_records(file: FileIO, dtype: str) -> Iterator[tuple[int, list[str], in
         if len(body) < size or zlib.crc32(head[8:] + body) != checksum:
             return
         end = file.tell()
-        yield end, body[:length].decode().split("\n"), width, end - item_size * count * width
+        keys = body[:length].decode().split("\n")
+        yield _Record(keys, body[length:], end - size + length, end)
         file.seek(end)
 
 

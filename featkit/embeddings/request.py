@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
@@ -172,6 +173,8 @@ REQUEST_FIELDS = tuple(each.name for each in fields(Request) if each.name != "pa
 DEFAULT_CACHE = Path("cache")
 """Default folder of the embeddings cache."""
 
+log = logging.getLogger(__name__)
+
 NO_EARLIER = "the default, since no cache file matches; use --data for other images"
 """Reason for the default images where none were named."""
 
@@ -219,7 +222,10 @@ def _agrees(request: Request, chosen: Mapping[str, Any]) -> bool:
 def _earlier_requests(cache: Path, perturb: str | None) -> list[tuple[Request, Path]]:
     """Return the requests of cache files, newest first, that have the given perturbation."""
     found = []
-    for entry in entries(cache)[0]:
+    good, bad = entries(cache)
+    for error in bad:
+        log.warning("%s; it is not used", error)
+    for entry in good:
         request = Request.from_dict(entry.provenance["request"])
         # Perturbed images are never used unless the user asks for them.
         if request.data and request.perturb == perturb:

@@ -29,9 +29,9 @@ from featkit.embeddings.layout import StorageLayout, convert_features
 from featkit.embeddings.recipe import Recipe, describe_differences
 from featkit.embeddings.validation import (
     check_columns,
-    check_structure,
     column_digests,
     damaged,
+    open_datasets,
     open_hdf5,
     read_attributes,
     read_errors,
@@ -211,8 +211,8 @@ def _complete(
     """Write what is known only after the last block, and mark the file as complete."""
     file.create_dataset("valid", data=valid)
     file.create_dataset("checksums", data=checksums)
-    file.attrs["columns"] = column_digests(np.asarray(header.splits), valid, checksums)
-    file.attrs["seal"] = seal(file)
+    file.attrs["columns"] = column_digests(np.asarray(header.splits), valid)
+    file.attrs["seal"] = seal(dict(file.attrs.items()), file["embeddings"])
     file.attrs["complete"] = True
 
 
@@ -257,12 +257,13 @@ class CacheFile:
 
     def __init__(self, path: Path, file: Any) -> None:
         self.path = path
-        self._file = file
         self._columns: dict[str, Any] | None = None
-        check_structure(file)
-        self.recipe, self.classes, self.provenance = read_attributes(path, file)
-        self.rows, self.width = file["embeddings"].shape
-        self.rounding = float(file.attrs.get("rounding", 0.0))
+        self._datasets = open_datasets(file)
+        features = self._datasets["embeddings"]
+        self.rows, self.width = features.shape
+        self.recipe, self.classes, self.provenance, self._digests, self.rounding = read_attributes(
+            path, file, features
+        )
 
     @property
     def columns(self) -> dict[str, Any]:
@@ -276,26 +277,25 @@ class CacheFile:
         if self._columns is None:
             with read_errors(self.path):
                 columns = self._read_columns()
-                recorded = self._file.attrs.get("columns")
-                check_columns(self.recipe, self.classes, columns, recorded)
+                check_columns(self.recipe, self.classes, columns, self._digests)
                 self._columns = columns
         return self._columns
 
     def _read_columns(self) -> dict[str, Any]:
-        file = self._file
+        data = self._datasets
         return {
-            "labels": file["labels"][:].astype(np.int64),
-            "ids": file["ids"].asstr()[:].tolist(),
-            "keys": [key.decode("ascii") for key in file["keys"][:].tolist()],
-            "splits": file["splits"].asstr()[:].astype(np.str_),
-            "valid": file["valid"][:],
-            "checksums": file["checksums"][:],
+            "labels": data["labels"][:].astype(np.int64),
+            "ids": data["ids"].asstr()[:].tolist(),
+            "keys": data["keys"][:].astype(np.str_).tolist(),
+            "splits": data["splits"][:].astype(np.str_),
+            "valid": data["valid"][:],
+            "checksums": data["checksums"][:],
         }
 
     def count_invalid(self) -> int:
         """Return the number of images that could not be read."""
         with read_errors(self.path):
-            return int(self.rows - np.count_nonzero(self._file["valid"][:]))
+            return int(self.rows - np.count_nonzero(self._datasets["valid"][:]))
 
     def read_rows(self, rows: NDArray[np.int64] | slice) -> NDArray[np.floating[Any]]:
         """Return stored features ``(b, d)`` of increasing, distinct rows, in the stored type.
@@ -321,10 +321,12 @@ class CacheFile:
         """
         valid, checksums = self.columns["valid"][rows], self.columns["checksums"][rows]
         with read_errors(self.path):
-            features = self._file["embeddings"][rows]
+            features = self._datasets["embeddings"][rows]
         intact = (row_checksums(features) == checksums) & np.isfinite(features).all(axis=1)
-        unwritten = np.isnan(features).all(axis=1) & (checksums == 0)
-        return features, np.where(valid, intact, unwritten)
+        unreadable = ~valid
+        unwritten = np.isnan(features[unreadable]).all(axis=1) & (checksums[unreadable] == 0)
+        intact[unreadable] = unwritten
+        return features, intact
 
 
 @contextmanager

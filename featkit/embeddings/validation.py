@@ -135,36 +135,37 @@ def open_hdf5(path: Path) -> Any:
             return h5py.File(path, "r", locking=False)
 
 
-def check_structure(file: Any) -> None:
-    """Check which datasets a file has, their types and sizes; no data are read.
+def open_datasets(file: Any) -> dict[str, Any]:
+    """Return the datasets of a complete file by name, with the right types and sizes.
+
+    No data are read.
 
     Raises:
         ValueError: with the reason, if the file is not an embeddings file.
         CacheError: if the compression of the features is not installed.
     """
-    if "complete" not in file.attrs or "embeddings" not in file:
+    complete = file.attrs.get("complete")
+    if not isinstance(complete, np.bool_) or not complete:
         raise ValueError("it is not a complete embeddings file")
-    complete = file.attrs["complete"]
-    if not (isinstance(complete, np.bool_) and complete):
-        raise ValueError("it is not a complete embeddings file")
-    for name in ("embeddings", *COLUMNS):
-        _check_dataset(name, file)
-    features = file["embeddings"]
+    datasets = {name: _open_dataset(name, file) for name in ("embeddings", *COLUMNS)}
+    features = datasets["embeddings"]
     if features.dtype not in (np.float32, np.float16) or features.ndim != 2 or not features.size:
         raise ValueError(f"embeddings are {features.dtype} of shape {features.shape}")
+    rows = features.shape[:1]
     for name in COLUMNS:
-        if file[name].shape != features.shape[:1]:
-            raise ValueError(f"{name} has shape {file[name].shape}, not {features.shape[:1]}")
-        if not _is_column_type(name, file[name].dtype):
-            raise ValueError(f"{name} has type {file[name].dtype}")
+        shape, dtype = datasets[name].shape, datasets[name].dtype
+        if shape != rows or not _is_column_type(name, dtype):
+            raise ValueError(f"{name} is {dtype} of shape {shape}, for features of {rows[0]} rows")
+    return datasets
 
 
-def _check_dataset(name: str, file: Any) -> None:
-    if name not in file:
-        raise ValueError(f"{name} is missing")
+def _open_dataset(name: str, file: Any) -> Any:
     # Links to other files, and datasets whose data are in other files, would let a file that was
     # received from someone read any file of the user.
-    if not isinstance(file.get(name, getlink=True), h5py.HardLink):
+    link = file.get(name, getlink=True)
+    if link is None:
+        raise ValueError(f"it is not a complete embeddings file: {name} is missing")
+    if not isinstance(link, h5py.HardLink):
         raise ValueError(f"{name} is a link")
     dataset = file[name]
     if not isinstance(dataset, h5py.Dataset):
@@ -175,6 +176,7 @@ def _check_dataset(name: str, file: Any) -> None:
     stored = dataset.id.get_storage_size()
     if dataset.shape is None or dataset.nbytes > max(_FREE_BYTES, _MOST_RATIO * stored):
         raise ValueError(f"{name} has shape {dataset.shape}, but only {stored} bytes")
+    return dataset
 
 
 def _check_filters(name: str, dataset: Any) -> None:
@@ -197,33 +199,36 @@ def _is_column_type(name: str, dtype: np.dtype[Any]) -> bool:
     return dtype.kind in kinds[name] and dtype.itemsize <= 64
 
 
-def read_attributes(path: Path, file: Any) -> tuple[Recipe, tuple[str, ...], dict[str, Any]]:
-    """Return recipe, class names and provenance of an open file.
+def read_attributes(
+    path: Path, file: Any, features: Any
+) -> tuple[Recipe, tuple[str, ...], dict[str, Any], str | None, float]:
+    """Return recipe, class names, provenance, digests of columns and rounding of an open file.
+
+    Args:
+        path: the file.
+        file: the open file.
+        features: its dataset of features.
 
     Raises:
         ValueError: with the reason, if one of them is damaged.
     """
-    texts = {name: _text(file, name) for name in ("recipe", "classes", "provenance")}
-    recipe = Recipe.from_json(texts["recipe"])
-    if "seal" not in file.attrs:
+    found = dict(file.attrs.items())
+    for name in ("recipe", "classes", "provenance", *({"columns", "seal"} & found.keys())):
+        if not isinstance(found.get(name), str):
+            raise ValueError(f"attribute {name} is missing or not text")
+    rounding = float(found.get("rounding", 0.0))
+    recipe = Recipe.from_json(found["recipe"])
+    if "seal" not in found:
         _check_name(path, recipe)
-    elif _text(file, "seal") != seal(file):
+    elif found["seal"] != seal(found, features):
         raise ValueError("its attributes do not match their digest")
-    classes = json.loads(texts["classes"])
+    classes = json.loads(found["classes"])
     if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
         raise ValueError("classes is not a list of names")
     if len(set(classes)) < len(classes):
         raise ValueError("two classes have the same name")
-    return recipe, tuple(classes), _check_provenance(json.loads(texts["provenance"]))
-
-
-def _text(file: Any, name: str) -> str:
-    if name not in file.attrs:
-        raise ValueError(f"attribute {name} is missing")
-    value = file.attrs[name]
-    if not isinstance(value, str):
-        raise ValueError(f"attribute {name} is not text")
-    return value
+    provenance = _check_provenance(json.loads(found["provenance"]))
+    return recipe, tuple(classes), provenance, found.get("columns"), rounding
 
 
 def _check_name(path: Path, recipe: Recipe) -> None:
@@ -264,27 +269,26 @@ def _check_provenance(provenance: Any) -> dict[str, Any]:
     return known
 
 
-def seal(file: Any) -> str:
-    """Return the SHA-256 (hex) of the attributes and the types, which ``seal`` is compared with.
+def seal(attributes: Mapping[str, Any], features: Any) -> str:
+    """Return the SHA-256 (hex) of the attributes and of the type and shape of the features.
 
-    The data of the columns that the recipe has no digest of are included by the attribute
-    ``columns``.
+    It is compared with the attribute ``seal``. The attribute ``columns`` includes the data of the
+    columns that the recipe has no digest of.
     """
-    features = file["embeddings"]
-    attributes = [_text(file, name) for name in ("recipe", "classes", "provenance", "columns")]
-    rounding = file.attrs["rounding"]
-    return digest([*attributes, repr(float(rounding)), str(features.shape), features.dtype.name])
+    texts = [attributes[name] for name in ("recipe", "classes", "provenance", "columns")]
+    rounding = repr(float(attributes["rounding"]))
+    return digest([*texts, rounding, str(features.shape), features.dtype.name])
 
 
-def column_digests(
-    splits: NDArray[np.str_], valid: NDArray[np.bool_], checksums: NDArray[np.uint32]
-) -> str:
-    """Return the attribute ``columns``: JSON of the digests of columns ``(n,)``, by name."""
+def column_digests(splits: NDArray[np.str_], valid: NDArray[np.bool_]) -> str:
+    """Return the attribute ``columns``: JSON of the digests of columns ``(n,)``, by name.
+
+    Checksums need none: they must match the features.
+    """
     return json.dumps(
         {
             "splits": digest(splits.tolist()),
             "valid": hashlib.sha256(valid.tobytes()).hexdigest(),
-            "checksums": hashlib.sha256(checksums.astype("<u4").tobytes()).hexdigest(),
         }
     )
 
@@ -325,10 +329,8 @@ def check_columns(
         raise ValueError("the labels or classes do not match the recipe")
     if recipe.split != "none" and splits_digest(splits) != recipe.split:
         raise ValueError("the splits do not match the recipe")
-    if recorded is not None:
-        found = column_digests(splits, columns["valid"], columns["checksums"])
-        if recorded != found:
-            raise ValueError("splits, valid or checksums do not match their digests")
+    if recorded is not None and recorded != column_digests(splits, columns["valid"]):
+        raise ValueError("splits or valid do not match their digests")
     if len(labels) and not 0 <= labels.min() <= labels.max() < len(classes):
         raise ValueError(f"labels are not positions in its {len(classes)} classes")
     if len(set(ids)) < len(ids):

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from featkit.errors import SpecError
-from featkit.images.base import ImageSet, Pixels, cache_last_row
+from featkit.images.base import ImageSet, KeyedLoad, Pixels, cache_last_row
 from featkit.images.policies import autoaugment, randaugment, trivialaugment
 from featkit.registry import unknown
 
@@ -52,24 +52,32 @@ def add_augmented_views(images: ImageSet, how: str, views: int, seed: int = 0) -
     first = np.repeat(np.cumsum(counts) - counts, counts)
     numbers = np.arange(len(rows)) - first  # 0 is the image itself
     expanded = images.take(rows)
-    load_original, key_of_original = cache_last_row(images.load), cache_last_row(images.key)
+    key_of_original = cache_last_row(images.key)
+    load_original = cache_last_row(images.load_with_key)
 
-    def key(row: int) -> str:
-        original = key_of_original(int(rows[row]))
+    def view_key(row: int, original: str) -> str:
         if numbers[row] == 0:
             return original
         return _sha256(f"{original} {how} {seed} {numbers[row]}")
 
-    def load(row: int) -> Pixels:
-        original = load_original(int(rows[row]))
+    def key(row: int) -> str:
+        return view_key(row, key_of_original(int(rows[row])))
+
+    def load_with_key(row: int) -> tuple[Pixels, str]:
+        original, original_key = load_original(int(rows[row]))
+        own_key = view_key(row, original_key)
         if numbers[row] == 0:
-            return original
-        return augment_image(original, how, np.random.default_rng(int(key(row), 16)))
+            return original, own_key
+        pixels = augment_image(original, how, np.random.default_rng(int(own_key, 16)))
+        return pixels, own_key
+
+    def load(row: int) -> Pixels:
+        return load_with_key(row)[0]
 
     ids = []
     for name, number in zip(expanded.ids, numbers, strict=True):
         ids.append(name if number == 0 else f"{name}#view{number}")
-    return replace(expanded, ids=tuple(ids), load=load, key=key)
+    return replace(expanded, ids=tuple(ids), load=KeyedLoad(load, load_with_key), key=key)
 
 
 def is_augmented_view(name: str) -> bool:

@@ -10,10 +10,32 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from featkit.errors import DataError
+
 Pixels = NDArray[np.uint8]
 T = TypeVar("T")
 
 SPLITS = ("train", "val", "test")
+
+
+@dataclass(frozen=True)
+class KeyedLoad:
+    """Function from row number to pixels that can also return the key of the bytes it decodes.
+
+    Features are cached under the key of their image, so pixels and key must come from the same
+    bytes, whatever happens to the file meanwhile.
+
+    Attributes:
+        load: row number to uint8 RGB ``(h, w, 3)``.
+        with_key: row number to the pixels and their key; the bytes are read once.
+    """
+
+    load: Callable[[int], Pixels]
+    with_key: Callable[[int], tuple[Pixels, str]]
+
+    def __call__(self, row: int) -> Pixels:
+        """Return the pixels alone."""
+        return self.load(row)
 
 
 @dataclass(frozen=True)
@@ -29,6 +51,7 @@ class ImageSet:
         split: origin of ``splits``: ``own`` if the source defines them, or else the rule that made
             them, such as ``70/15/15:seed=0``.
         load: function from row number to uint8 RGB ``(h, w, 3)``; thread-safe. Raises DecodeError.
+            A ``KeyedLoad`` can also return the key of the bytes that it decodes.
         key: function from row number to the SHA-256 (hex) of the image's bytes; thread-safe. Equal
             keys mean equal pixels.
         notes: what was noticed when the images were listed, such as files that were passed over,
@@ -55,15 +78,48 @@ class ImageSet:
         """Return the row numbers of one split, ascending."""
         return np.flatnonzero(self.splits == split)
 
+    def load_with_key(self, row: int) -> tuple[Pixels, str]:
+        """Return the pixels of an image and the key of the bytes that they were decoded from.
+
+        Where ``load`` is a plain function, the key is computed after the pixels were read: it
+        differs from an earlier key if the image was replaced in between.
+
+        Raises:
+            DecodeError: if the image cannot be read.
+        """
+        if isinstance(self.load, KeyedLoad):
+            return self.load.with_key(row)
+        pixels = self.load(row)
+        return pixels, self.key(row)
+
+    def load_unchanged(self, row: int, key: str) -> Pixels:
+        """Return the pixels of an image whose key was computed before.
+
+        Raises:
+            DataError: if its content has changed since.
+            DecodeError: if it cannot be read.
+        """
+        pixels, found = self.load_with_key(row)
+        if found != key:
+            # Not a DecodeError: --on-error skip must not record a readable image as unreadable.
+            raise DataError(
+                f"{self.ids[row]} was changed while it was in use: start again when nothing writes "
+                "to the images"
+            )
+        return pixels
+
     def take(self, rows: NDArray[np.int64]) -> ImageSet:
         """Return the images at ``rows``, with the same classes."""
         load, key = self.load, self.key
+        keyed = KeyedLoad(
+            lambda row: load(int(rows[row])), lambda row: self.load_with_key(int(rows[row]))
+        )
         return replace(
             self,
             ids=tuple(self.ids[row] for row in rows),
             labels=self.labels[rows],
             splits=self.splits[rows],
-            load=lambda row: load(int(rows[row])),
+            load=keyed,
             key=lambda row: key(int(rows[row])),
         )
 

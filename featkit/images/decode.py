@@ -150,6 +150,14 @@ def decode_file(
     return decode(read_bytes(path), str(path), intensity, on_dark)
 
 
+def decode_file_with_key(
+    path: str | Path, intensity: IntensityRange | None = None, on_dark: OnDark | None = None
+) -> tuple[Pixels, str]:
+    """Return the pixels of an image file and ``content_key`` of the bytes that were decoded."""
+    data = read_bytes(path)
+    return decode(data, str(path), intensity, on_dark), content_key(data, intensity)
+
+
 def decode(
     data: bytes,
     name: str,

@@ -11,8 +11,8 @@ from typing import NamedTuple
 import numpy as np
 
 from featkit.errors import DataError, DecodeError
-from featkit.images.base import SPLITS, ImageSet
-from featkit.images.decode import decode_file, file_key
+from featkit.images.base import SPLITS, ImageSet, KeyedLoad
+from featkit.images.decode import decode_file, decode_file_with_key, file_key
 from featkit.images.intensity import IntensityRange
 from featkit.images.names import look_alike
 
@@ -76,7 +76,10 @@ def from_entries(
         classes=order,
         splits=np.array([entry.split or SPLITS[0] for entry in entries], dtype=np.str_),
         split="own" if any(entry.split for entry in entries) else UNSPLIT,
-        load=lambda row: decode_file(path_of(row), intensity, warn_once),
+        load=KeyedLoad(
+            lambda row: decode_file(path_of(row), intensity, warn_once),
+            lambda row: decode_file_with_key(path_of(row), intensity, warn_once),
+        ),
         key=lambda row: file_key(path_of(row), intensity),
         notes=tuple(notes),
         intensity="none" if intensity is None else str(intensity),

@@ -11,7 +11,7 @@ import numpy as np
 from featkit.errors import SpecError
 from featkit.images import corruptions
 from featkit.images.augment import MOST_VIEWS
-from featkit.images.base import SPLITS, ImageSet, Pixels
+from featkit.images.base import SPLITS, ImageSet, KeyedLoad, Pixels
 from featkit.registry import Spec, Value, unknown
 
 LEVELS = ("mild", "medium", "strong")
@@ -299,26 +299,38 @@ def perturb_images(
         SpecError: if the spec or a split is unknown.
     """
     perturbation = parse_perturbation(spec)
-    for split in splits:
-        if split not in SPLITS:
-            raise unknown("split", split, list(SPLITS))
+    _check_splits(splits)
     if not perturbation:
         return images
     changed = np.isin(images.splits, list(splits))
 
-    def key(row: int) -> str:
-        clean = images.key(row)
-        if not changed[row]:
-            return clean
-        return _sha256(f"{clean} {perturbation} {seed} {images.ids[row]}")
-
-    def load(row: int) -> Pixels:
-        clean = images.load(row)
+    def change(row: int, clean: Pixels) -> Pixels:
         if not changed[row]:
             return clean
         return perturb(clean, perturbation, image_rng(seed, images.ids[row]))
 
-    return replace(images, load=load, key=key)
+    def changed_key(row: int, clean: str) -> str:
+        if not changed[row]:
+            return clean
+        return _sha256(f"{clean} {perturbation} {seed} {images.ids[row]}")
+
+    def key(row: int) -> str:
+        return changed_key(row, images.key(row))
+
+    def load(row: int) -> Pixels:
+        return change(row, images.load(row))
+
+    def load_with_key(row: int) -> tuple[Pixels, str]:
+        clean, clean_key = images.load_with_key(row)
+        return change(row, clean), changed_key(row, clean_key)
+
+    return replace(images, load=KeyedLoad(load, load_with_key), key=key)
+
+
+def _check_splits(splits: Collection[str]) -> None:
+    for split in splits:
+        if split not in SPLITS:
+            raise unknown("split", split, list(SPLITS))
 
 
 def perturb_split(images: ImageSet, spec: str, part: str, seed: int = 0) -> ImageSet:

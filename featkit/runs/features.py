@@ -174,6 +174,11 @@ def _load_file(given: Mapping[str, Any], path: Path, compute: Compute) -> Featur
     entry = store.describe(path)
     chosen = {name: value for name, value in given.items() if value is not None}
     recorded = Request.from_dict(entry.provenance["request"])
+    if recorded.part:
+        raise DataError(
+            f"{path} holds the perturbed {recorded.part} images only: give its folder with --cache "
+            f"and use --perturb {recorded.perturb}"
+        )
     request = replace(recorded, **chosen).for_device(compute.device)
     data, weights = entry.provenance["data"], entry.provenance["weights"]
     if not chosen:

@@ -54,14 +54,11 @@ def make_splits(embeddings: Embeddings, seed: int, subset: str | None = None) ->
             finite.
     """
     refuse_infinite(embeddings)
+    _refuse_too_few(embeddings)
     if subset:
         embeddings = _take_subset(embeddings, subset, seed)
+        _refuse_too_few(embeddings)
     train, val, test = (embeddings.part(name) for name in ("train", "val", "test"))
-    if len(np.unique(train.y)) < 2 or not len(test):
-        raise DataError(
-            f"too few images: {len(train)} train images of {len(np.unique(train.y))} classes, "
-            f"{len(test)} test images; at least two classes in train and one test image are needed"
-        )
     train_and_val = embeddings.take(np.flatnonzero(embeddings.splits != "test"))
     if len(val):
         final = train if subset else train_and_val
@@ -75,6 +72,17 @@ def make_splits(embeddings: Embeddings, seed: int, subset: str | None = None) ->
         final=train_and_val,
         own_val=False,
     )
+
+
+def _refuse_too_few(embeddings: Embeddings) -> None:
+    """Raise DataError if there are fewer than two classes in train, or no test image."""
+    train, test = embeddings.part("train"), embeddings.part("test")
+    classes = len(np.unique(train.y))
+    if classes < 2 or not len(test):
+        raise DataError(
+            f"too few images: {len(train)} train images of {classes} classes, {len(test)} test "
+            "images; at least two classes in train and one test image are needed"
+        )
 
 
 def train_counts(embeddings: Embeddings) -> NDArray[np.int64]:
@@ -135,5 +143,6 @@ def refuse_infinite(embeddings: Embeddings) -> None:
         image = embeddings.ids[int(np.flatnonzero(not_finite.any(axis=1))[0])]
         raise DataError(
             f"{len(columns)} columns of the features have values that are not finite "
-            f"(first column {columns[0]}, image {image}): extract them again with --precision fp32"
+            f"(first column {columns[0]}, image {image}): remove the cache file with "
+            "`featkit cache rm`; `featkit extract` then names the layer that they come from"
         )

@@ -5,15 +5,28 @@ from __future__ import annotations
 from dataclasses import replace
 from types import SimpleNamespace
 
+import h5py
 import numpy as np
 import pytest
+import torch
+import torchvision
+from PIL import Image
 
 from featkit import ImageSet
 from featkit.embeddings import store
-from featkit.embeddings.extract import OpenPlan, extract_embeddings, pending_images, run_extractions
+from featkit.embeddings.calibration import CalibrationTask, read_pixels
+from featkit.embeddings.extract import (
+    OpenPlan,
+    execute_plans,
+    extract_embeddings,
+    pending_images,
+    run_extractions,
+)
 from featkit.embeddings.pipeline import Compute
+from featkit.embeddings.plan import content_keys, plan_extraction
 from featkit.embeddings.request import Request
-from featkit.errors import DataError, DecodeError, SpecError
+from featkit.errors import CacheError, DataError, DecodeError, SpecError
+from featkit.images import load_images
 
 FAST = {"backbone": "resnet18", "weights": "random", "resize": "32"}
 REQUEST = Request(data="", **FAST)
@@ -246,3 +259,74 @@ def test_the_work_list_reads_an_image_once_for_all_journals_and_skips_cached_ima
     assert [(image.row, image.key) for image in pending] == [(0, "a"), (1, "b"), (1, "c")]
     assert [len(image.journals) for image in pending] == [2, 1, 1]
     assert [image.images is copies for image in pending] == [False, False, True]
+
+
+def test_an_image_that_is_replaced_between_hashing_and_decoding_is_not_cached(tmp_path, photos):
+    """Its features would be cached under the key of the old image for ever."""
+    images = load_images(str(photos))
+    keys = content_keys(images, Compute())
+    plan = plan_extraction(REQUEST.for_device("cpu"), images, keys, tmp_path / "cache")
+    Image.new("RGB", (20, 24), "white").save(photos / images.ids[7])
+    for on_error in ("fail", "skip"):
+        with pytest.raises(DataError, match=f"{images.ids[7]} was changed while it was in use"):
+            execute_plans([plan], Compute(batch_size=1, workers=1, on_error=on_error))
+        assert not list((tmp_path / "cache").glob("*.h5"))
+    # The next extraction takes over the features of the other images, and only those.
+    done = run_extraction(REQUEST, load_images(str(photos)), tmp_path / "cache", Compute())
+    assert done.resumed > 0
+    one, other = (
+        extract(photos, cache=tmp_path / name, **FAST).x for name in ("cache", "another cache")
+    )
+    np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
+
+
+def test_an_image_that_is_replaced_is_not_used_for_calibration(tmp_path, photos):
+    images = load_images(str(photos))
+    keys = content_keys(images, Compute())
+    task = CalibrationTask(REQUEST.load_backbone(), images, keys)
+    for row in images.rows("train"):
+        Image.new("RGB", (20, 24), "white").save(photos / images.ids[row])
+    with pytest.raises(DataError, match="was changed while it was in use"):
+        read_pixels(task, task.train_keys(), Compute(on_error="skip"))
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_features_that_are_not_finite_are_refused_and_the_layer_is_named(tmp_path, colours, value):
+    state = torchvision.models.resnet18(weights=None).state_dict()
+    state["layer3.1.bn1.bias"][4] = value
+    torch.save(state, tmp_path / "weights.pth")
+    with pytest.raises(DataError) as caught:
+        extract(
+            colours(4),
+            cache=tmp_path / "cache",
+            weights=str(tmp_path / "weights.pth"),
+            resize="32",
+        )
+    assert "the features of 0.png with resnet18 are not finite" in str(caught.value)
+    assert "layer layer3.1.bn1" in str(caught.value)
+    assert not list((tmp_path / "cache").glob("*"))
+
+
+def test_damaged_features_are_computed_again_and_not_given_new_checksums(tmp_path, colours):
+    images = colours(12)
+    done = run_extraction(REQUEST, images, tmp_path, BATCHES_OF_5)
+    with h5py.File(done.path, "r+") as file:
+        file["embeddings"][2, 100] += 1
+    fewer = images.take(np.arange(10))
+    again = run_extraction(REQUEST, fewer, tmp_path, BATCHES_OF_5)
+    assert (again.embedded, again.reused) == (1, 9)
+    whole = extract(fewer, cache=tmp_path / "other", compute=BATCHES_OF_5, **FAST)
+    np.testing.assert_allclose(store.read(again.path).x, whole.x, rtol=1e-4, atol=1e-5)
+    with pytest.raises(CacheError, match=r"2\.png the first, are damaged"):
+        extract(images, cache=tmp_path, compute=BATCHES_OF_5, **FAST)
+
+
+def test_a_damaged_file_of_the_same_data_does_not_stop_an_extraction(tmp_path, photos):
+    """Only images, labels and keys of the newest file are damaged, not its attributes."""
+    request = Request(data=str(photos), **FAST)
+    done = run_extraction(request, load_images(str(photos)), tmp_path / "cache", Compute())
+    with h5py.File(done.path, "r+") as file:
+        file["keys"][0] = file["keys"][1]
+    (photos / "red" / "0.png").unlink()
+    again = run_extraction(request, load_images(str(photos)), tmp_path / "cache", Compute())
+    assert (again.embedded, again.reused, again.changes) == (23, 0, None)

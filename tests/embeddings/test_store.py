@@ -6,8 +6,10 @@ import json
 import resource
 import subprocess
 import sys
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -19,7 +21,7 @@ from featkit.embeddings.validation import images_digest, labels_digest, splits_d
 from featkit.errors import CacheError, StaleCacheError, StorageError
 
 
-def make_header(n: int = 6) -> store.Header:
+def make_header(n: int = 6, provenance: Mapping[str, Any] | None = None) -> store.Header:
     """Return a header of n images whose recipe has the digests of its names, labels and splits."""
     ids = tuple(f"ü {row}.png" for row in range(n))
     keys = tuple(f"{row:064x}" for row in range(n))
@@ -37,9 +39,8 @@ def make_header(n: int = 6) -> store.Header:
         preprocess={"resize": 256},
         precision="fp32",
     )
-    return store.Header(
-        recipe, ids, keys, labels, splits, classes, provenance={"weights": "random:0"}
-    )
+    provenance = provenance or {"weights": "random:0"}
+    return store.Header(recipe, ids, keys, labels, splits, classes, provenance)
 
 
 RECIPE = make_header().recipe

@@ -59,7 +59,14 @@ def test_changed_labels_names_or_keys_are_noticed(path, dataset, wrong):
 def test_a_changed_recipe_is_noticed(path):
     with h5py.File(path, "r+") as file:
         file.attrs["recipe"] = file.attrs["recipe"].replace("avgpool", "layer3")
-    assert verify(path, COMPUTE) == [f"{path}: the file name does not match the recipe"]
+    (line,) = verify(path, COMPUTE)
+    assert f"{path} is damaged" in line
+    assert "its attributes do not match their digest" in line
+
+
+def test_a_file_under_another_name_is_noticed(path):
+    renamed = path.rename(path.with_name("renamed.h5"))
+    assert verify(renamed, COMPUTE) == [f"{renamed}: the file name does not match the recipe"]
 
 
 def test_a_truncated_file_is_named(path):
