@@ -33,7 +33,7 @@ from featkit.embeddings.plan import (
     plan_extraction,
 )
 from featkit.embeddings.request import Request
-from featkit.errors import CacheError, DataError, DecodeError, visible
+from featkit.errors import CacheError, DataError, DecodeError, WeightsError, visible
 from featkit.images.base import ImageSet, KeyedLoad, Pixels, cache_last_row
 from featkit.storage import storage_errors
 
@@ -465,13 +465,29 @@ def embed_pending(
 
     names = tuple(image.name for image in pending)
     images = replace(opened[0].plan.images, ids=names, load=load)
-    for batch in embed(images, passes, compute):
+    for number, batch in enumerate(embed(images, passes, compute)):
+        if number == 0:
+            _refuse_changed_weights(networks.values())
         for each, output in zip(networks.values(), batch.outputs, strict=True):
             if output is None:
                 continue
             rows_done, features = output
             with storage_errors(each.plan.path):
                 each.journal.append([pending[row].key for row in rows_done], features)
+
+
+def _refuse_changed_weights(networks: Iterable[OpenPlan]) -> None:
+    """Refuse networks whose weights were replaced before they were read; call after reading.
+
+    Raises:
+        WeightsError: if the digest is not that of the recipe any more.
+    """
+    for each in networks:
+        if each.plan.request.load_backbone().digest != each.plan.backbone.digest:
+            raise WeightsError(
+                f"the weights of {each.plan.backbone.name} were changed while they were read: "
+                "extract again"
+            )
 
 
 def embed(
@@ -557,7 +573,7 @@ def refuse_not_finite(
     from featkit.backbones.layers import first_non_finite_layer
 
     pixels = backbone.preprocess.for_precision(precision)(images.load(row))
-    layer = first_non_finite_layer(backbone, pixels[None])
+    layer = first_non_finite_layer(backbone, np.stack([pixels]))
     if layer is None:
         raise DataError(f"{where} in {precision}, but are in fp32: use --precision fp32")
     raise DataError(f"{where}, first in layer {layer}: check the weights or use other ones")

@@ -19,7 +19,12 @@ from featkit.embeddings.layout import StorageLayout
 from featkit.embeddings.pipeline import Compute
 from featkit.embeddings.recipe import Recipe
 from featkit.embeddings.request import Request
-from featkit.embeddings.validation import images_digest, labels_digest, splits_digest
+from featkit.embeddings.validation import (
+    images_digest,
+    is_folder_name,
+    labels_digest,
+    splits_digest,
+)
 from featkit.errors import CacheError, DecodeError
 from featkit.images.base import ImageSet
 from featkit.images.perturb import parse_perturbation
@@ -200,8 +205,9 @@ def compare_images(
 def make_provenance(plan: ExtractionPlan, compute: Compute) -> dict[str, Any]:
     """Return what is recorded about an extraction without being part of its recipe."""
     packages = ("featkit", "torch", "torchvision", "pillow", "numpy")
+    name = plan.images.name
     return {
-        "data": plan.images.name,
+        "data": name if is_folder_name(name) else safe_name(name),
         "request": plan.request.to_dict(),
         "weights": plan.backbone.weights,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),

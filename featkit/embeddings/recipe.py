@@ -78,8 +78,13 @@ class Recipe:
             CacheError: if the text is not a recipe.
         """
         try:
-            return cls(**json.loads(text))
-        except (TypeError, ValueError) as error:
+            recipe = cls(**json.loads(text))
+            for field in fields(cls):
+                known = {"preprocess": dict, "schema": int}.get(field.name, str)
+                if type(getattr(recipe, field.name)) is not known:
+                    raise TypeError(f"{field.name} has the wrong type")
+            return recipe
+        except (TypeError, ValueError, RecursionError) as error:
             raise CacheError(
                 f"not a recipe that this version of featkit can read: {error}"
             ) from error

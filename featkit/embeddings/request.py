@@ -212,15 +212,23 @@ def resolve(given: Mapping[str, Any], cache: Path) -> tuple[Request, Path | None
 
 
 def _agrees(request: Request, chosen: Mapping[str, Any]) -> bool:
-    """Return whether a request has the chosen values; the seed may differ."""
+    """Return whether a request has the chosen values; seed and perturbation may differ."""
     for name, value in chosen.items():
-        if name != "seed" and getattr(request, name) != _absolute(name, value):
+        if name not in ("seed", "perturb") and getattr(request, name) != _absolute(name, value):
             return False
     return True
 
 
 def _earlier_requests(cache: Path, perturb: str | None) -> list[tuple[Request, Path]]:
-    """Return the requests of cache files, newest first, that have the given perturbation."""
+    """Return the requests of cache files of whole image sets, newest first.
+
+    Perturbed images of one split lie in a file of their own, beside that of all images. Such a
+    file is never chosen: its images are not those to fit on.
+
+    Args:
+        cache: folder of the cache files.
+        perturb: perturbation of the files that may be chosen besides unperturbed ones, or None.
+    """
     found = []
     good, bad = entries(cache)
     for error in bad:
@@ -228,8 +236,8 @@ def _earlier_requests(cache: Path, perturb: str | None) -> list[tuple[Request, P
     for entry in good:
         request = Request.from_dict(entry.provenance["request"])
         # Perturbed images are never used unless the user asks for them.
-        if request.data and request.perturb == perturb:
-            found.append((replace(request, part=None), entry.path))
+        if request.data and not request.part and request.perturb in (None, perturb):
+            found.append((request, entry.path))
     return found
 
 

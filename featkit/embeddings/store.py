@@ -35,6 +35,7 @@ from featkit.embeddings.validation import (
     open_hdf5,
     read_attributes,
     read_errors,
+    read_recipe,
     seal,
 )
 from featkit.errors import CacheError, StaleCacheError
@@ -255,15 +256,18 @@ class CacheFile:
         rows, width: shape of the features.
     """
 
-    def __init__(self, path: Path, file: Any) -> None:
+    def __init__(self, path: Path, file: Any, recipe: Recipe | None = None) -> None:
         self.path = path
         self._columns: dict[str, Any] | None = None
         self._datasets = open_datasets(file)
         features = self._datasets["embeddings"]
         self.rows, self.width = features.shape
-        self.recipe, self.classes, self.provenance, self._digests, self.rounding = read_attributes(
-            path, file, features
-        )
+        if recipe is not None:
+            _refuse_other_recipe(path, read_recipe(file), recipe)
+        attributes = read_attributes(path, file, features)
+        self.recipe, self.classes = attributes.recipe, attributes.classes
+        self.provenance, self.rounding = attributes.provenance, attributes.rounding
+        self._digests = attributes.columns
 
     @property
     def columns(self) -> dict[str, Any]:
@@ -330,16 +334,21 @@ class CacheFile:
 
 
 @contextmanager
-def open_file(path: Path) -> Iterator[CacheFile]:
+def open_file(path: Path, recipe: Recipe | None = None) -> Iterator[CacheFile]:
     """Open a complete file for reading.
+
+    Args:
+        path: the file.
+        recipe: the recipe that the file must have been made with; None for any.
 
     Raises:
         CacheError: if the file is missing, locked, damaged, incomplete or not an embeddings file.
+        StaleCacheError: if the recipe differs; the message names the fields.
     """
     file = open_hdf5(path)
     try:
         with read_errors(path):
-            opened = CacheFile(path, file)
+            opened = CacheFile(path, file, recipe)
         yield opened
     finally:
         file.close()
@@ -356,8 +365,7 @@ def read(path: Path, recipe: Recipe | None = None) -> Embeddings:
         CacheError: if the file is missing, locked, damaged, incomplete or not an embeddings file.
         StaleCacheError: if the recipe differs; the message names the fields.
     """
-    with open_file(path) as file:
-        _check_recipe(file, recipe)
+    with open_file(path, recipe) as file:
         columns = file.columns
         valid = columns["valid"]
         stored = file.read_rows(slice(None))
@@ -375,16 +383,16 @@ def _as_float32(stored: Any) -> NDArray[np.float32]:
     return np.asarray(stored, dtype=np.float32)
 
 
-def _check_recipe(file: CacheFile, recipe: Recipe | None) -> None:
+def _refuse_other_recipe(path: Path, found: Recipe, recipe: Recipe) -> None:
     """Refuse a file that was made by another recipe."""
-    fields = file.recipe.differences(recipe) if recipe else {}
-    if not recipe or not fields:
+    fields = found.differences(recipe)
+    if not fields:
         return
     reason = describe_differences(fields)
-    if file.path.stem.endswith(recipe.fingerprint[:12]):
+    if path.stem.endswith(recipe.fingerprint[:12]):
         # Extracting again would find the same file by its name.
-        raise damaged(file.path, f"its name does not match its recipe: {reason}")
-    raise StaleCacheError(f"{file.path} is stale ({reason}): extract again", fields)
+        raise damaged(path, f"its name does not match its recipe: {reason}")
+    raise StaleCacheError(f"{path} is stale ({reason}): extract again", fields)
 
 
 def describe(path: Path) -> CacheEntry:
@@ -426,8 +434,7 @@ def check(path: Path, recipe: Recipe) -> list[str]:
     Raises:
         CacheError: as ``read`` does, and StaleCacheError.
     """
-    with open_file(path) as file:
-        _check_recipe(file, recipe)
+    with open_file(path, recipe) as file:
         return list(compress(file.columns["ids"], ~file.columns["valid"]))
 
 

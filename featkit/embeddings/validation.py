@@ -15,6 +15,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -199,10 +200,39 @@ def _is_column_type(name: str, dtype: np.dtype[Any]) -> bool:
     return dtype.kind in kinds[name] and dtype.itemsize <= 64
 
 
-def read_attributes(
-    path: Path, file: Any, features: Any
-) -> tuple[Recipe, tuple[str, ...], dict[str, Any], str | None, float]:
-    """Return recipe, class names, provenance, digests of columns and rounding of an open file.
+@dataclass(frozen=True)
+class Attributes:
+    """Attributes of a file.
+
+    Attributes:
+        recipe: what decided the features.
+        classes: class names.
+        provenance: recorded, not hashed.
+        columns: digests of columns, JSON; None in an old file.
+        rounding: largest rounding error of a stored number.
+    """
+
+    recipe: Recipe
+    classes: tuple[str, ...]
+    provenance: dict[str, Any]
+    columns: str | None
+    rounding: float
+
+
+def read_recipe(file: Any) -> Recipe:
+    """Return the recipe of an open file, which ``read_attributes`` checks.
+
+    Raises:
+        ValueError: with the reason, if it is not one.
+    """
+    try:
+        return Recipe.from_json(_text(file.attrs.get("recipe"), "recipe"))
+    except CacheError as error:
+        raise ValueError(str(error)) from error
+
+
+def read_attributes(path: Path, file: Any, features: Any) -> Attributes:
+    """Return the attributes of an open file.
 
     Args:
         path: the file.
@@ -214,10 +244,8 @@ def read_attributes(
     """
     found = dict(file.attrs.items())
     for name in ("recipe", "classes", "provenance", *({"columns", "seal"} & found.keys())):
-        if not isinstance(found.get(name), str):
-            raise ValueError(f"attribute {name} is missing or not text")
-    rounding = float(found.get("rounding", 0.0))
-    recipe = Recipe.from_json(found["recipe"])
+        _text(found.get(name), name)
+    recipe = read_recipe(file)
     if "seal" not in found:
         _check_name(path, recipe)
     elif found["seal"] != seal(found, features):
@@ -227,8 +255,19 @@ def read_attributes(
         raise ValueError("classes is not a list of names")
     if len(set(classes)) < len(classes):
         raise ValueError("two classes have the same name")
-    provenance = _check_provenance(json.loads(found["provenance"]))
-    return recipe, tuple(classes), provenance, found.get("columns"), rounding
+    return Attributes(
+        recipe=recipe,
+        classes=tuple(classes),
+        provenance=_check_provenance(json.loads(found["provenance"])),
+        columns=found.get("columns"),
+        rounding=float(found.get("rounding", 0.0)),
+    )
+
+
+def _text(value: object, name: str) -> str:
+    if not isinstance(value, str):
+        raise ValueError(f"attribute {name} is missing or not text")
+    return value
 
 
 def _check_name(path: Path, recipe: Recipe) -> None:
@@ -257,16 +296,16 @@ def _check_provenance(provenance: Any) -> dict[str, Any]:
     for name in _UNKNOWN:
         if not isinstance(known[name], str):
             raise ValueError(f"{name} in its provenance is not text")
-    # Results are written to a folder of this name.
-    name = known["data"]
-    parts = re.split(r"[/\\]", name)
-    if (
-        not name.isprintable()
-        or any(part in ("", ".", "..") for part in parts)
-        or parts[0][1:] == ":"
-    ):
-        raise ValueError(f"the name of the data in its provenance is {name!r:.40}")
+    if not is_folder_name(known["data"]):
+        raise ValueError(f"the name of the data in its provenance is {known['data']!r:.40}")
     return known
+
+
+def is_folder_name(name: str) -> bool:
+    """Return whether results can be written to a folder of this name, inside another one."""
+    outside = any(part in ("", ".", "..") for part in re.split(r"[/\\]", name))
+    is_drive = re.match("[A-Za-z]:", name) is not None
+    return name.isprintable() and not outside and not is_drive
 
 
 def seal(attributes: Mapping[str, Any], features: Any) -> str:

@@ -25,7 +25,7 @@ from featkit.embeddings.extract import (
 from featkit.embeddings.pipeline import Compute
 from featkit.embeddings.plan import content_keys, plan_extraction
 from featkit.embeddings.request import Request
-from featkit.errors import CacheError, DataError, DecodeError, SpecError
+from featkit.errors import CacheError, DataError, DecodeError, SpecError, WeightsError
 from featkit.images import load_images
 
 FAST = {"backbone": "resnet18", "weights": "random", "resize": "32"}
@@ -330,3 +330,28 @@ def test_a_damaged_file_of_the_same_data_does_not_stop_an_extraction(tmp_path, p
     (photos / "red" / "0.png").unlink()
     again = run_extraction(request, load_images(str(photos)), tmp_path / "cache", Compute())
     assert (again.embedded, again.reused, again.changes) == (23, 0, None)
+
+
+def test_weights_that_are_replaced_between_hashing_and_loading_are_not_used(tmp_path, colours):
+    states = []
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        states.append(torchvision.models.resnet18(weights=None).state_dict())
+    torch.save(states[0], tmp_path / "weights.pth")
+    request = Request(data="", weights=str(tmp_path / "weights.pth"), resize="32")
+    images, cache = colours(4), tmp_path / "cache"
+    keys = content_keys(images, Compute())
+    plan = plan_extraction(request.for_device("cpu"), images, keys, cache)
+    torch.save(states[1], tmp_path / "weights.pth")
+    with pytest.raises(WeightsError, match="weights of resnet18 were changed"):
+        execute_plans([plan], Compute())
+    assert not list(cache.glob("*"))
+
+
+@pytest.mark.parametrize("name", ["../../x", "a/b", "", "a\nb"])
+def test_a_file_of_images_with_any_name_can_be_read(name, tmp_path, colours):
+    """A name that leads out of the folder of results is made a safe one when it is recorded."""
+    images = replace(colours(2), name=name)
+    done = run_extraction(REQUEST, images, tmp_path, Compute())
+    assert len(store.read(done.path)) == 2
+    assert ".." not in store.describe(done.path).provenance["data"]

@@ -79,3 +79,10 @@ def test_with_a_subset_the_validation_split_is_not_fitted_on(vectors):
     splits = np.array(["train", "val", "test"] * 80)
     parts = make_splits(vectors(240, splits=splits), 0, "kshot:k=3")
     assert (len(parts.fit), len(parts.val), len(parts.final)) == (12, 80, 12)
+
+
+def test_no_train_images_at_all_are_refused_before_a_subset_is_drawn(vectors):
+    embeddings = vectors(12, np.full(12, "test"))
+    for subset in (None, "longtail:if=2"):
+        with pytest.raises(DataError, match="too few images: 0 train images"):
+            make_splits(embeddings, 0, subset)
