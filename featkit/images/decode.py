@@ -100,7 +100,10 @@ def read_bytes(path: str | Path) -> bytes:
     try:
         return read_file(path, MAX_BYTES)
     except OSError as error:
-        raise DecodeError(f"{path} cannot be read: {error.strerror}; fix or remove it") from error
+        # The file may be intact, so its removal is not advised.
+        raise DecodeError(
+            f"{path} cannot be read: {error.strerror}; check the path, its permissions and the disk"
+        ) from error
 
 
 def file_key(path: str | Path, intensity: IntensityRange | None = None) -> str:
