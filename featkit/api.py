@@ -831,7 +831,8 @@ def export(
 ) -> ExportedRun:
     """Export a run to one file that needs no featkit: network, head and temperature.
 
-    The file is written only if it predicts the same classes as the run.
+    The file is written only if it predicts the same classes and rejects the same images as the
+    run, with probabilities within 0.001.
 
     Args:
         run: a run directory.
@@ -842,7 +843,7 @@ def export(
 
     Raises:
         HeadError: if the head cannot be exported.
-        SpecError: if the file predicts other classes.
+        SpecError: if the file gives other answers.
     """
     compute = _compute(locals())
     from featkit.compression.export import SUFFIXES

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
+import sys
+from dataclasses import asdict
 from pathlib import Path
+from types import SimpleNamespace
 
 import click
+import numpy as np
 import pytest
 from click.testing import CliRunner
 from PIL import Image
 
+from featkit.backbones.base import Preprocess
 from featkit.cli import main
+from featkit.compression.onnx_reader import to_model_input
 from featkit.images import load_images
+from featkit.images.decode import decode_file
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -58,6 +66,48 @@ def test_the_examples_of_the_readme_run(tmp_path, monkeypatch, capsys):
     name, probability = capsys.readouterr().out.split()
     assert name in map(str, range(10))
     assert 0.1 < float(probability) <= 1
+
+
+@pytest.mark.parametrize(
+    ("size", "resize", "crop"),
+    [((301, 217), 256, (224, 224)), ((217, 217), 256, (224, 224)), ((131, 500), 256, (224, 224))]
+    + [((side, side + 7), 256, (224, 224)) for side in range(64, 400, 23)]
+    + [((40, 30), (9, 17), (8, 8)), ((50, 41), 5, (8, 8)), ((41, 50), 5, (7, 10))],
+)
+def test_the_onnx_example_prepares_images_as_featkit_does(
+    size, resize, crop, tmp_path, monkeypatch
+):
+    """Sides that are no multiple of the edge, an upright photo stored sideways, small images."""
+    preprocess = Preprocess(resize=resize, crop=crop)
+    properties = {
+        "preprocessing": json.dumps(asdict(preprocess)),
+        "classes": '["cat", "dog"]',
+        "threshold": "0.1",
+    }
+    seen = {}
+
+    class Session:
+        def __init__(self, path):
+            self.custom_metadata_map = properties
+
+        def get_modelmeta(self):
+            return self
+
+        def run(self, names, inputs):
+            seen.update(inputs)
+            return [np.array([[0.2, 0.8]])]
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(sys.modules, "onnxruntime", SimpleNamespace(InferenceSession=Session))
+    rng = np.random.default_rng(0)
+    exif = Image.Exif()
+    exif[274] = 6
+    pixels = rng.integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+    Image.fromarray(pixels).save("new.jpg", exif=exif)
+    deployed = next(block for block in fenced("python") if "onnxruntime" in block)
+    exec(compile(deployed, "README.md", "exec"), {})
+    expected = to_model_input(preprocess(decode_file("new.jpg"))[None])
+    np.testing.assert_allclose(seen["images"], expected, atol=1e-6)
 
 
 def export_digits():

@@ -40,6 +40,8 @@ def compare(runs: tuple[Path, ...], as_json: bool) -> None:
         print_json(found.to_dict())
         return
     print_comparison(found.runs, found.pairs)
+    if found.note:
+        print_line(found.note)
 
 
 def print_comparison(runs: Iterable[tuple[str, Report]], pairs: Iterable[PairedComparison]) -> None:

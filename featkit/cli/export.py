@@ -53,8 +53,9 @@ recipe.
 def export(run: Path, **options: Any) -> None:
     """Export a run to one ONNX or PyTorch file that needs no featkit.
 
-    The file contains network, head and temperature. It is written only if it predicts the same
-    classes as the run on test images. Prints its path.
+    The file contains network, head and temperature. It is written only if, on test images, it
+    predicts the same classes and rejects the same images as the run, with probabilities within
+    0.001. Prints its path.
     """
     from featkit import api
 

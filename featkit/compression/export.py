@@ -44,6 +44,13 @@ log = logging.getLogger("featkit")
 SUFFIXES = {"onnx": ".onnx", "torch": ".pt2"}
 """File name suffix of each format."""
 
+MAX_DIFFERENCE = 1e-3
+"""Largest difference between a probability of the original and of the file that is accepted."""
+
+_ROUNDING = 1e-6
+"""The threshold of a file is lower by this, as its probabilities are rounded to float32: those
+that equal the threshold must not fall below it."""
+
 _INPUT_OUTPUT = ("images", "probabilities")
 
 
@@ -82,7 +89,7 @@ class Classifier:
             classes=self.classes,
             preprocess=self.backbone.preprocess,
             precision=self.precision,
-            threshold=self.threshold,
+            threshold=max(0.0, self.threshold - _ROUNDING),
             head=self.head_spec,
             temperature=asdict(self.temperature) if self.temperature else None,
             recipe=self.recipe.to_dict(),
@@ -96,12 +103,20 @@ class ExportAgreement:
     Attributes:
         n: number of images.
         differing: number of images with different predicted classes.
-        largest: largest absolute difference of two probabilities.
+        largest: largest absolute difference of two probabilities; NaN if the file gives one.
+        rejected_differently: number of images that only one of the two rejects as unknown.
     """
 
     n: int
     differing: int
     largest: float
+    rejected_differently: int = 0
+
+    @property
+    def equal(self) -> bool:
+        """Whether classes and rejections are the same, and probabilities within 0.001."""
+        same_answers = not self.differing and not self.rejected_differently
+        return same_answers and self.largest <= MAX_DIFFERENCE  # False for NaN
 
 
 def export(
@@ -112,7 +127,9 @@ def export(
     to: str = "onnx",
     compute: Compute | None = None,
 ) -> ExportAgreement:
-    """Export a classifier; the file is only kept if it predicts the same classes as the original.
+    """Export a classifier; the file is only kept if it gives the same answers as the original.
+
+    These are the predicted classes, the rejections, and the probabilities to within 0.001.
 
     Args:
         classifier: network, head, temperature.
@@ -122,7 +139,7 @@ def export(
         compute: how the images are read.
 
     Raises:
-        SpecError: if the format is unknown or cannot hold this classifier, or a prediction differs.
+        SpecError: if the format is unknown or cannot hold this classifier, or an answer differs.
         HeadError: if the head cannot be exported.
         MissingExtraError: if ONNX, ONNX Script or ONNX Runtime is not installed.
         StorageError: if the file cannot be written.
@@ -142,11 +159,13 @@ def export(
             _write_torch_program(classifier, file)
             engine = _open_torch_program(file)
         agreement = compare(classifier, engine, images, compute or Compute(device="cpu"))
-        if agreement.differing:
+        if not agreement.equal:
             raise SpecError(
-                f"the {to} file predicts another class than the run for {agreement.differing} of "
-                f"{agreement.n} images (largest difference of probabilities "
-                f"{agreement.largest:.1g}) and was not kept: try another --format"
+                f"the {to} file differs from the run and was not kept: of {agreement.n} images, "
+                f"{agreement.differing} are predicted as another class, "
+                f"{agreement.rejected_differently} are rejected by only one of the two, and "
+                f"probabilities differ by up to {agreement.largest:.1g} (accepted: "
+                f"{MAX_DIFFERENCE:g}); try another --format or head"
             )
         file.replace(path)
     return agreement
@@ -157,8 +176,15 @@ def compare(
 ) -> ExportAgreement:
     """Compare the predictions of a classifier and of an exported file, each from the pixels on."""
     _, expected, found = predict_with_both(classifier, engine, images, compute)
-    differing = int((expected.argmax(axis=1) != found.argmax(axis=1)).sum())
-    return ExportAgreement(len(found), differing, float(np.abs(expected - found).max()))
+    differing = expected.argmax(axis=1) != found.argmax(axis=1)
+    rejected = expected.max(axis=1) < classifier.threshold
+    rejected_by_file = found.max(axis=1) < classifier.metadata().threshold
+    return ExportAgreement(
+        n=len(found),
+        differing=int(differing.sum()),
+        largest=float(np.abs(expected - found).max()),
+        rejected_differently=int((rejected != rejected_by_file).sum()),
+    )
 
 
 def predict_with_both(

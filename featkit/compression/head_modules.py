@@ -1,11 +1,13 @@
 """Fitted heads as torch modules, for export.
 
-Fitted arrays keep their type and are used in float64: compared with the network this costs nothing,
-and the probabilities are those of the head itself.
+The modules compute in float32, which every ONNX runtime supports, also on GPUs and in browsers.
+They avoid what float32 cannot hold: differences of large numbers, and probabilities close to 0,
+which are kept as logarithms until the end.
 """
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -16,13 +18,17 @@ from featkit.backbones.base import Preprocess
 from featkit.errors import HeadError
 from featkit.evaluation import Temperature
 from featkit.heads.balance import BalancedHead
-from featkit.heads.knn import KNNHead
+from featkit.heads.knn import MIN_RELATIVE_DISTANCE, TIE_SHARE, TIE_SHARPNESS, KNNHead
 from featkit.heads.linear import LinearHead
 from featkit.heads.mlp import MLPHead
 from featkit.heads.prototypical import PrototypicalHead
 from featkit.heads.svm import SVMHead
 
-_SMALLEST = 1e-9
+_LOG_ZERO = -1e30
+"""Logarithm of a probability of 0: finite, and below that of any smoothing."""
+
+_TINY = float(np.finfo(np.float32).tiny)
+_LARGE = 1e38
 
 
 class PixelsToScores(nn.Module):
@@ -49,21 +55,20 @@ def make_scores_module(head: Any, temperature: Temperature | None) -> nn.Module:
     if isinstance(head, BalancedHead):
         return make_scores_module(head.head_, temperature)
     steps: list[nn.Module] = [_ScaledInput(head), *_layers(head)]
-    if not isinstance(head, KNNHead):  # whose votes are probabilities already
-        steps.append(nn.Softmax(dim=1))
     if temperature:
-        steps += [_TemperatureScaledLog(temperature), nn.Softmax(dim=1)]
-    return nn.Sequential(*steps, _Float32()).eval()
+        steps.append(_TemperatureScaling(temperature))
+    # Every layer before gives the logarithms of the scores, up to a constant.
+    return nn.Sequential(*steps, nn.Softmax(dim=1)).eval()
 
 
 def _layers(head: Any) -> list[nn.Module]:
     if isinstance(head, LinearHead | PrototypicalHead):
-        return [_Affine(head.coef_, head.intercept_)]
+        return [_class_logits(head.coef_, head.intercept_)]
     if isinstance(head, MLPHead):
         hidden = _Affine(head.hidden_coef_.T, head.hidden_intercept_)
-        return [hidden, nn.ReLU(), _Affine(head.coef_.T, head.intercept_)]
+        return [hidden, nn.ReLU(), _class_logits(head.coef_.T, head.intercept_)]
     if isinstance(head, SVMHead):
-        return [_Kernel(head), _PairVotes(head)]
+        return [_Kernel(head), _PairDecisions(head), _PairLogits(head)]
     if isinstance(head, KNNHead):
         return [_Neighbours(head)]
     raise HeadError(
@@ -82,30 +87,38 @@ class _ScaledInput(nn.Module):
             self.centre, self.spread = _buffer(head.centre_), _buffer(head.spread_)
 
     def forward(self, embeddings: Tensor) -> Tensor:
-        rows = embeddings.double()
+        rows = embeddings
         if self.scale == "root":
             rows = rows.sign() * rows.abs().sqrt()
         if self.scale in ("root", "l2"):
             rows = _unit(rows)
         if self.scale:
-            rows = (rows - self.centre.double()) / self.spread.double()
+            rows = (rows - self.centre) / self.spread
         return _unit(rows) if self.unit_length else rows
 
 
 class _Affine(nn.Module):
-    """Weights ``(k, d)`` and intercepts ``(k,)``, or one row for the second of two classes."""
+    """Weights ``(k, d)`` and intercepts ``(k,)``."""
 
     def __init__(self, coef: Any, intercept: Any) -> None:
         super().__init__()
-        if len(coef) == 1:
-            coef, intercept = (
-                np.concatenate([0 * coef, coef]),
-                np.concatenate([0 * intercept, intercept]),
-            )
         self.coef, self.intercept = _buffer(coef), _buffer(intercept)
 
     def forward(self, rows: Tensor) -> Tensor:
-        return rows @ self.coef.double().T + self.intercept.double()
+        return rows @ self.coef.T + self.intercept
+
+
+def _class_logits(coef: Any, intercept: Any) -> _Affine:
+    """Return the layer of the logits; one row of ``coef`` stands for the second of two classes.
+
+    The mean over the classes is subtracted, which the softmax ignores: smaller numbers leave more
+    digits to the differences.
+    """
+    coef, intercept = np.asarray(coef, np.float64), np.asarray(intercept, np.float64)
+    if len(coef) == 1:
+        coef = np.concatenate([0 * coef, coef])
+        intercept = np.concatenate([0 * intercept, intercept])
+    return _Affine(coef - coef.mean(axis=0), intercept - intercept.mean())
 
 
 class _Kernel(nn.Module):
@@ -114,17 +127,18 @@ class _Kernel(nn.Module):
     def __init__(self, head: SVMHead) -> None:
         super().__init__()
         self.gamma = head.gamma_ if head.kernel == "rbf" else None
-        self.vectors = _buffer(head.support_vectors_)
+        vectors = np.asarray(head.support_vectors_, np.float64)
+        centre = np.zeros(vectors.shape[1]) if self.gamma is None else vectors.mean(axis=0)
+        self.centre, self.vectors = _buffer(centre), _buffer(vectors - centre)
 
     def forward(self, rows: Tensor) -> Tensor:
-        vectors = self.vectors.double()
         if self.gamma is None:
-            return rows @ vectors.T
-        return torch.exp(-self.gamma * _squared_distances(rows, vectors))
+            return rows @ self.vectors.T
+        return torch.exp(-self.gamma * _squared_distances(rows - self.centre, self.vectors))
 
 
-class _PairVotes(nn.Module):
-    """One-vs-one decisions of an SVM from kernel values, as in ``SVMHead._kernel_logits``."""
+class _PairDecisions(nn.Module):
+    """One-vs-one decision values ``(b, p)`` of an SVM from kernel values."""
 
     def __init__(self, head: SVMHead) -> None:
         super().__init__()
@@ -132,66 +146,129 @@ class _PairVotes(nn.Module):
         k = len(self.sizes)
         first, second = np.triu_indices(k, 1)
         self.coef, self.intercept = _buffer(head.dual_coef_), _buffer(head.intercept_)
-        self.own = _buffer(first * (k - 1) + second - 1)
-        self.other = _buffer(second * (k - 1) + first)
-        self.sides = _buffer((np.eye(k)[first] - np.eye(k)[second]).astype(np.float32))
+        self.own = _index(first * (k - 1) + second - 1)
+        self.other = _index(second * (k - 1) + first)
 
     def forward(self, kernel: Tensor) -> Tensor:
         spans = zip(
             *(torch.split(each, self.sizes, dim=1) for each in (kernel, self.coef)), strict=True
         )
         parts = torch.cat([values @ coef.T for values, coef in spans], dim=1)
-        pairs = parts[:, self.own] + parts[:, self.other] + self.intercept
-        if len(self.sizes) == 2:
-            return torch.cat([torch.zeros_like(pairs), pairs], dim=1)
-        sides = self.sides.double()
-        wins = torch.where(pairs < 0, -1.0, 1.0).double() @ sides
-        margins = pairs @ sides
-        return (wins + len(self.sizes) - 1) / 2 + margins / (3 * (margins.abs() + 1))
+        pairs: Tensor = parts[:, self.own] + parts[:, self.other] + self.intercept
+        return pairs
+
+
+class _PairLogits(nn.Module):
+    """Logits ``(b, k)`` of an SVM from its one-vs-one decision values, as in ``heads.svm``."""
+
+    def __init__(self, head: SVMHead) -> None:
+        super().__init__()
+        self.k = len(head.classes_)
+        # Files of version 0.1.0 have no slope: the softmax of the one-vs-rest values.
+        calibration = getattr(head, "calibration_", None)
+        self.slope = None if calibration is None else float(calibration[0])
+        first, second = np.triu_indices(self.k, 1)
+        self.sides = _buffer(np.eye(self.k)[first] - np.eye(self.k)[second])
+        self.order = _index(np.argsort(np.concatenate([first, second]), kind="stable"))
+
+    def forward(self, pairs: Tensor) -> Tensor:
+        if self.k == 2:
+            slope = 0.5 if self.slope is None else self.slope
+            return slope * torch.cat([-pairs, pairs], dim=1)
+        votes = self._one_vs_rest(pairs)
+        if self.slope is None:
+            return votes
+        signed = torch.cat([pairs, -pairs], dim=1)[:, self.order]
+        margins = signed.reshape(-1, self.k, self.k - 1).amin(dim=2)
+        return self.slope * self._exchanged(margins, votes)
+
+    def _one_vs_rest(self, pairs: Tensor) -> Tensor:
+        wins = torch.where(pairs < 0, -1.0, 1.0) @ self.sides
+        margins = pairs @ self.sides
+        return (wins + self.k - 1) / 2 + margins / (3 * (margins.abs() + 1))
+
+    def _exchanged(self, margins: Tensor, votes: Tensor) -> Tensor:
+        """Return the margins with those of the predicted and of the highest class exchanged."""
+        predicted = votes.argmax(dim=1, keepdim=True)
+        highest = margins.argmax(dim=1, keepdim=True)
+        columns = torch.arange(self.k)
+        difference = margins.gather(1, highest) - margins.gather(1, predicted)
+        is_predicted, is_highest = columns == predicted, columns == highest
+        return margins + difference * (is_predicted.float() - is_highest.float())
 
 
 class _Neighbours(nn.Module):
-    """Fraction ``(b, k)`` of the votes of the nearest training rows for each class."""
+    """Logarithms ``(b, k)`` of the scores of a ``KNNHead``."""
 
     def __init__(self, head: KNNHead) -> None:
         super().__init__()
         self.k, self.weights, self.temperature = head.k, head.weights, head.temperature
-        self.rows = _buffer(head.rows_)
-        self.members = _buffer(np.eye(len(head.classes_), dtype=np.float32)[head.codes_])
+        rows = np.asarray(head.rows_, np.float64)
+        centre = rows.mean(axis=0)
+        self.centre, self.rows = _buffer(centre), _buffer(rows - centre)
+        self.codes = _index(head.codes_)
+        self.members = _buffer(np.eye(len(head.classes_))[head.codes_])
 
     def forward(self, rows: Tensor) -> Tensor:
-        distances = _squared_distances(rows, self.rows.double()).sqrt()
-        nearest, places = distances.topk(self.k, dim=1, largest=False)
-        votes = (self._votes(nearest)[:, :, None] * self.members[places].double()).sum(dim=1)
-        return votes / votes.sum(dim=1, keepdim=True)
+        rows = rows - self.centre
+        squares = _squared_distances(rows, self.rows)
+        _, places = squares.topk(self.k, dim=1, largest=False)
+        # Once more without subtracting large numbers: the weight of a vote depends on the ratio of
+        # distances, which may be close to zero.
+        differences = self.rows[places] - rows[:, None]
+        nearest = differences.square().sum(dim=2).sqrt()
+        votes = (self._votes(nearest)[:, :, None] * self.members[places]).sum(dim=1)
+        shares = votes / votes.sum(dim=1, keepdim=True)
+        by_votes = torch.where(
+            shares > 0, (shares * (1 - TIE_SHARE)).clamp(min=_TINY).log(), _LOG_ZERO
+        )
+        by_distance = torch.log_softmax(
+            -TIE_SHARPNESS * self._relative(squares, nearest, places), dim=1
+        )
+        return _add_logs(by_votes, by_distance + math.log(TIE_SHARE))
 
     def _votes(self, nearest: Tensor) -> Tensor:
         if self.weights == "uniform":
             return torch.ones_like(nearest)
         if self.weights == "distance":
-            farthest = nearest[:, -1:].clamp(min=float(np.finfo(np.float32).tiny))
-            return 1 / (nearest / farthest).clamp(min=_SMALLEST)
-        return torch.exp((nearest[:, :1] ** 2 - nearest**2) / (2 * self.temperature))
+            farthest = nearest.amax(dim=1, keepdim=True).clamp(min=_TINY)
+            return 1 / (nearest / farthest).clamp(min=MIN_RELATIVE_DISTANCE)
+        closest = nearest.amin(dim=1, keepdim=True)
+        return torch.exp((closest**2 - nearest**2) / (2 * self.temperature))
+
+    def _relative(self, squares: Tensor, nearest: Tensor, places: Tensor) -> Tensor:
+        """Return distances to the nearest row of each class ``(b, k)``, divided by their mean."""
+        empty = torch.full((1, self.members.shape[1]), _LARGE).expand(squares.shape[0], -1)
+        codes = self.codes.expand(squares.shape[0], -1)
+        distances = empty.scatter_reduce(1, codes, squares, "amin").sqrt()
+        # Those of the nearest rows are known more exactly, which matters close to zero.
+        exact = torch.where(self.members[places] > 0, nearest[:, :, None], _LARGE).amin(dim=1)
+        distances = torch.where(exact < _LARGE, exact, distances)
+        means = distances.mean(dim=1, keepdim=True)
+        return distances / torch.where(means == 0, 1.0, means)
 
 
-class _TemperatureScaledLog(nn.Module):
-    """Scaled log probabilities; their softmax is what ``apply_temperature`` returns."""
+class _TemperatureScaling(nn.Module):
+    """Logits whose softmax is what ``apply_temperature`` returns, from logits of the scores."""
 
     def __init__(self, temperature: Temperature) -> None:
         super().__init__()
-        self.temperature = temperature
+        self.value = temperature.value
+        # The smoothing itself may be too small for float32.
+        self.log_smoothing = math.log(temperature.smoothing)
 
-    def forward(self, scores: Tensor) -> Tensor:
-        return torch.log(scores + self.temperature.smoothing) / self.temperature.value
-
-
-class _Float32(nn.Module):
-    def forward(self, scores: Tensor) -> Tensor:
-        return scores.float()
+    def forward(self, logits: Tensor) -> Tensor:
+        logs = torch.log_softmax(logits, dim=1)
+        smoothed = _add_logs(logs, torch.full_like(logs, self.log_smoothing))
+        return (smoothed - smoothed.amax(dim=1, keepdim=True)) / self.value
 
 
 def _buffer(values: Any) -> nn.Buffer:
-    return nn.Buffer(torch.tensor(np.ascontiguousarray(values)))
+    return nn.Buffer(torch.tensor(np.ascontiguousarray(values, np.float32)))
+
+
+def _index(values: Any) -> nn.Buffer:
+    return nn.Buffer(torch.tensor(np.ascontiguousarray(values, np.int64)))
 
 
 def _unit(rows: Tensor) -> Tensor:
@@ -203,3 +280,9 @@ def _squared_distances(a: Tensor, b: Tensor) -> Tensor:
     """Return ``|a - b|^2`` ``(n, m)`` of rows ``(n, d)`` and ``(m, d)``."""
     lengths = a.square().sum(dim=1, keepdim=True) + b.square().sum(dim=1)
     return (lengths - 2 * a @ b.T).clamp(min=0)
+
+
+def _add_logs(a: Tensor, b: Tensor) -> Tensor:
+    """Return ``log(exp(a) + exp(b))``."""
+    larger = torch.maximum(a, b)
+    return larger + torch.log(torch.exp(a - larger) + torch.exp(b - larger))

@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,13 @@ from featkit.backbones.engines.onnx import open_session
 from featkit.backbones.int8 import warn_if_unrecorded
 from featkit.errors import FeatkitError, RunError
 from featkit.extras import require
+from featkit.storage import read_file
+
+MAX_FILE_BYTES = 2**31
+"""Largest file that is read: 2 GiB, the limit of ONNX."""
+
+MAX_PIXELS_PER_EDGE = 2**14
+"""Largest edge of a resized image."""
 
 ClassifierEngine = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
 """From uint8 ``(b, h, w, 3)``, resized and cropped, to probabilities ``(b, k)``."""
@@ -68,8 +76,11 @@ class ExportMetadata:
         Raises:
             KeyError, TypeError, ValueError: if the texts are anything else.
         """
-        return cls(
-            classes=tuple(json.loads(texts["classes"])),
+        classes = json.loads(texts["classes"])
+        if not isinstance(classes, list):
+            raise TypeError("classes must be a list")
+        metadata = cls(
+            classes=tuple(classes),
             preprocess=Preprocess.from_dict(json.loads(texts["preprocessing"])),
             precision=json.loads(texts["precision"]),
             threshold=json.loads(texts["threshold"]),
@@ -77,6 +88,8 @@ class ExportMetadata:
             temperature=json.loads(texts["temperature"]),
             recipe=json.loads(texts["recipe"]),
         )
+        _check_metadata(metadata)
+        return metadata
 
 
 @dataclass(frozen=True)
@@ -106,7 +119,7 @@ def load_exported(path: Path) -> ExportedClassifier:
     """
     again = "export it again with `featkit export`"
     try:
-        data = path.read_bytes()
+        data = read_file(path, MAX_FILE_BYTES)
     except OSError as error:
         raise RunError(f"{path} cannot be read ({error.strerror}): {again}") from error
     size = len(_checksum(b""))
@@ -116,19 +129,98 @@ def load_exported(path: Path) -> ExportedClassifier:
         session = open_session(data, str(path))
         properties = session.get_modelmeta().custom_metadata_map
         metadata = ExportMetadata.from_properties(properties)
+        _check_signature(session, metadata)
         if metadata.precision == "int8":
             warn_if_unrecorded(properties, str(path))
     except FeatkitError:
         raise
+    except KeyError as error:
+        raise RunError(f"{path} has no metadata {error}: {again}") from error
     except Exception as error:  # ONNX and ONNX Runtime raise types of their own
-        reason = (str(error).strip().splitlines() or [""])[0]
-        raise RunError(f"{path} cannot be run ({reason}): {again}") from error
+        raise RunError(f"{path} cannot be run ({_first_line(error)}): {again}") from error
 
     def run(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
-        scores: NDArray[np.float32] = session.run(None, {"images": to_model_input(pixels)})[0]
-        return scores
+        try:
+            scores = session.run(None, {"images": to_model_input(pixels)})[0]
+        except Exception as error:  # a malformed graph may fail with its first input
+            raise RunError(f"{path} cannot be run ({_first_line(error)}): {again}") from error
+        if not _are_probabilities(scores, (len(pixels), len(metadata.classes))):
+            raise RunError(f"{path} gives values that are not probabilities: {again}")
+        probabilities: NDArray[np.float32] = scores
+        return probabilities
 
     return ExportedClassifier(metadata, run)
+
+
+def _check_metadata(metadata: ExportMetadata) -> None:
+    """Check types and ranges of the fields.
+
+    Raises:
+        TypeError, ValueError: if one is invalid.
+    """
+    classes = metadata.classes
+    if not all(isinstance(name, str) for name in classes) or len(set(classes)) < len(classes):
+        raise ValueError("classes must be different texts")
+    if len(classes) < 2:
+        raise ValueError("classes must be two or more")
+    if metadata.precision not in ("fp32", "int8"):
+        raise ValueError(f"unknown precision {metadata.precision!r}")
+    if not 0 <= _number(metadata.threshold) <= 1:
+        raise ValueError("threshold must be in 0..1")
+    if not isinstance(metadata.head, str) or not isinstance(metadata.recipe, dict):
+        raise TypeError("head must be a text and recipe an object")
+    if metadata.temperature is not None:
+        for value in metadata.temperature.values():
+            _number(value)
+    _check_preprocess(metadata.preprocess)
+
+
+def _check_preprocess(preprocess: Preprocess) -> None:
+    """Check types and ranges of the resize and crop; see ``_check_metadata``."""
+    sizes = preprocess.resize if isinstance(preprocess.resize, tuple) else (preprocess.resize,)
+    for pixels in (*sizes, *preprocess.crop):
+        if not isinstance(pixels, int) or not 1 <= pixels <= MAX_PIXELS_PER_EDGE:
+            raise ValueError(f"an image cannot have an edge of {pixels} pixels")
+    if len(preprocess.crop) != 2 or len(sizes) > 2:
+        raise ValueError("resize and crop must be height and width")
+    if preprocess.interpolation not in ("bilinear", "bicubic"):
+        raise ValueError(f"unknown interpolation {preprocess.interpolation!r}")
+
+
+def _number(value: Any) -> float:
+    """Return a finite number; raise TypeError for any other value."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not isfinite(value):
+        raise TypeError(f"{value!r} is not a number")
+    return float(value)
+
+
+def _check_signature(session: Any, metadata: ExportMetadata) -> None:
+    """Check that a file takes images and returns one probability for each class.
+
+    Raises:
+        ValueError: if it does not.
+    """
+    inputs, outputs = session.get_inputs(), session.get_outputs()
+    expected_input = ["images", "tensor(float)", 3, *metadata.preprocess.crop]
+    found_input = [[each.name, each.type, *each.shape[1:]] for each in inputs]
+    if found_input != [expected_input]:
+        raise ValueError(f"its inputs are {found_input} instead of [{expected_input}]")
+    found_output = [[each.type, *each.shape[1:]] for each in outputs]
+    if found_output != [["tensor(float)", len(metadata.classes)]]:
+        raise ValueError(f"its outputs are {found_output} for {len(metadata.classes)} classes")
+
+
+def _are_probabilities(scores: Any, shape: tuple[int, int]) -> bool:
+    """Return whether an output of the file has the given shape, with rows that sum to 1."""
+    if not isinstance(scores, np.ndarray) or scores.shape != shape:
+        return False
+    # Comparisons with NaN are False.
+    in_range = bool(((scores >= 0) & (scores <= 1 + 1e-5)).all())
+    return in_range and bool((np.abs(scores.sum(axis=1) - 1) < 1e-3).all())
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def to_model_input(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:

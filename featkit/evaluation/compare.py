@@ -199,7 +199,8 @@ def mcnemar(only_a: int, only_b: int) -> float:
     Under the null hypothesis, half of the images that only one classifier predicts correctly belong
     to each. The exact test sums the binomial probabilities of the observed count and of all more
     extreme ones; the mid-p value counts half of the observed one. The exact test is too
-    conservative with few such images.
+    conservative with few such images. For equal counts both sides contain the observed one, and the
+    mid-p value is 1 minus half its probability; without any such image it is 1.
 
     Args:
         only_a: number of images that the first classifier alone predicts correctly.
@@ -210,7 +211,12 @@ def mcnemar(only_a: int, only_b: int) -> float:
     Med. Res. Methodol. 13:91 (2013).
     """
     fewer, both = min(only_a, only_b), only_a + only_b
-    return min(1.0, float(2 * binom.cdf(fewer - 1, both, 0.5) + binom.pmf(fewer, both, 0.5)))
+    if both == 0:
+        return 1.0
+    observed = float(binom.pmf(fewer, both, 0.5))
+    if only_a == only_b:
+        return 1 - observed / 2
+    return float(2 * binom.cdf(fewer - 1, both, 0.5)) + observed
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

@@ -13,7 +13,7 @@ from scipy.special import softmax
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils.multiclass import check_classification_targets
-from sklearn.utils.validation import check_is_fitted, validate_data
+from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from featkit.errors import HeadError
@@ -26,6 +26,13 @@ Result = TypeVar("Result")
 
 class UnfitDataError(HeadError, ValueError):
     """Training data on which a head cannot be fitted.
+
+    Also a ValueError, which is what scikit-learn's callers expect.
+    """
+
+
+class InvalidFeaturesError(HeadError, ValueError):
+    """Features that a head cannot use, such as those of another network.
 
     Also a ValueError, which is what scikit-learn's callers expect.
     """
@@ -60,9 +67,16 @@ class Head(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         Raises:
             ValueError: for an invalid parameter, features that are not finite, or lengths that
                 differ.
-            UnfitDataError: for fewer than two classes.
+            UnfitDataError: for fewer than two classes, or several labels per sample.
         """
         self._validate_params()
+        shape = np.asarray(y).shape
+        if len(shape) == 2 and shape[1] > 1:
+            # The words that imbalanced-learn's checks of classifiers expect.
+            raise UnfitDataError(
+                f"Multilabel and multioutput targets are not supported. y has shape {shape}: "
+                "give one label per row"
+            )
         x, y = validate_data(self, X, y, dtype=(np.float64, np.float32))
         with warnings.catch_warnings():
             # Few-shot training sets legitimately have almost as many classes as samples.
@@ -80,9 +94,16 @@ class Head(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         return x, codes
 
     def _check_features(self, X: Any) -> Floats:
-        """Validate the features ``(n, d)`` given for prediction."""
+        """Validate the features ``(n, d)`` given for prediction.
+
+        Raises:
+            InvalidFeaturesError: if they are not finite, or of another dimension than in training.
+        """
         check_is_fitted(self)
-        x: Floats = validate_data(self, X, dtype=(np.float64, np.float32), reset=False)
+        try:
+            x: Floats = validate_data(self, X, dtype=(np.float64, np.float32), reset=False)
+        except ValueError as error:
+            raise InvalidFeaturesError(" ".join(str(error).split())) from error
         return x
 
     def predict_proba(self, X: Any) -> NDArray[np.float64]:
@@ -124,6 +145,25 @@ def binary_to_two_columns(logits: Floats) -> Floats:
     if logits.ndim == 2 and logits.shape[1] > 1:
         return logits
     return np.column_stack([np.zeros(len(logits), logits.dtype), logits])
+
+
+def checked_weights(sample_weight: Any, x: Floats) -> NDArray[np.float64]:
+    """Return valid sample weights ``(n,)`` for a head with a penalty.
+
+    Weights whose mean is below 1, of the samples that have any weight, are scaled to a mean of 1.
+    The strength of a penalty is relative to the sum of the weights, and AdaBoost gives weights that
+    sum to 1: they would act as a penalty n times as strong. Larger weights keep their meaning, so
+    that a sample of weight 2 is the same as two samples.
+
+    Raises:
+        ValueError: if a weight is negative or not finite, or their number is not n.
+    """
+    weights: NDArray[np.float64] = _check_sample_weight(
+        sample_weight, x, dtype=np.float64, ensure_non_negative=True
+    )
+    positive = weights[weights > 0]
+    mean = float(positive.mean()) if len(positive) else 1.0
+    return weights / mean if mean < 1 - 1e-9 else weights
 
 
 def single_threaded_blas() -> threadpool_limits:

@@ -5,18 +5,30 @@ from __future__ import annotations
 from collections.abc import Iterator
 from itertools import product
 from numbers import Integral, Real
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.neighbors import NearestNeighbors
+from scipy.special import softmax
+from sklearn.metrics import euclidean_distances
+from sklearn.utils import gen_batches
 from sklearn.utils._param_validation import Interval, StrOptions
 
 from featkit.heads.base import Floats, Head, Trial, UnfitDataError
 from featkit.heads.scaling import SCALES, apply_scale, fit_scale, unit_norm
 
-MIN_RELATIVE_DISTANCE = 1e-9
-"""Lower bound of distances relative to the farthest neighbour: that of a copy is zero."""
+MIN_RELATIVE_DISTANCE = 1e-4
+"""Lower bound of distances relative to the farthest neighbour: that of a copy is zero. It is above
+the rounding of a network in float32, so that a copy has the same scores on every machine."""
+
+TIE_SHARE = 1e-4
+"""Share of the scores that is distributed by the distance to the nearest image of each class."""
+
+TIE_SHARPNESS = 8.0
+"""Factor of these distances, relative to their mean over the classes, in a softmax."""
+
+BLOCK_VALUES = 2**22
+"""Distances per block of rows in prediction: 32 MiB."""
 
 SEARCH_KS = (1, 3, 5, 10, 20, 50, 100, 200)
 SEARCH_WEIGHTS = {
@@ -26,11 +38,31 @@ SEARCH_WEIGHTS = {
 """Weightings in the search space, by metric: the temperature is defined for cosine similarities."""
 
 
+class Neighbours(NamedTuple):
+    """Nearest training rows of n points.
+
+    Attributes:
+        distances: of the k nearest rows, nearest first, ``(n, k)``.
+        codes: their classes ``(n, k)``, as positions in ``classes_``.
+        class_distances: distance to the nearest row of each class, ``(n, n_classes)``.
+    """
+
+    distances: NDArray[np.float64]
+    codes: NDArray[np.intp]
+    class_distances: NDArray[np.float64]
+
+    def first(self, k: int) -> Neighbours:
+        """Return the same for a smaller k."""
+        return Neighbours(self.distances[:, :k], self.codes[:, :k], self.class_distances)
+
+
 class KNNHead(Head):
     """Vote of the k nearest training images.
 
-    The score of a class is its fraction of the votes; classes without a neighbour score 0. The
-    defaults were chosen as those of ``LinearHead``.
+    The score of a class is its fraction of the votes. A share of 1e-4 of the scores is distributed
+    over all classes by the distance to their nearest training image: it breaks ties, and ranks the
+    classes without a vote, so that top-5 accuracy is meaningful. The defaults were chosen as those
+    of ``LinearHead``.
 
     Parameters
     ----------
@@ -120,8 +152,7 @@ class KNNHead(Head):
         ks = [k for k in SEARCH_KS if k <= len(x)]
         for scale, metric in product(SCALES, SEARCH_WEIGHTS):
             largest = cls(k=ks[-1], metric=metric, scale=scale).fit(x, y)
-            distances, codes = largest._neighbours(x_val)
-            n_classes = len(largest.classes_)
+            neighbours = largest._neighbours(x_val)
             for k, weights in product(ks, SEARCH_WEIGHTS[metric]):
                 options: dict[str, Any] = {
                     "scale": scale,
@@ -129,34 +160,41 @@ class KNNHead(Head):
                     "k": k,
                     "weights": weights,
                 }
-                scores = cls(**options)._vote(distances[:, :k], codes[:, :k], n_classes)
-                yield Trial(options, scores)
+                yield Trial(options, cls(**options)._scores(neighbours.first(k)))
 
     def predict_proba(self, X: Any) -> NDArray[np.float64]:
         """Return class scores ``(n, k)``, columns as in ``classes_``; each row sums to 1."""
-        distances, codes = self._neighbours(X)
-        return self._vote(distances, codes, len(self.classes_))
+        return self._scores(self._neighbours(X))
 
-    def _neighbours(self, X: Any) -> tuple[NDArray[np.float64], NDArray[np.intp]]:
-        """Return distances and class codes ``(n, k)`` of the k nearest rows, nearest first."""
-        x = self._scaled(self._check_features(X))
-        index = NearestNeighbors(n_neighbors=self.k, algorithm="brute").fit(self.rows_)
-        distances, places = index.kneighbors(x)
-        return distances.astype(np.float64), self.codes_[places]
+    def _neighbours(self, X: Any) -> Neighbours:
+        """Return the k nearest training rows of features ``(n, d)``."""
+        x = self._scaled(self._check_features(X)).astype(np.float64)
+        # Rows are sorted by class, so that the rows of a class are adjacent.
+        order = np.argsort(self.codes_, kind="stable")
+        rows, codes = self.rows_[order].astype(np.float64), self.codes_[order]
+        class_starts = np.searchsorted(codes, np.arange(len(self.classes_)))
+        lengths = np.einsum("nd,nd->n", rows, rows)[None]
+        blocks = []
+        for block in gen_batches(len(x), max(1, BLOCK_VALUES // len(rows))):
+            distances = euclidean_distances(x[block], rows, Y_norm_squared=lengths)
+            nearest, places = _smallest(distances, self.k)
+            class_distances = np.minimum.reduceat(distances, class_starts, axis=1)
+            blocks.append(Neighbours(nearest, codes[places], class_distances))
+        return Neighbours(*(np.concatenate(parts) for parts in zip(*blocks, strict=True)))
 
-    def _vote(
-        self, distances: NDArray[np.float64], codes: NDArray[np.intp], n_classes: int
-    ) -> NDArray[np.float64]:
-        """Return the vote shares of all classes ``(n, n_classes)`` from neighbours ``(n, k)``."""
-        n = len(codes)
+    def _scores(self, neighbours: Neighbours) -> NDArray[np.float64]:
+        """Return the scores ``(n, n_classes)``: shares of the votes, ties broken by distance."""
+        n, n_classes = neighbours.class_distances.shape
         # A weighted count of (row, class) pairs, each encoded as one number, sums all votes.
-        pairs = np.arange(n)[:, None] * n_classes + codes
-        votes = np.bincount(
-            pairs.ravel(), self._vote_weights(distances).ravel(), minlength=n * n_classes
+        pairs = np.arange(n)[:, None] * n_classes + neighbours.codes
+        weights = self._vote_weights(neighbours.distances)
+        votes = np.bincount(pairs.ravel(), weights.ravel(), minlength=n * n_classes)
+        votes = votes.reshape(n, n_classes)
+        shares = votes / votes.sum(axis=1, keepdims=True)
+        scores: NDArray[np.float64] = (1 - TIE_SHARE) * shares + TIE_SHARE * _closeness(
+            neighbours.class_distances
         )
-        scores = votes.reshape(n, n_classes)
-        shares: NDArray[np.float64] = scores / scores.sum(axis=1, keepdims=True)
-        return shares
+        return scores
 
     def _vote_weights(self, distances: NDArray[np.float64]) -> NDArray[np.float64]:
         """Return the weight of the vote of each neighbour, ``(n, k)``."""
@@ -177,3 +215,20 @@ class KNNHead(Head):
     def _scaled(self, x: Floats) -> Floats:
         scaled = apply_scale(x, self.scale, self.centre_, self.spread_)
         return unit_norm(scaled) if self.metric == "cosine" else scaled
+
+
+def _smallest(
+    distances: NDArray[np.float64], k: int
+) -> tuple[NDArray[np.float64], NDArray[np.intp]]:
+    """Return the k smallest distances ``(n, k)`` of each row, ascending, and their columns."""
+    places = np.argpartition(distances, k - 1, axis=1)[:, :k]
+    order = np.argsort(np.take_along_axis(distances, places, axis=1), axis=1, kind="stable")
+    places = np.take_along_axis(places, order, axis=1)
+    return np.take_along_axis(distances, places, axis=1), places
+
+
+def _closeness(class_distances: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return weights ``(n, n_classes)`` that decrease with the distance; each row sums to 1."""
+    means = class_distances.mean(axis=1, keepdims=True)
+    relative = class_distances / np.where(means == 0, 1, means)
+    return np.asarray(softmax(-TIE_SHARPNESS * relative, axis=1), np.float64)

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 from sklearn.utils._param_validation import Interval, StrOptions
-from sklearn.utils.validation import _check_sample_weight, check_is_fitted
+from sklearn.utils.validation import check_is_fitted
 
 from featkit.errors import HeadError
 from featkit.heads.base import (
@@ -17,6 +17,7 @@ from featkit.heads.base import (
     LogitHead,
     Trial,
     binary_to_two_columns,
+    checked_weights,
     fit_in_threads,
     logits_to_scores,
 )
@@ -86,7 +87,7 @@ class LinearHead(LogitHead):
     def fit(self, X: Any, y: Any, sample_weight: Any = None) -> LinearHead:
         """Fit on features ``(n, d)`` with labels ``(n,)`` and sample weights ``(n,)``."""
         x, codes = self._check_training_data(X, y)
-        weights = None if sample_weight is None else _check_sample_weight(sample_weight, x)
+        weights = None if sample_weight is None else checked_weights(sample_weight, x)
         self.centre_, self.spread_ = fit_scale(x, self.scale, weights)
         final_tolerance = 1e-5 if x.dtype == np.float32 else 1e-10
         path = logistic_path(

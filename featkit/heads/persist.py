@@ -2,21 +2,39 @@
 
 from __future__ import annotations
 
+import json
 import sys
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from functools import cache
 from importlib import import_module
 from importlib.metadata import entry_points
+from io import BytesIO
+from math import prod
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import IO, Any
+from zipfile import ZIP_STORED, ZipFile
 
+import numpy as np
 import sklearn
 from sklearn.exceptions import InconsistentVersionWarning
 
 from featkit.errors import HeadError
 from featkit.heads import HEADS
+from featkit.storage import read_file
+
+MAX_FILE_BYTES = 2**34
+"""Largest file that is read: 16 GiB."""
+
+MAX_SCHEMA_BYTES = 2**24
+"""Largest description of the objects in a file: 16 MiB, of which a head uses a few KiB."""
+
+MAX_OBJECTS = 2**20
+"""Largest number of objects in a file, objects that are referred to again counted again."""
+
+MAX_DEPTH = 50
+"""Largest depth of objects in objects."""
 
 TRUSTED = (
     "featkit.heads.balance.BalancedHead",
@@ -47,6 +65,7 @@ def save_head(head: Any, path: Path, trusted: Iterable[str] = ()) -> None:
     """
     try:
         data = _skops().dumps({"scikit-learn": sklearn.__version__, "head": head})
+        _check_archive(data)
     except Exception as error:  # attributes of a plug-in may raise anything
         raise HeadError(
             f"{_type_name(head)} cannot be saved to {path} without pickle: {_first_line(error)}"
@@ -68,8 +87,11 @@ def load_head(path: Path, trusted: Iterable[str] = ()) -> Any:
 
     Raises:
         HeadError: if the file is missing or damaged, is not a head, contains a type that is not
-            trusted, or was saved by a version of featkit whose heads had other parameters.
+            trusted, was saved by a version of featkit whose heads had other parameters, or holds
+            arrays that do not fit together.
     """
+    from featkit.heads.validate import check_fitted_head  # imports all heads
+
     allowed = _trusted_types(trusted)
     head, version = _read(path, allowed)
     if _type_name(head) not in allowed:
@@ -80,6 +102,10 @@ def load_head(path: Path, trusted: Iterable[str] = ()) -> Any:
         raise HeadError(
             f"{path} was saved by another version of featkit ({_first_line(error)}): fit it again"
         ) from error
+    try:
+        check_fitted_head(head)
+    except HeadError as error:
+        raise HeadError(f"{path} was not loaded: {error}; fit it again") from error
     if version != sklearn.__version__:
         note = (
             f"fitted with scikit-learn {version}, used with {sklearn.__version__}: "
@@ -92,19 +118,101 @@ def load_head(path: Path, trusted: Iterable[str] = ()) -> Any:
 def _read(path: Path, allowed: set[str]) -> tuple[Any, str]:
     """Return the head in a file, and the version of scikit-learn that fitted it."""
     try:
-        data = path.read_bytes()
+        data = read_file(path, MAX_FILE_BYTES)
+        _check_archive(data)
         untrusted = set(_skops().get_untrusted_types(data=data)) - allowed
         if not untrusted:
             with warnings.catch_warnings():
                 # load_head reports the version itself.
                 warnings.simplefilter("ignore", InconsistentVersionWarning)
                 content = _skops().loads(data, trusted=sorted(allowed))
-            return content["head"], content["scikit-learn"]
+            return content["head"], str(content["scikit-learn"])
+    except OSError as error:
+        raise HeadError(
+            f"{path} is not a head saved by featkit ({error.strerror or error}): fit it again"
+        ) from error
     except Exception as error:  # a damaged file can raise anything
         raise HeadError(
             f"{path} is not a head saved by featkit ({_first_line(error)}): fit it again"
         ) from error
     raise HeadError(f"{path} was not loaded: {_describe(untrusted)}")
+
+
+def _check_archive(data: bytes) -> None:
+    """Check that loading a file takes no more memory than a few times its size.
+
+    skops compresses nothing by default, so that compressed parts were not written by featkit.
+
+    Raises:
+        ValueError: if the file is larger when it is unpacked, or its objects are too many.
+    """
+    with ZipFile(BytesIO(data)) as archive:
+        sizes = {}
+        for part in archive.infolist():
+            if part.compress_type != ZIP_STORED:
+                raise ValueError(f"{part.filename} is compressed, which featkit never does")
+            sizes[part.filename] = part.file_size
+        if len(sizes) < len(archive.infolist()) or sum(sizes.values()) > len(data):
+            raise ValueError("the sizes of its parts are inconsistent")
+        if sizes.get("schema.json", 0) > MAX_SCHEMA_BYTES:
+            raise ValueError(f"schema.json has {sizes['schema.json']} bytes")
+        schema = json.loads(archive.read("schema.json"))
+        for name in sizes:
+            if name != "schema.json":
+                with archive.open(name) as stream:
+                    _check_array_file(stream, sizes[name], name)
+    _count_objects(schema, {}, 0)
+    read = sum(sizes.get(name, 0) for name in _file_references(schema))
+    if read > len(data):
+        raise ValueError("arrays are read more than once")
+
+
+def _check_array_file(stream: IO[bytes], size: int, name: str) -> None:
+    """Check that a part of ``size`` bytes is an array in NumPy's format, of the stated shape."""
+    version = np.lib.format.read_magic(stream)
+    if version == (1, 0):
+        shape, _, dtype = np.lib.format.read_array_header_1_0(stream)
+    elif version == (2, 0):
+        shape, _, dtype = np.lib.format.read_array_header_2_0(stream)
+    else:
+        raise ValueError(f"{name} is in version {version} of NumPy's format")
+    if dtype.hasobject or prod(shape) * dtype.itemsize != size - stream.tell():
+        raise ValueError(f"{name} is not an array of the shape {shape} that it states")
+
+
+def _count_objects(state: Any, sizes: dict[Any, int], depth: int) -> int:
+    """Return the number of objects below a node of the schema, with repeated ones repeated.
+
+    Args:
+        state: the node.
+        sizes: number of objects of nodes that were counted before, by their ids; extended.
+        depth: of the node.
+    """
+    if depth > MAX_DEPTH:
+        raise ValueError(f"objects are nested more than {MAX_DEPTH} levels deep")
+    identity = state.get("__id__") if isinstance(state, dict) else None
+    if identity is not None and identity in sizes:
+        return sizes[identity]
+    children = state.values() if isinstance(state, dict) else state
+    count = 1
+    for child in children:
+        if isinstance(child, dict | list):
+            count += _count_objects(child, sizes, depth + 1)
+    if count > MAX_OBJECTS:
+        raise ValueError(f"it contains more than {MAX_OBJECTS} objects")
+    if identity is not None:
+        sizes[identity] = count
+    return count
+
+
+def _file_references(state: Any) -> Iterator[str]:
+    """Yield the name of every file that a node of the schema refers to."""
+    children = state.values() if isinstance(state, dict) else state
+    for child in children:
+        if isinstance(child, dict | list):
+            yield from _file_references(child)
+    if isinstance(state, dict) and isinstance(state.get("file"), str):
+        yield state["file"]
 
 
 @cache

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,6 +13,7 @@ from featkit.errors import HeadError
 from featkit.heads import HEADS, make_head
 from featkit.heads.balance import BalancedHead
 from featkit.heads.base import Floats, Trial
+from featkit.registry import Spec
 
 MIN_PROBABILITY = np.finfo(np.float64).eps
 """Lower bound of probabilities in the log-likelihood: a class without a neighbour scores 0."""
@@ -99,9 +100,14 @@ def search(
         HeadError: if there are no validation samples, or the head cannot be fitted.
     """
     _require_validation_data(y_val, head_name)
-    return _select(
+    found = _select(
         _head_trials(head_name, x, y, x_val, seed), "top1", np.unique(y), y_val, progress
     )
+    if not getattr(HEADS.get(head_name), "SCORES_OF_TRIALS_DIFFER", False):
+        return found
+    # The temperature is fitted on these scores: they must be those of a fitted head.
+    best = make_head(Spec(head_name, None, found.best.options), seed=seed)
+    return replace(found, scores=best.fit(x, y).predict_proba(x_val))
 
 
 def search_correction(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from functools import partial
 from importlib import import_module
@@ -9,14 +10,15 @@ from importlib.util import find_spec
 from itertools import groupby, product
 from numbers import Real
 from operator import itemgetter
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.optimize import minimize_scalar
+from scipy.special import logsumexp
 from sklearn.svm import SVC
 from sklearn.utils import gen_batches
 from sklearn.utils._param_validation import Interval, StrOptions
-from sklearn.utils.validation import _check_sample_weight
 
 from featkit.heads.base import (
     Floats,
@@ -24,17 +26,27 @@ from featkit.heads.base import (
     Trial,
     UnfitDataError,
     binary_to_two_columns,
+    checked_weights,
     fit_in_threads,
     logits_to_scores,
     single_threaded_blas,
 )
-from featkit.heads.scaling import SCALES, apply_scale, fit_scale
+from featkit.heads.scaling import SCALES, apply_scale, fit_scale, unit_norm
 
 MAX_KERNEL_ROWS = 16_384
 """Training rows up to which the complete kernel matrix is precomputed in ``fit``: 2 GiB."""
 
 BLOCK_VALUES = 2**22
 """Kernel values per block of rows in prediction: 32 MiB."""
+
+FOLDS = 3
+"""Parts of the training set in the cross-validation of the calibration."""
+
+DEFAULT_SLOPE = 8.0
+"""Slope of the scores without a cross-validation, which is close to that of Caltech-101."""
+
+SLOPES = (1e-3, 1e4)
+"""Smallest and largest slope."""
 
 SEARCH_CS = (1.0, 3.0, 10.0)
 SEARCH_GAMMAS: tuple[str | float, ...] = ("scale", 0.3)
@@ -46,13 +58,36 @@ SEARCH_KERNELS: tuple[tuple[str | None, str | float], ...] = (
 the unit of the features."""
 
 
+class _TrainingData(NamedTuple):
+    """Training data of the calibration.
+
+    Attributes:
+        scaled: scaled features ``(n, d)``.
+        kernel: their kernel values ``(n, n)``; None for too many rows.
+        codes: positions of the labels in ``classes_``, ``(n,)``.
+        weights: sample weights ``(n,)``.
+        folds: fold of each row ``(n,)``, see ``_folds``.
+    """
+
+    scaled: Floats
+    kernel: NDArray[np.float64] | None
+    codes: NDArray[np.intp]
+    weights: NDArray[np.float64]
+    folds: NDArray[np.intp]
+
+
 class SVMHead(LogitHead):
     """Support vector machine with an RBF or a linear kernel.
 
     Features are scaled as by ``LinearHead``. One binary machine is trained for each pair of classes
     (libsvm); the one-vs-rest decision value of a class is the number of pairs that it wins, with
-    ties broken by the margins. The scores are the softmax of these values: they rank the classes,
-    but are not calibrated probabilities. The defaults were chosen as those of ``LinearHead``.
+    ties broken by the margins. The class with the highest value is predicted.
+
+    The logit of a class is its smallest pairwise margin, against its closest rival, times a slope;
+    the scores are the softmax of the logits. The slope is fitted by maximum likelihood on margins
+    of training images that the machines were not trained on (3-fold cross-validation): Platt
+    scaling with a single parameter for all pairs. If another class than the predicted one has the
+    highest score, the two scores are exchanged.
 
     Kernel values are computed as matrix products: all of them before fitting, for up to 16,384
     rows, and in blocks of rows for prediction. With more rows the solver evaluates the kernel
@@ -65,8 +100,8 @@ class SVMHead(LogitHead):
     kernel : {"rbf", "linear"}, default="rbf"
         ``exp(-gamma |x - x'|^2)`` or ``x . x'``.
     gamma : "scale" or float, default="scale"
-        Coefficient of the RBF kernel; "scale" is one over the total variance of the scaled
-        features, which is 1 unless ``scale`` is None.
+        Coefficient of the RBF kernel; "scale" is ``1 / (d * variance of all scaled values)``, as in
+        scikit-learn, which is 1 unless ``scale`` is None.
     scale : {"root", "l2", "standard"} or None, default="root"
         As in ``LinearHead``.
 
@@ -82,15 +117,22 @@ class SVMHead(LogitHead):
         Coefficients and intercepts of the pairwise machines, in the order of libsvm.
     gamma_ : float
         Coefficient of the RBF kernel.
+    calibration_ : ndarray of shape (1,)
+        Slope of the logits.
     centre_, spread_ : ndarray of shape (d,)
         Parameters of the scaling.
     warnings_ : tuple of str
-        Empty: the solver runs until it has converged.
+        Whether there were too few images for the cross-validation, and a default slope is used.
 
     References
     ----------
+    Platt, "Probabilistic outputs for support vector machines and comparisons to regularized
+    likelihood methods", Advances in Large Margin Classifiers 1999.
     Chang and Lin, "LIBSVM: a library for support vector machines", ACM TIST 2011.
     """
+
+    SCORES_OF_TRIALS_DIFFER: ClassVar[bool] = True
+    """``trials`` gives other scores than a fitted head, but predicts the same classes."""
 
     _parameter_constraints: ClassVar[dict[str, Any]] = {
         "C": [Interval(Real, 0, None, closed="neither")],
@@ -118,8 +160,13 @@ class SVMHead(LogitHead):
         Raises:
             UnfitDataError: if all samples of a class have weight zero.
         """
+        self._calibrate(self._fit_machines(X, y, sample_weight))
+        return self
+
+    def _fit_machines(self, X: Any, y: Any, sample_weight: Any = None) -> _TrainingData:
+        """Fit the scaling and the pairwise machines; return what the calibration needs."""
         x, codes = self._check_training_data(X, y)
-        weights = _check_sample_weight(sample_weight, x, dtype=np.float64, ensure_non_negative=True)
+        weights = checked_weights(sample_weight, x)
         # libsvm ignores samples of weight zero too, but then renumbers the remaining ones, which
         # would make its indices of support vectors wrong here.
         positive = weights > 0
@@ -129,26 +176,29 @@ class SVMHead(LogitHead):
             raise UnfitDataError(f"all images of class {label} have sample weight zero")
         scaled = self._fit_scale(x, weights)
         if len(x) <= MAX_KERNEL_ROWS:
-            kernel = self._kernel(scaled, scaled)
+            kernel: NDArray[np.float64] | None = self._kernel(scaled, scaled)
             support = self._fit_machine(SVC(kernel="precomputed"), kernel, codes, weights)
         else:
             # scikit-learn-intelex uses all cores, but does not speed up a precomputed kernel.
             package = "sklearnex.svm" if find_spec("sklearnex") else "sklearn.svm"
             machine = import_module(package).SVC(kernel=self.kernel, gamma=self.gamma_)
+            kernel = None
             support = self._fit_machine(machine, np.asarray(scaled, np.float64), codes, weights)
         self.support_vectors_ = scaled[support]
-        return self
+        return _TrainingData(scaled, kernel, codes, weights, _folds(x, codes))
 
     @classmethod
     def trials(cls, x: Floats, y: NDArray[Any], x_val: Floats, seed: int = 0) -> Iterator[Trial]:
         """Yield the scores on ``x_val (m, d)`` of all candidates fitted on ``x (n, d)``, ``y``.
 
-        Distances are computed once for each scaling, and the kernel once for all C. ``seed`` is
-        unused.
+        Distances are computed once for each scaling, and the kernel once for all C. The scores have
+        the default slope (``SCORES_OF_TRIALS_DIFFER``). ``seed`` is unused.
         """
         if len(x) > MAX_KERNEL_ROWS:
             for (scale, gamma), C in product(SEARCH_KERNELS, SEARCH_CS):
-                head = cls(C=C, gamma=gamma, scale=scale).fit(x, y)
+                head = cls(C=C, gamma=gamma, scale=scale)
+                head._fit_machines(x, y)
+                head.calibration_ = np.array([DEFAULT_SLOPE])
                 yield Trial({"scale": scale, "gamma": gamma, "C": C}, head.predict_proba(x_val))
             return
         for scale, group in groupby(SEARCH_KERNELS, key=itemgetter(0)):
@@ -174,10 +224,11 @@ class SVMHead(LogitHead):
         if self.gamma != "scale":
             self.gamma_ = float(self.gamma)
         elif self.scale is not None:
-            self.gamma_ = 1.0  # one over the total variance, which the scaling made 1
+            self.gamma_ = 1.0  # the scaling made the mean 0 and the total variance 1
         else:
-            deviations = scaled - np.average(scaled, axis=0, weights=weights)
-            total = float(np.average((deviations**2).sum(axis=1), weights=weights))
+            # As in scikit-learn, of all values: it includes the differences between column means.
+            mean = np.average(scaled.mean(axis=1), weights=weights)
+            total = float(np.average(((scaled - mean) ** 2).sum(axis=1), weights=weights))
             self.gamma_ = 1 / total if total > 0 else 1.0
         return scaled
 
@@ -191,41 +242,100 @@ class SVMHead(LogitHead):
         return _rbf(_squared_distances(a, b), self.gamma_)
 
     def _fit_machine(
-        self, machine: Any, x: Floats, codes: NDArray[np.intp], weights: Any = None
+        self,
+        machine: Any,
+        x: Floats,
+        codes: NDArray[np.intp],
+        weights: Any = None,
+        *,
+        tol: float = 1e-8,
     ) -> NDArray[np.intp]:
         """Fit a ``SVC`` on features or kernel values; return its support indices ``(s,)``."""
         # With the usual tolerance of 1e-3, the scores would depend on the order of the samples.
-        machine.set_params(C=self.C, tol=1e-8, cache_size=1000).fit(x, codes, weights)
+        machine.set_params(C=self.C, tol=tol, cache_size=1000).fit(x, codes, weights)
         self.n_support_, self.dual_coef_ = machine.n_support_, machine.dual_coef_
         self.intercept_ = machine.intercept_
         support: NDArray[np.intp] = machine.support_
         return support
 
-    def _logits(self, x: Floats) -> Floats:
-        scaled, vectors = self._scaled(x), self.support_vectors_.astype(np.float64)
-        block_rows = max(1, BLOCK_VALUES // max(len(vectors), len(self.intercept_)))
-        logits = []
-        for block in gen_batches(len(scaled), block_rows):
-            logits.append(self._kernel_logits(self._kernel(scaled[block], vectors)))
-        return np.concatenate(logits)
+    def _calibrate(self, data: _TrainingData) -> None:
+        """Fit the slope of the scores by cross-validation."""
+        kernel, codes, weights, folds = data.kernel, data.codes, data.weights, data.folds
+        if kernel is None:
+            kept = _subset(folds, codes)
+            codes, weights, folds = codes[kept], weights[kept], folds[kept]
+            kernel = self._kernel(data.scaled[kept], data.scaled[kept])
+        logits = np.full((len(codes), len(self.classes_)), -np.inf)
+        for fold in range(FOLDS):
+            train, held = np.flatnonzero(folds != fold), np.flatnonzero(folds == fold)
+            present, train_codes = np.unique(codes[train], return_inverse=True)
+            if len(present) < 2 or not len(held):
+                continue
+            machine = SVMHead(C=self.C)
+            support = machine._fit_machine(
+                SVC(kernel="precomputed"),
+                kernel[np.ix_(train, train)],
+                train_codes,
+                weights[train],
+                tol=1e-3,  # six digits more would not change the slope
+            )
+            for block in gen_batches(len(held), machine._block_rows(len(support))):
+                rows = held[block]
+                pairs = machine._pair_values(kernel[np.ix_(rows, train[support])])
+                logits[np.ix_(rows, present)] = _smallest_margins(pairs, len(present))
+        known = np.isfinite(logits[np.arange(len(codes)), codes])
+        if known.any():
+            slope = _fit_slope(logits[known], codes[known], weights[known])
+        else:
+            slope = DEFAULT_SLOPE
+            self.warnings_ = ("svm: too few images to calibrate the scores, which use a default",)
+        self.calibration_ = np.array([slope])
 
-    def _kernel_logits(self, kernel: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Return the logits ``(n, k)`` for kernel values with the support vectors, ``(n, s)``."""
-        n_classes = len(self.n_support_)
+    def _logits(self, x: Floats) -> Floats:
+        k = len(self.n_support_)
+        return np.concatenate([_one_vs_rest(pairs, k) for pairs in self._pair_blocks(x)])
+
+    def predict_proba(self, X: Any) -> NDArray[np.float64]:
+        """Return class scores ``(n, k)``, columns as in ``classes_``; each row sums to 1."""
+        x = self._check_features(X)
+        calibration = getattr(self, "calibration_", None)
+        if calibration is None:  # a file of version 0.1.0
+            return logits_to_scores(self._logits(x))
+        slope = float(calibration[0])
+        return np.concatenate([_scores(pairs, slope) for pairs in self._pair_blocks(x)])
+
+    def predict(self, X: Any) -> NDArray[Any]:
+        """Return the labels ``(n,)`` with the highest one-vs-rest decision values."""
+        labels: NDArray[Any] = self.classes_[self._logits(self._check_features(X)).argmax(axis=1)]
+        return labels
+
+    def _pair_blocks(self, x: Floats) -> Iterator[NDArray[np.float64]]:
+        """Yield the pairwise decision values ``(b, p)`` of blocks of features ``(n, d)``."""
+        scaled, vectors = self._scaled(x), self.support_vectors_.astype(np.float64)
+        for block in gen_batches(len(scaled), self._block_rows(len(vectors))):
+            yield self._pair_values(self._kernel(scaled[block], vectors))
+
+    def _block_rows(self, n_vectors: int) -> int:
+        """Return the number of rows whose kernel and pairwise values fit into a block."""
+        return max(1, BLOCK_VALUES // max(n_vectors, 2 * len(self.intercept_)))
+
+    def _pair_values(self, kernel: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Return the pairwise decision values ``(n, p)`` for kernel values ``(n, s)``.
+
+        At zero and above, the first class of the pair wins; for two classes, the second.
+        """
+        first, second = np.triu_indices(len(self.n_support_), 1)
         stops = np.cumsum(self.n_support_)
-        first, second = np.triu_indices(n_classes, 1)
         with single_threaded_blas():
             parts = []
             for size, stop in zip(self.n_support_, stops, strict=True):
                 members = slice(stop - size, stop)
                 parts.append(self.dual_coef_[:, members] @ kernel[:, members].T)
             by_class = np.stack(parts)  # (k, k - 1, n)
-            # Of class i, row j - 1 of the coefficients belongs to the pair (i, j) if i < j, and row
-            # j to the pair (j, i) otherwise.
-            pairs = (by_class[first, second - 1] + by_class[second, first]).T + self.intercept_
-            if n_classes == 2:
-                return binary_to_two_columns(pairs).astype(np.float64)
-            return _one_vs_rest(pairs, first, second)
+        # Of class i, row j - 1 of the coefficients belongs to the pair (i, j) if i < j, and row
+        # j to the pair (j, i) otherwise.
+        pairs = (by_class[first, second - 1] + by_class[second, first]).T + self.intercept_
+        return np.asarray(pairs, np.float64)
 
 
 def _fit_and_score(
@@ -236,7 +346,95 @@ def _fit_and_score(
 ) -> NDArray[np.float64]:
     """Fit a head on kernel values ``(n, n)``; return scores for those of other rows ``(m, n)``."""
     support = head._fit_machine(SVC(kernel="precomputed"), train_kernel, codes)
-    return logits_to_scores(head._kernel_logits(val_kernel[:, support]))
+    return _scores(head._pair_values(val_kernel[:, support]), DEFAULT_SLOPE)
+
+
+def _folds(x: Floats, codes: NDArray[np.intp]) -> NDArray[np.intp]:
+    """Return the fold of each row of features ``(n, d)``, stratified, ``(n,)``.
+
+    The folds depend on the content of the rows only, and equal rows are in the same fold: a sample
+    must not be in two of them, and neither the order of the samples nor the unit of the features
+    may matter.
+    """
+    rows = unit_norm(x) + 0.0  # no negative zeros
+    digests = np.array([hashlib.sha256(row.tobytes()).hexdigest()[:16] for row in rows])
+    folds = np.empty(len(codes), np.intp)
+    for code in np.unique(codes):
+        members = np.flatnonzero(codes == code)
+        distinct, ranks = np.unique(digests[members], return_inverse=True)
+        folds[members] = (ranks + int(distinct[0], 16) % FOLDS) % FOLDS
+    return folds
+
+
+def _subset(folds: NDArray[np.intp], codes: NDArray[np.intp]) -> NDArray[np.intp]:
+    """Return at most about ``MAX_KERNEL_ROWS / 2`` row numbers with every class and fold."""
+    step = -(-2 * len(codes) // MAX_KERNEL_ROWS)
+    order = np.lexsort((folds, codes))
+    ranks = np.empty(len(codes), np.intp)
+    for code in np.unique(codes):
+        members = order[codes[order] == code]
+        ranks[members] = np.arange(len(members))
+    # The first images of each class are kept: small classes would lose all others.
+    return np.flatnonzero((ranks % step == 0) | (ranks < FOLDS))
+
+
+def _smallest_margins(pairs: NDArray[np.float64], k: int) -> NDArray[np.float64]:
+    """Return the smallest margin of each class over its pairs, ``(n, k)``.
+
+    Args:
+        pairs: pairwise decision values ``(n, p)``.
+        k: number of classes.
+    """
+    if k == 2:
+        return np.column_stack([-pairs, pairs])
+    first, second = np.triu_indices(k, 1)
+    order = np.argsort(np.concatenate([first, second]), kind="stable")
+    signed = np.concatenate([pairs, -pairs], axis=1)[:, order]
+    margins: NDArray[np.float64] = signed.reshape(len(pairs), k, k - 1).min(axis=2)
+    return margins
+
+
+def _fit_slope(
+    margins: NDArray[np.float64], codes: NDArray[np.intp], weights: NDArray[np.float64]
+) -> float:
+    """Return the slope with the highest likelihood of the classes ``(n,)``.
+
+    One pseudo-image is added, an average image whose class is the one with the second-largest
+    margin: without it, the slope is infinite if all images are predicted correctly. Its weight is
+    1.
+
+    Args:
+        margins: of held-out images ``(n, k)``; minus infinity for a class without training images.
+        codes: their classes ``(n,)``.
+        weights: their weights ``(n,)``.
+    """
+    relative = margins - margins.max(axis=1, keepdims=True)
+    total = weights.sum()
+    own = weights @ relative[np.arange(len(codes)), codes]
+    runner_up = weights @ np.partition(relative, -2, axis=1)[:, -2] / total
+
+    def loss(log_slope: float) -> float:
+        slope = np.exp(log_slope)
+        partition = weights @ logsumexp(slope * relative, axis=1)
+        return float((1 + 1 / total) * partition - slope * (own + runner_up))
+
+    found = minimize_scalar(loss, bounds=np.log(SLOPES), method="bounded", options={"xatol": 1e-6})
+    return float(np.exp(found.x))
+
+
+def _scores(pairs: NDArray[np.float64], slope: float) -> NDArray[np.float64]:
+    """Return the scores ``(n, k)`` of pairwise decision values ``(n, p)``."""
+    k = round((1 + np.sqrt(1 + 8 * pairs.shape[1])) / 2)
+    scores = logits_to_scores(slope * _smallest_margins(pairs, k))
+    rows = np.arange(len(scores))
+    predicted, highest = _one_vs_rest(pairs, k).argmax(axis=1), scores.argmax(axis=1)
+    exchanged = scores.copy()
+    exchanged[rows, predicted] = scores[rows, highest]
+    exchanged[rows, highest] = scores[rows, predicted]
+    # Of equal scores, the first is the highest.
+    ties = np.flatnonzero(exchanged.argmax(axis=1) != predicted)
+    exchanged[ties, predicted[ties]] = np.nextafter(exchanged[ties].max(axis=1), np.inf)
+    return exchanged
 
 
 def _squared_distances(a: Floats, b: Floats) -> NDArray[np.float64]:
@@ -256,19 +454,20 @@ def _rbf(distances: NDArray[np.float64], gamma: float) -> NDArray[np.float64]:
     return np.exp(kernel, out=kernel)
 
 
-def _one_vs_rest(pairs: NDArray[np.float64], first: Any, second: Any) -> NDArray[np.float64]:
+def _one_vs_rest(pairs: NDArray[np.float64], k: int) -> NDArray[np.float64]:
     """Return one-vs-rest values ``(n, k)`` from pairwise ones.
 
     The value of a class is the number of pairs won plus its summed margins scaled to -1/3 .. 1/3,
-    equal to scikit-learn's ``SVC(decision_function_shape="ovr")``.
+    equal to scikit-learn's ``SVC(decision_function_shape="ovr")``; for two classes, 0 and the
+    decision value.
 
     Args:
-        pairs: pairwise decision values ``(n, p)``; at zero and above, the first class of the pair
-            wins.
-        first: first class of each pair ``(p,)``.
-        second: second class of each pair ``(p,)``.
+        pairs: pairwise decision values ``(n, p)``; see ``SVMHead._pair_values``.
+        k: number of classes.
     """
-    k = second.max() + 1
+    if k == 2:
+        return np.asarray(binary_to_two_columns(pairs), np.float64)
+    first, second = np.triu_indices(k, 1)
     signs = np.eye(k)[first] - np.eye(k)[second]
     won = (np.where(pairs < 0, -1.0, 1.0) @ signs + k - 1) / 2
     margins = pairs @ signs

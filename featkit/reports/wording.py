@@ -13,7 +13,8 @@ from featkit.evaluation.intervals import Interval
 METHODS = (
     "Each head was fitted on the features of the training and validation images and evaluated on "
     "the test images, which were used for nothing else. Hyperparameters, calibration temperatures "
-    "and the selected classifier were chosen on the validation set, never on the test set.",
+    "and the selected classifier were chosen on the validation set, never on the test set. "
+    "Fine-tuned and distilled networks were trained on the training images only.",
     "Intervals are 95% confidence intervals (CI). For one cell they are over test images: Wilson "
     "score intervals for top-1 accuracy, bootstrap intervals for balanced accuracy. Means and "
     "differences over several cells are paired over the same test images and over seeds: images "

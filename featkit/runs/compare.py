@@ -22,6 +22,12 @@ from featkit.runs.card import read_card, run_errors
 from featkit.runs.directory import PREDICTIONS_FILE, RESULTS_FILE
 from featkit.storage import read_directory, read_json, read_text, safe_cell
 
+UNEQUAL_DATA = (
+    "Heads are fitted on the training and validation images, trained networks on the training "
+    "images only."
+)
+"""Note on a comparison of heads with trained networks."""
+
 
 @dataclass(frozen=True)
 class RunComparison:
@@ -32,7 +38,14 @@ class RunComparison:
 
     def to_dict(self) -> dict[str, Any]:
         """Return runs and pairs as JSON can represent them."""
-        return {"runs": self._rows(), "pairs": [pair.to_dict() for pair in self.pairs]}
+        pairs = [pair.to_dict() for pair in self.pairs]
+        return {"runs": self._rows(), "pairs": pairs, "note": self.note}
+
+    @property
+    def note(self) -> str:
+        """Return how the runs differ in the images they were fitted on, or an empty text."""
+        trained = ["training" in report.provenance for _, report in self.runs]
+        return UNEQUAL_DATA if any(trained) and not all(trained) else ""
 
     def to_frame(self) -> Any:
         """Return a ``pandas.DataFrame`` with one row per run.

@@ -18,7 +18,7 @@ from featkit.backbones.engines import open_engine
 from featkit.backbones.quantization import quantize
 from featkit.backbones.weights import digest_file
 from featkit.compression import export as module
-from featkit.compression.export import Classifier, export
+from featkit.compression.export import Classifier, ExportAgreement, export
 from featkit.compression.head_modules import make_scores_module
 from featkit.compression.onnx_reader import add_metadata, load_exported
 from featkit.embeddings.pipeline import Compute
@@ -37,14 +37,12 @@ def classifier(tiny, colours):
     return fitted(tiny, colours, "fp32")
 
 
-def fitted(backbone, colours, precision):
+def fitted(backbone, colours, precision, spec="linear"):
     images = colours(24)
     pixels = np.stack([backbone.preprocess(images.load(row)) for row in range(len(images))])
-    head = make_head("linear").fit(
-        open_engine(backbone, precision=precision)(pixels), images.labels
-    )
+    head = make_head(spec).fit(open_engine(backbone, precision=precision)(pixels), images.labels)
     return Classifier(
-        backbone, precision, head, "linear", images.classes, Temperature(1.5, 1e-4), 0.1, RECIPE
+        backbone, precision, head, spec, images.classes, Temperature(1.5, 1e-4), 0.1, RECIPE
     )
 
 
@@ -111,6 +109,35 @@ def test_an_int8_network_is_exported_with_its_head(tiny, colours, tmp_path):
     assert not (tmp_path / "model.pt2").exists()
 
 
+@pytest.mark.parametrize("spec", ["linear", "svm", "knn", "knn:weights=uniform", "mlp:width=8"])
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+def test_every_head_is_exported_with_its_probabilities_and_rejections(
+    spec, precision, tiny, colours, tmp_path
+):
+    """With a smoothing that float32 cannot hold, and a threshold that equals a confidence."""
+    images, others = colours(24), colours(16, seed=1)
+    quantize(tiny, [images.load(row) for row in range(24)], tmp_path / "int8.onnx")
+    digest = digest_file(tmp_path / "int8.onnx")
+    backbone = replace(tiny, quantized=QuantizedNetwork(tmp_path / "int8.onnx", digest))
+    temperature = Temperature(20.1, 2.2e-308)
+    head = replace(fitted(backbone, colours, precision, spec), temperature=temperature)
+    pixels = np.stack([head.metadata().prepare(others.load(row)) for row in range(16)])
+    embeddings = open_engine(backbone, precision=precision)(pixels)
+    confidences = np.sort(head.predict_proba(embeddings).max(axis=1))
+    head = replace(head, threshold=float(confidences[5]))
+    found = export(head, tmp_path / "model.onnx", others)
+    assert found.equal
+    assert found.largest < 1e-3
+    scores = load_exported(tmp_path / "model.onnx").engine(pixels)
+    rejected = int(
+        (scores.max(axis=1) < load_exported(tmp_path / "model.onnx").metadata.threshold).sum()
+    )
+    assert rejected == int((confidences < confidences[5]).sum())
+    onnx_nodes = onnx.load(tmp_path / "model.onnx").graph
+    double = onnx.TensorProto.DOUBLE
+    assert all(tensor.data_type != double for tensor in onnx_nodes.initializer)
+
+
 def test_torch_runs_an_exported_program(classifier, colours, tmp_path):
     found = export(classifier, tmp_path / "model.pt2", colours(8, seed=1), to="torch")
     assert (found.n, found.differing) == (8, 0)
@@ -125,9 +152,37 @@ def test_a_file_with_other_predictions_is_not_kept(classifier, colours, tmp_path
         "make_scores_module",
         lambda head, temperature: make_scores_module(wrong, temperature),
     )
-    with pytest.raises(SpecError, match="another class than the run"):
+    with pytest.raises(SpecError, match="are predicted as another class"):
         export(classifier, tmp_path / "model.onnx", colours(8, seed=1))
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        ({"largest": 2e-3}, "differ by up to 0.002 "),
+        ({"largest": float("nan")}, "differ by up to nan "),
+        ({"rejected_differently": 1}, "1 are rejected by only one of the two"),
+    ],
+)
+def test_a_file_with_other_probabilities_or_rejections_is_not_kept(
+    case, classifier, colours, tmp_path, monkeypatch
+):
+    change, match = case
+    same = ExportAgreement(8, 0, 1e-5)
+    monkeypatch.setattr(module, "compare", lambda *_: replace(same, **change))
+    with pytest.raises(SpecError, match=match):
+        export(classifier, tmp_path / "model.pt2", colours(8, seed=1), to="torch")
+    assert not list(tmp_path.iterdir())
+
+
+def test_equal_confidences_are_rejected_alike(classifier):
+    """A confidence that equals the threshold is accepted, also after rounding to float32."""
+    expected = np.array([[0.7, 0.3], [0.69, 0.31]])
+    threshold = replace(classifier, threshold=0.7).metadata().threshold
+    in_file = expected.astype(np.float32).max(axis=1)
+    assert in_file[0] < 0.7
+    assert (in_file < threshold).tolist() == (expected.max(axis=1) < 0.7).tolist() == [False, True]
 
 
 def test_a_head_that_cannot_be_exported_leaves_no_file(classifier, colours, tmp_path):

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import numpy as np
+import onnx
+import onnxruntime
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from featkit.backbones.onnx_export import write_onnx
 from featkit.compression.head_modules import make_scores_module
 from featkit.errors import HeadError
 from featkit.evaluation import Temperature
@@ -32,9 +37,17 @@ SPECS = [
 ]
 
 
+TEMPERATURES = [None, Temperature(20.1, 2.2e-308), Temperature(0.3, 2.2e-16), Temperature(5, 1e-2)]
+
+
 def answers(head, vectors, temperature=None):
     with torch.no_grad():
         return make_scores_module(head, temperature)(torch.from_numpy(vectors)).numpy()
+
+
+def expected_scores(head, vectors, temperature):
+    scores = head.predict_proba(vectors)
+    return apply_temperature(scores, temperature) if temperature else scores
 
 
 @pytest.mark.parametrize("k", [2, 4])
@@ -44,19 +57,72 @@ def test_a_module_gives_the_probabilities_of_its_head(spec, k, blobs):
     x, y = blobs(k)
     head = make_head(spec).fit(x, y)
     rows = np.concatenate([x, np.random.default_rng(1).normal(size=(40, 8)).astype(np.float32)])
-    found = answers(head, rows)
-    assert found.dtype == np.float32
-    np.testing.assert_allclose(found, head.predict_proba(rows), atol=2e-6)
+    if spec.startswith("knn"):  # every training image has the same angle to a vector of zeros
+        rows = rows[1:]
+    for temperature in TEMPERATURES:
+        found = answers(head, rows, temperature)
+        assert found.dtype == np.float32
+        np.testing.assert_allclose(found, expected_scores(head, rows, temperature), atol=1e-4)
 
 
-@given(value=st.floats(0.05, 20), smoothing=st.sampled_from([2.2e-16, 1e-4, 1e-2]))
-@settings(max_examples=20, deadline=None)
-def test_a_temperature_is_applied_as_in_a_run(value, smoothing):
+@cache
+def fitted_on_noise(spec):
+    """Return a head and other features, of which the first are large."""
     x, others = np.random.default_rng(0).normal(size=(2, 30, 4)).astype(np.float32)
-    head = make_head("knn:k=3").fit(x, np.arange(30) % 3)
+    others[0] *= 1000
+    return make_head(spec).fit(x, np.arange(30) % 3), others
+
+
+@pytest.mark.parametrize("spec", ["knn", "linear", "mlp:epochs=2,width=8"])
+@given(value=st.floats(0.05, 100), smoothing=st.sampled_from([2.2e-308, 2.2e-16, 1e-4, 1e-2]))
+@settings(max_examples=10, deadline=None)
+def test_a_temperature_is_applied_as_in_a_run(spec, value, smoothing):
+    """Also a smoothing that float32 cannot hold, of scores that are 0."""
+    head, others = fitted_on_noise(spec)
     temperature = Temperature(value, smoothing)
-    expected = apply_temperature(head.predict_proba(others), temperature)
-    np.testing.assert_allclose(answers(head, others, temperature), expected, atol=5e-6)
+    found = answers(head, others, temperature)
+    np.testing.assert_allclose(found, expected_scores(head, others, temperature), atol=2e-4)
+
+
+def onnx_file(head, temperature, d, path):
+    """Export the module of a head with ``d`` features and return the file."""
+    module = make_scores_module(head, temperature)
+    names = ("features", "probabilities")
+    write_onnx(module, torch.zeros((2, d)), path, names=names, title="the head")
+    return path
+
+
+def double_values(model):
+    """Return the names of all float64 tensors and casts in a model."""
+    inferred = onnx.shape_inference.infer_shapes(model, strict_mode=True).graph
+    double = onnx.TensorProto.DOUBLE
+    names = [tensor.name for tensor in inferred.initializer if tensor.data_type == double]
+    for info in [*inferred.value_info, *inferred.input, *inferred.output]:
+        if info.type.tensor_type.elem_type == double:
+            names.append(info.name)
+    for node in inferred.node:
+        for attribute in node.attribute:
+            if attribute.t.data_type == double or (attribute.name, attribute.i) == ("to", double):
+                names.append(node.name)
+    return names
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [pytest.param(spec, marks=() if spec == "knn" else pytest.mark.slow) for spec in SPECS],
+)
+def test_a_file_gives_the_probabilities_of_its_head_without_float64(spec, blobs, tmp_path):
+    """The exporter drops the addition of numbers that are 0 in float32."""
+    x, y = blobs(4)
+    x = x.astype(np.float64)  # so that all fitted arrays are float64
+    head = make_head(spec).fit(x, y)
+    temperature = Temperature(20.1, 2.2e-308)
+    path = onnx_file(head, temperature, 8, tmp_path / "head.onnx")
+    assert double_values(onnx.load(path)) == []
+    rows = np.random.default_rng(1).normal(size=(40, 8)).astype(np.float32)
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    (found,) = session.run(None, {"features": rows})
+    np.testing.assert_allclose(found, expected_scores(head, rows, temperature), atol=1e-4)
 
 
 def test_a_corrected_head_is_exported_as_the_inner_head(blobs):

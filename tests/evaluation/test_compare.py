@@ -56,6 +56,15 @@ def test_a_tiny_p_value_is_not_negative(only_a, only_b):
     assert 0 <= mcnemar(only_a, only_b) < 1e-200
 
 
+@pytest.mark.parametrize(
+    ("only_a", "only_b", "p"), [(1, 7, 0.039), (1, 1, 0.75), (2, 2, 0.8125), (0, 0, 1)]
+)
+def test_mid_p_values_equal_those_of_fagerland_et_al(only_a, only_b, p):
+    """The first is their example of airway hyper-responsiveness; their supplement says that equal
+    counts give 1 minus half the probability of the observed one."""
+    assert mcnemar(only_a, only_b) == pytest.approx(p, abs=5e-4)
+
+
 def test_a_small_difference_is_reported_as_not_significant() -> None:
     (pair,) = compare(dict(zip("ab", map(run, answers(1000, 12, 8)), strict=True)))
     assert not pair.significant
@@ -154,8 +163,10 @@ def test_mid_p_is_the_exact_p_value_minus_half_the_observed_probability(
     """It is symmetric and never above the exact p-value."""
     p, both = mcnemar(only_a, only_b), only_a + only_b
     assert p == mcnemar(only_b, only_a)
-    if only_a == only_b:
-        assert p == pytest.approx(1)
+    if both == 0:
+        assert p == 1
+    elif only_a == only_b:
+        assert p == pytest.approx(1 - binom.pmf(only_a, both, 0.5) / 2)
     else:
         exact = binomtest(only_a, both).pvalue
         assert p == pytest.approx(exact - binom.pmf(only_a, both, 0.5))

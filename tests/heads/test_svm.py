@@ -4,12 +4,19 @@ from types import ModuleType
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from scipy.special import softmax
 from sklearn.datasets import load_digits
+from sklearn.metrics import roc_auc_score
 from sklearn.svm import SVC
 
+from featkit.evaluation.calibration import ece
 from featkit.heads import make_head, svm
 from featkit.heads.persist import save_head
 from featkit.heads.scaling import apply_scale, fit_scale
+from featkit.heads.search import search
 
 
 @pytest.fixture(scope="module")
@@ -48,18 +55,17 @@ def test_samples_of_weight_zero_are_ignored(digits):
     np.testing.assert_allclose(values, expected, rtol=0, atol=1e-6)
 
 
-def test_gamma_scale_equals_that_of_scikit_learn_without_scaling(digits):
-    """On centred features: scikit-learn's variance includes differences between column means."""
+@pytest.mark.parametrize("offset", [0.0, 30.0])
+def test_gamma_scale_equals_that_of_scikit_learn_without_scaling(offset, digits):
+    """Also where the column means differ, and far from zero."""
     x, y, points = digits
-    centre = x.mean(axis=0)
-    head = make_head("svm:scale=none").fit(x - centre, y)
-    machine = SVC(C=3.0, tol=1e-8).fit((x - centre).astype(float), y)
+    x, points = x + np.float32(offset), points + np.float32(offset)
+    head = make_head("svm:scale=none").fit(x, y)
+    machine = SVC(C=3.0, tol=1e-8).fit(x.astype(float), y)
     assert head.gamma_ == pytest.approx(machine._gamma, rel=1e-5)
-    values, expected = (
-        head.decision_function(points - centre),
-        machine.decision_function(points - centre),
+    np.testing.assert_allclose(
+        head.decision_function(points), machine.decision_function(points), rtol=0, atol=1e-4
     )
-    np.testing.assert_allclose(values, expected, rtol=0, atol=1e-4)
 
 
 def test_block_size_does_not_change_decision_values(digits, monkeypatch):
@@ -99,6 +105,83 @@ def test_fitting_without_kernel_matrix_uses_scikit_learn_intelex_if_installed(di
     monkeypatch.setattr(svm, "MAX_KERNEL_ROWS", 100)
     make_head("svm").fit(x, y)
     assert fitted == ["rbf"]
+
+
+@pytest.mark.parametrize("classes", [2, 10])
+def test_scores_are_calibrated_and_predict_the_same_classes(classes):
+    """The calibration error of images that were not trained on, and the order of confidences."""
+    x, y = load_digits(return_X_y=True)
+    noise = np.random.default_rng(0).normal(scale=6, size=x.shape)
+    x, y = (x + noise).astype(np.float32), y % classes
+    train, test = np.arange(len(x)) < 600, np.arange(len(x)) >= 600
+    head = make_head("svm").fit(x[train], y[train])
+    scores = head.predict_proba(x[test])
+    correct = scores.argmax(axis=1) == y[test]
+    values = head.decision_function(x[test])
+    predicted = values.argmax(axis=1) if classes > 2 else (values > 0).astype(int)
+    np.testing.assert_array_equal(scores.argmax(axis=1), predicted)
+    np.testing.assert_array_equal(head.predict(x[test]), predicted)
+    columns = np.arange(classes)
+    linear = make_head("linear").fit(x[train], y[train]).predict_proba(x[test])
+    assert ece(scores, y[test], columns) < ece(linear, y[test], columns) + 0.02
+    before = softmax(values if classes > 2 else np.column_stack([0 * values, values]), axis=1)
+    assert ece(scores, y[test], columns) < ece(before, y[test], columns)
+    order = roc_auc_score(correct, scores.max(axis=1))
+    assert order > roc_auc_score(correct, before.max(axis=1)) - 1e-9
+    assert order > 0.75
+
+
+@given(
+    data=hnp.arrays(np.float64, (7, 6), elements=st.floats(-5, 5)),
+    slope=st.floats(1e-3, 1e4),
+)
+@settings(max_examples=60, deadline=None)
+def test_calibrated_scores_never_move_a_prediction(data, slope):
+    """For any decision values of four classes, also tied ones."""
+    pairs = np.round(data, 1)
+    scores = svm._scores(pairs, slope)
+    expected = svm._one_vs_rest(pairs, 4).argmax(axis=1)
+    np.testing.assert_array_equal(scores.argmax(axis=1), expected)
+    np.testing.assert_allclose(scores.sum(axis=1), 1, rtol=1e-9)
+    assert (scores >= 0).all()
+
+
+def test_equal_rows_are_in_the_same_fold_in_any_order(digits):
+    x, y, _ = digits
+    doubled, labels = np.concatenate([x, x]), np.concatenate([y, y])
+    folds = svm._folds(doubled, labels)
+    np.testing.assert_array_equal(folds[: len(x)], folds[len(x) :])
+    order = np.random.default_rng(0).permutation(len(x))
+    np.testing.assert_array_equal(svm._folds(x[order], y[order]), folds[order])
+    for label in np.unique(y):
+        sizes = np.bincount(folds[: len(x)][y == label], minlength=svm.FOLDS)
+        assert sizes.max() - sizes.min() <= 1
+
+
+def test_one_image_per_class_uses_the_default_slope_and_says_so(digits):
+    x, y, points = digits
+    _, rows = np.unique(y, return_index=True)
+    head = make_head("svm").fit(x[rows], y[rows])
+    assert head.calibration_.tolist() == [svm.DEFAULT_SLOPE]
+    assert head.warnings_ == ("svm: too few images to calibrate the scores, which use a default",)
+    np.testing.assert_allclose(head.predict_proba(points).sum(axis=1), 1)
+
+
+def test_a_head_without_slope_gives_the_scores_of_version_0_1_0(digits):
+    x, y, points = digits
+    head = make_head("svm").fit(x, y)
+    del head.calibration_
+    expected = softmax(head.decision_function(points), axis=1)
+    np.testing.assert_allclose(head.predict_proba(points), expected)
+
+
+def test_a_search_gives_the_scores_of_the_fitted_head(digits, monkeypatch):
+    x, y, points = digits
+    monkeypatch.setattr(svm, "SEARCH_KERNELS", (("root", "scale"), ("l2", 0.3)))
+    y_val = make_head("linear").fit(x, y).predict(points)
+    found = search("svm", x, y, points, y_val)
+    head = make_head("svm").set_params(**found.best.options).fit(x, y)
+    np.testing.assert_allclose(found.scores, head.predict_proba(points), atol=1e-6)
 
 
 def test_saved_file_contains_each_support_vector_once(digits, tmp_path):

@@ -14,7 +14,7 @@ from featkit.errors import DataError, RunError, SpecError
 from featkit.evaluation import Predictions
 from featkit.evaluation.intervals import wilson
 from featkit.runs.card import read_card
-from featkit.runs.compare import compare_runs, over_seeds, read_run
+from featkit.runs.compare import RunComparison, compare_runs, over_seeds, read_run
 from featkit.runs.directory import save_run
 from featkit.runs.features import load_features
 from featkit.runs.fit import FitConfig, fit_run
@@ -49,6 +49,16 @@ def test_runs_on_the_same_images_are_compared_in_pairs(source, tmp_path):
     by_head = {run.head_spec: run.report.top1 for run in runs}
     assert abs(pair.difference) == pytest.approx(abs(by_head["linear"] - by_head["knn:k=1"]))
     assert found.to_dict()["pairs"][0]["p_holm"] >= found.to_dict()["pairs"][0]["p"]
+
+
+def test_a_comparison_of_heads_with_trained_networks_says_that_they_use_other_images(source):
+    head = fit_run(source, "prototypical").report
+    network = replace(head, provenance={**head.provenance, "training": {}})
+    mixed = RunComparison((("head", head), ("network", network)), ())
+    assert mixed.note.startswith("Heads are fitted on the training and validation images, trained")
+    assert mixed.to_dict()["note"] == mixed.note
+    for same in (head, network):
+        assert RunComparison((("a", same), ("b", same)), ()).note == ""
 
 
 def test_runs_on_different_images_are_refused(source, tmp_path):

@@ -62,14 +62,20 @@ def open_session(data: bytes, title: str, *, optimized: bool = True) -> Any:
             in float32 on rounded values.
 
     Raises:
-        WeightsError: if the file refers to weights in other files.
+        WeightsError: if the file refers to weights in other files, or contains loops.
         MissingExtraError: if ONNX or ONNX Runtime is not installed.
     """
     runtime = require("onnxruntime", "int8")
+    model = require("onnx", "int8").load_model_from_string(data)
     # A file from elsewhere could read any file of this machine through its external tensors.
-    for location in _external_locations(require("onnx", "int8").load_model_from_string(data)):
+    for location in _external_locations(model):
         raise WeightsError(
             f"{title} refers to another file ({location!r}) and is refused: create it again"
+        )
+    # It could also run for ever: featkit's own networks need neither loops nor functions.
+    for name in _control_flow(model):
+        raise WeightsError(
+            f"{title} contains {name}, which could run for ever, and is refused: create it again"
         )
     options = runtime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
@@ -90,3 +96,11 @@ def _external_locations(message: Any) -> Iterator[str]:
             is_single = hasattr(value, "ListFields")
             for part in [value] if is_single else value:
                 yield from _external_locations(part)
+
+
+def _control_flow(model: Any) -> Iterator[str]:
+    """Yield the names of functions, and of operators that run other graphs."""
+    yield from (f"the function {function.name!r}" for function in model.functions)
+    for node in model.graph.node:
+        if any(attribute.HasField("g") or attribute.graphs for attribute in node.attribute):
+            yield f"the operator {node.op_type!r}"
