@@ -1209,15 +1209,18 @@ def _ablation_config(
 
 def _wall_seconds(cells: Path, grid: Grid, seconds: float | None) -> float | None:
     """Return the duration of a grid that ran without interruption; None if it was resumed."""
+    from featkit.storage import read_json, write_file
+
     file = cells / "wall.json"
     if seconds is not None:
-        file.write_text(json.dumps({grid.id: seconds}), encoding="utf-8")
+        write_file(file, json.dumps({grid.id: seconds}))
         return seconds
     try:
-        known: float | None = json.loads(file.read_text(encoding="utf-8")).get(grid.id)
+        known = read_json(file)
     except (OSError, ValueError):
         return None
-    return known
+    found = known.get(grid.id) if isinstance(known, dict) else None
+    return float(found) if isinstance(found, int | float) else None
 
 
 # Other studies ------------------------------------------------------------------------------------

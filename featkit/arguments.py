@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import wraps
 from numbers import Integral, Real
+from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
 from featkit.errors import SpecError
@@ -164,11 +165,29 @@ def _plain_text(value: Any) -> str:
 
 def _path(value: Any) -> Any:
     if isinstance(value, str):
-        return _filled_text(value)
+        return _expanded(_filled_text(value))
     if not isinstance(value, os.PathLike) or not isinstance(os.fspath(value), str):
         raise TypeError
-    _filled_text(os.fspath(value))
-    return value
+    text = _filled_text(os.fspath(value))
+    return Path(_expanded(text)) if text.startswith("~") else value
+
+
+def _expanded(text: str) -> str:
+    """Return a path with the home folder in place of ``~``; a shell leaves it in ``--cache=~/x``.
+
+    Raises:
+        SpecError: if the home folder is not known, as for a user id without an entry.
+    """
+    if not text.startswith("~"):
+        return text
+    try:
+        return str(Path(text).expanduser())
+    except RuntimeError as error:
+        if text == "~" or text.startswith(("~/", f"~{os.sep}")):
+            raise SpecError(
+                f"{text}: the home folder is not known: set HOME, or give a path without ~"
+            ) from error
+        return text  # "~name" without such a user is a file of that name.
 
 
 def _filled_text(value: Any) -> str:

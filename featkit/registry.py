@@ -233,14 +233,23 @@ def _fits(value: Any, hint: Any) -> bool:
     return isinstance(value, hint) and "\0" not in (value if isinstance(value, str) else "")
 
 
-_TYPE_NAMES = {int: "a whole number from 0 up", float: "a finite number", str: "text"}
+_TYPE_NAMES = {
+    int: "a whole number from 0 up",
+    float: "a finite number",
+    str: "text",
+    Any: "values",
+}
 
 
 def _describe_type(hint: Any) -> str:
-    for part in (hint, *get_args(hint)):
-        if part in _TYPE_NAMES:
-            return _TYPE_NAMES[part] if part is hint else f"made of {_TYPE_NAMES[part]}"
-    return getattr(hint, "__name__", str(hint))
+    origin, arguments = get_origin(hint), get_args(hint)
+    if origin is UnionType:
+        return " or ".join(_describe_type(each) for each in arguments if each is not type(None))
+    if origin is tuple:
+        return f"a list of {_describe_type(arguments[0])}"
+    if origin is Mapping:
+        return f"a table of {_describe_type(arguments[1])}"
+    return _TYPE_NAMES.get(hint) or getattr(hint, "__name__", str(hint))
 
 
 def _shortened(value: Any) -> str:

@@ -13,6 +13,7 @@ import glob
 import hashlib
 import io
 import json
+import math
 import os
 import platform
 import re
@@ -38,6 +39,7 @@ TEXT_LIMIT = 2**28
 """Largest text file, in bytes, that is read into memory: JSON, TOML and CSV files are smaller."""
 
 _POLL_SECONDS = 0.05
+_LOCK_UNSUPPORTED = {errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK, errno.EINVAL}
 _BLOCK = 2**20
 
 _FILE_TYPES = {
@@ -72,10 +74,23 @@ def storage_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        reason = error.strerror or str(error)
-        raise StorageError(
-            f"cannot write {path}: {reason}; free disk space or choose another folder"
-        ) from error
+        raise StorageError(f"cannot write {path}: {write_failure(error)}") from error
+
+
+_FULL = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)}
+_FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS}
+
+
+def write_failure(error: OSError) -> str:
+    """Return why a file cannot be written, and what to do about it."""
+    reason = error.strerror or str(error)
+    if error.errno == errno.ENAMETOOLONG:
+        return f"{reason}; choose shorter names"
+    if error.errno in _FULL:
+        return f"{reason}; free disk space or choose another folder"
+    if error.errno in _FORBIDDEN:
+        return f"{reason}; choose a folder that you may write to"
+    return f"{reason}; free disk space or choose another folder"
 
 
 def read_file(path: str | Path, limit: int) -> bytes:
@@ -179,7 +194,7 @@ def write_file(path: Path, content: Content) -> None:
     Raises:
         StorageError: if the disk is full or cannot be written; ``path`` is then unchanged.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{_short_name(path.name)}.{os.getpid()}.tmp")
     with storage_errors(path):
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -187,6 +202,16 @@ def write_file(path: Path, content: Content) -> None:
             replace_file(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)
+
+
+def _short_name(name: str) -> str:
+    """Return a name that can be lengthened: file systems allow 255 bytes."""
+    if len(os.fsencode(name)) <= _LONG_NAME:
+        return name
+    return hashlib.sha256(os.fsencode(name)).hexdigest()[:16]
+
+
+_LONG_NAME = 200
 
 
 def replace_file(temporary: Path, path: Path) -> None:
@@ -319,7 +344,8 @@ def _recover_legacy(directory: Path) -> None:
     """Undo an interrupted ``publish`` of version 0.1.0: ``.<name>.<8 characters>/new`` and old."""
     pattern = f".{glob.escape(directory.name)}.{'[a-z0-9_]' * 8}"
     for scratch in directory.parent.glob(pattern):
-        if not {path.name for path in scratch.iterdir()} <= {"new", "old"}:
+        names = {path.name for path in scratch.iterdir()} if scratch.is_dir() else set()
+        if not names or not names <= {"new", "old"}:
             continue
         if not directory.exists() and (scratch / "old").exists():
             (scratch / "old").rename(directory)
@@ -330,7 +356,7 @@ def _clean_up_beside(directory: Path) -> None:
     """Recover ``directory`` and all others in its folder whose ``publish`` was killed."""
     _recover(directory)
     for path in list(directory.parent.iterdir()):
-        found = re.fullmatch(r"\.(.+)\.(new~|old~|lock|owner)", path.name)
+        found = re.fullmatch(r"\.(.+)\.(new~|old~|lock|softlock|owner)", path.name)
         if not found or found[1] == directory.name:
             continue
         other = directory.with_name(found[1])
@@ -455,13 +481,22 @@ def locked(path: Path, on_wait: Callable[[str], None] | None = None) -> Iterator
         LockHeldError: if another process holds the lock and ``on_wait`` is None.
         StorageError: if the lock file cannot be written.
     """
-    from filelock import FileLock, Timeout, UnixFileLock
+    from filelock import BaseFileLock, FileLock, SoftFileLock, Timeout, UnixFileLock
 
-    lock = FileLock(path)
+    lock: BaseFileLock = FileLock(path, fallback_to_soft=False)
     with storage_errors(path):
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            lock.acquire(timeout=0)
+            try:
+                lock.acquire(timeout=0)
+            except OSError as error:
+                # Some network file systems cannot lock. A file that holds the number of the process
+                # is the lock then; it is ignored once that process has ended.
+                if isinstance(error, Timeout) or error.errno not in _LOCK_UNSUPPORTED:
+                    raise
+                path.unlink(missing_ok=True)
+                lock = SoftFileLock(_soft_lock_file(path))
+                lock.acquire(timeout=0)
         except Timeout:
             owner = _read_owner(path)
             if on_wait is None:
@@ -485,13 +520,17 @@ def locked(path: Path, on_wait: Callable[[str], None] | None = None) -> Iterator
 
 def lock_owner(path: Path) -> str:
     """Return the owner of the lock file at ``path``, an empty string if no process holds it."""
-    if not path.exists():
+    if not path.exists() and not _soft_lock_file(path).exists():
         return ""
     try:
         with locked(path):
             return ""
     except LockHeldError as error:
         return error.owner
+
+
+def _soft_lock_file(path: Path) -> Path:
+    return path.with_suffix(".softlock")
 
 
 def _owner_file(path: Path) -> Path:
@@ -651,18 +690,119 @@ def file_sha256(path: Path, limit: int | None = None) -> str:
 
 
 def safe_name(name: str) -> str:
-    """Return ``name`` as a file name of letters, digits, dots, dashes and underscores."""
-    return re.sub(r"[^A-Za-z0-9._-]+", "_", name).strip("._") or "images"
+    """Return ``name`` as a file name of letters, digits, dots, dashes and underscores.
+
+    A name of more than 120 characters is shortened, and ends in a digest of the whole: names of
+    networks and fingerprints are appended to it, and file systems allow 255 bytes.
+    """
+    safe = re.sub(r"[^A-Za-z0-9._-]+", "_", name).strip("._") or "images"
+    if len(safe) <= _LONGEST_PART:
+        return safe
+    return f"{safe[: _LONGEST_PART - 9]}-{digest([name])[:8]}"
+
+
+_LONGEST_PART = 120
+
+
+def user_path(path: str | os.PathLike[str]) -> Path:
+    """Return a path that a user gave, with ``~`` and ``~name`` replaced by the home folder.
+
+    Raises:
+        SpecError: if the home folder is not known, or the path contains a NUL character.
+    """
+    text = os.fspath(path)
+    if "\0" in text:
+        raise SpecError(f"{text!r} is not a path: remove the NUL character")
+    try:
+        return Path(text).expanduser()
+    except RuntimeError as error:  # of pathlib: no entry for the user id, and HOME is not set
+        if not (text == "~" or text.startswith(("~/", f"~{os.sep}"))):
+            return Path(text)  # a file whose name starts with "~"
+        raise SpecError(
+            f"{text} cannot be used: the home folder is not known; set HOME or give a path "
+            "without ~"
+        ) from error
+
+
+def default_folder(path: str) -> Path | None:
+    """Return a default folder below ``~``; None if the home folder is not known."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        return None
 
 
 def available_cores() -> int:
-    """Return the number of CPU cores that this process may use."""
+    """Return the number of threads that this process may use for computing.
+
+    That is the number of CPU cores that it is bound to, of those that the CPU quota of its
+    container allows, or the value of ``OMP_NUM_THREADS`` or ``LOKY_MAX_CPU_COUNT``: the smallest.
+    """
+    limits = [_bound_cores()]
+    quota = cpu_quota()
+    if quota is not None:
+        limits.append(math.ceil(quota))
+    for name in ("OMP_NUM_THREADS", "LOKY_MAX_CPU_COUNT"):
+        # OpenMP accepts one number per level of nesting, such as "4,2".
+        first = os.environ.get(name, "").partition(",")[0].strip()
+        if first.isdecimal():
+            limits.append(int(first))
+    return max(1, min(limits))
+
+
+def _bound_cores() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
     import psutil
 
     process = psutil.Process()
     # macOS cannot bind a process to cores, and psutil has no such method there.
     cores = len(process.cpu_affinity()) if hasattr(process, "cpu_affinity") else psutil.cpu_count()
     return cores or 1
+
+
+def cpu_quota(
+    root: Path = Path("/sys/fs/cgroup"), groups: Path = Path("/proc/self/cgroup")
+) -> float | None:
+    """Return the CPU quota of this process in cores, as containers set it; None without one.
+
+    Args:
+        root: where control groups are mounted.
+        groups: the file that names the groups of the process.
+
+    Source: Linux kernel documentation, "Control Group v2", ``cpu.max``, and "CFS Bandwidth
+    Control", ``cpu.cfs_quota_us``, for version 1.
+    """
+    try:
+        lines = groups.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError):
+        return None
+    quotas = []
+    for line in lines:
+        _, controllers, name = line.split(":", 2) if line.count(":") >= 2 else ("", "-", "")
+        mounts = {"": [root, root / "unified"], "-": []}.get(controllers, [])
+        if "cpu" in controllers.split(","):
+            mounts = [root / "cpu", root / controllers]
+        for mount in mounts:
+            # A limit of an outer group holds for the groups in it. Inside of a container the name
+            # may be that on the host, which does not exist: the mount itself is the group then.
+            group = mount / name.lstrip("/")
+            for folder in [group, *group.parents]:
+                if folder.is_relative_to(mount):
+                    quotas.append(_group_quota(folder))
+    return min((quota for quota in quotas if quota is not None), default=None)
+
+
+def _group_quota(folder: Path) -> float | None:
+    try:
+        if (folder / "cpu.max").exists():
+            quota, period = (folder / "cpu.max").read_text(encoding="ascii").split()
+        else:
+            quota = (folder / "cpu.cfs_quota_us").read_text(encoding="ascii").strip()
+            period = (folder / "cpu.cfs_period_us").read_text(encoding="ascii").strip()
+        return int(quota) / int(period) if int(quota) > 0 else None
+    except (OSError, ValueError, ZeroDivisionError):  # "max": no limit
+        return None
 
 
 def peak_memory_mb() -> float:

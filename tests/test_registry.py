@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from importlib.metadata import EntryPoint
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from featkit.errors import SpecError
-from featkit.registry import Registry, Spec, parse_value
+from featkit.registry import Registry, Spec, check_types, parse_value
 
 WORDS = st.from_regex(r"[A-Za-z_][A-Za-z0-9_./-]{0,8}", fullmatch=True)
 VALUES = st.one_of(
@@ -84,3 +87,49 @@ def test_a_plugin_that_cannot_be_imported_says_what_to_do(monkeypatch):
         match=r"thing 'broken' of plug-in .* cannot be imported .*: update, reinstall or uninstall the plug-in",
     ):
         THINGS.get("broken")
+
+
+@dataclass(frozen=True)
+class Options:
+    text: str = ""
+    count: int = 0
+    number: float = 0.0
+    flag: bool = False
+    size: str | int | None = None
+    names: tuple[str, ...] = ()
+    table: Mapping[str, int] = field(default_factory=dict)
+    anything: Any = None
+
+
+VALID = {
+    "text": ["", "x"],
+    "count": [0, 5],
+    "number": [0, 0.5, -1],
+    "flag": [True, False],
+    "size": [None, "x", 3],
+    "names": [[], ["a"], ("a", "b")],
+    "table": [{}, {"a": 1}],
+    "anything": [None, [[]], {"a": 1}],
+}
+INVALID = {
+    "text": [None, 1, [], "a\0"],
+    "count": [-1, 1.0, True, "1", None, 2**63, 10**400],
+    "number": [True, "1", None, float("nan"), float("inf"), 10**400],
+    "flag": [0, 1, "true", None],
+    "size": [True, 1.5, [], -1],
+    "names": ["a", None, [1], [None], {"a": 1}],
+    "table": [[], None, {"a": "b"}, {1: 1}],
+}
+
+
+def test_values_from_a_file_are_checked_against_the_types_of_a_dataclass():
+    for name, values in VALID.items():
+        for value in values:
+            check_types(Options, {name: value, "unknown": 1})
+    for name, values in INVALID.items():
+        for value in values:
+            with pytest.raises(SpecError, match=f"{name} = .* is not ") as caught:
+                check_types(Options, {name: value})
+            assert len(str(caught.value)) < 200
+    with pytest.raises(SpecError, match="options must be a table"):
+        check_types(Options, [])

@@ -15,7 +15,7 @@ from featkit.errors import SpecError
 from featkit.heads import CORRECTIONS, make_head, parse_correction
 from featkit.images.perturb import parse_perturbation
 from featkit.images.subsets import parse_subset
-from featkit.registry import check_names
+from featkit.registry import check_names, check_types
 from featkit.runs.fit import FitConfig
 from featkit.storage import digest, read_toml
 
@@ -95,6 +95,7 @@ class Grid:
             for axis, values in named.items():
                 _check_values(axis, values)
         check_names("fixed option", self.fixed, list(FIXED))
+        check_types(Request, self.fixed)
         cells = self.cells()
         if all(self.why_skipped(values) for values in cells):
             raise SpecError(f"grid {self.name} has no cells: its skip rules match all {len(cells)}")

@@ -27,6 +27,7 @@ from featkit.backbones.saved import (
 from featkit.backbones.weights import digest_file
 from featkit.errors import SpecError
 from featkit.registry import Registry, unknown
+from featkit.storage import user_path
 
 if TYPE_CHECKING:
     from torch import nn
@@ -156,7 +157,7 @@ def _load_int8(spec: str, *, weights: str, layer: str | None, pool: str) -> Back
         )
     if not description.record:
         _refuse_unrecorded(spec)
-    folder = Path(spec).expanduser().absolute()
+    folder = user_path(spec).absolute()
 
     def build() -> nn.Module:
         raise SpecError(f"{spec} is an int8 network: use --precision int8")

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 from featkit.backbones.base import Backbone, Preprocess
 from featkit.backbones.weights import DESCRIPTION_KEY, DIGEST_KEY, split_key
 from featkit.errors import DataError, WeightsError
-from featkit.storage import open_file, read_text
+from featkit.storage import open_file, read_text, user_path
 
 if TYPE_CHECKING:
     from torch import nn
@@ -195,7 +195,7 @@ def images_trained_on(spec: str, weights: str = "") -> frozenset[str]:
     spec = saved_network(spec, weights) or spec
     if is_int8(spec):
         return frozenset(read_int8_description(spec).trained_on)
-    path = Path(spec).expanduser()
+    path = user_path(spec)
     has_no_network = path.is_dir() and not (path / NETWORK_FILE).is_file()
     if not is_path(spec) or has_no_network:
         return frozenset()
@@ -214,7 +214,7 @@ def saved_network(backbone: str, weights: str) -> str | None:
     """
     if is_path(backbone):
         return backbone
-    file = Path(split_key(weights)[0]).expanduser()
+    file = user_path(split_key(weights)[0])
     if file.suffix != ".safetensors" or not file.is_file():
         return None
     try:
@@ -248,14 +248,14 @@ def check_not_trained_on(spec: str, data: str, test: Collection[str]) -> None:
 
 def is_path(spec: str) -> bool:
     """Return whether a backbone spec is a path: of a saved network or of its directory."""
-    path = Path(spec).expanduser()
+    path = user_path(spec)
     # Windows separates folders by backslashes.
     return path.suffix == ".safetensors" or path.is_dir() or "/" in spec or "\\" in spec
 
 
 def is_int8(spec: str) -> bool:
     """Return whether a backbone spec is the path of a directory written by ``featkit quantize``."""
-    return (Path(spec).expanduser() / INT8_CARD).is_file()
+    return (user_path(spec) / INT8_CARD).is_file()
 
 
 def network_file(spec: str) -> Path:
@@ -264,7 +264,7 @@ def network_file(spec: str) -> Path:
     Raises:
         WeightsError: if there is no such file.
     """
-    path = Path(spec).expanduser().absolute()
+    path = user_path(spec).absolute()
     file = path / NETWORK_FILE if path.is_dir() else path
     if file.is_file():
         return file
@@ -305,7 +305,7 @@ def read_int8_description(spec: str) -> Int8Description:
     Raises:
         WeightsError: if the description is damaged.
     """
-    path = Path(spec).expanduser() / INT8_CARD
+    path = user_path(spec) / INT8_CARD
     try:
         return Int8Description.from_json(read_text(path, _MAX_HEADER_BYTES))
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:

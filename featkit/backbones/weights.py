@@ -18,7 +18,7 @@ from urllib.error import HTTPError, URLError
 
 from featkit.errors import SpecError, StorageError, WeightsError
 from featkit.registry import unknown
-from featkit.storage import digest, file_sha256
+from featkit.storage import default_folder, digest, file_sha256, user_path
 
 FILES = {
     "resnet18": {"IMAGENET1K_V1": "resnet18-f37072fd.pth"},
@@ -122,7 +122,7 @@ def file_weights(text: str, kind: str, known: list[str]) -> Weights:
         WeightsError: if the file does not exist or cannot be read.
     """
     file, key = split_key(text)
-    path = Path(file).expanduser().absolute()
+    path = user_path(file).absolute()
     if not path.exists() and path.suffix not in SUFFIXES:
         raise unknown(kind, text, [*known, "random", "random:SEED", "FILE.pth", "FILE.safetensors"])
     sha256 = digest_file(path)
@@ -134,8 +134,8 @@ def file_weights(text: str, kind: str, known: list[str]) -> Weights:
 def split_key(text: str) -> tuple[str, str]:
     """Split ``FILE:KEY`` into the file and the key of a state dict in it; the key may be empty."""
     file, _, key = text.rpartition(":")
-    is_file = Path(file).suffix in SUFFIXES or Path(file).expanduser().is_file()
-    if not file or not is_file or Path(text).expanduser().exists():
+    is_file = Path(file).suffix in SUFFIXES or user_path(file).is_file()
+    if not file or not is_file or user_path(text).exists():
         return text, ""
     return file, key
 
@@ -155,11 +155,15 @@ def digest_file(path: Path) -> str:
         ) from error
 
 
-def hub_folder() -> Path:
-    """Return the folder of torch's downloaded weights, by the rules of ``torch.hub``."""
+def hub_folder() -> Path | None:
+    """Return the folder of torch's downloaded weights, by the rules of ``torch.hub``.
+
+    None if it is in the home folder and that is not known, as for a user id without an entry.
+    """
     caches = os.environ.get("XDG_CACHE_HOME", "~/.cache")
     home = os.environ.get("TORCH_HOME", f"{caches}/torch")
-    return Path(home).expanduser() / "hub" / "checkpoints"
+    folder = default_folder(home)
+    return None if folder is None else folder / "hub" / "checkpoints"
 
 
 def download(url: str, path: Path) -> None:
@@ -209,7 +213,17 @@ def _published_weights(network: str, name: str) -> Weights:
     file = FILES[network][name]
     path = _search(network, name)
     if path is None:
-        path = (hub_folder() / file).absolute()
+        folder = hub_folder()
+        if folder is None:
+            raise WeightsError(
+                f"{file} is not found, and cannot be downloaded since the home folder is not known",
+                fixes=[
+                    "copy it into the folder in FEATKIT_WEIGHTS",
+                    "set TORCH_HOME to a folder",
+                    "give a file with --weights FILE",
+                ],
+            )
+        path = (folder / file).absolute()
         download(_url(network, name), path)
     sha256 = digest_file(path)
     is_torchvisions = sha256.startswith(_hash_prefix(file))
@@ -226,7 +240,7 @@ def _search(network: str, name: str) -> Path | None:
     file = FILES[network][name]
     candidates = []
     if os.environ.get("FEATKIT_WEIGHTS"):
-        folder = Path(os.environ["FEATKIT_WEIGHTS"]).expanduser()
+        folder = user_path(os.environ["FEATKIT_WEIGHTS"])
         if not folder.is_dir():
             raise WeightsError(
                 f"FEATKIT_WEIGHTS is {folder}, which is not a folder: set it to one, or unset it"
@@ -235,7 +249,9 @@ def _search(network: str, name: str) -> Path | None:
         if name == "IMAGENET1K_V1":
             # A name without a digest may be any weights; featkit takes it for the default ones.
             candidates += [folder / f"{network}.pth", folder / f"{network}.safetensors"]
-    candidates.append(hub_folder() / file)
+    hub = hub_folder()
+    if hub is not None:  # else $FEATKIT_WEIGHTS may have it all the same
+        candidates.append(hub / file)
     for path in candidates:
         if path.is_file():
             return path.absolute()

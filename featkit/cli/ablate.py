@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import click
 
 from featkit.cli.grid_commands import axis_options, grid_options, print_grid
-from featkit.cli.options import command
+from featkit.cli.options import UserPath, command
 
 EPILOG = """\b
 Examples:
@@ -44,7 +43,7 @@ values are expanded.
 
 
 @command(epilog=EPILOG)
-@click.argument("grid", required=False, type=click.Path(path_type=Path))
+@click.argument("grid", required=False, type=UserPath())
 @axis_options(
     *(
         "data",

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from featkit.cli.options import Command, cache_option, json_option
+from featkit.cli.options import Command, UserPath, cache_option, json_option
 from featkit.cli.output import note, print_json, print_line, print_text, size, table
 from featkit.errors import CacheError
 
@@ -60,7 +60,7 @@ def list_files(cache: Path, as_json: bool) -> None:
 
 
 @cache.command("show", cls=Command)
-@click.argument("file", type=click.Path(path_type=Path))
+@click.argument("file", type=UserPath())
 def show(file: Path) -> None:
     """Print recipe and provenance of an embeddings file as JSON."""
     from featkit.embeddings.store import describe
@@ -81,7 +81,7 @@ def show(file: Path) -> None:
 
 
 @cache.command("verify", cls=Command)
-@click.argument("files", nargs=-1, type=click.Path(path_type=Path), metavar="[FILE...]")
+@click.argument("files", nargs=-1, type=UserPath(), metavar="[FILE...]")
 @cache_option
 def verify_files(files: tuple[Path, ...], cache: Path) -> None:
     """Verify files against their recipe and the images on disk.
@@ -104,8 +104,8 @@ def verify_files(files: tuple[Path, ...], cache: Path) -> None:
 
 
 @cache.command("export", cls=Command)
-@click.argument("file", type=click.Path(path_type=Path))
-@click.argument("out", type=click.Path(path_type=Path, dir_okay=False))
+@click.argument("file", type=UserPath())
+@click.argument("out", type=UserPath(dir_okay=False))
 def export_features(file: Path, out: Path) -> None:
     """Export the features of FILE to OUT: a .csv, .npz or .parquet file.
 
@@ -119,7 +119,7 @@ def export_features(file: Path, out: Path) -> None:
 
 
 @cache.command("import", cls=Command)
-@click.argument("file", type=click.Path(path_type=Path))
+@click.argument("file", type=UserPath())
 @cache_option
 def import_features(file: Path, cache: Path) -> None:
     """Import features from FILE, in the format of `featkit cache export`.
@@ -146,9 +146,7 @@ def collect(cache: Path) -> None:
 
 
 @cache.command("rm", cls=Command)
-@click.argument(
-    "files", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="FILE..."
-)
+@click.argument("files", nargs=-1, required=True, type=UserPath(), metavar="FILE...")
 def remove(files: tuple[Path, ...]) -> None:
     """Remove embeddings files; they can be extracted again."""
     for file in files:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from featkit.cli.options import command, json_option
+from featkit.cli.options import UserPath, command, json_option
 from featkit.cli.output import between, print_json, print_line, print_text, table
 
 if TYPE_CHECKING:
@@ -23,9 +23,7 @@ Examples:
 
 
 @command(epilog=EPILOG)
-@click.argument(
-    "runs", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="RUN RUN..."
-)
+@click.argument("runs", nargs=-1, required=True, type=UserPath(), metavar="RUN RUN...")
 @json_option
 def compare(runs: tuple[Path, ...], as_json: bool) -> None:
     """Compare runs that were evaluated on the same test images.

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from featkit.cli.options import command, compute_options, option
+from featkit.cli.options import UserPath, command, compute_options, option
 from featkit.cli.output import interactive, note, print_line
 
 EPILOG = """\b
@@ -25,7 +25,7 @@ recipe.
 
 
 @command(epilog=EPILOG)
-@click.argument("run", type=click.Path(path_type=Path))
+@click.argument("run", type=UserPath())
 @option(
     "--format",
     group="Output",
@@ -36,7 +36,7 @@ recipe.
 @option(
     "--out",
     group="Output",
-    type=click.Path(path_type=Path, dir_okay=False),
+    type=UserPath(dir_okay=False),
     metavar="FILE",
     help="File to write.",
     show_default="RUN/model.onnx or RUN/model.pt2",

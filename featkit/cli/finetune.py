@@ -8,7 +8,14 @@ from typing import Any
 
 import click
 
-from featkit.cli.options import backbone_option, cache_option, command, json_option, out_option
+from featkit.cli.options import (
+    UserPath,
+    backbone_option,
+    cache_option,
+    command,
+    json_option,
+    out_option,
+)
 from featkit.cli.output import between, interactive, print_json, print_text, table
 from featkit.cli.training_options import mode_option, training_options
 
@@ -43,7 +50,7 @@ study.toml:
 
 
 @command(epilog=EPILOG)
-@click.argument("study", required=False, type=click.Path(path_type=Path))
+@click.argument("study", required=False, type=UserPath())
 @backbone_option
 @mode_option
 @training_options

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 from collections.abc import Iterator
@@ -174,9 +175,22 @@ def main() -> None:
     """
     from featkit.cli.messages import shown_messages
 
+    limit_threads()
     keep_freed_memory()
     escape_unencodable_output()
     click.get_current_context().with_resource(shown_messages())
+
+
+def limit_threads() -> None:
+    """Tell OpenMP and BLAS of a container's CPU quota, before they are loaded: they do not see it.
+
+    Without that they start a thread for every core of the machine, which then wait for each other.
+    """
+    from featkit.storage import available_cores, cpu_quota
+
+    if cpu_quota() is not None:
+        for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+            os.environ.setdefault(name, str(available_cores()))
 
 
 def escape_unencodable_output() -> None:

@@ -11,7 +11,8 @@ from typing import Any, Protocol, TypeVar
 
 import click
 
-from featkit.arguments import MAX_SEED
+from featkit.arguments import MAX_SEED, PATH
+from featkit.errors import SpecError
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -86,6 +87,21 @@ class Command(click.Command):
             if records:
                 with formatter.section(group):
                     formatter.write_dl(records)
+
+
+class UserPath(click.Path):
+    """A path, with ``~`` replaced by the home folder: shells leave it alone in ``--cache=~/x``."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(path_type=Path, **settings)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return the path that the user gave."""
+        try:
+            expanded = PATH.check(param.name or "path" if param else "path", value)
+        except SpecError as error:
+            self.fail(str(error), param, ctx)
+        return super().convert(expanded, param, ctx)
 
 
 def command(**settings: Any) -> Callable[[Callable[..., Any]], Command]:
@@ -330,7 +346,7 @@ compute_options = stack(
 cache_option = option(
     "--cache",
     group="Output",
-    type=click.Path(path_type=Path),
+    type=UserPath(),
     default="cache",
     metavar="DIR",
     help="Directory of cached embeddings.",
@@ -338,7 +354,7 @@ cache_option = option(
 cache_or_file_option = option(
     "--cache",
     group="Output",
-    type=click.Path(path_type=Path),
+    type=UserPath(),
     default="cache",
     metavar="DIR|FILE",
     help="Directory of cached embeddings, or one cache file.",
@@ -346,7 +362,7 @@ cache_or_file_option = option(
 out_option = option(
     "--out",
     group="Output",
-    type=click.Path(path_type=Path, file_okay=False),
+    type=UserPath(file_okay=False),
     default="experiments/runs",
     metavar="DIR",
     help="Directory for results.",

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from featkit.cli.options import command, compute_options, json_option, option
+from featkit.cli.options import UserPath, command, compute_options, json_option, option
 from featkit.cli.output import interactive, note, print_json, print_text, table
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ Examples:
 
 
 @command(epilog=EPILOG)
-@click.argument("run", type=click.Path(path_type=Path))
+@click.argument("run", type=UserPath())
 @click.argument("files", nargs=-1, required=True, metavar="FILE...")
 @compute_options
 @json_option

@@ -20,6 +20,7 @@ from featkit.images.augment import add_augmented_views
 from featkit.images.base import ImageSet
 from featkit.images.perturb import parse_perturbation, perturb_images, perturb_split
 from featkit.images.sources import SOURCES
+from featkit.storage import user_path
 
 _SOURCE = {"selects": "source"}
 _VARIANT = {"selects": "variant"}
@@ -63,8 +64,8 @@ class Request:
     weights: str = "imagenet"
     layer: str | None = None
     pool: str = "avg"
-    resize: str | None = None
-    crop: str | None = None
+    resize: str | int | None = None
+    crop: str | int | None = None
     precision: str = "auto"
     augment: str | None = field(default=None, metadata=_VARIANT)
     views: int = field(default=4, metadata=_VARIANT)
@@ -255,4 +256,4 @@ def _absolute(name: str, value: Any) -> Any:
         or (name == "weights" and Path(value).suffix in SUFFIXES)
         or (name == "backbone" and is_path(value))
     )
-    return str(Path(value).expanduser().resolve()) if is_file else value
+    return str(user_path(value).resolve()) if is_file else value

@@ -6,7 +6,6 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, TypeVar
 
-import joblib
 import numpy as np
 from numpy.typing import NDArray
 from scipy.special import softmax
@@ -18,6 +17,7 @@ from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from featkit.errors import HeadError
 from featkit.parallel import in_threads
+from featkit.storage import available_cores
 
 Floats = NDArray[np.floating[Any]]
 Item = TypeVar("Item")
@@ -180,12 +180,11 @@ def fit_in_threads(function: Callable[[Item], Result], items: Sequence[Item]) ->
     """Yield ``function(item)`` for each item in order, computed in one thread per core.
 
     For functions that spend their time outside of the interpreter lock, in NumPy or libsvm. The
-    number of cores follows ``LOKY_MAX_CPU_COUNT``, as in scikit-learn. Convergence warnings are
-    ignored.
+    number of threads is that of ``available_cores``. Convergence warnings are ignored.
     """
     # Warning filters and BLAS limits are global to the process: threads that set and restore them
     # would interfere with each other. Setting them here first makes the state that they restore
     # the same.
     with single_threaded_blas(), warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
-        yield from in_threads(function, items, threads=joblib.cpu_count())
+        yield from in_threads(function, items, threads=available_cores())

@@ -17,6 +17,7 @@ from featkit.errors import DataError, SpecError
 from featkit.images.base import SPLITS, ImageSet, Pixels
 from featkit.images.decode import array_key
 from featkit.images.files import UNSPLIT, ImageEntry, from_entries
+from featkit.storage import default_folder, user_path
 
 _Parts = Mapping[str, Mapping[str, Any]]
 
@@ -66,9 +67,18 @@ def __getattr__(name: str) -> Callable[..., ImageSet]:
 
 
 def data_folder() -> Path:
-    """Return the folder of data sets: ``$FEATKIT_DATA``, or one in the user's cache folder."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache")
-    return Path(os.environ.get("FEATKIT_DATA") or cache / "featkit" / "data").expanduser()
+    """Return the folder of data sets: ``$FEATKIT_DATA``, or one in the user's cache folder.
+
+    Raises:
+        DataError: if neither is known.
+    """
+    given = os.environ.get("FEATKIT_DATA")
+    if given:
+        return user_path(given)
+    folder = default_folder(f"{os.environ.get('XDG_CACHE_HOME') or '~/.cache'}/featkit/data")
+    if folder is None:
+        raise DataError("the home folder is not known: set FEATKIT_DATA or HOME, or give root=DIR")
+    return folder
 
 
 def load_dataset(name: str, root: str | None = None, download: bool = False) -> ImageSet:
@@ -85,7 +95,7 @@ def load_dataset(name: str, root: str | None = None, download: bool = False) -> 
     """
     if not isinstance(download, bool):
         raise SpecError(f"{name}:download={download}: write true or false")
-    folder = data_folder() if root is None else Path(str(root)).expanduser()
+    folder = data_folder() if root is None else user_path(str(root))
     attribute, parts = _SETS[name]
     loaded = {
         split: _load(name, attribute, folder, download, given) for split, given in parts.items()

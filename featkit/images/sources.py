@@ -28,6 +28,7 @@ from featkit.images.splits import (
 )
 from featkit.images.table import images_from_csv
 from featkit.registry import Registry, unknown
+from featkit.storage import user_path
 
 _log = logging.getLogger("featkit")
 
@@ -103,7 +104,7 @@ def _open(spec: str, intensity: IntensityRange | None) -> ImageSet:
             )
         images: ImageSet = SOURCES.make(spec)
         return images
-    path = Path(spec).expanduser()
+    path = user_path(spec)
     if spec and path.is_dir():
         return images_from_folder(path, intensity)
     if path.is_file() and path.suffix.lower() == ".csv":

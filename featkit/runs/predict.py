@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from featkit.embeddings import pipeline
 from featkit.embeddings.extract import embed
 from featkit.embeddings.pipeline import Compute, FeatureBatch, Features, PipelineTarget, Rows
+from featkit.errors import RunError
 from featkit.evaluation.calibration import apply_temperature
 from featkit.images.files import images_from_files
 from featkit.images.intensity import IntensityRange
@@ -58,12 +59,19 @@ def predict(run: SavedRun, files: list[str], compute: Compute, *, top: int = 5) 
     Raises:
         WeightsError: if the backbone's weights are not those that the head was fitted with.
         DecodeError: if a file cannot be read, unless such files are skipped.
+        RunError: if network and head do not fit together.
     """
     network = (run.load_backbone(), run.request.precision, frozenset(range(len(files))))
     images = images_from_files(files, _intensity(run.recipe.intensity))
     rows, features = gathered(embed(images, [network], compute))
     if not len(rows):
         return []
+    expected = getattr(run.head, "n_features_in_", features.shape[1])
+    if features.shape[1] != expected:
+        raise RunError(
+            f"{run.path} has a head for {expected} features, but its network gives "
+            f"{features.shape[1]}: fit it again with `featkit fit`"
+        )
     scores = run.head.predict_proba(features)
     if run.temperature:
         scores = apply_temperature(scores, run.temperature)

@@ -32,7 +32,7 @@ from featkit.registry import unknown
 from featkit.runs.directory import load_run
 from featkit.runs.features import load_features
 from featkit.runs.fit import Run, fit_run
-from featkit.storage import available_cores, csv_text
+from featkit.storage import available_cores, csv_text, user_path
 
 _NETWORK_FIELDS = ("backbone", "weights", "layer", "pool", "resize", "crop")
 
@@ -126,7 +126,7 @@ def parse_network(text: str) -> NetworkSpec:
         if precision and precision not in INT8:
             raise SpecError(f"{spec} is an int8 network: write it without @{precision}")
         return NetworkSpec(text, Request(data="", backbone=spec), precision or "int8")
-    folder = Path(spec).expanduser()
+    folder = user_path(spec)
     if (folder / "card.json").is_file() and not (folder / NETWORK_FILE).is_file():
         run = load_run(folder)
         return NetworkSpec(text, replace(run.request, data=""), precision or run.request.precision)

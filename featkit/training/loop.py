@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from featkit.backbones.devices import pick_device
 from featkit.backbones.state_dict import seeded
 from featkit.embeddings.pipeline import Compute
 from featkit.errors import DataError, TrainingError
+from featkit.storage import available_cores
 from featkit.training.checkpoint import load_checkpoint, save_checkpoint
 from featkit.training.config import TrainingConfig
 from featkit.training.data import BatchLoader, TrainingBatch
@@ -114,13 +116,25 @@ def train(task: TrainingTask) -> list[EpochRecord]:
         StorageError: if a checkpoint cannot be written.
     """
     _check_batch_size(task)
-    loop = TrainingLoop(task)
-    if task.execution.resume and task.execution.folder:
-        loop.restore(load_checkpoint(task.execution.folder, task.fingerprint))
-    while not loop.is_finished:
-        loop.run_epoch()
-    loop.load_best_weights()
+    with _available_threads():
+        loop = TrainingLoop(task)
+        if task.execution.resume and task.execution.folder:
+            loop.restore(load_checkpoint(task.execution.folder, task.fingerprint))
+        while not loop.is_finished:
+            loop.run_epoch()
+        loop.load_best_weights()
     return loop.history
+
+
+@contextmanager
+def _available_threads() -> Iterator[None]:
+    """Let torch use no more threads than a container's CPU quota allows, which it does not see."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(min(before, available_cores()))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _check_batch_size(task: TrainingTask) -> None:

@@ -73,7 +73,7 @@ WRONG = [[], {}, 3, -1, 1.5, True, float("nan"), float("inf"), 10**400, "a\0b", 
 VALID = {
     *{(path, "{}") for path in (("cost",), ("files",), ("request",), ("recipe", "preprocess"))},
     *{(("temperature", name), value) for name in ("value", "smoothing") for value in ("3", "1.5")},
-    *{(("recipe", "schema"), "3"), (("request", "seed"), "3")},
+    *{(("recipe", "schema"), "3"), (("request", "seed"), "3"), (("request", "resize"), "3")},
 }
 
 
