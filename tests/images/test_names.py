@@ -5,7 +5,7 @@ from __future__ import annotations
 import unicodedata
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from featkit.images.names import (
@@ -24,12 +24,14 @@ NAMES = st.text(max_size=12)
 INVISIBLE = st.sampled_from("\u200b\u2060\ufeff\u00ad\u200e\u202e")
 
 
+@settings(max_examples=40)
 @given(NAMES)
 def test_the_normal_form_is_final(name):
     assert normal_form(normal_form(name)) == normal_form(name)
     assert look_alike(normal_form(name)) == look_alike(name)
 
 
+@settings(max_examples=60)
 @given(NAMES, INVISIBLE, st.integers(0, 12), st.sampled_from(["NFC", "NFD"]))
 def test_spellings_that_look_the_same_have_one_key(name, invisible, place, form):
     other = unicodedata.normalize(form, name)
