@@ -21,10 +21,12 @@ if TYPE_CHECKING:
     from featkit.api import fit as fit
     from featkit.api import load_run as load_run
     from featkit.api import longtail as longtail
+    from featkit.api import plot as plot
     from featkit.api import predict as predict
     from featkit.api import profile as profile
     from featkit.api import prune as prune
     from featkit.api import quantize as quantize
+    from featkit.api import report as report
     from featkit.api import robustness as robustness
     from featkit.backbones import load_backbone as load_backbone
     from featkit.embeddings.base import Embeddings as Embeddings
@@ -61,10 +63,12 @@ _MODULES = {
     "load_run": "featkit.api",
     "longtail": "featkit.api",
     "make_head": "featkit.heads",
+    "plot": "featkit.api",
     "predict": "featkit.api",
     "profile": "featkit.api",
     "prune": "featkit.api",
     "quantize": "featkit.api",
+    "report": "featkit.api",
     "robustness": "featkit.api",
 }
 """The module of each public name."""

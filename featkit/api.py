@@ -24,7 +24,7 @@ from __future__ import annotations
 import json
 import logging
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -63,9 +63,11 @@ if TYPE_CHECKING:
     from featkit.embeddings.request import Request
     from featkit.evaluation import evaluate as evaluate
     from featkit.evaluation.effects import Effect
+    from featkit.evaluation.predictions import Predictions
     from featkit.heads import make_head as make_head
     from featkit.images import load_images as load_images
     from featkit.images.base import ImageSet
+    from featkit.reports.pictures import Plot
     from featkit.runs.compare import OverSeeds, RunComparison
     from featkit.runs.directory import SavedRun
     from featkit.runs.features import FeatureSet
@@ -102,10 +104,12 @@ __all__ = [
     "load_run",
     "longtail",
     "make_head",
+    "plot",
     "predict",
     "profile",
     "prune",
     "quantize",
+    "report",
     "robustness",
 ]
 
@@ -2298,3 +2302,354 @@ def _epoch_line(record: EpochRecord, epochs: int) -> str:
                 text += f", top-5 {100 * score.top5:.1f}%"
             parts.append(text)
     return f"epoch {record.number + 1}/{epochs}, {record.seconds:.0f} s; {'; '.join(parts)}"
+
+
+# Pictures -----------------------------------------------------------------------------------------
+
+PLOT_KINDS = {
+    "projection": "features in two dimensions (PCA, t-SNE, UMAP)",
+    "confusion": "confusion matrix",
+    "reliability": "reliability diagram",
+    "mistakes": "the most confident mistakes",
+    "cam": "class activation maps of images",
+    "neighbours": "the most similar training images",
+    "filters": "kernels of the first convolution",
+    "feature-maps": "channels after each stage of the network",
+    "curves": "loss and accuracy by epoch of a trained network",
+    "perturbations": "one image under every perturbation",
+}
+"""Kinds of pictures of ``plot``."""
+
+
+def report(
+    run: PathLike | Run | SavedRun,
+    *,
+    out: PathLike | None = None,
+    projection: str = "tsne",
+    heat_maps: bool = True,
+    seed: int = 0,
+    cache: PathLike = "cache",
+    device: str = "auto",
+    batch_size: int | None = None,
+    workers: int | None = None,
+    compile: bool = False,
+    on_error: str = "fail",
+    progress: bool = False,
+) -> Path:
+    """Write the report of a run: one HTML page that needs no network and no other file.
+
+    It shows accuracy with its interval, mistakes with class activation maps and similar training
+    images, the confusion matrix, an interactive embedding map, calibration, the data, and how to
+    use and repeat the run. Images or features that are not available are left out, and the page
+    says so.
+
+    Args:
+        run: a run directory.
+        out: path of the page; None for ``report.html`` in the run directory.
+        projection: method of the embedding map: ``tsne``, ``pca``, ``opentsne`` or ``umap``.
+        heat_maps: whether class activation maps are computed.
+        seed: of the projection.
+        cache: folder of the embeddings cache.
+        device, batch_size, workers, compile, on_error, progress: as for ``extract``.
+
+    Returns:
+        The path of the page.
+
+    Raises:
+        RunError: if the run is not found or was changed.
+        MissingExtraError: if the projection needs an extra that is not installed.
+        StorageError: if the page cannot be written.
+    """
+    options = locals()
+    from featkit.reports.run import run_report
+    from featkit.storage import write_file
+    from featkit.studies.inspect import inspect_run
+
+    saved = load_run(run)
+    inspection = inspect_run(
+        saved,
+        cache=Path(cache),
+        compute=_compute(options),
+        projection=projection,
+        seed=seed,
+        heat_maps=heat_maps,
+        track=_batch_bar("class activation maps", progress),
+    )
+    path = Path(out) if out is not None else saved.path / "report.html"
+    write_file(path, run_report(inspection))
+    for line in inspection.notes:
+        log.warning(line)
+    log.info("report: %s", path)
+    return path
+
+
+def plot(
+    kind: str,
+    target: PathLike | Run | SavedRun | None = None,
+    images: PathLike | Sequence[PathLike] = (),
+    *,
+    out: PathLike | None = None,
+    label: str | None = None,
+    colour: str = "class",
+    method: str = "tsne",
+    thumbnails: bool = False,
+    count: int | None = None,
+    seed: int = 0,
+    dpi: int = 150,
+    weights: str | None = None,
+    cache: PathLike = "cache",
+    device: str = "auto",
+    batch_size: int | None = None,
+    workers: int | None = None,
+    compile: bool = False,
+    on_error: str = "fail",
+    progress: bool = False,
+) -> Plot:
+    """Draw one picture, with the numbers behind it.
+
+    Args:
+        kind: ``projection``, ``confusion``, ``reliability``, ``mistakes``, ``cam``, ``neighbours``
+            or ``curves`` of a run; ``filters`` or ``feature-maps`` of a network; or
+            ``perturbations`` of an image.
+        target: a run directory, or for ``filters`` and ``feature-maps`` also the name of a network.
+            None for ``perturbations``.
+        images: image files and folders, for ``cam``, ``neighbours``, ``feature-maps`` and
+            ``perturbations``.
+        out: file to write, ending in ``.png``, ``.svg`` or ``.pdf``; the numbers are written
+            beside it as CSV. None to write nothing.
+        label: class that ``cam`` explains; None for the predicted one.
+        colour: what the colours of ``projection`` are: ``class``, ``prediction`` or ``error``.
+        method: of ``projection``: ``tsne``, ``pca``, ``opentsne`` or ``umap``.
+        thumbnails: whether ``projection`` draws images where there is space.
+        count: number of mistakes (None: 25) or of similar images (None: 5).
+        seed: of the projection or of the perturbations.
+        dpi: dots per inch of a PNG.
+        weights: of a network that is given by name.
+        cache: folder of the embeddings cache.
+        device, batch_size, workers, compile, on_error, progress: as for ``extract``.
+
+    Returns:
+        ``figure`` (matplotlib), ``rows`` (the numbers) and ``notes``.
+
+    Raises:
+        SpecError: if the kind or an option is unknown.
+        OptionsError: if the kind needs a target or images and there are none.
+        RunError: if the run is not found or was changed.
+        DecodeError: if an image cannot be read.
+    """
+    options = dict(locals())
+    from featkit.plots.files import check_format
+    from featkit.registry import unknown
+
+    if kind not in PLOT_KINDS:
+        raise unknown("kind of plot", kind, list(PLOT_KINDS))
+    if out is not None:
+        check_format(Path(out))
+    drawn = _draw(kind, target, images, options)
+    if out is not None:
+        for path in drawn.save(out, dpi=dpi):
+            log.info("written: %s", path)
+    for line in drawn.notes:
+        log.info(line)
+    return drawn
+
+
+def _draw(
+    kind: str,
+    target: PathLike | Run | SavedRun | None,
+    images: PathLike | Sequence[PathLike],
+    options: Mapping[str, Any],
+) -> Plot:
+    """Draw one kind of picture; see ``plot``."""
+    files = [images] if isinstance(images, str | Path) else list(images)
+    names = image_names(files) if files else []
+    if kind in ("cam", "neighbours", "feature-maps", "perturbations") and not names:
+        raise OptionsError(f"plot {kind} needs an image: give at least one image file")
+    if kind == "perturbations":
+        return _perturbations_plot(names[0], options["seed"])
+    if target is None:
+        raise OptionsError(f"plot {kind} needs a run directory")
+    if kind in ("filters", "feature-maps"):
+        return _network_plot(kind, target, names, options["weights"])
+    if kind == "cam":
+        return _cam_plot(load_run(target), names, options)
+    if kind == "neighbours":
+        return _neighbours_plot(load_run(target), names, options)
+    return _run_plot(kind, load_run(target), options)
+
+
+def _perturbations_plot(name: str, seed: int) -> Plot:
+    from featkit.images.decode import decode_file
+    from featkit.reports.pictures import perturbations_plot
+    from featkit.studies.inspect import shrink
+
+    image = shrink(decode_file(Path(name)), 224)
+    return perturbations_plot(image, seed=seed, title=f"{Path(name).name}, seed {seed}")
+
+
+def _network_plot(
+    kind: str, target: PathLike | Run | SavedRun, names: Sequence[str], weights: str | None
+) -> Plot:
+    """Draw the filters or the feature maps of a network, or of the network of a run."""
+    from featkit.backbones import load_backbone
+    from featkit.backbones.explain import first_layer_filters, stage_maps
+    from featkit.images.decode import decode_file
+    from featkit.reports.pictures import feature_maps_plot, filters_plot
+    from featkit.runs.card import is_run
+
+    if not isinstance(target, str | Path) or is_run(Path(target)):
+        backbone = load_run(target).load_backbone()
+    else:
+        backbone = load_backbone(str(target), weights=weights or "imagenet")
+    title = f"{backbone.name}, {backbone.weights}"
+    if kind == "filters":
+        filters = first_layer_filters(backbone)
+        return filters_plot(filters, title=f"First-layer filters of {title}")
+    image = backbone.preprocess(decode_file(Path(names[0])))
+    stages = stage_maps(backbone, image)
+    title = f"{Path(names[0]).name} in {title}: channels of the largest mean activation"
+    return feature_maps_plot(stages, image, title=title)
+
+
+def _cam_plot(run: SavedRun, names: Sequence[str], options: Mapping[str, Any]) -> Plot:
+    """Draw class activation maps of image files."""
+    from featkit.images.decode import decode_file
+    from featkit.reports.pictures import cam_plot
+    from featkit.studies.explain import RunExplainer
+
+    device = _compute(options).device
+    explainer = RunExplainer(run, "cpu" if device == "auto" else device)
+    maps, scores = [], []
+    for name in _batch_bar("images", options["progress"])(list(names)):
+        pixels = explainer.prepare(decode_file(Path(name)))
+        found = explainer.explain(pixels[None], [options["label"]])[0]
+        maps.append(found)
+        scores.append(explainer.faithfulness(found))
+    title = f"{run.head_spec} on {run.request.backbone}: {explainer.description}"
+    return cam_plot(maps, names, scores, title=title)
+
+
+def _neighbours_plot(run: SavedRun, names: Sequence[str], options: Mapping[str, Any]) -> Plot:
+    """Draw the training images that are most similar to image files."""
+    from featkit.embeddings.extract import embed
+    from featkit.evaluation.neighbours import nearest_rows
+    from featkit.images.decode import decode_file
+    from featkit.images.files import images_from_files
+    from featkit.reports.pictures import neighbours_plot
+    from featkit.runs.predict import gathered
+    from featkit.studies.inspect import read_images, run_features
+
+    compute = _compute(options)
+    features = run_features(run, Path(options["cache"]), compute)
+    network = (run.load_backbone(), run.request.precision, frozenset(range(len(names))))
+    rows, queries = gathered(embed(images_from_files(list(names)), [network], compute))
+    if not len(rows):
+        raise DataError("none of the images could be read")
+    kept = [names[row] for row in rows]
+    train = features.embeddings.part("train")
+    found = nearest_rows(queries, train.x, options["count"] or 5)
+    similar = {train.ids[row] for row in found.rows.ravel()}
+    images = [decode_file(Path(name)) for name in kept]
+    title = f"Similar training images of {features.data}, {run.request.backbone}"
+    return neighbours_plot(found, kept, images, train, read_images(run, similar), title=title)
+
+
+def _run_plot(kind: str, run: SavedRun, options: Mapping[str, Any]) -> Plot:
+    """Draw a picture of the evaluation of a run."""
+    from featkit.reports.pictures import confusion_plot, mistakes_plot, reliability_plot
+    from featkit.runs.compare import read_run
+    from featkit.studies.inspect import inspect_mistakes
+
+    title, report, predictions = read_run(run.path)
+    title = f"{title}: top-1 accuracy {100 * report.top1:.1f}%, n = {report.n}"
+    if kind == "confusion":
+        return confusion_plot(report, title=title)
+    if kind == "reliability":
+        return reliability_plot(report, title=title)
+    if kind == "curves":
+        return _curves_plot(run)
+    if kind == "projection":
+        return _projection_plot(run, predictions, options)
+    track = _batch_bar("class activation maps", options["progress"])
+    mistakes, total, explanation = inspect_mistakes(
+        run, predictions, count=options["count"] or 25, compute=_compute(options), track=track
+    )
+    return mistakes_plot(mistakes, total=total, explanation=explanation, title=title)
+
+
+def _curves_plot(run: SavedRun) -> Plot:
+    from featkit.plots.training import plot_histories
+    from featkit.reports.pictures import Plot
+    from featkit.runs.train import HISTORY_FILE, read_history
+
+    path = run.path / HISTORY_FILE
+    if not path.is_file():
+        raise DataError(f"{run.path} is not the run of a trained network: it has no {HISTORY_FILE}")
+    history = read_history(path)
+    title = f"{run.path.name}: {len(history)} epochs"
+    return Plot(plot_histories({run.path.name: history}, title=title), history)
+
+
+def _projection_plot(run: SavedRun, predictions: Predictions, options: Mapping[str, Any]) -> Plot:
+    """Draw the features of the test images of a run in two dimensions."""
+    from featkit.evaluation.projection import project
+    from featkit.reports.pictures import projection_plot
+    from featkit.studies.inspect import read_images, run_features, square
+
+    colours = ("class", "prediction", "error")
+    if options["colour"] not in colours:
+        raise SpecError(f"unknown colour {options['colour']}: choose {', '.join(colours)}")
+    features = run_features(run, Path(options["cache"]), _compute(options))
+    test = features.embeddings.part("test")
+    groups = [test.classes[label] for label in test.y]
+    if options["colour"] != "class":
+        groups = _prediction_groups(test, predictions, options["colour"])
+    with _iteration_bar(options["progress"]) as show:
+        projection = project(test.x, options["method"], seed=options["seed"], report_iteration=show)
+    thumbnails: list[Any] = []
+    if options["thumbnails"]:
+        names = [test.ids[row] for row in projection.rows]
+        pictures = read_images(run, names)
+        thumbnails = [square(pictures[name], 48) for name in names if name in pictures]
+        if len(thumbnails) < len(names):
+            raise DataError(f"the images of {features.data} cannot be read: leave out --thumbnails")
+    title = f"{features.data} on {run.request.backbone}, test images by {options['colour']}"
+    return projection_plot(projection, test, groups, title=title, thumbnails=thumbnails)
+
+
+def _prediction_groups(test: Embeddings, predictions: Predictions, colour: str) -> list[str]:
+    """Return the predicted class of each test image, or whether it is right."""
+    from featkit.storage import safe_cell
+
+    row_of = {name: row for row, name in enumerate(predictions.ids)}
+    groups = []
+    for name in test.ids:
+        row = row_of.get(safe_cell(name))
+        if row is None:
+            groups.append("no prediction")
+        elif colour == "prediction":
+            groups.append(str(predictions.predicted[row]))
+        else:
+            groups.append("right" if predictions.correct[row] else "wrong")
+    return groups
+
+
+def _batch_bar(name: str, visible: bool) -> Callable[[Sequence[Any]], Iterable[Any]]:
+    """Return a function that shows a bar on stderr while a sequence is worked through."""
+    from tqdm import tqdm
+
+    return lambda steps: tqdm(steps, desc=name, disable=not visible, leave=False)
+
+
+@contextmanager
+def _iteration_bar(visible: bool) -> Iterator[Callable[[int, int], None]]:
+    """Show a bar on stderr of the iterations of a projection."""
+    from tqdm import tqdm
+
+    with tqdm(desc="projection", unit="it", disable=not visible, leave=False) as bar:
+
+        def show(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        yield show

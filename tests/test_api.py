@@ -39,10 +39,12 @@ PUBLIC = [
     "load_run",
     "longtail",
     "make_head",
+    "plot",
     "predict",
     "profile",
     "prune",
     "quantize",
+    "report",
     "robustness",
 ]
 
@@ -79,6 +81,8 @@ SIGNATURES = {
     "quantize": "backbone method images keep_fp32 keep_worst bias_correct weights layer data split limit intensity_range seed augment "
     f"views perturb resize crop out {COMPUTE}",
     "load_run": "run",
+    "report": f"run out projection heat_maps seed cache {COMPUTE}",
+    "plot": f"kind target images out label colour method thumbnails count seed dpi weights cache {COMPUTE}",
 }
 
 
@@ -112,6 +116,7 @@ ONLY_COMMAND_LINE = {
     "explain",
     "help",
     "measure",
+    "report",
     "seeds",
     "study",
     "top",

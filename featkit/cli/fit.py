@@ -28,6 +28,7 @@ Examples:
   featkit fit --head svm
   featkit fit --data photos --backbone resnet50 --head svm:C=9,kernel=rbf
   featkit fit --head linear --head svm --head knn --head mlp --head prototypical --tune
+  featkit fit --data photos --backbone resnet50 --report
   featkit fit --head knn:k=5,metric=cosine --json
   featkit fit --head linear --tune --seeds 5 --strict
   featkit fit --head linear --reject 0.05
@@ -85,7 +86,13 @@ the head is fitted on train and validation together and evaluated once on the te
     is_flag=True,
     help="Stop with an error if a test image has a copy or near copy in train or validation.",
 )
-def fit(head: tuple[str, ...], seeds: int, as_json: bool, **options: Any) -> None:
+@option(
+    "--report",
+    group="Output",
+    is_flag=True,
+    help="Write report.html into each run directory (see `featkit report`).",
+)
+def fit(head: tuple[str, ...], seeds: int, report: bool, as_json: bool, **options: Any) -> None:
     """Fit a head on cached features and evaluate it on the test set.
 
     Several heads are compared with paired tests. Hyperparameters, temperature and rejection
@@ -101,6 +108,11 @@ def fit(head: tuple[str, ...], seeds: int, as_json: bool, **options: Any) -> Non
     found = api.fit_heads(
         head or ("linear",), seeds=seeds, on_run=show, progress=interactive(), **options
     )
+    if report:
+        compute = ("cache", "device", "batch_size", "workers", "compile", "on_error")
+        shared = {name: options[name] for name in compute}
+        for path in found.paths:
+            api.report(path, progress=interactive(), **shared)
     if as_json:
         _print_results_json(found)
         return

@@ -27,6 +27,8 @@ SECTIONS: dict[str, dict[str, str]] = {
         "fit": "Fit a head and evaluate it on the test set.",
         "predict": "Classify new images with a fitted run.",
         "compare": "Compare runs with paired tests.",
+        "report": "Write the report of a run as one HTML page.",
+        "plot": "Draw a picture of a run, a network or an image.",
     },
     "Studies": {
         "ablate": "Run a grid of backbones, heads and options.",

@@ -54,7 +54,7 @@ def make_scores_module(head: Any, temperature: Temperature | None) -> nn.Module:
     """
     if isinstance(head, BalancedHead):
         return make_scores_module(head.head_, temperature)
-    steps: list[nn.Module] = [_ScaledInput(head), *_layers(head)]
+    steps: list[nn.Module] = [ScaledInput(head), *_layers(head)]
     if temperature:
         steps.append(_TemperatureScaling(temperature))
     # Every layer before gives the logarithms of the scores, up to a constant.
@@ -68,7 +68,7 @@ def _layers(head: Any) -> list[nn.Module]:
         hidden = _Affine(head.hidden_coef_.T, head.hidden_intercept_)
         return [hidden, nn.ReLU(), _class_logits(head.coef_.T, head.intercept_)]
     if isinstance(head, SVMHead):
-        return [_Kernel(head), _PairDecisions(head), _PairLogits(head)]
+        return [Kernel(head), PairDecisions(head), _PairLogits(head)]
     if isinstance(head, KNNHead):
         return [_Neighbours(head)]
     raise HeadError(
@@ -76,7 +76,7 @@ def _layers(head: Any) -> list[nn.Module]:
     )
 
 
-class _ScaledInput(nn.Module):
+class ScaledInput(nn.Module):
     """Scaling of the input as in ``heads.scaling``, and unit length for the cosine metric."""
 
     def __init__(self, head: Any) -> None:
@@ -121,7 +121,7 @@ def _class_logits(coef: Any, intercept: Any) -> _Affine:
     return _Affine(coef - coef.mean(axis=0), intercept - intercept.mean())
 
 
-class _Kernel(nn.Module):
+class Kernel(nn.Module):
     """Kernel values ``(b, s)`` of rows and support vectors."""
 
     def __init__(self, head: SVMHead) -> None:
@@ -134,10 +134,10 @@ class _Kernel(nn.Module):
     def forward(self, rows: Tensor) -> Tensor:
         if self.gamma is None:
             return rows @ self.vectors.T
-        return torch.exp(-self.gamma * _squared_distances(rows - self.centre, self.vectors))
+        return torch.exp(-self.gamma * squared_distances(rows - self.centre, self.vectors))
 
 
-class _PairDecisions(nn.Module):
+class PairDecisions(nn.Module):
     """One-vs-one decision values ``(b, p)`` of an SVM from kernel values."""
 
     def __init__(self, head: SVMHead) -> None:
@@ -211,7 +211,7 @@ class _Neighbours(nn.Module):
 
     def forward(self, rows: Tensor) -> Tensor:
         rows = rows - self.centre
-        squares = _squared_distances(rows, self.rows)
+        squares = squared_distances(rows, self.rows)
         _, places = squares.topk(self.k, dim=1, largest=False)
         # Once more without subtracting large numbers: the weight of a vote depends on the ratio of
         # distances, which may be close to zero.
@@ -276,7 +276,7 @@ def _unit(rows: Tensor) -> Tensor:
     return rows / torch.where(lengths == 0, 1.0, lengths)
 
 
-def _squared_distances(a: Tensor, b: Tensor) -> Tensor:
+def squared_distances(a: Tensor, b: Tensor) -> Tensor:
     """Return ``|a - b|^2`` ``(n, m)`` of rows ``(n, d)`` and ``(m, d)``."""
     lengths = a.square().sum(dim=1, keepdim=True) + b.square().sum(dim=1)
     return (lengths - 2 * a @ b.T).clamp(min=0)

@@ -95,6 +95,28 @@ def most_confused(confusion: Labels, classes: Sequence[str]) -> list[tuple[int, 
     return list(zip(true[order].tolist(), predicted[order].tolist(), strict=True))
 
 
+def clustered_order(confusion: Labels) -> Labels:
+    """Return an order of the classes ``(k,)`` in which classes that are confused are neighbours.
+
+    The classes are clustered by average linkage, with the fraction of images confused in either
+    direction as similarity; the leaves are ordered optimally.
+
+    References:
+        Bar-Joseph, Gifford and Jaakkola, "Fast optimal leaf ordering for hierarchical clustering",
+        Bioinformatics 2001.
+    """
+    k = len(confusion)
+    if k < 3:
+        return np.arange(k)
+    from scipy.cluster.hierarchy import leaves_list, linkage, optimal_leaf_ordering
+
+    shares = confusion / np.maximum(confusion.sum(axis=1, keepdims=True), 1)
+    upper = np.triu_indices(k, 1)
+    distances = 1.0 - (shares + shares.T)[upper] / 2
+    tree = optimal_leaf_ordering(linkage(distances, "average"), distances)
+    return np.asarray(leaves_list(tree), np.int64)
+
+
 def _ratio(part: Labels, whole: Labels) -> NDArray[np.float64]:
     ratio: NDArray[np.float64] = np.divide(
         part, whole, out=np.full(len(whole), np.nan), where=whole > 0

@@ -3,8 +3,24 @@
 from __future__ import annotations
 
 from io import BytesIO
+from pathlib import Path
+from typing import Any
 
+import matplotlib as mpl
 from matplotlib.figure import Figure
+
+from featkit.errors import SpecError
+
+FORMATS = (".png", ".svg", ".pdf")
+"""Endings of the files that ``figure_bytes`` can make."""
+
+# Embedded TrueType fonts, which publishers require, and SVG element ids that do not change.
+_SETTINGS: Any = {"pdf.fonttype": 42, "ps.fonttype": 42, "svg.hashsalt": "featkit"}
+_METADATA: dict[str, dict[str, None]] = {
+    ".png": {"Software": None},
+    ".svg": {"Date": None},
+    ".pdf": {"CreationDate": None, "Producer": None, "Creator": None},
+}
 
 
 def png_bytes(figure: Figure) -> bytes:
@@ -13,6 +29,31 @@ def png_bytes(figure: Figure) -> bytes:
     The bytes are reproducible with the same version of matplotlib: the metadata hold no time and
     no version.
     """
+    return figure_bytes(figure, Path("figure.png"))
+
+
+def figure_bytes(figure: Figure, path: Path, *, dpi: int = 150) -> bytes:
+    """Return the figure as PNG, SVG or PDF, by the ending of a path; see ``png_bytes``.
+
+    Args:
+        figure: to draw.
+        path: where the bytes will be written; only its ending is used.
+        dpi: dots per inch of a PNG, and of pixels in the other formats.
+
+    Raises:
+        SpecError: if the ending is none of ``FORMATS``.
+    """
+    suffix = path.suffix.lower()
+    check_format(path)
     buffer = BytesIO()
-    figure.savefig(buffer, format="png", dpi=150, bbox_inches="tight", metadata={"Software": None})
+    with mpl.rc_context(_SETTINGS):
+        figure.savefig(
+            buffer, format=suffix[1:], dpi=dpi, bbox_inches="tight", metadata=_METADATA[suffix]
+        )
     return buffer.getvalue()
+
+
+def check_format(path: Path) -> None:
+    """Raise SpecError unless the path ends in one of ``FORMATS``."""
+    if path.suffix.lower() not in FORMATS:
+        raise SpecError(f"{path} is no figure file: end its name in {', '.join(FORMATS)}")

@@ -169,7 +169,8 @@ def _read_predictions(rows: Sequence[Mapping[str, str | None]]) -> Predictions:
         # Files of versions up to 0.2.0 hold names as they are, later ones as safe cells.
         columns.append([safe_cell(value) for value in values])
     ids, y, predicted = columns
-    return Predictions(ids, np.array(y), np.array(predicted))
+    confidence = np.array([float(row.get("confidence") or "nan") for row in rows])
+    return Predictions(ids, np.array(y), np.array(predicted), confidence)
 
 
 def _title(provenance: Mapping[str, Any]) -> str:

@@ -1,0 +1,147 @@
+"""A differentiable score of each class of a fitted head, for class activation maps."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from featkit.compression.head_modules import Kernel, PairDecisions, ScaledInput, squared_distances
+from featkit.errors import HeadError
+from featkit.heads.balance import BalancedHead
+from featkit.heads.knn import KNNHead
+from featkit.heads.linear import LinearHead
+from featkit.heads.mlp import MLPHead
+from featkit.heads.prototypical import PrototypicalHead
+from featkit.heads.svm import SVMHead
+
+_SAMPLE = 500
+"""Training rows whose distances to their neighbours give the width of the kernel density."""
+
+
+class ClassScores(NamedTuple):
+    """A differentiable score of each class.
+
+    Attributes:
+        module: features ``(b, d)`` to scores ``(b, k)``, one column per label of the head.
+        meaning: what the score is, in a few words.
+        is_surrogate: whether the score is a smooth stand-in for the decision of the head.
+    """
+
+    module: nn.Module
+    meaning: str
+    is_surrogate: bool = False
+
+    def gradients(
+        self, features: NDArray[np.float32], columns: NDArray[np.int64]
+    ) -> NDArray[np.float32]:
+        """Return the derivatives ``(b, d)`` of one score per row with respect to its features.
+
+        Args:
+            features: ``(b, d)``.
+            columns: ``(b,)`` column of the score of each row.
+        """
+        inputs = torch.from_numpy(features).requires_grad_()
+        chosen = self.module(inputs).gather(1, torch.from_numpy(columns)[:, None]).sum()
+        (derivative,) = torch.autograd.grad(chosen, inputs)
+        # The derivative of the square root of a feature that is zero is infinite. After a ReLU such
+        # a feature is zero at every position, so that it does not contribute to a map.
+        finite = torch.where((inputs == 0) | ~derivative.isfinite(), 0.0, derivative)
+        gradients: NDArray[np.float32] = finite.detach().numpy()
+        return gradients
+
+
+def make_class_scores(head: Any) -> ClassScores:
+    """Return the score of a fitted head that class activation maps are derived from.
+
+    Linear, prototypical and MLP heads have their logits. The decision of an SVM counts the wins of
+    a class over all others, whose derivative is zero: its score is the sum of its margins. The vote
+    of KNN is constant almost everywhere: its score is the logarithm of a Gaussian kernel density of
+    the training features of the class, with the median squared distance to the k-th neighbour as
+    width.
+
+    Raises:
+        HeadError: if this kind of head is unknown, such as that of a plug-in.
+    """
+    if isinstance(head, BalancedHead):
+        return make_class_scores(head.head_)
+    if isinstance(head, LinearHead | PrototypicalHead):
+        layers: list[nn.Module] = [_Logits(head.coef_, head.intercept_)]
+        return ClassScores(_module(head, layers), "logit")
+    if isinstance(head, MLPHead):
+        hidden = _Logits(head.hidden_coef_.T, head.hidden_intercept_)
+        layers = [hidden, nn.ReLU(), _Logits(head.coef_.T, head.intercept_)]
+        return ClassScores(_module(head, layers), "logit")
+    if isinstance(head, SVMHead):
+        layers = [Kernel(head), PairDecisions(head), _MarginSums(len(head.classes_))]
+        return ClassScores(_module(head, layers), "sum of pairwise margins", is_surrogate=True)
+    if isinstance(head, KNNHead):
+        layers = [_ClassDensities(head)]
+        return ClassScores(_module(head, layers), "log density of the class", is_surrogate=True)
+    raise HeadError(
+        f"{type(head).__name__} has no class activation maps: choose linear, svm, knn, mlp or "
+        "prototypical"
+    )
+
+
+def _module(head: Any, layers: list[nn.Module]) -> nn.Module:
+    return nn.Sequential(ScaledInput(head), *layers).eval()
+
+
+class _Logits(nn.Module):
+    """Weights ``(k, d)`` and intercepts ``(k,)``.
+
+    A single row is the difference of two classes; each of them has half of it, with its sign.
+    """
+
+    def __init__(self, coef: Any, intercept: Any) -> None:
+        super().__init__()
+        coef, intercept = np.asarray(coef, np.float32), np.asarray(intercept, np.float32)
+        if len(coef) == 1:
+            coef = np.concatenate([-coef, coef]) / 2
+            intercept = np.concatenate([-intercept, intercept]) / 2
+        self.coef = nn.Buffer(torch.from_numpy(np.ascontiguousarray(coef)))
+        self.intercept = nn.Buffer(torch.from_numpy(np.ascontiguousarray(intercept)))
+
+    def forward(self, rows: Tensor) -> Tensor:
+        return rows @ self.coef.T + self.intercept
+
+
+class _MarginSums(nn.Module):
+    """Sum of the one-vs-one decisions ``(b, k (k - 1) / 2)`` for each class."""
+
+    def __init__(self, classes: int) -> None:
+        super().__init__()
+        first, second = np.triu_indices(classes, 1)
+        sides = np.eye(classes)[first] - np.eye(classes)[second]
+        # scikit-learn's decision of two classes is positive for the second one, that of a pair of
+        # several classes for the first one.
+        if classes == 2:
+            sides = -sides
+        self.sides = nn.Buffer(torch.tensor(sides, dtype=torch.float32))
+
+    def forward(self, pairs: Tensor) -> Tensor:
+        return pairs @ self.sides
+
+
+class _ClassDensities(nn.Module):
+    """Logarithm of the kernel density of each class."""
+
+    def __init__(self, head: KNNHead) -> None:
+        super().__init__()
+        rows = torch.tensor(np.ascontiguousarray(head.rows_, np.float32))
+        self.rows = nn.Buffer(rows)
+        members = np.eye(len(head.classes_), dtype=bool)[head.codes_]
+        excluded = np.where(members.T, 0.0, -np.inf).astype(np.float32)
+        self.excluded = nn.Buffer(torch.from_numpy(excluded))
+        sample = rows[:: max(1, len(rows) // _SAMPLE)]
+        neighbours = min(head.k + 1, len(rows))  # the row itself is the first of them
+        nearest = squared_distances(sample, rows).topk(neighbours, largest=False).values
+        self.width = max(float(nearest[:, -1].median()), float(np.finfo(np.float32).eps))
+
+    def forward(self, rows: Tensor) -> Tensor:
+        kernel = -squared_distances(rows, self.rows) / self.width
+        return torch.logsumexp(kernel[:, None, :] + self.excluded, dim=2)

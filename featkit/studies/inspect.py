@@ -1,0 +1,524 @@
+"""Inspect a run: its mistakes, what they resemble, and where its features lie."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from featkit.embeddings.base import Embeddings
+from featkit.embeddings.pipeline import Compute
+from featkit.errors import DataError, FeatkitError, RunError
+from featkit.evaluation.neighbours import nearest_rows
+from featkit.evaluation.predictions import Predictions
+from featkit.evaluation.projection import Projection, project
+from featkit.evaluation.report import Report
+from featkit.heads.search import Candidate
+from featkit.images.base import SPLITS, ImageSet, Pixels
+from featkit.runs.compare import read_run
+from featkit.runs.directory import RESULTS_FILE, SavedRun
+from featkit.runs.features import FeatureSet, leaks, load_features
+from featkit.storage import safe_cell
+from featkit.studies.explain import RunExplainer
+
+MAX_SHOWN = 24
+"""Mistakes that are shown, and half as many uncertain right answers."""
+MAX_MAP_POINTS = 20_000
+MAX_MAP_THUMBNAILS = 3_000
+NEIGHBOURS = 3
+_PAIRS = 8
+_PAIR_EXAMPLES = 2
+_EXPLAIN_BATCH = 16
+_THUMBNAIL = 160
+"""Longest side of a thumbnail, in pixels."""
+
+Track = Callable[[Sequence[int]], Iterable[int]]
+
+
+@dataclass(frozen=True)
+class SimilarImage:
+    """A training image that resembles a test image.
+
+    Attributes:
+        id: name of the image.
+        label: its class.
+        cosine: cosine similarity of the features.
+        image: thumbnail; None if the image cannot be read.
+    """
+
+    id: str
+    label: str
+    cosine: float
+    image: Pixels | None
+
+
+@dataclass(frozen=True)
+class InspectedImage:
+    """A test image with its prediction.
+
+    Attributes:
+        id: name of the image.
+        true, predicted: names of its class and of the predicted one.
+        confidence: calibrated probability of the predicted class; NaN where the head has none.
+        image: thumbnail; None if the image cannot be read.
+        heat: ``(h, w)`` class activation map of the predicted class for ``image``, which is then
+            the part of the image that the network sees; None without one.
+        similar: most similar training images.
+    """
+
+    id: str
+    true: str
+    predicted: str
+    confidence: float
+    image: Pixels | None = None
+    heat: NDArray[np.float32] | None = None
+    similar: tuple[SimilarImage, ...] = ()
+
+
+@dataclass(frozen=True)
+class ConfusedImages:
+    """Two classes that are confused often, with examples.
+
+    Attributes:
+        true, predicted: names of the classes.
+        count: number of test images of the first that were predicted as the second.
+        total: number of test images of the first.
+        examples: some of them.
+    """
+
+    true: str
+    predicted: str
+    count: int
+    total: int
+    examples: tuple[InspectedImage, ...]
+
+
+@dataclass(frozen=True)
+class EmbeddingMap:
+    """Test images in two dimensions.
+
+    Attributes:
+        projection: positions; ``projection.rows`` are rows of ``images``.
+        images: the test images, in the order of the predictions.
+        thumbnails: small square images of the first projected rows; empty if none can be read.
+    """
+
+    projection: Projection
+    images: tuple[InspectedImage, ...]
+    thumbnails: tuple[Pixels, ...]
+
+
+@dataclass(frozen=True)
+class RunInspection:
+    """Everything that the report of a run shows.
+
+    Attributes:
+        run: the run.
+        report: its evaluation.
+        search: candidates of the hyperparameter search; empty if there was none.
+        data: name of the images.
+        mistakes: the most confident mistakes.
+        uncertain: right answers of the lowest confidence.
+        confused: most confused pairs of classes.
+        embedding_map: None if the features are not available.
+        counts: number of images by class and split; empty if the features are not available.
+        shared: number of test images that are train or val images too, byte for byte; None if the
+            features are not available.
+        explanation: how the class activation maps were computed; empty if there are none.
+        notes: what is missing and why, one sentence each.
+    """
+
+    run: SavedRun
+    report: Report
+    search: tuple[Candidate, ...]
+    data: str
+    mistakes: tuple[InspectedImage, ...]
+    uncertain: tuple[InspectedImage, ...]
+    confused: tuple[ConfusedImages, ...]
+    embedding_map: EmbeddingMap | None
+    counts: dict[str, dict[str, int]]
+    shared: int | None
+    explanation: str
+    notes: tuple[str, ...]
+
+
+def inspect_run(
+    run: SavedRun,
+    *,
+    cache: Path,
+    compute: Compute,
+    projection: str = "tsne",
+    seed: int = 0,
+    heat_maps: bool = True,
+    track: Track = iter,
+) -> RunInspection:
+    """Collect what the report of a run shows.
+
+    Images and features are optional: what is missing is said in ``notes``.
+
+    Args:
+        run: a saved run.
+        cache: folder of the embeddings cache.
+        compute: device and batch size, where features have to be extracted.
+        projection: method of the embedding map, see ``evaluation.projection.project``.
+        seed: of the projection.
+        heat_maps: whether class activation maps are computed.
+        track: wraps the batches of class activation maps, for a progress bar.
+
+    Raises:
+        RunError: if the results or the predictions of the run are missing or damaged.
+    """
+    _, report, predictions = read_run(run.path)
+    notes: list[str] = []
+    features = _features(run, cache, compute, notes)
+    images = _images(run, predictions, notes)
+    inspected = _predictions(predictions, report.classes)
+
+    right = np.flatnonzero(predictions.correct)
+    confidence = _confidence(predictions)
+    mistakes = _most_confident_mistakes(predictions, MAX_SHOWN)
+    uncertain = right[np.argsort(confidence[right], kind="stable")][: MAX_SHOWN // 2]
+    explainer = _explainer(run, images, compute, notes) if heat_maps else None
+    shown = [inspected[row] for row in (*mistakes, *uncertain)]
+    shown = _with_pictures(shown, images, explainer, track, notes)
+    if features:
+        shown = _with_similar(shown, features.embeddings, images)
+
+    embedding_map = None
+    if features:
+        embedding_map = _embedding_map(
+            features, inspected, images, method=projection, seed=seed, notes=notes
+        )
+    return RunInspection(
+        run=run,
+        report=report,
+        search=_read_search(run),
+        data=features.data if features else Path(run.request.data).name,
+        mistakes=tuple(shown[: len(mistakes)]),
+        uncertain=tuple(shown[len(mistakes) :]),
+        confused=_confused(report, inspected, images),
+        embedding_map=embedding_map,
+        counts=_counts(features.embeddings) if features else {},
+        shared=len(leaks(features)) if features else None,
+        explanation=explainer.description if explainer else "",
+        notes=tuple(notes),
+    )
+
+
+def inspect_mistakes(
+    run: SavedRun, predictions: Predictions, *, count: int, compute: Compute, track: Track = iter
+) -> tuple[list[InspectedImage], int, str]:
+    """Return the most confident mistakes with pictures, the number of all, and the method.
+
+    The method is that of the class activation maps; it is empty if there are none.
+
+    Args:
+        run: the run.
+        predictions: its predictions.
+        count: number of mistakes to return at most.
+        compute: device of the network.
+        track: wraps the batches, for a progress bar.
+
+    Raises:
+        DataError: if the images are not available, or there is no mistake.
+    """
+    total = int((~predictions.correct).sum())
+    if not total:
+        raise DataError("every test image was classified correctly: there are no mistakes to draw")
+    notes: list[str] = []
+    images = _images(run, predictions, notes)
+    if images is None:
+        raise DataError(notes[0])
+    explainer = _explainer(run, images, compute, notes)
+    inspected = _predictions(predictions, run.classes)
+    chosen = [inspected[row] for row in _most_confident_mistakes(predictions, count)]
+    shown = _with_pictures(chosen, images, explainer, track, notes)
+    return shown, total, explainer.description if explainer else ""
+
+
+def _most_confident_mistakes(predictions: Predictions, count: int) -> NDArray[np.int64]:
+    wrong = np.flatnonzero(~predictions.correct)
+    confidence = _confidence(predictions)[wrong]
+    return wrong[np.argsort(-confidence, kind="stable")][:count]
+
+
+def read_images(run: SavedRun, names: Iterable[str]) -> dict[str, Pixels]:
+    """Read images of the data of a run by name; those that cannot be read are left out."""
+    try:
+        read = _Reader(run.request.load_images())
+    except FeatkitError:
+        return {}
+    found = {name: read(name) for name in names}
+    return {name: pixels for name, pixels in found.items() if pixels is not None}
+
+
+def _read_search(run: SavedRun) -> tuple[Candidate, ...]:
+    """Return the candidates of the hyperparameter search of a run; empty if there was none.
+
+    Raises:
+        RunError: if the results of the run are damaged.
+    """
+    path = run.path / RESULTS_FILE
+    try:
+        results = json.loads(path.read_text(encoding="utf-8"))
+        return tuple(Candidate(**candidate) for candidate in results.get("search", []))
+    except (OSError, AttributeError, TypeError, ValueError) as error:
+        raise RunError(f"{path} cannot be read ({error}): fit the run again") from error
+
+
+def _predictions(predictions: Predictions, classes: Sequence[str]) -> list[InspectedImage]:
+    """Return the predictions with the names of the classes, which ``predictions.csv`` escapes."""
+    class_of = {safe_cell(name): name for name in classes}
+    confidence = _confidence(predictions)
+    inspected = []
+    for row, name in enumerate(predictions.ids):
+        inspected.append(
+            InspectedImage(
+                id=name,
+                true=class_of.get(predictions.y[row], str(predictions.y[row])),
+                predicted=class_of[predictions.predicted[row]],
+                confidence=float(confidence[row]),
+            )
+        )
+    return inspected
+
+
+def _confidence(predictions: Predictions) -> NDArray[np.float64]:
+    """Return the confidences, NaN where unknown."""
+    if predictions.confidence is None:
+        return np.full(len(predictions.ids), np.nan)
+    return predictions.confidence
+
+
+def run_features(run: SavedRun, cache: Path, compute: Compute) -> FeatureSet:
+    """Return the features that a run was fitted and evaluated on, from the cache if they are there.
+
+    Raises:
+        FeatkitError: if they are not cached and cannot be extracted.
+    """
+    folder = cache.parent if cache.suffix == ".h5" else cache
+    cached = sorted(folder.glob(f"*-{run.recipe.fingerprint[:12]}.h5"))
+    if cached:
+        return load_features({}, cached[0], compute)
+    return load_features(run.request.to_dict(), folder, compute)
+
+
+def _features(run: SavedRun, cache: Path, compute: Compute, notes: list[str]) -> FeatureSet | None:
+    try:
+        return run_features(run, cache, compute)
+    except FeatkitError as error:
+        notes.append(f"The features are not available ({error}).")
+        return None
+
+
+def _images(run: SavedRun, predictions: Predictions, notes: list[str]) -> ImageSet | None:
+    """Return the images of the run's data, if they are still there."""
+    try:
+        images = run.request.load_images()
+    except FeatkitError as error:
+        notes.append(f"The images are not available, so none is shown ({error}).")
+        return None
+    missing = len(set(predictions.ids) - _rows_by_cell(images.ids).keys())
+    if missing:
+        notes.append(
+            f"{missing} of {len(predictions.ids)} test images are not in {run.request.data} any "
+            "more and are not shown."
+        )
+    return images
+
+
+def _explainer(
+    run: SavedRun, images: ImageSet | None, compute: Compute, notes: list[str]
+) -> RunExplainer | None:
+    if images is None:
+        return None
+    try:
+        return RunExplainer(run, "cpu" if compute.device == "auto" else compute.device)
+    except FeatkitError as error:
+        notes.append(f"There are no class activation maps ({error}).")
+        return None
+
+
+def _rows_by_cell(names: Sequence[str]) -> dict[str, int]:
+    """Return the row of each name, by the text that stands for it in ``predictions.csv``."""
+    return {safe_cell(name): row for row, name in enumerate(names)}
+
+
+class _Reader:
+    """Read images by name, or by the cell of the name; an image that cannot be read is None.
+
+    Args:
+        images: the images, or None if there are none.
+    """
+
+    def __init__(self, images: ImageSet | None) -> None:
+        self._images = images
+        self._rows = _rows_by_cell(images.ids) if images else {}
+
+    def __call__(self, name: str) -> Pixels | None:
+        row = self._rows.get(safe_cell(name))
+        if self._images is None or row is None:
+            return None
+        try:
+            return self._images.load(row)
+        except FeatkitError:
+            return None
+
+    def thumbnail(self, name: str) -> Pixels | None:
+        pixels = self(name)
+        return None if pixels is None else shrink(pixels, _THUMBNAIL)
+
+    def many(self, names: Sequence[str], side: int) -> list[Pixels | None]:
+        """Return square thumbnails of many images, read in two threads."""
+
+        def read(name: str) -> Pixels | None:
+            pixels = self(name)
+            return None if pixels is None else square(pixels, side)
+
+        with ThreadPoolExecutor(2) as pool:
+            return list(pool.map(read, names))
+
+
+def _with_pictures(
+    shown: Sequence[InspectedImage],
+    images: ImageSet | None,
+    explainer: RunExplainer | None,
+    track: Track,
+    notes: list[str],
+) -> list[InspectedImage]:
+    """Return the images with their pixels and class activation maps, as far as they can be read."""
+    read = _Reader(images)
+    if explainer is None:
+        return [replace(each, image=read.thumbnail(each.id)) for each in shown]
+    pictured = list(shown)
+    for start in track(range(0, len(shown), _EXPLAIN_BATCH)):
+        batch = shown[start : start + _EXPLAIN_BATCH]
+        readable = []
+        for offset, each in enumerate(batch):
+            pixels = read(each.id)
+            if pixels is not None:
+                readable.append((start + offset, explainer.prepare(pixels)))
+        if not readable:
+            continue
+        stack = np.stack([pixels for _, pixels in readable])
+        classes = [pictured[row].predicted for row, _ in readable]
+        maps = explainer.explain(stack, classes)
+        for (row, pixels), explained in zip(readable, maps, strict=True):
+            pictured[row] = replace(pictured[row], image=pixels, heat=explained.heat)
+    unreadable = sum(each.image is None for each in pictured)
+    if unreadable:
+        notes.append(f"{unreadable} of {len(shown)} images to show could not be read.")
+    return pictured
+
+
+def _with_similar(
+    shown: Sequence[InspectedImage], embeddings: Embeddings, images: ImageSet | None
+) -> list[InspectedImage]:
+    """Return the images with their most similar training images."""
+    train, test = (
+        embeddings.take(np.flatnonzero(embeddings.splits != "test")),
+        embeddings.part("test"),
+    )
+    row_of = _rows_by_cell(test.ids)
+    known = [each for each in shown if each.id in row_of]
+    if not known or not len(train):
+        return list(shown)
+    queries = test.x[[row_of[each.id] for each in known]]
+    found = nearest_rows(queries, train.x, NEIGHBOURS)
+    read = _Reader(images)
+    similar_of: dict[str, tuple[SimilarImage, ...]] = {}
+    for each, rows, cosines in zip(known, found.rows, found.cosines, strict=True):
+        similar = []
+        for row, cosine in zip(rows, cosines, strict=True):
+            name, label = train.ids[row], train.classes[train.y[row]]
+            similar.append(SimilarImage(name, label, float(cosine), read.thumbnail(name)))
+        similar_of[each.id] = tuple(similar)
+    return [replace(each, similar=similar_of.get(each.id, ())) for each in shown]
+
+
+def _confused(
+    report: Report, inspected: Sequence[InspectedImage], images: ImageSet | None
+) -> tuple[ConfusedImages, ...]:
+    """Return the most confused pairs of classes with example images."""
+    totals = {each.name: each.n for each in report.per_class}
+    read = _Reader(images)
+    pairs = []
+    for pair in report.confused[:_PAIRS]:
+        members = [
+            each for each in inspected if (each.true, each.predicted) == (pair.true, pair.predicted)
+        ]
+        examples = []
+        for each in members[:_PAIR_EXAMPLES]:
+            examples.append(replace(each, image=read.thumbnail(each.id)))
+        pairs.append(
+            ConfusedImages(
+                pair.true, pair.predicted, pair.count, totals[pair.true], tuple(examples)
+            )
+        )
+    return tuple(pairs)
+
+
+def _embedding_map(
+    features: FeatureSet,
+    inspected: Sequence[InspectedImage],
+    images: ImageSet | None,
+    *,
+    method: str,
+    seed: int,
+    notes: list[str],
+) -> EmbeddingMap | None:
+    """Return the projection of the test images, with thumbnails."""
+    test = features.embeddings.part("test")
+    row_of = _rows_by_cell(test.ids)
+    known = tuple(each for each in inspected if each.id in row_of)
+    x = test.x[[row_of[each.id] for each in known]]
+    try:
+        projection = project(x, method, seed=seed, max_rows=MAX_MAP_POINTS)
+    except DataError as error:
+        notes.append(f"There is no embedding map ({error}).")
+        return None
+    if len(projection.rows) < len(known):
+        notes.append(
+            f"The embedding map shows a random {len(projection.rows):,} of {len(known):,} images."
+        )
+    # A browser decodes one sprite of thumbnails; more of them would make the file too large.
+    side = 32 if len(projection.rows) > 1_000 else 48
+    names = [known[row].id for row in projection.rows[:MAX_MAP_THUMBNAILS]]
+    thumbnails = _Reader(images).many(names, side) if images else []
+    blank = np.full((side, side, 3), 128, np.uint8)
+    return EmbeddingMap(
+        projection=projection,
+        images=known,
+        thumbnails=tuple(blank if each is None else each for each in thumbnails),
+    )
+
+
+def _counts(embeddings: Embeddings) -> dict[str, dict[str, int]]:
+    """Return the number of images of each class in each split."""
+    counts = {}
+    for label, name in enumerate(embeddings.classes):
+        of_class = embeddings.splits[embeddings.y == label]
+        counts[name] = {split: int((of_class == split).sum()) for split in SPLITS}
+    return counts
+
+
+def shrink(pixels: Pixels, side: int) -> Pixels:
+    """Return an image scaled down so that its longer side is at most ``side`` pixels."""
+    image = Image.fromarray(pixels)
+    image.thumbnail((side, side))
+    return np.asarray(image)
+
+
+def square(pixels: Pixels, side: int) -> Pixels:
+    """Return the central square of an image, resized to ``(side, side, 3)``."""
+    height, width = pixels.shape[:2]
+    edge = min(height, width)
+    top, left = (height - edge) // 2, (width - edge) // 2
+    central = Image.fromarray(pixels[top : top + edge, left : left + edge])
+    return np.asarray(central.resize((side, side), Image.Resampling.BILINEAR))

@@ -1,0 +1,145 @@
+"""The HTML report of a run."""
+
+from __future__ import annotations
+
+import json
+import re
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import featkit
+from featkit.errors import StorageError
+from featkit.plots.cam import overlay
+
+MARKUP = "<img src=x onerror=alert(1)>"
+
+
+class Page(HTMLParser):
+    """Elements, attributes and the text of a page."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.elements, self.labelled = [], set()
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        self.elements.append((tag, dict(attributes)))
+
+    def all(self, tag):
+        return [attributes for name, attributes in self.elements if name == tag]
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("report")
+    rng = np.random.default_rng(0)
+    names = [MARKUP.replace("/", ""), "rtl \u202egpj", "=1+1"]
+    for split, count in (("train", 6), ("test", 5)):
+        for name in names:
+            (folder / "photos" / split / name).mkdir(parents=True)
+            for number in range(count):
+                pixels = rng.integers(0, 256, (40, 48, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(folder / "photos" / split / name / f"{number}.png")
+    featkit.fit(
+        folder / "photos",
+        backbone="resnet18",
+        weights="random",
+        resize="64",
+        crop="64",
+        tune=True,
+        head="knn",
+        cache=folder / "cache",
+        out=folder / "runs",
+    )
+    (directory,) = (folder / "runs" / "photos").glob("*/")
+    path = featkit.report(directory, cache=folder / "cache", projection="pca")
+    assert path == directory / "report.html"
+    return folder, directory, path.read_text(encoding="utf-8")
+
+
+def test_the_page_refers_to_nothing_outside(made):
+    page = Page(made[2])
+    for tag, attributes in page.elements:
+        for name in ("src", "href", "srcset", "action", "data"):
+            value = attributes.get(name)
+            assert value is None or value.startswith(("data:image/", "#")), (tag, value)
+    assert "http://" not in made[2].replace("http://www.w3.org/2000/svg", "")
+    assert "https://" not in made[2]
+    (policy,) = [each["content"] for each in page.all("meta") if each.get("http-equiv") is not None]
+    assert "default-src 'none'" in policy
+
+
+def test_text_from_the_data_is_escaped(made):
+    assert MARKUP not in made[2]
+    assert "\u202e" not in made[2]
+    assert not [each for each in Page(made[2]).all("img") if each.get("onerror")]
+
+
+def test_every_image_and_control_has_a_name(made):
+    page = Page(made[2])
+    assert page.all("img")
+    assert all(each.get("alt") for each in page.all("img"))
+    for each in page.all("svg"):
+        assert each.get("aria-hidden") == "true" or each.get("aria-label")
+    assert all(each.get("aria-label") for each in page.all("canvas"))
+    assert page.all("html")[0]["lang"] == "en"
+
+
+def test_the_sections_of_the_navigation_exist(made):
+    page = Page(made[2])
+    targets = {each["href"][1:] for each in page.all("a")}
+    ids = {each.get("id") for _, each in page.elements}
+    assert {"result", "mistakes", "confusion", "map", "search", "use"} <= targets <= ids
+
+
+def test_the_data_of_the_embedding_map_are_whole(made):
+    (text,) = re.findall(r'<script type="application/json"[^>]*>(.*?)</script>', made[2], re.S)
+    data = json.loads(text)
+    n = 15
+    assert all(len(data[name]) == n for name in ("x", "y", "true", "predicted", "names"))
+    assert data["pictures"] == n
+    assert min(data["x"]) >= 0
+    assert max(data["x"]) <= 1000
+    assert data["sprite"].startswith("data:image/jpeg;base64,")
+    assert set(data["true"]) == {0, 1, 2}
+
+
+def test_the_headline_says_accuracy_interval_and_n(made):
+    report = json.loads((made[1] / "results.json").read_text(encoding="utf-8"))
+    low, high = report["interval95"]
+    assert f"Of {report['n']} test images" in made[2]
+    assert f"{100 * report['top1']:.1f}%" in made[2]
+    assert f"between {100 * low:.1f} and {100 * high:.1f}%" in " ".join(made[2].split())
+
+
+def test_the_same_run_gives_the_same_page(made):
+    folder, directory, text = made
+    path = featkit.report(directory, cache=folder / "cache", projection="pca")
+    assert path.read_text(encoding="utf-8") == text
+    featkit.load_run(directory)  # the page in the run directory does not invalidate it
+
+
+def test_a_page_that_cannot_be_written_is_an_error(made, tmp_path):
+    folder, directory, _ = made
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StorageError):
+        featkit.report(
+            directory,
+            cache=folder / "cache",
+            out=tmp_path / "file" / "report.html",
+            projection="pca",
+            heat_maps=False,
+        )
+
+
+def test_an_overlay_shows_the_image_where_the_map_is_not_positive():
+    image = np.full((4, 4, 3), 100, np.uint8)
+    heat = np.zeros((4, 4))
+    np.testing.assert_array_equal(overlay(image, heat), image)
+    heat[0, 0], heat[1, 1] = 2.0, -2.0
+    mixed = overlay(image, heat)
+    assert (mixed[1, 1] == 100).all()
+    assert (mixed[0, 0] != 100).any()
