@@ -87,6 +87,7 @@ class ScaledInput(nn.Module):
             self.centre, self.spread = _buffer(head.centre_), _buffer(head.spread_)
 
     def forward(self, embeddings: Tensor) -> Tensor:
+        """Return the scaled rows ``(b, d)``."""
         rows = embeddings
         if self.scale == "root":
             rows = rows.sign() * rows.abs().sqrt()
@@ -132,6 +133,7 @@ class Kernel(nn.Module):
         self.centre, self.vectors = _buffer(centre), _buffer(vectors - centre)
 
     def forward(self, rows: Tensor) -> Tensor:
+        """Return kernel values ``(b, s)`` for scaled rows ``(b, d)``."""
         if self.gamma is None:
             return rows @ self.vectors.T
         return torch.exp(-self.gamma * squared_distances(rows - self.centre, self.vectors))
@@ -150,6 +152,7 @@ class PairDecisions(nn.Module):
         self.other = _index(second * (k - 1) + first)
 
     def forward(self, kernel: Tensor) -> Tensor:
+        """Return decision values ``(b, k (k - 1) / 2)``."""
         spans = zip(
             *(torch.split(each, self.sizes, dim=1) for each in (kernel, self.coef)), strict=True
         )
