@@ -198,9 +198,15 @@ def _from_csv(path: Path) -> FeatureTable:
     numbers = [position for position, name in enumerate(header) if name not in _COLUMNS]
     features = []
     for row in rows:
-        features.append([float(row[position]) for position in numbers])
+        features.append([_number(row[position]) for position in numbers])
     splits = column("split") if "split" in header else [SPLITS[0]] * len(rows)
     return FeatureTable(column("id"), column("label"), splits, np.array(features))
+
+
+def _number(text: str) -> float:
+    if "_" in text:  # float("1_0") is 10
+        raise ValueError(f"{text!r:.40} is not a number")
+    return float(text)
 
 
 def _read_csv_rows(path: Path) -> tuple[list[str], list[list[str]]]:

@@ -72,6 +72,8 @@ def test_a_table_without_splits_is_all_train(tmp_path):
         ("id,label,a\n", "numbers of images differ"),
         ("id,label,a\n1,x,nan\n", "finite"),
         ("id,label,a\n1,x,one\n", "cannot be read"),
+        ("id,label,a\n1,x,1_0\n", "not a number"),
+        ("id,label,a\n1,x,\n", "cannot be read"),
         ("id,label,a\n1,x\n", "different lengths"),
         ("id,label,a,a\n1,x,1,1\n", "same name"),
         ("id,label,a\n1,x,1e300\n", "too large for float32"),
