@@ -266,6 +266,9 @@ def near_copies(
     what the projections leave out (Cauchy-Schwarz). The neighbours of a row are searched only if it
     is in such a pair. Of each test row the most similar other row is considered.
 
+    As with ``near_duplicates``, an image of which there are more than ``NEIGHBOURS`` near copies,
+    such as a frame of a video, is not found: its copies are the density around it.
+
     Args:
         x: ``(n, d)`` features of images with distinct contents.
         is_test: ``(n,)`` whether a row is in the test set.
@@ -329,10 +332,11 @@ def _most_similar_pairs(
     """
     rows, originals, cosines = [], [], []
     bound = cosine - 1e-5  # rounding of float32
+    other_bounds = bounds[others]
     size = max(1, _BLOCK_NUMBERS // (4 * len(others)))
     for start in range(0, len(tests), size):
         own = tests[start : start + size]
-        block = (bounds[own] @ bounds[others].T).ravel()
+        block = (bounds[own] @ other_bounds.T).ravel()
         candidates = np.flatnonzero(block >= bound)
         if len(candidates) > _MAX_CANDIDATES * block.size:
             block = (unit[own] @ unit[others].T).ravel()

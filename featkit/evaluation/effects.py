@@ -409,7 +409,7 @@ class _MeanEstimate:
 
         images = np.unique(np.concatenate([cell.images for cell in cells]), return_inverse=True)[1]
         shares = np.concatenate([cell.weights / (len(rows) * len(cell.images)) for cell in cells])
-        weights = np.bincount(images, shares)
+        weights = np.bincount(images, shares).astype(np.float64)
         image_variance, contributions = _variance_over_images(rows, cells, images, weights)
 
         # Each seed's contribution, relative to the mean of the same setting over seeds.
@@ -515,7 +515,7 @@ def _variance_over_images(
     stratum_of = np.zeros(len(weights), np.int64)
     stratum_of[images] = strata
     n = np.bincount(stratum_of)
-    squares = np.bincount(stratum_of, per_image**2)
+    squares = np.bincount(stratum_of, per_image**2).astype(np.float64)
     weight_squares = np.bincount(stratum_of, weights**2)
     stratum_weights = pair_weights.reshape(len(rows), count).sum(axis=0)
     means = pair_sums.reshape(len(rows), count).sum(axis=0) / stratum_weights

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 from safetensors.numpy import save_file
 from sklearn.datasets import load_digits
 
@@ -168,6 +168,44 @@ def test_near_copies_are_reported_and_refused_with_strict(
     assert Report.from_json(text).without_copies == without
     with pytest.raises(DataError, match=r"^6 of \d+ test images have a near copy.*--strict$"):
         featkit.fit(digits_folder, strict=True, **options)
+
+
+EDITS: dict[str, Callable[[Image.Image], Image.Image]] = {
+    "jpeg": lambda image: image,
+    "smaller": lambda image: image.resize((image.width * 4 // 5, image.height * 4 // 5)),
+    "brighter": lambda image: image.point(lambda value: min(255, value * 11 // 10)),
+    "cropped": lambda image: ImageOps.crop(image, border=min(image.size) // 30),
+    "framed": lambda image: ImageOps.expand(image, border=3),
+    "mirrored": ImageOps.mirror,
+}
+
+
+@pytest.mark.slow
+@pytest.mark.realdata
+def test_edited_copies_of_train_photographs_in_test_are_near_copies(
+    real_data: Path, real_weights: Path, tmp_path: Path
+) -> None:
+    """Compressed again, scaled, brighter, cropped, framed, mirrored; other photographs are not."""
+    photos = tmp_path / "photos"
+    for label in ("airplanes", "ant", "lotus", "Leopards"):
+        paths = sorted((real_data / "caltech101" / "train" / label).iterdir())[:26]
+        for split in ("train", "test"):
+            (photos / split / label).mkdir(parents=True)
+        for path in paths[:20]:
+            shutil.copy(path, photos / "train" / label)
+        for path in paths[20:]:
+            shutil.copy(path, photos / "test" / label)
+        for path, (name, change) in zip(paths, EDITS.items(), strict=False):
+            with Image.open(path) as image:
+                edited = change(image.convert("RGB"))
+            edited.save(photos / "test" / label / f"{path.stem}-{name}.jpg", quality=60)
+    given = {"data": str(photos), "backbone": "resnet18"}
+    copies = find_copies(load_features(given, tmp_path / "cache", Compute()))
+    found = [name for name in copies.near if "-" in name]
+    pairs = dict(zip(copies.near, copies.originals, strict=True))
+    assert all(Path(pairs[name]).stem == Path(name).stem.partition("-")[0] for name in found)
+    assert len(found) >= 20
+    assert len(copies.near) - len(found) <= 1
 
 
 def test_identical_images_are_not_near_copies_and_both_are_left_out(
