@@ -49,6 +49,7 @@ from featkit.reports.wording import (
     metric_name,
     p_text,
     selection_sentence,
+    tuning_notes,
 )
 from featkit.runs.fit import PACKAGES
 from featkit.storage import Content
@@ -127,6 +128,7 @@ class AblationView:
         problems: cells that were skipped, failed or have warnings; None where there is none.
         methods: paragraphs about protocol and statistics.
         commands, versions: how it was made.
+        tuning_notes: which corrections were tuned over several values.
     """
 
     title: str
@@ -151,6 +153,7 @@ class AblationView:
     methods: Sequence[str]
     commands: Sequence[str]
     versions: Mapping[str, str]
+    tuning_notes: Sequence[str] = ()
 
 
 def ablation_view(
@@ -176,6 +179,7 @@ def ablation_view(
         compares_data=DATA in findings.axes,
         metric=metric_name(findings),
         long_tail=_long_tail(findings),
+        tuning_notes=tuning_notes(long_tail(findings)),
         robustness=_robustness(findings),
         heat_maps=_heat_maps(findings),
         time_chart=time_chart,

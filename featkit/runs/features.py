@@ -243,7 +243,11 @@ def refuse_trained_on(features: FeatureSet, purpose: str) -> None:
     if spec is None:
         return
     trained_on = images_trained_on(spec)
-    keys = set(cached_keys(features))
+    names = features.embeddings.ids
+    keys = set()
+    for name, key in zip(names, cached_keys(features), strict=True):
+        if not is_augmented_view(name):
+            keys.add(key)
     seen = [key for key in keys if short_key(key) in trained_on]
     if seen:
         raise DataError(

@@ -17,6 +17,7 @@ from featkit.ablation.effects import analyze_grid
 from featkit.ablation.grid import AXES, Grid
 from featkit.evaluation import evaluate
 from featkit.evaluation.predictions import Predictions
+from featkit.reports.ablation import write_report
 from featkit.reports.wording import tuning_notes
 
 TAIL_Y = np.repeat([0, 1, 2], [30, 20, 10])
@@ -74,6 +75,9 @@ def test_tuned_corrections_are_named_with_the_number_of_values_tried():
         assert tried == dict.fromkeys(names, 1) | {"logit_adjust": 12 if tune else 1}
         assert [row.to_dict()["values_tried"] for row in rows] == list(tried.values())
         (note,) = tuning_notes(rows) or [""]
+        page = write_report(analyze(grid, cells), commands=["featkit longtail"], versions={})
+        assert note in str(page["report.html"])
+        assert note in str(page["summary.md"]).replace("\\", "")
         assert (
             note.startswith("Options tuned on the validation set: logit_adjust over 12 values.")
             == tune

@@ -258,7 +258,7 @@ def test_the_accuracy_without_copies_has_its_own_n_and_interval():
     assert found.interval95 == wilson(3, 5)
     none = accuracy_without(correct, np.ones(10, bool))
     assert (none.copies, none.n, none.top1, none.interval95) == (10, 0, None, None)
-    report = replace(evaluate(np.eye(2), [0, 1], "ab"), without_copies=none)
+    report = replace(evaluate(np.eye(2), [0, 1], ["a", "b"]), without_copies=none)
     assert summary(report).endswith(
         "; no test image is left without 10 copies of train or val images"
     )
