@@ -145,8 +145,9 @@ def cosines(features: NDArray[Any], reference: NDArray[Any]) -> NDArray[np.float
     """
     a, b = np.asarray(features, np.float64), np.asarray(reference, np.float64)
     norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
-    equal = (~a.any(axis=1) & ~b.any(axis=1)).astype(np.float64)
-    return np.divide((a * b).sum(axis=1), norms, out=equal, where=norms != 0)
+    similarity: NDArray[np.float64] = np.where(~a.any(axis=1) & ~b.any(axis=1), 1.0, 0.0)
+    np.divide((a * b).sum(axis=1), norms, out=similarity, where=norms != 0)
+    return similarity
 
 
 def compare_with_float32(

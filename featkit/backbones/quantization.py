@@ -162,7 +162,7 @@ def quantize(
 @torch.no_grad()
 def _run_in_batches(network: nn.Module, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
     """Return the float32 features ``(n, d)`` of images."""
-    batches = torch.from_numpy(pixels).split(_BATCH)
+    batches = torch.split(torch.from_numpy(pixels), _BATCH)
     features: NDArray[np.float32] = torch.cat([network(batch) for batch in batches]).numpy()
     return features
 

@@ -121,7 +121,7 @@ def _build(spec: Spec, found: Weights, layer: str, pool: str) -> nn.Module:
             weight = state.get("fc.weight")
             classes = len(weight) if weight is not None and weight.ndim else 1000
             with seeded(found.seed):
-                module.fc = nn.Linear(module.fc.in_features, classes)
+                module.fc = nn.Linear(SIZES[spec.name][0], classes)
             classifier = {key: value for key, value in state.items() if key.startswith("fc.")}
             others = {k: v for k, v in module.state_dict().items() if not k.startswith("fc.")}
             fill(module, {**others, **classifier}, network_name=name, path=path, ignore=())

@@ -420,7 +420,7 @@ def _harmless_types() -> list[Any]:
     paths = [pathlib.PurePosixPath, pathlib.PureWindowsPath]
     aliases = [(scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")]
     # As pure paths: a path of another system could not be created.
-    path_aliases = [(pathlib.PurePosixPath, "pathlib.PosixPath")]
+    path_aliases: list[Any] = [(pathlib.PurePosixPath, "pathlib.PosixPath")]
     path_aliases.append((pathlib.PurePosixPath, "pathlib._local.PosixPath"))
     path_aliases.append((pathlib.PureWindowsPath, "pathlib.WindowsPath"))
     path_aliases.append((pathlib.PureWindowsPath, "pathlib._local.WindowsPath"))

@@ -43,21 +43,23 @@ RECORD = Int8Record(7, "x86_64 avx2", 16, 0.996, 0.98)
 def worst_case() -> nn.Module:
     """Return a network whose weights saturate wherever pairs of products are added in 16 bits.
 
-    All weights of an odd channel are equal; the even channels have one weight each and cannot
-    saturate, so that the direction of the features changes.
+    The first half of the channels of each convolution adds all inputs of the first half, with equal
+    weights. The other channels have one weight each and cannot saturate, so that the direction of
+    the features changes.
     """
-    layers = []
-    for inputs, outputs in ((3, 16), (16, 32)):
-        convolution = nn.Conv2d(inputs, outputs, 3, stride=2)
+    first, second = nn.Conv2d(3, 16, 3, stride=2), nn.Conv2d(16, 32, 3, stride=2)
+    for convolution in (first, second):
         nn.init.zeros_(convolution.bias)
         nn.init.zeros_(convolution.weight)
-        with torch.no_grad():
-            convolution.weight[1::4] = 1
-            convolution.weight[3::4] = 0.25
-            for channel in range(0, outputs, 2):
-                convolution.weight[channel, channel % inputs, 1, channel % 3] = 9 * inputs
-        layers += [convolution, nn.ReLU()]
-    return freeze(nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten()))
+    with torch.no_grad():
+        first.weight[:8] = 1
+        second.weight[:16, :8] = 1
+        for channel in range(8):
+            first.weight[8 + channel, channel % 3, 1, 1] = 20
+        for channel in range(16):
+            second.weight[16 + channel, 8 + channel % 8, 1, 1] = 100 if channel % 2 else 7
+    layers = (first, nn.ReLU(), second, nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    return freeze(nn.Sequential(*layers))
 
 
 @pytest.fixture(scope="module")
@@ -114,11 +116,15 @@ def test_the_probe_agrees_with_the_instruction_set():
         pytest.skip("not an x86 processor under Linux")
 
 
-def test_seven_bits_are_right_in_every_engine_on_every_processor(quantized):
+def test_seven_bits_are_right_in_every_program_on_every_processor(quantized):
     seven = quantized(7)
     assert similarity(plain_session(seven), seven) > 0.999
     assert similarity(open_engine(seven, precision="int8"), seven) > 0.999
-    assert similarity(open_engine(seven, precision="int8-openvino"), seven) > 0.999
+
+
+@pytest.mark.slow
+def test_seven_bits_are_right_in_openvino(quantized):
+    assert similarity(open_engine(quantized(7), precision="int8-openvino"), quantized(7)) > 0.999
 
 
 def test_eight_bits_saturate_unless_featkit_runs_them(quantized):
@@ -133,6 +139,7 @@ def test_a_file_is_known_to_saturate_by_its_weights(bits, expected, quantized):
     assert can_saturate(onnx.load(quantized(bits).quantized.path)) == expected
 
 
+@pytest.mark.slow
 def test_openvino_is_right_or_refused(quantized):
     """Whether its sums saturate depends on the processor and on the kernel that it chooses."""
     try:
@@ -217,11 +224,12 @@ def poor(quantized, tmp_path):
     """Return a network whose large activations are clipped, as by a calibration on dark images."""
     model = onnx.load(quantized(7).quantized.path)
     quantizers = [node for node in model.graph.node if node.op_type == "QuantizeLinear"]
-    scales = {node.input[1] for node in quantizers[1:]} - {quantizers[0].input[1]}
+    scales = {node.input[1] for node in quantizers}
     for tensor in model.graph.initializer:
-        if tensor.name in scales:
-            smaller = onnx.numpy_helper.to_array(tensor) / 16
-            tensor.CopyFrom(onnx.numpy_helper.from_array(smaller, tensor.name))
+        scale = onnx.numpy_helper.to_array(tensor)
+        # Only the output of the second convolution is that large.
+        if tensor.name in scales and scale.max() > 1:
+            tensor.CopyFrom(onnx.numpy_helper.from_array(scale / 16, tensor.name))
     onnx.save(model, tmp_path / "poor.onnx")
     return with_file(quantized(7), tmp_path / "poor.onnx")
 
