@@ -2206,10 +2206,11 @@ def _network_or_run(options: Mapping[str, Any]) -> tuple[Request, SavedRun | Non
     """
     from featkit.runs.card import is_run
     from featkit.runs.directory import load_run as load
+    from featkit.storage import user_path
 
     given = {name: value for name, value in _request_options(options).items() if value is not None}
     spec = given.pop("backbone")
-    folder = Path(spec).expanduser()
+    folder = user_path(spec)
     if "data" in given or not is_run(folder):
         return _request(options), None
     if given:

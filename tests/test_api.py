@@ -48,9 +48,7 @@ PUBLIC = [
     "robustness",
 ]
 
-EXTRACTION = (
-    "split limit intensity_range seed augment views perturb backbone weights layer pool resize crop precision"
-)
+EXTRACTION = "split limit intensity_range seed augment views perturb backbone weights layer pool resize crop precision"
 COMPUTE = "device batch_size workers compile on_error progress"
 GRID = (
     "data split limit intensity_range seed subset augment views perturb train_perturb backbone weights layer pool resize crop "

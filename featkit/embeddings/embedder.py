@@ -26,6 +26,7 @@ from featkit.errors import DataError, SpecError
 from featkit.images.base import ImageSet, Pixels
 from featkit.images.decode import array_key, to_rgb
 from featkit.images.files import images_from_files
+from featkit.storage import user_path
 
 
 class ImageEmbedder(TransformerMixin, BaseEstimator):  # type: ignore[misc]
@@ -114,9 +115,7 @@ class ImageEmbedder(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         images = _image_set(X)
         request = self._request()
         compute = Compute(device=self.device, batch_size=self.batch_size)
-        folder = (
-            _process_folder(os.getpid()) if self.cache is None else Path(self.cache).expanduser()
-        )
+        folder = _process_folder(os.getpid()) if self.cache is None else user_path(self.cache)
         keys = content_keys(images, compute)
         recipe = plan_extraction(request, images, keys, folder).recipe
         cached = store.locate(folder, recipe, keys)

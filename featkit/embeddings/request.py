@@ -249,7 +249,7 @@ def _absolute(name: str, value: Any) -> Any:
     if name == "weights":
         file, key = split_key(value)
         if key:
-            return f"{Path(file).expanduser().resolve()}:{key}"
+            return f"{user_path(file).resolve()}:{key}"
     is_file = (
         # As in ``load_images``, names of data sources take precedence over paths.
         (name == "data" and value.partition(":")[0] not in SOURCES.names())

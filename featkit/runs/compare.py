@@ -20,7 +20,7 @@ from featkit.evaluation.effects import SEED, average, score_cells
 from featkit.evaluation.intervals import Interval
 from featkit.runs.card import read_card, run_errors
 from featkit.runs.directory import PREDICTIONS_FILE, RESULTS_FILE
-from featkit.storage import read_directory, read_json, read_text, safe_cell
+from featkit.storage import check_file, read_directory, read_json, read_text, safe_cell
 
 UNEQUAL_DATA = (
     "Heads are fitted on the training and validation images, trained networks on the training "
@@ -148,13 +148,15 @@ def read_run(directory: Path) -> tuple[str, Report, Predictions]:
 def _read_run(directory: Path) -> tuple[str, Report, Predictions]:
     results, table = directory / RESULTS_FILE, directory / PREDICTIONS_FILE
     with run_errors(directory):
+        for path in (results, table):
+            check_file(path)
+        card = read_card(directory)
+        card.check_file(results)
+        card.check_file(table)
         report = Report.from_dict(read_json(results))
         rows = list(csv.DictReader(io.StringIO(read_text(table), newline="")))
         title = _title(report.provenance)
         predictions = _read_predictions(rows)
-        card = read_card(directory)
-        card.check_file(results)
-        card.check_file(table)
         if len(rows) != report.n:
             raise ValueError(f"{len(rows)} predictions, but {report.n} test images")
     return title, report, predictions

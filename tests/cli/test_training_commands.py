@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import pickle
 import shutil
 import tomllib
@@ -136,6 +137,51 @@ def test_resuming_with_other_options_is_refused(photos, monkeypatch):
         "finetune", "--data", photos, "--mode", "full", *SMALL, "--lr", "0.5", "--resume", code=1
     )
     assert "is of another training" in done.stderr
+
+
+def test_two_trainings_of_one_id_do_not_run_at_once(photos, monkeypatch):
+    arguments = [str(each) for each in ("finetune", "--data", photos, "--mode", "shallow", *SMALL)]
+    epoch, seen = loop.TrainingLoop.run_epoch, []
+
+    def second_command(self):
+        if not seen:
+            seen.append(None)
+            seen.append(CliRunner().invoke(main, arguments))
+        epoch(self)
+
+    monkeypatch.setattr(loop.TrainingLoop, "run_epoch", second_command)
+    run = run_of(call(*arguments))
+    assert seen[1].exit_code == 1
+    assert f"process {os.getpid()} on" in seen[1].stderr.splitlines()[-1]
+    assert "is running the same training" in seen[1].stderr.splitlines()[-1]
+    assert [path.name for path in run.parent.iterdir()] == [run.name]
+
+
+def test_an_interruption_names_the_checkpoint_and_resume(photos, monkeypatch):
+    def interrupted(self):
+        self.save(0.0)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(loop.TrainingLoop, "run_epoch", interrupted)
+    arguments = ["finetune", "--data", str(photos), "--mode", "full", *SMALL]
+    done = CliRunner().invoke(main, arguments)
+    assert done.exit_code == 130
+    (folder,) = Path("experiments/runs/photos").iterdir()
+    assert done.stderr.splitlines()[-1] == (
+        f"Error: interrupted; the last checkpoint is kept in {folder}: run the same command again "
+        "with --resume to continue"
+    )
+
+
+def test_a_damaged_run_is_not_taken_for_a_finished_one(photos):
+    arguments = ("finetune", "--data", photos, "--mode", "shallow", *SMALL)
+    run = run_of(call(*arguments))
+    for name in ("network.safetensors", "history.csv", "results.json", "predictions.csv"):
+        whole = (run / name).read_bytes()
+        (run / name).write_bytes(whole[:-20] + b"0" + whole[-19:])
+        assert "was changed after the run" in call(*arguments, "--resume", code=1).stderr
+        (run / name).write_bytes(whole)
+    assert "already finished" in call(*arguments, "--resume").stderr
 
 
 def test_scratch_starts_from_random_weights(photos, tmp_path):
