@@ -103,7 +103,7 @@ class RunExplainer:
             predicted = self._probabilities(features).argmax(axis=1)
             for row, best in enumerate(predicted):
                 name = classes[row] if classes else None
-                columns[row] = best if name is None else self._column(name)
+                columns[row] = best if name is None else self.column(name)
             return self._scores.gradients(features, columns)
 
         maps, features = self._mapper.class_activation_maps(pixels, gradients)
@@ -124,9 +124,14 @@ class RunExplainer:
 
     def faithfulness(self, found: ClassActivationMap) -> Faithfulness:
         """Return the deletion and insertion score of a class activation map of this run."""
-        return faithfulness(self.predict, found.image, found.heat, self._column(found.label))
+        return faithfulness(self.predict, found.image, found.heat, self.column(found.label))
 
-    def _column(self, name: str) -> int:
+    def column(self, name: str) -> int:
+        """Return the column of a class in the probabilities.
+
+        Raises:
+            SpecError: if the class was not trained on.
+        """
         if name not in self._columns:
             known = ", ".join(list(self._columns)[:10])
             raise SpecError(f"class {name} was not trained on: choose one of {known}")
