@@ -94,6 +94,7 @@ _FOREIGN = frozenset(
         "#snapshot",
         "$extend",
         "$recycle.bin",
+        "@__thumb",
         "@eadir",
         "@recently-snapshot",
         "@recycle",

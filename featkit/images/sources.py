@@ -142,6 +142,14 @@ def _check(images: ImageSet) -> None:
                 f"{images.name} has {len(images)} images, but none in {split}: add some, or make a "
                 "new split with --split 70/15/15"
             )
+    for split in ("val", "test"):
+        labels = images.labels[images.rows(split)]
+        if len(labels) and not np.isin(labels, train_classes).any():
+            raise DataError(
+                f"no {split} image of {images.name} is of a class of the train images, but of "
+                f"{images.classes[labels[0]]!r} and the like: sort them into folders of the same "
+                "names, or make a new split with --split 70/15/15"
+            )
 
 
 def digits() -> ImageSet:

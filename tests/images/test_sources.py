@@ -240,3 +240,15 @@ def test_the_first_dark_image_is_reported_once(photos, caplog):
     assert message.endswith("if the images have 12 bits, give --intensity-range 0:4095")
     assert load_images(str(photos), intensity_range="0:4095").load(0).max() == 255
     assert len(caplog.messages) == 1
+
+
+@pytest.mark.parametrize("split", ["val", "test"])
+def test_a_split_without_any_class_of_train_is_refused(sorted_photos, split):
+    """Such as test images that are not sorted into classes but all in one folder."""
+    (sorted_photos / split / "images").mkdir()
+    for path in sorted((sorted_photos / split).glob("*/*.png")):
+        path.rename(sorted_photos / split / "images" / f"{path.parent.name}-{path.name}")
+    with pytest.raises(DataError, match=f"no {split} image of photos .* but of 'images'"):
+        load_images(str(sorted_photos))
+    images = load_images(str(sorted_photos), split="70/15/15")
+    assert len(images.classes) == 4
