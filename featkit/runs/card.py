@@ -120,8 +120,12 @@ class Card:
             OSError: if it cannot be read.
         """
         expected = self.head_sha256 if path.name == HEAD_FILE else self.files.get(path.name)
-        if expected is not None and file_sha256(path) != expected:
-            raise RunError(f"{path} was changed after the run: {_FIX}")
+        if expected is None or file_sha256(path) == expected:
+            return
+        if path.name == HEAD_FILE:
+            card = path.with_name(CARD_FILE)
+            raise RunError(f"{path} is not the head that {card} describes: {_FIX}")
+        raise RunError(_unreadable(path.parent, f"{path.name} was changed after the run"))
 
 
 def _read_temperature(values: Any) -> Temperature:
