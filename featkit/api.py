@@ -367,9 +367,11 @@ def extract(
     """
     options = locals()
     from featkit.embeddings.extract import extract_embeddings
-    from featkit.images.base import ImageSet
+    from featkit.images.base import ImageSet, check_image_set
 
     in_memory = isinstance(data, ImageSet)
+    if isinstance(data, ImageSet):
+        check_image_set(data)
     if in_memory and any((split, limit, intensity_range, augment, perturb)):
         raise OptionsError(
             "split, limit, intensity_range, augment and perturb do not apply to images in memory: "

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import inspect
+import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -97,6 +99,60 @@ def test_the_message_names_argument_value_and_what_is_accepted(name, arguments, 
     with pytest.raises(SpecError) as raised:
         call(name, **arguments)
     assert message in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "weights",
+        "layer",
+        "pool",
+        "resize",
+        "crop",
+        "precision",
+        "split",
+        "limit",
+        "augment",
+        "perturb",
+        "store",
+        "device",
+        "on_error",
+    ],
+)
+def test_nonsense_text_is_refused(name, tmp_path):
+    """Also where the command line offers a choice, which Python does not check."""
+    small = {"weights": "random", "resize": "32", "limit": "train=20,test=10"}
+    for value in ("nonsense", "-1", ":", "=", ""):
+        if name in ("layer", "augment", "perturb") and not value:
+            continue  # as None
+        with pytest.raises(FeatkitError) as raised:
+            featkit.extract("digits", **{**small, name: value}, cache=tmp_path)
+        assert "\n" not in str(raised.value)
+    assert not list(tmp_path.glob("*.h5"))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"labels": np.zeros(3, int)}, "labels (3,)"),
+        ({"splits": np.array(["train"])}, "splits (1,)"),
+        ({"ids": ("a",) * 12}, "an id twice"),
+        ({"labels": np.full(12, 2)}, "integers in 0..1"),
+        ({"labels": np.full(12, -1)}, "integers in 0..1"),
+        ({"labels": np.full(12, 0.5)}, "integers in 0..1"),
+        ({"splits": np.full(12, "validation")}, "split 'validation'"),
+        ({"load": None}, "must be functions"),
+    ],
+)
+def test_images_in_memory_are_checked(colours, tmp_path, change, message):
+    with pytest.raises(FeatkitError, match=re.escape(message)):
+        featkit.extract(replace(colours(), **change), weights="random", cache=tmp_path)
+
+
+def test_an_unknown_split_is_not_an_empty_one(colours, vectors):
+    for part in (colours().rows, vectors().part):
+        with pytest.raises(SpecError, match="unknown split 'tset': did you mean test"):
+            part("tset")
 
 
 def test_the_message_is_short_and_in_one_line():

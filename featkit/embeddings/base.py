@@ -8,6 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featkit.embeddings.recipe import Recipe
+from featkit.images.base import SPLITS
+from featkit.registry import check_names
 from featkit.storage import digest
 
 
@@ -45,7 +47,12 @@ class Embeddings:
         )
 
     def part(self, split: str) -> Embeddings:
-        """Return the images of one split: ``train``, ``val`` or ``test``."""
+        """Return the images of one split: ``train``, ``val`` or ``test``.
+
+        Raises:
+            SpecError: for another name.
+        """
+        check_names("split", [split], SPLITS)
         return self.take(np.flatnonzero(self.splits == split))
 
     def replace_test(self, test: Embeddings) -> Embeddings:

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
+from featkit.arguments import integer, text
 from featkit.backbones import load_backbone
 from featkit.backbones.base import Backbone
 from featkit.backbones.devices import INT8, resolve_precision
@@ -25,6 +26,21 @@ from featkit.storage import user_path
 _SOURCE = {"selects": "source"}
 _VARIANT = {"selects": "variant"}
 """Metadata of fields that select images of a source, or what is made of these images."""
+
+
+_KINDS = {
+    "split": text("70/15/15"),
+    "limit": text("train=500,test=100"),
+    "seed": integer(0),
+    "layer": text("layer4"),
+    "resize": text("224"),
+    "crop": text("224"),
+    "augment": text("basic"),
+    "views": integer(0),
+    "perturb": text("fog:level=strong"),
+    "part": text("test"),
+}
+"""Kinds of the fields; those that are missing are text, such as their default."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +69,9 @@ class Request:
             ``perturb_split``; None for all images.
         store: ``float32`` or ``float16``, ``gzip`` or ``zstd``, or one of each, see
             ``StorageLayout``.
+
+    Raises:
+        SpecError: if a field has a value of another type.
     """
 
     data: str = field(default="digits", metadata=_SOURCE)
@@ -72,6 +91,20 @@ class Request:
     perturb: str | None = field(default=None, metadata=_VARIANT)
     part: str | None = field(default=None, metadata=_VARIANT)
     store: str = "float32"
+
+    def __post_init__(self) -> None:
+        for name in ("resize", "crop"):  # TOML has sizes as integers
+            size = getattr(self, name)
+            if isinstance(size, int) and not isinstance(size, bool):
+                object.__setattr__(self, name, str(size))
+        for each in fields(self):
+            value = getattr(self, each.name)
+            if isinstance(value, Path):
+                value = str(value)
+            if value is None and each.default is None:
+                continue
+            kind = _KINDS.get(each.name, text(str(each.default or "none")))
+            object.__setattr__(self, each.name, kind.check(each.name, value))
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Request:

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featkit.errors import DataError
+from featkit.registry import check_names
 
 Pixels = NDArray[np.uint8]
 T = TypeVar("T")
@@ -75,7 +76,12 @@ class ImageSet:
         return len(self.ids)
 
     def rows(self, split: str) -> NDArray[np.int64]:
-        """Return the row numbers of one split, ascending."""
+        """Return the row numbers of one split, ascending.
+
+        Raises:
+            SpecError: for another name than ``train``, ``val`` and ``test``.
+        """
+        check_names("split", [split], SPLITS)
         return np.flatnonzero(self.splits == split)
 
     def load_with_key(self, row: int) -> tuple[Pixels, str]:
@@ -122,6 +128,31 @@ class ImageSet:
             load=keyed,
             key=lambda row: key(int(rows[row])),
         )
+
+
+def check_image_set(images: ImageSet) -> None:
+    """Check the values of an image set that a program has made.
+
+    Raises:
+        DataError: if lengths differ, a name occurs twice, or a label or split is unknown.
+    """
+    n = len(images.ids)
+    labels, splits = np.asarray(images.labels), np.asarray(images.splits)
+    if labels.shape != (n,) or splits.shape != (n,):
+        raise DataError(
+            f"an ImageSet of {n} ids has labels {labels.shape} and splits {splits.shape}: "
+            f"give arrays of shape ({n},)"
+        )
+    if len(set(images.ids)) != n:
+        raise DataError("an ImageSet has an id twice: give each image another one")
+    k = len(images.classes)
+    if n and (labels.dtype.kind not in "iu" or labels.min() < 0 or labels.max() >= k):
+        raise DataError(f"the labels of an ImageSet of {k} classes must be integers in 0..{k - 1}")
+    for split in np.unique(splits).tolist():
+        if split not in SPLITS:
+            raise DataError(f"an ImageSet has split {split!r}: give {', '.join(SPLITS)}")
+    if not callable(images.load) or not callable(images.key):
+        raise DataError("load and key of an ImageSet must be functions of the row number")
 
 
 def cache_last_row(read: Callable[[int], T]) -> Callable[[int], T]:
