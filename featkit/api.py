@@ -33,14 +33,15 @@ from typing import TYPE_CHECKING, Any
 from featkit.arguments import (
     DEPTH,
     FLAG,
+    MAX_COUNT,
     PATH,
     SEED,
     SIZE,
     Kind,
     checked,
+    instance,
     integer,
     number,
-    one_of,
     sequence,
     several,
     text,
@@ -196,7 +197,7 @@ def _run_or_path() -> Kind:
         from featkit.runs.directory import SavedRun
         from featkit.runs.fit import Run
 
-        return one_of(PATH, Run, SavedRun).convert(value)
+        return instance(Run, SavedRun).convert(value)
 
     return Kind("the path of a run directory, or a run", convert)
 
@@ -209,7 +210,7 @@ def _images_or_path() -> Kind:
             return PATH.convert(value)
         from featkit.images.base import ImageSet
 
-        return one_of(PATH, ImageSet).convert(value)
+        return instance(ImageSet).convert(value)
 
     return Kind("a spec or path of images as text or pathlib.Path, or an ImageSet", convert)
 
@@ -222,7 +223,7 @@ def _training_kinds() -> dict[str, Kind]:
     for each in option_fields():
         option = each.metadata["option"]
         if str(each.type).startswith("int"):
-            high = None if option.high is None else int(option.high)
+            high = MAX_COUNT if option.high is None else int(option.high)
             kinds[each.name] = integer(int(option.low or 0), high)
         elif str(each.type).startswith("float"):
             kinds[each.name] = number(option.low or 0, option.high)
@@ -288,11 +289,13 @@ def _correction_names(specs: Sequence[object]) -> list[str]:
     return [str(_correction(str(spec))) for spec in specs]
 
 
-def _strings(values: Strings | None) -> tuple[str, ...]:
+def _strings(values: Strings | Path | Sequence[PathLike] | None) -> tuple[str, ...]:
     """Return one string or several as a tuple."""
     if values is None:
         return ()
-    return (values,) if isinstance(values, str) else tuple(values)
+    if isinstance(values, str | Path):
+        return (str(values),)
+    return tuple(map(str, values))
 
 
 # Features -----------------------------------------------------------------------------------------
@@ -946,7 +949,7 @@ def ablate(
     return run_study(ablation_grid(options), options)
 
 
-@checked(**_GRID, factors=several(number(1), least=1))
+@checked(**_GRID, factors=sequence(number(1), least=1))
 def longtail(
     data: Strings | None = None,
     *,
@@ -998,7 +1001,11 @@ def longtail(
 
 
 @checked(
-    **_GRID, family=several(text("fog")), level=several(text("mild")), baseline=text(""), tune=FLAG
+    **_GRID,
+    family=several(text("fog")),
+    level=several(text("mild")),
+    baseline=text("resnet18"),
+    tune=FLAG,
 )
 def robustness(
     data: Strings | None = None,
@@ -1272,7 +1279,7 @@ class FewShotResult:
     query=integer(1),
     episodes=integer(2),
     head=several(text("prototypical"), least=1),
-    curve=several(integer(1)),
+    curve=sequence(integer(1)),
     draws=integer(2),
 )
 def fewshot(

@@ -22,6 +22,9 @@ from featkit.errors import SpecError
 P = ParamSpec("P")
 R = TypeVar("R")
 
+MAX_COUNT = 2**31 - 1
+"""Largest number of anything: larger ones do not fit into the integers of NumPy and torch."""
+
 MAX_SEED = 2**32 - 1
 """Largest random seed: that of NumPy's legacy generator, which scikit-learn uses."""
 
@@ -60,17 +63,17 @@ def text(example: str) -> Kind:
     return Kind(f"text, such as {example!r}", _plain_text)
 
 
-def integer(low: int, high: int | None = None) -> Kind:
+def integer(low: int, high: int = MAX_COUNT) -> Kind:
     """Return the kind of integers from ``low`` to ``high``; NumPy's integers become Python's."""
 
     def convert(value: Any) -> int:
         if isinstance(value, bool) or not isinstance(value, Integral):
             raise TypeError
-        if value < low or (high is not None and value > high):
+        if not low <= value <= high:
             raise ValueError
         return int(value)
 
-    return Kind(f"an integer {_range(low, high)}", convert)
+    return Kind(f"an integer {_range(low, None if high == MAX_COUNT else high)}", convert)
 
 
 def number(low: float, high: float | None = None, *, below_high: bool = False) -> Kind:
@@ -131,7 +134,7 @@ def sequence(kind: Kind, *, least: int = 0) -> Kind:
             raise TypeError
         return values
 
-    return Kind(f"a list of at least {least}: {kind.accepts}", convert)
+    return Kind(f"a list of at least {least}, each {kind.accepts}", convert)
 
 
 def one_of(kind: Kind, *types: type) -> Kind:
@@ -169,7 +172,7 @@ def _path(value: Any) -> Any:
     if not isinstance(value, os.PathLike) or not isinstance(os.fspath(value), str):
         raise TypeError
     text = _filled_text(os.fspath(value))
-    return Path(_expanded(text)) if text.startswith("~") else value
+    return value if isinstance(value, Path) and not text.startswith("~") else Path(_expanded(text))
 
 
 def _expanded(text: str) -> str:

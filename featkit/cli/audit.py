@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import click
-
-from featkit.cli.options import command, option, study_options
+from featkit.cli.options import command, integers, option, study_options
 from featkit.cli.output import interactive, print_json, print_text, table
 from featkit.errors import visible
 
@@ -29,14 +27,14 @@ Without --data or --backbone, the newest cache file that matches the other optio
 @option(
     "--few",
     group="Report",
-    type=click.IntRange(min=1),
+    type=integers(1),
     default=20,
     help="Report classes with fewer train images than this number.",
 )
 @option(
     "--top",
     group="Report",
-    type=click.IntRange(min=0),
+    type=integers(0),
     default=10,
     help="Maximum number of findings to print of each kind.",
 )

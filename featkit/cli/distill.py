@@ -7,7 +7,15 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from featkit.cli.compare import print_comparison
-from featkit.cli.options import cache_option, command, json_option, option, out_option
+from featkit.cli.options import (
+    FiniteRange,
+    cache_option,
+    command,
+    integers,
+    json_option,
+    option,
+    out_option,
+)
 from featkit.cli.output import interactive, print_json, print_line, print_text
 from featkit.cli.training_options import mode_option, training_options
 
@@ -59,21 +67,21 @@ Examples:
 @option(
     "--temperature",
     group="Distillation",
-    type=click.FloatRange(0.01, 1000),
+    type=FiniteRange(0.01, 1000),
     help="Softmax temperature of the distillation loss.",
     show_default="4",
 )
 @option(
     "--alpha",
     group="Distillation",
-    type=click.FloatRange(0, 1),
+    type=FiniteRange(0, 1),
     help="Weight of the distillation loss; the label loss has weight 1 - alpha.",
     show_default="0.5",
 )
 @option(
     "--beta",
     group="Distillation",
-    type=click.FloatRange(min=0),
+    type=FiniteRange(min=0),
     help="Weight of the non-target classes, with --loss dkd.",
     show_default="8",
 )
@@ -94,7 +102,7 @@ Examples:
 @option(
     "--seeds",
     group="Training",
-    type=click.IntRange(min=1),
+    type=integers(1),
     default=1,
     metavar="N",
     help="Repeat with N random seeds (--seed, --seed + 1, ...) and average the results.",

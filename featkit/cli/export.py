@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from featkit.cli.options import UserPath, command, compute_options, option
+from featkit.cli.options import UserPath, command, compute_options, integers, option
 from featkit.cli.output import interactive, note, print_line
 
 EPILOG = """\b
@@ -44,7 +44,7 @@ recipe.
 @option(
     "--check",
     group="Output",
-    type=click.IntRange(min=1),
+    type=integers(1),
     default=256,
     metavar="N",
     help="Verify the file on up to N test images.",

@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-import click
-
-from featkit.cli.options import command, option, study_options
+from featkit.cli.options import command, integers, option, study_options
 from featkit.cli.output import interactive, print_json, print_line, print_text, table
 from featkit.errors import SpecError
 
@@ -23,9 +21,7 @@ Examples:
 
 
 @command(epilog=EPILOG)
-@option(
-    "--way", group="Episodes", type=click.IntRange(min=2), default=5, help="Classes per episode."
-)
+@option("--way", group="Episodes", type=integers(2), default=5, help="Classes per episode.")
 @option(
     "--shot",
     group="Episodes",
@@ -36,14 +32,14 @@ Examples:
 @option(
     "--query",
     group="Episodes",
-    type=click.IntRange(min=1),
+    type=integers(1),
     default=15,
     help="Query images per class.",
 )
 @option(
     "--episodes",
     group="Episodes",
-    type=click.IntRange(min=2),
+    type=integers(2),
     default=1000,
     help="Number of episodes.",
 )
@@ -65,7 +61,7 @@ Examples:
 @option(
     "--draws",
     group="Episodes",
-    type=click.IntRange(min=2),
+    type=integers(2),
     default=5,
     help="Random samples per point of the learning curve.",
 )

@@ -4,10 +4,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import click
-
 from featkit.cli.compare import print_comparison
-from featkit.cli.options import balance_option, command, option, study_options, subset_option
+from featkit.cli.options import (
+    FiniteRange,
+    balance_option,
+    command,
+    integers,
+    option,
+    study_options,
+    subset_option,
+)
 from featkit.cli.output import (
     between,
     interactive,
@@ -66,7 +72,7 @@ the head is fitted on train and validation together and evaluated once on the te
 @option(
     "--seeds",
     group="Head",
-    type=click.IntRange(min=1),
+    type=integers(1),
     default=1,
     metavar="N",
     help="Repeat with N random seeds: --seed, --seed + 1, ...",
@@ -74,7 +80,7 @@ the head is fitted on train and validation together and evaluated once on the te
 @option(
     "--reject",
     group="Head",
-    type=click.FloatRange(0, 1, max_open=True),
+    type=FiniteRange(0, 1, max_open=True),
     metavar="FRACTION",
     help="Predict `unknown` at low confidence: the threshold rejects this fraction of the "
     "validation images.",

@@ -18,6 +18,7 @@ from featkit.cli.options import (
     cache_option,
     compute_options,
     crop_option,
+    integers,
     intensity_option,
     json_option,
     limit_option,
@@ -42,7 +43,7 @@ grid_options = stack(
     option(
         "--jobs",
         group="Compute",
-        type=click.IntRange(min=1),
+        type=integers(1),
         help="Heads fitted in parallel, one process each.",
         show_default="one per core",
     ),
@@ -86,7 +87,7 @@ _OPTIONS: dict[str, Callable[[str], Any]] = {
         "data", "SPEC", "Data set, as --data of `featkit fit`.", default, "Data"
     ),
     "seed": lambda default: _axis(
-        "seed", "N", "Random seed.", default, "Data", type=click.IntRange(0, MAX_SEED)
+        "seed", "N", "Random seed.", default, "Data", type=integers(0, MAX_SEED)
     ),
     "subset": lambda default: _axis(
         "subset",

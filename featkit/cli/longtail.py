@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from featkit.cli.grid_commands import axis_options, grid_options, print_grid
-from featkit.cli.options import command, option
+from featkit.cli.options import FiniteRange, command, option
 from featkit.cli.output import between, print_text, table
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ adjusted for the number of gains.
     "factors",
     group="Data",
     multiple=True,
-    type=float,
+    type=FiniteRange(),
     help="Imbalance factor: ratio of the largest to the smallest class size. Repeatable.",
     show_default="10 and 50",
 )

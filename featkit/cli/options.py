@@ -5,13 +5,14 @@ Nothing heavy is imported here: ``featkit COMMAND --help`` must stay fast.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 import click
 
-from featkit.arguments import MAX_SEED, PATH
+from featkit.arguments import MAX_COUNT, MAX_SEED, PATH
 from featkit.errors import SpecError
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -41,6 +42,24 @@ GROUPS = (
     "Help",
 )
 """Headings of the options in a command's help, in their order."""
+
+
+def integers(low: int, high: int = MAX_COUNT) -> click.IntRange:
+    """Return the type of integers from ``low`` to ``high``."""
+    return click.IntRange(low, high)
+
+
+class FiniteRange(click.FloatRange):
+    """Numbers in a range, which NaN and infinity are not."""
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        """Return the number."""
+        number: float = super().convert(value, param, ctx)
+        if not math.isfinite(number):
+            self.fail(f"{number} is not a finite number.", param, ctx)
+        return number
 
 
 class Option(click.Option):
@@ -166,7 +185,7 @@ intensity_option = option(
 seed_option = option(
     "--seed",
     group="Data",
-    type=click.IntRange(0, MAX_SEED),
+    type=integers(0, MAX_SEED),
     help="Random seed for splits, sampling, augmentation and heads.",
     show_default="0",
 )
@@ -201,7 +220,7 @@ augment_option = option(
 views_option = option(
     "--views",
     group="Data",
-    type=click.IntRange(1, 100),
+    type=integers(1, 100),
     help="Augmented views per train image, with --augment.",
     show_default="4",
 )
@@ -315,14 +334,14 @@ compute_options = stack(
     option(
         "--batch-size",
         group="Compute",
-        type=click.IntRange(min=1),
+        type=integers(1),
         help="Images per forward pass.",
         show_default="16 on CPU, 128 on GPU",
     ),
     option(
         "--workers",
         group="Compute",
-        type=click.IntRange(min=1),
+        type=integers(1),
         help="Threads that read and decode images.",
         show_default="one per core",
     ),

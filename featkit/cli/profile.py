@@ -12,6 +12,7 @@ from featkit.cli.options import (
     command,
     compute_options,
     data_options_with_default,
+    integers,
     json_option,
     option,
     out_option,
@@ -54,14 +55,14 @@ weights reduce neither MACs nor latency. `to first`: difference in accuracy from
 @option(
     "--repeats",
     group="Compute",
-    type=click.IntRange(min=3),
+    type=integers(3),
     default=30,
     help="Number of timed repeats.",
 )
 @option(
     "--warm-up",
     group="Compute",
-    type=click.IntRange(min=0),
+    type=integers(0),
     default=3,
     help="Number of warm-up repeats, which are not timed.",
 )

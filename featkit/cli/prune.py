@@ -7,10 +7,12 @@ from typing import Any
 import click
 
 from featkit.cli.options import (
+    FiniteRange,
     cache_option,
     command,
     compute_options,
     data_options_with_default,
+    integers,
     option,
     out_option,
     size_options,
@@ -39,7 +41,7 @@ Use the pruned network as a backbone:
     "--sparsity",
     group="Pruning",
     multiple=True,
-    type=float,
+    type=FiniteRange(),
     metavar="FRACTION",
     help="Unstructured magnitude pruning: fraction of the weights to set to zero. Repeatable: the "
     "network is pruned step by step. Zero weights do not reduce latency on ordinary hardware.",
@@ -47,7 +49,7 @@ Use the pruned network as a backbone:
 @option(
     "--macs",
     group="Pruning",
-    type=float,
+    type=FiniteRange(),
     metavar="FRACTION",
     help="Structured pruning: remove channels until this fraction of the multiply-accumulate "
     "operations (MACs) remains.",
@@ -63,7 +65,7 @@ Use the pruned network as a backbone:
 @option(
     "--reconstruct",
     group="Pruning",
-    type=click.IntRange(min=0),
+    type=integers(0),
     default=0,
     metavar="N",
     help="With --macs: fit the remaining weights to the original activations on N train images by "
@@ -73,7 +75,7 @@ Use the pruned network as a backbone:
 @option(
     "--calibrate",
     group="Pruning",
-    type=click.IntRange(min=0),
+    type=integers(0),
     default=0,
     metavar="N",
     help="Recalibrate BatchNorm statistics on N train images.",
@@ -82,14 +84,14 @@ Use the pruned network as a backbone:
 @option(
     "--epochs",
     group="Training",
-    type=click.IntRange(min=0),
+    type=integers(0),
     default=0,
     help="Epochs of fine-tuning on the labelled train images after each pruning step.",
 )
 @option(
     "--lr",
     group="Training",
-    type=click.FloatRange(min=0),
+    type=FiniteRange(min=0),
     default=0.005,
     help="Peak learning rate of fine-tuning.",
 )

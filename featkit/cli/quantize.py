@@ -10,6 +10,7 @@ from featkit.cli.options import (
     command,
     compute_options,
     data_options_with_default,
+    integers,
     json_option,
     layer_option,
     option,
@@ -51,7 +52,7 @@ Use the int8 network as a backbone (on CPUs):
 @option(
     "--images",
     group="Quantization",
-    type=click.IntRange(min=1),
+    type=integers(1),
     default=256,
     help="Number of train images for calibration.",
 )
@@ -65,7 +66,7 @@ Use the int8 network as a backbone (on CPUs):
 @option(
     "--keep-worst",
     group="Quantization",
-    type=click.IntRange(min=0),
+    type=integers(0),
     default=0,
     metavar="N",
     help="Keep the N layers with the largest quantization error in float32.",

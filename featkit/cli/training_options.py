@@ -7,9 +7,12 @@ from typing import Any
 
 import click
 
+from featkit.arguments import MAX_COUNT
 from featkit.cli.options import (
     Decorator,
+    FiniteRange,
     device_option,
+    integers,
     option,
     size_options,
     source_options,
@@ -50,9 +53,9 @@ def _value_type(each: Field[Any], setting: TrainingOption) -> click.ParamType[An
     if each.type in ("int", "int | None"):
         low = None if setting.low is None else int(setting.low)
         high = None if setting.high is None else int(setting.high)
-        return click.IntRange(low, high)
+        return integers(low or 0, high or MAX_COUNT)
     if each.type == "float":
-        return click.FloatRange(setting.low, setting.high)
+        return FiniteRange(setting.low, setting.high)
     return None
 
 

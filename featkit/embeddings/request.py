@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from featkit.arguments import integer, text
+from featkit.arguments import MAX_SEED, integer, text
 from featkit.backbones import load_backbone
 from featkit.backbones.base import Backbone
 from featkit.backbones.devices import INT8, resolve_precision
@@ -31,7 +31,7 @@ _VARIANT = {"selects": "variant"}
 _KINDS = {
     "split": text("70/15/15"),
     "limit": text("train=500,test=100"),
-    "seed": integer(0),
+    "seed": integer(0, MAX_SEED),
     "layer": text("layer4"),
     "resize": text("224"),
     "crop": text("224"),
