@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import sys
@@ -16,7 +17,7 @@ import click
 
 from featkit import __version__
 from featkit.cli.interruption import exhaustion_reported, interruptions_reported, signals_raised
-from featkit.errors import FeatkitError, OptionsError, visible
+from featkit.errors import FeatkitError, OptionsError, StorageError, visible
 
 SECTIONS: dict[str, dict[str, str]] = {
     "Features": {
@@ -107,7 +108,7 @@ class CommandGroup(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         """Run a command; report errors in one line, with exit code 1."""
         try:
-            with _visible_usage_errors(), exhaustion_reported():
+            with _visible_usage_errors(), exhaustion_reported(), _system_errors_reported():
                 return super().invoke(ctx)
         except OptionsError as error:
             raise click.UsageError(_message(error, self, ctx), ctx) from error
@@ -126,6 +127,26 @@ def _visible_usage_errors() -> Iterator[None]:
     except click.ClickException as error:
         error.message = visible(error.message)
         raise
+
+
+@contextmanager
+def _system_errors_reported() -> Iterator[None]:
+    """Convert errors of the system to a FeatkitError that names the file.
+
+    Files that featkit knows are read and written with messages of their own. What is left are paths
+    that the system refuses wherever they are looked up: longer than it allows, on a disk that was
+    removed, in a folder that may not be read.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno == errno.EPIPE:  # the reader of the output has ended; click handles it
+            raise
+        where = f" {error.filename}" if error.filename is not None else ""
+        reason = error.strerror or str(error) or type(error).__name__
+        raise StorageError(
+            f"cannot access{where}: {reason}; check the path, its disk and its permissions"
+        ) from error
 
 
 def _message(error: FeatkitError, group: click.Group, ctx: click.Context) -> str:

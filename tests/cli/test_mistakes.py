@@ -219,6 +219,30 @@ def test_estimates_of_grids_without_any_image_to_extract_measure_nothing(photos,
     assert (found.files, found.networks) == (1, ())
 
 
+# Paths --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("fit", "--data", "{}"),
+        ("fit", "--data", "photos", "--cache", "{}"),
+        ("fit", "--backbone", "{}", "--data", "digits"),
+        ("extract", "--weights", "{}.pth"),
+        ("predict", "{}", "x.jpg"),
+        ("compare", "{}", "{}x"),
+        ("ablate", "{}.toml"),
+        ("cache", "show", "{}.h5"),
+        ("cache", "import", "{}.csv"),
+        ("export", "{}"),
+    ],
+)
+def test_a_path_that_the_system_refuses_is_one_line(arguments):
+    name = "x" * 5000
+    message = error(*(each.format(name) for each in arguments))
+    assert "\n" not in message
+
+
 # Advice -------------------------------------------------------------------------------------------
 
 
