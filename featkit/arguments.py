@@ -218,7 +218,7 @@ def _numbers(value: Any) -> Any:
     import numpy as np
 
     array = np.asarray(value)
-    if array.dtype.kind not in "biuf":
+    if array.dtype.kind not in "biuf" or not array.ndim:
         raise TypeError
     return array
 
