@@ -28,8 +28,8 @@ _SIGNATURES = (
 
 _OTHERS = (
     (rb"version https://git-lfs", "a Git LFS pointer: run git lfs pull"),
-    (rb"\s*(<!--.*?-->\s*)*<(!doctype html|html|head|body)", "an HTML page"),
-    (rb"\s*(<\?xml[^>]*>\s*)?(<!--.*?-->\s*)*(<!DOCTYPE svg[^>]*>\s*)?<svg", "an SVG drawing"),
+    (rb"\s*(<(!doctype )?html|<!--[^\x00]*<html)", "an HTML page"),
+    (rb"\s*(<svg|<(\?xml|!--|!doctype svg)[^\x00]*<svg)", "an SVG drawing"),
     (rb"%PDF-", "a PDF document"),
     (rb"%!PS", "a PostScript file"),
     (rb"8BPS", "a Photoshop file"),

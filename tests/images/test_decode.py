@@ -5,6 +5,7 @@ from __future__ import annotations
 import struct
 import subprocess
 import sys
+import time
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -558,6 +559,8 @@ def test_16_bit_images_that_use_few_bits_are_reported(largest, suggestion, kind,
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "a Git LFS pointer"),
         (b"<!DOCTYPE html><html><body>404", "an HTML page"),
         (b'<?xml version="1.0"?><svg xmlns="x">', "an SVG drawing"),
+        (b"\n<!-- saved page --> <html>", "an HTML page"),
+        (b"<!-- drawn --><!DOCTYPE svg PUBLIC><svg>", "an SVG drawing"),
         (b"%PDF-1.7", "a PDF document"),
         (bytes(5000), "zeros only"),
         (b"\0\0\0\x18ftypmp42" + bytes(12), "a video"),
@@ -566,6 +569,14 @@ def test_16_bit_images_that_use_few_bits_are_reported(largest, suggestion, kind,
 def test_what_a_file_is_instead_is_said(data, reason):
     with pytest.raises(DecodeError, match=f"not one of the formats .*: it is {reason}"):
         decode(data, "x.jpg")
+
+
+@pytest.mark.parametrize("text", [b"<!-- -->", b"<!--", b"<?xml", b" "])
+def test_the_content_of_hostile_text_is_told_quickly(text):
+    start = time.process_time()
+    with pytest.raises(DecodeError):
+        decode(text * 10_000, "x.jpg")
+    assert time.process_time() - start < 1
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF", "JPEG2000", "AVIF"])
