@@ -249,7 +249,7 @@ def _describe_type(hint: Any) -> str:
         return f"a list of {_describe_type(arguments[0])}"
     if origin is Mapping:
         return f"a table of {_describe_type(arguments[1])}"
-    return _TYPE_NAMES.get(hint) or getattr(hint, "__name__", str(hint))
+    return _TYPE_NAMES.get(hint) or str(getattr(hint, "__name__", hint))
 
 
 def _shortened(value: Any) -> str:

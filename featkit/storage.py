@@ -779,18 +779,32 @@ def cpu_quota(
         return None
     quotas = []
     for line in lines:
-        _, controllers, name = line.split(":", 2) if line.count(":") >= 2 else ("", "-", "")
-        mounts = {"": [root, root / "unified"], "-": []}.get(controllers, [])
-        if "cpu" in controllers.split(","):
-            mounts = [root / "cpu", root / controllers]
-        for mount in mounts:
-            # A limit of an outer group holds for the groups in it. Inside of a container the name
-            # may be that on the host, which does not exist: the mount itself is the group then.
-            group = mount / name.lstrip("/")
-            for folder in [group, *group.parents]:
-                if folder.is_relative_to(mount):
-                    quotas.append(_group_quota(folder))
+        for folder in _group_folders(line, root):
+            quotas.append(_group_quota(folder))
     return min((quota for quota in quotas if quota is not None), default=None)
+
+
+def _group_folders(line: str, root: Path) -> list[Path]:
+    """Return the folders of a CPU control group and of the groups that contain it.
+
+    Args:
+        line: ``number:controllers:name``; version 2 has no controllers.
+        root: where control groups are mounted.
+    """
+    _, _, rest = line.partition(":")
+    controllers, colon, name = rest.partition(":")
+    mounts: list[Path] = []
+    if colon and not controllers:
+        mounts = [root, root / "unified"]
+    elif "cpu" in controllers.split(","):
+        mounts = [root / "cpu", root / controllers]
+    folders = []
+    for mount in mounts:
+        # A limit of an outer group holds for the groups in it. Inside of a container the name may
+        # be that on the host, which does not exist: the mount itself is the group then.
+        group = mount / name.lstrip("/")
+        folders += [each for each in (group, *group.parents) if each.is_relative_to(mount)]
+    return folders
 
 
 def _group_quota(folder: Path) -> float | None:

@@ -34,7 +34,7 @@ class Interrupted(click.ClickException):
 
     def __init__(self, message: str, number: int) -> None:
         super().__init__(message)
-        self.exit_code = 128 + number
+        self.exit_code = 128 + number  # type: ignore[misc]  # click types it as the same for all
 
 
 @contextmanager
