@@ -216,12 +216,20 @@ def _fits(value: Any, hint: Any) -> bool:
     if origin is UnionType:
         return any(_fits(value, each) for each in arguments)
     if origin is tuple:
-        items = isinstance(value, list | tuple)
-        return items and all(_fits(each, arguments[0]) for each in value)
+        return isinstance(value, list | tuple) and _all_fit(value, arguments[0])
     if origin is Mapping:
         if not isinstance(value, Mapping):
             return False
-        return all(isinstance(key, str) and _fits(value[key], arguments[1]) for key in value)
+        return _all_fit(value.keys(), str) and _all_fit(value.values(), arguments[1])
+    return _is_plain(value, hint)
+
+
+def _all_fit(values: Iterable[Any], hint: Any) -> bool:
+    return all(_fits(each, hint) for each in values)
+
+
+def _is_plain(value: Any, hint: Any) -> bool:
+    """Return whether a value is of a type without arguments."""
     if hint is Any:
         return True
     if hint is float:
@@ -230,10 +238,12 @@ def _fits(value: Any, hint: Any) -> bool:
     if hint is int:
         # Not isinstance: True is an int.
         return type(value) is int and 0 <= value < 2**63
-    return isinstance(value, hint) and "\0" not in (value if isinstance(value, str) else "")
+    if hint is str:
+        return isinstance(value, str) and "\0" not in value
+    return isinstance(value, hint)
 
 
-_TYPE_NAMES = {
+_TYPE_NAMES: dict[Any, str] = {
     int: "a whole number from 0 up",
     float: "a finite number",
     str: "text",
