@@ -43,7 +43,7 @@ def verify(path: Path, compute: Compute) -> list[str]:
 
 def _damaged_images(path: Path) -> list[str]:
     """Return the names of images whose features do not match their checksums."""
-    names = []
+    names: list[str] = []
     with store.open_file(path) as file:
         ids = file.columns["ids"]
         for first in range(0, file.rows, _ROWS):
