@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import os
+import re
+import tempfile
 from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from featkit.errors import DataError, DecodeError
 from featkit.images import names
-from featkit.images.folder import images_from_folder, list_image_files
+from featkit.images.folder import Folder, images_from_folder, list_image_files
 
 
 def put(root: Path, *names: str) -> Path:
@@ -445,6 +449,51 @@ def test_images_that_look_the_same_are_noted(tmp_path):
     )
     assert len(images) == 5
     assert "1 names stand for several images" in images.notes[0]
+
+
+TREES = st.lists(
+    st.tuples(
+        st.lists(
+            st.sampled_from(
+                [
+                    "train",
+                    "Testing",
+                    "val",
+                    "cat",
+                    "dog",
+                    "images",
+                    "@eaDir",
+                    "seg_train",
+                    "seg_pred",
+                    "cat ",
+                    ".x",
+                ]
+            ),
+            max_size=3,
+        ),
+        st.sampled_from(["1.png", "2.JPG", "a.cr2", "b.txt", ".h.png", "x .png"]),
+    ),
+    min_size=1,
+    max_size=8,
+)
+
+
+@settings(max_examples=40)
+@given(TREES)
+def test_every_image_of_any_folder_is_used_or_counted(files):
+    with tempfile.TemporaryDirectory() as name:
+        root = Path(name)
+        for folders, file in files:
+            path = root.joinpath(*folders, file)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(b"x")
+        try:
+            images = images_from_folder(root)
+        except DataError:
+            return
+        visible = sum(len(folder.images) for folder in Folder.read(root).walk())
+    counted = re.findall(r"(\d+) (?:images outside|unlabelled)", " ".join(images.notes))
+    assert len(set(images.ids)) == len(images) == visible - sum(map(int, counted))
 
 
 @pytest.mark.realdata

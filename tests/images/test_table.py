@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from featkit.errors import DataError, DecodeError
@@ -188,3 +190,44 @@ def test_a_column_that_may_hold_splits_is_noted(tmp_path):
     assert images.notes == (
         "column 'Subset' is not used: if it holds the splits, rename it to split",
     )
+
+
+FIELDS = st.sampled_from(
+    [
+        "path",
+        "label",
+        "split",
+        "1.png",
+        "2.png",
+        "a",
+        "train",
+        "test",
+        "",
+        " ",
+        '"',
+        "\0",
+        "\u200b",
+        "..",
+        "/",
+        "x" * 300,
+    ]
+)
+
+
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    st.lists(st.lists(FIELDS, max_size=4).map(",".join), max_size=5).map("\n".join).map(str.encode)
+    | st.binary(max_size=60)
+    | st.text(max_size=40).map(
+        lambda text: f"path,label\n{text},a\n1.png,{text}".encode("utf-8", "replace")
+    )
+)
+def test_any_content_is_read_or_refused_in_one_line(tmp_path, content):
+    put(tmp_path, "1.png", "2.png")
+    (tmp_path / "t.csv").write_bytes(content)
+    message = ""
+    try:
+        assert len(images_from_csv(tmp_path / "t.csv").classes) >= 1
+    except DataError as error:
+        message = str(error)
+    assert "\n" not in message
