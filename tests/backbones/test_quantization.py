@@ -132,10 +132,11 @@ def network():
         return nn.Sequential(*layers, nn.Flatten(), nn.Linear(54, 5)).eval().requires_grad_(False)
 
 
-def test_rounding_error_is_at_most_half_a_step():
+@pytest.mark.parametrize(("bits", "largest"), [(7, 64), (8, 127)])
+def test_rounding_error_is_at_most_half_a_step(bits, largest):
     weight = torch.randn(4, 3, 3, 3, generator=torch.Generator().manual_seed(0))
-    step = weight.abs().flatten(1).amax(1) / 127
-    assert ((rounded_weight(weight) - weight).abs().flatten(1).amax(1) <= 0.5001 * step).all()
+    step = weight.abs().flatten(1).amax(1) / largest
+    assert ((rounded_weight(weight, bits) - weight).abs().flatten(1).amax(1) <= 0.5001 * step).all()
     values = torch.rand(50, generator=torch.Generator().manual_seed(1)) - 0.2
     step = (values.max() - values.min()) / 255
     assert (rounded_input(values) - values).abs().max() <= 0.5001 * step

@@ -105,7 +105,8 @@ def test_pretrained_weights_that_cannot_be_downloaded_are_reported(monkeypatch):
 
     monkeypatch.setattr(timm, "create_model", offline)
     with pytest.raises(
-        WeightsError, match=r"no route to host\): .*give a file with --weights FILE.*--weights random"
+        WeightsError,
+        match=r"no route to host\): .*give a file with --weights FILE.*--weights random",
     ):
         load_backbone("timm:resnet10t")
 
