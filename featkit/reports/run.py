@@ -200,10 +200,19 @@ def run_view(inspection: RunInspection) -> RunView:
 def headline(report: Report) -> str:
     """Return the accuracy with its interval in a sentence for people who know no statistics."""
     low, high = report.interval95
-    return (
+    text = (
         f"Of {report.n:,} test images that the classifier had not seen, it named the right class "
         f"for {100 * report.top1:.1f}%. On new images of the same kind, expect between "
         f"{100 * low:.1f} and {100 * high:.1f}% (95% confidence interval)."
+    )
+    without = report.without_copies
+    if without is None or without.top1 is None or without.interval95 is None:
+        return text
+    low, high = without.interval95
+    return (
+        f"{text} However, {without.copies} of these images are copies of training images. For the "
+        f"other {without.n:,} it named the right class for {100 * without.top1:.1f}% "
+        f"({100 * low:.1f} to {100 * high:.1f}%)."
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import numpy as np
@@ -12,7 +13,10 @@ from PIL import Image
 
 import featkit
 from featkit.errors import StorageError
+from featkit.evaluation import evaluate
+from featkit.evaluation.scoring import accuracy_without
 from featkit.plots.cam import overlay
+from featkit.reports.run import headline
 
 MARKUP = "<img src=x onerror=alert(1)>"
 
@@ -143,3 +147,13 @@ def test_an_overlay_shows_the_image_where_the_map_is_not_positive():
     mixed = overlay(image, heat)
     assert (mixed[1, 1] == 100).all()
     assert (mixed[0, 0] != 100).any()
+
+
+def test_the_headline_names_test_images_that_are_copies_of_training_images() -> None:
+    report = evaluate(np.eye(2)[[0, 0, 1, 0]], [0, 0, 1, 1], ["a", "b"])
+    assert "copies" not in headline(report)
+    copied = np.array([True, False, False, False])
+    correct = np.array([True, True, True, False])
+    report = replace(report, without_copies=accuracy_without(correct, copied))
+    assert "1 of these images are copies of training images" in headline(report)
+    assert "For the other 3 it named the right class for 66.7% (" in headline(report)
