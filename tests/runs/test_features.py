@@ -240,7 +240,9 @@ def test_augmented_views_of_train_images_are_not_copies(photos: Path, tmp_path: 
     copies = find_copies(source)
     assert copies.ids == frozenset()
     assert copies.warnings() == []
-    request = replace(source.request, **as_run(tmp_path, cached_keys(source)[:3]))
+    keys = zip(source.embeddings.ids, cached_keys(source), strict=True)
+    originals = [key for name, key in keys if not is_augmented_view(name)]
+    request = replace(source.request, **as_run(tmp_path, originals[:3]))
     with pytest.raises(DataError, match="was trained on 3 of the 24 images"):
         refuse_trained_on(replace(source, request=request), "episodes")
 
