@@ -8,8 +8,10 @@ import shutil
 from pathlib import Path
 
 import click
+import numpy as np
 import pytest
 from click.testing import CliRunner
+from PIL import Image
 
 from featkit.ablation import estimate
 from featkit.ablation.grid import BUILT_IN, Grid
@@ -40,10 +42,25 @@ def error(*arguments, code=1):
     return line.removeprefix("Error: ")
 
 
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    """Return a folder with the results of two runs on the same images."""
+    root = tmp_path_factory.mktemp("results")
+    for place, name in enumerate(("blue", "green", "red")):
+        (root / "photos" / name).mkdir(parents=True)
+        for number in range(8):
+            pixels = np.full((20, 24, 3), number, np.uint8)
+            pixels[..., 2 - place] += 150
+            Image.fromarray(pixels).save(root / "photos" / name / f"{number}.png")
+    common = ("--data", root / "photos", *FAST, "--cache", root / "cache", "--out", root / "runs")
+    call("fit", *common, "--head", "prototypical", "--head", "knn:k=1")
+    return root / "runs"
+
+
 @pytest.fixture
-def runs(photos):
-    """Return the directories of two runs on the same images."""
-    call("fit", "--data", photos, *FAST, "--head", "prototypical", "--head", "knn:k=1")
+def runs(results):
+    """Return the directories of two runs, by default where `featkit fit` writes them."""
+    shutil.copytree(results, "experiments/runs")
     return sorted(Path("experiments/runs/photos").iterdir())
 
 
