@@ -280,13 +280,16 @@ def _random_option(command: str, rng: random.Random) -> list[str]:
         return [rng.choice(HOSTILE)]
     found = main.get_command(click.Context(main), command)
     assert found is not None
-    options = [each for each in found.params if isinstance(each, click.Option)]
-    option = rng.choice([each for each in options if each.opts[0] not in ("--compile",)] or options)
-    return (
-        [option.opts[0]]
-        if option.is_flag
-        else [option.opts[0], _hostile_value(option.opts[0], rng)]
-    )
+    options = []
+    for each in found.params:
+        # Compilation takes a minute for each case.
+        if isinstance(each, click.Option) and each.opts[0] != "--compile":
+            options.append(each)
+    if not options:
+        return [rng.choice(HOSTILE)]
+    option = rng.choice(options)
+    name = option.opts[0]
+    return [name] if option.is_flag else [name, _hostile_value(name, rng)]
 
 
 def _hostile_value(option: str, rng: random.Random) -> str:
