@@ -1429,7 +1429,11 @@ def audit(
         figures = {}
     text = json.dumps(result.to_dict(), indent=2, allow_nan=False)
     directory = Path(out) / f"audit-{safe_name(result.data)}"
-    files = {"audit.json": text, "findings.csv": result.to_csv(), **figures}
+    files: dict[str, Content] = {
+        "audit.json": text,
+        "findings.csv": result.to_csv(),
+        **figures,
+    }
     publish(directory, files, own=["contact.png"])
     log.info("audit: %s", directory)
     return result

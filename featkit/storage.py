@@ -39,7 +39,10 @@ TEXT_LIMIT = 2**28
 """Largest text file, in bytes, that is read into memory: JSON, TOML and CSV files are smaller."""
 
 _POLL_SECONDS = 0.05
-_LOCK_UNSUPPORTED = {errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK, errno.EINVAL}
+# Answers of file systems that do not have a system call. Some systems lack the name ENOTSUP.
+_UNSUPPORTED = {errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP}
+_UNSUPPORTED.add(getattr(errno, "ENOTSUP", errno.EOPNOTSUPP))
+_LOCK_UNSUPPORTED = {*_UNSUPPORTED, errno.ENOLCK}
 _BLOCK = 2**20
 
 _FILE_TYPES = {
@@ -382,7 +385,7 @@ def _keep_foreign_files(old: Path, new: Path, own: Collection[str]) -> None:
 def _link_or_copy(source: str | Path, target: str | Path) -> None:
     try:
         os.link(source, target, follow_symlinks=False)
-    except OSError:  # a file system without hard links
+    except (OSError, NotImplementedError):  # a file system or a system without hard links
         shutil.copy2(source, target, follow_symlinks=False)
 
 
@@ -411,7 +414,7 @@ def exchange(a: Path, b: Path) -> bool:
 
 
 # EPERM is the answer of container runtimes whose seccomp profile does not know the system call.
-_EXCHANGE_UNSUPPORTED = {errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EPERM, errno.EXDEV}
+_EXCHANGE_UNSUPPORTED = {*_UNSUPPORTED, errno.EPERM, errno.EXDEV}
 
 
 @cache
@@ -462,7 +465,7 @@ def _flush_directory(directory: Path) -> None:
         try:
             _flush_to_disk(directory)
         except OSError as error:
-            if error.errno not in {errno.EINVAL, errno.ENOTSUP, errno.ENOSYS}:
+            if error.errno not in _UNSUPPORTED:
                 raise
 
 

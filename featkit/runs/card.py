@@ -222,7 +222,7 @@ def _message_for_file(file: Path) -> str:
 
 def _runs_below(folder: Path, name: str) -> list[Path]:
     """Return the run directories in a folder or one folder deeper, whose name matches a pattern."""
-    found = []
+    found: list[Path] = []
     for pattern in (name, f"*/{name}"):
         cards = sorted(folder.glob(f"{pattern}/{CARD_FILE}"))
         found.extend(card.parent for card in cards if is_run(card.parent))
