@@ -57,6 +57,8 @@ OPTIONS = [
 ]
 """Every value of every option that is not the default."""
 
+EVERY = [*OWN, *(pytest.param(spec, marks=pytest.mark.slow) for spec in OPTIONS)]
+
 
 @parametrize_with_checks([HEADS.get(name)() for name in OWN])
 def test_every_head_is_a_scikit_learn_estimator(estimator, check):
@@ -74,7 +76,7 @@ def test_every_option_is_a_scikit_learn_estimator(estimator, check):
     check(estimator)
 
 
-@pytest.mark.parametrize("spec", [*OWN, *OPTIONS])
+@pytest.mark.parametrize("spec", EVERY)
 def test_every_option_passes_the_checks_of_imbalanced_learn(spec):
     """String labels as a pandas category; several labels per sample are refused."""
     checks = pytest.importorskip("imblearn.utils.estimator_checks")
@@ -85,7 +87,7 @@ def test_every_option_passes_the_checks_of_imbalanced_learn(spec):
     checks.check_classifier_on_multilabel_or_multioutput_targets(spec, head)
 
 
-@pytest.mark.parametrize("spec", [*OWN, *OPTIONS])
+@pytest.mark.parametrize("spec", EVERY)
 def test_string_labels_give_the_scores_of_numbers(spec, small):
     """NumPy texts, objects and bytes; the scores have the order of the sorted labels."""
     x_train, x_test, y_train, _ = small
