@@ -29,6 +29,7 @@ STEPS = 10
 
 
 def main() -> None:
+    """Print one line per head."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", required=True)
     parser.add_argument("--backbone", default="resnet18")
