@@ -109,15 +109,10 @@ function embeddingMap(root) {
       const button = document.createElement("button");
       button.type = "button";
       button.setAttribute("aria-pressed", String(isolated === group));
-      const mark = document.createElementNS("http://www.w3.org/2000/svg", "svg");
-      mark.setAttribute("viewBox", "-6 -6 12 12");
-      mark.setAttribute("aria-hidden", "true");
       const shapes = { circle: "M5 0A5 5 0 1 1-5 0A5 5 0 1 1 5 0", square: "M-5-5H5V5H-5Z", triangle: "M0-5L5 5H-5Z", diamond: "M0-6L6 0L0 6L-6 0Z", cross: "M-5-2H-2V-5H2V-2H5V2H2V5H-2V2H-5Z" };
-      const path = document.createElementNS("http://www.w3.org/2000/svg", "path");
-      path.setAttribute("d", shapes[styles[group].shape]);
-      path.setAttribute("fill", styles[group].colour);
-      mark.append(path);
-      button.append(mark, `${name} (${counts[group]})`);
+      const mark = document.createElement("template");
+      mark.innerHTML = `<svg viewBox="-6 -6 12 12" aria-hidden="true"><path d="${shapes[styles[group].shape]}" fill="${styles[group].colour}"></path></svg>`;
+      button.append(mark.content, `${name} (${counts[group]})`);
       button.addEventListener("click", () => { isolated = isolated === group ? null : group; drawLegend(); draw(); });
       const item = document.createElement("li");
       item.append(button);
