@@ -425,6 +425,8 @@ def _fault(done: Result) -> str:
         return f"exit code {done.exit_code}"
     if "Traceback" in done.output:
         return done.output
+    if done.exit_code == 2 and done.stderr.startswith("Usage: ") and "Commands:\n" in done.stderr:
+        return ""  # `featkit cache` prints its help
     errors = [line for line in done.stderr.splitlines() if line.startswith("Error:")]
     if done.exit_code and (len(errors) != 1 or not done.stderr.rstrip().endswith(errors[0])):
         return f"exit code {done.exit_code} without one line of error at the end:\n{done.stderr}"

@@ -125,8 +125,13 @@ def _visible_usage_errors() -> Iterator[None]:
     try:
         yield
     except click.ClickException as error:
-        error.message = visible(error.message)
+        # Newer versions of click raise the help of `featkit cache` as an error of many lines.
+        if not isinstance(error, _HELP_AS_ERROR):
+            error.message = visible(error.message)
         raise
+
+
+_HELP_AS_ERROR = getattr(click.exceptions, "NoArgsIsHelpError", ())
 
 
 @contextmanager

@@ -236,6 +236,11 @@ def test_estimates_of_grids_without_any_image_to_extract_measure_nothing(photos,
     assert (found.files, found.networks) == (1, ())
 
 
+def test_a_group_of_commands_without_a_command_prints_its_help():
+    done = call("cache", code=2)
+    assert "\n  verify  Verify files" in done.stdout + done.stderr
+
+
 # Paths --------------------------------------------------------------------------------------------
 
 
