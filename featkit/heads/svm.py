@@ -247,12 +247,10 @@ class SVMHead(LogitHead):
         x: Floats,
         codes: NDArray[np.intp],
         weights: Any = None,
-        *,
-        tol: float = 1e-8,
     ) -> NDArray[np.intp]:
         """Fit a ``SVC`` on features or kernel values; return its support indices ``(s,)``."""
         # With the usual tolerance of 1e-3, the scores would depend on the order of the samples.
-        machine.set_params(C=self.C, tol=tol, cache_size=1000).fit(x, codes, weights)
+        machine.set_params(C=self.C, tol=1e-8, cache_size=1000).fit(x, codes, weights)
         self.n_support_, self.dual_coef_ = machine.n_support_, machine.dual_coef_
         self.intercept_ = machine.intercept_
         support: NDArray[np.intp] = machine.support_
@@ -277,7 +275,6 @@ class SVMHead(LogitHead):
                 kernel[np.ix_(train, train)],
                 train_codes,
                 weights[train],
-                tol=1e-3,  # six digits more would not change the slope
             )
             for block in gen_batches(len(held), machine._block_rows(len(support))):
                 rows = held[block]
@@ -306,7 +303,9 @@ class SVMHead(LogitHead):
 
     def predict(self, X: Any) -> NDArray[Any]:
         """Return the labels ``(n,)`` with the highest one-vs-rest decision values."""
-        labels: NDArray[Any] = self.classes_[self._logits(self._check_features(X)).argmax(axis=1)]
+        # The logits come first: they raise NotFittedError if there are no classes_ yet.
+        best = self._logits(self._check_features(X)).argmax(axis=1)
+        labels: NDArray[Any] = self.classes_[best]
         return labels
 
     def _pair_blocks(self, x: Floats) -> Iterator[NDArray[np.float64]]:
@@ -419,7 +418,7 @@ def _fit_slope(
         partition = weights @ logsumexp(slope * relative, axis=1)
         return float((1 + 1 / total) * partition - slope * (own + runner_up))
 
-    found = minimize_scalar(loss, bounds=np.log(SLOPES), method="bounded", options={"xatol": 1e-6})
+    found = minimize_scalar(loss, bounds=np.log(SLOPES), method="bounded", options={"xatol": 1e-9})
     return float(np.exp(found.x))
 
 
