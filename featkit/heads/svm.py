@@ -14,8 +14,8 @@ from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import minimize_scalar
-from scipy.special import logsumexp
+from scipy.optimize import brentq
+from scipy.special import softmax
 from sklearn.svm import SVC
 from sklearn.utils import gen_batches
 from sklearn.utils._param_validation import Interval, StrOptions
@@ -176,8 +176,9 @@ class SVMHead(LogitHead):
             raise UnfitDataError(f"all images of class {label} have sample weight zero")
         scaled = self._fit_scale(x, weights)
         if len(x) <= MAX_KERNEL_ROWS:
-            kernel: NDArray[np.float64] | None = self._kernel(scaled, scaled)
-            support = self._fit_machine(SVC(kernel="precomputed"), kernel, codes, weights)
+            precomputed = self._kernel(scaled, scaled)
+            support = self._fit_machine(SVC(kernel="precomputed"), precomputed, codes, weights)
+            kernel: NDArray[np.float64] | None = precomputed
         else:
             # scikit-learn-intelex uses all cores, but does not speed up a precomputed kernel.
             package = "sklearnex.svm" if find_spec("sklearnex") else "sklearn.svm"
@@ -413,13 +414,19 @@ def _fit_slope(
     own = weights @ relative[np.arange(len(codes)), codes]
     runner_up = weights @ np.partition(relative, -2, axis=1)[:, -2] / total
 
-    def loss(log_slope: float) -> float:
-        slope = np.exp(log_slope)
-        partition = weights @ logsumexp(slope * relative, axis=1)
-        return float((1 + 1 / total) * partition - slope * (own + runner_up))
+    def derivative(slope: float) -> float:
+        """Return that of the negative log-likelihood, which is convex."""
+        shares = softmax(slope * relative, axis=1)
+        # A class without training images has the margin minus infinity and the share 0.
+        mean = (shares * np.where(shares > 0, relative, 0)).sum(axis=1)
+        return float((1 + 1 / total) * (weights @ mean) - (own + runner_up))
 
-    found = minimize_scalar(loss, bounds=np.log(SLOPES), method="bounded", options={"xatol": 1e-9})
-    return float(np.exp(found.x))
+    low, high = SLOPES
+    if derivative(low) >= 0:
+        return low
+    if derivative(high) <= 0:
+        return high
+    return float(brentq(derivative, low, high, xtol=1e-12, rtol=1e-12))
 
 
 def _scores(pairs: NDArray[np.float64], slope: float) -> NDArray[np.float64]:

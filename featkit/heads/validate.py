@@ -62,7 +62,7 @@ def _check_head(head: Any) -> None:
     head._validate_params()
     _check_common(head)
     shapes = {**_scaling_shapes(head), **_SHAPES[type(head)](head)}
-    integers = _INTEGERS.get(type(head), {})
+    integers = _INTEGERS.get(type(head), ())
     _check_names(head, {*_COMMON, *shapes, *integers, *_SCALARS.get(type(head), ())})
     for name, shape in shapes.items():
         if name in vars(head):
