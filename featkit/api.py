@@ -812,7 +812,8 @@ def _without_other_folders(directories: Sequence[Path]) -> list[Path]:
     from featkit.runs.card import CARD_FILE, HEAD_FILE
     from featkit.runs.directory import PREDICTIONS_FILE
 
-    runs, others = [], []
+    runs: list[Path] = []
+    others: list[Path] = []
     for directory in directories:
         files = [directory / name for name in (CARD_FILE, HEAD_FILE, PREDICTIONS_FILE)]
         is_other = directory.is_dir() and not any(file.exists() for file in files)
@@ -2335,6 +2336,15 @@ PLOT_KINDS = {
 """Kinds of pictures of ``plot``."""
 
 
+@checked(
+    **_COMPUTE,
+    run=_run_or_path(),
+    out=PATH,
+    projection=text("tsne"),
+    heat_maps=FLAG,
+    seed=SEED,
+    cache=PATH,
+)
 def report(
     run: PathLike | Run | SavedRun,
     *,
@@ -2397,6 +2407,22 @@ def report(
     return path
 
 
+@checked(
+    **_COMPUTE,
+    kind=text("projection"),
+    target=_run_or_path(),
+    images=several(PATH),
+    out=PATH,
+    label=text("cat"),
+    colour=text("error"),
+    method=text("tsne"),
+    thumbnails=FLAG,
+    count=integer(1),
+    seed=SEED,
+    dpi=integer(30, 1200),
+    weights=text("imagenet"),
+    cache=PATH,
+)
 def plot(
     kind: str,
     target: PathLike | Run | SavedRun | None = None,

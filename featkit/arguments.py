@@ -69,9 +69,10 @@ def integer(low: int, high: int = MAX_COUNT) -> Kind:
     def convert(value: Any) -> int:
         if isinstance(value, bool) or not isinstance(value, Integral):
             raise TypeError
-        if not low <= value <= high:
+        converted = int(value)
+        if not low <= converted <= high:
             raise ValueError
-        return int(value)
+        return converted
 
     return Kind(f"an integer {_range(low, None if high == MAX_COUNT else high)}", convert)
 
@@ -80,13 +81,15 @@ def number(low: float, high: float | None = None, *, below_high: bool = False) -
     """Return the kind of finite numbers from ``low`` to ``high``, or below ``high``."""
 
     def convert(value: Any) -> int | float:
-        if isinstance(value, bool) or not isinstance(value, Real):
+        is_number = isinstance(value, Real) and not isinstance(value, bool)
+        if not is_number:
             raise TypeError
-        is_above = high is not None and (value >= high if below_high else value > high)
-        if not math.isfinite(value) or value < low or is_above:
-            raise ValueError
         # 1 and 1.0 differ in the fingerprint of a training: Python's own numbers stay as they are.
-        return value if type(value) in (int, float) else float(value)
+        converted: int | float = value if type(value) in (int, float) else float(value)
+        is_above = high is not None and (converted >= high if below_high else converted > high)
+        if not math.isfinite(converted) or converted < low or is_above:
+            raise ValueError
+        return converted
 
     return Kind(f"a number {_range(low, high)}{' (exclusive)' if below_high else ''}", convert)
 

@@ -23,6 +23,7 @@ REQUIRED = {
     "backbones": "resnet18",
     "classes": ["a", "b"],
     "files": "new.jpg",
+    "kind": "confusion",
     "run": "nowhere",
     "runs": ["one", "two"],
     "scores": [[1.0, 0.0]],

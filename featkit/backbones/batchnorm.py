@@ -27,6 +27,7 @@ def fold_batchnorm(module: nn.Module) -> nn.Module:
     except (TypeError, ValueError, RuntimeError, NotImplementedError, fx.proxy.TraceError):
         return module
     detach_graph(traced)
+    assert isinstance(folded, fx.GraphModule)
     return freeze(detach_graph(folded))
 
 

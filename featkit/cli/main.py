@@ -127,7 +127,8 @@ def _visible_usage_errors() -> Iterator[None]:
     except click.ClickException as error:
         # Newer versions of click raise the help of `featkit cache` as an error of many lines.
         if not isinstance(error, _HELP_AS_ERROR):
-            error.message = visible(error.message)
+            # The attribute is final for type checkers only.
+            vars(error)["message"] = visible(error.message)
         raise
 
 
