@@ -1,6 +1,6 @@
 """Measure how faithful class activation maps are, for every head.
 
-    python experiments/benchmarks/faithfulness.py --data DATA --backbone resnet18 [--images 100]
+    python experiments/benchmarks/faithfulness.py --data DATA --weights imagenet [--images 100]
 
 Deletes the most important pixels of test images first, and adds them to a blurred image first
 (Petsiuk, Das and Saenko, BMVC 2018), in the order of the class activation map of the predicted
@@ -31,8 +31,9 @@ STEPS = 10
 def main() -> None:
     """Print one line per head."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", required=True)
+    parser.add_argument("--data", default="digits")
     parser.add_argument("--backbone", default="resnet18")
+    parser.add_argument("--weights", default="random")
     parser.add_argument("--cache", type=Path, default=Path("cache"))
     parser.add_argument("--images", type=int, default=100)
     parser.add_argument("--heads", nargs="+", default=list(HEADS))
@@ -42,7 +43,13 @@ def main() -> None:
     print(f"{'head':14}{'n':>5}{'deletion':>22}{'insertion':>22}")
     print(f"{'':19}{'map / random / p':>22}{'map / random / p':>22}")
     for head in options.heads:
-        run = featkit.fit(options.data, backbone=options.backbone, head=head, cache=options.cache)
+        run = featkit.fit(
+            options.data,
+            backbone=options.backbone,
+            weights=options.weights,
+            head=head,
+            cache=options.cache,
+        )
         deletion, insertion = measure(run, options.images, options.seed)
         texts = [
             f"{np.mean(own):.3f} / {np.mean(random):.3f} / {p:.1g}"
