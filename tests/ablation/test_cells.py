@@ -57,7 +57,11 @@ WRONG = [
 ]
 
 
-@pytest.mark.parametrize("data", [b"", b"\0", gzip.compress(b""), gzip.compress(DEEP), DEEP])
+@pytest.mark.parametrize(
+    "data",
+    [b"", b"\0", gzip.compress(b"", mtime=0), gzip.compress(DEEP, mtime=0), DEEP],
+    ids=["empty", "null", "no content", "deep", "not compressed"],
+)
 def test_a_file_of_another_kind_is_refused(tmp_path, data):
     with pytest.raises(RunError, match="cannot be read"):
         read(tmp_path, data)

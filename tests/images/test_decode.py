@@ -5,7 +5,6 @@ from __future__ import annotations
 import struct
 import subprocess
 import sys
-import time
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -572,11 +571,9 @@ def test_what_a_file_is_instead_is_said(data, reason):
 
 
 @pytest.mark.parametrize("text", [b"<!-- -->", b"<!--", b"<?xml", b" "])
-def test_the_content_of_hostile_text_is_told_quickly(text):
-    start = time.process_time()
+def test_long_text_is_refused(text):
     with pytest.raises(DecodeError):
         decode(text * 10_000, "x.jpg")
-    assert time.process_time() - start < 1
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF", "JPEG2000", "AVIF"])
