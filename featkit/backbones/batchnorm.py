@@ -26,7 +26,9 @@ def fold_batchnorm(module: nn.Module) -> nn.Module:
         folded = fuse(traced, inplace=True, no_trace=True)
     except (TypeError, ValueError, RuntimeError, NotImplementedError, fx.proxy.TraceError):
         return module
-    detach_graph(traced)
+    for each in (copied, traced):  # a layer's network is traced already
+        if isinstance(each, fx.GraphModule):
+            detach_graph(each)
     assert isinstance(folded, fx.GraphModule)
     return freeze(detach_graph(folded))
 
