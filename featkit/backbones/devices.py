@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import platform
 from collections.abc import Callable, Iterator
@@ -11,11 +12,16 @@ from pathlib import Path
 from featkit.errors import SpecError
 from featkit.registry import unknown
 
+log = logging.getLogger("featkit")
+
 INT8 = ("int8", "int8-openvino")
 """Precisions of quantized networks. OpenVINO rounds slightly differently from ONNX Runtime."""
 
 PRECISIONS = ("fp32", "bf16", *INT8)
 DEVICES = ("auto", "cpu", "cuda", "mps")
+
+CHECK_VARIABLE = "FEATKIT_INT8_CHECK"
+"""Environment variable: ``warn`` turns refusals of inaccurate int8 networks into warnings."""
 
 _BF16_CPU_FLAGS = {"avx512_bf16", "amx_bf16", "bf16"}
 _CPU_INFO = Path("/proc/cpuinfo")
@@ -30,6 +36,20 @@ _INT8_CPU_FLAGS = (
     "asimd",
 )
 """Instruction sets that decide how int8 is computed, best first for x86, then for ARM."""
+
+
+def refuse_int8(message: str) -> None:
+    """Raise an error, or log it as a warning if ``FEATKIT_INT8_CHECK`` is ``warn``.
+
+    Raises:
+        SpecError: with the message and how to continue; or if the variable has another value.
+    """
+    value = os.environ.get(CHECK_VARIABLE, "")
+    if value not in ("", "warn", "refuse"):
+        raise SpecError(f"{CHECK_VARIABLE} is {value!r}: set it to warn or refuse, or unset it")
+    if value != "warn":
+        raise SpecError(f"{message}, or set {CHECK_VARIABLE}=warn to continue")
+    log.warning("%s", message)
 
 
 def resolve_precision(precision: str, device: str = "auto") -> str:

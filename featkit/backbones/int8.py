@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from functools import cache
@@ -25,10 +24,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featkit.backbones.base import Backbone
-from featkit.backbones.devices import instruction_set
+from featkit.backbones.devices import instruction_set, refuse_int8
 from featkit.backbones.engines.base import Engine, ForwardPass
 from featkit.backbones.engines.onnx import OnnxEngine
-from featkit.errors import SpecError
 from featkit.extras import require
 
 WEIGHT_BITS = 7
@@ -40,9 +38,6 @@ below which it is refused."""
 
 CHECKED_IMAGES = 32
 """Images that are compared: the standard error of the mean is then below 0.002 for ResNets."""
-
-CHECK_VARIABLE = "FEATKIT_INT8_CHECK"
-"""Environment variable: ``warn`` turns refusals into warnings."""
 
 _LARGEST_SAFE = 64
 """Largest weight of which 2 x 255 x weight fits into 16 bits with a sign."""
@@ -199,7 +194,7 @@ def judge(record: Int8Record, title: str, fix: str) -> None:
     if record.cosine >= REFUSE_BELOW:
         log.warning("%s: %s", found, fix)
         return
-    refuse(f"{found}, at least {REFUSE_BELOW} is required: {fix}")
+    refuse_int8(f"{found}, at least {REFUSE_BELOW} is required: {fix}")
 
 
 def check_on_this_machine(
@@ -269,20 +264,6 @@ def warn_if_unrecorded(properties: Mapping[str, str], title: str) -> None:
         )
 
 
-def refuse(message: str) -> None:
-    """Raise an error, or log it as a warning if ``FEATKIT_INT8_CHECK`` is ``warn``.
-
-    Raises:
-        SpecError: with the message and how to continue; or if the variable has another value.
-    """
-    value = os.environ.get(CHECK_VARIABLE, "")
-    if value not in ("", "warn", "refuse"):
-        raise SpecError(f"{CHECK_VARIABLE} is {value!r}: set it to warn or refuse, or unset it")
-    if value != "warn":
-        raise SpecError(f"{message}, or set {CHECK_VARIABLE}=warn to continue")
-    log.warning("%s", message)
-
-
 def can_saturate(model: Any) -> bool:
     """Return whether an ONNX model has signed weights of 8 bits, whose products may saturate."""
     onnx = require("onnx", "int8")
@@ -299,28 +280,38 @@ def float32_model(data: bytes) -> bytes:
     """Return a statically quantized ONNX network without the rounding of its activations.
 
     The result computes in float32 with the weights of the int8 network. It is the reference where
-    the float32 network is not at hand.
+    the float32 network is not at hand. Activations are still clipped to their quantized range,
+    because ONNX Runtime removes a ReLU whose work that range does.
     """
-    model = require("onnx", "int8").load_model_from_string(data)
+    onnx = require("onnx", "int8")
+    model = onnx.load_model_from_string(data)
     graph = model.graph
+    constants = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in graph.initializer}
     rounded = {node.output[0]: node for node in graph.node if node.op_type == "QuantizeLinear"}
-    replaced: dict[str, str] = {}
-    kept = []
+    nodes = []
     for node in graph.node:
         if node.op_type == "DequantizeLinear" and node.input[0] in rounded:
-            replaced[node.output[0]] = rounded[node.input[0]].input[0]
+            quantizer = rounded[node.input[0]]
+            low, high = _range_of(quantizer, constants)
+            names = [f"{node.output[0]}/low", f"{node.output[0]}/high"]
+            for name, bound in zip(names, (low, high), strict=True):
+                graph.initializer.append(onnx.numpy_helper.from_array(bound, name))
+            inputs = [quantizer.input[0], *names]
+            nodes.append(onnx.helper.make_node("Clip", inputs, [node.output[0]]))
         elif node.op_type != "QuantizeLinear":
-            kept.append(node)
-    helper = require("onnx.helper", "int8")
-    for output in graph.output:
-        if output.name in replaced:
-            kept.append(helper.make_node("Identity", [output.name], [output.name]))
-    for node in kept:
-        for place, name in enumerate(node.input):
-            while name in replaced:
-                name = replaced[name]
-            node.input[place] = name
+            nodes.append(node)
     del graph.node[:]
-    graph.node.extend(kept)
+    graph.node.extend(nodes)
     content: bytes = model.SerializeToString()
     return content
+
+
+def _range_of(
+    quantizer: Any, constants: Mapping[str, NDArray[Any]]
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Return the smallest and the largest number that a QuantizeLinear node can represent."""
+    scale, zero = (constants[name] for name in quantizer.input[1:3])
+    limits = np.iinfo(zero.dtype)
+    # As int32: the difference does not fit into eight bits.
+    low, high = (limit - zero.astype(np.int32) for limit in (limits.min, limits.max))
+    return np.asarray(low * scale, np.float32), np.asarray(high * scale, np.float32)

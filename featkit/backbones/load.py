@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from featkit.arguments import SIZE, checked, one_of, text
 from featkit.backbones.base import Backbone, Preprocess, QuantizedNetwork
+from featkit.backbones.devices import refuse_int8
 from featkit.backbones.saved import (
     INT8_CARD,
     INT8_FILE,
@@ -179,10 +180,10 @@ def _refuse_unrecorded(spec: str) -> None:
 
     Its features in a cache may have been extracted here with wrong sums, which nothing records.
     """
-    from featkit.backbones.int8 import products_saturate, refuse
+    from featkit.backbones.int8 import products_saturate
 
     if products_saturate():
-        refuse(
+        refuse_int8(
             f"{spec} was quantized by featkit 0.1, whose int8 features are wrong on x86 processors "
             "without VNNI such as this one: quantize it again"
         )

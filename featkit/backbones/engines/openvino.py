@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featkit.backbones.base import Backbone
+from featkit.backbones.devices import refuse_int8
 from featkit.backbones.engines.base import Engine, ForwardPass
 from featkit.backbones.engines.onnx import OnnxEngine, check_cpu
 from featkit.errors import SpecError
@@ -94,7 +95,7 @@ class OpenVinoEngine(Engine):
         distance = float(np.linalg.norm(self(pixels) - expected) / np.linalg.norm(expected))
         # Not "distance >= ...", which would accept NaN.
         if not distance < _MAX_DISTANCE:
-            raise SpecError(
+            refuse_int8(
                 f"features of OpenVINO and ONNX Runtime differ for {self._title} "
                 f"(relative distance {distance:.2f}): use --precision int8"
             )
