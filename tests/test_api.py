@@ -76,7 +76,7 @@ SIGNATURES = {
     "distill": f"data teacher teacher_head student loss temperature alpha beta distance alone {SCHEDULE}",
     "prune": "backbone sparsity macs by reconstruct calibrate epochs lr distill head weights data split limit intensity_range seed "
     f"augment views perturb resize crop cache out {COMPUTE}",
-    "quantize": "backbone method images keep_fp32 keep_worst bias_correct weights layer data split limit intensity_range seed augment "
+    "quantize": "backbone method images keep_fp32 keep_worst bias_correct weight_bits weights layer data split limit intensity_range seed augment "
     f"views perturb resize crop out {COMPUTE}",
     "load_run": "run",
     "report": f"run out projection heat_maps seed cache {COMPUTE}",
