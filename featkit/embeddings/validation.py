@@ -13,9 +13,11 @@ import hashlib
 import json
 import os
 import re
+import struct
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +45,14 @@ _FILTERS = {
 
 _FREE_BYTES, _MOST_RATIO = 2**30, 64
 """A dataset may be this large, or this many times the space that it takes in the file."""
+
+_HEAP_MARK = b"GCOL\x01\0\0\0"
+"""Signature and version of a global heap."""
+
+_HEAP_HEADER = struct.Struct("<HHIQ")
+"""Index, reference count and length of an object; the header of a heap has the same size."""
+
+_SEARCHED_BYTES = 2**25
 
 _REQUEST_TYPES: dict[str, tuple[type, ...]] = {
     **dict.fromkeys(("data", "backbone", "weights", "pool", "precision", "store"), (str,)),
@@ -126,6 +136,7 @@ def open_hdf5(path: Path) -> Any:
             raise CacheError(f"{path} is not a file: choose another name, or move it away")
         if not status.st_size:
             raise ValueError("the file is empty")
+        _check_heaps(path, status.st_size, (status.st_ino, status.st_mtime_ns))
         try:
             return h5py.File(path, "r")
         except OSError as error:
@@ -134,6 +145,48 @@ def open_hdf5(path: Path) -> Any:
             # Network file systems without locks: the lock is not needed, as files are never
             # changed once they have their name.
             return h5py.File(path, "r", locking=False)
+
+
+@lru_cache(maxsize=256)  # a file is opened several times by one command
+def _check_heaps(path: Path, size: int, _version: tuple[int, int]) -> None:
+    """Check the global heaps of a file, which hold its texts, without the HDF5 library.
+
+    HDF5 2.0 never returns from reading a heap with a free object of size 0. The layout is that of
+    the HDF5 file format specification, section III.E. Heaps lie before and after the features, so
+    the middle of a large file is not searched.
+
+    Raises:
+        ValueError: if a heap is damaged.
+    """
+    with path.open("rb") as file:
+        _check_heaps_of_part(file.read(_SEARCHED_BYTES))
+        rest = size - _SEARCHED_BYTES
+        if rest > 0:
+            file.seek(size - min(rest, _SEARCHED_BYTES))
+            _check_heaps_of_part(file.read(_SEARCHED_BYTES))
+
+
+def _check_heaps_of_part(content: bytes) -> None:
+    start = content.find(_HEAP_MARK)
+    while start >= 0:
+        length = int.from_bytes(content[start + 8 : start + 16], "little")
+        heap = content[start : start + length]
+        # A heap that is cut off here is refused by HDF5, or is no heap but four bytes of features.
+        if len(heap) == length:
+            _check_heap(heap)
+        start = content.find(_HEAP_MARK, start + len(_HEAP_MARK))
+
+
+def _check_heap(heap: bytes) -> None:
+    """Check that the objects of a heap follow each other up to its end."""
+    position = _HEAP_HEADER.size
+    while position + _HEAP_HEADER.size <= len(heap):
+        index, _, _, length = _HEAP_HEADER.unpack_from(heap, position)
+        # An object of index 0 is the free rest; its length includes the header.
+        step = length if index == 0 else _HEAP_HEADER.size + -(-length // 8) * 8
+        if step < _HEAP_HEADER.size or position + step > len(heap):
+            raise ValueError("one of its texts is damaged")
+        position += step
 
 
 def open_datasets(file: Any) -> dict[str, Any]:

@@ -308,3 +308,16 @@ def test_a_file_without_read_permission_is_not_called_damaged(tmp_path):
     path.chmod(0)
     with pytest.raises(CacheError, match="change its permissions"):
         store.read(path)
+
+
+def test_a_text_heap_that_hdf5_would_never_finish_reading_is_refused(tmp_path):
+    """A free object of length 0 inside a heap: HDF5 2.0 reads it again and again."""
+    path = tmp_path / "a.h5"
+    write_file(path)
+    content = bytearray(path.read_bytes())
+    start = content.index(b"GCOL\x01")
+    length = int.from_bytes(content[start + 8 : start + 16], "little")
+    content[start + 16 : start + length] = bytes(length - 16)
+    path.write_bytes(content)
+    with pytest.raises(CacheError, match="one of its texts is damaged"):
+        store.read(path)
