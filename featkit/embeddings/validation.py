@@ -56,8 +56,9 @@ _SEARCHED_BYTES = 2**25
 
 _REQUEST_TYPES: dict[str, tuple[type, ...]] = {
     **dict.fromkeys(("data", "backbone", "weights", "pool", "precision", "store"), (str,)),
-    **dict.fromkeys(("split", "limit", "layer", "resize", "crop"), (str, type(None))),
+    **dict.fromkeys(("split", "limit", "intensity_range", "layer"), (str, type(None))),
     **dict.fromkeys(("augment", "perturb", "part"), (str, type(None))),
+    **dict.fromkeys(("resize", "crop"), (str, int, type(None))),
     **dict.fromkeys(("seed", "views"), (int,)),
 }
 """Types of the fields of ``Request``, which imports this module."""

@@ -284,8 +284,9 @@ class _LayoutReader:
         for kind in classes:
             others = sorted(kind.names_inside() - splits.keys())
             if others or kind.images:
+                named = ", ".join(sorted(splits))
                 raise DataError(
-                    f"{kind.path} contains images beside its split folders ({', '.join(splits)}): "
+                    f"{kind.path} contains images beside its split folders ({named}): "
                     "move them into one of these folders, or list the images in a CSV file with "
                     "path,label,split"
                 )
@@ -325,9 +326,10 @@ class _LayoutReader:
     def _refuse_mixture(self, base: Folder, full: list[Folder]) -> None:
         splits = plain_splits([folder.name for folder in full])
         if "train" in splits.values() and len(set(splits.values())) > 1:
-            others = [folder.name for folder in full if folder.name not in splits]
+            others = sorted(folder.name for folder in full if folder.name not in splits)
             raise DataError(
-                f"{base.path} contains split folders ({', '.join(splits)}) next to other folders "
+                f"{base.path} contains split folders ({', '.join(sorted(splits))}) next to other "
+                "folders "
                 f"({', '.join(map(printable, others))}): move the other folders away, or move the "
                 "class folders of all splits one level up"
             )

@@ -115,7 +115,6 @@ def test_the_seed_changes_bootstrap_intervals_only() -> None:
         ({"y": [0, 1, 7]}, "a label is not one of the 7 classes"),
         ({"y": [0, -1, 2]}, "a label is not one of the 7 classes"),
         ({"y": [0.0, 1.0, 2.0]}, "integers in 0..6"),
-        ({"y": ["a", "b", "c"]}, "integers in 0..6"),
         ({"y": [0, 1]}, r"scores \(3, 7\) do not match y \(2,\)"),
         ({"scores": np.zeros(3)}, r"scores \(3,\) do not match"),
         ({"scores": np.zeros((3, 6))}, r"expected \(n, 7\) scores"),
@@ -174,11 +173,11 @@ def test_json_converts_numpy_values_tuples_and_non_finite_numbers() -> None:
         "mean": np.ones(2),
         "on": np.True_,
         "path": Path("x"),
-        3: None,
+        "nothing": None,
     }
     report = evaluate(*example(), provenance=given)
     assert json.loads(report.to_json())["provenance"] == {
-        "C": "inf", "k": 5, "sizes": [1, 2], "mean": [1.0, 1.0], "on": True, "path": "x", "3": None,
+        "C": "inf", "k": 5, "sizes": [1, 2], "mean": [1.0, 1.0], "on": True, "path": "x", "nothing": None,
     }  # fmt: skip
 
 
