@@ -332,3 +332,20 @@ def save_network(module: nn.Module, description: NetworkDescription, file: Path)
     text = description.to_json()
     metadata = {DESCRIPTION_KEY: text, DIGEST_KEY: digest_network(state, text)}
     save_file(state, file, metadata=metadata)
+    _sort_metadata(file)
+
+
+def _sort_metadata(file: Path) -> None:
+    """Sort the entries of the metadata of a safetensors file, in its place.
+
+    The library writes them in random order, so that the same network would have files of different
+    digests, and its features different names in the cache.
+    """
+    with file.open("r+b") as opened:
+        size = int.from_bytes(opened.read(8), "little")
+        header = json.loads(opened.read(size))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+        assert len(text) <= size, "the library writes the header more densely than json does"
+        opened.seek(8)
+        opened.write(text.ljust(size))

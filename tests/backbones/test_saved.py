@@ -196,3 +196,13 @@ def test_a_deeply_nested_header_is_damaged(small_file):
     small_file.write_bytes(len(header).to_bytes(8, "little") + header)
     with pytest.raises(WeightsError, match="is damaged"):
         read_description(small_file)
+
+
+def test_a_network_always_has_the_same_bytes(saved, tmp_path):
+    """Its digest is part of the names of features in the cache."""
+    directory, module, description = saved
+    expected = (directory / NETWORK_FILE).read_bytes()
+    for number in range(6):
+        file = tmp_path / f"{number}.safetensors"
+        save_network(module, description, file)
+        assert file.read_bytes() == expected

@@ -305,9 +305,9 @@ def test_a_run_is_quantized_with_its_head(photos):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--macs", "1.5"), "macs 1.5 is not a fraction"),
-        (("--sparsity", "-0.5"), "sparsity -0.5 is not a fraction"),
-        (("--sparsity", "1"), "leaves none of"),
+        (("--macs", "1.5"), "macs=1.5: give a number from 0 to 1"),
+        (("--sparsity", "-0.5"), "sparsity=(-0.5,): give a number from 0 to 1"),
+        (("--sparsity", "1"), "from 0 to 1 (exclusive)"),
         (("--macs", "0.01"), "cannot be reached"),
         ((), "give either --sparsity or --macs"),
         (("--macs", "0.5", "--sparsity", "0.5"), "give either --sparsity or --macs"),

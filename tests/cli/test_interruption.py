@@ -122,7 +122,8 @@ def test_a_signal_ends_extraction_in_one_line_and_keeps_the_features(tmp_path, n
     options = ["extract", "--data", "digits", "--weights", "random", "--cache", "c"]
     with started(*options, "--batch-size", "8", cwd=tmp_path) as process:
         journals = tmp_path.glob
-        wait_for(lambda: any(f.stat().st_size > 9000 for f in journals("c/*.partial")), process)
+        # More than the first record, about 17 kB, so that this one is complete.
+        wait_for(lambda: any(f.stat().st_size > 20_000 for f in journals("c/*.partial")), process)
         process.send_signal(number)
         _, stderr = process.communicate(timeout=60)
     assert process.returncode == code
