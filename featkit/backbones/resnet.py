@@ -10,7 +10,10 @@ from featkit.backbones.weights import Weights, find_weights
 from featkit.registry import Spec, Value, unknown
 
 if TYPE_CHECKING:
-    from torch import nn
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from torch import Tensor, nn
 
 SIZES = {
     "resnet18": (512, 11_689_512),
@@ -103,7 +106,7 @@ def _build(spec: Spec, found: Weights, layer: str, pool: str) -> nn.Module:
     from torch import nn
 
     from featkit.backbones.resnet_modules import make_resnet
-    from featkit.backbones.state_dict import fill, load_weights, seeded
+    from featkit.backbones.state_dict import load_weights, seeded
 
     needs_classifier = layer == "fc"
     with seeded(found.seed):
@@ -118,16 +121,28 @@ def _build(spec: Spec, found: Weights, layer: str, pool: str) -> nn.Module:
         name, path = str(spec), found.path
         state = load_weights(module, path, network_name=name, ignore=("fc.",), key=found.key)
         if needs_classifier:
-            weight = state.get("fc.weight")
-            classes = len(weight) if weight is not None and weight.ndim else 1000
-            with seeded(found.seed):
-                module.fc = nn.Linear(SIZES[spec.name][0], classes)
-            classifier = {key: value for key, value in state.items() if key.startswith("fc.")}
-            others = {k: v for k, v in module.state_dict().items() if not k.startswith("fc.")}
-            fill(module, {**others, **classifier}, network_name=name, path=path, ignore=())
+            _fill_classifier(module, spec, found, state, path)
     if not needs_classifier:
         module.fc = nn.Identity()
     return truncate(module, spec.name, layer, pool)
+
+
+def _fill_classifier(
+    module: nn.Module, spec: Spec, found: Weights, state: Mapping[str, Tensor], path: Path
+) -> None:
+    """Give a network the classifier of a state dict, which may have any number of classes."""
+    from torch import nn
+
+    from featkit.backbones.state_dict import fill, seeded
+
+    weight = state.get("fc.weight")
+    classes = len(weight) if weight is not None and weight.ndim else 1000
+    with seeded(found.seed):
+        module.fc = nn.Linear(SIZES[spec.name][0], classes)
+    filled = module.state_dict()
+    filled = {name: tensor for name, tensor in filled.items() if not name.startswith("fc.")}
+    filled |= {name: tensor for name, tensor in state.items() if name.startswith("fc.")}
+    fill(module, filled, network_name=str(spec), path=path, ignore=())
 
 
 def truncate(module: nn.Module, network: str, layer: str, pool: str) -> nn.Module:

@@ -112,12 +112,7 @@ def find_calibrated(task: CalibrationTask, data: str, cache: Path) -> QuantizedN
         cache: folder of the cache files.
     """
     network = task.network
-    candidates = [known for known in _list_networks(cache) if known.network == network]
-    if not all(known.recorded for known in candidates):
-        from featkit.backbones.int8 import products_saturate
-
-        if products_saturate():
-            candidates = [known for known in candidates if known.recorded]
+    candidates = _usable_networks(network, cache)
     if not candidates:
         return None
     by_digest = {known.file.digest: known.file for known in candidates}
@@ -129,6 +124,18 @@ def find_calibrated(task: CalibrationTask, data: str, cache: Path) -> QuantizedN
         if known.images == images:
             return known.file
     return None
+
+
+def _usable_networks(network: str, cache: Path) -> list[CalibratedNetwork]:
+    """Return the int8 networks of a network whose sums are right on this processor."""
+    candidates = [known for known in _list_networks(cache) if known.network == network]
+    if all(known.recorded for known in candidates):
+        return candidates
+    from featkit.backbones.int8 import products_saturate
+
+    if not products_saturate():
+        return candidates
+    return [known for known in candidates if known.recorded]
 
 
 def _last_calibration(

@@ -468,12 +468,19 @@ def embed_pending(
     for number, batch in enumerate(embed(images, passes, compute)):
         if number == 0:
             _refuse_changed_weights(networks.values())
-        for each, output in zip(networks.values(), batch.outputs, strict=True):
-            if output is None:
-                continue
-            rows_done, features = output
-            with storage_errors(each.plan.path):
-                each.journal.append([pending[row].key for row in rows_done], features)
+        _append_batch(batch, pending, networks.values())
+
+
+def _append_batch(
+    batch: pipeline.FeatureBatch, pending: Sequence[PendingImage], networks: Iterable[OpenPlan]
+) -> None:
+    """Append the features of a batch to the journal of each network."""
+    for each, output in zip(networks, batch.outputs, strict=True):
+        if output is None:
+            continue
+        rows_done, features = output
+        with storage_errors(each.plan.path):
+            each.journal.append([pending[row].key for row in rows_done], features)
 
 
 def _refuse_changed_weights(networks: Iterable[OpenPlan]) -> None:

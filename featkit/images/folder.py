@@ -259,10 +259,7 @@ class _LayoutReader:
 
     def _read_splits(self, folders: list[Folder], splits: Mapping[str, str]) -> list[ImageEntry]:
         labelled = [folder for folder in folders if splits[folder.name] != "unlabelled"]
-        for folder in folders:
-            if folder not in labelled:
-                count = sum(len(below.images) for below in folder.walk())
-                self.outside[f"unlabelled in {folder.name}"] += count
+        self._count_unlabelled([folder for folder in folders if folder not in labelled])
         # Such as seg_train/seg_train/<class>: the same extra folder in every split.
         inner = [_only_folder_of_folders(folder) for folder in labelled]
         bases = [folder for folder in inner if folder is not None]
@@ -275,6 +272,11 @@ class _LayoutReader:
         for folder, base in zip(labelled, bases, strict=True):
             entries += self._entries(self._class_folders(base), splits[folder.name])
         return entries
+
+    def _count_unlabelled(self, folders: list[Folder]) -> None:
+        for folder in folders:
+            count = sum(len(below.images) for below in folder.walk())
+            self.outside[f"unlabelled in {folder.name}"] += count
 
     def _read_splits_inside(
         self, classes: list[Folder], splits: Mapping[str, str]

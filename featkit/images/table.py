@@ -99,17 +99,7 @@ def _columns(path: Path, header: Sequence[str]) -> tuple[list[str], list[str]]:
     """
     columns = [normal_form(column) for column in header]
     for name in _COLUMNS:
-        matching = [column for column in columns if column.lower() == name]
-        if len(matching) > 1:
-            raise DataError(
-                f"{path} has {len(matching)} columns {name!r} ({', '.join(map(repr, header))}): "
-                "rename or remove all but one"
-            )
-        if not matching and name != "split":
-            found = ", ".join(columns) or "no columns"
-            raise DataError(
-                f"{path} has no column {name!r}: expected path,label[,split], found {found}"
-            )
+        _check_column(path, header, columns, name)
     lower = [column.lower() for column in columns]
     notes = []
     similar = [column for column in columns if column.lower() in _LIKE_SPLIT]
@@ -121,6 +111,20 @@ def _columns(path: Path, header: Sequence[str]) -> tuple[list[str], list[str]]:
     return [
         name if name in _COLUMNS else f"{place}: {name}" for place, name in enumerate(lower)
     ], notes
+
+
+def _check_column(path: Path, header: Sequence[str], columns: Sequence[str], name: str) -> None:
+    matching = [column for column in columns if column.lower() == name]
+    if len(matching) > 1:
+        raise DataError(
+            f"{path} has {len(matching)} columns {name!r} ({', '.join(map(repr, header))}): "
+            "rename or remove all but one"
+        )
+    if not matching and name != "split":
+        found = ", ".join(columns) or "no columns"
+        raise DataError(
+            f"{path} has no column {name!r}: expected path,label[,split], found {found}"
+        )
 
 
 def _entry(

@@ -396,25 +396,33 @@ def _with_pictures(
     read = _Reader(images)
     if explainer is None:
         return [replace(each, image=read.thumbnail(each.id)) for each in shown]
-    pictured = list(shown)
+    pictured: list[InspectedImage] = []
     for start in track(range(0, len(shown), _EXPLAIN_BATCH)):
-        batch = shown[start : start + _EXPLAIN_BATCH]
-        readable = []
-        for offset, each in enumerate(batch):
-            pixels = read(each.id)
-            if pixels is not None:
-                readable.append((start + offset, explainer.prepare(pixels)))
-        if not readable:
-            continue
-        stack = np.stack([pixels for _, pixels in readable])
-        classes = [pictured[row].predicted for row, _ in readable]
-        maps = explainer.explain(stack, classes)
-        for (row, pixels), explained in zip(readable, maps, strict=True):
-            pictured[row] = replace(pictured[row], image=pixels, heat=explained.heat)
+        pictured += _explained(shown[start : start + _EXPLAIN_BATCH], read, explainer)
     unreadable = sum(each.image is None for each in pictured)
     if unreadable:
         notes.append(f"{unreadable} of {len(shown)} images to show could not be read.")
     return pictured
+
+
+def _explained(
+    batch: Sequence[InspectedImage], read: _Reader, explainer: RunExplainer
+) -> list[InspectedImage]:
+    """Return images with pixels and maps; those that cannot be read stay as they are."""
+    pixels_of = {}
+    for each in batch:
+        pixels = read(each.id)
+        if pixels is not None:
+            pixels_of[each.id] = explainer.prepare(pixels)
+    readable = [each for each in batch if each.id in pixels_of]
+    if not readable:
+        return list(batch)
+    stack = np.stack([pixels_of[each.id] for each in readable])
+    maps = explainer.explain(stack, [each.predicted for each in readable])
+    explained = {}
+    for each, found in zip(readable, maps, strict=True):
+        explained[each.id] = replace(each, image=found.image, heat=found.heat)
+    return [explained.get(each.id, each) for each in batch]
 
 
 def _with_similar(
