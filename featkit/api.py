@@ -2520,8 +2520,8 @@ def _draw(
 
 def _perturbations_plot(name: str, seed: int) -> Plot:
     from featkit.images.decode import decode_file
+    from featkit.images.thumbnails import shrink
     from featkit.reports.pictures import perturbations_plot
-    from featkit.studies.inspect import shrink
 
     image = shrink(decode_file(Path(name)), 224)
     return perturbations_plot(image, seed=seed, title=f"{Path(name).name}, seed {seed}")
@@ -2633,8 +2633,9 @@ def _curves_plot(run: SavedRun) -> Plot:
 def _projection_plot(run: SavedRun, predictions: Predictions, options: Mapping[str, Any]) -> Plot:
     """Draw the features of the test images of a run in two dimensions."""
     from featkit.evaluation.projection import project
+    from featkit.images.thumbnails import square
     from featkit.reports.pictures import projection_plot
-    from featkit.studies.inspect import read_images, run_features, square
+    from featkit.studies.inspect import read_images, run_features
 
     colours = ("class", "prediction", "error")
     if options["colour"] not in colours:

@@ -29,7 +29,7 @@ def visible(text: str) -> str:
 
     File and class names may hold line breaks, escape sequences that a terminal obeys, and
     characters that change the order in which text is shown. Everything that featkit prints, logs
-    or writes for people to read passes through this function.
+    or writes to tables and reports passes through this function.
     """
     if text.isprintable():
         return text

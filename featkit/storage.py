@@ -584,7 +584,7 @@ def write_csv(file: TextIO, columns: Sequence[str], rows: Iterable[Sequence[Any]
 
 
 def csv_text(rows: Sequence[Mapping[str, Any]], columns: Sequence[str] | None = None) -> str:
-    """Return rows as CSV text with a header, for people: see ``safe_cell``.
+    """Return rows as CSV text with a header; text is escaped by ``safe_cell``.
 
     Args:
         rows: values by column name; a missing value becomes an empty field.

@@ -7,8 +7,8 @@ changed: an argument is removed, repeated, moved, replaced by a hostile value or
 characters, an option of the command is added, or a line of the file is changed. A case fails if the
 command raises anything but ``SystemExit``, exits with another code than 0, 1 or 2, prints a
 traceback or an error of several lines, or if a cell of a grid fails by an exception that is not a
-``FeatkitError``. Commands run in this process, in one folder of tiny images that is made anew for
-each case, with the same cache of features. Exit code 1 if a case fails; ``--only N`` repeats one.
+``FeatkitError``. Commands run in this process, in a new folder of tiny images for each case, with
+the same cache of features. Exit code 1 if a case fails; ``--only N`` repeats one.
 """
 
 from __future__ import annotations

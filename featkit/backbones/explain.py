@@ -19,8 +19,6 @@ from featkit.errors import SpecError
 Floats = NDArray[np.float32]
 Pixels = NDArray[np.uint8]
 
-_DEPTHWISE_NOTE = "its first layer is not a convolution of RGB images"
-
 
 @dataclass(frozen=True)
 class _MapSource:
@@ -192,7 +190,10 @@ def first_layer_filters(backbone: Backbone) -> Floats:
             if module.in_channels != 3 or module.groups != 1:
                 break
             return _array(module.weight.permute(0, 2, 3, 1))
-    raise SpecError(f"{backbone.name} has no filters to draw: {_DEPTHWISE_NOTE}")
+    raise SpecError(
+        f"{backbone.name} has no filters to draw: its first layer is not a convolution of RGB "
+        "images"
+    )
 
 
 def _last_modules(root: nn.Module) -> dict[str, nn.Module]:

@@ -175,7 +175,7 @@ def run_in_batches(engine: ForwardPass, pixels: NDArray[np.uint8]) -> NDArray[np
     return np.concatenate([engine(pixels[start : start + _BATCH]) for start in starts])
 
 
-def judge(record: Int8Record, title: str, fix: str) -> None:
+def warn_or_refuse(record: Int8Record, title: str, fix: str) -> None:
     """Warn about an int8 network whose features differ from float32, or refuse it.
 
     Args:
@@ -216,7 +216,7 @@ def check_on_this_machine(
         load_pixels: returns up to so many images, uint8 ``(n, h, w, 3)``, preprocessed.
 
     Raises:
-        SpecError: if the features differ too much from float32, see ``judge``.
+        SpecError: if the features differ too much from float32, see ``warn_or_refuse``.
     """
     if backbone.quantized is None or (backbone.quantized.digest, precision) in _checked:
         return
@@ -224,7 +224,7 @@ def check_on_this_machine(
     record = Int8Record.from_properties(engine.properties)
     made_here = record is not None and record.instruction_set == instruction_set()
     if record is not None:
-        judge(record, title, _QUANTIZE_AGAIN)
+        warn_or_refuse(record, title, _QUANTIZE_AGAIN)
     # In OpenVINO too: its engine compares itself with ONNX Runtime when it is opened.
     if not made_here:
         _compare_on_first_images(engine, backbone, title, load_pixels(CHECKED_IMAGES))
@@ -246,7 +246,7 @@ def _compare_on_first_images(
         reference = OnnxEngine(float32_model(data), title)
     expected = run_in_batches(reference, pixels)
     found = compare_with_float32(engine, pixels, expected, record.weight_bits if record else 8)
-    judge(found, title, _QUANTIZE_AGAIN)
+    warn_or_refuse(found, title, _QUANTIZE_AGAIN)
 
 
 def warn_if_unrecorded(properties: Mapping[str, str], title: str) -> None:
@@ -312,6 +312,6 @@ def _range_of(
     """Return the smallest and the largest number that a QuantizeLinear node can represent."""
     scale, zero = (constants[name] for name in quantizer.input[1:3])
     limits = np.iinfo(zero.dtype)
-    # As int32: the difference does not fit into eight bits.
+    # As int32: the difference does not fit into int8.
     low, high = (limit - zero.astype(np.int32) for limit in (limits.min, limits.max))
     return np.asarray(low * scale, np.float32), np.asarray(high * scale, np.float32)

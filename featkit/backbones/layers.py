@@ -146,8 +146,8 @@ def layer_shapes(
 def first_non_finite_layer(backbone: Backbone, pixels: NDArray[np.uint8]) -> str | None:
     """Return the first layer whose output has a NaN or an infinite value, None if there is none.
 
-    The network is built anew and computed in float32 on the CPU, so that the result also tells
-    whether a lower precision or another device is the cause: it is None if float32 is finite.
+    The network is built again and run in float32 on the CPU. The result is None if float32 is
+    finite: then a lower precision or another device is the cause.
 
     Args:
         backbone: the network.

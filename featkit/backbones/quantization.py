@@ -26,7 +26,7 @@ from featkit.backbones.int8 import (
     WEIGHT_BITS,
     Int8Record,
     compare_with_float32,
-    judge,
+    warn_or_refuse,
 )
 from featkit.backbones.onnx_export import silence, write_onnx
 from featkit.errors import SpecError
@@ -116,7 +116,7 @@ def quantize(
 
     Raises:
         SpecError: if the network cannot be exported to ONNX, the method or a layer is unknown, or
-            the features differ too much from float32, see ``int8.judge``.
+            the features differ too much from float32, see ``int8.warn_or_refuse``.
         MissingExtraError: if ONNX, ONNX Script or ONNX Runtime is not installed.
     """
     tools = require("onnxruntime.quantization", "int8")
@@ -150,7 +150,7 @@ def quantize(
     found = OnnxEngine(data, title)
     record = compare_with_float32(found, checked, expected, config.stored_bits)
     path.write_bytes(record.append_to(data))
-    judge(
+    warn_or_refuse(
         record,
         f"{backbone.name} ({config.method}{config.extras})",
         "quantize with more calibration images, another --method or --keep-worst 2, "

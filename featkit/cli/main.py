@@ -139,9 +139,9 @@ _HELP_AS_ERROR = getattr(click.exceptions, "NoArgsIsHelpError", ())
 def _system_errors_reported() -> Iterator[None]:
     """Convert errors of the system to a FeatkitError that names the file.
 
-    Files that featkit knows are read and written with messages of their own. What is left are paths
-    that the system refuses wherever they are looked up: longer than it allows, on a disk that was
-    removed, in a folder that may not be read.
+    Code that reads or writes a known file raises its own error. This one is for paths that the
+    system refuses in any call: longer than it allows, on a disk that was removed, in a folder that
+    may not be read.
     """
     try:
         yield

@@ -145,10 +145,10 @@ def nearest_neighbours(
     if n < 2:
         raise DataError(f"cannot search neighbours among {n} images: give at least two")
     of = np.arange(n) if of is None else of
-    return _nearest_of_unit_rows(_unit_rows(x), min(k, n - 1), of, track)
+    return _nearest_ofunit_rows(unit_rows(x), min(k, n - 1), of, track)
 
 
-def _nearest_of_unit_rows(
+def _nearest_ofunit_rows(
     unit: NDArray[np.floating[Any]], k: int, of: Labels, track: Track = iter
 ) -> Neighbours:
     """Return the ``k < n`` nearest other rows of the rows ``of``, of features of length 1."""
@@ -159,15 +159,26 @@ def _nearest_of_unit_rows(
         own = of[start : start + size]
         block = unit[own] @ unit.T
         block[np.arange(len(own)), own] = -np.inf
-        best = np.argpartition(block, n - k, axis=1)[:, n - k :]
-        values = np.take_along_axis(block, best, axis=1)
-        order = np.lexsort((best, -values), axis=1)
-        rows[start : start + size] = np.take_along_axis(best, order, axis=1)
-        cosines[start : start + size] = np.take_along_axis(values, order, axis=1)
+        stop = start + len(own)
+        rows[start:stop], cosines[start:stop] = most_similar(block, k)
     return Neighbours(rows, cosines)
 
 
-def _unit_rows(x: NDArray[np.floating[Any]]) -> NDArray[np.floating[Any]]:
+def most_similar(similarities: NDArray[Any], k: int) -> tuple[Labels, Probabilities]:
+    """Return columns and values ``(m, k)`` of the k largest values of each row, largest first.
+
+    Args:
+        similarities: ``(m, n)``.
+        k: between 1 and n.
+    """
+    n = similarities.shape[1]
+    best = np.argpartition(similarities, n - k, axis=1)[:, n - k :]
+    values = np.take_along_axis(similarities, best, axis=1)
+    order = np.lexsort((best, -values), axis=1)
+    return np.take_along_axis(best, order, axis=1), np.take_along_axis(values, order, axis=1)
+
+
+def unit_rows(x: NDArray[np.floating[Any]]) -> NDArray[np.floating[Any]]:
     """Return the rows scaled to length 1; zeros stay zero."""
     lengths = np.linalg.norm(x, axis=1, keepdims=True)
     scaled: NDArray[np.floating[Any]] = x / np.maximum(lengths, np.finfo(x.dtype).tiny)
@@ -254,8 +265,8 @@ def near_copies(
     A pair is a near copy by the criterion of ``near_duplicates``: it is closer than the density of
     images around both explains. A fixed cosine would flag every pair of images of a uniform class,
     such as water seen from above, and would depend on the network. Here ``chance`` is 0.1, so that
-    at most one in ten data sets without copies has one; ``near_duplicates`` is for people who look
-    at the pairs, and expects one. On ResNet-18 features of Caltech-101 this is a cosine above 0.953
+    at most one in ten data sets without copies has one; ``near_duplicates``, whose pairs are
+    reviewed by eye, expects one. On ResNet-18 features of Caltech-101 this is a cosine above 0.953
     for the median image and finds 62 test images, all of them copies that were mirrored, rotated,
     framed or compressed again; on EuroSAT 0.945, two images of water.
 
@@ -280,9 +291,9 @@ def near_copies(
     n, k = len(x), min(NEIGHBOURS, len(x) - 1) // 2 * 2
     if not len(tests) or not len(others) or k < 2:
         return NearCopies(none, none, np.empty(0), 1.0)
-    unit = _unit_rows(x)
+    unit = unit_rows(x)
     sample = np.random.default_rng(seed).permutation(n)[:_SAMPLE]
-    sampled = _nearest_of_unit_rows(unit, k, sample).distances
+    sampled = _nearest_ofunit_rows(unit, k, sample).distances
     ratio, _ = _distance_ratio(sampled, chance / n)
     if not ratio:
         return NearCopies(none, none, np.empty(0), 1.0)
@@ -292,7 +303,7 @@ def near_copies(
     )
     involved, place = np.unique(np.concatenate([rows, originals]), return_inverse=True)
     if len(involved):
-        spread = _nearest_of_unit_rows(unit, k, involved).distances[:, -1][place]
+        spread = _nearest_ofunit_rows(unit, k, involved).distances[:, -1][place]
         distances = np.sqrt(np.maximum(2 - 2 * cosines, 0))
         close = distances <= ratio * np.minimum(spread[: len(rows)], spread[len(rows) :])
         rows, originals, cosines = rows[close], originals[close], cosines[close]

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featkit.errors import DataError
-from featkit.evaluation.audit import Neighbours
+from featkit.evaluation.audit import Neighbours, most_similar, unit_rows
 
 _BLOCK_NUMBERS = 2**24
 
@@ -27,21 +27,11 @@ def nearest_rows(
     if not len(x):
         raise DataError("there are no images to search for similar ones")
     k = min(k, len(x))
-    unit, searched = _unit_length(x), _unit_length(queries)
+    unit, searched = unit_rows(x), unit_rows(queries)
     rows, cosines = np.empty((len(queries), k), np.int64), np.empty((len(queries), k))
     size = max(1, _BLOCK_NUMBERS // len(x))
     for start in range(0, len(queries), size):
-        similarity = searched[start : start + size] @ unit.T
-        best = np.argpartition(-similarity, k - 1, axis=1)[:, :k]
-        values = np.take_along_axis(similarity, best, axis=1)
-        order = np.lexsort((best, -values), axis=1)
-        stop = start + len(similarity)
-        rows[start:stop] = np.take_along_axis(best, order, axis=1)
-        cosines[start:stop] = np.take_along_axis(values, order, axis=1)
+        similarities = searched[start : start + size] @ unit.T
+        stop = start + len(similarities)
+        rows[start:stop], cosines[start:stop] = most_similar(similarities, k)
     return Neighbours(rows, cosines)
-
-
-def _unit_length(x: NDArray[np.floating[Any]]) -> NDArray[np.floating[Any]]:
-    lengths = np.linalg.norm(x, axis=1, keepdims=True)
-    unit: NDArray[np.floating[Any]] = x / np.maximum(lengths, np.finfo(x.dtype).tiny)
-    return unit

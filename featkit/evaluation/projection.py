@@ -78,6 +78,8 @@ def project(
         DataError: if there are fewer than four rows, a value is not finite, or all rows are equal.
         MissingExtraError: if the method needs an extra that is not installed.
     """
+    from sklearn.preprocessing import normalize
+
     if method not in METHODS:
         raise SpecError(f"unknown projection {method}: choose one of {', '.join(METHODS)}")
     if len(x) < 4:
@@ -87,7 +89,7 @@ def project(
     rows = np.arange(len(x))
     if len(x) > max_rows:
         rows = np.sort(np.random.default_rng(seed).choice(len(x), max_rows, replace=False))
-    unit = _unit_length(x[rows])
+    unit = normalize(x[rows].astype(np.float64))
     if (unit == unit[0]).all():
         raise DataError("cannot project features that are all the same: choose another --layer")
     positions = _PROJECTIONS[method](unit, seed, report_iteration)
@@ -119,14 +121,16 @@ def trustworthiness(
     References:
         Venna and Kaski, "Neighborhood preservation in nonlinear projection methods", ICANN 2001.
     """
+    from sklearn.metrics.pairwise import euclidean_distances
+
     n = len(x)
     penalty = 0.0
     size = max(1, _BLOCK_NUMBERS // n)
     for start in range(0, n, size):
         block = slice(start, min(n, start + size))
         here = np.arange(block.stop - start)
-        original = _squared_distances(x[block], x)
-        projected = _squared_distances(positions[block], positions)
+        original = euclidean_distances(x[block], x, squared=True)
+        projected = euclidean_distances(positions[block], positions, squared=True)
         original[here, start + here] = -np.inf
         projected[here, start + here] = np.inf
         nearest = np.argpartition(projected, k, axis=1)[:, :k]
@@ -199,16 +203,3 @@ def _principal_components(unit: Points, seed: int) -> Points:
 def _perplexity(rows: int) -> float:
     """Return the perplexity: it must be below the number of rows, and is useful below a third."""
     return min(PERPLEXITY, max(1.0, (rows - 1) / 3))
-
-
-def _unit_length(x: NDArray[np.floating[Any]]) -> Points:
-    wide = x.astype(np.float64)
-    lengths = np.linalg.norm(wide, axis=1, keepdims=True)
-    unit: Points = wide / np.where(lengths == 0, 1.0, lengths)
-    return unit
-
-
-def _squared_distances(a: NDArray[np.floating[Any]], b: NDArray[np.floating[Any]]) -> Points:
-    lengths = (a**2).sum(axis=1)[:, None] + (b**2).sum(axis=1)
-    distances: Points = np.maximum(lengths - 2 * a @ b.T, 0)
-    return distances

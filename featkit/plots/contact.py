@@ -9,8 +9,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
-from PIL import Image
 
+from featkit.images.thumbnails import shrink
 from featkit.plots.style import drawable, literal_text, shorten
 
 # Sizes in inches.
@@ -47,10 +47,8 @@ class Section:
 
 
 def thumbnail(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Return a image ``(h, w, 3)`` scaled down to fit a tile; smaller ones are unchanged."""
-    small = Image.fromarray(image)
-    small.thumbnail((_PIXELS, _PIXELS))
-    return np.asarray(small)
+    """Return an image ``(h, w, 3)`` scaled down to fit a tile; smaller ones are unchanged."""
+    return shrink(image, _PIXELS)
 
 
 def plot_contact(sections: Sequence[Section], *, title: str) -> Figure:

@@ -27,7 +27,9 @@ from featkit.plots.cam import overlay
 from featkit.reports.components import Table, TableCell, colour_class, interval_cell, number_cell
 from featkit.reports.render import render
 from featkit.reports.wording import interval_text
+from featkit.runs.card import run_errors
 from featkit.runs.fit import PACKAGES
+from featkit.storage import read_file
 from featkit.studies.inspect import EmbeddingMap, InspectedImage, RunInspection
 
 _CLUSTERED_FROM = 20
@@ -36,6 +38,7 @@ _JPEG_QUALITY = 72
 _SHOWN_SIDE = 144
 _SIMILAR_SIDE = 72
 _CURVES_FILE = "curves.png"
+_MAX_PNG_BYTES = 2**24
 
 
 @dataclass(frozen=True)
@@ -366,7 +369,9 @@ def _curves(directory: Path) -> Picture | None:
     path = directory / _CURVES_FILE
     if not path.is_file():
         return None
-    return Picture(_data_uri(path.read_bytes(), "image/png"), "Loss and accuracy by epoch")
+    with run_errors(directory):
+        content = read_file(path, _MAX_PNG_BYTES)
+    return Picture(_data_uri(content, "image/png"), "Loss and accuracy by epoch")
 
 
 # Embedding map ------------------------------------------------------------------------------------

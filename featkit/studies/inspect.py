@@ -2,29 +2,29 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from featkit.embeddings.base import Embeddings
 from featkit.embeddings.pipeline import Compute
-from featkit.errors import DataError, FeatkitError, RunError
+from featkit.errors import DataError, FeatkitError
 from featkit.evaluation.neighbours import nearest_rows
 from featkit.evaluation.predictions import Predictions
 from featkit.evaluation.projection import Projection, project
 from featkit.evaluation.report import Report
 from featkit.heads.search import Candidate
 from featkit.images.base import SPLITS, ImageSet, Pixels
+from featkit.images.thumbnails import shrink, square
+from featkit.parallel import in_threads
+from featkit.runs.card import run_errors
 from featkit.runs.compare import read_run
 from featkit.runs.directory import RESULTS_FILE, SavedRun
 from featkit.runs.features import FeatureSet, leaks, load_features
-from featkit.storage import safe_cell
+from featkit.storage import available_cores, read_json, safe_cell
 from featkit.studies.explain import RunExplainer
 
 MAX_SHOWN = 24
@@ -178,6 +178,7 @@ def inspect_run(
     notes: list[str] = []
     features = _features(run, cache, compute, notes)
     images = _images(run, predictions, notes)
+    read = _Reader(images)
     inspected = _predictions(predictions, report.classes)
 
     right = np.flatnonzero(predictions.correct)
@@ -186,14 +187,14 @@ def inspect_run(
     uncertain = right[np.argsort(confidence[right], kind="stable")][: MAX_SHOWN // 2]
     explainer = _explainer(run, images, compute, notes) if heat_maps else None
     shown = [inspected[row] for row in (*mistakes, *uncertain)]
-    shown = _with_pictures(shown, images, explainer, track, notes)
+    shown = _with_pictures(shown, read, explainer, track, notes)
     if features:
-        shown = _with_similar(shown, features.embeddings, images)
+        shown = _with_similar(shown, features.embeddings, read)
 
     embedding_map = None
     if features:
         embedding_map = _embedding_map(
-            features, inspected, images, method=projection, seed=seed, notes=notes
+            features, inspected, read, method=projection, seed=seed, notes=notes
         )
     return RunInspection(
         run=run,
@@ -202,7 +203,7 @@ def inspect_run(
         data=features.data if features else Path(run.request.data).name,
         mistakes=tuple(shown[: len(mistakes)]),
         uncertain=tuple(shown[len(mistakes) :]),
-        confused=_confused(report, inspected, images),
+        confused=_confused(report, inspected, read),
         embedding_map=embedding_map,
         counts=_counts(features.embeddings) if features else {},
         shared=len(leaks(features)) if features else None,
@@ -238,7 +239,7 @@ def inspect_mistakes(
     explainer = _explainer(run, images, compute, notes)
     inspected = _predictions(predictions, run.classes)
     chosen = [inspected[row] for row in _most_confident_mistakes(predictions, count)]
-    shown = _with_pictures(chosen, images, explainer, track, notes)
+    shown = _with_pictures(chosen, _Reader(images), explainer, track, notes)
     return shown, total, explainer.description if explainer else ""
 
 
@@ -264,12 +265,9 @@ def _read_search(run: SavedRun) -> tuple[Candidate, ...]:
     Raises:
         RunError: if the results of the run are damaged.
     """
-    path = run.path / RESULTS_FILE
-    try:
-        results = json.loads(path.read_text(encoding="utf-8"))
+    with run_errors(run.path):
+        results = read_json(run.path / RESULTS_FILE)
         return tuple(Candidate(**candidate) for candidate in results.get("search", []))
-    except (OSError, AttributeError, TypeError, ValueError) as error:
-        raise RunError(f"{path} cannot be read ({error}): fit the run again") from error
 
 
 def _predictions(predictions: Predictions, classes: Sequence[str]) -> list[InspectedImage]:
@@ -361,6 +359,11 @@ class _Reader:
         self._images = images
         self._rows = _rows_by_cell(images.ids) if images else {}
 
+    @property
+    def has_images(self) -> bool:
+        """Whether there are images to read."""
+        return self._images is not None
+
     def __call__(self, name: str) -> Pixels | None:
         row = self._rows.get(safe_cell(name))
         if self._images is None or row is None:
@@ -375,25 +378,23 @@ class _Reader:
         return None if pixels is None else shrink(pixels, _THUMBNAIL)
 
     def many(self, names: Sequence[str], side: int) -> list[Pixels | None]:
-        """Return square thumbnails of many images, read in two threads."""
+        """Return square thumbnails of many images, read in one thread per core."""
 
         def read(name: str) -> Pixels | None:
             pixels = self(name)
             return None if pixels is None else square(pixels, side)
 
-        with ThreadPoolExecutor(2) as pool:
-            return list(pool.map(read, names))
+        return list(in_threads(read, names, available_cores()))
 
 
 def _with_pictures(
     shown: Sequence[InspectedImage],
-    images: ImageSet | None,
+    read: _Reader,
     explainer: RunExplainer | None,
     track: Track,
     notes: list[str],
 ) -> list[InspectedImage]:
     """Return the images with their pixels and class activation maps, as far as they can be read."""
-    read = _Reader(images)
     if explainer is None:
         return [replace(each, image=read.thumbnail(each.id)) for each in shown]
     pictured: list[InspectedImage] = []
@@ -426,20 +427,17 @@ def _explained(
 
 
 def _with_similar(
-    shown: Sequence[InspectedImage], embeddings: Embeddings, images: ImageSet | None
+    shown: Sequence[InspectedImage], embeddings: Embeddings, read: _Reader
 ) -> list[InspectedImage]:
     """Return the images with their most similar training images."""
-    train, test = (
-        embeddings.take(np.flatnonzero(embeddings.splits != "test")),
-        embeddings.part("test"),
-    )
+    train = embeddings.take(np.flatnonzero(embeddings.splits != "test"))
+    test = embeddings.part("test")
     row_of = _rows_by_cell(test.ids)
     known = [each for each in shown if each.id in row_of]
     if not known or not len(train):
         return list(shown)
     queries = test.x[[row_of[each.id] for each in known]]
     found = nearest_rows(queries, train.x, NEIGHBOURS)
-    read = _Reader(images)
     similar_of: dict[str, tuple[SimilarImage, ...]] = {}
     for each, rows, cosines in zip(known, found.rows, found.cosines, strict=True):
         similar = []
@@ -451,11 +449,10 @@ def _with_similar(
 
 
 def _confused(
-    report: Report, inspected: Sequence[InspectedImage], images: ImageSet | None
+    report: Report, inspected: Sequence[InspectedImage], read: _Reader
 ) -> tuple[ConfusedImages, ...]:
     """Return the most confused pairs of classes with example images."""
     totals = {each.name: each.n for each in report.per_class}
-    read = _Reader(images)
     pairs = []
     for pair in report.confused[:_PAIRS]:
         members = [
@@ -475,7 +472,7 @@ def _confused(
 def _embedding_map(
     features: FeatureSet,
     inspected: Sequence[InspectedImage],
-    images: ImageSet | None,
+    read: _Reader,
     *,
     method: str,
     seed: int,
@@ -498,7 +495,7 @@ def _embedding_map(
     # A browser decodes one sprite of thumbnails; more of them would make the file too large.
     side = 32 if len(projection.rows) > 1_000 else 48
     names = [known[row].id for row in projection.rows[:MAX_MAP_THUMBNAILS]]
-    thumbnails = _Reader(images).many(names, side) if images else []
+    thumbnails = read.many(names, side) if read.has_images else []
     blank = np.full((side, side, 3), 128, np.uint8)
     return EmbeddingMap(
         projection=projection,
@@ -514,19 +511,3 @@ def _counts(embeddings: Embeddings) -> dict[str, dict[str, int]]:
         of_class = embeddings.splits[embeddings.y == label]
         counts[name] = {split: int((of_class == split).sum()) for split in SPLITS}
     return counts
-
-
-def shrink(pixels: Pixels, side: int) -> Pixels:
-    """Return an image scaled down so that its longer side is at most ``side`` pixels."""
-    image = Image.fromarray(pixels)
-    image.thumbnail((side, side))
-    return np.asarray(image)
-
-
-def square(pixels: Pixels, side: int) -> Pixels:
-    """Return the central square of an image, resized to ``(side, side, 3)``."""
-    height, width = pixels.shape[:2]
-    edge = min(height, width)
-    top, left = (height - edge) // 2, (width - edge) // 2
-    central = Image.fromarray(pixels[top : top + edge, left : left + edge])
-    return np.asarray(central.resize((side, side), Image.Resampling.BILINEAR))

@@ -26,8 +26,8 @@ from featkit.backbones.int8 import (
     check_on_this_machine,
     cosines,
     float32_model,
-    judge,
     products_saturate,
+    warn_or_refuse,
 )
 from featkit.backbones.layers import freeze
 from featkit.backbones.quantization import QuantizationConfig, quantize
@@ -219,16 +219,16 @@ def test_a_dissimilar_network_is_warned_of_or_refused(cosine, level, caplog, mon
     caplog.set_level(logging.WARNING, "featkit")
     if level == "error":
         with pytest.raises(SpecError, match=r"at least 0.97 is required: mend it, or set FEATKIT_"):
-            judge(record, "net", "mend it")
+            warn_or_refuse(record, "net", "mend it")
         monkeypatch.setenv(CHECK_VARIABLE, "warn")
-    judge(record, "net", "mend it")
+    warn_or_refuse(record, "net", "mend it")
     assert bool(caplog.records) == (level is not None)
 
 
 def test_a_misspelt_variable_is_an_error(monkeypatch):
     monkeypatch.setenv(CHECK_VARIABLE, "wran")
     with pytest.raises(SpecError, match="FEATKIT_INT8_CHECK is 'wran': set it to warn or refuse"):
-        judge(replace(RECORD, cosine=0.5), "net", "mend it")
+        warn_or_refuse(replace(RECORD, cosine=0.5), "net", "mend it")
 
 
 def from_elsewhere(backbone: Backbone, tmp_path, record: Int8Record | None) -> Backbone:

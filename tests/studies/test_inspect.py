@@ -13,7 +13,7 @@ import featkit
 from featkit.embeddings.pipeline import Compute
 from featkit.errors import DataError
 from featkit.runs.compare import read_run
-from featkit.studies.inspect import inspect_mistakes, inspect_run, shrink, square
+from featkit.studies.inspect import inspect_mistakes, inspect_run
 
 
 @pytest.fixture(scope="module")
@@ -126,12 +126,6 @@ def test_a_run_without_mistakes_has_no_picture_of_them(fitted):
     right = type(predictions)(predictions.ids, predictions.y, predictions.y, predictions.confidence)
     with pytest.raises(DataError, match="correctly"):
         inspect_mistakes(featkit.load_run(directory), right, count=3, compute=Compute())
-
-
-def test_thumbnails_fit_their_size():
-    pixels = np.zeros((40, 100, 3), np.uint8)
-    assert shrink(pixels, 50).shape == (20, 50, 3)
-    assert square(pixels, 32).shape == (32, 32, 3)
 
 
 def test_predictions_are_read_with_their_confidence(fitted):
