@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from featkit.images import load_images as load_images
     from featkit.images.base import ImageSet as ImageSet
 
-__version__ = "0.3.0"
+__version__ = "0.4.0"
 
 _MODULES = {
     "Compute": "featkit.embeddings.pipeline",

@@ -42,11 +42,21 @@ BLOCK_VALUES = 2**22
 FOLDS = 3
 """Parts of the training set in the cross-validation of the calibration."""
 
+ENOUGH_IMAGES = 1_000
+"""Held-out images after which no further fold is fitted: the calibration has a single parameter."""
+
 DEFAULT_SLOPE = 8.0
 """Slope of the scores without a cross-validation, which is close to that of Caltech-101."""
 
 SLOPES = (1e-3, 1e4)
 """Smallest and largest slope."""
+
+TOLERANCE = 1e-8
+"""Stopping tolerance of the solver: with its usual 1e-3, the scores would depend on the order of
+the samples."""
+
+CALIBRATION_TOLERANCE = 1e-4
+"""That of the cross-validation, of which only the slope is kept, an average over all images."""
 
 SEARCH_CS = (1.0, 3.0, 10.0)
 SEARCH_GAMMAS: tuple[str | float, ...] = ("scale", 0.3)
@@ -85,8 +95,9 @@ class SVMHead(LogitHead):
 
     The logit of a class is its smallest pairwise margin, against its closest rival, times a slope;
     the scores are the softmax of the logits. The slope is fitted by maximum likelihood on margins
-    of training images that the machines were not trained on (3-fold cross-validation): Platt
-    scaling with a single parameter for all pairs. If another class than the predicted one has the
+    of training images that the machines were not trained on (3-fold cross-validation, of which the
+    folds after the first 1,000 held-out images are left out): Platt scaling with a single parameter
+    for all pairs. If another class than the predicted one has the
     highest score, the two scores are exchanged.
 
     Kernel values are computed as matrix products: all of them before fitting, for up to 16,384
@@ -248,10 +259,10 @@ class SVMHead(LogitHead):
         x: Floats,
         codes: NDArray[np.intp],
         weights: Any = None,
+        tolerance: float = TOLERANCE,
     ) -> NDArray[np.intp]:
         """Fit a ``SVC`` on features or kernel values; return its support indices ``(s,)``."""
-        # With the usual tolerance of 1e-3, the scores would depend on the order of the samples.
-        machine.set_params(C=self.C, tol=1e-8, cache_size=1000).fit(x, codes, weights)
+        machine.set_params(C=self.C, tol=tolerance, cache_size=1000).fit(x, codes, weights)
         self.n_support_, self.dual_coef_ = machine.n_support_, machine.dual_coef_
         self.intercept_ = machine.intercept_
         support: NDArray[np.intp] = machine.support_
@@ -265,8 +276,12 @@ class SVMHead(LogitHead):
             codes, weights, folds = codes[kept], weights[kept], folds[kept]
             kernel = self._kernel(data.scaled[kept], data.scaled[kept])
         logits = np.full((len(codes), len(self.classes_)), -np.inf)
+        n_held = 0
         for fold in range(FOLDS):
+            if n_held >= ENOUGH_IMAGES:
+                break
             train, held = np.flatnonzero(folds != fold), np.flatnonzero(folds == fold)
+            n_held += len(held)
             present, train_codes = np.unique(codes[train], return_inverse=True)
             if len(present) < 2 or not len(held):
                 continue
@@ -276,6 +291,7 @@ class SVMHead(LogitHead):
                 kernel[np.ix_(train, train)],
                 train_codes,
                 weights[train],
+                CALIBRATION_TOLERANCE,
             )
             for block in gen_batches(len(held), machine._block_rows(len(support))):
                 rows = held[block]
@@ -446,7 +462,10 @@ def _scores(pairs: NDArray[np.float64], slope: float) -> NDArray[np.float64]:
 
 def _squared_distances(a: Floats, b: Floats) -> NDArray[np.float64]:
     """Return ``|a - b|^2`` ``(n, m)`` for rows ``(n, d)`` and ``(m, d)``."""
-    a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
+    same = b is a
+    a = np.asarray(a, np.float64)
+    # With a single array NumPy computes one half of the symmetric product only.
+    b = a if same else np.asarray(b, np.float64)
     # In place, as the matrix may take gigabytes.
     distances: NDArray[np.float64] = a @ b.T
     distances *= -2

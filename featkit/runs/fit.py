@@ -38,7 +38,7 @@ from featkit.storage import digest, peak_memory_mb
 PACKAGES = ("featkit", "numpy", "scikit-learn", "skops", "torch", "torchvision")
 """Packages whose versions a report records."""
 
-RESULTS_VERSION = "0.3.0"
+RESULTS_VERSION = "0.4.0"
 """Part of every run id and cell name: results that are still valid are found after an update.
 
 Increase it when the same inputs would give other numbers, not with each release. In 0.1.0 it
