@@ -187,6 +187,8 @@ _MARKER = re.compile(rb"\xff[\xc0-\xcf\xd9-\xfe]")
 _USUAL_TRAILER = 64
 """Bytes after the end of an image that are common, such as padding."""
 
+_SUSPICIOUS_ZEROS = 512
+
 _FILLER = bytes((97 * number + 31) % 251 for number in range(3000))
 _MORE_PIXELS = b"".join(_FILLER + bytes((0xFF, 0xD0 + number)) for number in range(8)) + _FILLER
 
@@ -211,6 +213,21 @@ def with_more_pixels(data: bytes) -> bytes:
     """
     end = _end_of_image(data)
     return data if end is None else data[:end] + _MORE_PIXELS + data[end:]
+
+
+def zeros_before_end(data: bytes) -> tuple[int, int] | None:
+    """Return start and stop of the zeros before the end of the image in a JPEG file.
+
+    None if there are fewer than ``_SUSPICIOUS_ZEROS``. A file that was not copied completely may
+    have them in place of compressed pixels. A flat area may consist of zeros too.
+    """
+    if bytes(_SUSPICIOUS_ZEROS) not in data:
+        return None
+    stop = _end_of_image(data)
+    if stop is None:
+        return None
+    start = len(data[:stop].rstrip(b"\0"))
+    return (start, stop) if stop - start >= _SUSPICIOUS_ZEROS else None
 
 
 def _end_of_image(data: bytes) -> int | None:

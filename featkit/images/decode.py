@@ -35,6 +35,7 @@ from featkit.images.containers import (
     lacks_end,
     lacks_scans,
     with_more_pixels,
+    zeros_before_end,
     without_metadata,
 )
 from featkit.images.intensity import IntensityRange
@@ -296,15 +297,42 @@ def _refuse_cut_off(data: bytes, image: Image.Image) -> None:
         raise _PixelError("truncated: the end of the JPEG data is missing")
     if image.info.get("progressive") and lacks_scans(data):
         raise _PixelError("truncated: the last scans of the progressive JPEG file are missing")
+    if zeros := zeros_before_end(data):
+        _refuse_zeros(data, image, *zeros)
     last = image.getpixel((image.width - 1, image.height - 1))
     values = last if isinstance(last, tuple) else (last,)
     if not {127, 128}.issuperset(values):
         return
-    with JpegImagePlugin.jpeg_factory(BytesIO(with_more_pixels(data)), "") as again:
-        again.load()
-        for band, same in zip(_bands(image), _bands(again), strict=True):
+    if not _has_same_pixels(image, with_more_pixels(data)):
+        raise _PixelError("truncated: the JPEG data ends before the last pixel")
+
+
+def _refuse_zeros(data: bytes, image: Image.Image, start: int, stop: int) -> None:
+    """Refuse a JPEG file whose last pixels are zeros of a file that was not copied completely.
+
+    Zeros that are not pixels are padding. An encoder writes as many as the pixels need: without the
+    last ones, pixels are missing. Zeros of a lost part are more than that, or fewer, which leaves
+    grey pixels.
+
+    Args:
+        data: the file.
+        image: its decoded image.
+        start: position of the first zero.
+        stop: position of the end of the image, after the last zero.
+    """
+    if _has_same_pixels(image, data[:start] + data[stop:]):
+        return
+    if _has_same_pixels(image, data[: stop - 16] + data[stop:]):
+        raise _PixelError("truncated: the last pixels in the JPEG file are zeros")
+
+
+def _has_same_pixels(image: Image.Image, jpeg: bytes) -> bool:
+    with JpegImagePlugin.jpeg_factory(BytesIO(jpeg), "") as other:
+        other.load()
+        for band, same in zip(_bands(image), _bands(other), strict=True):
             if not np.array_equal(np.asarray(band), np.asarray(same)):
-                raise _PixelError("truncated: the JPEG data ends before the last pixel")
+                return False
+    return True
 
 
 # Pixels -----------------------------------------------------------------------------------------

@@ -437,6 +437,34 @@ def test_a_jpeg_file_that_was_cut_off_is_refused(photo, options, rest):
             decode(data[: start + int(part * (len(data) - start))] + rest, "cut")
 
 
+@pytest.mark.parametrize("options", [*JPEGS[:4], *JPEGS[6:]], ids=str)
+@pytest.mark.parametrize("zeros", [600, 5_000, 100_000])
+def test_a_jpeg_file_whose_last_part_is_zeros_is_refused(photo, options, zeros):
+    options = {"mode": "RGB", "quality": 80, **options}
+    data = encoded(photo.convert(options.pop("mode")), "JPEG", **options)
+    start = data.rindex(b"\xff\xda") + 14
+    for part in (0.1, 0.4, 0.7):
+        cut = start + int(part * (len(data) - start))
+        with pytest.raises(DecodeError, match="truncated"):
+            decode(data[:cut] + bytes(zeros) + b"\xff\xd9", "cut")
+
+
+@pytest.mark.parametrize("zeros", [0, 1000])
+def test_a_flat_picture_whose_compressed_pixels_are_zeros_is_read(zeros):
+    data = encoded(Image.new("L", (2000, 1000), 77), "JPEG", optimize=True)
+    assert bytes(600) in data
+    padded = data[:-2] + bytes(zeros) + data[-2:]
+    assert (decode(padded, "flat") == 77).all()
+
+
+@pytest.mark.parametrize("options", JPEGS, ids=str)
+def test_zeros_after_the_last_compressed_pixel_are_padding(photo, options):
+    options = {"mode": "RGB", "quality": 80, **options}
+    data = encoded(photo.convert(options.pop("mode")), "JPEG", **options)
+    padded = data[:-2] + bytes(1000) + data[-2:]
+    assert np.array_equal(decode(padded, "photo"), decode(data, "photo"))
+
+
 @pytest.mark.parametrize("options", JPEGS, ids=str)
 def test_a_complete_jpeg_file_that_ends_grey_is_read(photo, options):
     options = {"mode": "RGB", "quality": 80, **options}
