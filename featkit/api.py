@@ -77,6 +77,7 @@ if TYPE_CHECKING:
     from featkit.runs.train import TrainedRun
     from featkit.storage import Content
     from featkit.studies.audit import AuditResult
+    from featkit.studies.clean import CleanData, Decision
     from featkit.studies.distill import DistillationResult
     from featkit.studies.fewshot import FewShotScore
     from featkit.studies.profile import NetworkProfile
@@ -213,6 +214,19 @@ def _images_or_path() -> Kind:
         return instance(ImageSet).convert(value)
 
     return Kind("a spec or path of images as text or pathlib.Path, or an ImageSet", convert)
+
+
+def _decisions_or_path() -> Kind:
+    """Return the kind of decisions about images: a CSV file, or ``Decision`` objects."""
+
+    def convert(value: Any) -> Any:
+        if isinstance(value, str | PathLike):
+            return PATH.convert(value)
+        from featkit.studies.clean import Decision
+
+        return sequence(instance(Decision)).convert(value)
+
+    return Kind("the path of a decisions file, or a sequence of Decision", convert)
 
 
 def _training_kinds() -> dict[str, Kind]:
@@ -1370,11 +1384,15 @@ def fewshot(
     return FewShotResult(features.data, tuple(scores), tuple(points), text)
 
 
-@checked(**_FEATURES, few=integer(1))
+@checked(
+    **_FEATURES, few=integer(1), decisions=_decisions_or_path(), apply=several(text("duplicates"))
+)
 def audit(
     data: PathLike | None = None,
     *,
     few: int = 20,
+    decisions: PathLike | Sequence[Decision] | None = None,
+    apply: Strings = (),
     split: str | None = None,
     limit: str | None = None,
     intensity_range: str | None = None,
@@ -1398,46 +1416,116 @@ def audit(
     on_error: str = "fail",
     progress: bool = False,
 ) -> AuditResult:
-    """Find duplicates, label errors and small classes; the data set is not changed.
+    """Find duplicates, label errors and small classes; image files are never changed.
 
     Args:
         data: spec of the images; see ``fit`` for what None means.
         few: report classes with fewer train images than this.
-        out: folder in which ``audit-<data>`` is written (findings, contact sheet); None to write
+        decisions: what to do with images, for the list in ``out``: a CSV file with columns
+            ``path,action,label`` (action ``keep``, ``relabel`` or ``drop``), or ``Decision``
+            objects.
+        apply: suggestions to accept for the list in ``out``: ``labels``, ``duplicates``,
+            ``near-duplicates``, or several of them; see ``studies.clean.clean``.
+        out: folder in which ``audit-<data>`` is written (findings, suggestions, contact sheet), or
+            a file ending in ``.csv`` in which the images are listed after decisions and accepted
+            suggestions (``path,label,split,group``), as ``data`` for ``fit``; None to write
             nothing.
         split, limit, intensity_range, seed, augment, views, perturb, backbone, weights, layer,
             pool, resize, crop, precision, cache, device, batch_size, workers, compile, on_error,
             progress: as for ``fit``.
 
     Raises:
-        DataError: if the backbone was trained on an image, or there are fewer than two images.
+        DataError: if the backbone was trained on an image, there are fewer than two images, or a
+            decision names an unknown image or class.
+        OptionsError: if ``out`` ends in ``.csv`` and there is nothing to apply, or the reverse.
     """
     options = locals()
-    from featkit.reports.figures import audit_figures
-    from featkit.storage import publish, safe_name
     from featkit.studies.audit import audit as audit_features
+    from featkit.studies.clean import check_kinds, read_decisions
 
+    listed = out is not None and Path(out).suffix.lower() == ".csv"
+    kinds = _strings(apply)
+    check_kinds(kinds)
+    if listed and decisions is None and not kinds:
+        raise OptionsError(
+            f"nothing to apply in {out}: give --decisions FILE, or --apply with labels, duplicates "
+            "or near-duplicates"
+        )
+    if not listed and (decisions is not None or kinds):
+        raise OptionsError("--decisions and --apply need --out with a file ending in .csv")
+    if isinstance(decisions, str | Path):
+        decisions = read_decisions(Path(decisions))
     features = _load_features(options)
     result = audit_features(features, few=few, progress=progress)
     for line in result.notes:
         log.warning(line)
-    if out is None:
-        return result
+    if listed:
+        write_clean(result, str(out), decisions or (), kinds)
+    elif out is not None:
+        _write_audit(result, Path(out))
+    return result
+
+
+def write_clean(
+    result: AuditResult,
+    out: PathLike,
+    decisions: Sequence[Decision] = (),
+    apply: Sequence[str] = (),
+) -> CleanData:
+    """Write an audited data set as a CSV file after decisions and accepted suggestions.
+
+    Args:
+        result: the audit.
+        out: the CSV file, which ``data`` of ``fit`` reads.
+        decisions, apply: see ``studies.clean.clean``.
+
+    Raises:
+        DataError: if a decision names an unknown image or class, the images are gone, or ``out`` is
+            the list that they were read from.
+        StorageError: if the disk is full or cannot be written.
+    """
+    from featkit.studies.clean import clean
+
+    path = Path(out)
+    if path.exists() and path.resolve() == Path(result.request.data).resolve():
+        raise DataError(f"{path} is the list of the audited images: choose another name for --out")
+    cleaned = clean(result, decisions, apply)
+    cleaned.write(path)
+    for line in cleaned.notes:
+        log.warning(line)
+    counts = cleaned.counts
+    log.info(
+        "%s: %d images, %d relabelled, %d dropped; fit on them with --data %s",
+        path,
+        counts["listed"],
+        counts["relabelled"],
+        counts["dropped"],
+        path,
+    )
+    return cleaned
+
+
+def _write_audit(result: AuditResult, out: Path) -> None:
+    """Write the folder of an audit: findings, suggestions and contact sheet."""
+    from featkit.reports.figures import audit_figures
+    from featkit.storage import publish, safe_name
+    from featkit.studies.clean import suggestions_csv
+
     try:
-        figures = audit_figures(result, features.request.load_images())
+        figures = audit_figures(result, result.request.load_images())
     except FeatkitError as error:  # the features are cached, the images may be elsewhere
         log.info("no contact.png: %s", error)
         figures = {}
     text = json.dumps(result.to_dict(), indent=2, allow_nan=False)
-    directory = Path(out) / f"audit-{safe_name(result.data)}"
+    directory = out / f"audit-{safe_name(result.data)}"
     files: dict[str, Content] = {
         "audit.json": text,
         "findings.csv": result.to_csv(),
+        "suggestions.csv": suggestions_csv(result),
         **figures,
     }
     publish(directory, files, own=["contact.png"])
     log.info("audit: %s", directory)
-    return result
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,7 @@ from io import BufferedReader
 from pathlib import Path
 from typing import Any, TextIO, TypeVar
 
-from featkit.errors import FeatkitError, SpecError, StorageError, visible
+from featkit.errors import DataError, FeatkitError, SpecError, StorageError, visible
 
 Content = str | bytes | Callable[[Path], None]
 """Text, bytes, or a function that writes the file at a given path."""
@@ -570,15 +570,19 @@ def processes_using(path: Path) -> list[str]:
     return found
 
 
-def write_csv(file: TextIO, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+def write_csv(
+    file: TextIO, columns: Sequence[str], rows: Iterable[Sequence[Any]], *, quote_all: bool = False
+) -> None:
     r"""Write a header and rows as CSV, lines ending in ``\n``.
 
     Args:
         file: opened with ``newline=""`` if it is on the disk.
         columns: names of the columns.
         rows: one value per column; None becomes an empty field.
+        quote_all: whether to quote every value; needed for values that contain ``\r``.
     """
-    writer = csv.writer(file, lineterminator="\n")
+    quoting = csv.QUOTE_ALL if quote_all else csv.QUOTE_MINIMAL
+    writer = csv.writer(file, lineterminator="\n", quoting=quoting)
     writer.writerow(columns)
     writer.writerows(rows)
 
@@ -601,6 +605,41 @@ def csv_text(rows: Sequence[Mapping[str, Any]], columns: Sequence[str] | None = 
     return out.getvalue()
 
 
+def read_csv(
+    path: Path, columns: Callable[[Sequence[str]], Sequence[str]]
+) -> list[tuple[int, dict[str, str]]]:
+    """Return the line number and the values by column of each row of a UTF-8 CSV file.
+
+    Args:
+        path: the file, with or without a byte order mark.
+        columns: returns the names of the columns for the header of the file; may raise DataError.
+
+    Raises:
+        DataError: if the file cannot be read, is not CSV in UTF-8, or a row has not as many values
+            as the header.
+    """
+    try:
+        text = read_file(path, TEXT_LIMIT).decode("utf-8-sig")
+        reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
+        reader.fieldnames = columns(reader.fieldnames or [])
+        rows = [(reader.line_num, row) for row in reader]
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} is not UTF-8 text: save it as CSV UTF-8") from error
+    except csv.Error as error:
+        raise DataError(
+            f"{path} is not CSV ({error}): save it as comma-separated UTF-8 text"
+        ) from error
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}; check the file") from error
+    for line, row in rows:
+        if None in row or None in row.values():
+            raise DataError(
+                f"line {line} of {path} has not as many values as the header: put quotes around "
+                "values that contain a comma"
+            )
+    return rows
+
+
 def safe_cell(value: Any) -> Any:
     """Return the value of a CSV cell as text that a spreadsheet and a terminal show and not obey.
 
@@ -612,9 +651,22 @@ def safe_cell(value: Any) -> Any:
     if not isinstance(value, str):
         return value
     text = visible(value)
-    if text.lstrip()[:1] in _FORMULA_STARTS and not _NUMBER.fullmatch(text):
-        return f"'{text}"
-    return text
+    return f"'{text}" if is_formula(text) else text
+
+
+def is_formula(text: str) -> bool:
+    """Return whether a spreadsheet would take a cell for a formula."""
+    return text.lstrip()[:1] in _FORMULA_STARTS and not _NUMBER.fullmatch(text)
+
+
+def with_apostrophe(text: str) -> str:
+    """Return text with an apostrophe in front of a formula; ``without_apostrophe`` removes it."""
+    return f"'{text}" if is_formula(text.lstrip("'")) else text
+
+
+def without_apostrophe(cell: str) -> str:
+    """Return a CSV cell without the apostrophe in front of a formula."""
+    return cell[1:] if cell.startswith("'") and is_formula(cell.lstrip("'")) else cell
 
 
 # The last four are the full-width forms, which some spreadsheets take for the others.

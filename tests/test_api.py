@@ -69,7 +69,7 @@ SIGNATURES = {
     "longtail": f"factors {GRID.replace(' tune', '')}",
     "robustness": f"family level baseline {GRID.replace(' perturb', '')}",
     "fewshot": f"data way shot query episodes head curve draws {EXTRACTION} cache out {COMPUTE}",
-    "audit": f"data few {EXTRACTION} cache out {COMPUTE}",
+    "audit": f"data few decisions apply {EXTRACTION} cache out {COMPUTE}",
     "profile": "backbones data head repeats warm_up split limit intensity_range seed augment views perturb resize crop cache out "
     f"{COMPUTE}",
     "finetune": f"data backbone {SCHEDULE}",

@@ -4,7 +4,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from featkit.cli.options import command, integers, option, study_options
+import click
+
+from featkit.cli.options import (
+    UserPath,
+    command,
+    feature_options,
+    integers,
+    json_option,
+    option,
+)
 from featkit.cli.output import interactive, print_json, print_text, table
 from featkit.errors import visible
 
@@ -17,6 +26,13 @@ Examples:
   featkit audit --data photos --backbone resnet50 --top 30
   featkit audit --data photos --strict
   featkit audit --cache cache/photos-resnet50-0123456789ab.h5 --json
+  featkit audit --data photos --decisions decisions.csv --out clean.csv
+  featkit audit --data photos --apply labels --apply duplicates --out clean.csv
+  featkit fit --data clean.csv
+
+\b
+A decisions file is CSV with the columns path,action,label: action is keep, relabel (to the class
+label) or drop. The lines of suggestions.csv that you accept are such a file.
 
 \b
 Without --data or --backbone, the newest cache file that matches the other options is used.
@@ -44,13 +60,39 @@ Without --data or --backbone, the newest cache file that matches the other optio
     is_flag=True,
     help="Exit with code 1 if an image is in both train and test.",
 )
-@study_options
+@feature_options
+@option(
+    "--out",
+    group="Output",
+    type=UserPath(),
+    default="experiments/runs",
+    metavar="DIR|FILE.csv",
+    help="Directory for results, or a CSV file that lists the images after --decisions and --apply "
+    "(path,label,split,group).",
+)
+@option(
+    "--decisions",
+    group="Output",
+    type=UserPath(),
+    metavar="FILE",
+    help="Decisions about images to apply in --out FILE.csv.",
+)
+@option(
+    "--apply",
+    group="Output",
+    type=click.Choice(["labels", "duplicates", "near-duplicates"]),
+    multiple=True,
+    help="Accept all suggestions of a kind in --out FILE.csv: suggested labels of train and val "
+    "images; one image of each group of identical images, or of near duplicates too. Repeatable.",
+)
+@json_option
 def audit(top: int, strict: bool, as_json: bool, **options: Any) -> None:
     """Find duplicates, label errors and small classes.
 
     Reports identical images, near duplicates, labels that contradict both the nearest neighbours
     and a cross-validated head, and classes with few images, in all splits. Writes audit-<data>/
-    with audit.json, findings.csv and contact.png; the data set is not changed.
+    with audit.json, findings.csv, suggestions.csv and contact.png, or with --out FILE.csv a list
+    of the images after decisions and accepted suggestions. Image files are never changed.
     """
     from featkit import api
     from featkit.errors import DataError

@@ -388,14 +388,15 @@ out_option = option(
 )
 json_option = option("--json", "as_json", group="Output", is_flag=True, help="Print JSON.")
 
-study_options = stack(
+feature_options = stack(
     data_options,
     backbone_option,
     network_options,
     layer_option,
     cache_or_file_option,
     compute_options,
-    out_option,
-    json_option,
 )
+"""The options of a command that uses features."""
+
+study_options = stack(feature_options, out_option, json_option)
 """The options of a command that uses features and writes results."""

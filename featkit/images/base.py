@@ -59,6 +59,10 @@ class ImageSet:
             one line each.
         intensity: range of values that become black and white, see ``IntensityRange``; ``none`` for
             that of the files' format.
+        files: path of each image's file, an empty text for a missing one; empty if the images are
+            not files.
+        groups: group of each image, such as a patient, an empty text for none; empty if the source
+            defines no groups.
     """
 
     name: str
@@ -71,6 +75,8 @@ class ImageSet:
     key: Callable[[int], str]
     notes: tuple[str, ...] = ()
     intensity: str = "none"
+    files: tuple[str, ...] = ()
+    groups: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -127,6 +133,8 @@ class ImageSet:
             splits=self.splits[rows],
             load=keyed,
             key=lambda row: key(int(rows[row])),
+            files=tuple(self.files[row] for row in rows) if self.files else (),
+            groups=tuple(self.groups[row] for row in rows) if self.groups else (),
         )
 
 
@@ -143,6 +151,11 @@ def check_image_set(images: ImageSet) -> None:
             f"an ImageSet of {n} ids has labels {labels.shape} and splits {splits.shape}: "
             f"give arrays of shape ({n},)"
         )
+    for name in ("files", "groups"):
+        if len(getattr(images, name)) not in (0, n):
+            raise DataError(
+                f"an ImageSet of {n} ids has {len(getattr(images, name))} {name}: give {n} or none"
+            )
     if len(set(images.ids)) != n:
         raise DataError("an ImageSet has an id twice: give each image another one")
     k = len(images.classes)

@@ -31,6 +31,7 @@ class ImageEntry(NamedTuple):
         label: class name.
         split: ``train``, ``val`` or ``test``; empty if the source defines no splits.
         problem: message of the DecodeError that reading it raises; empty to read the file.
+        group: group of the image, such as a patient; empty for none.
     """
 
     id: str
@@ -38,6 +39,7 @@ class ImageEntry(NamedTuple):
     label: str
     split: str
     problem: str = ""
+    group: str = ""
 
 
 def from_entries(
@@ -62,6 +64,7 @@ def from_entries(
     order = tuple(_classes(entries) if classes is None else classes)
     index_of = {label: index for index, label in enumerate(order)}
     files = [(entry.path, entry.problem) for entry in entries]
+    has_groups = any(entry.group for entry in entries)
 
     def path_of(row: int) -> str:
         path, problem = files[row]
@@ -83,6 +86,8 @@ def from_entries(
         key=lambda row: file_key(path_of(row), intensity),
         notes=tuple(notes),
         intensity="none" if intensity is None else str(intensity),
+        files=tuple(entry.path for entry in entries),
+        groups=tuple(entry.group for entry in entries) if has_groups else (),
     )
 
 

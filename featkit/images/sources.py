@@ -90,7 +90,7 @@ def load_images(
         fractions = FRACTIONS
     if fractions is not None:
         images = _split(images, fractions, seed)
-    _check(images)
+    check_splits(images)
     return _limit(images, limits, seed) if limits else images
 
 
@@ -127,7 +127,7 @@ def _limit(images: ImageSet, limits: dict[str, int], seed: int) -> ImageSet:
     )
 
 
-def _check(images: ImageSet) -> None:
+def check_splits(images: ImageSet) -> None:
     """Raise DataError unless a classifier can be fitted to the images and evaluated on them."""
     train_classes = np.unique(images.labels[images.rows("train")])
     if len(train_classes) == 1:

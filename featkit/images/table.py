@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import os
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
@@ -14,21 +12,23 @@ from featkit.images.base import ImageSet
 from featkit.images.files import ImageEntry, check_labels, from_entries, note_look_alikes
 from featkit.images.intensity import IntensityRange
 from featkit.images.names import look_alike, normal_form, split_of
-from featkit.storage import TEXT_LIMIT, read_file, safe_name
+from featkit.storage import read_csv, safe_name, without_apostrophe
 
-_COLUMNS = ("path", "label", "split")
+_COLUMNS = ("path", "label", "split", "group")
+_REQUIRED = ("path", "label")
 _LIKE_SPLIT = ("fold", "partition", "phase", "set", "subset", "usage")
 """Columns that may hold splits under another name."""
 
 
 def images_from_csv(path: Path, intensity: IntensityRange | None = None) -> ImageSet:
-    """Return the images listed in a CSV file with columns ``path,label`` and optionally ``split``.
+    """Return the images listed in a CSV file with columns ``path,label[,split,group]``.
 
     Other columns are ignored, and so is the case of their names. Paths are relative to the CSV
     file, which is UTF-8, with or without a byte order mark. A path that does not exist is looked
     for with other spellings that look the same (Unicode NFC and NFD, invisible characters, spaces
-    at the ends) and with slashes in place of backslashes. Labels are in normal form. Splits may
-    have the usual names, such as ``training``, ``dev`` or ``testing``.
+    at the ends) and with slashes in place of backslashes. Labels are in normal form, without the
+    apostrophe that ``with_apostrophe`` puts in front of formulas. Splits may have the usual names,
+    such as ``training``, ``dev`` or ``testing``.
 
     A file that is missing is an error when it is read, so that it can be skipped.
 
@@ -75,20 +75,14 @@ def _mark_missing(path: Path, entries: list[ImageEntry]) -> list[ImageEntry]:
 
 def _lines(path: Path) -> tuple[list[tuple[int, dict[str, str]]], list[str]]:
     """Return number and values of each line, and notes."""
-    try:
-        text = read_file(path, TEXT_LIMIT).decode("utf-8-sig")
-        reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
-        columns, notes = _columns(path, reader.fieldnames or [])
-        reader.fieldnames = columns
-        return [(reader.line_num, row) for row in reader], notes
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path} is not UTF-8 text: save it as CSV UTF-8") from error
-    except csv.Error as error:
-        raise DataError(
-            f"{path} is not CSV ({error}): save it as comma-separated UTF-8 text"
-        ) from error
-    except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror}; check the file") from error
+    notes: list[str] = []
+
+    def columns(header: Sequence[str]) -> list[str]:
+        names, found = _columns(path, header)
+        notes.extend(found)
+        return names
+
+    return read_csv(path, columns), notes
 
 
 def _columns(path: Path, header: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -120,7 +114,7 @@ def _check_column(path: Path, header: Sequence[str], columns: Sequence[str], nam
             f"{path} has {len(matching)} columns {name!r} ({', '.join(map(repr, header))}): "
             "rename or remove all but one"
         )
-    if not matching and name != "split":
+    if not matching and name in _REQUIRED:
         found = ", ".join(columns) or "no columns"
         raise DataError(
             f"{path} has no column {name!r}: expected path,label[,split], found {found}"
@@ -131,12 +125,7 @@ def _entry(
     path: Path, line: int, row: dict[str, str], splits: set[str], finder: _FileFinder
 ) -> ImageEntry:
     where = f"line {line} of {path}"
-    if None in row or None in row.values():
-        raise DataError(
-            f"{where} has not as many values as the header: put quotes around values that contain "
-            "a comma"
-        )
-    label = normal_form(row["label"])
+    label = normal_form(without_apostrophe(row["label"]))
     if not row["path"] or not label:
         raise DataError(f"{where} has an empty path or label: every image needs both")
     split = ""
@@ -148,7 +137,8 @@ def _entry(
                 "usual names"
             )
         split = found
-    return ImageEntry(row["path"], finder.find(row["path"], where), label, split)
+    found_path = finder.find(row["path"], where)
+    return ImageEntry(row["path"], found_path, label, split, group=row.get("group", "").strip())
 
 
 def _check_duplicates(path: Path, entries: Iterable[ImageEntry]) -> None:

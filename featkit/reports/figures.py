@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from featkit.errors import DataError
 from featkit.plots.confusion import plot_confusion
 from featkit.plots.contact import Section, Tile, plot_contact, thumbnail
 from featkit.plots.curve import Line, plot_curve
@@ -175,11 +174,8 @@ def audit_figures(audit: AuditResult, images: ImageSet) -> dict[str, bytes]:
     Raises:
         DataError: if an audited image is not among ``images``, or cannot be read.
     """
-    rows = {name: row for row, name in enumerate(images.ids)}
-    if not rows.keys() >= set(audit.embeddings.ids):
-        raise DataError(
-            f"{audit.data} has changed since its features were extracted: extract them again"
-        )
+    places = audit.rows_in(images).tolist()
+    rows = dict(zip(audit.embeddings.ids, places, strict=True))
 
     def thumbnails(finding: Finding) -> tuple[Pixels, ...]:
         names = [name for name in (finding.image, finding.other) if name]

@@ -17,6 +17,8 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from featkit.embeddings.base import Embeddings
+from featkit.embeddings.request import Request
+from featkit.errors import DataError
 from featkit.evaluation.audit import (
     LabelErrors,
     NearDuplicates,
@@ -34,6 +36,7 @@ from featkit.evaluation.audit import (
 )
 from featkit.evaluation.display import data_frame, html_table
 from featkit.heads import make_head
+from featkit.images.base import ImageSet
 from featkit.runs.features import FeatureSet, cached_keys, leaks, refuse_trained_on
 from featkit.runs.splits import without_views
 from featkit.storage import csv_text
@@ -86,6 +89,7 @@ class AuditResult:
 
     Attributes:
         data: name of the images.
+        request: where they come from.
         embeddings: their features, labels and ids.
         identical: groups of rows with identical content.
         leaks: ``(l,)`` rows of test images whose content is also in train or val.
@@ -99,6 +103,7 @@ class AuditResult:
     """
 
     data: str
+    request: Request
     embeddings: Embeddings
     identical: list[Rows]
     leaks: Rows
@@ -143,6 +148,19 @@ class AuditResult:
             "suspect": {"found": len(self.suspects.rows)},
             "small": {"found": len(self.small)},
         }
+
+    def rows_in(self, images: ImageSet) -> Rows:
+        """Return the row of each audited image in ``images``, ``(n,)``.
+
+        Raises:
+            DataError: if one is missing there.
+        """
+        place = {name: row for row, name in enumerate(images.ids)}
+        if not place.keys() >= set(self.embeddings.ids):
+            raise DataError(
+                f"{self.data} has changed since its features were extracted: extract them again"
+            )
+        return np.array([place[name] for name in self.embeddings.ids], np.int64)
 
     def to_dict(self) -> dict[str, Any]:
         """Return all values as JSON can hold them."""
@@ -232,6 +250,7 @@ def audit(source: FeatureSet, *, few: int = FEW, progress: bool = False) -> Audi
     small, sizes = small_classes(embeddings.y, embeddings.splits, len(embeddings.classes), few)
     return AuditResult(
         data=source.data,
+        request=source.request,
         embeddings=embeddings,
         identical=exact_duplicates(keys),
         leaks=leaks(source),

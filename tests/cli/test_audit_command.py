@@ -41,7 +41,7 @@ def call(*arguments, code=0):
     return done
 
 
-def test_audit_finds_planted_errors_and_writes_three_files(leaky):
+def test_audit_finds_planted_errors_and_writes_four_files(leaky):
     done = call("--data", leaky, *FAST)
     assert "train/blue/stray.png (train)" in done.stdout
     assert "test/red/copy.png (test)" in done.stdout
@@ -51,6 +51,7 @@ def test_audit_finds_planted_errors_and_writes_three_files(leaky):
         "audit.json",
         "contact.png",
         "findings.csv",
+        "suggestions.csv",
     ]
     with Image.open(folder / "contact.png") as sheet:
         assert sheet.width > 1000
@@ -77,6 +78,7 @@ def test_without_images_only_the_contact_sheet_is_missing(photos):
     assert sorted(path.name for path in Path("again/audit-photos").iterdir()) == [
         "audit.json",
         "findings.csv",
+        "suggestions.csv",
     ]
 
 
