@@ -35,8 +35,8 @@ from featkit.images.containers import (
     lacks_end,
     lacks_scans,
     with_more_pixels,
-    zeros_before_end,
     without_metadata,
+    zeros_before_end,
 )
 from featkit.images.intensity import IntensityRange
 from featkit.storage import read_file
