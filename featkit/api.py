@@ -68,7 +68,7 @@ if TYPE_CHECKING:
     from featkit.heads import make_head as make_head
     from featkit.images import load_images as load_images
     from featkit.images.base import ImageSet
-    from featkit.reports.pictures import Plot
+    from featkit.reports.pictures import Plot, Style
     from featkit.runs.compare import OverSeeds, RunComparison
     from featkit.runs.directory import SavedRun
     from featkit.runs.features import FeatureSet
@@ -1550,9 +1550,9 @@ class ProfileResult:
     @property
     def names(self) -> list[str]:
         """Short names of the networks: the last parts of their paths, where these differ."""
-        specs = [network.spec for network in self.networks]
-        short = [spec.rstrip("/").rpartition("/")[2] for spec in specs]
-        return short if len(set(short)) == len(short) else specs
+        from featkit.studies.profile import short_names
+
+        return short_names([network.spec for network in self.networks])
 
     def to_dict(self) -> dict[str, Any]:
         """Return all values as JSON can hold them."""
@@ -2419,6 +2419,8 @@ PLOT_KINDS = {
     "filters": "kernels of the first convolution",
     "feature-maps": "channels after each stage of the network",
     "curves": "loss and accuracy by epoch of a trained network",
+    "learning-curve": "test accuracy over the number of training images",
+    "pareto": "accuracy over latency of profiled networks",
     "perturbations": "one image under every perturbation",
 }
 """Kinds of pictures of ``plot``."""
@@ -2508,6 +2510,7 @@ def report(
     count=integer(1),
     seed=SEED,
     dpi=integer(30, 1200),
+    style=text("paper"),
     weights=text("imagenet"),
     cache=PATH,
 )
@@ -2524,6 +2527,7 @@ def plot(
     count: int | None = None,
     seed: int = 0,
     dpi: int = 150,
+    style: Style = "screen",
     weights: str | None = None,
     cache: PathLike = "cache",
     device: str = "auto",
@@ -2536,11 +2540,13 @@ def plot(
     """Draw one picture, with the numbers behind it.
 
     Args:
-        kind: ``projection``, ``confusion``, ``reliability``, ``mistakes``, ``cam``, ``neighbours``
-            or ``curves`` of a run; ``filters`` or ``feature-maps`` of a network; or
-            ``perturbations`` of an image.
-        target: a run directory, or for ``filters`` and ``feature-maps`` also the name of a network.
-            None for ``perturbations``.
+        kind: ``projection``, ``confusion``, ``reliability``, ``mistakes``, ``cam``,
+            ``neighbours``, ``learning-curve`` or ``curves`` of a run; ``filters`` or
+            ``feature-maps`` of a network; ``pareto`` of a profile; or ``perturbations`` of an
+            image.
+        target: a run directory; for ``filters`` and ``feature-maps`` also the name of a network;
+            for ``pareto`` the folder that ``profile`` wrote; for ``learning-curve`` also the folder
+            that ``fewshot`` wrote. None for ``perturbations``.
         images: image files and folders, for ``cam``, ``neighbours``, ``feature-maps`` and
             ``perturbations``.
         out: file to write, ending in ``.png``, ``.svg`` or ``.pdf``; the numbers are written
@@ -2550,8 +2556,10 @@ def plot(
         method: of ``projection``: ``tsne``, ``pca``, ``opentsne`` or ``umap``.
         thumbnails: whether ``projection`` draws images where there is space.
         count: number of mistakes (None: 25) or of similar images (None: 5).
-        seed: of the projection or of the perturbations.
+        seed: of the projection, the perturbations or the learning curve.
         dpi: dots per inch of a PNG.
+        style: ``screen``, or ``paper`` for an article: as wide as a column (85 mm) or a page
+            (175 mm), text of 8 points, embedded fonts, and the title among the notes.
         weights: of a network that is given by name.
         cache: folder of the embeddings cache.
         device, batch_size, workers, compile, on_error, progress: as for ``extract``.
@@ -2568,9 +2576,12 @@ def plot(
     options = dict(locals())
     from featkit.plots.files import check_format
     from featkit.registry import unknown
+    from featkit.reports.pictures import STYLES
 
     if kind not in PLOT_KINDS:
         raise unknown("kind of plot", kind, list(PLOT_KINDS))
+    if style not in STYLES:
+        raise unknown("style", style, list(STYLES))
     if out is not None:
         check_format(Path(out))
     drawn = _draw(kind, target, images, options)
@@ -2594,11 +2605,18 @@ def _draw(
     if kind in ("cam", "neighbours", "feature-maps", "perturbations") and not names:
         raise OptionsError(f"plot {kind} needs an image: give at least one image file")
     if kind == "perturbations":
-        return _perturbations_plot(names[0], options["seed"])
+        return _perturbations_plot(names[0], options)
     if target is None:
-        raise OptionsError(f"plot {kind} needs a run directory")
+        needed = (
+            "the folder that `featkit profile` wrote" if kind == "pareto" else "a run directory"
+        )
+        raise OptionsError(f"plot {kind} needs {needed}")
+    if kind == "pareto":
+        return _pareto_plot(target, options["style"])
+    if kind == "learning-curve":
+        return _learning_curve_plot(target, options)
     if kind in ("filters", "feature-maps"):
-        return _network_plot(kind, target, names, options["weights"])
+        return _network_plot(kind, target, names, options)
     if kind == "cam":
         return _cam_plot(load_run(target), names, options)
     if kind == "neighbours":
@@ -2606,17 +2624,21 @@ def _draw(
     return _run_plot(kind, load_run(target), options)
 
 
-def _perturbations_plot(name: str, seed: int) -> Plot:
+def _perturbations_plot(name: str, options: Mapping[str, Any]) -> Plot:
     from featkit.images.decode import decode_file
     from featkit.images.thumbnails import shrink
     from featkit.reports.pictures import perturbations_plot
 
-    image = shrink(decode_file(Path(name)), 224)
-    return perturbations_plot(image, seed=seed, title=f"{Path(name).name}, seed {seed}")
+    image, seed = shrink(decode_file(Path(name)), 224), options["seed"]
+    title = f"{Path(name).name}, seed {seed}"
+    return perturbations_plot(image, seed=seed, title=title, style=options["style"])
 
 
 def _network_plot(
-    kind: str, target: PathLike | Run | SavedRun, names: Sequence[str], weights: str | None
+    kind: str,
+    target: PathLike | Run | SavedRun,
+    names: Sequence[str],
+    options: Mapping[str, Any],
 ) -> Plot:
     """Draw the filters or the feature maps of a network, or of the network of a run."""
     from featkit.backbones import load_backbone
@@ -2628,15 +2650,63 @@ def _network_plot(
     if not isinstance(target, str | Path) or is_run(Path(target)):
         backbone = load_run(target).load_backbone()
     else:
-        backbone = load_backbone(str(target), weights=weights or "imagenet")
-    title = f"{backbone.name}, {backbone.weights}"
+        backbone = load_backbone(str(target), weights=options["weights"] or "imagenet")
+    title, style = f"{backbone.name}, {backbone.weights}", options["style"]
     if kind == "filters":
         filters = first_layer_filters(backbone)
-        return filters_plot(filters, title=f"First-layer filters of {title}")
+        return filters_plot(filters, title=f"First-layer filters of {title}", style=style)
     image = backbone.preprocess(decode_file(Path(names[0])))
     stages = stage_maps(backbone, image)
     title = f"{Path(names[0]).name} in {title}: channels of the largest mean activation"
-    return feature_maps_plot(stages, image, title=title)
+    return feature_maps_plot(stages, image, title=title, style=style)
+
+
+def _pareto_plot(target: PathLike | Run | SavedRun, style: Style) -> Plot:
+    """Draw accuracy over latency of the networks of a profile."""
+    from featkit.reports.pictures import pareto_plot
+    from featkit.studies.profile import read_profile
+
+    if not isinstance(target, str | Path):
+        raise OptionsError("plot pareto needs the folder that `featkit profile` wrote, not a run")
+    return pareto_plot(read_profile(Path(target)), style=style)
+
+
+def _learning_curve_plot(target: PathLike | Run | SavedRun, options: Mapping[str, Any]) -> Plot:
+    """Draw the learning curve of a few-shot study, or compute that of the head of a run."""
+    from featkit.reports.pictures import learning_curve_plot
+    from featkit.runs.card import is_run
+    from featkit.studies.fewshot import read_learning_curve
+
+    if isinstance(target, str | Path) and not is_run(Path(target)):
+        directory = Path(target)
+        scores, data = read_learning_curve(directory), directory.resolve().parent.name
+    else:
+        scores, data = _computed_learning_curve(load_run(target), options)
+    return learning_curve_plot(scores, data, style=options["style"])
+
+
+def _computed_learning_curve(
+    run: SavedRun, options: Mapping[str, Any]
+) -> tuple[list[FewShotScore], str]:
+    """Return the learning curve of the head of a run, and the name of its images."""
+    from tqdm import tqdm
+
+    from featkit.runs.features import refuse_trained_on
+    from featkit.studies.fewshot import curve_shots, learning_curve
+    from featkit.studies.inspect import run_features
+
+    features = run_features(run, Path(options["cache"]), _compute(options))
+    refuse_trained_on(features, "a learning curve")
+    shots = curve_shots(features.embeddings.part("train").y)
+    computed = learning_curve(features.embeddings, [run.head_spec], shots, seed=options["seed"])
+    bar = tqdm(
+        computed,
+        desc="learning curve",
+        total=len(shots),
+        disable=not options["progress"],
+        leave=False,
+    )
+    return list(bar), features.data
 
 
 def _cam_plot(run: SavedRun, names: Sequence[str], options: Mapping[str, Any]) -> Plot:
@@ -2654,7 +2724,7 @@ def _cam_plot(run: SavedRun, names: Sequence[str], options: Mapping[str, Any]) -
         maps.append(found)
         scores.append(explainer.faithfulness(found))
     title = f"{run.head_spec} on {run.request.backbone}: {explainer.description}"
-    return cam_plot(maps, names, scores, title=title)
+    return cam_plot(maps, names, scores, title=title, style=options["style"])
 
 
 def _neighbours_plot(run: SavedRun, names: Sequence[str], options: Mapping[str, Any]) -> Plot:
@@ -2679,35 +2749,40 @@ def _neighbours_plot(run: SavedRun, names: Sequence[str], options: Mapping[str, 
     similar = {train.ids[row] for row in found.rows.ravel()}
     images = [decode_file(Path(name)) for name in kept]
     title = f"Similar training images of {features.data}, {run.request.backbone}"
-    return neighbours_plot(found, kept, images, train, read_images(run, similar), title=title)
+    pictures = read_images(run, similar)
+    return neighbours_plot(
+        found, kept, images, train, pictures, title=title, style=options["style"]
+    )
 
 
 def _run_plot(kind: str, run: SavedRun, options: Mapping[str, Any]) -> Plot:
     """Draw a picture of the evaluation of a run."""
     from featkit.reports.pictures import confusion_plot, mistakes_plot, reliability_plot
+    from featkit.reports.wording import accuracy_text
     from featkit.runs.compare import read_run
     from featkit.studies.inspect import inspect_mistakes
 
     title, report, predictions = read_run(run.path)
-    title = f"{title}: top-1 accuracy {100 * report.top1:.1f}%, n = {report.n}"
+    title = f"{title}: {accuracy_text(report)}"
     if kind == "confusion":
-        return confusion_plot(report, title=title)
+        return confusion_plot(report, title=title, style=options["style"])
     if kind == "reliability":
-        return reliability_plot(report, title=title)
+        return reliability_plot(report, title=title, style=options["style"])
     if kind == "curves":
-        return _curves_plot(run)
+        return _curves_plot(run, options["style"])
     if kind == "projection":
         return _projection_plot(run, predictions, options)
     track = _batch_bar("class activation maps", options["progress"])
     mistakes, total, explanation = inspect_mistakes(
         run, predictions, count=options["count"] or 25, compute=_compute(options), track=track
     )
-    return mistakes_plot(mistakes, total=total, explanation=explanation, title=title)
+    return mistakes_plot(
+        mistakes, total=total, explanation=explanation, title=title, style=options["style"]
+    )
 
 
-def _curves_plot(run: SavedRun) -> Plot:
-    from featkit.plots.training import plot_histories
-    from featkit.reports.pictures import Plot
+def _curves_plot(run: SavedRun, style: Style) -> Plot:
+    from featkit.reports.pictures import curves_plot
     from featkit.runs.train import HISTORY_FILE, read_history
 
     path = run.path / HISTORY_FILE
@@ -2715,7 +2790,7 @@ def _curves_plot(run: SavedRun) -> Plot:
         raise DataError(f"{run.path} is not the run of a trained network: it has no {HISTORY_FILE}")
     history = read_history(path)
     title = f"{run.path.name}: {len(history)} epochs"
-    return Plot(plot_histories({run.path.name: history}, title=title), history)
+    return curves_plot({run.path.name: history}, title=title, style=style)
 
 
 def _projection_plot(run: SavedRun, predictions: Predictions, options: Mapping[str, Any]) -> Plot:
@@ -2743,7 +2818,9 @@ def _projection_plot(run: SavedRun, predictions: Predictions, options: Mapping[s
         if len(thumbnails) < len(names):
             raise DataError(f"the images of {features.data} cannot be read: leave out --thumbnails")
     title = f"{features.data} on {run.request.backbone}, test images by {options['colour']}"
-    return projection_plot(projection, test, groups, title=title, thumbnails=thumbnails)
+    return projection_plot(
+        projection, test, groups, title=title, thumbnails=thumbnails, style=options["style"]
+    )
 
 
 def _prediction_groups(test: Embeddings, predictions: Predictions, colour: str) -> list[str]:

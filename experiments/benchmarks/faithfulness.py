@@ -6,12 +6,14 @@ Deletes the most important pixels of test images first, and adds them to a blurr
 (Petsiuk, Das and Saenko, BMVC 2018), in the order of the class activation map of the predicted
 class and in the order of a random map of the same resolution. Prints the mean areas under the
 probability of the class, and the one-sided p-value of a paired Wilcoxon test that the map is more
-faithful than the random one.
+faithful than the random one. The scores of each image are appended to a CSV file, so that an
+interrupted measurement goes on.
 """
 
 from __future__ import annotations
 
 import argparse
+import csv
 from pathlib import Path
 from typing import Any
 
@@ -26,61 +28,83 @@ HEADS = ("linear", "svm", "knn", "mlp", "prototypical")
 SIDE = 7
 """Edge of the feature maps of a ResNet for images of 224 pixels."""
 STEPS = 10
+COLUMNS = ("head", "image", "deletion", "deletion_random", "insertion", "insertion_random")
 
 
 def main() -> None:
-    """Print one line per head."""
+    """Measure what is not in the file yet, and print one line per head."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", default="digits")
     parser.add_argument("--backbone", default="resnet18")
     parser.add_argument("--weights", default="random")
     parser.add_argument("--cache", type=Path, default=Path("cache"))
+    parser.add_argument("--split", default="test", choices=["val", "test"])
     parser.add_argument("--images", type=int, default=100)
     parser.add_argument("--heads", nargs="+", default=list(HEADS))
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, default=Path("faithfulness.csv"))
     options = parser.parse_args()
 
+    if not options.out.exists():
+        options.out.write_text(",".join(COLUMNS) + "\n", encoding="utf-8")
     print(f"{'head':14}{'n':>5}{'deletion':>22}{'insertion':>22}")
     print(f"{'':19}{'map / random / p':>22}{'map / random / p':>22}")
     for head in options.heads:
-        run = featkit.fit(
-            options.data,
-            backbone=options.backbone,
-            weights=options.weights,
-            head=head,
-            cache=options.cache,
-        )
-        deletion, insertion = measure(run, options.images, options.seed)
+        if len(scores_of(options.out, head)["image"]) < options.images:
+            measure(head, options)
+        scores = scores_of(options.out, head)
         texts = [
-            f"{np.mean(own):.3f} / {np.mean(random):.3f} / {p:.1g}"
-            for own, random, p in (
-                (*deletion, wilcoxon(*deletion, alternative="less").pvalue),
-                (*insertion, wilcoxon(*insertion, alternative="greater").pvalue),
-            )
+            comparison(scores["deletion"], scores["deletion_random"], "less"),
+            comparison(scores["insertion"], scores["insertion_random"], "greater"),
         ]
-        print(f"{head:14}{len(deletion[0]):>5}{texts[0]:>22}{texts[1]:>22}", flush=True)
+        print(f"{head:14}{len(scores['image']):>5}{texts[0]:>22}{texts[1]:>22}", flush=True)
 
 
-def measure(
-    run: Any, count: int, seed: int
-) -> tuple[tuple[list[float], list[float]], tuple[list[float], list[float]]]:
-    """Return the deletion and the insertion areas, each of the map and of a random map."""
+def scores_of(path: Path, head: str) -> dict[str, list[Any]]:
+    """Return the columns of the file for one head."""
+    columns: dict[str, list[Any]] = {name: [] for name in COLUMNS}
+    with path.open(newline="", encoding="utf-8") as file:
+        for row in csv.DictReader(file):
+            if row["head"] == head:
+                for name, values in columns.items():
+                    values.append(row[name] if name in ("head", "image") else float(row[name]))
+    return columns
+
+
+def comparison(own: list[float], random: list[float], alternative: str) -> str:
+    """Return the means and the p-value of the one-sided test."""
+    p = wilcoxon(own, random, alternative=alternative).pvalue
+    return f"{np.mean(own):.3f} / {np.mean(random):.3f} / {p:.1g}"
+
+
+def measure(head: str, options: argparse.Namespace) -> None:
+    """Append the scores of the map and of a random map for the images that have none yet."""
+    run = featkit.fit(
+        options.data,
+        backbone=options.backbone,
+        weights=options.weights,
+        head=head,
+        cache=options.cache,
+    )
     explainer = RunExplainer(featkit.load_run(run))
     images = run.source.request.load_images()
-    rng = np.random.default_rng(seed)
-    rows = rng.choice(images.rows("test"), count, replace=False)
-    deletion: tuple[list[float], list[float]] = ([], [])
-    insertion: tuple[list[float], list[float]] = ([], [])
-    for row in rows:
-        pixels = explainer.prepare(images.load(int(row)))
-        found = explainer.explain(pixels[None])[0]
-        noise = rng.normal(size=(1, SIDE, SIDE)).astype(np.float32)
-        for place, heat in enumerate((found.heat, resize_maps(noise, pixels.shape[:2])[0])):
+    rng = np.random.default_rng(options.seed)
+    rows = rng.choice(images.rows(options.split), options.images, replace=False)
+    done = set(scores_of(options.out, head)["image"])
+    with options.out.open("a", newline="", encoding="utf-8") as file:
+        for row in rows:
+            noise = rng.normal(size=(1, SIDE, SIDE)).astype(np.float32)
+            if images.ids[row] in done:
+                continue
+            pixels = explainer.prepare(images.load(int(row)))
+            found = explainer.explain(pixels[None])[0]
             column = explainer.column(found.label)
-            scores = faithfulness(explainer.predict, pixels, heat, column, steps=STEPS)
-            deletion[place].append(scores.deletion)
-            insertion[place].append(scores.insertion)
-    return deletion, insertion
+            own = faithfulness(explainer.predict, pixels, found.heat, column, steps=STEPS)
+            random_heat = resize_maps(noise, pixels.shape[:2])[0]
+            random = faithfulness(explainer.predict, pixels, random_heat, column, steps=STEPS)
+            scores = (own.deletion, random.deletion, own.insertion, random.insertion)
+            csv.writer(file).writerow([head, images.ids[row], *scores])
+            file.flush()
 
 
 if __name__ == "__main__":

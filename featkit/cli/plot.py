@@ -17,11 +17,15 @@ Kinds for a run directory:
   reliability    reliability diagram
   mistakes       the most confident mistakes with class activation maps
   curves         loss and accuracy by epoch of a trained network
+  learning-curve test accuracy of the head over the number of training images
   cam            class activation maps of IMAGES, with deletion and insertion scores
   neighbours     the training images most similar to IMAGES
 Kinds for a network (its name, or a run directory):
   filters        kernels of the first convolution
   feature-maps   channels after each stage, for the first of IMAGES
+Kinds for the folder of a study:
+  pareto         accuracy over latency of the networks of `featkit profile`
+  learning-curve that of `featkit fewshot --curve`
 Kinds for an image:
   perturbations  the first of IMAGES under every perturbation
 
@@ -31,6 +35,8 @@ Examples:
   featkit plot projection RUN --method umap --colour error --out errors.png
   featkit plot cam RUN cat.jpg dog.jpg --label cat --out cam.png
   featkit plot neighbours RUN new.jpg --count 8 --out similar.png
+  featkit plot confusion RUN --style paper --out confusion.pdf
+  featkit plot pareto experiments/runs/profile/0123456789ab
   featkit plot filters resnet50 --out filters.svg
   featkit plot perturbations cat.jpg --out perturbations.png
 """
@@ -48,6 +54,13 @@ Examples:
     show_default="KIND.png",
 )
 @option("--dpi", group="Output", type=click.IntRange(30, 1200), default=150, help="Dots per inch.")
+@option(
+    "--style",
+    group="Output",
+    type=click.Choice(["screen", "paper"]),
+    default="screen",
+    help="paper: as wide as a column or page of an article, 8-point text, no title.",
+)
 @option(
     "--method",
     group="Report",
@@ -73,7 +86,13 @@ Examples:
     help="Number of mistakes, or of similar images.",
     show_default="25 mistakes, 5 similar images",
 )
-@option("--seed", group="Report", type=int, default=0, help="Seed of projection and perturbations.")
+@option(
+    "--seed",
+    group="Report",
+    type=int,
+    default=0,
+    help="Seed of projection, perturbations and learning-curve.",
+)
 @option(
     "--weights",
     group="Backbone",
@@ -86,10 +105,10 @@ Examples:
 def plot(
     kind: str, target: str | None, images: tuple[str, ...], out: Path | None, **options: Any
 ) -> None:
-    """Draw one picture of a run, a network or an image.
+    """Draw one picture of a run, a network, a study or an image.
 
-    KIND is one of the kinds below, TARGET a run directory, for some kinds the name of a network or
-    an image, and IMAGES are image files or folders.
+    KIND is one of the kinds below, TARGET a run directory, for some kinds the name of a network,
+    the folder of a study or an image, and IMAGES are image files or folders.
     """
     from featkit import api
 

@@ -24,7 +24,13 @@ _COLOURS = colormaps["Blues"].with_extremes(bad="0.85")
 _POINTS_PER_INCH = 72
 
 
-def plot_confusion(confusion: NDArray[np.int64], classes: Sequence[str], *, title: str) -> Figure:
+def plot_confusion(
+    confusion: NDArray[np.int64],
+    classes: Sequence[str],
+    *,
+    title: str,
+    width: float | None = None,
+) -> Figure:
     """Draw a confusion matrix, each row normalized by the size of its true class.
 
     With up to 15 classes the counts are written into the cells; with more, the most confused pairs
@@ -35,36 +41,46 @@ def plot_confusion(confusion: NDArray[np.int64], classes: Sequence[str], *, titl
         confusion: ``(k, k)`` counts, true class by row, predicted class by column.
         classes: k names, in that order.
         title: wrapped to the width of the matrix.
+        width: of the figure, in inches; then there is no list. None for a width that fits.
     """
     k = len(classes)
     has_counts = k <= _MAX_COUNTED
-    # Sizes in inches: the matrix, the class names below and left of it, the list next to it.
-    matrix_size = max(2.4, 0.5 * k) if has_counts else min(14.0, max(7.5, 0.108 * k))
-    cell = _POINTS_PER_INCH * matrix_size / k
+    has_list = not has_counts and width is None
+    # Sizes in inches: the matrix, the class names below and left of it, what is next to it.
+    list_size = 4.0 if has_list else 1.6
     longest_name = min(_MAX_NAME, max(map(len, classes)))
-    names_size = 0.6 * _font_size(cell) / _POINTS_PER_INCH * longest_name
-    list_size = 1.6 if has_counts else 4.0
+    if width is None:
+        matrix_size = max(2.4, 0.5 * k) if has_counts else min(14.0, max(7.5, 0.108 * k))
+        cell = _POINTS_PER_INCH * matrix_size / k
+        names_size = _character_width(cell) * longest_name
+    else:
+        names_size = _character_width(_POINTS_PER_INCH * width / k) * longest_name
+        list_size = 0.7
+        matrix_size = max(1.0, width - names_size - list_size)
+        cell = _POINTS_PER_INCH * matrix_size / k
     figure = Figure(
         figsize=(matrix_size + names_size + list_size, matrix_size + names_size + 1.0),
         layout="constrained",
     )
-    if has_counts:
-        axes = figure.subplots()
-        _write_counts(axes, confusion, cell)
-        bar_axes = axes.inset_axes((1 + 0.1 / matrix_size, 0, 0.18 / matrix_size, 1))
-    else:
+    if has_list:
         axes, list_axes = figure.subplots(1, 2, width_ratios=[matrix_size, 2.4])
         n_lines = int(_POINTS_PER_INCH * matrix_size / _LINE) - 6
         _list_pairs(list_axes, confusion, classes, lines=n_lines)
-        _draw_guides(axes, k)
         bar_axes = list_axes.inset_axes((0, 0.03, 1, 0.14 / matrix_size))
+    else:
+        axes = figure.subplots()
+        bar_axes = axes.inset_axes((1 + 0.1 / matrix_size, 0, 0.18 / matrix_size, 1))
+    if has_counts:
+        _write_counts(axes, confusion, cell)
+    else:
+        _draw_guides(axes, k)
     fractions = _row_fractions(confusion)
     image = axes.imshow(fractions, cmap=_COLOURS, norm=_SCALE, interpolation="nearest")
     axes.set(xlabel="predicted class", ylabel="true class", anchor="N")
     figure.colorbar(
         image,
         cax=bar_axes,
-        orientation="vertical" if has_counts else "horizontal",
+        orientation="horizontal" if has_list else "vertical",
         label="fraction of the true class (%)",
         ticks=[0, 0.05, 0.2, 0.5, 1],
         format=PercentFormatter(1, 0, symbol=""),
@@ -99,6 +115,11 @@ def _write_counts(axes: Axes, confusion: NDArray[np.int64], cell: float) -> None
         if count == 0:
             colour = "0.7"
         axes.text(column, row, str(count), ha="center", va="center", color=colour, fontsize=size)
+
+
+def _character_width(cell: float) -> float:
+    """Return the mean width of a character of the names next to such cells, in inches."""
+    return 0.6 * _font_size(cell) / _POINTS_PER_INCH
 
 
 def _font_size(cell: float) -> float:

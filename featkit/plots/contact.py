@@ -17,9 +17,10 @@ from featkit.plots.style import drawable, literal_text, shorten
 _SIDE = 1.25
 _GAP = 0.12
 _LINE = 0.14
+_TITLE = 0.35
 _HEADING = 0.42
-_ACROSS = 10
-"""Number of images in a row."""
+ACROSS = 10
+"""Default number of images in a row."""
 _MAX_NAME = 19
 _PIXELS = 240
 """Longest side of a thumbnail."""
@@ -51,46 +52,63 @@ def thumbnail(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return shrink(image, _PIXELS)
 
 
-def plot_contact(sections: Sequence[Section], *, title: str) -> Figure:
+def plot_contact(sections: Sequence[Section], *, title: str, across: int = ACROSS) -> Figure:
     """Draw sections below each other, with their tiles in rows.
 
     A section without tiles has a note. Text is drawn literally: ``$`` does not start a formula.
+
+    Args:
+        sections: one or more.
+        title: above all sections; empty for none.
+        across: number of images in a row; a tile with more images has a row of its own.
     """
-    width = _ACROSS * (_SIDE + _GAP) - _GAP
-    height = 0.35 + sum(map(_height, sections))
+    for section in sections:
+        across = max(across, _images_per_tile(section))
+    width = across * (_SIDE + _GAP) - _GAP
+    top = _TITLE if title else 0.0
+    height = top + sum(_height(section, across) for section in sections)
     figure = Figure(figsize=(width + 0.4, height + 0.4))
     axes = figure.add_axes((0, 0, 1, 1))
     axes.set(xlim=(-0.2, width + 0.2), ylim=(height + 0.2, -0.2), autoscale_on=False)
     axes.set_axis_off()
     axes.text(0, 0, drawable(title), va="top", fontsize=14, weight="bold", **literal_text())
-    top = 0.35
     for section in sections:
-        _draw_section(axes, section, top)
-        top += _height(section)
+        _draw_section(axes, section, top, across)
+        top += _height(section, across)
     return figure
 
 
-def _columns(section: Section) -> int:
-    return _ACROSS // len(section.tiles[0].images) if section.tiles else 1
+def _images_per_tile(section: Section) -> int:
+    return len(section.tiles[0].images) if section.tiles else 1
+
+
+def _columns(section: Section, across: int) -> int:
+    return across // _images_per_tile(section)
+
+
+def _heading_height(section: Section) -> float:
+    return _HEADING if section.heading or not section.tiles else _GAP
 
 
 def _row_height(section: Section) -> float:
     return _SIDE + _LINE * max(len(tile.lines) for tile in section.tiles) + 2 * _GAP
 
 
-def _height(section: Section) -> float:
+def _height(section: Section, across: int) -> float:
     if not section.tiles:
         return _HEADING + 2 * _GAP
-    return _HEADING + _row_height(section) * -(-len(section.tiles) // _columns(section))
+    rows = -(-len(section.tiles) // _columns(section, across))
+    return _heading_height(section) + rows * _row_height(section)
 
 
-def _draw_section(axes: Axes, section: Section, top: float) -> None:
+def _draw_section(axes: Axes, section: Section, top: float, across: int) -> None:
     heading = section.heading if section.tiles else f"{section.heading}: none"
     axes.text(0, top + 0.12, drawable(heading), va="top", fontsize=11, **literal_text())
     for number, tile in enumerate(section.tiles):
-        row, column = divmod(number, _columns(section))
+        row, column = divmod(number, _columns(section, across))
         left = column * len(tile.images) * (_SIDE + _GAP)
-        _draw_tile(axes, tile, left, top + _HEADING + row * _row_height(section))
+        below = top + _heading_height(section) + row * _row_height(section)
+        _draw_tile(axes, tile, left, below)
 
 
 def _draw_tile(axes: Axes, tile: Tile, left: float, top: float) -> None:

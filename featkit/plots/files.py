@@ -8,11 +8,15 @@ from typing import Any
 
 import matplotlib as mpl
 from matplotlib.figure import Figure
+from matplotlib.transforms import Bbox
 
 from featkit.errors import SpecError
 
 FORMATS = (".png", ".svg", ".pdf")
 """Endings of the files that ``figure_bytes`` can make."""
+
+_MARGIN = 0.03
+"""Space above and below a figure that keeps its width, in inches."""
 
 # Embedded TrueType fonts, which publishers require, and SVG element ids that do not change.
 _SETTINGS: Any = {"pdf.fonttype": 42, "ps.fonttype": 42, "svg.hashsalt": "featkit"}
@@ -32,13 +36,15 @@ def png_bytes(figure: Figure) -> bytes:
     return figure_bytes(figure, Path("figure.png"))
 
 
-def figure_bytes(figure: Figure, path: Path, *, dpi: int = 150) -> bytes:
+def figure_bytes(figure: Figure, path: Path, *, dpi: int = 150, crop: bool = True) -> bytes:
     """Return the figure as PNG, SVG or PDF, by the ending of a path; see ``png_bytes``.
 
     Args:
         figure: to draw.
         path: where the bytes will be written; only its ending is used.
         dpi: dots per inch of a PNG, and of pixels in the other formats.
+        crop: whether the figure is cropped to its content; else only its height is, and it keeps
+            its exact width.
 
     Raises:
         SpecError: if the ending is none of ``FORMATS``.
@@ -48,9 +54,20 @@ def figure_bytes(figure: Figure, path: Path, *, dpi: int = 150) -> bytes:
     buffer = BytesIO()
     with mpl.rc_context(_SETTINGS):
         figure.savefig(
-            buffer, format=suffix[1:], dpi=dpi, bbox_inches="tight", metadata=_METADATA[suffix]
+            buffer,
+            format=suffix[1:],
+            dpi=dpi,
+            bbox_inches="tight" if crop else _full_width(figure),
+            metadata=_METADATA[suffix],
         )
     return buffer.getvalue()
+
+
+def _full_width(figure: Figure) -> Bbox:
+    """Return the box of the figure in inches, as wide as it is and as high as its content."""
+    figure.draw_without_rendering()  # carries out the layout
+    content = figure.get_tightbbox()
+    return Bbox([(0.0, content.y0 - _MARGIN), (float(figure.get_figwidth()), content.y1 + _MARGIN)])
 
 
 def check_format(path: Path) -> None:

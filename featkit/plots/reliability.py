@@ -60,7 +60,14 @@ def plot_reliability(
         below.set_xlabel("confidence (%)")
     grid[0, 0].set_ylabel("accuracy (%)")
     grid[1, 0].set_ylabel("images")
-    grid[0, 0].legend(loc="upper left", fontsize=8, frameon=False)
+    # Below the axes: points may lie anywhere in them.
+    figure.legend(
+        *grid[0, 0].get_legend_handles_labels(),
+        loc="outside lower center",
+        ncols=2,
+        fontsize=8,
+        frameon=False,
+    )
     set_figure_title(figure, title, width=width)
     return figure
 

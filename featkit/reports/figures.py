@@ -22,8 +22,11 @@ from featkit.plots.pareto import ParetoPoint, plot_pareto
 from featkit.plots.reliability import plot_reliability
 from featkit.plots.search import plot_search
 from featkit.plots.training import History, plot_histories
+from featkit.reports.wording import accuracy_text
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
     from featkit.ablation.cells import CellResult
     from featkit.ablation.run import AblationResult
     from featkit.images.base import ImageSet, Pixels
@@ -44,12 +47,10 @@ def run_figures(run: Run) -> dict[str, bytes]:
         was tuned.
     """
     report = run.report
-    low, high = report.interval95
     untrained = ", untrained" if "untrained" in run.source.weights else ""
     tuned = " tuned" if run.search else ""
     name = f"{run.head_spec}{tuned} on {run.source.request.backbone}{untrained}"
-    interval = f"95% CI {100 * low:.1f} to {100 * high:.1f}"
-    title = f"{name}: top-1 accuracy {100 * report.top1:.1f}% ({interval}), n = {report.n}"
+    title = f"{name}: {accuracy_text(report)}"
     files = {
         "confusion.png": png_bytes(plot_confusion(report.confusion, report.classes, title=title))
     }
@@ -81,7 +82,7 @@ def training_figures(run: Run, history: History) -> dict[str, bytes]:
         history: one mapping per epoch, with ``epoch``, ``train_loss``, ``val_top1``, ...
     """
     report = run.report
-    title = f"{run.source.weights}: test top-1 accuracy {100 * report.top1:.1f}%, n = {report.n}"
+    title = f"{run.source.weights}: test {accuracy_text(report)}"
     return {**history_figures({run.id: history}, title=title), **run_figures(run)}
 
 
@@ -97,24 +98,31 @@ def fewshot_figures(curve: Sequence[FewShotScore], data: str) -> dict[str, bytes
         curve: scores of one or more heads; none gives no file.
         data: name of the images, for the title.
     """
-    if not curve:
-        return {}
+    return {"curve.png": png_bytes(learning_curve_figure(curve, data))} if curve else {}
+
+
+def learning_curve_figure(curve: Sequence[FewShotScore], data: str) -> Figure:
+    """Draw test accuracy over training images per class; see ``fewshot_figures``."""
     lines = []
     for head in dict.fromkeys(score.head for score in curve):
         scores = [score for score in curve if score.head == head]
         shots = np.array([score.shot for score in scores], dtype=np.float64)
         means = np.array([score.mean for score in scores])
         lines.append(Line(head, shots, means, np.array([score.interval95 for score in scores])))
-    covered = "draws and test images" if curve[0].draws > 2 else "test images"
-    title = f"{data}: test accuracy, mean of {curve[0].draws} draws, 95% CI over {covered}"
-    n = "" if curve[0].n is None else f", n = {curve[0].n} test images"
-    figure = plot_curve(
+    return plot_curve(
         lines,
-        title=title,
+        title=learning_curve_title(curve, data),
         x_label="number of training images per class",
-        y_label=f"top-1 accuracy (%){n}",
+        y_label="top-1 accuracy (%)",
     )
-    return {"curve.png": png_bytes(figure)}
+
+
+def learning_curve_title(curve: Sequence[FewShotScore], data: str) -> str:
+    """Return what a learning curve shows, and what its intervals cover."""
+    first = curve[0]
+    covered = "draws and test images" if first.draws > 2 else "test images"
+    n = "" if first.n is None else f", n = {first.n} test images"
+    return f"{data}: test accuracy, mean of {first.draws} draws, 95% CI over {covered}{n}"
 
 
 def profile_figures(

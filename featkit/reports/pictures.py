@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -26,14 +26,35 @@ from featkit.plots.confusion import plot_confusion
 from featkit.plots.contact import Section, Tile, plot_contact, thumbnail
 from featkit.plots.files import check_format, figure_bytes
 from featkit.plots.image_grid import filters_to_images, plot_image_grid
+from featkit.plots.paper import COLUMN, PAGE, fit_to_paper
+from featkit.plots.pareto import ParetoPoint, pareto_front, plot_pareto
 from featkit.plots.projection import plot_projection
 from featkit.plots.reliability import plot_reliability
+from featkit.plots.training import History, plot_histories
+from featkit.reports.figures import learning_curve_figure, learning_curve_title
 from featkit.storage import csv_text, write_file
 from featkit.studies.explain import ClassActivationMap, Faithfulness
+from featkit.studies.fewshot import FewShotScore
 from featkit.studies.inspect import InspectedImage
+from featkit.studies.profile import MeasuredNetwork
 
 _FILTERS_ACROSS = 16
 _CHANNELS = 12
+_NAMED_GROUPS = 20
+"""Number of groups above which their names stand in a projection, which needs a whole page."""
+_COLUMN_CLASSES = 10
+"""Number of classes up to which a confusion matrix fits into a column."""
+_PAPER_ACROSS = 5
+"""Images in a row of a contact sheet as wide as a page."""
+_CAMS, _PAPER_CAMS, _COLUMN_CAMS = 6, 4, 2
+"""Class activation maps in a row: on a screen, on a page, and in a column at most."""
+# Sizes of image grids, in inches.
+_GRID_SIDE = 0.9
+_NAMES_WIDTH = 1.5
+_PAPER_PERTURBED = 0.42
+
+Style = Literal["screen", "paper"]
+STYLES = ("screen", "paper")
 
 
 @dataclass(frozen=True)
@@ -45,11 +66,14 @@ class Plot:
         rows: the numbers, one mapping per point, cell or image.
         notes: what a reader must know, one sentence each, such as the trustworthiness of a
             projection.
+        style: ``screen``, or ``paper``: the width of a column or a page, text of 8 points, and the
+            title as the first of ``notes``, for the caption.
     """
 
     figure: Figure
     rows: Sequence[Mapping[str, Any]]
     notes: tuple[str, ...] = ()
+    style: Style = "screen"
 
     def save(self, path: str | Path, *, dpi: int = 150) -> tuple[Path, Path]:
         """Write the figure, and its numbers as CSV beside it; return both paths.
@@ -65,12 +89,39 @@ class Plot:
         path = Path(path)
         check_format(path)
         numbers = path.with_suffix(".csv")
-        write_file(path, figure_bytes(self.figure, path, dpi=dpi))
+        # A figure of an article has exactly the width of its column.
+        crop = self.style == "screen"
+        write_file(path, figure_bytes(self.figure, path, dpi=dpi, crop=crop))
         write_file(numbers, csv_text(self.rows))
         return path, numbers
 
     def _repr_png_(self) -> bytes:
         return figure_bytes(self.figure, Path("figure.png"))
+
+
+def finish(
+    figure: Figure,
+    rows: Sequence[Mapping[str, Any]],
+    *,
+    title: str,
+    style: Style,
+    width: float,
+    notes: Sequence[str] = (),
+) -> Plot:
+    """Return a figure with its numbers, in a style.
+
+    Args:
+        figure: drawn for the screen, with its title.
+        rows: the numbers.
+        title: of the figure, for the caption of an article.
+        style: see ``Plot``.
+        width: of the figure in an article, in inches.
+        notes: see ``Plot``.
+    """
+    if style == "paper":
+        fit_to_paper(figure, width)
+        notes = [f"caption: {title}", *notes]
+    return Plot(figure, rows, tuple(notes), style)
 
 
 def projection_plot(
@@ -80,6 +131,7 @@ def projection_plot(
     *,
     title: str,
     thumbnails: Sequence[Pixels] = (),
+    style: Style = "screen",
 ) -> Plot:
     """Draw a projection.
 
@@ -89,6 +141,7 @@ def projection_plot(
         groups: group of each row of ``embeddings``, such as its class.
         title: what is drawn; method, number of images and trustworthiness are added.
         thumbnails: one per projected row.
+        style: see ``Plot``.
     """
     names = sorted(set(groups))
     place_of = {name: place for place, name in enumerate(names)}
@@ -98,12 +151,9 @@ def projection_plot(
     quality = (
         f"trustworthiness {projection.trustworthiness:.3f} ({projection.neighbours} neighbours)"
     )
+    title = f"{title}: {method}, n = {len(projection.rows)}, {quality}"
     figure = plot_projection(
-        projection.positions,
-        places,
-        names,
-        title=f"{title}: {method}, n = {len(projection.rows)}, {quality}",
-        thumbnails=thumbnails,
+        projection.positions, places, names, title=title, thumbnails=thumbnails
     )
     rows = []
     for row, (x, y), group in zip(projection.rows, projection.positions, shown, strict=True):
@@ -111,10 +161,11 @@ def projection_plot(
     notes = [f"{method} with seed {projection.seed}: {quality}"]
     if len(projection.rows) < len(embeddings):
         notes.append(f"a random {len(projection.rows)} of {len(embeddings)} images are drawn")
-    return Plot(figure, rows, tuple(notes))
+    width = PAGE if len(names) > _NAMED_GROUPS or thumbnails else COLUMN
+    return finish(figure, rows, title=title, style=style, width=width, notes=notes)
 
 
-def confusion_plot(report: Report, *, title: str) -> Plot:
+def confusion_plot(report: Report, *, title: str, style: Style = "screen") -> Plot:
     """Draw the confusion matrix of a run; the numbers are its cells that are not zero."""
     rows = []
     for true, predicted in np.argwhere(report.confusion > 0).tolist():
@@ -125,10 +176,17 @@ def confusion_plot(report: Report, *, title: str) -> Plot:
                 "count": int(report.confusion[true, predicted]),
             }
         )
-    return Plot(plot_confusion(report.confusion, report.classes, title=title), rows)
+    width = PAGE if len(report.classes) > _COLUMN_CLASSES else COLUMN
+    figure = plot_confusion(
+        report.confusion,
+        report.classes,
+        title=title,
+        width=width if style == "paper" else None,
+    )
+    return finish(figure, rows, title=title, style=style, width=width)
 
 
-def reliability_plot(report: Report, *, title: str) -> Plot:
+def reliability_plot(report: Report, *, title: str, style: Style = "screen") -> Plot:
     """Draw the reliability diagram of a run.
 
     Raises:
@@ -159,10 +217,74 @@ def reliability_plot(report: Report, *, title: str) -> Plot:
         calibrated=report.reliability_calibrated,
         temperature=report.temperature.value if report.temperature else None,
     )
-    return Plot(figure, rows)
+    width = PAGE if report.reliability_calibrated else COLUMN
+    return finish(figure, rows, title=title, style=style, width=width)
 
 
-def filters_plot(filters: NDArray[np.float32], *, title: str) -> Plot:
+def curves_plot(histories: Mapping[str, History], *, title: str, style: Style = "screen") -> Plot:
+    """Draw the training curves of runs, by name; the numbers are their epochs."""
+    rows = []
+    for name, history in histories.items():
+        rows += [{"run": name, **epoch} for epoch in history]
+    figure = plot_histories(histories, title=title)
+    return finish(figure, rows, title=title, style=style, width=PAGE)
+
+
+def learning_curve_plot(
+    scores: Sequence[FewShotScore], data: str, *, style: Style = "screen"
+) -> Plot:
+    """Draw test accuracy over training images per class.
+
+    Args:
+        scores: of one or more heads.
+        data: name of the images.
+        style: see ``Plot``.
+    """
+    rows = []
+    for score in scores:
+        low, high = score.interval95
+        rows.append(
+            {
+                "head": score.head,
+                "images per class": score.shot,
+                "top1": score.mean,
+                "low95": low,
+                "high95": high,
+                "draws": score.draws,
+                "n": "" if score.n is None else score.n,
+            }
+        )
+    figure = learning_curve_figure(scores, data)
+    title = learning_curve_title(scores, data)
+    return finish(figure, rows, title=title, style=style, width=COLUMN)
+
+
+def pareto_plot(networks: Sequence[MeasuredNetwork], *, style: Style = "screen") -> Plot:
+    """Draw accuracy over latency of profiled networks; the numbers say which are on the front."""
+    points = [
+        ParetoPoint(each.name, each.latency_ms, each.top1, each.interval95) for each in networks
+    ]
+    front = {point.name for point in pareto_front(points)}
+    rows = []
+    for each in networks:
+        low, high = each.interval95
+        rows.append(
+            {
+                "network": each.name,
+                "latency_ms": each.latency_ms,
+                "top1": each.top1,
+                "low95": low,
+                "high95": high,
+                "n": each.n,
+                "on_front": each.name in front,
+            }
+        )
+    title = f"{len(networks)} networks, n = {networks[0].n} test images"
+    figure = plot_pareto(points, title=title)
+    return finish(figure, rows, title=title, style=style, width=COLUMN)
+
+
+def filters_plot(filters: NDArray[np.float32], *, title: str, style: Style = "screen") -> Plot:
     """Draw the kernels ``(n, h, w, 3)`` of a first convolution, the largest norm first."""
     norms = np.sqrt((filters**2).sum(axis=(1, 2, 3)))
     order = np.argsort(-norms, kind="stable")
@@ -171,11 +293,17 @@ def filters_plot(filters: NDArray[np.float32], *, title: str) -> Plot:
     for start in range(0, len(images), _FILTERS_ACROSS):
         lines.append(list(images[start : start + _FILTERS_ACROSS]))
     rows = [{"filter": int(number), "norm": float(norms[number])} for number in order]
-    return Plot(plot_image_grid(lines, title=title, side=0.5), rows)
+    side = PAGE / _FILTERS_ACROSS if style == "paper" else 0.5
+    figure = plot_image_grid(lines, title=title, side=side)
+    return finish(figure, rows, title=title, style=style, width=PAGE)
 
 
 def feature_maps_plot(
-    stages: Mapping[str, NDArray[np.float32]], image: Pixels, *, title: str
+    stages: Mapping[str, NDArray[np.float32]],
+    image: Pixels,
+    *,
+    title: str,
+    style: Style = "screen",
 ) -> Plot:
     """Draw the channels of the largest mean activation after each stage of a network.
 
@@ -183,6 +311,7 @@ def feature_maps_plot(
         stages: maps ``(c, h, w)`` by stage.
         image: the image as the network sees it.
         title: of the figure.
+        style: see ``Plot``.
     """
     images, names, rows = [], [], []
     for stage, maps in stages.items():
@@ -192,7 +321,9 @@ def feature_maps_plot(
         names.append(f"{stage}: {'x'.join(map(str, maps.shape))}")
         for channel in order.tolist():
             rows.append({"stage": stage, "channel": channel, "mean": float(means[channel])})
-    return Plot(plot_image_grid(images, title=title, row_names=names), rows)
+    side = (PAGE - _NAMES_WIDTH) / (_CHANNELS + 1) if style == "paper" else _GRID_SIDE
+    figure = plot_image_grid(images, title=title, row_names=names, side=side)
+    return finish(figure, rows, title=title, style=style, width=PAGE)
 
 
 def cam_plot(
@@ -201,6 +332,7 @@ def cam_plot(
     scores: Sequence[Faithfulness],
     *,
     title: str,
+    style: Style = "screen",
 ) -> Plot:
     """Draw class activation maps.
 
@@ -209,6 +341,7 @@ def cam_plot(
         names: of the images.
         scores: deletion and insertion score of each map.
         title: of the figure, with the method.
+        style: see ``Plot``.
     """
     mapped, rows = [], []
     for found, name, score in zip(maps, names, scores, strict=True):
@@ -233,7 +366,11 @@ def cam_plot(
         "deletion: area under the probability as the most important pixels are removed first "
         "(lower is better); insertion: as they are added first (higher is better)",
     )
-    return Plot(plot_cam(mapped, title=title), rows, notes)
+    lines = -(-len(mapped) // (_PAPER_CAMS if style == "paper" else _CAMS))
+    columns = -(-len(mapped) // lines)
+    figure = plot_cam(mapped, title=title, columns=columns)
+    width = PAGE if columns > _COLUMN_CAMS else COLUMN
+    return finish(figure, rows, title=title, style=style, width=width, notes=notes)
 
 
 def neighbours_plot(
@@ -244,6 +381,7 @@ def neighbours_plot(
     pictures: Mapping[str, Pixels],
     *,
     title: str,
+    style: Style = "screen",
 ) -> Plot:
     """Draw the most similar images of each query.
 
@@ -254,6 +392,7 @@ def neighbours_plot(
         embeddings: the images that were searched.
         pictures: pixels of the images found, by name; a missing one is drawn as an empty tile.
         title: of the figure.
+        style: see ``Plot``.
     """
     tiles, rows = [], []
     blank = np.full((64, 64, 3), 230, np.uint8)
@@ -276,11 +415,16 @@ def neighbours_plot(
             )
         tiles.append(Tile(tuple(images), tuple(lines)))
     heading = "image, then the most similar ones by cosine similarity"
-    return Plot(plot_contact([Section(heading, tiles)], title=title), rows)
+    return _contact_plot(tiles, rows, heading=heading, title=title, style=style)
 
 
 def mistakes_plot(
-    mistakes: Sequence[InspectedImage], *, total: int, explanation: str, title: str
+    mistakes: Sequence[InspectedImage],
+    *,
+    total: int,
+    explanation: str,
+    title: str,
+    style: Style = "screen",
 ) -> Plot:
     """Draw the most confident mistakes, each with its class activation map.
 
@@ -289,6 +433,7 @@ def mistakes_plot(
         total: number of all mistakes.
         explanation: how the maps were computed; empty without them.
         title: of the figure.
+        style: see ``Plot``.
     """
     tiles, rows = [], []
     blank = np.full((64, 64, 3), 230, np.uint8)
@@ -310,10 +455,28 @@ def mistakes_plot(
             }
         )
     heading = f"{len(tiles)} most confident of {total} mistakes. {explanation}"
-    return Plot(plot_contact([Section(heading, tiles)], title=title), rows)
+    return _contact_plot(tiles, rows, heading=heading, title=title, style=style)
 
 
-def perturbations_plot(image: Pixels, *, seed: int, title: str) -> Plot:
+def _contact_plot(
+    tiles: Sequence[Tile],
+    rows: Sequence[Mapping[str, Any]],
+    *,
+    heading: str,
+    title: str,
+    style: Style,
+) -> Plot:
+    """Draw tiles under a heading; in an article the heading is part of the caption."""
+    if style == "paper":
+        across = max(_PAPER_ACROSS, len(tiles[0].images))
+        across -= across % len(tiles[0].images)  # no empty place at the end of a row
+        figure = plot_contact([Section("", tiles)], title="", across=across)
+    else:
+        figure = plot_contact([Section(heading, tiles)], title=title)
+    return finish(figure, rows, title=f"{title}. {heading}", style=style, width=PAGE)
+
+
+def perturbations_plot(image: Pixels, *, seed: int, title: str, style: Style = "screen") -> Plot:
     """Draw an image under every family of perturbations at every level."""
     images, rows = [], []
     for family in PERTURBATIONS:
@@ -326,6 +489,10 @@ def perturbations_plot(image: Pixels, *, seed: int, title: str) -> Plot:
             rows.append({"family": family, "level": level, "parameters": text})
         images.append(line)
     figure = plot_image_grid(
-        images, title=title, row_names=list(PERTURBATIONS), column_names=["original", *LEVELS]
+        images,
+        title=title,
+        row_names=list(PERTURBATIONS),
+        column_names=["original", *LEVELS],
+        side=_PAPER_PERTURBED if style == "paper" else _GRID_SIDE,
     )
-    return Plot(figure, rows)
+    return finish(figure, rows, title=title, style=style, width=COLUMN)

@@ -9,6 +9,7 @@ from featkit.ablation.conditions import LongTailRow
 from featkit.ablation.effects import DATA, PLAIN, Findings, Selection
 from featkit.evaluation.effects import METRICS, SEED, Average, Effect
 from featkit.evaluation.intervals import Interval
+from featkit.evaluation.report import Report
 
 METHODS = (
     "Each head was fitted on the features of the training and validation images and evaluated on "
@@ -48,6 +49,12 @@ def estimate_text(value: float, interval: Interval, *, signed: bool = False) -> 
 def average_text(average: Average) -> str:
     """Return a mean accuracy and its interval in percent."""
     return estimate_text(average.value, average.interval95)
+
+
+def accuracy_text(report: Report) -> str:
+    """Return the top-1 accuracy with its interval and n, for the title of a figure."""
+    interval = f"95% CI {interval_text(report.interval95)}"
+    return f"top-1 accuracy {100 * report.top1:.1f}% ({interval}), n = {report.n}"
 
 
 def p_text(p: float) -> str:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,9 @@ from featkit.evaluation.intervals import Interval
 from featkit.heads import make_head
 from featkit.images.subsets import k_shot
 from featkit.runs.splits import without_views
+from featkit.storage import read_json
+
+RESULTS_FILE = "results.json"
 
 BATCHED = ("prototypical", "prototypical:metric=euclidean", "knn:k=1")
 """Heads that are computed for many episodes at once; all others are fitted in each episode."""
@@ -152,6 +156,62 @@ def learning_curve(
                 cells.append(({SEED: draw}, predictions))
             mean = average(score_cells(cells))
             yield FewShotScore(head, shot, mean.value, mean.interval95, draws, len(test))
+
+
+def curve_shots(labels: NDArray[np.int64]) -> list[int]:
+    """Return numbers of training images per class for a learning curve: 1, 2, 5, 10, 20, ...
+
+    They end with the first that half of the classes do not have more images than.
+
+    Args:
+        labels: ``(n,)`` labels of the training images.
+    """
+    typical = float(np.median(np.unique(labels, return_counts=True)[1]))
+    shots: list[int] = []
+    for scale in 10 ** np.arange(8):
+        for step in (1, 2, 5):
+            shots.append(int(step * scale))
+            if shots[-1] >= typical:
+                return shots
+    return shots
+
+
+def read_learning_curve(directory: Path) -> list[FewShotScore]:
+    """Read the learning curve of a few-shot study.
+
+    Args:
+        directory: of the study, with its ``results.json``.
+
+    Raises:
+        DataError: if the file is missing or damaged, or the study has no learning curve.
+    """
+    try:
+        values = read_json(directory / RESULTS_FILE)
+        scores = [_read_score(each) for each in values["curve"]]
+    except (OSError, LookupError, AttributeError, TypeError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise DataError(
+            f"{directory} cannot be read as a few-shot study ({reason}): give a run directory, or "
+            "the folder that `featkit fewshot --curve` wrote"
+        ) from error
+    if not scores:
+        raise DataError(
+            f"{directory} has no learning curve: repeat `featkit fewshot` with --curve 1,2,5,10"
+        )
+    return scores
+
+
+def _read_score(values: Mapping[str, Any]) -> FewShotScore:
+    low, high = values["interval95"]
+    n = values.get("n")
+    return FewShotScore(
+        head=str(values["head"]),
+        shot=int(values["shot"]),
+        mean=float(values["mean"]),
+        interval95=(float(low), float(high)),
+        draws=int(values["draws"]),
+        n=None if n is None else int(n),
+    )
 
 
 def to_json(

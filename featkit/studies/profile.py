@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -25,15 +27,17 @@ from featkit.compression.profile import (
 from featkit.embeddings.calibration import find_by_digest
 from featkit.embeddings.pipeline import Compute
 from featkit.embeddings.request import Request
-from featkit.errors import SpecError
+from featkit.errors import DataError, SpecError
 from featkit.evaluation import PairedComparison, Report, compare
 from featkit.evaluation.drift import Drift, drift
+from featkit.evaluation.intervals import Interval
 from featkit.registry import unknown
 from featkit.runs.directory import load_run
 from featkit.runs.features import load_features
 from featkit.runs.fit import Run, fit_run
-from featkit.storage import available_cores, csv_text, user_path
+from featkit.storage import available_cores, csv_text, read_json, read_text, user_path
 
+PROFILE_FILE = "profile.json"
 _NETWORK_FIELDS = ("backbone", "weights", "layer", "pool", "resize", "crop")
 
 
@@ -258,6 +262,80 @@ def profiles_to_json(profiles: Sequence[NetworkProfile], config: ProfileConfig) 
         "networks": [each.to_dict() for each in profiles],
     }
     return json.dumps(values, indent=2)
+
+
+@dataclass(frozen=True)
+class MeasuredNetwork:
+    """A network of a saved profile that has an accuracy.
+
+    Attributes:
+        name: as ``short_names`` gives it.
+        latency_ms: median latency of one image.
+        top1, interval95, n: accuracy, its 95% confidence interval and the number of test images.
+    """
+
+    name: str
+    latency_ms: float
+    top1: float
+    interval95: Interval
+    n: int
+
+
+def short_names(specs: Sequence[str]) -> list[str]:
+    """Return the last parts of paths of networks, where these differ; else the specs."""
+    short = [spec.rstrip("/").rpartition("/")[2] for spec in specs]
+    return short if len(set(short)) == len(short) else list(specs)
+
+
+def read_profile(path: Path) -> list[MeasuredNetwork]:
+    """Read the networks with an accuracy from what ``featkit profile`` wrote.
+
+    Args:
+        path: directory of the profile, its ``profile.json``, or its ``profile.csv`` under any name.
+
+    Raises:
+        DataError: if the file is missing or damaged, or no network has an accuracy.
+    """
+    file = path / PROFILE_FILE if path.is_dir() else path
+    try:
+        rows = _profile_rows(file)
+        names = short_names([row["spec"] for row in rows])
+        measured = [
+            _measured(name, row)
+            for name, row in zip(names, rows, strict=True)
+            if row.get("top1") not in (None, "")
+        ]
+    except (OSError, LookupError, AttributeError, TypeError, ValueError, csv.Error) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise DataError(
+            f"{file} cannot be read as a profile ({reason}): give the folder that "
+            "`featkit profile` wrote"
+        ) from error
+    if not measured:
+        raise DataError(f"{file} has no accuracy: repeat `featkit profile` with --data")
+    return measured
+
+
+def _measured(name: str, row: Mapping[str, Any]) -> MeasuredNetwork:
+    low, high = row["interval95"]
+    return MeasuredNetwork(
+        name=name,
+        latency_ms=float(row["median_ms"]),
+        top1=float(row["top1"]),
+        interval95=(float(low), float(high)),
+        n=int(row["n"]),
+    )
+
+
+def _profile_rows(file: Path) -> list[dict[str, Any]]:
+    """Return one mapping per network, from JSON or CSV."""
+    if file.suffix.lower() != ".csv":
+        rows: list[dict[str, Any]] = read_json(file)["networks"]
+        return rows
+    rows = []
+    for row in csv.DictReader(io.StringIO(read_text(file), newline="")):
+        rows.append({**row, "interval95": (row["interval95_low"], row["interval95_high"])})
+    return rows
 
 
 def profiles_to_csv(profiles: Sequence[NetworkProfile]) -> str:
