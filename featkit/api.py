@@ -264,7 +264,17 @@ def _request_options(options: Mapping[str, Any]) -> dict[str, Any]:
     for name in ("data", "backbone", "weights", "resize", "crop"):
         if found.get(name) is not None:
             found[name] = str(found[name])  # a path, or a size in pixels
+    if found.get("backbone") is not None:
+        found["backbone"] = _network(found["backbone"])
     return found
+
+
+def _network(spec: str) -> str:
+    """Return the spec of a network; the name of a run becomes the path of its directory."""
+    from featkit.backbones.load import BACKBONES
+    from featkit.runs.registry import find_network
+
+    return spec if spec.partition(":")[0] in BACKBONES.names() else find_network(spec)
 
 
 def _request(options: Mapping[str, Any]) -> Request:
@@ -692,12 +702,21 @@ def _summarise_seeds(
     return summaries
 
 
-@checked(**_COMPUTE, run=_run_or_path(), files=several(PATH), top=integer(1))
+@checked(
+    **_COMPUTE,
+    run=_run_or_path(),
+    files=several(PATH),
+    top=integer(1),
+    all_probabilities=FLAG,
+    sort_into=PATH,
+)
 def predict(
     run: PathLike | Run | SavedRun,
     files: PathLike | Sequence[PathLike],
     *,
     top: int = 5,
+    all_probabilities: bool = False,
+    sort_into: PathLike | None = None,
     device: str = "auto",
     batch_size: int | None = None,
     workers: int | None = None,
@@ -708,9 +727,12 @@ def predict(
     """Classify new images with a run.
 
     Args:
-        run: a run directory, a file written by ``export`` (``.onnx``), or a run.
-        files: image files and folders of images.
+        run: a run, by name, id or directory, or a file written by ``export`` (``.onnx``).
+        files: image files, and folders with images in them or below them.
         top: number of classes to return, the most probable first.
+        all_probabilities: whether each prediction has the probability of every class too.
+        sort_into: folder into which the images are copied, with one subfolder for each predicted
+            class and ``unknown`` for rejected images; None for no copies.
         device, batch_size, workers, compile, on_error, progress: as for ``extract``.
 
     Returns:
@@ -725,60 +747,60 @@ def predict(
         >>> featkit.predict("experiments/runs/photos/0123456789ab", "new.jpg")  # doctest: +SKIP
     """
     compute = _compute(locals())
+    from featkit.runs.predict import image_names
+    from featkit.runs.predict import sort_into as copy_into
+
+    names = image_names([files] if isinstance(files, str | Path) else files)
+    found = _predict(run, names, compute, top, all_probabilities)
+    if sort_into is not None:
+        counts = copy_into(found, Path(sort_into))
+        listed = ", ".join(f"{count} in {name}" for name, count in counts.items())
+        log.info("copied into %s: %s", sort_into, listed or "nothing")
+    return found
+
+
+def _predict(
+    run: PathLike | Run | SavedRun,
+    names: list[str],
+    compute: Compute,
+    top: int,
+    all_probabilities: bool,
+) -> list[Prediction]:
+    """Classify image files with a run or an exported classifier."""
     from featkit.runs.predict import predict as predict_run
     from featkit.runs.predict import predict_exported
 
-    names = image_names([files] if isinstance(files, str | Path) else files)
     if isinstance(run, str | Path) and Path(run).suffix == ".onnx":
         from featkit.compression.onnx_reader import load_exported
 
-        return predict_exported(load_exported(Path(run)), names, compute, top=top)
-    return predict_run(load_run(run), names, compute, top=top)
-
-
-def image_names(files: Sequence[PathLike]) -> list[str]:
-    """Return the names of image files, with folders replaced by the images below them.
-
-    What is passed over in a folder is logged.
-
-    Raises:
-        DataError: if there is none.
-    """
-    from featkit.images.folder import list_image_files
-
-    names: list[str] = []
-    for file in files:
-        if not Path(file).is_dir():
-            names.append(str(file))
-            continue
-        found, passed_over = list_image_files(Path(file))
-        names += found
-        if passed_over:
-            log.info("%s: %s", file, passed_over)
-    if not names:
-        raise DataError("no image to classify: give at least one image file")
-    return names
+        exported = load_exported(Path(run))
+        return predict_exported(
+            exported, names, compute, top=top, all_probabilities=all_probabilities
+        )
+    return predict_run(load_run(run), names, compute, top=top, all_probabilities=all_probabilities)
 
 
 @checked(run=_run_or_path())
 def load_run(run: PathLike | Run | SavedRun) -> SavedRun:
-    """Load a run directory: head, class names, temperature and the description of its network.
+    """Load a run: head, class names, temperature and the description of its network.
 
     Args:
-        run: the directory; a run in memory is converted.
+        run: its name, ``latest``, its id or the start of one of them, or its directory; a run in
+            memory is converted.
 
     Raises:
-        RunError: if a part is missing, cannot be read or was changed.
+        RunError: if there is no such run, or a part is missing, cannot be read or was changed.
         HeadError: if the head file holds anything that is not on the trusted list.
     """
     from featkit.runs.directory import SavedRun
     from featkit.runs.directory import load_run as load
     from featkit.runs.fit import Run
+    from featkit.runs.registry import find_run
 
     if isinstance(run, SavedRun):
         return run
     if not isinstance(run, Run):
-        return load(Path(run))
+        return load(find_run(run))
     recipe, report = run.source.embeddings.recipe, run.report
     quantized = None
     if recipe.calibration != "none":
@@ -804,8 +826,8 @@ def compare(runs: Sequence[PathLike]) -> RunComparison:
     """Compare runs that were evaluated on the same test images.
 
     Args:
-        runs: two or more run directories; folders without a run, which ``runs/photos/*`` also
-            matches, are left out as long as two runs remain.
+        runs: two or more runs, by name, id or directory; folders without a run, which
+            ``runs/photos/*`` also matches, are left out as long as two runs remain.
 
     Returns:
         The runs, best first, and for each pair the difference of top-1 accuracy with its 95%
@@ -817,8 +839,9 @@ def compare(runs: Sequence[PathLike]) -> RunComparison:
         DataError: if two runs were evaluated on different images or labels.
     """
     from featkit.runs.compare import compare_runs
+    from featkit.runs.registry import find_run
 
-    return compare_runs(_without_other_folders([Path(run) for run in runs]))
+    return compare_runs(_without_other_folders([find_run(run) for run in runs]))
 
 
 def _without_other_folders(directories: Sequence[Path]) -> list[Path]:
@@ -1133,6 +1156,8 @@ def _axes(options: Mapping[str, Any]) -> dict[str, Sequence[AxisValue]]:
             continue
         values = (value,) if isinstance(value, str | int | Path) else tuple(value)
         axes[name] = tuple(str(each) if isinstance(each, Path) else each for each in values)
+    if "backbone" in axes:
+        axes["backbone"] = tuple(_network(str(each)) for each in axes["backbone"])
     if "head" in axes:
         axes["head"] = expand_heads([str(head) for head in axes["head"]])
     if "balance" in axes:
@@ -2600,6 +2625,8 @@ def _draw(
     options: Mapping[str, Any],
 ) -> Plot:
     """Draw one kind of picture; see ``plot``."""
+    from featkit.runs.predict import image_names
+
     files = [images] if isinstance(images, str | Path) else list(images)
     names = image_names(files) if files else []
     if kind in ("cam", "neighbours", "feature-maps", "perturbations") and not names:
@@ -2647,6 +2674,8 @@ def _network_plot(
     from featkit.reports.pictures import feature_maps_plot, filters_plot
     from featkit.runs.card import is_run
 
+    if isinstance(target, str | Path):
+        target = _network(str(target))
     if not isinstance(target, str | Path) or is_run(Path(target)):
         backbone = load_run(target).load_backbone()
     else:

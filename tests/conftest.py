@@ -9,7 +9,10 @@ import os
 for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ.setdefault(_name, "1")
 
+import atexit
+import shutil
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -26,6 +29,10 @@ from featkit.images.base import ImageSet
 settings.register_profile("featkit", deadline=None, derandomize=True)
 settings.load_profile("featkit")
 
+# Fixtures of a module run before ``_isolated_environment``: their runs must not be listed in the user's home either.
+os.environ["FEATKIT_HOME"] = tempfile.mkdtemp(prefix="featkit-home-")
+atexit.register(shutil.rmtree, os.environ["FEATKIT_HOME"], ignore_errors=True)
+
 
 @pytest.fixture(autouse=True)
 def _isolated_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -33,6 +40,7 @@ def _isolated_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> No
     for name in ("FEATKIT_WEIGHTS", "FEATKIT_DATA", "XDG_CACHE_HOME"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "no-torch-home"))
+    monkeypatch.setenv("FEATKIT_HOME", str(tmp_path / "featkit-home"))
 
 
 def _real(variable: str) -> Path:

@@ -62,7 +62,7 @@ SCHEDULE = (
 SIGNATURES = {
     "extract": f"data {EXTRACTION} store cache {COMPUTE}",
     "fit": f"data head tune balance subset reject strict {EXTRACTION} cache out {COMPUTE}",
-    "predict": f"run files top {COMPUTE}",
+    "predict": f"run files top all_probabilities sort_into {COMPUTE}",
     "compare": "runs",
     "export": f"run format out check {COMPUTE}",
     "ablate": f"grid {GRID}",

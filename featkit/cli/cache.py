@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import time
 from pathlib import Path
 
 import click
 
 from featkit.cli.options import Command, UserPath, cache_option, json_option
-from featkit.cli.output import note, print_json, print_line, print_text, size, table
+from featkit.cli.output import age, note, print_json, print_line, print_text, size, table
 from featkit.errors import CacheError
 
 EPILOG = """\b
@@ -47,7 +46,7 @@ def list_files(cache: Path, as_json: bool) -> None:
         print_json(lines)
         return
     rows = [
-        [e.path.name, e.rows, e.width, size(e.size), _age(e.modified), e.provenance["weights"]]
+        [e.path.name, e.rows, e.width, size(e.size), age(e.modified), e.provenance["weights"]]
         for e in good
     ]
     print_text(
@@ -166,11 +165,3 @@ def _check_folder(cache: Path) -> None:
             f"cache folder {cache} does not exist: correct --cache, or extract features into it "
             "with `featkit extract`"
         )
-
-
-def _age(modified: float) -> str:
-    seconds = max(0.0, time.time() - modified)
-    for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
-        if seconds >= length:
-            return f"{seconds / length:.0f} {unit}"
-    return f"{seconds:.0f} s"

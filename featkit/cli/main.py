@@ -49,6 +49,7 @@ SECTIONS: dict[str, dict[str, str]] = {
         "export": "Export a run to one ONNX or PyTorch file.",
     },
     "Utilities": {
+        "runs": "List, show and remove runs.",
         "models": "List backbones and their layers.",
         "heads": "List heads and their options.",
         "completion": "Print the script for shell completion.",

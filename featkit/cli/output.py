@@ -8,6 +8,7 @@ break in it could not be told from one of the text; ``table`` does so for its ce
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -63,6 +64,15 @@ def size(count: float) -> str:
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
         count /= 1000
     return f"{count:.1f} GB"
+
+
+def age(modified: float) -> str:
+    """Format the time since a POSIX time stamp, such as ``3 d``."""
+    seconds = max(0.0, time.time() - modified)
+    for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= length:
+            return f"{seconds / length:.0f} {unit}"
+    return f"{seconds:.0f} s"
 
 
 def print_json(value: Any) -> None:

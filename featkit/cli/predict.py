@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from featkit.cli.options import UserPath, command, compute_options, json_option, option
+from featkit.cli.options import UserPath, command, compute_options, integers, json_option, option
 from featkit.cli.output import interactive, note, print_json, print_text, table
 
 if TYPE_CHECKING:
@@ -17,39 +17,68 @@ if TYPE_CHECKING:
 
 EPILOG = """\b
 Examples:
-  featkit predict experiments/runs/photos/0123456789ab new.jpg other.png
-  featkit predict experiments/runs/photos/0123456789ab holiday --csv
+  featkit predict latest new.jpg other.png
+  featkit predict flowers-v1 holiday --csv > holiday.csv
+  featkit predict flowers-v1 holiday --sort-into sorted
   featkit predict model.onnx new.jpg
-  find . -name '*.jpg' | featkit predict experiments/runs/photos/0123456789ab - --json
+  find . -name '*.jpg' | featkit predict latest - --json
+
+\b
+CSV and JSON have path, predicted, confidence, rejected, top2, confidence2, ...;
+with --all also p(CLASS) (in JSON: probabilities).
 """
 
 
 @command(epilog=EPILOG)
 @click.argument("run", type=UserPath())
 @click.argument("files", nargs=-1, required=True, metavar="FILE...")
+@option(
+    "--top",
+    group="Output",
+    type=integers(1),
+    default=5,
+    metavar="N",
+    help="Number of classes per image in CSV and JSON.",
+)
+@option(
+    "--all",
+    "all_probabilities",
+    group="Output",
+    is_flag=True,
+    help="Give the probability of every class.",
+)
+@option(
+    "--sort-into",
+    group="Output",
+    type=UserPath(file_okay=False),
+    metavar="DIR",
+    help="Copy the images into DIR/CLASS, rejected ones into DIR/unknown; nothing is moved.",
+    show_default="no copies",
+)
 @compute_options
 @json_option
 @option("--csv", "as_csv", group="Output", is_flag=True, help="Print CSV, one line per image.")
 def predict(run: Path, files: tuple[str, ...], as_json: bool, as_csv: bool, **options: Any) -> None:
     """Classify new images with a fitted run.
 
-    RUN is a run directory or a file written by `featkit export`. FILE is an image, a folder of
-    images, or - to read paths from standard input. Prints the five most probable classes of each
-    image.
+    RUN is a run (its name, `latest`, its id or its directory) or a file written by `featkit
+    export`. FILE is an image, a folder of images, which may be in subfolders, or - to read paths
+    from standard input. Prints one line per image.
     """
     from featkit import api
+    from featkit.runs.predict import image_names, predictions_csv
 
     if as_json and as_csv:
         raise click.UsageError("give either --json or --csv")
-    names = api.image_names(_expand_stdin(files))
+    names = image_names(_expand_stdin(files))
     predictions = api.predict(run, names, progress=interactive(), **options)
-    missing = sorted(set(names) - {prediction.file for prediction in predictions})
+    missing = sorted(set(names) - {prediction.path for prediction in predictions})
     if missing:
         note(f"{len(missing)} files skipped: {', '.join(missing)}")
     if as_json:
         print_json([prediction.to_dict() for prediction in predictions])
     elif as_csv:
-        print_text(_csv(predictions), end="")
+        print_text(predictions_csv(predictions), end="")
     else:
         print_text(_table(predictions))
 
@@ -66,29 +95,17 @@ def _expand_stdin(files: Sequence[str]) -> list[str]:
 
 
 def _table(predictions: Sequence[Prediction]) -> str:
+    """Return one line per image: its class, its confidence, and the two next classes."""
     rows = []
-    for prediction in predictions:
-        file = prediction.file
-        for place, (name, probability) in enumerate(prediction.top):
-            if prediction.unknown and place == 0:
-                name = f"unknown (perhaps {name})"
-            rows.append([file, name, f"{100 * probability:.1f} %"])
-            file = ""  # printed once
-    return table(["file", "class", "probability"], rows, right=("probability",))
+    for each in predictions:
+        answer = f"unknown (perhaps {each.predicted})" if each.rejected else each.predicted
+        others = list(each.top[1:3])
+        if each.probabilities:
+            others = sorted(each.probabilities.items(), key=lambda pair: -pair[1])[1:]
+        rest = ", ".join(f"{name} {_percent(value)}" for name, value in others)
+        rows.append([each.path, answer, _percent(each.confidence), rest])
+    return table(["path", "predicted", "confidence", "next"], rows, right=("confidence",))
 
 
-def _csv(predictions: Sequence[Prediction]) -> str:
-    from featkit.storage import csv_text
-
-    rows = []
-    for prediction in predictions:
-        name, probability = prediction.top[0]
-        rows.append(
-            {
-                "file": prediction.file,
-                "class": prediction.answer,
-                "probability": f"{probability:.6f}",
-                "most_probable": name,
-            }
-        )
-    return csv_text(rows, ["file", "class", "probability", "most_probable"])
+def _percent(value: float) -> str:
+    return f"{100 * value:.1f} %"

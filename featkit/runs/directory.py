@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from featkit.backbones.base import Backbone, QuantizedNetwork
 from featkit.backbones.saved import INT8_FILE, NETWORK_FILE
 from featkit.embeddings.calibration import find_by_digest
+from featkit.embeddings.pipeline import Compute
 from featkit.embeddings.recipe import Recipe
 from featkit.embeddings.request import Request
 from featkit.errors import CacheError, RunError, WeightsError
@@ -22,7 +23,11 @@ from featkit.evaluation import Temperature
 from featkit.heads.persist import load_head, save_head
 from featkit.runs.card import CARD_FILE, HEAD_FILE, Card, read_card, run_errors
 from featkit.runs.fit import Run
+from featkit.runs.registry import remember_folder
 from featkit.storage import Content, csv_text, file_sha256, publish, read_directory
+
+if TYPE_CHECKING:
+    from featkit.runs.predict import Prediction
 
 PREDICTIONS_FILE = "predictions.csv"
 RESULTS_FILE = "results.json"
@@ -53,6 +58,33 @@ class SavedRun:
     quantized: QuantizedNetwork | None = None
     temperature: Temperature | None = None
     threshold: float = 0.0
+
+    def predict(
+        self,
+        files: str | Path | Sequence[str | Path],
+        *,
+        top: int = 5,
+        all_probabilities: bool = False,
+        compute: Compute | None = None,
+    ) -> list[Prediction]:
+        """Classify image files.
+
+        Args:
+            files: image files, and folders with images in them or below them.
+            top: number of classes per image, the most probable first.
+            all_probabilities: whether each prediction has the probability of every class too.
+            compute: device, batch size, treatment of unreadable images.
+
+        Raises:
+            WeightsError: if the weights of the network are not found, or are other weights.
+            DataError: if there is no image, or one cannot be read.
+        """
+        from featkit.runs.predict import image_names, predict
+
+        names = image_names([files] if isinstance(files, str | Path) else files)
+        return predict(
+            self, names, compute or Compute(), top=top, all_probabilities=all_probabilities
+        )
 
     def load_backbone(self) -> Backbone:
         """Load the network that extracted the features.
@@ -104,6 +136,7 @@ def save_run(run: Run, out: Path, more: Mapping[str, Content]) -> Path:
         files[INT8_FILE] = _read_quantized_network(run, calibration)
     files[CARD_FILE] = write_card
     publish(directory, files, own=_recorded_files(directory))
+    remember_folder(out)
     return directory
 
 

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+import filecmp
+import logging
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,14 +16,22 @@ from numpy.typing import NDArray
 from featkit.embeddings import pipeline
 from featkit.embeddings.extract import embed
 from featkit.embeddings.pipeline import Compute, FeatureBatch, Features, PipelineTarget, Rows
-from featkit.errors import RunError
+from featkit.errors import DataError, RunError
 from featkit.evaluation.calibration import apply_temperature
 from featkit.images.files import images_from_files
+from featkit.images.folder import list_image_files
 from featkit.images.intensity import IntensityRange
-from featkit.runs.directory import SavedRun
+from featkit.storage import csv_text, digest, safe_name, storage_errors
 
 if TYPE_CHECKING:
     from featkit.compression.onnx_reader import ExportedClassifier
+    from featkit.runs.directory import SavedRun
+
+log = logging.getLogger(__name__)
+
+
+UNKNOWN = "unknown"
+"""Answer for a rejected image."""
 
 
 @dataclass(frozen=True)
@@ -27,27 +39,168 @@ class Prediction:
     """Prediction for one image file.
 
     Attributes:
-        file: path of the image.
+        path: path of the image.
         top: the most probable classes with their probabilities, best first.
-        unknown: whether the probability of the first is below the rejection threshold of the run.
+        rejected: whether the probability of the first is below the rejection threshold of the run.
+        probabilities: probability of every class; empty unless they were asked for.
     """
 
-    file: str
+    path: str
     top: tuple[tuple[str, float], ...]
-    unknown: bool = False
+    rejected: bool = False
+    probabilities: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def predicted(self) -> str:
+        """Name of the most probable class."""
+        return self.top[0][0]
+
+    @property
+    def confidence(self) -> float:
+        """Probability of the most probable class."""
+        return self.top[0][1]
 
     @property
     def answer(self) -> str:
-        """Name of the predicted class, or ``unknown``."""
-        return "unknown" if self.unknown else self.top[0][0]
+        """Name of the predicted class, or ``unknown`` for a rejected image."""
+        return UNKNOWN if self.rejected else self.predicted
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the prediction as JSON can represent it."""
-        top = [{"class": name, "probability": value} for name, value in self.top]
-        return {"file": self.file, "answer": self.answer, "top": top}
+        """Return the prediction in the schema of JSON and, in the same order, of CSV.
+
+        That is ``path``, ``predicted``, ``confidence``, ``rejected``, then ``top2``,
+        ``confidence2`` and so on, and ``probabilities`` by class if they were asked for.
+        """
+        row: dict[str, Any] = {
+            "path": self.path,
+            "predicted": self.predicted,
+            "confidence": self.confidence,
+            "rejected": self.rejected,
+        }
+        for place, (name, confidence) in enumerate(self.top[1:], start=2):
+            row |= {f"top{place}": name, f"confidence{place}": confidence}
+        if self.probabilities:
+            row["probabilities"] = dict(self.probabilities)
+        return row
 
 
-def predict(run: SavedRun, files: list[str], compute: Compute, *, top: int = 5) -> list[Prediction]:
+def prediction_rows(predictions: Sequence[Prediction]) -> list[dict[str, Any]]:
+    """Return the rows of a table of predictions: ``to_dict`` with a column for each probability.
+
+    The columns of the probabilities of all classes are named ``p(CLASS)``.
+    """
+    rows = []
+    for prediction in predictions:
+        row = prediction.to_dict()
+        for name, value in row.pop("probabilities", {}).items():
+            row[f"p({name})"] = value
+        rows.append(row)
+    return rows
+
+
+def predictions_csv(predictions: Sequence[Prediction]) -> str:
+    """Return predictions as CSV, probabilities with six decimals."""
+    rows = []
+    for row in prediction_rows(predictions):
+        rows.append({name: _csv_value(value) for name, value in row.items()})
+    return csv_text(rows, list(rows[0]) if rows else _COLUMNS)
+
+
+_COLUMNS = ("path", "predicted", "confidence", "rejected")
+
+
+def _csv_value(value: Any) -> Any:
+    if isinstance(value, bool):
+        return str(value).lower()
+    return f"{value:.6f}" if isinstance(value, float) else value
+
+
+def image_names(files: Sequence[str | Path]) -> list[str]:
+    """Return the names of image files, with folders replaced by the images below them.
+
+    What is passed over in a folder is logged.
+
+    Raises:
+        DataError: if there is none.
+    """
+    names: list[str] = []
+    for file in files:
+        if not Path(file).is_dir():
+            names.append(str(file))
+            continue
+        found, passed_over = list_image_files(Path(file))
+        names += found
+        if passed_over:
+            log.info("%s: %s", file, passed_over)
+    if not names:
+        raise DataError("no image to classify: give at least one image file")
+    return names
+
+
+def sort_into(predictions: Sequence[Prediction], folder: Path) -> dict[str, int]:
+    """Copy image files into one subfolder for each predicted class; nothing is moved.
+
+    Rejected images go to ``unknown``. Files of the same name get a number, and a file that is
+    there already with the same content is not copied again. Class names become names of folders
+    by ``storage.safe_name``.
+
+    Args:
+        predictions: of image files.
+        folder: made if it does not exist.
+
+    Returns:
+        The number of images by subfolder.
+
+    Raises:
+        DataError: if an image lies in the folder itself, where it would be found again.
+        StorageError: if a file cannot be written.
+    """
+    target = folder.resolve()
+    for prediction in predictions:
+        if target in Path(prediction.path).resolve().parents:
+            raise DataError(
+                f"{prediction.path} lies in {folder}, where the copies go: choose another folder"
+            )
+    counts: dict[str, int] = {}
+    with storage_errors(folder):
+        for prediction in predictions:
+            name = _folder_name(prediction.answer)
+            (folder / name).mkdir(parents=True, exist_ok=True)
+            _copy_beside(Path(prediction.path), folder / name)
+            counts[name] = counts.get(name, 0) + 1
+    return dict(sorted(counts.items()))
+
+
+def _folder_name(answer: str) -> str:
+    """Return the name of a folder for a class; different classes never share one."""
+    name = safe_name(answer)
+    return name if name == answer else f"{name}-{digest([answer])[:6]}"
+
+
+def _copy_beside(source: Path, folder: Path) -> None:
+    """Copy a file under its own name, or with a number if another file has that name."""
+    name, number = source.name, 1
+    while (folder / name).exists():
+        if filecmp.cmp(source, folder / name, shallow=False):
+            return
+        number += 1
+        name = f"{source.stem}-{number}{source.suffix}"
+    partial_copy = folder / f".{name}.partial"
+    try:
+        shutil.copy2(source, partial_copy)
+        partial_copy.replace(folder / name)
+    finally:
+        partial_copy.unlink(missing_ok=True)
+
+
+def predict(
+    run: SavedRun,
+    files: list[str],
+    compute: Compute,
+    *,
+    top: int = 5,
+    all_probabilities: bool = False,
+) -> list[Prediction]:
     """Classify image files with a saved run.
 
     Args:
@@ -55,6 +208,7 @@ def predict(run: SavedRun, files: list[str], compute: Compute, *, top: int = 5) 
         files: paths of the images.
         compute: device and batch size, and whether files that cannot be read are skipped.
         top: number of classes per image.
+        all_probabilities: whether each prediction has the probability of every class too.
 
     Raises:
         WeightsError: if the backbone's weights are not those that the head was fitted with.
@@ -76,11 +230,19 @@ def predict(run: SavedRun, files: list[str], compute: Compute, *, top: int = 5) 
     if run.temperature:
         scores = apply_temperature(scores, run.temperature)
     names = [run.classes[label] for label in run.head.classes_]
-    return _top_classes([files[row] for row in rows], scores, names, run.threshold, top)
+    kept = [files[row] for row in rows]
+    return _top_classes(
+        kept, scores, names, run.threshold, top=top, all_probabilities=all_probabilities
+    )
 
 
 def predict_exported(
-    exported: ExportedClassifier, files: list[str], compute: Compute, *, top: int = 5
+    exported: ExportedClassifier,
+    files: list[str],
+    compute: Compute,
+    *,
+    top: int = 5,
+    all_probabilities: bool = False,
 ) -> list[Prediction]:
     """Classify image files with an exported classifier, as ``predict`` does with a run.
 
@@ -93,8 +255,15 @@ def predict_exported(
     rows, scores = gathered(pipeline.run(images.load, [target], compute, on_cpu=True))
     if not len(rows):
         return []
-    names = [files[row] for row in rows]
-    return _top_classes(names, scores, metadata.classes, metadata.threshold, top)
+    kept = [files[row] for row in rows]
+    return _top_classes(
+        kept,
+        scores,
+        metadata.classes,
+        metadata.threshold,
+        top=top,
+        all_probabilities=all_probabilities,
+    )
 
 
 def _intensity(recorded: str) -> IntensityRange | None:
@@ -117,12 +286,16 @@ def _top_classes(
     scores: NDArray[np.floating[Any]],
     names: Sequence[str],
     threshold: float,
+    *,
     top: int,
+    all_probabilities: bool,
 ) -> list[Prediction]:
     """Return the ``top`` classes of each file, by scores ``(n, k)`` with one name per column."""
     predictions = []
     best = np.argsort(-scores, axis=1, kind="stable")[:, :top]
     for file, row, columns in zip(files, scores, best, strict=True):
         classes = tuple((names[column], float(row[column])) for column in columns)
-        predictions.append(Prediction(file, classes, unknown=bool(row[columns[0]] < threshold)))
+        rejected = bool(row[columns[0]] < threshold)
+        every = dict(zip(names, map(float, row), strict=True)) if all_probabilities else {}
+        predictions.append(Prediction(file, classes, rejected, every))
     return predictions

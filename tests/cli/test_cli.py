@@ -55,12 +55,8 @@ def test_extract_fit_predict(photos):
         assert figure.size[0] > 300
     done = call("predict", run, photos / "red" / "0.png")
     assert done.stdout.splitlines()[1].split()[1] == "red"
-    assert (
-        json.loads(call("predict", run, photos / "red" / "0.png", "--json").stdout)[0]["top"][0][
-            "class"
-        ]
-        == "red"
-    )
+    (found,) = json.loads(call("predict", "latest", photos / "red" / "0.png", "--json").stdout)
+    assert found["predicted"] == "red"
 
 
 def test_a_second_extract_is_a_hit(photos):
@@ -386,11 +382,11 @@ def test_predict_takes_folders_and_standard_input_and_prints_csv(photos):
     call("fit", "--data", photos, *FAST, "--head", "prototypical")
     (run,) = Path("experiments/runs/photos").iterdir()
     lines = call("predict", run, photos / "red", "--csv").stdout.splitlines()
-    assert lines[0] == "file,class,probability,most_probable"
+    assert lines[0] == "path,predicted,confidence,rejected,top2,confidence2,top3,confidence3"
     assert len(lines) == 9
     names = f"{photos}/red/0.png\n{photos}/blue/1.png\n"
     done = CliRunner().invoke(main, ["predict", str(run), "-", "--json"], input=names)
-    assert [each["file"] for each in json.loads(done.stdout)] == names.split()
+    assert [each["path"] for each in json.loads(done.stdout)] == names.split()
     assert (
         "no image to classify"
         in CliRunner().invoke(main, ["predict", str(run), "-"], input="").stderr

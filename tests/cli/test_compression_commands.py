@@ -78,12 +78,12 @@ def test_export_then_predict_with_the_file(photos):
         json.loads(call("predict", each, *image_files, "--json").stdout) for each in (run, path)
     )
     assert (
-        [each["answer"] for each in from_run]
-        == [each["answer"] for each in from_file]
+        [each["predicted"] for each in from_run]
+        == [each["predicted"] for each in from_file]
         == ["red", "blue"]
     )
-    assert from_file[0]["top"][0]["probability"] == pytest.approx(
-        from_run[0]["top"][0]["probability"], abs=1e-5
+    assert from_file[0]["confidence"] == pytest.approx(
+        from_run[0]["confidence"], abs=1e-5
     )
 
 
@@ -294,7 +294,7 @@ def test_a_run_is_quantized_with_its_head(photos):
         json.loads(call("predict", each, image_file, "--json").stdout)
         for each in (run, directory / "model.onnx")
     )
-    assert from_run[0]["answer"] == from_file[0]["answer"] == "red"
+    assert from_run[0]["predicted"] == from_file[0]["predicted"] == "red"
     assert from_run != from_file
     assert "leave out --weights, or give --data" in refused("quantize", run, "--weights", "random")
     assert "bias correction needs" in refused(

@@ -1,0 +1,108 @@
+"""Results of runs in one line each, and their removal."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from featkit.backbones.saved import is_path
+from featkit.errors import RunError, StorageError
+from featkit.evaluation.intervals import Interval
+from featkit.runs.card import CARD_FILE, HEAD_FILE, is_run, missing_run_message, read_card
+from featkit.runs.compare import read_run
+from featkit.runs.registry import is_path_like
+
+
+@dataclass(frozen=True)
+class RunSummary:
+    """A run with its result.
+
+    Attributes:
+        run, name, path, created: as in ``RunEntry``; the path is text.
+        data: name of the images.
+        head: spec of the head.
+        backbone: spec of the network.
+        classes: number of classes.
+        n: number of test images.
+        top1, interval95: top-1 accuracy on them with its 95% confidence interval.
+        bytes: size of the files of the run.
+    """
+
+    run: str
+    name: str
+    path: str
+    created: str
+    data: str
+    head: str
+    backbone: str
+    classes: int
+    n: int
+    top1: float
+    interval95: Interval
+    bytes: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the values as JSON can represent them."""
+        return asdict(self)
+
+
+def summarise_run(directory: Path) -> RunSummary:
+    """Return a run with its result.
+
+    Raises:
+        RunError: if its card is damaged, or its result is missing or was changed.
+    """
+    card = read_card(directory)
+    report = read_run(directory)[1]
+    request = card.request
+    return RunSummary(
+        run=card.run,
+        name=getattr(card, "name", ""),
+        path=str(directory.resolve()),
+        created=card.created,
+        data=_data_name(request.data),
+        head=card.head_spec,
+        backbone=Path(request.backbone).name if is_path(request.backbone) else request.backbone,
+        classes=len(card.classes),
+        n=report.n,
+        top1=report.top1,
+        interval95=report.interval95,
+        bytes=sum(_sizes(directory)),
+    )
+
+
+def _data_name(spec: str) -> str:
+    """Return the short name of a data source, as ``featkit.images`` gives it to paths."""
+    if not is_path_like(spec):
+        return spec.partition(":")[0] or "images"
+    path = Path(spec)
+    return path.parent.name if path.stem == "labels" else path.stem
+
+
+def _sizes(directory: Path) -> Iterator[int]:
+    for file in directory.rglob("*"):
+        if file.is_file() and not file.is_symlink():
+            yield file.stat().st_size
+
+
+def remove_run(directory: Path) -> None:
+    """Remove the directory of a run with everything in it.
+
+    Raises:
+        RunError: if it is not the directory of a run.
+        StorageError: if it cannot be removed.
+    """
+    if not is_run(directory):
+        raise RunError(missing_run_message(directory, CARD_FILE))
+    try:
+        # The card first: what is left of an interrupted removal is no run any more.
+        (directory / CARD_FILE).unlink()
+        (directory / HEAD_FILE).unlink()
+        shutil.rmtree(directory)
+    except OSError as error:
+        raise StorageError(
+            f"cannot remove {directory}: {error.strerror}; check its permissions"
+        ) from error
