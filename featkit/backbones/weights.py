@@ -48,6 +48,9 @@ DIGEST_KEY = "featkit.sha256"
 """Names in the header of a network saved by featkit. The digest covers weights and description;
 files of featkit 0.1 have none."""
 
+OFFLINE_VARIABLE = "FEATKIT_OFFLINE"
+"""Environment variable: if it is set, weights that are missing are not downloaded."""
+
 _TIMEOUT_SECONDS = 30.0
 _NOT_WRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS}
 
@@ -174,9 +177,15 @@ def download(url: str, path: Path) -> None:
         path: the new file; the digits after the ``-`` in its name are the first of its SHA-256.
 
     Raises:
-        WeightsError: if it cannot be downloaded, or its digest is another one.
+        WeightsError: if it cannot be downloaded, its digest is another one, or the environment
+            variable ``FEATKIT_OFFLINE`` is set.
         StorageError: if it cannot be written.
     """
+    if os.environ.get(OFFLINE_VARIABLE):
+        raise WeightsError(
+            f"{path.name} is not on this machine, and {OFFLINE_VARIABLE} forbids to download it",
+            fixes=_WITHOUT_DOWNLOAD,
+        )
     import torch
 
     try:
@@ -200,18 +209,20 @@ def download(url: str, path: Path) -> None:
             error.close()
         reason = error.reason if type(error) is URLError else error
         raise WeightsError(
-            f"cannot download {path.name} ({reason})",
-            fixes=[
-                "copy it into the folder in FEATKIT_WEIGHTS",
-                "give a file with --weights FILE",
-                "use untrained weights with --weights random",
-            ],
+            f"cannot download {path.name} ({reason})", fixes=_WITHOUT_DOWNLOAD
         ) from error
+
+
+_WITHOUT_DOWNLOAD = (
+    "copy it into the folder in FEATKIT_WEIGHTS",
+    "give a file with --weights FILE",
+    "use untrained weights with --weights random",
+)
 
 
 def _published_weights(network: str, name: str) -> Weights:
     file = FILES[network][name]
-    path = _search(network, name)
+    path = search_weights(network, name)
     if path is None:
         folder = hub_folder()
         if folder is None:
@@ -235,7 +246,7 @@ def _published_weights(network: str, name: str) -> Weights:
     return Weights(label, sha256, path, resize=RESIZE[name])
 
 
-def _search(network: str, name: str) -> Path | None:
+def search_weights(network: str, name: str) -> Path | None:
     """Search a file of weights in $FEATKIT_WEIGHTS and torch's folder; None if there is none."""
     file = FILES[network][name]
     candidates = []

@@ -48,6 +48,9 @@ SECTIONS: dict[str, dict[str, str]] = {
         "profile": "Measure size, speed and accuracy of networks.",
         "export": "Export a run to one ONNX or PyTorch file.",
     },
+    "Web app": {
+        "app": "Try, train, clean and compare in a browser.",
+    },
     "Utilities": {
         "runs": "List, show and remove runs.",
         "models": "List backbones and their layers.",

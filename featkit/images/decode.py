@@ -472,6 +472,6 @@ def _orientation(image: Image.Image) -> int:
 
 def _unreadable(name: str, reason: str) -> DecodeError:
     return DecodeError(
-        f"{name} cannot be decoded as an image ({reason}): fix or remove it, or skip such files "
-        "with --on-error skip"
+        f"{name} cannot be decoded as an image ({reason})",
+        fixes=["fix or remove it", "skip such files with --on-error skip"],
     )

@@ -216,24 +216,38 @@ def predict(
         RunError: if network and head do not fit together.
     """
     network = (run.load_backbone(), run.request.precision, frozenset(range(len(files))))
-    images = images_from_files(files, _intensity(run.recipe.intensity))
+    images = images_from_files(files, intensity_of(run.recipe.intensity))
     rows, features = gathered(embed(images, [network], compute))
     if not len(rows):
         return []
+    scores = head_probabilities(run, features)
+    names = [run.classes[label] for label in run.head.classes_]
+    kept = [files[row] for row in rows]
+    return top_classes(
+        kept, scores, names, run.threshold, top=top, all_probabilities=all_probabilities
+    )
+
+
+def head_probabilities(
+    run: SavedRun, features: NDArray[np.floating[Any]]
+) -> NDArray[np.floating[Any]]:
+    """Return the calibrated probabilities ``(n, k)`` of the head of a run.
+
+    Args:
+        run: the run.
+        features: ``(n, d)`` features of its network.
+
+    Raises:
+        RunError: if the head was fitted on another number of features.
+    """
     expected = getattr(run.head, "n_features_in_", features.shape[1])
     if features.shape[1] != expected:
         raise RunError(
             f"{run.path} has a head for {expected} features, but its network gives "
             f"{features.shape[1]}: fit it again with `featkit fit`"
         )
-    scores = run.head.predict_proba(features)
-    if run.temperature:
-        scores = apply_temperature(scores, run.temperature)
-    names = [run.classes[label] for label in run.head.classes_]
-    kept = [files[row] for row in rows]
-    return _top_classes(
-        kept, scores, names, run.threshold, top=top, all_probabilities=all_probabilities
-    )
+    scores: NDArray[np.floating[Any]] = run.head.predict_proba(features)
+    return apply_temperature(scores, run.temperature) if run.temperature else scores
 
 
 def predict_exported(
@@ -251,12 +265,12 @@ def predict_exported(
     """
     metadata = exported.metadata
     target = PipelineTarget(metadata.prepare, exported.engine, frozenset(range(len(files))))
-    images = images_from_files(files, _intensity(metadata.recipe.get("intensity", "none")))
+    images = images_from_files(files, intensity_of(metadata.recipe.get("intensity", "none")))
     rows, scores = gathered(pipeline.run(images.load, [target], compute, on_cpu=True))
     if not len(rows):
         return []
     kept = [files[row] for row in rows]
-    return _top_classes(
+    return top_classes(
         kept,
         scores,
         metadata.classes,
@@ -266,7 +280,7 @@ def predict_exported(
     )
 
 
-def _intensity(recorded: str) -> IntensityRange | None:
+def intensity_of(recorded: str) -> IntensityRange | None:
     """Return the intensity range of the images that a head was fitted on."""
     return None if recorded == "none" else IntensityRange.parse(recorded)
 
@@ -281,14 +295,14 @@ def gathered(batches: Iterable[FeatureBatch]) -> tuple[Rows, Features]:
     )
 
 
-def _top_classes(
+def top_classes(
     files: Sequence[str],
     scores: NDArray[np.floating[Any]],
     names: Sequence[str],
     threshold: float,
     *,
     top: int,
-    all_probabilities: bool,
+    all_probabilities: bool = False,
 ) -> list[Prediction]:
     """Return the ``top`` classes of each file, by scores ``(n, k)`` with one name per column."""
     predictions = []

@@ -300,11 +300,22 @@ def run_features(run: SavedRun, cache: Path, compute: Compute) -> FeatureSet:
     Raises:
         FeatkitError: if they are not cached and cannot be extracted.
     """
-    folder = cache.parent if cache.suffix == ".h5" else cache
-    cached = sorted(folder.glob(f"*-{run.recipe.fingerprint[:12]}.h5"))
-    if cached:
-        return load_features({}, cached[0], compute)
-    return load_features(run.request.to_dict(), folder, compute)
+    found = cached_run_features(run, cache, compute)
+    return found or load_features(run.request.to_dict(), _cache_folder(cache), compute)
+
+
+def cached_run_features(run: SavedRun, cache: Path, compute: Compute) -> FeatureSet | None:
+    """Return the features that a run was fitted and evaluated on; None if they are not cached.
+
+    Raises:
+        CacheError: if the cache file is damaged.
+    """
+    cached = sorted(_cache_folder(cache).glob(f"*-{run.recipe.fingerprint[:12]}.h5"))
+    return load_features({}, cached[0], compute) if cached else None
+
+
+def _cache_folder(cache: Path) -> Path:
+    return cache.parent if cache.suffix == ".h5" else cache
 
 
 def _features(run: SavedRun, cache: Path, compute: Compute, notes: list[str]) -> FeatureSet | None:

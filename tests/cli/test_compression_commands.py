@@ -82,9 +82,7 @@ def test_export_then_predict_with_the_file(photos):
         == [each["predicted"] for each in from_file]
         == ["red", "blue"]
     )
-    assert from_file[0]["confidence"] == pytest.approx(
-        from_run[0]["confidence"], abs=1e-5
-    )
+    assert from_file[0]["confidence"] == pytest.approx(from_run[0]["confidence"], abs=1e-5)
 
 
 def test_a_failed_export_prints_one_line(photos, tmp_path):

@@ -1,0 +1,1 @@
+"""The pages of the app; each is a function without arguments."""

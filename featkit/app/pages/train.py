@@ -1,0 +1,342 @@
+"""The page Train: fit heads on images, in a process of its own."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from pathlib import Path
+
+import streamlit as st
+
+from featkit.app.data import DataSummary, check_files, summarise_data
+from featkit.app.jobs import (
+    FAILED,
+    FINISHED,
+    INTERRUPTED,
+    RUNNING,
+    STOPPED,
+    WAITING,
+    Job,
+    list_jobs,
+    read_job,
+    resume_job,
+    start_job,
+    stop_job,
+)
+from featkit.app.runs import run_name
+from featkit.app.settings import DIGITS, AppSettings, available_runs, named_data, resolve_data
+from featkit.app.shared import errors_shown, load_data, page
+from featkit.app.training import (
+    IMAGENET,
+    RANDOM,
+    WEIGHT_NAMES,
+    backbone_names,
+    default_weights,
+    job_title,
+    run_zip,
+    training_request,
+)
+from featkit.app.views import error_text, plain, sandboxed_html, time_text
+from featkit.errors import FeatkitError
+from featkit.images.base import ImageSet
+from featkit.storage import read_text
+
+_OTHER = "Another folder …"
+_REPORT_HEIGHT = 900
+_MAX_REPORT_BYTES = 2**27
+_STATUS = {
+    WAITING: ("Starting", ":material/hourglass:"),
+    RUNNING: ("Running", ":material/hourglass:"),
+    FINISHED: ("Finished", ":material/check_circle:"),
+    FAILED: ("Failed", ":material/error:"),
+    STOPPED: ("Stopped", ":material/stop_circle:"),
+    INTERRUPTED: ("Interrupted", ":material/warning:"),
+}
+
+
+@page
+def show(settings: AppSettings) -> None:
+    """Show the page."""
+    st.title("Train")
+    spec = _choose_data(settings)
+    if spec is not None:
+        images = load_data(spec)
+        _show_data(images)
+        _choose_training(settings, spec, images)
+    _show_jobs(settings)
+
+
+def _choose_data(settings: AppSettings) -> str | None:
+    """Return the spec of the chosen images; None if it cannot be used."""
+    named = named_data(settings)
+    choices = named if named == [DIGITS] else [*named, _OTHER]
+    chosen = st.selectbox(
+        "Images",
+        choices,
+        key="train_data",
+        help="Folders and CSV files that the app was started with: `featkit app --data FOLDER`.",
+    )
+    if chosen == _OTHER:
+        chosen = st.text_input("Folder, below one of the named folders", key="train_folder")
+        if not chosen:
+            return None
+    with errors_shown():
+        return resolve_data(settings, chosen)
+    return None
+
+
+def _show_data(images: ImageSet) -> None:
+    summary = summarise_data(images)
+    st.markdown(
+        f"**{summary.n:,}** images in **{len(summary.counts)}** classes; split: "
+        f"{plain(summary.split)}."
+    )
+    for text in summary.warnings:
+        st.warning(plain(text))
+    with st.expander("Images of each class"):
+        _class_table(summary)
+    key = f"checked:{images.name}:{summary.n}"
+    if st.button("Check the files", key="train_check", help="Reads every image once."):
+        bar = st.progress(0.0, "Reading images …")
+        found = check_files(
+            images, lambda done, total: bar.progress(done / total, f"Read {done} of {total}")
+        )
+        bar.empty()
+        st.session_state[key] = found
+    if key in st.session_state:
+        _show_check(st.session_state[key])
+
+
+def _class_table(summary: DataSummary) -> None:
+    st.dataframe(list(summary.counts), hide_index=True, alt="Images of each class and split")
+
+
+def _show_check(found: object) -> None:
+    from featkit.app.data import FileCheck
+
+    assert isinstance(found, FileCheck)
+    for name, reason in found.unreadable[:20]:
+        st.error(plain(f"{name}: {reason}"))
+    if len(found.unreadable) > 20:
+        st.error(f"{len(found.unreadable) - 20} more images cannot be read.")
+    if found.shared:
+        pairs = "; ".join(f"{a} and {b}" for a, b in found.shared[:5])
+        st.warning(plain(f"{len(found.shared)} images are in two splits, byte for byte: {pairs}"))
+    if found.duplicates:
+        st.warning(f"{found.duplicates} images are copies of another one in the same split.")
+    if not (found.unreadable or found.shared or found.duplicates):
+        st.success("Every image can be read, and no two are the same.")
+
+
+def _choose_training(settings: AppSettings, spec: str, images: ImageSet) -> None:
+    from featkit.heads import list_heads
+
+    left, right = st.columns(2)
+    backbone = left.selectbox(
+        "Network",
+        backbone_names(available_runs(settings)),
+        key="train_backbone",
+        format_func=lambda name: name if "/" not in name else run_name(name),
+        help="resnet18 is the fastest, resnet50 usually more accurate.",
+    )
+    summaries = {head.name: head.summary for head in list_heads()}
+    heads = right.multiselect(
+        "Heads", list(summaries), default=["linear"], key="train_heads", help=_head_help(summaries)
+    )
+    weights = default_weights(backbone)
+    with st.expander("More options"):
+        weights = st.radio(
+            "Weights",
+            list(WEIGHT_NAMES),
+            index=list(WEIGHT_NAMES).index(weights),
+            format_func=lambda name: WEIGHT_NAMES[name],
+            key=f"train_weights_{backbone}",
+            horizontal=True,
+        )
+        tune = st.checkbox(
+            "Tune hyperparameters on the validation set", key="train_tune", help="Slower."
+        )
+        reject = st.slider(
+            "Answer “unknown” for this part of the validation images",
+            0.0,
+            0.2,
+            0.0,
+            0.01,
+            key="train_reject",
+            format="percent",
+            help="The least confident ones; 0 answers always.",
+        )
+    if weights == RANDOM:
+        missing = (
+            ""
+            if default_weights(backbone) == IMAGENET
+            else (
+                f" ImageNet weights of {backbone} are not on this machine, and the app downloads "
+                f"nothing: `featkit extract --backbone {backbone}` does."
+            )
+        )
+        st.warning(f"The network is untrained: results are for trying out only.{missing}")
+    if st.button("Train", type="primary", key="train_start", icon=":material/play_arrow:"):
+        with errors_shown():
+            request = training_request(
+                spec, backbone, heads, weights=weights, tune=tune, reject=reject
+            )
+            st.session_state["train_job"] = start_job(settings, request).id
+
+
+def _head_help(summaries: dict[str, str]) -> str:
+    return "\n".join(f"- **{name}**: {summary}" for name, summary in summaries.items())
+
+
+def _show_jobs(settings: AppSettings) -> None:
+    """Show the chosen training: the one that was started here, else the newest."""
+    jobs = list_jobs(settings)
+    if not jobs:
+        return
+    st.divider()
+    ids = [job.id for job in jobs]
+    titles = {job.id: _job_label(job) for job in jobs}
+    started = st.session_state.pop("train_job", None)
+    if started in ids:
+        st.session_state["train_shown"] = started
+    if st.session_state.get("train_shown") not in ids:
+        st.session_state["train_shown"] = ids[0]
+    chosen = st.selectbox(
+        "Trainings", ids, key="train_shown", format_func=lambda job_id: titles[job_id]
+    )
+    job = jobs[ids.index(chosen)]
+    if job.is_active:
+        _show_progress(settings, job.folder)
+    else:
+        _show_ended(settings, job)
+
+
+def _job_label(job: Job) -> str:
+    time = datetime.fromtimestamp(job.created).strftime("%Y-%m-%d %H:%M")
+    return f"{job_title(job)} – {_STATUS[job.state.status][0].lower()}, {time}"
+
+
+@st.fragment(run_every=1.0)
+def _show_progress(settings: AppSettings, folder: Path) -> None:
+    """Show how far a training is, every second; the page runs again when it has ended."""
+    with errors_shown():
+        job = read_job(folder)
+        if not job.is_active:
+            st.rerun()
+        state = job.state
+        part = state.done / state.total if state.total else 0.0
+        counts = f", {state.done:,} of {state.total:,}" if state.total else ""
+        left = time_text(state.seconds_left)
+        text = f"{state.step or 'Starting'}{counts}{', about ' + left + ' left' if left else ''}"
+        st.progress(min(1.0, part), plain(text))
+        st.caption("It goes on when this page is closed.")
+        _show_messages(job)
+        if st.button("Stop", key="train_stop", icon=":material/stop:"):
+            stop_job(job)
+
+
+def _show_messages(job: Job) -> None:
+    for text in job.state.messages:
+        st.warning(plain(text))
+
+
+def _show_ended(settings: AppSettings, job: Job) -> None:
+    state = job.state
+    if state.status == FAILED:
+        st.error(plain(state.error))
+    if state.status == INTERRUPTED:
+        st.warning("The training was interrupted. Features that were extracted are kept.")
+    if state.status == STOPPED:
+        st.info("The training was stopped. Features that were extracted are kept.")
+    _show_messages(job)
+    if state.status != FINISHED and st.button(
+        "Continue", key="train_resume", icon=":material/play_arrow:"
+    ):
+        resume_job(settings, job)
+        st.rerun()
+    runs = [Path(run) for run in state.runs if Path(run).is_dir()]
+    if not runs:
+        return
+    if len(runs) > 1:
+        _show_comparison(runs)
+    run = runs[0]
+    if len(runs) > 1:
+        names = {path: run_name(str(path)) for path in runs}
+        run = st.selectbox(
+            "Run", runs, format_func=lambda path: names[path], key=f"train_run_{job.id}"
+        )
+    _show_run(run)
+
+
+def _show_comparison(runs: list[Path]) -> None:
+    from featkit import api
+
+    with errors_shown():
+        comparison = api.compare(runs)
+        rows = []
+        for name, report in comparison.runs:
+            low, high = report.interval95
+            rows.append(
+                {
+                    "run": name,
+                    "top-1 %": 100 * report.top1,
+                    "from": 100 * low,
+                    "to": 100 * high,
+                    "n": report.n,
+                }
+            )
+        number = st.column_config.NumberColumn(format="%.1f")
+        st.dataframe(
+            rows,
+            hide_index=True,
+            column_config={"top-1 %": number, "from": number, "to": number},
+            alt="Top-1 accuracy with 95 % confidence intervals",
+        )
+        st.caption("Top-1 accuracy on the test images with its 95 % confidence interval.")
+        for pair in comparison.pairs:
+            st.markdown(f"- {plain(pair.sentence)}")
+
+
+def _show_run(run: Path) -> None:
+    """Show the report of a run and offer its files."""
+    left, right, _ = st.columns([1, 1, 2])
+    with errors_shown():
+        left.download_button(
+            "Run as ZIP",
+            lambda: run_zip(run),
+            f"{run.name}.zip",
+            "application/zip",
+            key=f"zip_{run.name}",
+            on_click="ignore",
+            icon=":material/folder_zip:",
+            width="stretch",
+        )
+    exported = run / "model.onnx"
+    if exported.exists():
+        right.download_button(
+            "ONNX file",
+            exported.read_bytes,
+            f"{run.name}.onnx",
+            "application/octet-stream",
+            key=f"onnx_{run.name}",
+            on_click="ignore",
+            icon=":material/download:",
+            width="stretch",
+        )
+    elif right.button("Export to ONNX", key=f"export_{run.name}", width="stretch"):
+        _export(run)
+    report = run / "report.html"
+    if report.exists():
+        page_html = sandboxed_html(read_text(report, _MAX_REPORT_BYTES))
+        st.iframe(page_html, height=_REPORT_HEIGHT, alt="Report of the run")
+
+
+def _export(run: Path) -> None:
+    from featkit import api
+
+    try:
+        with st.spinner("Exporting, and checking the file on test images …"):
+            api.export(run)
+    except FeatkitError as error:
+        st.error(plain(error_text(error)))
+        return
+    st.rerun()

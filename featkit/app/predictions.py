@@ -1,0 +1,117 @@
+"""Predictions of several models for several images, as the page Try shows them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from featkit.app.models import Evidence, Model
+from featkit.app.uploads import DecodedImage, GivenImage, read_given
+from featkit.runs.classifier import Answer
+from featkit.storage import csv_text
+
+
+@dataclass
+class Judged:
+    """An image with the predictions of several models.
+
+    Attributes:
+        image: the image.
+        decoded: its thumbnail, or why it cannot be read.
+        answers: prediction by model.
+        evidence: heat map and similar images by model, for images that were shown.
+    """
+
+    image: GivenImage
+    decoded: DecodedImage
+    answers: dict[str, Answer] = field(default_factory=dict)
+    evidence: dict[str, Evidence] = field(default_factory=dict)
+
+    def disagrees(self, models: Iterable[str]) -> bool:
+        """Return whether the models predict different classes."""
+        return (
+            len({self.answers[key].prediction.answer for key in models if key in self.answers}) > 1
+        )
+
+    def confidence(self, models: Iterable[str]) -> float:
+        """Return the lowest probability that a model gives its own prediction; 1 without one."""
+        found = [self.answers[key].prediction.confidence for key in models if key in self.answers]
+        return min(found, default=1.0)
+
+
+class Board:
+    """The images of one session with their predictions; each is computed once."""
+
+    def __init__(self) -> None:
+        self._judged: dict[str, Judged] = {}
+
+    def classify(
+        self, images: Sequence[GivenImage], models: Mapping[str, Model]
+    ) -> Iterator[Judged]:
+        """Classify images with models, one image after the other; known predictions are kept.
+
+        Images that are no longer given are forgotten.
+        """
+        wanted = {image.key for image in images}
+        self._judged = {key: each for key, each in self._judged.items() if key in wanted}
+        for image in images:
+            yield self._classify(image, models)
+
+    def _classify(self, image: GivenImage, models: Mapping[str, Model]) -> Judged:
+        judged = self._judged.get(image.key)
+        if judged and (judged.decoded.error or models.keys() <= judged.answers.keys()):
+            return judged
+        first = next(iter(models.values()), None)
+        pixels, decoded = read_given(image, first.intensity if first else None)
+        judged = judged or self._judged.setdefault(image.key, Judged(image, decoded))
+        if pixels is None:
+            return judged
+        for key, model in models.items():
+            if key not in judged.answers:
+                if first and model.intensity != first.intensity:
+                    pixels, _ = read_given(image, model.intensity)
+                if pixels is not None:
+                    judged.answers[key] = model.classify(pixels, image.name)
+        return judged
+
+    def explain(self, judged: Judged, models: Mapping[str, Model]) -> None:
+        """Add the heat maps and similar training images that are missing for an image."""
+        missing = [key for key in models if key in judged.answers and key not in judged.evidence]
+        for key in missing:
+            pixels, _ = read_given(judged.image, models[key].intensity)
+            if pixels is not None:
+                judged.evidence[key] = models[key].evidence(pixels, judged.answers[key])
+
+
+def in_order(judged: Iterable[Judged], models: Sequence[str]) -> list[Judged]:
+    """Return the readable images: those on which models disagree first, then the least certain."""
+    readable = [each for each in judged if not each.decoded.error]
+    return sorted(readable, key=lambda each: (not each.disagrees(models), each.confidence(models)))
+
+
+def predictions_csv(judged: Iterable[Judged], titles: Mapping[str, str]) -> str:
+    """Return the predictions as CSV, one line per image and model; errors have a line too.
+
+    Args:
+        judged: the images.
+        titles: names of the models, by their keys.
+    """
+    rows: list[dict[str, Any]] = []
+    for each in judged:
+        if each.decoded.error:
+            rows.append({"path": each.image.name, "error": each.decoded.error})
+        for key, title in titles.items():
+            if key in each.answers:
+                answer = each.answers[key]
+                row = answer.prediction.to_dict()
+                row |= {"true": each.image.true, "milliseconds": answer.milliseconds}
+                rows.append({"model": title, **_rounded(row)})
+    return csv_text(rows)
+
+
+def _rounded(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a row with numbers as text of six decimals."""
+    return {
+        name: f"{value:.6f}" if isinstance(value, float) else value for name, value in row.items()
+    }
