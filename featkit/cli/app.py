@@ -67,11 +67,11 @@ def app(
     """Open the web app: try models, train, clean labels, explore, read studies.
 
     RUN is a run (its name, `latest`, its id or its directory), a file written by `featkit export`,
-    or a folder of both; runs in --out can always be chosen. The server listens on 127.0.0.1 only and opens no outside connection.
+    or a folder of both; runs in --out can always be chosen. The server listens on 127.0.0.1 only
+    and opens no outside connection.
     """
     from featkit.app.server import serve
     from featkit.app.settings import AppSettings
-
     from featkit.runs.registry import find_run
 
     runs = tuple(path if path.exists() else find_run(path) for path in runs)
