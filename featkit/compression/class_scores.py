@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -57,20 +58,25 @@ class ClassScores(NamedTuple):
 def make_class_scores(head: Any) -> ClassScores:
     """Return the score of a fitted head that class activation maps are derived from.
 
-    Linear, prototypical and MLP heads have their logits. The decision of an SVM counts the wins of
-    a class over all others, whose derivative is zero: its score is the sum of its margins. The vote
-    of KNN is constant almost everywhere: its score is the logarithm of a Gaussian kernel density of
-    the training features of the class, with the median squared distance to the k-th neighbour as
-    width.
+    Linear and MLP heads have their logits. The logit of a prototypical head is the similarity to
+    one class mean, which rises with everything that images have in common: its score is the log
+    odds of the class against all others. The decision of an SVM counts the wins of a class over all
+    others, whose derivative is zero: its score is the sum of its margins. The vote of KNN is
+    constant almost everywhere: its score is the log odds of the class, from a Gaussian kernel
+    density of the training features of each class, with the median squared distance to the k-th
+    neighbour as width.
 
     Raises:
         HeadError: if this kind of head is unknown, such as that of a plug-in.
     """
     if isinstance(head, BalancedHead):
         return make_class_scores(head.head_)
-    if isinstance(head, LinearHead | PrototypicalHead):
+    if isinstance(head, LinearHead):
         layers: list[nn.Module] = [_Logits(head.coef_, head.intercept_)]
         return ClassScores(_module(head, layers), "logit")
+    if isinstance(head, PrototypicalHead):
+        layers = [_Logits(head.coef_, head.intercept_), _LogOdds()]
+        return ClassScores(_module(head, layers), "log odds")
     if isinstance(head, MLPHead):
         hidden = _Logits(head.hidden_coef_.T, head.hidden_intercept_)
         layers = [hidden, nn.ReLU(), _Logits(head.coef_.T, head.intercept_)]
@@ -79,8 +85,8 @@ def make_class_scores(head: Any) -> ClassScores:
         layers = [Kernel(head), PairDecisions(head), _MarginSums(len(head.classes_))]
         return ClassScores(_module(head, layers), "sum of pairwise margins", is_surrogate=True)
     if isinstance(head, KNNHead):
-        layers = [_ClassDensities(head)]
-        return ClassScores(_module(head, layers), "log density of the class", is_surrogate=True)
+        layers = [_ClassDensities(head), _LogOdds()]
+        return ClassScores(_module(head, layers), "log odds of class densities", is_surrogate=True)
     raise HeadError(
         f"{type(head).__name__} has no class activation maps: choose linear, svm, knn, mlp or "
         "prototypical"
@@ -108,6 +114,16 @@ class _Logits(nn.Module):
 
     def forward(self, rows: Tensor) -> Tensor:
         return rows @ self.coef.T + self.intercept
+
+
+class _LogOdds(nn.Module):
+    """Logarithm of the odds of each class from unnormalised logarithms ``(b, k)``."""
+
+    def forward(self, logits: Tensor) -> Tensor:
+        classes = logits.shape[1]
+        own = torch.eye(classes, dtype=torch.bool, device=logits.device)
+        others = logits[:, None, :].masked_fill(own, -math.inf)
+        return logits - torch.logsumexp(others, dim=2)
 
 
 class _MarginSums(nn.Module):

@@ -16,7 +16,8 @@ from featkit.plots.style import literal_text, set_figure_title, shorten
 
 _COLOURS = colormaps["inferno"]
 _OPACITY = 0.7
-_SIDE = 1.5
+CAM_SIDE = 1.5
+"""Default edge of an image, in inches."""
 _MAX_NAME = 24
 
 
@@ -57,20 +58,23 @@ def overlay(image: NDArray[np.uint8], heat: NDArray[np.floating[Any]]) -> NDArra
     return mixed
 
 
-def plot_cam(images: Sequence[MappedImage], *, title: str, columns: int = 6) -> Figure:
+def plot_cam(
+    images: Sequence[MappedImage], *, title: str, columns: int = 6, side: float = CAM_SIDE
+) -> Figure:
     """Draw images in rows, each with its class activation map below.
 
     Args:
         images: one or more.
         title: wrapped to the width of the figure.
         columns: number of images in a row.
+        side: of an image, in inches.
     """
     columns = min(columns, len(images))
     rows = -(-len(images) // columns)
     text = 0.16 * max(len(each.lines) for each in images)
-    width = columns * _SIDE
+    width = columns * side
     figure = Figure(
-        figsize=(max(width, 4.0), rows * (2 * _SIDE + text) + 0.4),
+        figsize=(max(width, 4.0), rows * (2 * side + text) + 0.4),
         layout=ConstrainedLayoutEngine(w_pad=0.02, h_pad=0.02, hspace=0.0, wspace=0.0),
     )
     grid = figure.subplots(2 * rows, columns, squeeze=False)

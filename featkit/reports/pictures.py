@@ -21,7 +21,7 @@ from featkit.evaluation.projection import METHOD_NAMES, Projection
 from featkit.evaluation.report import Report
 from featkit.images.base import Pixels
 from featkit.images.perturb import LEVELS, PERTURBATIONS, image_rng, parse_perturbation, perturb
-from featkit.plots.cam import MappedImage, overlay, plot_cam
+from featkit.plots.cam import CAM_SIDE, MappedImage, overlay, plot_cam
 from featkit.plots.confusion import plot_confusion
 from featkit.plots.contact import Section, Tile, plot_contact, thumbnail
 from featkit.plots.files import check_format, figure_bytes
@@ -368,8 +368,9 @@ def cam_plot(
     )
     lines = -(-len(mapped) // (_PAPER_CAMS if style == "paper" else _CAMS))
     columns = -(-len(mapped) // lines)
-    figure = plot_cam(mapped, title=title, columns=columns)
     width = PAGE if columns > _COLUMN_CAMS else COLUMN
+    side = min(width / columns, CAM_SIDE) if style == "paper" else CAM_SIDE
+    figure = plot_cam(mapped, title=title, columns=columns, side=side)
     return finish(figure, rows, title=title, style=style, width=width, notes=notes)
 
 

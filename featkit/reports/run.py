@@ -19,18 +19,23 @@ from PIL import Image
 from featkit.embeddings.request import REQUEST_FIELDS, Request
 from featkit.errors import visible
 from featkit.evaluation.calibration import ReliabilityBin
-from featkit.evaluation.intervals import wilson
-from featkit.evaluation.metrics import clustered_order
+from featkit.evaluation.intervals import Interval, wilson
+from featkit.evaluation.metrics import clustered_order, most_confused
 from featkit.evaluation.projection import METHOD_NAMES
 from featkit.evaluation.report import Report, summary
 from featkit.plots.cam import overlay
 from featkit.reports.components import Table, TableCell, colour_class, interval_cell, number_cell
 from featkit.reports.render import render
-from featkit.reports.wording import interval_text
+from featkit.reports.wording import interval_text, p_text
 from featkit.runs.card import run_errors
 from featkit.runs.fit import PACKAGES
 from featkit.storage import read_file
-from featkit.studies.inspect import EmbeddingMap, InspectedImage, RunInspection
+from featkit.studies.inspect import (
+    EmbeddingMap,
+    FloatComparison,
+    InspectedImage,
+    RunInspection,
+)
 
 _CLUSTERED_FROM = 20
 """Number of classes above which the confusion matrix is ordered by similarity."""
@@ -110,8 +115,12 @@ class RunView:
         class_names, matrix: names in the order of the confusion matrix, and its cells.
         is_clustered: whether that order is by similarity.
         confused: the most confused pairs: a sentence and examples.
+        confusions: all pairs of confused classes.
         reliability: points of the diagram; empty without probabilities.
         calibration: a sentence about it.
+        rejection: a sentence about the images that the run rejects as unknown; empty if it rejects
+            none.
+        precision: sentences that compare a run of lower precision with float32; empty without.
         mistakes, uncertain: images with their predictions.
         explanation: how the heat maps were computed.
         map_data: data of the embedding map for the script; None without one.
@@ -136,8 +145,11 @@ class RunView:
     matrix: Sequence[MatrixCell]
     is_clustered: bool
     confused: Sequence[tuple[str, Sequence[PredictionCard]]]
+    confusions: Table
     reliability: Sequence[ReliabilityPoint]
     calibration: str
+    rejection: str
+    precision: Sequence[str]
     mistakes: Sequence[PredictionCard]
     uncertain: Sequence[PredictionCard]
     n_mistakes: int
@@ -182,8 +194,11 @@ def run_view(inspection: RunInspection) -> RunView:
             )
             for pair in inspection.confused
         ],
+        confusions=_confusions(report),
         reliability=_reliability(report.reliability_calibrated or report.reliability),
         calibration=_calibration(report),
+        rejection=_rejection(report),
+        precision=_precision(inspection.float_comparison),
         mistakes=[_card(each) for each in inspection.mistakes],
         uncertain=[_card(each) for each in inspection.uncertain],
         n_mistakes=report.n - round(report.top1 * report.n),
@@ -293,6 +308,24 @@ def _matrix(report: Report, order: Sequence[int]) -> list[MatrixCell]:
     return cells
 
 
+def _confusions(report: Report) -> Table:
+    """Return every cell of the confusion matrix off its diagonal that is not zero."""
+    totals = report.confusion.sum(axis=1)
+    rows = []
+    for true, predicted in most_confused(report.confusion, report.classes):
+        count = int(report.confusion[true, predicted])
+        rows.append(
+            [
+                TableCell(report.classes[true], is_header=True),
+                TableCell(report.classes[predicted]),
+                number_cell(f"{count:,}", count),
+                number_cell(f"{totals[true]:,}", int(totals[true])),
+            ]
+        )
+    columns = ["label", "predicted", "images", "of images of the label"]
+    return Table("All confused classes", columns, rows)
+
+
 # Calibration --------------------------------------------------------------------------------------
 
 
@@ -322,6 +355,56 @@ def _calibration(report: Report) -> str:
         f"A confidence differs from the accuracy by {100 * error:.1f} percentage points on average "
         "(expected calibration error). Points below the diagonal are too confident."
     )
+
+
+def _rejection(report: Report) -> str:
+    found = report.rejection
+    if found is None:
+        return ""
+    coverage = _percent_text(found.coverage, found.coverage_interval95)
+    text = (
+        f"Images of a confidence below {100 * found.threshold:.1f}% are rejected as unknown. This "
+        f"threshold rejects {100 * found.share:.1f}% of the validation images. Of the {report.n:,} "
+        f"test images, {coverage} were not rejected (n = {found.answered:,})"
+    )
+    if found.top1 is None:
+        return f"{text}."
+    return (
+        f"{text}; of these, {_percent_text(found.top1, found.interval95)} were given the right "
+        "class."
+    )
+
+
+def _precision(found: FloatComparison | None) -> list[str]:
+    if found is None:
+        return []
+    similarity, paired = found.drift, found.paired
+    sentences = [
+        f"This run uses features in {found.precision}. Of the 10 nearest test images of each test "
+        f"image, {100 * similarity.neighbours_kept:.1f}% are the same as in float32 "
+        f"(n = {similarity.n:,}).",
+    ]
+    if similarity.mean_cosine is not None and similarity.worst_cosine is not None:
+        sentences.append(
+            f"Cosine similarity of a feature vector to that in float32: mean "
+            f"{similarity.mean_cosine:.4f}, smallest {similarity.worst_cosine:.4f}."
+        )
+    equal = "" if paired.p < 0.001 else "= "
+    sentences.append(
+        f"The same head, fitted on the {found.precision} features, names the right class for "
+        f"{_percent_text(found.top1, found.interval95)} of the test images from their float32 "
+        "features. "
+        f"Difference {found.precision} - float32: {100 * paired.difference:+z.1f} percentage "
+        f"points (95% CI {interval_text(paired.interval95)}, p {equal}{p_text(paired.p)}, n = "
+        f"{paired.n:,})."
+    )
+    return sentences
+
+
+def _percent_text(share: float, interval: Interval | None) -> str:
+    """Return a fraction in percent, with its interval if it is known."""
+    text = f"{100 * share:.1f}%"
+    return text if interval is None else f"{text} ({interval_text(interval)})"
 
 
 # Pictures -----------------------------------------------------------------------------------------
@@ -454,6 +537,15 @@ def _data_sentences(inspection: RunInspection) -> list[str]:
     if inspection.shared is not None:
         found = f"{inspection.shared} test images are" if inspection.shared else "No test image is"
         sentences.append(f"{found} also in train or val, byte for byte.")
+    without = inspection.report.without_copies
+    if without is not None:
+        text = f"{without.copies} test images have a copy or a near copy in train or val"
+        if without.top1 is not None:
+            text += (
+                f"; without them the accuracy is {_percent_text(without.top1, without.interval95)} "
+                f"instead of {100 * inspection.report.top1:.1f}%, n = {without.n:,}"
+            )
+        sentences.append(f"{text}. `featkit audit` lists them.")
     return sentences
 
 

@@ -11,7 +11,11 @@ from numpy.typing import NDArray
 
 from featkit.embeddings.base import Embeddings
 from featkit.embeddings.pipeline import Compute
+from featkit.embeddings.recipe import Recipe
 from featkit.errors import DataError, FeatkitError
+from featkit.evaluation.compare import PairedComparison, compare
+from featkit.evaluation.drift import Drift, drift
+from featkit.evaluation.intervals import Interval, wilson
 from featkit.evaluation.neighbours import nearest_rows
 from featkit.evaluation.predictions import Predictions
 from featkit.evaluation.projection import Projection, project
@@ -115,6 +119,24 @@ class EmbeddingMap:
 
 
 @dataclass(frozen=True)
+class FloatComparison:
+    """A run of a lower precision compared with float32 features of the same images.
+
+    Attributes:
+        precision: of the run, such as ``int8``.
+        drift: of the features of the test images from those in float32.
+        top1, interval95: accuracy of the head of the run, unchanged, on the float32 features.
+        paired: the run minus the head on the float32 features.
+    """
+
+    precision: str
+    drift: Drift
+    top1: float
+    interval95: Interval
+    paired: PairedComparison
+
+
+@dataclass(frozen=True)
 class RunInspection:
     """Everything that the report of a run shows.
 
@@ -130,6 +152,8 @@ class RunInspection:
         counts: number of images by class and split; empty if the features are not available.
         shared: number of test images that are train or val images too, byte for byte; None if the
             features are not available.
+        float_comparison: comparison with float32; None for a run in float32, or if its features are
+            not in the cache.
         explanation: how the class activation maps were computed; empty if there are none.
         notes: what is missing and why, one sentence each.
     """
@@ -144,6 +168,7 @@ class RunInspection:
     embedding_map: EmbeddingMap | None
     counts: dict[str, dict[str, int]]
     shared: int | None
+    float_comparison: FloatComparison | None
     explanation: str
     notes: tuple[str, ...]
 
@@ -207,6 +232,7 @@ def inspect_run(
         embedding_map=embedding_map,
         counts=_counts(features.embeddings) if features else {},
         shared=len(leaks(features)) if features else None,
+        float_comparison=_compare_with_float(run, features, cache, compute, notes),
         explanation=explainer.description if explainer else "",
         notes=tuple(notes),
     )
@@ -310,12 +336,55 @@ def cached_run_features(run: SavedRun, cache: Path, compute: Compute) -> Feature
     Raises:
         CacheError: if the cache file is damaged.
     """
-    cached = sorted(_cache_folder(cache).glob(f"*-{run.recipe.fingerprint[:12]}.h5"))
-    return load_features({}, cached[0], compute) if cached else None
+    cached = _cached_file(run.recipe, cache)
+    return None if cached is None else load_features({}, cached, compute)
 
 
 def _cache_folder(cache: Path) -> Path:
     return cache.parent if cache.suffix == ".h5" else cache
+
+
+def _cached_file(recipe: Recipe, cache: Path) -> Path | None:
+    """Return the cache file with the features of a recipe, or None."""
+    found = sorted(_cache_folder(cache).glob(f"*-{recipe.fingerprint[:12]}.h5"))
+    return found[0] if found else None
+
+
+def _compare_with_float(
+    run: SavedRun, features: FeatureSet | None, cache: Path, compute: Compute, notes: list[str]
+) -> FloatComparison | None:
+    """Compare a run of lower precision with float32, if the cache has the float32 features."""
+    precision = run.recipe.precision
+    if precision == "fp32" or features is None:
+        return None
+    recipe = replace(run.recipe, precision="fp32", calibration="none")
+    cached = _cached_file(recipe, cache)
+    if cached is None:
+        notes.append(
+            f"There is no comparison of {precision} with float32: the cache has no float32 "
+            "features of these images. Extract them with `featkit extract` and --precision fp32."
+        )
+        return None
+    before = load_features({}, cached, compute).embeddings.part("test")
+    after = features.embeddings.part("test")
+    row_of = {name: row for row, name in enumerate(before.ids)}
+    rows = [row for row, name in enumerate(after.ids) if name in row_of]
+    after = after.take(np.array(rows, np.int64))
+    before = before.take(np.array([row_of[name] for name in after.ids], np.int64))
+    if len(after) < 2:
+        notes.append(f"There is no comparison of {precision} with float32: no common test images.")
+        return None
+    float_predictions = Predictions(before.ids, before.y, run.head.predict(before.x))
+    own_predictions = Predictions(after.ids, after.y, run.head.predict(after.x))
+    (paired,) = compare({precision: own_predictions, "float32": float_predictions})
+    hits = int(float_predictions.correct.sum())
+    return FloatComparison(
+        precision=precision,
+        drift=drift(before.x, after.x),
+        top1=hits / len(after),
+        interval95=wilson(hits, len(after)),
+        paired=paired,
+    )
 
 
 def _features(run: SavedRun, cache: Path, compute: Compute, notes: list[str]) -> FeatureSet | None:

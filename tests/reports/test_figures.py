@@ -88,10 +88,10 @@ def test_a_learning_curve_says_what_n_is(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(figures, "png_bytes", lambda figure: PNG)
     fewshot_figures([FewShotScore("knn", 1, 0.5, (0.4, 0.6), 5, 270)], "photos")
     assert drawn["x_label"] == "number of training images per class"
-    assert drawn["y_label"] == "top-1 accuracy (%), n = 270 test images"
-    assert "95% CI over draws and test images" in drawn["title"]
+    assert drawn["y_label"] == "top-1 accuracy (%)"
+    assert drawn["title"].endswith("95% CI over draws and test images, n = 270 test images")
     fewshot_figures([FewShotScore("knn", 1, 0.5, (0.4, 0.6), 2, 270)], "photos")
-    assert drawn["title"].endswith("95% CI over test images")
+    assert drawn["title"].endswith("95% CI over test images, n = 270 test images")
 
 
 def test_a_training_also_has_curves() -> None:

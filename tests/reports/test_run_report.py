@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
+import shutil
+from collections import defaultdict
 from dataclasses import replace
 from html.parser import HTMLParser
 
@@ -21,19 +24,42 @@ from featkit.reports.run import headline
 MARKUP = "<img src=x onerror=alert(1)>"
 
 
+VOID = {"meta", "img", "br", "hr", "input", "link"}
+
+
 class Page(HTMLParser):
-    """Elements, attributes and the text of a page."""
+    """Elements of a page with their attributes, text and parents."""
 
     def __init__(self, text):
         super().__init__()
-        self.elements, self.labelled = [], set()
+        self.elements, self.texts, self.open = [], [], []
+        self.parents = defaultdict(list)
         self.feed(text)
 
     def handle_starttag(self, tag, attributes):
+        self.parents[tag].append([self.elements[number][0] for number in self.open])
         self.elements.append((tag, dict(attributes)))
+        self.texts.append("")
+        if tag not in VOID:
+            self.open.append(len(self.elements) - 1)
+
+    def handle_endtag(self, tag):
+        assert self.elements[self.open.pop()][0] == tag, f"</{tag}> closes another element"
+
+    def handle_data(self, text):
+        for number in self.open:
+            self.texts[number] += text
 
     def all(self, tag):
         return [attributes for name, attributes in self.elements if name == tag]
+
+    def names(self, tag):
+        """Return the name that a screen reader reads for each of these elements."""
+        found = []
+        for (name, attributes), text in zip(self.elements, self.texts, strict=True):
+            if name == tag:
+                found.append(attributes.get("aria-label") or text.strip())
+        return found
 
 
 @pytest.fixture(scope="module")
@@ -47,6 +73,8 @@ def made(tmp_path_factory):
             for number in range(count):
                 pixels = rng.integers(0, 256, (40, 48, 3), dtype=np.uint8)
                 Image.fromarray(pixels).save(folder / "photos" / split / name / f"{number}.png")
+    untested = folder / "photos" / "train" / "zz untested"
+    shutil.copytree(folder / "photos" / "train" / "=1+1", untested)
     featkit.fit(
         folder / "photos",
         backbone="resnet18",
@@ -55,8 +83,18 @@ def made(tmp_path_factory):
         crop="64",
         tune=True,
         head="knn",
+        precision="bf16",
+        reject=0.2,
         cache=folder / "cache",
         out=folder / "runs",
+    )
+    featkit.extract(
+        folder / "photos",
+        backbone="resnet18",
+        weights="random",
+        resize="64",
+        crop="64",
+        cache=folder / "cache",
     )
     (directory,) = (folder / "runs" / "photos").glob("*/")
     path = featkit.report(directory, cache=folder / "cache", projection="pca")
@@ -92,6 +130,33 @@ def test_every_image_and_control_has_a_name(made):
     assert page.all("html")[0]["lang"] == "en"
 
 
+def test_everything_that_can_be_used_is_reachable_by_keyboard_and_has_a_name(made):
+    page = Page(made[2])
+    for tag, attributes in page.elements:
+        scrolls = "scroll" in attributes.get("class", "").split()
+        if scrolls or tag == "canvas":
+            assert attributes.get("tabindex") == "0", attributes
+            assert attributes.get("role") in ("region", "img")
+            assert attributes.get("aria-label"), attributes
+        assert int(attributes.get("tabindex") or 0) <= 0, (
+            "the order of the page is that of its text"
+        )
+        assert not [name for name in attributes if name.startswith("on")]
+    ids = [each["id"] for _, each in page.elements if each.get("id") is not None]
+    assert len(ids) == len(set(ids))
+    names = {"button": page.names("button"), "summary": page.names("summary")}
+    assert names["button"]
+    assert all(all(found) for found in names.values()), names
+    assert all("label" in parents for parents in page.parents["select"])
+
+
+def test_headings_skip_no_level(made):
+    levels = [int(tag[1]) for tag, _ in Page(made[2]).elements if re.fullmatch("h[1-6]", tag)]
+    assert levels[0] == 1
+    assert levels.count(1) == 1
+    assert all(after - before <= 1 for before, after in itertools.pairwise(levels))
+
+
 def test_the_sections_of_the_navigation_exist(made):
     page = Page(made[2])
     targets = {each["href"][1:] for each in page.all("a")}
@@ -117,6 +182,62 @@ def test_the_headline_says_accuracy_interval_and_n(made):
     assert f"Of {report['n']} test images" in made[2]
     assert f"{100 * report['top1']:.1f}%" in made[2]
     assert f"between {100 * low:.1f} and {100 * high:.1f}%" in " ".join(made[2].split())
+
+
+def test_a_run_of_lower_precision_is_compared_with_float32(made):
+    section = page_section(made[2], "precision")
+    assert "features in bf16" in section
+    assert "Difference bf16 - float32" in section
+    assert "n = 15" in section
+    (cosine,) = re.findall(r"mean (\d\.\d+)", section)
+    assert 0.99 < float(cosine) <= 1
+
+
+def test_without_float32_features_the_page_says_how_to_get_them(made, tmp_path):
+    folder, directory, _ = made
+    (tmp_path / "cache").mkdir()
+    fingerprint = json.loads((directory / "results.json").read_text(encoding="utf-8"))[
+        "provenance"
+    ]["fingerprint"]
+    (own,) = (folder / "cache").glob(f"*-{fingerprint[:12]}.h5")
+    shutil.copy(own, tmp_path / "cache")
+    path = featkit.report(
+        directory,
+        cache=tmp_path / "cache",
+        out=tmp_path / "page.html",
+        projection="pca",
+        heat_maps=False,
+    )
+    text = path.read_text(encoding="utf-8")
+    assert 'id="precision"' not in text
+    assert "--precision fp32" in text
+
+
+def test_the_coverage_reached_on_the_test_images_is_named(made):
+    found = json.loads((made[1] / "results.json").read_text(encoding="utf-8"))["rejection"]
+    section = page_section(made[2], "calibration")
+    assert "rejects 20.0% of the validation images" in section
+    assert f"{100 * found['coverage']:.1f}% (" in section
+    assert f"n = {found['answered']}" in section
+
+
+def test_a_class_without_test_images_is_named_as_such(made):
+    assert "no test image" in page_section(made[2], "classes")
+    assert "zz untested" in page_section(made[2], "classes")
+
+
+def test_every_confused_pair_is_in_a_table(made):
+    confusion = np.array(
+        json.loads((made[1] / "results.json").read_text(encoding="utf-8"))["confusion"]
+    )
+    pairs = np.count_nonzero(confusion) - np.count_nonzero(np.diag(confusion))
+    table = page_section(made[2], "confusion").split("All confused classes", 1)[1]
+    assert table.count("<tr>") == pairs + 1
+
+
+def page_section(text, name):
+    """Return the section under the heading of this id."""
+    return " ".join(text.split(f'<h2 id="{name}">')[1].split("</section>")[0].split())
 
 
 def test_the_same_run_gives_the_same_page(made):

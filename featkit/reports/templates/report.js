@@ -70,7 +70,7 @@ function embeddingMap(root) {
   const legend = root.querySelector(".legend");
   const select = root.querySelector(".colour");
   const sprite = data.sprite ? Object.assign(new Image(), { src: data.sprite }) : null;
-  let zoom = 1, centre = [500, 500], isolated = null, pixels = [], dragged = null;
+  let zoom = 1, centre = [500, 500], isolated = null, pixels = [], dragged = null, moved = false;
 
   function groups() {
     if (select.value === "error") {
@@ -160,10 +160,14 @@ function embeddingMap(root) {
   root.querySelector(".zoom-out").addEventListener("click", () => zoomBy(1 / 1.5));
   root.querySelector(".reset").addEventListener("click", () => { zoom = 1; centre = [500, 500]; isolated = null; drawLegend(); draw(); });
   canvas.addEventListener("wheel", (event) => { event.preventDefault(); zoomBy(event.deltaY < 0 ? 1.2 : 1 / 1.2); }, { passive: false });
-  canvas.addEventListener("pointerdown", (event) => { dragged = [event.clientX, event.clientY]; canvas.setPointerCapture(event.pointerId); });
-  canvas.addEventListener("pointerup", () => { dragged = null; });
+  canvas.addEventListener("pointerdown", (event) => { moved = false; dragged = [event.clientX, event.clientY]; canvas.setPointerCapture(event.pointerId); });
+  canvas.addEventListener("pointerup", (event) => {
+    dragged = null;
+    if (!moved) showTip(event.offsetX, event.offsetY); // a tap on a touch screen
+  });
   canvas.addEventListener("pointermove", (event) => {
-    if (dragged) { move(event.clientX - dragged[0], event.clientY - dragged[1]); dragged = [event.clientX, event.clientY]; tip.hidden = true; }
+    if (dragged && Math.hypot(event.clientX - dragged[0], event.clientY - dragged[1]) < 3) return;
+    if (dragged) { moved = true; move(event.clientX - dragged[0], event.clientY - dragged[1]); dragged = [event.clientX, event.clientY]; tip.hidden = true; }
     else showTip(event.offsetX, event.offsetY);
   });
   canvas.addEventListener("pointerleave", () => { tip.hidden = true; });
@@ -173,6 +177,8 @@ function embeddingMap(root) {
     else if (event.key === "+" || event.key === "=") zoomBy(1.5);
     else if (event.key === "-") zoomBy(1 / 1.5);
     else return;
+    const box = canvas.getBoundingClientRect();
+    showTip(box.width / 2, box.height / 2);
     event.preventDefault();
   });
   root.hidden = false;
