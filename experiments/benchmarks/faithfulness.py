@@ -22,7 +22,8 @@ from scipy.stats import wilcoxon
 
 import featkit
 from featkit.backbones.explain import resize_maps
-from featkit.studies.explain import RunExplainer, faithfulness
+from featkit.runs.directory import SavedRun
+from featkit.studies.explain import RunExplainer, curve_areas, faithfulness, masked_images
 
 HEADS = ("linear", "svm", "knn", "mlp", "prototypical")
 SIDE = 7
@@ -38,7 +39,6 @@ def main() -> None:
     parser.add_argument("--backbone", default="resnet18")
     parser.add_argument("--weights", default="random")
     parser.add_argument("--cache", type=Path, default=Path("cache"))
-    parser.add_argument("--split", default="test", choices=["val", "test"])
     parser.add_argument("--images", type=int, default=100)
     parser.add_argument("--heads", nargs="+", default=list(HEADS))
     parser.add_argument("--seed", type=int, default=0)
@@ -47,11 +47,16 @@ def main() -> None:
 
     if not options.out.exists():
         options.out.write_text(",".join(COLUMNS) + "\n", encoding="utf-8")
+    missing = [
+        head
+        for head in options.heads
+        if len(scores_of(options.out, head)["image"]) < options.images
+    ]
+    if missing:
+        measure(missing, options)
     print(f"{'head':14}{'n':>5}{'deletion':>22}{'insertion':>22}")
     print(f"{'':19}{'map / random / p':>22}{'map / random / p':>22}")
     for head in options.heads:
-        if len(scores_of(options.out, head)["image"]) < options.images:
-            measure(head, options)
         scores = scores_of(options.out, head)
         texts = [
             comparison(scores["deletion"], scores["deletion_random"], "less"),
@@ -77,34 +82,53 @@ def comparison(own: list[float], random: list[float], alternative: str) -> str:
     return f"{np.mean(own):.3f} / {np.mean(random):.3f} / {p:.1g}"
 
 
-def measure(head: str, options: argparse.Namespace) -> None:
-    """Append the scores of the map and of a random map for the images that have none yet."""
-    run = featkit.fit(
-        options.data,
-        backbone=options.backbone,
-        weights=options.weights,
-        head=head,
-        cache=options.cache,
-    )
-    explainer = RunExplainer(featkit.load_run(run))
-    images = run.source.request.load_images()
+def measure(heads: list[str], options: argparse.Namespace) -> None:
+    """Append the scores of the images that have none yet.
+
+    The images masked in the order of the random map go through the network once for all heads.
+    """
+    explainers = {head: RunExplainer(fitted_run(head, options)) for head in heads}
+    first = next(iter(explainers.values()))
+    images = fitted_run(heads[0], options).request.load_images()
     rng = np.random.default_rng(options.seed)
-    rows = rng.choice(images.rows(options.split), options.images, replace=False)
-    done = set(scores_of(options.out, head)["image"])
+    rows = rng.choice(images.rows("test"), options.images, replace=False)
+    done = {head: set(scores_of(options.out, head)["image"]) for head in heads}
     with options.out.open("a", newline="", encoding="utf-8") as file:
         for row in rows:
             noise = rng.normal(size=(1, SIDE, SIDE)).astype(np.float32)
-            if images.ids[row] in done:
+            name = images.ids[row]
+            missing = [head for head in heads if name not in done[head]]
+            if not missing:
                 continue
-            pixels = explainer.prepare(images.load(int(row)))
-            found = explainer.explain(pixels[None])[0]
-            column = explainer.column(found.label)
-            own = faithfulness(explainer.predict, pixels, found.heat, column, steps=STEPS)
+            pixels = first.prepare(images.load(int(row)))
             random_heat = resize_maps(noise, pixels.shape[:2])[0]
-            random = faithfulness(explainer.predict, pixels, random_heat, column, steps=STEPS)
-            scores = (own.deletion, random.deletion, own.insertion, random.insertion)
-            csv.writer(file).writerow([head, images.ids[row], *scores])
-            file.flush()
+            features = first.features(masked_images(pixels, random_heat, STEPS))
+            for head in missing:
+                explainer = explainers[head]
+                found = explainer.explain(pixels[None])[0]
+                column = explainer.column(found.label)
+                own = faithfulness(explainer.predict, pixels, found.heat, column, steps=STEPS)
+                random = curve_areas(explainer.probabilities(features)[:, column])
+                scores = (own.deletion, random.deletion, own.insertion, random.insertion)
+                csv.writer(file).writerow([head, name, *scores])
+                file.flush()
+
+
+def fitted_run(head: str, options: argparse.Namespace) -> SavedRun:
+    """Return the run of a head, fitted by an earlier call or now."""
+    folder = options.out.with_suffix("") / head
+    found = sorted(folder.glob("*/*/card.json"))
+    if not found:
+        featkit.fit(
+            options.data,
+            backbone=options.backbone,
+            weights=options.weights,
+            head=head,
+            cache=options.cache,
+            out=folder,
+        )
+        found = sorted(folder.glob("*/*/card.json"))
+    return featkit.load_run(found[0].parent)
 
 
 if __name__ == "__main__":

@@ -65,7 +65,9 @@ def figure_bytes(figure: Figure, path: Path, *, dpi: int = 150, crop: bool = Tru
 
 def _full_width(figure: Figure) -> Bbox:
     """Return the box of the figure in inches, as wide as it is and as high as its content."""
-    figure.draw_without_rendering()  # carries out the layout
+    # Each drawing carries out the layout; an image of fixed proportions has its place after two.
+    for _ in range(2):
+        figure.draw_without_rendering()
     content = figure.get_tightbbox()
     return Bbox([(0.0, content.y0 - _MARGIN), (float(figure.get_figwidth()), content.y1 + _MARGIN)])
 

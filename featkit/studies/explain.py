@@ -81,8 +81,16 @@ class RunExplainer:
 
     def predict(self, pixels: Pixels) -> Scores:
         """Return calibrated probabilities ``(b, k)`` for images resized by ``prepare``."""
-        _, features = self._mapper.maps(pixels)
-        return self._probabilities(features)
+        return self.probabilities(self.features(pixels))
+
+    def features(self, pixels: Pixels) -> Floats:
+        """Return features ``(b, d)`` of images resized by ``prepare``."""
+        return self._mapper.maps(pixels)[1]
+
+    def probabilities(self, features: Floats) -> Scores:
+        """Return calibrated probabilities ``(b, k)`` from features ``(b, d)``."""
+        scores = np.asarray(self._run.head.predict_proba(features), np.float64)
+        return apply_temperature(scores, self._run.temperature) if self._run.temperature else scores
 
     def explain(
         self, pixels: Pixels, classes: Sequence[str | None] | None = None
@@ -100,14 +108,14 @@ class RunExplainer:
         columns = np.zeros(len(pixels), np.int64)
 
         def gradients(features: Floats) -> Floats:
-            predicted = self._probabilities(features).argmax(axis=1)
+            predicted = self.probabilities(features).argmax(axis=1)
             for row, best in enumerate(predicted):
                 name = classes[row] if classes else None
                 columns[row] = best if name is None else self.column(name)
             return self._scores.gradients(features, columns)
 
         maps, features = self._mapper.class_activation_maps(pixels, gradients)
-        probabilities = self._probabilities(features)
+        probabilities = self.probabilities(features)
         heats = resize_maps(maps, pixels.shape[1:3])
         explained = []
         for row, column in enumerate(columns):
@@ -136,10 +144,6 @@ class RunExplainer:
             known = ", ".join(list(self._columns)[:10])
             raise SpecError(f"class {name} was not trained on: choose one of {known}")
         return self._columns[name]
-
-    def _probabilities(self, features: Floats) -> Scores:
-        scores = np.asarray(self._run.head.predict_proba(features), np.float64)
-        return apply_temperature(scores, self._run.temperature) if self._run.temperature else scores
 
 
 @dataclass(frozen=True)
@@ -178,6 +182,21 @@ def faithfulness(
         Petsiuk, Das and Saenko, "RISE: randomized input sampling for explanation of black-box
         models", BMVC 2018.
     """
+    probabilities = predict(masked_images(image, heat, steps))[:, column]
+    return curve_areas(probabilities)
+
+
+def masked_images(image: Pixels, heat: NDArray[np.floating[Any]], steps: int) -> Pixels:
+    """Return the images of ``faithfulness``: ``steps + 1`` deleted, then as many inserted ones.
+
+    Args:
+        image: uint8 ``(h, w, 3)``.
+        heat: ``(h, w)``; pixels with larger values come first.
+        steps: number of steps.
+
+    Returns:
+        uint8 ``(2 * (steps + 1), h, w, 3)``.
+    """
     order = np.argsort(-heat, axis=None, kind="stable")
     rank = np.empty(heat.shape, np.int64)
     rank.flat[order] = np.arange(heat.size)
@@ -188,8 +207,14 @@ def faithfulness(
         first = (rank < count)[:, :, None]
         deleted.append(np.where(first, mean_colour, image))
         inserted.append(np.where(first, image, blurred))
-    probabilities = predict(np.stack([*deleted, *inserted]))[:, column]
+    return np.stack([*deleted, *inserted])
+
+
+def curve_areas(probabilities: Scores) -> Faithfulness:
+    """Return the areas under the probabilities of a class in the images of ``masked_images``."""
+    deleted, inserted = np.split(probabilities, 2)
+    step = 1 / (len(deleted) - 1)
     return Faithfulness(
-        deletion=float(np.trapezoid(probabilities[: steps + 1], dx=1 / steps)),
-        insertion=float(np.trapezoid(probabilities[steps + 1 :], dx=1 / steps)),
+        deletion=float(np.trapezoid(deleted, dx=step)),
+        insertion=float(np.trapezoid(inserted, dx=step)),
     )
