@@ -61,10 +61,10 @@ def percent(value: float) -> str:
     return f"{100 * value:.1f} %"
 
 
-def jpeg_uri(pixels: Pixels) -> str:
+def jpeg_uri(pixels: Pixels, *, quality: int = _JPEG_QUALITY) -> str:
     """Return an image as a data URI."""
     buffer = io.BytesIO()
-    Image.fromarray(np.ascontiguousarray(pixels)).save(buffer, "JPEG", quality=_JPEG_QUALITY)
+    Image.fromarray(np.ascontiguousarray(pixels)).save(buffer, "JPEG", quality=quality)
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
@@ -134,15 +134,20 @@ def evidence_html(evidence: Evidence, label: str) -> str:
 
 def tiles_html(tiles: Iterable[tuple[Pixels | None, str]]) -> str:
     """Return a gallery of images with captions as HTML; an image may be missing."""
-    figures = []
+    encoded = []
     for pixels, caption in tiles:
-        picture = Markup("")
-        if pixels is not None:
-            picture = Markup('<img src="{}" alt="{}">').format(jpeg_uri(pixels), visible(caption))
+        encoded.append(("" if pixels is None else jpeg_uri(pixels), caption))
+    return uri_tiles_html(encoded)
+
+
+def uri_tiles_html(tiles: Iterable[tuple[str, str]]) -> str:
+    """Return a gallery of data URIs with captions as HTML; a URI may be empty."""
+    figures = []
+    for uri, caption in tiles:
+        text = visible(caption)
+        picture = Markup('<img src="{}" alt="{}">').format(uri, text) if uri else ""
         figures.append(
-            Markup("<figure>{}<figcaption>{}</figcaption></figure>").format(
-                picture, visible(caption)
-            )
+            Markup("<figure>{}<figcaption>{}</figcaption></figure>").format(picture, text)
         )
     return str(Markup('<div class="fk-tiles">{}</div>').format(Markup("").join(figures)))
 
