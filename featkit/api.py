@@ -2505,15 +2505,17 @@ def report(
     from featkit.studies.inspect import inspect_run
 
     saved = load_run(run)
-    inspection = inspect_run(
-        saved,
-        cache=Path(cache),
-        compute=_compute(options),
-        projection=projection,
-        seed=seed,
-        heat_maps=heat_maps,
-        track=_batch_bar("class activation maps", progress),
-    )
+    with _iteration_bar(f"{projection} of the test images", progress) as show:
+        inspection = inspect_run(
+            saved,
+            cache=Path(cache),
+            compute=_compute(options),
+            projection=projection,
+            seed=seed,
+            heat_maps=heat_maps,
+            track=_batch_bar("class activation maps", progress),
+            report_iteration=show,
+        )
     path = Path(out) if out is not None else saved.path / "report.html"
     write_file(path, run_report(inspection))
     for line in inspection.notes:
@@ -2824,7 +2826,7 @@ def _curves_plot(run: SavedRun, style: Style) -> Plot:
 
 def _projection_plot(run: SavedRun, predictions: Predictions, options: Mapping[str, Any]) -> Plot:
     """Draw the features of the test images of a run in two dimensions."""
-    from featkit.evaluation.projection import project
+    from featkit.evaluation.projection import MAX_ROWS, project
     from featkit.images.thumbnails import square
     from featkit.reports.pictures import projection_plot
     from featkit.studies.inspect import read_images, run_features
@@ -2837,8 +2839,10 @@ def _projection_plot(run: SavedRun, predictions: Predictions, options: Mapping[s
     groups = [test.classes[label] for label in test.y]
     if options["colour"] != "class":
         groups = _prediction_groups(test, predictions, options["colour"])
-    with _iteration_bar(options["progress"]) as show:
-        projection = project(test.x, options["method"], seed=options["seed"], report_iteration=show)
+    method = options["method"]
+    log.info("%s of %d images", method, min(len(test), MAX_ROWS))
+    with _iteration_bar(f"{method} of the test images", options["progress"]) as show:
+        projection = project(test.x, method, seed=options["seed"], report_iteration=show)
     thumbnails: list[Any] = []
     if options["thumbnails"]:
         names = [test.ids[row] for row in projection.rows]
@@ -2877,14 +2881,22 @@ def _batch_bar(name: str, visible: bool) -> Callable[[Sequence[Any]], Iterable[A
 
 
 @contextmanager
-def _iteration_bar(visible: bool) -> Iterator[Callable[[int, int], None]]:
-    """Show a bar on stderr of the iterations of a projection."""
+def _iteration_bar(name: str, visible: bool) -> Iterator[Callable[[int, int], None] | None]:
+    """Show a bar on stderr of the iterations of a projection, from the first one on."""
     from tqdm import tqdm
 
-    with tqdm(desc="projection", unit="it", disable=not visible, leave=False) as bar:
+    if not visible:
+        yield None
+        return
+    bar: Any = None
 
-        def show(done: int, total: int) -> None:
-            bar.total = total
-            bar.update(done - bar.n)
+    def show(done: int, total: int) -> None:
+        nonlocal bar
+        bar = bar or tqdm(desc=name, unit="it", total=total, leave=False)
+        bar.update(done - bar.n)
 
+    try:
         yield show
+    finally:
+        if bar:
+            bar.close()

@@ -46,8 +46,8 @@ plot mistakes.png mistakes "$pets" --count 10 --dpi 70
 plot curves.png curves "$eurosat" --dpi 80
 plot learning-curve.png learning-curve "$pets" --dpi 80
 plot pareto.png pareto experiments/compression/resnet18.csv --dpi 80
-plot cam.png cam "$pets" "$data/pets/images/Siamese_105.jpg" "$data/pets/images/beagle_108.jpg" \
-  "$data/pets/images/pug_110.jpg" "$data/pets/images/samoyed_104.jpg" --dpi 80
+plot cam.png cam "$pets" "$data/pets/images/Siamese_109.jpg" "$data/pets/images/beagle_143.jpg" \
+  "$data/pets/images/pug_140.jpg" "$data/pets/images/samoyed_144.jpg" --dpi 80
 plot neighbours.png neighbours "$caltech" "$data/caltech101/test/crab/image_0011.jpg" \
   "$data/caltech101/test/chair/image_0005.jpg" "$data/caltech101/test/ketch/image_0092.jpg" --dpi 70
 plot filters.png filters resnet50 --dpi 80

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import io
+import re
 from collections.abc import Callable
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +28,7 @@ PERPLEXITY = 30.0
 TRUSTWORTHINESS_NEIGHBOURS = 10
 _COMPONENTS = 50
 """Principal components that t-SNE starts from, as its authors recommend."""
+_TSNE_ITERATIONS = 1_000
 _BLOCK_NUMBERS = 2**24
 
 Points = NDArray[np.float64]
@@ -71,7 +75,7 @@ def project(
             about 10,000 rows) or ``umap`` (15 neighbours).
         seed: of the method and of the subsample.
         max_rows: a random subsample of this size is projected if there are more rows.
-        report_iteration: called by ``opentsne`` with the iterations done and their total.
+        report_iteration: called with the iterations done and their total, except by ``pca``.
 
     Raises:
         SpecError: if the method is unknown.
@@ -148,12 +152,37 @@ def _pca(unit: Points, seed: int, report: object) -> Points:
     return np.asarray(PCA(2, random_state=seed).fit_transform(unit), np.float64)
 
 
-def _tsne(unit: Points, seed: int, report: object) -> Points:
+def _tsne(unit: Points, seed: int, report: Callable[[int, int], None] | None) -> Points:
     from sklearn.manifold import TSNE
 
-    perplexity = _perplexity(len(unit))
-    model = TSNE(perplexity=perplexity, init="pca", random_state=seed)
-    return np.asarray(model.fit_transform(_principal_components(unit, seed)), np.float64)
+    model = TSNE(
+        perplexity=_perplexity(len(unit)),
+        init="pca",
+        random_state=seed,
+        max_iter=_TSNE_ITERATIONS,
+        verbose=2 if report else 0,
+    )
+    components = _principal_components(unit, seed)
+    if not report:
+        return np.asarray(model.fit_transform(components), np.float64)
+    # scikit-learn has no callback: it prints each 50th iteration.
+    with redirect_stdout(_ProgressReader(report, _TSNE_ITERATIONS)):
+        return np.asarray(model.fit_transform(components), np.float64)
+
+
+class _ProgressReader(io.TextIOBase):
+    """Report the iterations that a library prints, as ``Iteration 50`` or ``50/200 [``."""
+
+    def __init__(self, report: Callable[[int, int], None], total: int = 0) -> None:
+        self._report, self._total = report, total
+
+    def write(self, text: str) -> int:
+        found = re.search(r"Iteration (\d+)|(\d+)/(\d+) \[", text)
+        if found and found[1]:
+            self._report(min(int(found[1]), self._total), self._total)
+        elif found:
+            self._report(int(found[2]), int(found[3]))
+        return len(text)
 
 
 def _opentsne(unit: Points, seed: int, report: Callable[[int, int], None] | None) -> Points:
@@ -179,10 +208,18 @@ def _opentsne(unit: Points, seed: int, report: Callable[[int, int], None] | None
     return np.asarray(model.fit(_principal_components(unit, seed)), np.float64)
 
 
-def _umap(unit: Points, seed: int, report: object) -> Points:
+def _umap(unit: Points, seed: int, report: Callable[[int, int], None] | None) -> Points:
     umap = require("umap", "projection", "umap-learn")
-    model = umap.UMAP(n_neighbors=min(15, len(unit) - 1), random_state=seed, n_jobs=1)
-    return np.asarray(model.fit_transform(unit), np.float64)
+    model = umap.UMAP(
+        n_neighbors=min(15, len(unit) - 1),
+        random_state=seed,
+        n_jobs=1,
+        verbose=report is not None,
+        tqdm_kwds={"file": _ProgressReader(report)} if report else None,
+    )
+    # With ``verbose`` it also prints its parameters and the time of each step.
+    with redirect_stdout(io.StringIO()):
+        return np.asarray(model.fit_transform(unit), np.float64)
 
 
 _PROJECTIONS: dict[str, Callable[..., Points]] = {

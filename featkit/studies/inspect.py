@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -182,6 +183,7 @@ def inspect_run(
     seed: int = 0,
     heat_maps: bool = True,
     track: Track = iter,
+    report_iteration: Callable[[int, int], None] | None = None,
 ) -> RunInspection:
     """Collect what the report of a run shows.
 
@@ -195,6 +197,7 @@ def inspect_run(
         seed: of the projection.
         heat_maps: whether class activation maps are computed.
         track: wraps the batches of class activation maps, for a progress bar.
+        report_iteration: called with the iterations of the projection, see ``project``.
 
     Raises:
         RunError: if the results or the predictions of the run are missing or damaged.
@@ -218,9 +221,14 @@ def inspect_run(
 
     embedding_map = None
     if features:
-        embedding_map = _embedding_map(
-            features, inspected, read, method=projection, seed=seed, notes=notes
+        compute_projection = partial(
+            project,
+            method=projection,
+            seed=seed,
+            max_rows=MAX_MAP_POINTS,
+            report_iteration=report_iteration,
         )
+        embedding_map = _embedding_map(features, inspected, read, compute_projection, notes)
     return RunInspection(
         run=run,
         report=report,
@@ -553,9 +561,7 @@ def _embedding_map(
     features: FeatureSet,
     inspected: Sequence[InspectedImage],
     read: _Reader,
-    *,
-    method: str,
-    seed: int,
+    compute_projection: Callable[[NDArray[np.float32]], Projection],
     notes: list[str],
 ) -> EmbeddingMap | None:
     """Return the projection of the test images, with thumbnails."""
@@ -564,7 +570,7 @@ def _embedding_map(
     known = tuple(each for each in inspected if each.id in row_of)
     x = test.x[[row_of[each.id] for each in known]]
     try:
-        projection = project(x, method, seed=seed, max_rows=MAX_MAP_POINTS)
+        projection = compute_projection(x)
     except DataError as error:
         notes.append(f"There is no embedding map ({error}).")
         return None

@@ -7,7 +7,9 @@ import pytest
 from sklearn.manifold import trustworthiness as reference
 
 from featkit.errors import DataError, FeatkitError, SpecError
-from featkit.evaluation.projection import project, trustworthiness
+from featkit.evaluation.projection import MAX_ROWS, project, trustworthiness
+
+PACKAGES = {"tsne": "sklearn", "opentsne": "openTSNE", "umap": "umap"}
 
 
 def clusters(n=60, d=20):
@@ -62,6 +64,26 @@ def test_more_rows_than_the_maximum_are_subsampled():
 def test_features_that_cannot_be_projected_are_refused(x, message):
     with pytest.raises(DataError, match=message):
         project(x, "tsne")
+
+
+@pytest.mark.parametrize("method", ["tsne", "opentsne", "umap"])
+def test_iterations_are_reported_and_nothing_is_printed(method, capsys):
+    pytest.importorskip(PACKAGES[method])
+    seen = []
+    found = project(clusters(), method, report_iteration=lambda *step: seen.append(step))
+    assert seen
+    assert [done for done, _ in seen] == sorted(done for done, _ in seen)
+    assert all(0 <= done <= total for done, total in seen)
+    assert capsys.readouterr() == ("", "")
+    np.testing.assert_array_equal(found.positions, project(clusters(), method).positions)
+
+
+@pytest.mark.slow
+def test_of_a_hundred_thousand_rows_a_stated_number_is_projected():
+    x = np.random.default_rng(0).normal(size=(100_000, 3))
+    found = project(x, "pca")
+    assert len(found.rows) == len(found.positions) == MAX_ROWS
+    assert 0 < found.trustworthiness <= 1
 
 
 def test_an_unknown_method_is_refused():
