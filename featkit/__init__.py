@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from featkit.api import fit as fit
     from featkit.api import load_run as load_run
     from featkit.api import longtail as longtail
+    from featkit.api import neighbours as neighbours
     from featkit.api import plot as plot
     from featkit.api import predict as predict
     from featkit.api import profile as profile
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from featkit.api import quantize as quantize
     from featkit.api import report as report
     from featkit.api import robustness as robustness
+    from featkit.api import suggest as suggest
     from featkit.backbones import load_backbone as load_backbone
     from featkit.embeddings.base import Embeddings as Embeddings
     from featkit.embeddings.embedder import ImageEmbedder as ImageEmbedder
@@ -63,6 +65,7 @@ _MODULES = {
     "load_run": "featkit.api",
     "longtail": "featkit.api",
     "make_head": "featkit.heads",
+    "neighbours": "featkit.api",
     "plot": "featkit.api",
     "predict": "featkit.api",
     "profile": "featkit.api",
@@ -70,6 +73,7 @@ _MODULES = {
     "quantize": "featkit.api",
     "report": "featkit.api",
     "robustness": "featkit.api",
+    "suggest": "featkit.api",
 }
 """The module of each public name."""
 

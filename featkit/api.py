@@ -80,10 +80,12 @@ if TYPE_CHECKING:
     from featkit.studies.clean import CleanData, Decision
     from featkit.studies.distill import DistillationResult
     from featkit.studies.fewshot import FewShotScore
+    from featkit.studies.neighbours import SimilarImages
     from featkit.studies.profile import NetworkProfile
     from featkit.studies.prune import PruningStep
     from featkit.studies.quantize import QuantizedRun
     from featkit.studies.recover import Recovery
+    from featkit.studies.suggest import Suggestions
     from featkit.training.config import TrainingConfig
     from featkit.training.distributed import ProcessGroup
     from featkit.training.history import EpochRecord
@@ -106,6 +108,7 @@ __all__ = [
     "load_run",
     "longtail",
     "make_head",
+    "neighbours",
     "plot",
     "predict",
     "profile",
@@ -113,6 +116,7 @@ __all__ = [
     "quantize",
     "report",
     "robustness",
+    "suggest",
 ]
 
 OUT = "experiments/runs"
@@ -1553,6 +1557,166 @@ def _write_audit(result: AuditResult, out: Path) -> None:
     log.info("audit: %s", directory)
 
 
+@checked(
+    **_COMPUTE,
+    run=_run_or_path(),
+    images=several(PATH, least=1),
+    n=integer(1),
+    seed=SEED,
+    cache=PATH,
+    out=PATH,
+)
+def suggest(
+    run: PathLike | Run | SavedRun,
+    images: PathLike | Sequence[PathLike],
+    *,
+    n: int = 100,
+    seed: int = 0,
+    cache: PathLike = "cache",
+    out: PathLike | None = None,
+    device: str = "auto",
+    batch_size: int | None = None,
+    workers: int | None = None,
+    compile: bool = False,
+    on_error: str = "fail",
+    progress: bool = False,
+) -> Suggestions:
+    """Suggest which unlabelled images to label next: uncertain ones that differ from each other.
+
+    Images of the run's own data, and copies of other images byte for byte, are left out and
+    counted. The method is that of ``evaluation.selection.select_batch``.
+
+    Args:
+        run: a run directory.
+        images: folders of unlabelled images, or image files.
+        n: number of images to suggest; all of them if there are fewer.
+        seed: of the selection.
+        cache: folder of the embeddings cache.
+        out: folder in which ``suggest-<folder>`` is written (``suggestions.csv``,
+            ``contact.png``); None to write nothing.
+        device, batch_size, workers, compile, on_error, progress: as for ``extract``.
+
+    Raises:
+        RunError: if the run is not found or was changed.
+        DataError: if there is no image to suggest, or the run's own data is not available.
+        DecodeError: if an image cannot be read.
+
+    Example:
+        >>> featkit.suggest("experiments/runs/photos/0123456789ab", "new")  # doctest: +SKIP
+    """
+    options = locals()
+    from featkit.runs.predict import image_names
+    from featkit.studies.suggest import suggest as suggest_images
+
+    files = [images] if isinstance(images, str | Path) else list(images)
+    name = Path(files[0]).resolve().name
+    saved = load_run(run)
+    found = suggest_images(
+        saved,
+        image_names(files),
+        n,
+        cache=Path(cache),
+        compute=_compute(options),
+        name=name,
+        seed=seed,
+    )
+    for line in found.notes:
+        log.warning(line)
+    if out is not None:
+        _write_suggestions(saved, found, name, Path(out), progress=progress)
+    return found
+
+
+def _write_suggestions(
+    run: SavedRun, found: Suggestions, name: str, out: Path, *, progress: bool
+) -> None:
+    """Write the folder of suggestions: CSV and contact sheet."""
+    from featkit.plots.contact import thumbnail
+    from featkit.plots.files import png_bytes
+    from featkit.reports.pictures import MOST_SUGGESTIONS, suggestions_plot
+    from featkit.runs.predict import unlabelled_images
+    from featkit.storage import publish, safe_name
+
+    shown = [each.path for each in found.images[:MOST_SUGGESTIONS]]
+    images = unlabelled_images(run, shown)
+    pictures = {}
+    for row in _batch_bar("contact sheet", progress)(range(len(shown))):
+        pictures[shown[row]] = thumbnail(images.load(row))
+    drawn = suggestions_plot(found, pictures, title=f"What to label next in {name}")
+    directory = out / f"suggest-{safe_name(name)}"
+    files: dict[str, Content] = {
+        "suggestions.csv": found.to_csv(),
+        "contact.png": png_bytes(drawn.figure),
+    }
+    publish(directory, files)
+    log.info("suggestions: %s", directory)
+
+
+@checked(
+    **_COMPUTE,
+    run=_run_or_path(),
+    images=several(PATH, least=1),
+    k=integer(1),
+    cache=PATH,
+    out=PATH,
+)
+def neighbours(
+    run: PathLike | Run | SavedRun,
+    images: PathLike | Sequence[PathLike],
+    *,
+    k: int = 12,
+    cache: PathLike = "cache",
+    out: PathLike | None = None,
+    device: str = "auto",
+    batch_size: int | None = None,
+    workers: int | None = None,
+    compile: bool = False,
+    on_error: str = "fail",
+    progress: bool = False,
+) -> SimilarImages:
+    """Find the training images of a run that are most similar to images.
+
+    Args:
+        run: a run directory.
+        images: image files, and folders of images.
+        k: number of similar images for each of them; all if there are fewer.
+        cache: folder of the embeddings cache; the training images are needed only if their features
+            are not there.
+        out: file to write, ending in ``.csv``, or in ``.png``, ``.svg`` or ``.pdf`` for a picture
+            with the CSV beside it; None to write nothing.
+        device, batch_size, workers, compile, on_error, progress: as for ``extract``.
+
+    Raises:
+        RunError: if the run is not found or was changed.
+        DataError: if there is no image, or neither features nor training images are available.
+        DecodeError: if an image cannot be read.
+        SpecError: if ``out`` has another ending.
+
+    Example:
+        >>> featkit.neighbours("experiments/runs/photos/0123456789ab", "new.jpg")  # doctest: +SKIP
+    """
+    options = locals()
+    from featkit.plots.files import check_format
+    from featkit.runs.predict import image_names
+    from featkit.storage import write_file
+    from featkit.studies.neighbours import neighbours as find_neighbours
+
+    path = None if out is None else Path(out)
+    as_table = path is not None and path.suffix.lower() == ".csv"
+    if path is not None and not as_table:
+        check_format(path)
+    saved = load_run(run)
+    names = image_names([images] if isinstance(images, str | Path) else images)
+    similar = find_neighbours(saved, names, k, cache=Path(cache), compute=_compute(options))
+    if path is not None and as_table:
+        write_file(path, similar.to_csv())
+    elif path is not None:
+        _draw_neighbours(saved, similar).save(path)
+    if path is not None:
+        log.info("written: %s", path)
+    return similar
+
+
 @dataclass(frozen=True)
 class ProfileResult:
     """Size, speed and accuracy of networks, the first being the reference.
@@ -2760,30 +2924,28 @@ def _cam_plot(run: SavedRun, names: Sequence[str], options: Mapping[str, Any]) -
 
 def _neighbours_plot(run: SavedRun, names: Sequence[str], options: Mapping[str, Any]) -> Plot:
     """Draw the training images that are most similar to image files."""
-    from featkit.embeddings.extract import embed
-    from featkit.evaluation.neighbours import nearest_rows
-    from featkit.images.decode import decode_file
-    from featkit.images.files import images_from_files
-    from featkit.reports.pictures import neighbours_plot
-    from featkit.runs.predict import gathered
-    from featkit.studies.inspect import read_images, run_features
+    from featkit.studies.neighbours import neighbours as find_neighbours
 
-    compute = _compute(options)
-    features = run_features(run, Path(options["cache"]), compute)
-    network = (run.load_backbone(), run.request.precision, frozenset(range(len(names))))
-    rows, queries = gathered(embed(images_from_files(list(names)), [network], compute))
-    if not len(rows):
-        raise DataError("none of the images could be read")
-    kept = [names[row] for row in rows]
-    train = features.embeddings.part("train")
-    found = nearest_rows(queries, train.x, options["count"] or 5)
-    similar = {train.ids[row] for row in found.rows.ravel()}
-    images = [decode_file(Path(name)) for name in kept]
-    title = f"Similar training images of {features.data}, {run.request.backbone}"
-    pictures = read_images(run, similar)
-    return neighbours_plot(
-        found, kept, images, train, pictures, title=title, style=options["style"]
-    )
+    cache, compute = Path(options["cache"]), _compute(options)
+    count = options["count"] or 5
+    similar = find_neighbours(run, names, count, cache=cache, compute=compute)
+    return _draw_neighbours(run, similar, style=options["style"])
+
+
+def _draw_neighbours(run: SavedRun, similar: SimilarImages, *, style: Style = "screen") -> Plot:
+    """Draw similar images, with their pixels as far as they can be read."""
+    from featkit.reports.pictures import neighbours_plot
+    from featkit.studies.inspect import read_images
+
+    found = dict.fromkeys(row["similar"] for row in similar.rows())
+    pictures = read_images(run, found)
+    if len(pictures) < len(found):
+        log.warning(
+            "%d of %d similar images cannot be read and are drawn empty",
+            len(found) - len(pictures),
+            len(found),
+        )
+    return neighbours_plot(similar, pictures, style=style)
 
 
 def _run_plot(kind: str, run: SavedRun, options: Mapping[str, Any]) -> Plot:

@@ -39,6 +39,7 @@ PUBLIC = [
     "load_run",
     "longtail",
     "make_head",
+    "neighbours",
     "plot",
     "predict",
     "profile",
@@ -46,6 +47,7 @@ PUBLIC = [
     "quantize",
     "report",
     "robustness",
+    "suggest",
 ]
 
 EXTRACTION = "split limit intensity_range seed augment views perturb backbone weights layer pool resize crop precision"
@@ -79,6 +81,8 @@ SIGNATURES = {
     "quantize": "backbone method images keep_fp32 keep_worst bias_correct weight_bits weights layer data split limit intensity_range seed augment "
     f"views perturb resize crop out {COMPUTE}",
     "load_run": "run",
+    "suggest": f"run images n seed cache out {COMPUTE}",
+    "neighbours": f"run images k cache out {COMPUTE}",
     "report": f"run out projection heat_maps seed cache {COMPUTE}",
     "plot": f"kind target images out label colour method thumbnails count seed dpi weights cache {COMPUTE}",
 }

@@ -28,6 +28,7 @@ SECTIONS: dict[str, dict[str, str]] = {
         "fit": "Fit a head and evaluate it on the test set.",
         "predict": "Classify new images with a fitted run.",
         "compare": "Compare runs with paired tests.",
+        "neighbours": "Find the training images most similar to images.",
         "report": "Write the report of a run as one HTML page.",
         "plot": "Draw a picture of a run, a network or an image.",
     },
@@ -37,6 +38,7 @@ SECTIONS: dict[str, dict[str, str]] = {
         "longtail": "Compare class-imbalance corrections.",
         "robustness": "Evaluate heads on corrupted test images.",
         "audit": "Find duplicates, label errors and small classes.",
+        "suggest": "Suggest which unlabelled images to label next.",
     },
     "Training": {
         "finetune": "Fine-tune a network, or train it from scratch.",

@@ -138,7 +138,8 @@ def _entry(
             )
         split = found
     found_path = finder.find(row["path"], where)
-    return ImageEntry(row["path"], found_path, label, split, group=row.get("group", "").strip())
+    group = without_apostrophe(row.get("group", "").strip())
+    return ImageEntry(row["path"], found_path, label, split, group=group)
 
 
 def _check_duplicates(path: Path, entries: Iterable[ImageEntry]) -> None:

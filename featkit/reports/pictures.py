@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 
 from featkit.embeddings.base import Embeddings
 from featkit.errors import DataError
-from featkit.evaluation.audit import Neighbours
 from featkit.evaluation.projection import METHOD_NAMES, Projection
 from featkit.evaluation.report import Report
 from featkit.images.base import Pixels
@@ -36,10 +35,16 @@ from featkit.storage import csv_text, write_file
 from featkit.studies.explain import ClassActivationMap, Faithfulness
 from featkit.studies.fewshot import FewShotScore
 from featkit.studies.inspect import InspectedImage
+from featkit.studies.neighbours import SimilarImages
 from featkit.studies.profile import MeasuredNetwork
+from featkit.studies.suggest import Suggestions
 
 _FILTERS_ACROSS = 16
 _CHANNELS = 12
+MOST_SUGGESTIONS = 100
+"""Tiles of the contact sheet of suggestions."""
+_BLANK = np.full((64, 64, 3), 230, np.uint8)
+"""Drawn for an image that is not available."""
 _NAMED_GROUPS = 20
 """Number of groups above which their names stand in a projection, which needs a whole page."""
 _COLUMN_CLASSES = 10
@@ -375,48 +380,52 @@ def cam_plot(
 
 
 def neighbours_plot(
-    found: Neighbours,
-    query_names: Sequence[str],
-    query_images: Sequence[Pixels],
-    embeddings: Embeddings,
-    pictures: Mapping[str, Pixels],
-    *,
-    title: str,
-    style: Style = "screen",
+    similar: SimilarImages, pictures: Mapping[str, Pixels], *, style: Style = "screen"
 ) -> Plot:
-    """Draw the most similar images of each query.
+    """Draw the most similar training images of each query.
 
     Args:
-        found: rows of ``embeddings`` most similar to each query.
-        query_names: names of the queries.
-        query_images: their pixels.
-        embeddings: the images that were searched.
+        similar: the queries and what was found.
         pictures: pixels of the images found, by name; a missing one is drawn as an empty tile.
-        title: of the figure.
         style: see ``Plot``.
     """
-    tiles, rows = [], []
-    blank = np.full((64, 64, 3), 230, np.uint8)
-    for query, name in enumerate(query_names):
-        images, lines = [thumbnail(query_images[query])], [Path(name).name]
-        for rank, (row, cosine) in enumerate(
-            zip(found.rows[query], found.cosines[query], strict=True), start=1
-        ):
-            label = embeddings.classes[embeddings.y[row]]
-            images.append(thumbnail(pictures.get(embeddings.ids[row], blank)))
-            lines.append(f"{cosine:.3f} {label}: {embeddings.ids[row]}")
-            rows.append(
-                {
-                    "image": name,
-                    "rank": rank,
-                    "similar": embeddings.ids[row],
-                    "class": label,
-                    "cosine": float(cosine),
-                }
-            )
-        tiles.append(Tile(tuple(images), tuple(lines)))
+    drawn: dict[str, tuple[list[Pixels], list[str]]] = {}
+    for name, picture in zip(similar.queries, similar.pictures, strict=True):
+        drawn[name] = [thumbnail(picture)], [Path(name).name]
+    rows = similar.rows()
+    for row in rows:
+        images, lines = drawn[row["image"]]
+        images.append(thumbnail(pictures.get(row["similar"], _BLANK)))
+        lines.append(f"{row['cosine']:.3f} {row['class']}: {row['similar']}")
+    tiles = [Tile(tuple(images), tuple(lines)) for images, lines in drawn.values()]
+    title = f"Similar training images of {similar.data}, {similar.backbone}"
     heading = "image, then the most similar ones by cosine similarity"
     return _contact_plot(tiles, rows, heading=heading, title=title, style=style)
+
+
+def suggestions_plot(
+    suggestions: Suggestions, pictures: Mapping[str, Pixels], *, title: str
+) -> Plot:
+    """Draw the first images that are suggested for labelling.
+
+    Args:
+        suggestions: the images.
+        pictures: their pixels by path; a missing one is drawn as an empty tile.
+        title: of the figure.
+    """
+    tiles = []
+    for each in suggestions.images[:MOST_SUGGESTIONS]:
+        lines = (
+            f"{each.predicted} {100 * each.confidence:.0f}%",
+            f"{each.top2} {100 * each.confidence2:.0f}%",
+            Path(each.path).name,
+        )
+        tiles.append(Tile((thumbnail(pictures.get(each.path, _BLANK)),), lines))
+    heading = (
+        f"First {len(tiles)} of {len(suggestions.images)} suggestions from {suggestions.pool} "
+        "images, with the two most probable classes"
+    )
+    return _contact_plot(tiles, suggestions.rows(), heading=heading, title=title, style="screen")
 
 
 def mistakes_plot(
@@ -437,9 +446,8 @@ def mistakes_plot(
         style: see ``Plot``.
     """
     tiles, rows = [], []
-    blank = np.full((64, 64, 3), 230, np.uint8)
     for each in mistakes:
-        image = blank if each.image is None else each.image
+        image = _BLANK if each.image is None else each.image
         mapped = image if each.heat is None else overlay(image, each.heat)
         lines = (
             f"{each.predicted} {100 * each.confidence:.0f}%",

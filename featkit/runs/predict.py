@@ -18,6 +18,7 @@ from featkit.embeddings.extract import embed
 from featkit.embeddings.pipeline import Compute, FeatureBatch, Features, PipelineTarget, Rows
 from featkit.errors import DataError, RunError
 from featkit.evaluation.calibration import apply_temperature
+from featkit.images.base import ImageSet
 from featkit.images.files import images_from_files
 from featkit.images.folder import list_image_files
 from featkit.images.intensity import IntensityRange
@@ -215,9 +216,7 @@ def predict(
         DecodeError: if a file cannot be read, unless such files are skipped.
         RunError: if network and head do not fit together.
     """
-    network = (run.load_backbone(), run.request.precision, frozenset(range(len(files))))
-    images = images_from_files(files, intensity_of(run.recipe.intensity))
-    rows, features = gathered(embed(images, [network], compute))
+    rows, features = embed_images(run, unlabelled_images(run, files), compute)
     if not len(rows):
         return []
     scores = head_probabilities(run, features)
@@ -226,6 +225,25 @@ def predict(
     return top_classes(
         kept, scores, names, run.threshold, top=top, all_probabilities=all_probabilities
     )
+
+
+def unlabelled_images(run: SavedRun, files: Iterable[str]) -> ImageSet:
+    """Return image files without labels, read as the images were that a run was fitted on."""
+    return images_from_files(files, intensity_of(run.recipe.intensity))
+
+
+def embed_images(run: SavedRun, images: ImageSet, compute: Compute) -> tuple[Rows, Features]:
+    """Extract features with the network of a run; nothing is cached.
+
+    Returns:
+        Rows of ``images`` that could be read ``(n,)``, and their features ``(n, d)``.
+
+    Raises:
+        WeightsError: if the backbone's weights are not those that the head was fitted with.
+        DecodeError: if an image cannot be read, unless such images are skipped.
+    """
+    network = (run.load_backbone(), run.request.precision, frozenset(range(len(images))))
+    return gathered(embed(images, [network], compute))
 
 
 def head_probabilities(

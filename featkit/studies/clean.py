@@ -205,14 +205,14 @@ def _check_action(decision: Decision, where: str) -> None:
 
 
 def suggest_decisions(result: AuditResult) -> list[Decision]:
-    """Return the decisions that the findings of an audit suggest, by kind.
+    """Return the decisions that the findings of an audit suggest, at most one per image.
 
     They are suggestions: a person should look at them, those for test images in particular.
     """
-    found: list[Decision] = []
+    found: dict[int, Decision] = {}
     for kind in KINDS:
-        found += _suggestions(result, kind, {}).values()
-    return found
+        found |= _suggestions(result, kind, found)
+    return [found[row] for row in sorted(found)]
 
 
 def suggestions_csv(result: AuditResult) -> str:
