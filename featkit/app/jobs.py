@@ -51,6 +51,7 @@ class TrainingRequest:
         heads: specs of the heads.
         tune: whether hyperparameters are tuned on the validation set.
         reject: fraction of validation images to reject as unknown; None for no rejection.
+        baseline: spec of other images that the same heads are fitted on first, for a comparison.
         skip_unreadable: whether images that cannot be read are left out.
     """
 
@@ -61,6 +62,7 @@ class TrainingRequest:
     resize: str | None = None
     tune: bool = False
     reject: float | None = None
+    baseline: str | None = None
     skip_unreadable: bool = True
 
 

@@ -41,6 +41,11 @@ def default_weights(backbone: str) -> str:
     return IMAGENET if found else RANDOM
 
 
+def network_resize(data: str, backbone: str) -> str | None:
+    """Return the size to which images are resized; None for that of the network."""
+    return _DIGITS_RESIZE if data == DIGITS and backbone in FILES else None
+
+
 def training_request(
     data: str,
     backbone: str,
@@ -49,6 +54,7 @@ def training_request(
     weights: str,
     tune: bool = False,
     reject: float = 0.0,
+    baseline: str | None = None,
 ) -> TrainingRequest:
     """Return the request for the choices of the page.
 
@@ -62,9 +68,10 @@ def training_request(
         backbone=backbone,
         heads=tuple(heads),
         weights=weights,
-        resize=_DIGITS_RESIZE if data == DIGITS and backbone in FILES else None,
+        resize=network_resize(data, backbone),
         tune=tune,
         reject=reject or None,
+        baseline=baseline,
     )
 
 

@@ -114,7 +114,6 @@ def train(settings: AppSettings, request: TrainingRequest, report: _Reporter) ->
     }
     options = {
         **defaults,
-        "data": request.data,
         "backbone": request.backbone,
         "weights": request.weights,
         "resize": request.resize,
@@ -126,11 +125,15 @@ def train(settings: AppSettings, request: TrainingRequest, report: _Reporter) ->
         "out": settings.out,
         "progress": True,
     }
-    step("Extracting features, then fitting")
-    found = api.fit_heads(request.heads, on_run=on_run, **options)
-    report.update(runs=tuple(str(path.resolve()) for path in found.paths))
-    for number, path in enumerate(found.paths, start=1):
-        step(f"Writing report {number} of {len(found.paths)}")
+    paths: list[Path] = []
+    for data in filter(None, (request.baseline, request.data)):
+        step("Extracting features, then fitting")
+        fitted.clear()
+        found = api.fit_heads(request.heads, on_run=on_run, **{**options, "data": data})
+        paths += found.paths
+        report.update(runs=tuple(str(path.resolve()) for path in paths))
+    for number, path in enumerate(paths, start=1):
+        step(f"Writing report {number} of {len(paths)}")
         api.report(path, cache=settings.cache, device=settings.device, progress=True)
 
 

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import streamlit as st
 
+from featkit.app.pages import clean, studies, train, try_models
+
 # With the prefix of the package: the folder of this script is on the path of modules too.
 from featkit.app.pages import map as map_page
-from featkit.app.pages import studies, train, try_models
 
 st.set_page_config(page_title="featkit", layout="wide")
 
 PAGES = [
     st.Page(try_models.show, title="Try", icon=":material/image_search:", url_path="try"),
     st.Page(train.show, title="Train", icon=":material/model_training:", url_path="train"),
+    st.Page(clean.show, title="Clean", icon=":material/rule:", url_path="clean"),
     st.Page(map_page.show, title="Map", icon=":material/scatter_plot:", url_path="map"),
     st.Page(studies.show, title="Studies", icon=":material/table_chart:", url_path="studies"),
 ]

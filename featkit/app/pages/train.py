@@ -17,11 +17,9 @@ from featkit.app.jobs import (
     WAITING,
     Job,
     list_jobs,
-    read_job,
-    resume_job,
     start_job,
-    stop_job,
 )
+from featkit.app.progress import show_job_ended, show_job_progress
 from featkit.app.runs import run_name
 from featkit.app.settings import DIGITS, AppSettings, available_runs, named_data, resolve_data
 from featkit.app.shared import errors_shown, load_data, page
@@ -35,7 +33,7 @@ from featkit.app.training import (
     run_zip,
     training_request,
 )
-from featkit.app.views import error_text, plain, sandboxed_html, time_text
+from featkit.app.views import error_text, plain, sandboxed_html
 from featkit.errors import FeatkitError
 from featkit.images.base import ImageSet
 from featkit.storage import read_text
@@ -205,7 +203,7 @@ def _show_jobs(settings: AppSettings) -> None:
     )
     job = jobs[ids.index(chosen)]
     if job.is_active:
-        _show_progress(settings, job.folder)
+        show_job_progress(job.folder)
     else:
         _show_ended(settings, job)
 
@@ -215,45 +213,9 @@ def _job_label(job: Job) -> str:
     return f"{job_title(job)} – {_STATUS[job.state.status][0].lower()}, {time}"
 
 
-@st.fragment(run_every=1.0)
-def _show_progress(settings: AppSettings, folder: Path) -> None:
-    """Show how far a training is, every second; the page runs again when it has ended."""
-    with errors_shown():
-        job = read_job(folder)
-        if not job.is_active:
-            st.rerun()
-        state = job.state
-        part = state.done / state.total if state.total else 0.0
-        counts = f", {state.done:,} of {state.total:,}" if state.total else ""
-        left = time_text(state.seconds_left)
-        text = f"{state.step or 'Starting'}{counts}{', about ' + left + ' left' if left else ''}"
-        st.progress(min(1.0, part), plain(text))
-        st.caption("It goes on when this page is closed.")
-        _show_messages(job)
-        if st.button("Stop", key="train_stop", icon=":material/stop:"):
-            stop_job(job)
-
-
-def _show_messages(job: Job) -> None:
-    for text in job.state.messages:
-        st.warning(plain(text))
-
-
 def _show_ended(settings: AppSettings, job: Job) -> None:
-    state = job.state
-    if state.status == FAILED:
-        st.error(plain(state.error))
-    if state.status == INTERRUPTED:
-        st.warning("The training was interrupted. Features that were extracted are kept.")
-    if state.status == STOPPED:
-        st.info("The training was stopped. Features that were extracted are kept.")
-    _show_messages(job)
-    if state.status != FINISHED and st.button(
-        "Continue", key="train_resume", icon=":material/play_arrow:"
-    ):
-        resume_job(settings, job)
-        st.rerun()
-    runs = [Path(run) for run in state.runs if Path(run).is_dir()]
+    show_job_ended(settings, job, key="train")
+    runs = [Path(run) for run in job.state.runs if Path(run).is_dir()]
     if not runs:
         return
     if len(runs) > 1:
