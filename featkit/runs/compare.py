@@ -5,7 +5,8 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import cache
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,14 @@ from featkit.evaluation.effects import SEED, average, score_cells
 from featkit.evaluation.intervals import Interval
 from featkit.runs.card import read_card, run_errors
 from featkit.runs.directory import PREDICTIONS_FILE, RESULTS_FILE
-from featkit.storage import check_file, read_directory, read_json, read_text, safe_cell
+from featkit.storage import (
+    check_file,
+    read_directory,
+    read_json,
+    read_text,
+    safe_cell,
+    without_apostrophe,
+)
 
 UNEQUAL_DATA = (
     "Heads are fitted on the training and validation images, trained networks on the training "
@@ -112,6 +120,9 @@ def over_seeds(predictions: Sequence[Predictions]) -> OverSeeds:
 def compare_runs(directories: Sequence[Path]) -> RunComparison:
     """Compare saved runs pairwise; runs are named by head and backbone, if ambiguous also by id.
 
+    Runs on a folder and on a CSV file that lists its images name them differently. If the names of
+    the test images differ, runs are paired by the files of the images.
+
     Raises:
         SpecError: if there are fewer than two runs, or one is given twice.
         RunError: if a directory is not a run directory, or has no predictions.
@@ -125,7 +136,7 @@ def compare_runs(directories: Sequence[Path]) -> RunComparison:
         places.add(place)
     if len(directories) < 2:
         raise SpecError("a comparison needs two runs or more: give their directories")
-    loaded = [read_run(directory) for directory in directories]
+    loaded = _named_alike([read_run(directory) for directory in directories])
     titles = [title for title, _, _ in loaded]
     named = []
     for directory, (title, report, predictions) in zip(directories, loaded, strict=True):
@@ -134,6 +145,39 @@ def compare_runs(directories: Sequence[Path]) -> RunComparison:
     named.sort(key=lambda run: -run[1].top1)
     pairs = compare({name: predictions for name, _, predictions in named})
     return RunComparison(tuple((name, report) for name, report, _ in named), tuple(pairs))
+
+
+def _named_alike(
+    loaded: Sequence[tuple[str, Report, Predictions]],
+) -> Sequence[tuple[str, Report, Predictions]]:
+    """Return runs with the paths of files as names of images, if their own names differ."""
+    names = [set(predictions.ids) for _, _, predictions in loaded]
+    if all(each == names[0] for each in names):
+        return loaded
+    named = []
+    for title, report, predictions in loaded:
+        files = _image_files(predictions.ids, report.provenance["request"]["data"])
+        named.append((title, report, replace(predictions, ids=files)))
+    return named
+
+
+def _image_files(names: Sequence[str], data: str) -> Sequence[str]:
+    """Return the path of the file of each image; the names themselves if they are no files.
+
+    Args:
+        names: as in ``predictions.csv``.
+        data: spec of the images of the run.
+    """
+    source = Path(data)
+    if not source.is_absolute() or not source.exists():
+        return names
+    folder = source if source.is_dir() else source.parent
+    resolved = cache(Path.resolve)
+    files = []
+    for name in names:
+        path = folder / without_apostrophe(name)
+        files.append(str(resolved(path.parent) / path.name))
+    return files
 
 
 def read_run(directory: Path) -> tuple[str, Report, Predictions]:

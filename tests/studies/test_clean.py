@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +15,7 @@ from featkit.embeddings.recipe import Recipe
 from featkit.embeddings.request import Request
 from featkit.errors import DataError, SpecError
 from featkit.evaluation.audit import LabelErrors, NearDuplicates
+from featkit.runs.directory import save_run
 from featkit.studies.audit import AuditResult
 from featkit.studies.clean import (
     Decision,
@@ -304,12 +304,17 @@ def test_a_missing_decisions_file_is_one_line(tmp_path):
         read_decisions(tmp_path / "decisions.csv")
 
 
-def test_a_fit_on_the_written_list_has_the_same_test_images(photos, tmp_path):
-    """The whole way with real features: audit, write, fit."""
-    shutil.copy(photos / "red" / "0.png", photos / "red" / "copy.png")
+@pytest.mark.parametrize("place", [".", "photos", "lists"])
+def test_runs_before_and_after_are_compared_on_the_same_test_images(photos, tmp_path, place):
+    """The whole way with real features: fit, audit, write, fit, compare."""
+    (photos / "red" / "7.png").rename(photos / "blue" / "=stray.png")
     options = {"backbone": "resnet18", "weights": "random", "resize": "32", "cache": tmp_path / "c"}
-    api.audit(photos, apply="duplicates", out=tmp_path / "clean.csv", **options)
-    images = load_images(tmp_path / "clean.csv")
-    assert len(images) == 24
-    run = api.fit(tmp_path / "clean.csv", **options)
-    assert run.report.n == int((images.splits == "test").sum())
+    before = api.fit(photos, **options)
+    path = tmp_path / place / "clean.csv"
+    api.audit(photos, apply=["labels", "duplicates"], out=path, **options)
+    after = api.fit(path, **options)
+    saved = [save_run(run, tmp_path / "runs", {}) for run in (before, after)]
+    (pair,) = api.compare(saved).pairs
+    assert pair.n == before.report.n == after.report.n
+    gain = after.report.top1 - before.report.top1
+    assert abs(pair.difference) == pytest.approx(abs(gain))
