@@ -779,6 +779,12 @@ def user_path(path: str | os.PathLike[str]) -> Path:
         ) from error
 
 
+def resolve_folders(files: Iterable[Path]) -> list[Path]:
+    """Return absolute paths of files without links in their folders; links to files stay."""
+    resolved = cache(Path.resolve)
+    return [resolved(file.parent) / file.name for file in files]
+
+
 def default_folder(path: str) -> Path | None:
     """Return a default folder below ``~``; None if the home folder is not known."""
     try:

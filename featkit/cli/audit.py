@@ -101,7 +101,8 @@ def audit(top: int, strict: bool, as_json: bool, **options: Any) -> None:
     if as_json:
         print_json(result.to_dict())
     else:
-        print_text(_text(result, top))
+        in_folder = options["out"].suffix.lower() != ".csv"
+        print_text(_text(result, top, " in findings.csv" if in_folder else ""))
     if strict and len(result.leaks):
         first = result.embeddings.ids[result.leaks[0]]
         raise DataError(
@@ -110,8 +111,14 @@ def audit(top: int, strict: bool, as_json: bool, **options: Any) -> None:
         )
 
 
-def _text(result: AuditResult, top: int) -> str:
-    """Return the counts of all kinds of findings, then the first findings of each kind."""
+def _text(result: AuditResult, top: int, where: str) -> str:
+    """Return the counts of all kinds of findings, then the first findings of each kind.
+
+    Args:
+        result: the audit.
+        top: number of findings of each kind.
+        where: where the others are, with a space in front; empty if they are not written.
+    """
     rows = []
     for kind, count in result.counts().items():
         across, differ = count.get("across_splits", ""), count.get("labels_differ", "")
@@ -130,7 +137,7 @@ def _text(result: AuditResult, top: int) -> str:
         shown = [_cells(kind, finding) for finding in lines[:top]]
         part = f"{_TITLES[kind]}\n{table(_HEADERS[kind], shown)}"
         if len(lines) > top:
-            part += f"\n... and {len(lines) - top} more in findings.csv"
+            part += f"\n... and {len(lines) - top} more{where}"
         parts.append(part)
     return "\n\n".join(parts)
 

@@ -6,7 +6,6 @@ import csv
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import cache
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -26,6 +25,7 @@ from featkit.storage import (
     read_directory,
     read_json,
     read_text,
+    resolve_folders,
     safe_cell,
     without_apostrophe,
 )
@@ -172,12 +172,8 @@ def _image_files(names: Sequence[str], data: str) -> Sequence[str]:
     if not source.is_absolute() or not source.exists():
         return names
     folder = source if source.is_dir() else source.parent
-    resolved = cache(Path.resolve)
-    files = []
-    for name in names:
-        path = folder / without_apostrophe(name)
-        files.append(str(resolved(path.parent) / path.name))
-    return files
+    files = resolve_folders(folder / without_apostrophe(name) for name in names)
+    return [str(file) for file in files]
 
 
 def read_run(directory: Path) -> tuple[str, Report, Predictions]:

@@ -25,6 +25,7 @@ from featkit.storage import (
     csv_text,
     is_formula,
     read_csv,
+    resolve_folders,
     safe_cell,
     with_apostrophe,
     without_apostrophe,
@@ -104,10 +105,10 @@ class CleanData:
         """
         images, base = self.images, folder.resolve()
         rows = []
-        for row, file in enumerate(images.files):
+        for row, file in enumerate(resolve_folders(map(Path, images.files))):
             rows.append(
                 {
-                    "path": _listed_path(Path(file), base),
+                    "path": _listed_path(file, base),
                     "label": images.classes[images.labels[row]],
                     "split": str(images.splits[row]),
                     "group": images.groups[row],
@@ -143,10 +144,8 @@ class CleanData:
 
 
 def _listed_path(file: Path, folder: Path) -> str:
-    """Return the path of an image as it is listed in a CSV file in ``folder``, without links."""
-    # A link to the file itself stays: its target may have another ending.
-    path = file.parent.resolve() / file.name
-    listed = (path.relative_to(folder) if path.is_relative_to(folder) else path).as_posix()
+    """Return the absolute path of an image as a CSV file in ``folder`` lists it."""
+    listed = (file.relative_to(folder) if file.is_relative_to(folder) else file).as_posix()
     try:
         listed.encode()
     except UnicodeEncodeError as error:
@@ -331,7 +330,7 @@ def clean(
     for kind in KINDS:
         if kind in apply:
             suggested = _without_decided(_suggestions(result, kind, decided), decided)
-            decided |= _applicable(result, kind, suggested, notes)
+            decided |= _applicable(result, kind, suggested, decided, notes)
     dropped = [row for row, decision in decided.items() if decision.action == "drop"]
     kept = np.setdiff1d(np.arange(len(places)), dropped)
     labels = _new_labels(result, decided, images)
@@ -391,7 +390,11 @@ def _without_decided(
 
 
 def _applicable(
-    result: AuditResult, kind: str, suggested: dict[int, Decision], notes: list[str]
+    result: AuditResult,
+    kind: str,
+    suggested: dict[int, Decision],
+    decided: Mapping[int, Decision],
+    notes: list[str],
 ) -> dict[int, Decision]:
     """Return the suggestions that need no person; add notes on what a person should look at."""
     embeddings = result.embeddings
@@ -404,9 +407,14 @@ def _applicable(
             )
         return {row: suggested[row] for row in suggested if row not in tests}
     row_of = {name: row for row, name in enumerate(embeddings.ids)}
+
+    def label(row: int) -> str:
+        relabelled = row in decided and decided[row].action == "relabel"
+        return decided[row].label if relabelled else embeddings.classes[embeddings.y[row]]
+
     differing = 0
     for row, decision in suggested.items():
-        differing += embeddings.y[row] != embeddings.y[row_of[decision.because]]
+        differing += label(row) != label(row_of[decision.because])
     if differing:
         notes.append(
             f"{differing} dropped {kind} have another label than the image that is kept: look at "
