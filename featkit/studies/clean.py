@@ -206,12 +206,13 @@ def _check_action(decision: Decision, where: str) -> None:
 def suggest_decisions(result: AuditResult) -> list[Decision]:
     """Return the decisions that the findings of an audit suggest, at most one per image.
 
+    Labels come first, the most certain ones in front, then duplicates and near duplicates.
     They are suggestions: a person should look at them, those for test images in particular.
     """
     found: dict[int, Decision] = {}
     for kind in KINDS:
         found |= _suggestions(result, kind, found)
-    return [found[row] for row in sorted(found)]
+    return list(found.values())
 
 
 def suggestions_csv(result: AuditResult) -> str:

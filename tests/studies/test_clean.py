@@ -266,13 +266,13 @@ def test_suggestions_are_a_decisions_file(tmp_path):
     found = read_decisions(tmp_path / "suggestions.csv")
     assert [(each.path, each.action, each.label) for each in found] == [
         ("'=a.png", "relabel", "dog"),
-        ("c.png", "drop", ""),
         ("d.png", "drop", ""),
+        ("c.png", "drop", ""),
     ]
     assert [each.kind for each in suggest_decisions(result)] == [
         "labels",
-        "near-duplicates",
         "duplicates",
+        "near-duplicates",
     ]
     rows = listed(clean(result, found), tmp_path)
     assert list(rows) == ["./=a.png", "b.png", "e.png", "f.png"]
