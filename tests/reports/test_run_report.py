@@ -15,11 +15,14 @@ import pytest
 from PIL import Image
 
 import featkit
-from featkit.errors import StorageError
+from featkit.embeddings.pipeline import Compute
+from featkit.errors import DataError, StorageError
 from featkit.evaluation import evaluate
 from featkit.evaluation.scoring import accuracy_without
 from featkit.plots.cam import overlay
-from featkit.reports.run import headline
+from featkit.reports.pictures import reliability_plot
+from featkit.reports.run import headline, run_report
+from featkit.studies.inspect import inspect_run
 
 MARKUP = "<img src=x onerror=alert(1)>"
 
@@ -233,6 +236,61 @@ def test_every_confused_pair_is_in_a_table(made):
     pairs = np.count_nonzero(confusion) - np.count_nonzero(np.diag(confusion))
     table = page_section(made[2], "confusion").split("All confused classes", 1)[1]
     assert table.count("<tr>") == pairs + 1
+
+
+@pytest.fixture(scope="module")
+def inspection(made):
+    folder, directory, _ = made
+    return inspect_run(
+        featkit.load_run(directory),
+        cache=folder / "cache",
+        compute=Compute(),
+        projection="pca",
+        heat_maps=False,
+    )
+
+
+def with_report(inspection, report):
+    """Return an inspection with another report, and without what belongs to its own report."""
+    return replace(
+        inspection, report=report, mistakes=(), uncertain=(), confused=(), embedding_map=None
+    )
+
+
+def test_a_page_of_two_hundred_classes_is_small_and_whole(inspection):
+    rng = np.random.default_rng(0)
+    y = rng.integers(0, 200, 3_000)
+    scores = rng.random((3_000, 200)) + 0.8 * np.eye(200)[y]
+    report = evaluate(
+        scores / scores.sum(axis=1, keepdims=True), y, [f"class {n}" for n in range(200)]
+    )
+    text = run_report(with_report(inspection, report))
+    page = Page(text)
+    assert len(text) < 5e6
+    cells = [each for each in page.all("rect") if "fill-h" in each.get("class", "")]
+    assert len(cells) == np.count_nonzero(report.confusion)
+    assert "class 199" in page_section(text, "classes")
+    assert "Classes that are confused are next to each other" in page_section(text, "confusion")
+
+
+def test_a_head_without_probabilities_has_a_page_without_calibration(inspection):
+    report = evaluate(5 * np.eye(3)[[0, 1, 2, 0]] - 2, [0, 1, 2, 2], ["a", "b", "c"])
+    assert report.reliability == ()
+    unknown = replace(inspection.mistakes[0], confidence=float("nan"))
+    found = replace(with_report(inspection, report), mistakes=(unknown,))
+    text = run_report(found)
+    assert "This head gives no probabilities." in page_section(text, "calibration")
+    assert "<svg" not in page_section(text, "calibration")
+    assert "nan" not in page_section(text, "mistakes")
+    with pytest.raises(DataError, match="no probabilities"):
+        reliability_plot(report, title="")
+
+
+def test_two_classes_with_one_missing_in_test_have_a_page(inspection):
+    report = evaluate(np.array([[0.9, 0.1], [0.2, 0.8]]), [0, 0], ["seen", "unseen"])
+    text = run_report(with_report(inspection, report))
+    assert "no test image" in page_section(text, "classes")
+    Page(text)
 
 
 def page_section(text, name):

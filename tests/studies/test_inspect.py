@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,7 +14,8 @@ import featkit
 from featkit.embeddings.pipeline import Compute
 from featkit.errors import DataError
 from featkit.runs.compare import read_run
-from featkit.studies.inspect import inspect_mistakes, inspect_run
+from featkit.studies import inspect
+from featkit.studies.inspect import inspect_mistakes, inspect_run, run_features
 
 
 @pytest.fixture(scope="module")
@@ -104,6 +106,22 @@ def test_without_images_and_features_the_report_is_still_there(fitted, tmp_path)
     assert found.counts == {}
     assert found.shared is None
     assert any("features are not available" in note for note in found.notes)
+
+
+@pytest.mark.parametrize(
+    ("value", "message"), [(1.0, "all the same"), (float("nan"), "not finite")]
+)
+def test_features_that_cannot_be_projected_leave_out_the_map_only(
+    fitted, monkeypatch, value, message
+):
+    features = run_features(featkit.load_run(fitted[1]), fitted[0] / "cache", Compute())
+    x = np.full_like(features.embeddings.x, value)
+    changed = replace(features, embeddings=replace(features.embeddings, x=x))
+    monkeypatch.setattr(inspect, "run_features", lambda *given: changed)
+    found = inspected(*fitted, heat_maps=False)
+    assert found.embedding_map is None
+    assert found.mistakes
+    assert any("There is no embedding map" in note and message in note for note in found.notes)
 
 
 def test_an_image_that_cannot_be_read_is_left_out(fitted):
