@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -47,6 +48,27 @@ def test_a_table_without_splits_is_named_after_its_file(tmp_path):
     )
     assert (images.name, images.split) == ("my_pets", "none")
     assert images.load(1).max() == 1
+
+
+def test_files_and_groups_are_those_of_the_table(tmp_path):
+    put(tmp_path, "1.png", "2.png", "3.png")
+    text = "path,label,Group\n1.png,cat,p1\nlost.png,dog,\n3.png,cat,'=p3\n"
+    images = images_from_csv(write(tmp_path / "t.csv", text))
+    assert images.files == (str(tmp_path / "1.png"), "", str(tmp_path / "3.png"))
+    assert images.groups == ("p1", "", "=p3")
+    assert images.take(np.array([2, 0])).files == (images.files[2], images.files[0])
+    assert images.take(np.array([2, 0])).groups == ("=p3", "p1")
+    without = images_from_csv(write(tmp_path / "t.csv", "path,label\n1.png,cat\n2.png,dog\n"))
+    assert without.groups == without.take(np.array([0])).groups == ()
+
+
+def test_an_apostrophe_in_front_of_a_formula_is_not_part_of_a_label(tmp_path):
+    put(tmp_path, "1.png", "2.png", "3.png", "4.png")
+    labels = ("'=sum", "''=sum", "'t Hooft", "'-1")
+    lines = [f"{row + 1}.png,{label}" for row, label in enumerate(labels)]
+    images = images_from_csv(write(tmp_path / "t.csv", "\n".join(["path,label", *lines])))
+    found = [images.classes[label] for label in images.labels]
+    assert found == ["=sum", "'=sum", "'t Hooft", "'-1"]
 
 
 @pytest.mark.parametrize(
