@@ -99,7 +99,8 @@ def measure(cell: Cell, images: ImageSet, x: NDArray[np.float32], work: Path, ca
     target = work / f"{cell.name}.json"
     if target.exists():
         return
-    true, noisy, clean = (work / f"{cell.data}.csv", work / "noisy.csv", work / "clean.csv")
+    true = work / f"{cell.data}.csv"
+    noisy, clean = work / f"noisy-{cell.data}.csv", work / f"clean-{cell.data}.csv"
     labels = plant_errors(images, x, cell)
     write_list(noisy, images, labels)
     api.audit(noisy, backbone=NETWORK, cache=cache, apply="labels", out=clean, progress=True)
@@ -116,10 +117,9 @@ def measure(cell: Cell, images: ImageSet, x: NDArray[np.float32], work: Path, ca
         "after": fit(clean, cache),
     }
     write_file(target, json.dumps(result))
-    for path in cache.glob("noisy-*.h5"):
-        path.unlink()
-    for path in cache.glob("clean-*.h5"):
-        path.unlink()
+    for listed in (noisy, clean):
+        for path in cache.glob(f"{listed.stem}-*.h5"):
+            path.unlink()
     print(cell.name, {name: result[name] for name in list(result)[:5]}, flush=True)
 
 
