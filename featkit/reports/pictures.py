@@ -104,7 +104,7 @@ class Plot:
         return figure_bytes(self.figure, Path("figure.png"))
 
 
-def finish(
+def _finish(
     figure: Figure,
     rows: Sequence[Mapping[str, Any]],
     *,
@@ -167,7 +167,7 @@ def projection_plot(
     if len(projection.rows) < len(embeddings):
         notes.append(f"a random {len(projection.rows)} of {len(embeddings)} images are drawn")
     width = PAGE if len(names) > _NAMED_GROUPS or thumbnails else COLUMN
-    return finish(figure, rows, title=title, style=style, width=width, notes=notes)
+    return _finish(figure, rows, title=title, style=style, width=width, notes=notes)
 
 
 def confusion_plot(report: Report, *, title: str, style: Style = "screen") -> Plot:
@@ -188,7 +188,7 @@ def confusion_plot(report: Report, *, title: str, style: Style = "screen") -> Pl
         title=title,
         width=width if style == "paper" else None,
     )
-    return finish(figure, rows, title=title, style=style, width=width)
+    return _finish(figure, rows, title=title, style=style, width=width)
 
 
 def reliability_plot(report: Report, *, title: str, style: Style = "screen") -> Plot:
@@ -223,7 +223,7 @@ def reliability_plot(report: Report, *, title: str, style: Style = "screen") -> 
         temperature=report.temperature.value if report.temperature else None,
     )
     width = PAGE if report.reliability_calibrated else COLUMN
-    return finish(figure, rows, title=title, style=style, width=width)
+    return _finish(figure, rows, title=title, style=style, width=width)
 
 
 def curves_plot(histories: Mapping[str, History], *, title: str, style: Style = "screen") -> Plot:
@@ -232,7 +232,7 @@ def curves_plot(histories: Mapping[str, History], *, title: str, style: Style = 
     for name, history in histories.items():
         rows += [{"run": name, **epoch} for epoch in history]
     figure = plot_histories(histories, title=title)
-    return finish(figure, rows, title=title, style=style, width=PAGE)
+    return _finish(figure, rows, title=title, style=style, width=PAGE)
 
 
 def learning_curve_plot(
@@ -261,7 +261,7 @@ def learning_curve_plot(
         )
     figure = learning_curve_figure(scores, data)
     title = learning_curve_title(scores, data)
-    return finish(figure, rows, title=title, style=style, width=COLUMN)
+    return _finish(figure, rows, title=title, style=style, width=COLUMN)
 
 
 def pareto_plot(networks: Sequence[MeasuredNetwork], *, style: Style = "screen") -> Plot:
@@ -286,7 +286,7 @@ def pareto_plot(networks: Sequence[MeasuredNetwork], *, style: Style = "screen")
         )
     title = f"{len(networks)} networks, n = {networks[0].n} test images"
     figure = plot_pareto(points, title=title)
-    return finish(figure, rows, title=title, style=style, width=COLUMN)
+    return _finish(figure, rows, title=title, style=style, width=COLUMN)
 
 
 def filters_plot(filters: NDArray[np.float32], *, title: str, style: Style = "screen") -> Plot:
@@ -300,7 +300,7 @@ def filters_plot(filters: NDArray[np.float32], *, title: str, style: Style = "sc
     rows = [{"filter": int(number), "norm": float(norms[number])} for number in order]
     side = PAGE / _FILTERS_ACROSS if style == "paper" else 0.5
     figure = plot_image_grid(lines, title=title, side=side)
-    return finish(figure, rows, title=title, style=style, width=PAGE)
+    return _finish(figure, rows, title=title, style=style, width=PAGE)
 
 
 def feature_maps_plot(
@@ -328,7 +328,7 @@ def feature_maps_plot(
             rows.append({"stage": stage, "channel": channel, "mean": float(means[channel])})
     side = (PAGE - _NAMES_WIDTH) / (_CHANNELS + 1) if style == "paper" else _GRID_SIDE
     figure = plot_image_grid(images, title=title, row_names=names, side=side)
-    return finish(figure, rows, title=title, style=style, width=PAGE)
+    return _finish(figure, rows, title=title, style=style, width=PAGE)
 
 
 def cam_plot(
@@ -376,7 +376,7 @@ def cam_plot(
     width = PAGE if columns > _COLUMN_CAMS else COLUMN
     side = min(width / columns, CAM_SIDE) if style == "paper" else CAM_SIDE
     figure = plot_cam(mapped, title=title, columns=columns, side=side)
-    return finish(figure, rows, title=title, style=style, width=width, notes=notes)
+    return _finish(figure, rows, title=title, style=style, width=width, notes=notes)
 
 
 def neighbours_plot(
@@ -482,7 +482,7 @@ def _contact_plot(
         figure = plot_contact([Section("", tiles)], title="", across=across)
     else:
         figure = plot_contact([Section(heading, tiles)], title=title)
-    return finish(figure, rows, title=f"{title}. {heading}", style=style, width=PAGE)
+    return _finish(figure, rows, title=f"{title}. {heading}", style=style, width=PAGE)
 
 
 def perturbations_plot(image: Pixels, *, seed: int, title: str, style: Style = "screen") -> Plot:
@@ -504,4 +504,4 @@ def perturbations_plot(image: Pixels, *, seed: int, title: str, style: Style = "
         column_names=["original", *LEVELS],
         side=_PAPER_PERTURBED if style == "paper" else _GRID_SIDE,
     )
-    return finish(figure, rows, title=title, style=style, width=COLUMN)
+    return _finish(figure, rows, title=title, style=style, width=COLUMN)

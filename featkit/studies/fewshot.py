@@ -161,11 +161,13 @@ def learning_curve(
 def curve_shots(labels: NDArray[np.int64]) -> list[int]:
     """Return numbers of training images per class for a learning curve: 1, 2, 5, 10, 20, ...
 
-    They end with the first that half of the classes do not have more images than.
+    The last one is the first that reaches the median number of images per class.
 
     Args:
         labels: ``(n,)`` labels of the training images.
     """
+    if not len(labels):
+        return [1]
     typical = float(np.median(np.unique(labels, return_counts=True)[1]))
     shots: list[int] = []
     for scale in 10 ** np.arange(8):

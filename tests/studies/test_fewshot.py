@@ -9,7 +9,14 @@ import pytest
 
 from featkit.errors import DataError
 from featkit.evaluation.intervals import wilson
-from featkit.studies.fewshot import EpisodeConfig, episode_scores, learning_curve, to_json
+from featkit.studies.fewshot import (
+    EpisodeConfig,
+    curve_shots,
+    episode_scores,
+    learning_curve,
+    read_learning_curve,
+    to_json,
+)
 
 SETTING = EpisodeConfig(way=3, query=5, episodes=40)
 
@@ -66,3 +73,28 @@ def test_the_interval_of_a_learning_curve_includes_the_sample_of_test_images(vec
     assert score.mean == 0.95
     low, high = score.interval95
     assert (low, high) == pytest.approx(wilson(19, 20), abs=0.03)
+
+
+@pytest.mark.parametrize(
+    ("counts", "shots"),
+    [([], [1]), ([1, 1], [1]), ([6, 6, 6], [1, 2, 5, 10]), ([3, 30, 31], [1, 2, 5, 10, 20, 50])],
+)
+def test_a_learning_curve_reaches_the_median_number_of_images_of_a_class(counts, shots):
+    labels = np.repeat(np.arange(len(counts)), counts)
+    assert curve_shots(labels) == shots
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("", "cannot be read as a few-shot study"),
+        ("{}", "cannot be read as a few-shot study"),
+        ('{"curve": 3}', "cannot be read as a few-shot study"),
+        ('{"curve": [{"head": "knn"}]}', "cannot be read as a few-shot study"),
+        ('{"curve": []}', "has no learning curve"),
+    ],
+)
+def test_a_study_without_a_curve_is_named(tmp_path, content, message):
+    (tmp_path / "results.json").write_text(content, encoding="utf-8")
+    with pytest.raises(DataError, match=message):
+        read_learning_curve(tmp_path)
