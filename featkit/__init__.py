@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from featkit.api import report as report
     from featkit.api import robustness as robustness
     from featkit.api import suggest as suggest
+    from featkit.api import train as train
     from featkit.backbones import load_backbone as load_backbone
     from featkit.embeddings.base import Embeddings as Embeddings
     from featkit.embeddings.embedder import ImageEmbedder as ImageEmbedder
@@ -74,6 +75,7 @@ _MODULES = {
     "report": "featkit.api",
     "robustness": "featkit.api",
     "suggest": "featkit.api",
+    "train": "featkit.api",
 }
 """The module of each public name."""
 
@@ -91,4 +93,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted([*__all__, "__version__"])

@@ -34,6 +34,7 @@ from featkit.arguments import (
     DEPTH,
     FLAG,
     MAX_COUNT,
+    NAME,
     PATH,
     SEED,
     SIZE,
@@ -46,7 +47,7 @@ from featkit.arguments import (
     several,
     text,
 )
-from featkit.errors import DataError, FeatkitError, OptionsError, SpecError
+from featkit.errors import DataError, FeatkitError, HeadError, OptionsError, SpecError
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
@@ -86,6 +87,7 @@ if TYPE_CHECKING:
     from featkit.studies.quantize import QuantizedRun
     from featkit.studies.recover import Recovery
     from featkit.studies.suggest import Suggestions
+    from featkit.studies.train import Clock, TrainedClassifier
     from featkit.training.config import TrainingConfig
     from featkit.training.distributed import ProcessGroup
     from featkit.training.history import EpochRecord
@@ -117,6 +119,7 @@ __all__ = [
     "report",
     "robustness",
     "suggest",
+    "train",
 ]
 
 OUT = "experiments/runs"
@@ -653,6 +656,197 @@ def _fit_head(features: FeatureSet, head: str, config: FitConfig, *, progress: b
     return run
 
 
+@dataclass(frozen=True)
+class TrainResult:
+    """A trained classifier and what was written.
+
+    Attributes:
+        trained: the chosen run, the other attempts, and paired tests between them.
+        name: name of the run.
+        path: its directory.
+        report: its report as an HTML page; None if the time was up.
+        model: its ONNX file; None if the time was up, or the file could not be written.
+        seconds: duration.
+    """
+
+    trained: TrainedClassifier
+    name: str
+    path: Path
+    report: Path | None
+    model: Path | None
+    seconds: float
+
+    @property
+    def run(self) -> Run:
+        """The chosen run."""
+        return self.trained.run
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return all values as JSON can hold them."""
+        return {
+            "run": self.run.id,
+            "name": self.name,
+            "path": str(self.path),
+            "report": None if self.report is None else str(self.report),
+            "model": None if self.model is None else str(self.model),
+            "seconds": self.seconds,
+            "n": self.run.report.n,
+            "top1": self.run.report.top1,
+            "interval95": list(self.run.report.interval95),
+            **self.trained.to_dict(),
+        }
+
+    def _repr_html_(self) -> str:
+        return self.run._repr_html_()
+
+
+@checked(
+    **_COMPUTE,
+    photos=PATH,
+    minutes=number(0.05, 1440),
+    name=NAME,
+    overwrite=FLAG,
+    backbone=PATH,
+    weights=PATH,
+    split=text("70/15/15"),
+    seed=SEED,
+    cache=PATH,
+    out=PATH,
+)
+def train(
+    photos: PathLike,
+    *,
+    minutes: float = 5.0,
+    name: str | None = None,
+    overwrite: bool = False,
+    backbone: PathLike | None = None,
+    weights: str | None = None,
+    split: str | None = None,
+    seed: int = 0,
+    cache: PathLike = "cache",
+    out: PathLike = OUT,
+    device: str = "auto",
+    batch_size: int | None = None,
+    workers: int | None = None,
+    compile: bool = False,
+    on_error: str = "skip",
+    progress: bool = False,
+) -> TrainResult:
+    """Train the best classifier of images that is found within a time budget.
+
+    Extracts features, tunes all heads on validation images as far as time allows, chooses one,
+    evaluates it once on the test images, compares it with the others by paired tests, and writes a
+    run with its report and an ONNX file. If there is time, ResNet-50 is tried after ResNet-18.
+    Ctrl-C during the search continues with the best so far.
+
+    Args:
+        photos: a folder with one subfolder per class, or another spec of images.
+        minutes: time budget. If the features alone take longer, the fastest head is still fitted.
+        name: of the run; None for that of the folder.
+        overwrite: whether a run with this name is replaced.
+        backbone: the only network that is tried; None for ResNet-18, then ResNet-50.
+        weights: of the network, as for ``extract``.
+        split, seed, cache, device, batch_size, workers, compile, on_error, progress: as for
+            ``extract``.
+        out: folder for results.
+
+    Returns:
+        The run, what was tried, and the paths of the files.
+
+    Raises:
+        RunError: if the name is in use.
+        DataError: if there are fewer than two classes, or no image to test on.
+
+    Example:
+        >>> result = featkit.train("photos", minutes=2)  # doctest: +SKIP
+        >>> featkit.predict(result.name, "new.jpg")  # doctest: +SKIP
+    """
+    options = dict(locals())
+    from featkit.reports.figures import run_figures
+    from featkit.runs.directory import save_run
+    from featkit.runs.registry import check_name_is_free, free_name
+    from featkit.studies.train import (
+        Clock,
+        ExtractionTimer,
+        SecondNetwork,
+        evaluate_selection,
+        finishing_seconds,
+        read_photos,
+        select,
+    )
+
+    clock = Clock(60 * minutes)
+    if name is not None and not overwrite:
+        check_name_is_free(name)
+    timer = ExtractionTimer(clock, log.info)
+    compute = replace(_compute(options), on_batch=timer)
+    given = {**_request_options(options), "data": str(photos)}
+    first = {**given, "backbone": given["backbone"] or "resnet18"}
+    features, problems = read_photos(first, Path(cache), compute, log.info)
+    clock.reserve = finishing_seconds(features, timer.seconds_per_image)
+    second = SecondNetwork(given, Path(cache), compute, clock, log.info, timer.seconds_per_image)
+    with _search_bar(clock, progress) as on_candidate:
+        selection = select(features, clock, second=second, say=log.info, on_candidate=on_candidate)
+    trained = evaluate_selection(selection, problems)
+    earlier = _runs_named(name) if name is not None and overwrite else []
+    title = name if name is not None else free_name(features.data)
+    run = replace(trained.run, name=title)
+    content = json.dumps(trained.to_dict(), indent=2)
+    path = save_run(run, Path(out), {**run_figures(run), "train.json": content})
+    log.info("run: %s", path)
+    _remove_replaced(earlier, path)
+    page, model = None, None
+    if not selection.interrupted:
+        page = _report_in_time(path, clock, options)
+        model = _export_in_time(path, compute)
+    return TrainResult(replace(trained, run=run), title, path, page, model, clock.elapsed)
+
+
+def _runs_named(name: str) -> list[Path]:
+    """Return the directories of the runs with a name."""
+    from featkit.runs.registry import list_runs
+
+    return [entry.path for entry in list_runs() if entry.name == name]
+
+
+def _remove_replaced(earlier: Sequence[Path], path: Path) -> None:
+    """Remove the runs that a new run of the same name replaces."""
+    from featkit.runs.summary import remove_run
+
+    for other in earlier:
+        if other != path.resolve():
+            remove_run(other)
+            log.info("removed the earlier run of this name: %s", other)
+
+
+def _report_in_time(path: Path, clock: Clock, options: Mapping[str, Any]) -> Path:
+    """Write the report of a new run, without class activation maps if the time is up."""
+    compute = ("cache", "device", "batch_size", "workers", "compile", "on_error", "progress")
+    shared = {name: options[name] for name in compute}
+    heat_maps = clock.left > 0
+    if not heat_maps:
+        log.info("no class activation maps, since the time is up: `featkit report` draws them")
+    return report(path, heat_maps=heat_maps, **shared)
+
+
+def _export_in_time(path: Path, compute: Compute) -> Path | None:
+    """Export a new run to ONNX; without the extra for it, say so."""
+    from featkit.errors import MissingExtraError
+    from featkit.runs.export import export_run
+
+    model = path / "model.onnx"
+    try:
+        export_run(load_run(path), model, most=_CHECKED_IMAGES, compute=compute)
+    except (MissingExtraError, HeadError) as error:
+        log.warning("no ONNX file: %s", error)
+        return None
+    return model
+
+
+_CHECKED_IMAGES = 64
+"""Test images on which ``train`` verifies the ONNX file."""
+
+
 def expand_heads(heads: Sequence[str]) -> tuple[str, ...]:
     """Return the specs of heads, with ``all`` replaced by every head, plug-ins included."""
     from featkit.heads import list_heads
@@ -823,6 +1017,27 @@ def load_run(run: PathLike | Run | SavedRun) -> SavedRun:
         temperature=report.temperature,
         threshold=report.rejection.threshold if report.rejection else 0.0,
     )
+
+
+@checked(run=PATH, name=NAME)
+def rename_run(run: PathLike, name: str) -> Path:
+    """Give a run another name and return its directory; nothing else in it changes.
+
+    Args:
+        run: its name, ``latest``, its id or the start of one of them, or its directory.
+        name: the new name.
+
+    Raises:
+        RunError: if there is no such run, or another run has the name.
+        StorageError: if the disk is full or cannot be written.
+    """
+    from featkit.runs.directory import rename_run as rename
+    from featkit.runs.registry import check_name_is_free, find_run
+
+    directory = find_run(run)
+    check_name_is_free(name)
+    rename(directory, name)
+    return directory
 
 
 @checked(runs=sequence(PATH, least=1))
@@ -2539,6 +2754,26 @@ def _candidate_bar(visible: bool) -> Iterator[Callable[[Any], None]]:
 
     with tqdm(unit="candidate", disable=not visible) as bar:
         yield lambda candidate: bar.update() and None
+
+
+@contextmanager
+def _search_bar(clock: Clock, visible: bool) -> Iterator[Callable[[str], None]]:
+    """Show a bar on stderr of the time that a search has used of its budget."""
+    from tqdm import tqdm
+
+    total = max(1.0, clock.seconds - clock.reserve)
+    form = "{desc}: {bar} {postfix}"
+    with tqdm(total=total, desc="choosing a head", disable=not visible, bar_format=form) as bar:
+        tried = 0
+
+        def show(name: str) -> None:
+            nonlocal tried
+            tried += 1
+            bar.set_description_str(name, refresh=False)
+            bar.set_postfix_str(f"{tried} candidates, {max(0.0, clock.left):.0f} s left")
+            bar.update(min(clock.elapsed, total) - bar.n)
+
+        yield show
 
 
 @contextmanager

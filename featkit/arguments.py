@@ -25,6 +25,9 @@ R = TypeVar("R")
 MAX_COUNT = 2**31 - 1
 """Largest number of anything: larger ones do not fit into the integers of NumPy and torch."""
 
+MAX_NAME = 80
+"""Largest number of characters of the name of a run or network: it must fit into a table."""
+
 MAX_SEED = 2**32 - 1
 """Largest random seed: that of NumPy's legacy generator, which scikit-learn uses."""
 
@@ -169,6 +172,27 @@ def _plain_text(value: Any) -> str:
     return str(value)
 
 
+def printable_line(value: Any) -> str:
+    """Return text without the space around it.
+
+    Raises:
+        TypeError, ValueError: if it is no text, empty, or has characters that cannot be printed.
+    """
+    line = _filled_text(value).strip()
+    # Line breaks, control characters and marks that reverse the text around them are not printable;
+    # neither are the two joiners, without which Persian and Indic scripts cannot be written.
+    if not line.replace("\u200c", "").replace("\u200d", "").isprintable():
+        raise ValueError("it has characters that cannot be printed")
+    return line
+
+
+def _name(value: Any) -> str:
+    name = printable_line(value)
+    if len(name) > MAX_NAME:
+        raise ValueError
+    return name
+
+
 def _path(value: Any) -> Any:
     if isinstance(value, str):
         return _expanded(_filled_text(value))
@@ -228,6 +252,7 @@ def _numbers(value: Any) -> Any:
 
 ARRAY = Kind("an array of numbers", _numbers)
 FLAG = Kind("True or False", _flag)
+NAME = Kind(f"a name of 1 to {MAX_NAME} printable characters in one line", _name)
 PATH = Kind("a path as text or pathlib.Path", _path)
 SEED = integer(0, MAX_SEED)
 SIZE = Kind("a number of pixels, or text such as '224' or '224x224'", _count_or_text)

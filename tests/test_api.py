@@ -48,6 +48,7 @@ PUBLIC = [
     "report",
     "robustness",
     "suggest",
+    "train",
 ]
 
 EXTRACTION = "split limit intensity_range seed augment views perturb backbone weights layer pool resize crop precision"
@@ -83,6 +84,7 @@ SIGNATURES = {
     "load_run": "run",
     "suggest": f"run images n seed cache out {COMPUTE}",
     "neighbours": f"run images k cache out {COMPUTE}",
+    "train": f"photos minutes name overwrite backbone weights split seed cache out {COMPUTE}",
     "report": f"run out projection heat_maps seed cache {COMPUTE}",
     "plot": f"kind target images out label colour method thumbnails count seed dpi weights cache {COMPUTE}",
 }
@@ -97,7 +99,7 @@ def _in_an_empty_folder(tmp_path, monkeypatch):
 def test_the_public_names_are_pinned():
     assert featkit.__all__ == PUBLIC
     assert set(api.__all__) <= set(PUBLIC)
-    assert set(PUBLIC) <= set(dir(featkit))
+    assert dir(featkit) == sorted([*PUBLIC, "__version__"])
     assert set(featkit.__all__) <= vars(sys.modules["featkit"]).keys() | featkit._MODULES.keys()
 
 

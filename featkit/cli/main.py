@@ -20,13 +20,17 @@ from featkit.cli.interruption import exhaustion_reported, interruptions_reported
 from featkit.errors import FeatkitError, OptionsError, StorageError, visible
 
 SECTIONS: dict[str, dict[str, str]] = {
+    "Everyday use": {
+        "train": "Train the best classifier of photos within minutes.",
+        "predict": "Classify new images with a run.",
+        "runs": "List, show, rename and remove runs.",
+    },
     "Features": {
         "extract": "Extract features of images into the cache.",
         "cache": "List, verify, export and remove cached features.",
     },
     "Heads and evaluation": {
         "fit": "Fit a head and evaluate it on the test set.",
-        "predict": "Classify new images with a fitted run.",
         "compare": "Compare runs with paired tests.",
         "neighbours": "Find the training images most similar to images.",
         "report": "Write the report of a run as one HTML page.",
@@ -54,7 +58,6 @@ SECTIONS: dict[str, dict[str, str]] = {
         "app": "Try, train, clean and compare in a browser.",
     },
     "Utilities": {
-        "runs": "List, show and remove runs.",
         "models": "List backbones and their layers.",
         "heads": "List heads and their options.",
         "completion": "Print the script for shell completion.",
@@ -66,7 +69,8 @@ COMMANDS = tuple(chain.from_iterable(SECTIONS.values()))
 
 EPILOG = """\b
 Examples:
-  featkit extract --data photos --backbone resnet50
+  featkit train photos
+  featkit predict latest new.jpg
   featkit fit --data photos --backbone resnet50 --head svm
   featkit ablate --data photos --backbone resnet18 --backbone resnet50
 

@@ -162,9 +162,12 @@ def _data_option(default: str) -> Decorator:
 data_option = _data_option("digits")
 split_option = option(
     "--split",
+    "--test-on",
+    "split",
     group="Data",
-    metavar="A/B/C",
-    help="Split at random into these train/val/test percentages, such as 70/15/15.",
+    metavar="A/B/C|val",
+    help="Split at random into these train/val/test percentages, such as 70/15/15; val: test on "
+    "the val images of data without test images.",
     show_default="splits of the data set, else 70/15/15",
 )
 limit_option = option(

@@ -31,6 +31,7 @@ EPILOG = """\b
 Examples:
   featkit runs ls
   featkit runs show latest
+  featkit runs rename latest flowers-v2
   featkit runs rm flowers-v1 0123456789ab
 
 \b
@@ -41,7 +42,7 @@ as `latest`. Runs are looked for in experiments/runs and in every folder that a 
 
 @click.group(epilog=EPILOG)
 def runs() -> None:
-    """List, show and remove runs."""
+    """List, show, rename and remove runs."""
 
 
 @runs.command("ls", cls=Command)
@@ -108,6 +109,20 @@ def show(run: Path, as_json: bool) -> None:
         f"size      {size(summary.bytes)}",
     ]
     print_text(visible_lines(lines))
+
+
+@runs.command("rename", cls=Command)
+@click.argument("run", type=UserPath())
+@click.argument("name")
+def rename(run: Path, name: str) -> None:
+    """Give a run another name.
+
+    Id, path and files of the run stay as they are.
+    """
+    from featkit.api import rename_run
+
+    renamed = rename_run(run, name)
+    note(f"{renamed} is now named {name}")
 
 
 @runs.command("rm", cls=Command)

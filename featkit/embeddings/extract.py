@@ -531,6 +531,7 @@ def embed(
             check_on_this_machine(engine, backbone, precision, load_pixels)
         targets.append(target)
     title = f"{'+'.join(backbone.name for backbone, _, _ in networks)} on {images.name}"
+    done = 0
     with (
         one_thread_per_worker() as start,
         tqdm(total=total, desc=visible(title), unit="img", disable=not compute.progress) as bar,
@@ -540,7 +541,10 @@ def embed(
                 if output is not None:
                     refuse_not_finite(images, backbone, precision, output)
             yield batch
+            done += batch.size
             bar.update(batch.size)
+            if compute.on_batch is not None:
+                compute.on_batch(done, total)
 
 
 def _first_pixels(images: ImageSet, target: pipeline.PipelineTarget, most: int) -> Pixels:

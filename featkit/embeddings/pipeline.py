@@ -40,6 +40,8 @@ class Compute:
             and saves a few percent on a CPU.
         on_error: ``fail`` at the first image that cannot be read, or ``skip`` such images.
         progress: whether to show a progress bar on stderr.
+        on_batch: called with the number of images that went through the networks, and of all that
+            will, after each batch.
     """
 
     device: str = "auto"
@@ -48,6 +50,7 @@ class Compute:
     compiled: bool = False
     on_error: str = "fail"
     progress: bool = False
+    on_batch: Callable[[int, int], None] | None = None
 
     def __post_init__(self) -> None:
         text("cpu").check("device", self.device)

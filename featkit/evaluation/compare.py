@@ -119,8 +119,14 @@ def format_p_value(p: float) -> str:
     return "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
 
 
-def compare(runs: Mapping[str, Predictions]) -> tuple[PairedComparison, ...]:
+def compare(
+    runs: Mapping[str, Predictions], reference: str | None = None
+) -> tuple[PairedComparison, ...]:
     """Compare every two of several classifiers image by image, with Holm correction over all pairs.
+
+    Args:
+        runs: predictions by name.
+        reference: name of the only run that the others are compared with; None for all pairs.
 
     Returns:
         One comparison for each pair, in the order of ``runs``.
@@ -134,7 +140,10 @@ def compare(runs: Mapping[str, Predictions]) -> tuple[PairedComparison, ...]:
     first = next(iter(runs))
     tables = {name: _SortedPredictions(name, run) for name, run in runs.items()}
     correct = {name: table.correct_like(tables[first]) for name, table in tables.items()}
-    pairs = [_compare_pair(a, b, correct[a], correct[b]) for a, b in combinations(runs, 2)]
+    names = list(combinations(runs, 2))
+    if reference is not None:
+        names = [(reference, name) for name in runs if name != reference]
+    pairs = [_compare_pair(a, b, correct[a], correct[b]) for a, b in names]
     corrected = holm([pair.p for pair in pairs])
     return tuple(
         replace(pair, p_holm=p, comparisons=len(pairs))

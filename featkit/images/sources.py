@@ -19,6 +19,7 @@ from featkit.images.folder import images_from_folder
 from featkit.images.intensity import IntensityRange
 from featkit.images.splits import (
     FRACTIONS,
+    TEST_ON_VAL,
     format_limit,
     format_split,
     limit_rows,
@@ -67,8 +68,9 @@ def load_images(
             ``root/[split/]<class>/*`` or a CSV file with columns ``path,label[,split]``. A folder
             with the name of a source is written ``./name``. What was passed over is in ``notes``
             and logged.
-        split: fractions such as ``70/15/15`` for a new stratified split; None keeps the splits of
-            the source, or makes 70/15/15 if it defines none.
+        split: fractions such as ``70/15/15`` for a new stratified split; ``val`` to test on the
+            val images of a source without test images; None keeps the splits of the source, or
+            makes 70/15/15 if it defines none.
         seed: of the split and of the limit.
         limit: ``train=5000,test=1000``: take a stratified sample of these splits.
         intensity_range: ``0:4095``, the values that become black and white in grey image files of
@@ -80,13 +82,16 @@ def load_images(
         DataError: if the images are not found, there are fewer than two classes, or train or test
             is empty.
     """
-    fractions = None if split is None else parse_split(split)
+    fractions = None if split in (None, TEST_ON_VAL) else parse_split(str(split))
     limits = {} if limit is None else parse_limit(limit)
     intensity = None if intensity_range is None else IntensityRange.parse(intensity_range)
     images = _open(str(spec), intensity)
     for note in images.notes:
         _log.info("%s: %s", images.name, note, extra={"once": True})
-    if fractions is None and images.split == UNSPLIT:
+    if split == TEST_ON_VAL:
+        images = _test_on_val(images)
+        _log.info("%s: %s", images.name, images.notes[-1], extra={"once": True})
+    elif fractions is None and images.split == UNSPLIT:
         fractions = FRACTIONS
     if fractions is not None:
         images = _split(images, fractions, seed)
@@ -120,6 +125,27 @@ def _split(images: ImageSet, fractions: tuple[float, float, float], seed: int) -
     return replace(images, splits=splits, split=f"{format_split(fractions)}:seed={seed}")
 
 
+def _test_on_val(images: ImageSet) -> ImageSet:
+    """Return images whose val images are the test images; the note says so in every report.
+
+    Raises:
+        DataError: if there are test images, or no val images.
+    """
+    counts = {name: len(images.rows(name)) for name in SPLITS}
+    if counts["test"]:
+        raise DataError(
+            f"{images.name} has {counts['test']} test images of its own: leave out --test-on val"
+        )
+    if not counts["val"]:
+        raise DataError(f"{images.name} has no val images to test on: leave out --test-on val")
+    splits = np.where(images.splits == "val", "test", images.splits)
+    note = (
+        f"the {counts['val']} val images are the test images; hyperparameters are chosen on a "
+        "fifth of train"
+    )
+    return replace(images, splits=splits, notes=(*images.notes, note))
+
+
 def _limit(images: ImageSet, limits: dict[str, int], seed: int) -> ImageSet:
     part = images.take(limit_rows(images, limits, seed))
     return (
@@ -138,10 +164,7 @@ def check_splits(images: ImageSet) -> None:
         )
     for split in ("train", "test"):
         if not len(images.rows(split)):
-            raise DataError(
-                f"{images.name} has {len(images)} images, but none in {split}: add some, or make a "
-                "new split with --split 70/15/15"
-            )
+            raise _empty_split(images, split)
     for split in ("val", "test"):
         labels = images.labels[images.rows(split)]
         if len(labels) and not np.isin(labels, train_classes).any():
@@ -150,6 +173,20 @@ def check_splits(images: ImageSet) -> None:
                 f"{images.classes[labels[0]]!r} and the like: sort them into folders of the same "
                 "names, or make a new split with --split 70/15/15"
             )
+
+
+def _empty_split(images: ImageSet, split: str) -> DataError:
+    """Return the error for images without any to train on, or to test on."""
+    missing = f"{images.name} has {len(images)} images, but none in {split}"
+    if split == "test" and images.split != "own":
+        return DataError(
+            f"{missing}, since no class has enough: give each class at least two images, better "
+            "ten or more"
+        )
+    fixes = ["add some", "make a new split with --split 70/15/15"]
+    if split == "test" and len(images.rows("val")):
+        fixes.insert(0, "test on the val images with --test-on val")
+    return DataError(missing, fixes=fixes)
 
 
 def digits() -> ImageSet:

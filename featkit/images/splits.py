@@ -16,6 +16,9 @@ from featkit.registry import unknown
 FRACTIONS = (0.70, 0.15, 0.15)
 """Default fractions of train, val and test for a source that defines no splits."""
 
+TEST_ON_VAL = "val"
+"""In place of fractions: test on the val images of a source without test images."""
+
 _SPLIT_TOLERANCE = 0.0011
 """Relative error of the sum of fractions: 33.3/33.3/33.3 is a sum of 100."""
 

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from featkit.arguments import printable_line
 from featkit.embeddings.recipe import Recipe
 from featkit.embeddings.request import Request
 from featkit.errors import DataError, RunError, SpecError
@@ -45,6 +46,8 @@ class Card:
         cost: times and memory of the run.
         created: date and time.
         files: digest of each other file of the run; empty in runs of version 0.1.0.
+        name: name that the user gave to the run, for tables and figures, see ``runs.names``; it is
+            no part of the id. Empty if none was given, as in runs up to version 0.3.0.
     """
 
     run: str
@@ -59,6 +62,7 @@ class Card:
     cost: Mapping[str, Any] = field(default_factory=dict)
     created: str = ""
     files: Mapping[str, str] = field(default_factory=dict)
+    name: str = ""
 
     def to_json(self) -> str:
         """Return the card as indented JSON with its checksum."""
@@ -74,6 +78,7 @@ class Card:
             "cost": dict(self.cost),
             "created": self.created,
             "files": dict(self.files),
+            "name": self.name,
         }
         return json.dumps({**content, "sha256": seal(content)}, indent=2)
 
@@ -100,6 +105,7 @@ class Card:
             "cost": content.get("cost", {}),
             "created": content.get("created", ""),
             "files": content.get("files", {}),
+            "name": content.get("name", ""),
         }
         check_types(cls, values)
         values["classes"] = tuple(values["classes"])
@@ -108,6 +114,8 @@ class Card:
             raise ValueError("classes must be different names")
         if not 0 <= card.threshold <= 1:
             raise ValueError(f"threshold {card.threshold} is not in 0..1")
+        if card.name:
+            printable_line(card.name)
         return card
 
     def check_file(self, path: Path) -> None:

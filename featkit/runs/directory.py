@@ -24,7 +24,7 @@ from featkit.heads.persist import load_head, save_head
 from featkit.runs.card import CARD_FILE, HEAD_FILE, Card, read_card, run_errors
 from featkit.runs.fit import Run
 from featkit.runs.registry import remember_folder
-from featkit.storage import Content, csv_text, file_sha256, publish, read_directory
+from featkit.storage import Content, csv_text, file_sha256, publish, read_directory, write_file
 
 if TYPE_CHECKING:
     from featkit.runs.predict import Prediction
@@ -47,6 +47,7 @@ class SavedRun:
         quantized: the int8 network that extracted the features, if it was one.
         temperature: temperature of the head's scores; None if there was no validation set.
         threshold: confidence below which an image is rejected as unknown; 0 for never.
+        name: name that the user gave to the run; empty if none was given.
     """
 
     path: Path
@@ -58,6 +59,7 @@ class SavedRun:
     quantized: QuantizedNetwork | None = None
     temperature: Temperature | None = None
     threshold: float = 0.0
+    name: str = ""
 
     def predict(
         self,
@@ -114,6 +116,9 @@ def save_run(run: Run, out: Path, more: Mapping[str, Content]) -> Path:
         StorageError: if the disk is full or cannot be written.
     """
     directory = out / run.source.data / run.id
+    earlier = _earlier_card(directory)
+    if earlier and not run.name:  # a run that is repeated keeps its name
+        run = replace(run, name=earlier.name)
     files: dict[str, Content] = {}
 
     def write_card(path: Path) -> None:
@@ -135,17 +140,29 @@ def save_run(run: Run, out: Path, more: Mapping[str, Content]) -> Path:
     if calibration != "none":
         files[INT8_FILE] = _read_quantized_network(run, calibration)
     files[CARD_FILE] = write_card
-    publish(directory, files, own=_recorded_files(directory))
+    publish(directory, files, own=list(earlier.files) if earlier else [])
     remember_folder(out)
     return directory
 
 
-def _recorded_files(directory: Path) -> list[str]:
-    """Return the names of the files of a run that is repeated; of any other file it is unknown."""
+def rename_run(directory: Path, name: str) -> None:
+    """Give a finished run another name; nothing else in its directory changes.
+
+    Raises:
+        RunError: if its card cannot be read.
+        StorageError: if the disk is full or cannot be written.
+    """
+    card = read_card(directory)
+    if card.name != name:
+        write_file(directory / CARD_FILE, replace(card, name=name).to_json())
+
+
+def _earlier_card(directory: Path) -> Card | None:
+    """Return the card of the same run from an earlier time, if there is one that can be read."""
     try:
-        return list(read_card(directory).files)
+        return read_card(directory)
     except RunError:
-        return []
+        return None
 
 
 def _read_quantized_network(run: Run, sha256: str) -> bytes:
@@ -175,6 +192,7 @@ def _card(run: Run, digests: Mapping[str, str]) -> Card:
         cost=report.cost,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         files=digests,
+        name=run.name,
     )
 
 
@@ -211,6 +229,7 @@ def _load_run(directory: Path) -> SavedRun:
         quantized=quantized,
         temperature=card.temperature,
         threshold=float(card.threshold),
+        name=card.name,
     )
 
 

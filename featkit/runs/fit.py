@@ -82,6 +82,7 @@ class Run:
         report: its evaluation on the test set.
         predictions: on the test set.
         search: the hyperparameter search on the validation set, if there was one.
+        name: name for tables and figures, which decides nothing; empty for a composed one.
     """
 
     id: str
@@ -91,6 +92,7 @@ class Run:
     report: Report
     predictions: Predictions
     search: SearchResult | None = None
+    name: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """Return the content of ``results.json``: reproducible, so without times."""

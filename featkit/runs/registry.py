@@ -194,6 +194,16 @@ def find_network(spec: str) -> str:
     return spec
 
 
+def free_name(name: str) -> str:
+    """Return a name that no run has yet: the given one, or with a number at its end."""
+    used = {entry.name for entry in list_runs()} | {LATEST}
+    free, number = name, 1
+    while free in used:
+        number += 1
+        free = f"{name}-{number}"
+    return free
+
+
 def is_path_like(reference: str | Path) -> bool:
     """Return whether a text is a path for sure: it names a folder, the home or this folder."""
     text = str(reference)

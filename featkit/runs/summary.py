@@ -60,7 +60,7 @@ def summarise_run(directory: Path) -> RunSummary:
     request = card.request
     return RunSummary(
         run=card.run,
-        name=getattr(card, "name", ""),
+        name=card.name,
         path=str(directory.resolve()),
         created=card.created,
         data=_data_name(request.data),
