@@ -1,11 +1,14 @@
-"""Names of runs, as they are shown in lists."""
+"""Names and results of runs, as they are shown in lists."""
 
 from __future__ import annotations
 
+from functools import lru_cache
 from pathlib import Path
 
 from featkit.errors import RunError
-from featkit.runs.card import read_card
+from featkit.reports.run import headline
+from featkit.runs.card import CARD_FILE, read_card
+from featkit.runs.compare import read_run
 
 
 def run_name(text: str) -> str:
@@ -14,9 +17,25 @@ def run_name(text: str) -> str:
     if path.suffix == ".onnx":
         return f"{path.parent.name}/{path.name}"
     try:
-        card = read_card(path)
-    except RunError:
+        return _run_name(path, (path / CARD_FILE).stat().st_mtime_ns)
+    except (OSError, RunError):
         return f"{path.name} (damaged)"
+
+
+@lru_cache(maxsize=1000)
+def _run_name(path: Path, changed: int) -> str:
+    """Return the name of a run whose card was changed at a time; pages ask for it very often."""
+    card = read_card(path)
     data = Path(card.request.data).name or "images"
     backbone = Path(card.request.backbone).name
     return f"{card.head_spec} on {backbone}, {data} ({card.run[:6]})"
+
+
+def run_headline(text: str) -> str:
+    """Return the accuracy of a run with its interval, in one sentence.
+
+    Raises:
+        RunError: if the run was changed.
+    """
+    _, report, _ = read_run(Path(text))
+    return headline(report)
