@@ -93,34 +93,45 @@ def last_line(done):
 
 
 def test_suggest_prints_the_first_and_writes_all_of_them(run, unlabelled):
-    done = call("suggest", run, unlabelled, "--n", 4, "--top", 2, "--out", "out")
-    assert done.stdout.startswith("4 images to label next, of 9 unlabelled images")
-    assert "... and 2 more in suggestions.csv" in done.stdout
+    """Also of a name that a terminal or a spreadsheet might obey."""
+    (unlabelled / "0.png").rename(unlabelled / "=cmd()\n\x1b[31m<b>.png")
+    done = call("suggest", run, unlabelled, "--n", 8, "--top", 7, "--out", "out")
+    assert done.stdout.startswith("8 images to label next, of 9 unlabelled images")
+    assert "... and 1 more in suggestions.csv" in done.stdout
     rows = read("out/suggest-unlabelled/suggestions.csv")
-    assert [row["rank"] for row in rows] == ["1", "2", "3", "4"]
-    assert len({row["path"] for row in rows}) == 4
+    assert [int(row["rank"]) for row in rows] == list(range(1, 9))
+    assert len({row["path"] for row in rows}) == 8
+    margins = [float(row["margin"]) for row in rows]
+    assert margins == sorted(margins)
+    text = Path("out/suggest-unlabelled/suggestions.csv").read_text()
+    assert "\x1b" not in done.output + text
+    assert len(text.splitlines()) == 9
     with Image.open("out/suggest-unlabelled/contact.png") as sheet:
         assert sheet.width > 1000
+    found = json.loads(call("suggest", run, unlabelled, "--n", 8, "--json").stdout)
+    assert [row["rank"] for row in found["suggestions"]] == list(range(1, 9))
 
 
 def test_suggest_leaves_out_and_counts_known_images_and_copies(run, unlabelled, photos):
     for number in range(3):
         shutil.copy(photos / "red" / f"{number}.png", unlabelled / f"known{number}.png")
     shutil.copy(unlabelled / "0.png", unlabelled / "copy.png")
-    done = call("suggest", run, unlabelled, "--json")
-    found = json.loads(done.stdout)
-    assert found["pool"] == 9
-    assert sum(found["known"].values()) == 3
-    assert found["copies"] == 1
-    assert "images of the run's own data are left out" in done.stderr
-    assert "1 images are left out: they are copies" in done.stderr
-    assert not [row for row in found["suggestions"] if "known" in row["path"]]
+    found = api.suggest(run, unlabelled, n=5)
+    assert found.pool == 9
+    assert sum(found.known.values()) == 3
+    assert found.copies == 1
+    assert found.notes[0].startswith("images of the run's own data are left out: ")
+    assert found.notes[1].startswith("1 images are left out: they are copies")
+    assert not [image for image in found.images if "known" in image.path]
 
 
 def test_suggest_lists_all_images_where_there_are_fewer_than_asked_for(run, unlabelled):
-    done = call("suggest", run, unlabelled, "--n", 100, "--json")
-    assert len(json.loads(done.stdout)["suggestions"]) == 9
-    assert "only 9 unlabelled images, fewer than the 100 asked for" in done.stderr
+    found = api.suggest(run, unlabelled, n=100)
+    assert [image.rank for image in found.images] == list(range(1, 10))
+    assert sorted(image.margin_rank for image in found.images) == list(range(1, 10))
+    assert found.notes == [
+        "there are only 9 unlabelled images, fewer than the 100 asked for: all are listed"
+    ]
 
 
 def test_suggest_needs_images_that_are_not_in_the_data_yet(run, photos):
@@ -155,7 +166,7 @@ def test_a_run_without_its_images_and_features_is_refused(command, run, unlabell
 
 @pytest.mark.usefixtures("without_photos")
 def test_a_run_without_its_images_is_enough_if_its_features_are_cached(run, unlabelled):
-    assert len(json.loads(call("suggest", run, unlabelled, "--json").stdout)["suggestions"]) == 9
+    assert len(api.suggest(run, unlabelled).images) == 9
     done = call("neighbours", run, unlabelled / "0.png", "--out", "similar.png")
     assert "12 of 12 similar images cannot be read" in done.stderr
     assert Path("similar.png").stat().st_size > 1000
@@ -164,21 +175,9 @@ def test_a_run_without_its_images_is_enough_if_its_features_are_cached(run, unla
 def test_suggest_stops_at_an_unreadable_image_or_skips_and_counts_it(run, unlabelled):
     (unlabelled / "9.png").write_bytes(b"not an image")
     assert "9.png" in last_line(call("suggest", run, unlabelled, code=1))
-    done = call("suggest", run, unlabelled, "--on-error", "skip", "--json")
-    found = json.loads(done.stdout)
-    assert found["pool"] == 9
-    assert [Path(name).name for name in found["unreadable"]] == ["9.png"]
-
-
-def test_hostile_names_are_escaped_in_tables_and_csv_files(run, unlabelled):
-    (unlabelled / "0.png").rename(unlabelled / "=cmd()\n\x1b[31m<b>.png")
-    Path("relative").symlink_to(unlabelled)
-    done = call("suggest", run, "relative", "--out", "out")
-    assert "\x1b" not in done.output
-    assert "\\n\\x1b[31m<b>.png" in done.stdout
-    text = Path("out/suggest-unlabelled/suggestions.csv").read_text()
-    assert "\x1b" not in text
-    assert len(text.splitlines()) == 10
+    found = api.suggest(run, unlabelled, on_error="skip")
+    assert found.pool == 9
+    assert [Path(name).name for name in found.unreadable] == ["9.png"]
 
 
 # featkit neighbours -------------------------------------------------------------------------------
