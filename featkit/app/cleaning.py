@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +15,7 @@ from featkit.images.base import ImageSet, Pixels
 from featkit.images.thumbnails import shrink
 from featkit.runs.compare import read_run
 from featkit.runs.directory import load_run
-from featkit.storage import csv_text, digest, safe_cell, safe_name, write_file
+from featkit.storage import csv_text, digest, safe_cell, safe_name, without_apostrophe, write_file
 from featkit.studies.audit import AuditResult
 from featkit.studies.clean import Decision, read_decisions, suggest_decisions
 
@@ -109,7 +109,11 @@ class DecisionBook:
         """
         if not self._path.exists():
             return {}
-        return {decision.path: decision for decision in read_decisions(self._path)}
+        known = {}
+        for decision in read_decisions(self._path):
+            path = without_apostrophe(decision.path)
+            known[path] = replace(decision, path=path)
+        return known
 
     def decide(self, decisions: Sequence[Decision]) -> None:
         """Add decisions, in the place of earlier ones about the same images.

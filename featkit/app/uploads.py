@@ -6,7 +6,8 @@ import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from featkit.errors import DataError, FeatkitError
+from featkit.app.views import error_text
+from featkit.errors import FeatkitError, visible
 from featkit.images.base import ImageSet, Pixels
 from featkit.images.decode import decode
 from featkit.images.intensity import IntensityRange
@@ -74,9 +75,9 @@ def read_given(
     try:
         pixels = image.decode(intensity)
     except MemoryError:
-        reason = f"{image.name} needs more memory than there is: use a smaller image"
-        return None, DecodedImage(None, (0, 0), str(DataError(reason)))
+        reason = f"{visible(image.name)} needs more memory than there is: use a smaller image"
+        return None, DecodedImage(None, (0, 0), reason)
     except FeatkitError as error:
-        return None, DecodedImage(None, (0, 0), str(error))
+        return None, DecodedImage(None, (0, 0), error_text(error))
     height, width = pixels.shape[:2]
     return pixels, DecodedImage(shrink(pixels, _SHOWN_SIDE), (width, height))

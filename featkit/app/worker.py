@@ -29,6 +29,7 @@ from featkit.app.jobs import (
     write_state,
 )
 from featkit.app.settings import AppSettings, current_settings
+from featkit.app.views import error_text
 from featkit.errors import FeatkitError
 from featkit.storage import locked
 
@@ -160,7 +161,7 @@ def _run(folder: Path, reporter: _Reporter) -> int:
         reporter.update(status=STOPPED, step="", error="")
         return 130
     except FeatkitError as error:
-        reporter.update(status=FAILED, error=str(error))
+        reporter.update(status=FAILED, error=error_text(error))
         return 1
     except MemoryError:
         reporter.update(status=FAILED, error="out of memory: use fewer images or close programs")

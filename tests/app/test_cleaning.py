@@ -16,6 +16,8 @@ from featkit.app.cleaning import (
 from featkit.errors import DataError
 from featkit.studies.clean import Decision, clean
 
+pytestmark = pytest.mark.slow
+
 OPTIONS = {"backbone": "resnet18", "weights": "random", "resize": "64", "crop": "64"}
 
 

@@ -53,7 +53,7 @@ def started(monkeypatch):
 
 
 def request_for(settings, **changes):
-    return replace(REQUEST, data=settings.data[0], **changes)
+    return replace(REQUEST, **{"data": settings.data[0], **changes})
 
 
 def test_a_request_is_started_once_and_listed(settings, started):
@@ -68,6 +68,7 @@ def test_a_request_is_started_once_and_listed(settings, started):
     assert options["start_new_session"]
 
 
+@pytest.mark.slow
 def test_a_training_runs_to_its_report(settings, started, capfd):
     job = start_job(settings, request_for(settings, heads=("linear", "knn")))
     assert main(job.folder) == 0
@@ -80,6 +81,7 @@ def test_a_training_runs_to_its_report(settings, started, capfd):
     assert main(job.folder) == 0  # a second process has nothing to do
 
 
+@pytest.mark.slow
 def test_a_comparison_fits_the_baseline_first(settings, started, project):
     request = request_for(settings, baseline=str(project / "photos" / "train"))
     job = start_job(settings, request)
@@ -125,6 +127,7 @@ def test_an_unforeseen_error_ends_the_wait_of_the_page(settings, started, monkey
     assert "by zero" in state.error
 
 
+@pytest.mark.slow
 def test_a_stopped_training_can_be_continued(settings, started, monkeypatch):
     def interrupt(*arguments):
         raise KeyboardInterrupt

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+from pathlib import Path
 
 import pytest
 
@@ -41,16 +42,16 @@ def test_a_run_is_shown_with_its_predictions(found):
 
 
 def test_a_cache_file_is_shown_without_predictions(settings):
-    (path,) = cached_features(settings.cache)
-    found = map_of_file(settings.cache / path, MapChoice(method="pca", split="all", most=20))
+    path = next(file for file, name in cached_features(settings.cache).items() if "48" in name)
+    found = map_of_file(Path(path), MapChoice(method="pca", split="all", most=20))
     assert len(found.names) == 20
     assert not found.has_predictions
     assert set(found.groups("split")) == {"train", "test"}
 
 
 def test_names_of_cache_files_say_what_they_hold(settings):
-    (name,) = cached_features(settings.cache).values()
-    assert name.startswith("photos, resnet18, 48 images")
+    names = cached_features(settings.cache).values()
+    assert any(name.startswith("photos, resnet18, 48 images") for name in names)
 
 
 def test_images_of_other_splits_have_no_prediction(runs, settings):

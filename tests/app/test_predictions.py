@@ -48,6 +48,7 @@ def test_an_open_classifier_answers_as_predict_does(runs, project, place):
         assert answer.milliseconds > 0
 
 
+@pytest.mark.slow
 def test_an_exported_file_answers_as_its_run_does(runs, project, tmp_path, test_file, settings):
     pytest.importorskip("onnxruntime")
     file = tmp_path / "model.onnx"
@@ -104,6 +105,7 @@ def test_a_model_is_loaded_once_and_again_after_a_change(settings, runs, tmp_pat
         load_model(copy, settings.cache, "cpu")
 
 
+@pytest.mark.slow
 def test_a_run_whose_weights_are_gone_is_refused(runs, tmp_path, settings):
     state = tmp_path / "resnet18.pth"
     torch = pytest.importorskip("torch")

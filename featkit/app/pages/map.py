@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 
 import pandas as pd
@@ -26,7 +27,6 @@ from featkit.app.shared import page
 from featkit.app.views import plain, uri_tiles_html
 from featkit.errors import CacheError
 from featkit.evaluation.projection import METHOD_NAMES
-from featkit.extras import is_installed
 
 _HEIGHT = 560
 _GALLERY = 60
@@ -77,7 +77,8 @@ def _sources(settings: AppSettings) -> dict[str, str]:
 
 
 def _is_available(method: str) -> bool:
-    return method not in _MODULES or is_installed(_MODULES[method])
+    # Not imported before it is used: umap takes seconds.
+    return method not in _MODULES or find_spec(_MODULES[method]) is not None
 
 
 def _load(settings: AppSettings, source: str, choice: MapChoice) -> FeatureMap:
