@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from featkit.api import ablate as ablate
     from featkit.api import audit as audit
+    from featkit.api import bundle as bundle
     from featkit.api import compare as compare
     from featkit.api import distill as distill
     from featkit.api import export as export
@@ -53,6 +54,7 @@ _MODULES = {
     "Report": "featkit.evaluation.report",
     "ablate": "featkit.api",
     "audit": "featkit.api",
+    "bundle": "featkit.api",
     "compare": "featkit.api",
     "distill": "featkit.api",
     "evaluate": "featkit.evaluation",

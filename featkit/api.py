@@ -97,6 +97,7 @@ __all__ = [
     "ImageEmbedder",
     "ablate",
     "audit",
+    "bundle",
     "compare",
     "distill",
     "evaluate",
@@ -710,6 +711,7 @@ class TrainResult:
     weights=PATH,
     split=text("70/15/15"),
     seed=SEED,
+    bundle=FLAG,
     cache=PATH,
     out=PATH,
 )
@@ -723,6 +725,7 @@ def train(
     weights: str | None = None,
     split: str | None = None,
     seed: int = 0,
+    bundle: bool = False,
     cache: PathLike = "cache",
     out: PathLike = OUT,
     device: str = "auto",
@@ -746,6 +749,7 @@ def train(
         overwrite: whether a run with this name is replaced.
         backbone: the only network that is tried; None for ResNet-18, then ResNet-50.
         weights: of the network, as for ``extract``.
+        bundle: whether the weights of the network are put into the run, see ``bundle``.
         split, seed, cache, device, batch_size, workers, compile, on_error, progress: as for
             ``extract``.
         out: folder for results.
@@ -763,6 +767,7 @@ def train(
     """
     options = dict(locals())
     from featkit.reports.figures import run_figures
+    from featkit.runs.bundle import bundle_run
     from featkit.runs.directory import save_run
     from featkit.runs.registry import check_name_is_free, free_name
     from featkit.studies.train import (
@@ -795,6 +800,8 @@ def train(
     path = save_run(run, Path(out), {**run_figures(run), "train.json": content})
     log.info("run: %s", path)
     _remove_replaced(earlier, path)
+    if bundle:
+        bundle_run(load_run(path))
     page, model = None, None
     if not selection.interrupted:
         page = _report_in_time(path, clock, options)
@@ -1017,6 +1024,25 @@ def load_run(run: PathLike | Run | SavedRun) -> SavedRun:
         temperature=report.temperature,
         threshold=report.rejection.threshold if report.rejection else 0.0,
     )
+
+
+@checked(run=PATH)
+def bundle(run: PathLike) -> Path:
+    """Write the weights of a run's network into its directory, and return the new file.
+
+    The directory then predicts on another machine with nothing else than featkit.
+
+    Args:
+        run: its name, ``latest``, its id or the start of one of them, or its directory.
+
+    Raises:
+        RunError: if there is no such run.
+        WeightsError: if the weights are not found, or are not those of the run.
+        StorageError: if the disk is full or cannot be written.
+    """
+    from featkit.runs.bundle import bundle_run
+
+    return bundle_run(load_run(run))
 
 
 @checked(run=PATH, name=NAME)

@@ -26,6 +26,7 @@ PUBLIC = [
     "Report",
     "ablate",
     "audit",
+    "bundle",
     "compare",
     "distill",
     "evaluate",
@@ -82,9 +83,10 @@ SIGNATURES = {
     "quantize": "backbone method images keep_fp32 keep_worst bias_correct weight_bits weights layer data split limit intensity_range seed augment "
     f"views perturb resize crop out {COMPUTE}",
     "load_run": "run",
+    "bundle": "run",
     "suggest": f"run images n seed cache out {COMPUTE}",
     "neighbours": f"run images k cache out {COMPUTE}",
-    "train": f"photos minutes name overwrite backbone weights split seed cache out {COMPUTE}",
+    "train": f"photos minutes name overwrite backbone weights split seed bundle cache out {COMPUTE}",
     "report": f"run out projection heat_maps seed cache {COMPUTE}",
     "plot": f"kind target images out label colour method thumbnails count seed dpi weights cache {COMPUTE}",
 }
@@ -116,6 +118,7 @@ def test_the_parameters_of_a_public_function_are_pinned(name):
 ONLY_COMMAND_LINE = {
     "as_json",
     "as_csv",
+    "bundle",
     "dry_run",
     "explain",
     "help",

@@ -74,7 +74,9 @@ def finetune(study: Path | None, as_json: bool, **options: Any) -> None:
         if run is None:  # another process of torchrun reports
             return
         if as_json:
-            print_json(run.report.to_dict())
+            name = api.load_run(run.path).name
+            found = {"run": run.path.name, "name": name, "path": str(run.path)}
+            print_json({**found, **run.report.to_dict()})
         else:
             print_text(summary(run.report))
         return

@@ -8,6 +8,7 @@ from featkit.cli.compare import print_comparison
 from featkit.cli.options import (
     FiniteRange,
     balance_option,
+    bundle_option,
     command,
     integers,
     option,
@@ -98,7 +99,10 @@ the head is fitted on train and validation together and evaluated once on the te
     is_flag=True,
     help="Write report.html into each run directory (see `featkit report`).",
 )
-def fit(head: tuple[str, ...], seeds: int, report: bool, as_json: bool, **options: Any) -> None:
+@bundle_option
+def fit(
+    head: tuple[str, ...], seeds: int, report: bool, bundle: bool, as_json: bool, **options: Any
+) -> None:
     """Fit a head on cached features and evaluate it on the test set.
 
     Several heads are compared with paired tests. Hyperparameters, temperature and rejection
@@ -114,6 +118,9 @@ def fit(head: tuple[str, ...], seeds: int, report: bool, as_json: bool, **option
     found = api.fit_heads(
         head or ("linear",), seeds=seeds, on_run=show, progress=interactive(), **options
     )
+    if bundle:
+        for path in found.paths:
+            api.bundle(path)
     if report:
         compute = ("cache", "device", "batch_size", "workers", "compile", "on_error")
         shared = {name: options[name] for name in compute}
@@ -131,13 +138,15 @@ def fit(head: tuple[str, ...], seeds: int, report: bool, as_json: bool, **option
 
 def _print_results_json(found: FitResults) -> None:
     """Print one object per head that was fitted with several seeds, else the runs."""
+    written = list(zip(found.runs, found.paths, strict=True))
     for name, summary in found.seeds.items():
         runs = [run for run in found.runs if run.head_spec == name]
         ids, counts = [run.id for run in runs], [run.report.n for run in runs]
-        print_json({"runs": ids, "n": counts, **summary.to_dict()})
+        paths = [str(path) for run, path in written if run.head_spec == name]
+        print_json({"runs": ids, "paths": paths, "n": counts, **summary.to_dict()})
     if found.seeds:
         return
-    values = [run.to_dict() for run in found.runs]
+    values = [{"name": run.name, "path": str(path), **run.to_dict()} for run, path in written]
     print_json(values if len(values) > 1 else values[0])
 
 

@@ -24,6 +24,7 @@ SECTIONS: dict[str, dict[str, str]] = {
         "train": "Train the best classifier of photos within minutes.",
         "predict": "Classify new images with a run.",
         "runs": "List, show, rename and remove runs.",
+        "bundle": "Put the weights of the network into a run.",
     },
     "Features": {
         "extract": "Extract features of images into the cache.",

@@ -389,6 +389,12 @@ out_option = option(
     metavar="DIR",
     help="Directory for results.",
 )
+bundle_option = option(
+    "--bundle",
+    group="Output",
+    is_flag=True,
+    help="Put the weights of the network into the run (see `featkit bundle`).",
+)
 json_option = option("--json", "as_json", group="Output", is_flag=True, help="Print JSON.")
 
 feature_options = stack(

@@ -87,12 +87,16 @@ def _table(summaries: Sequence[RunSummary]) -> str:
 
 @runs.command("show", cls=Command)
 @click.argument("run", type=UserPath())
+@option("--path", "path_only", group="Output", is_flag=True, help="Print its directory only.")
 @json_option
-def show(run: Path, as_json: bool) -> None:
-    """Show a run: what it was fitted on, how good it is, and its files."""
+def show(run: Path, path_only: bool, as_json: bool) -> None:
+    """Show a run: what it was fitted on, how good it is, and where it is."""
     from featkit.runs.registry import find_run
     from featkit.runs.summary import summarise_run
 
+    if path_only:
+        print_line(find_run(run).resolve())
+        return
     summary = summarise_run(find_run(run))
     if as_json:
         print_json(summary.to_dict())
@@ -106,7 +110,8 @@ def show(run: Path, as_json: bool) -> None:
         f"top-1     {100 * summary.top1:.1f}% (95% CI {between(summary.interval95)}, "
         f"n = {summary.n} test images)",
         f"written   {summary.created} ({_age(summary.created)} ago)",
-        f"size      {size(summary.bytes)}",
+        f"size      {size(summary.bytes)}, {'with' if summary.bundled else 'without'} the weights "
+        "of the network",
     ]
     print_text(visible_lines(lines))
 

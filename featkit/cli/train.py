@@ -11,6 +11,7 @@ import click
 from featkit.cli.options import (
     FiniteRange,
     backbone_option,
+    bundle_option,
     cache_option,
     command,
     compute_options,
@@ -63,6 +64,7 @@ without train, val and test folders above them, or any other source that --data 
     show_default="name of the folder",
 )
 @option("--overwrite", group="Output", is_flag=True, help="Replace the run with this name.")
+@bundle_option
 @json_option
 @compute_options
 def train(photos: str, as_json: bool, **options: Any) -> None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from featkit.backbones.base import Backbone, QuantizedNetwork
-from featkit.backbones.saved import INT8_FILE, NETWORK_FILE
+from featkit.backbones.saved import INT8_CARD, INT8_FILE, NETWORK_FILE, is_path
 from featkit.embeddings.calibration import find_by_digest
 from featkit.embeddings.pipeline import Compute
 from featkit.embeddings.recipe import Recipe
@@ -21,7 +21,8 @@ from featkit.embeddings.request import Request
 from featkit.errors import CacheError, RunError, WeightsError
 from featkit.evaluation import Temperature
 from featkit.heads.persist import load_head, save_head
-from featkit.runs.card import CARD_FILE, HEAD_FILE, Card, read_card, run_errors
+from featkit.runs.bundle import bundled_backbone, missing_weights
+from featkit.runs.card import CARD_FILE, HEAD_FILE, Card, is_run, read_card, run_errors
 from featkit.runs.fit import Run
 from featkit.runs.registry import remember_folder
 from featkit.storage import Content, csv_text, file_sha256, publish, read_directory, write_file
@@ -92,9 +93,13 @@ class SavedRun:
         """Load the network that extracted the features.
 
         Raises:
-            WeightsError: if the weights found are not those that the head was fitted with.
+            WeightsError: if the weights are not found, or not those that the head was fitted with.
+            RunError: if the weights that are bundled with the run were changed.
         """
-        backbone = replace(self.request.load_backbone(), quantized=self.quantized)
+        backbone = bundled_backbone(self.path, self.request, self.recipe)
+        if backbone is None:
+            backbone = self._find_backbone()
+        backbone = replace(backbone, quantized=self.quantized)
         if backbone.digest != self.recipe.weights:
             raise WeightsError(
                 f"{self.path} was fitted with weights {self.recipe.weights[:12]}, "
@@ -102,6 +107,16 @@ class SavedRun:
                 "copy the original weights to the folder of weights"
             )
         return backbone
+
+    def _find_backbone(self) -> Backbone:
+        """Find the network on this machine; raises WeightsError that says what is missing."""
+        try:
+            return self.request.load_backbone()
+        except WeightsError as error:
+            if is_path(self.request.backbone) or not is_run(self.path):
+                raise
+            message = missing_weights(self.path, self.request, self.recipe, error)
+            raise WeightsError(message) from error
 
 
 def save_run(run: Run, out: Path, more: Mapping[str, Content]) -> Path:
@@ -214,7 +229,7 @@ def _load_run(directory: Path) -> SavedRun:
         head = load_head(head_file)
         _check_labels(head, len(card.classes))
     request, quantized = card.request, None
-    if (directory / NETWORK_FILE).exists():
+    if any((directory / name).exists() for name in (NETWORK_FILE, INT8_CARD)):
         # The run has its own network, and the directory may have been moved since.
         request = replace(request, backbone=str(directory))
     if card.recipe.calibration != "none":

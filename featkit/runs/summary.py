@@ -11,6 +11,7 @@ from typing import Any
 from featkit.backbones.saved import is_path
 from featkit.errors import RunError, StorageError
 from featkit.evaluation.intervals import Interval
+from featkit.runs.bundle import is_bundled
 from featkit.runs.card import CARD_FILE, HEAD_FILE, is_run, missing_run_message, read_card
 from featkit.runs.compare import read_run
 from featkit.runs.registry import is_path_like
@@ -29,6 +30,7 @@ class RunSummary:
         n: number of test images.
         top1, interval95: top-1 accuracy on them with its 95% confidence interval.
         bytes: size of the files of the run.
+        bundled: whether the weights of the network are among them.
     """
 
     run: str
@@ -43,6 +45,7 @@ class RunSummary:
     top1: float
     interval95: Interval
     bytes: int
+    bundled: bool
 
     def to_dict(self) -> dict[str, Any]:
         """Return the values as JSON can represent them."""
@@ -71,6 +74,7 @@ def summarise_run(directory: Path) -> RunSummary:
         top1=report.top1,
         interval95=report.interval95,
         bytes=sum(_sizes(directory)),
+        bundled=is_bundled(directory),
     )
 
 
