@@ -28,7 +28,8 @@ def _run_name(path: Path, changed: int) -> str:
     card = read_card(path)
     data = Path(card.request.data).name or "images"
     backbone = Path(card.request.backbone).name
-    return f"{card.head_spec} on {backbone}, {data} ({card.run[:6]})"
+    described = f"{card.head_spec} on {backbone}, {data}"
+    return f"{card.name}: {described}" if card.name else f"{described} ({card.run[:6]})"
 
 
 def run_headline(text: str) -> str:

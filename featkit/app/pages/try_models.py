@@ -9,6 +9,7 @@ import streamlit as st
 
 from featkit.app.models import Model
 from featkit.app.predictions import Board, Judged, in_order, predictions_csv
+from featkit.app.runs import run_name
 from featkit.app.settings import (
     MAX_UPLOADS,
     UPLOAD_MB,
@@ -60,7 +61,7 @@ def _choose_models(settings: AppSettings) -> dict[str, Model]:
             "`featkit app RUN`."
         )
         return {}
-    names = _run_names(runs)
+    names = {text: run_name(text) for text in runs}
     chosen = st.multiselect(
         "Models",
         runs,
@@ -77,12 +78,6 @@ def _choose_models(settings: AppSettings) -> dict[str, Model]:
         with errors_shown():
             models[text] = load_run_model(text, settings)
     return models
-
-
-def _run_names(runs: Sequence[str]) -> dict[str, str]:
-    from featkit.app.runs import run_name
-
-    return {text: run_name(text) for text in runs}
 
 
 def _choose_images(settings: AppSettings) -> list[GivenImage]:
@@ -145,7 +140,7 @@ def _summary(
         parts.append(f"the models disagree on {disagreeing}, shown first")
     left, right = st.columns([3, 1], vertical_alignment="center")
     left.markdown("; ".join(parts) + ".")
-    titles = {key: model.title for key, model in models.items()}
+    titles = {key: run_name(key) for key in models}
     right.download_button(
         "Predictions as CSV",
         predictions_csv(judged, titles),
@@ -167,11 +162,11 @@ def _card(board: Board, judged: Judged, models: Mapping[str, Model]) -> None:
         columns[0].html(picture_html(thumbnail, judged.image.name))
         columns[0].caption(f"{plain(judged.image.name)}, {width} × {height}")
         shown = []
-        for column, (key, model) in zip(columns[1:], models.items(), strict=True):
+        for column, key in zip(columns[1:], models, strict=True):
             if key not in judged.answers:
                 continue
             with column:
-                st.html(answer_html(model.title, judged.answers[key], judged.image.true))
+                st.html(answer_html(run_name(key), judged.answers[key], judged.image.true))
                 shown.append((key, st.empty()))
         # Predictions appear first: a heat map takes longer.
         for key, place in shown:
