@@ -51,6 +51,7 @@ def test_every_documented_command_exists(line, monkeypatch):
         command.make_context("featkit", list(words))
 
 
+@pytest.mark.slow
 def test_the_examples_of_the_readme_run(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     blocks = fenced("python")

@@ -22,6 +22,7 @@ def fuzz():
     del sys.modules["fuzz"]
 
 
+@pytest.mark.slow
 def test_mutated_commands_end_in_one_line(fuzz, tmp_path):
     assert fuzz.run_cases(FAST_CASES, SEED, tmp_path) == {}
 

@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 import featkit
 
 SCRIPT = """
@@ -56,6 +58,7 @@ def test_no_module_uses_names_that_only_posix_has():
     assert found == []
 
 
+@pytest.mark.slow
 def test_extract_fit_and_ablate_work_without_fcntl_and_resource(tmp_path):
     (tmp_path / "grid.toml").write_text(GRID, encoding="utf-8")
     done = subprocess.run(

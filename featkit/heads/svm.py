@@ -51,13 +51,6 @@ DEFAULT_SLOPE = 8.0
 SLOPES = (1e-3, 1e4)
 """Smallest and largest slope."""
 
-TOLERANCE = 1e-8
-"""Stopping tolerance of the solver: with its usual 1e-3, the scores would depend on the order of
-the samples."""
-
-CALIBRATION_TOLERANCE = 1e-4
-"""That of the cross-validation, of which only the slope is kept, an average over all images."""
-
 SEARCH_CS = (1.0, 3.0, 10.0)
 SEARCH_GAMMAS: tuple[str | float, ...] = ("scale", 0.3)
 SEARCH_KERNELS: tuple[tuple[str | None, str | float], ...] = (
@@ -97,8 +90,8 @@ class SVMHead(LogitHead):
     the scores are the softmax of the logits. The slope is fitted by maximum likelihood on margins
     of training images that the machines were not trained on (3-fold cross-validation, of which the
     folds after the first 1,000 held-out images are left out): Platt scaling with a single parameter
-    for all pairs. If another class than the predicted one has the
-    highest score, the two scores are exchanged.
+    for all pairs. If another class than the predicted one has the highest score, the two scores are
+    exchanged.
 
     Kernel values are computed as matrix products: all of them before fitting, for up to 16,384
     rows, and in blocks of rows for prediction. With more rows the solver evaluates the kernel
@@ -259,10 +252,10 @@ class SVMHead(LogitHead):
         x: Floats,
         codes: NDArray[np.intp],
         weights: Any = None,
-        tolerance: float = TOLERANCE,
     ) -> NDArray[np.intp]:
         """Fit a ``SVC`` on features or kernel values; return its support indices ``(s,)``."""
-        machine.set_params(C=self.C, tol=tolerance, cache_size=1000).fit(x, codes, weights)
+        # With the usual tolerance of 1e-3, the scores would depend on the order of the samples.
+        machine.set_params(C=self.C, tol=1e-8, cache_size=1000).fit(x, codes, weights)
         self.n_support_, self.dual_coef_ = machine.n_support_, machine.dual_coef_
         self.intercept_ = machine.intercept_
         support: NDArray[np.intp] = machine.support_
@@ -291,7 +284,6 @@ class SVMHead(LogitHead):
                 kernel[np.ix_(train, train)],
                 train_codes,
                 weights[train],
-                CALIBRATION_TOLERANCE,
             )
             for block in gen_batches(len(held), machine._block_rows(len(support))):
                 rows = held[block]

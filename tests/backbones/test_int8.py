@@ -117,6 +117,7 @@ def test_the_probe_agrees_with_the_instruction_set():
         pytest.skip("not an x86 processor under Linux")
 
 
+@pytest.mark.slow
 def test_seven_bits_are_right_in_every_program_on_every_processor(quantized):
     seven = quantized(7)
     assert similarity(plain_session(seven), seven) > 0.999
@@ -128,6 +129,7 @@ def test_seven_bits_are_right_in_openvino(quantized):
     assert similarity(open_engine(quantized(7), precision="int8-openvino"), quantized(7)) > 0.999
 
 
+@pytest.mark.slow
 def test_eight_bits_saturate_unless_featkit_runs_them(quantized):
     eight = quantized(8)
     assert similarity(open_engine(eight, precision="int8"), eight) > 0.999

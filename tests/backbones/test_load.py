@@ -134,6 +134,7 @@ def test_layers_are_listed_in_order_with_their_shapes():
     )
 
 
+@pytest.mark.slow
 def test_every_listed_layer_can_be_extracted():
     for name, _ in list_layers("resnet18")[::6]:
         load_backbone("resnet18", weights="random", layer=name).build()

@@ -57,6 +57,7 @@ def test_embeddings_equal_a_plain_torchvision_loop(name, dim):
     assert relative(ours, theirs) < 1e-4
 
 
+@pytest.mark.slow
 @pytest.mark.realdata
 @pytest.mark.parametrize("name", ["resnet18", "resnet50"])
 def test_real_embeddings_equal_a_plain_torchvision_loop(name, real_data, real_weights):

@@ -18,6 +18,7 @@ def plain(network="resnet18", **changed):
     ).eval()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("network", BLOCKS)
 def test_blocks_of_a_variant_equal_those_of_torchvision(network):
     """Except for the convolutions of skip connections."""

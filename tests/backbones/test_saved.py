@@ -87,6 +87,7 @@ def test_the_digest_covers_the_description(saved):
     assert load_backbone(str(directory)).digest != before
 
 
+@pytest.mark.slow
 def test_loading_imports_no_torch_and_building_uses_no_pickle(saved):
     directory, *_ = saved
     code = (

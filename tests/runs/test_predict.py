@@ -29,6 +29,7 @@ def live_modules():
     return sum(issubclass(type(each), nn.Module) for each in gc.get_objects())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layer", [None, "layer2.0.conv1"])
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_networks_are_freed_without_the_garbage_collector(

@@ -122,6 +122,7 @@ def test_the_same_audit_gives_the_same_findings_as_json_and_csv(opened, photos):
     assert values["images"] == 26
 
 
+@pytest.mark.slow
 @pytest.mark.realdata
 def test_edited_copies_of_real_photographs_are_near_duplicates(real_data, real_weights, tmp_path):
     """Recompressed, smaller and brighter copies are paired with their originals."""
