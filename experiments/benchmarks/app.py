@@ -84,7 +84,7 @@ def upload(page, file):
 def prediction_times(images):
     """Return the seconds of a cold upload and of the next ones."""
     with new_page() as page:
-        page.goto(f"{URL}/try")
+        page.goto(URL)
         page.locator('input[type="file"]').wait_for(state="attached")
         return [upload(page, file) for file in images[:6]]
 
@@ -107,7 +107,7 @@ def memory_over_uploads(process, images):
 
     def session(number):
         with new_page() as page:
-            page.goto(f"{URL}/try")
+            page.goto(URL)
             page.locator('input[type="file"]').wait_for(state="attached")
             for file in images[number::SESSIONS]:
                 upload(page, file)

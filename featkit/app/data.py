@@ -65,8 +65,8 @@ def _warnings(images: ImageSet, counts: list[dict[str, Any]]) -> list[str]:
 
 
 def _named(names: list[str]) -> str:
-    more = ", ..." if len(names) > _MAX_NAMED else ""
-    return ", ".join(names[:_MAX_NAMED]) + more
+    more = len(names) - _MAX_NAMED
+    return ", ".join(names[:_MAX_NAMED]) + (f" and {more} more" if more > 0 else "")
 
 
 @dataclass(frozen=True)

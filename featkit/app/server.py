@@ -53,6 +53,9 @@ def server_options(port: int, *, open_browser: bool) -> dict[str, Any]:
         "browser.serverAddress": ADDRESS,
         "browser.gatherUsageStats": False,
         "client.toolbarMode": "minimal",
+        # Streamlit's red would look like an error.
+        "theme.light.primaryColor": "#0b62a4",
+        "theme.dark.primaryColor": "#5aa9e6",
         "client.showErrorDetails": "none",
         "client.showErrorLinks": False,
         "logger.hideWelcomeMessage": True,

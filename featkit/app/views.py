@@ -25,6 +25,8 @@ _JPEG_QUALITY = 80
 
 STYLE = """
 <style>
+.stMainBlockContainer { padding-top: 3.5rem; }
+.stMainBlockContainer h1 { font-size: 1.9rem; padding-bottom: 0; }
 .fk-model { font-size: .9rem; line-height: 1.35; }
 .fk-model h4 { font-size: .9rem; font-weight: 600; margin: 0; padding: 0; overflow-wrap: anywhere; }
 .fk-answer { font-size: 1.25rem; font-weight: 600; overflow-wrap: anywhere; }

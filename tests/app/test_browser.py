@@ -116,7 +116,7 @@ def expected_answers(out, file):
 
 
 def _try(page, server, digit, expected):
-    page.goto(f"{server.url}/try")
+    page.goto(server.url)
     page.locator('input[type="file"]').set_input_files(digit)
     page.locator(".fk-answer").wait_for()
     first = page.locator(".fk-answer").inner_text()

@@ -290,7 +290,7 @@ def dirty(project, settings, tmp_path, monkeypatch):
 @pytest.mark.slow
 def test_labels_and_copies_are_decided_and_written(dirty, started):  # noqa: F811
     page = open_page("clean")
-    assert "Finds labels that are probably wrong" in page.caption[0].value
+    assert any("Finds labels that are probably wrong" in each.value for each in page.caption)
     page.button(key="clean_find").click().run()
     checked(page)
     book = DecisionBook(dirty.out, dirty.data[0])
@@ -371,11 +371,11 @@ def test_splits_sizes_and_cache_files_can_be_chosen(settings):
     page.selectbox(key="map_method").set_value("pca").run()
     page.selectbox(key="map_split").set_value("all").run()
     page.selectbox(key="map_most").set_value(500).run()
-    assert "48 images" in checked(page).caption[0].value
+    assert any("48 images" in each.value for each in checked(page).caption)
     source = page.selectbox(key="map_source")
     file = next(settings.cache.glob("*.h5"))
     source.set_value(str(file)).run()
-    assert "images, PCA" in checked(page).caption[0].value.replace("\\", "")
+    assert any("PCA" in each.value for each in checked(page).caption)
 
 
 def test_a_split_without_images_is_explained(settings):

@@ -40,6 +40,7 @@ _REVIEW, _NEXT = "Review labels and duplicates", "What to label next"
 def show(settings: AppSettings) -> None:
     """Show the page."""
     st.title("Clean")
+    st.caption("Review what is probably wrong in a data set. Image files are never changed.")
     part = st.segmented_control(
         "Task", [_REVIEW, _NEXT], default=_REVIEW, required=True, key="clean_task"
     )

@@ -38,6 +38,7 @@ _MODULES = {"opentsne": "openTSNE", "umap": "umap"}
 def show(settings: AppSettings) -> None:
     """Show the page."""
     st.title("Map")
+    st.caption("See where images lie in the space of features, and select some.")
     sources = _sources(settings)
     if not sources:
         st.info("There are no features yet: train on the page Train, or run `featkit extract`.")

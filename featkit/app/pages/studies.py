@@ -27,6 +27,7 @@ _TABLE, _FIGURES, _REPORT = "Tables", "Figures", "Report"
 def show(settings: AppSettings) -> None:
     """Show the page."""
     st.title("Studies")
+    st.caption("Read the results of grids, long-tail and robustness studies.")
     studies = find_studies(settings.studies)
     if not studies:
         st.info(

@@ -55,6 +55,7 @@ _STATUS = {
 def show(settings: AppSettings) -> None:
     """Show the page."""
     st.title("Train")
+    st.caption("Fit classifiers on a folder or list of images, and evaluate them.")
     spec = _choose_data(settings)
     if spec is not None:
         images = load_data(spec)

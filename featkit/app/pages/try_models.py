@@ -30,6 +30,7 @@ _SOURCES = ("Files", "Folder", "Camera", "Data set")
 def show(settings: AppSettings) -> None:
     """Show the page."""
     st.title("Try")
+    st.caption("Classify images with one or more models. The images stay on this machine.")
     models = _choose_models(settings)
     if not models:
         return
