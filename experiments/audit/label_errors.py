@@ -129,7 +129,10 @@ def predictions(values: dict[str, list[str]]) -> Predictions:
 
 
 def summarize(data: list[str], work: Path) -> list[dict[str, object]]:
-    """Return one row per data set and kind of errors: counts, accuracies and paired differences."""
+    """Return counts, accuracies and paired differences by data set and kind of errors.
+
+    Only finished cells count; p-values are adjusted for all comparisons (Holm).
+    """
     rows: list[dict[str, object]] = []
     compared: list[Effect] = []
     for name in data:
@@ -138,11 +141,15 @@ def summarize(data: list[str], work: Path) -> list[dict[str, object]]:
             cells, counts = [], []
             for seed in SEEDS:
                 path = work / f"{Cell(name, kind, fraction, seed).name}.json"
+                if not path.exists():
+                    continue
                 result = json.loads(path.read_text())
                 counts.append(result)
                 for version in VERSIONS:
                     values = reference if version == "no errors" else result[version]
                     cells.append(({"labels": version, "seed": seed}, predictions(values)))
+            if not cells:
+                continue
             scored = score_cells(cells)
             compared += effects(scored, "labels", PAIRS)
             rows.append(describe(name, kind, fraction, counts, scored))
@@ -193,6 +200,9 @@ def main() -> None:
     parser.add_argument(
         "--data", nargs="+", default=["caltech101", "eurosat"], help="[%(default)s]"
     )
+    parser.add_argument(
+        "--summarize", action="store_true", help="measure nothing, summarize finished cells"
+    )
     parser.add_argument("--cache", type=Path, default=Path("cache"), help="[%(default)s]")
     parser.add_argument("--work", type=Path, default=Path("experiments/runs/label_errors"))
     arguments = parser.parse_args()
@@ -200,7 +210,7 @@ def main() -> None:
         print("FEATKIT_TEST_DATA and FEATKIT_WEIGHTS are not set: nothing is measured")
         return
     work = arguments.work
-    for name in arguments.data:
+    for name in [] if arguments.summarize else arguments.data:
         folder = str(Path(os.environ["FEATKIT_TEST_DATA"], name))
         embeddings = api.extract(folder, NETWORK, cache=arguments.cache, progress=True)
         images = api.load_images(folder)

@@ -178,29 +178,31 @@ def at(scored: list[CellScores], count: int, strategy: str | None = None) -> lis
 def summarize(
     cells: list[tuple[dict[str, object], Predictions]], strategies: tuple[str, ...], metric: str
 ) -> list[dict[str, object]]:
-    """Return accuracy, and the paired difference to random choice, by strategy and budget.
+    """Return accuracy and paired differences by strategy and number of labelled images.
 
-    p-values are adjusted for the budgets and strategies of the metric (Holm).
+    Every strategy is compared with random choice, and ``suggest`` with the margin alone. p-values
+    are adjusted for all comparisons of the metric (Holm).
     """
     scored = score_cells(cells, metric)
     counts = sorted({int(str(cell.place["labelled"])) for cell in scored})
     pairs = [(name, "random") for name in strategies if name != "random"]
+    pairs.append(("suggest", "margin"))
     compared: list[Effect] = []
     for count in counts[1:]:
         compared += effects(at(scored, count), "strategy", pairs)
-    found = {}
+    found: dict[tuple[int, object], list[Effect]] = {}
     for place, effect in enumerate(adjusted(compared)):
-        found[counts[1 + place // len(pairs)], effect.a] = effect
+        found.setdefault((counts[1 + place // len(pairs)], effect.a), []).append(effect)
     rows = []
     for name in strategies:
         for count in counts:
             mean = average(at(scored, count, name))
             row = {"metric": metric, "strategy": name, "labelled": count, "n": mean.n}
             row |= {"seeds": mean.seeds, **in_points("accuracy", mean.value, mean.interval95)}
-            effect = found.get((count, name))
-            if effect is not None:
-                row |= in_points("minus random", effect.difference, effect.interval95)
-                row["p_holm"] = float(f"{effect.p_holm:.2g}")
+            for effect in found.get((count, name), []):
+                column = f"minus {effect.b}"
+                row |= in_points(column, effect.difference, effect.interval95)
+                row[f"{column} p_holm"] = float(f"{effect.p_holm:.2g}")
             rows.append(row)
     return rows
 
@@ -266,7 +268,7 @@ def main() -> None:
             rows += summarize(cells, strategies, metric)
         write_file(HERE / f"{name}_{part}.csv", csv_text(rows))
         if not arguments.validate:
-            title = f"{name}, linear head on ResNet-18: mean of {arguments.seeds} seeds, 95% CI"
+            title = f"{name}: linear head on ResNet-18, {arguments.seeds} seeds, 95% CI"
             draw(HERE / f"{name}.png", rows, title)
 
 
