@@ -230,6 +230,7 @@ def chart_options(columns: dict[str, list[Any]]) -> dict[str, Any]:
         "toolbox": {
             "left": 0,
             "top": 0,
+            "itemSize": 22,
             "feature": {"brush": {"type": ["rect", "polygon", "clear"]}},
         },
         "brush": {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import wraps
@@ -14,7 +15,12 @@ from featkit.app.views import STYLE, error_text, plain
 from featkit.errors import FeatkitError
 from featkit.images.base import ImageSet
 
+UNEXPECTED = "The page failed unexpectedly"
+"""Start of the message about errors that featkit does not foresee."""
+
 _MAX_SETS = 4
+
+log = logging.getLogger(__name__)
 
 
 @contextmanager
@@ -29,6 +35,10 @@ def errors_shown() -> Iterator[None]:
     except OSError as error:
         where = f" {error.filename}" if error.filename else ""
         st.error(plain(f"Cannot access{where}: {error.strerror or error}; check the disk."))
+    except Exception as error:  # a fault of the app; the page must say more than Streamlit does
+        log.exception("the page failed")
+        text = f"{UNEXPECTED} ({type(error).__name__}: {error}): the terminal has the details."
+        st.error(plain(text))
 
 
 def page(show: Callable[[AppSettings], None]) -> Callable[[], None]:

@@ -21,7 +21,12 @@ MAX_ROWS = 20_000
 _MAX_BYTES = 2**26
 _MAX_STUDIES = 200
 _INTERVAL_ENDS = (("_low", "_high"), ("_interval95_low", "_interval95_high"))
-_PLAIN_ENDS = {"top1": (("low", "high"), ("interval95_low", "interval95_high"))}
+_PLAIN_ENDS = {
+    "top1": (("low", "high"), ("interval95_low", "interval95_high")),
+    "balanced_accuracy": (("balanced_low", "balanced_high"),),
+}
+_FRACTIONS = {"top5", "macro_f1", "many", "medium", "few", "val_score", "val_balanced_accuracy"}
+"""Values without intervals that are shown in percent too."""
 _NOT_FRACTIONS = {"mce", "cosine"}
 """Values with intervals that are not shown in percent."""
 
@@ -138,7 +143,8 @@ def display_rows(table: ResultTable) -> tuple[list[dict[str, Any]], list[str]]:
 
     Each value with an interval is followed by its interval as text.
     """
-    in_percent = [name for name in table.intervals if name not in _NOT_FRACTIONS]
+    fractions = _FRACTIONS | (table.intervals.keys() - _NOT_FRACTIONS)
+    in_percent = [name for name in table.columns if name in fractions]
     shown = []
     for row in table.rows:
         cells: dict[str, Any] = {}
@@ -146,7 +152,7 @@ def display_rows(table: ResultTable) -> tuple[list[dict[str, Any]], list[str]]:
             scale = 100 if name in in_percent else 1
             value = row[name]
             is_number = isinstance(value, float)
-            cells[name] = scale * value if is_number and name in table.intervals else value
+            cells[name] = scale * value if is_number else value
             if name in table.intervals:
                 cells[f"{name} 95% CI"] = _interval_text(row, table.intervals[name], scale)
         shown.append(cells)

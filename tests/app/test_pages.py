@@ -11,6 +11,7 @@ import pytest
 from featkit.app.cleaning import DecisionBook
 from featkit.app.jobs import FAILED, FINISHED, JobState, list_jobs, write_state
 from featkit.app.settings import VARIABLE, AppSettings
+from featkit.app.shared import UNEXPECTED
 from tests.app.conftest import png
 from tests.app.test_jobs import started  # noqa: F401  (a fixture)
 from tests.app.test_predictions import rubbish
@@ -32,6 +33,8 @@ def open_page(name):
 def checked(page):
     """Return the page after a run; an exception that it does not handle fails the test."""
     assert not page.exception, page.exception
+    failures = [each.value for each in page.error if each.value.startswith(UNEXPECTED)]
+    assert failures == []
     return page
 
 

@@ -162,7 +162,15 @@ def _show_item(
             present = decided.get(item.path)
             if present:
                 st.markdown(f"Decision: **{plain(_decision_text(present))}**")
-        _buttons(book, decided, items, place, result.embeddings.classes)
+            classes = result.embeddings.classes
+            suggested = item.suggestion.label or item.label
+            target = st.selectbox(
+                "New label",
+                classes,
+                index=classes.index(suggested),
+                key=f"clean_label_{item.path}",
+            )
+        _buttons(book, decided, items, place, target)
 
 
 def _picture(read: PictureReader, name: str, caption: str) -> None:
@@ -183,16 +191,10 @@ def _buttons(
     decided: dict[str, Decision],
     items: list[ReviewItem],
     place: int,
-    classes: tuple[str, ...],
+    target: str,
 ) -> None:
+    """Show the buttons of a suggestion; R and C are keys of Streamlit itself."""
     item = items[place]
-    suggested = item.suggestion.label or item.label
-    target = st.selectbox(
-        "New label",
-        classes,
-        index=classes.index(suggested) if suggested in classes else 0,
-        key=f"clean_label_{item.path}",
-    )
 
     def decide(action: str) -> None:
         label = target if action == "relabel" else ""
@@ -203,7 +205,7 @@ def _buttons(
     def go(step: int) -> None:
         st.session_state["clean_place"] = (place + step) % len(items)
 
-    actions = {"keep": "k", "relabel": "r", "drop": "d"}
+    actions = {"keep": "k", "relabel": "l", "drop": "d"}
     columns = st.columns(5)
     for column, (action, shortcut) in zip(columns, actions.items(), strict=False):
         column.button(

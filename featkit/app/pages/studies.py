@@ -62,15 +62,22 @@ def _tables(study: Study) -> None:
                 rows,
                 hide_index=True,
                 column_config={
-                    name: st.column_config.NumberColumn(f"{name} %", format="%.1f")
+                    name: st.column_config.NumberColumn(
+                        f"{name.replace('_', ' ')} %", format="%.1f"
+                    )
                     for name in in_percent
                 },
                 key=f"studies_table_{path}",
                 alt=f"Results in {path.name}",
             )
             constant = {name: value for name, value in table.constant.items() if value is not None}
-            same = "; ".join(f"{name} {value}" for name, value in constant.items())
+            same = "; ".join(f"{name} {_short(value)}" for name, value in constant.items())
             st.caption(plain(f"{len(rows)} rows. The same in all of them: {same or 'nothing'}."))
+
+
+def _short(value: object) -> str:
+    """Return a value as text, whole numbers without a point."""
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _figures(study: Study) -> None:
