@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from featkit.api import predict as predict
     from featkit.api import profile as profile
     from featkit.api import prune as prune
+    from featkit.api import publication_table as publication_table
     from featkit.api import quantize as quantize
     from featkit.api import report as report
     from featkit.api import robustness as robustness
@@ -73,6 +74,7 @@ _MODULES = {
     "predict": "featkit.api",
     "profile": "featkit.api",
     "prune": "featkit.api",
+    "publication_table": "featkit.api",
     "quantize": "featkit.api",
     "report": "featkit.api",
     "robustness": "featkit.api",

@@ -116,6 +116,7 @@ __all__ = [
     "predict",
     "profile",
     "prune",
+    "publication_table",
     "quantize",
     "report",
     "robustness",
@@ -237,6 +238,18 @@ def _decisions_or_path() -> Kind:
     return Kind("the path of a decisions file, or a sequence of Decision", convert)
 
 
+def _comparable() -> Kind:
+    """Return the kind of results that have a table."""
+
+    def convert(value: Any) -> Any:
+        from featkit.ablation.run import AblationResult
+        from featkit.runs.compare import RunComparison
+
+        return instance(AblationResult, RunComparison).convert(value)
+
+    return Kind("the result of compare, ablate, longtail or robustness", convert)
+
+
 def _training_kinds() -> dict[str, Kind]:
     """Return the kinds of the options of a training, whose ranges ``TrainingConfig`` declares."""
     from featkit.training.config import option_fields
@@ -251,7 +264,7 @@ def _training_kinds() -> dict[str, Kind]:
             kinds[each.name] = number(option.low or 0, option.high)
         else:
             kinds[each.name] = text(option.choices[0] if option.choices else "layer4")
-    kinds["seed"] = SEED
+    kinds |= {"seed": SEED, "name": NAME}
     return {
         **_FEATURES,
         **kinds,
@@ -496,6 +509,7 @@ def _load_features(options: Mapping[str, Any]) -> FeatureSet:
     subset=text("longtail:if=50"),
     reject=number(0, 1, below_high=True),
     strict=FLAG,
+    name=NAME,
 )
 def fit(
     data: PathLike | None = None,
@@ -520,6 +534,7 @@ def fit(
     resize: str | int | None = None,
     crop: str | int | None = None,
     precision: str | None = None,
+    name: str | None = None,
     cache: PathLike = "cache",
     out: PathLike | None = None,
     device: str = "auto",
@@ -548,6 +563,7 @@ def fit(
         strict: refuse data with test images that are copies or near copies of train or val images.
         split, limit, intensity_range, seed, augment, views, perturb: images, as for ``extract``.
         backbone, weights, layer, pool, resize, crop, precision: network, as for ``extract``.
+        name: name of the run for tables and figures; None for a composed one.
         cache: folder of the embeddings cache, or one file in it.
         out: folder in which a run directory is written; None to write nothing.
         device, batch_size, workers, compile, on_error, progress: as for ``extract``.
@@ -595,6 +611,7 @@ def fit_heads(
     *,
     seeds: int = 1,
     on_run: Callable[[Run], None] = lambda run: None,
+    name: str | None = None,
     out: PathLike | None = None,
     **options: Any,
 ) -> FitResults:
@@ -604,6 +621,7 @@ def fit_heads(
         heads: specs; ``all``: every head, including plug-ins.
         seeds: number of seeds, from ``options["seed"]`` on.
         on_run: called with each run when it is finished.
+        name: name of the run; several get their head, and their seed, added to it.
         out: folder for run directories; None to write nothing.
         options: the other options of ``fit``.
     """
@@ -616,6 +634,7 @@ def fit_heads(
     heads = expand_heads(heads)
     for head in heads:  # fail on an unknown head before features are extracted
         make_head(head)
+    given = "" if name is None else NAME.check("name", name)
     config = FitConfig(
         tune=options["tune"],
         subset=options["subset"],
@@ -630,6 +649,10 @@ def fit_heads(
         features = _check_copies(_load_features(options), strict=options["strict"])
         for head in heads:
             run = _fit_head(features, head, config, progress=options["progress"])
+            if given:
+                parts = [given, *([head] if len(heads) > 1 else [])]
+                parts += [f"seed {options['seed']}"] if seeds > 1 else []
+                run = replace(run, name=", ".join(parts))
             runs.append(run)
             if out is not None:
                 paths.append(save_run(run, Path(out), run_figures(run)))
@@ -1023,6 +1046,7 @@ def load_run(run: PathLike | Run | SavedRun) -> SavedRun:
         quantized=quantized,
         temperature=report.temperature,
         threshold=report.rejection.threshold if report.rejection else 0.0,
+        name=run.name,
     )
 
 
@@ -1340,6 +1364,37 @@ def robustness(
     """
     options = locals()
     return run_study(robustness_grid(options), options, baseline)
+
+
+@checked(
+    result=_comparable(),
+    format=text("latex"),
+    baseline=text("resnet18"),
+)
+def publication_table(
+    result: AblationResult | RunComparison, *, format: str = "latex", baseline: str = ""
+) -> str:
+    """Return the table of a comparison for a paper: best in bold, ties with it marked.
+
+    Numbers are in percent with one decimal and a 95% confidence interval. A tie is a result that is
+    not significantly different from the best by paired tests with Holm correction; the caption
+    explains the marks.
+
+    Args:
+        result: of ``compare``, ``ablate``, ``longtail`` or ``robustness``.
+        format: ``latex`` (needs the package booktabs) or ``markdown``.
+        baseline: as for ``robustness``.
+
+    Raises:
+        SpecError: if the format is unknown.
+        DataError: if no cell of a grid has a result.
+    """
+    from featkit.registry import unknown
+    from featkit.reports import publication
+
+    if format not in publication.FORMATS:
+        raise unknown("format", format, list(publication.FORMATS))
+    return publication.publication_table(result, baseline=baseline).to_text(format)
 
 
 def ablation_grid(options: Mapping[str, Any]) -> Grid:
@@ -1979,10 +2034,8 @@ class ProfileResult:
 
     @property
     def names(self) -> list[str]:
-        """Short names of the networks: the last parts of their paths, where these differ."""
-        from featkit.studies.profile import short_names
-
-        return short_names([network.spec for network in self.networks])
+        """Names of the networks, see ``featkit.runs.names``."""
+        return [network.name for network in self.networks]
 
     def to_dict(self) -> dict[str, Any]:
         """Return all values as JSON can hold them."""
@@ -2113,6 +2166,7 @@ def finetune(
     patience: int | None = None,
     precision: str | None = None,
     frozen_precision: str | None = None,
+    name: str | None = None,
     resume: bool = False,
     device: str = "auto",
     cache: PathLike = "cache",
@@ -2134,6 +2188,7 @@ def finetune(
             cutmix, ema, clip, balance, norm, patience, precision, frozen_precision, augment, views:
             see ``featkit.training.config.TrainingConfig``, which has the defaults for None.
         weights, resize, crop, split, limit, intensity_range, seed: as for ``extract``.
+        name: name of the network for tables and figures; None for a composed one.
         resume: resume from the last checkpoint of the same training.
         device, cache, progress: as for ``extract``.
         out: folder for results.
@@ -2151,7 +2206,7 @@ def finetune(
     compute = _training_compute(options)
     config = _training_config(options)
     with _process_group(compute) as group:
-        return _train(config, compute, Path(out), resume, group)
+        return _train(config, compute, Path(out), resume, group, name=name or "")
 
 
 @dataclass(frozen=True)
@@ -2191,7 +2246,8 @@ def finetune_study(
     runs = {}
     with _process_group(compute) as group:
         for name, config in trainings.configs.items():
-            run = _train(config, compute, Path(out), resume, group)
+            run_name = trainings.names.get(name, "")
+            run = _train(config, compute, Path(out), resume, group, name=run_name)
             if run is not None:
                 runs[name] = run
         if group.rank:
@@ -2211,7 +2267,13 @@ def finetune_study(
 
 
 def _train(
-    config: TrainingConfig, compute: Compute, out: Path, resume: bool, group: ProcessGroup
+    config: TrainingConfig,
+    compute: Compute,
+    out: Path,
+    resume: bool,
+    group: ProcessGroup,
+    *,
+    name: str,
 ) -> TrainedRun | None:
     """Train one network, or return the run of the same training that is finished already."""
     from featkit.reports.figures import training_figures
@@ -2220,7 +2282,7 @@ def _train(
     from featkit.training.prepare import prepare
 
     note = _first_process_log(group)
-    prepared = prepare(config, compute)
+    prepared = replace(prepare(config, compute), name=name)
     images = prepared.images
     counts = []
     for split in ("train", "val", "test"):
@@ -2329,6 +2391,7 @@ def distill(
     patience: int | None = None,
     precision: str | None = None,
     frozen_precision: str | None = None,
+    name: str | None = None,
     resume: bool = False,
     device: str = "auto",
     cache: PathLike = "cache",
@@ -2350,6 +2413,8 @@ def distill(
         beta: weight of the non-target classes in ``dkd``.
         distance: ``cosine`` or ``mse``, between embeddings.
         alone: train the student without its teacher too, for comparison.
+        name: name of the distilled student for tables and figures; the one trained alone gets
+            "trained alone" added. None for composed names.
         mode, unfreeze, weights, resize, crop, split, limit, intensity_range, seed, augment, views,
             val, epochs, batch_size, optimiser, lr, layer_decay, weight_decay, warmup, smoothing,
             mixup, cutmix, ema, clip, balance, norm, patience, precision, frozen_precision, resume,
@@ -2380,9 +2445,11 @@ def distill_seeds(
     from featkit.studies.distill import compare_over_seeds, compare_students
 
     first = options["seed"] or 0
+    name = NAME.check("name", options["name"]) if options["name"] is not None else ""
     runs = {}
     for seed in range(first, first + seeds):
-        runs[seed] = _distill_runs({**options, "seed": seed})
+        own = f"{name}, seed {seed}" if name and seeds > 1 else name
+        runs[seed] = _distill_runs({**options, "seed": seed, "name": own})
     if not all("distilled" in paths for paths in runs.values()):
         return [], []
     results = [compare_students(paths) for paths in runs.values()]
@@ -2413,6 +2480,9 @@ def _distill_runs(options: Mapping[str, Any]) -> dict[str, Path]:
         note = _first_process_log(group)
         for name, distillation in students.items():
             prepared = prepare_student(config, teacher, distillation, compute)
+            if options["name"]:
+                added = ", trained alone" if name == "alone" else ""
+                prepared = replace(prepared, name=f"{options['name']}{added}")
             run = find_finished(prepared, out) if options["resume"] else None
             if run:
                 note(f"student {name}, already finished: {run.path}")
@@ -2446,6 +2516,7 @@ def _distill_runs(options: Mapping[str, Any]) -> dict[str, Path]:
     lr=number(0),
     distill=FLAG,
     head=text("svm:C=9"),
+    name=NAME,
 )
 def prune(
     backbone: PathLike,
@@ -2470,6 +2541,7 @@ def prune(
     perturb: str | None = None,
     resize: str | int | None = None,
     crop: str | int | None = None,
+    name: str | None = None,
     cache: PathLike = "cache",
     out: PathLike = OUT,
     device: str = "auto",
@@ -2496,6 +2568,8 @@ def prune(
         lr: peak learning rate of the fine-tuning.
         distill: fine-tune with the unpruned network as teacher.
         head: head with which the network is evaluated after each step; None for no evaluation.
+        name: name of the pruned network for tables and figures, to which the sparsity is added if
+            there are several steps; None for a composed one.
         data, split, limit, intensity_range, seed, augment, views, perturb, weights, resize, crop,
             cache, device, batch_size, workers, compile, on_error, progress: as for ``fit``.
         out: folder for results.
@@ -2533,6 +2607,7 @@ def prune(
             compute=_compute(options),
             recovery=recovery,
             head=head,
+            name=name or "",
             on_message=log.info,
         ):
             steps.append(step)
@@ -2638,6 +2713,7 @@ CLASSIFIER_FILE = "model.onnx"
     keep_worst=integer(0),
     weight_bits=integer(7, 8),
     bias_correct=FLAG,
+    name=NAME,
 )
 def quantize(
     backbone: PathLike,
@@ -2660,6 +2736,7 @@ def quantize(
     perturb: str | None = None,
     resize: str | int | None = None,
     crop: str | int | None = None,
+    name: str | None = None,
     out: PathLike = OUT,
     device: str = "auto",
     batch_size: int | None = None,
@@ -2683,6 +2760,7 @@ def quantize(
         keep_worst: number of layers with the largest quantization error that stay in float32.
         weight_bits: 7, or 8 for processors whose int8 sums do not saturate: ARM, and x86 with VNNI.
         bias_correct: correct biases for the mean error of weight rounding.
+        name: name of the int8 network for tables and figures; None for a composed one.
         data, split, limit, intensity_range, seed, augment, views, perturb, weights, layer, resize,
             crop, device, batch_size, workers, compile, on_error, progress: as for ``fit``.
         out: folder for results.
@@ -2698,8 +2776,9 @@ def quantize(
     from featkit.backbones.saved import INT8_CARD, INT8_FILE
     from featkit.compression.quantize import FEW, QuantizationRequest
     from featkit.compression.quantize import quantize as quantize_network
+    from featkit.runs.names import NAME_FIELD
     from featkit.storage import publish, safe_name
-    from featkit.studies.quantize import quantize_run
+    from featkit.studies.quantize import quantize_run, quantized_name
 
     config = QuantizationConfig(method, _strings(keep_fp32), bias_correct, weight_bits)
     request, run = _network_or_run(options)
@@ -2710,6 +2789,7 @@ def quantize(
         result = quantize_network(request, quantization, file, compute)
         directory = Path(out) / "quantize" / safe_name(result.description.name)
         facts = _quantization_facts(result, request.data, directory)
+        facts[NAME_FIELD] = name or quantized_name(request, result.config, run)
         content = file.read_bytes()
         files: dict[str, Any] = {INT8_FILE: content, INT8_CARD: result.description.to_json()}
         compared = None
@@ -3179,7 +3259,7 @@ def _cam_plot(run: SavedRun, names: Sequence[str], options: Mapping[str, Any]) -
         found = explainer.explain(pixels[None], [options["label"]])[0]
         maps.append(found)
         scores.append(explainer.faithfulness(found))
-    title = f"{run.head_spec} on {run.request.backbone}: {explainer.description}"
+    title = f"{run.title}: {explainer.description}"
     return cam_plot(maps, names, scores, title=title, style=options["style"])
 
 
@@ -3243,8 +3323,8 @@ def _curves_plot(run: SavedRun, style: Style) -> Plot:
     if not path.is_file():
         raise DataError(f"{run.path} is not the run of a trained network: it has no {HISTORY_FILE}")
     history = read_history(path)
-    title = f"{run.path.name}: {len(history)} epochs"
-    return curves_plot({run.path.name: history}, title=title, style=style)
+    title = f"{run.title}: {len(history)} epochs"
+    return curves_plot({run.title: history}, title=title, style=style)
 
 
 def _projection_plot(run: SavedRun, predictions: Predictions, options: Mapping[str, Any]) -> Plot:
@@ -3273,7 +3353,7 @@ def _projection_plot(run: SavedRun, predictions: Predictions, options: Mapping[s
         thumbnails = [square(pictures[name], 48) for name in names if name in pictures]
         if len(thumbnails) < len(names):
             raise DataError(f"the images of {features.data} cannot be read: leave out --thumbnails")
-    title = f"{features.data} on {run.request.backbone}, test images by {options['colour']}"
+    title = f"{features.data} on {run.network}, test images by {options['colour']}"
     return projection_plot(
         projection, test, groups, title=title, thumbnails=thumbnails, style=options["style"]
     )

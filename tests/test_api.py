@@ -45,6 +45,7 @@ PUBLIC = [
     "predict",
     "profile",
     "prune",
+    "publication_table",
     "quantize",
     "report",
     "robustness",
@@ -60,12 +61,12 @@ GRID = (
 )
 SCHEDULE = (
     "mode unfreeze weights resize crop split limit intensity_range seed augment views val epochs batch_size optimiser lr layer_decay "
-    "weight_decay warmup smoothing mixup cutmix ema clip balance norm patience precision frozen_precision resume "
+    "weight_decay warmup smoothing mixup cutmix ema clip balance norm patience precision frozen_precision name resume "
     "device cache out progress"
 )
 SIGNATURES = {
     "extract": f"data {EXTRACTION} store cache {COMPUTE}",
-    "fit": f"data head tune balance subset reject strict {EXTRACTION} cache out {COMPUTE}",
+    "fit": f"data head tune balance subset reject strict {EXTRACTION} name cache out {COMPUTE}",
     "predict": f"run files top all_probabilities sort_into {COMPUTE}",
     "compare": "runs",
     "export": f"run format out check {COMPUTE}",
@@ -79,14 +80,15 @@ SIGNATURES = {
     "finetune": f"data backbone {SCHEDULE}",
     "distill": f"data teacher teacher_head student loss temperature alpha beta distance alone {SCHEDULE}",
     "prune": "backbone sparsity macs by reconstruct calibrate epochs lr distill head weights data split limit intensity_range seed "
-    f"augment views perturb resize crop cache out {COMPUTE}",
+    f"augment views perturb resize crop name cache out {COMPUTE}",
     "quantize": "backbone method images keep_fp32 keep_worst bias_correct weight_bits weights layer data split limit intensity_range seed augment "
-    f"views perturb resize crop out {COMPUTE}",
+    f"views perturb resize crop name out {COMPUTE}",
     "load_run": "run",
     "bundle": "run",
     "suggest": f"run images n seed cache out {COMPUTE}",
     "neighbours": f"run images k cache out {COMPUTE}",
     "train": f"photos minutes name overwrite backbone weights split seed bundle cache out {COMPUTE}",
+    "publication_table": "result format baseline",
     "report": f"run out projection heat_maps seed cache {COMPUTE}",
     "plot": f"kind target images out label colour method thumbnails count seed dpi weights cache {COMPUTE}",
 }
@@ -122,6 +124,8 @@ ONLY_COMMAND_LINE = {
     "dry_run",
     "explain",
     "help",
+    "latex",
+    "markdown",
     "measure",
     "report",
     "seeds",

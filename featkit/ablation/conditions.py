@@ -21,9 +21,12 @@ from featkit.ablation.effects import (
     PERTURB,
     PLAIN,
     SUBSET,
+    CellKey,
     Findings,
     ScoredCell,
+    compare_with_best,
     grouped,
+    key_of,
     mean_val_score,
     unperturbed,
 )
@@ -42,14 +45,13 @@ from featkit.evaluation.effects import (
 )
 from featkit.evaluation.intervals import Interval
 from featkit.evaluation.report import GroupAccuracy
+from featkit.evaluation.standing import Standing
 from featkit.heads.balance import count_candidates
 from featkit.registry import Spec
 
 _NONE = "none"
 """The value of the axis ``balance`` that corrections are compared with."""
 GROUPS = ("many", "medium", "few")
-_Key = frozenset[tuple[str, Any]]
-"""Values on some axes, hashable."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,7 @@ class LongTailRow:
         best_on_val: whether ``val_score`` is the highest of all corrections in the same condition.
         candidates: number of values of the correction's options among which the best one on the
             validation set was chosen; 1 without tuning.
+        standing: compared with the best classifier on the same training set; None without another.
     """
 
     values: Mapping[str, Any]
@@ -80,6 +83,7 @@ class LongTailRow:
     val_score: float | None = None
     best_on_val: bool = False
     candidates: int = 1
+    standing: Standing | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return one flat row of ``longtail.csv``."""
@@ -89,7 +93,7 @@ class LongTailRow:
             row |= _interval_columns(name, accuracy.value, accuracy.interval95)
         row |= {"val_balanced_accuracy": self.val_score, "best_on_val": self.best_on_val}
         row["values_tried"] = self.candidates
-        return row | _effect_columns("gain", self.gain)
+        return row | _effect_columns("gain", self.gain) | standing_columns(self.standing)
 
 
 @dataclass(frozen=True)
@@ -110,6 +114,8 @@ class DropRow:
             known.
         baseline: backbone whose errors are the unit of ``mce``; empty if there is no ``mce``.
         mce, mce_interval95: mean corruption error, see ``mean_corruption_errors``.
+        clean_standing, perturbed_standing: the classifier compared with the best one on the same
+            clean, and on the same perturbed test images; None without another classifier.
     """
 
     name: str
@@ -125,6 +131,8 @@ class DropRow:
     baseline: str = ""
     mce: float | None = None
     mce_interval95: Interval | None = None
+    clean_standing: Standing | None = None
+    perturbed_standing: Standing | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return one flat row of ``robustness.csv`` or ``robustness_heads.csv``."""
@@ -146,7 +154,15 @@ class DropRow:
             row["baseline"] = self.baseline
         if self.mce is not None and self.mce_interval95 is not None:
             row |= _interval_columns("mce", self.mce, self.mce_interval95)
-        return row
+        row |= standing_columns(self.clean_standing, "clean_")
+        return row | standing_columns(self.perturbed_standing, "perturbed_")
+
+
+def standing_columns(standing: Standing | None, prefix: str = "") -> dict[str, Any]:
+    """Return the columns of a CSV file for the comparison with the best classifier."""
+    if standing is None:
+        return {}
+    return {f"{prefix}standing": standing.text, f"{prefix}standing_p_holm": standing.p_holm}
 
 
 def _interval_columns(name: str, value: float, interval: Interval) -> dict[str, Any]:
@@ -192,8 +208,9 @@ def _correction_rows(
     rows = []
     for name in names:
         cells = by_balance[name]
+        values = _values_without(cells[0], SEED)
         row = LongTailRow(
-            values=_values_without(cells[0], SEED),
+            values=values,
             condition=findings.label(cells[0].cell.values, axes),
             balance=name,
             mean=findings.mean(cells),
@@ -202,6 +219,7 @@ def _correction_rows(
             val_score=val_scores[name],
             best_on_val=name == best,
             candidates=count_candidates(name) if cells[0].cell.values.get("tune") else 1,
+            standing=findings.standing(values),
         )
         rows.append(row)
     return rows
@@ -253,7 +271,7 @@ def drops_by_classifier(findings: Findings, baseline: str = "") -> list[DropRow]
         (findings.label(cells[0].cell.values, axes), cells)
         for cells in grouped(findings.scored, axes).values()
     ]
-    rows = _drop_rows(findings, groups, pooled=True)
+    rows = _with_standings(findings, _drop_rows(findings, groups, pooled=True))
     if not baseline:
         return rows
     errors = mean_corruption_errors(findings, baseline)
@@ -281,7 +299,21 @@ def drops_by_classifier_and_perturbation(findings: Findings) -> list[DropRow]:
         for (name,), perturbed in grouped(cells, [PERTURB]).items():
             if name not in PLAIN:
                 groups.append((str(name), [*clean, *perturbed]))
-    return _drop_rows(findings, groups, pooled=False)
+    return _with_standings(findings, _drop_rows(findings, groups, pooled=False))
+
+
+def _with_standings(findings: Findings, rows: Sequence[DropRow]) -> list[DropRow]:
+    """Return rows of one classifier each with its comparisons with the best one."""
+    perturbed = [each for each in findings.scored if not _is_clean(each)]
+    pooled = compare_with_best(findings, perturbed, pooled=(PERTURB,))
+    axes = _axes_without(findings, SEED, PERTURB)
+    found = []
+    for row in rows:
+        values = row.values or {}
+        clean = findings.standing({**values, PERTURB: findings.axes[PERTURB][0]})
+        own = findings.standing(values) if PERTURB in values else pooled.get(key_of(values, axes))
+        found.append(replace(row, clean_standing=clean, perturbed_standing=own))
+    return found
 
 
 def _drop_rows(
@@ -400,7 +432,9 @@ def _mean_cosine(scored: Sequence[ScoredCell]) -> tuple[float, Interval] | None:
     return mean, (low, high)
 
 
-def mean_corruption_errors(findings: Findings, baseline: str) -> dict[_Key, tuple[float, Interval]]:
+def mean_corruption_errors(
+    findings: Findings, baseline: str
+) -> dict[CellKey, tuple[float, Interval]]:
     """Return the mean corruption error of each classifier, and its 95 % interval.
 
     For each family the errors, summed over severities and seeds, are divided by those of the same
@@ -440,9 +474,9 @@ def _perturbed_scores(findings: Findings) -> list[CellScores]:
     return score_cells(inputs, METRICS[0])
 
 
-def _by_classifier(scores: Iterable[CellScores]) -> dict[_Key, list[CellScores]]:
+def _by_classifier(scores: Iterable[CellScores]) -> dict[CellKey, list[CellScores]]:
     """Return the cells that differ in seed and perturbation only, by their other values."""
-    classifiers: dict[_Key, list[CellScores]] = {}
+    classifiers: dict[CellKey, list[CellScores]] = {}
     for each in scores:
         values = {axis: value for axis, value in each.place.items() if axis not in (SEED, PERTURB)}
         classifiers.setdefault(_key(values), []).append(each)
@@ -479,7 +513,7 @@ def _values_without(each: ScoredCell, *axes: str) -> dict[str, Any]:
     return {axis: value for axis, value in each.cell.values.items() if axis not in axes}
 
 
-def _key(values: Mapping[str, Any]) -> _Key:
+def _key(values: Mapping[str, Any]) -> CellKey:
     return frozenset(values.items())
 
 

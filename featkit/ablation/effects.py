@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import combinations, islice
 from statistics import fmean
 from typing import Any, NamedTuple
@@ -21,8 +21,11 @@ from featkit.evaluation.effects import (
     score_cells,
 )
 from featkit.evaluation.intervals import Interval
+from featkit.evaluation.standing import Standing, standings
+from featkit.runs.names import distinct_names, network_name
 
 DATA, SUBSET, BALANCE, PERTURB = "data", "subset", "balance", "perturb"
+BACKBONE = "backbone"
 CONDITIONS = (DATA, SUBSET, PERTURB)
 """Axes that describe the data. All others, except for the seed, describe the classifier."""
 PLAIN = ("none", "all", "")
@@ -30,6 +33,10 @@ PLAIN = ("none", "all", "")
 _ALL_PAIRS = 6
 """Largest number of values of an axis of which all pairs are compared, not only those with the
 first value."""
+
+
+CellKey = frozenset[tuple[str, Any]]
+"""Values on some axes, hashable."""
 
 
 class ScoredCell(NamedTuple):
@@ -76,6 +83,9 @@ class Findings:
         scored: cells with a result and their scores, in the same order.
         effects: differences between values of each axis, averaged over the other axes.
         selections: one for each condition in which every classifier has a validation score.
+        standings: of each classifier under each condition, means over seeds, compared with the best
+            classifier under the same condition; see ``standing``.
+        network_names: name of each backbone by its spec, see ``runs.names``.
     """
 
     name: str
@@ -86,6 +96,8 @@ class Findings:
     scored: tuple[ScoredCell, ...]
     effects: tuple[Effect, ...]
     selections: tuple[Selection, ...] = ()
+    standings: Mapping[CellKey, Standing] = field(default_factory=dict)
+    network_names: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def classifier_axes(self) -> list[str]:
@@ -96,6 +108,19 @@ class Findings:
     def short_axis_effects(self) -> list[Effect]:
         """The effects of axes with few enough values to be reported in sentences."""
         return [effect for effect in self.effects if len(self.axes[effect.axis]) <= _ALL_PAIRS]
+
+    def standing(self, values: Mapping[str, Any]) -> Standing | None:
+        """Return the standing of the classifier of a cell under the condition of the cell.
+
+        It is that of the mean over seeds, so that cells that differ in the seed only have the same.
+
+        Args:
+            values: of the cell on the axes, with or without the seed.
+
+        Returns:
+            None for a cell without a result, or without another classifier to compare it with.
+        """
+        return self.standings.get(key_of(values, [axis for axis in self.axes if axis != SEED]))
 
     def score(self, cell: CellResult) -> tuple[float, Interval]:
         """Return the metric of a cell and its 95 % interval.
@@ -118,8 +143,11 @@ class Findings:
     def shown(self, axis: str, value: Any) -> str:
         """Return the text for a value of an axis.
 
-        Data is shown by its short name if that is unique; random weights are marked as untrained.
+        Data is shown by its short name if that is unique, a backbone by the name of the network;
+        random weights are marked as untrained.
         """
+        if axis == BACKBONE:
+            return self.network_names.get(str(value), str(value))
         if axis == "weights" and str(value).startswith("random"):
             return f"{value} (untrained)"
         if axis == DATA:
@@ -158,8 +186,52 @@ def analyze_grid(
         cells=tuple(ordered),
         scored=tuple(scored),
         effects=tuple(_axis_effects(varying, [each.scores for each in scored])),
+        network_names=_network_names(values.get(BACKBONE, ()), ordered),
     )
-    return replace(findings, selections=tuple(_select(findings)))
+    return replace(
+        findings,
+        selections=tuple(_select(findings)),
+        standings=compare_with_best(findings, findings.scored),
+    )
+
+
+def _network_names(specs: Sequence[Any], cells: Sequence[CellResult]) -> dict[str, str]:
+    """Return different names of the backbones of a grid by their specs."""
+    labels = {str(cell.values.get(BACKBONE)): cell.weights for cell in cells if cell.weights}
+    found = [str(spec) for spec in specs]
+    names = [network_name(spec, made_by=labels.get(spec, "")) for spec in found]
+    return dict(zip(found, distinct_names(names, [{}] * len(names)), strict=True))
+
+
+def key_of(values: Mapping[str, Any], axes: Iterable[str]) -> CellKey:
+    """Return the values of a cell on some axes, hashable."""
+    return frozenset((axis, values.get(axis)) for axis in axes)
+
+
+def compare_with_best(
+    findings: Findings, scored: Iterable[ScoredCell], *, pooled: Sequence[str] = ()
+) -> dict[CellKey, Standing]:
+    """Compare classifiers with the best one on the same test images, see ``standings``.
+
+    Args:
+        findings: of the grid.
+        scored: cells of it.
+        pooled: conditions, such as perturbations, over which the mean is taken, as over seeds.
+
+    Returns:
+        By values on all axes that vary, except for the seed and the pooled ones.
+    """
+    conditions = [axis for axis in CONDITIONS if axis in findings.axes and axis not in pooled]
+    axes = [axis for axis in findings.axes if axis not in (SEED, *pooled)]
+    found: dict[CellKey, Standing] = {}
+    for cells in grouped(scored, conditions).values():
+        classifiers: dict[CellKey, list[CellScores]] = {}
+        for cell, scores in cells:
+            place = {axis: cell.values.get(axis) for axis in (SEED, *pooled)}
+            key = key_of(cell.values, axes)
+            classifiers.setdefault(key, []).append(replace(scores, place=place))
+        found |= standings(classifiers)
+    return found
 
 
 def _mean_of(scored: Sequence[ScoredCell], metric: str) -> Average:

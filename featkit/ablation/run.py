@@ -17,6 +17,7 @@ from featkit.ablation.cells import (
     read_cell,
     remove_cell,
 )
+from featkit.ablation.conditions import standing_columns
 from featkit.ablation.effects import Findings, analyze_grid
 from featkit.ablation.executors import Executor
 from featkit.ablation.executors.local import LocalExecutor
@@ -64,8 +65,13 @@ class AblationResult:
     def _repr_html_(self) -> str:
         return html_table(self._rows())
 
+    def row(self, cell: CellResult) -> dict[str, Any]:
+        """Return a cell as in ``results.csv``, with its comparison with the best classifier."""
+        row = cell.to_row()
+        return row | standing_columns(self.findings.standing(cell.values)) if cell.report else row
+
     def _rows(self) -> list[dict[str, Any]]:
-        return [cell.to_row() for cell in self.cells]
+        return [self.row(cell) for cell in self.cells]
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from featkit.ablation.conditions import (
     drops_by_classifier,
     drops_by_classifier_and_perturbation,
     long_tail,
+    standing_columns,
 )
 from featkit.ablation.grid import AXES
 from featkit.ablation.run import AblationResult
@@ -32,6 +33,7 @@ _COLUMNS = (
         "balanced_high",
         "macro_f1",
     ),
+    *("standing", "standing_p_holm"),
     *("many", "medium", "few", "val_balanced_accuracy"),
     *("weights_used", "run", "reason", "log"),
 )
@@ -65,7 +67,7 @@ def result_files(result: AblationResult, baseline: str = "") -> dict[str, Conten
         if found:
             tables[name] = [row.to_dict() for row in found]
     files: dict[str, Content] = {
-        "results.csv": csv_text([cell.to_row() for cell in cells], _COLUMNS),
+        "results.csv": csv_text([result.row(cell) for cell in cells], _COLUMNS),
         "times.csv": csv_text([_time_row(cell) for cell in cells]),
         "results.json": _to_json(result, cells, tables),
     }
@@ -100,6 +102,8 @@ def _to_json(result: AblationResult, cells: Sequence[CellResult], tables: Mappin
             "run": cell.run,
             "report": report,
         }
+        if report is not None:
+            row |= standing_columns(result.findings.standing(cell.values))
         rows.append(row)
     content = {
         "name": grid.name,

@@ -16,6 +16,7 @@ Examples:
   featkit ablate --head linear --head svm:C=1 --head svm:C=100
   featkit ablate grid.toml --dry-run
   featkit ablate grid.toml --jobs 4
+  featkit ablate grid.toml --latex table.tex --markdown table.md
 
 \b
 grid.toml:
@@ -66,7 +67,7 @@ values are expanded.
 @axis_options("head", "tune", "balance", head="all five")
 @grid_options
 def ablate(**options: Any) -> None:
-    """Run a grid of backbones, heads and options, and rank the results in one table.
+    """Run a grid of backbones, heads and options, and compare the results in one table.
 
     A cell of the grid is one combination of option values; they are given by options or by a TOML
     file. Finished cells are saved: an interrupted grid resumes, and a changed grid computes only

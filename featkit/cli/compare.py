@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from featkit.cli.options import UserPath, command, json_option
 from featkit.cli.output import between, print_json, print_line, print_text, table
+from featkit.cli.table_files import check_table_options, prints_table, table_options, write_tables
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -19,13 +20,16 @@ EPILOG = """\b
 Examples:
   featkit compare experiments/runs/photos/0123456789ab experiments/runs/photos/ba9876543210
   featkit compare experiments/runs/photos/*/ --json
+  featkit compare experiments/runs/photos/*/ --latex comparison.tex
+  featkit compare experiments/runs/photos/*/ --markdown -
 """
 
 
 @command(epilog=EPILOG)
 @click.argument("runs", nargs=-1, required=True, type=UserPath(), metavar="RUN RUN...")
+@table_options
 @json_option
-def compare(runs: tuple[Path, ...], as_json: bool) -> None:
+def compare(runs: tuple[Path, ...], as_json: bool, **options: Any) -> None:
     """Compare runs that were evaluated on the same test images.
 
     For each pair: the difference in top-1 accuracy with its 95% confidence interval, and McNemar's
@@ -33,21 +37,31 @@ def compare(runs: tuple[Path, ...], as_json: bool) -> None:
     """
     from featkit import api
 
+    options["as_json"] = as_json
+    check_table_options(options)
     found = api.compare(runs)
+    write_tables(found, options)
     if as_json:
         print_json(found.to_dict())
-        return
-    print_comparison(found.runs, found.pairs)
-    if found.note:
-        print_line(found.note)
+    elif not prints_table(options):
+        print_comparison(found.runs, found.pairs)
+        if found.note:
+            print_line(found.note)
 
 
 def print_comparison(runs: Iterable[tuple[str, Report]], pairs: Iterable[PairedComparison]) -> None:
     """Print a table of runs in their order, and a line for each pair."""
+    from featkit.evaluation.standing import standings_of_pairs
+
+    runs, pairs = list(runs), list(pairs)
+    standings = standings_of_pairs({name: report.top1 for name, report in runs}, pairs)
     rows = []
     for name, report in runs:
-        rows.append([name, f"{100 * report.top1:.1f}", between(report.interval95), report.n])
-    print_text(table(["run", "top-1 %", "95% CI", "n"], rows, right=("top-1 %", "95% CI", "n")))
+        found = standings.get(name)
+        numbers = [f"{100 * report.top1:.1f}", between(report.interval95), report.n]
+        rows.append([name, *numbers, found.text if found else ""])
+    right = ("top-1 %", "95% CI", "n")
+    print_text(table(["run", *right, "compared with the best"], rows, right=right))
     print_line("")
     for pair in pairs:
         print_line(pair.sentence)

@@ -13,6 +13,7 @@ from featkit.cli.options import (
     command,
     integers,
     json_option,
+    name_option,
     option,
     out_option,
 )
@@ -109,6 +110,7 @@ Examples:
 )
 @training_options
 @cache_option
+@name_option
 @out_option
 @json_option
 def distill(seeds: int, as_json: bool, **options: Any) -> None:

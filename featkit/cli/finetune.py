@@ -14,6 +14,7 @@ from featkit.cli.options import (
     cache_option,
     command,
     json_option,
+    name_option,
     out_option,
 )
 from featkit.cli.output import between, interactive, print_json, print_text, table
@@ -55,6 +56,7 @@ study.toml:
 @mode_option
 @training_options
 @cache_option
+@name_option
 @out_option
 @json_option
 def finetune(study: Path | None, as_json: bool, **options: Any) -> None:

@@ -11,6 +11,7 @@ from featkit.cli.options import (
     bundle_option,
     command,
     integers,
+    name_option,
     option,
     study_options,
     subset_option,
@@ -93,6 +94,7 @@ the head is fitted on train and validation together and evaluated once on the te
     is_flag=True,
     help="Stop with an error if a test image has a copy or near copy in train or validation.",
 )
+@name_option
 @option(
     "--report",
     group="Output",

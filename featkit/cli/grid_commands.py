@@ -31,10 +31,12 @@ from featkit.cli.options import (
     views_option,
 )
 from featkit.cli.output import between, interactive, print_text, table, visible_lines
+from featkit.cli.table_files import check_table_options, prints_table, table_options, write_tables
 from featkit.errors import visible
 
 if TYPE_CHECKING:
     from featkit.ablation.cells import CellResult
+    from featkit.ablation.effects import Findings
     from featkit.ablation.estimate import Estimate
     from featkit.ablation.grid import Grid
     from featkit.ablation.run import AblationResult
@@ -64,6 +66,7 @@ grid_options = stack(
     cache_option,
     compute_options,
     out_option,
+    table_options,
     json_option,
 )
 """Options of execution and output of a grid."""
@@ -182,6 +185,7 @@ def print_grid(grid: Grid, options: Mapping[str, Any], baseline: str = "") -> Ab
     options = {**options, "progress": interactive()}
     if options["measure"] and not options["dry_run"]:
         raise click.UsageError("--measure needs --dry-run")
+    check_table_options(options)
     if options["dry_run"]:
         print_text(_estimate_text(*api.estimate_study(grid, options)))
         return None
@@ -190,10 +194,12 @@ def print_grid(grid: Grid, options: Mapping[str, Any], baseline: str = "") -> Ab
         if options["as_json"]:
             results = Path(options["out"], grid.name, grid.id, "results.json")
             print_text(results.read_text(encoding="utf-8"))
-        else:
-            print_text(_table(best_first(result.cells)))
+        elif not prints_table(options):
+            print_text(_table(best_first(result.cells), result.findings))
 
-    return api.run_study(grid, options, baseline, command=_command_line(), on_result=show)
+    result = api.run_study(grid, options, baseline, command=_command_line(), on_result=show)
+    write_tables(result, options, baseline)
+    return result
 
 
 def _command_line() -> str:
@@ -240,9 +246,11 @@ def _unknown_time(estimate: Estimate) -> str:
 _NUMBERS = ("top-1 %", "95% CI", "balanced %", "n", "fit s")
 
 
-def _table(cells: Sequence[CellResult]) -> str:
+def _table(cells: Sequence[CellResult], findings: Findings) -> str:
     """Return the table of cells, with values that all of them share in a line above."""
-    places = [_place(cell) for cell in cells]
+    from featkit.reports.wording import metric_name
+
+    places = [_place(cell, findings) for cell in cells]
     varying, constant = [], []
     for axis, value in places[0].items():
         if len({place[axis] for place in places}) > 1:
@@ -252,8 +260,16 @@ def _table(cells: Sequence[CellResult]) -> str:
     rows = []
     for cell, place in zip(cells, places, strict=True):
         rows.append([*_number_cells(cell), *(place[axis] for axis in varying)])
+        if findings.standings:
+            rows[-1].insert(len(_NUMBERS), _standing(cell, findings))
     lines = [visible(", ".join(constant)), ""] if constant else []
-    lines.append(table([*_NUMBERS, *varying], rows, right=_NUMBERS))
+    compared = ["compared"] if findings.standings else []
+    lines.append(table([*_NUMBERS, *compared, *varying], rows, right=_NUMBERS))
+    if findings.standings:
+        lines.append(
+            f"best: highest {metric_name(findings)} on the same test and training set; tied: not "
+            "significantly different from the best (paired tests over all seeds, Holm correction)"
+        )
     lines.extend(visible(problem) for problem in _problems(cells))
     return "\n".join(lines)
 
@@ -263,9 +279,18 @@ def _problems(cells: Sequence[CellResult]) -> Iterable[str]:
     return dict.fromkeys(f"{cell.status}: {cell.reason}" for cell in cells if cell.reason)
 
 
-def _place(cell: CellResult) -> dict[str, str]:
+def _standing(cell: CellResult, findings: Findings) -> str:
+    standing = findings.standing(cell.values) if cell.report else None
+    if standing is None:
+        return ""
+    tied = "tied" if standing.is_tied else ""
+    return "best" if standing.is_best else tied
+
+
+def _place(cell: CellResult, findings: Findings) -> dict[str, str]:
     """Return the values of a cell on the axes, as text."""
     place = {axis: str(value) for axis, value in cell.values.items()}
+    place["backbone"] = findings.shown("backbone", place["backbone"])
     place["data"] = cell.data or place["data"]
     place["weights"] = cell.weights or place["weights"]
     return place

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from featkit.cli.grid_commands import axis_options, grid_options, print_grid
 from featkit.cli.options import FiniteRange, command, option
 from featkit.cli.output import between, print_text, table
+from featkit.cli.table_files import prints_table
 
 if TYPE_CHECKING:
     from featkit.ablation.conditions import LongTailRow
@@ -17,6 +18,7 @@ Examples:
   featkit longtail --data photos --backbone resnet50
   featkit longtail --data photos --if 50 --balance none --balance logit-adjust --seed 0 --seed 1
   featkit longtail --data photos --subset longtail:profile=natural --head linear --head svm
+  featkit longtail --data photos --latex longtail.tex
   featkit longtail --data photos --dry-run
 
 \b
@@ -64,7 +66,7 @@ def longtail(factors: tuple[float, ...], **options: Any) -> None:
 
     grid = api.longtail_grid({**options, "factors": factors or None})
     result = print_grid(grid, options)
-    if result and not options["as_json"]:
+    if result and not options["as_json"] and not prints_table(options):
         print_text("\n" + _table(long_tail(result.findings)))
 
 

@@ -395,6 +395,13 @@ bundle_option = option(
     is_flag=True,
     help="Put the weights of the network into the run (see `featkit bundle`).",
 )
+name_option = option(
+    "--name",
+    group="Output",
+    metavar="TEXT",
+    help="Name for tables and figures.",
+    show_default="composed, such as 'linear on ResNet-18'",
+)
 json_option = option("--json", "as_json", group="Output", is_flag=True, help="Print JSON.")
 
 feature_options = stack(

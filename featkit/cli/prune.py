@@ -13,6 +13,7 @@ from featkit.cli.options import (
     compute_options,
     data_options_with_default,
     integers,
+    name_option,
     option,
     out_option,
     size_options,
@@ -113,6 +114,7 @@ Use the pruned network as a backbone:
 @size_options
 @compute_options
 @cache_option
+@name_option
 @out_option
 def prune(backbone: str, **options: Any) -> None:
     """Prune a network: remove channels, or set weights to zero.

@@ -13,6 +13,7 @@ from featkit.cli.options import (
     integers,
     json_option,
     layer_option,
+    name_option,
     option,
     out_option,
     size_options,
@@ -89,6 +90,7 @@ Use the int8 network as a backbone (on CPUs):
 @data_options_with_default("digits; for RUN, its own images")
 @size_options
 @compute_options
+@name_option
 @out_option
 @json_option
 def quantize(backbone: str, as_json: bool, **options: Any) -> None:

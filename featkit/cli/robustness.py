@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from featkit.cli.grid_commands import axis_options, grid_options, print_grid
 from featkit.cli.options import command, option
 from featkit.cli.output import between, print_text, table
+from featkit.cli.table_files import prints_table
 
 if TYPE_CHECKING:
     from featkit.ablation.conditions import DropRow
@@ -17,6 +18,7 @@ Examples:
   featkit robustness --data photos --backbone resnet18 --backbone resnet50 --baseline resnet18
   featkit robustness --data photos --family fog --family jpeg --level strong
   featkit robustness --data photos --train-perturb none --train-perturb mixed:level=medium
+  featkit robustness --data photos --latex robustness.tex
   featkit robustness --data photos --limit test=1000 --dry-run
 
 \b
@@ -76,7 +78,7 @@ def robustness(**options: Any) -> None:
 
     grid, baseline = api.robustness_grid(options), options["baseline"]
     result = print_grid(grid, options, baseline)
-    if result and not options["as_json"]:
+    if result and not options["as_json"] and not prints_table(options):
         baseline = baseline or str(grid.values("backbone")[0])
         print_text("\n" + _table(drops_by_classifier(result.findings, baseline)))
 

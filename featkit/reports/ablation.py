@@ -20,7 +20,9 @@ from featkit.ablation.conditions import (
 from featkit.ablation.effects import DATA, Findings, ScoredCell, grouped, unperturbed
 from featkit.ablation.run import AblationResult
 from featkit.ablation.tables import result_files
+from featkit.evaluation.compare import format_p_value
 from featkit.evaluation.effects import METRICS, SEED, Average, Effect
+from featkit.evaluation.standing import Standing
 from featkit.reports.components import (
     Range,
     ScatterChart,
@@ -49,12 +51,14 @@ from featkit.reports.wording import (
     metric_name,
     p_text,
     selection_sentence,
+    standing_text,
     tuning_notes,
 )
 from featkit.runs.fit import PACKAGES
 from featkit.storage import Content
 
 _GROUPS = ("many", "medium", "few")
+_STANDING_COLUMN = "compared with the best"
 
 
 def ablation_files(
@@ -275,6 +279,18 @@ def _difference_columns(span: Range) -> list[str]:
     ]
 
 
+def _standing_cell(standing: Standing | None) -> TableCell:
+    """Return whether a classifier is the best, or not significantly different from it."""
+    if standing is None:
+        return TableCell(sort="", kind="standing")
+    if standing.p_holm is None:
+        return TableCell("best", 2.0, "standing best")
+    title = f"{standing_text(standing)}, Holm correction over {standing.comparisons} pairs"
+    text = "not significantly different" if standing.is_tied else "significantly worse"
+    kind = "standing tied" if standing.is_tied else "standing"
+    return TableCell(text, standing.p_holm, kind, title, detail=format_p_value(standing.p_holm))
+
+
 def _points_scale(span: Range) -> str:
     """Return the header of a column of bars: the differences at its left and its right edge."""
     return f"{100 * span[0]:+.1f} to {100 * span[1]:+.1f}"
@@ -299,6 +315,7 @@ def _long_tail(findings: Findings) -> dict[str, Table]:
         "correction",
         _percent_scale(span),
         "balanced accuracy, % (95% CI)",
+        _STANDING_COLUMN,
         "gain, points (unadjusted 95% CI)",
         "Holm-adjusted p",
         "values tried",
@@ -333,6 +350,7 @@ def _correction_cells(row: LongTailRow, span: Range) -> list[TableCell]:
             mean.value, mean.interval95, span, significant=gain is None or gain.significant
         ),
         number_cell(average_text(mean), mean.value),
+        _standing_cell(row.standing),
         gain_cell,
         p_cell,
         number_cell(str(row.candidates), row.candidates),
@@ -365,10 +383,12 @@ def _drops(
 ) -> Table:
     span = span_of((row.drop.interval95 for row in rows), zero=True)
     has_worst = any(row.worst for row in rows)
+    has_standing = any(row.perturbed_standing for row in rows)
     columns = [
         *name_columns,
         "clean, % (95% CI)",
         "perturbed, % (95% CI)",
+        *(["perturbed, " + _STANDING_COLUMN] if has_standing else []),
         _points_scale(span),
         "drop, points (unadjusted 95% CI)",
         "Holm-adjusted p",
@@ -386,6 +406,7 @@ def _drops(
                 *name_cells,
                 number_cell(average_text(row.clean), row.clean.value),
                 number_cell(average_text(row.perturbed), row.perturbed.value),
+                *([_standing_cell(row.perturbed_standing)] if has_standing else []),
                 interval_cell(
                     drop.difference, drop.interval95, span, significant=drop.significant, zero=True
                 ),
@@ -508,6 +529,7 @@ def _all_cells(findings: Findings) -> Table:
         *axes,
         f"{findings.metric}, % (95% CI)",
         _percent_scale(span),
+        _STANDING_COLUMN,
         f"{other_metric}, % (95% CI)",
         "n",
         "time",
@@ -535,7 +557,8 @@ def _result_cells(findings: Findings, cell: CellResult, span: Range) -> list[Tab
     if report is None:
         empty = number_cell("", "")
         status = TableCell(cell.status, kind="error", title=cell.reason)
-        return [empty, TableCell(sort="", kind="chart"), empty, empty, empty, status]
+        no_standing = TableCell(sort="", kind="standing")
+        return [empty, TableCell(sort="", kind="chart"), no_standing, empty, empty, empty, status]
     value, interval = findings.score(cell)
     other, other_interval = report.balanced_accuracy, report.balanced_interval95
     if findings.metric == METRICS[1]:
@@ -543,6 +566,7 @@ def _result_cells(findings: Findings, cell: CellResult, span: Range) -> list[Tab
     return [
         number_cell(estimate_text(value, interval), value),
         interval_cell(value, interval, span),
+        _standing_cell(findings.standing(cell.values)),
         number_cell(estimate_text(other, other_interval), other),
         number_cell(str(report.n), report.n),
         number_cell(duration_text(cell.seconds), cell.seconds),

@@ -23,6 +23,7 @@ from featkit.plots.reliability import plot_reliability
 from featkit.plots.search import plot_search
 from featkit.plots.training import History, plot_histories
 from featkit.reports.wording import accuracy_text
+from featkit.runs.names import readable, run_title
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -47,9 +48,7 @@ def run_figures(run: Run) -> dict[str, bytes]:
         was tuned.
     """
     report = run.report
-    untrained = ", untrained" if "untrained" in run.source.weights else ""
-    tuned = " tuned" if run.search else ""
-    name = f"{run.head_spec}{tuned} on {run.source.request.backbone}{untrained}"
+    name = run.name or run_title(report.provenance)
     title = f"{name}: {accuracy_text(report)}"
     files = {
         "confusion.png": png_bytes(plot_confusion(report.confusion, report.classes, title=title))
@@ -82,8 +81,9 @@ def training_figures(run: Run, history: History) -> dict[str, bytes]:
         history: one mapping per epoch, with ``epoch``, ``train_loss``, ``val_top1``, ...
     """
     report = run.report
-    title = f"{run.source.weights}: test {accuracy_text(report)}"
-    return {**history_figures({run.id: history}, title=title), **run_figures(run)}
+    name = run.name or run_title(report.provenance)
+    title = f"{readable(run.source.weights)}: test {accuracy_text(report)}"
+    return {**history_figures({name: history}, title=title), **run_figures(run)}
 
 
 def history_figures(histories: Mapping[str, History], *, title: str) -> dict[str, bytes]:
@@ -134,7 +134,7 @@ def profile_figures(
 
     Args:
         profiles: measured networks.
-        names: how each is called in the legend.
+        names: shown beside the points.
         title: of the figure.
     """
     points = []
@@ -254,7 +254,7 @@ def ablation_figures(result: AblationResult) -> dict[str, bytes]:
     these vary; its interval is drawn only if it represents one cell of the grid.
     """
     pooled = [axis for axis in ("seed", "perturb") if len(result.grid.values(axis)) > 1]
-    row_names, constant = _heatmap_rows(result.cells)
+    row_names, constant = _heatmap_rows(result.cells, result.findings.network_names)
     rows = list(dict.fromkeys(row_names))
     columns = list(dict.fromkeys(str(cell.values["head"]) for cell in result.cells))
     members: dict[tuple[int, int], list[CellResult]] = {}
@@ -299,9 +299,11 @@ def _heatmap_values(
     return means, intervals, missing
 
 
-def _heatmap_rows(cells: Sequence[CellResult]) -> tuple[list[str], str]:
+def _heatmap_rows(
+    cells: Sequence[CellResult], network_names: Mapping[str, str]
+) -> tuple[list[str], str]:
     """Return the row name of each cell, and the constant values for the title."""
-    named = _with_short_names(cells)
+    named = _with_short_names(cells, network_names)
     varying: list[str] = []
     constant: list[str] = []
     for axis in cells[0].values:
@@ -320,11 +322,18 @@ def _heatmap_rows(cells: Sequence[CellResult]) -> tuple[list[str], str]:
     return names, " ".join(constant)
 
 
-def _with_short_names(cells: Sequence[CellResult]) -> list[CellResult]:
-    """Return all cells with the short name of their images, as far as one of the cells has it."""
+def _with_short_names(
+    cells: Sequence[CellResult], network_names: Mapping[str, str]
+) -> list[CellResult]:
+    """Return all cells with the short name of their images, if known, and that of their network."""
     # A skipped cell has no short name of its images; another cell with the same images does.
     short_names = {cell.values["data"]: cell.data for cell in cells if cell.data}
-    return [replace(cell, data=short_names.get(cell.values["data"], "")) for cell in cells]
+    named = []
+    for cell in cells:
+        backbone = str(cell.values["backbone"])
+        values = {**cell.values, "backbone": network_names.get(backbone, backbone)}
+        named.append(replace(cell, values=values, data=short_names.get(cell.values["data"], "")))
+    return named
 
 
 _DEFAULTS = {"precision": "auto", "subset": "all", "train_perturb": "none", "balance": "none"}

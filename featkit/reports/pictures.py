@@ -285,7 +285,8 @@ def pareto_plot(networks: Sequence[MeasuredNetwork], *, style: Style = "screen")
             }
         )
     title = f"{len(networks)} networks, n = {networks[0].n} test images"
-    figure = plot_pareto(points, title=title)
+    # Names have their places on a figure of the final size.
+    figure = plot_pareto(points, title=title, width=COLUMN if style == "paper" else None)
     return _finish(figure, rows, title=title, style=style, width=COLUMN)
 
 

@@ -29,6 +29,7 @@ from featkit.reports.render import render
 from featkit.reports.wording import interval_text, p_text
 from featkit.runs.card import run_errors
 from featkit.runs.fit import PACKAGES
+from featkit.runs.names import network_name, run_title
 from featkit.storage import read_file
 from featkit.studies.inspect import (
     EmbeddingMap,
@@ -177,7 +178,7 @@ def run_view(inspection: RunInspection) -> RunView:
     order = _matrix_order(report)
     has_map = inspection.embedding_map is not None
     return RunView(
-        title=f"{run.head_spec} on {_network(inspection)}: {inspection.data}",
+        title=f"{run.name or run_title(provenance)}: {inspection.data}",
         lead=f"Run {run.path.name}, {len(run.classes)} classes, {report.n:,} test images",
         headline=headline(report),
         metrics=summary(report),
@@ -235,8 +236,11 @@ def headline(report: Report) -> str:
 
 
 def _network(inspection: RunInspection) -> str:
-    backbone = inspection.run.request.backbone
-    return Path(backbone).name if Path(backbone).is_absolute() else backbone
+    request = inspection.run.request
+    made_by = str(inspection.report.provenance["weights"])
+    return network_name(
+        request.backbone, weights=request.weights, precision=request.precision, made_by=made_by
+    )
 
 
 # Classes ------------------------------------------------------------------------------------------

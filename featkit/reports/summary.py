@@ -18,12 +18,14 @@ from featkit.reports.wording import (
     metric_name,
     p_text,
     selection_sentence,
+    standing_text,
     tuning_notes,
 )
 
 _MAX_RANKED = 10
 _MAX_BULLETS = 12
-_SPECIAL = re.compile(r"([\\`*\[\]<>|&#])")
+# An underscore inside of a word is no emphasis.
+_SPECIAL = re.compile(r"([\\`*\[\]<>|&#$~]|(?<!\w)_|_(?!\w))")
 
 
 def summary_markdown(findings: Findings, lead: Sequence[str], commands: Sequence[str]) -> str:
@@ -58,8 +60,10 @@ def summary_markdown(findings: Findings, lead: Sequence[str], commands: Sequence
         "\n".join(f"    {visible(command)}" for command in commands),
         "Intervals are 95% confidence intervals; differences are paired over test images and "
         "significant if their p-value is below 0.05 after Holm correction. The intervals of "
-        "differences are unadjusted for the number of comparisons. Nothing was selected on the "
-        "test set. All cells and tests: report.html.",
+        "differences are unadjusted for the number of comparisons. The best classifier of each "
+        "test and training set is compared with the others by paired tests, with Holm correction "
+        "over all pairs of them. Nothing was selected on the test set. All cells and tests: "
+        "report.html.",
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
@@ -90,16 +94,23 @@ def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 def _ranking(findings: Findings) -> str:
     """Return the classifiers of highest test metric without perturbation, means over seeds."""
     axes = [axis for axis in findings.axes if axis not in (SEED, PERTURB)]
-    means = [
-        (values, findings.mean(cells))
-        for values, cells in grouped(unperturbed(findings), axes).items()
-    ]
+    means = []
+    for values, cells in grouped(unperturbed(findings), axes).items():
+        standing = findings.standing(cells[0].cell.values)
+        means.append((values, findings.mean(cells), standing))
     means.sort(key=lambda entry: -entry[1].value)
     rows = []
-    for values, mean in means[:_MAX_RANKED]:
+    for values, mean, standing in means[:_MAX_RANKED]:
         shown = [findings.shown(axis, value) for axis, value in zip(axes, values, strict=True)]
-        rows.append([*shown, average_text(mean), str(mean.seeds), str(mean.n)])
-    columns = [*axes, f"{metric_name(findings)}, % (95% CI)", "seeds", "n"]
+        numbers = [average_text(mean), standing_text(standing), str(mean.seeds), str(mean.n)]
+        rows.append([*shown, *numbers])
+    columns = [
+        *axes,
+        f"{metric_name(findings)}, % (95% CI)",
+        "compared with the best (Holm-adjusted p)",
+        "seeds",
+        "n",
+    ]
     return _table(columns, rows) if rows else "No cell has a result."
 
 
@@ -112,11 +123,13 @@ def _long_tail(findings: Findings) -> list[str]:
             gain = estimate_text(row.gain.difference, row.gain.interval95, signed=True)
             p = p_text(row.gain.p_holm)
         tried, n = str(row.candidates), str(row.mean.n)
-        rows.append([row.condition, row.balance, average_text(row.mean), gain, p, tried, n])
+        mean, standing = average_text(row.mean), standing_text(row.standing)
+        rows.append([row.condition, row.balance, mean, standing, gain, p, tried, n])
     columns = [
         "training set",
         "correction",
         "balanced accuracy, % (95% CI)",
+        "compared with the best (Holm-adjusted p)",
         "gain, points (unadjusted 95% CI)",
         "Holm-adjusted p",
         "values tried",
@@ -133,11 +146,13 @@ def _robustness(findings: Findings) -> list[str]:
         worst = f"{row.worst[0]} ({100 * row.worst[1]:.1f})" if row.worst else ""
         clean, perturbed = average_text(row.clean), average_text(row.perturbed)
         p, n = p_text(row.drop.p_holm), str(row.drop.n)
-        rows.append([row.name or "the only one", clean, perturbed, drop, p, worst, n])
+        standing = standing_text(row.perturbed_standing)
+        rows.append([row.name or "the only one", clean, perturbed, standing, drop, p, worst, n])
     columns = [
         "classifier",
         "clean, % (95% CI)",
         "perturbed, % (95% CI)",
+        "perturbed, compared with the best (Holm-adjusted p)",
         "drop, points (unadjusted 95% CI)",
         "Holm-adjusted p",
         "worst family, %",

@@ -7,9 +7,11 @@ from collections.abc import Hashable, Sequence
 
 from featkit.ablation.conditions import LongTailRow
 from featkit.ablation.effects import DATA, PLAIN, Findings, Selection
+from featkit.evaluation.compare import format_p_value
 from featkit.evaluation.effects import METRICS, SEED, Average, Effect
 from featkit.evaluation.intervals import Interval
 from featkit.evaluation.report import Report
+from featkit.evaluation.standing import Standing
 
 METHODS = (
     "Each head was fitted on the features of the training and validation images and evaluated on "
@@ -27,6 +29,10 @@ METHODS = (
     "correction. Each table of differences is one family of tests: the probability of any false "
     "positive in it is at most 5%. Intervals of differences are unadjusted: each has 95% coverage "
     "by itself, so that one may exclude zero beside a difference that is not significant.",
+    "Every classifier is compared with the best one on the same data, training set and "
+    "perturbation: the mean over seeds by paired tests, with Holm correction over all pairs of "
+    "these classifiers, since the best one was found on the same test images. A classifier that is "
+    "not significantly different from the best may still be worse than it.",
 )
 
 NO_SELECTION = (
@@ -55,6 +61,17 @@ def accuracy_text(report: Report) -> str:
     """Return the top-1 accuracy with its interval and n, for the title of a figure."""
     interval = f"95% CI {interval_text(report.interval95)}"
     return f"top-1 accuracy {100 * report.top1:.1f}% ({interval}), n = {report.n}"
+
+
+def standing_text(standing: Standing | None) -> str:
+    """Return how a classifier compares with the best one; empty without another classifier.
+
+    >>> standing_text(Standing(False, 0.21, 10))
+    'not significantly different from the best (p = 0.210)'
+    """
+    if standing is None or standing.p_holm is None:
+        return standing.text if standing else ""
+    return f"{standing.text} ({format_p_value(standing.p_holm)})"
 
 
 def p_text(p: float) -> str:

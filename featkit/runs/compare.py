@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 
-from featkit.backbones.saved import is_path
 from featkit.errors import SpecError
 from featkit.evaluation import PairedComparison, Predictions, Report, compare
 from featkit.evaluation.display import data_frame, html_table
@@ -20,6 +19,7 @@ from featkit.evaluation.effects import SEED, average, score_cells
 from featkit.evaluation.intervals import Interval
 from featkit.runs.card import read_card, run_errors
 from featkit.runs.directory import PREDICTIONS_FILE, RESULTS_FILE
+from featkit.runs.names import distinct_names, run_details, run_title
 from featkit.storage import (
     check_file,
     read_directory,
@@ -39,10 +39,17 @@ UNEQUAL_DATA = (
 
 @dataclass(frozen=True)
 class RunComparison:
-    """Reports of runs by name, best first, and the comparison of each pair."""
+    """Reports of runs by name, best first, and the comparison of each pair.
+
+    Attributes:
+        runs: name and report of each run.
+        pairs: every two of them.
+        directories: of the runs, in their order; empty for runs that were not read from disk.
+    """
 
     runs: tuple[tuple[str, Report], ...]
     pairs: tuple[PairedComparison, ...]
+    directories: tuple[Path, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Return runs and pairs as JSON can represent them."""
@@ -118,7 +125,10 @@ def over_seeds(predictions: Sequence[Predictions]) -> OverSeeds:
 
 
 def compare_runs(directories: Sequence[Path]) -> RunComparison:
-    """Compare saved runs pairwise; runs are named by head and backbone, if ambiguous also by id.
+    """Compare saved runs pairwise.
+
+    Runs are shown by the name that they were given, else by head and backbone. Equal names get what
+    the runs differ in, such as the seed.
 
     Runs on a folder and on a CSV file that lists its images name them differently. If the names of
     the test images differ, runs are paired by the files of the images.
@@ -137,14 +147,18 @@ def compare_runs(directories: Sequence[Path]) -> RunComparison:
     if len(directories) < 2:
         raise SpecError("a comparison needs two runs or more: give their directories")
     loaded = _named_alike([read_run(directory) for directory in directories])
-    titles = [title for title, _, _ in loaded]
+    details = [run_details(report.provenance) for _, report, _ in loaded]
+    names = distinct_names([name for name, _, _ in loaded], details)
     named = []
-    for directory, (title, report, predictions) in zip(directories, loaded, strict=True):
-        name = title if titles.count(title) == 1 else f"{title} ({directory.name})"
-        named.append((name, report, predictions))
+    for directory, name, (_, report, predictions) in zip(directories, names, loaded, strict=True):
+        named.append((name, report, predictions, directory))
     named.sort(key=lambda run: -run[1].top1)
-    pairs = compare({name: predictions for name, _, predictions in named})
-    return RunComparison(tuple((name, report) for name, report, _ in named), tuple(pairs))
+    pairs = compare({name: predictions for name, _, predictions, _ in named})
+    return RunComparison(
+        tuple((name, report) for name, report, _, _ in named),
+        tuple(pairs),
+        tuple(directory for _, _, _, directory in named),
+    )
 
 
 def _named_alike(
@@ -177,7 +191,7 @@ def _image_files(names: Sequence[str], data: str) -> Sequence[str]:
 
 
 def read_run(directory: Path) -> tuple[str, Report, Predictions]:
-    """Return title, report and predictions of a run directory, and verify their checksums.
+    """Return name, report and predictions of a run directory, and verify their checksums.
 
     Raises:
         RunError: if it is not a run directory, or a file cannot be read or was changed.
@@ -195,11 +209,11 @@ def _read_run(directory: Path) -> tuple[str, Report, Predictions]:
         card.check_file(table)
         report = Report.from_dict(read_json(results))
         rows = list(csv.DictReader(io.StringIO(read_text(table), newline="")))
-        title = _title(report.provenance)
+        name = card.name or run_title(report.provenance)
         predictions = _read_predictions(rows)
         if len(rows) != report.n:
             raise ValueError(f"{len(rows)} predictions, but {report.n} test images")
-    return title, report, predictions
+    return name, report, predictions
 
 
 def _read_predictions(rows: Sequence[Mapping[str, str | None]]) -> Predictions:
@@ -213,23 +227,3 @@ def _read_predictions(rows: Sequence[Mapping[str, str | None]]) -> Predictions:
     ids, y, predicted = columns
     confidence = np.array([float(row.get("confidence") or "nan") for row in rows])
     return Predictions(ids, np.array(y), np.array(predicted), confidence)
-
-
-def _title(provenance: Mapping[str, Any]) -> str:
-    """Return a title such as ``linear tuned longtail:if=50 on resnet18``."""
-    parts = [str(provenance["head"])]
-    if provenance.get("tuned"):
-        parts.append("tuned")
-    parts += [str(provenance[name]) for name in ("balance", "subset") if provenance.get(name)]
-    if provenance["request"].get("perturb"):
-        parts.append(str(provenance["request"]["perturb"]))
-    return f"{' '.join(parts)} on {_network_name(provenance)}"
-
-
-def _network_name(provenance: Mapping[str, Any]) -> str:
-    """Return the name of a run's network, or of the network that its training started from."""
-    start: str = provenance.get("begun_with", {}).get("backbone", "")
-    if start:
-        return start
-    backbone: str = provenance["request"]["backbone"]
-    return str(provenance["weights"]) if is_path(backbone) else backbone

@@ -24,6 +24,7 @@ from featkit.heads.persist import load_head, save_head
 from featkit.runs.bundle import bundled_backbone, missing_weights
 from featkit.runs.card import CARD_FILE, HEAD_FILE, Card, is_run, read_card, run_errors
 from featkit.runs.fit import Run
+from featkit.runs.names import network_name, readable
 from featkit.runs.registry import remember_folder
 from featkit.storage import Content, csv_text, file_sha256, publish, read_directory, write_file
 
@@ -61,6 +62,21 @@ class SavedRun:
     temperature: Temperature | None = None
     threshold: float = 0.0
     name: str = ""
+
+    @property
+    def title(self) -> str:
+        """The given name, or a composed one, such as ``linear on ResNet-18``."""
+        if self.name:
+            return self.name
+        if (self.path / NETWORK_FILE).exists():  # a trained network, described by its own name
+            return self.network
+        return f"{readable(self.head_spec)} on {self.network}"
+
+    @property
+    def network(self) -> str:
+        """Name of the network, such as ``ResNet-18, int8``."""
+        request = self.request
+        return network_name(request.backbone, weights=request.weights, precision=request.precision)
 
     def predict(
         self,

@@ -27,7 +27,7 @@ from featkit.evaluation.report import Report
 from featkit.heads.linear import LinearHead
 from featkit.runs.card import CARD_FILE, read_card, run_errors
 from featkit.runs.compare import read_run
-from featkit.runs.directory import save_run
+from featkit.runs.directory import rename_run, save_run
 from featkit.runs.features import FeatureSet
 from featkit.runs.fit import PACKAGES, Run, evaluate_classifier
 from featkit.runs.predict import gathered
@@ -102,6 +102,8 @@ def find_finished(prepared: PreparedTraining, out: Path) -> TrainedRun | None:
     for name in (HISTORY_FILE, NETWORK_FILE):
         with run_errors(path):
             card.check_file(path / name)
+    if prepared.name:
+        rename_run(path, prepared.name)
     return TrainedRun(read_run(path)[1], read_history(path / HISTORY_FILE), path)
 
 
@@ -227,7 +229,7 @@ def evaluate_trained(result: TrainingResult, file: Path, compute: Compute, out: 
         seed=config.seed,
     )
     features = FeatureSet(request, test, directory, images.name, prepared.description.label)
-    return Run(prepared.id, features, head_spec, head, report, predictions)
+    return Run(prepared.id, features, head_spec, head, report, predictions, name=prepared.name)
 
 
 def _describe_training(prepared: PreparedTraining) -> str:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from featkit.arguments import NAME
 from featkit.errors import SpecError
 from featkit.registry import check_names
 from featkit.runs.train import TrainedRun
@@ -20,11 +21,13 @@ class TrainingStudy:
 
     Attributes:
         name: short name of the study.
-        configs: the trainings by name.
+        configs: the trainings by name, or by mode where no name is given.
+        names: the names that are given, each by itself; runs are saved with them.
     """
 
     name: str
     configs: Mapping[str, TrainingConfig]
+    names: Mapping[str, str]
 
 
 def read_training_study(path: Path, cache: Path) -> TrainingStudy:
@@ -49,9 +52,13 @@ def read_training_study(path: Path, cache: Path) -> TrainingStudy:
             f"{path} has no trainings: write [[run]] and, below it, mode = 'deep' and other options"
         )
     configs: dict[str, TrainingConfig] = {}
+    names: dict[str, str] = {}
     for run in runs:
         options = {**fixed, **run}
-        name = str(run.get("name", run.get("mode", "deep")))
+        name = str(run.get("mode", "deep"))
+        if "name" in run:
+            name = str(NAME.check("name", run["name"]))
+            names[name] = name
         options.pop("name", None)
         if "data" in options:
             options["data"] = expand_variables(options["data"])
@@ -60,7 +67,7 @@ def read_training_study(path: Path, cache: Path) -> TrainingStudy:
                 f"{path} has two runs named {name}: give one of them another name = '...'"
             )
         configs[name] = TrainingConfig.from_options(options, cache)
-    return TrainingStudy(safe_name(str(document.get("name", path.stem))), configs)
+    return TrainingStudy(safe_name(str(document.get("name", path.stem))), configs, names)
 
 
 def to_rows(runs: Mapping[str, TrainedRun]) -> list[dict[str, Any]]:

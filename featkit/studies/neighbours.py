@@ -106,7 +106,7 @@ def neighbours(
     train = without_views(features.embeddings.part("train"))
     return SimilarImages(
         data=features.data,
-        backbone=run.request.backbone,
+        backbone=run.network,
         queries=tuple(files[row] for row in rows),
         pictures=tuple(pictures[row] for row in rows.tolist()),
         found=nearest_rows(queries, train.x, k),

@@ -35,6 +35,7 @@ from featkit.registry import unknown
 from featkit.runs.directory import load_run
 from featkit.runs.features import load_features
 from featkit.runs.fit import Run, fit_run
+from featkit.runs.names import distinct_names, network_name
 from featkit.storage import available_cores, csv_text, read_json, read_text, user_path
 
 PROFILE_FILE = "profile.json"
@@ -63,6 +64,7 @@ class NetworkProfile:
 
     Attributes:
         spec: as given by the user.
+        name: for tables and figures, see ``runs.names``.
         size, timing: see ``compression.profile``.
         peak_memory_mb: of a fresh process that runs a batch of 32, in 10^6 bytes.
         report: of a head on its embeddings, if there are images to evaluate it on.
@@ -72,6 +74,7 @@ class NetworkProfile:
     """
 
     spec: str
+    name: str
     size: NetworkSize
     timing: NetworkTiming
     peak_memory_mb: float
@@ -81,7 +84,8 @@ class NetworkProfile:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the profile as JSON can hold it."""
-        values: dict[str, Any] = {"spec": self.spec, **asdict(self.size), **asdict(self.timing)}
+        names = {"spec": self.spec, "name": self.name}
+        values: dict[str, Any] = {**names, **asdict(self.size), **asdict(self.timing)}
         values["peak_memory_mb"] = self.peak_memory_mb
         if self.report:
             values |= {
@@ -176,15 +180,28 @@ def profile(
     timings = time_engines(timed, repeats=config.repeats, warm_up=config.warm_up)
 
     profiles = []
-    for network, backbone, size, timing, run in zip(
-        networks, backbones, sizes, timings, runs, strict=True
+    for network, name, backbone, size, timing, run in zip(
+        networks, _names(networks), backbones, sizes, timings, runs, strict=True
     ):
         memory = measure_peak_memory(network.request, backbone.quantized, network.precision)
-        result = NetworkProfile(network.spec, size, timing, memory)
+        result = NetworkProfile(network.spec, name, size, timing, memory)
         if run:
             result = _add_accuracy(result, run, networks[0].spec, runs[0])
         profiles.append(result)
     return profiles
+
+
+def _names(networks: Sequence[NetworkSpec]) -> list[str]:
+    """Return different names of networks."""
+    names, details = [], []
+    for each in networks:
+        request = each.request
+        names.append(
+            network_name(request.backbone, weights=request.weights, precision=each.precision)
+        )
+        values = {"layer": request.layer, "pool": request.pool}
+        details.append({key: str(value) for key, value in values.items() if value is not None})
+    return distinct_names(names, details)
 
 
 def _with_image_size(networks: Sequence[NetworkSpec], config: ProfileConfig) -> list[NetworkSpec]:
@@ -269,7 +286,7 @@ class MeasuredNetwork:
     """A network of a saved profile that has an accuracy.
 
     Attributes:
-        name: as ``short_names`` gives it.
+        name: for tables and figures, see ``runs.names``.
         latency_ms: median latency of one image.
         top1, interval95, n: accuracy, its 95% confidence interval and the number of test images.
     """
@@ -281,10 +298,13 @@ class MeasuredNetwork:
     n: int
 
 
-def short_names(specs: Sequence[str]) -> list[str]:
-    """Return the last parts of paths of networks, where these differ; else the specs."""
-    short = [spec.rstrip("/").rpartition("/")[2] for spec in specs]
-    return short if len(set(short)) == len(short) else list(specs)
+def _recorded_names(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return the names of the networks of a saved profile; before 0.4 it had only their specs."""
+    names = []
+    for row in rows:
+        spec, precision = _split_precision(row["spec"])
+        names.append(row.get("name") or network_name(spec, precision=precision))
+    return distinct_names(names, [{}] * len(names))
 
 
 def read_profile(path: Path) -> list[MeasuredNetwork]:
@@ -299,7 +319,7 @@ def read_profile(path: Path) -> list[MeasuredNetwork]:
     file = path / PROFILE_FILE if path.is_dir() else path
     try:
         rows = _profile_rows(file)
-        names = short_names([row["spec"] for row in rows])
+        names = _recorded_names(rows)
         measured = [
             _measured(name, row)
             for name, row in zip(names, rows, strict=True)

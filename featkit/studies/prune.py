@@ -15,6 +15,7 @@ from featkit.embeddings.pipeline import Compute
 from featkit.embeddings.request import Request
 from featkit.evaluation import PairedComparison, Report
 from featkit.runs.fit import Run
+from featkit.runs.names import NAME_FIELD, network_name, readable
 from featkit.storage import publish, safe_name
 from featkit.studies.profile import NetworkSpec, ProfileConfig, compare_runs, evaluate_network
 from featkit.studies.recover import Recovery
@@ -53,6 +54,7 @@ def prune_network(
     compute: Compute | None = None,
     recovery: Recovery | None = None,
     head: str | None = None,
+    name: str = "",
     on_message: Callable[[str], None] = lambda _: None,
 ) -> Iterator[PruningStep]:
     """Yield the pruned networks in order, each saved to ``out/prune/<name>/``.
@@ -68,6 +70,7 @@ def prune_network(
         recovery: retrains each network before the next step, see ``make_recovery``.
         head: spec of a head that is fitted on the embeddings of each network and evaluated on the
             test images.
+        name: name of the pruned network for tables and figures; empty for a composed one.
         on_message: called with progress messages.
 
     Raises:
@@ -88,8 +91,13 @@ def prune_network(
     if recovery:
         config = replace(config, recovery=recovery.text)
         train = recovery.train
-    for pruned in prune(request, config, compute, train, on_message=on_message):
+    steps = zip(
+        config.steps, prune(request, config, compute, train, on_message=on_message), strict=True
+    )
+    for step_config, pruned in steps:
         description = pruned.description
+        several = len(config.steps) > 1
+        facts = {**pruned.facts, NAME_FIELD: _pruned_name(request, step_config, name, several)}
         if recovery:
             trained_on = tuple(sorted({*description.trained_on, *recovery.trained_on}))
             description = replace(description, trained_on=trained_on)
@@ -98,15 +106,27 @@ def prune_network(
             path,
             {
                 NETWORK_FILE: partial(save_network, pruned.module, description),
-                "prune.json": json.dumps(pruned.facts, indent=2),
+                "prune.json": json.dumps(facts, indent=2),
             },
         )
-        step = PruningStep(path.name, description.label, path, dict(pruned.facts))
+        step = PruningStep(path.name, description.label, path, facts)
         if evaluate and unpruned:
             run = evaluate(Request(data="", backbone=str(path)))
             difference = compare_runs(run, unpruned, (path.name, "unpruned"))
             step = replace(step, report=run.report, difference=difference)
         yield step
+
+
+def _pruned_name(request: Request, config: PruningConfig, name: str, several: bool) -> str:
+    """Return the name of the network of one step: the given one, or a composed one."""
+    if config.macs is None:
+        pruned = f"{100 * config.sparsity[0]:g}% of weights pruned"
+    else:
+        pruned = f"pruned to {100 * config.macs:g}% of MACs"
+    if name:
+        return f"{name}, {pruned}" if several else name
+    parts = [network_name(request.backbone, weights=request.weights), pruned]
+    return ", ".join([*parts, *([readable(config.recovery)] if config.recovery else [])])
 
 
 def _evaluate(
@@ -128,6 +148,7 @@ def step_rows(steps: Sequence[PruningStep]) -> Rows:
         low, high = step.report.interval95
         row: dict[str, float | str] = {
             "network": Path(step.network).name,
+            "name": step.facts.get(NAME_FIELD, "unpruned"),
             "sparsity": step.facts.get("sparsity", 0.0),
             "macs": step.facts.get("macs", ""),
             "n": step.report.n,

@@ -8,12 +8,15 @@ from pathlib import Path
 import numpy as np
 
 from featkit.backbones.base import QuantizedNetwork
+from featkit.backbones.quantization import QuantizationConfig
 from featkit.compression.export import export, predict_with_both
 from featkit.compression.onnx_reader import load_exported
 from featkit.embeddings.pipeline import Compute
+from featkit.embeddings.request import Request
 from featkit.evaluation import PairedComparison, Predictions, compare
 from featkit.runs.directory import SavedRun
 from featkit.runs.export import classifier_of, run_test_images
+from featkit.runs.names import network_name
 
 _CHECKED_IMAGES = 256
 
@@ -31,6 +34,24 @@ class QuantizedRun:
     before: float
     after: float
     paired: PairedComparison
+
+
+def quantized_name(
+    request: Request, config: QuantizationConfig, run: SavedRun | None = None
+) -> str:
+    """Return the name of an int8 network that was given none, such as ``ResNet-18, int8``.
+
+    Args:
+        request: the network before quantization.
+        config: how it was quantized.
+        run: the run that it belongs to, if any; its name comes before that of its network.
+    """
+    options = config.extras.removeprefix(", ")
+    if config.method != "minmax":
+        options = f"{config.method}{config.extras}"
+    before = run.name if run else ""
+    name = f"{before or network_name(request.backbone, weights=request.weights)}, int8"
+    return f"{name} ({options})" if options else name
 
 
 def quantize_run(

@@ -42,6 +42,8 @@ class PreparedTraining:
         trained_on: ``short_key`` of each training and validation image, and of those of the
             training of the initial network.
         about: addition to the description of the network, such as its teacher.
+        name: name of the run for tables and figures, which decides nothing; empty for a composed
+            one.
     """
 
     config: TrainingConfig
@@ -51,6 +53,7 @@ class PreparedTraining:
     test: tuple[str, str] = ("", "")
     trained_on: tuple[str, ...] = ()
     about: str = ""
+    name: str = ""
 
     @property
     def id(self) -> str:

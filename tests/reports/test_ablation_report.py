@@ -97,18 +97,18 @@ def test_significant_and_other_differences_are_listed_apart() -> None:
         "## No significant difference"
     )
     assert re.search(
-        r"- resnet50 - resnet18: \+1\d\.\d points \(unadjusted 95% CI \d\S* to \S+\), unadjusted p \\< 0",
+        r"- ResNet-50 - ResNet-18: \+1\d\.\d points \(unadjusted 95% CI \d\S* to \S+\), unadjusted p \\< 0",
         significant,
     )
     assert "mean over 2 settings of the other axes and 2 seeds, n = 240" in significant
     assert "not significant after Holm correction over 2 pairs (p = " in rest
-    assert "resnet50 - resnet18: +1" in section(html, "Summary")
+    assert "ResNet-50 - ResNet-18: +1" in section(html, "Summary")
 
 
 def test_the_classifier_is_selected_on_validation() -> None:
     """Even if another one is better on test."""
     (chosen,) = analyze_grid("a", AXES, cells()).selections
-    assert (chosen.choice, chosen.of, chosen.test.seeds) == ("backbone resnet18, head linear", 4, 2)
+    assert (chosen.choice, chosen.of, chosen.test.seeds) == ("backbone ResNet-18, head linear", 4, 2)
     assert sum(effect.difference < 0 and effect.significant for effect in chosen.versus) == 2
     without = [*cells()[1:], cell(dict(cells()[0].values), 0.7, val=None)]
     assert analyze_grid("a", AXES, without).selections == ()

@@ -44,7 +44,7 @@ def test_runs_on_the_same_images_are_compared_in_pairs(source, tmp_path):
     (pair,) = [
         pair
         for pair in found.pairs
-        if {pair.a, pair.b} == {"linear on resnet18", "knn:k=1 on resnet18"}
+        if {pair.a, pair.b} == {f"{head} on ResNet-18, untrained" for head in ("linear", "knn:k=1")}
     ]
     by_head = {run.head_spec: run.report.top1 for run in runs}
     assert abs(pair.difference) == pytest.approx(abs(by_head["linear"] - by_head["knn:k=1"]))
