@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TypeVar
 
 from featkit.ablation.conditions import (
@@ -288,7 +289,9 @@ def _grid_table(findings: Findings) -> PublicationTable:
     conditions = _varying_conditions(findings)
     blocks: list[Block] = []
     averages: list[Average] = []
-    for values, cells in grouped(findings.scored, conditions).items():
+    by_condition = grouped(findings.scored, conditions)
+    for values in sorted(by_condition, key=partial(_place, findings, conditions)):
+        cells = by_condition[values]
         found = []
         for own in grouped(cells, findings.classifier_axes).values():
             first = own[0].cell.values
@@ -316,6 +319,8 @@ def _long_tail_table(findings: Findings) -> PublicationTable:
     """Return the corrections on each training set: metric, gain, and groups of classes."""
     axes = _name_axes(findings, without=(BALANCE,))
     found = long_tail(findings)
+    if not found:
+        return _grid_table(findings)
     groups = [name for name in GROUPS if any(name in row.groups for row in found)]
     blocks = []
     for condition, members in _by_condition(findings, found).items():
@@ -419,12 +424,17 @@ def _by_condition(
 ) -> dict[tuple[tuple[str, object], ...], list[Row]]:
     """Return rows by data, training set and perturbation, as far as they vary."""
     axes = _varying_conditions(findings, without)
-    found: dict[tuple[tuple[str, object], ...], list[Row]] = {}
+    found: dict[tuple[object, ...], list[Row]] = {}
     for row in rows:
         values = row.values or {}
-        key = tuple((axis, values.get(axis)) for axis in axes)
-        found.setdefault(key, []).append(row)
-    return found
+        found.setdefault(tuple(values.get(axis) for axis in axes), []).append(row)
+    ordered = sorted(found, key=partial(_place, findings, axes))
+    return {tuple(zip(axes, values, strict=True)): found[values] for values in ordered}
+
+
+def _place(findings: Findings, axes: Sequence[str], values: Sequence[object]) -> list[int]:
+    """Return a sort key: the order of the grid. Cells and rows come best first."""
+    return [findings.axes[axis].index(value) for axis, value in zip(axes, values, strict=True)]
 
 
 def _heading(findings: Findings, condition: Mapping[str, object], means: Sequence[Average]) -> str:

@@ -42,7 +42,7 @@ _KINDS = {
 """How the ends of names of saved networks, such as ``resnet18-int8-1a2b3c4d``, are written out."""
 _DERIVED = re.compile(rf"-({'|'.join(_KINDS)})-[0-9a-f]{{8}}(?![0-9A-Za-z])")
 _DIGEST = re.compile(r" ?\([0-9a-f]{8}\)|\b[0-9a-f]{12}\b")
-_RESNET = re.compile(r"\bresnet(\d+)\b(?=$|[:,. ])")
+_RESNET = re.compile(r"\bresnet(\d+)(?::(\w+=\w+(?:,\w+=\w+)*))?(?![\w.:=-])")
 _PRECISIONS = {
     "bf16": "bf16",
     "int8": "int8",
@@ -79,7 +79,11 @@ def readable(text: str) -> str:
     'ResNet-18, pruned, 50 % of MACs'
     """
     text = _DERIVED.sub(lambda found: f", {_KINDS[found[1]]}", text)
-    return _RESNET.sub(r"ResNet-\1", _DIGEST.sub("", text)).strip(" ,")
+    return _RESNET.sub(_common_name, _DIGEST.sub("", text)).strip(" ,")
+
+
+def _common_name(found: re.Match[str]) -> str:
+    return f"ResNet-{found[1]} ({found[2]})" if found[2] else f"ResNet-{found[1]}"
 
 
 def run_title(provenance: Mapping[str, Any]) -> str:

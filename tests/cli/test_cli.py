@@ -355,6 +355,41 @@ def test_compare_reports_significant_differences(photos):
     assert "two runs or more" in call("compare", runs[0], code=1).stderr
 
 
+def test_the_name_of_a_run_is_shown_and_decides_no_id(photos):
+    options = ("fit", "--data", photos, *FAST, "--head")
+    call(*options, "prototypical")
+    (directory,) = Path("experiments/runs/photos").iterdir()
+    files = {path.name: path.read_bytes() for path in directory.glob("*.[cj]s[vo]*")}
+    call(*options, "prototypical", "--name", " Colours_1 & more ")
+    assert list(Path("experiments/runs/photos").iterdir()) == [directory]
+    for name in ("results.json", "predictions.csv"):
+        assert (directory / name).read_bytes() == files[name]
+    call(*options, "prototypical")  # a repeated run keeps its name
+    assert json.loads((directory / "card.json").read_text())["name"] == "Colours_1 & more"
+    call(*options, "knn:k=1")
+    runs = sorted(Path("experiments/runs/photos").iterdir())
+    found = json.loads(call("compare", *runs, "--json").stdout)["runs"]
+    assert {run["name"] for run in found} == {"Colours_1 & more", "knn:k=1 on ResNet-18, untrained"}
+    assert not any(run.name in call("compare", *runs).stdout for run in runs)
+    latex = call("compare", *runs, "--latex", "-").stdout
+    assert "Colours\\_1 \\& more & " in latex
+
+
+def test_runs_of_several_heads_get_their_head_added_to_the_name(photos):
+    heads = ("--head", "prototypical", "--head", "knn:k=1")
+    done = call("fit", "--data", photos, *FAST, *heads, "--name", "colours")
+    assert "colours, prototypical" in done.stdout
+    assert "colours, knn:k=1" in done.stdout
+
+
+@pytest.mark.parametrize("name", ["", "two\nlines", "\x1b[31mred", "x" * 81])
+def test_a_name_that_does_not_fit_into_a_line_is_refused(photos, name):
+    done = call("fit", "--data", photos, *FAST, "--name", name, code=1)
+    (error,) = [line for line in done.stderr.splitlines() if line.startswith("Error")]
+    assert "give a name of 1 to 80 printable characters in one line" in error
+    assert not Path("experiments").exists()
+
+
 def test_fewshot_prints_episodes_and_a_learning_curve(photos):
     given = [
         "--data",

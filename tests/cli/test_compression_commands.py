@@ -18,6 +18,7 @@ from PIL import Image
 from featkit.backbones import load_backbone
 from featkit.backbones.saved import network_file, read_description
 from featkit.cli import main
+from featkit.runs.names import network_name
 
 pytestmark = pytest.mark.slow
 
@@ -339,3 +340,34 @@ def test_quantize_without_train_images_prints_one_line(photos):
     assert "unknown layer with weights 'layer9'" in refused(
         *arguments, "--resize", "32", "--keep-fp32", "layer9"
     )
+
+
+def test_compressed_networks_are_shown_by_their_names(photos):
+    given = ("prune", "resnet18", *FAST, "--sparsity")
+    unnamed = Path(call(*given, "0.5").stdout.strip())
+    named = Path(call(*given, "0.6", "--name", "Small one").stdout.strip())
+    steps = call(*given, "0.7", "--sparsity", "0.8", "--name", "Steps").stdout.split()
+    int8 = call("quantize", named, "--data", photos, "--images", "8").stdout.splitlines()[-1]
+    own = call("quantize", named, "--data", photos, "--images", "9", "--name", "Tiny").stdout
+    names = {
+        str(unnamed): "ResNet-18, untrained, 50% of weights pruned",
+        str(named): "Small one",
+        steps[0]: "Steps, 70% of weights pruned",
+        steps[1]: "Steps, 80% of weights pruned",
+        int8: "Small one, int8",
+        own.splitlines()[-1]: "Tiny",
+    }
+    assert {path: network_name(path) for path in names} == names
+    before = read_description(network_file(str(unnamed)))
+    again = Path(call(*given, "0.5", "--name", "Renamed").stdout.strip())
+    assert again == unnamed
+    assert read_description(network_file(str(unnamed))) == before
+    assert network_name(str(unnamed)) == "Renamed"
+    profiled = call(
+        *("profile", unnamed, f"{named}@bf16", int8, "--repeats", "3", "--warm-up", "0"),
+        *("--data", photos, "--head", "knn:k=1"),
+    )
+    lines = profiled.stdout.splitlines()
+    for name in ("Renamed", "Small one, bf16", "Small one, int8"):
+        assert any(line.startswith(name) for line in lines)
+    assert not re.search(r"-(pruned|int8)-[0-9a-f]{8}", profiled.stdout)

@@ -111,3 +111,50 @@ def test_robustness_reports_drops_and_corruption_errors(photos):
 
 def test_an_unknown_family_is_named(photos):
     assert "did you mean fog" in call("robustness", "--family", "fogg", code=1).stderr
+
+
+def test_tables_for_a_publication_are_written_or_printed(photos):
+    heads = 'head = ["prototypical", "knn:k=1"]\n'
+    file = grid_file(photos)
+    Path(file).write_text(Path(file).read_text().replace('head = ["prototypical"]\n', heads))
+    done = call("ablate", file, "--latex", "tables/t.tex", "--markdown", "-")
+    latex = Path("tables/t.tex").read_text()
+    assert "\\begin{tabular}{lr}" in latex
+    assert latex.count("\\textbf{") >= 1
+    assert done.stdout.startswith("Top-1 accuracy on the test images of photos (n = ")
+    assert "| Head | Top-1 accuracy |" in done.stdout
+    assert "fit s" not in done.stdout  # the plain table
+    assert "written: tables/t.tex" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--latex", "-", "--json"), "--latex - and --json both print"),
+        (("--latex", "-", "--markdown", "-"), "both print: give one of them a file"),
+        (("--markdown", "t.md", "--dry-run"), "--dry-run has no results: leave out --markdown"),
+        (("--latex", "."), "is a directory"),
+    ],
+)
+def test_options_of_tables_that_exclude_each_other_are_refused(photos, options, message):
+    done = call("ablate", grid_file(photos), *options, code=2)
+    assert message in done.stderr
+    assert not Path("experiments").exists()
+
+
+def test_every_row_says_how_it_compares_with_the_best(photos):
+    heads = 'head = ["prototypical", "knn:k=1"]\n'
+    file = grid_file(photos, axes="seed = [0, 1]")
+    Path(file).write_text(Path(file).read_text().replace('head = ["prototypical"]\n', heads))
+    done = call("ablate", file)
+    assert "compared" in done.stdout.splitlines()[2]
+    assert "tied: not significantly different from the best" in done.stdout
+    (results,) = Path("experiments/runs/colours").glob("*/results.csv")
+    with results.open(newline="") as opened:
+        standings = {row["head"]: row["standing"] for row in csv.DictReader(opened)}
+    assert "best" in standings.values()
+    (stored,) = Path("experiments/runs/colours").glob("*/results.json")
+    cells = json.loads(stored.read_text())["cells"]
+    assert {cell["head"]: cell["standing"] for cell in cells} == standings
+    summary = results.with_name("summary.md").read_text()
+    assert "compared with the best (Holm-adjusted p)" in summary

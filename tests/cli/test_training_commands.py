@@ -18,6 +18,7 @@ from click.testing import CliRunner
 from PIL import Image
 
 from featkit.cli import main
+from featkit.runs.names import network_name
 from featkit.training import loop
 
 pytestmark = pytest.mark.slow
@@ -401,3 +402,33 @@ def test_an_invalid_study_is_refused(tmp_path, text, message):
 def test_options_together_with_a_study_are_wrong_usage(tmp_path):
     (tmp_path / "study.toml").write_text("[[run]]\nmode = 'deep'")
     assert "leave out --lr" in call("finetune", tmp_path / "study.toml", "--lr", "1", code=2).stderr
+
+
+def test_trained_networks_are_shown_by_their_names(photos):
+    """The name decides no id: the same training with --resume is renamed, not repeated."""
+    options = ("finetune", "--data", photos, "--mode", "deep", "--views", "1", *SMALL)
+    run = run_of(call(*options))
+    weights = (run / "network.safetensors").read_bytes()
+    assert network_name(str(run)) == "ResNet-18 (stem=small), layer4 fine-tuned on photos"
+    done = call(*options, "--resume", "--name", "Colours")
+    assert "already finished" in done.stderr
+    assert (run / "network.safetensors").read_bytes() == weights
+    assert network_name(str(run)) == "Colours"
+    fitted = call("fit", "--data", photos, "--backbone", run, "--head", "knn:k=1")
+    runs = sorted(path for path in Path("experiments/runs/photos").iterdir() if path.is_dir())
+    text = call("compare", *runs).stdout
+    assert fitted.exit_code == 0
+    assert "knn:k=1 on Colours" in text
+    assert not any(path.name in text for path in runs)
+
+
+def test_students_are_named(photos):
+    teacher = call(
+        "fit", "--data", photos, "--weights", "random:4", "--resize", "16", "--head", "knn"
+    )
+    student = ("--student", *SMALL[1:], "--views", "1", "--name", "Student")
+    call("distill", "--data", photos, "--teacher", run_of(teacher), *student)
+    names = set()
+    for card in Path("experiments/runs/photos").glob("*/card.json"):
+        names.add(json.loads(card.read_text())["name"])
+    assert names == {"", "Student", "Student, trained alone"}

@@ -43,6 +43,7 @@ def test_a_network_is_named_as_a_reader_would_call_it(spec, options, name):
             "resnet50, 50 % of MACs, then 3 epochs at 0.1 (1a2b3c4d)",
             "ResNet-50, 50 % of MACs, then 3 epochs at 0.1",
         ),
+        ("resnet18:stem=small, fine-tuned", "ResNet-18 (stem=small), fine-tuned"),
         ("0123456789ab", ""),
     ],
 )
