@@ -298,6 +298,12 @@ def _network(spec: str) -> str:
     return spec if spec.partition(":")[0] in BACKBONES.names() else find_network(spec)
 
 
+def _named_network(spec: str) -> str:
+    """Return ``_network`` of a spec with an optional ``@PRECISION``."""
+    name, at, precision = spec.rpartition("@")
+    return f"{_network(name)}@{precision}" if at else _network(spec)
+
+
 def _request(options: Mapping[str, Any]) -> Request:
     """Return the request of the options, with its own defaults where one was not given."""
     from featkit.embeddings.request import Request
@@ -2075,6 +2081,7 @@ def profile(
     augment: str | None = None,
     views: int | None = None,
     perturb: str | None = None,
+    weights: str | None = None,
     resize: str | int | None = None,
     crop: str | int | None = None,
     cache: PathLike = "cache",
@@ -2094,6 +2101,7 @@ def profile(
         head: spec of the head.
         repeats: timed repeats.
         warm_up: untimed repeats before them.
+        weights: of the networks that are given by name; None for ``imagenet``.
         out: folder in which tables and figure are written; None to write nothing.
         split, limit, intensity_range, seed, augment, views, perturb, resize, crop, cache, device,
             batch_size, workers, compile, on_error, progress: as for ``fit``.
@@ -2103,7 +2111,7 @@ def profile(
     from featkit.storage import digest, publish
     from featkit.studies import profile as study
 
-    specs = _strings(backbones)
+    specs = tuple(_named_network(spec) for spec in _strings(backbones))
     given = {name: value for name, value in _request_options(options).items() if value is not None}
     config = study.ProfileConfig(
         head=head, given=given, cache=Path(cache), repeats=repeats, warm_up=warm_up

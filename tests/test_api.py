@@ -75,7 +75,7 @@ SIGNATURES = {
     "robustness": f"family level baseline {GRID.replace(' perturb', '')}",
     "fewshot": f"data way shot query episodes head curve draws {EXTRACTION} cache out {COMPUTE}",
     "audit": f"data few decisions apply {EXTRACTION} cache out {COMPUTE}",
-    "profile": "backbones data head repeats warm_up split limit intensity_range seed augment views perturb resize crop cache out "
+    "profile": "backbones data head repeats warm_up split limit intensity_range seed augment views perturb weights resize crop cache out "
     f"{COMPUTE}",
     "finetune": f"data backbone {SCHEDULE}",
     "distill": f"data teacher teacher_head student loss temperature alpha beta distance alone {SCHEDULE}",

@@ -17,6 +17,7 @@ Examples:
   featkit fewshot --way 5 --shot 1,5 --query 15 --episodes 1000
   featkit fewshot --head prototypical --head knn:k=1 --head linear --episodes 200
   featkit fewshot --data photos --backbone resnet50 --curve 1,2,4,8,16 --draws 10
+  featkit fewshot --data photos --head linear --head svm --curve 1,2,4,8,16 --episodes 50
 """
 
 
@@ -95,6 +96,8 @@ def fewshot(shot: str, head: tuple[str, ...], curve: str, as_json: bool, **optio
         n = result.curve[0].n
         print_text(f"\ntest accuracy, {options['draws']} draws, n = {n} test images")
         print_text(_table(result.curve))
+        for line in _outlook(result.curve):
+            print_line(line)
 
 
 def _numbers(text: str) -> list[int]:
@@ -110,6 +113,28 @@ def _numbers(text: str) -> list[int]:
     if min(numbers) < 1:
         raise SpecError(f"{text!r} is not a list of positive integers, such as 1,5")
     return numbers
+
+
+def _outlook(curve: Sequence[FewShotScore]) -> list[str]:
+    """Return what twice the images would bring, one line per head, by a fitted power law."""
+    from featkit.evaluation.learning import fit_power_law
+
+    lines = []
+    for head in dict.fromkeys(score.head for score in curve):
+        points = sorted((score for score in curve if score.head == head), key=lambda p: p.shot)
+        law = fit_power_law(
+            [point.shot for point in points],
+            [point.mean for point in points],
+            [point.interval95 for point in points],
+        )
+        if law is None:
+            return ["give --curve four numbers or more to see what twice the images would bring"]
+        low, high = (100 * end for end in law.gain_interval95)
+        lines.append(
+            f"{head}: {2 * law.last} images per class in place of {law.last} would bring about "
+            f"{100 * law.gain:+.1f} points (95% CI {low:.1f} to {high:.1f}; fitted power law)"
+        )
+    return lines
 
 
 def _table(scores: Sequence[FewShotScore]) -> str:

@@ -8,6 +8,7 @@ import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from difflib import get_close_matches
 from importlib import import_module
 from io import TextIOWrapper
 from itertools import chain
@@ -61,6 +62,7 @@ SECTIONS: dict[str, dict[str, str]] = {
     "Utilities": {
         "models": "List backbones and their layers.",
         "heads": "List heads and their options.",
+        "doctor": "Show versions, devices, weights and cache.",
         "completion": "Print the script for shell completion.",
     },
 }
@@ -73,11 +75,6 @@ Examples:
   featkit train photos
   featkit predict latest new.jpg
   featkit fit --data photos --backbone resnet50 --head svm
-  featkit ablate --data photos --backbone resnet18 --backbone resnet50
-
-\b
-Shell completion (bash; zsh and fish likewise):
-  eval "$(featkit completion bash)"
 """
 
 
@@ -94,6 +91,17 @@ class CommandGroup(click.Group):
             return None
         command: click.Command = getattr(import_module(f"featkit.cli.{cmd_name}"), cmd_name)
         return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Return the command that is meant; name the nearest for an unknown one."""
+        name = args[0]
+        if name in COMMANDS or name.startswith("-"):
+            return super().resolve_command(ctx, args)
+        close = get_close_matches(name.lower(), COMMANDS, n=2)
+        hint = f"did you mean {' or '.join(close)}?" if close else "`featkit --help` lists all"
+        ctx.fail(f"there is no command {name!r}: {hint}")
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write one section of the help for each group of commands; no command is imported."""

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import logging
+import os
+import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -21,6 +24,7 @@ class EchoHandler(logging.Handler):
     def __init__(self) -> None:
         super().__init__()
         self._printed: set[str] = set()
+        self._start = time.monotonic()
 
     def emit(self, record: logging.LogRecord) -> None:
         """Print one record."""
@@ -28,8 +32,17 @@ class EchoHandler(logging.Handler):
             if record.getMessage() in self._printed:
                 return
             self._printed.add(record.getMessage())
-        prefix = "warning: " if record.levelno >= logging.WARNING else ""
+        prefix = ""
+        if record.levelno >= logging.WARNING:
+            prefix = click.style("warning: ", fg="yellow") if has_colour() else "warning: "
+        elif logging.getLogger("featkit").level == logging.DEBUG:
+            prefix = f"[{time.monotonic() - self._start:.1f} s] "
         click.echo(f"{prefix}{visible(record.getMessage())}", err=True)
+
+
+def has_colour() -> bool:
+    """Return whether messages have colours: on terminals, unless NO_COLOR is set."""
+    return sys.stderr.isatty() and not os.environ.get("NO_COLOR")
 
 
 @contextmanager

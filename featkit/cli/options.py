@@ -5,8 +5,11 @@ Nothing heavy is imported here: ``featkit COMMAND --help`` must stay fast.
 
 from __future__ import annotations
 
+import inspect
+import logging
 import math
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -90,22 +93,166 @@ class Option(click.Option):
         return extra
 
 
-class Command(click.Command):
-    """A command with its options in groups in the help."""
+ADVANCED = frozenset(
+    {
+        # images
+        *("limit", "intensity_range", "augment", "views", "perturb", "train_perturb", "subset"),
+        # network and the loader of its images
+        *("pool", "resize", "crop", "layer", "precision", "frozen_precision"),
+        *("batch_size", "workers", "compile", "on_error", "jobs", "warm_up"),
+        # training
+        *(
+            "alpha",
+            "beta",
+            "distance",
+            "temperature",
+            "teacher_head",
+            "alone",
+            "mixup",
+            "cutmix",
+            "ema",
+            "clip",
+            "smoothing",
+            "norm",
+            "warmup",
+        ),
+        *("layer_decay", "weight_decay", "optimiser", "patience", "val", "unfreeze"),
+        # pruning and quantization
+        *("reconstruct", "calibrate", "keep_worst", "bias_correct", "weight_bits"),
+    }
+)
+"""Options that most users never need: explained by --help-all."""
 
-    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Write one section of the help for each group of options."""
+_MOST_LINES = 58
+"""Longest help, unless --help-all was given."""
+
+
+class Command(click.Command):
+    """A command with its options in groups in the help.
+
+    Every command has --quiet and --verbose. If the help is long, advanced options are only listed
+    in it; --help-all explains them.
+    """
+
+    def get_params(self, ctx: click.Context) -> list[click.Parameter]:
+        """Return the parameters of the command and the options that all commands have."""
+        common = [_help_all_option(), *_message_options()]
+        taken = {name for parameter in self.params for name in parameter.opts}
+        own = [option for option in common if not taken.intersection(option.opts)]
+        return [*super().get_params(ctx), *own]
+
+    def format_help(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the help, shortened step by step until it fits on a page or two of a terminal."""
+        levels = (0,) if ctx.meta.get(_ALL_OPTIONS) else _LEVELS
+        for level in levels:
+            page = ctx.make_formatter()
+            self._write_help(ctx, page, level)
+            if page.getvalue().count("\n") <= _MOST_LINES:
+                break
+        formatter.write(page.getvalue())
+
+    def _write_help(self, ctx: click.Context, page: click.HelpFormatter, level: int) -> None:
+        self.format_usage(ctx, page)
+        self.format_help_text(ctx, page)
+        listed = [each for each in self.get_params(ctx) if isinstance(each, click.Option)]
+        advanced = [each for each in listed if level and each.name in ADVANCED]
+        self._write_options(ctx, page, [each for each in listed if each not in advanced], level)
+        if advanced:
+            with page.section("Advanced, explained by --help-all"):
+                page.write_text(", ".join(each.opts[0] for each in advanced))
+        epilog = self.epilog or ""
+        if level > 1:  # the examples only, which come first
+            epilog = epilog.strip("\n").partition("\n\n")[0]
+            if level > _FEWER_EXAMPLES:
+                epilog = "\n".join(epilog.split("\n")[: _MOST_EXAMPLES + 2])
+        if epilog:
+            page.write_paragraph()
+            with page.indentation():
+                page.write_text(inspect.cleandoc(epilog))
+
+    def _write_options(
+        self,
+        ctx: click.Context,
+        page: click.HelpFormatter,
+        listed: Sequence[click.Option],
+        level: int,
+    ) -> None:
+        """Write one section for each group of options."""
         sections: dict[str, list[tuple[str, str]]] = {group: [] for group in GROUPS}
-        for parameter in self.get_params(ctx):
-            if isinstance(parameter, click.Argument):  # explained in the description
+        for each in listed:
+            record = each.get_help_record(ctx)
+            if record is None:
                 continue
-            record = parameter.get_help_record(ctx)
-            if record is not None:
-                sections[getattr(parameter, "group", "Help")].append(record)
+            names, text = record
+            if level >= _FIRST_CLAUSES and each.help:
+                text = text.replace(inspect.cleandoc(each.help), _first_clause(each.help))
+            sections[getattr(each, "group", "Help")].append((names, text))
         for group, records in sections.items():
             if records:
-                with formatter.section(group):
-                    formatter.write_dl(records)
+                with page.section(group):
+                    page.write_dl(records)
+
+
+_LEVELS = range(5)
+_FIRST_CLAUSES, _FEWER_EXAMPLES, _MOST_EXAMPLES = 3, 3, 3
+"""Steps of shortening a help: advanced options are listed only, notes after the examples are left
+out, options are explained by their first clause, and three examples are kept."""
+
+
+def _first_clause(text: str) -> str:
+    """Return the first clause of an explanation: up to a semicolon, a full stop or a bracket."""
+    clause = re.split(r"; |\. | \(|: ", inspect.cleandoc(text))[0]
+    return f"{clause.rstrip('.')}."
+
+
+_ALL_OPTIONS = "featkit.all_options"
+QUIET = "featkit.quiet"
+"""Key of ``click.Context.meta``: whether only results, warnings and errors are printed."""
+
+
+def _help_all_option() -> click.Option:
+    def show(ctx: click.Context, _parameter: click.Parameter, value: bool) -> None:
+        if value and not ctx.resilient_parsing:
+            ctx.meta[_ALL_OPTIONS] = True
+            click.echo(ctx.get_help())
+            ctx.exit()
+
+    return Option(
+        ["--help-all"],
+        group="Help",
+        is_flag=True,
+        is_eager=True,
+        expose_value=False,
+        callback=show,
+        help="Show this message with all options explained.",
+    )
+
+
+def _message_options() -> list[click.Option]:
+    def be_quiet(ctx: click.Context, _parameter: click.Parameter, value: bool) -> None:
+        if value:
+            ctx.meta[QUIET] = True
+            logging.getLogger("featkit").setLevel(logging.WARNING)
+
+    def be_verbose(ctx: click.Context, _parameter: click.Parameter, value: bool) -> None:
+        if value:
+            logging.getLogger("featkit").setLevel(logging.DEBUG)
+
+    shared: dict[str, Any] = {"group": "Help", "is_flag": True, "expose_value": False}
+    return [
+        Option(
+            ["--quiet", "-q"],
+            callback=be_quiet,
+            help="Print results, warnings and errors only.",
+            **shared,
+        ),
+        Option(
+            ["--verbose", "-v"],
+            callback=be_verbose,
+            help="Print the time of each message, and more of them.",
+            **shared,
+        ),
+    ]
 
 
 class UserPath(click.Path):

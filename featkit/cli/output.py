@@ -18,8 +18,15 @@ from featkit.errors import visible
 
 
 def note(text: str) -> None:
-    """Print a line about progress or a default to stderr."""
-    click.echo(visible(text), err=True)
+    """Print a line about progress or a default to stderr, unless --quiet was given."""
+    if not is_quiet():
+        click.echo(visible(text), err=True)
+
+
+def is_quiet() -> bool:
+    """Return whether the command was called with --quiet."""
+    context = click.get_current_context(silent=True)
+    return bool(context and context.meta.get("featkit.quiet"))
 
 
 def print_line(value: object) -> None:
@@ -84,4 +91,4 @@ def print_json(value: Any) -> None:
 
 def interactive() -> bool:
     """Return whether stderr is a terminal, on which progress bars make sense."""
-    return sys.stderr.isatty()
+    return sys.stderr.isatty() and not is_quiet()

@@ -17,6 +17,7 @@ from featkit.cli.options import (
     option,
     out_option,
     size_options,
+    weights_option,
 )
 from featkit.cli.output import between, interactive, print_json, print_text, size, table
 from featkit.errors import visible
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 EPILOG = """\b
 Examples:
   featkit profile resnet18 resnet50
+  featkit profile resnet18 resnet50 --weights random
   featkit profile resnet18@torch resnet18 resnet18@bf16 resnet18@int8 --data photos
   featkit profile resnet18 experiments/runs/prune/resnet18-0123456789ab --data photos --head svm
 
@@ -44,6 +46,7 @@ weights reduce neither MACs nor latency. `to first`: difference in accuracy from
 @command(epilog=EPILOG)
 @click.argument("backbones", nargs=-1, required=True, metavar="BACKBONE[@PRECISION]...")
 @data_options_with_default("no images")
+@weights_option
 @size_options
 @option(
     "--head",

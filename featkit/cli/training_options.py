@@ -23,19 +23,23 @@ from featkit.training.config import Option as TrainingOption
 
 
 class BalanceChoice(click.Choice[str]):
-    """The corrections of a training, with ``logit_adjust`` as an alias of ``logit-adjust``."""
+    """The corrections of a training; ``logit_adjust`` and ``oversample`` are other names."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
         """Return the correction's name with hyphens."""
-        return super().convert(str(value).replace("_", "-"), param, ctx)
+        name = str(value).replace("_", "-")
+        return super().convert("resample" if name == "oversample" else name, param, ctx)
 
 
 def _config_option(each: Field[Any]) -> Decorator:
     """Return the option that fills a field of ``TrainingConfig``; None if it is not given."""
     setting: TrainingOption = each.metadata["option"]
     default = each.default
+    names = [f"--{each.name.replace('_', '-')}", each.name]
+    if each.name == "optimiser":
+        names.insert(1, "--optimizer")
     return option(
-        f"--{each.name.replace('_', '-')}",
+        *names,
         group=setting.group,
         type=_value_type(each, setting),
         metavar=setting.metavar or None,

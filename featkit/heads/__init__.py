@@ -62,10 +62,10 @@ CORRECTIONS: Registry[Callable[..., Any]] = Registry(
 ``featkit.heads.corrections.Correction``, with an entry point in the group
 ``featkit.corrections``."""
 
-CORRECTION_ALIASES = {"crt": "class_aware"}
-"""Other names of corrections. Classifier re-training (cRT) fixes the features and trains the
-classifier again on class-balanced samples; the features of a head are always fixed, and so it is
-class-aware sampling."""
+CORRECTION_ALIASES = {"crt": "class_aware", "resample": "oversample"}
+"""Other names of corrections. "Re-sampling" is what papers call oversampling. Classifier
+re-training (cRT) fixes the features and trains the classifier again on class-balanced samples; the
+features of a head are always fixed, and so it is class-aware sampling."""
 
 
 @dataclass(frozen=True)

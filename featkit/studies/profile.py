@@ -12,7 +12,7 @@ from typing import Any
 
 from featkit.backbones.base import Backbone
 from featkit.backbones.devices import INT8, PRECISIONS
-from featkit.backbones.saved import NETWORK_FILE, is_int8, read_int8_description
+from featkit.backbones.saved import NETWORK_FILE, is_int8, is_path, read_int8_description
 from featkit.compression.profile import (
     BATCH,
     NetworkSize,
@@ -205,7 +205,7 @@ def _names(networks: Sequence[NetworkSpec]) -> list[str]:
 
 
 def _with_image_size(networks: Sequence[NetworkSpec], config: ProfileConfig) -> list[NetworkSpec]:
-    """Return the networks with the image size of the configuration, if it has one.
+    """Return the networks with the image size and the weights of the configuration, if it has any.
 
     Raises:
         SpecError: if a network is named twice.
@@ -213,7 +213,13 @@ def _with_image_size(networks: Sequence[NetworkSpec], config: ProfileConfig) -> 
     if len({each.spec for each in networks}) < len(networks):
         raise SpecError(f"a network is given twice: {', '.join(each.spec for each in networks)}")
     size = {name: config.given[name] for name in ("resize", "crop") if name in config.given}
-    return [replace(each, request=replace(each.request, **size)) for each in networks]
+    sized = []
+    for each in networks:
+        own = dict(size)
+        if "weights" in config.given and not is_path(each.request.backbone):
+            own["weights"] = config.given["weights"]
+        sized.append(replace(each, request=replace(each.request, **own)))
+    return sized
 
 
 def _add_accuracy(
@@ -232,7 +238,8 @@ def evaluate_network(network: NetworkSpec, config: ProfileConfig, compute: Compu
     values = network.request.to_dict()
     own = {name: values[name] for name in _NETWORK_FIELDS}
     precision = "fp32" if network.precision == "torch" else network.precision
-    features = load_features({**own, **config.given, "precision": precision}, config.cache, compute)
+    images = {name: value for name, value in config.given.items() if name not in own}
+    features = load_features({**images, **own, "precision": precision}, config.cache, compute)
     return fit_run(features, config.head, seed=features.request.seed)
 
 

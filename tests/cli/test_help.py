@@ -10,6 +10,7 @@ from click.testing import CliRunner
 
 from featkit.cli import main
 from featkit.cli.main import COMMANDS, SECTIONS
+from featkit.cli.messages import has_colour
 from featkit.cli.options import GROUPS
 
 
@@ -40,6 +41,47 @@ def test_options_are_listed_in_groups_with_a_default_in_one_form(name):
     assert "Options:" not in text
     assert "[default: (" not in text
     assert "x>=" not in text
+
+
+@pytest.mark.parametrize("name", ["", *COMMANDS])
+def test_every_help_fits_on_60_lines_of_100_columns(name):
+    lines = help_of(*[name] if name else []).splitlines()
+    assert len(lines) < 60
+    assert max(map(len, lines)) <= 101  # of an example, which is not wrapped
+
+
+def test_help_all_explains_what_the_help_only_lists():
+    short = help_of("fit")
+    done = CliRunner().invoke(main, ["fit", "--help-all"], terminal_width=100)
+    assert done.exit_code == 0
+    names = short.partition("Advanced, explained by --help-all:")[2].partition("Examples")[0]
+    for name in ("--batch-size", "--limit", "--crop"):
+        assert name in names
+        assert f"\n  {name} " in done.output
+        assert f"\n  {name} " not in short
+    assert "Advanced" not in done.output
+
+
+def test_quiet_leaves_results_warnings_and_errors(photos, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    command = ["fit", "--data", str(photos), "--weights", "random", "--resize", "32"]
+    command += ["--head", "prototypical"]
+    loud = CliRunner().invoke(main, command)
+    quiet = CliRunner().invoke(main, [*command, "--quiet"])
+    assert "run: experiments" in loud.stderr
+    assert all(line.startswith("warning: ") for line in quiet.stderr.splitlines())
+    assert quiet.stdout.splitlines()[:2] == loud.stdout.splitlines()[:2]
+    verbose = CliRunner().invoke(main, [*command, "-v"])
+    assert re.search(r"^\[\d+\.\d s\] run: ", verbose.stderr, re.MULTILINE)
+
+
+def test_messages_have_colour_on_terminals_only_and_not_with_no_color(monkeypatch):
+    assert not has_colour()
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    assert has_colour()
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert not has_colour()
 
 
 @pytest.mark.parametrize("name", COMMANDS)

@@ -76,17 +76,18 @@ def test_predict_says_what_to_give_in_place_of_a_run(photos, runs):
     for name in ("head.skops", "card.json", "confusion.png"):
         message = error("predict", run / name, image)
         assert message == f"{run / name} is a file of a run: give the directory, {run}"
-    assert str(run) in error("predict", run.name, image)
-    assert str(run) in error("predict", run.name[:6], image)
+    assert "red" in call("predict", run.name, image).stdout
+    assert "red" in call("predict", run.name[:6], image).stdout
     assert "a folder of runs: give one, such as" in error("predict", run.parent, image)
     assert "a folder of runs: give one, such as" in error("predict", "experiments/runs", image)
-    assert "there is no run at nowhere" in error("predict", "nowhere", image)
+    assert "there is no run nowhere: " in error("predict", "nowhere", image)
+    assert "there is no run at nowhere" in error("predict", "./nowhere", image)
     assert "card.json is missing" in error("predict", photos, image)
 
 
 def test_a_name_with_a_pattern_matches_no_run(runs):
     for name in ("*", "[0-9a-f]*", "?"):
-        assert "there is no run at" in error("predict", name, "x.png")
+        assert "there is no run " in error("predict", name, "x.png")
 
 
 # fit ----------------------------------------------------------------------------------------------
@@ -142,7 +143,7 @@ def test_compare_leaves_out_other_folders_and_says_so(photos, runs):
     assert done.stderr == f"left out, not runs: {', '.join(map(str, others))}\n"
     assert done.stdout == call("compare", *runs).stdout
     assert "is not a run directory" in error("compare", runs[0], others[0])
-    assert "there is no run at nowhere" in error("compare", *runs, "nowhere")
+    assert "there is no run nowhere: " in error("compare", *runs, "nowhere")
     (runs[1] / "card.json").unlink()
     (runs[1] / "results.json").unlink()
     assert "results.json is missing" in error("compare", *runs)
