@@ -546,7 +546,7 @@ name_option = option(
     "--name",
     group="Output",
     metavar="TEXT",
-    help="Name for tables and figures.",
+    help="Name for commands, tables and figures (see `featkit runs`).",
     show_default="composed, such as 'linear on ResNet-18'",
 )
 json_option = option("--json", "as_json", group="Output", is_flag=True, help="Print JSON.")

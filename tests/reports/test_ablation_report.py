@@ -108,7 +108,11 @@ def test_significant_and_other_differences_are_listed_apart() -> None:
 def test_the_classifier_is_selected_on_validation() -> None:
     """Even if another one is better on test."""
     (chosen,) = analyze_grid("a", AXES, cells()).selections
-    assert (chosen.choice, chosen.of, chosen.test.seeds) == ("backbone ResNet-18, head linear", 4, 2)
+    assert (chosen.choice, chosen.of, chosen.test.seeds) == (
+        "backbone ResNet-18, head linear",
+        4,
+        2,
+    )
     assert sum(effect.difference < 0 and effect.significant for effect in chosen.versus) == 2
     without = [*cells()[1:], cell(dict(cells()[0].values), 0.7, val=None)]
     assert analyze_grid("a", AXES, without).selections == ()
