@@ -738,6 +738,7 @@ class TrainResult:
     overwrite=FLAG,
     backbone=PATH,
     weights=PATH,
+    resize=SIZE,
     split=text("70/15/15"),
     seed=SEED,
     bundle=FLAG,
@@ -752,6 +753,7 @@ def train(
     overwrite: bool = False,
     backbone: PathLike | None = None,
     weights: str | None = None,
+    resize: str | int | None = None,
     split: str | None = None,
     seed: int = 0,
     bundle: bool = False,
@@ -778,6 +780,7 @@ def train(
         overwrite: whether a run with this name is replaced.
         backbone: the only network that is tried; None for ResNet-18, then ResNet-50.
         weights: of the network, as for ``extract``.
+        resize: size of the images, as for ``extract``.
         bundle: whether the weights of the network are put into the run, see ``bundle``.
         split, seed, cache, device, batch_size, workers, compile, on_error, progress: as for
             ``extract``.

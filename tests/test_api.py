@@ -87,7 +87,7 @@ SIGNATURES = {
     "bundle": "run",
     "suggest": f"run images n seed cache out {COMPUTE}",
     "neighbours": f"run images k cache out {COMPUTE}",
-    "train": f"photos minutes name overwrite backbone weights split seed bundle cache out {COMPUTE}",
+    "train": f"photos minutes name overwrite backbone weights resize split seed bundle cache out {COMPUTE}",
     "publication_table": "result format baseline",
     "report": f"run out projection heat_maps seed cache {COMPUTE}",
     "plot": f"kind target images out label colour method thumbnails count seed dpi weights cache {COMPUTE}",

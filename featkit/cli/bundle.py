@@ -12,7 +12,7 @@ from featkit.cli.output import note, print_line, size
 EPILOG = """\b
 Examples:
   featkit bundle latest
-  featkit bundle flowers-v1 && cp -r "$(featkit runs show flowers-v1 --path)" /media/usb/flowers
+  cp -r "$(featkit bundle flowers-v1)" /media/usb/flowers
   featkit predict /media/usb/flowers new.jpg
 """
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 EPILOG = """\b
 Examples:
-  featkit compare experiments/runs/photos/0123456789ab experiments/runs/photos/ba9876543210
+  featkit compare flowers-v1 flowers-v2
   featkit compare experiments/runs/photos/*/ --json
   featkit compare experiments/runs/photos/*/ --latex comparison.tex
   featkit compare experiments/runs/photos/*/ --markdown -

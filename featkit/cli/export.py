@@ -12,9 +12,9 @@ from featkit.cli.output import interactive, note, print_line
 
 EPILOG = """\b
 Examples:
-  featkit export experiments/runs/photos/0123456789ab
-  featkit export experiments/runs/photos/0123456789ab --out model.onnx --check 1000
-  featkit export experiments/runs/photos/0123456789ab --format torch
+  featkit export latest
+  featkit export latest --out model.onnx --check 1000
+  featkit export latest --format torch
   featkit predict model.onnx new.jpg
 
 \b

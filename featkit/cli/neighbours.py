@@ -20,9 +20,9 @@ from featkit.cli.output import interactive, print_json, print_text, table
 
 EPILOG = """\b
 Examples:
-  featkit neighbours experiments/runs/photos/0123456789ab new.jpg
-  featkit neighbours experiments/runs/photos/0123456789ab new.jpg --k 5 --out similar.png
-  featkit neighbours experiments/runs/photos/0123456789ab holiday --out similar.csv
+  featkit neighbours latest new.jpg
+  featkit neighbours latest new.jpg --k 5 --out similar.png
+  featkit neighbours latest holiday --out similar.csv
 """
 
 

@@ -31,7 +31,7 @@ Examples:
   featkit quantize resnet50 --data photos --keep-fp32 conv1 --keep-worst 2
   featkit quantize resnet50 --data photos --bias-correct
   featkit quantize experiments/runs/prune/resnet18-pruned-1a2b3c4d --data photos
-  featkit quantize experiments/runs/photos/0123456789ab
+  featkit quantize latest
 
 \b
 Use the int8 network as a backbone (on CPUs):

@@ -12,8 +12,8 @@ from featkit.cli.output import interactive, print_line
 
 EPILOG = """\b
 Examples:
-  featkit report experiments/runs/photos/0123456789ab
-  featkit report experiments/runs/photos/0123456789ab --projection umap --out report.html
+  featkit report latest
+  featkit report latest --projection umap --out report.html
 """
 
 

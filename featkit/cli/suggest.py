@@ -25,9 +25,9 @@ if TYPE_CHECKING:
 
 EPILOG = """\b
 Examples:
-  featkit suggest experiments/runs/photos/0123456789ab unlabelled
-  featkit suggest experiments/runs/photos/0123456789ab unlabelled --n 50 --out .
-  featkit suggest experiments/runs/photos/0123456789ab unlabelled --on-error skip --json
+  featkit suggest latest unlabelled
+  featkit suggest latest unlabelled --n 50 --out .
+  featkit suggest latest unlabelled --on-error skip --json
 
 \b
 Among the images with the smallest margin between the two most probable classes (Settles 2009), one

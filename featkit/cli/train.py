@@ -18,6 +18,7 @@ from featkit.cli.options import (
     json_option,
     option,
     out_option,
+    resize_option,
     seed_option,
     split_option,
     weights_option,
@@ -54,6 +55,7 @@ without train, val and test folders above them, or any other source that --data 
 @seed_option
 @backbone_option
 @weights_option
+@resize_option
 @cache_option
 @out_option
 @option(

@@ -188,6 +188,8 @@ def find_network(spec: str) -> str:
     """
     if is_path(spec):
         return spec
+    if spec == LATEST:
+        return str(find_run(spec))
     for entry in list_runs():
         if spec in (entry.name, entry.run):
             return str(entry.path)
