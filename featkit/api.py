@@ -3224,7 +3224,7 @@ def _learning_curve_plot(target: PathLike | Run | SavedRun, options: Mapping[str
     from featkit.runs.card import is_run
     from featkit.studies.fewshot import read_learning_curve
 
-    if isinstance(target, str | Path) and not is_run(Path(target)):
+    if isinstance(target, str | Path) and Path(target).is_dir() and not is_run(Path(target)):
         directory = Path(target)
         scores, data = read_learning_curve(directory), directory.resolve().parent.name
     else:
