@@ -231,6 +231,8 @@ def chart_options(columns: dict[str, list[Any]]) -> dict[str, Any]:
             "left": 0,
             "top": 0,
             "itemSize": 22,
+            "itemGap": 12,
+            "padding": 4,
             "feature": {"brush": {"type": ["rect", "polygon", "clear"]}},
         },
         "brush": {
