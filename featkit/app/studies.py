@@ -14,8 +14,9 @@ import numpy as np
 from featkit.errors import DataError
 from featkit.plots.files import png_bytes
 from featkit.plots.heatmap import plot_heatmap
-from featkit.plots.pareto import ParetoPoint, plot_pareto
+from featkit.reports.pictures import pareto_plot
 from featkit.storage import read_file, read_text
+from featkit.studies.profile import read_profile
 
 MAX_ROWS = 20_000
 _MAX_BYTES = 2**26
@@ -167,16 +168,13 @@ def _interval_text(row: Mapping[str, Any], ends: tuple[str, str], scale: int) ->
     return f"{scale * low:.{digits}f} to {scale * high:.{digits}f}"
 
 
-def pareto_png(table: ResultTable, title: str) -> bytes | None:
-    """Draw accuracy over latency, if the table has both; else return None."""
-    points = []
-    for row in table.rows:
-        ends = table.intervals.get("top1")
-        values = [row.get("median_ms"), row.get("top1"), *(row.get(end) for end in ends or ())]
-        if len(values) == 4 and all(isinstance(value, float) for value in values):
-            latency, accuracy, low, high = values
-            points.append(ParetoPoint(str(row.get("spec", "")), latency, accuracy, (low, high)))
-    return png_bytes(plot_pareto(points, title=title)) if len(points) > 1 else None
+def pareto_png(path: Path) -> bytes | None:
+    """Draw accuracy over latency of a CSV file of ``featkit profile``; None for other files."""
+    try:
+        networks = read_profile(path)
+    except DataError:
+        return None
+    return png_bytes(pareto_plot(networks).figure)
 
 
 def heat_map_png(table: ResultTable, title: str) -> bytes | None:
@@ -187,19 +185,20 @@ def heat_map_png(table: ResultTable, title: str) -> bytes | None:
     low, high = table.intervals["top1"]
     cells: dict[tuple[str, str], tuple[float, float, float]] = {}
     for row in table.rows:
-        key = (" ".join(Path(str(row[axis])).name for axis in axes), str(row["head"]))
+        names = [Path(str(row[axis])).name for axis in axes]
+        key = (" ".join(names), str(row["head"]))
         values = (row["top1"], row[low], row[high])
         if key in cells or not all(isinstance(value, float) for value in values):
             return None
         cells[key] = values
-    rows = list(dict.fromkeys(row for row, _ in cells))
-    columns = list(dict.fromkeys(column for _, column in cells))
-    means = np.full((len(rows), len(columns)), np.nan)
+    across = list(dict.fromkeys(head for _, head in cells))
+    down = list(dict.fromkeys(name for name, _ in cells))
+    means = np.full((len(down), len(across)), np.nan)
     ends = np.full((*means.shape, 2), np.nan)
-    for (row, column), (value, bottom, top) in cells.items():
-        place = rows.index(row), columns.index(column)
+    for (name, head), (value, bottom, top) in cells.items():
+        place = down.index(name), across.index(head)
         means[place], ends[place] = value, (bottom, top)
-    figure = plot_heatmap(means, rows, columns, title=title, label="top-1 accuracy", intervals=ends)
+    figure = plot_heatmap(means, down, across, title=title, label="top-1 accuracy", intervals=ends)
     return png_bytes(figure)
 
 

@@ -53,9 +53,10 @@ def test_columns_with_one_value_are_left_out():
 
 
 def test_networks_with_latency_have_a_pareto_plot():
-    table = read_table(EXPERIMENTS / "compression" / "resnet18.csv")
-    assert pareto_png(table, "networks").startswith(PNG)
-    assert heat_map_png(table, "networks") is None
+    path = EXPERIMENTS / "compression" / "resnet18.csv"
+    assert pareto_png(path).startswith(PNG)
+    assert heat_map_png(read_table(path), "networks") is None
+    assert pareto_png(EXPERIMENTS / "main_job" / "results.csv") is None
 
 
 def test_one_row_per_network_and_head_has_a_heat_map(tmp_path):

@@ -91,7 +91,7 @@ def _figures(study: Study) -> None:
         with errors_shown():
             table = read_table(path)
             title = f"{study.name}, {path.name}"
-            drawn = None if path.stem in names else pareto_png(table, title)
+            drawn = None if path.stem in names else pareto_png(path)
             if drawn is None and "heatmap" not in names:
                 drawn = heat_map_png(table, title)
             if drawn is not None:
