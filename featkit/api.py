@@ -803,6 +803,7 @@ def train(
     from featkit.runs.directory import save_run
     from featkit.runs.registry import check_name_is_free, free_name
     from featkit.studies.train import (
+        FIRST_NETWORK,
         Clock,
         ExtractionTimer,
         SecondNetwork,
@@ -818,7 +819,7 @@ def train(
     timer = ExtractionTimer(clock, log.info)
     compute = replace(_compute(options), on_batch=timer)
     given = {**_request_options(options), "data": str(photos)}
-    first = {**given, "backbone": given["backbone"] or "resnet18"}
+    first = {**given, "backbone": given["backbone"] or FIRST_NETWORK}
     features, problems = read_photos(first, Path(cache), compute, log.info)
     clock.reserve = finishing_seconds(features, timer.seconds_per_image)
     second = SecondNetwork(given, Path(cache), compute, clock, log.info, timer.seconds_per_image)

@@ -7,7 +7,7 @@ import os
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import click
 
@@ -37,7 +37,18 @@ class EchoHandler(logging.Handler):
             prefix = click.style("warning: ", fg="yellow") if has_colour() else "warning: "
         elif logging.getLogger("featkit").level == logging.DEBUG:
             prefix = f"[{time.monotonic() - self._start:.1f} s] "
-        click.echo(f"{prefix}{visible(record.getMessage())}", err=True)
+        with _beside_progress_bars():
+            click.echo(f"{prefix}{visible(record.getMessage())}", err=True)
+
+
+def _beside_progress_bars() -> AbstractContextManager[object]:
+    """Return a context in which progress bars are off the terminal, and drawn again after it."""
+    if "tqdm" not in sys.modules or not sys.stderr.isatty():
+        return nullcontext()
+    from tqdm import tqdm
+
+    bars: AbstractContextManager[object] = tqdm.external_write_mode(file=sys.stderr)
+    return bars
 
 
 def has_colour() -> bool:

@@ -155,15 +155,17 @@ class Command(click.Command):
         self.format_usage(ctx, page)
         self.format_help_text(ctx, page)
         listed = [each for each in self.get_params(ctx) if isinstance(each, click.Option)]
-        advanced = [each for each in listed if level and each.name in ADVANCED]
+        hidden = ADVANCED | _MESSAGE_OPTIONS if level == _LEVELS[-1] else ADVANCED
+        advanced = [each for each in listed if level and each.name in hidden]
         self._write_options(ctx, page, [each for each in listed if each not in advanced], level)
         if advanced:
             with page.section("Advanced, explained by --help-all"):
                 page.write_text(", ".join(each.opts[0] for each in advanced))
         epilog = self.epilog or ""
-        if level > 1:  # the examples only, which come first
-            epilog = epilog.strip("\n").partition("\n\n")[0]
-            if level > _FEWER_EXAMPLES:
+        if level > 1:  # the examples only
+            parts = inspect.cleandoc(epilog).split("\n\n")
+            epilog = next((part for part in parts if "Examples:" in part), parts[0])
+            if level == _LEVELS[-1]:
                 epilog = "\n".join(epilog.split("\n")[: _MOST_EXAMPLES + 2])
         if epilog:
             page.write_paragraph()
@@ -194,9 +196,12 @@ class Command(click.Command):
 
 
 _LEVELS = range(5)
-_FIRST_CLAUSES, _FEWER_EXAMPLES, _MOST_EXAMPLES = 3, 3, 3
-"""Steps of shortening a help: advanced options are listed only, notes after the examples are left
-out, options are explained by their first clause, and three examples are kept."""
+"""Steps of shortening a help, each with those before it: everything; advanced options are listed
+only; notes beside the examples are left out; options are explained by their first clause; three
+examples are kept, and the options for messages are listed only."""
+
+_FIRST_CLAUSES, _MOST_EXAMPLES = 3, 3
+_MESSAGE_OPTIONS = frozenset({"quiet", "verbose"})
 
 
 def _first_clause(text: str) -> str:
@@ -546,8 +551,8 @@ name_option = option(
     "--name",
     group="Output",
     metavar="TEXT",
-    help="Name for commands, tables and figures (see `featkit runs`).",
-    show_default="composed, such as 'linear on ResNet-18'",
+    help="Name for commands, tables and figures.",
+    show_default="head and network",
 )
 json_option = option("--json", "as_json", group="Output", is_flag=True, help="Print JSON.")
 

@@ -33,8 +33,8 @@ from featkit.runs.splits import make_splits, train_counts
 HEADS = ("prototypical", "knn", "linear", "svm", "mlp")
 """Heads that are tried, the fastest first."""
 
-SECOND_NETWORK = {"resnet18": "resnet50"}
-"""Network that is tried after another one if there is time for it."""
+FIRST_NETWORK, SECOND_NETWORK = "resnet18", "resnet50"
+"""Network that is tried, and the one that is tried after it if there is time."""
 
 _RELATIVE_COST = 2.6
 """Time of ResNet-50 for an image in that of ResNet-18: 4.1 to 1.8 GFLOPs, and more memory."""
@@ -443,9 +443,9 @@ class SecondNetwork:
 
     def __call__(self, selection: Selection) -> FeatureSet | str:
         """Return the features of the second network, or the reason why it is not tried."""
-        name = SECOND_NETWORK.get(str(self.given.get("backbone") or "resnet18"))
-        if name is None or self.given.get("weights") not in (None, "imagenet"):
+        if any(self.given.get(option) for option in ("backbone", "weights")):
             return "a network or weights were given"
+        name = SECOND_NETWORK
         try:
             if search_weights(name, "IMAGENET1K_V1") is None:
                 return f"the weights of {name} are not on this machine"
