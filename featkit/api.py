@@ -2121,6 +2121,9 @@ def profile(
         head=head, given=given, cache=Path(cache), repeats=repeats, warm_up=warm_up
     )
     networks = [study.parse_network(spec) for spec in specs]
+    busy = study.busy_warning()
+    if busy:
+        log.warning(busy)
     profiles = study.profile(networks, config, _compute(options))
     text = study.profiles_to_json(profiles, config)
     result = ProfileResult(
@@ -2485,7 +2488,9 @@ def _distill_runs(options: Mapping[str, Any]) -> dict[str, Path]:
     if options["alone"]:
         # Trained first, without a weight on the teacher.
         students = {"alone": DistillationConfig(alpha=0), **students}
-    teacher = make_teacher(str(options["teacher"]), options["teacher_head"], config, compute, out)
+    teacher = make_teacher(
+        _network(str(options["teacher"])), options["teacher_head"], config, compute, out
+    )
     log.info("teacher: %s", teacher.path)
     runs = {"teacher": teacher.path}
     with _process_group(compute) as group:

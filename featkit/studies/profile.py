@@ -204,6 +204,23 @@ def _names(networks: Sequence[NetworkSpec]) -> list[str]:
     return distinct_names(names, details)
 
 
+_BUSY = 0.3
+_WATCHED_SECONDS = 0.5
+
+
+def busy_warning() -> str:
+    """Return a warning if other programs use the processor, an empty text if they do not."""
+    import psutil
+
+    share = psutil.cpu_percent(interval=_WATCHED_SECONDS) / 100
+    if share < _BUSY:
+        return ""
+    return (
+        f"other programs use {100 * share:.0f}% of the processor: the measured times are too "
+        "long; repeat when it is idle"
+    )
+
+
 def _with_image_size(networks: Sequence[NetworkSpec], config: ProfileConfig) -> list[NetworkSpec]:
     """Return the networks with the image size and the weights of the configuration, if it has any.
 
