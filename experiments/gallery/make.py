@@ -72,7 +72,7 @@ def main() -> None:
         "eurosat": lambda: featkit.finetune(
             EUROSAT,
             resize="64",
-            crop="none",
+            crop="64",
             limit="train=1000,test=300",
             epochs=12,
             cache=options.cache,

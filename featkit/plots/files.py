@@ -64,12 +64,21 @@ def figure_bytes(figure: Figure, path: Path, *, dpi: int = 150, crop: bool = Tru
 
 
 def _full_width(figure: Figure) -> Bbox:
-    """Return the box of the figure in inches, as wide as it is and as high as its content."""
-    # Each drawing carries out the layout; an image of fixed proportions has its place after two.
+    """Return a box in inches that is as wide as the figure, and as high as its content.
+
+    The layout of the figure is fixed from then on.
+    """
+    # Each drawing carries out the layout. Axes of fixed proportions have their place after two;
+    # further ones would move what stands beside them.
     for _ in range(2):
         figure.draw_without_rendering()
+    figure.set_layout_engine("none")
     content = figure.get_tightbbox()
-    return Bbox([(0.0, content.y0 - _MARGIN), (float(figure.get_figwidth()), content.y1 + _MARGIN)])
+    width = float(figure.get_figwidth())
+    left = min(0.0, float(content.x0) - _MARGIN)
+    if content.x1 > left + width:
+        left = float(content.x1) + _MARGIN - width
+    return Bbox([(left, content.y0 - _MARGIN), (left + width, content.y1 + _MARGIN)])
 
 
 def check_format(path: Path) -> None:

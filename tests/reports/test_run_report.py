@@ -286,6 +286,11 @@ def test_a_head_without_probabilities_has_a_page_without_calibration(inspection)
         reliability_plot(report, title="")
 
 
+def test_the_name_of_a_run_is_in_its_title(inspection):
+    named = replace(inspection, run=replace(inspection.run, name="best <b>head</b>"))
+    assert "<h1>best &lt;b&gt;head&lt;/b&gt;: photos" in run_report(named)
+
+
 def test_two_classes_with_one_missing_in_test_have_a_page(inspection):
     report = evaluate(np.array([[0.9, 0.1], [0.2, 0.8]]), [0, 0], ["seen", "unseen"])
     text = run_report(with_report(inspection, report))
