@@ -31,6 +31,8 @@ from featkit.storage import csv_text, write_file
 ERRORS = (("random", 0.05), ("random", 0.1), ("similar", 0.1))
 """Kinds of planted errors, and the fraction of the training labels that is changed."""
 SEEDS = (0, 1, 2)
+MOST_TRAIN = {"caltech101": 20}
+"""Train images of each class that are used, so that all cells take minutes; others use all."""
 VERSIONS = ("after", "before", "no errors")
 PAIRS = (("after", "before"), ("no errors", "after"))
 NETWORK = "resnet18"
@@ -70,6 +72,18 @@ def plant_errors(images: ImageSet, x: NDArray[np.float32], cell: Cell) -> Labels
     np.fill_diagonal(similarity, -np.inf)
     labels[rows] = similarity.argmax(axis=1)[labels[rows]]
     return labels
+
+
+def used_rows(images: ImageSet, most: int | None) -> Labels:
+    """Return the rows of the test images and of at most ``most`` train images of each class."""
+    if most is None:
+        return np.arange(len(images))
+    rng = np.random.default_rng(0)
+    rows = [np.flatnonzero(images.splits != "train")]
+    train = images.rows("train")
+    for label in range(len(images.classes)):
+        rows.append(rng.permutation(train[images.labels[train] == label])[:most])
+    return np.sort(np.concatenate(rows))
 
 
 def write_list(path: Path, images: ImageSet, labels: Labels) -> None:
@@ -216,6 +230,8 @@ def main() -> None:
         images = api.load_images(folder)
         if embeddings.ids != images.ids:
             raise DataError(f"{folder} was changed while its features were extracted")
+        rows = used_rows(images, MOST_TRAIN.get(name))
+        images, x = images.take(rows), embeddings.x[rows]
         write_list(work / f"{name}.csv", images, images.labels)
         if not (work / f"{name}-true.json").exists():
             reference = fit(work / f"{name}.csv", arguments.cache)
@@ -223,7 +239,7 @@ def main() -> None:
         for kind, fraction in ERRORS:
             for seed in SEEDS:
                 cell = Cell(name, kind, fraction, seed)
-                measure(cell, images, embeddings.x, work, arguments.cache)
+                measure(cell, images, x, work, arguments.cache)
     write_file(HERE / "results.csv", csv_text(summarize(arguments.data, work)))
 
 
