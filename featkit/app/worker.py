@@ -64,18 +64,12 @@ class _Reporter(logging.Handler):
             if text not in self.state.messages:
                 self.update(messages=messages)
 
-    @contextlib.contextmanager
-    def watching(self) -> Iterator[None]:
-        """Look at the progress bars until the block ends."""
-        thread = threading.Thread(target=self._watch, daemon=True)
-        thread.start()
-        try:
-            yield
-        finally:
-            self._ended.set()
-            thread.join()
+    def end(self) -> None:
+        """End ``watch``."""
+        self._ended.set()
 
-    def _watch(self) -> None:
+    def watch(self) -> None:
+        """Look at the progress bars until ``end`` is called."""
         while not self._ended.wait(_INTERVAL):
             # tqdm has no public list of its bars; an empty one only hides the progress.
             bars = sorted(getattr(tqdm, "_instances", ()), key=lambda bar: bar.pos)
@@ -88,6 +82,23 @@ class _Reporter(logging.Handler):
                     rate = done / facts["elapsed"]
                 left = (total - done) / rate if total and rate else None
                 self.update(done=int(done), total=int(total), seconds_left=left)
+
+
+@contextlib.contextmanager
+def _reported(reporter: _Reporter) -> Iterator[None]:
+    """Report warnings and progress until the block ends, which SIGTERM interrupts like Ctrl-C."""
+    logger = logging.getLogger("featkit")
+    thread = threading.Thread(target=reporter.watch, daemon=True)
+    before = signal.signal(signal.SIGTERM, _interrupt)
+    logger.addHandler(reporter)
+    thread.start()
+    try:
+        yield
+    finally:
+        reporter.end()
+        thread.join()
+        logger.removeHandler(reporter)
+        signal.signal(signal.SIGTERM, before)
 
 
 def train(settings: AppSettings, request: TrainingRequest, report: _Reporter) -> None:
@@ -144,18 +155,13 @@ def main(folder: Path) -> int:
     with locked(folder / LOCK_FILE, on_wait=lambda owner: None):
         if read_job(folder).state.status == FINISHED:  # by another process, which was waited for
             return 0
-        reporter = _Reporter(folder)
-        logger = logging.getLogger("featkit")
-        logger.setLevel(logging.INFO)
-        logger.addHandler(reporter)
-        signal.signal(signal.SIGTERM, _interrupt)
-        return _run(folder, reporter)
+        return _run(folder, _Reporter(folder))
 
 
 def _run(folder: Path, reporter: _Reporter) -> int:
     try:
         reporter.update(process=os.getpid())
-        with reporter.watching():
+        with _reported(reporter):
             train(current_settings(), read_job(folder).request, reporter)
     except KeyboardInterrupt:
         reporter.update(status=STOPPED, step="", error="")

@@ -16,6 +16,7 @@ from featkit.app.settings import (
     AppSettings,
     available_runs,
     named_data,
+    resolve_data,
 )
 from featkit.app.shared import errors_shown, load_data, load_run_model, page
 from featkit.app.uploads import GivenImage, data_set_images, uploaded_image
@@ -109,7 +110,7 @@ def _from_data_set(settings: AppSettings) -> list[GivenImage]:
     count = middle.number_input("Images", 1, 50, 6, key="try_count")
     if right.button("Other images", key="try_other", width="stretch"):
         st.session_state["try_seed"] = st.session_state.get("try_seed", 0) + 1
-    images = load_data(spec)
+    images = load_data(resolve_data(settings, spec))
     rows = images.rows("test") if len(images.rows("test")) else np.arange(len(images))
     generator = np.random.default_rng(st.session_state.get("try_seed", 0))
     chosen = generator.choice(rows, min(int(count), len(rows)), replace=False)
