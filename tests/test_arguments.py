@@ -24,6 +24,7 @@ REQUIRED = {
     "classes": ["a", "b"],
     "files": "new.jpg",
     "kind": "confusion",
+    "photos": "photos",
     "run": "nowhere",
     "runs": ["one", "two"],
     "scores": [[1.0, 0.0]],

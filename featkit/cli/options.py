@@ -484,7 +484,7 @@ device_option = option(
     default="auto",
     help="Device for the network.",
 )
-compute_options = stack(
+_loader_options = stack(
     device_option,
     option(
         "--batch-size",
@@ -506,14 +506,25 @@ compute_options = stack(
         is_flag=True,
         help="Use torch.compile (needs a C++ compiler).",
     ),
-    option(
-        "--on-error",
-        group="Compute",
-        type=click.Choice(["fail", "skip"]),
-        default="fail",
-        help="Stop with an error at an unreadable image, or skip it.",
-    ),
 )
+
+
+def compute_options_with_default(on_error: str) -> Decorator:
+    """Return the options of the computation, with what is done at an unreadable image."""
+    return stack(
+        _loader_options,
+        option(
+            "--on-error",
+            group="Compute",
+            type=click.Choice(["fail", "skip"]),
+            default=on_error,
+            help="Stop with an error at an unreadable image, or skip it.",
+        ),
+    )
+
+
+compute_options = compute_options_with_default("fail")
+"""Options of the computation."""
 
 # Output -------------------------------------------------------------------------------------------
 

@@ -14,7 +14,7 @@ from featkit.cli.options import (
     bundle_option,
     cache_option,
     command,
-    compute_options,
+    compute_options_with_default,
     json_option,
     option,
     out_option,
@@ -68,7 +68,7 @@ without train, val and test folders above them, or any other source that --data 
 @option("--overwrite", group="Output", is_flag=True, help="Replace the run with this name.")
 @bundle_option
 @json_option
-@compute_options
+@compute_options_with_default("skip")
 def train(photos: str, as_json: bool, **options: Any) -> None:
     """Train a classifier of photos, and say how good it is.
 
