@@ -12,20 +12,26 @@ READY := .venv/ready
 PYTEST := $(BIN)/pytest -n auto --dist worksteal
 COVERAGE := --cov=featkit --cov-branch --cov-report=term:skip-covered --cov-fail-under=80
 
-.PHONY: demo test test-slow test-all test-lowest lint bench format clean
+.PHONY: demo test test-slow test-all test-keras test-lowest lint bench format clean
 
 demo: $(READY)
 	PATH="$(CURDIR)/$(BIN):$$PATH" sh experiments/demo.sh
 
 # The fast tests, with branch coverage: a few minutes.
 test: $(READY)
-	$(PYTEST) -m "not slow" $(COVERAGE)
+	$(PYTEST) -m "not slow and not keras" $(COVERAGE)
 
 # Interrupted processes, trainings, exports of every head.
 test-slow: $(READY)
-	$(PYTEST) -m slow
+	$(PYTEST) -m "slow and not keras"
 
 test-all: test test-slow
+
+# Networks in Keras, in one process that runs no other tests: TensorFlow and torch both start threads for every core.
+# The extra is installed here and not in $(READY), so that the other tests run without TensorFlow.
+test-keras: $(READY)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[test,tensorflow]"
+	$(BIN)/pytest -m keras
 
 # The fast tests with the lowest version of every direct dependency that setup.cfg allows.
 test-lowest:
@@ -33,7 +39,7 @@ test-lowest:
 	.venv-lowest/$(SCRIPTS)/python -m pip install --quiet --disable-pip-version-check uv
 	.venv-lowest/$(SCRIPTS)/uv pip install --quiet --python .venv-lowest/$(SCRIPTS)/python \
 		--resolution lowest-direct --editable ".[test]"
-	.venv-lowest/$(SCRIPTS)/pytest -n auto --dist worksteal -m "not slow"
+	.venv-lowest/$(SCRIPTS)/pytest -n auto --dist worksteal -m "not slow and not keras"
 
 lint: $(READY)
 	$(BIN)/ruff check .

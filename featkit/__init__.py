@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from featkit.api import audit as audit
     from featkit.api import bundle as bundle
     from featkit.api import compare as compare
+    from featkit.api import compare_frameworks as compare_frameworks
     from featkit.api import distill as distill
     from featkit.api import export as export
     from featkit.api import extract as extract
@@ -57,6 +58,7 @@ _MODULES = {
     "audit": "featkit.api",
     "bundle": "featkit.api",
     "compare": "featkit.api",
+    "compare_frameworks": "featkit.api",
     "distill": "featkit.api",
     "evaluate": "featkit.evaluation",
     "export": "featkit.api",

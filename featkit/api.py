@@ -81,6 +81,7 @@ if TYPE_CHECKING:
     from featkit.studies.clean import CleanData, Decision
     from featkit.studies.distill import DistillationResult
     from featkit.studies.fewshot import FewShotScore
+    from featkit.studies.frameworks import FrameworksResult
     from featkit.studies.neighbours import SimilarImages
     from featkit.studies.profile import NetworkProfile
     from featkit.studies.prune import PruningStep
@@ -99,6 +100,7 @@ __all__ = [
     "audit",
     "bundle",
     "compare",
+    "compare_frameworks",
     "distill",
     "evaluate",
     "export",
@@ -2222,6 +2224,114 @@ def finetune(
     config = _training_config(options)
     with _process_group(compute) as group:
         return _train(config, compute, Path(out), resume, group, name=name or "")
+
+
+@checked(
+    **{
+        **_training_kinds(),
+        "mode": several(text("shallow"), least=1),
+        "deep_limit": text("train=500,test=200"),
+        "seeds": integer(1, 100),
+        "images": integer(2, 10_000),
+        "repeats": integer(3),
+    }
+)
+def compare_frameworks(
+    data: PathLike | None = None,
+    *,
+    backbone: str | None = None,
+    mode: Strings = ("shallow", "deep"),
+    seeds: int = 3,
+    weights: str | None = None,
+    resize: str | int | None = None,
+    crop: str | int | None = None,
+    split: str | None = None,
+    limit: str | None = None,
+    deep_limit: str | None = None,
+    intensity_range: str | None = None,
+    seed: int | None = None,
+    augment: str | None = None,
+    views: int | None = None,
+    val: float | None = None,
+    epochs: int | None = None,
+    batch_size: int | None = None,
+    optimiser: str | None = None,
+    lr: float | None = None,
+    images: int = 64,
+    repeats: int = 10,
+    cache: PathLike = "cache",
+    out: PathLike = OUT,
+    progress: bool = False,
+) -> FrameworksResult:
+    """Compare torch and TensorFlow on the same ResNet, weights and images, on the CPU.
+
+    Compares the outputs layer by layer, speed and memory, and fine-tuning from the same start.
+    Finished trainings in ``out`` are not repeated, and interrupted ones are resumed. Writes a page,
+    the training curves and the numbers below ``out``.
+
+    Args:
+        data: spec of the images; None for ``digits``.
+        backbone: one of torchvision's ResNets; None for ``resnet18``.
+        mode: modes of training.
+        seeds: trainings of each mode in each framework; the images stay the same.
+        limit: subset of the images.
+        deep_limit: subset for all modes but ``shallow``; None for ``limit``.
+        images: test images on which outputs are compared.
+        repeats: timed batches of 32.
+        weights, resize, crop, split, intensity_range, seed, augment, views, val, epochs,
+            batch_size, optimiser, lr: as for ``finetune``.
+        cache, out, progress: as for ``finetune``.
+
+    Raises:
+        SpecError: if an option is unknown, or the backbone is none of torchvision's.
+        MissingExtraError: if TensorFlow is not installed.
+    """
+    options = locals()
+    from featkit.embeddings.pipeline import Compute
+    from featkit.reports import frameworks as page
+    from featkit.storage import digest, publish
+    from featkit.studies import frameworks as study
+
+    compute = Compute(device="cpu", progress=progress)
+    training = {name: options[name] for name in _FRAMEWORK_OPTIONS if options[name] is not None}
+    if data is not None:
+        training["data"] = str(data)
+    config = study.FrameworksConfig(
+        options=training,
+        modes=_strings(mode),
+        deep_limit=deep_limit,
+        seeds=seeds,
+        images=images,
+        repeats=repeats,
+        cache=Path(cache),
+    )
+
+    def train(planned: TrainingConfig) -> TrainedRun:
+        with _process_group(compute) as group:
+            run = _train(planned, compute, Path(out), True, group)
+        assert run is not None, "only other processes of a group have no run"
+        return run
+
+    result = study.compare_frameworks(config, compute, train, log.info)
+    figures = page.frameworks_figures(result)
+    text = json.dumps(result.to_dict(), indent=2)
+    files: dict[str, Content] = {
+        "report.html": page.frameworks_page(result, figures[page.CURVES_FILE]),
+        "results.json": text,
+        **figures,
+    }
+    keys = [json.dumps(training, sort_keys=True), *config.modes, str(deep_limit), str(seeds)]
+    directory = Path(out) / "frameworks" / digest(keys)[:12]
+    publish(directory, files)
+    log.info("%s: %s", ", ".join(files), directory)
+    return result
+
+
+_FRAMEWORK_OPTIONS = (
+    *("backbone", "weights", "resize", "crop", "split", "limit", "intensity_range", "seed"),
+    *("augment", "views", "val", "epochs", "batch_size", "optimiser", "lr"),
+)
+"""Options of ``compare_frameworks`` that are those of both trainings."""
 
 
 @dataclass(frozen=True)

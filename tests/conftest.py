@@ -14,6 +14,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +33,18 @@ settings.load_profile("featkit")
 # Fixtures of a module run before ``_isolated_environment``: their runs must not be listed in the user's home either.
 os.environ["FEATKIT_HOME"] = tempfile.mkdtemp(prefix="featkit-home-")
 atexit.register(shutil.rmtree, os.environ["FEATKIT_HOME"], ignore_errors=True)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip tests of Keras where TensorFlow is not installed, without importing it elsewhere."""
+    if find_spec("tensorflow") and find_spec("keras"):
+        return
+    missing = pytest.mark.skip(
+        reason="TensorFlow is not installed: pip install 'featkit[tensorflow]'"
+    )
+    for item in items:
+        if item.get_closest_marker("keras"):
+            item.add_marker(missing)
 
 
 @pytest.fixture(autouse=True)

@@ -28,6 +28,7 @@ PUBLIC = [
     "audit",
     "bundle",
     "compare",
+    "compare_frameworks",
     "distill",
     "evaluate",
     "export",
@@ -78,6 +79,8 @@ SIGNATURES = {
     "profile": "backbones data head repeats warm_up split limit intensity_range seed augment views perturb weights resize crop cache out "
     f"{COMPUTE}",
     "finetune": f"data backbone {SCHEDULE}",
+    "compare_frameworks": "data backbone mode seeds weights resize crop split limit deep_limit intensity_range seed augment "
+    "views val epochs batch_size optimiser lr images repeats cache out progress",
     "distill": f"data teacher teacher_head student loss temperature alpha beta distance alone {SCHEDULE}",
     "prune": "backbone sparsity macs by reconstruct calibrate epochs lr distill head weights data split limit intensity_range seed "
     f"augment views perturb resize crop name cache out {COMPUTE}",

@@ -172,6 +172,9 @@ class Backbone:
             d)``. Raises WeightsError if the file belongs to another network, SpecError if the layer
             is unknown.
         quantized: the same network in int8, once it has been calibrated.
+        framework: what runs it in float32, ``torch`` or ``keras``.
+        build_keras: () -> a ``keras.Model`` from normalised float32 ``(b, h, w, 3)`` to ``(b, d)``,
+            if the framework is Keras.
     """
 
     name: str
@@ -182,6 +185,8 @@ class Backbone:
     preprocess: Preprocess
     build: Callable[[], nn.Module]
     quantized: QuantizedNetwork | None = None
+    framework: str = "torch"
+    build_keras: Callable[[], Any] | None = None
 
     @property
     def trained(self) -> bool:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from featkit.backbones.keras import NETWORKS
 from featkit.backbones.load import BACKBONES
 from featkit.backbones.resnet import SIZES
+from featkit.backbones.saved import torch_spec
 from featkit.backbones.weights import FILES
 from featkit.registry import Spec, unknown
 
@@ -13,9 +15,15 @@ def list_models() -> list[tuple[str, str, str, str]]:
     rows = []
     for name, (width, parameters) in SIZES.items():
         rows.append((name, str(width), f"{parameters:,}", ", ".join(FILES[name])))
+    rows.append(
+        ("keras:NAME", "as NAME", "as NAME", f"those of NAME, in TensorFlow: {', '.join(SIZES)}")
+    )
+    for name in NETWORKS:
+        if name not in SIZES:
+            rows.append((f"keras:{name}", "2048", "23.6 million", "imagenet, those of Keras"))
     rows.append(("timm:NAME", "see timm", "see timm", "imagenet, if timm has them"))
     for name in BACKBONES.names():
-        if name not in (*SIZES, "timm"):
+        if name not in (*SIZES, "timm", "keras"):
             rows.append((name, "see plug-in", "see plug-in", "see plug-in"))
     return rows
 
@@ -30,9 +38,10 @@ def list_layers(name: str) -> list[tuple[str, tuple[int, ...]]]:
         SpecError: if the name is not that of a ResNet or a timm network.
         MissingExtraError: if it is a timm network and timm is not installed.
     """
+    name = torch_spec(name)  # layers have the same names in Keras
     spec = Spec.parse(name)
     if name not in SIZES and not (spec.name == "timm" and spec.argument):
-        raise unknown("backbone", name, [*SIZES, "timm:NAME"])
+        raise unknown("backbone", name, [*SIZES, "timm:NAME", "keras:NAME"])
     import torch
     import torchvision
 

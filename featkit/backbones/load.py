@@ -18,16 +18,18 @@ from featkit.backbones.devices import refuse_int8
 from featkit.backbones.saved import (
     INT8_CARD,
     INT8_FILE,
+    KERAS,
     NetworkDescription,
     is_int8,
     is_path,
     network_file,
     read_description,
     read_int8_description,
+    saved_path,
 )
 from featkit.backbones.weights import digest_file
 from featkit.errors import SpecError
-from featkit.registry import Registry, unknown
+from featkit.registry import Registry, Spec, unknown
 from featkit.storage import user_path
 
 if TYPE_CHECKING:
@@ -45,6 +47,7 @@ BACKBONES: Registry[Callable[..., Backbone]] = Registry(
         "resnet101": "featkit.backbones.resnet:resnet101",
         "resnet152": "featkit.backbones.resnet:resnet152",
         "timm": "featkit.backbones.timm:timm_backbone",
+        "keras": "featkit.backbones.keras:keras_backbone",
     },
 )
 """Factories ``(*, weights: str, layer: str | None, pool: str) -> Backbone``, by name."""
@@ -70,9 +73,10 @@ def load_backbone(
     """Load a backbone; its weights are located, its network is not built yet.
 
     Args:
-        spec: ``resnet50``, ``resnet18:residual=false``, ``timm:NAME``, the name of a plug-in, or
-            the path of a saved network: a run directory of ``finetune``, ``distill``, ``prune`` or
-            ``quantize``.
+        spec: ``resnet50``, ``resnet18:residual=false``, ``timm:NAME``, ``keras:resnet50``,
+            ``keras:applications/resnet50``, the name of a plug-in, or the path of a saved network:
+            a run directory of ``finetune``, ``distill``, ``prune`` or ``quantize``. A saved network
+            runs in torch, and in Keras as ``keras:PATH``.
         weights: ``imagenet``, ``IMAGENET1K_V1``, ``IMAGENET1K_V2``, ``random[:seed]``, a file, or
             ``FILE:KEY`` for one of several state dicts in a file.
             For torchvision's networks ``imagenet`` means IMAGENET1K_V1: its features give better
@@ -97,6 +101,10 @@ def load_backbone(
     if pool not in POOLS:
         raise unknown("pool", pool, list(POOLS))
     if is_int8(spec):
+        if spec.startswith(KERAS):
+            raise SpecError(
+                f"{saved_path(spec)} is an int8 network, which Keras does not run: remove {KERAS}"
+            )
         if resize is not None or crop is not None:
             raise SpecError(f"{spec} was quantized for one image size: remove --resize and --crop")
         return _load_int8(spec, weights=weights, layer=layer, pool=pool)
@@ -123,7 +131,7 @@ def _load_saved(spec: str, *, weights: str, layer: str | None, pool: str) -> Bac
         raise SpecError(f"backbone {spec} has its own weights: remove --weights {weights}")
     description = read_description(file)
     base = load_backbone(description.base, weights="random", layer=layer, pool=pool)
-    return replace(
+    backbone = replace(
         base,
         name=description.name,
         weights=description.label,
@@ -131,6 +139,28 @@ def _load_saved(spec: str, *, weights: str, layer: str | None, pool: str) -> Bac
         preprocess=description.preprocess,
         build=partial(_build_saved, file, description, base.layer, pool),
     )
+    return _saved_in_keras(backbone, file, description) if spec.startswith(KERAS) else backbone
+
+
+def _saved_in_keras(backbone: Backbone, file: Path, description: NetworkDescription) -> Backbone:
+    """Return a saved ResNet that runs in Keras.
+
+    Raises:
+        SpecError: if it is of another kind, or its layer is the classifier.
+    """
+    from featkit.backbones.keras import in_keras
+    from featkit.backbones.resnet import DEFAULT_LAYER, SIZES, Architecture
+
+    base = Spec.parse(description.base)
+    if base.name not in SIZES:
+        raise SpecError(
+            f"{file} is a network {description.base}, which cannot be converted to Keras: "
+            f"remove {KERAS}"
+        )
+    if backbone.layer == "fc":
+        raise SpecError(f"{file} has no layer fc, its classifier is the head of the run: remove it")
+    whole = partial(_build_saved, file, description, DEFAULT_LAYER, "avg")
+    return in_keras(backbone, whole, Architecture.from_spec(base, description.widths))
 
 
 def _build_saved(file: Path, description: NetworkDescription, layer: str, pool: str) -> nn.Module:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -10,7 +12,6 @@ from featkit.backbones.weights import Weights, find_weights
 from featkit.registry import Spec, Value, unknown
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
     from pathlib import Path
 
     from torch import Tensor, nn
@@ -37,7 +38,37 @@ _SMALL_STEM_PIXELS = 32
 """Edge of the images that the small stem is made for: those of CIFAR."""
 
 
-def _resnet(
+@dataclass(frozen=True)
+class Architecture:
+    """Everything that decides the layers of a ResNet.
+
+    Attributes:
+        network: ``resnet18``, ...
+        residual: whether blocks have skip connections.
+        norm: whether there are BatchNorms.
+        small: whether the first convolution is 3 x 3 without stride and there is no max pooling.
+        widths: number of output channels of pruned convolutions, by name.
+    """
+
+    network: str
+    residual: bool = True
+    norm: bool = True
+    small: bool = False
+    widths: Mapping[str, int] = field(default_factory=dict)
+
+    @classmethod
+    def from_spec(cls, spec: Spec, widths: Mapping[str, int] | None = None) -> Architecture:
+        """Return the architecture of a spec."""
+        return cls(
+            spec.name,
+            residual=bool(spec.options.get("residual", True)),
+            norm=spec.options.get("norm", "batch") == "batch",
+            small=spec.options.get("stem") == "small",
+            widths=widths or {},
+        )
+
+
+def resnet_backbone(
     network: str,
     *,
     weights: str,
@@ -94,11 +125,11 @@ def _resnet(
     )
 
 
-resnet18 = partial(_resnet, "resnet18")
-resnet34 = partial(_resnet, "resnet34")
-resnet50 = partial(_resnet, "resnet50")
-resnet101 = partial(_resnet, "resnet101")
-resnet152 = partial(_resnet, "resnet152")
+resnet18 = partial(resnet_backbone, "resnet18")
+resnet34 = partial(resnet_backbone, "resnet34")
+resnet50 = partial(resnet_backbone, "resnet50")
+resnet101 = partial(resnet_backbone, "resnet101")
+resnet152 = partial(resnet_backbone, "resnet152")
 
 
 def _build(spec: Spec, found: Weights, layer: str, pool: str) -> nn.Module:

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 from featkit.backbones.base import Backbone, Preprocess
 from featkit.backbones.weights import DESCRIPTION_KEY, DIGEST_KEY, split_key
 from featkit.errors import DataError, WeightsError
+from featkit.registry import Spec
 from featkit.storage import open_file, read_text, user_path
 
 if TYPE_CHECKING:
@@ -32,6 +33,10 @@ NETWORK_FILE = "network.safetensors"
 INT8_FILE = "network.int8.onnx"
 INT8_CARD = "network.json"
 
+KERAS = "keras:"
+"""Prefix of a backbone spec whose network runs in Keras: of a name or of a saved network."""
+
+_KERAS_APPLICATIONS = "keras:applications/"
 _SEAL_KEY = "seal"
 _MAX_HEADER_BYTES = 2**24
 _TRAINED_ON_KEY = "learned"
@@ -162,7 +167,7 @@ def describe_derived(
     Raises:
         WeightsError: if ``spec`` is a saved network that cannot be read.
     """
-    before = NetworkDescription(spec, "", "", base.preprocess)
+    before = NetworkDescription(torch_spec(spec), "", "", base.preprocess)
     if is_path(spec):
         before = read_description(network_file(spec))
     return replace(
@@ -192,7 +197,7 @@ def images_trained_on(spec: str, weights: str = "") -> frozenset[str]:
     Raises:
         WeightsError: if the network cannot be read.
     """
-    spec = saved_network(spec, weights) or spec
+    spec = saved_path(saved_network(spec, weights) or spec)
     if is_int8(spec):
         return frozenset(read_int8_description(spec).trained_on)
     path = user_path(spec)
@@ -213,7 +218,7 @@ def saved_network(backbone: str, weights: str) -> str | None:
         weights: spec of the weights, such as a file.
     """
     if is_path(backbone):
-        return backbone
+        return saved_path(backbone)
     file = user_path(split_key(weights)[0])
     if file.suffix != ".safetensors" or not file.is_file():
         return None
@@ -248,14 +253,35 @@ def check_not_trained_on(spec: str, data: str, test: Collection[str]) -> None:
 
 def is_path(spec: str) -> bool:
     """Return whether a backbone spec is a path: of a saved network or of its directory."""
+    if spec.startswith(_KERAS_APPLICATIONS):
+        return False
+    spec = saved_path(spec)
     path = user_path(spec)
     # Windows separates folders by backslashes.
     return path.suffix == ".safetensors" or path.is_dir() or "/" in spec or "\\" in spec
 
 
+def saved_path(spec: str) -> str:
+    """Return the path in the spec of a saved network: ``run`` for ``run`` and for ``keras:run``."""
+    return spec.removeprefix(KERAS)
+
+
+def torch_spec(spec: str) -> str:
+    """Return the spec of the same network in torch: ``resnet18`` for ``keras:resnet18``.
+
+    Saved networks belong to no framework, so that their descriptions hold this spec.
+    """
+    if is_path(spec):
+        return saved_path(spec)
+    if not spec.startswith(KERAS) or spec.startswith(_KERAS_APPLICATIONS):
+        return spec
+    parsed = Spec.parse(spec)
+    return str(Spec(str(parsed.argument), options=parsed.options))
+
+
 def is_int8(spec: str) -> bool:
     """Return whether a backbone spec is the path of a directory written by ``featkit quantize``."""
-    return (user_path(spec) / INT8_CARD).is_file()
+    return (user_path(saved_path(spec)) / INT8_CARD).is_file()
 
 
 def network_file(spec: str) -> Path:
@@ -264,7 +290,7 @@ def network_file(spec: str) -> Path:
     Raises:
         WeightsError: if there is no such file.
     """
-    path = user_path(spec).absolute()
+    path = user_path(saved_path(spec)).absolute()
     file = path / NETWORK_FILE if path.is_dir() else path
     if file.is_file():
         return file

@@ -27,6 +27,7 @@ Examples:
   featkit finetune --data photos --mode deep --unfreeze 1 --views 8 --val 0
   featkit finetune --data photos --mode shallow --augment basic --views 0 --norm update
   featkit finetune --mode scratch --backbone resnet18:stem=small --resize 16 --epochs 7
+  featkit finetune --data photos --backbone keras:resnet50
   featkit finetune --resume --data photos --mode full --epochs 15 --lr 0.005 --augment trivial
   featkit finetune experiments/cifar100.toml
   torchrun --nproc-per-node 2 -m featkit finetune --data photos --mode full --device cuda
@@ -65,7 +66,8 @@ def finetune(study: Path | None, as_json: bool, **options: Any) -> None:
     The activations of frozen layers are cached, and the weights of the epoch with the best
     validation accuracy are kept. Writes a run directory with network.safetensors, history.csv,
     curves.png and the files of `featkit fit`; it can be used as --backbone. STUDY is a TOML file
-    that defines several trainings, which are compared in one table and figure.
+    that defines several trainings, which are compared in one table and figure. keras:NAME trains in
+    TensorFlow, and the trained network can be used in both frameworks.
     """
     from featkit import api
     from featkit.evaluation.report import summary

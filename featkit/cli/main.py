@@ -43,6 +43,7 @@ SECTIONS: dict[str, dict[str, str]] = {
         "fewshot": "Evaluate heads on few-shot episodes.",
         "longtail": "Compare class-imbalance corrections.",
         "robustness": "Evaluate heads on corrupted test images.",
+        "compare-frameworks": "Compare torch and TensorFlow on the same network.",
         "audit": "Find duplicates, label errors and small classes.",
         "suggest": "Suggest which unlabelled images to label next.",
     },
@@ -89,7 +90,8 @@ class CommandGroup(click.Group):
         """Import one command."""
         if cmd_name not in COMMANDS:
             return None
-        command: click.Command = getattr(import_module(f"featkit.cli.{cmd_name}"), cmd_name)
+        name = cmd_name.replace("-", "_")
+        command: click.Command = getattr(import_module(f"featkit.cli.{name}"), name)
         return command
 
     def resolve_command(
@@ -215,7 +217,8 @@ def _option_names(group: click.Group, ctx: click.Context) -> set[str]:
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
 )
 @click.version_option(__version__, prog_name="featkit")
-def main() -> None:
+@click.option("-v", "--verbose", is_flag=True, help="Show the log messages of TensorFlow.")
+def main(verbose: bool) -> None:
     """Extract image features with pretrained networks, fit classifiers on them, and evaluate both.
 
     Results are printed on stdout, progress and defaults on stderr. Exit codes: 0 success, 1 error
@@ -223,6 +226,9 @@ def main() -> None:
     """
     from featkit.cli.messages import shown_messages
 
+    if verbose:
+        # Read when TensorFlow is imported; see ``featkit.backbones.keras.import_keras``.
+        os.environ["TF_CPP_MIN_LOG_LEVEL"] = "0"
     limit_threads()
     keep_freed_memory()
     escape_unencodable_output()

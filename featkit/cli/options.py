@@ -401,8 +401,9 @@ data_options = data_options_with_default("digits")
 # Backbone -----------------------------------------------------------------------------------------
 
 BACKBONE_HELP = (
-    "Network: resnet18 to resnet152, timm:NAME (see `featkit models`), or the run directory of a "
-    "network trained, pruned or quantized by featkit."
+    "Network: resnet18 to resnet152, timm:NAME, keras:NAME (see `featkit models`), or the run "
+    "directory of a network trained, pruned or quantized by featkit; keras:DIRECTORY runs it in "
+    "TensorFlow."
 )
 
 backbone_option = option(

@@ -36,10 +36,11 @@ Examples:
 \b
 BACKBONE is a backbone or a run directory. PRECISION is fp32 (default), bf16, int8 (ONNX Runtime),
 int8-openvino (OpenVINO), or torch (fp32 in torch without featkit's optimisations). int8 needs
---data for calibration. `on all cores`: one batch per core; for torch, one batch on all cores. Zero
-weights reduce neither MACs nor latency. `to first`: difference in accuracy from the first network;
-`cosine`, `worst`: mean and minimum cosine between its features and those of the network;
-`neighbours %`: nearest neighbours of an image that are the same with both.
+--data for calibration. `on all cores`: one batch per core; for torch, one batch on all cores.
+keras:NAME uses all cores for each batch, in all columns. Zero weights reduce neither MACs nor
+latency. `to first`: difference in accuracy from the first network; `cosine`, `worst`: mean and
+minimum cosine between its features and those of the network; `neighbours %`: nearest neighbours of
+an image that are the same with both.
 """
 
 

@@ -69,6 +69,12 @@ _CONFIG_OPTIONS: dict[str, Decorator] = {
 
 mode_option = _CONFIG_OPTIONS.pop("mode")
 
+
+def config_options(*names: str) -> Decorator:
+    """Return the options of some fields of ``TrainingConfig``."""
+    return stack(*(_CONFIG_OPTIONS[name] for name in names))
+
+
 training_options = stack(
     source_options,
     option(

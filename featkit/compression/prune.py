@@ -18,6 +18,7 @@ from featkit.backbones.saved import (
     images_trained_on,
     is_int8,
     short_key,
+    torch_spec,
 )
 from featkit.compression.profile import count_macs
 from featkit.compression.recalibrate import recalibrate_batchnorm
@@ -133,6 +134,8 @@ def prune(
     """
     if is_int8(request.backbone):
         raise SpecError(f"{request.backbone} is an int8 network: prune first, then quantize")
+    # Networks of Keras have the same weights in torch, which changes them.
+    request = replace(request, backbone=torch_spec(request.backbone))
     backbone = request.load_backbone()
     images = _TrainingImages(request, backbone, config, compute or Compute())
     module = backbone.build()

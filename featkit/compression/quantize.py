@@ -23,7 +23,7 @@ from featkit.backbones.quantization import (
     rounded_weight,
 )
 from featkit.backbones.quantization import quantize as write_quantized
-from featkit.backbones.saved import Int8Description, images_trained_on, is_int8
+from featkit.backbones.saved import Int8Description, images_trained_on, is_int8, torch_spec
 from featkit.compression.profile import measure_size
 from featkit.embeddings.calibration import IMAGES, CalibrationTask, read_pixels
 from featkit.embeddings.pipeline import Compute
@@ -91,6 +91,8 @@ def quantize(
     """
     if is_int8(request.backbone):
         raise SpecError(f"{request.backbone} is already an int8 network")
+    # Networks of Keras have the same weights in torch, which changes them.
+    request = replace(request, backbone=torch_spec(request.backbone))
     backbone = request.load_backbone()
     images = request.load_images()
     keys = content_keys(images, compute)

@@ -12,7 +12,7 @@ from featkit.arguments import MAX_SEED, integer, text
 from featkit.backbones import load_backbone
 from featkit.backbones.base import Backbone
 from featkit.backbones.devices import INT8, resolve_precision
-from featkit.backbones.saved import is_int8, is_path
+from featkit.backbones.saved import KERAS, is_int8, is_path, saved_path
 from featkit.backbones.weights import SUFFIXES, split_key
 from featkit.embeddings.store import entries
 from featkit.errors import CacheError, SpecError
@@ -122,6 +122,8 @@ class Request:
         Raises:
             SpecError: if the precision is unknown or not supported by the network.
         """
+        if self.backbone.startswith(KERAS) and not is_int8(self.backbone):
+            return replace(self, precision=_keras_precision(self.backbone, self.precision))
         if not is_int8(self.backbone):
             return replace(self, precision=resolve_precision(self.precision, device))
         if self.precision in INT8:
@@ -275,6 +277,18 @@ def _earlier_requests(cache: Path, perturb: str | None) -> list[tuple[Request, P
     return found
 
 
+def _keras_precision(backbone: str, precision: str) -> str:
+    """Return the precision of a network in Keras, which runs in float32.
+
+    Raises:
+        SpecError: if the precision is bfloat16 or unknown.
+    """
+    precision = "fp32" if precision == "auto" else resolve_precision(precision)
+    if precision == "bf16":
+        raise SpecError(f"{backbone} runs in float32 or int8: use --precision fp32")
+    return precision
+
+
 def _absolute(name: str, value: Any) -> Any:
     """Return the value of a field; a path in it becomes absolute."""
     if not value:
@@ -283,6 +297,8 @@ def _absolute(name: str, value: Any) -> Any:
         file, key = split_key(value)
         if key:
             return f"{user_path(file).resolve()}:{key}"
+    if name == "backbone" and value.startswith(KERAS) and is_path(value):
+        return f"{KERAS}{user_path(saved_path(value)).resolve()}"
     is_file = (
         # As in ``load_images``, names of data sources take precedence over paths.
         (name == "data" and value.partition(":")[0] not in SOURCES.names())

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from featkit.backbones import load_backbone
-from featkit.backbones.saved import NETWORK_FILE, save_network
+from featkit.backbones.saved import KERAS, NETWORK_FILE, save_network
 from featkit.embeddings.base import Embeddings
 from featkit.embeddings.extract import embed
 from featkit.embeddings.pipeline import Compute
@@ -245,7 +245,10 @@ def _extract(prepared: PreparedTraining, file: Path, split: str, compute: Comput
     They are not cached: the cache would keep embeddings of a network that may never be published.
     """
     images = prepared.images.take(prepared.images.rows(split))
-    backbone, precision = load_backbone(str(file)), prepared.config.request.precision
+    # Evaluated in the framework that trained it.
+    prefix = KERAS if prepared.backbone.framework == "keras" else ""
+    backbone = load_backbone(f"{prefix}{file}")
+    precision = prepared.config.request.precision
     all_rows = frozenset(range(len(images)))
     _, x = gathered(embed(images, [(backbone, precision, all_rows)], compute))
     recipe = make_recipe(images, content_keys(images, compute), backbone, precision)

@@ -174,9 +174,8 @@ def profile(
     timed = []
     for each, backbone in zip(networks, backbones, strict=True):
         engine = open_any(backbone, each.precision)
-        timed.append(
-            TimedNetwork(engine, backbone.preprocess.crop, shares=each.precision == "torch")
-        )
+        shares = each.precision == "torch" or backbone.framework == "keras"
+        timed.append(TimedNetwork(engine, backbone.preprocess.crop, shares=shares))
     timings = time_engines(timed, repeats=config.repeats, warm_up=config.warm_up)
 
     profiles = []

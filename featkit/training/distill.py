@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from featkit.backbones.saved import torch_spec
 from featkit.backbones.state_dict import seeded
 from featkit.embeddings.request import Request
 from featkit.errors import DataError, SpecError
@@ -156,6 +157,11 @@ def distill(
         StorageError: if activations or checkpoints cannot be written.
     """
     config = prepared.config
+    if prepared.backbone.framework != "torch":
+        raise SpecError(
+            f"distillation trains in torch: use {torch_spec(prepared.backbone.name)} instead of "
+            f"{prepared.backbone.name}"
+        )
     if config.mixup or config.cutmix:
         raise SpecError("teacher outputs are for unmixed images: leave out --mixup and --cutmix")
     model = initial_model(prepared, classifier)

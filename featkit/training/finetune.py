@@ -2,27 +2,37 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import nn
 
 from featkit.backbones.batchnorm import has_statistics, restore_statistics
 from featkit.backbones.devices import pick_device
 from featkit.embeddings.pipeline import Compute
+from featkit.errors import SpecError
 from featkit.training.data import (
     BatchLoader,
     InputSource,
-    TrainingBatch,
     class_balanced,
     in_order,
     make_inputs,
     shuffled,
 )
 from featkit.training.history import EpochRecord
-from featkit.training.loop import ExecutionConfig, Loss, TrainingTask, train
+from featkit.training.loop import (
+    EpochLoop,
+    ExecutionConfig,
+    LabelLoss,
+    Loss,
+    TrainingLoop,
+    TrainingTask,
+    train,
+)
 from featkit.training.losses import CrossEntropy
 from featkit.training.network import TrainableClassifier, make_classifier
 from featkit.training.prepare import PreparedTraining
@@ -69,6 +79,7 @@ def finetune(
         TrainingError: if the loss diverges, or a checkpoint cannot be used.
         StorageError: if activations or checkpoints cannot be written.
     """
+    loop_factory(prepared)  # before anything is computed for a network that cannot be trained
     model = initial_model(prepared, classifier)
     inputs = make_inputs(
         prepared, model.body, execution.compute, on_message=execution.callbacks.on_message
@@ -144,7 +155,7 @@ def run_training(
         execution=execution,
         projection=projection,
     )
-    history = train(task)
+    history = train(task, loop_factory(prepared))
     coef = model.fc.weight.detach().cpu().numpy()
     intercept = model.fc.bias.detach().cpu().numpy()
     return TrainingResult(prepared, model.body.network.cpu(), coef, intercept, history)
@@ -173,13 +184,32 @@ def _restore_batchnorm(
     restore_statistics(model, (batch for batch, _ in inputs.batches(0, batches)), trainable)
 
 
-def label_loss(criterion: CrossEntropy) -> Loss:
+def loop_factory(prepared: PreparedTraining) -> Callable[[TrainingTask], EpochLoop]:
+    """Return the training loop of the framework of a network.
+
+    Raises:
+        SpecError: if the network is one of Keras's own.
+        MissingExtraError: if the framework is not installed.
+    """
+    backbone = prepared.backbone
+    if backbone.framework != "keras":
+        return TrainingLoop
+    from featkit.backbones.keras import TorchvisionModel, import_keras
+
+    if not isinstance(backbone.build_keras, TorchvisionModel):
+        raise SpecError(
+            f"{backbone.name} cannot be fine-tuned: use keras:resnet50, or fit a head with "
+            "`featkit fit`"
+        )
+    import_keras()
+    from featkit.training.tensorflow import KerasLoop
+
+    return partial(KerasLoop, architecture=backbone.build_keras.architecture)
+
+
+def label_loss(criterion: CrossEntropy) -> LabelLoss:
     """Return the cross-entropy with labels as a loss of the training loop."""
-
-    def loss(embeddings: Tensor, logits: Tensor, labels: Tensor, batch: TrainingBatch) -> Tensor:
-        return criterion(logits, labels)
-
-    return loss
+    return LabelLoss(criterion)
 
 
 def make_cross_entropy(prepared: PreparedTraining, compute: Compute) -> CrossEntropy:

@@ -31,6 +31,24 @@ class CrossEntropy:
             shifted, labels, weight=self.weight, label_smoothing=self.smoothing
         )
 
+    def coefficients(self, labels: Tensor, classes: int) -> Tensor:
+        """Return the loss as ``(b, k)`` coefficients of the negative log probabilities.
+
+        The loss is the sum of their products. A framework other than torch computes it from them.
+
+        Args:
+            labels: ``(b,)``, or ``(b, k)``.
+            classes: k.
+        """
+        hard = labels.ndim == 1
+        targets = functional.one_hot(labels, classes).float() if hard else labels
+        smoothed = targets * (1 - self.smoothing) + self.smoothing / classes
+        if self.weight is None:
+            return smoothed / len(labels)
+        # torch averages over the weights of hard labels, but over the number of soft ones.
+        total = self.weight[labels].sum() if hard else len(labels)
+        return smoothed * self.weight / total
+
 
 def soft_target_loss(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
     """Return the distillation loss of Hinton, Vinyals and Dean (2015, section 2.1).

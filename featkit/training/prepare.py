@@ -10,6 +10,7 @@ import numpy as np
 from featkit.backbones.base import Backbone
 from featkit.backbones.devices import resolve_precision
 from featkit.backbones.saved import (
+    KERAS,
     NetworkDescription,
     check_not_trained_on,
     describe_derived,
@@ -17,6 +18,7 @@ from featkit.backbones.saved import (
     is_path,
     saved_network,
     short_key,
+    torch_spec,
 )
 from featkit.embeddings.pipeline import Compute
 from featkit.embeddings.plan import content_keys
@@ -70,10 +72,13 @@ class PreparedTraining:
             "shallow": "classifier trained",
             "scratch": "trained from scratch",
         }
-        label = f"{backbone.name}, {kinds[config.mode]} on {self.images.name}"
+        network = torch_spec(backbone.name)
+        label = f"{network}, {kinds[config.mode]} on {self.images.name}"
+        if backbone.framework == "keras":
+            label += " in TensorFlow"
         if self.about:
             label += f", {self.about}"
-        name = f"{backbone.name}-{config.mode}-{self.id[:8]}"
+        name = f"{network}-{config.mode}-{self.id[:8]}"
         spec = config.request.backbone
         return describe_derived(backbone, spec, name, label, trained_on=self.trained_on)
 
@@ -97,7 +102,11 @@ def prepare(
     request = config.request.for_device(compute.device)
     if config.mode == "scratch":
         request = _with_random_weights(request, config.seed)
-    precision = resolve_precision(config.precision, compute.device)
+    in_keras = request.backbone.startswith(KERAS)
+    if in_keras and config.precision == "auto":
+        precision = "fp32"
+    else:
+        precision = resolve_precision(config.precision, compute.device)
     config = replace(config, request=request, precision=precision)
     images = split_validation(request.load_images(), config.val, config.seed)
     keys = content_keys(images, compute)

@@ -113,6 +113,20 @@ def test_class_weights_and_offsets_follow_the_formula():
     assert float(ours) == pytest.approx(expected, rel=1e-12)
 
 
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+@pytest.mark.parametrize("weighted", [False, True], ids=["plain", "weighted"])
+@pytest.mark.parametrize("mixed", [False, True], ids=["hard", "mixed"])
+def test_coefficients_of_log_probabilities_give_the_same_loss(smoothing, weighted, mixed):
+    weight = tensor(RNG.uniform(0.5, 2, 5)) if weighted else None
+    labels = torch.tensor(LABELS)
+    if mixed:
+        labels = tensor(RNG.dirichlet(np.ones(5), 6))
+    loss = CrossEntropy(weight, None, smoothing)
+    logits = tensor(STUDENT)
+    ours = -(loss.coefficients(labels, 5) * torch.log_softmax(logits, dim=1)).sum()
+    assert float(ours) == pytest.approx(float(loss(logits, labels)), rel=1e-6)
+
+
 def test_embeddings_of_equal_width_are_not_projected():
     assert not list(make_projection(8, 8).parameters())
     assert make_projection(8, 16)(torch.zeros(2, 8)).shape == (2, 16)

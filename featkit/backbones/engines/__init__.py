@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from featkit.backbones.base import Backbone
-from featkit.backbones.devices import pick_device, resolve_precision
+from featkit.backbones.devices import INT8, pick_device, resolve_precision
 from featkit.backbones.engines.base import Engine, ForwardPass
 
 __all__ = ["Engine", "ForwardPass", "open_engine"]
@@ -19,15 +19,21 @@ def open_engine(
         precision: ``fp32``: torch in float32, on every device; ``bf16``: torch with weights and
             activations in bfloat16 except for the first convolution; ``int8``, ``int8-openvino``:
             ``backbone.quantized`` in ONNX Runtime or in OpenVINO, on a CPU; ``auto``: bf16 where
-            the device has it in hardware, else fp32.
+            the device has it in hardware, else fp32. Networks of Keras run in float32 in Keras, and
+            in int8 as all others.
         device: ``auto``, ``cpu``, ``cuda`` or ``mps``.
         compiled: whether torch compiles the network first; ignored for int8.
 
     Raises:
         SpecError: if the precision, the device or the layer is unknown or not available.
         WeightsError: if the weights are damaged or belong to another network.
-        MissingExtraError: if int8 is requested and its runtime is not installed.
+        MissingExtraError: if the framework or the runtime of int8 is not installed.
     """
+    if backbone.framework == "keras" and precision not in INT8:
+        from featkit.backbones.engines.tensorflow import KerasEngine
+
+        precision = "fp32" if precision == "auto" else precision
+        return KerasEngine.open(backbone, precision=precision, device=device, compiled=compiled)
     precision = resolve_precision(precision, device)
     device = pick_device(device)
     if precision == "int8":

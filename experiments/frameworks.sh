@@ -1,0 +1,24 @@
+#!/bin/sh
+# torch and TensorFlow on the same network, weights and images; needs the extra tensorflow:
+#   sh experiments/frameworks.sh
+# FEATKIT_TEST_DATA is the folder of the data sets, FEATKIT_WEIGHTS the folder of the weights.
+# Finished trainings are not repeated, so that an interrupted run can be started again.
+set -eu
+
+runs=experiments/frameworks/runs
+caltech="$FEATKIT_TEST_DATA/caltech101"
+cifar="$FEATKIT_TEST_DATA/cifar10"
+
+# Smaller images and subsets: about eight minutes of CPU time instead of hours.
+featkit compare-frameworks --data "$caltech" --backbone resnet18 --resize 96 --augment none \
+  --limit train=2020,test=808 --deep-limit train=505,test=505 --epochs 3 --seeds 3 \
+  --out "$runs/caltech101"
+
+# One epoch on CIFAR-10, as in the study whose numbers README.md quotes.
+one_epoch="--data $cifar --resize 64 --epochs 1 --warmup 0 --val 0.1 --augment none --resume"
+for framework in "" keras:; do
+  # shellcheck disable=SC2086
+  featkit finetune $one_epoch --backbone "${framework}resnet50" --mode shallow --out "$runs/cifar10"
+  # shellcheck disable=SC2086
+  featkit finetune $one_epoch --backbone "${framework}resnet18" --mode scratch --out "$runs/cifar10"
+done
