@@ -14,6 +14,7 @@ import keras
 import numpy as np
 import torch
 from keras import layers, ops
+from numpy.typing import NDArray
 from torch import Tensor
 
 from featkit.backbones.resnet import Architecture
@@ -263,11 +264,17 @@ def to_state(model: keras.Model) -> dict[str, Tensor]:
     """Return the weights of a network as a state dict with torchvision's names and shapes."""
     state = {}
     for key, variable, _ in tensors(model):
-        value = to_torch(ops.convert_to_numpy(variable))
+        value = to_torch(_to_numpy(variable))
         if key.endswith(".num_batches_tracked"):
             value = value.astype(np.int64)
         state[key] = torch.tensor(value)
     return state
+
+
+def _to_numpy(variable: Any) -> NDArray[Any]:
+    """Return the value of a variable; NumPy warns where it converts one of Keras itself."""
+    value: NDArray[Any] = ops.convert_to_numpy(ops.convert_to_tensor(variable))
+    return value
 
 
 def to_keras(value: Any) -> Any:
@@ -321,7 +328,7 @@ def build_application(
     if bgr:
         # The order of channels is part of the first kernel, so that no layer has to change it.
         kernel = network.get_layer("conv1_conv").kernel
-        kernel.assign(ops.convert_to_numpy(kernel)[:, :, ::-1])
+        kernel.assign(_to_numpy(kernel)[:, :, ::-1])
     body = [each.name for each in network.layers if each.name not in _TOP]
     if layer is not None and layer not in body:
         raise unknown(f"layer of {name}", layer, body)

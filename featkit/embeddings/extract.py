@@ -33,7 +33,7 @@ from featkit.embeddings.plan import (
     plan_extraction,
 )
 from featkit.embeddings.request import Request
-from featkit.errors import CacheError, DataError, DecodeError, WeightsError, visible
+from featkit.errors import CacheError, DataError, DecodeError, SpecError, WeightsError, visible
 from featkit.images.base import ImageSet, KeyedLoad, Pixels, cache_last_row
 from featkit.storage import storage_errors
 
@@ -584,7 +584,10 @@ def refuse_not_finite(
     from featkit.backbones.layers import first_non_finite_layer
 
     pixels = backbone.preprocess.for_precision(precision)(images.load(row))
-    layer = first_non_finite_layer(backbone, np.stack([pixels]))
+    try:
+        layer = first_non_finite_layer(backbone, np.stack([pixels]))
+    except SpecError as error:  # a network that torch cannot run, such as Keras's own
+        raise DataError(f"{where}: check the weights or use other ones") from error
     if layer is None:
         raise DataError(f"{where} in {precision}, but are in fp32: use --precision fp32")
     raise DataError(f"{where}, first in layer {layer}: check the weights or use other ones")

@@ -145,7 +145,7 @@ def test_real_weights_and_images_have_the_gradients_of_torch(make_config, real_d
     [
         {"mode": "full", "optimiser": "sgd", "lr": 0.01},
         {"mode": "full", "optimiser": "adamw", "lr": 1e-3, "clip": 1.0, "layer_decay": 0.7},
-        {"mode": "full", "mixup": 0.2, "cutmix": 1.0, "ema": 0.9},
+        {"mode": "full", "mixup": 0.2, "cutmix": 1.0, "ema": 0.9, "lr": 1e-3},
     ],
     ids=["sgd", "adamw-clip-decay", "mix-ema"],
 )
