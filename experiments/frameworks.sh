@@ -9,16 +9,18 @@ runs=experiments/frameworks/runs
 caltech="$FEATKIT_TEST_DATA/caltech101"
 cifar="$FEATKIT_TEST_DATA/cifar10"
 
-# Smaller images and subsets: about eight minutes of CPU time instead of hours.
-featkit compare-frameworks --data "$caltech" --backbone resnet18 --resize 96 --augment none \
-  --limit train=2020,test=808 --deep-limit train=505,test=505 --epochs 3 --seeds 3 \
+# Small images and subsets: minutes of CPU time instead of hours.
+featkit compare-frameworks --data "$caltech" --backbone resnet18 --resize 64 --augment none \
+  --limit train=1010,test=505 --deep-limit train=505,test=505 --epochs 3 --seeds 3 \
   --out "$runs/caltech101"
 
 # One epoch on CIFAR-10, as in the study whose numbers README.md quotes.
-one_epoch="--data $cifar --resize 64 --epochs 1 --warmup 0 --val 0.1 --augment none --resume"
+one_epoch="--data $cifar --epochs 1 --warmup 0 --val 0.1 --augment none --resume"
 for framework in "" keras:; do
   # shellcheck disable=SC2086
-  featkit finetune $one_epoch --backbone "${framework}resnet50" --mode shallow --out "$runs/cifar10"
+  featkit finetune $one_epoch --backbone "${framework}resnet50" --mode shallow --resize 64 \
+    --out "$runs/cifar10"
   # shellcheck disable=SC2086
-  featkit finetune $one_epoch --backbone "${framework}resnet18" --mode scratch --out "$runs/cifar10"
+  featkit finetune $one_epoch --backbone "${framework}resnet18" --mode scratch --resize 32 \
+    --out "$runs/cifar10"
 done
