@@ -7,7 +7,7 @@ from pathlib import Path
 
 import streamlit as st
 
-from featkit.app.data import DataSummary, check_files, summarise_data
+from featkit.app.data import FileCheck, check_files, summarise_data
 from featkit.app.jobs import (
     FAILED,
     FINISHED,
@@ -24,7 +24,6 @@ from featkit.app.runs import run_name
 from featkit.app.settings import DIGITS, AppSettings, available_runs, named_data, resolve_data
 from featkit.app.shared import errors_shown, load_data, page
 from featkit.app.training import (
-    IMAGENET,
     RANDOM,
     WEIGHT_NAMES,
     backbone_names,
@@ -42,12 +41,12 @@ _OTHER = "Another folder …"
 _REPORT_HEIGHT = 900
 _MAX_REPORT_BYTES = 2**27
 _STATUS = {
-    WAITING: ("Starting", ":material/hourglass:"),
-    RUNNING: ("Running", ":material/hourglass:"),
-    FINISHED: ("Finished", ":material/check_circle:"),
-    FAILED: ("Failed", ":material/error:"),
-    STOPPED: ("Stopped", ":material/stop_circle:"),
-    INTERRUPTED: ("Interrupted", ":material/warning:"),
+    WAITING: "starting",
+    RUNNING: "running",
+    FINISHED: "finished",
+    FAILED: "failed",
+    STOPPED: "stopped",
+    INTERRUPTED: "interrupted",
 }
 
 
@@ -58,9 +57,9 @@ def show(settings: AppSettings) -> None:
     st.caption("Fit classifiers on a folder or list of images, and evaluate them.")
     spec = _choose_data(settings)
     if spec is not None:
-        images = load_data(spec)
-        _show_data(images)
-        _choose_training(settings, spec, images)
+        with errors_shown():  # trainings are shown all the same
+            _show_data(spec, load_data(spec))
+            _choose_training(settings, spec)
     _show_jobs(settings)
 
 
@@ -83,7 +82,7 @@ def _choose_data(settings: AppSettings) -> str | None:
     return None
 
 
-def _show_data(images: ImageSet) -> None:
+def _show_data(spec: str, images: ImageSet) -> None:
     summary = summarise_data(images)
     st.markdown(
         f"**{summary.n:,}** images in **{len(summary.counts)}** classes; split: "
@@ -92,27 +91,28 @@ def _show_data(images: ImageSet) -> None:
     for text in summary.warnings:
         st.warning(plain(text))
     with st.expander("Images of each class"):
-        _class_table(summary)
-    key = f"checked:{images.name}:{summary.n}"
+        st.dataframe(list(summary.counts), hide_index=True, alt="Images of each class and split")
+    key = f"checked:{spec}:{summary.n}"
     if st.button("Check the files", key="train_check", help="Reads every image once."):
-        bar = st.progress(0.0, "Reading images …")
-        found = check_files(
-            images, lambda done, total: bar.progress(done / total, f"Read {done} of {total}")
-        )
-        bar.empty()
-        st.session_state[key] = found
+        st.session_state[key] = _check(images)
     if key in st.session_state:
         _show_check(st.session_state[key])
 
 
-def _class_table(summary: DataSummary) -> None:
-    st.dataframe(list(summary.counts), hide_index=True, alt="Images of each class and split")
+def _check(images: ImageSet) -> FileCheck:
+    """Read every image, with a progress bar that moves a hundred times."""
+    bar = st.progress(0.0, "Reading images …")
+
+    def show_progress(done: int, total: int) -> None:
+        if done == total or done % (total // 100 + 1) == 0:
+            bar.progress(done / total, f"Read {done:,} of {total:,} images")
+
+    found = check_files(images, show_progress)
+    bar.empty()
+    return found
 
 
-def _show_check(found: object) -> None:
-    from featkit.app.data import FileCheck
-
-    assert isinstance(found, FileCheck)
+def _show_check(found: FileCheck) -> None:
     for name, reason in found.unreadable[:20]:
         st.error(plain(f"{name}: {reason}"))
     if len(found.unreadable) > 20:
@@ -126,7 +126,7 @@ def _show_check(found: object) -> None:
         st.success("Every image can be read, and no two are the same.")
 
 
-def _choose_training(settings: AppSettings, spec: str, images: ImageSet) -> None:
+def _choose_training(settings: AppSettings, spec: str) -> None:
     from featkit.heads import list_heads
 
     left, right = st.columns(2)
@@ -165,15 +165,13 @@ def _choose_training(settings: AppSettings, spec: str, images: ImageSet) -> None
             help="The least confident ones; 0 answers always.",
         )
     if weights == RANDOM:
-        missing = (
-            ""
-            if default_weights(backbone) == IMAGENET
-            else (
+        text = "The network is untrained: results are for trying out only."
+        if default_weights(backbone) == RANDOM:
+            text += (
                 f" ImageNet weights of {backbone} are not on this machine, and the app downloads "
                 f"nothing: `featkit extract --backbone {backbone}` does."
             )
-        )
-        st.warning(f"The network is untrained: results are for trying out only.{missing}")
+        st.warning(text)
     if st.button("Train", type="primary", key="train_start", icon=":material/play_arrow:"):
         with errors_shown():
             request = training_request(
@@ -211,7 +209,7 @@ def _show_jobs(settings: AppSettings) -> None:
 
 def _job_label(job: Job) -> str:
     time = datetime.fromtimestamp(job.created).strftime("%Y-%m-%d %H:%M")
-    return f"{job_title(job)} – {_STATUS[job.state.status][0].lower()}, {time}"
+    return f"{job_title(job)} – {_STATUS[job.state.status]}, {time}"
 
 
 def _show_ended(settings: AppSettings, job: Job) -> None:
