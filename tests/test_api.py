@@ -93,7 +93,7 @@ SIGNATURES = {
     "train": f"photos minutes name overwrite backbone weights resize split seed bundle cache out {COMPUTE}",
     "publication_table": "result format baseline",
     "report": f"run out projection heat_maps seed cache {COMPUTE}",
-    "plot": f"kind target images out label colour method thumbnails count seed dpi weights cache {COMPUTE}",
+    "plot": f"kind target images out label colour method thumbnails count seed dpi style weights cache {COMPUTE}",
 }
 
 

@@ -38,7 +38,7 @@ WRONG = [object(), b"bytes", 2j, "null\0character", {1: 2}, float("nan"), lambda
 """Values that no parameter accepts."""
 
 
-def call(name, **arguments):
+def call(name, /, **arguments):
     function = getattr(featkit, name)
     parameters = inspect.signature(function).parameters.values()
     required = {
