@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -48,7 +49,7 @@ def bundle_run(run: SavedRun) -> Path:
         name = _write_network(run.request.backbone, backbone, written)
         target = directory / name
         with storage_errors(target):
-            write_file(target, lambda path: shutil.copyfile(written, path) and None)
+            write_file(target, partial(shutil.copyfile, written))
     _record(directory, target)
     return target
 

@@ -308,7 +308,7 @@ def select(
                 continue
             attempt = tune(source, head, clock, on_candidate)
             attempts.append(attempt)
-            say(_attempt_line(attempt, clock))
+            say(_attempt_line(attempt))
 
     interrupted = False
     try:
@@ -408,7 +408,7 @@ def _seconds_needed(features: FeatureSet, head: str) -> float:
     return 3 * (time.perf_counter() - start) * len(train) / len(sample)
 
 
-def _attempt_line(attempt: Attempt, clock: Clock) -> str:
+def _attempt_line(attempt: Attempt) -> str:
     text = f"{attempt.name}: "
     if attempt.fitted.val_top1 is None:
         return f"{text}too few images to validate, default hyperparameters"
@@ -459,7 +459,8 @@ class SecondNetwork:
             left = max(0.0, self.clock.left)
             return f"{name} needs about {needed:.0f} s, and {left:.0f} s are left"
         self.say(f"there is time for {name} too")
-        return load_features(given, self.cache, self.compute, self.say)
+        features = load_features(given, self.cache, self.compute, self.say)
+        return replace(features, copies=find_copies(features))
 
     def _missing_images(self, given: Mapping[str, Any]) -> int:
         """Return the number of images whose features are not cached."""
