@@ -26,7 +26,8 @@ _MARKER, _BAR, _TEXT = 4.5, 1.5, 1.5
 """Free space around a point, an error bar and a label, in points of 1/72 inch."""
 _CROSSING = 25.0
 """Cost of a leader line that crosses a label or a point, in points of distance."""
-_SAMPLES = np.linspace(0.1, 0.95, 18)[:, None]
+_SAMPLES = np.linspace(0.1, 0.95, 18)[:, None, None]
+"""Places along a leader line, as fractions of its length."""
 
 
 def label_points(
@@ -72,7 +73,7 @@ def label_points(
         boxes, ends_of_lines, distances = _candidates(
             point, _text_size(figure, renderer, text, fontsize)
         )
-        lines = point + _SAMPLES[:, :, None].transpose(0, 2, 1) * (ends_of_lines - point)
+        lines = point + _SAMPLES * (ends_of_lines - point)
         has_line = distances >= _LEADER_FROM
         overlap = _overlaps(_grown(boxes[:, :2], boxes[:, 2:], _TEXT), taken)
         overlap = overlap + _outside(boxes, inside)

@@ -39,6 +39,11 @@ Row = TypeVar("Row", LongTailRow, DropRow)
 
 _AXIS_NAMES = {BACKBONE: "network", BALANCE: "correction", "train_perturb": "training corruption"}
 _CONDITION_NAMES = {DATA: "", "subset": "training set ", PERTURB: "test images "}
+_SIZES = {
+    "many": "more than 100 training images",
+    "medium": "20 to 100 training images",
+    "few": "fewer than 20 training images",
+}
 _PAIRED = "paired tests, Holm correction over all pairs"
 
 
@@ -187,7 +192,8 @@ def _markdown_entry(entry: Entry) -> str:
 
 
 def _capitalised(text: str) -> str:
-    return text[:1].upper() + text[1:]
+    """Return the text with a capital at its start; ``mCE`` and the like stay as they are."""
+    return text if text[1:2].isupper() else text[:1].upper() + text[1:]
 
 
 # Numbers ------------------------------------------------------------------------------------------
@@ -216,19 +222,32 @@ def _sizes(averages: Iterable[Average]) -> str:
     return f"{text}, mean over {seeds} seeds" if seeds > 1 else text
 
 
-def _notes(blocks: Sequence[Block], *texts: str) -> list[tuple[str, str]]:
-    """Return explanations, and what bold type and symbols mean, as far as the table has them."""
+def _notes(blocks: Sequence[Block], columns: Sequence[str], *texts: str) -> list[tuple[str, str]]:
+    """Return explanations, and what bold type and symbols mean, as far as the table has them.
+
+    Args:
+        blocks: of the table.
+        columns: headers of the numbers; not all of them have paired tests.
+        texts: explanations that come first; empty ones are left out.
+    """
     entries: list[Entry] = []
+    with_best: dict[str, None] = {}
     for block in blocks:
         for _, numbers in block.rows:
             entries.extend(numbers)
+            for column, entry in zip(columns, numbers, strict=True):
+                if entry.is_best:
+                    with_best[column] = None
     notes = [("", text) for text in texts if text]
-    if any(entry.is_best for entry in entries):
-        notes.append(("", f"Bold: best{' of each block' if len(blocks) > 1 else ''}."))
+    if with_best:
+        ending = " of each block" if len(blocks) > 1 else ""
+        notes.append(("", f"Bold: best {' and '.join(with_best)}{ending}."))
     if any(entry.mark == "tied" for entry in entries):
         notes.append(("tied", f"Not significantly different from the best (p ≥ 0.05, {_PAIRED})."))
     if any(entry.mark == "significant" for entry in entries):
-        notes.append(("significant", "Significant after Holm correction (p < 0.05)."))
+        notes.append(
+            ("significant", "Significant after Holm correction over all gains (p < 0.05).")
+        )
     return notes
 
 
@@ -273,12 +292,13 @@ def _comparison_table(comparison: RunComparison) -> PublicationTable:
         rows.append(([name], [top1, balanced]))
     n = comparison.runs[0][1].n
     blocks = [Block("", rows)]
+    columns = ["top-1 accuracy", "balanced accuracy"]
     return PublicationTable(
         label="comparison",
         caption=f"Accuracy on the same n = {n:,} test images, in % with 95% CI.",
-        notes=_notes(blocks, comparison.note),
+        notes=_notes(blocks, columns, comparison.note),
         names=["run"],
-        numbers=["top-1 accuracy", "balanced accuracy"],
+        numbers=columns,
         blocks=blocks,
     )
 
@@ -308,7 +328,7 @@ def _grid_table(findings: Findings) -> PublicationTable:
     return PublicationTable(
         label=_label(findings.name),
         caption=_caption(findings, metric, averages),
-        notes=_notes(blocks),
+        notes=_notes(blocks, [metric]),
         names=_headers(axes),
         numbers=[metric],
         blocks=_without_single_heading(blocks),
@@ -331,19 +351,17 @@ def _long_tail_table(findings: Findings) -> PublicationTable:
             rows.append(([*_shown(findings, row.values, axes), row.balance], numbers))
         means = [row.mean for row in members]
         blocks.append(Block(_heading(findings, dict(condition), means), rows))
+    columns = [METRICS[1], "gain", *groups]
     explanations = [
         "Gain: difference from no correction, in points.",
-        "Many, medium, few: accuracy on classes with more than 100, 20 to 100, and fewer than 20 "
-        "training images."
-        if groups
-        else "",
+        *(f"{_capitalised(name)}: accuracy on classes with {_SIZES[name]}." for name in groups),
     ]
     return PublicationTable(
         label=_label(findings.name),
         caption=_caption(findings, METRICS[1], [row.mean for row in found]),
-        notes=_notes(blocks, *explanations),
+        notes=_notes(blocks, columns, *explanations),
         names=[*_headers(axes), "correction"],
-        numbers=[METRICS[1], "gain", *groups],
+        numbers=columns,
         blocks=_without_single_heading(blocks),
     )
 
@@ -363,6 +381,7 @@ def _robustness_table(findings: Findings, baseline: str) -> PublicationTable:
         means = [row.perturbed for row in members]
         blocks.append(Block(_heading(findings, dict(condition), means), rows))
     network = findings.shown(BACKBONE, baseline)
+    columns = ["clean", "perturbed", "drop", "mCE"]
     explanation = (
         f"Perturbed: mean over {found[0].perturbations} perturbations of the test images. Drop: "
         "clean minus perturbed, in points. mCE: mean corruption error in %, relative to the same "
@@ -371,9 +390,9 @@ def _robustness_table(findings: Findings, baseline: str) -> PublicationTable:
     return PublicationTable(
         label=_label(findings.name),
         caption=_caption(findings, metric_name(findings), [row.perturbed for row in found]),
-        notes=_notes(blocks, explanation),
+        notes=_notes(blocks, columns, explanation),
         names=_headers(axes),
-        numbers=["clean", "perturbed", "drop", "mCE"],
+        numbers=columns,
         blocks=_without_single_heading(blocks),
     )
 

@@ -41,7 +41,9 @@ def run(*, tried: list[Candidate] | None = None, metric: str = "top1") -> Any:
     search = None
     if tried:
         search = SearchResult(tuple(tried), 0, np.empty((0, 0)), metric)
-    return SimpleNamespace(id="abc", head_spec="svm", source=source, report=report(), search=search)
+    return SimpleNamespace(
+        id="abc", name="My run", head_spec="svm", source=source, report=report(), search=search
+    )
 
 
 HISTORY = [
@@ -141,7 +143,8 @@ def test_a_grid_with_failed_cells_has_a_heat_map() -> None:
         CellResult({**values, "head": "knn", "seed": 1}, "failed", "out of memory"),
     ]
     grid = SimpleNamespace(name="study", values=lambda axis: {cell.values[axis] for cell in cells})
-    result: Any = SimpleNamespace(grid=grid, cells=cells)
+    findings = SimpleNamespace(network_names={"resnet18": "ResNet-18"})
+    result: Any = SimpleNamespace(grid=grid, cells=cells, findings=findings)
     assert ablation_figures(result)["heatmap.png"].startswith(PNG)
 
 

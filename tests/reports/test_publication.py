@@ -70,7 +70,7 @@ def test_the_best_is_bold_and_ties_with_it_are_marked():
     caption = re.search(r"\\caption\{(.*)\}", latex)[1]
     assert caption == (
         "Top-1 accuracy on the test images of photos\\_\\&\\_more (n = 300), in \\% with 95\\% CI. "
-        "Bold: best. $^{\\dagger}$Not significantly different from the best (p $\\geq$ 0.05, paired "
+        "Bold: best top-1 accuracy. $^{\\dagger}$Not significantly different from the best (p $\\geq$ 0.05, paired "
         "tests, Holm correction over all pairs)."
     )
     assert "\\begin{tabular}{lr}" in latex
@@ -96,7 +96,7 @@ def test_each_training_set_is_a_block_with_its_own_best():
     assert [block.rows[0][0] for block in table.blocks] == [["svm"], ["knn:k=1"]]
     assert [block.rows[0][1][0].is_best for block in table.blocks] == [True, True]
     assert "\\multicolumn{2}{l}{\\emph{Training set all, n = 300" in table.to_latex()
-    assert "Bold: best of each block." in table.to_markdown()
+    assert "Bold: best balanced accuracy of each block." in table.to_markdown()
 
 
 def test_a_long_tail_table_has_gains_and_groups_of_classes():
@@ -112,7 +112,7 @@ def test_a_long_tail_table_has_gains_and_groups_of_classes():
     first = rows(table.to_latex())[0]
     assert first[:2] == ["svm", "smote"]
     assert first[3].startswith("+20.0$^{*}$ [")
-    assert "Significant after Holm correction (p < 0.05)." in table.notes[-1][1]
+    assert "Significant after Holm correction over all gains (p < 0.05)." in table.notes[-1][1]
     assert next(row for row in rows(table.to_latex()) if row[1] == "none")[3] == ""
 
 
