@@ -73,7 +73,10 @@ class ActivationMapper:
         return _array(maps), _array(features)
 
     def class_activation_maps(
-        self, pixels: Pixels, score_gradients: Callable[[Floats], Floats]
+        self,
+        pixels: Pixels,
+        score_gradients: Callable[[Floats], Floats],
+        baseline: Floats | None = None,
     ) -> tuple[Floats, Floats]:
         """Return signed class activation maps ``(b, h, w)`` and the features ``(b, d)``.
 
@@ -86,6 +89,7 @@ class ActivationMapper:
             pixels: uint8 ``(b, h, w, 3)``, resized and cropped.
             score_gradients: from features ``(b, d)`` to the derivatives ``(b, d)`` of one score per
                 image with respect to its features.
+            baseline: feature maps ``(c, h, w)`` that are subtracted from those of the images.
 
         References:
             Zhou et al., "Learning deep features for discriminative localization", CVPR 2016.
@@ -95,6 +99,8 @@ class ActivationMapper:
         gradients = torch.from_numpy(score_gradients(_array(features))).to(features)
         (derivative,) = torch.autograd.grad(features, maps, grad_outputs=gradients)
         weights = derivative.sum(dim=(2, 3), keepdim=True)
+        if baseline is not None:
+            maps = maps - torch.from_numpy(baseline).to(maps)
         return _array((weights * maps).sum(dim=1)), _array(features)
 
     def _forward(self, pixels: Pixels) -> tuple[Tensor, Tensor]:

@@ -10,7 +10,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from featkit.compression.head_modules import Kernel, PairDecisions, ScaledInput, squared_distances
+from featkit.compression.head_modules import (
+    Kernel,
+    PairDecisions,
+    PairLogits,
+    ScaledInput,
+    squared_distances,
+)
 from featkit.errors import HeadError
 from featkit.heads.balance import BalancedHead
 from featkit.heads.knn import KNNHead
@@ -19,6 +25,7 @@ from featkit.heads.mlp import MLPHead
 from featkit.heads.prototypical import PrototypicalHead
 from featkit.heads.svm import SVMHead
 
+_PATH_STEPS = 8
 _SAMPLE = 500
 """Training rows whose distances to their neighbours give the width of the kernel density."""
 
@@ -30,11 +37,14 @@ class ClassScores(NamedTuple):
         module: features ``(b, d)`` to scores ``(b, k)``, one column per label of the head.
         meaning: what the score is, in a few words.
         is_surrogate: whether the score is a smooth stand-in for the decision of the head.
+        is_curved: whether the derivative at an image says little about the score elsewhere, so that
+            it has to be averaged on the way from an image without content.
     """
 
     module: nn.Module
     meaning: str
     is_surrogate: bool = False
+    is_curved: bool = False
 
     def gradients(
         self, features: NDArray[np.float32], columns: NDArray[np.int64]
@@ -54,17 +64,40 @@ class ClassScores(NamedTuple):
         gradients: NDArray[np.float32] = finite.detach().numpy()
         return gradients
 
+    def mean_gradients(
+        self,
+        features: NDArray[np.float32],
+        columns: NDArray[np.int64],
+        baseline: NDArray[np.float32],
+    ) -> NDArray[np.float32]:
+        """Return the derivatives ``(b, d)`` averaged on the way from a baseline to each row.
+
+        Their product with the difference of row and baseline is the difference of the scores.
+
+        Args:
+            features: ``(b, d)``.
+            columns: ``(b,)`` column of the score of each row.
+            baseline: ``(d,)`` features of an image without content.
+
+        References:
+            Sundararajan, Taly and Yan, "Axiomatic attribution for deep networks", ICML 2017.
+        """
+        total = np.zeros_like(features)
+        for step in range(_PATH_STEPS):
+            share = np.float32((step + 0.5) / _PATH_STEPS)
+            total += self.gradients(baseline + share * (features - baseline), columns)
+        return total / np.float32(_PATH_STEPS)
+
 
 def make_class_scores(head: Any) -> ClassScores:
     """Return the score of a fitted head that class activation maps are derived from.
 
-    Linear and MLP heads have their logits. The logit of a prototypical head is the similarity to
-    one class mean, which rises with everything that images have in common: its score is the log
-    odds of the class against all others. The decision of an SVM counts the wins of a class over all
-    others, whose derivative is zero: its score is the sum of its margins. The vote of KNN is
-    constant almost everywhere: its score is the log odds of the class, from a Gaussian kernel
-    density of the training features of each class, with the median squared distance to the k-th
-    neighbour as width.
+    Linear and MLP heads have their logits. The similarity to one class mean rises with everything
+    that images have in common: prototypical heads have the log odds of the class against all
+    others. So do SVMs, from their calibrated margins. The vote of KNN is constant almost
+    everywhere: its score is the log odds of the class, from a Gaussian kernel density of the
+    training features of each class, with the median squared distance to the k-th neighbour as
+    width.
 
     Raises:
         HeadError: if this kind of head is unknown, such as that of a plug-in.
@@ -76,17 +109,19 @@ def make_class_scores(head: Any) -> ClassScores:
         return ClassScores(_module(head, layers), "logit")
     if isinstance(head, PrototypicalHead):
         layers = [_Logits(head.coef_, head.intercept_), _LogOdds()]
-        return ClassScores(_module(head, layers), "log odds")
+        return ClassScores(_module(head, layers), "log odds", is_curved=True)
     if isinstance(head, MLPHead):
         hidden = _Logits(head.hidden_coef_.T, head.hidden_intercept_)
         layers = [hidden, nn.ReLU(), _Logits(head.coef_.T, head.intercept_)]
         return ClassScores(_module(head, layers), "logit")
     if isinstance(head, SVMHead):
-        layers = [Kernel(head), PairDecisions(head), _MarginSums(len(head.classes_))]
-        return ClassScores(_module(head, layers), "sum of pairwise margins", is_surrogate=True)
+        layers = [Kernel(head), PairDecisions(head), PairLogits(head), _LogOdds()]
+        return ClassScores(_module(head, layers), "log odds", is_curved=True)
     if isinstance(head, KNNHead):
         layers = [_ClassDensities(head), _LogOdds()]
-        return ClassScores(_module(head, layers), "log odds of class densities", is_surrogate=True)
+        return ClassScores(
+            _module(head, layers), "log odds of class densities", is_surrogate=True, is_curved=True
+        )
     raise HeadError(
         f"{type(head).__name__} has no class activation maps: choose linear, svm, knn, mlp or "
         "prototypical"
@@ -124,23 +159,6 @@ class _LogOdds(nn.Module):
         own = torch.eye(classes, dtype=torch.bool, device=logits.device)
         others = logits[:, None, :].masked_fill(own, -math.inf)
         return logits - torch.logsumexp(others, dim=2)
-
-
-class _MarginSums(nn.Module):
-    """Sum of the one-vs-one decisions ``(b, k (k - 1) / 2)`` for each class."""
-
-    def __init__(self, classes: int) -> None:
-        super().__init__()
-        first, second = np.triu_indices(classes, 1)
-        sides = np.eye(classes)[first] - np.eye(classes)[second]
-        # scikit-learn's decision of two classes is positive for the second one, that of a pair of
-        # several classes for the first one.
-        if classes == 2:
-            sides = -sides
-        self.sides = nn.Buffer(torch.tensor(sides, dtype=torch.float32))
-
-    def forward(self, pairs: Tensor) -> Tensor:
-        return pairs @ self.sides
 
 
 class _ClassDensities(nn.Module):

@@ -68,7 +68,7 @@ def _layers(head: Any) -> list[nn.Module]:
         hidden = _Affine(head.hidden_coef_.T, head.hidden_intercept_)
         return [hidden, nn.ReLU(), _class_logits(head.coef_.T, head.intercept_)]
     if isinstance(head, SVMHead):
-        return [Kernel(head), PairDecisions(head), _PairLogits(head)]
+        return [Kernel(head), PairDecisions(head), PairLogits(head)]
     if isinstance(head, KNNHead):
         return [_Neighbours(head)]
     raise HeadError(
@@ -161,7 +161,7 @@ class PairDecisions(nn.Module):
         return pairs
 
 
-class _PairLogits(nn.Module):
+class PairLogits(nn.Module):
     """Logits ``(b, k)`` of an SVM from its one-vs-one decision values, as in ``heads.svm``."""
 
     def __init__(self, head: SVMHead) -> None:
@@ -175,6 +175,7 @@ class _PairLogits(nn.Module):
         self.order = _index(np.argsort(np.concatenate([first, second]), kind="stable"))
 
     def forward(self, pairs: Tensor) -> Tensor:
+        """Return logits ``(b, k)`` for decision values ``(b, k (k - 1) / 2)``."""
         if self.k == 2:
             slope = 0.5 if self.slope is None else self.slope
             return slope * torch.cat([-pairs, pairs], dim=1)

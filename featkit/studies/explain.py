@@ -24,6 +24,8 @@ Scores = NDArray[np.float64]
 FAITHFULNESS_STEPS = 20
 """Steps in which pixels are deleted from an image or inserted into it."""
 _BLUR_PIXELS = 10.0
+_GREY = 116
+"""Mean of ImageNet's images, the baseline of curved scores."""
 
 
 @dataclass(frozen=True)
@@ -65,15 +67,23 @@ class RunExplainer:
         backbone = run.load_backbone()
         self._mapper = ActivationMapper(backbone, device)
         self._preprocess: Preprocess = backbone.preprocess
+        self._baseline = self._grey_maps() if self._scores.is_curved else None
         self._columns = {
             run.classes[label]: column for column, label in enumerate(run.head.classes_)
         }
+
+    def _grey_maps(self) -> tuple[Floats, Floats]:
+        """Return the feature maps and the features of an image of one grey."""
+        grey = np.full((1, *self._preprocess.crop, 3), _GREY, np.uint8)
+        maps, features = self._mapper.maps(grey)
+        return maps[0], features[0]
 
     @property
     def description(self) -> str:
         """Method, score and layer in one line, such as ``Grad-CAM of the logit at layer4``."""
         surrogate = ", a smooth stand-in for its decision" if self._scores.is_surrogate else ""
-        return f"Grad-CAM of the {self._scores.meaning}{surrogate}, at {self._mapper.layer}"
+        path = ", averaged on the way from a grey image" if self._scores.is_curved else ""
+        return f"Grad-CAM of the {self._scores.meaning}{surrogate}{path}, at {self._mapper.layer}"
 
     def prepare(self, image: Pixels) -> Pixels:
         """Resize and crop an image ``(h, w, 3)`` as for the network."""
@@ -112,9 +122,12 @@ class RunExplainer:
             for row, best in enumerate(predicted):
                 name = classes[row] if classes else None
                 columns[row] = best if name is None else self.column(name)
-            return self._scores.gradients(features, columns)
+            if self._baseline is None:
+                return self._scores.gradients(features, columns)
+            return self._scores.mean_gradients(features, columns, self._baseline[1])
 
-        maps, features = self._mapper.class_activation_maps(pixels, gradients)
+        subtracted = None if self._baseline is None else self._baseline[0]
+        maps, features = self._mapper.class_activation_maps(pixels, gradients, subtracted)
         probabilities = self.probabilities(features)
         heats = resize_maps(maps, pixels.shape[1:3])
         explained = []

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -42,6 +44,25 @@ def test_scores_have_a_derivative_that_is_not_zero(spec):
     make_class_scores(head).module(inputs)[:, 1].sum().backward()
     assert inputs.grad.isfinite().all()
     assert inputs.grad.abs().sum(dim=1).min() > 0
+
+
+@pytest.mark.parametrize("spec", HEADS)
+def test_mean_derivatives_explain_the_difference_of_two_scores(spec):
+    """Integrated gradients are complete; those of a linear score are its derivative."""
+    x, y = features(n=120)
+    scores = make_class_scores(make_head(spec).fit(x, y))
+    assert scores.is_curved == (spec.partition(":")[0] in ("svm", "knn", "prototypical"))
+    baseline = x.mean(axis=0)
+    columns = y[:20].astype(np.int64)
+    mean = scores.mean_gradients(x[:20], columns, baseline)
+    explained = (mean * (x[:20] - baseline)).sum(axis=1)
+    with torch.no_grad():
+        at_rows = scores.module(torch.from_numpy(x[:20])).numpy()[np.arange(20), columns]
+        at_baseline = scores.module(torch.from_numpy(baseline[None])).numpy()[0, columns]
+    difference = at_rows - at_baseline
+    assert np.abs(explained - difference).max() < 0.1 * np.abs(difference).max()
+    if spec == "linear":
+        np.testing.assert_allclose(mean, scores.gradients(x[:20], columns), rtol=1e-4)
 
 
 def test_the_score_of_a_corrected_head_is_that_of_the_head_inside():
@@ -89,6 +110,18 @@ def test_an_exact_map_averages_to_the_logit_without_its_bias(run):
         bias = float(np.broadcast_to(run.head.intercept_, len(logits))[column])
         assert each.heat.mean() == pytest.approx(float(logits[column]) - bias, rel=0.15, abs=0.05)
         assert each.heat.shape == each.image.shape[:2]
+
+
+def test_a_map_of_a_curved_score_is_that_of_the_difference_from_a_grey_image(run, tmp_path):
+    saved = featkit.load_run(run)
+    train = run.source.embeddings.part("train")
+    explainer = RunExplainer(replace(saved, head=make_head("knn").fit(train.x, train.y)))
+    assert "grey" in explainer.description
+    grey = np.full((1, 64, 64, 3), 116, np.uint8)
+    assert np.abs(explainer.explain(grey)[0].heat).max() == 0
+    images = run.source.request.load_images()
+    pixels = explainer.prepare(images.load(images.rows("test")[0]))
+    assert np.abs(explainer.explain(pixels[None])[0].heat).max() > 0
 
 
 def test_a_class_that_was_not_trained_on_is_refused(run):
