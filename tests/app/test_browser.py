@@ -156,7 +156,7 @@ def _select_on_the_map(page, server):
     time.sleep(1)
     box = chart.bounding_box()
     # The second button of the toolbox is the lasso, see ``chart_options``.
-    page.mouse.click(box["x"] + 49, box["y"] + 15)
+    page.mouse.click(box["x"] + 55, box["y"] + 20)
     corners = [(0.05, 0.12), (0.95, 0.12), (0.95, 0.8), (0.05, 0.8), (0.05, 0.13)]
     points = [(box["x"] + x * box["width"], box["y"] + y * box["height"]) for x, y in corners]
     page.mouse.move(*points[0])
