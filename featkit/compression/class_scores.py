@@ -85,8 +85,10 @@ class ClassScores(NamedTuple):
         total = np.zeros_like(features)
         for step in range(_PATH_STEPS):
             share = np.float32((step + 0.5) / _PATH_STEPS)
-            total += self.gradients(baseline + share * (features - baseline), columns)
-        return total / np.float32(_PATH_STEPS)
+            point = baseline + share * (features - baseline)
+            total += self.gradients(point.astype(np.float32), columns)
+        total /= _PATH_STEPS
+        return total
 
 
 def make_class_scores(head: Any) -> ClassScores:

@@ -170,10 +170,11 @@ def _tsne(unit: Points, seed: int, report: Callable[[int, int], None] | None) ->
         return np.asarray(model.fit_transform(components), np.float64)
 
 
-class _ProgressReader(io.TextIOBase):
+class _ProgressReader(io.StringIO):
     """Report the iterations that a library prints, as ``Iteration 50`` or ``50/200 [``."""
 
     def __init__(self, report: Callable[[int, int], None], total: int = 0) -> None:
+        super().__init__()
         self._report, self._total = report, total
 
     def write(self, text: str) -> int:

@@ -64,7 +64,7 @@ def _is_beside(legend: Legend) -> bool:
 
 def _move_below(figure: Figure, legend: Legend, width: float) -> float:
     """Replace a legend beside its axes by one below; return its height in inches."""
-    handles = legend.legend_handles
+    handles = [handle for handle in legend.legend_handles if handle is not None]
     names = [text.get_text() for text in legend.get_texts()]
     columns = max(1, min(len(names), int(width / _LEGEND_ENTRY)))
     legend.remove()
