@@ -194,7 +194,7 @@ def test_the_format_is_that_of_the_ending_and_reproducible(made, tmp_path, endin
         (["plot", "pareto", "nowhere"], "nowhere"),
         (["plot", "pareto", "RUN"], "cannot be read as a profile"),
         (["plot", "pareto", "IMAGE"], "cannot be read as a profile"),
-        (["plot", "learning-curve", "nowhere"], "cannot be read as a few-shot study"),
+        (["plot", "learning-curve", "nowhere"], "there is no run nowhere"),
         (["plot", "learning-curve", "PROFILE"], "cannot be read as a few-shot study"),
         (["plot", "confusion", "RUN", "--style", "poster"], "poster"),
         (["plot", "cam", "RUN", "DAMAGED"], "damaged.png"),
