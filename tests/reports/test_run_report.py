@@ -252,6 +252,7 @@ def inspection(made):
 
 def with_report(inspection, report):
     """Return an inspection with another report, and without what belongs to its own report."""
+    report = replace(report, provenance=inspection.report.provenance)
     return replace(
         inspection, report=report, mistakes=(), uncertain=(), confused=(), embedding_map=None
     )
