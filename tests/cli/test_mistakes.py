@@ -81,7 +81,7 @@ def test_predict_says_what_to_give_in_place_of_a_run(photos, runs):
     assert "a folder of runs: give one, such as" in error("predict", run.parent, image)
     assert "a folder of runs: give one, such as" in error("predict", "experiments/runs", image)
     assert "there is no run nowhere: " in error("predict", "nowhere", image)
-    assert "there is no run at nowhere" in error("predict", "./nowhere", image)
+    assert "there is no run at runs/nowhere" in error("predict", "runs/nowhere", image)
     assert "card.json is missing" in error("predict", photos, image)
 
 
@@ -315,7 +315,7 @@ def test_predict_does_not_advise_to_give_weights(photos, tmp_path, monkeypatch):
     card["request"]["weights"] = "imagenet"
     (run / "card.json").write_text(json.dumps({**card, "sha256": seal(card)}))
     message = error("predict", run, photos / "red" / "0.png")
-    assert "copy it into the folder in FEATKIT_WEIGHTS" in message
+    assert "copy that file into the folder in FEATKIT_WEIGHTS" in message
     assert "--weights" not in message
     shutil.rmtree(hub_folder(), ignore_errors=True)
 
