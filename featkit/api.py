@@ -25,7 +25,7 @@ import json
 import logging
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -53,6 +53,7 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
     from featkit.ablation.estimate import Estimate
+    from featkit.ablation.executors.cluster import ClusterExecutor, WorkerState
     from featkit.ablation.grid import AxisValue, Grid
     from featkit.ablation.run import AblationConfig, AblationResult, Progress
     from featkit.backbones import load_backbone as load_backbone
@@ -80,7 +81,7 @@ if TYPE_CHECKING:
     from featkit.studies.audit import AuditResult
     from featkit.studies.clean import CleanData, Decision
     from featkit.studies.distill import DistillationResult
-    from featkit.studies.fewshot import FewShotScore
+    from featkit.studies.fewshot import EpisodeConfig, FewShotScore
     from featkit.studies.frameworks import FrameworksResult
     from featkit.studies.neighbours import SimilarImages
     from featkit.studies.profile import NetworkProfile
@@ -197,6 +198,7 @@ _GRID = {
     "head": several(text("svm:C=9"), least=1),
     "balance": several(text("logit-adjust"), least=1),
     "jobs": integer(1),
+    "cluster": text("local:4"),
 }
 
 
@@ -354,7 +356,14 @@ def _strings(values: Strings | Path | Sequence[PathLike] | None) -> tuple[str, .
 # Features -----------------------------------------------------------------------------------------
 
 
-@checked(**{**_FEATURES, "data": _images_or_path(), "store": text("float16")})
+@checked(
+    **{
+        **_FEATURES,
+        "data": _images_or_path(),
+        "store": text("float16"),
+        "cluster": text("local:4"),
+    }
+)
 def extract(
     data: str | Path | ImageSet = "digits",
     backbone: PathLike = "resnet18",
@@ -379,6 +388,7 @@ def extract(
     workers: int | None = None,
     compile: bool = False,
     on_error: str = "fail",
+    cluster: str | None = None,
     progress: bool = False,
 ) -> Embeddings:
     """Extract features of images, or read them from the cache.
@@ -409,6 +419,8 @@ def extract(
         workers: threads that read and decode images.
         compile: whether to compile the network with ``torch.compile``.
         on_error: ``fail`` at the first image that cannot be read, or ``skip`` it.
+        cluster: ``local:4``, ``tcp://host:8786`` or a scheduler file: extract on the workers of a
+            Dask cluster; None for this machine.
         progress: whether to show a progress bar on stderr.
 
     Returns:
@@ -433,7 +445,11 @@ def extract(
             "split, limit, intensity_range, augment and perturb do not apply to images in memory: "
             "apply them before extraction"
         )
+    if in_memory and cluster is not None:
+        raise OptionsError("images in memory cannot be sent to a cluster: write them to files")
     request = _request({**options, "data": "" if in_memory else data})
+    if cluster is not None:
+        _extract_on_cluster(request.for_device(device).file_requests(), options)
     return extract_embeddings(
         request,
         Path(cache),
@@ -443,19 +459,26 @@ def extract(
     )
 
 
+def _file_requests(
+    backbones: Sequence[str], layers: Sequence[str], options: Mapping[str, Any]
+) -> list[Request]:
+    """Return the requests of the cache files of backbones and layers."""
+    requests = []
+    for backbone in backbones or ("resnet18",):
+        for layer in layers or (None,):
+            request = _request({**options, "backbone": backbone, "layer": layer})
+            requests.extend(request.for_device(options["device"]).file_requests())
+    return requests
+
+
 def _extraction(
     backbones: Sequence[str], layers: Sequence[str], options: Mapping[str, Any]
 ) -> tuple[list[Request], Extractor]:
     """Return the requests for backbones and layers, and the extractor for them."""
     from featkit.embeddings.extract import Extractor
 
-    compute = _compute(options)
-    requests = []
-    for backbone in backbones or ("resnet18",):
-        for layer in layers or (None,):
-            request = _request({**options, "backbone": backbone, "layer": layer})
-            requests.extend(request.for_device(compute.device).file_requests())
-    extractor = Extractor(Path(options["cache"]), compute, log.info)
+    requests = _file_requests(backbones, layers, options)
+    extractor = Extractor(Path(options["cache"]), _compute(options), log.info)
     images = extractor.plan(requests[0]).images
     log.info(
         "%s: %d images, %d classes, split %s",
@@ -477,8 +500,43 @@ def extract_files(
         layers: names of layers.
         options: as for ``extract``; None for the default.
     """
+    if options.get("cluster") is not None:
+        return _extract_on_cluster(_file_requests(backbones, layers, options), options)
     requests, extractor = _extraction(backbones, layers, options)
     return extractor.extract(requests)
+
+
+def _extract_on_cluster(
+    requests: Sequence[Request], options: Mapping[str, Any]
+) -> list[ExtractionResult]:
+    """Extract features of requests on the workers of a cluster."""
+    from featkit.embeddings.shards import extract_in_parallel
+
+    cache = Path(options["cache"])
+    with _cluster(options, [cache], lambda: requests) as executor:
+        if executor is None:
+            raise OptionsError("give --cluster")
+        return extract_in_parallel(requests, cache, _compute(options), executor.run, note=log.info)
+
+
+def extract_shard(
+    shard: str, backbones: Sequence[str] = (), layers: Sequence[str] = (), **options: Any
+) -> list[ExtractionResult | None]:
+    """Extract the features of one part of the images; ``featkit cache merge`` joins the parts.
+
+    Args:
+        shard: which part of how many, such as ``17/1000``.
+        backbones, layers, options: as for ``extract_files``.
+
+    Returns:
+        A result for each file; None if no image is in the part.
+    """
+    from featkit.embeddings.shards import Shard
+    from featkit.embeddings.shards import extract_shard as extract_part
+
+    part, compute = Shard.parse(shard), _compute(options)
+    requests = _file_requests(backbones, layers, options)
+    return extract_part(requests, part, Path(options["cache"]), compute, note=log.info)
 
 
 def explain_cache(
@@ -495,12 +553,15 @@ def explain_cache(
     return [explain(extractor.plan(request)) for request in requests]
 
 
-def _load_features(options: Mapping[str, Any]) -> FeatureSet:
+def _load_features(
+    options: Mapping[str, Any], executor: ClusterExecutor | None = None
+) -> FeatureSet:
     """Find or extract the features that the options describe; log where they come from."""
     from featkit.runs.features import load_features
 
+    run = None if executor is None else executor.run
     features = load_features(
-        _request_options(options), Path(options["cache"]), _compute(options), log.info
+        _request_options(options), Path(options["cache"]), _compute(options), log.info, run=run
     )
     log.info("features: %s, weights: %s", features.path, features.weights)
     return features
@@ -1227,6 +1288,7 @@ def ablate(
     tune: bool = False,
     balance: Strings | None = None,
     jobs: int | None = None,
+    cluster: str | None = None,
     cache: PathLike = "cache",
     out: PathLike = OUT,
     device: str = "auto",
@@ -1251,6 +1313,8 @@ def ablate(
         split, limit, intensity_range, augment, views, pool, resize, crop, tune: the same in all
             cells, as for ``fit``.
         jobs: heads fitted in parallel; None for one per core.
+        cluster: ``local:4``, ``tcp://host:8786`` or a scheduler file: extract features and fit
+            heads on the workers of a Dask cluster; None for this machine.
         cache, device, batch_size, workers, compile, on_error, progress: as for ``extract``.
         out: folder for results.
 
@@ -1292,6 +1356,7 @@ def longtail(
     head: Strings | None = None,
     balance: Strings | None = None,
     jobs: int | None = None,
+    cluster: str | None = None,
     cache: PathLike = "cache",
     out: PathLike = OUT,
     device: str = "auto",
@@ -1312,7 +1377,7 @@ def longtail(
         subset: subsets of train in place of ``factors``, such as ``longtail:if=50,profile=step``.
         balance: corrections to compare; None for all.
         split, limit, intensity_range, seed, augment, views, perturb, train_perturb, backbone,
-            weights, layer, pool, resize, crop, precision, head, jobs, cache, out, device,
+            weights, layer, pool, resize, crop, precision, head, jobs, cluster, cache, out, device,
             batch_size, workers, compile, on_error, progress: as for ``ablate``.
     """
     options = locals()
@@ -1351,6 +1416,7 @@ def robustness(
     tune: bool = False,
     balance: Strings | None = None,
     jobs: int | None = None,
+    cluster: str | None = None,
     cache: PathLike = "cache",
     out: PathLike = OUT,
     device: str = "auto",
@@ -1371,8 +1437,9 @@ def robustness(
         baseline: backbone whose errors are the unit of the mean corruption error; empty for the
             first.
         split, limit, intensity_range, seed, subset, augment, views, train_perturb, backbone,
-            weights, layer, pool, resize, crop, precision, head, tune, balance, jobs, cache, out,
-            device, batch_size, workers, compile, on_error, progress: as for ``ablate``.
+            weights, layer, pool, resize, crop, precision, head, tune, balance, jobs, cluster,
+            cache, out, device, batch_size, workers, compile, on_error, progress: as for
+            ``ablate``.
     """
     options = locals()
     return run_study(robustness_grid(options), options, baseline)
@@ -1518,8 +1585,12 @@ def run_study(
         raise OptionsError(f"baseline {baseline} is not a backbone of the grid: {backbones}")
     check_specs(grid)
     start = time.perf_counter()
-    with _cell_bar(options["progress"]) as show:
-        config = _ablation_config(options, show)
+    folders = Path(options["out"], grid.name, "cells"), Path(options["cache"])
+    with (
+        _cluster(options, folders, lambda: _networks_of(grid)) as executor,
+        _cell_bar(options["progress"]) as show,
+    ):
+        config = _ablation_config(options, show, executor)
         cells = config.out / grid.name / "cells"
         resumed = any(cells.glob("*"))
         result = run_grid(grid, config)
@@ -1556,17 +1627,62 @@ def estimate_study(grid: Grid, options: Mapping[str, Any]) -> tuple[Estimate, in
     return estimate(grid, config, measure=options["measure"]), config.jobs
 
 
+@contextmanager
+def _cluster(
+    options: Mapping[str, Any], folders: Sequence[Path], requests: Callable[[], Sequence[Request]]
+) -> Iterator[ClusterExecutor | None]:
+    """Yield the executor for the option ``cluster``; None if it was not given.
+
+    Args:
+        options: with ``cluster`` and ``device``.
+        folders: folders that the workers must share.
+        requests: returns images and networks that the workers must find.
+
+    Raises:
+        RunError: if the cluster cannot be used.
+    """
+    if options.get("cluster") is None:
+        yield None
+        return
+    if options.get("jobs") is not None:
+        raise OptionsError("--jobs and --cluster exclude each other: leave one out")
+    from featkit.ablation.executors.cluster import connect
+
+    device = options["device"]
+    with connect(
+        options["cluster"], folders=folders, requests=requests(), device=device
+    ) as executor:
+        yield executor
+
+
+def _networks_of(grid: Grid) -> list[Request]:
+    """Return one request for each combination of images and network that can be loaded."""
+    from featkit.ablation.plan import cell_features
+
+    requests: dict[tuple[str, str, str], Request] = {}
+    for values in grid.cells():
+        with suppress(FeatkitError):  # the cells of the others get their error as their reason
+            request = cell_features(values, grid.fixed).clean
+            request.load_backbone()
+            requests.setdefault((request.data, request.backbone, request.weights), request)
+    return list(requests.values())
+
+
 def _ablation_config(
-    options: Mapping[str, Any], show: Callable[[Progress], None]
+    options: Mapping[str, Any],
+    show: Callable[[Progress], None],
+    executor: ClusterExecutor | None = None,
 ) -> AblationConfig:
     from featkit.ablation.run import AblationConfig
     from featkit.storage import available_cores
 
+    jobs = executor.jobs if executor else options["jobs"] or available_cores()
     return AblationConfig(
         out=Path(options["out"]),
         cache=Path(options["cache"]),
         compute=_compute(options),
-        jobs=options["jobs"] or available_cores(),
+        jobs=jobs,
+        executor=executor,
         note=log.info,
         progress=show,
     )
@@ -1586,6 +1702,24 @@ def _wall_seconds(cells: Path, grid: Grid, seconds: float | None) -> float | Non
         return None
     found = known.get(grid.id) if isinstance(known, dict) else None
     return float(found) if isinstance(found, int | float) else None
+
+
+def check_cluster(
+    cluster: str, *, cache: PathLike = "cache", request: Request | None = None
+) -> list[WorkerState]:
+    """Return what each worker of a Dask cluster has, and why it cannot be used, if so.
+
+    Args:
+        cluster: ``local:4``, ``tcp://host:8786`` or a scheduler file.
+        cache: folder that all workers must see.
+        request: images and network that the workers must find; None for none.
+
+    Raises:
+        RunError: if the scheduler does not answer.
+    """
+    from featkit.ablation.executors.cluster import check_workers
+
+    return check_workers(cluster, [Path(cache)], [] if request is None else [request])
 
 
 # Other studies ------------------------------------------------------------------------------------
@@ -1626,6 +1760,7 @@ class FewShotResult:
 
 @checked(
     **_FEATURES,
+    cluster=text("local:4"),
     way=integer(2),
     shot=several(integer(1), least=1),
     query=integer(1),
@@ -1665,6 +1800,7 @@ def fewshot(
     workers: int | None = None,
     compile: bool = False,
     on_error: str = "fail",
+    cluster: str | None = None,
     progress: bool = False,
 ) -> FewShotResult:
     """Evaluate heads on few-shot episodes.
@@ -1679,6 +1815,7 @@ def fewshot(
         curve: numbers of train images per class for a learning curve on the test set.
         draws: random draws per point of the curve.
         out: folder in which results are written; None to write nothing.
+        cluster: as for ``ablate``: heads are evaluated on the workers of a Dask cluster.
         split, limit, intensity_range, seed, augment, views, perturb, backbone, weights, layer,
             pool, resize, crop, precision, cache, device, batch_size, workers, compile, on_error,
             progress: as for ``fit``.
@@ -1688,37 +1825,64 @@ def fewshot(
         DataError: if too few classes have enough images, or the backbone was trained on an image.
     """
     options = locals()
-    from tqdm import tqdm
-
     from featkit.reports.figures import fewshot_figures
     from featkit.runs.features import refuse_trained_on
     from featkit.storage import digest, publish
-    from featkit.studies.fewshot import EpisodeConfig, episode_scores, learning_curve, to_json
+    from featkit.studies.fewshot import (
+        EpisodeConfig,
+        FewShotPlan,
+        scores_elsewhere,
+        to_json,
+    )
 
     shots = (shot,) if isinstance(shot, int) else tuple(shot)
     if not shots or min((*shots, *curve)) < 1:
         raise SpecError("numbers of images per class must be at least 1")
     heads = expand_heads(_strings(head))
-    features = _load_features(options)
-    refuse_trained_on(features, "few-shot episodes")
-    config = EpisodeConfig(way, query, episodes, features.request.seed)
-    embeddings = features.embeddings
-    with tqdm(total=episodes, unit="episode", disable=not progress) as bar:
-
-        def show(done: int) -> None:
-            bar.update(done - bar.n)
-
-        scores = list(episode_scores(embeddings, heads, shots, config, show))
-    points: list[FewShotScore] = []
-    if curve:
-        computed = learning_curve(embeddings, heads, curve, draws, config.seed)
-        points = list(tqdm(computed, total=len(curve) * len(heads), disable=not progress))
+    folder = Path(cache).parent if Path(cache).suffix == ".h5" else Path(cache)
+    with _cluster(options, [folder], list) as executor:
+        features = _load_features(options, executor)
+        refuse_trained_on(features, "few-shot episodes")
+        config = EpisodeConfig(way, query, episodes, features.request.seed)
+        embeddings = features.embeddings
+        if executor is None:
+            scores, points = _fewshot_scores(embeddings, heads, shots, config, options)
+        else:
+            plan = FewShotPlan(heads, shots, tuple(curve), draws, config)
+            scores, points = scores_elsewhere(
+                embeddings, plan, executor.run, folder, progress=progress
+            )
     text = to_json(config, embeddings.recipe.fingerprint, scores, points)
     if out is not None:
         directory = Path(out) / features.data / f"fewshot-{digest([text])[:12]}"
         publish(directory, {"results.json": text, **fewshot_figures(points, features.data)})
         log.info("results: %s", directory)
     return FewShotResult(features.data, tuple(scores), tuple(points), text)
+
+
+def _fewshot_scores(
+    embeddings: Embeddings,
+    heads: Sequence[str],
+    shots: Sequence[int],
+    config: EpisodeConfig,
+    options: Mapping[str, Any],
+) -> tuple[list[FewShotScore], list[FewShotScore]]:
+    """Return the scores of episodes and the points of the learning curve, with progress bars."""
+    from tqdm import tqdm
+
+    from featkit.studies.fewshot import episode_scores, learning_curve
+
+    curve, hidden = options["curve"], not options["progress"]
+    with tqdm(total=config.episodes, unit="episode", disable=hidden) as bar:
+
+        def show(done: int) -> None:
+            bar.update(done - bar.n)
+
+        scores = list(episode_scores(embeddings, heads, shots, config, show))
+    if not curve:
+        return scores, []
+    points = learning_curve(embeddings, heads, curve, options["draws"], config.seed)
+    return scores, list(tqdm(points, total=len(curve) * len(heads), disable=hidden))
 
 
 @checked(

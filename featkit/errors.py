@@ -22,6 +22,7 @@ exits with code 1.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 
 def visible(text: str) -> str:
@@ -55,10 +56,24 @@ class FeatkitError(Exception):
     def __str__(self) -> str:
         return self.text(self.fixes)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Errors of workers are sent to their client; subclasses have other arguments.
+        return _restore, (type(self), self.args, self.__dict__)
+
     def text(self, fixes: Sequence[str]) -> str:
         """Return the message in one line, followed by some of the alternatives."""
         message = visible(super().__str__())
         return f"{message}: {visible(', or '.join(fixes))}" if fixes else message
+
+
+def _restore(
+    kind: type[FeatkitError], args: tuple[object, ...], attributes: Mapping[str, object]
+) -> FeatkitError:
+    """Return the copy of an error in another process."""
+    error = kind.__new__(kind, *args)
+    error.args = args
+    error.__dict__.update(attributes)
+    return error
 
 
 class SpecError(FeatkitError):

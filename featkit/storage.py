@@ -27,6 +27,7 @@ from datetime import UTC, datetime
 from functools import cache
 from importlib import import_module
 from io import BufferedReader
+from itertools import islice
 from pathlib import Path
 from typing import Any, TextIO, TypeVar
 
@@ -473,7 +474,10 @@ def _flush_directory(directory: Path) -> None:
 def locked(path: Path, on_wait: Callable[[str], None] | None = None) -> Iterator[None]:
     """Hold the lock file at ``path`` until the block ends.
 
-    The operating system releases the lock of a process that dies.
+    The operating system releases the lock of a process that dies. On file systems without locks,
+    and everywhere with ``FEATKIT_LOCKS=lease``, a file with the host, the process and a heartbeat
+    is the lock: it is ignored once that process has ended, or has not renewed it for a minute.
+    ``flock`` on some network file systems holds on one machine only; leases hold on all.
 
     Args:
         path: the lock file; it is removed when the lock is released.
@@ -484,21 +488,24 @@ def locked(path: Path, on_wait: Callable[[str], None] | None = None) -> Iterator
         LockHeldError: if another process holds the lock and ``on_wait`` is None.
         StorageError: if the lock file cannot be written.
     """
-    from filelock import BaseFileLock, FileLock, SoftFileLock, Timeout, UnixFileLock
+    from filelock import BaseFileLock, FileLock, SoftFileLease, Timeout, UnixFileLock
 
-    lock: BaseFileLock = FileLock(path, fallback_to_soft=False)
+    def lease() -> BaseFileLock:
+        return SoftFileLease(_soft_lock_file(path), lease_duration=_LEASE_SECONDS)
+
+    leases = os.environ.get("FEATKIT_LOCKS") == "lease"
+    lock: BaseFileLock = lease() if leases else FileLock(path, fallback_to_soft=False)
     with storage_errors(path):
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             try:
                 lock.acquire(timeout=0)
             except OSError as error:
-                # Some network file systems cannot lock. A file that holds the number of the process
-                # is the lock then; it is ignored once that process has ended.
+                # Some network file systems cannot lock.
                 if isinstance(error, Timeout) or error.errno not in _LOCK_UNSUPPORTED:
                     raise
                 path.unlink(missing_ok=True)
-                lock = SoftFileLock(_soft_lock_file(path))
+                lock = lease()
                 lock.acquire(timeout=0)
         except Timeout:
             owner = _read_owner(path)
@@ -519,6 +526,9 @@ def locked(path: Path, on_wait: Callable[[str], None] | None = None) -> Iterator
             if isinstance(lock, UnixFileLock):
                 path.unlink(missing_ok=True)
         lock.release()
+
+
+_LEASE_SECONDS = 60.0
 
 
 def lock_owner(path: Path) -> str:
@@ -731,7 +741,34 @@ def expand_variables(value: Any) -> Any:
 
 def digest(parts: Iterable[str]) -> str:
     """Return the SHA-256 (hex) of a sequence of strings, different for different sequences."""
-    return hashlib.sha256(json.dumps(list(parts)).encode()).hexdigest()
+    found = SequenceDigest()
+    remaining = iter(parts)
+    while block := list(islice(remaining, _DIGEST_BLOCK)):
+        found.update(block)
+    return found.hexdigest()
+
+
+_DIGEST_BLOCK = 4096
+
+
+class SequenceDigest:
+    """``digest`` of a sequence that is given block by block: it may be longer than memory."""
+
+    def __init__(self) -> None:
+        self._hash = hashlib.sha256(b"[")
+        self._separator = ""
+
+    def update(self, parts: Sequence[str]) -> None:
+        """Append strings to the sequence."""
+        if parts:
+            self._hash.update(f"{self._separator}{json.dumps(list(parts))[1:-1]}".encode())
+            self._separator = ", "
+
+    def hexdigest(self) -> str:
+        """Return the SHA-256 (hex) of the strings so far, as JSON."""
+        whole = self._hash.copy()
+        whole.update(b"]")
+        return whole.hexdigest()
 
 
 def file_sha256(path: Path, limit: int | None = None) -> str:

@@ -58,7 +58,7 @@ EXTRACTION = "split limit intensity_range seed augment views perturb backbone we
 COMPUTE = "device batch_size workers compile on_error progress"
 GRID = (
     "data split limit intensity_range seed subset augment views perturb train_perturb backbone weights layer pool resize crop "
-    f"precision head tune balance jobs cache out {COMPUTE}"
+    f"precision head tune balance jobs cluster cache out {COMPUTE}"
 )
 SCHEDULE = (
     "mode unfreeze weights resize crop split limit intensity_range seed augment views val epochs batch_size optimiser lr layer_decay "
@@ -66,7 +66,7 @@ SCHEDULE = (
     "device cache out progress"
 )
 SIGNATURES = {
-    "extract": f"data {EXTRACTION} store cache {COMPUTE}",
+    "extract": f"data {EXTRACTION} store cache cluster {COMPUTE}",
     "fit": f"data head tune balance subset reject strict {EXTRACTION} name cache out {COMPUTE}",
     "predict": f"run files top all_probabilities sort_into {COMPUTE}",
     "compare": "runs",
@@ -74,7 +74,9 @@ SIGNATURES = {
     "ablate": f"grid {GRID}",
     "longtail": f"factors {GRID.replace(' tune', '')}",
     "robustness": f"family level baseline {GRID.replace(' perturb', '')}",
-    "fewshot": f"data way shot query episodes head curve draws {EXTRACTION} cache out {COMPUTE}",
+    "fewshot": (
+        f"data way shot query episodes head curve draws {EXTRACTION} cache out cluster {COMPUTE}"
+    ),
     "audit": f"data few decisions apply {EXTRACTION} cache out {COMPUTE}",
     "profile": "backbones data head repeats warm_up split limit intensity_range seed augment views perturb weights resize crop cache out "
     f"{COMPUTE}",
@@ -132,6 +134,7 @@ ONLY_COMMAND_LINE = {
     "measure",
     "report",
     "seeds",
+    "shard",
     "study",
     "top",
 }

@@ -30,8 +30,10 @@ from featkit.ablation.plan import (
     plan_grid,
 )
 from featkit.ablation.worker import CellCondition, CellTask, run_task
+from featkit.embeddings.base import pack_splits
 from featkit.embeddings.extract import Extractor
 from featkit.embeddings.pipeline import Compute
+from featkit.embeddings.shards import extract_missing
 from featkit.errors import RunError
 from featkit.evaluation.display import data_frame, html_table
 from featkit.storage import available_cores, digest
@@ -93,6 +95,7 @@ class AblationConfig:
         cache: folder of the embeddings cache.
         compute: how missing features are extracted.
         jobs: number of heads fitted at the same time, each in its own process; 1 for this process.
+        executor: runs the tasks elsewhere, extraction included; None for this machine.
         note: called with messages, such as which cell file is damaged.
         progress: called whenever cells are finished.
     """
@@ -101,6 +104,7 @@ class AblationConfig:
     cache: Path
     compute: Compute
     jobs: int = 1
+    executor: Executor | None = None
     note: Callable[[str], None] = lambda text: None
     progress: Callable[[Progress], None] = lambda progress: None
 
@@ -115,8 +119,10 @@ def run_grid(grid: Grid, config: AblationConfig) -> AblationResult:
         RunError: if another process is running the same grid.
         StorageError: if the disk is full or cannot be written.
     """
+    if config.executor is not None:  # its processes may have other working directories
+        config = replace(config, out=config.out.absolute(), cache=config.cache.absolute())
     folder = config.out / grid.name / "cells"
-    executor = LocalExecutor(config.jobs, available_cores())
+    executor = config.executor or LocalExecutor(config.jobs, available_cores())
     with lock_grid(folder):
         try:
             results = _run_cells(grid, config, folder, executor)
@@ -134,6 +140,9 @@ def _run_cells(
     results: dict[int, CellResult] = {}
 
     pending = _pending_cells(grid, extractor, folder, results, config.note)
+    if config.executor is not None:
+        requests = feature_requests(pending)
+        extract_missing(requests, extractor, config.executor.run, config.note)
     extractor.extract_independently(feature_requests(pending))
     # Plan again: an extraction may have failed, and the name of a cell with an int8 network is
     # known only after the network has been calibrated, so that a cell may turn out to be finished.
@@ -194,7 +203,7 @@ def _make_task(
     plan = extractor.plan(first.features.clean)
     conditions = []
     for cell in cells:
-        request, test = plan.request, None
+        request, test = plan.request.absolute, None
         if cell.features.test:
             request = replace(request, perturb=cell.features.test.perturb)
             test = extractor.path(cell.features.test)
@@ -203,11 +212,11 @@ def _make_task(
     return CellTask(
         folder=folder,
         config=grid.fit_config(first.values),
-        request=plan.request,
+        request=plan.request.absolute,
         data=plan.images.name,
         weights=plan.backbone.weights,
         clean=extractor.path(first.features.clean),
-        splits=dict(zip(plan.images.ids, plan.images.splits.tolist(), strict=True)),
+        splits=pack_splits(plan.images.splits),
         views=extractor.path(views) if views else None,
         conditions=tuple(conditions),
     )

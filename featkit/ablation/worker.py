@@ -8,12 +8,13 @@ from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy.stats import norm
 
 from featkit.ablation.cells import CellResult, failed_cell, write_cell
 from featkit.ablation.grid import AxisValue
 from featkit.embeddings import store
-from featkit.embeddings.base import Embeddings
+from featkit.embeddings.base import Embeddings, unpack_splits
 from featkit.embeddings.request import Request
 from featkit.heads.base import single_threaded_blas
 from featkit.runs.features import FeatureSet
@@ -48,7 +49,8 @@ class CellTask:
         config: how the head is fitted.
         request, data, weights: as in ``FeatureSet``.
         clean: cache file of all clean images.
-        splits: split of each image by its id.
+        splits: split of each image of ``clean``, see ``pack_splits``: tasks may be sent to other
+            machines and must be small.
         views: cache file of perturbed views of the train images, or None.
         conditions: one per cell.
     """
@@ -59,7 +61,7 @@ class CellTask:
     data: str
     weights: str
     clean: Path
-    splits: Mapping[str, str]
+    splits: bytes
     views: Path | None
     conditions: tuple[CellCondition, ...]
 
@@ -94,18 +96,17 @@ def _failure(task: CellTask, cell: CellCondition, error: Exception) -> CellResul
 
 
 def _load_features(task: CellTask) -> FeatureSet:
-    embeddings = _read(task.clean)
-    splits = np.array([task.splits[name] for name in embeddings.ids], dtype=np.str_)
-    embeddings = replace(embeddings, splits=splits)
+    embeddings, valid = _read(task.clean)
+    embeddings = replace(embeddings, splits=unpack_splits(task.splits)[valid])
     if task.views:
-        embeddings = embeddings.append(_read(task.views))
+        embeddings = embeddings.append(_read(task.views)[0])
     return FeatureSet(task.request, embeddings, task.clean, task.data, task.weights)
 
 
 @lru_cache(maxsize=2)
-def _read(path: Path) -> Embeddings:
+def _read(path: Path) -> tuple[Embeddings, NDArray[np.bool_]]:
     """Read a cache file; consecutive tasks of a worker mostly need the same one."""
-    return store.read(path)
+    return store.read_with_validity(path)
 
 
 def _evaluate_cell(

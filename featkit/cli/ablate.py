@@ -17,6 +17,7 @@ Examples:
   featkit ablate grid.toml --dry-run
   featkit ablate grid.toml --jobs 4
   featkit ablate grid.toml --latex table.tex --markdown table.md
+  featkit ablate grid.toml --cluster tcp://head-node:8786
 
 \b
 grid.toml:

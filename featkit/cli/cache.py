@@ -1,4 +1,4 @@
-"""`featkit cache ls|show|verify|export|import|gc|rm`."""
+"""`featkit cache ls|show|verify|merge|export|import|gc|rm`."""
 
 from __future__ import annotations
 
@@ -7,15 +7,26 @@ from pathlib import Path
 
 import click
 
-from featkit.cli.options import Command, UserPath, cache_option, json_option
-from featkit.cli.output import age, note, print_json, print_line, print_text, size, table
-from featkit.errors import CacheError
+from featkit.cli.options import Command, UserPath, cache_option, json_option, option
+from featkit.cli.output import (
+    age,
+    interactive,
+    note,
+    print_json,
+    print_line,
+    print_text,
+    size,
+    table,
+)
+from featkit.errors import CacheError, OptionsError
 
 EPILOG = """\b
 Examples:
   featkit cache ls
   featkit cache show cache/digits-resnet18-0123456789ab.h5
   featkit cache verify
+  featkit cache merge
+  featkit cache merge --virtual
   featkit cache export cache/digits-resnet18-0123456789ab.h5 digits.npz
   featkit cache import features.csv
   featkit cache gc
@@ -100,6 +111,56 @@ def verify_files(files: tuple[Path, ...], cache: Path) -> None:
     if problems:
         raise CacheError(f"{len(problems)} problems found: extract these files again")
     note("no problems found")
+
+
+@cache.command("merge", cls=Command)
+@click.argument("files", nargs=-1, type=UserPath(), metavar="[SHARD...]")
+@cache_option
+@option(
+    "--virtual",
+    group="Output",
+    is_flag=True,
+    help="Write a virtual HDF5 file that refers to the features in the shards.",
+)
+@option(
+    "--remove",
+    group="Output",
+    is_flag=True,
+    help="Remove the shards when they are merged.",
+)
+def merge(files: tuple[Path, ...], cache: Path, virtual: bool, remove: bool) -> None:
+    """Merge the shards of `featkit extract --shard` into one embeddings file each.
+
+    Without SHARD, merges every extraction whose shards are in the cache. Each shard is verified.
+    The file has the same rows and the same fingerprint as that of an extraction on one machine.
+    """
+    from featkit.embeddings.shards import find_shards, merge_shards, remove_shards
+
+    if virtual and remove:
+        raise OptionsError("--virtual needs the shards: leave out --remove")
+    _check_folder(cache)
+    groups = [list(files)] if files else find_shards(cache)
+    if not groups:
+        raise CacheError(
+            f"there are no shards in {cache}: make some with `featkit extract --shard`"
+        )
+    problems = []
+    for group in groups:
+        try:
+            merged = merge_shards(group, cache, virtual=virtual, progress=interactive(), note=note)
+        except CacheError as error:  # the others are merged
+            problems.append(error)
+            continue
+        known = "already merged: " if merged.hit else ""
+        skipped = f", {merged.invalid:,} unreadable" if merged.invalid else ""
+        note(f"{known}{merged.rows:,} images from {len(merged.shards):,} shards{skipped}")
+        if remove:
+            remove_shards(merged.shards)
+        print_line(merged.path)
+    for problem in problems[1:]:
+        note(f"error: {problem}")
+    if problems:
+        raise problems[0]
 
 
 @cache.command("export", cls=Command)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from featkit.cli.options import (
     BACKBONE_HELP,
     cache_option,
+    cluster_option,
     command,
     compute_options,
     data_options,
@@ -15,6 +16,7 @@ from featkit.cli.options import (
     option,
 )
 from featkit.cli.output import interactive, note, print_line, size
+from featkit.errors import OptionsError
 
 if TYPE_CHECKING:
     from featkit.embeddings.extract import ExtractionResult
@@ -29,6 +31,9 @@ Examples:
   featkit extract --data photos --layer layer3 --layer avgpool --precision int8
   featkit extract --data photos --augment trivial --views 8 --store float16
   featkit extract --data photos --backbone resnet50 --explain
+  featkit extract --data photos --backbone resnet50 --shard 17/1000
+  featkit extract --data photos --backbone resnet50 --cluster local:8
+  featkit extract --data photos --backbone resnet50 --cluster tcp://head-node:8786
 """
 
 
@@ -46,6 +51,7 @@ Examples:
 @layers_option
 @cache_option
 @compute_options
+@cluster_option
 @option(
     "--store",
     group="Output",
@@ -60,8 +66,19 @@ Examples:
     is_flag=True,
     help="Only report whether these features are in the cache, and if not, why.",
 )
+@option(
+    "--shard",
+    group="Compute",
+    metavar="I/N",
+    help="Extract only part I of N, such as 17/1000; `featkit cache merge` joins all parts.",
+    show_default="all images",
+)
 def extract(
-    backbone: tuple[str, ...], layer: tuple[str, ...], explain: bool, **options: Any
+    backbone: tuple[str, ...],
+    layer: tuple[str, ...],
+    explain: bool,
+    shard: str | None,
+    **options: Any,
 ) -> None:
     """Extract features of images into the embeddings cache.
 
@@ -72,9 +89,19 @@ def extract(
     from featkit import api
 
     options["progress"] = interactive()
+    if explain and shard is not None:
+        raise OptionsError("--explain and --shard exclude each other: leave one out")
     if explain:
         for line in api.explain_cache(backbone, layer, **options):
             print_line(line)
+        return
+    if shard is not None:
+        if options.pop("cluster") is not None:
+            raise OptionsError("--shard and --cluster exclude each other: leave one out")
+        for part in api.extract_shard(shard, backbone, layer, **options):
+            note(f"no image is in shard {shard}" if part is None else _summary(part))
+            if part is not None:
+                print_line(part.path)
         return
     for result in api.extract_files(backbone, layer, **options):
         note(_summary(result))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from featkit.cli.options import command, integers, option, study_options
+from featkit.cli.options import cluster_option, command, integers, option, study_options
 from featkit.cli.output import interactive, print_json, print_line, print_text, table
 from featkit.errors import SpecError
 
@@ -18,6 +18,7 @@ Examples:
   featkit fewshot --head prototypical --head knn:k=1 --head linear --episodes 200
   featkit fewshot --data photos --backbone resnet50 --curve 1,2,4,8,16 --draws 10
   featkit fewshot --data photos --head linear --head svm --curve 1,2,4,8,16 --episodes 50
+  featkit fewshot --data photos --head linear --head svm --cluster local:4
 """
 
 
@@ -67,6 +68,7 @@ Examples:
     help="Random samples per point of the learning curve.",
 )
 @study_options
+@cluster_option
 def fewshot(shot: str, head: tuple[str, ...], curve: str, as_json: bool, **options: Any) -> None:
     """Evaluate heads on few-shot episodes.
 

@@ -16,6 +16,7 @@ from featkit.cli.options import (
     Decorator,
     augment_option,
     cache_option,
+    cluster_option,
     compute_options,
     crop_option,
     integers,
@@ -49,6 +50,7 @@ grid_options = stack(
         help="Heads fitted in parallel, one process each.",
         show_default="one per core",
     ),
+    cluster_option,
     option(
         "--dry-run",
         group="Output",

@@ -20,6 +20,7 @@ Examples:
   featkit longtail --data photos --subset longtail:profile=natural --head linear --head svm
   featkit longtail --data photos --latex longtail.tex
   featkit longtail --data photos --dry-run
+  featkit longtail --data photos --cluster local:4
 
 \b
 Class c of C keeps n_max * IF^(-c/(C-1)) train images; the order of the classes is random.

@@ -64,6 +64,7 @@ SECTIONS: dict[str, dict[str, str]] = {
         "models": "List backbones and their layers.",
         "heads": "List heads and their options.",
         "doctor": "Show versions, devices, weights and cache.",
+        "cluster": "Check the workers of a Dask cluster.",
         "completion": "Print the script for shell completion.",
     },
 }

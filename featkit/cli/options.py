@@ -527,6 +527,15 @@ def compute_options_with_default(on_error: str) -> Decorator:
 compute_options = compute_options_with_default("fail")
 """Options of the computation."""
 
+cluster_option = option(
+    "--cluster",
+    group="Compute",
+    metavar="local[:N]|ADDRESS|FILE",
+    help="Compute on a Dask cluster: N worker processes on this machine, the address of a "
+    "scheduler such as tcp://host:8786, or a scheduler file.",
+    show_default="this process",
+)
+
 # Output -------------------------------------------------------------------------------------------
 
 cache_option = option(

@@ -20,6 +20,7 @@ Examples:
   featkit robustness --data photos --train-perturb none --train-perturb mixed:level=medium
   featkit robustness --data photos --latex robustness.tex
   featkit robustness --data photos --limit test=1000 --dry-run
+  featkit robustness --data photos --cluster tcp://head-node:8786
 
 \b
 Heads are fitted on clean images; only test images are corrupted. With --train-perturb, a corrupted

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -11,6 +12,18 @@ from featkit.embeddings.recipe import Recipe
 from featkit.images.base import SPLITS
 from featkit.registry import check_names
 from featkit.storage import digest
+
+
+def pack_splits(splits: NDArray[np.str_]) -> bytes:
+    """Return the splits of images as a few bytes, to send them to another process."""
+    codes = np.array([SPLITS.index(split) for split in splits.tolist()], np.uint8)
+    return zlib.compress(codes.tobytes())
+
+
+def unpack_splits(packed: bytes) -> NDArray[np.str_]:
+    """Return the splits ``(n,)`` from ``pack_splits``."""
+    found: NDArray[np.str_] = np.array(SPLITS)[np.frombuffer(zlib.decompress(packed), np.uint8)]
+    return found
 
 
 @dataclass(frozen=True)

@@ -142,11 +142,14 @@ class Extractor:
         cache: folder of the cache files.
         compute: device, batch size, workers, treatment of unreadable images.
         note: called with a message before waiting for another process.
+
+    Attributes:
+        compute: as given.
     """
 
     def __init__(self, cache: Path, compute: Compute, note: Note = lambda text: None) -> None:
         self._cache = cache
-        self._compute = compute
+        self.compute = compute
         self._note = note
         self._plans: dict[Request, ExtractionPlan] = {}
         self._errors: dict[Request, Exception] = {}
@@ -166,7 +169,7 @@ class Extractor:
         try:
             images, keys = self._load_images(request.images_only)
             plan = plan_extraction(
-                request.for_device(self._compute.device), images, keys, self._cache
+                request.for_device(self.compute.device), images, keys, self._cache
             )
         except Exception as error:
             self._errors[request] = error
@@ -198,7 +201,7 @@ class Extractor:
     def missing_plans(self, requests: Iterable[Request]) -> list[ExtractionPlan]:
         """Return the plans without an error whose cache file does not exist yet."""
         plans = self.available_plans(requests)
-        return [plan for plan in plans if store.find(self._cache, plan.recipe) is None]
+        return [plan for plan in plans if plan.find() is None]
 
     def extract(self, requests: Iterable[Request]) -> list[ExtractionResult]:
         """Extract features for requests; return the results in the order of the requests.
@@ -208,9 +211,9 @@ class Extractor:
         """
         requests = list(requests)
         results: dict[Request, ExtractionResult] = {}
-        for group in _group_by_images(requests):
+        for group in group_by_images(requests):
             plans = [self.plan(request) for request in group]
-            done = execute_plans(plans, self._compute, self._note)
+            done = execute_plans(plans, self.compute, self._note)
             results.update(zip(group, done, strict=True))
         return [results[request] for request in requests]
 
@@ -220,11 +223,15 @@ class Extractor:
         ``plan`` and ``path`` raise the error of a request that failed.
         """
         possible = [request for request in requests if self.find_error([request]) is None]
-        for group in _group_by_images(possible):
+        for group in group_by_images(possible):
             if not self._try_to_extract(group) and len(group) > 1:
                 # Extract each alone, to find out which of them fails.
                 for request in group:
                     self._try_to_extract([request])
+
+    def remember_error(self, request: Request, error: Exception) -> None:
+        """Let ``plan`` and ``path`` raise the error of a request that was extracted elsewhere."""
+        self._errors[request] = error
 
     def _try_to_extract(self, group: list[Request]) -> bool:
         """Return whether requests were extracted; remember the error of a single one."""
@@ -264,7 +271,7 @@ class Extractor:
 
     def _load_images_and_keys(self, request: Request) -> tuple[ImageSet, tuple[str, ...]]:
         images = request.apply(self._load_source(request.source_only))
-        return images, content_keys(images, self._compute)
+        return images, content_keys(images, self.compute)
 
 
 def _load_source(request: Request) -> ImageSet:
@@ -275,7 +282,7 @@ def _load_source(request: Request) -> ImageSet:
     return replace(images, load=load, key=memoize(images.key))
 
 
-def _group_by_images(requests: Iterable[Request]) -> list[list[Request]]:
+def group_by_images(requests: Iterable[Request]) -> list[list[Request]]:
     """Group requests whose images are decoded together, whole image sets first.
 
     An int8 network is calibrated on a whole set; perturbed images of one split then go through the
@@ -304,7 +311,7 @@ def execute_plans(
     for plan in plans:
         ready.append(plan if plan.calibration is None else _calibrate(plan, compute))
     for plan in ready:
-        existing = store.find(plan.cache, plan.recipe)
+        existing = plan.find()
         if existing:
             results[plan.path] = _hit(plan, existing, compute)
         else:
@@ -397,12 +404,12 @@ def _make_files(
                         plan.journal, lambda owner: note(f"waiting for {owner}"), plan.recipe.store
                     )
                     journals[plan.journal] = stack.enter_context(context)
-            made_meanwhile = store.find(plan.cache, plan.recipe)
+            made_meanwhile = plan.find()
             if made_meanwhile:
                 results[plan.path] = _hit(plan, made_meanwhile, compute)
                 continue
             journal = journals[plan.journal]
-            cached = store.locate(plan.cache, plan.recipe, plan.keys)
+            cached = plan.locate_cached()
             resumed = sum(key in journal for key in set(plan.keys))
             opened.append(OpenPlan(plan, journal, cached, resumed))
         try:
@@ -614,6 +621,7 @@ def _publish(each: OpenPlan, compute: Compute) -> ExtractionResult:
         splits=images.splits,
         classes=images.classes,
         provenance=make_provenance(plan, compute),
+        positions=None if plan.part is None else plan.part.positions,
     )
     changes = count_changes(plan)
     layout = StorageLayout.parse(plan.request.store)

@@ -17,7 +17,7 @@ from featkit.embeddings import store
 from featkit.embeddings.calibration import CalibrationTask, find_calibrated
 from featkit.embeddings.layout import StorageLayout
 from featkit.embeddings.pipeline import Compute
-from featkit.embeddings.recipe import Recipe
+from featkit.embeddings.recipe import Part, Recipe
 from featkit.embeddings.request import Request
 from featkit.embeddings.validation import (
     images_digest,
@@ -49,6 +49,8 @@ class ExtractionPlan:
         calibration: the int8 network that must be calibrated first, or None. Until then
             ``recipe.calibration`` is ``none``, which no cache file of an int8 network has; make the
             plan again after calibrating.
+        part: what a shard holds; None for a cache file of all images.
+        reuse: cache files that features may be copied from; None for all in the folder.
     """
 
     request: Request
@@ -59,11 +61,26 @@ class ExtractionPlan:
     path: Path
     journal: Path
     calibration: CalibrationTask | None = None
+    part: Part | None = None
+    reuse: tuple[Path, ...] | None = None
 
     @property
     def cache(self) -> Path:
         """Folder of the cache files."""
         return self.path.parent
+
+    def find(self) -> Path | None:
+        """Return the cache file if it exists, under whatever data set name; None otherwise."""
+        if self.part is not None:
+            # A part of another cut may have the same images.
+            return self.path if self.path.exists() else None
+        return store.find(self.cache, self.recipe)
+
+    def locate_cached(self) -> dict[str, store.StoredRow]:
+        """Find the features of the images in other cache files, by image key."""
+        if self.reuse is None:
+            return store.locate(self.cache, self.recipe, self.keys)
+        return store.locate_in(self.reuse, self.recipe, self.keys)
 
 
 def plan_extraction(
@@ -168,7 +185,7 @@ def content_keys(images: ImageSet, compute: Compute) -> tuple[str, ...]:
 def count_changes(plan: ExtractionPlan) -> dict[str, int] | None:
     """Count the images that changed since the newest file of the same data and network, if any."""
     requested = plan.request.to_dict()
-    if not requested["data"]:
+    if not requested["data"] or plan.part is not None:
         return None
     for entry in store.entries(plan.cache)[0]:
         recorded = entry.provenance["request"]
@@ -206,7 +223,9 @@ def make_provenance(plan: ExtractionPlan, compute: Compute) -> dict[str, Any]:
     """Return what is recorded about an extraction without being part of its recipe."""
     packages = ("featkit", "torch", "torchvision", "pillow", "numpy")
     name = plan.images.name
+    shard = {} if plan.part is None else {"shard": plan.part.to_dict()}
     return {
+        **shard,
         "data": name if is_folder_name(name) else safe_name(name),
         "request": plan.request.to_dict(),
         "weights": plan.backbone.weights,

@@ -12,6 +12,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from featkit.errors import CacheError
 
 SCHEMA = 2
@@ -106,6 +109,80 @@ class Recipe:
         mine, theirs = json.loads(json.dumps(asdict(self))), json.loads(json.dumps(asdict(other)))
         names = [field.name for field in fields(self)]
         return {name: (mine[name], theirs[name]) for name in names if mine[name] != theirs[name]}
+
+
+@dataclass(frozen=True)
+class Part:
+    """The part of a larger image set that a shard holds, see ``embeddings.shards``.
+
+    Attributes:
+        number: from 1 to ``count``.
+        count: number of parts.
+        sizes: number of images of each part; one without images has no file.
+        whole: recipe of the whole set, with the digest of the images' names alone in the place of
+            ``images``: no part knows the contents of the others.
+        positions: row of each image of the part in the whole set, increasing.
+    """
+
+    number: int
+    count: int
+    sizes: tuple[int, ...]
+    whole: Recipe
+    positions: NDArray[np.int64]
+
+    @property
+    def total(self) -> int:
+        """Number of images of the whole set."""
+        return sum(self.sizes)
+
+    @property
+    def name(self) -> str:
+        """Return the part as it is given on the command line: ``17/1000``."""
+        return f"{self.number}/{self.count}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return everything but the positions, as JSON can represent it."""
+        return {
+            "number": self.number,
+            "count": self.count,
+            "sizes": list(self.sizes),
+            "whole": self.whole.to_json(),
+        }
+
+    @classmethod
+    def from_dict(cls, values: Any, positions: NDArray[np.int64]) -> Part:
+        """Read what ``to_dict`` returned.
+
+        Args:
+            values: the description.
+            positions: row of each image in the whole set.
+
+        Raises:
+            ValueError: with the reason, if it does not describe a part of these images.
+        """
+        try:
+            part = cls(
+                number=values["number"],
+                count=values["count"],
+                sizes=tuple(values["sizes"]),
+                whole=Recipe.from_json(values["whole"]),
+                positions=positions,
+            )
+        except (CacheError, KeyError, TypeError) as error:
+            raise ValueError(f"its description as a shard is damaged: {error}") from error
+        if not all(type(each) is int and each >= 0 for each in (part.number, *part.sizes)):
+            raise ValueError("the sizes of the shards are not numbers of images")
+        if not 1 <= part.number <= part.count == len(part.sizes):
+            raise ValueError(f"it cannot be shard {part.name} of {len(part.sizes)}")
+        if part.sizes[part.number - 1] != len(positions):
+            raise ValueError(
+                f"it has {len(positions)} images, shard {part.name} has "
+                f"{part.sizes[part.number - 1]}"
+            )
+        inside = len(positions) == 0 or (positions[0] >= 0 and positions[-1] < part.total)
+        if not inside or (np.diff(positions) <= 0).any():
+            raise ValueError("its positions in the whole set are not increasing")
+        return part
 
 
 def describe_differences(differences: Mapping[str, tuple[Any, Any]]) -> str:

@@ -116,6 +116,11 @@ class Request:
         """Return the fields as JSON values; paths become absolute."""
         return {name: _absolute(name, value) for name, value in asdict(self).items()}
 
+    @property
+    def absolute(self) -> Request:
+        """The same request for a process with another working directory: paths are absolute."""
+        return Request.from_dict(self.to_dict())
+
     def for_device(self, device: str) -> Request:
         """Return the request with ``precision="auto"`` resolved for a device and a network.
 

@@ -26,8 +26,9 @@ from numpy.typing import NDArray
 
 from featkit.embeddings.base import Embeddings
 from featkit.embeddings.layout import StorageLayout, convert_features
-from featkit.embeddings.recipe import Recipe, describe_differences
+from featkit.embeddings.recipe import Part, Recipe, describe_differences
 from featkit.embeddings.validation import (
+    COLUMNS,
     check_columns,
     column_digests,
     damaged,
@@ -65,6 +66,7 @@ class Header:
         splits: ``(n,)`` text.
         classes: class names.
         provenance: recorded, not hashed: request, versions, device, times.
+        positions: of a shard, the row of each image in the whole image set; None otherwise.
     """
 
     recipe: Recipe
@@ -74,6 +76,7 @@ class Header:
     splits: NDArray[np.str_]
     classes: tuple[str, ...]
     provenance: Mapping[str, Any]
+    positions: NDArray[np.int64] | None = None
 
 
 @dataclass(frozen=True)
@@ -155,37 +158,134 @@ def write(
         MissingExtraError: if the layout asks for a compression that is not installed.
         StorageError: if the disk is full or the folder cannot be written.
     """
-    partial = path.with_name(f".{path.name}.partial")
     layout = layout or StorageLayout()
     options = layout.dataset_options()
+    with new_file(path) as new:
+        file = new.hdf5
+        valid = np.zeros(len(header.ids), bool)
+        checksums = np.zeros(len(header.ids), np.uint32)
+        _write_header(file, header)
+        for rows, features in blocks:
+            if "embeddings" not in file:
+                _create(file, features.shape[1], layout.dtype, options)
+            checksums[rows] = _write_block(file, rows, features)
+            valid[rows] = True
+            new.check()
+        _complete(file, header, valid, checksums)
+
+
+class NewFile:
+    """A cache file that is written under a temporary name.
+
+    Attributes:
+        path: its final name; may be set until the file is complete.
+        hdf5: the open file.
+    """
+
+    def __init__(self, path: Path, hdf5: Any, disk: _ErrorKeepingFile) -> None:
+        self.path = path
+        self.hdf5 = hdf5
+        self.discarded = False
+        self._disk = disk
+
+    def create(self, rows: int, width: int, layout: StorageLayout) -> None:
+        """Create all datasets of a file that is written with ``write_block``, still empty."""
+        for name, kind in _TYPES.items():
+            self.hdf5.create_dataset(name, (rows,), kind)
+        _create(self.hdf5, width, layout.dtype, layout.dataset_options())
+
+    def create_virtual(self, sources: Sequence[tuple[str, int]], width: int, dtype: Any) -> None:
+        """Create all datasets; the features are those of other files, one after the other.
+
+        Args:
+            sources: path of each file, relative to the folder of this one, and its number of rows.
+            width: of the features.
+            dtype: type of the features.
+        """
+        rows = sum(count for _, count in sources)
+        for name, kind in {**_TYPES, "order": np.int64}.items():
+            self.hdf5.create_dataset(name, (rows,), kind)
+        layout = h5py.VirtualLayout((rows, width), dtype)
+        first = 0
+        for path, count in sources:
+            layout[first : first + count] = h5py.VirtualSource(path, "embeddings", (count, width))
+            first += count
+        self.hdf5.create_virtual_dataset("embeddings", layout, fillvalue=np.nan)
+
+    def write_block(self, first: int, block: Mapping[str, NDArray[Any]]) -> None:
+        """Write values of the datasets from row ``first`` on.
+
+        Raises:
+            StorageError: if the disk is full.
+        """
+        for name, values in block.items():
+            kind = _TYPES.get(name)
+            stored = values.astype(kind) if kind in ("S64", "S5") else values
+            self.hdf5[name][first : first + len(values)] = stored
+        self.hdf5.flush()
+        self.check()
+
+    def complete(self, attributes: Mapping[str, Any]) -> None:
+        """Write the attributes and mark the file as complete.
+
+        Args:
+            attributes: ``recipe``, ``classes``, ``provenance``, ``columns`` and ``rounding``.
+        """
+        self.hdf5.attrs.update(attributes)
+        self.hdf5.attrs["seal"] = seal(dict(self.hdf5.attrs.items()), self.hdf5["embeddings"])
+        self.hdf5.attrs["complete"] = True
+
+    def discard(self) -> None:
+        """Remove the file when the block ends."""
+        self.discarded = True
+
+    def check(self) -> None:
+        """Raise StorageError if something could not be written."""
+        with storage_errors(self.path):
+            self._disk.check()
+
+
+@contextmanager
+def new_file(path: Path) -> Iterator[NewFile]:
+    """Open a new file under a temporary name; rename it when the block ends, unless by an error.
+
+    Raises:
+        StorageError: if the disk is full or the folder cannot be written.
+    """
+    partial = path.with_name(f".{path.name}.partial")
     with storage_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         disk = _ErrorKeepingFile(partial)
     try:
         with disk, h5py.File(disk, "w") as file:
-            valid = np.zeros(len(header.ids), bool)
-            checksums = np.zeros(len(header.ids), np.uint32)
-            _write_header(file, header)
-            for rows, features in blocks:
-                if "embeddings" not in file:
-                    _create(file, features.shape[1], layout.dtype, options)
-                checksums[rows] = _write_block(file, rows, features)
-                valid[rows] = True
-                with storage_errors(path):
-                    disk.check()
-            _complete(file, header, valid, checksums)
-        with storage_errors(path):
-            disk.check()
-            replace_file(partial, path)
+            new = NewFile(path, file, disk)
+            yield new
+        new.check()
+        if not new.discarded:
+            with storage_errors(new.path):
+                replace_file(partial, new.path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+_TYPES: dict[str, Any] = {
+    "labels": np.int64,
+    "ids": _TEXT,
+    "keys": "S64",
+    "splits": "S5",
+    "valid": bool,
+    "checksums": np.uint32,
+}
+"""Types of the columns in a file."""
 
 
 def _write_header(file: Any, header: Header) -> None:
     file.create_dataset("labels", data=header.labels)
     file.create_dataset("ids", data=list(header.ids), dtype=_TEXT)
-    file.create_dataset("keys", data=np.array(header.keys, dtype="S64"))
-    file.create_dataset("splits", data=np.array(header.splits, dtype="S5"))
+    file.create_dataset("keys", data=np.array(header.keys, dtype=_TYPES["keys"]))
+    file.create_dataset("splits", data=np.array(header.splits, dtype=_TYPES["splits"]))
+    if header.positions is not None:
+        file.create_dataset("positions", data=header.positions)
     file.attrs["recipe"] = header.recipe.to_json()
     file.attrs["classes"] = json.dumps(list(header.classes))
     file.attrs["provenance"] = json.dumps(header.provenance)
@@ -254,6 +354,7 @@ class CacheFile:
         classes: class names.
         provenance: recorded, not hashed.
         rows, width: shape of the features.
+        dtype: type of the stored numbers.
     """
 
     def __init__(self, path: Path, file: Any, recipe: Recipe | None = None) -> None:
@@ -262,6 +363,8 @@ class CacheFile:
         self._datasets = open_datasets(file)
         features = self._datasets["embeddings"]
         self.rows, self.width = features.shape
+        self.dtype = features.dtype
+        self._places = _places_of(self._datasets.get("order"))
         if recipe is not None:
             _refuse_other_recipe(path, read_recipe(file), recipe)
         attributes = read_attributes(path, file, features)
@@ -286,15 +389,49 @@ class CacheFile:
         return self._columns
 
     def _read_columns(self) -> dict[str, Any]:
-        data = self._datasets
-        return {
-            "labels": data["labels"][:].astype(np.int64),
-            "ids": data["ids"].asstr()[:].tolist(),
-            "keys": data["keys"][:].astype(np.str_).tolist(),
-            "splits": data["splits"][:].astype(np.str_),
-            "valid": data["valid"][:],
-            "checksums": data["checksums"][:],
-        }
+        columns = self._read_slices(slice(None))
+        if self._places is not None:
+            columns = {name: values[self._places] for name, values in columns.items()}
+        return {**columns, "ids": columns["ids"].tolist(), "keys": columns["keys"].tolist()}
+
+    def _read_slices(self, rows: slice, names: Iterable[str] = COLUMNS) -> dict[str, NDArray[Any]]:
+        """Return a slice of some columns as arrays, in the order of the file."""
+        return {name: _READERS[name](self._datasets[name], rows) for name in names}
+
+    @property
+    def part(self) -> Part | None:
+        """Return what a shard holds; None for a file of all images.
+
+        Raises:
+            CacheError: if its description is damaged.
+        """
+        if "shard" not in self.provenance:
+            return None
+        with read_errors(self.path):
+            return Part.from_dict(self.provenance["shard"], self._datasets["positions"][:])
+
+    def read_positions(self, rows: slice) -> NDArray[np.int64]:
+        """Return the positions ``(b,)`` of rows of a shard in the whole image set."""
+        with read_errors(self.path):
+            found: NDArray[np.int64] = self._datasets["positions"][rows]
+            return found
+
+    def read_block(self, rows: slice, names: Iterable[str]) -> dict[str, NDArray[Any]]:
+        """Return a slice of some columns of a file without ``order``, as arrays.
+
+        Unlike ``columns`` it reads no others and does not check them. With ``embeddings``,
+        ``valid`` and ``checksums``, the features are checked.
+
+        Raises:
+            CacheError: if features are damaged.
+        """
+        with read_errors(self.path):
+            block = self._read_slices(rows, [name for name in names if name != "embeddings"])
+            if "embeddings" in names:
+                features = block["embeddings"] = self._datasets["embeddings"][rows]
+                if not _are_intact(features, block["valid"], block["checksums"]).all():
+                    raise ValueError("features are damaged")
+        return block
 
     def count_invalid(self) -> int:
         """Return the number of images that could not be read."""
@@ -325,12 +462,61 @@ class CacheFile:
         """
         valid, checksums = self.columns["valid"][rows], self.columns["checksums"][rows]
         with read_errors(self.path):
-            features = self._datasets["embeddings"][rows]
-        intact = (row_checksums(features) == checksums) & np.isfinite(features).all(axis=1)
-        unreadable = ~valid
-        unwritten = np.isnan(features[unreadable]).all(axis=1) & (checksums[unreadable] == 0)
-        intact[unreadable] = unwritten
-        return features, intact
+            features = self._read_features(rows)
+        return features, _are_intact(features, valid, checksums)
+
+    def _read_features(self, rows: NDArray[np.int64] | slice) -> NDArray[np.floating[Any]]:
+        features = self._datasets["embeddings"]
+        if self._places is None:
+            return np.asarray(features[rows])
+        places = self._places[rows]
+        if len(places) == self.rows:
+            return np.asarray(features[:][places])
+        # HDF5 takes increasing rows only.
+        increasing = np.argsort(places)
+        found = np.empty((len(places), self.width), features.dtype)
+        found[increasing] = features[places[increasing]]
+        return found
+
+
+def _are_intact(
+    features: NDArray[np.floating[Any]], valid: NDArray[np.bool_], checksums: NDArray[np.uint32]
+) -> NDArray[np.bool_]:
+    """Return which rows ``(b,)`` are intact, see ``CacheFile.read_intact``."""
+    intact: NDArray[np.bool_] = row_checksums(features) == checksums
+    intact &= np.isfinite(features).all(axis=1)
+    unreadable = ~valid
+    unwritten = np.isnan(features[unreadable]).all(axis=1) & (checksums[unreadable] == 0)
+    intact[unreadable] = unwritten
+    return intact
+
+
+_READERS: dict[str, Callable[[Any, slice], NDArray[Any]]] = {
+    "labels": lambda data, rows: data[rows].astype(np.int64),
+    "ids": lambda data, rows: data.asstr()[rows],
+    "keys": lambda data, rows: data[rows].astype(np.str_),
+    "splits": lambda data, rows: data[rows].astype(np.str_),
+    "valid": lambda data, rows: data[rows],
+    "checksums": lambda data, rows: data[rows],
+}
+
+
+def _places_of(order: Any) -> NDArray[np.int64] | None:
+    """Return the row in a virtual file of each image; None for files in the order of the images.
+
+    Raises:
+        ValueError: if the order is damaged.
+    """
+    if order is None:
+        return None
+    rows = order[:]
+    places = np.full(len(rows), -1, np.int64)
+    if rows.min() < 0 or rows.max() >= len(rows):
+        raise ValueError("order is not a permutation of its rows")
+    places[rows] = np.arange(len(rows))
+    if places.min() < 0:
+        raise ValueError("order is not a permutation of its rows")
+    return places
 
 
 @contextmanager
@@ -365,11 +551,26 @@ def read(path: Path, recipe: Recipe | None = None) -> Embeddings:
         CacheError: if the file is missing, locked, damaged, incomplete or not an embeddings file.
         StaleCacheError: if the recipe differs; the message names the fields.
     """
+    return read_with_validity(path, recipe)[0]
+
+
+def read_with_validity(
+    path: Path, recipe: Recipe | None = None
+) -> tuple[Embeddings, NDArray[np.bool_]]:
+    """Read the valid rows of a file, and which of all its rows ``(n,)`` are valid.
+
+    Args:
+        path: the file.
+        recipe: the recipe that the file must have been made with; None for any.
+
+    Raises:
+        CacheError: as ``read`` does, and StaleCacheError.
+    """
     with open_file(path, recipe) as file:
         columns = file.columns
         valid = columns["valid"]
         stored = file.read_rows(slice(None))
-        return Embeddings(
+        embeddings = Embeddings(
             x=_as_float32(stored if valid.all() else stored[valid]),
             y=columns["labels"][valid],
             ids=tuple(compress(columns["ids"], valid)),
@@ -377,6 +578,7 @@ def read(path: Path, recipe: Recipe | None = None) -> Embeddings:
             splits=columns["splits"][valid],
             recipe=file.recipe,
         )
+    return embeddings, valid
 
 
 def _as_float32(stored: Any) -> NDArray[np.float32]:
@@ -418,8 +620,12 @@ def describe(path: Path) -> CacheEntry:
 
 def entries(cache: Path) -> tuple[list[CacheEntry], list[CacheError]]:
     """Return every readable file of a folder, newest first, and the errors of the others."""
+    return _describe_all(sorted(cache.glob("*.h5")))
+
+
+def _describe_all(paths: Iterable[Path]) -> tuple[list[CacheEntry], list[CacheError]]:
     good, bad = [], []
-    for path in sorted(cache.glob("*.h5")):
+    for path in paths:
         try:
             good.append(describe(path))
         except CacheError as error:
@@ -454,6 +660,7 @@ def read_header(path: Path) -> Header:
             splits=columns["splits"],
             classes=file.classes,
             provenance=file.provenance,
+            positions=None if file.part is None else file.part.positions,
         )
 
 
@@ -464,13 +671,24 @@ def find(cache: Path, recipe: Recipe) -> Path | None:
 
 
 def locate(cache: Path, recipe: Recipe, keys: Iterable[str]) -> dict[str, StoredRow]:
-    """Find intact features of images in all files that were made by the same network.
+    """Find intact features of images in all files of a folder that the same network made.
+
+    Args:
+        cache: folder of the cache files.
+        recipe: as for ``locate_in``.
+        keys: as for ``locate_in``.
+    """
+    return locate_in(sorted(cache.glob("*.h5")), recipe, keys)
+
+
+def locate_in(files: Iterable[Path], recipe: Recipe, keys: Iterable[str]) -> dict[str, StoredRow]:
+    """Find intact features of images in those files that were made by the same network.
 
     Damaged files are passed over, and damaged rows of other files: their features are computed
     again. A warning in the log of this module names them.
 
     Args:
-        cache: folder of the cache files.
+        files: the cache files; those that do not exist any more are passed over.
         recipe: names the network and the preprocessing.
         keys: content digests of the images.
 
@@ -479,7 +697,7 @@ def locate(cache: Path, recipe: Recipe, keys: Iterable[str]) -> dict[str, Stored
     """
     requested = set(keys)
     found: dict[str, StoredRow] = {}
-    for entry in entries(cache)[0]:
+    for entry in _describe_all(files)[0]:
         missing = requested - found.keys()
         if not missing or not recipe.same_network(entry.recipe):
             continue

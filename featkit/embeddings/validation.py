@@ -18,6 +18,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,12 @@ from featkit.storage import digest, processes_using
 
 COLUMNS = ("labels", "ids", "keys", "splits", "valid", "checksums")
 """Datasets with one value for each image."""
+
+SHARDS = "shards"
+"""Folder of the shards of extractions, in the folder of the cache files."""
+
+_POSITIONS = {"positions", "order"}
+"""Datasets that shards and virtual files have besides: rows in the whole image set."""
 
 _FILTERS = {
     h5py.h5z.FILTER_SHUFFLE,
@@ -148,7 +155,7 @@ def open_hdf5(path: Path) -> Any:
             return h5py.File(path, "r", locking=False)
 
 
-@lru_cache(maxsize=256)  # a file is opened several times by one command
+@lru_cache(maxsize=4096)  # a file is opened several times by one command
 def _check_heaps(path: Path, size: int, _version: tuple[int, int]) -> None:
     """Check the global heaps of a file, which hold its texts, without the HDF5 library.
 
@@ -202,8 +209,8 @@ def open_datasets(file: Any) -> dict[str, Any]:
     complete = file.attrs.get("complete")
     if not isinstance(complete, np.bool_) or not complete:
         raise ValueError("it is not a complete embeddings file")
-    datasets = {name: _open_dataset(name, file) for name in ("embeddings", *COLUMNS)}
-    features = datasets["embeddings"]
+    datasets = {name: _open_dataset(name, file) for name in COLUMNS}
+    features = datasets["embeddings"] = _open_features(file)
     if features.dtype not in (np.float32, np.float16) or features.ndim != 2 or not features.size:
         raise ValueError(f"embeddings are {features.dtype} of shape {features.shape}")
     rows = features.shape[:1]
@@ -211,7 +218,51 @@ def open_datasets(file: Any) -> dict[str, Any]:
         shape, dtype = datasets[name].shape, datasets[name].dtype
         if shape != rows or not _is_column_type(name, dtype):
             raise ValueError(f"{name} is {dtype} of shape {shape}, for features of {rows[0]} rows")
+    for name in _POSITIONS & file.keys():
+        datasets[name] = _open_dataset(name, file)
+        if datasets[name].shape != rows or datasets[name].dtype != np.int64:
+            raise ValueError(f"{name} is {datasets[name].dtype} of shape {datasets[name].shape}")
+    if features.is_virtual and "order" not in datasets:
+        raise ValueError("order is missing")
     return datasets
+
+
+def _open_features(file: Any) -> Any:
+    """Return the dataset of features, whose data may be in shards; these are checked too."""
+    link = file.get("embeddings", getlink=True)
+    dataset = file.get("embeddings") if isinstance(link, h5py.HardLink) else None
+    if not isinstance(dataset, h5py.Dataset) or not dataset.is_virtual:
+        return _open_dataset("embeddings", file)
+    folder = Path(file.filename).parent
+    for source in dataset.virtual_sources():
+        name = Path(source.file_name)
+        # Only below the folder of the file: it may have been received from someone.
+        if name.parts[:1] != (SHARDS,) or len(name.parts) != 3 or ".." in name.parts:
+            raise ValueError("the data of embeddings are in other files")
+        _check_source(folder / name)
+    return dataset
+
+
+def _check_source(path: Path) -> None:
+    """Check a shard that a virtual file refers to: HDF5 would replace a missing one by NaN.
+
+    Raises:
+        ValueError: if it is missing or a link.
+        CacheError: if it is damaged.
+    """
+    if path.is_symlink() or path.parent.is_symlink() or path.parent.parent.is_symlink():
+        raise ValueError(f"its shard {path} is a link")
+    if not path.is_file():
+        raise ValueError(f"its shard {path} is missing")
+    status = path.stat()
+    _check_source_structure(path, (status.st_size, status.st_ino, status.st_mtime_ns))
+
+
+@lru_cache(maxsize=4096)
+def _check_source_structure(path: Path, _version: tuple[int, ...]) -> None:
+    with read_errors(path), open_hdf5(path) as shard:
+        if open_datasets(shard)["embeddings"].is_virtual:
+            raise ValueError("a shard is virtual itself")
 
 
 def _open_dataset(name: str, file: Any) -> Any:
@@ -388,7 +439,7 @@ def column_digests(splits: NDArray[np.str_], valid: NDArray[np.bool_]) -> str:
 
 def images_digest(ids: Sequence[str], keys: Sequence[str]) -> str:
     """Return the recipe's digest of the names and contents of images."""
-    return digest([*ids, *keys])
+    return digest(chain(ids, keys))
 
 
 def labels_digest(classes: Sequence[str], labels: NDArray[np.int64]) -> str:

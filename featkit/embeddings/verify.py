@@ -16,6 +16,7 @@ from featkit.embeddings.plan import (
 )
 from featkit.embeddings.recipe import describe_differences
 from featkit.embeddings.request import Request
+from featkit.embeddings.validation import SHARDS
 from featkit.errors import CacheError, FeatkitError
 from featkit.storage import lock_owner
 
@@ -64,6 +65,8 @@ def _changed_images(header: store.Header, compute: Compute) -> list[str]:
         return [f"the images cannot be compared: {error}"]
     lines = []
     for kind, names in compare_images(header.ids, header.keys, images.ids, keys).items():
+        if kind == "new" and header.positions is not None:
+            continue  # images of other shards
         for name in names:
             lines.append(f"{name} is {kind} since the file was made")
     return lines
@@ -94,12 +97,12 @@ def collect_garbage(cache: Path) -> tuple[list[Path], list[str]]:
         The removed files, and the processes that are still extracting; int8 networks are then kept.
     """
     busy = []
-    for lock in sorted(cache.glob(".*.lock")):
+    for lock in _hidden_files(cache, "lock"):
         owner = lock_owner(lock)  # removes the lock file of a dead process
         if owner:
             busy.append(owner)
     removed = []
-    for partial in sorted(cache.glob(".*.partial")):
+    for partial in _hidden_files(cache, "partial"):
         # The HDF5 files of running extractions have no lock of their own.
         if partial.name.endswith(".h5.partial") and busy:
             continue
@@ -110,3 +113,8 @@ def collect_garbage(cache: Path) -> tuple[list[Path], list[str]]:
         path.unlink(missing_ok=True)
         removed.append(path)
     return removed, busy
+
+
+def _hidden_files(cache: Path, suffix: str) -> list[Path]:
+    """Return the files of extractions that run or were interrupted, those of shards too."""
+    return sorted([*cache.glob(f".*.{suffix}"), *cache.glob(f"{SHARDS}/*/.*.{suffix}")])

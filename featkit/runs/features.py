@@ -22,6 +22,7 @@ from featkit.embeddings.extract import Extractor, read_with_splits
 from featkit.embeddings.pipeline import Compute
 from featkit.embeddings.plan import content_keys, plan_extraction
 from featkit.embeddings.request import NO_EARLIER, Request, resolve
+from featkit.embeddings.shards import RunTasks, extract_missing
 from featkit.errors import DataError
 from featkit.evaluation.audit import near_copies
 from featkit.images.augment import is_augmented_view
@@ -110,6 +111,8 @@ def load_features(
     cache: Path,
     compute: Compute,
     note: Callable[[str], None] = lambda text: None,
+    *,
+    run: RunTasks | None = None,
 ) -> FeatureSet:
     """Load the features that options describe, extracting them if they are not cached.
 
@@ -118,6 +121,8 @@ def load_features(
         cache: folder of the cache files, or one such file.
         compute: device, batch size, workers, treatment of unreadable images.
         note: called with each choice as soon as it is made, before features are extracted.
+        run: extracts missing features in other processes, see ``extract_missing``; None for this
+            process.
 
     Raises:
         FeatkitError: if images, network or cache are not available; StaleCacheError if ``cache`` is
@@ -136,6 +141,8 @@ def load_features(
         note(text)
     extractor = Extractor(cache, compute, note)
     files = request.file_requests()
+    if run is not None:
+        extract_missing(files, extractor, run, note)
     done = extractor.extract(files)[0]
     if done.skipped:
         notes.append(f"{len(done.skipped)} images skipped: {', '.join(done.skipped)}")

@@ -3,23 +3,30 @@
 from __future__ import annotations
 
 import json
+import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass
+from functools import lru_cache
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from tqdm import tqdm
 
 from featkit.embeddings.base import Embeddings
-from featkit.errors import DataError
+from featkit.embeddings.recipe import Recipe
+from featkit.embeddings.shards import RunTasks
+from featkit.errors import DataError, FeatkitError, RunError
 from featkit.evaluation import Predictions, run_episodes
 from featkit.evaluation.effects import SEED, average, score_cells
 from featkit.evaluation.intervals import Interval
 from featkit.heads import make_head
 from featkit.images.subsets import k_shot
 from featkit.runs.splits import without_views
-from featkit.storage import read_json
+from featkit.storage import read_json, write_file
 
 RESULTS_FILE = "results.json"
 
@@ -214,6 +221,139 @@ def _read_score(values: Mapping[str, Any]) -> FewShotScore:
         draws=int(values["draws"]),
         n=None if n is None else int(n),
     )
+
+
+@dataclass(frozen=True)
+class FewShotPlan:
+    """What to evaluate: episodes of every head and number of shots, and a learning curve.
+
+    Attributes:
+        heads: specs of heads.
+        shots: support images per class of the episodes.
+        curve: train images per class of the learning curve.
+        draws: random draws per point of the curve.
+        config: definition of the episodes.
+    """
+
+    heads: tuple[str, ...]
+    shots: tuple[int, ...]
+    curve: tuple[int, ...]
+    draws: int
+    config: EpisodeConfig
+
+
+@dataclass(frozen=True)
+class FewShotTask:
+    """One head with one number of images per class, for another process.
+
+    Attributes:
+        file: embeddings, see ``save_embeddings``.
+        plan: what is evaluated.
+        head: spec of the head.
+        shot: images per class.
+        curve: whether it is a point of the learning curve, not episodes.
+    """
+
+    file: Path
+    plan: FewShotPlan
+    head: str
+    shot: int
+    curve: bool
+
+
+def run_fewshot_task(task: FewShotTask) -> FewShotScore | FeatkitError:
+    """Return the score of a task, or the error that the user can fix."""
+    plan = task.plan
+    try:
+        embeddings = load_embeddings(task.file)
+        if task.curve:
+            draws, seed = plan.draws, plan.config.seed
+            return next(learning_curve(embeddings, [task.head], [task.shot], draws, seed))
+        return next(episode_scores(embeddings, [task.head], [task.shot], plan.config))
+    except FeatkitError as error:
+        return error
+
+
+def scores_elsewhere(
+    embeddings: Embeddings,
+    plan: FewShotPlan,
+    run: RunTasks,
+    folder: Path,
+    *,
+    progress: bool = False,
+) -> tuple[list[FewShotScore], list[FewShotScore]]:
+    """Return the scores of episodes and the points of the learning curve, from other processes.
+
+    Args:
+        embeddings: features.
+        plan: what to evaluate.
+        run: runs a function on tasks in other processes.
+        folder: a folder that they share, for a temporary file of the features.
+        progress: whether to show a progress bar on stderr.
+
+    Raises:
+        SpecError, DataError: as ``episode_scores`` and ``learning_curve`` do.
+        RunError: if a task killed the processes that ran it.
+    """
+    file = folder.absolute() / f".fewshot-{uuid.uuid4().hex}.npz"
+    tasks = []
+    for curve, shots in ((False, plan.shots), (True, plan.curve)):
+        for shot, head in product(shots, plan.heads):
+            tasks.append(FewShotTask(file, plan, head, shot, curve))
+    scores: dict[int, FewShotScore] = {}
+    try:
+        save_embeddings(file, embeddings)
+        with (
+            closing(run(run_fewshot_task, tasks)) as finished,
+            tqdm(total=len(tasks), unit="head", disable=not progress) as bar,
+        ):
+            for each in finished:
+                if each.worker_died:
+                    raise RunError(
+                        f"evaluating {tasks[each.index].head} ended several workers: they were "
+                        "killed or ran out of memory"
+                    )
+                if isinstance(each.result, FeatkitError):
+                    raise each.result
+                scores[each.index] = each.result
+                bar.update()
+    finally:
+        file.unlink(missing_ok=True)
+    ordered = [scores[index] for index in range(len(tasks))]
+    episodes = len(plan.shots) * len(plan.heads)
+    return ordered[:episodes], ordered[episodes:]
+
+
+def save_embeddings(file: Path, embeddings: Embeddings) -> None:
+    """Write embeddings for other processes; no text of users is executed when it is read."""
+    arrays = {
+        "x": embeddings.x,
+        "y": embeddings.y,
+        "ids": np.array(embeddings.ids, dtype=np.str_),
+        "classes": np.array(embeddings.classes, dtype=np.str_),
+        "splits": embeddings.splits,
+        "recipe": np.array(embeddings.recipe.to_json()),
+    }
+
+    def write(path: Path) -> None:
+        with path.open("wb") as stream:
+            np.savez(stream, **arrays)
+
+    write_file(file, write)
+
+
+@lru_cache(maxsize=1)
+def load_embeddings(file: Path) -> Embeddings:
+    """Read what ``save_embeddings`` wrote; the tasks of a process mostly need the same file."""
+    with np.load(file, allow_pickle=False) as found:
+        return Embeddings(
+            x=found["x"],
+            y=found["y"],
+            ids=tuple(found["ids"].tolist()),
+            classes=tuple(found["classes"].tolist()),
+            splits=found["splits"],
+            recipe=Recipe.from_json(str(found["recipe"])),
+        )
 
 
 def to_json(

@@ -69,7 +69,7 @@ class LocalExecutor:
         """Run pending tasks until all are finished or a worker dies; those not started stay."""
         threads = max(1, self.cores // self.jobs)
         with (
-            _main_module_hidden(),
+            main_module_hidden(),
             ProcessPoolExecutor(
                 jobs, _process_context(), initializer=_start_worker, initargs=(threads,)
             ) as pool,
@@ -126,7 +126,7 @@ def _end_fork_server() -> None:
 
 
 @contextmanager
-def _main_module_hidden() -> Iterator[None]:
+def main_module_hidden() -> Iterator[None]:
     """Let new processes start without importing the main module again.
 
     Otherwise a script that calls ``featkit.ablate`` without an ``if __name__ == "__main__"`` guard
