@@ -38,7 +38,7 @@ NETWORK = {"backbone": "resnet18", "weights": "random", "resize": "16", "crop": 
 def address():
     """Return the address of a cluster of two workers in this process."""
     with distributed.LocalCluster(
-        n_workers=2, threads_per_worker=1, processes=False, dashboard_address=None
+        n_workers=2, threads_per_worker=1, processes=False, dashboard_address="127.0.0.1:0"
     ) as running:
         yield running.scheduler_address
 
@@ -63,8 +63,8 @@ def fail(task):
 def test_tasks_run_and_each_result_belongs_to_its_task(address):
     with connect(address) as executor:
         found = {each.index: each.result for each in executor.run(double, range(50))}
+        assert executor.jobs == 2
     assert found == {index: 2 * index for index in range(50)}
-    assert executor.jobs == 2
 
 
 def test_an_unexpected_error_is_raised(address):
@@ -228,7 +228,9 @@ def test_an_unreachable_scheduler_is_reported(monkeypatch):
 
 def test_a_scheduler_without_workers_is_reported():
     with (
-        distributed.LocalCluster(n_workers=0, processes=False, dashboard_address=None) as empty,
+        distributed.LocalCluster(
+            n_workers=0, processes=False, dashboard_address="127.0.0.1:0"
+        ) as empty,
         pytest.raises(RunError, match="has no workers"),
         connect(empty.scheduler_address),
     ):
@@ -261,7 +263,7 @@ def test_a_scheduler_file_has_the_address(tmp_path):
 def test_losing_all_workers_is_reported(tmp_path):
     with (
         distributed.LocalCluster(
-            n_workers=1, threads_per_worker=1, processes=False, dashboard_address=None
+            n_workers=1, threads_per_worker=1, processes=False, dashboard_address="127.0.0.1:0"
         ) as running,
         distributed.Client(running) as client,
     ):
