@@ -46,7 +46,7 @@ def check(cluster: str, cache: Path, as_json: bool, **given: str | None) -> None
     from featkit.embeddings.request import Request
 
     chosen = {name: value for name, value in given.items() if value is not None}
-    request = Request(**chosen) if chosen else None
+    request = Request.from_dict(chosen) if chosen else None
     workers = api.check_cluster(cluster, cache=cache, request=request)
     if as_json:
         rows = []
