@@ -26,6 +26,7 @@ SECTIONS: dict[str, dict[str, str]] = {
         "predict": "Classify new images with a run.",
         "runs": "List, show, rename and remove runs.",
         "bundle": "Put the weights of the network into a run.",
+        "app": "Try, train, clean and compare in a browser.",
     },
     "Features": {
         "extract": "Extract features of images into the cache.",
@@ -47,18 +48,13 @@ SECTIONS: dict[str, dict[str, str]] = {
         "audit": "Find duplicates, label errors and small classes.",
         "suggest": "Suggest which unlabelled images to label next.",
     },
-    "Training": {
+    "Training and compression": {
         "finetune": "Fine-tune a network, or train it from scratch.",
         "distill": "Distill a teacher network into a smaller student.",
-    },
-    "Compression": {
         "prune": "Prune channels or weights of a network.",
         "quantize": "Quantize a network to int8.",
         "profile": "Measure size, speed and accuracy of networks.",
         "export": "Export a run to one ONNX or PyTorch file.",
-    },
-    "Web app": {
-        "app": "Try, train, clean and compare in a browser.",
     },
     "Utilities": {
         "models": "List backbones and their layers.",
