@@ -27,6 +27,10 @@ SIMILAR = 4
 """Number of training images shown beside a prediction."""
 _THUMBNAIL = 112
 
+network_lock = threading.RLock()
+"""Held while a network is built or runs: torch.fx replaces methods of all modules while it traces
+one, so that a network which runs in another thread fails."""
+
 
 @dataclass(frozen=True)
 class Evidence:
@@ -57,11 +61,10 @@ class Model:
     """
 
     def __init__(self, path: Path, cache: Path, device: str = "auto") -> None:
-        self._classifier: OpenClassifier = open_classifier(path, device)
+        with network_lock:
+            self._classifier: OpenClassifier = open_classifier(path, device)
         self._cache = cache
         self._device = "cpu" if device == "auto" else device
-        # The explainer attaches hooks to its network, so two images must not pass it at a time.
-        self._lock = threading.Lock()
         self._explainer: RunExplainer | FeatkitError | None = None
         self._train: _TrainingImages | FeatkitError | None = None
 
@@ -87,7 +90,8 @@ class Model:
 
     def classify(self, pixels: Pixels, name: str = "") -> Answer:
         """Return the five most probable classes of an image."""
-        return self._classifier.classify(pixels, name)
+        with network_lock:
+            return self._classifier.classify(pixels, name)
 
     def evidence(self, pixels: Pixels, answer: Answer) -> Evidence:
         """Return the heat map of the most probable class, and similar training images.
@@ -99,7 +103,7 @@ class Model:
             note = "Exported files contain neither gradients nor training images."
             return Evidence(None, (), (note,))
         notes: list[str] = []
-        with self._lock:
+        with network_lock:
             heat_map = self._heat_map(run, pixels, answer.prediction.predicted, notes)
             similar = self._similar(run, answer.features, notes)
         return Evidence(heat_map, similar, tuple(notes))

@@ -31,9 +31,10 @@ STYLE = """
 .fk-model h4 { font-size: .9rem; font-weight: 600; margin: 0; padding: 0; overflow-wrap: anywhere; }
 .fk-answer { font-size: 1.25rem; font-weight: 600; overflow-wrap: anywhere; }
 .fk-muted { opacity: .75; font-size: .8rem; }
-.fk-bars { list-style: none; margin: .35rem 0; padding: 0; }
+.fk-bars { list-style: none; margin: .35rem 0 !important; padding: 0 !important; }
 .fk-bars li { position: relative; display: flex; justify-content: space-between; gap: .5rem;
-  padding: .1rem .4rem; margin: .15rem 0; border-radius: .25rem; overflow: hidden; }
+  padding: .1rem .4rem !important; margin: .15rem 0 !important; border-radius: .25rem;
+  overflow: hidden; }
 .fk-bars li > i { position: absolute; inset: 0 auto 0 0; background: #4c8dd6; opacity: .35; }
 .fk-bars li > span { position: relative; overflow-wrap: anywhere; margin: 0; }
 .fk-bars li > span:last-child { font-variant-numeric: tabular-nums; white-space: nowrap; }

@@ -15,6 +15,7 @@ from featkit.app.cleaning import (
     review_items,
 )
 from featkit.app.jobs import FINISHED, list_jobs, read_job, start_job
+from featkit.app.models import network_lock
 from featkit.app.progress import show_job_ended, show_job_progress
 from featkit.app.runs import run_name
 from featkit.app.settings import (
@@ -89,15 +90,16 @@ def _audit_once(settings: AppSettings, spec: str, backbone: str, stamp: object) 
     """Audit a data set; once for all sessions, and again if its folder or list changes."""
     from featkit import api
 
-    return api.audit(
-        spec,
-        backbone=backbone,
-        weights=default_weights(backbone),
-        resize=network_resize(spec, backbone),
-        cache=settings.cache,
-        device=settings.device,
-        on_error="skip",
-    )
+    with network_lock:
+        return api.audit(
+            spec,
+            backbone=backbone,
+            weights=default_weights(backbone),
+            resize=network_resize(spec, backbone),
+            cache=settings.cache,
+            device=settings.device,
+            on_error="skip",
+        )
 
 
 def _decide(
@@ -347,7 +349,7 @@ def _label_next(settings: AppSettings) -> None:
         return
     from featkit import api
 
-    with st.spinner("Looking for useful images …", show_time=True):
+    with st.spinner("Looking for useful images …", show_time=True), network_lock:
         found = api.suggest(
             resolve_run(settings, run),
             resolve_data(settings, folder),

@@ -19,6 +19,7 @@ from featkit.app.jobs import (
     list_jobs,
     start_job,
 )
+from featkit.app.models import network_lock
 from featkit.app.progress import show_job_ended, show_job_progress
 from featkit.app.runs import run_name
 from featkit.app.settings import DIGITS, AppSettings, available_runs, named_data, resolve_data
@@ -295,7 +296,7 @@ def _export(run: Path) -> None:
     from featkit import api
 
     try:
-        with st.spinner("Exporting, and checking the file on test images …"):
+        with st.spinner("Exporting, and checking the file on test images …"), network_lock:
             api.export(run)
     except FeatkitError as error:
         st.error(plain(error_text(error)))
