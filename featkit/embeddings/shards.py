@@ -393,7 +393,7 @@ def extract_missing(
 def _count(requests: Sequence[Request], run: RunTasks) -> int:
     """Return the largest number of images of requests."""
     tasks = sorted({request.images_only for request in requests}, key=str)
-    counts = []
+    counts: list[int] = []
     with closing(run(count_images, tasks)) as finished:
         for each in finished:
             _refuse_death(each, f"listing the images of {tasks[each.index].data}")

@@ -326,7 +326,7 @@ def scores_elsewhere(
 
 def save_embeddings(file: Path, embeddings: Embeddings) -> None:
     """Write embeddings for other processes; no text of users is executed when it is read."""
-    arrays = {
+    arrays: dict[str, Any] = {
         "x": embeddings.x,
         "y": embeddings.y,
         "ids": np.array(embeddings.ids, dtype=np.str_),
