@@ -30,6 +30,7 @@ from featkit.app.settings import (
 from featkit.app.shared import errors_shown, load_data, page
 from featkit.app.training import backbone_names, default_weights, network_resize, training_request
 from featkit.app.views import picture_html, plain, tiles_html
+from featkit.images.base import Pixels
 from featkit.studies.audit import AuditResult
 from featkit.studies.clean import Decision
 
@@ -372,7 +373,7 @@ def _label_next(settings: AppSettings) -> None:
         st.caption(f"The first {_GALLERY} of {len(found.images)} are shown.")
 
 
-def _file_thumbnail(path: str) -> object:
+def _file_thumbnail(path: str) -> Pixels | None:
     from featkit.images.decode import decode_file
     from featkit.images.thumbnails import shrink
 
