@@ -11,10 +11,11 @@ cifar="$FEATKIT_TEST_DATA/cifar10"
 
 # Small images and subsets: minutes of CPU time instead of hours.
 featkit compare-frameworks --data "$caltech" --backbone resnet18 --resize 64 --augment none \
-  --limit train=1010,test=505 --deep-limit train=505,test=505 --epochs 3 --seeds 3 \
-  --out "$runs/caltech101"
+  --limit train=1010,test=505 --deep-limit train=505,test=303 --epochs 3 --seeds 3 \
+  --images 32 --repeats 6 --out "$runs/caltech101"
 
-# One epoch on CIFAR-10, as in the study whose numbers README.md quotes.
+# One epoch on CIFAR-10, on half as many images as a study that reports 76.3 % (ResNet50V2 in
+# TensorFlow), 72.9 % (ResNet-50 in PyTorch) and 24.0 % (ResNet-18 from scratch).
 one_epoch="--data $cifar --epochs 1 --warmup 0 --val 0.1 --augment none --resume"
 for framework in "" keras:; do
   # shellcheck disable=SC2086

@@ -28,10 +28,10 @@ def make_optimiser(
         config: optimiser, learning rate and decays.
     """
     groups: dict[tuple[float, float], list[Tensor]] = {}
+    rates = parameter_rates(model, config)
     for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            peak = config.lr * config.layer_decay ** _stages_to_classifier(model, name)
-            groups.setdefault((peak, _weight_decay(parameter, config)), []).append(parameter)
+        if name in rates:
+            groups.setdefault(rates[name], []).append(parameter)
     for parameter in projection.parameters() if projection else ():
         groups.setdefault((config.lr, _weight_decay(parameter, config)), []).append(parameter)
     parameter_groups = [
@@ -41,6 +41,18 @@ def make_optimiser(
     if config.optimiser == "adamw":
         return torch.optim.AdamW(parameter_groups, lr=config.lr)
     return torch.optim.SGD(parameter_groups, lr=config.lr, momentum=_MOMENTUM, nesterov=True)
+
+
+def parameter_rates(
+    model: TrainableClassifier, config: TrainingConfig
+) -> dict[str, tuple[float, float]]:
+    """Return the peak learning rate and the weight decay of each trainable parameter by name."""
+    rates = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            peak = config.lr * config.layer_decay ** _stages_to_classifier(model, name)
+            rates[name] = (peak, _weight_decay(parameter, config))
+    return rates
 
 
 def set_learning_rate(optimiser: torch.optim.Optimizer, factor: float) -> None:

@@ -6,6 +6,7 @@ the learning rate, so that a schedule gives other steps, and its Adam adds epsil
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import keras
@@ -22,7 +23,7 @@ from featkit.errors import SpecError
 from featkit.training.data import TrainingBatch
 from featkit.training.loop import EpochLoop, LabelLoss, TrainingTask
 from featkit.training.network import WHOLE, network_blocks, trainable_state
-from featkit.training.optim import make_optimiser
+from featkit.training.optim import parameter_rates
 
 _MOMENTUM = 0.9
 _BETA1, _BETA2, _EPSILON = 0.9, 0.999, 1e-8
@@ -109,26 +110,23 @@ class KerasLoop(EpochLoop):
         )
         self._offset = 0.0
         assert isinstance(task.loss, LabelLoss)  # distillation refuses networks of Keras
-        self._criterion = task.loss.criterion
-        if self._criterion.offset is not None:
-            self._offset = self._criterion.offset.cpu().numpy()
+        criterion = task.loss.criterion
+        # Its tensors are on torch's device, the batches are on the CPU.
+        weight = None if criterion.weight is None else criterion.weight.cpu()
+        self._criterion = replace(criterion, weight=weight)
+        if criterion.offset is not None:
+            self._offset = criterion.offset.cpu().numpy()
 
     def _set_up_optimiser(self) -> None:
-        """Take the peak learning rate and the weight decay of each variable from torch's groups."""
-        names = {id(value): name for name, value in self.task.model.named_parameters()}
-        groups = make_optimiser(self.task.model, None, self.config).param_groups
-        self._trained: list[str] = []
-        self._peaks: list[tuple[float, float]] = []
-        for group in groups:
-            for parameter in group["params"]:
-                self._trained.append(names[id(parameter)])
-                self._peaks.append((group["peak"], group["weight_decay"]))
+        """Create the moments of each trained variable."""
+        self._rates = parameter_rates(self.task.model, self.config)
+        self._trained = list(self._rates)
         self._steps = tf.Variable(0.0, trainable=False, dtype=self._type)
-        moments = 2 if self.config.optimiser == "adamw" else 1
-        self._moments: list[list[tf.Variable]] = []
+        count = 2 if self.config.optimiser == "adamw" else 1
+        self._moments: dict[str, list[tf.Variable]] = {}
         for name in self._trained:
             zeros = np.zeros(self.model.variables[name].shape, self._type)
-            self._moments.append([tf.Variable(zeros, trainable=False) for _ in range(moments)])
+            self._moments[name] = [tf.Variable(zeros, trainable=False) for _ in range(count)]
 
     def start_epoch(self) -> None:
         """Do nothing: each call of the network says whether it is in training."""
@@ -179,10 +177,10 @@ class KerasLoop(EpochLoop):
             gradients = [gradient * scale for gradient in gradients]
         self._steps.assign_add(1)
         step = self._adamw_step if self.config.optimiser == "adamw" else self._sgd_step
-        for name, gradient, (peak, decay), moments in zip(
-            self._trained, gradients, self._peaks, self._moments, strict=True
-        ):
-            step(self.model.variables[name].value, gradient, self._rate * peak, decay, moments)
+        for name, gradient in zip(self._trained, gradients, strict=True):
+            peak, decay = self._rates[name]
+            variable, moments = self.model.variables[name].value, self._moments[name]
+            step(variable, gradient, self._rate * peak, decay, moments)
 
     def _sgd_step(
         self, weight: Any, gradient: Any, rate: Any, decay: float, moments: list[Any]
@@ -224,7 +222,7 @@ class KerasLoop(EpochLoop):
     def save_state(self) -> dict[str, Any]:
         """Return the state of the optimiser."""
         moments = {}
-        for name, variables in zip(self._trained, self._moments, strict=True):
+        for name, variables in self._moments.items():
             moments[name] = [torch.tensor(variable.numpy()) for variable in variables]
         return {"optimiser": {"steps": float(self._steps.numpy()), "moments": moments}}
 
@@ -234,10 +232,9 @@ class KerasLoop(EpochLoop):
         if self.averaged_model is not None and content["average"]:
             self.averaged_model.load(content["average"])
         self._steps.assign(content["optimiser"]["steps"])
-        for name, variables in zip(self._trained, self._moments, strict=True):
-            for variable, value in zip(
-                variables, content["optimiser"]["moments"][name], strict=True
-            ):
+        moments = content["optimiser"]["moments"]
+        for name, variables in self._moments.items():
+            for variable, value in zip(variables, moments[name], strict=True):
                 variable.assign(value.numpy())
 
 
