@@ -3067,7 +3067,7 @@ def quantize(
     from featkit.backbones.saved import INT8_CARD, INT8_FILE
     from featkit.compression.quantize import FEW, QuantizationRequest
     from featkit.compression.quantize import quantize as quantize_network
-    from featkit.runs.names import NAME_FIELD
+    from featkit.runs.names import NAME_FIELD, recorded_name
     from featkit.storage import publish, safe_name
     from featkit.studies.quantize import quantize_run, quantized_name
 
@@ -3080,7 +3080,9 @@ def quantize(
         result = quantize_network(request, quantization, file, compute)
         directory = Path(out) / "quantize" / safe_name(result.description.name)
         facts = _quantization_facts(result, request.data, directory)
-        facts[NAME_FIELD] = name or quantized_name(request, result.config, run)
+        # A repeated quantization keeps the name.
+        shown = name or recorded_name(directory) or quantized_name(request, result.config, run)
+        facts[NAME_FIELD] = shown
         content = file.read_bytes()
         files: dict[str, Any] = {INT8_FILE: content, INT8_CARD: result.description.to_json()}
         compared = None

@@ -43,6 +43,7 @@ _KINDS = {
 _DERIVED = re.compile(rf"-({'|'.join(_KINDS)})-[0-9a-f]{{8}}(?![0-9A-Za-z])")
 _DIGEST = re.compile(r" ?\([0-9a-f]{8}\)|\b[0-9a-f]{12}\b")
 _RESNET = re.compile(r"\bresnet(\d+)(?::(\w+=\w+(?:,\w+=\w+)*))?(?![\w.:=-])")
+_UNREADABLE = (FeatkitError, OSError, AttributeError, KeyError, TypeError, ValueError)
 _PRECISIONS = {
     "bf16": "bf16",
     "int8": "int8",
@@ -181,18 +182,25 @@ def _saved_name(path: Path) -> str:
     Whoever loads the network reports what is wrong with it; a table is not the place for it.
     """
     folder = path.parent if path.name == NETWORK_FILE else path
+    recorded = recorded_name(folder)
+    if recorded:
+        return recorded
     try:
-        return _given_name(folder) or _composed_name(path)
-    except (FeatkitError, OSError, KeyError, TypeError, ValueError):
+        return _composed_name(path)
+    except _UNREADABLE:
         return ""
 
 
-def _given_name(folder: Path) -> str:
-    for file in _FACTS_FILES:
-        if (folder / file).is_file():
-            given = read_json(folder / file).get(NAME_FIELD, "")
-            return printable_line(given) if given else ""
-    return read_card(folder).name if (folder / CARD_FILE).is_file() else ""
+def recorded_name(folder: Path) -> str:
+    """Return the name that is recorded in the directory of a network or run, or an empty text."""
+    try:
+        for file in _FACTS_FILES:
+            if (folder / file).is_file():
+                recorded = read_json(folder / file).get(NAME_FIELD, "")
+                return printable_line(recorded) if recorded else ""
+        return read_card(folder).name if (folder / CARD_FILE).is_file() else ""
+    except _UNREADABLE:
+        return ""
 
 
 def _composed_name(path: Path) -> str:

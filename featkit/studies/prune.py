@@ -15,7 +15,7 @@ from featkit.embeddings.pipeline import Compute
 from featkit.embeddings.request import Request
 from featkit.evaluation import PairedComparison, Report
 from featkit.runs.fit import Run
-from featkit.runs.names import NAME_FIELD, network_name, readable
+from featkit.runs.names import NAME_FIELD, network_name, readable, recorded_name
 from featkit.storage import publish, safe_name
 from featkit.studies.profile import NetworkSpec, ProfileConfig, compare_runs, evaluate_network
 from featkit.studies.recover import Recovery
@@ -96,12 +96,15 @@ def prune_network(
     )
     for step_config, pruned in steps:
         description = pruned.description
-        several = len(config.steps) > 1
-        facts = {**pruned.facts, NAME_FIELD: _pruned_name(request, step_config, name, several)}
         if recovery:
             trained_on = tuple(sorted({*description.trained_on, *recovery.trained_on}))
             description = replace(description, trained_on=trained_on)
         path = out / "prune" / safe_name(description.name)
+        shown = "" if name else recorded_name(path)  # a repeated pruning keeps the name
+        if not shown:
+            several = len(config.steps) > 1
+            shown = _pruned_name(request, step_config, name, several)
+        facts = {**pruned.facts, NAME_FIELD: shown}
         publish(
             path,
             {

@@ -363,6 +363,8 @@ def test_compressed_networks_are_shown_by_their_names(photos):
     assert again == unnamed
     assert read_description(network_file(str(unnamed))) == before
     assert network_name(str(unnamed)) == "Renamed"
+    call(*given, "0.5")  # a repeated pruning keeps the name
+    assert network_name(str(unnamed)) == "Renamed"
     profiled = call(
         *("profile", unnamed, f"{named}@bf16", int8, "--repeats", "3", "--warm-up", "0"),
         *("--data", photos, "--head", "knn:k=1"),
