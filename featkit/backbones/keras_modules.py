@@ -272,8 +272,8 @@ def to_state(model: keras.Model) -> dict[str, Tensor]:
 
 
 def _to_numpy(variable: Any) -> NDArray[Any]:
-    """Return the value of a variable; NumPy warns where it converts one of Keras itself."""
-    value: NDArray[Any] = ops.convert_to_numpy(ops.convert_to_tensor(variable))
+    """Return the value of a variable; NumPy warns where ``ops.convert_to_numpy`` converts one."""
+    value: NDArray[Any] = variable.numpy()
     return value
 
 
