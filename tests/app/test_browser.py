@@ -165,7 +165,7 @@ def _select_on_the_map(page, server):
         page.mouse.move(*point, steps=10)
     page.mouse.up()
     page.get_by_text("images selected").wait_for()
-    assert page.locator(".fk-tiles img").count() > 10
+    page.locator(".fk-tiles img").nth(10).wait_for()
     with page.expect_download() as download:
         page.get_by_role("button", name="Selection as CSV").click()
     rows = read_rows(download.value)
