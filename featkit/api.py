@@ -2472,7 +2472,7 @@ def compare_frameworks(
 
     def train(planned: TrainingConfig) -> TrainedRun:
         with _process_group(compute) as group:
-            run = _train(planned, compute, Path(out), True, group)
+            run = _train(planned, compute, Path(out), True, group, name="")
         assert run is not None, "only other processes of a group have no run"
         return run
 

@@ -591,8 +591,9 @@ def write_csv(
         rows: one value per column; None becomes an empty field.
         quote_all: whether to quote every value; needed for values that contain ``\r``.
     """
-    quoting = csv.QUOTE_ALL if quote_all else csv.QUOTE_MINIMAL
-    writer = csv.writer(file, lineterminator="\n", quoting=quoting)
+    writer = csv.writer(
+        file, lineterminator="\n", quoting=csv.QUOTE_ALL if quote_all else csv.QUOTE_MINIMAL
+    )
     writer.writerow(columns)
     writer.writerows(rows)
 

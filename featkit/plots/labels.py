@@ -65,10 +65,10 @@ def label_points(
     low = axes.transData.transform(ends[:, [0, 1]]) * to_points
     high = axes.transData.transform(ends[:, [0, 2]]) * to_points
     taken = np.concatenate([_grown(points, points, _MARKER), _grown(low, high, _BAR)])
-    inside = axes.get_window_extent().extents * to_points
+    inside = np.array(axes.get_window_extent().extents) * to_points
     leaders = _sampled(axes.transData.transform(np.array(line)) * to_points)
     longest = 0.0
-    renderer = FigureCanvasAgg(figure).get_renderer()
+    renderer = FigureCanvasAgg(figure).get_renderer()  # type: ignore[no-untyped-call]
     for point, place, text in zip(points, places, texts, strict=True):
         boxes, ends_of_lines, distances = _candidates(
             point, _text_size(figure, renderer, text, fontsize)
@@ -146,23 +146,25 @@ def _outside(boxes: _Floats, inside: _Floats) -> _Floats:
 
 def _not_at(taken: _Floats, point: _Floats) -> NDArray[np.bool_]:
     """Return which boxes ``(m, 4)`` do not contain a point."""
-    contains = (taken[:, :2] <= point).all(axis=1) & (point <= taken[:, 2:]).all(axis=1)
-    return ~contains
+    starts_before = np.all(taken[:, :2] <= point, axis=1)
+    ends_after = np.all(point <= taken[:, 2:], axis=1)
+    outside: NDArray[np.bool_] = np.logical_not(starts_before & ends_after)
+    return outside
 
 
 def _contained(lines: _Floats, taken: _Floats) -> _Floats:
     """Return in how many boxes the points of each line ``(s, c, 2)`` lie, ``(c,)``."""
-    low = (lines[:, :, None] >= taken[None, None, :, :2]).all(axis=3)
-    high = (lines[:, :, None] <= taken[None, None, :, 2:]).all(axis=3)
-    counts: _Floats = (low & high).any(axis=0).sum(axis=1).astype(np.float64)
+    low = np.all(lines[:, :, None] >= taken[None, None, :, :2], axis=3)
+    high = np.all(lines[:, :, None] <= taken[None, None, :, 2:], axis=3)
+    counts: _Floats = np.any(low & high, axis=0).sum(axis=1).astype(np.float64)
     return counts
 
 
 def _points_in(boxes: _Floats, points: _Floats) -> _Floats:
     """Return 1 for each box with one of the points ``(p, 2)`` in it, else 0, ``(c,)``."""
-    low = (points[None] >= boxes[:, None, :2]).all(axis=2)
-    high = (points[None] <= boxes[:, None, 2:]).all(axis=2)
-    counts: _Floats = (low & high).any(axis=1).astype(np.float64)
+    low = np.all(points[None] >= boxes[:, None, :2], axis=2)
+    high = np.all(points[None] <= boxes[:, None, 2:], axis=2)
+    counts: _Floats = np.any(low & high, axis=1).astype(np.float64)
     return counts
 
 

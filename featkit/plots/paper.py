@@ -47,7 +47,7 @@ def fit_to_paper(figure: Figure, width: float) -> None:
             extra_height += _move_below(figure, legend, width)
     figure.set_size_inches(width, natural_height * width / natural_width + extra_height)
     for text in figure.findobj(Text):
-        size = text.get_fontsize()
+        size = float(text.get_fontsize())  # a number, though the setter takes names too
         text.set_fontsize(TEXT if size >= TEXT else max(_SMALLEST_TEXT, size))
     for line in figure.findobj(Line2D):
         line.set_linewidth(min(_LINE_WIDTH, line.get_linewidth()))

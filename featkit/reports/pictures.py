@@ -372,8 +372,8 @@ def cam_plot(
         "deletion: area under the probability as the most important pixels are removed first "
         "(lower is better); insertion: as they are added first (higher is better)",
     )
-    lines = -(-len(mapped) // (_PAPER_CAMS if style == "paper" else _CAMS))
-    columns = -(-len(mapped) // lines)
+    n_lines = -(-len(mapped) // (_PAPER_CAMS if style == "paper" else _CAMS))
+    columns = -(-len(mapped) // n_lines)
     width = PAGE if columns > _COLUMN_CAMS else COLUMN
     side = min(width / columns, CAM_SIDE) if style == "paper" else CAM_SIDE
     figure = plot_cam(mapped, title=title, columns=columns, side=side)

@@ -264,7 +264,7 @@ def head_probabilities(
             f"{run.path} has a head for {expected} features, but its network gives "
             f"{features.shape[1]}: fit it again with `featkit fit`"
         )
-    scores: NDArray[np.floating[Any]] = run.head.predict_proba(features)
+    scores: NDArray[np.float64] = run.head.predict_proba(features)
     return apply_temperature(scores, run.temperature) if run.temperature else scores
 
 

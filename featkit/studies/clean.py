@@ -372,8 +372,8 @@ def _rows_of_decisions(result: AuditResult, decisions: Iterable[Decision]) -> di
         if decision.action == "relabel":
             label = class_of.get(normal_form(decision.label))
             if label is None:
-                problem = unknown("class", decision.label, result.embeddings.classes)
-                raise DataError(f"the decision about {decision.path!r}: {problem}")
+                mistake = unknown("class", decision.label, result.embeddings.classes)
+                raise DataError(f"the decision about {decision.path!r}: {mistake}")
             decision = replace(decision, label=label)
         found[row] = decision
     return found

@@ -350,7 +350,9 @@ def summarise(
         ({_AXIS: framework, SEED: seed}, each) for (framework, seed), each in predictions.items()
     ]
     (effect,) = effects(score_cells(cells), _AXIS, [("tensorflow", "torch")])
-    pairs, agreements, differences = [], [], []
+    pairs: list[PairedComparison] = []
+    agreements: list[float] = []
+    differences: list[float] = []
     for seed in seeds:
         both = {name: predictions[name, seed] for name in ("tensorflow", "torch")}
         pairs.extend(compare(both))

@@ -462,7 +462,8 @@ class TrainingLoop(EpochLoop):
         model = self.evaluated_model.eval()
         with self._autocast():
             _, logits = model(inputs)
-        return logits.to(self.dtype)
+        converted: Tensor = logits.to(self.dtype)
+        return converted
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(

@@ -108,7 +108,7 @@ class KerasLoop(EpochLoop):
         self._evaluate = tf.function(
             lambda inputs: evaluated(inputs, training=False), reduce_retracing=True
         )
-        self._offset = 0.0
+        self._offset: float | NDArray[Any] = 0.0
         assert isinstance(task.loss, LabelLoss)  # distillation refuses networks of Keras
         criterion = task.loss.criterion
         # Its tensors are on torch's device, the batches are on the CPU.

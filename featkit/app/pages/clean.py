@@ -377,6 +377,7 @@ def _file_thumbnail(path: str) -> Pixels | None:
     from featkit.images.decode import decode_file
     from featkit.images.thumbnails import shrink
 
+    pixels = None
     with errors_shown():
-        return shrink(decode_file(path), 112)
-    return None
+        pixels = shrink(decode_file(path), 112)
+    return pixels

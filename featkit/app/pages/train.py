@@ -78,9 +78,10 @@ def _choose_data(settings: AppSettings) -> str | None:
         chosen = st.text_input("Folder, below one of the named folders", key="train_folder")
         if not chosen:
             return None
+    resolved = None
     with errors_shown():
-        return resolve_data(settings, chosen)
-    return None
+        resolved = resolve_data(settings, chosen)
+    return resolved
 
 
 def _show_data(spec: str, images: ImageSet) -> None:

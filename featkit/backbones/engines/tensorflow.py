@@ -50,7 +50,7 @@ class KerasEngine(Engine):
             model = backbone.build_keras()
         signature = [tf.TensorSpec((None, *backbone.preprocess.crop, 3), tf.float32)]
 
-        @tf.function(input_signature=signature, jit_compile=compiled)
+        @tf.function(input_signature=signature, jit_compile=compiled)  # type: ignore[untyped-decorator]
         def run(batch: Any) -> Any:
             return model(batch, training=False)
 
