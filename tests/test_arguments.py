@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import featkit
+from featkit.ablation.run import AblationResult
 from featkit.arguments import MAX_SEED, checked, integer, number, several, text
 from featkit.errors import FeatkitError, SpecError
 
@@ -23,10 +24,12 @@ REQUIRED = {
     "backbones": "resnet18",
     "classes": ["a", "b"],
     "files": "new.jpg",
+    "images": "new.jpg",
     "kind": "confusion",
     "photos": "photos",
     "run": "nowhere",
     "runs": ["one", "two"],
+    "result": AblationResult.__new__(AblationResult),
     "scores": [[1.0, 0.0]],
     "spec": "resnet18",
     "teacher": "resnet18",

@@ -69,7 +69,8 @@ def test_a_second_extract_is_a_hit(photos):
 def test_fit_makes_the_cache_and_its_json_is_its_results_file(photos):
     done = call("fit", "--data", photos, *FAST, "--head", "knn:k=1", "--json")
     (run,) = Path("experiments/runs/photos").iterdir()
-    assert json.loads(done.stdout) == json.loads((run / "results.json").read_text())
+    results = json.loads((run / "results.json").read_text())
+    assert json.loads(done.stdout) == {**results, "name": "", "path": str(run)}
     assert len(list(Path("cache").glob("*.h5"))) == 1
 
 
