@@ -31,7 +31,7 @@ test-all: test test-slow
 # The extra is installed here and not in $(READY), so that the other tests run without TensorFlow.
 test-keras: $(READY)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[test,tensorflow]"
-	$(BIN)/pytest -m keras
+	$(BIN)/pytest -m "keras and not slow"
 
 # The fast tests with the lowest version of every direct dependency that setup.cfg allows.
 test-lowest:

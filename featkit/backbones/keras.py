@@ -8,8 +8,10 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -157,6 +159,10 @@ def import_keras() -> Any:
     for name in ("TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS"):
         os.environ.setdefault(name, str(available_cores()))
     module, package = _BACKENDS[backend]
+    # Triton comes with torch on Linux. Both it and TensorFlow contain LLVM, and the process crashes
+    # where it is imported (by torch.fx) after TensorFlow.
+    with suppress(ImportError):
+        import_module("triton")
     require(module, EXTRA, package)
     if backend == "tensorflow" and not verbose:
         logging.getLogger("tensorflow").setLevel(logging.ERROR)

@@ -76,6 +76,16 @@ class BatchNorm(layers.BatchNormalization):  # type: ignore[misc]
         return {"name": self.name, "trainable": self.trainable}
 
 
+def _keras_name(name: str) -> str:
+    """Return the name of a layer in Keras, whose torch back end refuses full stops in names."""
+    return name.replace(".", "-")
+
+
+def _torch_name(name: str) -> str:
+    """Return torchvision's name of a layer, the inverse of ``_keras_name``."""
+    return name.replace("-", ".")
+
+
 class _Graph:
     """A network under construction: adds layers and remembers the output of each.
 
@@ -100,11 +110,13 @@ class _Graph:
         if kernel > 1:
             x = layers.ZeroPadding2D(kernel // 2, name=f"{name}.pad")(x)
         width = self.architecture.widths.get(name, width)
-        convolution = layers.Conv2D(width, kernel, stride, use_bias=False, name=name)
+        convolution = layers.Conv2D(width, kernel, stride, use_bias=False, name=_keras_name(name))
         return self.apply(name, convolution, x)
 
     def norm(self, name: str, x: Any) -> Any:
-        return self.apply(name, BatchNorm(name=name), x) if self.architecture.norm else x
+        return (
+            self.apply(name, BatchNorm(name=_keras_name(name)), x) if self.architecture.norm else x
+        )
 
     def relu(self, name: str, x: Any) -> Any:
         return self.apply(name, layers.ReLU(name=name), x)
@@ -221,17 +233,18 @@ def _pool(x: Any, pool: str) -> Any:
 def tensors(model: keras.Model) -> Iterator[tuple[str, Any, Any]]:
     """Yield each weight of a network: its name in torch, its variable, and its layer."""
     for layer in model.layers:
+        name = _torch_name(layer.name)
         if isinstance(layer, layers.Conv2D):
-            yield f"{layer.name}.weight", layer.kernel, layer
+            yield f"{name}.weight", layer.kernel, layer
         elif isinstance(layer, layers.Dense):
-            yield f"{layer.name}.weight", layer.kernel, layer
-            yield f"{layer.name}.bias", layer.bias, layer
+            yield f"{name}.weight", layer.kernel, layer
+            yield f"{name}.bias", layer.bias, layer
         elif isinstance(layer, BatchNorm):
-            yield f"{layer.name}.weight", layer.gamma, layer
-            yield f"{layer.name}.bias", layer.beta, layer
-            yield f"{layer.name}.running_mean", layer.moving_mean, layer
-            yield f"{layer.name}.running_var", layer.moving_variance, layer
-            yield f"{layer.name}.num_batches_tracked", layer.batches, layer
+            yield f"{name}.weight", layer.gamma, layer
+            yield f"{name}.bias", layer.beta, layer
+            yield f"{name}.running_mean", layer.moving_mean, layer
+            yield f"{name}.running_var", layer.moving_variance, layer
+            yield f"{name}.num_batches_tracked", layer.batches, layer
 
 
 def load_state(model: keras.Model, state: Mapping[str, Tensor], *, name: str) -> None:

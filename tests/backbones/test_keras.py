@@ -174,6 +174,8 @@ def test_running_statistics_are_those_of_torch(tmp_path):
     assert int(found["bn1.num_batches_tracked"]) == 124
 
 
+# Keras saves its variables through an interface that NumPy 2 warns about.
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 @pytest.mark.parametrize("name", ["resnet50", "resnet50v2"])
 def test_kerass_own_networks_use_kerass_weights_and_preprocessing(name, tmp_path):
     import keras
