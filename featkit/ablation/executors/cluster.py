@@ -198,11 +198,23 @@ class ClusterExecutor:
         return max(1, len(self._workers()))
 
     def _workers(self) -> Mapping[str, Any]:
-        try:
+        with self._connection_errors():
             workers: Mapping[str, Any] = self.client.scheduler_info(n_workers=-1)["workers"]
-        except OSError as error:
-            raise _lost_connection(self.address) from error
         return workers
+
+    @contextmanager
+    def _connection_errors(self) -> Iterator[None]:
+        """Convert the errors of calling a scheduler that has ended, which are of many types.
+
+        Raises:
+            RunError: if there is no connection any more.
+        """
+        try:
+            yield
+        except Exception as error:
+            if isinstance(error, OSError) or self.client.status != "running":
+                raise _lost_connection(self.address) from error
+            raise
 
     def run(
         self, function: Callable[[Any], Any], tasks: Sequence[Any]
@@ -218,13 +230,14 @@ class ClusterExecutor:
 
         def submit(count: int) -> None:
             for index in islice(waiting, max(0, count)):
-                future = self.client.submit(
-                    _run_call,
-                    _Call(function, tasks[index], installation()),
-                    pure=False,
-                    retries=RETRIES,
-                    resources=dict(self.resources) or None,
-                )
+                with self._connection_errors():
+                    future = self.client.submit(
+                        _run_call,
+                        _Call(function, tasks[index], installation()),
+                        pure=False,
+                        retries=RETRIES,
+                        resources=dict(self.resources) or None,
+                    )
                 running[future] = index
                 future.add_done_callback(finished.put)
 
@@ -235,7 +248,7 @@ class ClusterExecutor:
             submit(limit)
             while running:
                 future = self._next_finished(finished)
-                yield _finished_task(running.pop(future), future, self.address)
+                yield self._finished_task(running.pop(future), future)
                 if time.monotonic() - counted > _COUNT_SECONDS:  # workers may come and go
                     limit, counted = 2 * self.jobs, time.monotonic()
                 submit(limit - len(running))
@@ -243,6 +256,23 @@ class ClusterExecutor:
             if running:
                 with suppress(Exception):  # the connection may be lost
                     self.client.cancel(list(running), force=True)
+
+    def _finished_task(self, index: int, future: Any) -> FinishedTask:
+        """Return the outcome of a future.
+
+        Raises:
+            Exception: what the task raised.
+            RunError: if the scheduler does not know the task any more.
+        """
+        if future.status == "finished":
+            with self._connection_errors():
+                return FinishedTask(index, future.result())
+        if future.status == "error":
+            error = future.exception()
+            if type(error).__name__ == "KilledWorker":
+                return FinishedTask(index, worker_died=True)
+            raise error
+        raise _lost_connection(self.address)
 
     def _next_finished(self, finished: queue.SimpleQueue[Any]) -> Any:
         """Wait for a task; raises RunError if it cannot finish."""
@@ -266,23 +296,6 @@ def _lost_connection(address: str) -> RunError:
         f"the connection to the scheduler at {address} was lost: start it and run the same command "
         "again; what was finished is kept"
     )
-
-
-def _finished_task(index: int, future: Any, address: str) -> FinishedTask:
-    """Return the outcome of a future.
-
-    Raises:
-        Exception: what the task raised.
-        RunError: if the scheduler does not know the task any more.
-    """
-    if future.status == "finished":
-        return FinishedTask(index, future.result())
-    if future.status == "error":
-        error = future.exception()
-        if type(error).__name__ == "KilledWorker":
-            return FinishedTask(index, worker_died=True)
-        raise error
-    raise _lost_connection(address)
 
 
 @contextmanager
@@ -337,6 +350,7 @@ def open_client(spec: str) -> Iterator[tuple[Any, str]]:
     distributed = require("distributed", "cluster")
     local = re.fullmatch(r"local(?::(\d{1,4}))?", spec)
     with ExitStack() as stack:
+        stack.enter_context(_quiet_logs())
         if local:
             cores = available_cores()
             workers = int(local[1] or cores)
@@ -356,6 +370,20 @@ def open_client(spec: str) -> Iterator[tuple[Any, str]]:
                 "with `dask scheduler`, or correct --cluster"
             ) from error
         yield client, name
+
+
+@contextmanager
+def _quiet_logs() -> Iterator[None]:
+    """Keep Dask from printing tracebacks; what matters is raised."""
+    logger = logging.getLogger("distributed")
+    levels = {each: each.level for each in (logger, logging.getLogger("distributed.client"))}
+    for each in levels:
+        each.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        for each, level in levels.items():
+            each.setLevel(level)
 
 
 @contextmanager
