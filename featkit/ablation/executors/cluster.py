@@ -16,12 +16,12 @@ import signal
 import threading
 import time
 import uuid
+from collections import deque
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,8 @@ RETRIES = 2
 
 _POLL_SECONDS = 0.5
 _COUNT_SECONDS = 2.0
+_LOST = ("lost", "pending")
+"""Status of a task that was finished, whose result is lost."""
 _PACKAGES = ("torch", "torchvision", "numpy", "scikit-learn", "pillow")
 """Packages that decide numbers: workers must have the versions of the client."""
 
@@ -225,11 +227,12 @@ class ClusterExecutor:
             RunError: if the connection to the scheduler is lost, or no worker is left.
         """
         finished: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        waiting = iter(range(len(tasks)))
+        waiting = deque(range(len(tasks)))
         running: dict[Any, int] = {}
 
         def submit(count: int) -> None:
-            for index in islice(waiting, max(0, count)):
+            for _ in range(min(count, len(waiting))):
+                index = waiting.popleft()
                 with self._connection_errors():
                     future = self.client.submit(
                         _run_call,
@@ -248,7 +251,12 @@ class ClusterExecutor:
             submit(limit)
             while running:
                 future = self._next_finished(finished)
-                yield self._finished_task(running.pop(future), future)
+                index = running.pop(future)
+                if future.status in _LOST and self.client.status == "running":
+                    # The worker that held the result died before it was fetched.
+                    waiting.appendleft(index)
+                else:
+                    yield self._finished_task(index, future)
                 if time.monotonic() - counted > _COUNT_SECONDS:  # workers may come and go
                     limit, counted = 2 * self.jobs, time.monotonic()
                 submit(limit - len(running))
