@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import re
@@ -9,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from dataclasses import replace
 from pathlib import Path
 
@@ -32,6 +34,15 @@ from featkit.errors import DecodeError, RunError, SpecError
 
 ONE_BY_ONE = Compute(batch_size=1, workers=1, device="cpu")
 NETWORK = {"backbone": "resnet18", "weights": "random", "resize": "16", "crop": "16"}
+
+
+@pytest.fixture(autouse=True)
+def _collected_sockets():
+    """Collect sockets that Dask leaves to the garbage collector, which warns about them."""
+    yield
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)
+        gc.collect()
 
 
 @pytest.fixture(scope="module")

@@ -126,7 +126,10 @@ def test_gradients_through_batch_statistics_are_those_of_torch(make_config, back
 
 
 @pytest.mark.realdata
-def test_real_weights_and_images_have_the_gradients_of_torch(make_config, real_data, real_weights):
+def test_real_weights_and_images_have_the_gradients_of_torch(
+    make_config, real_data, real_weights, in_float64
+):
+    """In float64: in float32, ReLUs that switch by rounding make a difference of up to 1e-3."""
     config = make_config(
         mode="full",
         norm="frozen",
@@ -137,8 +140,7 @@ def test_real_weights_and_images_have_the_gradients_of_torch(make_config, real_d
         resize="96",
         batch_size=8,
     )
-    # The first kernel, after 20 layers of float32, differs most: by 2.1e-4 on an AVX2 processor.
-    check_gradients(config, 5e-4)
+    check_gradients(config, 1e-6, double=True)
 
 
 @pytest.mark.parametrize(

@@ -11,12 +11,13 @@ from featkit.app.pages import map as map_page
 
 st.set_page_config(page_title="featkit", layout="wide")
 
+# Without icons: browsers would load that of a page as its favicon, from a server of Google.
 PAGES = [
-    st.Page(try_models.show, title="Try", icon=":material/image_search:", url_path="try"),
-    st.Page(train.show, title="Train", icon=":material/model_training:", url_path="train"),
-    st.Page(clean.show, title="Clean", icon=":material/rule:", url_path="clean"),
-    st.Page(map_page.show, title="Map", icon=":material/scatter_plot:", url_path="map"),
-    st.Page(studies.show, title="Studies", icon=":material/table_chart:", url_path="studies"),
+    st.Page(try_models.show, title="Try", url_path="try"),
+    st.Page(train.show, title="Train", url_path="train"),
+    st.Page(clean.show, title="Clean", url_path="clean"),
+    st.Page(map_page.show, title="Map", url_path="map"),
+    st.Page(studies.show, title="Studies", url_path="studies"),
 ]
 
 st.navigation(PAGES, position="top").run()
