@@ -28,7 +28,8 @@ test-slow: $(READY)
 test-all: test test-slow
 
 # Networks in Keras, in one process that runs no other tests: TensorFlow and torch both start threads for every core.
-# The extra is installed here and not in $(READY), so that the other tests run without TensorFlow.
+# The extra is installed here and not in $(READY), so that the other tests run without TensorFlow. The comparison of whole
+# trainings, which takes minutes, is run by `pytest -m "keras and slow"`.
 test-keras: $(READY)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[test,tensorflow]"
 	$(BIN)/pytest -m "keras and not slow"
