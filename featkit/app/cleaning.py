@@ -8,11 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
-from featkit.errors import DataError, FeatkitError
+from featkit.errors import DataError
 from featkit.evaluation.compare import PairedComparison, compare
 from featkit.evaluation.predictions import Predictions
-from featkit.images.base import ImageSet, Pixels
-from featkit.images.thumbnails import shrink
 from featkit.runs.compare import read_run
 from featkit.runs.directory import load_run
 from featkit.storage import csv_text, digest, safe_cell, safe_name, without_apostrophe, write_file
@@ -27,7 +25,6 @@ KIND_NAMES = {
 """Kinds of suggestions with their names on the page."""
 
 _COLUMNS = ("path", "action", "label", "kind", "because")
-_SIDE = 320
 
 
 @dataclass(frozen=True)
@@ -136,22 +133,6 @@ class DecisionBook:
     def _write(self, decisions: Mapping[str, Decision]) -> None:
         rows = [decision.to_dict() for decision in decisions.values()]
         write_file(self._path, csv_text(rows, _COLUMNS))
-
-
-class PictureReader:
-    """Read images of a data set by name, as thumbnails."""
-
-    def __init__(self, images: ImageSet) -> None:
-        self._images = images
-        self._rows = {name: row for row, name in enumerate(images.ids)}
-
-    def __call__(self, name: str, side: int = _SIDE) -> Pixels | None:
-        """Return the image; None if it is unknown or cannot be read."""
-        row = self._rows.get(name)
-        try:
-            return None if row is None else shrink(self._images.load(row), side)
-        except FeatkitError:
-            return None
 
 
 def compare_on_same_images(before: Path, after: Path) -> PairedComparison:

@@ -25,7 +25,7 @@ class DataSummary:
         n: number of images.
         counts: for each class a row with its name and the number of images of each split.
         split: where the splits come from.
-        warnings: what is worth to know before training, one sentence each.
+        warnings: problems of the data to check before training, one sentence each.
     """
 
     name: str

@@ -15,14 +15,12 @@ from featkit.embeddings.pipeline import Compute
 from featkit.embeddings.store import entries
 from featkit.errors import DataError, FeatkitError, visible
 from featkit.evaluation.projection import Projection, project
-from featkit.images.base import ImageSet, Pixels
-from featkit.images.thumbnails import square
-from featkit.parallel import in_threads
+from featkit.images.base import ImageSet
 from featkit.runs.compare import read_run
 from featkit.runs.directory import load_run
 from featkit.runs.features import FeatureSet, load_features
-from featkit.storage import available_cores, csv_text, safe_cell
-from featkit.studies.inspect import cached_run_features
+from featkit.storage import csv_text, safe_cell
+from featkit.studies.inspect import ImageReader, cached_run_features
 
 COLOURS = ("label", "prediction", "error", "split")
 """What the colours of a map can be; prediction and error need a run."""
@@ -172,23 +170,11 @@ def _map(features: FeatureSet, predicted: dict[str, str], choice: MapChoice) -> 
 
 
 def _thumbnails(images: ImageSet | None, names: Sequence[str]) -> list[str]:
-    """Return data URIs of small images, read in one thread per core."""
-    if images is None:
-        return [""] * len(names)
-    row_of = {name: row for row, name in enumerate(images.ids)}
-
-    def read(name: str) -> str:
-        pixels = _read(images, row_of.get(name))
-        return "" if pixels is None else jpeg_uri(square(pixels, _SIDE), quality=60)
-
-    return list(in_threads(read, names, available_cores()))
-
-
-def _read(images: ImageSet, row: int | None) -> Pixels | None:
-    try:
-        return None if row is None else images.load(row)
-    except FeatkitError:
-        return None
+    """Return data URIs of small images; empty texts where an image cannot be read."""
+    uris = []
+    for pixels in ImageReader(images).many(names, _SIDE):
+        uris.append("" if pixels is None else jpeg_uri(pixels, quality=60))
+    return uris
 
 
 def map_columns(found: FeatureMap, colour: str) -> dict[str, list[Any]]:

@@ -4,24 +4,28 @@ from __future__ import annotations
 
 import threading
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from featkit.embeddings.base import Embeddings
 from featkit.embeddings.pipeline import Compute
 from featkit.errors import DataError, FeatkitError
-from featkit.evaluation.neighbours import nearest_rows
-from featkit.images.base import ImageSet, Pixels
+from featkit.images.base import Pixels
 from featkit.images.intensity import IntensityRange
-from featkit.images.thumbnails import shrink
 from featkit.plots.cam import overlay
 from featkit.runs.card import CARD_FILE, HEAD_FILE
 from featkit.runs.classifier import Answer, OpenClassifier, open_classifier
 from featkit.runs.directory import SavedRun
+from featkit.runs.splits import without_views
 from featkit.studies.explain import RunExplainer
-from featkit.studies.inspect import SimilarImage, cached_run_features
+from featkit.studies.inspect import (
+    ImageReader,
+    SimilarImage,
+    cached_run_features,
+    similar_images,
+)
 
 SIMILAR = 4
 """Number of training images shown beside a prediction."""
@@ -153,32 +157,16 @@ class _TrainingImages:
         features = cached_run_features(run, cache, Compute())
         if features is None:
             raise DataError(f"their features are not in {cache}")
-        self._train: Embeddings = features.embeddings.part("train")
-        self._rows: dict[str, int] = {}
-        self._images: ImageSet | None = None
+        self._train = without_views(features.embeddings.part("train"))
         try:
-            self._images = run.request.load_images()
+            images = run.request.load_images()
         except FeatkitError:  # the names and classes are known all the same
-            return
-        self._rows = {name: row for row, name in enumerate(self._images.ids)}
+            images = None
+        self._thumbnail = partial(ImageReader(images).thumbnail, side=_THUMBNAIL)
 
     def similar(self, features: NDArray[np.float32]) -> tuple[SimilarImage, ...]:
         """Return the training images whose features are most similar to ``(d,)`` features."""
-        found = nearest_rows(features[None], self._train.x, SIMILAR)
-        similar = []
-        for row, cosine in zip(found.rows[0], found.cosines[0], strict=True):
-            name, label = self._train.ids[row], self._train.classes[self._train.y[row]]
-            similar.append(SimilarImage(name, label, float(cosine), self._thumbnail(name)))
-        return tuple(similar)
-
-    def _thumbnail(self, name: str) -> Pixels | None:
-        row = self._rows.get(name)
-        if self._images is None or row is None:
-            return None
-        try:
-            return shrink(self._images.load(row), _THUMBNAIL)
-        except FeatkitError:
-            return None
+        return similar_images(features[None], self._train, SIMILAR, self._thumbnail)[0]
 
 
 def content_stamp(path: Path) -> tuple[tuple[str, int, int], ...]:

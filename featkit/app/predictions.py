@@ -13,7 +13,7 @@ from featkit.storage import csv_text
 
 
 @dataclass
-class Judged:
+class ClassifiedImage:
     """An image with the predictions of several models.
 
     Attributes:
@@ -40,65 +40,69 @@ class Judged:
         return min(found, default=1.0)
 
 
-class Board:
+class SessionPredictions:
     """The images of one session with their predictions; each is computed once."""
 
     def __init__(self) -> None:
-        self._judged: dict[str, Judged] = {}
+        self._classified: dict[str, ClassifiedImage] = {}
 
     def classify(
         self, images: Sequence[GivenImage], models: Mapping[str, Model]
-    ) -> Iterator[Judged]:
+    ) -> Iterator[ClassifiedImage]:
         """Classify images with models, one image after the other; known predictions are kept.
 
         Images that are no longer given are forgotten.
         """
         wanted = {image.key for image in images}
-        self._judged = {key: each for key, each in self._judged.items() if key in wanted}
+        self._classified = {key: each for key, each in self._classified.items() if key in wanted}
         for image in images:
             yield self._classify(image, models)
 
-    def _classify(self, image: GivenImage, models: Mapping[str, Model]) -> Judged:
-        judged = self._judged.get(image.key)
-        if judged and (judged.decoded.error or models.keys() <= judged.answers.keys()):
-            return judged
+    def _classify(self, image: GivenImage, models: Mapping[str, Model]) -> ClassifiedImage:
+        classified = self._classified.get(image.key)
+        if classified and (classified.decoded.error or models.keys() <= classified.answers.keys()):
+            return classified
         first = next(iter(models.values()), None)
         pixels, decoded = read_given(image, first.intensity if first else None)
-        judged = judged or self._judged.setdefault(image.key, Judged(image, decoded))
+        classified = classified or self._classified.setdefault(
+            image.key, ClassifiedImage(image, decoded)
+        )
         if pixels is None:
-            return judged
+            return classified
         for key, model in models.items():
-            if key not in judged.answers:
+            if key not in classified.answers:
                 if first and model.intensity != first.intensity:
                     pixels, _ = read_given(image, model.intensity)
                 if pixels is not None:
-                    judged.answers[key] = model.classify(pixels, image.name)
-        return judged
+                    classified.answers[key] = model.classify(pixels, image.name)
+        return classified
 
-    def explain(self, judged: Judged, models: Mapping[str, Model]) -> None:
+    def explain(self, classified: ClassifiedImage, models: Mapping[str, Model]) -> None:
         """Add the heat maps and similar training images that are missing for an image."""
-        missing = [key for key in models if key in judged.answers and key not in judged.evidence]
+        missing = [
+            key for key in models if key in classified.answers and key not in classified.evidence
+        ]
         for key in missing:
-            pixels, _ = read_given(judged.image, models[key].intensity)
+            pixels, _ = read_given(classified.image, models[key].intensity)
             if pixels is not None:
-                judged.evidence[key] = models[key].evidence(pixels, judged.answers[key])
+                classified.evidence[key] = models[key].evidence(pixels, classified.answers[key])
 
 
-def in_order(judged: Iterable[Judged], models: Sequence[str]) -> list[Judged]:
+def in_order(classified: Iterable[ClassifiedImage], models: Sequence[str]) -> list[ClassifiedImage]:
     """Return the readable images: those on which models disagree first, then the least certain."""
-    readable = [each for each in judged if not each.decoded.error]
+    readable = [each for each in classified if not each.decoded.error]
     return sorted(readable, key=lambda each: (not each.disagrees(models), each.confidence(models)))
 
 
-def predictions_csv(judged: Iterable[Judged], titles: Mapping[str, str]) -> str:
+def predictions_csv(classified: Iterable[ClassifiedImage], titles: Mapping[str, str]) -> str:
     """Return the predictions as CSV, one line per image and model; errors have a line too.
 
     Args:
-        judged: the images.
+        classified: the images.
         titles: names of the models, by their keys.
     """
     rows: list[dict[str, Any]] = []
-    for each in judged:
+    for each in classified:
         if each.decoded.error:
             rows.append({"path": each.image.name, "error": each.decoded.error})
         for key, title in titles.items():

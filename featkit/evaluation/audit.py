@@ -145,10 +145,10 @@ def nearest_neighbours(
     if n < 2:
         raise DataError(f"cannot search neighbours among {n} images: give at least two")
     of = np.arange(n) if of is None else of
-    return _nearest_ofunit_rows(unit_rows(x), min(k, n - 1), of, track)
+    return _nearest_of_unit_rows(unit_rows(x), min(k, n - 1), of, track)
 
 
-def _nearest_ofunit_rows(
+def _nearest_of_unit_rows(
     unit: NDArray[np.floating[Any]], k: int, of: Labels, track: Track = iter
 ) -> Neighbours:
     """Return the ``k < n`` nearest other rows of the rows ``of``, of features of length 1."""
@@ -293,7 +293,7 @@ def near_copies(
         return NearCopies(none, none, np.empty(0), 1.0)
     unit = unit_rows(x)
     sample = np.random.default_rng(seed).permutation(n)[:_SAMPLE]
-    sampled = _nearest_ofunit_rows(unit, k, sample).distances
+    sampled = _nearest_of_unit_rows(unit, k, sample).distances
     ratio, _ = _distance_ratio(sampled, chance / n)
     if not ratio:
         return NearCopies(none, none, np.empty(0), 1.0)
@@ -303,7 +303,7 @@ def near_copies(
     )
     involved, place = np.unique(np.concatenate([rows, originals]), return_inverse=True)
     if len(involved):
-        spread = _nearest_ofunit_rows(unit, k, involved).distances[:, -1][place]
+        spread = _nearest_of_unit_rows(unit, k, involved).distances[:, -1][place]
         distances = np.sqrt(np.maximum(2 - 2 * cosines, 0))
         close = distances <= ratio * np.minimum(spread[: len(rows)], spread[len(rows) :])
         rows, originals, cosines = rows[close], originals[close], cosines[close]

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,6 +30,7 @@ from featkit.runs.card import run_errors
 from featkit.runs.compare import read_run
 from featkit.runs.directory import RESULTS_FILE, SavedRun
 from featkit.runs.features import FeatureSet, leaks, load_features
+from featkit.runs.splits import without_views
 from featkit.storage import available_cores, read_json, safe_cell
 from featkit.studies.explain import RunExplainer
 
@@ -206,7 +208,7 @@ def inspect_run(
     notes: list[str] = []
     features = _features(run, cache, compute, notes)
     images = _images(run, predictions, notes)
-    read = _Reader(images)
+    read = ImageReader(images)
     inspected = _predictions(predictions, report.classes)
 
     right = np.flatnonzero(predictions.correct)
@@ -273,7 +275,7 @@ def inspect_mistakes(
     explainer = _explainer(run, images, compute, notes)
     inspected = _predictions(predictions, run.classes)
     chosen = [inspected[row] for row in _most_confident_mistakes(predictions, count)]
-    shown = _with_pictures(chosen, _Reader(images), explainer, track, notes)
+    shown = _with_pictures(chosen, ImageReader(images), explainer, track, notes)
     return shown, total, explainer.description if explainer else ""
 
 
@@ -286,7 +288,7 @@ def _most_confident_mistakes(predictions: Predictions, count: int) -> NDArray[np
 def read_images(run: SavedRun, names: Iterable[str]) -> dict[str, Pixels]:
     """Read images of the data of a run by name; those that cannot be read are left out."""
     try:
-        read = _Reader(run.request.load_images())
+        read = ImageReader(run.request.load_images())
     except FeatkitError:
         return {}
     found = {name: read(name) for name in names}
@@ -436,7 +438,7 @@ def _rows_by_cell(names: Sequence[str]) -> dict[str, int]:
     return {safe_cell(name): row for row, name in enumerate(names)}
 
 
-class _Reader:
+class ImageReader:
     """Read images by name, or by the cell of the name; an image that cannot be read is None.
 
     Args:
@@ -453,6 +455,7 @@ class _Reader:
         return self._images is not None
 
     def __call__(self, name: str) -> Pixels | None:
+        """Return an image in full size."""
         row = self._rows.get(safe_cell(name))
         if self._images is None or row is None:
             return None
@@ -461,9 +464,10 @@ class _Reader:
         except FeatkitError:
             return None
 
-    def thumbnail(self, name: str) -> Pixels | None:
+    def thumbnail(self, name: str, side: int = _THUMBNAIL) -> Pixels | None:
+        """Return an image scaled down so that its longer side is at most ``side`` pixels."""
         pixels = self(name)
-        return None if pixels is None else shrink(pixels, _THUMBNAIL)
+        return None if pixels is None else shrink(pixels, side)
 
     def many(self, names: Sequence[str], side: int) -> list[Pixels | None]:
         """Return square thumbnails of many images, read in one thread per core."""
@@ -477,7 +481,7 @@ class _Reader:
 
 def _with_pictures(
     shown: Sequence[InspectedImage],
-    read: _Reader,
+    read: ImageReader,
     explainer: RunExplainer | None,
     track: Track,
     notes: list[str],
@@ -495,7 +499,7 @@ def _with_pictures(
 
 
 def _explained(
-    batch: Sequence[InspectedImage], read: _Reader, explainer: RunExplainer
+    batch: Sequence[InspectedImage], read: ImageReader, explainer: RunExplainer
 ) -> list[InspectedImage]:
     """Return images with pixels and maps; those that cannot be read stay as they are."""
     pixels_of = {}
@@ -515,29 +519,48 @@ def _explained(
 
 
 def _with_similar(
-    shown: Sequence[InspectedImage], embeddings: Embeddings, read: _Reader
+    shown: Sequence[InspectedImage], embeddings: Embeddings, read: ImageReader
 ) -> list[InspectedImage]:
     """Return the images with their most similar training images."""
-    train = embeddings.take(np.flatnonzero(embeddings.splits != "test"))
+    train = without_views(embeddings.take(np.flatnonzero(embeddings.splits != "test")))
     test = embeddings.part("test")
     row_of = _rows_by_cell(test.ids)
     known = [each for each in shown if each.id in row_of]
     if not known or not len(train):
         return list(shown)
     queries = test.x[[row_of[each.id] for each in known]]
-    found = nearest_rows(queries, train.x, NEIGHBOURS)
-    similar_of: dict[str, tuple[SimilarImage, ...]] = {}
-    for each, rows, cosines in zip(known, found.rows, found.cosines, strict=True):
-        similar = []
-        for row, cosine in zip(rows, cosines, strict=True):
-            name, label = train.ids[row], train.classes[train.y[row]]
-            similar.append(SimilarImage(name, label, float(cosine), read.thumbnail(name)))
-        similar_of[each.id] = tuple(similar)
+    similar = similar_images(queries, train, NEIGHBOURS, read.thumbnail)
+    similar_of = dict(zip((each.id for each in known), similar, strict=True))
     return [replace(each, similar=similar_of.get(each.id, ())) for each in shown]
 
 
+def similar_images(
+    queries: NDArray[np.floating[Any]],
+    train: Embeddings,
+    k: int,
+    thumbnail: Callable[[str], Pixels | None],
+) -> list[tuple[SimilarImage, ...]]:
+    """Return the ``k`` training images most similar to each row of ``queries (q, d)``.
+
+    Args:
+        queries: features.
+        train: features of the training images.
+        k: number of images for each row; fewer if there are fewer training images.
+        thumbnail: returns a small copy of an image by name, None if it cannot be read.
+    """
+    nearest = nearest_rows(queries, train.x, k)
+    found = []
+    for rows, cosines in zip(nearest.rows, nearest.cosines, strict=True):
+        similar = []
+        for row, cosine in zip(rows, cosines, strict=True):
+            name, label = train.ids[row], train.classes[train.y[row]]
+            similar.append(SimilarImage(name, label, float(cosine), thumbnail(name)))
+        found.append(tuple(similar))
+    return found
+
+
 def _confused(
-    report: Report, inspected: Sequence[InspectedImage], read: _Reader
+    report: Report, inspected: Sequence[InspectedImage], read: ImageReader
 ) -> tuple[ConfusedImages, ...]:
     """Return the most confused pairs of classes with example images."""
     totals = {each.name: each.n for each in report.per_class}
@@ -560,7 +583,7 @@ def _confused(
 def _embedding_map(
     features: FeatureSet,
     inspected: Sequence[InspectedImage],
-    read: _Reader,
+    read: ImageReader,
     compute_projection: Callable[[NDArray[np.float32]], Projection],
     notes: list[str],
 ) -> EmbeddingMap | None:

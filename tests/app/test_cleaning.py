@@ -9,12 +9,12 @@ import pytest
 import featkit
 from featkit.app.cleaning import (
     DecisionBook,
-    PictureReader,
     compare_on_same_images,
     review_items,
 )
 from featkit.errors import DataError
 from featkit.studies.clean import Decision, clean
+from featkit.studies.inspect import ImageReader
 
 pytestmark = pytest.mark.slow
 
@@ -88,6 +88,6 @@ def test_runs_on_other_images_cannot_be_compared(audited, runs):
 
 def test_pictures_that_are_unknown_or_damaged_are_none(audited):
     _, photos, _ = audited
-    read = PictureReader(featkit.load_images(photos))
-    assert read("train/ant/2.png", 20).shape[1] == 20
+    read = ImageReader(featkit.load_images(photos))
+    assert read.thumbnail("train/ant/2.png", 20).shape[1] == 20
     assert read("unknown") is None

@@ -1,4 +1,4 @@
-"""Models that stay open, uploaded images, and the board of predictions of a session."""
+"""Models that stay open, uploaded images, and the predictions of predictions of a session."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from PIL import Image
 
 import featkit
 from featkit.app.models import Model, load_model
-from featkit.app.predictions import Board, in_order, predictions_csv
+from featkit.app.predictions import SessionPredictions, in_order, predictions_csv
 from featkit.app.uploads import data_set_images, uploaded_image
 from featkit.errors import RunError, WeightsError
 from featkit.runs.classifier import open_classifier
@@ -140,17 +140,17 @@ def rubbish():
 
 
 def test_rubbish_is_reported_and_does_not_stop_the_others(models, test_file):
-    board = Board()
+    predictions = SessionPredictions()
     images = [uploaded_image(name, data) for name, (data, _) in rubbish().items()]
     images.append(uploaded_image("good.png", test_file.read_bytes()))
-    judged = list(board.classify(images, models))
-    for each, (name, (_, message)) in zip(judged, rubbish().items(), strict=False):
+    classified = list(predictions.classify(images, models))
+    for each, (name, (_, message)) in zip(classified, rubbish().items(), strict=False):
         assert message in each.decoded.error
         assert name in each.decoded.error
         assert each.answers == {}
-    assert judged[-1].decoded.error == ""
-    assert len(judged[-1].answers) == 2
-    rows = list(csv.DictReader(io.StringIO(predictions_csv(judged, {k: k for k in models}))))
+    assert classified[-1].decoded.error == ""
+    assert len(classified[-1].answers) == 2
+    rows = list(csv.DictReader(io.StringIO(predictions_csv(classified, {k: k for k in models}))))
     assert len(rows) == len(rubbish()) + 2
     assert rows[-1]["path"] == "good.png"
     assert float(rows[-1]["confidence"]) > 0
@@ -162,7 +162,7 @@ def test_an_animation_is_classified_by_its_first_frame(models):
     frames[0].save(buffer, "GIF", save_all=True, append_images=frames[1:])
     still = io.BytesIO()
     frames[0].save(still, "GIF")
-    animated, single = Board().classify(
+    animated, single = SessionPredictions().classify(
         [uploaded_image("a.gif", buffer.getvalue()), uploaded_image("b.gif", still.getvalue())],
         models,
     )
@@ -172,24 +172,24 @@ def test_an_animation_is_classified_by_its_first_frame(models):
 
 
 def test_predictions_are_computed_once_and_forgotten_with_the_image(models, test_file):
-    board, images = Board(), [uploaded_image("a.png", test_file.read_bytes())]
-    first = next(iter(board.classify(images, models)))
-    assert next(iter(board.classify(images, models))) is first
-    list(board.classify([], models))
-    assert next(iter(board.classify(images, models))) is not first
+    predictions, images = SessionPredictions(), [uploaded_image("a.png", test_file.read_bytes())]
+    first = next(iter(predictions.classify(images, models)))
+    assert next(iter(predictions.classify(images, models))) is first
+    list(predictions.classify([], models))
+    assert next(iter(predictions.classify(images, models))) is not first
 
 
 def test_a_model_that_is_added_later_classifies_the_same_images(models, test_file):
-    board, images = Board(), [uploaded_image("a.png", test_file.read_bytes())]
+    predictions, images = SessionPredictions(), [uploaded_image("a.png", test_file.read_bytes())]
     keys = list(models)
-    (first,) = board.classify(images, {keys[0]: models[keys[0]]})
+    (first,) = predictions.classify(images, {keys[0]: models[keys[0]]})
     assert set(first.answers) == {keys[0]}
-    (again,) = board.classify(images, models)
+    (again,) = predictions.classify(images, models)
     assert set(again.answers) == set(keys)
 
 
 def test_two_sessions_see_only_their_own_images(models, test_file):
-    mine, other = Board(), Board()
+    mine, other = SessionPredictions(), SessionPredictions()
     list(mine.classify([uploaded_image("mine.png", test_file.read_bytes())], models))
     assert list(other.classify([], models)) == []
 
@@ -197,10 +197,10 @@ def test_two_sessions_see_only_their_own_images(models, test_file):
 def test_disagreements_come_first_then_the_least_certain(models, settings):
     images = featkit.load_images(settings.data[0])
     rows = [int(row) for row in images.rows("test")]
-    judged = list(Board().classify(data_set_images(images, rows), models))
-    ordered = in_order(judged, list(models))
+    classified = list(SessionPredictions().classify(data_set_images(images, rows), models))
+    ordered = in_order(classified, list(models))
     disagree = [each.disagrees(models) for each in ordered]
     assert disagree == sorted(disagree, reverse=True)
     agreeing = [each.confidence(models) for each in ordered if not each.disagrees(models)]
     assert agreeing == sorted(agreeing)
-    assert {each.image.true for each in judged} == set(CLASSES)
+    assert {each.image.true for each in classified} == set(CLASSES)

@@ -9,7 +9,6 @@ import streamlit as st
 from featkit.app.cleaning import (
     KIND_NAMES,
     DecisionBook,
-    PictureReader,
     ReviewItem,
     compare_on_same_images,
     review_items,
@@ -33,8 +32,11 @@ from featkit.app.views import picture_html, plain, tiles_html
 from featkit.images.base import Pixels
 from featkit.studies.audit import AuditResult
 from featkit.studies.clean import Decision
+from featkit.studies.inspect import ImageReader
 
 _GALLERY = 24
+_PICTURE_SIDE = 320
+"""Longest side of the picture under review, in pixels."""
 _REVIEW, _NEXT = "Review labels and duplicates", "What to label next"
 
 
@@ -72,7 +74,7 @@ def _review(settings: AppSettings) -> None:
     for note in result.notes:
         st.warning(plain(note))
     images = load_data(choice[0])
-    _decide(settings, choice, result, PictureReader(images))
+    _decide(settings, choice, result, ImageReader(images))
 
 
 def _network_name(name: str) -> str:
@@ -104,7 +106,7 @@ def _audit_once(settings: AppSettings, spec: str, backbone: str, stamp: object) 
 
 
 def _decide(
-    settings: AppSettings, choice: tuple[str, str], result: AuditResult, read: PictureReader
+    settings: AppSettings, choice: tuple[str, str], result: AuditResult, read: ImageReader
 ) -> None:
     spec = choice[0]
     items = review_items(result)
@@ -143,7 +145,7 @@ def _show_item(
     decided: dict[str, Decision],
     items: list[ReviewItem],
     result: AuditResult,
-    read: PictureReader,
+    read: ImageReader,
 ) -> None:
     """Show one suggestion with its buttons; each has a key."""
     place = min(st.session_state.get("clean_place", 0), len(items) - 1)
@@ -176,8 +178,8 @@ def _show_item(
         _buttons(book, decided, items, place, target)
 
 
-def _picture(read: PictureReader, name: str, caption: str) -> None:
-    pixels = read(name)
+def _picture(read: ImageReader, name: str, caption: str) -> None:
+    pixels = read.thumbnail(name, _PICTURE_SIDE)
     if pixels is None:
         st.warning(plain(f"{name} cannot be read"))
     else:
@@ -244,7 +246,7 @@ def _gallery(
     book: DecisionBook,
     decided: dict[str, Decision],
     items: list[ReviewItem],
-    read: PictureReader,
+    read: ImageReader,
 ) -> None:
     with st.expander(f"Gallery of all {len(items)}", expanded=False):
         pages = -(-len(items) // _GALLERY)
@@ -253,7 +255,7 @@ def _gallery(
         for item in items[first : first + _GALLERY]:
             suggestion = _decision_text(decided.get(item.path, item.suggestion))
             state = "decided" if item.path in decided else "suggested"
-            tiles.append((read(item.path, 112), f"{item.label}; {state}: {suggestion}"))
+            tiles.append((read.thumbnail(item.path, 112), f"{item.label}; {state}: {suggestion}"))
         st.html(tiles_html(tiles))
         left, right, _ = st.columns([1, 1, 2])
         open_items = [each.suggestion for each in items if each.path not in decided]

@@ -8,7 +8,7 @@ import numpy as np
 import streamlit as st
 
 from featkit.app.models import Model
-from featkit.app.predictions import Board, Judged, in_order, predictions_csv
+from featkit.app.predictions import ClassifiedImage, SessionPredictions, in_order, predictions_csv
 from featkit.app.runs import run_name
 from featkit.app.settings import (
     MAX_UPLOADS,
@@ -38,21 +38,23 @@ def show(settings: AppSettings) -> None:
     images = _choose_images(settings)
     if not images:
         return
-    board: Board = st.session_state.setdefault("board", Board())
-    judged = _classify(board, images, models)
-    unreadable = [each for each in judged if each.decoded.error]
+    predictions: SessionPredictions = st.session_state.setdefault(
+        "predictions", SessionPredictions()
+    )
+    classified = _classify(predictions, images, models)
+    unreadable = [each for each in classified if each.decoded.error]
     for each in unreadable:
         st.error(plain(each.decoded.error))
-    ordered = in_order(judged, list(models))
+    ordered = in_order(classified, list(models))
     if not ordered:
         return
-    _summary(judged, ordered, models)
+    _summary(classified, ordered, models)
     first = 0
     if len(ordered) > _PER_PAGE:
         pages = -(-len(ordered) // _PER_PAGE)
         first = _PER_PAGE * (st.pagination(pages, key="try_page") - 1)
     for each in ordered[first : first + _PER_PAGE]:
-        _card(board, each, models)
+        _card(predictions, each, models)
 
 
 def _choose_models(settings: AppSettings) -> dict[str, Model]:
@@ -119,22 +121,26 @@ def _from_data_set(settings: AppSettings) -> list[GivenImage]:
 
 
 def _classify(
-    board: Board, images: Sequence[GivenImage], models: Mapping[str, Model]
-) -> list[Judged]:
+    predictions: SessionPredictions, images: Sequence[GivenImage], models: Mapping[str, Model]
+) -> list[ClassifiedImage]:
     """Classify the images; a bar is shown if there are several."""
     bar = st.progress(0.0, "Classifying …") if len(images) > 1 else None
-    judged: list[Judged] = []
-    for each in board.classify(images, models):
-        judged.append(each)
+    classified: list[ClassifiedImage] = []
+    for each in predictions.classify(images, models):
+        classified.append(each)
         if bar:
-            bar.progress(len(judged) / len(images), f"Classified {len(judged)} of {len(images)}")
+            bar.progress(
+                len(classified) / len(images), f"Classified {len(classified)} of {len(images)}"
+            )
     if bar:
         bar.empty()
-    return judged
+    return classified
 
 
 def _summary(
-    judged: Sequence[Judged], ordered: Sequence[Judged], models: Mapping[str, Model]
+    classified: Sequence[ClassifiedImage],
+    ordered: Sequence[ClassifiedImage],
+    models: Mapping[str, Model],
 ) -> None:
     parts = [f"{len(ordered)} image{'s' if len(ordered) > 1 else ''}"]
     if len(models) > 1:
@@ -145,7 +151,7 @@ def _summary(
     titles = {key: run_name(key) for key in models}
     right.download_button(
         "Predictions as CSV",
-        predictions_csv(judged, titles),
+        predictions_csv(classified, titles),
         "predictions.csv",
         "text/csv",
         key="try_csv",
@@ -154,26 +160,28 @@ def _summary(
     )
 
 
-def _card(board: Board, judged: Judged, models: Mapping[str, Model]) -> None:
+def _card(
+    predictions: SessionPredictions, classified: ClassifiedImage, models: Mapping[str, Model]
+) -> None:
     """Show one image with the predictions and the evidence of each model."""
     with st.container(border=True):
         columns = st.columns([1, *[1.3] * len(models)])
-        thumbnail = judged.decoded.thumbnail
+        thumbnail = classified.decoded.thumbnail
         assert thumbnail is not None
-        width, height = judged.decoded.size
-        columns[0].html(picture_html(thumbnail, judged.image.name))
-        columns[0].caption(f"{plain(judged.image.name)}, {width} × {height}")
+        width, height = classified.decoded.size
+        columns[0].html(picture_html(thumbnail, classified.image.name))
+        columns[0].caption(f"{plain(classified.image.name)}, {width} × {height}")
         shown = []
         for column, key in zip(columns[1:], models, strict=True):
-            if key not in judged.answers:
+            if key not in classified.answers:
                 continue
             with column:
-                st.html(answer_html(run_name(key), judged.answers[key], judged.image.true))
+                st.html(answer_html(run_name(key), classified.answers[key], classified.image.true))
                 shown.append((key, st.empty()))
         # Predictions appear first: a heat map takes longer.
         for key, place in shown:
             with errors_shown():
-                board.explain(judged, {key: models[key]})
-            if key in judged.evidence:
-                label = judged.answers[key].prediction.predicted
-                place.html(evidence_html(judged.evidence[key], label))
+                predictions.explain(classified, {key: models[key]})
+            if key in classified.evidence:
+                label = classified.answers[key].prediction.predicted
+                place.html(evidence_html(classified.evidence[key], label))
