@@ -675,6 +675,18 @@ class FitResults:
     seeds: Mapping[str, OverSeeds]
 
 
+def _run_name(given: str, head: str, heads: Sequence[str], seeds: int, seed: int | None) -> str:
+    """Return the given name, with the head and the seed if there are runs with several."""
+    if not given:
+        return ""
+    parts = [given]
+    if len(heads) > 1:
+        parts.append(head)
+    if seeds > 1:
+        parts.append(f"seed {seed}")
+    return ", ".join(parts)
+
+
 def fit_heads(
     heads: Sequence[str],
     *,
@@ -718,10 +730,7 @@ def fit_heads(
         features = _check_copies(_load_features(options), strict=options["strict"])
         for head in heads:
             run = _fit_head(features, head, config, progress=options["progress"])
-            if given:
-                parts = [given, *([head] if len(heads) > 1 else [])]
-                parts += [f"seed {options['seed']}"] if seeds > 1 else []
-                run = replace(run, name=", ".join(parts))
+            run = replace(run, name=_run_name(given, head, heads, seeds, options["seed"]))
             runs.append(run)
             if out is not None:
                 paths.append(save_run(run, Path(out), run_figures(run)))
@@ -1524,6 +1533,12 @@ def robustness_grid(options: Mapping[str, Any]) -> Grid:
     return robustness.robustness_grid(_axes(options), family, level, _fixed(options))
 
 
+def _axis_values(value: Any) -> Sequence[AxisValue]:
+    """Return the values of an axis, given as one value or several; paths become text."""
+    values = (value,) if isinstance(value, str | int | Path) else tuple(value)
+    return tuple(str(each) if isinstance(each, Path) else each for each in values)
+
+
 def _axes(options: Mapping[str, Any]) -> dict[str, Sequence[AxisValue]]:
     """Return the axes of a grid that were given."""
     from featkit.ablation.grid import AXES
@@ -1531,10 +1546,8 @@ def _axes(options: Mapping[str, Any]) -> dict[str, Sequence[AxisValue]]:
     axes: dict[str, Sequence[AxisValue]] = {}
     for name in AXES:
         value = options.get(name)
-        if value is None or value is False or value == ():
-            continue
-        values = (value,) if isinstance(value, str | int | Path) else tuple(value)
-        axes[name] = tuple(str(each) if isinstance(each, Path) else each for each in values)
+        if value is not None and value is not False and value != ():
+            axes[name] = _axis_values(value)
     if "backbone" in axes:
         axes["backbone"] = tuple(_network(str(each)) for each in axes["backbone"])
     if "head" in axes:

@@ -69,12 +69,12 @@ class SessionPredictions:
         )
         if pixels is None:
             return classified
-        for key, model in models.items():
-            if key not in classified.answers:
-                if first and model.intensity != first.intensity:
-                    pixels, _ = read_given(image, model.intensity)
-                if pixels is not None:
-                    classified.answers[key] = model.classify(pixels, image.name)
+        missing = {key: models[key] for key in models if key not in classified.answers}
+        for key, model in missing.items():
+            if first and model.intensity != first.intensity:
+                pixels, _ = read_given(image, model.intensity)
+            if pixels is not None:
+                classified.answers[key] = model.classify(pixels, image.name)
         return classified
 
     def explain(self, classified: ClassifiedImage, models: Mapping[str, Model]) -> None:

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from featkit.cli.options import Command, cache_option, json_option, option
 from featkit.cli.output import note, print_json, print_text, table
 from featkit.errors import RunError
+
+if TYPE_CHECKING:
+    from featkit.ablation.executors.cluster import WorkerState
 
 EPILOG = """\b
 Examples:
@@ -49,22 +54,28 @@ def check(cluster: str, cache: Path, as_json: bool, **given: str | None) -> None
     request = Request.from_dict(chosen) if chosen else None
     workers = api.check_cluster(cluster, cache=cache, request=request)
     if as_json:
-        rows = []
-        for worker in workers:
-            rows.append(
-                {"worker": worker.address, **worker.machine, "problem": worker.problem or None}
-            )
-        print_json(rows)
+        _print_workers_as_json(workers)
     else:
-        columns = ["host", "python", "device", "threads"]
-        lines = []
-        for worker in workers:
-            values = [worker.machine.get(name, "") for name in columns]
-            lines.append([worker.address, *values, worker.problem or "ok"])
-        print_text(table(["worker", *columns, "state"], lines, right=("threads",)))
+        _print_workers(workers)
     unusable = [worker for worker in workers if worker.problem]
     if unusable:
         raise RunError(
             f"{len(unusable)} of {len(workers)} workers cannot be used: see their state above"
         )
     note(f"all {len(workers)} workers can be used")
+
+
+def _print_workers_as_json(workers: Sequence[WorkerState]) -> None:
+    rows = []
+    for worker in workers:
+        rows.append({"worker": worker.address, **worker.machine, "problem": worker.problem or None})
+    print_json(rows)
+
+
+def _print_workers(workers: Sequence[WorkerState]) -> None:
+    columns = ["host", "python", "device", "threads"]
+    lines = []
+    for worker in workers:
+        values = [worker.machine.get(name, "") for name in columns]
+        lines.append([worker.address, *values, worker.problem or "ok"])
+    print_text(table(["worker", *columns, "state"], lines, right=("threads",)))

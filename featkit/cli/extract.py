@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from featkit.cli.options import (
@@ -96,12 +97,7 @@ def extract(
             print_line(line)
         return
     if shard is not None:
-        if options.pop("cluster") is not None:
-            raise OptionsError("--shard and --cluster exclude each other: leave one out")
-        for part in api.extract_shard(shard, backbone, layer, **options):
-            note(f"no image is in shard {shard}" if part is None else _summary(part))
-            if part is not None:
-                print_line(part.path)
+        _extract_shard(shard, backbone, layer, options)
         return
     for result in api.extract_files(backbone, layer, **options):
         note(_summary(result))
@@ -120,6 +116,26 @@ def _storage(result: ExtractionResult) -> str:
         f"{size(entry.size)} on disk, {plain} as plain float32; "
         f"rounding error at most {entry.rounding:.1e} of the largest value"
     )
+
+
+def _extract_shard(
+    shard: str, backbone: Sequence[str], layer: Sequence[str], options: dict[str, Any]
+) -> None:
+    """Extract one part of the images and print the paths of its files.
+
+    Raises:
+        OptionsError: if a cluster is given, which divides the images by itself.
+    """
+    from featkit import api
+
+    if options.pop("cluster") is not None:
+        raise OptionsError("--shard and --cluster exclude each other: leave one out")
+    for part in api.extract_shard(shard, backbone, layer, **options):
+        if part is None:
+            note(f"no image is in shard {shard}")
+        else:
+            note(_summary(part))
+            print_line(part.path)
 
 
 def _summary(result: ExtractionResult) -> str:

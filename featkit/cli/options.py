@@ -127,6 +127,18 @@ _MOST_LINES = 58
 """Longest help, unless --help-all was given."""
 
 
+def _shortened(epilog: str, level: int) -> str:
+    """Return the text below the options: at higher levels its examples only, then a few of them."""
+    text = inspect.cleandoc(epilog)
+    if level <= 1:
+        return text
+    parts = text.split("\n\n")
+    examples = next((part for part in parts if "Examples:" in part), parts[0])
+    if level < _LEVELS[-1]:
+        return examples
+    return "\n".join(examples.split("\n")[: _MOST_EXAMPLES + 2])
+
+
 class Command(click.Command):
     """A command with its options in groups in the help.
 
@@ -161,16 +173,11 @@ class Command(click.Command):
         if advanced:
             with page.section("Advanced, explained by --help-all"):
                 page.write_text(", ".join(each.opts[0] for each in advanced))
-        epilog = self.epilog or ""
-        if level > 1:  # the examples only
-            parts = inspect.cleandoc(epilog).split("\n\n")
-            epilog = next((part for part in parts if "Examples:" in part), parts[0])
-            if level == _LEVELS[-1]:
-                epilog = "\n".join(epilog.split("\n")[: _MOST_EXAMPLES + 2])
+        epilog = _shortened(self.epilog or "", level)
         if epilog:
             page.write_paragraph()
             with page.indentation():
-                page.write_text(inspect.cleandoc(epilog))
+                page.write_text(epilog)
 
     def _write_options(
         self,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -230,14 +231,12 @@ def _notes(blocks: Sequence[Block], columns: Sequence[str], *texts: str) -> list
         columns: headers of the numbers; not all of them have paired tests.
         texts: explanations that come first; empty ones are left out.
     """
-    entries: list[Entry] = []
-    with_best: dict[str, None] = {}
-    for block in blocks:
-        for _, numbers in block.rows:
-            entries.extend(numbers)
-            for column, entry in zip(columns, numbers, strict=True):
-                if entry.is_best:
-                    with_best[column] = None
+    rows = [numbers for block in blocks for _, numbers in block.rows]
+    entries = list(itertools.chain.from_iterable(rows))
+    with_best: dict[str, None] = {}  # a dictionary, as it keeps the order
+    for numbers in rows:
+        best = [entry.is_best for entry in numbers]
+        with_best.update(dict.fromkeys(itertools.compress(columns, best)))
     notes = [("", text) for text in texts if text]
     if with_best:
         ending = " of each block" if len(blocks) > 1 else ""

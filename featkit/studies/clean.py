@@ -355,7 +355,6 @@ def _rows_of_decisions(result: AuditResult, decisions: Iterable[Decision]) -> di
     for row, name in enumerate(result.embeddings.ids):
         for spelling in {name, safe_cell(name)}:
             rows.setdefault(spelling, []).append(row)
-    class_of = {normal_form(name): name for name in result.embeddings.classes}
     found: dict[int, Decision] = {}
     for decision in decisions:
         _check_action(decision, f"the decision about {decision.path!r}")
@@ -369,14 +368,20 @@ def _rows_of_decisions(result: AuditResult, decisions: Iterable[Decision]) -> di
         row = named[0]
         if row in found:
             raise DataError(f"there are two decisions about {decision.path!r}: keep one of them")
-        if decision.action == "relabel":
-            label = class_of.get(normal_form(decision.label))
-            if label is None:
-                mistake = unknown("class", decision.label, result.embeddings.classes)
-                raise DataError(f"the decision about {decision.path!r}: {mistake}")
-            decision = replace(decision, label=label)
-        found[row] = decision
+        found[row] = _with_known_label(decision, result.embeddings.classes)
     return found
+
+
+def _with_known_label(decision: Decision, classes: Sequence[str]) -> Decision:
+    """Return a decision whose label, if it needs one, is spelled as the class."""
+    if decision.action != "relabel":
+        return decision
+    class_of = {normal_form(name): name for name in classes}
+    label = class_of.get(normal_form(decision.label))
+    if label is None:
+        mistake = unknown("class", decision.label, classes)
+        raise DataError(f"the decision about {decision.path!r}: {mistake}")
+    return replace(decision, label=label)
 
 
 def _without_decided(

@@ -293,43 +293,68 @@ def select(
         DataError: if there are too few images for a classifier.
         KeyboardInterrupt: if Ctrl-C is pressed before a head is fitted.
     """
-    attempts: list[Attempt] = []
-    skipped: dict[str, str] = {}
-
-    def try_heads(source: FeatureSet, names: Sequence[str], slower: float) -> None:
-        for head in names:
-            name = f"{head} on {source.request.backbone}"
-            earlier = [attempt.seconds for attempt in attempts if attempt.name.startswith(head)]
-            known = slower * min(earlier) if earlier else None
-            reason = _no_time_for(source, head, clock, known) if attempts else ""
-            if reason:
-                skipped[name] = reason
-                say(f"{name}: not tried, {reason}")
-                continue
-            attempt = tune(source, head, clock, on_candidate)
-            attempts.append(attempt)
-            say(_attempt_line(attempt))
-
+    search = _Search(clock, say, on_candidate)
     interrupted = False
     try:
-        try_heads(features, heads, 1.0)
+        search.try_heads(features, heads, 1.0)
         if second is not None:
-            found = second(Selection(tuple(attempts), skipped))
-            if isinstance(found, str):
-                skipped["second network"] = found
-                say(f"second network: not tried, {found}")
-            else:
-                wider = found.embeddings.x.shape[1] / features.embeddings.x.shape[1]
-                ranked = sorted(attempts, key=lambda attempt: -attempt.score)
-                order = [Spec.parse(attempt.fitted.head_spec).name for attempt in ranked]
-                try_heads(found, order, wider)
+            search.try_second_network(features, second)
     except KeyboardInterrupt as interrupt:
         # SIGTERM, a subclass, asks to end at once.
-        if not attempts or type(interrupt) is not KeyboardInterrupt:
+        if not search.attempts or type(interrupt) is not KeyboardInterrupt:
             raise
         interrupted = True
         say("interrupted: continuing with the best so far")
-    return Selection(tuple(attempts), skipped, interrupted)
+    return Selection(tuple(search.attempts), search.skipped, interrupted)
+
+
+class _Search:
+    """Candidates tuned so far, and those that were not tried with the reason."""
+
+    def __init__(self, clock: Clock, say: Say, on_candidate: Callable[[str], None]) -> None:
+        self._clock, self._say, self._on_candidate = clock, say, on_candidate
+        self.attempts: list[Attempt] = []
+        self.skipped: dict[str, str] = {}
+
+    def try_heads(self, features: FeatureSet, heads: Sequence[str], slower: float) -> None:
+        """Tune each head for which there is time.
+
+        Args:
+            features: of one network.
+            heads: names without options.
+            slower: how much longer a head takes than on the network before; used if it was tried
+                there.
+        """
+        for head in heads:
+            name = f"{head} on {features.request.backbone}"
+            earlier = [
+                attempt.seconds for attempt in self.attempts if attempt.name.startswith(head)
+            ]
+            known = slower * min(earlier) if earlier else None
+            reason = _no_time_for(features, head, self._clock, known) if self.attempts else ""
+            if reason:
+                self._skip(name, reason)
+                continue
+            attempt = tune(features, head, self._clock, self._on_candidate)
+            self.attempts.append(attempt)
+            self._say(_attempt_line(attempt))
+
+    def try_second_network(
+        self, first: FeatureSet, second: Callable[[Selection], FeatureSet | str]
+    ) -> None:
+        """Tune the heads on a second network, the best ones of the first network first."""
+        found = second(Selection(tuple(self.attempts), self.skipped))
+        if isinstance(found, str):
+            self._skip("second network", found)
+            return
+        slower = found.embeddings.x.shape[1] / first.embeddings.x.shape[1]
+        ranked = sorted(self.attempts, key=lambda attempt: -attempt.score)
+        heads = [Spec.parse(attempt.fitted.head_spec).name for attempt in ranked]
+        self.try_heads(found, heads, slower)
+
+    def _skip(self, name: str, reason: str) -> None:
+        self.skipped[name] = reason
+        self._say(f"{name}: not tried, {reason}")
 
 
 def tune(
