@@ -165,17 +165,21 @@ def sort_into(predictions: Sequence[Prediction], folder: Path) -> dict[str, int]
     counts: dict[str, int] = {}
     with storage_errors(folder):
         for prediction in predictions:
-            name = _folder_name(prediction.answer)
+            name = UNKNOWN if prediction.rejected else _class_folder(prediction.predicted)
             (folder / name).mkdir(parents=True, exist_ok=True)
             _copy_beside(Path(prediction.path), folder / name)
             counts[name] = counts.get(name, 0) + 1
     return dict(sorted(counts.items()))
 
 
-def _folder_name(answer: str) -> str:
-    """Return the name of a folder for a class; different classes never share one."""
-    name = safe_name(answer)
-    return name if name == answer else f"{name}-{digest([answer])[:6]}"
+def _class_folder(label: str) -> str:
+    """Return the name of a folder for a class.
+
+    Different classes never share one, and none has that of rejected images.
+    """
+    name = safe_name(label)
+    is_own_name = name == label and name.casefold() != UNKNOWN
+    return name if is_own_name else f"{name}-{digest([label])[:6]}"
 
 
 def _copy_beside(source: Path, folder: Path) -> None:

@@ -105,6 +105,15 @@ def test_images_are_copied_into_folders_by_class_and_never_overwritten(tmp_path)
         sort_into(found, tmp_path / "in")
 
 
+def test_a_class_called_unknown_does_not_share_the_folder_of_rejected_images(tmp_path):
+    path = image(tmp_path / "in" / "1.jpg", b"1")
+    of_class = Prediction(path, (("Unknown", 0.9),))
+    counts = sort_into([of_class, Prediction(path, TWO, rejected=True)], tmp_path / "out")
+    assert sorted(counts.values()) == [1, 1]
+    assert "unknown" in counts
+    assert all(name == "unknown" or name.startswith("Unknown-") for name in counts)
+
+
 def test_a_loaded_run_predicts_as_the_function_does(photos, tmp_path):
     run = featkit.fit(
         photos,
