@@ -1,4 +1,4 @@
-# make demo | test | test-all | lint | bench: each sets up .venv by itself, again only when the metadata changed.
+# make demo | test | test-all | coverage | lint | bench: each sets up .venv by itself, again only when the metadata changed.
 PYTHON ?= python3
 ifeq ($(OS),Windows_NT)
 SCRIPTS := Scripts
@@ -12,13 +12,17 @@ READY := .venv/ready
 PYTEST := $(BIN)/pytest -n auto --dist worksteal
 COVERAGE := --cov=featkit --cov-branch --cov-report=term:skip-covered --cov-fail-under=80
 
-.PHONY: demo test test-slow test-all test-keras test-lowest lint bench format clean
+.PHONY: demo test coverage test-slow test-all test-keras test-lowest lint bench format clean
 
 demo: $(READY)
 	PATH="$(CURDIR)/$(BIN):$$PATH" sh experiments/demo.sh
 
-# The fast tests, with branch coverage: a few minutes.
+# The fast tests: a few minutes.
 test: $(READY)
+	$(PYTEST) -m "not slow and not keras"
+
+# The fast tests with branch coverage, which makes them take nearly twice as long.
+coverage: $(READY)
 	$(PYTEST) -m "not slow and not keras" $(COVERAGE)
 
 # Interrupted processes, trainings, exports of every head.

@@ -66,7 +66,15 @@ def test_features_that_cannot_be_projected_are_refused(x, message):
         project(x, "tsne")
 
 
-@pytest.mark.parametrize("method", ["tsne", "opentsne", "umap"])
+# Importing umap compiles functions for ten seconds and more.
+@pytest.mark.parametrize(
+    "method",
+    [
+        "tsne",
+        pytest.param("opentsne", marks=pytest.mark.slow),
+        pytest.param("umap", marks=pytest.mark.slow),
+    ],
+)
 def test_iterations_are_reported_and_nothing_is_printed(method, capsys):
     pytest.importorskip(PACKAGES[method])
     seen = []
