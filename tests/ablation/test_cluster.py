@@ -36,13 +36,21 @@ ONE_BY_ONE = Compute(batch_size=1, workers=1, device="cpu")
 NETWORK = {"backbone": "resnet18", "weights": "random", "resize": "16", "crop": "16"}
 
 
-@pytest.fixture(autouse=True)
-def _collected_sockets():
-    """Collect sockets that Dask leaves to the garbage collector, which warns about them."""
-    yield
+def collect_sockets():
+    """Collect sockets that Dask leaves to the garbage collector, which warns about them.
+
+    Otherwise the warning fails whichever test runs when they are collected.
+    """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ResourceWarning)
         gc.collect()
+
+
+@pytest.fixture(autouse=True)
+def _collected_sockets():
+    """Collect what a test leaves."""
+    yield
+    collect_sockets()
 
 
 @pytest.fixture(scope="module")
@@ -52,6 +60,7 @@ def address():
         n_workers=2, threads_per_worker=1, processes=False, dashboard_address="127.0.0.1:0"
     ) as running:
         yield running.scheduler_address
+    collect_sockets()
 
 
 def request_of(photos):
