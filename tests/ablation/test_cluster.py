@@ -370,7 +370,7 @@ def wait_for_shards(cache, count=1):
 
 @pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix", reason="signals")
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
 def test_a_driver_that_ends_is_started_again(tmp_path, many, number):
     driver = start_driver(tmp_path, many, "--cluster=local:1")
     wait_for_shards(tmp_path / "cache", 2)
