@@ -346,12 +346,14 @@ def test_compressed_networks_are_shown_by_their_names(photos):
     named = Path(call(*given, "0.6", "--name", "Small one").stdout.strip())
     steps = call(*given, "0.7", "--sparsity", "0.8", "--name", "Steps").stdout.split()
     int8 = call("quantize", named, "--data", photos, "--images", "8").stdout.splitlines()[-1]
+    own = call("quantize", named, "--data", photos, "--images", "9", "--name", "Tiny").stdout
     names = {
         str(unnamed): "ResNet-18, untrained, 50% of weights pruned",
         str(named): "Small one",
         steps[0]: "Steps, 70% of weights pruned",
         steps[1]: "Steps, 80% of weights pruned",
         int8: "Small one, int8",
+        own.splitlines()[-1]: "Tiny",
     }
     assert {path: network_name(path) for path in names} == names
     before = read_description(network_file(str(unnamed)))
