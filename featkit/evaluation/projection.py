@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+import warnings
 from collections.abc import Callable
 from contextlib import redirect_stdout
 from dataclasses import dataclass
@@ -210,16 +211,26 @@ def _opentsne(unit: Points, seed: int, report: Callable[[int, int], None] | None
 
 
 def _umap(unit: Points, seed: int, report: Callable[[int, int], None] | None) -> Points:
+    from sklearn.neighbors import NearestNeighbors
+
     umap = require("umap", "projection", "umap-learn")
+    count = min(15, len(unit) - 1)
+    # Exact neighbours take a few seconds for the largest number of rows. The approximate search of
+    # UMAP takes longer, as numba compiles it in each process.
+    search = NearestNeighbors(n_neighbors=count, algorithm="brute").fit(unit)
+    distances, neighbours = search.kneighbors(unit)
     model = umap.UMAP(
-        n_neighbors=min(15, len(unit) - 1),
+        n_neighbors=count,
+        precomputed_knn=(neighbours, distances.astype(np.float32)),
         random_state=seed,
         n_jobs=1,
         verbose=report is not None,
         tqdm_kwds={"file": _ProgressReader(report)} if report else None,
     )
     # With ``verbose`` it also prints its parameters and the time of each step.
-    with redirect_stdout(io.StringIO()):
+    with redirect_stdout(io.StringIO()), warnings.catch_warnings():
+        # New rows are never projected, so that no index for their search is needed.
+        warnings.filterwarnings("ignore", message=".*knn_search_index.*")
         return np.asarray(model.fit_transform(unit), np.float64)
 
 
