@@ -894,6 +894,7 @@ def train(
     first = {**given, "backbone": given["backbone"] or FIRST_NETWORK}
     features, problems = read_photos(first, Path(cache), compute, log.info)
     clock.reserve = finishing_seconds(features, timer.seconds_per_image)
+    clock.allow_search()
     second = SecondNetwork(given, Path(cache), compute, clock, log.info, timer.seconds_per_image)
     with _search_bar(clock, progress) as on_candidate:
         selection = select(features, clock, second=second, say=log.info, on_candidate=on_candidate)

@@ -36,6 +36,9 @@ HEADS = ("prototypical", "knn", "linear", "svm", "mlp")
 FIRST_NETWORK, SECOND_NETWORK = "resnet18", "resnet50"
 """Network that is tried, and the one that is tried after it if there is time."""
 
+SEARCH_SHARE = 0.15
+"""Share of the budget that the search for a head gets even if the extraction used all of it."""
+
 _RELATIVE_COST = 2.6
 """Time of ResNet-50 for an image in that of ResNet-18: 4.1 to 1.8 GFLOPs, and more memory."""
 
@@ -75,6 +78,15 @@ class Clock:
     def left(self) -> float:
         """Seconds left for the search, negative if the budget is used up."""
         return self.seconds - self.reserve - self.elapsed
+
+    def allow_search(self) -> None:
+        """Extend the budget if hardly any of it is left for the search, as extraction took longer.
+
+        Otherwise a training that lasted minutes would end with the default of the fastest head.
+        """
+        least = SEARCH_SHARE * self.seconds
+        if self.left < least:
+            self.seconds += least - self.left
 
 
 @dataclass(frozen=True)
@@ -204,8 +216,9 @@ class ExtractionTimer:
             whole = (self._clock.elapsed + left) / 60
             self._say(
                 f"the features of {total} images alone take about {whole:.1f} minutes, more than "
-                f"the {self._clock.seconds / 60:g} given; continuing, and then only the fastest "
-                "head is tried (features are kept: the next training on these images is fast)"
+                f"the {self._clock.seconds / 60:g} given; continuing, and then heads are searched "
+                f"for {SEARCH_SHARE * self._clock.seconds:.0f} s (features are kept: the next "
+                "training on these images is fast)"
             )
 
 

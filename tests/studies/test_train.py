@@ -137,6 +137,16 @@ def test_the_next_step_names_copies_first_then_the_weakest_class(features):
     assert "1 of 80 test images are copies" in next_step(replace(trained, run=copied))
 
 
+def test_the_search_gets_a_share_of_a_budget_that_the_extraction_used_up():
+    clock = Clock(240, reserve=20, now=iter([0.0, 250.0, 250.0, 250.0, 250.0]).__next__)
+    assert clock.left == pytest.approx(-30)
+    clock.allow_search()
+    assert clock.left == pytest.approx(36)
+    plenty = Clock(240, reserve=20, now=lambda: 0.0)
+    plenty.allow_search()
+    assert plenty.left == 220
+
+
 def test_an_extraction_that_takes_longer_than_the_budget_is_said_once():
     said = []
     times = iter([0.0, 1.0, 11.0, 11.0, 21.0, 21.0])
