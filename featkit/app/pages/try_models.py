@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import streamlit as st
@@ -21,6 +22,9 @@ from featkit.app.settings import (
 from featkit.app.shared import errors_shown, load_data, load_run_model, page
 from featkit.app.uploads import GivenImage, data_set_images, uploaded_image
 from featkit.app.views import answer_html, evidence_html, picture_html, plain
+
+if TYPE_CHECKING:
+    from streamlit.delta_generator import DeltaGenerator
 
 _PER_PAGE = 6
 _TYPES = ("jpg", "jpeg", "png", "gif", "bmp", "ppm", "tif", "tiff", "webp", "jp2", "avif", "heic")
@@ -53,8 +57,10 @@ def show(settings: AppSettings) -> None:
     if len(ordered) > _PER_PAGE:
         pages = -(-len(ordered) // _PER_PAGE)
         first = _PER_PAGE * (st.pagination(pages, key="try_page") - 1)
-    for each in ordered[first : first + _PER_PAGE]:
-        _card(predictions, each, models)
+    shown = [(each, _card(each, models)) for each in ordered[first : first + _PER_PAGE]]
+    # All predictions appear first: a heat map takes longer.
+    for each, places in shown:
+        _explain(predictions, each, models, places)
 
 
 def _choose_models(settings: AppSettings) -> dict[str, Model]:
@@ -160,10 +166,9 @@ def _summary(
     )
 
 
-def _card(
-    predictions: SessionPredictions, classified: ClassifiedImage, models: Mapping[str, Model]
-) -> None:
-    """Show one image with the predictions and the evidence of each model."""
+def _card(classified: ClassifiedImage, models: Mapping[str, Model]) -> dict[str, DeltaGenerator]:
+    """Show one image with the prediction of each model; return the places for the evidence."""
+    places = {}
     with st.container(border=True):
         columns = st.columns([1, *[1.3] * len(models)])
         thumbnail = classified.decoded.thumbnail
@@ -171,17 +176,25 @@ def _card(
         width, height = classified.decoded.size
         columns[0].html(picture_html(thumbnail, classified.image.name))
         columns[0].caption(f"{plain(classified.image.name)}, {width} × {height}")
-        shown = []
         for column, key in zip(columns[1:], models, strict=True):
             if key not in classified.answers:
                 continue
             with column:
                 st.html(answer_html(run_name(key), classified.answers[key], classified.image.true))
-                shown.append((key, st.empty()))
-        # Predictions appear first: a heat map takes longer.
-        for key, place in shown:
-            with errors_shown():
-                predictions.explain(classified, {key: models[key]})
-            if key in classified.evidence:
-                label = classified.answers[key].prediction.predicted
-                place.html(evidence_html(classified.evidence[key], label))
+                places[key] = st.empty()
+    return places
+
+
+def _explain(
+    predictions: SessionPredictions,
+    classified: ClassifiedImage,
+    models: Mapping[str, Model],
+    places: Mapping[str, DeltaGenerator],
+) -> None:
+    """Show what the prediction of each model rests on."""
+    for key, place in places.items():
+        with errors_shown():
+            predictions.explain(classified, {key: models[key]})
+        if key in classified.evidence:
+            label = classified.answers[key].prediction.predicted
+            place.html(evidence_html(classified.evidence[key], label))
