@@ -17,6 +17,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
+
 import featkit
 
 GALLERY = Path(__file__).parent
@@ -115,6 +117,8 @@ def screenshot(path: Path, run: Path, cache: Path, size: tuple[int, int]) -> Non
     command += ["--virtual-time-budget=5000", f"--window-size={size[0]},{size[1]}"]
     command += [f"--screenshot={path.absolute()}", page.absolute().as_uri()]
     subprocess.run(command, check=True, capture_output=True)
+    # 256 colours are enough for text and thumbnails, and make the file less than half as large.
+    Image.open(path).convert("RGB").quantize(256).save(path, optimize=True)
     print(path.name)
 
 
