@@ -81,7 +81,7 @@ def test_an_option_given_twice_is_refused():
 
 def test_a_plugin_that_cannot_be_imported_says_what_to_do(monkeypatch):
     point = EntryPoint("broken", "featkit_no_such_plugin:Head", "featkit.no-such-group")
-    monkeypatch.setattr("featkit.registry.entry_points", lambda group: [point])
+    monkeypatch.setattr("featkit.registry._installed", lambda group, path: [point])
     with pytest.raises(
         SpecError,
         match=r"thing 'broken' of plug-in .* cannot be imported .*: update, reinstall or uninstall the plug-in",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from importlib.metadata import version
 from typing import Any
 
@@ -436,6 +437,11 @@ def _run_id(fitted: FittedHead, source: FeatureSet) -> str:
     return digest(parts)[:12]
 
 
+@cache
+def _installed_versions() -> tuple[tuple[str, str], ...]:
+    return tuple((name, version(name)) for name in PACKAGES)
+
+
 def _provenance(fitted: FittedHead, source: FeatureSet) -> dict[str, Any]:
     splits = fitted.splits
     notes = {"images": list(source.image_notes)} if source.image_notes else {}
@@ -452,6 +458,6 @@ def _provenance(fitted: FittedHead, source: FeatureSet) -> dict[str, Any]:
         "val": "own" if splits.own_val else f"{len(splits.val)} images of train",
         "val_balanced_accuracy": fitted.val_score,
         "val_top1": fitted.val_top1,
-        "versions": {name: version(name) for name in PACKAGES},
+        "versions": dict(_installed_versions()),
         **fitted.config.to_dict(),
     }

@@ -185,7 +185,8 @@ def test_a_plug_in_adds_a_source(photos, monkeypatch):
             return lambda kind="photos": images_from_folder(photos.parent / kind)
 
     monkeypatch.setattr(
-        "featkit.registry.entry_points", lambda group: [Point] if group == "featkit.sources" else []
+        "featkit.registry._installed",
+        lambda group, path: [Point] if group == "featkit.sources" else [],
     )
     assert "mine" in SOURCES.names()
     assert sizes(load_images("mine:kind=photos"))[0] == 17
