@@ -43,9 +43,9 @@ def list_layers(name: str) -> list[tuple[str, tuple[int, ...]]]:
     if name not in SIZES and not (spec.name == "timm" and spec.argument):
         raise unknown("backbone", name, [*SIZES, "timm:NAME", "keras:NAME"])
     import torch
-    import torchvision
 
     from featkit.backbones.layers import freeze, layer_shapes
+    from featkit.backbones.resnet_modules import make_resnet
     from featkit.backbones.timm import input_size, make_network
 
     # On the meta device there are shapes and no numbers, so that this takes no memory and little
@@ -54,5 +54,6 @@ def list_layers(name: str) -> list[tuple[str, tuple[int, ...]]]:
         if spec.name == "timm":
             network, size = make_network(str(spec.argument)), input_size(str(spec.argument))
         else:
-            network, size = torchvision.models.get_model(name, weights=None), (224, 224)
+            network = make_resnet(name, classes=1000, residual=True, norm=True, small=False)
+            size = (224, 224)
     return layer_shapes(freeze(network), name, size)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import os
 import platform
-from collections.abc import Callable, Iterator
+import sys
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -90,6 +91,20 @@ def pick_device(device: str = "auto") -> str:
     return device
 
 
+def device_for(precisions: Iterable[str], device: str = "auto") -> str:
+    """Return the device that networks of these precisions run on, as ``pick_device`` does.
+
+    int8 runs on a CPU: if there is nothing else to run, ``auto`` becomes ``cpu``, and torch is not
+    imported.
+
+    Raises:
+        SpecError: if the device is unknown or not available.
+    """
+    if device == "auto" and all(precision in INT8 for precision in precisions):
+        return "cpu"
+    return pick_device(device)
+
+
 def instruction_set() -> str:
     """Return the machine type and its best instruction set for int8: ``x86_64 avx512_vnni``.
 
@@ -110,17 +125,25 @@ def instruction_set() -> str:
 def one_thread_per_worker() -> Iterator[Callable[[], None]]:
     """Let every worker thread run torch on one core, because the other workers use the other cores.
 
+    Enter it after the networks are built: if none of them imported torch, nothing is done.
+
     Yields:
         A function that each worker thread calls first. The number of torch's threads is restored
         afterwards.
     """
-    import torch
-
+    torch = sys.modules.get("torch")
+    if torch is None:
+        yield _do_nothing
+        return
     before = torch.get_num_threads()
     try:
         yield lambda: torch.set_num_threads(1)
     finally:
         torch.set_num_threads(before)
+
+
+def _do_nothing() -> None:
+    pass
 
 
 def _has_bf16(device: str) -> bool:

@@ -16,10 +16,9 @@ import torch
 from keras import layers, ops
 from numpy.typing import NDArray
 from torch import Tensor
-from torchvision.models.resnet import BasicBlock
 
 from featkit.backbones.resnet import Architecture
-from featkit.backbones.resnet_modules import BLOCKS
+from featkit.backbones.resnet_modules import BLOCKS, BasicBlock
 from featkit.errors import SpecError, WeightsError
 from featkit.registry import unknown
 

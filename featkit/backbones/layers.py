@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import difflib
+import re
+from collections import Counter
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 import numpy as np
@@ -10,7 +13,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, fx, nn
 from torch.fx.passes.shape_prop import ShapeProp, TensorMetadata
-from torchvision.models.feature_extraction import NodePathTracer
 
 from featkit.backbones.base import Backbone
 from featkit.errors import SpecError
@@ -230,6 +232,49 @@ def _is_finite(output: Any) -> bool:
     return bool(torch.isfinite(output).all())
 
 
+class _LayerTracer(fx.Tracer):
+    """Trace a network, and name each operation by the module that computes it, as torchvision does.
+
+    The name of a leaf module is its path. The name of another operation is the path of its module
+    and the operation, such as ``layer1.0.add``. An operation that repeats a name gets a number.
+
+    Attributes:
+        paths: name of each operation, in the order of computation.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.paths: dict[fx.Node, str] = {}
+        self._module = ""
+        self._used: Counter[str] = Counter()
+
+    def call_module(
+        self,
+        m: nn.Module,
+        forward: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> Any:
+        caller = self._module
+        self._module = self.path_of_module(m)
+        try:
+            return super().call_module(m, forward, args, kwargs)
+        finally:
+            self._module = caller
+
+    def create_proxy(self, kind: str, *args: Any, **kwargs: Any) -> fx.Proxy:
+        proxy = super().create_proxy(kind, *args, **kwargs)
+        path = self._module
+        if kind != "call_module":
+            path = f"{path}.{proxy.node}" if path else str(proxy.node)
+        # torch.fx numbers operations of the whole network; these numbers count within a module.
+        path = re.sub(r"_[0-9]+$", "", path)
+        number = self._used[path]
+        self._used[path] += 1
+        self.paths[proxy.node] = f"{path}_{number}" if number else path
+        return proxy
+
+
 def _trace(network: nn.Module, name: str) -> tuple[fx.Graph, dict[str, fx.Node]]:
     """Trace a network; return its graph, and the last operation of each layer in that order.
 
@@ -237,12 +282,12 @@ def _trace(network: nn.Module, name: str) -> tuple[fx.Graph, dict[str, fx.Node]]
     second time on (``layer1.0.relu``, ``layer1.0.relu_1``). The output of a block such as
     ``layer1.0`` is that of its last operation.
 
-    torchvision's ``get_graph_node_names`` gives no blocks and no shapes; the shapes by
+    torchvision's ``get_graph_node_names`` gives no blocks and no shapes, the shapes by
     ``create_feature_extractor`` would take quadratic time (19 s for the layers of DenseNet-121
-    instead of 3 s).
+    instead of 3 s), and importing it takes as long as importing torch.
     """
-    tracer = NodePathTracer()
-    paths = tracer.node_to_qualname
+    tracer = _LayerTracer()
+    paths = tracer.paths
     try:
         graph = trace_module(network, tracer)
     except Exception as error:  # torch.fx raises many types of exception

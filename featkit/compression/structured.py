@@ -8,10 +8,9 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from featkit.backbones.layers import freeze
-from featkit.backbones.resnet_modules import narrow
+from featkit.backbones.resnet_modules import is_basic_block, is_block, narrow
 from featkit.compression.profile import count_macs
 from featkit.errors import SpecError
 
@@ -67,11 +66,11 @@ def inner_convolutions(module: nn.Module) -> list[InnerConvolution]:
     """
     found = []
     for block, part in module.named_modules():
-        if not isinstance(part, BasicBlock | Bottleneck):
+        if not is_block(part):
             continue
         # The output of the last convolution of a block is added to the block's input: its width
         # stays.
-        last = 2 if isinstance(part, BasicBlock) else 3
+        last = 2 if is_basic_block(part) else 3
         for number in range(1, last):
             found.append(
                 InnerConvolution(

@@ -520,10 +520,10 @@ def embed(
     total = len(frozenset[int]().union(*(rows for _, _, rows in networks)))
     if not total:
         return
-    from featkit.backbones.devices import one_thread_per_worker, pick_device
+    from featkit.backbones.devices import device_for, one_thread_per_worker
     from featkit.backbones.engines import open_engine
 
-    on_cpu = pick_device(compute.device) == "cpu"
+    on_cpu = device_for([precision for _, precision, _ in networks], compute.device) == "cpu"
     targets = []
     for backbone, precision, rows in networks:
         preprocess = backbone.preprocess.for_precision(precision)

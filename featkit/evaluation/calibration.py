@@ -12,8 +12,6 @@ from math import fsum
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import brentq
-from scipy.special import softmax
 
 from featkit.errors import DataError
 from featkit.evaluation.intervals import Interval, wilson
@@ -169,6 +167,10 @@ def fit_temperature(scores: Scores, y: Labels, columns: Labels) -> Temperature:
 
 def _fit(logits: Scores, own: Labels, smoothing: float) -> tuple[float, Temperature]:
     """Return the smallest loss for one smoothing, and the temperature that gives it."""
+    # Imported here, since exported classifiers predict without SciPy.
+    from scipy.optimize import brentq
+    from scipy.special import softmax
+
     n = len(own)
     true = fsum(logits[np.arange(n), own])
     runner_up = fsum(np.partition(logits, -2, axis=1)[:, -2]) / n
@@ -201,6 +203,8 @@ def apply_temperature(scores: Scores, temperature: Temperature) -> Scores:
     Raises:
         DataError: if the temperature or its smoothing is not a positive number.
     """
+    from scipy.special import softmax
+
     if not (0 < temperature.value < np.inf and 0 < temperature.smoothing < np.inf):
         raise DataError(
             f"{temperature} is invalid: value and smoothing must be positive numbers, as "

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import binom
 
 from featkit.errors import DataError
 from featkit.evaluation.intervals import Interval, paired_interval
@@ -222,6 +221,8 @@ def mcnemar(only_a: int, only_b: int) -> float:
     fewer, both = min(only_a, only_b), only_a + only_b
     if both == 0:
         return 1.0
+    from scipy.stats import binom  # takes a second, and most commands compare nothing
+
     observed = float(binom.pmf(fewer, both, 0.5))
     if only_a == only_b:
         return 1 - observed / 2

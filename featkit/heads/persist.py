@@ -22,6 +22,7 @@ from sklearn.exceptions import InconsistentVersionWarning
 
 from featkit.errors import HeadError
 from featkit.heads import HEADS
+from featkit.heads.archive import UnknownNodeError, read_archive
 from featkit.storage import read_file
 
 MAX_FILE_BYTES = 2**34
@@ -117,15 +118,15 @@ def load_head(path: Path, trusted: Iterable[str] = ()) -> Any:
 
 def _read(path: Path, allowed: set[str]) -> tuple[Any, str]:
     """Return the head in a file, and the version of scikit-learn that fitted it."""
+    untrusted: set[str] = set()
     try:
         data = read_file(path, MAX_FILE_BYTES)
         _check_archive(data)
-        untrusted = set(_skops().get_untrusted_types(data=data)) - allowed
+        try:
+            content = read_archive(data, TRUSTED)
+        except UnknownNodeError:
+            content, untrusted = _load_by_skops(data, allowed)
         if not untrusted:
-            with warnings.catch_warnings():
-                # load_head reports the version itself.
-                warnings.simplefilter("ignore", InconsistentVersionWarning)
-                content = _skops().loads(data, trusted=sorted(allowed))
             return content["head"], str(content["scikit-learn"])
     except OSError as error:
         raise HeadError(
@@ -136,6 +137,17 @@ def _read(path: Path, allowed: set[str]) -> tuple[Any, str]:
             f"{path} is not a head saved by featkit ({_first_line(error)}): fit it again"
         ) from error
     raise HeadError(f"{path} was not loaded: {_describe(untrusted)}")
+
+
+def _load_by_skops(data: bytes, allowed: set[str]) -> tuple[Any, set[str]]:
+    """Return the object in a file, or None and the types in it that are not allowed."""
+    untrusted = set(_skops().get_untrusted_types(data=data)) - allowed
+    if untrusted:
+        return None, untrusted
+    with warnings.catch_warnings():
+        # load_head reports the version itself.
+        warnings.simplefilter("ignore", InconsistentVersionWarning)
+        return _skops().loads(data, trusted=sorted(allowed)), untrusted
 
 
 def _check_archive(data: bytes) -> None:

@@ -12,7 +12,6 @@ from io import BytesIO
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageEnhance, ImageOps
-from scipy import fft
 
 from featkit.images.base import Pixels
 
@@ -259,6 +258,8 @@ def _warp(
 
 def _convolve(pixels: Pixels, kernel: NDArray[np.float64]) -> Pixels:
     """Return the image convolved with a square kernel, scaled to sum 1; borders are mirrored."""
+    from scipy import fft  # takes half a second, and most commands corrupt no images
+
     (height, width), reach = pixels.shape[:2], len(kernel) // 2
     padded = np.pad(_to_unit(pixels), ((reach, reach), (reach, reach), (0, 0)), mode="reflect")
     shape = [fft.next_fast_len(side, real=True) for side in padded.shape[:2]]

@@ -6,9 +6,9 @@ from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
-from torchvision.models.resnet import ResNet
 
 from featkit.backbones.base import Backbone
+from featkit.backbones.resnet_modules import is_resnet
 from featkit.backbones.state_dict import seeded
 from featkit.errors import SpecError
 from featkit.registry import unknown
@@ -78,7 +78,7 @@ class TrainableClassifier(nn.Module):
 
 def network_blocks(network: nn.Module) -> list[tuple[str, nn.Module]]:
     """Return the stem and the residual blocks of a ResNet; nothing for other networks."""
-    if not isinstance(network, ResNet):
+    if not is_resnet(network):
         return []
     stem = nn.Sequential(network.conv1, network.bn1, network.relu, network.maxpool)
     blocks: list[tuple[str, nn.Module]] = [("stem", stem)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from featkit.backbones.base import Backbone
-from featkit.backbones.devices import INT8, pick_device, resolve_precision
+from featkit.backbones.devices import INT8, device_for, resolve_precision
 from featkit.backbones.engines.base import Engine, ForwardPass
 
 __all__ = ["Engine", "ForwardPass", "open_engine"]
@@ -35,7 +35,7 @@ def open_engine(
         precision = "fp32" if precision == "auto" else precision
         return KerasEngine.open(backbone, precision=precision, device=device, compiled=compiled)
     precision = resolve_precision(precision, device)
-    device = pick_device(device)
+    device = device_for([precision], device)
     if precision == "int8":
         from featkit.backbones.engines.onnx import OnnxEngine
 
