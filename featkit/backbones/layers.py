@@ -232,7 +232,7 @@ def _is_finite(output: Any) -> bool:
     return bool(torch.isfinite(output).all())
 
 
-class _LayerTracer(fx.Tracer):
+class LayerTracer(fx.Tracer):
     """Trace a network, and name each operation by the module that computes it, as torchvision does.
 
     The name of a leaf module is its path. The name of another operation is the path of its module
@@ -255,6 +255,7 @@ class _LayerTracer(fx.Tracer):
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
     ) -> Any:
+        """Trace a module, and remember that its operations belong to it."""
         caller = self._module
         self._module = self.path_of_module(m)
         try:
@@ -263,6 +264,7 @@ class _LayerTracer(fx.Tracer):
             self._module = caller
 
     def create_proxy(self, kind: str, *args: Any, **kwargs: Any) -> fx.Proxy:
+        """Add an operation to the graph, and give it a name."""
         proxy = super().create_proxy(kind, *args, **kwargs)
         path = self._module
         if kind != "call_module":
@@ -286,7 +288,7 @@ def _trace(network: nn.Module, name: str) -> tuple[fx.Graph, dict[str, fx.Node]]
     ``create_feature_extractor`` would take quadratic time (19 s for the layers of DenseNet-121
     instead of 3 s), and importing it takes as long as importing torch.
     """
-    tracer = _LayerTracer()
+    tracer = LayerTracer()
     paths = tracer.paths
     try:
         graph = trace_module(network, tracer)

@@ -10,7 +10,6 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 from scipy.special import softmax
-from sklearn.metrics import euclidean_distances
 from sklearn.utils import gen_batches
 from sklearn.utils._param_validation import Interval, StrOptions
 
@@ -168,6 +167,8 @@ class KNNHead(Head):
 
     def _neighbours(self, X: Any) -> Neighbours:
         """Return the k nearest training rows of features ``(n, d)``."""
+        from sklearn.metrics import euclidean_distances  # imports half of scikit-learn
+
         x = self._scaled(self._check_features(X)).astype(np.float64)
         # Rows are sorted by class, so that the rows of a class are adjacent.
         order = np.argsort(self.codes_, kind="stable")

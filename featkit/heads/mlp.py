@@ -10,7 +10,6 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 from sklearn.exceptions import ConvergenceWarning
-from sklearn.neural_network import MLPClassifier
 from sklearn.utils._param_validation import Interval, StrOptions
 
 from featkit.heads.base import (
@@ -99,6 +98,8 @@ class MLPHead(LogitHead):
 
     def fit(self, X: Any, y: Any) -> MLPHead:
         """Fit on features ``(n, d)`` with labels ``(n,)``."""
+        from sklearn.neural_network import MLPClassifier  # imports half of scikit-learn
+
         x, codes = self._check_training_data(X, y)
         self.centre_, spread = fit_scale(x, self.scale)
         # The learning rate and the initial weights assume unit variance per feature, while the

@@ -1,11 +1,24 @@
 """Variants of ResNets."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
+import torchvision
 from torchvision.models import resnet18, resnet50
+from torchvision.models.feature_extraction import NodePathTracer
 
 from featkit.backbones import load_backbone
-from featkit.backbones.resnet_modules import BLOCKS, make_resnet, narrow
+from featkit.backbones.layers import LayerTracer
+from featkit.backbones.resnet_modules import (
+    BLOCKS,
+    is_basic_block,
+    is_block,
+    is_resnet,
+    make_resnet,
+    narrow,
+)
 from featkit.errors import SpecError, WeightsError
 
 IMAGES = torch.linspace(-1, 1, 2 * 3 * 32 * 32).reshape(2, 3, 32, 32)
@@ -16,6 +29,62 @@ def plain(network="resnet18", **changed):
     return make_resnet(
         network, **{"classes": 5, "residual": True, "norm": True, "small": False, **changed}
     ).eval()
+
+
+DEEP = [pytest.param(name, marks=pytest.mark.slow) for name in ("resnet34", "resnet101")]
+
+
+@pytest.mark.parametrize("network", ["resnet18", "resnet50", *DEEP])
+def test_weights_and_outputs_equal_those_of_torchvision(network):
+    """Bit by bit, and in the same order, so that random networks and digests stay the same."""
+    ours = plain(network)
+    after_ours = torch.get_rng_state()
+    torch.manual_seed(0)
+    theirs = torchvision.models.get_model(network, weights=None, num_classes=5).eval()
+    assert torch.equal(after_ours, torch.get_rng_state())
+    assert list(ours.state_dict()) == list(theirs.state_dict())
+    for name, tensor in theirs.state_dict().items():
+        assert torch.equal(ours.state_dict()[name], tensor), name
+    assert torch.equal(ours(IMAGES), theirs(IMAGES))
+    assert torch.equal(ours.train()(IMAGES), theirs.train()(IMAGES))
+
+
+@pytest.mark.parametrize(
+    "network",
+    ["resnet18", "resnet50", "shufflenet_v2_x0_5"],
+)
+def test_operations_have_the_names_of_torchvision(network):
+    with torch.device("meta"):
+        module = torchvision.models.get_model(network, weights=None).eval()
+    theirs = NodePathTracer()
+    theirs.trace(module)
+    ours = LayerTracer()
+    ours.trace(plain(network) if network in BLOCKS else module)
+    assert list(ours.paths.values()) == list(theirs.node_to_qualname.values())
+
+
+@pytest.mark.parametrize(("make", "basic"), [(resnet18, True), (resnet50, False)])
+def test_torchvisions_own_networks_are_resnets_too(make, basic):
+    """A plug-in may return one."""
+    module = make()
+    assert is_resnet(module)
+    assert is_block(module.layer1[0])
+    assert is_basic_block(module.layer1[0]) is basic
+    assert not is_block(module)
+    assert not is_resnet(module.layer1[0])
+
+
+def test_networks_are_built_without_torchvision():
+    code = (
+        "import sys, torch\n"
+        "from featkit.backbones import load_backbone\n"
+        "from featkit.backbones.engines import open_engine\n"
+        "open_engine(load_backbone('resnet18', weights='random', layer='layer1'))\n"
+        "import featkit.backbones.explain\n"
+        "assert not {'torchvision', 'torch._dynamo'} & sys.modules.keys()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.slow
