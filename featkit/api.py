@@ -325,6 +325,7 @@ def _compute(options: Mapping[str, Any]) -> Compute:
         batch_size=options["batch_size"],
         workers=options["workers"],
         compiled=options["compile"],
+        rehash=bool(options.get("rehash", False)),
         on_error=options["on_error"],
         progress=options["progress"],
     )
@@ -388,6 +389,7 @@ def extract(
     workers: int | None = None,
     compile: bool = False,
     on_error: str = "fail",
+    rehash: bool = False,
     cluster: str | None = None,
     progress: bool = False,
 ) -> Embeddings:
@@ -419,6 +421,8 @@ def extract(
         workers: threads that read and decode images.
         compile: whether to compile the network with ``torch.compile``.
         on_error: ``fail`` at the first image that cannot be read, or ``skip`` it.
+        rehash: whether to read every image file to learn whether it has changed, instead of those
+            whose size, inode or times have.
         cluster: ``local:4``, ``tcp://host:8786`` or a scheduler file: extract on the workers of a
             Dask cluster; None for this machine.
         progress: whether to show a progress bar on stderr.

@@ -15,6 +15,7 @@ from featkit.cli.options import (
     layers_option,
     network_options,
     option,
+    rehash_option,
 )
 from featkit.cli.output import interactive, note, print_line, size
 from featkit.errors import OptionsError
@@ -52,6 +53,7 @@ Examples:
 @layers_option
 @cache_option
 @compute_options
+@rehash_option
 @cluster_option
 @option(
     "--store",

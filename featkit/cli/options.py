@@ -517,6 +517,14 @@ _loader_options = stack(
 )
 
 
+rehash_option = option(
+    "--rehash",
+    group="Compute",
+    is_flag=True,
+    help="Read every image file to find changes, also those with an unchanged time stamp.",
+)
+
+
 def compute_options_with_default(on_error: str) -> Decorator:
     """Return the options of the computation, with what is done at an unreadable image."""
     return stack(

@@ -19,6 +19,7 @@ from featkit.backbones.devices import INT8
 from featkit.backbones.engines import open_engine
 from featkit.embeddings import store
 from featkit.embeddings.extract import run_extractions
+from featkit.embeddings.index import indexed
 from featkit.embeddings.pipeline import Compute
 from featkit.embeddings.plan import content_keys, plan_extraction
 from featkit.embeddings.request import Request
@@ -116,7 +117,8 @@ class ImageEmbedder(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         request = self._request()
         compute = Compute(device=self.device, batch_size=self.batch_size)
         folder = _process_folder(os.getpid()) if self.cache is None else user_path(self.cache)
-        keys = content_keys(images, compute)
+        with indexed(images, folder) as images:
+            keys = content_keys(images, compute)
         recipe = plan_extraction(request, images, keys, folder).recipe
         cached = store.locate(folder, recipe, keys)
         missing = {key: row for row, key in enumerate(keys) if key not in cached}

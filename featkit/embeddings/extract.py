@@ -22,6 +22,7 @@ from featkit.backbones.devices import INT8
 from featkit.embeddings import pipeline, store
 from featkit.embeddings.base import Embeddings
 from featkit.embeddings.calibration import calibrate
+from featkit.embeddings.index import FileIndex, indexed
 from featkit.embeddings.journal import Journal, open_journal
 from featkit.embeddings.layout import StorageLayout
 from featkit.embeddings.pipeline import Compute, Features
@@ -128,11 +129,12 @@ def run_extractions(
     Raises:
         FeatkitError: a subclass, if images, network or cache are not available.
     """
-    keys = content_keys(images, compute)
-    plans = []
-    for request in requests:
-        plans.append(plan_extraction(request.for_device(compute.device), images, keys, cache))
-    return execute_plans(plans, compute, note)
+    with indexed(images, cache, rehash=compute.rehash) as images:
+        keys = content_keys(images, compute)
+        plans = []
+        for request in requests:
+            plans.append(plan_extraction(request.for_device(compute.device), images, keys, cache))
+        return execute_plans(plans, compute, note)
 
 
 class Extractor:
@@ -153,7 +155,8 @@ class Extractor:
         self._note = note
         self._plans: dict[Request, ExtractionPlan] = {}
         self._errors: dict[Request, Exception] = {}
-        self._load_source = memoize(_load_source)
+        self._indexes: list[FileIndex] = []
+        self._load_source = memoize(self._load_source_and_keys)
         self._load_images = memoize(self._load_images_and_keys)
 
     def plan(self, request: Request) -> ExtractionPlan:
@@ -215,6 +218,9 @@ class Extractor:
             plans = [self.plan(request) for request in group]
             done = execute_plans(plans, self.compute, self._note)
             results.update(zip(group, done, strict=True))
+        # Not before: the folder may be new, and stays absent if nothing can be extracted.
+        for index in self._indexes:
+            index.save()
         return [results[request] for request in requests]
 
     def extract_independently(self, requests: Iterable[Request]) -> None:
@@ -273,13 +279,16 @@ class Extractor:
         images = request.apply(self._load_source(request.source_only))
         return images, content_keys(images, self.compute)
 
-
-def _load_source(request: Request) -> ImageSet:
-    """Load images so that each is hashed once, and decoded once for all images derived from it."""
-    images = request.load_images()
-    # Not the remembered keys for ``with_key``: they may be those of an image that was replaced.
-    load = KeyedLoad(cache_last_row(images.load), cache_last_row(images.load_with_key))
-    return replace(images, load=load, key=memoize(images.key))
+    def _load_source_and_keys(self, request: Request) -> ImageSet:
+        """Load images so that each is hashed once, and decoded once for all derived from it."""
+        images = request.load_images()
+        index = FileIndex.of(images, self._cache, rehash=self.compute.rehash)
+        if index is not None:
+            self._indexes.append(index)
+            images = index.apply(images)
+        # Not the remembered keys for ``with_key``: they may be those of an image that was replaced.
+        load = KeyedLoad(cache_last_row(images.load), cache_last_row(images.load_with_key))
+        return replace(images, load=load, key=memoize(images.key))
 
 
 def group_by_images(requests: Iterable[Request]) -> list[list[Request]]:

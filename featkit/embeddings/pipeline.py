@@ -38,6 +38,8 @@ class Compute:
         workers: threads that read, decode and, on a CPU, compute; None for one per core.
         compiled: whether to compile the networks with ``torch.compile`` first, which takes seconds
             and saves a few percent on a CPU.
+        rehash: whether to read every image file to learn whether it has changed, instead of those
+            whose size, inode or times have.
         on_error: ``fail`` at the first image that cannot be read, or ``skip`` such images.
         progress: whether to show a progress bar on stderr.
         on_batch: called with the number of images that went through the networks, and of all that
@@ -48,6 +50,7 @@ class Compute:
     batch_size: int | None = None
     workers: int | None = None
     compiled: bool = False
+    rehash: bool = False
     on_error: str = "fail"
     progress: bool = False
     on_batch: Callable[[int, int], None] | None = None
@@ -59,7 +62,7 @@ class Compute:
                 # NumPy's integers become Python's, which JSON can hold.
                 count = integer(1).check(name, getattr(self, name))
                 object.__setattr__(self, name, count)
-        for name in ("compiled", "progress"):
+        for name in ("compiled", "rehash", "progress"):
             FLAG.check(name, getattr(self, name))
         if self.on_error not in ON_ERROR:
             raise SpecError(f"on_error={self.on_error!r}: use one of {', '.join(ON_ERROR)}")

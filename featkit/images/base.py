@@ -40,6 +40,31 @@ class KeyedLoad:
 
 
 @dataclass(frozen=True)
+class FileKey:
+    """Function from row number to the key of an image that is a file by itself.
+
+    ``embeddings.index`` remembers such keys as long as the files do not change.
+
+    Attributes:
+        files: path of each image's file; an empty text for one that cannot be read.
+        read: row number to the key, which depends on the bytes of that file only.
+    """
+
+    files: tuple[str, ...]
+    read: Callable[[int], str]
+
+    def __call__(self, row: int) -> str:
+        """Return the key, as ``read`` does."""
+        return self.read(row)
+
+    def take(self, rows: NDArray[np.int64]) -> FileKey:
+        """Return the keys of the images at ``rows``."""
+        return FileKey(
+            tuple(self.files[row] for row in rows), lambda row: self.read(int(rows[row]))
+        )
+
+
+@dataclass(frozen=True)
 class ImageSet:
     """Labelled images that are loaded on demand.
 
@@ -54,7 +79,7 @@ class ImageSet:
         load: function from row number to uint8 RGB ``(h, w, 3)``; thread-safe. Raises DecodeError.
             A ``KeyedLoad`` can also return the key of the bytes that it decodes.
         key: function from row number to the SHA-256 (hex) of the image's bytes; thread-safe. Equal
-            keys mean equal pixels.
+            keys mean equal pixels. A ``FileKey`` if each image is a file.
         notes: what was noticed when the images were listed, such as files that were passed over,
             one line each.
         intensity: range of values that become black and white, see ``IntensityRange``; ``none`` for
@@ -132,7 +157,7 @@ class ImageSet:
             labels=self.labels[rows],
             splits=self.splits[rows],
             load=keyed,
-            key=lambda row: key(int(rows[row])),
+            key=key.take(rows) if isinstance(key, FileKey) else lambda row: key(int(rows[row])),
             files=tuple(self.files[row] for row in rows) if self.files else (),
             groups=tuple(self.groups[row] for row in rows) if self.groups else (),
         )

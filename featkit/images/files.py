@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from featkit.errors import DataError, DecodeError
-from featkit.images.base import SPLITS, ImageSet, KeyedLoad
+from featkit.images.base import SPLITS, FileKey, ImageSet, KeyedLoad
 from featkit.images.decode import decode_file, decode_file_with_key, file_key
 from featkit.images.intensity import IntensityRange
 from featkit.images.names import look_alike
@@ -83,7 +83,10 @@ def from_entries(
             lambda row: decode_file(path_of(row), intensity, warn_once),
             lambda row: decode_file_with_key(path_of(row), intensity, warn_once),
         ),
-        key=lambda row: file_key(path_of(row), intensity),
+        key=FileKey(
+            tuple("" if entry.problem else entry.path for entry in entries),
+            lambda row: file_key(path_of(row), intensity),
+        ),
         notes=tuple(notes),
         intensity="none" if intensity is None else str(intensity),
         files=tuple(entry.path for entry in entries),

@@ -19,6 +19,7 @@ from featkit.backbones.saved import (
 from featkit.embeddings import store
 from featkit.embeddings.base import Embeddings
 from featkit.embeddings.extract import Extractor, read_with_splits
+from featkit.embeddings.index import indexed
 from featkit.embeddings.pipeline import Compute
 from featkit.embeddings.plan import content_keys, plan_extraction
 from featkit.embeddings.request import NO_EARLIER, Request, resolve
@@ -191,7 +192,9 @@ def _load_file(given: Mapping[str, Any], path: Path, compute: Compute) -> Featur
     if not chosen:
         return FeatureSet(request, store.read(path), path, data, weights)
     images = request.load_images()
-    plan = plan_extraction(request, images, content_keys(images, compute), path.parent)
+    with indexed(images, path.parent, rehash=compute.rehash) as images:
+        keys = content_keys(images, compute)
+    plan = plan_extraction(request, images, keys, path.parent)
     store.check(path, plan.recipe)
     return FeatureSet(request, read_with_splits(path, images), path, data, weights)
 
