@@ -47,6 +47,7 @@ def later(monkeypatch):
     """Let the index be made an hour from now: the files were only just written."""
     now = time.time_ns
     monkeypatch.setattr("featkit.embeddings.index.time.time_ns", lambda: now() + 3600 * 10**9)
+    return now
 
 
 @pytest.fixture
@@ -117,8 +118,8 @@ def test_a_file_that_changed_is_read_again(change, pictures, cache, read_files):
     assert found == content_keys(images_from_files(pictures), Compute())
 
 
-def test_young_files_get_no_entry(pictures, cache, read_files, monkeypatch):
-    now = time.time_ns()
+def test_young_files_get_no_entry(pictures, cache, read_files, monkeypatch, later):
+    now = later()
     monkeypatch.setattr("featkit.embeddings.index.time.time_ns", lambda: now)
     keys_of(pictures, cache)  # they are an hour old, but their status has just changed
     assert not list(cache.iterdir())
