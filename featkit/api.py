@@ -180,6 +180,7 @@ _COMPUTE = {
     "batch_size": integer(1),
     "workers": integer(1),
     "compile": FLAG,
+    "rehash": FLAG,
     "on_error": text("skip"),
     "progress": FLAG,
 }
