@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -159,7 +159,7 @@ def _convolution(inputs: int, outputs: int, *, kernel: int, stride: int = 1) -> 
     return nn.Conv2d(inputs, outputs, kernel, stride, padding=kernel // 2, bias=False)
 
 
-def is_resnet(module: nn.Module) -> bool:
+def is_resnet(module: nn.Module) -> TypeGuard[ResNet]:
     """Return whether a module is a ResNet, also one of torchvision from a plug-in."""
     return isinstance(module, (ResNet, *_torchvision_types("ResNet")))
 
