@@ -253,8 +253,8 @@ def narrow(module: nn.Module, widths: Mapping[str, int]) -> None:
             setattr(block, f"bn{index}", nn.BatchNorm2d(width).train(block.training))
 
 
-def shortcut(block: BasicBlock | Bottleneck, x: Tensor) -> Tensor:
-    """Return the output of a block's skip connection, zero if it has none."""
+def shortcut(block: Any, x: Tensor) -> Tensor:
+    """Return the output of the skip connection of a ResNet block, zero if it has none."""
     if isinstance(block, tuple(_PLAIN.values())):
         return x.new_zeros(())
     added: Tensor = x if block.downsample is None else block.downsample(x)
