@@ -161,6 +161,8 @@ _IMAGES = {
     "split": text("70/15/15"),
     "limit": text("train=500,test=100"),
     "intensity_range": text("0:4095"),
+    "group": text("parent"),
+    "allow_group_leak": FLAG,
     "seed": SEED,
     "augment": text("basic"),
     "views": integer(1, 100),
@@ -379,6 +381,8 @@ def extract(
     split: str | None = None,
     limit: str | None = None,
     intensity_range: str | None = None,
+    group: str | None = None,
+    allow_group_leak: bool | None = None,
     seed: int = 0,
     augment: str | None = None,
     views: int = 4,
@@ -410,6 +414,10 @@ def extract(
         limit: stratified sample of splits, such as ``train=500,test=100``.
         intensity_range: values that become black and white in grey images of more than 8 bits,
             such as ``0:4095``.
+        group: images that no split separates, such as those of one patient: ``parent`` for the
+            folder of the image inside its class folder, a column of the CSV file, a regular
+            expression for the path, or ``none``; None for the column ``group``, if there is one.
+        allow_group_leak: whether the splits of the data may separate a group.
         seed: of the split, the sample and the augmentation.
         augment: ``basic``, ``light``, ``shift``, ``trivial``, ``auto`` or ``rand`` for augmented
             views of train images.
@@ -445,10 +453,10 @@ def extract(
     in_memory = isinstance(data, ImageSet)
     if isinstance(data, ImageSet):
         check_image_set(data)
-    if in_memory and any((split, limit, intensity_range, augment, perturb)):
+    if in_memory and any((split, limit, intensity_range, group, augment, perturb)):
         raise OptionsError(
-            "split, limit, intensity_range, augment and perturb do not apply to images in memory: "
-            "apply them before extraction"
+            "split, limit, intensity_range, group, augment and perturb do not apply to images in "
+            "memory: apply them before extraction"
         )
     if in_memory and cluster is not None:
         raise OptionsError("images in memory cannot be sent to a cluster: write them to files")
@@ -597,6 +605,8 @@ def fit(
     split: str | None = None,
     limit: str | None = None,
     intensity_range: str | None = None,
+    group: str | None = None,
+    allow_group_leak: bool | None = None,
     seed: int | None = None,
     augment: str | None = None,
     views: int | None = None,
@@ -635,7 +645,8 @@ def fit(
         subset: part of train to fit on, such as ``longtail:if=50`` or ``kshot:k=5``.
         reject: fraction of validation images whose confidence is too low to answer.
         strict: refuse data with test images that are copies or near copies of train or val images.
-        split, limit, intensity_range, seed, augment, views, perturb: images, as for ``extract``.
+        split, limit, intensity_range, group, allow_group_leak, seed, augment, views, perturb:
+            images, as for ``extract``.
         backbone, weights, layer, pool, resize, crop, precision: network, as for ``extract``.
         name: name of the run for tables and figures; None for a composed one.
         cache: folder of the embeddings cache, or one file in it.
@@ -1286,6 +1297,8 @@ def ablate(
     split: str | None = None,
     limit: str | None = None,
     intensity_range: str | None = None,
+    group: str | None = None,
+    allow_group_leak: bool | None = None,
     seed: int | Sequence[int] | None = None,
     subset: Strings | None = None,
     augment: str | None = None,
@@ -1325,8 +1338,8 @@ def ablate(
             balance: one value or several, of which every combination is run. By default: the data
             of the newest cache file, else ``digits``; weights ``imagenet`` and ``random``;
             featkit's five heads (``all`` adds plug-ins).
-        split, limit, intensity_range, augment, views, pool, resize, crop, tune: the same in all
-            cells, as for ``fit``.
+        split, limit, intensity_range, group, allow_group_leak, augment, views, pool, resize, crop,
+            tune: the same in all cells, as for ``fit``.
         jobs: heads fitted in parallel; None for one per core.
         cluster: ``local:4``, ``tcp://host:8786`` or a scheduler file: extract features and fit
             heads on the workers of a Dask cluster; None for this machine.
@@ -1355,6 +1368,8 @@ def longtail(
     split: str | None = None,
     limit: str | None = None,
     intensity_range: str | None = None,
+    group: str | None = None,
+    allow_group_leak: bool | None = None,
     seed: int | Sequence[int] | None = None,
     subset: Strings | None = None,
     augment: str | None = None,
@@ -1391,9 +1406,10 @@ def longtail(
         factors: imbalance factors: largest class size over smallest; None for 10 and 50.
         subset: subsets of train in place of ``factors``, such as ``longtail:if=50,profile=step``.
         balance: corrections to compare; None for all.
-        split, limit, intensity_range, seed, augment, views, perturb, train_perturb, backbone,
-            weights, layer, pool, resize, crop, precision, head, jobs, cluster, cache, out, device,
-            batch_size, workers, compile, on_error, progress: as for ``ablate``.
+        split, limit, intensity_range, group, allow_group_leak, seed, augment, views, perturb,
+            train_perturb, backbone, weights, layer, pool, resize, crop, precision, head, jobs,
+            cluster, cache, out, device, batch_size, workers, compile, on_error, progress: as for
+            ``ablate``.
     """
     options = locals()
     return run_study(longtail_grid(options), options)
@@ -1415,6 +1431,8 @@ def robustness(
     split: str | None = None,
     limit: str | None = None,
     intensity_range: str | None = None,
+    group: str | None = None,
+    allow_group_leak: bool | None = None,
     seed: int | Sequence[int] | None = None,
     subset: Strings | None = None,
     augment: str | None = None,
@@ -1451,10 +1469,10 @@ def robustness(
         level: severities ``mild``, ``medium``, ``strong``; none for all three.
         baseline: backbone whose errors are the unit of the mean corruption error; empty for the
             first.
-        split, limit, intensity_range, seed, subset, augment, views, train_perturb, backbone,
-            weights, layer, pool, resize, crop, precision, head, tune, balance, jobs, cluster,
-            cache, out, device, batch_size, workers, compile, on_error, progress: as for
-            ``ablate``.
+        split, limit, intensity_range, group, allow_group_leak, seed, subset, augment, views,
+            train_perturb, backbone, weights, layer, pool, resize, crop, precision, head, tune,
+            balance, jobs, cluster, cache, out, device, batch_size, workers, compile, on_error,
+            progress: as for ``ablate``.
     """
     options = locals()
     return run_study(robustness_grid(options), options, baseline)
@@ -1801,6 +1819,8 @@ def fewshot(
     split: str | None = None,
     limit: str | None = None,
     intensity_range: str | None = None,
+    group: str | None = None,
+    allow_group_leak: bool | None = None,
     seed: int | None = None,
     augment: str | None = None,
     views: int | None = None,
@@ -1835,9 +1855,9 @@ def fewshot(
         draws: random draws per point of the curve.
         out: folder in which results are written; None to write nothing.
         cluster: as for ``ablate``: heads are evaluated on the workers of a Dask cluster.
-        split, limit, intensity_range, seed, augment, views, perturb, backbone, weights, layer,
-            pool, resize, crop, precision, cache, device, batch_size, workers, compile, on_error,
-            progress: as for ``fit``.
+        split, limit, intensity_range, group, allow_group_leak, seed, augment, views, perturb,
+            backbone, weights, layer, pool, resize, crop, precision, cache, device, batch_size,
+            workers, compile, on_error, progress: as for ``fit``.
 
     Raises:
         SpecError: if a head or a number of images is not valid.
@@ -1916,6 +1936,8 @@ def audit(
     split: str | None = None,
     limit: str | None = None,
     intensity_range: str | None = None,
+    group: str | None = None,
+    allow_group_leak: bool | None = None,
     seed: int | None = None,
     augment: str | None = None,
     views: int | None = None,
@@ -1950,9 +1972,9 @@ def audit(
             a file ending in ``.csv`` in which the images are listed after decisions and accepted
             suggestions (``path,label,split,group``), as ``data`` for ``fit``; None to write
             nothing.
-        split, limit, intensity_range, seed, augment, views, perturb, backbone, weights, layer,
-            pool, resize, crop, precision, cache, device, batch_size, workers, compile, on_error,
-            progress: as for ``fit``.
+        split, limit, intensity_range, group, allow_group_leak, seed, augment, views, perturb,
+            backbone, weights, layer, pool, resize, crop, precision, cache, device, batch_size,
+            workers, compile, on_error, progress: as for ``fit``.
 
     Raises:
         DataError: if the backbone was trained on an image, there are fewer than two images, or a
@@ -2266,6 +2288,8 @@ def profile(
     split: str | None = None,
     limit: str | None = None,
     intensity_range: str | None = None,
+    group: str | None = None,
+    allow_group_leak: bool | None = None,
     seed: int | None = None,
     augment: str | None = None,
     views: int | None = None,
@@ -2292,8 +2316,9 @@ def profile(
         warm_up: untimed repeats before them.
         weights: of the networks that are given by name; None for ``imagenet``.
         out: folder in which tables and figure are written; None to write nothing.
-        split, limit, intensity_range, seed, augment, views, perturb, resize, crop, cache, device,
-            batch_size, workers, compile, on_error, progress: as for ``fit``.
+        split, limit, intensity_range, group, allow_group_leak, seed, augment, views, perturb,
+            resize, crop, cache, device, batch_size, workers, compile, on_error, progress: as for
+            ``fit``.
     """
     options = locals()
     from featkit.reports.figures import profile_figures
@@ -2345,6 +2370,8 @@ def finetune(
     split: str | None = None,
     limit: str | None = None,
     intensity_range: str | None = None,
+    group: str | None = None,
+    allow_group_leak: bool | None = None,
     seed: int | None = None,
     augment: str | None = None,
     views: int | None = None,
@@ -2387,7 +2414,8 @@ def finetune(
         epochs, batch_size, optimiser, lr, layer_decay, weight_decay, warmup, smoothing, mixup,
             cutmix, ema, clip, balance, norm, patience, precision, frozen_precision, augment, views:
             see ``featkit.training.config.TrainingConfig``, which has the defaults for None.
-        weights, resize, crop, split, limit, intensity_range, seed: as for ``extract``.
+        weights, resize, crop, split, limit, intensity_range, group, allow_group_leak, seed: as for
+            ``extract``.
         name: name of the network for tables and figures; None for a composed one.
         resume: resume from the last checkpoint of the same training.
         device, cache, progress: as for ``extract``.
@@ -2405,8 +2433,8 @@ def finetune(
     options = locals()
     compute = _training_compute(options)
     config = _training_config(options)
-    with _process_group(compute) as group:
-        return _train(config, compute, Path(out), resume, group, name=name or "")
+    with _process_group(compute) as processes:
+        return _train(config, compute, Path(out), resume, processes, name=name or "")
 
 
 @checked(
@@ -2432,6 +2460,8 @@ def compare_frameworks(
     limit: str | None = None,
     deep_limit: str | None = None,
     intensity_range: str | None = None,
+    group: str | None = None,
+    allow_group_leak: bool | None = None,
     seed: int | None = None,
     augment: str | None = None,
     views: int | None = None,
@@ -2461,8 +2491,8 @@ def compare_frameworks(
         deep_limit: subset for all modes but ``shallow``; None for ``limit``.
         images: test images on which outputs are compared.
         repeats: timed batches of 32.
-        weights, resize, crop, split, intensity_range, seed, augment, views, val, epochs,
-            batch_size, optimiser, lr: as for ``finetune``.
+        weights, resize, crop, split, intensity_range, group, allow_group_leak, seed, augment,
+            views, val, epochs, batch_size, optimiser, lr: as for ``finetune``.
         cache, out, progress: as for ``finetune``.
 
     Raises:
@@ -2490,8 +2520,8 @@ def compare_frameworks(
     )
 
     def train(planned: TrainingConfig) -> TrainedRun:
-        with _process_group(compute) as group:
-            run = _train(planned, compute, Path(out), True, group, name="")
+        with _process_group(compute) as processes:
+            run = _train(planned, compute, Path(out), True, processes, name="")
         assert run is not None, "only other processes of a group have no run"
         return run
 
@@ -2512,6 +2542,7 @@ def compare_frameworks(
 
 _FRAMEWORK_OPTIONS = (
     *("backbone", "weights", "resize", "crop", "split", "limit", "intensity_range", "seed"),
+    *("group", "allow_group_leak"),
     *("augment", "views", "val", "epochs", "batch_size", "optimiser", "lr"),
 )
 """Options of ``compare_frameworks`` that are those of both trainings."""
@@ -2678,6 +2709,8 @@ def distill(
     split: str | None = None,
     limit: str | None = None,
     intensity_range: str | None = None,
+    group: str | None = None,
+    allow_group_leak: bool | None = None,
     seed: int | None = None,
     augment: str | None = None,
     views: int | None = None,
@@ -2723,10 +2756,11 @@ def distill(
         alone: train the student without its teacher too, for comparison.
         name: name of the distilled student for tables and figures; the one trained alone gets
             "trained alone" added. None for composed names.
-        mode, unfreeze, weights, resize, crop, split, limit, intensity_range, seed, augment, views,
-            val, epochs, batch_size, optimiser, lr, layer_decay, weight_decay, warmup, smoothing,
-            mixup, cutmix, ema, clip, balance, norm, patience, precision, frozen_precision, resume,
-            device, cache, out, progress: as for ``finetune``.
+        mode, unfreeze, weights, resize, crop, split, limit, intensity_range, group,
+            allow_group_leak, seed, augment, views, val, epochs, batch_size, optimiser, lr,
+            layer_decay, weight_decay, warmup, smoothing, mixup, cutmix, ema, clip, balance, norm,
+            patience, precision, frozen_precision, resume, device, cache, out, progress: as for
+            ``finetune``.
 
     Returns:
         Reports, paired tests and the fraction of the gap that distillation closes; None in a
@@ -2845,6 +2879,8 @@ def prune(
     split: str | None = None,
     limit: str | None = None,
     intensity_range: str | None = None,
+    group: str | None = None,
+    allow_group_leak: bool | None = None,
     seed: int | None = None,
     augment: str | None = None,
     views: int | None = None,
@@ -2880,8 +2916,9 @@ def prune(
         head: head with which the network is evaluated after each step; None for no evaluation.
         name: name of the pruned network for tables and figures, to which the sparsity is added if
             there are several steps; None for a composed one.
-        data, split, limit, intensity_range, seed, augment, views, perturb, weights, resize, crop,
-            cache, device, batch_size, workers, compile, on_error, progress: as for ``fit``.
+        data, split, limit, intensity_range, group, allow_group_leak, seed, augment, views, perturb,
+            weights, resize, crop, cache, device, batch_size, workers, compile, on_error, progress:
+            as for ``fit``.
         out: folder for results.
 
     Returns:
@@ -3040,6 +3077,8 @@ def quantize(
     split: str | None = None,
     limit: str | None = None,
     intensity_range: str | None = None,
+    group: str | None = None,
+    allow_group_leak: bool | None = None,
     seed: int | None = None,
     augment: str | None = None,
     views: int | None = None,
@@ -3071,8 +3110,9 @@ def quantize(
         weight_bits: 7, or 8 for processors whose int8 sums do not saturate: ARM, and x86 with VNNI.
         bias_correct: correct biases for the mean error of weight rounding.
         name: name of the int8 network for tables and figures; None for a composed one.
-        data, split, limit, intensity_range, seed, augment, views, perturb, weights, layer, resize,
-            crop, device, batch_size, workers, compile, on_error, progress: as for ``fit``.
+        data, split, limit, intensity_range, group, allow_group_leak, seed, augment, views, perturb,
+            weights, layer, resize, crop, device, batch_size, workers, compile, on_error, progress:
+            as for ``fit``.
         out: folder for results.
 
     Raises:

@@ -250,7 +250,17 @@ def _numbers(value: Any) -> Any:
     return array
 
 
+def _names_or_numbers(value: Any) -> Any:
+    import numpy as np
+
+    array = np.asarray(value)
+    if array.dtype.kind not in "iuU" or array.ndim != 1:
+        raise TypeError
+    return array
+
+
 ARRAY = Kind("an array of numbers", _numbers)
+GROUPS = Kind("a sequence of texts or whole numbers", _names_or_numbers)
 FLAG = Kind("True or False", _flag)
 NAME = Kind(f"a name of 1 to {MAX_NAME} printable characters in one line", _name)
 PATH = Kind("a path as text or pathlib.Path", _path)

@@ -40,6 +40,12 @@ def visible(text: str) -> str:
     return "".join(parts)
 
 
+def first_names(names: Sequence[str], separator: str = ", ") -> str:
+    """Return the first three names, and an ellipsis if there are more."""
+    more = [*names[:3], "..."] if len(names) > 3 else names
+    return separator.join(more)
+
+
 class FeatkitError(Exception):
     """Base class of all errors that the user can fix.
 

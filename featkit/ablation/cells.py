@@ -128,6 +128,7 @@ def write_cell(folder: Path, name: str, run: Run, val_score: float | None) -> No
             "ids": predictions.ids,
             "y": predictions.y.tolist(),
             "predicted": predictions.predicted.tolist(),
+            **_groups_entry(predictions),
         },
         "val_score": val_score,
         "cost": dict(run.report.cost),
@@ -137,6 +138,11 @@ def write_cell(folder: Path, name: str, run: Run, val_score: float | None) -> No
     sealed = json.dumps({**content, "sha256": seal(content)}).encode()
     write_file(_cell_path(folder, name), gzip.compress(sealed, compresslevel=6, mtime=0))
     _log_path(folder, name).unlink(missing_ok=True)
+
+
+def _groups_entry(predictions: Predictions) -> dict[str, Any]:
+    """Return the groups of the test images for the cell's file; nothing without groups."""
+    return {} if predictions.groups is None else {"groups": predictions.groups.tolist()}
 
 
 def read_cell(folder: Path, name: str, values: Mapping[str, AxisValue]) -> CellResult | None:
@@ -221,6 +227,11 @@ def _parse_cell(content: Mapping[str, Any], values: Mapping[str, AxisValue]) -> 
         raise ValueError(f"{len(y)} predictions, but {report.n} test images")
     if not all(type(label) is int for label in (*y, *predicted)):
         raise ValueError("a label is not a whole number")
+    groups = None
+    if "groups" in stored:
+        groups = np.array(stored["groups"], np.str_)
+        if groups.shape != (report.n,):
+            raise ValueError(f"{groups.shape} groups, but {report.n} test images")
     return CellResult(
         values=values,
         status="ok",
@@ -229,7 +240,7 @@ def _parse_cell(content: Mapping[str, Any], values: Mapping[str, AxisValue]) -> 
         weights=str(content["weights"]),
         run=str(content["run"]),
         report=report,
-        predictions=Predictions(ids, np.array(y), np.array(predicted)),
+        predictions=Predictions(ids, np.array(y), np.array(predicted), groups=groups),
         val_score=None if content["val_score"] is None else float(content["val_score"]),
         seconds=float(cost["fit_seconds"]) + float(cost["predict_seconds"]),
     )

@@ -141,8 +141,10 @@ def cell_name(
     parts = [str(values["head"]), str(values["seed"]), _config_text(grid.fit_config(values))]
     for request in (features.clean, features.train_views, features.test):
         parts.append(extractor.plan(request).recipe.fingerprint if request else "none")
-    splits = extractor.plan(features.clean).images.splits.tolist()
-    return digest([*parts, *splits, RESULTS_VERSION, str(SCHEMA)])[:16]
+    images = extractor.plan(features.clean).images
+    groups = ["groups", *images.groups] if images.groups else []
+    splits = images.splits.tolist()
+    return digest([*parts, *groups, *splits, RESULTS_VERSION, str(SCHEMA)])[:16]
 
 
 def _config_text(config: FitConfig) -> str:

@@ -30,7 +30,7 @@ from featkit.ablation.plan import (
     plan_grid,
 )
 from featkit.ablation.worker import CellCondition, CellTask, run_task
-from featkit.embeddings.base import pack_splits
+from featkit.embeddings.base import pack_groups, pack_splits
 from featkit.embeddings.extract import Extractor
 from featkit.embeddings.pipeline import Compute
 from featkit.embeddings.shards import extract_missing
@@ -217,6 +217,7 @@ def _make_task(
         weights=plan.backbone.weights,
         clean=extractor.path(first.features.clean),
         splits=pack_splits(plan.images.splits),
+        groups=pack_groups(plan.images.groups),
         views=extractor.path(views) if views else None,
         conditions=tuple(conditions),
     )

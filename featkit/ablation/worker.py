@@ -14,7 +14,7 @@ from scipy.stats import norm
 from featkit.ablation.cells import CellResult, failed_cell, write_cell
 from featkit.ablation.grid import AxisValue
 from featkit.embeddings import store
-from featkit.embeddings.base import Embeddings, unpack_splits
+from featkit.embeddings.base import Embeddings, unpack_groups, unpack_splits
 from featkit.embeddings.request import Request
 from featkit.heads.base import single_threaded_blas
 from featkit.runs.features import FeatureSet
@@ -51,6 +51,7 @@ class CellTask:
         clean: cache file of all clean images.
         splits: split of each image of ``clean``, see ``pack_splits``: tasks may be sent to other
             machines and must be small.
+        groups: group of each image, as ``splits``, see ``pack_groups``; empty without groups.
         views: cache file of perturbed views of the train images, or None.
         conditions: one per cell.
     """
@@ -62,6 +63,7 @@ class CellTask:
     weights: str
     clean: Path
     splits: bytes
+    groups: bytes
     views: Path | None
     conditions: tuple[CellCondition, ...]
 
@@ -98,6 +100,8 @@ def _failure(task: CellTask, cell: CellCondition, error: Exception) -> CellResul
 def _load_features(task: CellTask) -> FeatureSet:
     embeddings, valid = _read(task.clean)
     embeddings = replace(embeddings, splits=unpack_splits(task.splits)[valid])
+    if task.groups:
+        embeddings = replace(embeddings, groups=unpack_groups(task.groups)[valid])
     if task.views:
         embeddings = embeddings.append(_read(task.views)[0])
     return FeatureSet(task.request, embeddings, task.clean, task.data, task.weights)

@@ -52,6 +52,8 @@ values are expanded.
         "split",
         "limit",
         "intensity_range",
+        "group",
+        "allow_group_leak",
         "seed",
         "subset",
         "augment",

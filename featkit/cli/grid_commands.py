@@ -19,6 +19,8 @@ from featkit.cli.options import (
     cluster_option,
     compute_options,
     crop_option,
+    group_leak_option,
+    group_option,
     integers,
     intensity_option,
     json_option,
@@ -156,6 +158,8 @@ _DEFAULTS = {
 }
 _FIXED = {
     "split": split_option,
+    "group": group_option,
+    "allow_group_leak": group_leak_option,
     "limit": limit_option,
     "intensity_range": intensity_option,
     "augment": augment_option,

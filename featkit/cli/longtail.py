@@ -46,6 +46,8 @@ adjusted for the number of gains.
     "split",
     "limit",
     "intensity_range",
+    "group",
+    "allow_group_leak",
     "seed",
     "subset",
     "augment",

@@ -96,7 +96,16 @@ class Option(click.Option):
 ADVANCED = frozenset(
     {
         # images
-        *("limit", "intensity_range", "augment", "views", "perturb", "train_perturb", "subset"),
+        *(
+            "limit",
+            "intensity_range",
+            "allow_group_leak",
+            "augment",
+            "views",
+            "perturb",
+            "train_perturb",
+            "subset",
+        ),
         # network and the loader of its images
         *("pool", "resize", "crop", "layer", "precision", "frozen_precision"),
         *("batch_size", "workers", "compile", "on_error", "jobs", "warm_up"),
@@ -312,7 +321,7 @@ def _data_option(default: str) -> Decorator:
         group="Data",
         metavar="SPEC",
         help="Data set: digits (from scikit-learn), a folder with one subfolder per class, a CSV "
-        "file (path,label[,split]), or a torchvision data set such as "
+        "file (path,label[,split,group]), or a torchvision data set such as "
         "cifar10:root=DIR,download=true.",
         show_default=default,
     )
@@ -344,6 +353,23 @@ intensity_option = option(
     "for 12 bits.",
     show_default="0:65535, or that of the file format",
 )
+group_option = option(
+    "--group",
+    group="Data",
+    metavar="parent|REGEX|COLUMN",
+    help="Keep the images of a group, such as a patient, on one side of every split, and compute "
+    "intervals over groups: parent: the folder inside the class folder; a column of the CSV file; "
+    "or a regular expression for the path, such as 'patient([0-9]+)'; none: ignore groups.",
+    show_default="column group of a CSV file",
+)
+group_leak_option = option(
+    "--allow-group-leak",
+    group="Data",
+    is_flag=True,
+    default=None,
+    help="Accept splits of the data set that separate a group; reports say so.",
+    show_default="refuse them",
+)
 seed_option = option(
     "--seed",
     group="Data",
@@ -367,7 +393,15 @@ perturb_option = option(
     show_default="none",
 )
 
-source_options = stack(data_option, split_option, limit_option, intensity_option, seed_option)
+source_options = stack(
+    data_option,
+    split_option,
+    group_option,
+    group_leak_option,
+    limit_option,
+    intensity_option,
+    seed_option,
+)
 """Options that select images."""
 
 augment_option = option(
@@ -393,6 +427,8 @@ def data_options_with_default(default: str) -> Decorator:
     return stack(
         _data_option(default),
         split_option,
+        group_option,
+        group_leak_option,
         limit_option,
         intensity_option,
         seed_option,

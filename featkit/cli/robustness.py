@@ -50,6 +50,8 @@ copy of each train image is added to train.
     "split",
     "limit",
     "intensity_range",
+    "group",
+    "allow_group_leak",
     "seed",
     "subset",
     "augment",

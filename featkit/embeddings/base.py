@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from featkit.embeddings.recipe import Recipe
+from featkit.images.augment import original_id
 from featkit.images.base import SPLITS
 from featkit.registry import check_names
 from featkit.storage import digest
@@ -26,6 +29,16 @@ def unpack_splits(packed: bytes) -> NDArray[np.str_]:
     return found
 
 
+def pack_groups(groups: Sequence[str]) -> bytes:
+    """Return the groups of images as a few bytes; none for no groups."""
+    return zlib.compress(json.dumps(list(groups)).encode()) if groups else b""
+
+
+def unpack_groups(packed: bytes) -> NDArray[np.str_]:
+    """Return the groups ``(n,)`` from ``pack_groups``."""
+    return np.array(json.loads(zlib.decompress(packed)), np.str_)
+
+
 @dataclass(frozen=True)
 class Embeddings:
     """Features of n images, one row each, with their labels and splits.
@@ -37,6 +50,8 @@ class Embeddings:
         classes: class names; a subset need not contain every class.
         splits: ``(n,)`` text, ``train``, ``val`` or ``test``.
         recipe: what decided ``x``.
+        groups: ``(n,)`` text, group of each image, such as its patient; None if the images count as
+            independent. Groups are those of the source and not kept in the cache.
     """
 
     x: NDArray[np.float32]
@@ -45,6 +60,7 @@ class Embeddings:
     classes: tuple[str, ...]
     splits: NDArray[np.str_]
     recipe: Recipe
+    groups: NDArray[np.str_] | None = None
 
     def __len__(self) -> int:
         return len(self.y)
@@ -57,6 +73,7 @@ class Embeddings:
             y=self.y[rows],
             ids=tuple(self.ids[row] for row in rows),
             splits=self.splits[rows],
+            groups=None if self.groups is None else self.groups[rows],
         )
 
     def part(self, split: str) -> Embeddings:
@@ -71,6 +88,8 @@ class Embeddings:
     def replace_test(self, test: Embeddings) -> Embeddings:
         """Return the train and val images of these embeddings with the test images of others."""
         kept = self.take(np.flatnonzero(self.splits != "test"))
+        if self.groups is not None and test.groups is None:
+            test = replace(test, groups=self._groups_of(test))
         return kept.append(test)
 
     def append(self, other: Embeddings) -> Embeddings:
@@ -79,6 +98,9 @@ class Embeddings:
         The recipe is that of the unperturbed images, with the digests of both and the perturbation.
         """
         images = digest([self.recipe.fingerprint, other.recipe.fingerprint])
+        groups = None
+        if self.groups is not None:
+            groups = np.concatenate([self.groups, self._groups_of(other)])
         return Embeddings(
             x=np.concatenate([self.x, other.x]),
             y=np.concatenate([self.y, other.y]),
@@ -86,4 +108,14 @@ class Embeddings:
             classes=self.classes,
             splits=np.concatenate([self.splits, other.splits]),
             recipe=replace(self.recipe, images=images, perturb=other.recipe.perturb),
+            groups=groups,
         )
+
+    def _groups_of(self, other: Embeddings) -> NDArray[np.str_]:
+        """Return the groups of perturbed images, which are those of their originals."""
+        if other.groups is not None:
+            return other.groups
+        group_of = {}
+        for name, group in zip(self.ids, np.asarray(self.groups).tolist(), strict=True):
+            group_of[original_id(name)] = group
+        return np.array([group_of[original_id(name)] for name in other.ids], np.str_)

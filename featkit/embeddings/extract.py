@@ -101,11 +101,13 @@ def extract_embeddings(
 
 
 def read_with_splits(path: Path, images: ImageSet) -> Embeddings:
-    """Read a cache file with the splits of ``images``: one file serves every seed of a split."""
+    """Read a cache file with splits and groups of ``images``: one file serves every split."""
     embeddings = store.read(path)
-    split_of = dict(zip(images.ids, images.splits.tolist(), strict=True))
-    splits = np.array([split_of[name] for name in embeddings.ids], dtype=np.str_)
-    return replace(embeddings, splits=splits)
+    row_of = {name: row for row, name in enumerate(images.ids)}
+    rows = np.array([row_of[name] for name in embeddings.ids], np.int64)
+    splits = images.splits[rows].astype(np.str_)
+    groups = np.array(images.groups, np.str_)[rows] if images.groups else None
+    return replace(embeddings, splits=splits, groups=groups)
 
 
 def run_extractions(

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from featkit.arguments import MAX_SEED, integer, text
+from featkit.arguments import FLAG, MAX_SEED, integer, text
 from featkit.backbones import load_backbone
 from featkit.backbones.base import Backbone
 from featkit.backbones.devices import INT8, resolve_precision
@@ -39,6 +39,8 @@ _KINDS = {
     "views": integer(0),
     "perturb": text("fog:level=strong"),
     "part": text("test"),
+    "group": text("parent"),
+    "allow_group_leak": FLAG,
 }
 """Kinds of the fields; those that are missing are text, such as their default."""
 
@@ -67,6 +69,9 @@ class Request:
         perturb: perturbation of the test images, such as ``gaussian_noise:level=strong``, or None.
         part: ``test`` or ``train`` for the perturbed images of that split alone, see
             ``perturb_split``; None for all images.
+        group: how images are grouped, such as ``parent``, see ``load_images``; None for the groups
+            of the source.
+        allow_group_leak: True to accept splits of the source that separate a group, or None.
         store: ``float32`` or ``float16``, ``gzip`` or ``zstd``, or one of each, see
             ``StorageLayout``.
 
@@ -91,6 +96,8 @@ class Request:
     perturb: str | None = field(default=None, metadata=_VARIANT)
     part: str | None = field(default=None, metadata=_VARIANT)
     store: str = "float32"
+    group: str | None = field(default=None, metadata=_SOURCE)
+    allow_group_leak: bool | None = field(default=None, metadata=_SOURCE)
 
     def __post_init__(self) -> None:
         for name in ("resize", "crop"):  # TOML has sizes as integers
@@ -113,8 +120,15 @@ class Request:
         return cls(**{name: values[name] for name in known if name in values})
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the fields as JSON values; paths become absolute."""
-        return {name: _absolute(name, value) for name, value in asdict(self).items()}
+        """Return the fields as JSON values; paths become absolute.
+
+        Groups are left out where none were requested, as in earlier versions.
+        """
+        values = {name: _absolute(name, value) for name, value in asdict(self).items()}
+        for name in ("group", "allow_group_leak"):
+            if values[name] is None:
+                del values[name]
+        return values
 
     @property
     def absolute(self) -> Request:
@@ -178,6 +192,8 @@ class Request:
             seed=self.seed,
             limit=self.limit,
             intensity_range=self.intensity_range,
+            group=self.group,
+            allow_group_leak=self.allow_group_leak,
         )
         return self.apply(images)
 

@@ -14,7 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featkit.errors import DataError
-from featkit.evaluation.intervals import Interval, wilson
+from featkit.evaluation.clusters import Clusters, proportion_interval
+from featkit.evaluation.intervals import Interval
 from featkit.evaluation.metrics import Labels, Scores, own_columns
 
 BINS = 15
@@ -82,13 +83,25 @@ def _true_class_scores(scores: Scores, y: Labels, columns: Labels) -> NDArray[np
 
 
 def reliability_bins(
-    scores: Scores, y: Labels, columns: Labels, *, bins: int = BINS
+    scores: Scores,
+    y: Labels,
+    columns: Labels,
+    *,
+    bins: int = BINS,
+    clusters: Clusters | None = None,
 ) -> tuple[ReliabilityBin, ...]:
     """Return at most ``bins`` bins of equal size by ascending confidence, as far as ties allow.
 
     Confidence is the highest score of a row. Images of the same confidence are in the same bin,
     that of their median rank: KNN heads give most images confidence 1, and the result must not
     depend on the order of the images.
+
+    Args:
+        scores: ``(n, m)`` probabilities.
+        y: ``(n,)`` true classes.
+        columns: ``(m,)`` the class of each column.
+        bins: largest number of bins.
+        clusters: groups of the images, for the intervals; None for independent images.
     """
     best = scores.argmax(axis=1)
     levels, level_of, counts = np.unique(
@@ -97,14 +110,14 @@ def reliability_bins(
     middle = np.cumsum(counts) - (counts + 1) / 2
     bin_of = (bins * middle / len(y)).astype(np.int64)[level_of]
     confidence, correct = levels[level_of], columns[best] == y
-    return tuple(
-        _bin(confidence[bin_of == each], correct[bin_of == each]) for each in np.unique(bin_of)
-    )
-
-
-def _bin(confidence: NDArray[np.float64], correct: NDArray[np.bool_]) -> ReliabilityBin:
-    count, hits = len(correct), int(correct.sum())
-    return ReliabilityBin(fsum(confidence) / count, hits / count, count, wilson(hits, count))
+    found = []
+    for each in np.unique(bin_of):
+        own = bin_of == each
+        own_clusters = None if clusters is None else clusters.take(own)
+        count, hits = int(own.sum()), int(correct[own].sum())
+        interval = proportion_interval(correct[own], own_clusters)
+        found.append(ReliabilityBin(fsum(confidence[own]) / count, hits / count, count, interval))
+    return tuple(found)
 
 
 def calibration_error(bins: Sequence[ReliabilityBin]) -> float:

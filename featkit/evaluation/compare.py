@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featkit.errors import DataError
+from featkit.evaluation.clusters import Clusters, clustered_difference
 from featkit.evaluation.intervals import Interval, paired_interval
 from featkit.evaluation.predictions import Predictions
 
@@ -27,10 +28,14 @@ class PairedComparison:
         n: number of test images.
         only_a, only_b: number of images that one of the two alone predicts correctly.
         difference: top-1 of ``a`` minus top-1 of ``b``, a fraction.
-        interval95: its 95 % score interval, see ``intervals.paired_interval``.
-        p: p-value of McNemar's test, see ``mcnemar``.
+        interval95: its 95 % score interval, see ``intervals.paired_interval``; with groups
+            ``clusters.clustered_difference``.
+        p: p-value of McNemar's test, see ``mcnemar``; with groups that of exchanging the two
+            classifiers in whole groups, see ``clusters.sign_flip_p``.
         p_holm: p-value after Holm correction for the number of pairs, see ``holm``.
         comparisons: number of pairs that ``p_holm`` is corrected for.
+        groups: number of groups of the test images, which interval and test resample; None if the
+            images count as independent.
     """
 
     a: str
@@ -43,6 +48,7 @@ class PairedComparison:
     p: float
     p_holm: float
     comparisons: int = 1
+    groups: int | None = None
 
     @property
     def significant(self) -> bool:
@@ -64,7 +70,10 @@ class PairedComparison:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields and the sentence as values that JSON can hold."""
-        return {**asdict(self), "interval95": list(self.interval95), "sentence": self.sentence}
+        values = {**asdict(self), "interval95": list(self.interval95), "sentence": self.sentence}
+        if self.groups is None:
+            del values["groups"]
+        return values
 
 
 def format_comparison(
@@ -142,7 +151,8 @@ def compare(
     names = list(combinations(runs, 2))
     if reference is not None:
         names = [(reference, name) for name in runs if name != reference]
-    pairs = [_compare_pair(a, b, correct[a], correct[b]) for a, b in names]
+    clusters = tables[first].clusters
+    pairs = [_compare_pair(a, b, correct[a], correct[b], clusters) for a, b in names]
     corrected = holm([pair.p for pair in pairs])
     return tuple(
         replace(pair, p_holm=p, comparisons=len(pairs))
@@ -168,6 +178,14 @@ class _SortedPredictions:
             )
         self.name, self.y = name, y[order]
         self.correct: NDArray[np.bool_] = y[order] == predicted[order]
+        self.groups: NDArray[np.str_] | None = None
+        if run.groups is not None:
+            self.groups = np.asarray(run.groups, np.str_)[order]
+
+    @property
+    def clusters(self) -> Clusters | None:
+        """The groups of the sorted images."""
+        return Clusters.of(self.groups, len(self.ids))
 
     def correct_like(self, other: _SortedPredictions) -> NDArray[np.bool_]:
         """Return whether each prediction is correct, ``(n,)``.
@@ -188,17 +206,44 @@ class _SortedPredictions:
                 f"runs {other.name} and {self.name} have different true classes for {relabelled} "
                 f"of {len(self.ids)} images: compare runs with the same labels"
             )
+        grouped = [run.name for run in (other, self) if run.groups is not None]
+        if grouped and not _same_groups(self.groups, other.groups):
+            raise DataError(
+                f"runs {other.name} and {self.name} have different groups of test images: repeat "
+                "one of them with the --group of the other"
+            )
         return self.correct
 
 
+def _same_groups(a: NDArray[np.str_] | None, b: NDArray[np.str_] | None) -> bool:
+    return a is not None and b is not None and np.array_equal(a, b)
+
+
 def _compare_pair(
-    a: str, b: str, correct_a: NDArray[np.bool_], correct_b: NDArray[np.bool_]
+    a: str,
+    b: str,
+    correct_a: NDArray[np.bool_],
+    correct_b: NDArray[np.bool_],
+    clusters: Clusters | None,
 ) -> PairedComparison:
     n = len(correct_a)
     only_a, only_b = int(np.sum(correct_a & ~correct_b)), int(np.sum(correct_b & ~correct_a))
-    p = mcnemar(only_a, only_b)
-    interval = paired_interval(only_a, only_b, n)
-    return PairedComparison(a, b, n, only_a, only_b, (only_a - only_b) / n, interval, p, p_holm=p)
+    if clusters is None:
+        interval, p = paired_interval(only_a, only_b, n), mcnemar(only_a, only_b)
+    else:
+        interval, p = clustered_difference(correct_a, correct_b, clusters)
+    return PairedComparison(
+        a,
+        b,
+        n,
+        only_a,
+        only_b,
+        (only_a - only_b) / n,
+        interval,
+        p,
+        p_holm=p,
+        groups=None if clusters is None else clusters.count,
+    )
 
 
 def mcnemar(only_a: int, only_b: int) -> float:

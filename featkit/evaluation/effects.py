@@ -21,6 +21,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import t
 
+from featkit.errors import DataError
+from featkit.evaluation.clusters import Clusters, clustered_difference
 from featkit.evaluation.compare import LEVEL, format_comparison, holm, mcnemar
 from featkit.evaluation.intervals import Interval, paired_interval
 from featkit.evaluation.predictions import Predictions
@@ -49,6 +51,8 @@ class CellScores:
             ``n / (classes * images of its class)``.
         strata: ``(n,)`` numbers of the strata, within which the metric is a mean: the true classes
             for balanced accuracy, 0 for top-1. The same class has the same number in every cell.
+        units: ``(n,)`` numbers of the groups of the images, which are the sampled units in place of
+            the images; the same number is the same group in every cell. None without groups.
     """
 
     place: Mapping[str, Hashable]
@@ -56,6 +60,7 @@ class CellScores:
     scores: _Floats
     weights: _Floats
     strata: NDArray[np.int64]
+    units: NDArray[np.int64] | None = None
 
     def errors(self) -> CellScores:
         """Return the same cell with the error rate in place of top-1 accuracy."""
@@ -161,6 +166,7 @@ def score_cells(
     """
     numbers: dict[Hashable, int] = {}
     classes: dict[Hashable, int] = {}
+    group_numbers: dict[Hashable, int] = {}
     scored = []
     for place, predictions in cells:
         y, data = np.asarray(predictions.y), place.get("data")
@@ -175,8 +181,14 @@ def score_cells(
             strata = np.array(found, np.int64)[codes]
         order = np.argsort(images)
         scores = np.where(predictions.correct, weights, 0.0)
+        units = None
+        if predictions.groups is not None:
+            named = ((data, group) for group in predictions.groups.tolist())
+            units = np.array(
+                [group_numbers.setdefault(name, len(group_numbers)) for name in named], np.int64
+            )[order]
         scored.append(
-            CellScores(place, images[order], scores[order], weights[order], strata[order])
+            CellScores(place, images[order], scores[order], weights[order], strata[order], units)
         )
     return scored
 
@@ -256,7 +268,12 @@ def _effect(
     mean = _MeanEstimate.of(differences, cells_a)
     if len(matched) == 1 and np.all(cells_a[0].weights == 1):
         only_a, only_b = int(np.sum(differences[0] > 0)), int(np.sum(differences[0] < 0))
-        interval, p = paired_interval(only_a, only_b, mean.n), mcnemar(only_a, only_b)
+        clusters = Clusters.of(cells_a[0].units, mean.n)
+        if clusters is None:
+            interval, p = paired_interval(only_a, only_b, mean.n), mcnemar(only_a, only_b)
+        else:
+            correct_a, correct_b = (cell.scores > 0 for cell in matched[0])
+            interval, p = clustered_difference(correct_a, correct_b, clusters)
     else:
         interval, p = mean.with_images(2, total=0.0, squares=1.0)
     return Effect(axis, a, b, len(matched), mean.seeds, mean.n, mean.value, interval, p, p_holm=p)
@@ -385,6 +402,8 @@ class _MeanEstimate:
             interaction with the seeds explain; 0 with one seed.
         estimated_variance: the part of the variance that is estimated from few seeds, for the
             degrees of freedom: that over seeds with half of the interaction.
+        groups: number of groups of images, which then take the place of images in all variances;
+            None without groups.
     """
 
     value: float
@@ -394,6 +413,7 @@ class _MeanEstimate:
     image_variance: float
     seed_variance: float
     estimated_variance: float
+    groups: int | None = None
 
     @classmethod
     def of(cls, rows: Sequence[_Floats], cells: Sequence[CellScores]) -> _MeanEstimate:
@@ -407,7 +427,8 @@ class _MeanEstimate:
         means = np.array([row.mean() for row in rows])
         seed_count = int(seeds.max()) + 1
 
-        images = np.unique(np.concatenate([cell.images for cell in cells]), return_inverse=True)[1]
+        n = len(np.unique(np.concatenate([cell.images for cell in cells])))
+        images = np.unique(np.concatenate(_sampled_units(cells)), return_inverse=True)[1]
         shares = np.concatenate([cell.weights / (len(rows) * len(cell.images)) for cell in cells])
         weights = np.bincount(images, shares).astype(np.float64)
         image_variance, contributions = _variance_over_images(rows, cells, images, weights)
@@ -440,7 +461,8 @@ class _MeanEstimate:
         return cls(
             value=float(means.mean()),
             seeds=seed_count,
-            n=len(weights),
+            n=n,
+            groups=len(weights) if cells[0].units is not None else None,
             effective=1 / float(np.sum(weights**2)),
             image_variance=image_variance,
             seed_variance=seed_variance,
@@ -467,6 +489,8 @@ class _MeanEstimate:
         freedom = inf
         if self.estimated_variance:
             freedom = (self.seeds - 1) * (variance / self.estimated_variance) ** 2
+        if self.groups is not None:
+            freedom = min(freedom, max(1, self.groups - 1))
         half = float(t.ppf(0.975, freedom)) * sqrt(variance)
         p = float(2 * t.sf(abs(centre) / sqrt(variance), freedom))
         return (centre - half, centre + half), p
@@ -490,12 +514,14 @@ def _variance_over_images(
     Args:
         rows: one ``(n,)`` array of values for each cell.
         cells: the cells.
-        images: number of the image of each value of all rows, 0..m-1.
-        weights: ``(m,)`` weight of each image in the mean; they sum to 1.
+        images: number of the image, or of its group, of each value of all rows, 0..m-1. Groups are
+            not divided into strata, since one may have images of several.
+        weights: ``(m,)`` weight of each image or group in the mean; they sum to 1.
 
     Returns:
         The variance, and the contribution of each value of all rows to the deviation of the mean.
     """
+    grouped = cells[0].units is not None
     strata = np.unique(np.concatenate([cell.strata for cell in cells]), return_inverse=True)[1]
     sizes = [len(row) for row in rows]
     count = int(strata.max()) + 1
@@ -513,22 +539,41 @@ def _variance_over_images(
     per_image = np.bincount(images, contributions)
 
     stratum_of = np.zeros(len(weights), np.int64)
-    stratum_of[images] = strata
+    if not grouped:  # a group may have images of several classes
+        stratum_of[images] = strata
     n = np.bincount(stratum_of)
     squares = np.bincount(stratum_of, per_image**2).astype(np.float64)
     weight_squares = np.bincount(stratum_of, weights**2)
     stratum_weights = pair_weights.reshape(len(rows), count).sum(axis=0)
-    means = pair_sums.reshape(len(rows), count).sum(axis=0) / stratum_weights
+    stratum_sums = pair_sums.reshape(len(rows), count).sum(axis=0)
+    if grouped:
+        stratum_weights, stratum_sums = stratum_weights.sum(), stratum_sums.sum(keepdims=True)
+    means = stratum_sums / stratum_weights
     prior_mean = means.mean()
     prior_variance = float(np.mean(squares / weight_squares) + means.var())
     own_share = n / (n + _PRIOR_IMAGES)
     smoothing = (1 - own_share) * (prior_variance + own_share * (means - prior_mean) ** 2)
-    if count > 1:
+    if count > 1 or grouped:
         # The mean of a few images is closer to them than the true mean. For a single stratum the
         # images that ``average`` and ``effects`` add take the place of this factor.
         squares = squares * n / np.maximum(n - 1, 1)
     variance = float(np.sum(own_share * squares + weight_squares * smoothing))
     return variance, contributions
+
+
+def _sampled_units(cells: Sequence[CellScores]) -> list[NDArray[np.int64]]:
+    """Return the numbers of the groups of each cell's images, or of the images without groups.
+
+    Raises:
+        DataError: if only some cells have groups.
+    """
+    grouped = [cell.units for cell in cells if cell.units is not None]
+    if grouped and len(grouped) < len(cells):
+        raise DataError(
+            "some of these results have groups of test images and some have none: repeat them "
+            "with the same --group"
+        )
+    return grouped or [cell.images for cell in cells]
 
 
 def _codes(values: Sequence[Hashable]) -> NDArray[np.int64]:

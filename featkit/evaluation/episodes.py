@@ -72,6 +72,7 @@ def run_episodes(
     episodes: int = 1000,
     seed: int = 0,
     progress: Callable[[int], object] | None = None,
+    groups: NDArray[Any] | None = None,
 ) -> EpisodeResults:
     """Evaluate a head on random few-shot episodes.
 
@@ -90,6 +91,8 @@ def run_episodes(
         episodes: number of episodes, two or more.
         seed: of the sampling.
         progress: called with the number of finished episodes.
+        groups: ``(n,)`` group of each image, such as its patient: no group has support and query
+            images in the same episode. None if the images are independent.
 
     Raises:
         SpecError: if the head is unknown.
@@ -105,7 +108,10 @@ def run_episodes(
             "at least 2 episodes, 2 ways, 1 shot and 1 query"
         )
     evaluate = _batched(x, head) if isinstance(head, str) else _one_by_one(x, y, head)
-    sampled = _sample_episodes(y, (way, shot + query), episodes, seed)
+    if groups is None:
+        sampled = _sample_episodes(y, (way, shot + query), episodes, seed)
+    else:
+        sampled = _sample_grouped_episodes(y, groups, (way, shot, query), episodes, seed)
     accuracies = []
     # The matrix products are small: with several BLAS threads they are several times slower.
     with threadpool_limits(1, user_api="blas"):
@@ -134,6 +140,66 @@ def _sample_episodes(y: Labels, shape: tuple[int, int], episodes: int, seed: int
         for index, label in enumerate(rng.choice(len(enough), way, replace=False)):
             sampled[episode, index] = rng.choice(enough[label], images, replace=False)
     return sampled
+
+
+def _sample_grouped_episodes(
+    y: Labels, groups: NDArray[Any], shape: tuple[int, int, int], episodes: int, seed: int
+) -> Rows:
+    """Return row numbers ``(episodes, way, shot + query)`` whose supports share no group.
+
+    In each episode every group is at random on the side of the support or of the queries, for all
+    classes. Classes without enough images on both sides are left out of the episode.
+
+    Raises:
+        DataError: if 100 random divisions have fewer than ``way`` classes.
+    """
+    way, shot, query = shape
+    _, codes = np.unique(groups, return_inverse=True)
+    members = [np.flatnonzero(y == label) for label in np.unique(y)]
+    rng = np.random.default_rng(seed)
+    sampled = np.empty((episodes, way, shot + query), np.int64)
+    for episode in range(episodes):
+        for _ in range(_MOST_DRAWS):
+            sides = _random_sides(codes, members, shot, query, rng)
+            if len(sides) >= way:
+                break
+        else:
+            raise DataError(
+                f"{way} ways need {way} classes with {shot} support and {query} query images in "
+                f"different groups, but a random division of the {codes.max() + 1} groups has "
+                f"{len(sides)}: use fewer ways, shots or queries"
+            )
+        for index, chosen in enumerate(rng.choice(len(sides), way, replace=False)):
+            support, queries = sides[chosen]
+            sampled[episode, index, :shot] = rng.choice(support, shot, replace=False)
+            sampled[episode, index, shot:] = rng.choice(queries, query, replace=False)
+    return sampled
+
+
+_MOST_DRAWS = 100
+"""Random divisions of the groups that are tried for an episode."""
+
+
+def _random_sides(
+    groups: Rows, members: list[Rows], shot: int, query: int, rng: np.random.Generator
+) -> list[tuple[Rows, Rows]]:
+    """Return support and query candidates, of different groups, of each class with enough of both.
+
+    Args:
+        groups: ``(n,)`` numbers of the groups.
+        members: rows of each class.
+        shot: number of support images.
+        query: number of query images.
+        rng: source of the random division.
+    """
+    for_support = rng.random(int(groups.max()) + 1) < rng.uniform(0.2, 0.8)
+    sides = []
+    for rows in members:
+        chosen = for_support[groups[rows]]
+        support, queries = rows[chosen], rows[~chosen]
+        if len(support) >= shot and len(queries) >= query:
+            sides.append((support, queries))
+    return sides
 
 
 def _one_by_one(x: Features, y: Labels, fit_predict: FitPredict) -> EpisodeEvaluator:

@@ -20,12 +20,15 @@ class Predictions:
         predicted: ``(n,)`` predicted classes, of the same kind.
         confidence: ``(n,)`` probability of the predicted class after temperature scaling; None
             where it is unknown.
+        groups: ``(n,)`` group of each image, such as its patient; None if the images count as
+            independent.
     """
 
     ids: Sequence[str]
     y: NDArray[Any]
     predicted: NDArray[Any]
     confidence: NDArray[np.float64] | None = None
+    groups: NDArray[np.str_] | None = None
 
     @property
     def correct(self) -> NDArray[np.bool_]:

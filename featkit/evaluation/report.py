@@ -25,6 +25,8 @@ class ClassMetrics:
         n: number of test images of the class.
         precision: None for a class that was never predicted.
         recall, f1: None for a class without test images.
+        recall_interval95: interval of ``recall`` over groups of images; None without groups, where
+            it is the Wilson interval of ``recall * n`` of ``n`` images.
     """
 
     name: str
@@ -32,6 +34,7 @@ class ClassMetrics:
     precision: float | None
     recall: float | None
     f1: float | None
+    recall_interval95: Interval | None = None
 
 
 @dataclass(frozen=True)
@@ -119,7 +122,8 @@ class Report:
         top1, top5: top-1 and top-5 accuracy; ``top5`` is None for five classes or fewer.
         balanced_accuracy: mean recall over the classes that the test set contains.
         macro_f1: mean F1 over the same classes.
-        interval95: Wilson score interval of ``top1``.
+        interval95: interval of ``top1``: Wilson's score interval; with groups at the effective
+            number of images, see ``clusters.proportion_interval``.
         balanced_interval95: interval of ``balanced_accuracy``, see ``intervals.balanced_interval``.
         per_class: metrics of each class.
         confusion: ``(k, k)`` counts, true class by row, predicted class by column.
@@ -133,6 +137,8 @@ class Report:
         nll_calibrated, ece_calibrated, reliability_calibrated: the same after temperature scaling,
             which changes no other number.
         rejection: coverage and selective accuracy at a confidence threshold, if requested.
+        test_groups: number of groups of the test images, such as patients, which all intervals
+            resample in place of images; None if the images count as independent.
         without_copies: accuracy without test images that are copies of training images; None if
             there are none or they were not searched.
         warnings: for the reader, such as a head that did not converge.
@@ -160,6 +166,7 @@ class Report:
     ece_calibrated: float | None = None
     reliability_calibrated: tuple[ReliabilityBin, ...] = ()
     rejection: Rejection | None = None
+    test_groups: int | None = None
     without_copies: AccuracyWithout | None = None
     warnings: tuple[str, ...] = ()
     provenance: Mapping[str, Any] = field(default_factory=dict)
@@ -175,11 +182,9 @@ class Report:
 
     def to_dict(self) -> dict[str, Any]:
         """Return all fields except for ``cost`` as values that JSON can hold."""
-        return {
-            item.name: _to_json_value(getattr(self, item.name))
-            for item in fields(self)
-            if item.name != "cost"
-        }
+        values: dict[str, Any] = _to_json_value(self)
+        del values["cost"]
+        return values
 
     def to_json(self) -> str:
         """Return ``to_dict()`` as indented JSON."""
@@ -240,6 +245,10 @@ _DATACLASS_FIELDS: Mapping[str, type] = {
 }
 
 
+_ONLY_WITH_GROUPS = ("test_groups", "recall_interval95")
+"""Fields that are written only if the test images have groups."""
+
+
 def _from_json_value(kind: type, values: Any) -> Any:
     """Return the dataclass instance, or the tuple of instances, that JSON values describe."""
     if isinstance(values, list):
@@ -256,7 +265,9 @@ def _to_json_value(value: Any) -> Any:
     Infinite values, NaN and unknown types become strings.
     """
     if is_dataclass(value) and not isinstance(value, type):
-        return _to_json_value(vars(value))
+        values = vars(value)
+        absent = [name for name in _ONLY_WITH_GROUPS if values.get(name, ()) is None]
+        return _to_json_value({name: values[name] for name in values if name not in absent})
     if isinstance(value, Mapping):
         return {str(key): _to_json_value(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -289,6 +300,8 @@ def summary(report: Report) -> str:
         parts.append(f"at temperature {report.temperature.value:.3g} {calibrated}")
     parts.append(f"n = {report.n}")
     text = ", ".join(parts)
+    if report.test_groups is not None:
+        text += f" images of {report.test_groups} groups, which the intervals resample"
     without = report.without_copies
     if without is None:
         return text

@@ -10,7 +10,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from featkit.arguments import ARRAY, SEED, checked, instance, mapping, one_of, sequence, text
+from featkit.arguments import (
+    ARRAY,
+    GROUPS,
+    SEED,
+    checked,
+    instance,
+    mapping,
+    one_of,
+    sequence,
+    text,
+)
 from featkit.errors import DataError, SpecError
 from featkit.evaluation import metrics
 from featkit.evaluation.calibration import (
@@ -21,7 +31,12 @@ from featkit.evaluation.calibration import (
     nll,
     reliability_bins,
 )
-from featkit.evaluation.intervals import balanced_interval, wilson
+from featkit.evaluation.clusters import (
+    Clusters,
+    clustered_balanced_interval,
+    proportion_interval,
+)
+from featkit.evaluation.intervals import Interval, balanced_interval
 from featkit.evaluation.report import (
     AccuracyWithout,
     ClassMetrics,
@@ -52,6 +67,7 @@ _MAX_CONFUSED_PAIRS = 10
     provenance=mapping(),
     cost=mapping(),
     seed=SEED,
+    groups=GROUPS,
 )
 def evaluate(
     scores: ArrayLike,
@@ -65,6 +81,7 @@ def evaluate(
     provenance: Mapping[str, Any] | None = None,
     cost: Mapping[str, float] | None = None,
     seed: int = 0,
+    groups: ArrayLike | None = None,
 ) -> Report:
     """Evaluate scores against the true classes.
 
@@ -81,32 +98,71 @@ def evaluate(
         provenance: recipe, head, seed and versions.
         cost: seconds and megabytes.
         seed: of the bootstrap of ``balanced_interval95``.
+        groups: ``(n,)`` group of each image, such as its patient, which the intervals resample in
+            place of single images; None if the images are independent.
 
     Raises:
         DataError: if there is no row, shapes do not match, a label or column is not a class, a
             score is NaN, or a temperature is given for scores that are not probabilities.
     """
     table, truth, named = _validated(scores, y, len(classes), columns)
-    counts = metrics.confusion_matrix(truth, metrics.predict(table, named), len(classes))
-    hits, totals = np.diag(counts), counts.sum(axis=1)
-    correct, n = int(hits.sum()), len(truth)
+    predicted = metrics.predict(table, named)
+    counts = metrics.confusion_matrix(truth, predicted, len(classes))
+    totals = counts.sum(axis=1)
+    correct, n = predicted == truth, len(truth)
+    clusters = Clusters.of(groups, n)
     return Report(
         n=n,
-        top1=correct / n,
+        top1=int(correct.sum()) / n,
         top5=metrics.top_k(table, truth, named, 5) if len(classes) > 5 else None,
         balanced_accuracy=metrics.balanced_accuracy(counts),
         macro_f1=metrics.macro_f1(counts),
-        interval95=wilson(correct, n),
-        balanced_interval95=balanced_interval(hits, totals, seed=seed),
-        per_class=_class_metrics(classes, totals, metrics.per_class(counts)),
+        interval95=proportion_interval(correct, clusters),
+        balanced_interval95=_balanced_interval(counts, correct, truth, clusters, seed),
+        per_class=_class_metrics(
+            classes, totals, metrics.per_class(counts), _recall_intervals(correct, truth, clusters)
+        ),
         confusion=counts,
         confused=_confused_pairs(counts, list(map(str, classes))),
-        groups=None if train_counts is None else group_accuracies(hits, totals, train_counts),
-        **_calibration_metrics(table, truth, named, temperature),
+        groups=(
+            None
+            if train_counts is None
+            else group_accuracies(correct, truth, len(classes), train_counts, clusters)
+        ),
+        test_groups=None if clusters is None else clusters.count,
+        **_calibration_metrics(table, truth, named, temperature, clusters),
         warnings=tuple(warnings),
         provenance=dict(provenance or {}),
         cost=dict(cost or {}),
     )
+
+
+def _balanced_interval(
+    counts: metrics.Labels,
+    correct: NDArray[np.bool_],
+    y: metrics.Labels,
+    clusters: Clusters | None,
+    seed: int,
+) -> Interval:
+    if clusters is None:
+        return balanced_interval(np.diag(counts), counts.sum(axis=1), seed=seed)
+    return clustered_balanced_interval(correct, y, clusters, seed=seed)
+
+
+def _recall_intervals(
+    correct: NDArray[np.bool_], y: metrics.Labels, clusters: Clusters | None
+) -> dict[int, Interval]:
+    """Return the interval of the recall of each class that has test images, over their groups.
+
+    Without groups it follows from the counts, so nothing is returned.
+    """
+    if clusters is None:
+        return {}
+    intervals = {}
+    for label in np.unique(y).tolist():
+        own = y == label
+        intervals[label] = proportion_interval(correct[own], clusters.take(own))
+    return intervals
 
 
 def _calibration_metrics(
@@ -114,6 +170,7 @@ def _calibration_metrics(
     y: metrics.Labels,
     columns: metrics.Labels,
     temperature: Temperature | None,
+    clusters: Clusters | None,
 ) -> dict[str, Any]:
     """Return the fields of a report that need probabilities; none without probabilities."""
     if not are_probabilities(scores):
@@ -123,7 +180,7 @@ def _calibration_metrics(
                 "1"
             )
         return {}
-    bins = reliability_bins(scores, y, columns)
+    bins = reliability_bins(scores, y, columns, clusters=clusters)
     uncalibrated = {
         "nll": nll(scores, y, columns),
         "ece": calibration_error(bins),
@@ -132,7 +189,7 @@ def _calibration_metrics(
     if temperature is None:
         return uncalibrated
     calibrated = apply_temperature(scores, temperature)
-    bins = reliability_bins(calibrated, y, columns)
+    bins = reliability_bins(calibrated, y, columns, clusters=clusters)
     return uncalibrated | {
         "temperature": temperature,
         "nll_calibrated": nll(calibrated, y, columns),
@@ -191,20 +248,25 @@ def _check_classes(truth: NDArray[Any], named: NDArray[Any], k: int) -> None:
 
 
 def _class_metrics(
-    classes: Sequence[str], totals: metrics.Labels, values: metrics.PerClass
+    classes: Sequence[str],
+    totals: metrics.Labels,
+    values: metrics.PerClass,
+    recall_intervals: Mapping[int, Interval],
 ) -> tuple[ClassMetrics, ...]:
-    rows = []
+    rows: list[ClassMetrics] = []
     for name, n, *numbers in zip(map(str, classes), totals.tolist(), *values, strict=True):
-        rows.append(
-            ClassMetrics(
-                name, n, *(None if math.isnan(number) else float(number) for number in numbers)
-            )
-        )
+        precision, recall, f1 = (None if math.isnan(each) else float(each) for each in numbers)
+        interval = recall_intervals.get(len(rows))
+        rows.append(ClassMetrics(name, n, precision, recall, f1, interval))
     return tuple(rows)
 
 
 def group_accuracies(
-    hits: NDArray[np.int64], totals: NDArray[np.int64], train_counts: ArrayLike
+    correct: NDArray[np.bool_],
+    y: NDArray[np.int64],
+    k: int,
+    train_counts: ArrayLike,
+    clusters: Clusters | None = None,
 ) -> tuple[GroupAccuracy, ...] | None:
     """Return the accuracy on many-, medium- and few-shot classes.
 
@@ -215,10 +277,12 @@ def group_accuracies(
     classes of, say, 98 and 102 images.
 
     Args:
-        hits: ``(k,)`` number of correct predictions in each class.
-        totals: ``(k,)`` number of test images of each class.
+        correct: ``(n,)`` whether each prediction is correct.
+        y: ``(n,)`` true classes.
+        k: number of classes.
         train_counts: ``(k,)`` number of training images of each class; classes without any are
             few-shot classes.
+        clusters: groups of the images, for the intervals; None for independent images.
 
     Returns:
         One row for each group that has test images.
@@ -230,10 +294,10 @@ def group_accuracies(
         5.
     """
     counts = np.asarray(train_counts)
-    if counts.shape != hits.shape or counts.dtype.kind not in "iu" or counts.min() < 0:
+    if counts.shape != (k,) or counts.dtype.kind not in "iu" or counts.min() < 0:
         raise DataError(
             f"train_counts {counts.shape} of {counts.dtype}: give the number of training images of "
-            f"each of the {len(hits)} classes"
+            f"each of the {k} classes"
         )
     groups = {
         "many": counts > MANY,
@@ -245,27 +309,31 @@ def group_accuracies(
         return None
     rows = []
     for name, members in groups.items():
-        tested = members & (totals > 0)
-        if tested.any():
-            correct, n = int(hits[tested].sum()), int(totals[tested].sum())
-            rows.append(GroupAccuracy(name, int(tested.sum()), n, correct / n, wilson(correct, n)))
+        own = members[y]
+        if own.any():
+            tested, n, hits = len(np.unique(y[own])), int(own.sum()), int(correct[own].sum())
+            interval = proportion_interval(correct[own], clusters and clusters.take(own))
+            rows.append(GroupAccuracy(name, tested, n, hits / n, interval))
     return tuple(rows)
 
 
-def accuracy_without(correct: NDArray[np.bool_], copied: NDArray[np.bool_]) -> AccuracyWithout:
+def accuracy_without(
+    correct: NDArray[np.bool_], copied: NDArray[np.bool_], groups: ArrayLike | None = None
+) -> AccuracyWithout:
     """Return the top-1 accuracy on the test images that are not copies of training images.
 
     Args:
         correct: ``(n,)`` whether each test image is predicted correctly.
         copied: ``(n,)`` whether it is a copy.
+        groups: ``(n,)`` group of each image, as for ``evaluate``.
     """
-    kept = correct[~copied]
+    kept, clusters = correct[~copied], Clusters.of(groups, len(correct))
     hits, n = int(kept.sum()), len(kept)
     return AccuracyWithout(
         copies=int(copied.sum()),
         n=n,
         top1=hits / n if n else None,
-        interval95=wilson(hits, n) if n else None,
+        interval95=proportion_interval(kept, clusters and clusters.take(~copied)) if n else None,
     )
 
 
@@ -297,6 +365,7 @@ def reject(
     *,
     share: float,
     threshold: float,
+    groups: ArrayLike | None = None,
 ) -> Rejection:
     """Return coverage and selective accuracy on test images whose confidence reaches a threshold.
 
@@ -306,17 +375,20 @@ def reject(
         columns: ``(m,)`` the class of each column.
         share: fraction of validation images that the threshold rejects, for the result.
         threshold: from ``rejection_threshold``.
+        groups: ``(n,)`` group of each image, as for ``evaluate``.
     """
     accepted = scores.max(axis=1) >= threshold
-    predicted = metrics.predict(scores, columns)
-    answered = int(accepted.sum())
-    correct = int((predicted == y)[accepted].sum())
+    correct = metrics.predict(scores, columns) == y
+    clusters = Clusters.of(groups, len(y))
+    answered, interval = int(accepted.sum()), None
+    if answered:
+        interval = proportion_interval(correct[accepted], clusters and clusters.take(accepted))
     return Rejection(
         share=share,
         threshold=threshold,
         answered=answered,
         coverage=answered / len(y),
-        top1=correct / answered if answered else None,
-        interval95=wilson(correct, answered) if answered else None,
-        coverage_interval95=wilson(answered, len(y)),
+        top1=int(correct[accepted].sum()) / answered if answered else None,
+        interval95=interval,
+        coverage_interval95=proportion_interval(accepted, clusters),
     )

@@ -184,7 +184,9 @@ def list_image_files(root: Path) -> tuple[list[str], str]:
 # Classes and splits -------------------------------------------------------------------------------
 
 
-def images_from_folder(root: Path, intensity: IntensityRange | None = None) -> ImageSet:
+def images_from_folder(
+    root: Path, intensity: IntensityRange | None = None, *, nested_groups: bool = False
+) -> ImageSet:
     """Return the images of a folder with one subfolder for each class, sorted by id.
 
     The class folders are in ``root``, or in split folders in it such as ``train`` and ``test`` or
@@ -200,13 +202,15 @@ def images_from_folder(root: Path, intensity: IntensityRange | None = None) -> I
     Args:
         root: the folder.
         intensity: see ``featkit.images.decode.decode``.
+        nested_groups: whether the folders in the class folders are known to be groups of images,
+            so that the same names in several classes do not make it unclear which are the classes.
 
     Raises:
         DataError: if there are no class folders, if a class folder holds images that cannot be read
             and no others, or if it is not clear which folders are the classes.
     """
     top = Folder.read(root)
-    reader = _LayoutReader(root)
+    reader = _LayoutReader(root, nested_groups)
     entries = reader.read(top)
     check_labels(str(root), [entry.label for entry in entries])
     reader.notes += note_look_alikes(entry.id for entry in entries)
@@ -224,8 +228,9 @@ class _LayoutReader:
         outside: number of images outside the class folders, by description.
     """
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, nested_groups: bool) -> None:
         self.root = root
+        self.nested_groups = nested_groups
         self.notes: list[str] = []
         self.outside: Counter[str] = Counter()
 
@@ -347,11 +352,13 @@ class _LayoutReader:
         common = sum(counts[name] for name in shared)
         names = ", ".join(map(printable, list(held)[:_LISTED]))
         below = ", ".join(map(printable, shared[:_LISTED]))
-        if in_all and len(counts) > 1 and 2 * common >= counts.total():
+        unclear = in_all and len(counts) > 1 and 2 * common >= counts.total()
+        if unclear and not self.nested_groups:
             raise DataError(
                 f"{base.path}: it is not clear whether the classes are {names}, which hold no "
                 f"images themselves, or the folders of the same names in them ({below}): give one "
-                "of these folders alone, or list the images in a CSV file with path,label[,split]"
+                "of these folders alone, or list the images in a CSV file with path,label[,split]; "
+                "if they are groups of images, such as patients, use --group parent"
             )
         self.notes.append(f"all images are in subfolders of the class folders ({names})")
 

@@ -8,14 +8,23 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
-from featkit.arguments import SEED, checked, one_of, text
+from featkit.arguments import FLAG, SEED, checked, one_of, text
 from featkit.errors import DataError, SpecError
 from featkit.images import datasets
 from featkit.images.base import SPLITS, ImageSet
 from featkit.images.decode import array_key
 from featkit.images.files import UNSPLIT
 from featkit.images.folder import images_from_folder
+from featkit.images.groups import (
+    PARENT,
+    assign_groups,
+    check_classes,
+    check_groups,
+    group_split,
+    refuse_leak,
+)
 from featkit.images.intensity import IntensityRange
 from featkit.images.splits import (
     FRACTIONS,
@@ -27,7 +36,7 @@ from featkit.images.splits import (
     parse_split,
     stratified_split,
 )
-from featkit.images.table import images_from_csv
+from featkit.images.table import csv_columns, images_from_csv
 from featkit.registry import Registry, unknown
 from featkit.storage import user_path
 
@@ -52,6 +61,8 @@ defines no splits.
     seed=SEED,
     limit=text("train=500,test=100"),
     intensity_range=text("0:4095"),
+    group=text("parent"),
+    allow_group_leak=FLAG,
 )
 def load_images(
     spec: str | Path = "digits",
@@ -60,14 +71,16 @@ def load_images(
     seed: int = 0,
     limit: str | None = None,
     intensity_range: str | None = None,
+    group: str | None = None,
+    allow_group_leak: bool | None = None,
 ) -> ImageSet:
     """Return the images of a source, split into train, val and test. No image is decoded yet.
 
     Args:
         spec: a name with options (``digits``, ``cifar10:root=DIR``), a folder
-            ``root/[split/]<class>/*`` or a CSV file with columns ``path,label[,split]``. A folder
-            with the name of a source is written ``./name``. What was passed over is in ``notes``
-            and logged.
+            ``root/[split/]<class>/*`` or a CSV file with columns ``path,label[,split,group]``. A
+            folder with the name of a source is written ``./name``. What was passed over is in
+            ``notes`` and logged.
         split: fractions such as ``70/15/15`` for a new stratified split; ``val`` to test on the
             val images of a source without test images; None keeps the splits of the source, or
             makes 70/15/15 if it defines none.
@@ -75,17 +88,22 @@ def load_images(
         limit: ``train=5000,test=1000``: take a stratified sample of these splits.
         intensity_range: ``0:4095``, the values that become black and white in grey image files of
             more than 8 bits per pixel; None for the range of the file format.
+        group: groups of images that no split separates, such as patients: ``parent`` for the folder
+            of the image inside its class folder, the name of a column of the CSV file, a regular
+            expression for the id (see ``featkit.images.groups.assign_groups``), ``none`` to ignore
+            groups; None for those that the source defines.
+        allow_group_leak: whether splits of the source may separate the images of a group.
 
     Raises:
         SpecError: if an option, the split, the limit or the range is malformed, or the source has
             no image files to apply the range to.
-        DataError: if the images are not found, there are fewer than two classes, or train or test
-            is empty.
+        DataError: if the images are not found, there are fewer than two classes, train or test is
+            empty, only some images have a group, or the splits of the source separate a group.
     """
     fractions = None if split in (None, TEST_ON_VAL) else parse_split(str(split))
     limits = {} if limit is None else parse_limit(limit)
     intensity = None if intensity_range is None else IntensityRange.parse(intensity_range)
-    images = _open(str(spec), intensity)
+    images = _open(str(spec), intensity, group)
     for note in images.notes:
         _log.info("%s: %s", images.name, note, extra={"once": True})
     if split == TEST_ON_VAL:
@@ -95,11 +113,30 @@ def load_images(
         fractions = FRACTIONS
     if fractions is not None:
         images = _split(images, fractions, seed)
+        if images.groups:
+            _log.info("%s: %s", images.name, images.notes[-1], extra={"once": True})
+    elif images.groups and not allow_group_leak:
+        refuse_leak(images)
     check_splits(images)
     return _limit(images, limits, seed) if limits else images
 
 
-def _open(spec: str, intensity: IntensityRange | None) -> ImageSet:
+def _open(spec: str, intensity: IntensityRange | None, group: str | None) -> ImageSet:
+    """Return the images of a source with their groups."""
+    path = user_path(spec)
+    is_table = path.is_file() and path.suffix.lower() == ".csv"
+    column = group if group and is_table and group.lower() in csv_columns(path) else None
+    images = _open_source(spec, intensity, column, nested_groups=group == PARENT)
+    if group and not column:
+        images = assign_groups(images, group)
+    if images.groups:
+        check_groups(images)
+    return images
+
+
+def _open_source(
+    spec: str, intensity: IntensityRange | None, column: str | None, *, nested_groups: bool
+) -> ImageSet:
     name = spec.partition(":")[0].strip()
     if name in SOURCES.names():
         if intensity is not None:
@@ -111,9 +148,9 @@ def _open(spec: str, intensity: IntensityRange | None) -> ImageSet:
         return images
     path = user_path(spec)
     if spec and path.is_dir():
-        return images_from_folder(path, intensity)
+        return images_from_folder(path, intensity, nested_groups=nested_groups)
     if path.is_file() and path.suffix.lower() == ".csv":
-        return images_from_csv(path, intensity)
+        return images_from_csv(path, intensity, column)
     raise DataError(
         f"{spec!r} is neither a folder nor a CSV file: "
         f"{unknown('data source', name, SOURCES.names())}"
@@ -121,8 +158,28 @@ def _open(spec: str, intensity: IntensityRange | None) -> ImageSet:
 
 
 def _split(images: ImageSet, fractions: tuple[float, float, float], seed: int) -> ImageSet:
-    splits = stratified_split(images.labels, fractions, seed)
-    return replace(images, splits=splits, split=f"{format_split(fractions)}:seed={seed}")
+    rule = f"{format_split(fractions)}:seed={seed}"
+    if not images.groups:
+        splits = stratified_split(images.labels, fractions, seed)
+        return replace(images, splits=splits, split=rule)
+    check_classes(images, sum(fraction > 0 for fraction in fractions))
+    splits = group_split(images.labels, images.groups, fractions, seed)
+    return replace(
+        images,
+        splits=splits,
+        split=f"{rule},groups",
+        notes=(*images.notes, _shares(images, splits)),
+    )
+
+
+def _shares(images: ImageSet, splits: NDArray[np.str_]) -> str:
+    """Return the shares of a split that keeps groups together, which are those of whole groups."""
+    parts = []
+    for split in SPLITS:
+        own = splits == split
+        groups = {group for group, chosen in zip(images.groups, own, strict=True) if chosen}
+        parts.append(f"{split} {int(own.sum())} images of {len(groups)} groups")
+    return f"the split keeps groups together: {', '.join(parts)}"
 
 
 def _test_on_val(images: ImageSet) -> ImageSet:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path, PureWindowsPath
 
-from featkit.errors import DataError
+from featkit.errors import DataError, SpecError
 from featkit.images.base import ImageSet
 from featkit.images.files import ImageEntry, check_labels, from_entries, note_look_alikes
 from featkit.images.intensity import IntensityRange
@@ -20,33 +20,42 @@ _LIKE_SPLIT = ("fold", "partition", "phase", "set", "subset", "usage")
 """Columns that may hold splits under another name."""
 
 
-def images_from_csv(path: Path, intensity: IntensityRange | None = None) -> ImageSet:
+def images_from_csv(
+    path: Path, intensity: IntensityRange | None = None, group: str | None = None
+) -> ImageSet:
     """Return the images listed in a CSV file with columns ``path,label[,split,group]``.
 
-    Other columns are ignored, and so is the case of their names. Paths are relative to the CSV
-    file, which is UTF-8, with or without a byte order mark. A path that does not exist is looked
-    for with other spellings that look the same (Unicode NFC and NFD, invisible characters, spaces
-    at the ends) and with slashes in place of backslashes. Labels are in normal form, without the
-    apostrophe that ``with_apostrophe`` puts in front of formulas. Splits may have the usual names,
-    such as ``training``, ``dev`` or ``testing``.
+    Other columns are ignored, unless ``group`` names one, and so is the case of their names. Paths
+    are relative to the CSV file, which is UTF-8, with or without a byte order mark. A path that
+    does not exist is looked for with other spellings that look the same (Unicode NFC and NFD,
+    invisible characters, spaces at the ends) and with slashes in place of backslashes. Labels are
+    in normal form, without the apostrophe that ``with_apostrophe`` puts in front of formulas.
+    Splits may have the usual names, such as ``training``, ``dev`` or ``testing``.
 
     A file that is missing is an error when it is read, so that it can be skipped.
 
     Args:
         path: the CSV file.
         intensity: see ``featkit.images.decode.decode``.
+        group: name of the column that holds the groups; None for ``group``, if there is one.
 
     Raises:
-        DataError: if a column is missing or occurs twice, a file occurs twice, a split is unknown,
-            or all files are missing.
+        DataError: if a column is missing or occurs twice, only some images have a group, a file
+            occurs twice, a split is unknown, or all files are missing.
     """
-    lines, notes = _lines(path)
+    if group and group.lower() in _COLUMNS[:3]:
+        raise SpecError(
+            f"--group {group}: the column {group} of {path} holds something else than groups: name "
+            "the column with the patient, site, camera or the like"
+        )
+    lines, notes = _lines(path, group)
     if not lines:
         raise DataError(f"{path} lists no images: add a line for each image below the header")
     splits = {row["split"] for _, row in lines if "split" in row}
     finder = _FileFinder(path.parent)
     entries = [_entry(path, line, row, splits, finder) for line, row in lines]
     _check_duplicates(path, entries)
+    _check_groups(path, [line for line, _ in lines], entries, group)
     check_labels(str(path), [entry.label for entry in entries])
     notes += note_look_alikes(entry.id for entry in entries)
     if finder.respelled:
@@ -73,28 +82,62 @@ def _mark_missing(path: Path, entries: list[ImageEntry]) -> list[ImageEntry]:
     return [entry if entry.path else entry._replace(problem=problem) for entry in entries]
 
 
-def _lines(path: Path) -> tuple[list[tuple[int, dict[str, str]]], list[str]]:
+def csv_columns(path: Path) -> list[str]:
+    """Return the names of the columns of a CSV file, in normal form and lower case.
+
+    Raises:
+        DataError: if the file cannot be read.
+    """
+    found: list[str] = []
+
+    def columns(header: Sequence[str]) -> list[str]:
+        found.extend(normal_form(column).lower() for column in header)
+        return [f"{place}" for place in range(len(header))]
+
+    read_csv(path, columns)
+    return found
+
+
+def _check_groups(
+    path: Path, lines: Sequence[int], entries: Sequence[ImageEntry], group: str | None
+) -> None:
+    """Refuse a column of groups with empty cells; without ``group``, a wholly empty one is fine."""
+    empty = [line for line, entry in zip(lines, entries, strict=True) if not entry.group]
+    if not empty or (group is None and len(empty) == len(entries)):
+        return
+    raise DataError(
+        f"line {empty[0]} of {path} has no group in column {group or 'group'!r} ({len(empty)} of "
+        f"{len(entries)} lines have none): give each image a group, one of its own if it belongs "
+        "to no other image"
+    )
+
+
+def _lines(path: Path, group: str | None) -> tuple[list[tuple[int, dict[str, str]]], list[str]]:
     """Return number and values of each line, and notes."""
     notes: list[str] = []
 
     def columns(header: Sequence[str]) -> list[str]:
-        names, found = _columns(path, header)
+        names, found = _columns(path, header, group)
         notes.extend(found)
         return names
 
     return read_csv(path, columns), notes
 
 
-def _columns(path: Path, header: Sequence[str]) -> tuple[list[str], list[str]]:
+def _columns(path: Path, header: Sequence[str], group: str | None) -> tuple[list[str], list[str]]:
     """Return the names of the columns as they are used, and notes.
 
     Raises:
         DataError: if a column is missing or occurs twice.
     """
     columns = [normal_form(column) for column in header]
-    for name in _COLUMNS:
+    for name in (*_COLUMNS, *([group.lower()] if group else [])):
         _check_column(path, header, columns, name)
     lower = [column.lower() for column in columns]
+    if group:
+        # The column of the groups takes the place of one that is called so.
+        renamed = {"group": "other group", normal_form(group).lower(): "group"}
+        lower = [renamed.get(name, name) for name in lower]
     notes = []
     similar = [column for column in columns if column.lower() in _LIKE_SPLIT]
     if "split" not in lower and similar:
@@ -117,7 +160,7 @@ def _check_column(path: Path, header: Sequence[str], columns: Sequence[str], nam
     if not matching and name in _REQUIRED:
         found = ", ".join(columns) or "no columns"
         raise DataError(
-            f"{path} has no column {name!r}: expected path,label[,split], found {found}"
+            f"{path} has no column {name!r}: expected path,label[,split,group], found {found}"
         )
 
 

@@ -253,7 +253,9 @@ def _per_class(report: Report) -> Table:
         if metrics.recall is None:
             recall = TableCell("no test image", -1.0, "chart")
         else:
-            interval = wilson(round(metrics.recall * metrics.n), metrics.n)
+            interval = metrics.recall_interval95
+            if interval is None:
+                interval = wilson(round(metrics.recall * metrics.n), metrics.n)
             recall = interval_cell(metrics.recall, interval, (0.0, 1.0))
         rows.append(
             [

@@ -226,4 +226,7 @@ def _read_predictions(rows: Sequence[Mapping[str, str | None]]) -> Predictions:
         columns.append([safe_cell(value) for value in values])
     ids, y, predicted = columns
     confidence = np.array([float(row.get("confidence") or "nan") for row in rows])
-    return Predictions(ids, np.array(y), np.array(predicted), confidence)
+    groups = None
+    if rows and "group" in rows[0]:
+        groups = np.array([row["group"] or "" for row in rows], np.str_)
+    return Predictions(ids, np.array(y), np.array(predicted), confidence, groups)

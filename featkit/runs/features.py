@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from featkit.embeddings.pipeline import Compute
 from featkit.embeddings.plan import content_keys, plan_extraction
 from featkit.embeddings.request import NO_EARLIER, Request, resolve
 from featkit.embeddings.shards import RunTasks, extract_missing
-from featkit.errors import DataError
+from featkit.errors import DataError, first_names
 from featkit.evaluation.audit import near_copies
 from featkit.images.augment import is_augmented_view
 from featkit.runs.splits import refuse_infinite
@@ -84,27 +84,19 @@ class Copies:
         """Return a line about identical images, and one about near copies, if there are any."""
         lines = []
         if self.identical:
-            named = _first_names(self.identical)
+            named = first_names(self.identical)
             lines.append(
                 f"{len(self.identical)} of {self.n} test images are train or val images too "
                 f"({named}): see `featkit audit`"
             )
         if self.near:
             pairs = zip(self.near, self.originals, self.cosines, strict=True)
-            named = _first_names(
-                [f"{a} and {b}, cosine {value:.3f}" for a, b, value in pairs], "; "
-            )
+            named = first_names([f"{a} and {b}, cosine {value:.3f}" for a, b, value in pairs], "; ")
             lines.append(
                 f"{len(self.near)} of {self.n} test images have a near copy in train or val "
                 f"({named}): see `featkit audit`; the report has the accuracy without them"
             )
         return lines
-
-
-def _first_names(names: Sequence[str], separator: str = ", ") -> str:
-    """Return the first three names, and an ellipsis if there are more."""
-    more = [*names[:3], "..."] if len(names) > 3 else names
-    return separator.join(more)
 
 
 def load_features(
@@ -134,6 +126,7 @@ def load_features(
     request, newest = resolve(given, cache)
     request = request.for_device(compute.device)
     if newest and not _source_exists(request) and not request.perturb:
+        _refuse_lost_groups(request, newest)
         text = f"{request.data} not found: using the features in {newest} as they are"
         note(text)
         return replace(_load_file({}, newest, compute), notes=(text,))
@@ -160,10 +153,26 @@ def load_features(
     )
 
 
+def _refuse_lost_groups(request: Request, path: Path) -> None:
+    """Refuse to use a cache file without the groups of its images, which the source defines.
+
+    Raises:
+        DataError: if groups were requested, or the images had groups when they were extracted.
+    """
+    if request.group or store.describe(path).provenance.get("groups"):
+        raise DataError(
+            f"{request.data} not found, and it defines the groups of the images in {path}, without "
+            "which splits and intervals would be wrong: restore it, or use other features"
+        )
+
+
 def _choices(given: Mapping[str, Any], request: Request, newest: Path | None) -> list[str]:
     """Return one line that says which images and network are used, where they were not given."""
     if newest:
-        return [f"options taken from {newest}: data {request.data}, backbone {request.backbone}"]
+        groups = f", groups {request.group}" if request.group else ""
+        return [
+            f"options taken from {newest}: data {request.data}, backbone {request.backbone}{groups}"
+        ]
     chosen = []
     if given.get("data") is None:
         chosen.append(f"data {request.data} ({NO_EARLIER})")
@@ -189,8 +198,14 @@ def _load_file(given: Mapping[str, Any], path: Path, compute: Compute) -> Featur
         )
     request = replace(recorded, **chosen).for_device(compute.device)
     data, weights = entry.provenance["data"], entry.provenance["weights"]
-    if not chosen:
+    if not chosen and not entry.provenance.get("groups"):
         return FeatureSet(request, store.read(path), path, data, weights)
+    if not _source_exists(request):
+        _refuse_lost_groups(request, path)
+    if not chosen:
+        return FeatureSet(
+            request, read_with_splits(path, request.load_images()), path, data, weights
+        )
     images = request.load_images()
     with indexed(images, path.parent, rehash=compute.rehash) as images:
         keys = content_keys(images, compute)

@@ -29,6 +29,8 @@ from featkit.registry import Spec
 from featkit.runs.features import FeatureSet, refuse_seen
 from featkit.runs.splits import (
     DataSplits,
+    group_facts,
+    group_warnings,
     make_splits,
     refuse_infinite,
     train_counts,
@@ -103,21 +105,22 @@ class Run:
         return content
 
     def prediction_rows(self) -> list[dict[str, Any]]:
-        """Return one row per test image: id, true class, predicted class, confidence."""
+        """Return one row per test image: id, true and predicted class, confidence, group if any."""
         classes, found = self.source.embeddings.classes, self.predictions
         confidence = (
             np.full(len(found.ids), np.nan) if found.confidence is None else found.confidence
         )
         rows = []
         for row, image_id in enumerate(found.ids):
-            rows.append(
-                {
-                    "id": image_id,
-                    "true": classes[found.y[row]],
-                    "predicted": classes[found.predicted[row]],
-                    "confidence": float(confidence[row]),
-                }
-            )
+            values = {
+                "id": image_id,
+                "true": classes[found.y[row]],
+                "predicted": classes[found.predicted[row]],
+                "confidence": float(confidence[row]),
+            }
+            if found.groups is not None:
+                values["group"] = str(found.groups[row])
+            rows.append(values)
         return rows
 
     def to_frame(self) -> Any:
@@ -329,6 +332,7 @@ def evaluate_head(fitted: FittedHead, source: FeatureSet) -> Run:
             *getattr(head, "warnings_", ()),
             *untrained_class_warnings(test.classes, fitted.splits.test.y, final.y),
             *_constant_column_warnings(final),
+            *group_warnings(source.embeddings.groups, source.embeddings.splits),
         ],
         provenance=_provenance(fitted, source),
         fit_seconds=fitted.seconds,
@@ -337,12 +341,18 @@ def evaluate_head(fitted: FittedHead, source: FeatureSet) -> Run:
     if fitted.threshold is not None and fitted.config.reject is not None:
         columns = np.asarray(head.classes_)
         rejection = reject(
-            probabilities, test.y, columns, share=fitted.config.reject, threshold=fitted.threshold
+            probabilities,
+            test.y,
+            columns,
+            share=fitted.config.reject,
+            threshold=fitted.threshold,
+            groups=test.groups,
         )
         report = replace(report, rejection=rejection)
     if source.copies and source.copies.ids:
         copied = np.array([name in source.copies.ids for name in test.ids])
-        report = replace(report, without_copies=accuracy_without(predictions.correct, copied))
+        without = accuracy_without(predictions.correct, copied, test.groups)
+        report = replace(report, without_copies=without)
     return Run(
         id=_run_id(fitted, source),
         source=source,
@@ -399,10 +409,12 @@ def evaluate_classifier(
             "peak_memory_mb": peak_memory_mb(),
         },
         seed=seed,
+        groups=test.groups,
     )
     calibrated = apply_temperature(scores, temperature) if temperature else scores
     predicted = columns[scores.argmax(axis=1)]
-    predictions = Predictions(test.ids, test.y, predicted, calibrated.max(axis=1))
+    confidence = calibrated.max(axis=1)
+    predictions = Predictions(test.ids, test.y, predicted, confidence, test.groups)
     return report, predictions, calibrated
 
 
@@ -434,6 +446,8 @@ def _run_id(fitted: FittedHead, source: FeatureSet) -> str:
         str(config.reject),
     ]
     parts = [embeddings.recipe.fingerprint, *embeddings.splits.tolist(), *chosen, RESULTS_VERSION]
+    if embeddings.groups is not None:
+        parts += ["groups", *embeddings.groups.tolist()]
     return digest(parts)[:12]
 
 
@@ -458,6 +472,7 @@ def _provenance(fitted: FittedHead, source: FeatureSet) -> dict[str, Any]:
         "val": "own" if splits.own_val else f"{len(splits.val)} images of train",
         "val_balanced_accuracy": fitted.val_score,
         "val_top1": fitted.val_top1,
+        **group_facts(source.embeddings.groups, source.embeddings.splits),
         "versions": dict(_installed_versions()),
         **fitted.config.to_dict(),
     }

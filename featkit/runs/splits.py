@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,6 +12,8 @@ from numpy.typing import NDArray
 from featkit.embeddings.base import Embeddings
 from featkit.errors import DataError
 from featkit.images.augment import is_augmented_view, original_id
+from featkit.images.base import SPLITS
+from featkit.images.groups import hold_out_groups, leak_text
 from featkit.images.splits import stratified_split
 from featkit.images.subsets import parse_subset
 
@@ -106,6 +109,39 @@ def untrained_class_warnings(
     return [f"no training image of {', '.join(names)}: every test image of it is misclassified"]
 
 
+def group_warnings(groups: NDArray[np.str_] | None, splits: NDArray[np.str_]) -> list[str]:
+    """Return warnings on groups of images, such as patients, that make the accuracy doubtful.
+
+    Args:
+        groups: ``(n,)`` groups of all images; None or empty for none.
+        splits: ``(n,)`` their splits.
+    """
+    if groups is None or not len(groups):
+        return []
+    found = []
+    leak = leak_text(groups.tolist(), splits)
+    if leak:
+        found.append(
+            f"group leak: {leak}; --allow-group-leak accepted this, and the accuracy is likely too "
+            "high for images of new groups"
+        )
+    tested = np.unique(groups[splits == "test"])
+    if len(tested) == 1:
+        found.append(
+            f"all test images are of group {tested[0]}: they do not show how other groups differ, "
+            "so the intervals are 0 to 100 %"
+        )
+    return found
+
+
+def group_facts(groups: NDArray[np.str_] | None, splits: NDArray[np.str_]) -> dict[str, Any]:
+    """Return the number of groups of each split, and a leak, for the provenance of a report."""
+    if groups is None or not len(groups):
+        return {}
+    counts = {split: len(np.unique(groups[splits == split])) for split in SPLITS}
+    return {"groups": {**counts, "leak": leak_text(groups.tolist(), splits) or None}}
+
+
 def _take_subset(embeddings: Embeddings, subset: str, seed: int) -> Embeddings:
     """Return the embeddings without train images, and their views, outside the subset."""
     is_train = embeddings.splits == "train"
@@ -120,6 +156,8 @@ def _take_subset(embeddings: Embeddings, subset: str, seed: int) -> Embeddings:
 def _held_out_rows(train: Embeddings, seed: int) -> NDArray[np.bool_]:
     """Return which train rows ``(n,)`` are held out; every class keeps at least one image."""
     sources = [original_id(name) for name in train.ids]
+    if train.groups is not None:
+        return hold_out_groups(train.y, train.groups, VAL_SHARE, seed)
     _, first, image_of_row = np.unique(sources, return_index=True, return_inverse=True)
     order = np.argsort(
         first

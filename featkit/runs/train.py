@@ -31,7 +31,7 @@ from featkit.runs.directory import rename_run, save_run
 from featkit.runs.features import FeatureSet
 from featkit.runs.fit import PACKAGES, Run, evaluate_classifier
 from featkit.runs.predict import gathered
-from featkit.runs.splits import untrained_class_warnings
+from featkit.runs.splits import group_facts, group_warnings, untrained_class_warnings
 from featkit.storage import Content, LockHeldError, csv_text, locked, read_text
 from featkit.training.checkpoint import CHECKPOINT_FILE
 from featkit.training.finetune import TrainingResult, finetune
@@ -209,7 +209,10 @@ def evaluate_trained(result: TrainingResult, file: Path, compute: Compute, out: 
         test,
         temperature=_fit_temperature(head, _extract(prepared, file, "val", compute)),
         train_counts=counts,
-        warnings=untrained_class_warnings(images.classes, test.y, np.flatnonzero(counts)),
+        warnings=[
+            *untrained_class_warnings(images.classes, test.y, np.flatnonzero(counts)),
+            *group_warnings(np.array(images.groups, np.str_), images.splits),
+        ],
         provenance={
             "request": request.to_dict(),
             "fingerprint": prepared.fingerprint,
@@ -223,6 +226,7 @@ def evaluate_trained(result: TrainingResult, file: Path, compute: Compute, out: 
             "seed": config.seed,
             "n_train": len(train_labels),
             "n_val": int((images.splits == "val").sum()),
+            **group_facts(np.array(images.groups, np.str_), images.splits),
             "versions": {name: version(name) for name in PACKAGES},
         },
         fit_seconds=sum(epoch.seconds for epoch in result.history),
@@ -252,7 +256,8 @@ def _extract(prepared: PreparedTraining, file: Path, split: str, compute: Comput
     all_rows = frozenset(range(len(images)))
     _, x = gathered(embed(images, [(backbone, precision, all_rows)], compute))
     recipe = make_recipe(images, content_keys(images, compute), backbone, precision)
-    return Embeddings(x, images.labels, images.ids, images.classes, images.splits, recipe)
+    groups = np.array(images.groups, np.str_) if images.groups else None
+    return Embeddings(x, images.labels, images.ids, images.classes, images.splits, recipe, groups)
 
 
 def _fit_temperature(head: LinearHead, val: Embeddings) -> Temperature | None:

@@ -101,7 +101,10 @@ def make_teacher(
         RunError: if the run directory cannot be read.
     """
     student_request = replace(config.request, seed=config.seed)
-    fields = ("data", "split", "limit", "intensity_range", "seed")
+    fields = (
+        *("data", "split", "limit", "intensity_range", "seed"),
+        *("group", "allow_group_leak"),
+    )
     images = {name: getattr(student_request, name) for name in fields}
     if is_path(spec) and Path(spec, "card.json").exists():
         return _teacher_from_run(

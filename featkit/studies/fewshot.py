@@ -104,6 +104,7 @@ def episode_scores(
                 episodes=setting.episodes,
                 seed=setting.seed,
                 progress=progress,
+                groups=clean.groups,
             )
             yield FewShotScore(
                 head, shot, result.mean, result.interval95, setting.episodes, len(clean)
@@ -159,7 +160,9 @@ def learning_curve(
             cells = []
             for draw, subset in enumerate(subsets):
                 fitted = make_head(head, seed=seed).fit(subset.x, subset.y)
-                predictions = Predictions(test.ids, test.y, fitted.predict(test.x))
+                predictions = Predictions(
+                    test.ids, test.y, fitted.predict(test.x), groups=test.groups
+                )
                 cells.append(({SEED: draw}, predictions))
             mean = average(score_cells(cells))
             yield FewShotScore(head, shot, mean.value, mean.interval95, draws, len(test))
@@ -339,6 +342,8 @@ def save_embeddings(file: Path, embeddings: Embeddings) -> None:
         with path.open("wb") as stream:
             np.savez(stream, **arrays)
 
+    if embeddings.groups is not None:
+        arrays["groups"] = embeddings.groups
     write_file(file, write)
 
 
@@ -353,6 +358,7 @@ def load_embeddings(file: Path) -> Embeddings:
             classes=tuple(found["classes"].tolist()),
             splits=found["splits"],
             recipe=Recipe.from_json(str(found["recipe"])),
+            groups=found.get("groups", None),
         )
 
 

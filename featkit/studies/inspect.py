@@ -15,9 +15,10 @@ from featkit.embeddings.base import Embeddings
 from featkit.embeddings.pipeline import Compute
 from featkit.embeddings.recipe import Recipe
 from featkit.errors import DataError, FeatkitError
+from featkit.evaluation.clusters import Clusters, proportion_interval
 from featkit.evaluation.compare import PairedComparison, compare
 from featkit.evaluation.drift import Drift, drift
-from featkit.evaluation.intervals import Interval, wilson
+from featkit.evaluation.intervals import Interval
 from featkit.evaluation.neighbours import nearest_rows
 from featkit.evaluation.predictions import Predictions
 from featkit.evaluation.projection import Projection, project
@@ -384,15 +385,16 @@ def _compare_with_float(
     if len(after) < 2:
         notes.append(f"There is no comparison of {precision} with float32: no common test images.")
         return None
-    float_predictions = Predictions(before.ids, before.y, run.head.predict(before.x))
-    own_predictions = Predictions(after.ids, after.y, run.head.predict(after.x))
+    groups = after.groups
+    float_predictions = Predictions(before.ids, before.y, run.head.predict(before.x), groups=groups)
+    own_predictions = Predictions(after.ids, after.y, run.head.predict(after.x), groups=groups)
     (paired,) = compare({precision: own_predictions, "float32": float_predictions})
     hits = int(float_predictions.correct.sum())
     return FloatComparison(
         precision=precision,
         drift=drift(before.x, after.x),
         top1=hits / len(after),
-        interval95=wilson(hits, len(after)),
+        interval95=proportion_interval(float_predictions.correct, Clusters.of(groups, len(after))),
         paired=paired,
     )
 

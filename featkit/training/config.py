@@ -30,6 +30,8 @@ REQUEST_OPTIONS = (
     "split",
     "limit",
     "intensity_range",
+    "group",
+    "allow_group_leak",
     "seed",
     "backbone",
     "weights",

@@ -26,6 +26,7 @@ from featkit.embeddings.request import Request
 from featkit.embeddings.validation import images_digest, labels_digest
 from featkit.errors import DataError, SpecError
 from featkit.images.base import ImageSet
+from featkit.images.groups import hold_out_groups
 from featkit.images.splits import stratified_split
 from featkit.storage import digest
 from featkit.training.config import TrainingConfig
@@ -188,7 +189,11 @@ def split_validation(images: ImageSet, fraction: float, seed: int) -> ImageSet:
     elif not len(validation):
         rows = np.flatnonzero(splits == "train")
         parts = (1 - fraction, fraction, 0.0)
-        splits[rows] = stratified_split(images.labels[rows], parts, seed)
+        if images.groups:
+            groups = np.array(images.groups)[rows]
+            splits[rows[hold_out_groups(images.labels[rows], groups, fraction, seed)]] = "val"
+        else:
+            splits[rows] = stratified_split(images.labels[rows], parts, seed)
     classes = np.unique(images.labels[splits == "train"])
     if len(classes) < 2:
         count = int((splits == "train").sum())
