@@ -1883,7 +1883,10 @@ def fewshot(
         features = _load_features(options, executor)
         refuse_trained_on(features, "few-shot episodes")
         config = EpisodeConfig(way, query, episodes, features.request.seed)
-        embeddings = features.embeddings
+        embeddings, groups = features.embeddings, None
+        if embeddings.groups is not None:
+            groups = len(set(embeddings.groups.tolist()))
+            log.info(_EPISODE_GROUPS)
         if executor is None:
             scores, points = _fewshot_scores(embeddings, heads, shots, config, options)
         else:
@@ -1891,12 +1894,18 @@ def fewshot(
             scores, points = scores_elsewhere(
                 embeddings, plan, executor.run, folder, progress=progress
             )
-    text = to_json(config, embeddings.recipe.fingerprint, scores, points)
+    text = to_json(config, embeddings.recipe.fingerprint, scores, points, groups=groups)
     if out is not None:
         directory = Path(out) / features.data / f"fewshot-{digest([text])[:12]}"
         publish(directory, {"results.json": text, **fewshot_figures(points, features.data)})
         log.info("results: %s", directory)
     return FewShotResult(features.data, tuple(scores), tuple(points), text)
+
+
+_EPISODE_GROUPS = (
+    "groups: no group of images has support and query images in one episode; intervals of the "
+    "learning curve resample groups"
+)
 
 
 def _fewshot_scores(

@@ -57,8 +57,8 @@ class PairedComparison:
 
     @property
     def sentence(self) -> str:
-        """The comparison in one line, see ``format_comparison``."""
-        return format_comparison(
+        """The comparison in one line, see ``format_comparison``, with the number of groups."""
+        text = format_comparison(
             self.a,
             self.b,
             self.difference,
@@ -67,6 +67,9 @@ class PairedComparison:
             p_holm=self.p_holm,
             comparisons=self.comparisons,
         )
+        if self.groups is None:
+            return text
+        return f"{text}; interval and test over {self.groups} groups of images"
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields and the sentence as values that JSON can hold."""

@@ -142,6 +142,7 @@ class Average:
         cells: number of cells.
         seeds: number of seeds among them.
         n: number of distinct test images.
+        groups: number of their groups, which the interval resamples; None without groups.
     """
 
     value: float
@@ -149,6 +150,7 @@ class Average:
     cells: int
     seeds: int
     n: int
+    groups: int | None = None
 
 
 def score_cells(
@@ -312,7 +314,8 @@ def average(cells: Sequence[CellScores]) -> Average:
     design_effect = min(1.0, (mean.image_variance + one_image) / (single + one_image))
     (low, high), _ = mean.with_images(4, total=2.0, squares=1 + design_effect)
     value = min(1.0, mean.value)
-    return Average(value, (max(0.0, low), min(1.0, high)), len(cells), mean.seeds, mean.n)
+    interval = max(0.0, low), min(1.0, high)
+    return Average(value, interval, len(cells), mean.seeds, mean.n, mean.groups)
 
 
 def average_accuracies(hits: Sequence[int], totals: Sequence[int]) -> Average:
@@ -384,7 +387,8 @@ def mean_ratio(groups: Sequence[Sequence[tuple[CellScores, CellScores]]]) -> Ave
     # sum.
     (low, high), _ = linear.with_images(2, total=0.0, squares=squares / pairs)
     value = float(np.mean(ratios))
-    return Average(value, (value + low, value + high), pairs, linear.seeds, linear.n)
+    interval = value + low, value + high
+    return Average(value, interval, pairs, linear.seeds, linear.n, linear.groups)
 
 
 @dataclass(frozen=True)

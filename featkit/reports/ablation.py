@@ -46,6 +46,7 @@ from featkit.reports.wording import (
     duration_text,
     effect_sentence,
     estimate_text,
+    group_sentences,
     interval_text,
     lead_parts,
     metric_name,
@@ -193,7 +194,7 @@ def ablation_view(
         n_selection_tests=len(selection_tests),
         cells=_all_cells(findings),
         problems=_problems(findings),
-        methods=METHODS,
+        methods=[*METHODS, *group_sentences(findings)],
         commands=commands,
         versions=versions,
     )

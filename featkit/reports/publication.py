@@ -219,6 +219,9 @@ def _sizes(averages: Iterable[Average]) -> str:
     found = list(averages)
     counts = sorted({average.n for average in found})
     text = f"n = {counts[0]:,}" if len(counts) == 1 else f"n = {counts[0]:,} to {counts[-1]:,}"
+    groups = sorted({average.groups for average in found if average.groups is not None})
+    if groups:
+        text = f"{text} in {groups[0]:,} groups or more, which the intervals resample"
     seeds = max(average.seeds for average in found)
     return f"{text}, mean over {seeds} seeds" if seeds > 1 else text
 

@@ -219,9 +219,13 @@ def run_view(inspection: RunInspection) -> RunView:
 def headline(report: Report) -> str:
     """Return the accuracy with its interval in a sentence for people who know no statistics."""
     low, high = report.interval95
+    images, expected = "test images", "new images of the same kind"
+    if report.test_groups is not None:
+        images = f"test images of {report.test_groups:,} groups"
+        expected = "images of new groups of the same kind"
     text = (
-        f"Of {report.n:,} test images that the classifier had not seen, it named the right class "
-        f"for {100 * report.top1:.1f}%. On new images of the same kind, expect between "
+        f"Of {report.n:,} {images} that the classifier had not seen, it named the right class "
+        f"for {100 * report.top1:.1f}%. On {expected}, expect between "
         f"{100 * low:.1f} and {100 * high:.1f}% (95% confidence interval)."
     )
     without = report.without_copies

@@ -15,6 +15,7 @@ from featkit.reports.wording import (
     cell_counts,
     effect_sentence,
     estimate_text,
+    group_sentences,
     metric_name,
     p_text,
     selection_sentence,
@@ -64,6 +65,7 @@ def summary_markdown(findings: Findings, lead: Sequence[str], commands: Sequence
         "test and training set is compared with the others by paired tests, with Holm correction "
         "over all pairs of them. Nothing was selected on the test set. All cells and tests: "
         "report.html.",
+        *map(escape_markdown, group_sentences(findings)),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 

@@ -12,6 +12,7 @@ from featkit.evaluation.effects import METRICS, SEED, Average, Effect
 from featkit.evaluation.intervals import Interval
 from featkit.evaluation.report import Report
 from featkit.evaluation.standing import Standing
+from featkit.runs.splits import GROUP_LEAK
 
 METHODS = (
     "Each head was fitted on the features of the training and validation images and evaluated on "
@@ -195,3 +196,21 @@ def lead_parts(findings: Findings, wall_seconds: float | None) -> list[str]:
     if wall_seconds:
         parts.append(f"run time {duration_text(wall_seconds)}")
     return parts
+
+
+def group_sentences(findings: Findings) -> list[str]:
+    """Return how groups of test images, such as patients, were treated; nothing without groups."""
+    reports = [cell.report for cell in findings.cells if cell.report]
+    counts = sorted(report.test_groups for report in reports if report.test_groups is not None)
+    if not counts:
+        return []
+    number = f"{counts[0]}" if counts[0] == counts[-1] else f"{counts[0]} to {counts[-1]}"
+    sentences = [
+        f"The test images come in groups ({number} in a cell): no split separates a group unless a "
+        "leak is named here, and intervals and paired tests resample groups in place of images."
+    ]
+    leaks: dict[str, None] = {}
+    for report in reports:
+        named = [warning for warning in report.warnings if warning.startswith(GROUP_LEAK)]
+        leaks |= dict.fromkeys(named)
+    return [*sentences, *leaks]

@@ -58,9 +58,13 @@ class RunComparison:
 
     @property
     def note(self) -> str:
-        """Return how the runs differ in the images they were fitted on, or an empty text."""
+        """Return what a reader must know: different training images, groups of test images."""
         trained = ["training" in report.provenance for _, report in self.runs]
-        return UNEQUAL_DATA if any(trained) and not all(trained) else ""
+        notes = [UNEQUAL_DATA] if any(trained) and not all(trained) else []
+        groups = self.runs[0][1].test_groups
+        if groups is not None:
+            notes.append(f"Intervals and tests resample {groups} groups of test images.")
+        return " ".join(notes)
 
     def to_frame(self) -> Any:
         """Return a ``pandas.DataFrame`` with one row per run.

@@ -21,6 +21,10 @@ VAL_SHARE = 0.2
 """Fraction of train that is held out for validation if the data has no validation split."""
 
 
+GROUP_LEAK = "group leak"
+"""Start of the warning that a group has images in more than one split."""
+
+
 @dataclass(frozen=True)
 class DataSplits:
     """Embeddings of the splits of an experiment; ``fit``, ``val`` and ``test`` share no image.
@@ -122,8 +126,8 @@ def group_warnings(groups: NDArray[np.str_] | None, splits: NDArray[np.str_]) ->
     leak = leak_text(groups.tolist(), splits)
     if leak:
         found.append(
-            f"group leak: {leak}; --allow-group-leak accepted this, and the accuracy is likely too "
-            "high for images of new groups"
+            f"{GROUP_LEAK}: {leak}; --allow-group-leak accepted this, and the accuracy is likely "
+            "too high for images of new groups"
         )
     tested = np.unique(groups[splits == "test"])
     if len(tested) == 1:

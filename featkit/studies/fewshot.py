@@ -367,11 +367,14 @@ def to_json(
     fingerprint: str,
     episodes: Sequence[FewShotScore],
     curve: Sequence[FewShotScore],
+    *,
+    groups: int | None = None,
 ) -> str:
     """Return the content of ``results.json``."""
     values = {
         "setting": asdict(setting),
         "fingerprint": fingerprint,
+        **({} if groups is None else {"groups": groups}),
         "episodes": [asdict(score) for score in episodes],
         "curve": [asdict(score) for score in curve],
     }

@@ -78,14 +78,12 @@ def test_a_run_says_that_its_intervals_resample_groups(
     table: Path, cache: Path, tmp_path: Path
 ) -> None:
     """In the line of metrics, in its files, and in the comparison with another run."""
-    found = api.fit_heads(
-        ["linear", "knn"], **_fit_options(table, cache), out=tmp_path, reject=0.1
-    )
+    found = api.fit_heads(["linear", "knn"], **_fit_options(table, cache), out=tmp_path, reject=0.1)
     run = found.runs[0]
     groups = len(set(run.predictions.groups))
     assert run.report.test_groups == groups
     assert f"images of {groups} groups, which the intervals resample" in str(run.report)
-    assert run.report.provenance["groups"] == {"train": 11, "val": 2, "test": 2, "leak": None}
+    assert run.report.provenance["groups"] == {"train": 10, "val": 2, "test": 3, "leak": None}
     with (found.paths[0] / "predictions.csv").open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     assert {row["group"] for row in rows} == set(run.predictions.groups)
@@ -113,7 +111,7 @@ def test_an_allowed_leak_is_in_every_report(table: Path, cache: Path) -> None:
     rows = [f"{row},{('train', 'test')[place % 8 > 5]}" for place, row in enumerate(lines[1:])]
     leaky = table.with_name("leaky.csv")
     leaky.write_text("\n".join(["path,label,group,split", *rows]), encoding="utf-8")
-    with pytest.raises(DataError, match="15 of 15 groups .*--allow-group-leak"):
+    with pytest.raises(DataError, match=r"15 of 15 groups .*--allow-group-leak"):
         featkit.fit(leaky, cache=cache, **OPTIONS)
     run = featkit.fit(leaky, allow_group_leak=True, cache=cache, **OPTIONS)
     assert any("group leak: 15 of 15 groups" in line for line in run.report.warnings)
@@ -128,7 +126,7 @@ def test_groups_are_not_lost_with_their_source(table: Path, tmp_path: Path) -> N
     cache = tmp_path / "cache"
     featkit.extract(copied / "labels.csv", cache=cache, **OPTIONS)
     (file,) = cache.glob("*.h5")
-    assert featkit.fit(cache=file).report.test_groups == 2
+    assert featkit.fit(cache=file).report.test_groups == 3
     shutil.rmtree(copied)
     for place in (file, cache):
         with pytest.raises(DataError, match="not found, and it defines the groups"):
@@ -138,29 +136,34 @@ def test_groups_are_not_lost_with_their_source(table: Path, tmp_path: Path) -> N
 def test_grids_resample_groups_and_find_their_cells_again(
     table: Path, cache: Path, tmp_path: Path
 ) -> None:
-    """Cells with groups have other names than those without, and keep the groups."""
-    shared = {**OPTIONS, "cache": cache, "out": tmp_path, "jobs": 1}
-    shared |= {"head": ["linear", "knn"], "seed": [0, 1, 2]}
-    grouped = featkit.ablate(data=[table], **shared)
-    again = featkit.ablate(data=[table], **shared)
-    assert grouped.to_dict() == again.to_dict() if hasattr(grouped, "to_dict") else True
-    plain = featkit.ablate(data=[table], group="none", **shared)
-    assert all(cell.status == "ok" for cell in (*grouped.cells, *plain.cells))
+    """Cells with groups have other names than those without, and the reports say so."""
+    shared = {**OPTIONS, "cache": cache, "out": tmp_path, "head": ["linear", "knn"]}
+    grouped = featkit.ablate(data=[table], seed=[0, 1], **shared)
+    cells = len(list(tmp_path.rglob("*.json.gz")))
+    again = featkit.ablate(data=[table], seed=[0, 1], **shared)
+    assert len(list(tmp_path.rglob("*.json.gz"))) == cells == 4
+    assert grouped.findings.effects == again.findings.effects
     assert all(cell.predictions.groups is not None for cell in again.cells)
+    for name in ("summary.md", "report.html"):
+        (path,) = tmp_path.rglob(name)
+        assert "resample groups in place of images" in path.read_text(encoding="utf-8")
+    plain = featkit.ablate(data=[table], seed=[0, 1], group="none", **shared)
+    assert len(list(tmp_path.rglob("*.json.gz"))) == 8
     assert all(cell.predictions.groups is None for cell in plain.cells)
 
 
-def test_few_shot_episodes_and_curves_respect_groups(table: Path, cache: Path) -> None:
-    """With one class per patient no support comes from the patient of a query."""
-    result = featkit.fewshot(
-        table, way=2, shots=[1], query=2, episodes=20, curve=[2], heads=["prototypical"],
-        cache=cache, **OPTIONS,
-    )  # fmt: skip
-    plain = featkit.fewshot(
-        table, way=2, shots=[1], query=2, episodes=20, curve=[2], heads=["prototypical"],
-        cache=cache, group="none", **OPTIONS,
-    )  # fmt: skip
-    assert result.episodes[0].mean != plain.episodes[0].mean
+def test_few_shot_episodes_and_curves_respect_groups(
+    table: Path, cache: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The result says how many groups there are, and the log what is done with them."""
+    shared = {"way": 2, "shot": 1, "query": 2, "episodes": 20, "curve": [2], "cache": cache}
+    with caplog.at_level("INFO", "featkit"):
+        grouped = featkit.fewshot(table, **shared, **OPTIONS)
+    assert "no group of images has support and query images in one episode" in caplog.text
+    plain = featkit.fewshot(table, group="none", **shared, **OPTIONS)
+    assert grouped.scores[0].mean < plain.scores[0].mean
+    assert json.loads(grouped.json)["groups"] == 15
+    assert "groups" not in json.loads(plain.json)
 
 
 def test_groups_reach_other_processes(table: Path, cache: Path, tmp_path: Path) -> None:
