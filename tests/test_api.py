@@ -54,14 +54,14 @@ PUBLIC = [
     "train",
 ]
 
-EXTRACTION = "split limit intensity_range seed augment views perturb backbone weights layer pool resize crop precision"
+EXTRACTION = "split limit intensity_range group allow_group_leak seed augment views perturb backbone weights layer pool resize crop precision"
 COMPUTE = "device batch_size workers compile on_error progress"
 GRID = (
-    "data split limit intensity_range seed subset augment views perturb train_perturb backbone weights layer pool resize crop "
+    "data split limit intensity_range group allow_group_leak seed subset augment views perturb train_perturb backbone weights layer pool resize crop "
     f"precision head tune balance jobs cluster cache out {COMPUTE}"
 )
 SCHEDULE = (
-    "mode unfreeze weights resize crop split limit intensity_range seed augment views val epochs batch_size optimiser lr layer_decay "
+    "mode unfreeze weights resize crop split limit intensity_range group allow_group_leak seed augment views val epochs batch_size optimiser lr layer_decay "
     "weight_decay warmup smoothing mixup cutmix ema clip balance norm patience precision frozen_precision name resume "
     "device cache out progress"
 )
@@ -78,15 +78,15 @@ SIGNATURES = {
         f"data way shot query episodes head curve draws {EXTRACTION} cache out cluster {COMPUTE}"
     ),
     "audit": f"data few decisions apply {EXTRACTION} cache out {COMPUTE}",
-    "profile": "backbones data head repeats warm_up split limit intensity_range seed augment views perturb weights resize crop cache out "
+    "profile": "backbones data head repeats warm_up split limit intensity_range group allow_group_leak seed augment views perturb weights resize crop cache out "
     f"{COMPUTE}",
     "finetune": f"data backbone {SCHEDULE}",
-    "compare_frameworks": "data backbone mode seeds weights resize crop split limit deep_limit intensity_range seed augment "
+    "compare_frameworks": "data backbone mode seeds weights resize crop split limit deep_limit intensity_range group allow_group_leak seed augment "
     "views val epochs batch_size optimiser lr images repeats cache out progress",
     "distill": f"data teacher teacher_head student loss temperature alpha beta distance alone {SCHEDULE}",
-    "prune": "backbone sparsity macs by reconstruct calibrate epochs lr distill head weights data split limit intensity_range seed "
+    "prune": "backbone sparsity macs by reconstruct calibrate epochs lr distill head weights data split limit intensity_range group allow_group_leak seed "
     f"augment views perturb resize crop name cache out {COMPUTE}",
-    "quantize": "backbone method images keep_fp32 keep_worst bias_correct weight_bits weights layer data split limit intensity_range seed augment "
+    "quantize": "backbone method images keep_fp32 keep_worst bias_correct weight_bits weights layer data split limit intensity_range group allow_group_leak seed augment "
     f"views perturb resize crop name out {COMPUTE}",
     "load_run": "run",
     "bundle": "run",

@@ -176,7 +176,7 @@ class Command(click.Command):
         self.format_usage(ctx, page)
         self.format_help_text(ctx, page)
         listed = [each for each in self.get_params(ctx) if isinstance(each, click.Option)]
-        hidden = ADVANCED | _MESSAGE_OPTIONS if level == _LEVELS[-1] else ADVANCED
+        hidden = ADVANCED | _LAST_HIDDEN if level == _LEVELS[-1] else ADVANCED
         advanced = [each for each in listed if level and each.name in hidden]
         self._write_options(ctx, page, [each for each in listed if each not in advanced], level)
         if advanced:
@@ -214,10 +214,10 @@ class Command(click.Command):
 _LEVELS = range(5)
 """Steps of shortening a help, each with those before it: everything; advanced options are listed
 only; notes beside the examples are left out; options are explained by their first clause; three
-examples are kept, and the options for messages are listed only."""
+examples are kept, and the options for messages and for groups are listed only."""
 
 _FIRST_CLAUSES, _MOST_EXAMPLES = 3, 3
-_MESSAGE_OPTIONS = frozenset({"quiet", "verbose"})
+_LAST_HIDDEN = frozenset({"quiet", "verbose", "group"})
 
 
 def _first_clause(text: str) -> str:

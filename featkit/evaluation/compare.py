@@ -154,7 +154,9 @@ def compare(
     names = list(combinations(runs, 2))
     if reference is not None:
         names = [(reference, name) for name in runs if name != reference]
-    clusters = tables[first].clusters
+    # Groups are a property of the images, so those of one run hold for all.
+    grouped = [table.clusters for table in tables.values() if table.clusters is not None]
+    clusters = grouped[0] if grouped else None
     pairs = [_compare_pair(a, b, correct[a], correct[b], clusters) for a, b in names]
     corrected = holm([pair.p for pair in pairs])
     return tuple(
@@ -209,8 +211,7 @@ class _SortedPredictions:
                 f"runs {other.name} and {self.name} have different true classes for {relabelled} "
                 f"of {len(self.ids)} images: compare runs with the same labels"
             )
-        grouped = [run.name for run in (other, self) if run.groups is not None]
-        if grouped and not _same_groups(self.groups, other.groups):
+        if _differ(self.groups, other.groups):
             raise DataError(
                 f"runs {other.name} and {self.name} have different groups of test images: repeat "
                 "one of them with the --group of the other"
@@ -218,8 +219,9 @@ class _SortedPredictions:
         return self.correct
 
 
-def _same_groups(a: NDArray[np.str_] | None, b: NDArray[np.str_] | None) -> bool:
-    return a is not None and b is not None and np.array_equal(a, b)
+def _differ(a: NDArray[np.str_] | None, b: NDArray[np.str_] | None) -> bool:
+    """Return whether both runs have groups, and other ones."""
+    return a is not None and b is not None and not np.array_equal(a, b)
 
 
 def _compare_pair(

@@ -21,7 +21,6 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import t
 
-from featkit.errors import DataError
 from featkit.evaluation.clusters import Clusters, clustered_difference
 from featkit.evaluation.compare import LEVEL, format_comparison, holm, mcnemar
 from featkit.evaluation.intervals import Interval, paired_interval
@@ -466,7 +465,7 @@ class _MeanEstimate:
             value=float(means.mean()),
             seeds=seed_count,
             n=n,
-            groups=len(weights) if cells[0].units is not None else None,
+            groups=len(weights) if _has_groups(cells) else None,
             effective=1 / float(np.sum(weights**2)),
             image_variance=image_variance,
             seed_variance=seed_variance,
@@ -525,7 +524,7 @@ def _variance_over_images(
     Returns:
         The variance, and the contribution of each value of all rows to the deviation of the mean.
     """
-    grouped = cells[0].units is not None
+    grouped = _has_groups(cells)
     strata = np.unique(np.concatenate([cell.strata for cell in cells]), return_inverse=True)[1]
     sizes = [len(row) for row in rows]
     count = int(strata.max()) + 1
@@ -565,19 +564,22 @@ def _variance_over_images(
     return variance, contributions
 
 
-def _sampled_units(cells: Sequence[CellScores]) -> list[NDArray[np.int64]]:
-    """Return the numbers of the groups of each cell's images, or of the images without groups.
+def _has_groups(cells: Sequence[CellScores]) -> bool:
+    return any(cell.units is not None for cell in cells)
 
-    Raises:
-        DataError: if only some cells have groups.
+
+def _sampled_units(cells: Sequence[CellScores]) -> list[NDArray[np.int64]]:
+    """Return the numbers of the groups of each cell's images; those of the images without groups.
+
+    Cells of different data sets may have groups or none: their numbers are then distinct.
     """
-    grouped = [cell.units for cell in cells if cell.units is not None]
-    if grouped and len(grouped) < len(cells):
-        raise DataError(
-            "some of these results have groups of test images and some have none: repeat them "
-            "with the same --group"
-        )
-    return grouped or [cell.images for cell in cells]
+    first_image = 1 + max(
+        (int(cell.units.max()) for cell in cells if cell.units is not None), default=-1
+    )
+    units = []
+    for cell in cells:
+        units.append(cell.images + first_image if cell.units is None else cell.units)
+    return units
 
 
 def _codes(values: Sequence[Hashable]) -> NDArray[np.int64]:

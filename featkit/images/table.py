@@ -160,7 +160,7 @@ def _check_column(path: Path, header: Sequence[str], columns: Sequence[str], nam
     if not matching and name in _REQUIRED:
         found = ", ".join(columns) or "no columns"
         raise DataError(
-            f"{path} has no column {name!r}: expected path,label[,split,group], found {found}"
+            f"{path} has no column {name!r}: expected path,label[,split], found {found}"
         )
 
 

@@ -61,9 +61,9 @@ class RunComparison:
         """Return what a reader must know: different training images, groups of test images."""
         trained = ["training" in report.provenance for _, report in self.runs]
         notes = [UNEQUAL_DATA] if any(trained) and not all(trained) else []
-        groups = self.runs[0][1].test_groups
+        groups = self.pairs[0].groups
         if groups is not None:
-            notes.append(f"Intervals and tests resample {groups} groups of test images.")
+            notes.append(f"Tests and intervals of differences resample {groups} groups of images.")
         return " ".join(notes)
 
     def to_frame(self) -> Any:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from featkit.errors import DataError
 from featkit.evaluation.audit import connected_groups
 from featkit.images.augment import is_augmented_view
-from featkit.images.base import ImageSet
+from featkit.images.base import SPLITS, ImageSet
 from featkit.images.names import normal_form
 from featkit.images.sources import check_splits
 from featkit.registry import unknown
@@ -311,7 +311,8 @@ def clean(
 
     Returns:
         The images that are kept. ``group`` is that of the data set if it defines groups, else the
-        number of the group of duplicates and near duplicates, where several of them are kept.
+        number of the group of duplicates and near duplicates, all of which are then in the split
+        whose images must not be trained on: test, else validation.
 
     Raises:
         SpecError: if a kind is unknown.
@@ -338,6 +339,7 @@ def clean(
     cleaned = replace(images.take(places[kept]), labels=labels[kept], split="own")
     if not images.groups:
         cleaned = replace(cleaned, groups=_group_numbers(result, kept.tolist()))
+        cleaned = _join_groups(cleaned, notes)
     check_splits(cleaned)
     notes += _lost_images(result, images, cleaned)
     return CleanData(cleaned, tuple(decided[row] for row in sorted(decided)), tuple(notes))
@@ -443,13 +445,34 @@ def _new_labels(
 
 
 def _group_numbers(result: AuditResult, kept: Sequence[int]) -> tuple[str, ...]:
-    """Return the number of the group of duplicates of each kept image, as text; empty for none."""
+    """Return the number of the group of duplicates of each kept image, as text."""
     remaining = set(kept)
     number_of: dict[int, str] = {}
     groups = [remaining.intersection(rows) for rows in duplicate_groups(result, near=True)]
     for number, rows in enumerate([rows for rows in groups if len(rows) > 1], start=1):
         number_of |= dict.fromkeys(rows, str(number))
-    return tuple(number_of.get(row, "") for row in kept)
+    # Other images are groups of their own.
+    for row in kept:
+        number_of.setdefault(row, str(len(groups) + row + 1))
+    return tuple(number_of[row] for row in kept)
+
+
+def _join_groups(images: ImageSet, notes: list[str]) -> ImageSet:
+    """Return images with all duplicates of a test image in test, and those of val images in val."""
+    splits_of: dict[str, set[str]] = {}
+    for group, split in zip(images.groups, images.splits.tolist(), strict=True):
+        splits_of.setdefault(group, set()).add(split)
+    splits = images.splits.copy()
+    for row, group in enumerate(images.groups):
+        # SPLITS are in the order of how important it is that none of their images is trained on.
+        splits[row] = max(splits_of[group], key=SPLITS.index)
+    moved = int(np.sum(splits != images.splits))
+    if moved:
+        notes.append(
+            f"{moved} images are moved to the split of their duplicates or near duplicates, so "
+            "that no split separates them"
+        )
+    return replace(images, splits=splits)
 
 
 def _lost_images(result: AuditResult, images: ImageSet, cleaned: ImageSet) -> list[str]:

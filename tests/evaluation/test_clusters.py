@@ -232,13 +232,30 @@ def test_comparisons_resample_groups() -> None:
     assert (effect.interval95, effect.p) == (grouped.interval95, grouped.p)
 
 
-@pytest.mark.parametrize("other", [None, np.repeat(np.arange(20), 3).astype(str)])
-def test_runs_with_different_groups_are_not_compared(other: NDArray[np.str_] | None) -> None:
-    """A naive interval must not stand beside a clustered one."""
-    groups = np.repeat(np.arange(10), 6).astype(str)
+def test_runs_with_different_groups_are_not_compared() -> None:
+    """They do not agree on which images belong together."""
+    groups, others = (np.repeat(np.arange(n), 60 // n).astype(str) for n in (10, 20))
     with pytest.raises(DataError, match="different groups"):
-        compare({"a": predictions(groups, 1), "b": predictions(other, 2)})
-    if other is None:
-        cells = [({"seed": 0}, predictions(groups, 1)), ({"seed": 1}, predictions(None, 1))]
-        with pytest.raises(DataError, match="some have none"):
-            average(score_cells(cells))
+        compare({"a": predictions(groups, 1), "b": predictions(others, 2)})
+
+
+def test_groups_of_one_run_hold_for_another_on_the_same_images() -> None:
+    """Such as a run before its images were grouped."""
+    groups = np.repeat(np.arange(10), 6).astype(str)
+    (both,) = compare({"a": predictions(groups, 1), "b": predictions(groups, 12)})
+    (one,) = compare({"a": predictions(groups, 1), "b": predictions(None, 12)})
+    assert one == both
+
+
+def test_data_sets_with_and_without_groups_can_be_averaged() -> None:
+    """The images of the second one are groups of their own."""
+    groups = np.repeat(np.arange(10), 6).astype(str)
+    cells = []
+    for data, own in (("grouped", groups), ("plain", None)):
+        for head, wrong in (("a", 3), ("b", 14)):
+            cells.append(({"data": data, "head": head}, predictions(own, wrong)))
+    scored = score_cells(cells)
+    assert average(scored).groups == 70
+    assert average(scored[2:]).groups is None
+    (effect,) = effects(scored, "head", [("a", "b")])
+    assert (effect.cells, effect.n) == (2, 120)

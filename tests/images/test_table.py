@@ -52,10 +52,10 @@ def test_a_table_without_splits_is_named_after_its_file(tmp_path):
 
 def test_files_and_groups_are_those_of_the_table(tmp_path):
     put(tmp_path, "1.png", "2.png", "3.png")
-    text = "path,label,Group\n1.png,cat,p1\nlost.png,dog,\n3.png,cat,'=p3\n"
+    text = "path,label,Group\n1.png,cat,p1\nlost.png,dog,p2\n3.png,cat,'=p3\n"
     images = images_from_csv(write(tmp_path / "t.csv", text))
     assert images.files == (str(tmp_path / "1.png"), "", str(tmp_path / "3.png"))
-    assert images.groups == ("p1", "", "=p3")
+    assert images.groups == ("p1", "p2", "=p3")
     assert images.take(np.array([2, 0])).files == (images.files[2], images.files[0])
     assert images.take(np.array([2, 0])).groups == ("=p3", "p1")
     without = images_from_csv(write(tmp_path / "t.csv", "path,label\n1.png,cat\n2.png,dog\n"))

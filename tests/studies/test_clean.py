@@ -103,8 +103,18 @@ def test_the_written_list_reads_back_as_the_same_data(tmp_path):
         assert images.classes == ("cat", "dog")
         assert images.labels.tolist() == [0, 1, 0, 0, 0, 1]
         assert images.splits.tolist() == list(SPLITS)
-        assert images.groups == ("1", "", "1", "", "", "")
+        assert [images.groups.count(group) for group in images.groups] == [2, 1, 2, 1, 1, 1]
         assert [images.load(row)[0, 0, 0] for row in range(6)] == list(range(6))
+
+
+def test_duplicates_that_are_kept_are_in_one_split(tmp_path):
+    result = audit_of(write_list(tmp_path), identical=[[0, 4]], near=[(1, 0)])
+    cleaned = clean(result)
+    assert cleaned.images.splits.tolist() == ["test", "test", "train", "train", "test", "test"]
+    assert "2 images are moved to the split of their duplicates" in cleaned.notes[0]
+    cleaned.write(tmp_path / "clean.csv")
+    images = load_images(tmp_path / "clean.csv")
+    assert images.groups[0] == images.groups[1] == images.groups[4]
 
 
 def test_paths_are_relative_below_the_list_and_absolute_elsewhere(tmp_path):
@@ -165,11 +175,11 @@ def test_duplicates_with_other_labels_are_noted(tmp_path):
 
 
 def test_groups_of_the_data_are_kept(tmp_path):
-    path = write_list(tmp_path, groups=("p1", "p1", "p2", "", "=p3", "p3"))
+    path = write_list(tmp_path, groups=("p1", "p1", "p2", "p2", "=p3", "p3"))
     cleaned = clean(audit_of(path, identical=[[0, 1]]), [Decision("b.png", "drop")])
     cleaned.write(tmp_path / "clean.csv")
     assert "'=p3" in (tmp_path / "clean.csv").read_text()
-    assert load_images(tmp_path / "clean.csv").groups == ("p1", "p2", "", "=p3", "p3")
+    assert load_images(tmp_path / "clean.csv").groups == ("p1", "p2", "p2", "=p3", "p3")
 
 
 def test_hostile_names_survive_the_round_trip_and_are_no_formulas(tmp_path):
