@@ -39,6 +39,7 @@ Examples:
   featkit fit --data photos --backbone resnet50 --report
   featkit fit --head knn:k=5,metric=cosine --json
   featkit fit --head linear --tune --seeds 5 --strict
+  featkit fit --data scans --group parent --head linear
   featkit fit --head linear --reject 0.05
   featkit fit --head linear --subset longtail:if=50 --balance logit-adjust
   featkit fit --head linear --perturb gaussian_noise:level=strong

@@ -61,7 +61,7 @@ class RunComparison:
         """Return what a reader must know: different training images, groups of test images."""
         trained = ["training" in report.provenance for _, report in self.runs]
         notes = [UNEQUAL_DATA] if any(trained) and not all(trained) else []
-        groups = self.pairs[0].groups
+        groups = self.pairs[0].groups if self.pairs else None
         if groups is not None:
             notes.append(f"Tests and intervals of differences resample {groups} groups of images.")
         return " ".join(notes)
