@@ -6,9 +6,9 @@ Of 20 classes of Caltech-101, eight photographs each are augmented five times; a
 copies are one group, as the pictures of one animal or the sections of one biopsy are. Heads are
 fitted and evaluated with a random split of the images, which ignores the groups, and with a split
 that keeps groups together, over ten seeds. The accuracy of the same classifiers on 20 other
-photographs of each class, of which there are no copies, shows which of the two is right.
+photographs of each class, one picture of each, shows which of the two is right.
 
-Takes about two minutes on one core. Writes ``results.csv``.
+Takes about four minutes on one core. Writes ``results.csv``.
 """
 
 from __future__ import annotations
@@ -91,7 +91,12 @@ def plant(source: Path, grouped: Path, new: Path) -> None:
             copies = [augment_image(pixels, "light", rng) for _ in range(COPIES)]
             folder = grouped / images.classes[label] / f"{images.classes[label]}-{number}"
             save(folder, [pixels, *copies])
-        fresh = [images.load(row) for row in rows[PHOTOGRAPHS : PHOTOGRAPHS + NEW].tolist()]
+        fresh = []
+        for row in rows[PHOTOGRAPHS : PHOTOGRAPHS + NEW].tolist():
+            # One picture in six is as it was taken, as in the groups.
+            pixels = images.load(row)
+            is_original = rng.random() < 1 / (COPIES + 1)
+            fresh.append(pixels if is_original else augment_image(pixels, "light", rng))
         save(new / images.classes[label], fresh)
 
 
