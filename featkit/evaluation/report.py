@@ -259,15 +259,22 @@ def _from_json_value(kind: type, values: Any) -> Any:
     return kind(**arguments)
 
 
+def _written_fields(value: Any) -> dict[str, Any]:
+    """Return the fields of a dataclass, without optional ones that are None."""
+    values = dict(vars(value))
+    for name in _ONLY_WITH_GROUPS:
+        if name in values and values[name] is None:
+            del values[name]
+    return values
+
+
 def _to_json_value(value: Any) -> Any:
     """Return dataclasses, arrays and tuples as dicts and lists.
 
     Infinite values, NaN and unknown types become strings.
     """
     if is_dataclass(value) and not isinstance(value, type):
-        values = vars(value)
-        absent = [name for name in _ONLY_WITH_GROUPS if values.get(name, ()) is None]
-        return _to_json_value({name: values[name] for name in values if name not in absent})
+        return _to_json_value(_written_fields(value))
     if isinstance(value, Mapping):
         return {str(key): _to_json_value(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
