@@ -64,7 +64,7 @@ def show_clean(page: Page, image: Path) -> None:
     """Search for suspect labels."""
     page.goto(f"{URL}/clean")
     page.get_by_role("button", name="Find problems").click()
-    page.get_by_text("Cleaned data set").first.wait_for()
+    page.get_by_text("Findings").first.wait_for()
 
 
 def show_map(page: Page, image: Path) -> None:
