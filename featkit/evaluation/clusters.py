@@ -12,7 +12,6 @@ from statistics import NormalDist
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.stats import binom, t
 
 from featkit.errors import DataError
 from featkit.evaluation.intervals import Interval, paired_interval, wilson
@@ -82,6 +81,8 @@ class Clusters:
         small expected number of positive counts estimated from survey data", Survey Methodology 24
         (1998), 193-201, for the degrees of freedom.
         """
+        from scipy.stats import t
+
         if self.count < 2:
             return 0.0
         sizes = np.bincount(self.codes)
@@ -240,6 +241,8 @@ def sign_flip_p(sums: NDArray[np.int64]) -> float:
     Source: Fisher, "The design of experiments" (1935), section 21; Hemerik and Goeman, "Exact
     testing with random permutations", TEST 27 (2018), 811-825.
     """
+    from scipy.stats import binom
+
     sizes, counts = np.unique(np.abs(sums[sums != 0]), return_counts=True)
     if not len(sizes):
         return 1.0
