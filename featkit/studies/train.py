@@ -378,7 +378,7 @@ def tune(
 ) -> Attempt:
     """Tune one head until the time is up, and fit it; without validation images, use its defaults.
 
-    A search that is stopped uses the best of the candidates that were evaluated.
+    A search that is stopped uses the best of the candidates that were evaluated and the defaults.
     """
     start = clock.elapsed
     seed = features.request.seed
@@ -392,8 +392,9 @@ def tune(
         tried.append(candidate)
         slowest, last = max(slowest, clock.elapsed - last), clock.elapsed
         on_candidate(name)
-        # The best candidate is fitted twice more: on train, and on train and validation images.
-        if clock.left < 3 * slowest:
+        # The best candidate and the defaults are fitted twice more: on train, and on train and
+        # validation images.
+        if clock.left < 5 * slowest:
             raise OutOfTimeError
 
     splits = make_splits(features.embeddings, seed)
@@ -405,11 +406,23 @@ def tune(
         fitted = fit_head(features, head, seed, FitConfig(tune=True, progress=check_time))
         stopped = False
     except OutOfTimeError:
-        best = max(tried, key=lambda candidate: (candidate.top1, -candidate.nll))
-        spec = str(Spec(head, None, best.options))
-        fitted = fit_head(features, spec, seed, FitConfig())
+        fitted = _best_so_far(features, head, tried)
         stopped = True
     return Attempt(name, fitted, clock.elapsed - start, len(tried), stopped)
+
+
+def _best_so_far(features: FeatureSet, head: str, tried: Sequence[Candidate]) -> FittedHead:
+    """Return the head with its default hyperparameters, or the best candidate if it is better.
+
+    A search that is stopped early has only seen one end of the values: of the linear head, the
+    strongest regularization.
+    """
+    seed = features.request.seed
+    default = fit_head(features, head, seed, FitConfig())
+    best = max(tried, key=lambda candidate: (candidate.top1, -candidate.nll))
+    if default.val_top1 is not None and default.val_top1 >= best.top1:
+        return default
+    return fit_head(features, str(Spec(head, None, best.options)), seed, FitConfig())
 
 
 def _no_time_for(features: FeatureSet, head: str, clock: Clock, known: float | None) -> str:

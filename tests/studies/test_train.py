@@ -12,6 +12,7 @@ import pytest
 from featkit.embeddings.request import Request
 from featkit.errors import DataError
 from featkit.runs.features import Copies, FeatureSet
+from featkit.runs.fit import FitConfig, fit_head
 from featkit.studies.train import (
     Clock,
     ExtractionTimer,
@@ -63,6 +64,14 @@ def test_a_head_that_needs_more_time_than_is_left_is_skipped_with_what_it_needs(
     selection = select(source, stopped_clock(1e-4), heads=("prototypical", "mlp"))
     assert "needs about" in selection.skipped["mlp on resnet18"]
     assert "are left" in selection.skipped["mlp on resnet18"]
+
+
+def test_a_search_that_is_stopped_at_once_is_not_worse_than_the_defaults(features):
+    attempt = tune(features, "linear", stopped_clock(0))
+    assert attempt.stopped
+    assert attempt.candidates == 1  # the strongest regularization, far from the best
+    default = fit_head(features, "linear", features.request.seed, FitConfig())
+    assert attempt.fitted.val_top1 >= default.val_top1
 
 
 def test_a_search_that_runs_out_of_time_uses_its_best_candidate(features):
