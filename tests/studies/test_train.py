@@ -67,7 +67,8 @@ def test_a_head_that_needs_more_time_than_is_left_is_skipped_with_what_it_needs(
 
 
 def test_a_search_that_is_stopped_at_once_is_not_worse_than_the_defaults(features):
-    attempt = tune(features, "linear", stopped_clock(0))
+    ticks = itertools.count()
+    attempt = tune(features, "linear", Clock(3, now=lambda: float(next(ticks))))
     assert attempt.stopped
     assert attempt.candidates == 1  # the strongest regularization, far from the best
     default = fit_head(features, "linear", features.request.seed, FitConfig())
