@@ -406,12 +406,12 @@ def tune(
         fitted = fit_head(features, head, seed, FitConfig(tune=True, progress=check_time))
         stopped = False
     except OutOfTimeError:
-        fitted = _best_so_far(features, head, tried)
+        fitted = best_so_far(features, head, tried)
         stopped = True
     return Attempt(name, fitted, clock.elapsed - start, len(tried), stopped)
 
 
-def _best_so_far(features: FeatureSet, head: str, tried: Sequence[Candidate]) -> FittedHead:
+def best_so_far(features: FeatureSet, head: str, tried: Sequence[Candidate]) -> FittedHead:
     """Return the head with its default hyperparameters, or the best candidate if it is better.
 
     A search that is stopped early has only seen one end of the values: of the linear head, the

@@ -11,11 +11,12 @@ import pytest
 
 from featkit.embeddings.request import Request
 from featkit.errors import DataError
+from featkit.heads.search import Candidate
 from featkit.runs.features import Copies, FeatureSet
-from featkit.runs.fit import FitConfig, fit_head
 from featkit.studies.train import (
     Clock,
     ExtractionTimer,
+    best_so_far,
     data_problems,
     evaluate_selection,
     next_step,
@@ -66,13 +67,10 @@ def test_a_head_that_needs_more_time_than_is_left_is_skipped_with_what_it_needs(
     assert "are left" in selection.skipped["mlp on resnet18"]
 
 
-def test_a_search_that_is_stopped_at_once_is_not_worse_than_the_defaults(features):
-    ticks = itertools.count()
-    attempt = tune(features, "linear", Clock(3, now=lambda: float(next(ticks))))
-    assert attempt.stopped
-    assert attempt.candidates == 1  # the strongest regularization, far from the best
-    default = fit_head(features, "linear", features.request.seed, FitConfig())
-    assert attempt.fitted.val_top1 >= default.val_top1
+@pytest.mark.parametrize(("top1", "spec"), [(0.01, "linear"), (1.01, "linear:C=1e-06")])
+def test_a_stopped_search_gives_the_defaults_unless_a_candidate_was_better(features, top1, spec):
+    tried = [Candidate({"C": 1e-6}, top1=top1, balanced_accuracy=top1, nll=1.0)]
+    assert best_so_far(features, "linear", tried).head_spec == spec
 
 
 def test_a_search_that_runs_out_of_time_uses_its_best_candidate(features):
