@@ -119,7 +119,7 @@ class Registry(Generic[T]):
 
     def names(self) -> list[str]:
         """Return all known names: those of featkit first, then those of plug-ins."""
-        return list(dict.fromkeys([*self._own, *(point.name for point in self._plugins())]))
+        return list(dict.fromkeys([*self._own, *(point.name for point in self.plugins())]))
 
     def get(self, name: str) -> T:
         """Import and return the factory of a name.
@@ -131,7 +131,7 @@ class Registry(Generic[T]):
             module, _, attribute = self._own[name].partition(":")
             factory: T = getattr(import_module(module), attribute)
             return factory
-        for point in self._plugins():
+        for point in self.plugins():
             if point.name == name:
                 return self._load(point)
         raise unknown(self.kind, name, self.names())
@@ -161,7 +161,8 @@ class Registry(Generic[T]):
             raise SpecError(f"{self.kind} {str(spec)!r}: {error}; its options: {options}") from None
         return factory(*arguments, **spec.options, **given)
 
-    def _plugins(self) -> list[Any]:
+    def plugins(self) -> list[Any]:
+        """Return the entry points of plug-ins, by name."""
         return sorted(_installed(self.group, tuple(sys.path)), key=lambda point: point.name)
 
     def _load(self, point: Any) -> T:

@@ -8,7 +8,6 @@ import warnings
 from collections.abc import Iterable, Iterator
 from functools import cache
 from importlib import import_module
-from importlib.metadata import entry_points
 from io import BytesIO
 from math import prod
 from pathlib import Path
@@ -250,7 +249,7 @@ def _skops() -> ModuleType:
 
 def _trusted_types(additional: Iterable[str]) -> set[str]:
     """Return ``TRUSTED``, the heads of installed plug-ins (not imported), and ``additional``."""
-    plugins = {point.value.replace(":", ".") for point in entry_points(group=HEADS.group)}
+    plugins = {point.value.replace(":", ".") for point in HEADS.plugins()}
     return {*TRUSTED, *plugins, *additional}
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
 from itertools import combinations
 from statistics import fmean
 
@@ -55,7 +54,7 @@ from featkit.reports.wording import (
     standing_text,
     tuning_notes,
 )
-from featkit.runs.fit import PACKAGES
+from featkit.runs.fit import package_versions
 from featkit.storage import Content
 
 _GROUPS = ("many", "medium", "few")
@@ -77,7 +76,7 @@ def ablation_files(
     report = write_report(
         result.findings,
         commands=[command],
-        versions={name: version(name) for name in PACKAGES},
+        versions=package_versions(),
         wall_seconds=wall_seconds,
     )
     return {**result_files(result, baseline), **report, **ablation_figures(result)}

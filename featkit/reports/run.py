@@ -7,7 +7,6 @@ import io
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
 from math import ceil, isnan, sqrt
 from pathlib import Path
 from typing import Any
@@ -28,7 +27,7 @@ from featkit.reports.components import Table, TableCell, colour_class, interval_
 from featkit.reports.render import render
 from featkit.reports.wording import interval_text, p_text
 from featkit.runs.card import run_errors
-from featkit.runs.fit import PACKAGES
+from featkit.runs.fit import package_versions
 from featkit.runs.names import network_name, run_title
 from featkit.storage import read_file
 from featkit.studies.inspect import (
@@ -212,7 +211,7 @@ def run_view(inspection: RunInspection) -> RunView:
         curves=_curves(run.path),
         facts=_facts(inspection, provenance),
         commands=_commands(inspection),
-        versions={name: version(name) for name in PACKAGES},
+        versions=package_versions(),
     )
 
 

@@ -451,8 +451,13 @@ def _run_id(fitted: FittedHead, source: FeatureSet) -> str:
     return digest(parts)[:12]
 
 
+def package_versions() -> dict[str, str]:
+    """Return the versions of ``PACKAGES``, which results record."""
+    return dict(_package_versions())
+
+
 @cache
-def _installed_versions() -> tuple[tuple[str, str], ...]:
+def _package_versions() -> tuple[tuple[str, str], ...]:
     return tuple((name, version(name)) for name in PACKAGES)
 
 
@@ -473,6 +478,6 @@ def _provenance(fitted: FittedHead, source: FeatureSet) -> dict[str, Any]:
         "val_balanced_accuracy": fitted.val_score,
         "val_top1": fitted.val_top1,
         **group_facts(source.embeddings.groups, source.embeddings.splits),
-        "versions": dict(_installed_versions()),
+        "versions": package_versions(),
         **fitted.config.to_dict(),
     }

@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +28,7 @@ from featkit.runs.card import CARD_FILE, read_card, run_errors
 from featkit.runs.compare import read_run
 from featkit.runs.directory import rename_run, save_run
 from featkit.runs.features import FeatureSet
-from featkit.runs.fit import PACKAGES, Run, evaluate_classifier
+from featkit.runs.fit import Run, evaluate_classifier, package_versions
 from featkit.runs.predict import gathered
 from featkit.runs.splits import group_facts, group_warnings, untrained_class_warnings
 from featkit.storage import Content, LockHeldError, csv_text, locked, read_text
@@ -227,7 +226,7 @@ def evaluate_trained(result: TrainingResult, file: Path, compute: Compute, out: 
             "n_train": len(train_labels),
             "n_val": int((images.splits == "val").sum()),
             **group_facts(np.array(images.groups, np.str_), images.splits),
-            "versions": {name: version(name) for name in PACKAGES},
+            "versions": package_versions(),
         },
         fit_seconds=sum(epoch.seconds for epoch in result.history),
         seed=config.seed,
