@@ -89,6 +89,7 @@ def status(url, **headers):
         with urllib.request.urlopen(request, timeout=10) as response:
             return response.status
     except urllib.error.HTTPError as error:
+        error.close()  # it holds the open response
         return error.code
 
 
@@ -114,6 +115,7 @@ def test_the_server_listens_here_only_and_connects_to_nobody(tmp_path):
         )
         with pytest.raises(urllib.error.HTTPError) as refused:
             urllib.request.urlopen(upload, timeout=10)
+        refused.value.close()
         assert refused.value.code == 403
         assert server.attempts() == []
         assert server.process.poll() is None

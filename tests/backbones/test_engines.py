@@ -50,8 +50,6 @@ def test_bf16_keeps_the_first_convolution_in_float32():
 
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
-# torch.compile collects garbage: sockets that earlier tests of Dask left must not fail this one.
-@pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning")
 def test_a_compiled_network_gives_equal_features_for_any_batch_size():
     backbone = load_backbone("resnet18", weights="random", layer="layer1.0")
     plain, compiled = open_engine(backbone), open_engine(backbone, compiled=True)
