@@ -1,4 +1,4 @@
-# make demo | test | test-all | coverage | lint | bench: each sets up .venv by itself, again only when the metadata changed.
+# make demo | test | test-slow | test-all | coverage | lint | bench: each sets up .venv by itself, again only when the metadata changed.
 PYTHON ?= python3
 ifeq ($(OS),Windows_NT)
 SCRIPTS := Scripts
@@ -12,7 +12,7 @@ READY := .venv/ready
 PYTEST := $(BIN)/pytest -n auto --dist worksteal
 COVERAGE := --cov=featkit --cov-branch --cov-report=term:skip-covered --cov-fail-under=80
 
-.PHONY: demo test coverage test-slow test-all test-keras test-lowest lint bench format clean
+.PHONY: demo test coverage test-slow test-long test-all test-keras test-lowest lint bench format clean
 
 demo: $(READY)
 	PATH="$(CURDIR)/$(BIN):$$PATH" sh experiments/demo.sh
@@ -25,15 +25,19 @@ test: $(READY)
 coverage: $(READY)
 	$(PYTEST) -m "not slow and not keras" $(COVERAGE)
 
-# Interrupted processes, trainings, exports of every head.
+# Interrupted processes, trainings, exports.
 test-slow: $(READY)
-	$(PYTEST) -m "slow and not keras"
+	$(PYTEST) -m "slow and not long and not keras"
 
-test-all: test test-slow
+# Half a minute and more each: more heads, networks and random inputs for kinds that shorter tests cover.
+test-long: $(READY)
+	$(PYTEST) -m "long and not keras"
+
+test-all: test test-slow test-long
 
 # Networks in Keras, in one process that runs no other tests: TensorFlow and torch both start threads for every core.
-# The extra is installed here and not in $(READY), so that the other tests run without TensorFlow. The comparison of whole
-# trainings, which takes minutes, is run by `pytest -m "keras and slow"`.
+# The extra is installed here and not in $(READY), so that the other tests run without TensorFlow. More networks, and whole
+# trainings, which take minutes, are run by `pytest -m "keras and slow"`.
 test-keras: $(READY)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[test,tensorflow]"
 	$(BIN)/pytest -m "keras and not slow"

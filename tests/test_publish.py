@@ -76,7 +76,7 @@ class Interruption:
         return self
 
 
-@pytest.mark.parametrize("stride", [pytest.param(1, marks=pytest.mark.slow), 7])
+@pytest.mark.parametrize("stride", [pytest.param(1, marks=[pytest.mark.slow, pytest.mark.long]), 7])
 def test_an_interruption_at_any_line_leaves_the_old_or_the_new_directory(tmp_path, mode, stride):
     old, new = {"card": "old", "a": "old"}, {"card": "new", "b": "new"}
     at, before = 0, sys.gettrace()
@@ -171,7 +171,9 @@ def kill_at_every_step(folder, mode, stride):
 
 @posix
 @pytest.mark.parametrize(
-    "stride", [pytest.param(1, marks=pytest.mark.slow), 41], ids=["every call", "every 41st call"]
+    "stride",
+    [pytest.param(1, marks=[pytest.mark.slow, pytest.mark.long]), 41],
+    ids=["every call", "every 41st call"],
 )
 def test_a_kill_at_any_call_loses_nothing_and_is_cleaned_up_by_the_next(tmp_path, mode, stride):
     found = kill_at_every_step(tmp_path, mode, stride)

@@ -370,7 +370,9 @@ def wait_for_shards(cache, count=1):
 
 @pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix", reason="signals")
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
+@pytest.mark.parametrize(
+    "number", [signal.SIGKILL, pytest.param(signal.SIGINT, marks=pytest.mark.long)]
+)
 def test_a_driver_that_ends_is_started_again(tmp_path, many, number):
     driver = start_driver(tmp_path, many, "--cluster=local:1")
     wait_for_shards(tmp_path / "cache", 2)

@@ -155,6 +155,7 @@ def test_openvino_is_right_or_refused(quantized):
         assert similarity(engine, quantized(8)) > 0.97
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.realdata
 def test_a_real_network_of_eight_bits_is_refused_in_openvino_where_sums_saturate(

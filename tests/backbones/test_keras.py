@@ -59,7 +59,7 @@ def features(spec: str, pixels: np.ndarray, **options: object) -> np.ndarray:
 
 
 @pytest.mark.realdata
-@pytest.mark.parametrize("network", ["resnet18", "resnet50"])
+@pytest.mark.parametrize("network", ["resnet18", pytest.param("resnet50", marks=pytest.mark.slow)])
 def test_real_weights_give_the_features_of_torch(network, real_data, real_weights):
     files = sorted((real_data / "caltech101" / "test").glob("*/*.jpg"))[::45][:64]
     preprocess = load_backbone(network).preprocess
@@ -71,7 +71,13 @@ def test_real_weights_give_the_features_of_torch(network, real_data, real_weight
     assert cosine >= 0.999999
 
 
-@pytest.mark.parametrize("network", ["resnet34", "resnet101", "resnet152"])
+@pytest.mark.parametrize(
+    "network",
+    [
+        "resnet34",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("resnet101", "resnet152")),
+    ],
+)
 def test_random_weights_and_statistics_give_the_features_of_torch(network, tmp_path):
     weights = str(write_random(tmp_path / "weights.pth", network))
     # Odd sizes: torch and Keras pad differently where the stride does not divide the image.

@@ -131,6 +131,7 @@ def test_pruned_networks_are_backbones_that_profile_compares(photos):
         assert figure.size[0] > 500
 
 
+@pytest.mark.long
 def test_a_pruned_network_keeps_its_zeros_when_fine_tuned(photos):
     pruned = (
         "prune",
@@ -159,6 +160,7 @@ def test_a_pruned_network_keeps_its_zeros_when_fine_tuned(photos):
     assert any((one[name] != other[name]).any() for name in one)
 
 
+@pytest.mark.long
 def test_channels_are_reconstructed_and_distilled(photos):
     import torch
 
@@ -340,6 +342,7 @@ def test_quantize_without_train_images_prints_one_line(photos):
     )
 
 
+@pytest.mark.long
 def test_compressed_networks_are_shown_by_their_names(photos):
     given = ("prune", "resnet18", *FAST, "--sparsity")
     unnamed = Path(call(*given, "0.5").stdout.strip())

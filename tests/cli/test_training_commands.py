@@ -296,6 +296,7 @@ def test_a_student_is_compared_with_its_teacher_and_without_it(photos):
     assert found["gap_closed"] is None
 
 
+@pytest.mark.long
 def test_students_of_several_seeds_are_pooled(photos):
     made = call("prune", "resnet18", "--weights", "random", "--resize", "32", "--sparsity", "0.5")
     student = (
@@ -354,6 +355,7 @@ def cifar100(tmp_path, monkeypatch):
     return tmp_path / "data"
 
 
+@pytest.mark.long
 def test_the_study_of_cifar100_runs_on_a_file_in_its_format(cifar100, tmp_path):
     """The study in experiments/, with a local file instead of the download, random weights, fewer epochs and smaller images."""
     text = (ROOT / "experiments" / "cifar100.toml").read_text()
@@ -422,6 +424,7 @@ def test_trained_networks_are_shown_by_their_names(photos):
     assert not any(path.name in text for path in runs)
 
 
+@pytest.mark.long
 def test_students_are_named(photos):
     teacher = call(
         "fit", "--data", photos, "--weights", "random:4", "--resize", "16", "--head", "knn"

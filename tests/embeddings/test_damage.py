@@ -84,7 +84,9 @@ def silent_flips(path: Path, content: bytes, flips: list[tuple[int, int]]) -> li
     return silent
 
 
-@pytest.mark.parametrize("count", [40, pytest.param(300, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "count", [40, pytest.param(300, marks=[pytest.mark.slow, pytest.mark.long])]
+)
 def test_no_flipped_bit_changes_what_is_read_without_an_error(count, tmp_path):
     path = tmp_path / "a.h5"
     write_file(path)
@@ -94,7 +96,9 @@ def test_no_flipped_bit_changes_what_is_read_without_an_error(count, tmp_path):
     assert silent_flips(path, content, flips) == []
 
 
-@pytest.mark.parametrize("count", [15, pytest.param(300, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "count", [15, pytest.param(300, marks=[pytest.mark.slow, pytest.mark.long])]
+)
 def test_no_flipped_bit_of_an_old_file_changes_its_features_or_labels(count, tmp_path):
     """Files of version 0.2.0 have no digest of their provenance, which is left out here."""
     path = tmp_path / f"digits-{make_header(N).recipe.fingerprint[:12]}.h5"

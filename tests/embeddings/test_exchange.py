@@ -179,7 +179,9 @@ def test_a_small_file_that_unpacks_to_many_gigabytes_is_not_imported(suffix, tmp
 
 
 @pytest.mark.parametrize("suffix", ["csv", "npz", "parquet"])
-@pytest.mark.parametrize("examples", [10, pytest.param(400, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "examples", [10, pytest.param(400, marks=[pytest.mark.slow, pytest.mark.long])]
+)
 def test_damaged_files_are_refused_or_imported_but_never_crash(suffix, examples, tmp_path):
     """Bits are flipped, and bytes are cut off or inserted, in a good file of each format."""
     path, cache = tmp_path / f"v.{suffix}", tmp_path / "cache"

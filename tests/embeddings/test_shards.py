@@ -283,7 +283,7 @@ def problem_of(paths, cache):
     return ""
 
 
-@pytest.mark.parametrize("flips", [8, pytest.param(60, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("flips", [8, pytest.param(60, marks=[pytest.mark.slow, pytest.mark.long])])
 def test_every_damaged_byte_is_noticed(three, flips):
     """A flipped byte gives an error or, where HDF5 keeps no data, the same file."""
     _, cache, paths = three

@@ -97,7 +97,9 @@ def malformed(draw: st.DrawFn) -> Callable[[Any], None]:
     return replace_attribute(name, draw(st.none() | text | array_values | st.integers(0, 9)))
 
 
-@pytest.mark.parametrize("examples", [12, pytest.param(200, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "examples", [12, pytest.param(200, marks=[pytest.mark.slow, pytest.mark.long])]
+)
 @pytest.mark.parametrize("old", [False, True])
 def test_malformed_files_are_refused_and_others_stay_usable(examples, old, tmp_path):
     write_file(tmp_path / "good.h5")

@@ -86,6 +86,7 @@ def test_iterations_are_reported_and_nothing_is_printed(method, capsys):
     np.testing.assert_array_equal(found.positions, project(clusters(), method).positions)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_of_a_hundred_thousand_rows_a_stated_number_is_projected():
     x = np.random.default_rng(0).normal(size=(100_000, 3))

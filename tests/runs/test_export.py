@@ -15,6 +15,7 @@ from featkit.runs.predict import predict, predict_exported
 pytestmark = pytest.mark.slow
 
 
+@pytest.mark.long
 @pytest.mark.realdata
 def test_every_head_is_exported_without_a_change_of_class(real_data, real_weights, tmp_path):
     """On test images of pets, with both kinds of ``featkit predict``."""

@@ -128,7 +128,7 @@ class _StopError(Exception):
     pass
 
 
-@pytest.mark.parametrize("mode", ["shallow", "deep", "full"])
+@pytest.mark.parametrize("mode", ["shallow", "deep", pytest.param("full", marks=pytest.mark.long)])
 def test_an_interrupted_training_resumes_to_the_same_weights(
     make_config, tmp_path, mode, monkeypatch
 ):

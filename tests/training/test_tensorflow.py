@@ -146,8 +146,11 @@ def test_real_weights_and_images_have_the_gradients_of_torch(
 @pytest.mark.parametrize(
     "options",
     [
-        {"mode": "full", "optimiser": "sgd", "lr": 0.01},
-        {"mode": "full", "optimiser": "adamw", "lr": 1e-3, "clip": 1.0, "layer_decay": 0.7},
+        pytest.param({"mode": "full", "optimiser": "sgd", "lr": 0.01}, marks=pytest.mark.slow),
+        pytest.param(
+            {"mode": "full", "optimiser": "adamw", "lr": 1e-3, "clip": 1.0, "layer_decay": 0.7},
+            marks=pytest.mark.slow,
+        ),
         {"mode": "full", "mixup": 0.2, "cutmix": 1.0, "ema": 0.9, "lr": 1e-3},
     ],
     ids=["sgd", "adamw-clip-decay", "mix-ema"],
@@ -165,6 +168,7 @@ def test_ten_steps_have_the_losses_and_weights_of_torch(make_config, options, in
         assert relative(value, states["keras"][name]) <= 1e-5, name
 
 
+@pytest.mark.slow
 def test_ten_steps_in_float32_have_the_losses_of_torch(make_config):
     config = make_config(
         mode="full", norm="frozen", lr=1e-3, resize="16", limit="train=100,val=10,test=20"
@@ -187,7 +191,14 @@ def take_steps(loop, steps):
     raise AssertionError(f"{len(losses)} steps in an epoch")
 
 
-@pytest.mark.parametrize("mode", ["shallow", "deep", "full", "scratch"])
+@pytest.mark.parametrize(
+    "mode",
+    [
+        "shallow",
+        "deep",
+        *(pytest.param(mode, marks=pytest.mark.slow) for mode in ("full", "scratch")),
+    ],
+)
 def test_every_mode_trains_the_same_tensors_as_torch(trained, mode):
     done = trained(mode=mode, backbone="keras:resnet18,stem=small", epochs=1)
     other = trained(mode=mode, epochs=1)
