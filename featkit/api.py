@@ -717,15 +717,13 @@ def fit_heads(
     Args:
         heads: specs; ``all``: every head, including plug-ins.
         seeds: number of seeds, from ``options["seed"]`` on.
-        on_run: called with each run when it is finished.
+        on_run: called with each run when it is evaluated, before its files are written.
         name: name of the run; several get their head, and their seed, added to it.
         out: folder for run directories; None to write nothing.
         options: the other options of ``fit``.
     """
     from featkit.heads import make_head
-    from featkit.reports.figures import run_figures
     from featkit.runs.compare import compare_runs
-    from featkit.runs.directory import save_run
     from featkit.runs.fit import FitConfig
 
     heads = expand_heads(heads)
@@ -748,10 +746,9 @@ def fit_heads(
             run = _fit_head(features, head, config, progress=options["progress"])
             run = replace(run, name=_run_name(given, head, heads, seeds, options["seed"]))
             runs.append(run)
-            if out is not None:
-                paths.append(save_run(run, Path(out), run_figures(run)))
-                log.info("run: %s", paths[-1])
             on_run(run)
+            if out is not None:
+                paths.append(_save_run(run, Path(out)))
     comparison = None
     summaries: dict[str, OverSeeds] = {}
     if seeds > 1:
@@ -759,6 +756,17 @@ def fit_heads(
     elif len(set(paths)) > 1:
         comparison = compare_runs(paths)
     return FitResults(tuple(runs), tuple(paths), comparison, summaries)
+
+
+def _save_run(run: Run, out: Path) -> Path:
+    """Write the directory of a run with its figures."""
+    # matplotlib is imported when the result is known: whoever waits for it has it a second earlier.
+    from featkit.reports.figures import run_figures
+    from featkit.runs.directory import save_run
+
+    path = save_run(run, out, run_figures(run))
+    log.info("run: %s", path)
+    return path
 
 
 def _fit_head(features: FeatureSet, head: str, config: FitConfig, *, progress: bool) -> Run:

@@ -76,6 +76,7 @@ class JobState:
         done, total: progress of the step; total 0 if it is not known.
         seconds_left: estimate for the step; None if it is not known.
         runs: run directories that are finished.
+        results: accuracy of each head that is evaluated, a sentence each.
         messages: warnings and notes, one line each.
         error: why it failed, in one line.
         process: number of the process; 0 before it starts.
@@ -88,6 +89,7 @@ class JobState:
     total: int = 0
     seconds_left: float | None = None
     runs: tuple[str, ...] = ()
+    results: tuple[str, ...] = ()
     messages: tuple[str, ...] = ()
     error: str = ""
     process: int = 0

@@ -16,7 +16,6 @@ from featkit.app.jobs import (
     resume_job,
     stop_job,
 )
-from featkit.app.runs import run_headline, run_name
 from featkit.app.settings import AppSettings
 from featkit.app.shared import errors_shown
 from featkit.app.views import plain, time_text
@@ -36,8 +35,8 @@ def show_job_progress(folder: Path) -> None:
         text = f"{state.step or 'Starting'}{counts}{', about ' + left + ' left' if left else ''}"
         st.progress(min(1.0, part), plain(text))
         st.caption("It goes on when this page is closed.")
-        for run in state.runs:  # finished; its report is being written
-            st.success(f"{plain(run_name(run))}: {plain(run_headline(run))}")
+        for text in state.results:  # figures and reports are being written
+            st.success(plain(text))
         _show_messages(job)
         if st.button("Stop", key=f"stop_{job.id}", icon=":material/stop:"):
             stop_job(job)

@@ -6,9 +6,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from featkit.errors import RunError
-from featkit.reports.run import headline
 from featkit.runs.card import CARD_FILE, read_card
-from featkit.runs.compare import read_run
 
 
 def run_name(text: str) -> str:
@@ -30,13 +28,3 @@ def _run_name(path: Path, changed: int) -> str:
     backbone = Path(card.request.backbone).name
     described = f"{card.head_spec} on {backbone}, {data}"
     return f"{card.name}: {described}" if card.name else f"{described} ({card.run[:6]})"
-
-
-def run_headline(text: str) -> str:
-    """Return the accuracy of a run with its interval, in one sentence.
-
-    Raises:
-        RunError: if the run was changed.
-    """
-    _, report, _ = read_run(Path(text))
-    return headline(report)

@@ -10,15 +10,18 @@ import base64
 import io
 import re
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 import numpy as np
 from markupsafe import Markup
 from PIL import Image
 
-from featkit.app.models import Evidence
 from featkit.errors import FeatkitError, visible
 from featkit.images.base import Pixels
-from featkit.runs.classifier import Answer
+
+if TYPE_CHECKING:  # these import torch, which the process of a training must not wait for
+    from featkit.app.models import Evidence
+    from featkit.runs.classifier import Answer
 
 _PUNCTUATION = re.compile(r"([!-/:-@\[-`{-~])")
 _JPEG_QUALITY = 80

@@ -108,6 +108,8 @@ def train(settings: AppSettings, request: TrainingRequest, report: _Reporter) ->
         FeatkitError: if images, network or disk do not permit it.
     """
     from featkit import api
+    from featkit.reports.wording import headline
+    from featkit.runs.names import run_title
 
     def step(text: str) -> None:
         report.update(step=text, done=0, total=0, seconds_left=None)
@@ -116,6 +118,8 @@ def train(settings: AppSettings, request: TrainingRequest, report: _Reporter) ->
 
     def on_run(run: Any) -> None:
         fitted.append(run.id)
+        result = f"{run_title(run.report.provenance)}: {headline(run.report)}"
+        report.update(results=(*report.state.results, result))
         if len(fitted) < len(request.heads):
             step(f"Fitting head {len(fitted) + 1} of {len(request.heads)}")
 

@@ -25,7 +25,7 @@ from featkit.evaluation.report import Report, summary
 from featkit.plots.cam import overlay
 from featkit.reports.components import Table, TableCell, colour_class, interval_cell, number_cell
 from featkit.reports.render import render
-from featkit.reports.wording import interval_text, p_text
+from featkit.reports.wording import headline, interval_text, p_text
 from featkit.runs.card import run_errors
 from featkit.runs.fit import package_versions
 from featkit.runs.names import network_name, run_title
@@ -212,29 +212,6 @@ def run_view(inspection: RunInspection) -> RunView:
         facts=_facts(inspection, provenance),
         commands=_commands(inspection),
         versions=package_versions(),
-    )
-
-
-def headline(report: Report) -> str:
-    """Return the accuracy with its interval in a sentence for people who know no statistics."""
-    low, high = report.interval95
-    images, expected = "test images", "new images of the same kind"
-    if report.test_groups is not None:
-        images = f"test images of {report.test_groups:,} groups"
-        expected = "images of new groups of the same kind"
-    text = (
-        f"Of {report.n:,} {images} that the classifier had not seen, it named the right class "
-        f"for {100 * report.top1:.1f}%. On {expected}, expect between "
-        f"{100 * low:.1f} and {100 * high:.1f}% (95% confidence interval)."
-    )
-    without = report.without_copies
-    if without is None or without.top1 is None or without.interval95 is None:
-        return text
-    low, high = without.interval95
-    return (
-        f"{text} However, {without.copies} of these images are copies of training images. For the "
-        f"other {without.n:,} it named the right class for {100 * without.top1:.1f}% "
-        f"({100 * low:.1f} to {100 * high:.1f}%)."
     )
 
 

@@ -42,6 +42,29 @@ NO_SELECTION = (
 )
 
 
+def headline(report: Report) -> str:
+    """Return the accuracy with its interval in a sentence for people who know no statistics."""
+    low, high = report.interval95
+    images, expected = "test images", "new images of the same kind"
+    if report.test_groups is not None:
+        images = f"test images of {report.test_groups:,} groups"
+        expected = "images of new groups of the same kind"
+    text = (
+        f"Of {report.n:,} {images} that the classifier had not seen, it named the right class "
+        f"for {100 * report.top1:.1f}%. On {expected}, expect between "
+        f"{100 * low:.1f} and {100 * high:.1f}% (95% confidence interval)."
+    )
+    without = report.without_copies
+    if without is None or without.top1 is None or without.interval95 is None:
+        return text
+    low, high = without.interval95
+    return (
+        f"{text} However, {without.copies} of these images are copies of training images. For the "
+        f"other {without.n:,} it named the right class for {100 * without.top1:.1f}% "
+        f"({100 * low:.1f} to {100 * high:.1f}%)."
+    )
+
+
 def interval_text(interval: Interval) -> str:
     """Return the ends of an interval of fractions in percent or percentage points."""
     return f"{100 * interval[0]:z.1f} to {100 * interval[1]:z.1f}"

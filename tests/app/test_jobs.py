@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 import time
 import zipfile
 from dataclasses import replace
@@ -68,6 +70,13 @@ def test_a_request_is_started_once_and_listed(settings, started):
     assert options["start_new_session"]
 
 
+def test_the_process_of_a_training_starts_without_network_and_statistics():
+    """The page waits for it: torch and scikit-learn alone would take some seconds."""
+    code = "import sys, featkit.app.worker; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert not {"torch", "sklearn", "scipy", "matplotlib"} & set(done.stdout.split())
+
+
 @pytest.mark.slow
 def test_a_training_runs_to_its_report(settings, started, capfd):
     job = start_job(settings, request_for(settings, heads=("linear", "knn")))
@@ -76,6 +85,11 @@ def test_a_training_runs_to_its_report(settings, started, capfd):
     assert state.status == FINISHED
     assert state.error == ""
     assert len(state.runs) == 2
+    assert [text.split(":")[0] for text in state.results] == [
+        "linear on ResNet-18",
+        "knn on ResNet-18",
+    ]
+    assert all("it named the right class for" in text for text in state.results)
     for run in state.runs:
         assert (Path(run) / "report.html").is_file()
     assert main(job.folder) == 0  # a second process has nothing to do

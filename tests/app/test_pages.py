@@ -12,6 +12,7 @@ from featkit.app.cleaning import DecisionBook
 from featkit.app.jobs import FAILED, FINISHED, JobState, list_jobs, write_state
 from featkit.app.settings import VARIABLE, AppSettings
 from featkit.app.shared import UNEXPECTED
+from featkit.app.views import plain
 from tests.app.conftest import png
 from tests.app.test_jobs import started  # noqa: F401  (a fixture)
 from tests.app.test_predictions import rubbish
@@ -211,6 +212,9 @@ def test_a_running_training_shows_its_progress_and_can_be_stopped(settings, star
     (job,) = list_jobs(settings)
     page.run()
     assert any("It goes on when this page is closed" in each.value for each in page.caption)
+    write_state(job.folder, JobState(results=("linear: <b>right</b> for 97%",)))
+    page.run()
+    assert [each.value for each in page.success] == [plain("linear: <b>right</b> for 97%")]
     page.button(key=f"stop_{job.id}").click().run()
     checked(page)
 
