@@ -85,10 +85,8 @@ def test_a_training_runs_to_its_report(settings, started, capfd):
     assert state.status == FINISHED
     assert state.error == ""
     assert len(state.runs) == 2
-    assert [text.split(":")[0] for text in state.results] == [
-        "linear on ResNet-18",
-        "knn on ResNet-18",
-    ]
+    names = [text.split(":")[0] for text in state.results]
+    assert names == ["linear on ResNet-18, untrained", "knn on ResNet-18, untrained"]
     assert all("it named the right class for" in text for text in state.results)
     for run in state.runs:
         assert (Path(run) / "report.html").is_file()
