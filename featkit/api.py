@@ -176,6 +176,7 @@ _NETWORK = {
     "resize": SIZE,
     "crop": SIZE,
     "precision": text("fp32"),
+    "decode": text("full"),
 }
 _COMPUTE = {
     "device": text("cpu"),
@@ -378,6 +379,7 @@ def extract(
     resize: str | int | None = None,
     crop: str | int | None = None,
     precision: str = "auto",
+    decode: str | None = None,
     split: str | None = None,
     limit: str | None = None,
     intensity_range: str | None = None,
@@ -410,6 +412,10 @@ def extract(
         resize: shorter edge in pixels, or ``HEIGHTxWIDTH``; None for that of the weights.
         crop: centre crop in pixels, or ``none``; None for that of the weights.
         precision: ``auto``, ``fp32``, ``bf16``, ``int8`` or ``int8-openvino``.
+        decode: ``scaled`` to decode JPEG files of at least four times the size that the network
+            needs at 1/2, 1/4 or 1/8 of their size, to at least twice the size needed; ``full`` to
+            decode all images in full; None for ``scaled``, unless the cache has more features of
+            these images that were decoded in full.
         split: fractions such as ``70/15/15`` in place of the splits of the data.
         limit: stratified sample of splits, such as ``train=500,test=100``.
         intensity_range: values that become black and white in grey images of more than 8 bits,
@@ -618,6 +624,7 @@ def fit(
     resize: str | int | None = None,
     crop: str | int | None = None,
     precision: str | None = None,
+    decode: str | None = None,
     name: str | None = None,
     cache: PathLike = "cache",
     out: PathLike | None = None,
@@ -647,7 +654,8 @@ def fit(
         strict: refuse data with test images that are copies or near copies of train or val images.
         split, limit, intensity_range, group, allow_group_leak, seed, augment, views, perturb:
             images, as for ``extract``.
-        backbone, weights, layer, pool, resize, crop, precision: network, as for ``extract``.
+        backbone, weights, layer, pool, resize, crop, precision, decode: network, as for
+            ``extract``.
         name: name of the run for tables and figures; None for a composed one.
         cache: folder of the embeddings cache, or one file in it.
         out: folder in which a run directory is written; None to write nothing.
@@ -835,6 +843,7 @@ class TrainResult:
     backbone=PATH,
     weights=PATH,
     resize=SIZE,
+    decode=text("full"),
     split=text("70/15/15"),
     seed=SEED,
     bundle=FLAG,
@@ -850,6 +859,7 @@ def train(
     backbone: PathLike | None = None,
     weights: str | None = None,
     resize: str | int | None = None,
+    decode: str | None = None,
     split: str | None = None,
     seed: int = 0,
     bundle: bool = False,
@@ -877,6 +887,7 @@ def train(
         backbone: the only network that is tried; None for ResNet-18, then ResNet-50.
         weights: of the network, as for ``extract``.
         resize: size of the images, as for ``extract``.
+        decode: how large JPEG files are decoded, as for ``extract``.
         bundle: whether the weights of the network are put into the run, see ``bundle``.
         split, seed, cache, device, batch_size, workers, compile, on_error, progress: as for
             ``extract``.
@@ -1840,6 +1851,7 @@ def fewshot(
     resize: str | int | None = None,
     crop: str | int | None = None,
     precision: str | None = None,
+    decode: str | None = None,
     cache: PathLike = "cache",
     out: PathLike | None = None,
     device: str = "auto",
@@ -1864,8 +1876,8 @@ def fewshot(
         out: folder in which results are written; None to write nothing.
         cluster: as for ``ablate``: heads are evaluated on the workers of a Dask cluster.
         split, limit, intensity_range, group, allow_group_leak, seed, augment, views, perturb,
-            backbone, weights, layer, pool, resize, crop, precision, cache, device, batch_size,
-            workers, compile, on_error, progress: as for ``fit``.
+            backbone, weights, layer, pool, resize, crop, precision, decode, cache, device,
+            batch_size, workers, compile, on_error, progress: as for ``fit``.
 
     Raises:
         SpecError: if a head or a number of images is not valid.
@@ -1966,6 +1978,7 @@ def audit(
     resize: str | int | None = None,
     crop: str | int | None = None,
     precision: str | None = None,
+    decode: str | None = None,
     cache: PathLike = "cache",
     out: PathLike | None = None,
     device: str = "auto",
@@ -1990,8 +2003,8 @@ def audit(
             suggestions (``path,label,split,group``), as ``data`` for ``fit``; None to write
             nothing.
         split, limit, intensity_range, group, allow_group_leak, seed, augment, views, perturb,
-            backbone, weights, layer, pool, resize, crop, precision, cache, device, batch_size,
-            workers, compile, on_error, progress: as for ``fit``.
+            backbone, weights, layer, pool, resize, crop, precision, decode, cache, device,
+            batch_size, workers, compile, on_error, progress: as for ``fit``.
 
     Raises:
         DataError: if the backbone was trained on an image, there are fewer than two images, or a

@@ -54,7 +54,7 @@ PUBLIC = [
     "train",
 ]
 
-EXTRACTION = "split limit intensity_range group allow_group_leak seed augment views perturb backbone weights layer pool resize crop precision"
+EXTRACTION = "split limit intensity_range group allow_group_leak seed augment views perturb backbone weights layer pool resize crop precision decode"
 COMPUTE = "device batch_size workers compile on_error progress"
 GRID = (
     "data split limit intensity_range group allow_group_leak seed subset augment views perturb train_perturb backbone weights layer pool resize crop "
@@ -92,7 +92,7 @@ SIGNATURES = {
     "bundle": "run",
     "suggest": f"run images n seed cache out {COMPUTE}",
     "neighbours": f"run images k cache out {COMPUTE}",
-    "train": f"photos minutes name overwrite backbone weights resize split seed bundle cache out {COMPUTE}",
+    "train": f"photos minutes name overwrite backbone weights resize decode split seed bundle cache out {COMPUTE}",
     "publication_table": "result format baseline",
     "report": f"run out projection heat_maps seed cache {COMPUTE}",
     "plot": f"kind target images out label colour method thumbnails count seed dpi style weights cache {COMPUTE}",

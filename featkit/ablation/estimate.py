@@ -148,7 +148,8 @@ def _network_work(
     for plan in plans:
         keys.update(plan.keys)
     keys.discard("")
-    missing = keys - store.locate(config.cache, plans[0].recipe, keys).keys()
+    large = frozenset[str]().union(*(plan.large for plan in plans))
+    missing = keys - store.locate(config.cache, plans[0].recipe, keys, large).keys()
     work = NetworkWork(plans[0].backbone.name, len(plans), len(missing), None, 0)
     return _measured(work, plans, missing, config) if measure else work
 

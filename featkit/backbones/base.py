@@ -100,6 +100,15 @@ class Preprocess:
         """Return what resizes and crops images for a precision: ``fast`` for int8."""
         return self.fast if precision in INT8 else self
 
+    @property
+    def edge(self) -> int:
+        """Shorter edge in pixels of an image after resizing.
+
+        Without keeping the aspect ratio, the longer edge: an image of twice that size has enough
+        pixels in both directions.
+        """
+        return self.resize if isinstance(self.resize, int) else max(self.resize)
+
     def normalise(self, batch: Any) -> Any:
         """Normalise a float batch ``(b, 3, h, w)`` of values in 0..255, an array or a tensor."""
         like = batch.new_tensor if hasattr(batch, "new_tensor") else np.asarray

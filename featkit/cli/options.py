@@ -107,7 +107,7 @@ ADVANCED = frozenset(
             "subset",
         ),
         # network and the loader of its images
-        *("pool", "resize", "crop", "layer", "precision", "frozen_precision"),
+        *("pool", "resize", "crop", "layer", "precision", "frozen_precision", "decode"),
         *("batch_size", "workers", "compile", "on_error", "jobs", "warm_up"),
         # training
         *(
@@ -491,8 +491,16 @@ precision_option = option(
     "fp32; int8: ONNX Runtime, on CPUs; int8-openvino: OpenVINO, on CPUs.",
     show_default="auto",
 )
-network_options = stack(weights_option, pool_option, size_options, precision_option)
-"""Options for weights, pooling, preprocessing and precision."""
+decode_option = option(
+    "--decode",
+    group="Backbone",
+    type=click.Choice(["full", "scaled"]),
+    help="How JPEG files of at least 4 times the size that the network needs are decoded: scaled: "
+    "at 1/2, 1/4 or 1/8 of their size, 2 times the size needed or more; full: slower.",
+    show_default="scaled, unless the cache has more features decoded in full",
+)
+network_options = stack(weights_option, pool_option, size_options, precision_option, decode_option)
+"""Options for weights, pooling, preprocessing, precision and decoding."""
 
 _LAYER_HELP = "Layer to take features from; list layers with `featkit models --layers resnet50`."
 _LAYER_DEFAULT = "global average pooling"

@@ -15,6 +15,7 @@ from featkit.cli.options import (
     cache_option,
     command,
     compute_options_with_default,
+    decode_option,
     json_option,
     option,
     out_option,
@@ -56,6 +57,7 @@ without train, val and test folders above them, or any other source that --data 
 @backbone_option
 @weights_option
 @resize_option
+@decode_option
 @cache_option
 @out_option
 @option(

@@ -119,13 +119,13 @@ class ImageEmbedder(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         folder = _process_folder(os.getpid()) if self.cache is None else user_path(self.cache)
         with indexed(images, folder) as images:
             keys = content_keys(images, compute)
-        recipe = plan_extraction(request, images, keys, folder).recipe
-        cached = store.locate(folder, recipe, keys)
+            plan = plan_extraction(request, images, keys, folder)
+        cached = plan.locate_cached()
         missing = {key: row for row, key in enumerate(keys) if key not in cached}
         if missing:
             rows = np.array(sorted(missing.values()))
-            run_extractions([request], images.take(rows), folder, compute)
-            cached = store.locate(folder, recipe, keys)
+            run_extractions([plan.request], images.take(rows), folder, compute)
+            cached = plan.locate_cached()
         for row, key in enumerate(keys):
             if key not in cached:
                 raise DataError(

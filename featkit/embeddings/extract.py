@@ -35,7 +35,7 @@ from featkit.embeddings.plan import (
 )
 from featkit.embeddings.request import Request
 from featkit.errors import CacheError, DataError, DecodeError, SpecError, WeightsError, visible
-from featkit.images.base import ImageSet, KeyedLoad, Pixels, cache_last_row
+from featkit.images.base import FileKey, ImageSet, KeyedLoad, Pixels, cache_last_row
 from featkit.storage import storage_errors
 
 _COPY_ROWS, _COPY_NUMBERS = 1024, 2**24
@@ -289,8 +289,23 @@ class Extractor:
             self._indexes.append(index)
             images = index.apply(images)
         # Not the remembered keys for ``with_key``: they may be those of an image that was replaced.
-        load = KeyedLoad(cache_last_row(images.load), cache_last_row(images.load_with_key))
-        return replace(images, load=load, key=memoize(images.key))
+        key = images.key
+        if isinstance(key, FileKey):
+            remembered: Callable[[int], str] = FileKey(key.files, memoize(key.read))
+        else:
+            remembered = memoize(key)
+        return replace(images, load=_remember_last(images), key=remembered)
+
+
+def _remember_last(images: ImageSet) -> KeyedLoad:
+    """Return the load of images that decodes the same image once if it is asked for twice."""
+
+    def scaled(edge: int) -> KeyedLoad:
+        return _remember_last(images.decoded_for(edge))
+
+    return KeyedLoad(
+        cache_last_row(images.load), cache_last_row(images.load_with_key), memoize(scaled)
+    )
 
 
 def group_by_images(requests: Iterable[Request]) -> list[list[Request]]:
@@ -442,16 +457,18 @@ def pending_images(opened: Sequence[OpenPlan]) -> list[PendingImage]:
     """List the images whose features are not cached yet, in reading order.
 
     Rows with the same number follow each other across image sets, so that an image and its
-    perturbed copies are decoded once. Images with the same content are read once.
+    perturbed copies are decoded once. Images with the same content are read once for networks that
+    need them in the same size.
     """
-    pending: dict[str, PendingImage] = {}
+    pending: dict[tuple[str, int | None], PendingImage] = {}
     longest = max((len(each.plan.keys) for each in opened), default=0)
     for row in range(longest):
         for each in opened:
             key = each.plan.keys[row] if row < len(each.plan.keys) else ""
             if not key or each.has_features(key):
                 continue
-            image = pending.setdefault(key, PendingImage(each.plan.images, row, key, journals=[]))
+            image = PendingImage(each.plan.images, row, key, journals=[])
+            image = pending.setdefault((key, each.plan.decoding_of(key)), image)
             if each.journal not in image.journals:
                 image.journals.append(each.journal)
     return list(pending.values())

@@ -26,13 +26,13 @@ from typing import Any
 import PIL
 
 from featkit.errors import StorageError
-from featkit.images.base import FileKey, ImageSet
+from featkit.images.base import FileContent, FileKey, ImageSet
 from featkit.storage import digest, parse_json, read_file, safe_name, write_file
 
 log = logging.getLogger("featkit")
 
-VERSION = 1
-"""Version of the index and of the digests in it (``images.decode.content_key``)."""
+VERSION = 2
+"""Version of the index and of what is in it (``images.decode.file_content``)."""
 
 _FORMAT = "featkit index of image files"
 _YOUNG = 2_000_000_000
@@ -84,18 +84,18 @@ class FileIndex:
         key = images.key
         if not isinstance(key, FileKey):
             return images
-        indexed_key = partial(self._key_of_row, key)
-        return replace(images, key=FileKey(key.files, indexed_key))
+        indexed_read = partial(self._content_of_row, key)
+        return replace(images, key=FileKey(key.files, indexed_read))
 
-    def _key_of_row(self, key: FileKey, row: int) -> str:
-        return self.key(key.files[row], partial(key, row))
+    def _content_of_row(self, key: FileKey, row: int) -> FileContent:
+        return self.content(key.files[row], partial(key.read, row))
 
-    def key(self, path: str, read: Callable[[], str]) -> str:
-        """Return the digest of a file; thread-safe.
+    def content(self, path: str, read: Callable[[], FileContent]) -> FileContent:
+        """Return the digest of a file and the size of a JPEG file; thread-safe.
 
         Args:
             path: the file; an empty text for an image without one.
-            read: reads the file and returns its digest.
+            read: reads the file and returns its content.
         """
         if not path:
             return read()
@@ -110,14 +110,13 @@ class FileIndex:
         if known is not None and known[:4] != status:
             known = None
         if known is not None and not self._rehash:
-            found: str = known[4]
-            return found
-        key = read()
-        if known is not None and known[4] != key:
+            return FileContent(known[4], known[5])
+        content = read()
+        if known is not None and known[4] != content.key:
             self._unnoticed.append(path)
         if max(status[1], status[2]) < self._started - _YOUNG:
-            self._new[name] = [*status, key]
-        return key
+            self._new[name] = [*status, *content]
+        return content
 
     def save(self) -> None:
         """Write new entries; the folder must exist.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import platform
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -27,9 +28,12 @@ from featkit.embeddings.validation import (
 )
 from featkit.errors import CacheError, DecodeError
 from featkit.images.base import ImageSet
+from featkit.images.decode import reduction
 from featkit.images.perturb import parse_perturbation
 from featkit.parallel import in_threads
 from featkit.storage import safe_name
+
+log = logging.getLogger("featkit")
 
 _KEYS_AT_ONCE = 64
 
@@ -39,7 +43,7 @@ class ExtractionPlan:
     """One cache file to make.
 
     Attributes:
-        request: the images and the network as requested, with a definite precision.
+        request: the images and the network as requested, with a definite precision and decoding.
         images, keys: the images and their content digests.
         backbone: the network; for int8 with the quantized network, unless that is not calibrated
             yet.
@@ -51,6 +55,7 @@ class ExtractionPlan:
             plan again after calibrating.
         part: what a shard holds; None for a cache file of all images.
         reuse: cache files that features may be copied from; None for all in the folder.
+        large: content digests of the images that ``scaled`` decodes at a fraction of their size.
     """
 
     request: Request
@@ -63,6 +68,7 @@ class ExtractionPlan:
     calibration: CalibrationTask | None = None
     part: Part | None = None
     reuse: tuple[Path, ...] | None = None
+    large: frozenset[str] = frozenset()
 
     @property
     def cache(self) -> Path:
@@ -79,14 +85,23 @@ class ExtractionPlan:
     def locate_cached(self) -> dict[str, store.StoredRow]:
         """Find the features of the images in other cache files, by image key."""
         if self.reuse is None:
-            return store.locate(self.cache, self.recipe, self.keys)
-        return store.locate_in(self.reuse, self.recipe, self.keys)
+            return store.locate(self.cache, self.recipe, self.keys, self.large)
+        return store.locate_in(self.reuse, self.recipe, self.keys, self.large)
+
+    def decoding_of(self, key: str) -> int | None:
+        """Return the shorter edge that an image is decoded for, see ``decode.decode``."""
+        scaled = self.recipe.decode == "scaled" and key in self.large
+        return self.backbone.preprocess.edge if scaled else None
 
 
 def plan_extraction(
     request: Request, images: ImageSet, keys: tuple[str, ...], cache: Path
 ) -> ExtractionPlan:
     """Plan the cache file of a request; no image is decoded and no network built.
+
+    If the request does not say how large JPEG files are decoded, they are decoded at a fraction of
+    their size, unless the cache has more features of these images decoded in full: files of earlier
+    versions stay valid, and images can be added to them.
 
     Args:
         request: with a definite precision, see ``Request.for_device``.
@@ -98,6 +113,53 @@ def plan_extraction(
         FeatkitError: if the backbone or its weights are not available.
     """
     backbone = request.load_backbone()
+    large = large_images(images, keys, backbone.preprocess.edge)
+
+    def plan(decode: str) -> ExtractionPlan:
+        scaled = bool(large) and decode == "scaled"
+        asked = replace(request, decode=decode)
+        planned = _plan(asked, images, keys, cache, backbone, scaled=scaled)
+        return replace(planned, large=large)
+
+    if request.decode is not None or not large:
+        return plan(request.decode or "scaled")
+    full, scaled = plan("full"), plan("scaled")
+    if _has_more(full, scaled):
+        log.info(
+            "%d JPEG files are decoded in full, as in the cache; --decode scaled is faster",
+            len(large),
+            extra={"once": True},
+        )
+        return full
+    return scaled
+
+
+def large_images(images: ImageSet, keys: Sequence[str], edge: int) -> frozenset[str]:
+    """Return the content digests of JPEG files that are decoded at a fraction for ``edge``."""
+    return frozenset(
+        key for row, key in enumerate(keys) if key and reduction(images.jpeg_edge(row), edge) > 1
+    )
+
+
+def _has_more(full: ExtractionPlan, scaled: ExtractionPlan) -> bool:
+    """Return whether more features are in the cache for ``full`` than for ``scaled``."""
+    if scaled.find() or full.find():
+        return scaled.find() is None
+    return len(full.locate_cached()) > len(scaled.locate_cached())
+
+
+def _plan(
+    request: Request,
+    images: ImageSet,
+    keys: tuple[str, ...],
+    cache: Path,
+    backbone: Backbone,
+    *,
+    scaled: bool,
+) -> ExtractionPlan:
+    """Return the plan for one way of decoding, without its large images."""
+    if scaled:
+        images = images.decoded_for(backbone.preprocess.edge)
     dtype = StorageLayout.parse(request.store).dtype
     pending = None
     calibration = "none"
@@ -116,6 +178,7 @@ def plan_extraction(
         perturb=str(parse_perturbation(request.perturb or "none")),
         calibration=calibration,
         store=dtype,
+        decode="scaled" if scaled else "full",
     )
     stem = safe_name(f"{images.name}-{backbone.name}")
     return ExtractionPlan(
@@ -139,6 +202,7 @@ def make_recipe(
     perturb: str = "none",
     calibration: str = "none",
     store: str = "float32",
+    decode: str = "full",
 ) -> Recipe:
     """Return the recipe of images through a backbone; arguments as the fields of ``Recipe``."""
     return Recipe(
@@ -155,6 +219,7 @@ def make_recipe(
         calibration=calibration,
         store=store,
         intensity=images.intensity,
+        decode=decode,
     )
 
 

@@ -39,6 +39,9 @@ class Recipe:
         store: type of the stored numbers, ``float32`` or ``float16``.
         intensity: range of grey values that become black and white, or ``none``; not part of the
             JSON where it is ``none``, as in files of earlier versions.
+        decode: ``scaled`` if JPEG files were decoded at a fraction of their size because they have
+            at least four times the size that the network needs, else ``full``; not part of the JSON
+            where it is ``full``, as in files of earlier versions.
         schema: version of featkit's own part: decoding, arithmetic, file layout.
     """
 
@@ -55,6 +58,7 @@ class Recipe:
     calibration: str = "none"
     store: str = "float32"
     intensity: str = "none"
+    decode: str = "full"
     schema: int = SCHEMA
 
     @property
@@ -67,10 +71,11 @@ class Recipe:
         return json.dumps(self.to_dict(), sort_keys=True, separators=(",", ":"))
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the fields, without an intensity range of ``none``."""
+        """Return the fields, without those of later versions that have their default."""
         values = asdict(self)
-        if self.intensity == "none":
-            del values["intensity"]
+        for name, default in (("intensity", "none"), ("decode", "full")):
+            if values[name] == default:
+                del values[name]
         return values
 
     @classmethod

@@ -21,12 +21,15 @@ from featkit.images.augment import add_augmented_views
 from featkit.images.base import ImageSet
 from featkit.images.perturb import parse_perturbation, perturb_images, perturb_split
 from featkit.images.sources import SOURCES
+from featkit.registry import check_names
 from featkit.storage import user_path
 
 _SOURCE = {"selects": "source"}
 _VARIANT = {"selects": "variant"}
 """Metadata of fields that select images of a source, or what is made of these images."""
 
+
+DECODINGS = ("full", "scaled")
 
 _KINDS = {
     "split": text("70/15/15"),
@@ -41,6 +44,7 @@ _KINDS = {
     "part": text("test"),
     "group": text("parent"),
     "allow_group_leak": FLAG,
+    "decode": text("full"),
 }
 """Kinds of the fields; those that are missing are text, such as their default."""
 
@@ -74,9 +78,12 @@ class Request:
         allow_group_leak: True to accept splits of the source that separate a group, or None.
         store: ``float32`` or ``float16``, ``gzip`` or ``zstd``, or one of each, see
             ``StorageLayout``.
+        decode: ``scaled`` to decode JPEG files of at least four times the size that the network
+            needs at a fraction of their size, ``full`` to decode all in full; None for ``scaled``,
+            unless more of their features are in the cache for ``full``.
 
     Raises:
-        SpecError: if a field has a value of another type.
+        SpecError: if a field has a value of another type, or ``decode`` an unknown one.
     """
 
     data: str = field(default="digits", metadata=_SOURCE)
@@ -98,6 +105,7 @@ class Request:
     store: str = "float32"
     group: str | None = field(default=None, metadata=_SOURCE)
     allow_group_leak: bool | None = field(default=None, metadata=_SOURCE)
+    decode: str | None = None
 
     def __post_init__(self) -> None:
         for name in ("resize", "crop"):  # TOML has sizes as integers
@@ -112,6 +120,8 @@ class Request:
                 continue
             kind = _KINDS.get(each.name, text(str(each.default or "none")))
             object.__setattr__(self, each.name, kind.check(each.name, value))
+        if self.decode is not None:
+            check_names("decode", [self.decode], DECODINGS)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Request:
@@ -122,10 +132,10 @@ class Request:
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as JSON values; paths become absolute.
 
-        Groups are left out where none were requested, as in earlier versions.
+        Groups and decoding are left out where none were requested, as in earlier versions.
         """
         values = {name: _absolute(name, value) for name, value in asdict(self).items()}
-        for name in ("group", "allow_group_leak"):
+        for name in ("group", "allow_group_leak", "decode"):
             if values[name] is None:
                 del values[name]
         return values
@@ -268,10 +278,13 @@ def resolve(given: Mapping[str, Any], cache: Path) -> tuple[Request, Path | None
     return Request(**chosen), None
 
 
+_FREE = ("seed", "perturb", "decode")
+
+
 def _agrees(request: Request, chosen: Mapping[str, Any]) -> bool:
-    """Return whether a request has the chosen values; seed and perturbation may differ."""
+    """Return whether a request has the chosen values; those of ``_FREE`` may differ."""
     for name, value in chosen.items():
-        if name not in ("seed", "perturb") and getattr(request, name) != _absolute(name, value):
+        if name not in _FREE and getattr(request, name) != _absolute(name, value):
             return False
     return True
 

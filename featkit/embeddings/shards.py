@@ -215,13 +215,16 @@ def plan_shard(
             "all train images: make the network once with `featkit quantize`, and give its run "
             "directory with --backbone"
         )
-    plan = plan_extraction(request, cut.part(shard), keys, cache)
+    # Not what the cache has more of, which may change from one shard to the next.
+    decode = request.decode or "scaled"
+    plan = plan_extraction(replace(request, decode=decode), cut.part(shard), keys, cache)
     images = cut.images
     whole = replace(
         plan.recipe,
         images=cut.names,
         labels=labels_digest(images.classes, images.labels),
         split=splits_digest(images.splits) if images.split == "own" else "none",
+        decode=decode,  # as requested: whether another part has a large image is not known
     )
     stem = plan.path.stem.rpartition("-")[0]
     folder = cache / SHARDS / f"{stem}-{whole.fingerprint[:12]}"
@@ -749,7 +752,8 @@ class _Merge:
                 f"the shards beside {shard.path} do not have the images of the whole set in their "
                 "order: extract them again"
             )
-        recipe = replace(whole, images=images.hexdigest())
+        scaled = any(each.recipe.decode == "scaled" for each in self._shards)
+        recipe = replace(whole, images=images.hexdigest(), decode="scaled" if scaled else "full")
         provenance = {
             **shard.provenance,
             "created": datetime.now(UTC).isoformat(timespec="seconds"),

@@ -15,7 +15,7 @@ import logging
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import compress
 from pathlib import Path
 from typing import Any
@@ -670,18 +670,23 @@ def find(cache: Path, recipe: Recipe) -> Path | None:
     return matches[0] if matches else None
 
 
-def locate(cache: Path, recipe: Recipe, keys: Iterable[str]) -> dict[str, StoredRow]:
+def locate(
+    cache: Path, recipe: Recipe, keys: Iterable[str], large: Set[str] = frozenset()
+) -> dict[str, StoredRow]:
     """Find intact features of images in all files of a folder that the same network made.
 
     Args:
         cache: folder of the cache files.
         recipe: as for ``locate_in``.
         keys: as for ``locate_in``.
+        large: as for ``locate_in``.
     """
-    return locate_in(sorted(cache.glob("*.h5")), recipe, keys)
+    return locate_in(sorted(cache.glob("*.h5")), recipe, keys, large)
 
 
-def locate_in(files: Iterable[Path], recipe: Recipe, keys: Iterable[str]) -> dict[str, StoredRow]:
+def locate_in(
+    files: Iterable[Path], recipe: Recipe, keys: Iterable[str], large: Set[str] = frozenset()
+) -> dict[str, StoredRow]:
     """Find intact features of images in those files that were made by the same network.
 
     Damaged files are passed over, and damaged rows of other files: their features are computed
@@ -691,6 +696,7 @@ def locate_in(files: Iterable[Path], recipe: Recipe, keys: Iterable[str]) -> dic
         files: the cache files; those that do not exist any more are passed over.
         recipe: names the network and the preprocessing.
         keys: content digests of the images.
+        large: digests of the images whose pixels depend on ``recipe.decode``.
 
     Returns:
         The file and row of each image that was found, by its key.
@@ -699,7 +705,10 @@ def locate_in(files: Iterable[Path], recipe: Recipe, keys: Iterable[str]) -> dic
     found: dict[str, StoredRow] = {}
     for entry in _describe_all(files)[0]:
         missing = requested - found.keys()
-        if not missing or not recipe.same_network(entry.recipe):
+        if entry.recipe.decode != recipe.decode:
+            missing -= large
+        same = recipe.same_network(replace(entry.recipe, decode=recipe.decode))
+        if not missing or not same:
             continue
         try:
             found.update(_intact_rows(entry.path, missing))

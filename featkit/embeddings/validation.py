@@ -64,7 +64,7 @@ _SEARCHED_BYTES = 2**25
 _REQUEST_TYPES: dict[str, tuple[type, ...]] = {
     **dict.fromkeys(("data", "backbone", "weights", "pool", "precision", "store"), (str,)),
     **dict.fromkeys(("split", "limit", "intensity_range", "layer"), (str, type(None))),
-    **dict.fromkeys(("augment", "perturb", "part", "group"), (str, type(None))),
+    **dict.fromkeys(("augment", "perturb", "part", "group", "decode"), (str, type(None))),
     "allow_group_leak": (bool, type(None)),
     **dict.fromkeys(("resize", "crop"), (str, int, type(None))),
     **dict.fromkeys(("seed", "views"), (int,)),

@@ -81,7 +81,7 @@ def explain(plan: ExtractionPlan) -> str:
     if not entries:
         return f"miss: there is no embeddings file in {plan.cache}"
     nearest = min(entries, key=lambda entry: len(entry.recipe.differences(plan.recipe)))
-    cached = store.locate(plan.cache, plan.recipe, plan.keys)
+    cached = plan.locate_cached()
     missing = len(set(plan.keys) - cached.keys())
     differences = describe_differences(nearest.recipe.differences(plan.recipe))
     return (

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from featkit.errors import SpecError
-from featkit.images.base import ImageSet, KeyedLoad, Pixels, cache_last_row
+from featkit.images.base import ImageSet, Pixels, cache_last_row, partly_changed
 from featkit.images.policies import autoaugment, randaugment, trivialaugment
 from featkit.registry import unknown
 
@@ -71,13 +71,14 @@ def add_augmented_views(images: ImageSet, how: str, views: int, seed: int = 0) -
         pixels = augment_image(original, how, np.random.default_rng(int(own_key, 16)))
         return pixels, own_key
 
-    def load(row: int) -> Pixels:
-        return load_with_key(row)[0]
+    def unchanged(row: int) -> int | None:
+        return None if numbers[row] else int(rows[row])
 
     ids = []
     for name, number in zip(expanded.ids, numbers, strict=True):
         ids.append(name if number == 0 else f"{name}#view{number}")
-    return replace(expanded, ids=tuple(ids), load=KeyedLoad(load, load_with_key), key=key)
+    load, sized_key = partly_changed(images, unchanged, load_with_key, key)
+    return replace(expanded, ids=tuple(ids), load=load, key=sized_key)
 
 
 def is_augmented_view(name: str) -> bool:

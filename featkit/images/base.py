@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from typing import TypeVar
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,14 +29,54 @@ class KeyedLoad:
     Attributes:
         load: row number to uint8 RGB ``(h, w, 3)``.
         with_key: row number to the pixels and their key; the bytes are read once.
+        scaled: shorter edge in pixels of the image that is needed to the function that decodes
+            large JPEG files at a fraction of their size, see ``decode.reduction``; None if images
+            are always decoded in full.
     """
 
     load: Callable[[int], Pixels]
     with_key: Callable[[int], tuple[Pixels, str]]
+    scaled: Callable[[int], KeyedLoad] | None = None
 
     def __call__(self, row: int) -> Pixels:
         """Return the pixels alone."""
         return self.load(row)
+
+
+class FileContent(NamedTuple):
+    """What is known of an image file from its bytes.
+
+    Attributes:
+        key: the key of the image.
+        jpeg_edge: shorter edge in pixels of a JPEG file as it is stored; 0 for other formats.
+    """
+
+    key: str
+    jpeg_edge: int
+
+
+@dataclass(frozen=True)
+class SizedKey:
+    """Function from row number to key that also knows which images are large JPEG files.
+
+    Attributes:
+        key: row number to the key.
+        jpeg_edge: row number to ``FileContent.jpeg_edge``; 0 for an image that must be decoded in
+            full, such as one that is augmented afterwards.
+    """
+
+    key: Callable[[int], str]
+    jpeg_edge: Callable[[int], int]
+
+    def __call__(self, row: int) -> str:
+        """Return the key."""
+        return self.key(row)
+
+    def take(self, rows: NDArray[np.int64]) -> SizedKey:
+        """Return the function for the images at ``rows``."""
+        return SizedKey(
+            lambda row: self.key(int(rows[row])), lambda row: self.jpeg_edge(int(rows[row]))
+        )
 
 
 @dataclass(frozen=True)
@@ -47,15 +87,24 @@ class FileKey:
 
     Attributes:
         files: path of each image's file; an empty text for one that cannot be read.
-        read: row number to the key, which depends on the bytes of that file only.
+        read: row number to the content, which depends on the bytes of that file only.
     """
 
     files: tuple[str, ...]
-    read: Callable[[int], str]
+    read: Callable[[int], FileContent]
+    _edges: dict[int, int] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __call__(self, row: int) -> str:
-        """Return the key, as ``read`` does."""
-        return self.read(row)
+        """Return the key; the file is read again at each call, unless ``read`` remembers it."""
+        content = self.read(row)
+        self._edges[row] = content.jpeg_edge
+        return content.key
+
+    def jpeg_edge(self, row: int) -> int:
+        """Return ``FileContent.jpeg_edge`` when the key was last computed; computed if never."""
+        if row not in self._edges:
+            self(row)
+        return self._edges[row]
 
     def take(self, rows: NDArray[np.int64]) -> FileKey:
         """Return the keys of the images at ``rows``."""
@@ -79,7 +128,8 @@ class ImageSet:
         load: function from row number to uint8 RGB ``(h, w, 3)``; thread-safe. Raises DecodeError.
             A ``KeyedLoad`` can also return the key of the bytes that it decodes.
         key: function from row number to the SHA-256 (hex) of the image's bytes; thread-safe. Equal
-            keys mean equal pixels. A ``FileKey`` if each image is a file.
+            keys mean equal pixels. A ``FileKey`` if each image is a file, a ``SizedKey`` if images
+            are made from files.
         notes: what was noticed when the images were listed, such as files that were passed over,
             one line each.
         intensity: range of values that become black and white, see ``IntensityRange``; ``none`` for
@@ -115,6 +165,29 @@ class ImageSet:
         check_names("split", [split], SPLITS)
         return np.flatnonzero(self.splits == split)
 
+    def jpeg_edge(self, row: int) -> int:
+        """Return the shorter edge in pixels of a JPEG file that may be decoded at a fraction.
+
+        0 for all other images. Cheap after ``key`` was called.
+
+        Raises:
+            DecodeError: if the file cannot be read.
+        """
+        return self.key.jpeg_edge(row) if isinstance(self.key, FileKey | SizedKey) else 0
+
+    def decoded_for(self, edge: int) -> ImageSet:
+        """Return the images with large JPEG files decoded at a fraction of their size.
+
+        Keys stay the same. Where the source cannot do that, the images themselves.
+
+        Args:
+            edge: shorter edge in pixels of the images that are made from them afterwards; they are
+                decoded to at least twice of it, see ``decode.reduction``.
+        """
+        if not isinstance(self.load, KeyedLoad) or self.load.scaled is None:
+            return self
+        return replace(self, load=self.load.scaled(edge))
+
     def load_with_key(self, row: int) -> tuple[Pixels, str]:
         """Return the pixels of an image and the key of the bytes that they were decoded from.
 
@@ -147,20 +220,66 @@ class ImageSet:
 
     def take(self, rows: NDArray[np.int64]) -> ImageSet:
         """Return the images at ``rows``, with the same classes."""
-        load, key = self.load, self.key
-        keyed = KeyedLoad(
-            lambda row: load(int(rows[row])), lambda row: self.load_with_key(int(rows[row]))
-        )
+        key = self.key
         return replace(
             self,
             ids=tuple(self.ids[row] for row in rows),
             labels=self.labels[rows],
             splits=self.splits[rows],
-            load=keyed,
-            key=key.take(rows) if isinstance(key, FileKey) else lambda row: key(int(rows[row])),
+            load=self._take_load(rows),
+            key=(
+                key.take(rows)
+                if isinstance(key, FileKey | SizedKey)
+                else lambda row: key(int(rows[row]))
+            ),
             files=tuple(self.files[row] for row in rows) if self.files else (),
             groups=tuple(self.groups[row] for row in rows) if self.groups else (),
         )
+
+    def _take_load(self, rows: NDArray[np.int64]) -> KeyedLoad:
+        load = self.load
+        can_scale = isinstance(load, KeyedLoad) and load.scaled is not None
+        return KeyedLoad(
+            lambda row: load(int(rows[row])),
+            lambda row: self.load_with_key(int(rows[row])),
+            (lambda edge: self.decoded_for(edge)._take_load(rows)) if can_scale else None,
+        )
+
+
+def partly_changed(
+    images: ImageSet,
+    unchanged: Callable[[int], int | None],
+    load_with_key: Callable[[int], tuple[Pixels, str]],
+    key: Callable[[int], str],
+) -> tuple[KeyedLoad, SizedKey]:
+    """Return load and key of images of which some were changed, and the others are those of a set.
+
+    Large JPEG files among the unchanged ones may be decoded at a fraction of their size. The others
+    are changed at full size: a crop of a smaller image lacks detail, and noise of single pixels is
+    stronger in it.
+
+    Args:
+        images: the unchanged images.
+        unchanged: row of the unchanged image in ``images``; None for a changed one.
+        load_with_key: pixels and key of each image, all decoded in full.
+        key: key of each image.
+    """
+
+    def load_for(edge: int) -> KeyedLoad:
+        scaled = images.decoded_for(edge)
+
+        def load_scaled(row: int) -> tuple[Pixels, str]:
+            original = unchanged(row)
+            return load_with_key(row) if original is None else scaled.load_with_key(original)
+
+        return KeyedLoad(lambda row: load_scaled(row)[0], load_scaled, load_for)
+
+    def jpeg_edge(row: int) -> int:
+        original = unchanged(row)
+        return 0 if original is None else images.jpeg_edge(original)
+
+    load = KeyedLoad(lambda row: load_with_key(row)[0], load_with_key, load_for)
+    return load, SizedKey(key, jpeg_edge)
 
 
 def check_image_set(images: ImageSet) -> None:

@@ -181,6 +181,27 @@ def _jpeg_segments(data: bytes) -> Iterator[tuple[int, int, int]]:
         at += 2 + max(length, 2)
 
 
+_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+"""Markers of the segment with the size of the image (ITU-T T.81, table B.1)."""
+
+
+def jpeg_size(data: bytes) -> tuple[int, int] | None:
+    """Return width and height in pixels of a JPEG file as it is stored; None if it is none.
+
+    Only the header is searched, which takes microseconds. A thumbnail image in the metadata is
+    passed over.
+    """
+    if not data.startswith(b"\xff\xd8\xff"):
+        return None
+    for marker, start, _ in _jpeg_segments(data):
+        if marker in _FRAMES:
+            height, width = struct.unpack(">HH", data[start + 5 : start + 9].ljust(4, b"\0"))
+            return width, height
+        if marker == 0xDA:
+            return None
+    return None
+
+
 _MARKER = re.compile(rb"\xff[\xc0-\xcf\xd9-\xfe]")
 """Markers of segments and of the end: not those inside compressed pixels (00, D0 to D7)."""
 

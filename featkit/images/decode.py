@@ -28,10 +28,11 @@ from PIL import (
 
 from featkit.errors import DecodeError, MissingExtraError
 from featkit.extras import require
-from featkit.images.base import Pixels
+from featkit.images.base import FileContent, Pixels
 from featkit.images.containers import (
     describe_content,
     image_format,
+    jpeg_size,
     lacks_end,
     lacks_scans,
     with_more_pixels,
@@ -74,6 +75,16 @@ _one_large_image = threading.Lock()
 _DARK = 64
 """16-bit images of at most this level out of 255 use 14 of their 16 bits or less."""
 
+HEADROOM = 2
+"""JPEG files are decoded to at least this many times the size that is needed.
+
+Less changes features: at twice the size, the smallest cosine similarity of ResNet features to those
+of images decoded in full was .9995 in our measurements, at the size itself .9966.
+"""
+
+_REDUCTIONS = (8, 4, 2)
+"""By how much libjpeg can reduce an image while it decodes it."""
+
 OnDark = Callable[[str], None]
 """Called with a warning about a 16-bit image that uses a small part of its range."""
 
@@ -113,7 +124,41 @@ def file_key(path: str | Path, intensity: IntensityRange | None = None) -> str:
     Raises:
         DecodeError: if it is missing or cannot be read.
     """
-    return content_key(read_bytes(path), intensity)
+    return file_content(path, intensity).key
+
+
+def file_content(path: str | Path, intensity: IntensityRange | None = None) -> FileContent:
+    """Return ``content_key`` of a file's bytes, and the shorter edge of a JPEG file.
+
+    Raises:
+        DecodeError: if it is missing or cannot be read.
+    """
+    data = read_bytes(path)
+    return FileContent(content_key(data, intensity), jpeg_edge(data))
+
+
+def jpeg_edge(data: bytes) -> int:
+    """Return the shorter edge in pixels of a JPEG file as it is stored; 0 for other formats."""
+    size = jpeg_size(data)
+    return 0 if size is None else min(size)
+
+
+def reduction(jpeg_edge: int, edge: int | None) -> int:
+    """Return by how much a JPEG file is reduced while it is decoded: 1, 2, 4 or 8.
+
+    It is the largest number that leaves ``HEADROOM`` times the size that is needed. So files whose
+    shorter edge is less than four times of it are decoded in full.
+
+    Args:
+        jpeg_edge: shorter edge of the file in pixels; 0 for another format.
+        edge: shorter edge in pixels of the image that is needed; None to decode in full.
+    """
+    if edge is None:
+        return 1
+    for factor in _REDUCTIONS:
+        if jpeg_edge >= factor * HEADROOM * edge:
+            return factor
+    return 1
 
 
 def content_key(data: bytes, intensity: IntensityRange | None = None) -> str:
@@ -148,18 +193,24 @@ def array_key(pixels: Pixels) -> str:
 
 
 def decode_file(
-    path: str | Path, intensity: IntensityRange | None = None, on_dark: OnDark | None = None
+    path: str | Path,
+    intensity: IntensityRange | None = None,
+    on_dark: OnDark | None = None,
+    edge: int | None = None,
 ) -> Pixels:
     """Return the pixels of an image file as uint8 ``(h, w, 3)``; see ``decode``."""
-    return decode(read_bytes(path), str(path), intensity, on_dark)
+    return decode(read_bytes(path), str(path), intensity, on_dark, edge)
 
 
 def decode_file_with_key(
-    path: str | Path, intensity: IntensityRange | None = None, on_dark: OnDark | None = None
+    path: str | Path,
+    intensity: IntensityRange | None = None,
+    on_dark: OnDark | None = None,
+    edge: int | None = None,
 ) -> tuple[Pixels, str]:
     """Return the pixels of an image file and ``content_key`` of the bytes that were decoded."""
     data = read_bytes(path)
-    return decode(data, str(path), intensity, on_dark), content_key(data, intensity)
+    return decode(data, str(path), intensity, on_dark, edge), content_key(data, intensity)
 
 
 def decode(
@@ -167,6 +218,7 @@ def decode(
     name: str,
     intensity: IntensityRange | None = None,
     on_dark: OnDark | None = None,
+    edge: int | None = None,
 ) -> Pixels:
     """Return the pixels of an encoded image as uint8 RGB ``(h, w, 3)``, rotated as EXIF says.
 
@@ -180,6 +232,9 @@ def decode(
         name: name of the file for error messages.
         intensity: values that become black and white, for grey images of more than 8 bits.
         on_dark: called for a 16-bit image that uses a small part of the range of 16 bits only.
+        edge: shorter edge in pixels of the image that is made from the pixels afterwards: JPEG
+            files, whatever their kind, are decoded at 1/2, 1/4 or 1/8 of their size if that leaves
+            at least ``HEADROOM`` times this edge. None to decode in full.
 
     Raises:
         DecodeError: if the bytes are not an image, are damaged, or contain more than ``MAX_PIXELS``
@@ -189,7 +244,7 @@ def decode(
         raise _unreadable(name, "the file is empty")
     reason: Exception
     try:
-        return _decode_pixels(data, name, intensity, on_dark)
+        return _decode_pixels(data, name, intensity, on_dark, edge)
     except MemoryError:
         raise  # not a fault of the file, so it must not be skipped
     except Exception as error:  # Pillow raises almost any exception for a damaged file
@@ -201,7 +256,7 @@ def decode(
             pixels_only = without_metadata(data, keep_exif=keep_exif)
             if pixels_only is None:
                 break
-            return _decode_pixels(pixels_only, name, intensity, on_dark)
+            return _decode_pixels(pixels_only, name, intensity, on_dark, edge)
         except MemoryError:
             raise
         except Exception as error:
@@ -214,16 +269,27 @@ class _PixelError(ValueError):
 
 
 def _decode_pixels(
-    data: bytes, name: str, intensity: IntensityRange | None, on_dark: OnDark | None
+    data: bytes,
+    name: str,
+    intensity: IntensityRange | None,
+    on_dark: OnDark | None,
+    edge: int | None,
 ) -> Pixels:
     with _open(data) as image:
         size = image.width * image.height
         if size > MAX_PIXELS:
             raise _PixelError(f"more than {MAX_PIXELS // 10**6} megapixels")
+        # The sizes differ only in damaged files.
+        factor = reduction(min(jpeg_edge(data), *image.size), edge)
+        if factor > 1:
+            image.draft(image.mode, (image.width // factor, image.height // factor))
+            # The coefficients of a progressive file are held in memory whatever the size.
+            if not image.info.get("progressive"):
+                size = image.width * image.height
         with _one_large_image if size > _LARGE_PIXELS else nullcontext():
             has_16_bits = _has_16_bits(image)
             image.load()
-            _refuse_cut_off(data, image)
+            _refuse_cut_off(data, image, factor)
             is_grey = image.mode.startswith("I")
             if has_16_bits and not is_grey and intensity is not None:
                 raise _PixelError(
@@ -284,7 +350,7 @@ def _explain(data: bytes, error: Exception) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
-def _refuse_cut_off(data: bytes, image: Image.Image) -> None:
+def _refuse_cut_off(data: bytes, image: Image.Image, factor: int) -> None:
     """Refuse a JPEG file that was cut off, and whose rest is grey.
 
     libjpeg only warns if the end of the image comes too early, and Pillow ignores that. The missing
@@ -297,13 +363,30 @@ def _refuse_cut_off(data: bytes, image: Image.Image) -> None:
         raise _PixelError("truncated: the end of the JPEG data is missing")
     if image.info.get("progressive") and lacks_scans(data):
         raise _PixelError("truncated: the last scans of the progressive JPEG file are missing")
-    if zeros := zeros_before_end(data):
-        _refuse_zeros(data, image, *zeros)
+    zeros = zeros_before_end(data)
+    if not zeros and not _ends_grey(image):
+        return
+    if factor == 1:
+        _refuse_missing_pixels(data, image, zeros)
+        return
+    # What is missing may be too fine to be seen at a fraction of the size.
+    with _open(data) as whole:
+        whole.load()
+        _refuse_missing_pixels(data, whole, zeros)
+
+
+def _ends_grey(image: Image.Image) -> bool:
+    """Return whether the last pixel is medium grey, as missing pixels are."""
     last = image.getpixel((image.width - 1, image.height - 1))
     values = last if isinstance(last, tuple) else (last,)
-    if not {127, 128}.issuperset(values):
-        return
-    if not _has_same_pixels(image, with_more_pixels(data)):
+    return {127, 128}.issuperset(values)
+
+
+def _refuse_missing_pixels(data: bytes, image: Image.Image, zeros: tuple[int, int] | None) -> None:
+    """Refuse a JPEG file in which pixels are missing, see ``_refuse_cut_off``."""
+    if zeros:
+        _refuse_zeros(data, image, *zeros)
+    if _ends_grey(image) and not _has_same_pixels(image, with_more_pixels(data)):
         raise _PixelError("truncated: the JPEG data ends before the last pixel")
 
 

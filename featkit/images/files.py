@@ -12,7 +12,7 @@ import numpy as np
 
 from featkit.errors import DataError, DecodeError
 from featkit.images.base import SPLITS, FileKey, ImageSet, KeyedLoad
-from featkit.images.decode import decode_file, decode_file_with_key, file_key
+from featkit.images.decode import decode_file, decode_file_with_key, file_content
 from featkit.images.intensity import IntensityRange
 from featkit.images.names import look_alike
 
@@ -72,6 +72,13 @@ def from_entries(
             raise DecodeError(problem)
         return path
 
+    def load_for(edge: int | None) -> KeyedLoad:
+        return KeyedLoad(
+            lambda row: decode_file(path_of(row), intensity, warn_once, edge),
+            lambda row: decode_file_with_key(path_of(row), intensity, warn_once, edge),
+            load_for,
+        )
+
     return ImageSet(
         name=name,
         ids=tuple(entry.id for entry in entries),
@@ -79,13 +86,10 @@ def from_entries(
         classes=order,
         splits=np.array([entry.split or SPLITS[0] for entry in entries], dtype=np.str_),
         split="own" if any(entry.split for entry in entries) else UNSPLIT,
-        load=KeyedLoad(
-            lambda row: decode_file(path_of(row), intensity, warn_once),
-            lambda row: decode_file_with_key(path_of(row), intensity, warn_once),
-        ),
+        load=load_for(None),
         key=FileKey(
             tuple("" if entry.problem else entry.path for entry in entries),
-            lambda row: file_key(path_of(row), intensity),
+            lambda row: file_content(path_of(row), intensity),
         ),
         notes=tuple(notes),
         intensity="none" if intensity is None else str(intensity),

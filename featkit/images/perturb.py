@@ -11,7 +11,7 @@ import numpy as np
 from featkit.errors import SpecError
 from featkit.images import corruptions
 from featkit.images.augment import MOST_VIEWS
-from featkit.images.base import SPLITS, ImageSet, KeyedLoad, Pixels
+from featkit.images.base import SPLITS, ImageSet, Pixels, partly_changed
 from featkit.registry import Spec, Value, unknown
 
 LEVELS = ("mild", "medium", "strong")
@@ -317,14 +317,15 @@ def perturb_images(
     def key(row: int) -> str:
         return changed_key(row, images.key(row))
 
-    def load(row: int) -> Pixels:
-        return change(row, images.load(row))
-
     def load_with_key(row: int) -> tuple[Pixels, str]:
         clean, clean_key = images.load_with_key(row)
         return change(row, clean), changed_key(row, clean_key)
 
-    return replace(images, load=KeyedLoad(load, load_with_key), key=key)
+    def unchanged(row: int) -> int | None:
+        return None if changed[row] else row
+
+    load, sized_key = partly_changed(images, unchanged, load_with_key, key)
+    return replace(images, load=load, key=sized_key)
 
 
 def _check_splits(splits: Collection[str]) -> None:

@@ -46,7 +46,8 @@ def classifier_of(run: SavedRun) -> Classifier:
         classes=tuple(run.classes[label] for label in run.head.classes_),
         temperature=run.temperature,
         threshold=run.threshold,
-        recipe=run.recipe,
+        # As the run decodes: its own images may have been small.
+        recipe=replace(run.recipe, decode=run.request.decode or "full"),
     )
 
 

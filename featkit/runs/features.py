@@ -141,9 +141,10 @@ def load_features(
     if done.skipped:
         notes.append(f"{len(done.skipped)} images skipped: {', '.join(done.skipped)}")
         note(notes[-1])
-    images = extractor.plan(files[0]).images
+    plan = extractor.plan(files[0])
+    images = plan.images
     return FeatureSet(
-        request=request,
+        request=replace(request, decode=plan.request.decode),
         embeddings=extractor.read(request),
         path=done.path,
         data=images.name,

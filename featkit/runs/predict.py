@@ -246,7 +246,10 @@ def embed_images(run: SavedRun, images: ImageSet, compute: Compute) -> tuple[Row
         WeightsError: if the backbone's weights are not those that the head was fitted with.
         DecodeError: if an image cannot be read, unless such images are skipped.
     """
-    network = (run.load_backbone(), run.request.precision, frozenset(range(len(images))))
+    backbone = run.load_backbone()
+    if run.request.decode == "scaled":
+        images = images.decoded_for(backbone.preprocess.edge)
+    network = (backbone, run.request.precision, frozenset(range(len(images))))
     return gathered(embed(images, [network], compute))
 
 
@@ -288,6 +291,8 @@ def predict_exported(
     metadata = exported.metadata
     target = PipelineTarget(metadata.prepare, exported.engine, frozenset(range(len(files))))
     images = images_from_files(files, intensity_of(metadata.recipe.get("intensity", "none")))
+    if metadata.recipe.get("decode") == "scaled":
+        images = images.decoded_for(metadata.preprocess.edge)
     rows, scores = gathered(pipeline.run(images.load, [target], compute, on_cpu=True))
     if not len(rows):
         return []

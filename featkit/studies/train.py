@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 
 from featkit.backbones.weights import search_weights
-from featkit.embeddings import store
 from featkit.embeddings.extract import Extractor
 from featkit.embeddings.pipeline import Compute
 from featkit.embeddings.request import Request
@@ -518,7 +517,7 @@ class SecondNetwork:
         chosen = {name: value for name, value in given.items() if value is not None}
         plan = Extractor(self.cache, self.compute).plan(Request(**chosen))
         keys = {key for key in plan.keys if key}
-        return len(keys - store.locate(self.cache, plan.recipe, keys).keys())
+        return len(keys - plan.locate_cached().keys())
 
 
 # Evaluation ---------------------------------------------------------------------------------------

@@ -246,7 +246,7 @@ def test_the_work_list_reads_an_image_once_for_all_journals_and_skips_cached_ima
     copies, copied_keys = colours(3), ("a", "c", "d")
 
     def opened(images, keys, journal, cached=()):
-        plan = SimpleNamespace(images=images, keys=keys)
+        plan = SimpleNamespace(images=images, keys=keys, decoding_of=lambda key: None)
         return OpenPlan(plan, journal, dict.fromkeys(cached), resumed=0)
 
     one, two = {"b": None}, {}

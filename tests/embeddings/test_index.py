@@ -54,13 +54,13 @@ def later(monkeypatch):
 def read_files(monkeypatch):
     """Count how often each file is read for its digest."""
     counts = Counter()
-    read = files_module.file_key
+    read = files_module.file_content
 
     def counted(path, intensity=None):
         counts[Path(path).name] += 1
         return read(path, intensity)
 
-    monkeypatch.setattr(files_module, "file_key", counted)
+    monkeypatch.setattr(files_module, "file_content", counted)
     return counts
 
 
@@ -160,7 +160,7 @@ DAMAGES = {
     "empty": lambda data: b"",
     "list": lambda data: b"[1]\n{}",
     "bytes": lambda data: b"\xff\xfe" + data,
-    "version": lambda data: data.replace(b'"version": 1', b'"version": 99'),
+    "version": lambda data: data.replace(b'"version": 2', b'"version": 99'),
 }
 
 
