@@ -243,6 +243,7 @@ def test_the_transformer_scales_large_photos(album, tmp_path):
     np.testing.assert_allclose(found, expected.x, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_run_predicts_as_its_features_were_made(album, tmp_path):
 
     images = images_from_files([str(album / "cat" / "3.jpg")])
