@@ -14,7 +14,7 @@ import json
 import logging
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from itertools import compress
 from pathlib import Path
@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 from featkit.embeddings.base import Embeddings
 from featkit.embeddings.layout import StorageLayout, convert_features
 from featkit.embeddings.recipe import Part, Recipe, describe_differences
+from featkit.embeddings.remembered import Remembered, status_of
 from featkit.embeddings.validation import (
     COLUMNS,
     check_columns,
@@ -620,18 +621,85 @@ def describe(path: Path) -> CacheEntry:
 
 def entries(cache: Path) -> tuple[list[CacheEntry], list[CacheError]]:
     """Return every readable file of a folder, newest first, and the errors of the others."""
-    return _describe_all(sorted(cache.glob("*.h5")))
+    return _describe_all(files_in(cache))
+
+
+def files_in(cache: Path) -> list[Path]:
+    """Return the cache files of a folder by name; none if it does not exist."""
+    # Comparing paths takes longer than reading their names.
+    return sorted(cache.glob("*.h5"), key=lambda path: path.name)
 
 
 def _describe_all(paths: Iterable[Path]) -> tuple[list[CacheEntry], list[CacheError]]:
     good, bad = [], []
+    catalogues: dict[str, Catalogue] = {}
     for path in paths:
+        folder = str(path.parent)
+        if folder not in catalogues:
+            catalogues[folder] = Catalogue(path.parent)
         try:
-            good.append(describe(path))
+            good.append(catalogues[folder].describe(path))
         except CacheError as error:
             bad.append(error)
+    for catalogue in catalogues.values():
+        catalogue.save()
     good.sort(key=lambda entry: entry.modified, reverse=True)
     return good, bad
+
+
+CATALOGUE_VERSION = 1
+"""Version of the entries of a catalogue, and of the checks that their files passed."""
+
+_WORTH_A_CATALOGUE = 8
+"""A folder with fewer files has no catalogue: opening them takes 2 ms each."""
+
+_MOST_OTHERS = 100
+"""Descriptions of files that are not asked for, most of which were removed."""
+
+
+class Catalogue:
+    """Descriptions of the files of a cache folder, in one file, so that they need not be opened.
+
+    A description is used as long as the file did not change, see ``embeddings.remembered``. What is
+    read from a cache file afterwards is checked as ever, its recipe against the description too.
+
+    Args:
+        folder: the cache folder.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        header = {"format": "featkit catalogue of cache files", "version": CATALOGUE_VERSION}
+        self._remembered = Remembered(
+            folder / ".catalogue.json",
+            header,
+            "all cache files are opened again",
+            most_others=_MOST_OTHERS,
+        )
+
+    def describe(self, path: Path) -> CacheEntry:
+        """Return the description of a file of the folder; raises CacheError as ``describe``."""
+        try:
+            status = status_of(str(path))
+        except OSError:  # opening it raises an error that says what to do
+            return describe(path)
+        known = self._remembered.get(path.name, status)
+        if known is not None:
+            with suppress(TypeError, ValueError):  # not written by featkit
+                numbers, recipe, provenance = known
+                return CacheEntry(path, *numbers, Recipe(**recipe), provenance)
+        entry = describe(path)
+        numbers = [entry.rows, entry.width, entry.invalid, entry.size, entry.rounding]
+        numbers.append(entry.modified)
+        values = [numbers, entry.recipe.to_dict(), dict(entry.provenance)]
+        self._remembered.put(path.name, status, values)
+        return entry
+
+    def save(self) -> None:
+        """Write new descriptions, if it is worth it; a folder that cannot be written is left."""
+        if len(self._remembered) or self._remembered.new >= _WORTH_A_CATALOGUE:
+            problem = self._remembered.save()
+            if problem:
+                log.debug("no catalogue of the cache files can be written: %s", problem)
 
 
 def check(path: Path, recipe: Recipe) -> list[str]:
@@ -681,7 +749,7 @@ def locate(
         keys: as for ``locate_in``.
         large: as for ``locate_in``.
     """
-    return locate_in(sorted(cache.glob("*.h5")), recipe, keys, large)
+    return locate_in(files_in(cache), recipe, keys, large)
 
 
 def locate_in(
@@ -711,15 +779,20 @@ def locate_in(
         if not missing or not same:
             continue
         try:
-            found.update(_intact_rows(entry.path, missing))
+            found.update(_intact_rows(entry, missing))
         except CacheError as error:
             log.warning("%s; its features are computed again", error)
     return found
 
 
-def _intact_rows(path: Path, keys: Set[str]) -> dict[str, StoredRow]:
-    """Return file and row of the images with these keys whose features are intact."""
-    with open_file(path) as file:
+def _intact_rows(entry: CacheEntry, keys: Set[str]) -> dict[str, StoredRow]:
+    """Return file and row of the images with these keys whose features are intact.
+
+    Raises:
+        CacheError: if the file is damaged, or is not the one that was described.
+    """
+    path = entry.path
+    with open_file(path, entry.recipe) as file:
         row_of: dict[str, int] = {}
         for row in np.flatnonzero(file.columns["valid"]).tolist():
             key = file.columns["keys"][row]

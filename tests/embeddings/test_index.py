@@ -46,7 +46,7 @@ def cache(tmp_path):
 def later(monkeypatch):
     """Let the index be made an hour from now: the files were only just written."""
     now = time.time_ns
-    monkeypatch.setattr("featkit.embeddings.index.time.time_ns", lambda: now() + 3600 * 10**9)
+    monkeypatch.setattr("featkit.embeddings.remembered.time.time_ns", lambda: now() + 3600 * 10**9)
     return now
 
 
@@ -120,10 +120,10 @@ def test_a_file_that_changed_is_read_again(change, pictures, cache, read_files):
 
 def test_young_files_get_no_entry(pictures, cache, read_files, monkeypatch, later):
     now = later()
-    monkeypatch.setattr("featkit.embeddings.index.time.time_ns", lambda: now)
+    monkeypatch.setattr("featkit.embeddings.remembered.time.time_ns", lambda: now)
     keys_of(pictures, cache)  # they are an hour old, but their status has just changed
     assert not list(cache.iterdir())
-    monkeypatch.setattr("featkit.embeddings.index.time.time_ns", lambda: now + 3 * 10**9)
+    monkeypatch.setattr("featkit.embeddings.remembered.time.time_ns", lambda: now + 3 * 10**9)
     keys_of(pictures, cache)
     read_files.clear()
     keys_of(pictures, cache)
@@ -147,11 +147,9 @@ def test_rehash_reads_every_file_and_corrects_the_index(pictures, cache, read_fi
 
 def tamper(path, change):
     """Change the entries of an index as featkit would write them."""
-    from featkit.embeddings import index as module
-
     known = json.loads(path.read_bytes().partition(b"\n")[2])
     change(known)
-    path.write_bytes(module._content(known))
+    path.write_bytes(FileIndex(path)._remembered.content(known))
 
 
 DAMAGES = {
@@ -183,7 +181,7 @@ def test_an_index_that_cannot_be_written_is_a_warning(pictures, cache, monkeypat
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("featkit.embeddings.index.write_file", full)
+    monkeypatch.setattr("featkit.embeddings.remembered.write_file", full)
     assert len(keys_of(pictures, cache)) == 6
     assert "cannot be written" in warnings_in(caplog)[0]
 

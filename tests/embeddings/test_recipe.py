@@ -73,3 +73,14 @@ def test_an_intensity_range_is_recorded_only_if_it_is_given():
     ranged = replace(recipe, intensity="0:4095")
     assert '"intensity":"0:4095"' in ranged.to_json()
     assert recipe.differences(ranged) == {"intensity": ("none", "0:4095")}
+
+
+@pytest.mark.parametrize("name", [each.name for each in fields(Recipe)])
+def test_the_same_network_is_one_of_the_same_digest(name):
+    recipe = Recipe(*["x"] * 8, {"resize": 32, "crop": (32, 32)}, "fp32")
+    read = Recipe.from_json(recipe.to_json())
+    assert recipe.same_network(read)
+    value = {"preprocess": {"resize": 33, "crop": (32, 32)}, "schema": 99}.get(name, "other")
+    other = replace(read, **{name: value})
+    assert recipe.same_network(other) == (recipe.network == other.network)
+    assert recipe.same_network(other) == (name in {"images", "labels", "split", "perturb"})
