@@ -66,6 +66,24 @@ def resolve_precision(precision: str, device: str = "auto") -> str:
     return "bf16" if _has_bf16(device) else "fp32"
 
 
+def warn_of_slow_bf16(device: str) -> None:
+    """Log a warning if a device computes bfloat16 without instructions for it.
+
+    Nothing is known, and nothing logged, of CPUs whose instruction sets the system does not list.
+
+    Args:
+        device: ``cpu``, ``cuda`` or ``mps``.
+    """
+    is_known = device == "cuda" or (device == "cpu" and bool(_cpu_flags()))
+    if is_known and not _has_bf16(device):
+        log.warning(
+            "this %s has no instructions for bf16, which is up to 8 times slower than fp32: use "
+            "--precision fp32 or auto",
+            "GPU" if device == "cuda" else "processor",
+            extra={"once": True},
+        )
+
+
 def pick_device(device: str = "auto") -> str:
     """Return ``cuda``, ``mps`` or ``cpu``; ``auto`` becomes the first of them that is available.
 

@@ -6,7 +6,9 @@ import sys
 import pytest
 import torch
 
+from featkit.backbones import load_backbone
 from featkit.backbones.devices import pick_device, resolve_precision
+from featkit.backbones.engines import open_engine
 from featkit.errors import SpecError
 
 
@@ -31,6 +33,25 @@ def test_auto_precision_is_one_that_every_device_supports():
     assert resolve_precision("auto", "mps") == "fp32"
     assert resolve_precision("auto", "cpu") in ("fp32", "bf16")
     assert resolve_precision("int8") == "int8"
+
+
+@pytest.mark.parametrize(
+    ("flags", "precision", "warns"),
+    [
+        ({"avx2"}, "bf16", True),
+        ({"avx2"}, "fp32", False),
+        ({"avx2"}, "auto", False),
+        ({"avx512_bf16"}, "bf16", False),
+        ({"avx512_bf16"}, "auto", False),
+        (set(), "bf16", False),
+    ],
+)
+def test_bf16_without_instructions_for_it_is_a_warning(
+    flags, precision, warns, monkeypatch, caplog
+):
+    monkeypatch.setattr("featkit.backbones.devices._cpu_flags", lambda: flags)
+    open_engine(load_backbone("resnet18", weights="random"), precision=precision, device="cpu")
+    assert ("no instructions for bf16, which is up to 8 times slower" in caplog.text) == warns
 
 
 def test_importing_engines_imports_no_framework():

@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+import hashlib
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from featkit.backbones import load_backbone
+from featkit.backbones.base import QuantizedNetwork
 from featkit.backbones.engines import open_engine
 from featkit.errors import SpecError
 
@@ -55,3 +58,24 @@ def test_a_compiled_network_gives_equal_features_for_any_batch_size():
     plain, compiled = open_engine(backbone), open_engine(backbone, compiled=True)
     np.testing.assert_allclose(compiled(PIXELS), plain(PIXELS), rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(compiled(PIXELS[:1]), plain(PIXELS[:1]), rtol=1e-4, atol=1e-5)
+
+
+def test_an_int8_network_that_onnx_runtime_cannot_open_is_named_in_one_line(tmp_path):
+    """A network of operators that this version of ONNX Runtime does not know."""
+    onnx = pytest.importorskip("onnx")
+    pytest.importorskip("onnxruntime")
+    helper, kind = onnx.helper, onnx.TensorProto.FLOAT
+    ends = [helper.make_tensor_value_info(name, kind, [1]) for name in ("pixels", "y")]
+    node = helper.make_node("Unheard", ["pixels"], ["y"])
+    model = helper.make_model(helper.make_graph([node], "graph", ends[:1], ends[1:]))
+    for number, data in enumerate((model.SerializeToString(), b"not ONNX")):
+        path = tmp_path / f"{number}.onnx"
+        path.write_bytes(data)
+        network = QuantizedNetwork(path, hashlib.sha256(data).hexdigest())
+        backbone = replace(load_backbone("resnet18", weights="random"), quantized=network)
+        with pytest.raises(
+            SpecError, match="ONNX Runtime cannot run the int8 network of resnet18"
+        ) as error:
+            open_engine(backbone, precision="int8")
+        assert "\n" not in str(error.value)
+        assert "--precision fp32" in str(error.value)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from featkit.backbones.base import Backbone
-from featkit.backbones.devices import INT8, device_for, resolve_precision
+from featkit.backbones.devices import INT8, device_for, resolve_precision, warn_of_slow_bf16
 from featkit.backbones.engines.base import Engine, ForwardPass
 
 __all__ = ["Engine", "ForwardPass", "open_engine"]
@@ -44,6 +44,8 @@ def open_engine(
         from featkit.backbones.engines.openvino import OpenVinoEngine
 
         return OpenVinoEngine.open(backbone, precision=precision, device=device)
+    if precision == "bf16":
+        warn_of_slow_bf16(device)
     from featkit.backbones.engines.torch import TorchEngine
 
     return TorchEngine.open(backbone, precision=precision, device=device, compiled=compiled)

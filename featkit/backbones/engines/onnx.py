@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from featkit.backbones.base import Backbone
 from featkit.backbones.engines.base import Engine
-from featkit.errors import SpecError, WeightsError
+from featkit.errors import FeatkitError, SpecError, WeightsError
 from featkit.extras import require
 
 
@@ -33,7 +33,17 @@ class OnnxEngine(Engine):
     ) -> Self:
         """Open the quantized network: see ``Engine.open``."""
         check_cpu(device)
-        return cls(backbone.read_quantized(), f"the int8 network of {backbone.name}")
+        title = f"the int8 network of {backbone.name}"
+        try:
+            return cls(backbone.read_quantized(), title)
+        except FeatkitError:
+            raise
+        except Exception as error:  # ONNX and ONNX Runtime raise types of their own
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise SpecError(
+                f"ONNX Runtime cannot run {title} ({reason}): use another version of onnxruntime, "
+                "or --precision fp32"
+            ) from error
 
     def __call__(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Return float32 ``(b, d)`` for uint8 ``(b, h, w, 3)``."""
