@@ -653,6 +653,9 @@ CATALOGUE_VERSION = 1
 _WORTH_A_CATALOGUE = 8
 """A folder with fewer files has no catalogue: opening them takes 2 ms each."""
 
+_NUMBERS = ("rows", "width", "invalid", "size", "rounding", "modified")
+"""Fields of ``CacheEntry`` that are numbers."""
+
 _MOST_OTHERS = 100
 """Descriptions of files that are not asked for, most of which were removed."""
 
@@ -685,13 +688,14 @@ class Catalogue:
         known = self._remembered.get(path.name, status)
         if known is not None:
             with suppress(TypeError, ValueError):  # not written by featkit
-                numbers, recipe, provenance = known
-                return CacheEntry(path, *numbers, Recipe(**recipe), provenance)
+                values, recipe, provenance = known
+                return CacheEntry(
+                    path=path, recipe=Recipe(**recipe), provenance=provenance, **values
+                )
         entry = describe(path)
-        numbers = [entry.rows, entry.width, entry.invalid, entry.size, entry.rounding]
-        numbers.append(entry.modified)
-        values = [numbers, entry.recipe.to_dict(), dict(entry.provenance)]
-        self._remembered.put(path.name, status, values)
+        values = {name: getattr(entry, name) for name in _NUMBERS}
+        remembered = [values, entry.recipe.to_dict(), dict(entry.provenance)]
+        self._remembered.put(path.name, status, remembered)
         return entry
 
     def save(self) -> None:

@@ -151,7 +151,7 @@ def test_entries_of_another_form_are_read_again(cache, opened):
     path = cache / ".catalogue.json"
     known = json.loads(path.read_bytes().partition(b"\n")[2])
     for place, (name, values) in enumerate(sorted(known.items())):
-        known[name] = [*values[:4], *([[1]], [None, {}, {}], [[], {"a": 1}, {}])[place % 3]]
+        known[name] = [*values[:4], *([[1]], [None, {}, {}], [{}, {"a": 1}, {}])[place % 3]]
     path.write_bytes(store.Catalogue(cache)._remembered.content(known))
     opened.clear()
     assert entries(cache) == expected
