@@ -597,6 +597,8 @@ def _load_features(
     subset=text("longtail:if=50"),
     reject=number(0, 1, below_high=True),
     strict=FLAG,
+    folds=integer(2),
+    repeats=integer(1),
     name=NAME,
 )
 def fit(
@@ -608,6 +610,8 @@ def fit(
     subset: str | None = None,
     reject: float | None = None,
     strict: bool = False,
+    folds: int | None = None,
+    repeats: int = 1,
     split: str | None = None,
     limit: str | None = None,
     intensity_range: str | None = None,
@@ -652,6 +656,10 @@ def fit(
         subset: part of train to fit on, such as ``longtail:if=50`` or ``kshot:k=5``.
         reject: fraction of validation images whose confidence is too low to answer.
         strict: refuse data with test images that are copies or near copies of train or val images.
+        folds: evaluate by cross-validation with this many folds: all images are used, whatever
+            their split, each evaluated by a head that was fitted without it, and the final head is
+            fitted on all of them; None to evaluate on the test set.
+        repeats: number of random divisions into folds.
         split, limit, intensity_range, group, allow_group_leak, seed, augment, views, perturb:
             images, as for ``extract``.
         backbone, weights, layer, pool, resize, crop, precision, decode: network, as for
@@ -738,6 +746,7 @@ def fit_heads(
     for head in heads:  # fail on an unknown head before features are extracted
         make_head(head)
     given = "" if name is None else NAME.check("name", name)
+    _check_folds(seeds, options)
     config = FitConfig(
         tune=options["tune"],
         subset=options["subset"],
@@ -749,9 +758,11 @@ def fit_heads(
     for offset in range(seeds):
         if seeds > 1:
             options = {**options, "seed": first_seed + offset}
-        features = _check_copies(_load_features(options), strict=options["strict"])
+        features = _load_features(options)
+        if not options["folds"]:
+            features = _check_copies(features, strict=options["strict"])
         for head in heads:
-            run = _fit_head(features, head, config, progress=options["progress"])
+            run = _fit_head(features, head, config, options)
             run = replace(run, name=_run_name(given, head, heads, seeds, options["seed"]))
             runs.append(run)
             on_run(run)
@@ -777,14 +788,46 @@ def _save_run(run: Run, out: Path) -> Path:
     return path
 
 
-def _fit_head(features: FeatureSet, head: str, config: FitConfig, *, progress: bool) -> Run:
-    """Fit and evaluate one head; log its warnings."""
-    from featkit.runs.fit import fit_run
-
-    with _candidate_bar(progress and config.tune) as count:
-        run = fit_run(
-            features, head, seed=features.request.seed, config=replace(config, progress=count)
+def _check_folds(seeds: int, options: Mapping[str, Any]) -> None:
+    """Refuse options that contradict each other; raises OptionsError."""
+    if not options["folds"]:
+        if options["repeats"] > 1:
+            raise OptionsError("repeats are repetitions of folds: give folds too, such as 5")
+        return
+    if seeds > 1:
+        raise OptionsError("folds are repeated with repeats: leave out seeds")
+    if options["strict"]:
+        raise OptionsError(
+            "strict checks a test set for copies of training images: find them in all images with "
+            "`featkit audit`, or leave out folds"
         )
+
+
+def _fit_head(
+    features: FeatureSet, head: str, config: FitConfig, options: Mapping[str, Any]
+) -> Run:
+    """Fit and evaluate one head, on the test set or on folds; log its warnings."""
+    from tqdm import tqdm
+
+    from featkit.runs.fit import fit_run
+    from featkit.runs.folds import fit_folds
+
+    seed, progress = features.request.seed, options["progress"]
+    if options["folds"]:
+        folds, repeats = options["folds"], options["repeats"]
+        with tqdm(total=folds * repeats, unit="fold", disable=not progress) as bar:
+            run = fit_folds(
+                features,
+                head,
+                folds=folds,
+                repeats=repeats,
+                seed=seed,
+                config=config,
+                on_fold=bar.update,
+            )
+    else:
+        with _candidate_bar(progress and config.tune) as count:
+            run = fit_run(features, head, seed=seed, config=replace(config, progress=count))
     for warning in run.report.warnings:
         log.warning(warning)
     return run

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from featkit.evaluation import PairedComparison, Report
+    from featkit.runs.compare import RunComparison
 
 EPILOG = """\b
 Examples:
@@ -33,7 +34,8 @@ def compare(runs: tuple[Path, ...], as_json: bool, **options: Any) -> None:
     """Compare runs that were evaluated on the same test images.
 
     For each pair: the difference in top-1 accuracy with its 95% confidence interval, and McNemar's
-    test (mid-p) with Holm correction.
+    test (mid-p) with Holm correction; over groups of images, if they have groups. Runs on the same
+    folds are compared by the corrected resampled t-test too.
     """
     from featkit import api
 
@@ -45,8 +47,15 @@ def compare(runs: tuple[Path, ...], as_json: bool, **options: Any) -> None:
         print_json(found.to_dict())
     elif not prints_table(options):
         print_comparison(found.runs, found.pairs)
+        print_folds(found)
         if found.note:
             print_line(found.note)
+
+
+def print_folds(found: RunComparison) -> None:
+    """Print a line for each pair of runs that were evaluated on the same folds."""
+    for pair in found.folds:
+        print_line(pair.sentence)
 
 
 def print_comparison(runs: Iterable[tuple[str, Report]], pairs: Iterable[PairedComparison]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from featkit.cli.compare import print_comparison
+from featkit.cli.compare import print_comparison, print_folds
 from featkit.cli.options import (
     FiniteRange,
     balance_option,
@@ -40,6 +40,7 @@ Examples:
   featkit fit --head knn:k=5,metric=cosine --json
   featkit fit --head linear --tune --seeds 5 --strict
   featkit fit --data scans --group parent --head linear
+  featkit fit --data scans --group parent --head linear --folds 5 --repeats 3
   featkit fit --head linear --reject 0.05
   featkit fit --head linear --subset longtail:if=50 --balance logit-adjust
   featkit fit --head linear --perturb gaussian_noise:level=strong
@@ -95,6 +96,23 @@ the head is fitted on train and validation together and evaluated once on the te
     is_flag=True,
     help="Stop with an error if a test image has a copy or near copy in train or validation.",
 )
+@option(
+    "--folds",
+    group="Data",
+    type=integers(2),
+    metavar="K",
+    help="Evaluate by cross-validation: each image by a head fitted without it; the final head is "
+    "fitted on all images.",
+    show_default="evaluate on the test set",
+)
+@option(
+    "--repeats",
+    group="Data",
+    type=integers(1),
+    default=1,
+    metavar="R",
+    help="Divide the images into folds R times.",
+)
 @name_option
 @option(
     "--report",
@@ -137,6 +155,7 @@ def fit(
     if found.comparison:
         print_line("")
         print_comparison(found.comparison.runs, found.comparison.pairs)
+        print_folds(found.comparison)
 
 
 def _print_results_json(found: FitResults) -> None:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from featkit.errors import DataError
 from featkit.evaluation.calibration import ReliabilityBin, Temperature
+from featkit.evaluation.folds import FoldScores
 from featkit.evaluation.intervals import Interval
 
 
@@ -139,6 +140,8 @@ class Report:
         rejection: coverage and selective accuracy at a confidence threshold, if requested.
         test_groups: number of groups of the test images, such as patients, which all intervals
             resample in place of images; None if the images count as independent.
+        folds: accuracy over the folds of a cross-validation; all other numbers describe the pooled
+            out-of-fold predictions of its first repeat. None for a test set.
         without_copies: accuracy without test images that are copies of training images; None if
             there are none or they were not searched.
         warnings: for the reader, such as a head that did not converge.
@@ -167,6 +170,7 @@ class Report:
     reliability_calibrated: tuple[ReliabilityBin, ...] = ()
     rejection: Rejection | None = None
     test_groups: int | None = None
+    folds: FoldScores | None = None
     without_copies: AccuracyWithout | None = None
     warnings: tuple[str, ...] = ()
     provenance: Mapping[str, Any] = field(default_factory=dict)
@@ -241,12 +245,13 @@ _DATACLASS_FIELDS: Mapping[str, type] = {
     "reliability_calibrated": ReliabilityBin,
     "temperature": Temperature,
     "rejection": Rejection,
+    "folds": FoldScores,
     "without_copies": AccuracyWithout,
 }
 
 
-_ONLY_WITH_GROUPS = ("test_groups", "recall_interval95")
-"""Fields that are written only if the test images have groups."""
+_OPTIONAL = ("test_groups", "recall_interval95", "folds")
+"""Fields that are written only if there are groups or folds."""
 
 
 def _from_json_value(kind: type, values: Any) -> Any:
@@ -262,7 +267,7 @@ def _from_json_value(kind: type, values: Any) -> Any:
 def _written_fields(value: Any) -> dict[str, Any]:
     """Return the fields of a dataclass, without optional ones that are None."""
     values = dict(vars(value))
-    for name in _ONLY_WITH_GROUPS:
+    for name in _OPTIONAL:
         if name in values and values[name] is None:
             del values[name]
     return values
@@ -309,6 +314,8 @@ def summary(report: Report) -> str:
     text = ", ".join(parts)
     if report.test_groups is not None:
         text += f" images of {report.test_groups} groups, which the intervals resample"
+    if report.folds is not None:
+        text += f"; {_folds_text(report.folds)}"
     without = report.without_copies
     if without is None:
         return text
@@ -317,6 +324,14 @@ def summary(report: Report) -> str:
         return f"{text}; no test image is left without {copies}"
     top1 = _percent(without.top1, without.interval95)
     return f"{text}; without {copies}: top-1 {top1}, n = {without.n}"
+
+
+def _folds_text(folds: FoldScores) -> str:
+    text = f"out-of-fold predictions of {folds.folds} folds"
+    if folds.repeats == 1:
+        return text
+    top1 = _percent(folds.top1, folds.interval95)
+    return f"{text}; over {folds.repeats} repeats: top-1 {top1}"
 
 
 def _percent(share: float, interval: Interval | None = None) -> str:

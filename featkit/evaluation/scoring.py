@@ -364,7 +364,7 @@ def reject(
     columns: metrics.Labels,
     *,
     share: float,
-    threshold: float,
+    threshold: float | NDArray[np.float64],
     groups: ArrayLike | None = None,
 ) -> Rejection:
     """Return coverage and selective accuracy on test images whose confidence reaches a threshold.
@@ -374,7 +374,8 @@ def reject(
         y: ``(n,)`` true classes.
         columns: ``(m,)`` the class of each column.
         share: fraction of validation images that the threshold rejects, for the result.
-        threshold: from ``rejection_threshold``.
+        threshold: from ``rejection_threshold``; of out-of-fold scores ``(n,)``, that of the fold of
+            each image, whose mean the result has.
         groups: ``(n,)`` group of each image, as for ``evaluate``.
     """
     accepted = scores.max(axis=1) >= threshold
@@ -385,7 +386,7 @@ def reject(
         interval = proportion_interval(correct[accepted], clusters and clusters.take(accepted))
     return Rejection(
         share=share,
-        threshold=threshold,
+        threshold=float(np.mean(threshold)),
         answered=answered,
         coverage=answered / len(y),
         top1=int(correct[accepted].sum()) / answered if answered else None,

@@ -139,29 +139,33 @@ def refuse_leak(images: ImageSet) -> None:
         )
 
 
-def check_classes(images: ImageSet, parts: int) -> None:
-    """Check that the groups can be divided into parts with training and test images of each class.
+def check_class_groups(
+    labels: NDArray[np.int64], groups: Sequence[str], classes: Sequence[str], parts: int
+) -> None:
+    """Check that groups can be divided into parts with training and test images of each class.
 
     Args:
-        images: images with groups.
+        labels: ``(n,)`` positions in ``classes``.
+        groups: of the images.
+        classes: class names.
         parts: number of folds or splits.
 
     Raises:
         DataError: if there are fewer groups than parts, or all images of a class are in one group.
     """
-    names, codes = np.unique(np.array(images.groups), return_inverse=True)
-    for label, name in enumerate(images.classes):
-        own = codes[images.labels == label]
+    names, codes = np.unique(np.array(groups), return_inverse=True)
+    for label, name in enumerate(classes):
+        own = codes[labels == label]
         if len(own) and (own == own[0]).all():
             raise DataError(
-                f"all {len(own)} images of class {name!r} of {images.name} are in group "
-                f"{str(names[own[0]])!r}, so that it cannot be both trained and tested: add images "
-                "of the class in other groups, or leave the class out"
+                f"all {len(own)} images of class {name!r} are in group {str(names[own[0]])!r}, so "
+                "that it cannot be both trained and tested: add images of the class in other "
+                "groups, or leave the class out"
             )
     if len(names) < parts:
         raise DataError(
-            f"{images.name} has {len(names)} groups ({first_names(names.tolist())}), too few for "
-            f"{parts} splits or folds that share none: add images of other groups, or use fewer"
+            f"there are {len(names)} groups ({first_names(names.tolist())}), too few for {parts} "
+            "splits or folds that share none: add images of other groups, or use fewer"
         )
 
 

@@ -20,7 +20,7 @@ from featkit.images.folder import images_from_folder
 from featkit.images.groups import (
     PARENT,
     assign_groups,
-    check_classes,
+    check_class_groups,
     check_groups,
     group_split,
     refuse_leak,
@@ -162,7 +162,11 @@ def _split(images: ImageSet, fractions: tuple[float, float, float], seed: int) -
     if not images.groups:
         splits = stratified_split(images.labels, fractions, seed)
         return replace(images, splits=splits, split=rule)
-    check_classes(images, sum(fraction > 0 for fraction in fractions))
+    parts = sum(fraction > 0 for fraction in fractions)
+    try:
+        check_class_groups(images.labels, images.groups, images.classes, parts)
+    except DataError as error:
+        raise DataError(f"{images.name}: {error}") from error
     splits = group_split(images.labels, images.groups, fractions, seed)
     return replace(
         images,

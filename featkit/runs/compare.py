@@ -16,6 +16,7 @@ from featkit.errors import SpecError
 from featkit.evaluation import PairedComparison, Predictions, Report, compare
 from featkit.evaluation.display import data_frame, html_table
 from featkit.evaluation.effects import SEED, average, score_cells
+from featkit.evaluation.folds import FoldComparison, compare_folds
 from featkit.evaluation.intervals import Interval
 from featkit.runs.card import read_card, run_errors
 from featkit.runs.directory import PREDICTIONS_FILE, RESULTS_FILE
@@ -44,17 +45,22 @@ class RunComparison:
     Attributes:
         runs: name and report of each run.
         pairs: every two of them.
+        folds: corrected t-test of every two of them, if all were evaluated on folds.
         directories: of the runs, in their order; empty for runs that were not read from disk.
     """
 
     runs: tuple[tuple[str, Report], ...]
     pairs: tuple[PairedComparison, ...]
     directories: tuple[Path, ...] = ()
+    folds: tuple[FoldComparison, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Return runs and pairs as JSON can represent them."""
         pairs = [pair.to_dict() for pair in self.pairs]
-        return {"runs": self._rows(), "pairs": pairs, "note": self.note}
+        values = {"runs": self._rows(), "pairs": pairs, "note": self.note}
+        if self.folds:
+            values["folds"] = [pair.to_dict() for pair in self.folds]
+        return values
 
     @property
     def note(self) -> str:
@@ -75,7 +81,8 @@ class RunComparison:
         return data_frame(self._rows())
 
     def _repr_html_(self) -> str:
-        pairs = "".join(f"<li>{escape(pair.sentence)}</li>" for pair in self.pairs)
+        found = [pair.sentence for pair in (*self.pairs, *self.folds)]
+        pairs = "".join(f"<li>{escape(sentence)}</li>" for sentence in found)
         return f"{html_table(self._rows())}<ul>{pairs}</ul>"
 
     def _rows(self) -> list[dict[str, Any]]:
@@ -162,7 +169,18 @@ def compare_runs(directories: Sequence[Path]) -> RunComparison:
         tuple((name, report) for name, report, _, _ in named),
         tuple(pairs),
         tuple(directory for _, _, _, directory in named),
+        _compare_folds({name: report for name, report, _, _ in named}),
     )
+
+
+def _compare_folds(reports: Mapping[str, Report]) -> tuple[FoldComparison, ...]:
+    """Compare runs over their folds; return nothing unless all were evaluated on folds.
+
+    Raises:
+        DataError: if the folds differ.
+    """
+    scores = {name: report.folds for name, report in reports.items() if report.folds is not None}
+    return compare_folds(scores) if len(scores) == len(reports) else ()
 
 
 def _named_alike(

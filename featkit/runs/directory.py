@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 
 PREDICTIONS_FILE = "predictions.csv"
 RESULTS_FILE = "results.json"
+FOLDS_FILE = "folds.csv"
+"""Out-of-fold predictions of every repeat."""
 
 
 @dataclass(frozen=True)
@@ -167,6 +169,9 @@ def save_run(run: Run, out: Path, more: Mapping[str, Content]) -> Path:
         PREDICTIONS_FILE: csv_text(predictions),
         **more,
     }
+    if run.folds is not None:
+        rows = [{**row, "confidence": f"{row['confidence']:.6f}"} for row in run.fold_rows()]
+        files[FOLDS_FILE] = csv_text(rows)
     calibration = run.source.embeddings.recipe.calibration
     if calibration != "none":
         files[INT8_FILE] = _read_quantized_network(run, calibration)

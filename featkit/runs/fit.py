@@ -74,6 +74,21 @@ class FitConfig:
 
 
 @dataclass(frozen=True)
+class FoldPredictions:
+    """Out-of-fold predictions of every repeat of a cross-validation.
+
+    Attributes:
+        fold_of: ``(repeats, n)`` fold of each image, in the order of ``Run.predictions``.
+        predicted: ``(repeats, n)`` predicted classes.
+        confidence: ``(repeats, n)`` probability of the predicted class.
+    """
+
+    fold_of: NDArray[np.int64]
+    predicted: NDArray[np.int64]
+    confidence: NDArray[np.float64]
+
+
+@dataclass(frozen=True)
 class Run:
     """A fitted head and its evaluation on the test set.
 
@@ -86,6 +101,8 @@ class Run:
         predictions: on the test set.
         search: the hyperparameter search on the validation set, if there was one.
         name: name for tables and figures, which decides nothing; empty for a composed one.
+        folds: predictions of every repeat of a cross-validation, of which ``predictions`` are the
+            first; None for a run with a test set.
     """
 
     id: str
@@ -96,6 +113,7 @@ class Run:
     predictions: Predictions
     search: SearchResult | None = None
     name: str = ""
+    folds: FoldPredictions | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return the content of ``results.json``: reproducible, so without times."""
@@ -121,6 +139,26 @@ class Run:
             if found.groups is not None:
                 values["group"] = str(found.groups[row])
             rows.append(values)
+        return rows
+
+    def fold_rows(self) -> list[dict[str, Any]]:
+        """Return a row per image and repeat: id, classes, confidence, repeat and fold from 1."""
+        if self.folds is None:
+            return []
+        classes, found = self.source.embeddings.classes, self.folds
+        rows = []
+        for repeat, fold_of in enumerate(found.fold_of):
+            for row, image_id in enumerate(self.predictions.ids):
+                rows.append(
+                    {
+                        "repeat": repeat + 1,
+                        "fold": int(fold_of[row]) + 1,
+                        "id": image_id,
+                        "true": classes[self.predictions.y[row]],
+                        "predicted": classes[found.predicted[repeat, row]],
+                        "confidence": float(found.confidence[repeat, row]),
+                    }
+                )
         return rows
 
     def to_frame(self) -> Any:
@@ -211,15 +249,30 @@ def check_head(head_spec: str, config: FitConfig) -> None:
         parse_subset(config.subset)
 
 
-def fit_head(source: FeatureSet, head_spec: str, seed: int, config: FitConfig) -> FittedHead:
-    """Fit a head, its temperature and threshold without the test set; see ``fit_run``."""
+def fit_head(
+    source: FeatureSet,
+    head_spec: str,
+    seed: int,
+    config: FitConfig,
+    splits: DataSplits | None = None,
+) -> FittedHead:
+    """Fit a head, its temperature and threshold without the test set; see ``fit_run``.
+
+    Args:
+        source: the features.
+        head_spec: spec of the head.
+        seed: of the held-out validation images and of the head.
+        config: how it is fitted.
+        splits: rows to use in place of those that ``make_splits`` returns.
+    """
     spec = Spec.parse(head_spec)
     check_head(head_spec, config)  # before any other work
-    refuse_seen(source)
-    try:
-        splits = make_splits(source.embeddings, seed, config.subset)
-    except DataError as error:
-        raise DataError(f"{source.path}: {error}") from error
+    if splits is None:
+        refuse_seen(source)
+        try:
+            splits = make_splits(source.embeddings, seed, config.subset)
+        except DataError as error:
+            raise DataError(f"{source.path}: {error}") from error
 
     start = time.perf_counter()
     found: SearchResult | None = None
@@ -329,12 +382,12 @@ def evaluate_head(fitted: FittedHead, source: FeatureSet) -> Run:
         temperature=fitted.temperature,
         train_counts=train_counts(final),
         warnings=[
-            *getattr(head, "warnings_", ()),
-            *untrained_class_warnings(test.classes, fitted.splits.test.y, final.y),
-            *_constant_column_warnings(final),
+            *head_warnings(fitted, test),
             *group_warnings(source.embeddings.groups, source.embeddings.splits),
         ],
-        provenance=_provenance(fitted, source),
+        provenance=run_provenance(
+            fitted, source, group_facts(source.embeddings.groups, source.embeddings.splits)
+        ),
         fit_seconds=fitted.seconds,
         seed=fitted.seed,
     )
@@ -354,7 +407,7 @@ def evaluate_head(fitted: FittedHead, source: FeatureSet) -> Run:
         without = accuracy_without(predictions.correct, copied, test.groups)
         report = replace(report, without_copies=without)
     return Run(
-        id=_run_id(fitted, source),
+        id=run_id(fitted, source),
         source=source,
         head_spec=fitted.head_spec,
         head=head,
@@ -362,6 +415,16 @@ def evaluate_head(fitted: FittedHead, source: FeatureSet) -> Run:
         predictions=predictions,
         search=fitted.search,
     )
+
+
+def head_warnings(fitted: FittedHead, test: Embeddings) -> list[str]:
+    """Return what a reader must know about a fitted head and its training images."""
+    final = fitted.splits.final
+    return [
+        *getattr(fitted.head, "warnings_", ()),
+        *untrained_class_warnings(test.classes, test.y, final.y),
+        *_constant_column_warnings(final),
+    ]
 
 
 def evaluate_classifier(
@@ -436,7 +499,7 @@ def _constant_column_warnings(embeddings: Embeddings) -> list[str]:
     return [f"{len(columns)} of {dim} columns are constant ({named})"]
 
 
-def _run_id(fitted: FittedHead, source: FeatureSet) -> str:
+def run_id(fitted: FittedHead, source: FeatureSet) -> str:
     """Return 12 hex digits over everything that determines the numbers of a run."""
     config, embeddings = fitted.config, source.embeddings
     chosen = [
@@ -461,7 +524,10 @@ def _package_versions() -> tuple[tuple[str, str], ...]:
     return tuple((name, version(name)) for name in PACKAGES)
 
 
-def _provenance(fitted: FittedHead, source: FeatureSet) -> dict[str, Any]:
+def run_provenance(
+    fitted: FittedHead, source: FeatureSet, evaluated: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return what a report records about how a head was fitted, and ``evaluated``: on what."""
     splits = fitted.splits
     notes = {"images": list(source.image_notes)} if source.image_notes else {}
     return {
@@ -477,7 +543,7 @@ def _provenance(fitted: FittedHead, source: FeatureSet) -> dict[str, Any]:
         "val": "own" if splits.own_val else f"{len(splits.val)} images of train",
         "val_balanced_accuracy": fitted.val_score,
         "val_top1": fitted.val_top1,
-        **group_facts(source.embeddings.groups, source.embeddings.splits),
+        **evaluated,
         "versions": package_versions(),
         **fitted.config.to_dict(),
     }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -77,6 +77,29 @@ def make_splits(embeddings: Embeddings, seed: int, subset: str | None = None) ->
         val=train.take(np.flatnonzero(held_out & is_original)),
         test=test,
         final=train_and_val,
+        own_val=False,
+    )
+
+
+def whole_split(embeddings: Embeddings, seed: int, subset: str | None = None) -> DataSplits:
+    """Return all images as training images, a fifth of which is held out for tuning; no test image.
+
+    Args:
+        embeddings: of all images, whatever their split.
+        seed: of the held-out validation images and of the subset.
+        subset: spec of a subset to train on.
+    """
+    refuse_infinite(embeddings)
+    train = replace(embeddings, splits=np.full(len(embeddings), "train"))
+    if subset:
+        train = _take_subset(train, subset, seed)
+    held_out = _held_out_rows(train, seed)
+    is_original = np.array([not is_augmented_view(name) for name in train.ids])
+    return DataSplits(
+        fit=train.take(np.flatnonzero(~held_out)),
+        val=train.take(np.flatnonzero(held_out & is_original)),
+        test=train.take(np.array([], np.int64)),
+        final=train,
         own_val=False,
     )
 

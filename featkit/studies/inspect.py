@@ -208,6 +208,8 @@ def inspect_run(
     _, report, predictions = read_run(run.path)
     notes: list[str] = []
     features = _features(run, cache, compute, notes)
+    if features and report.folds is not None:
+        features = _as_tested(features)
     images = _images(run, predictions, notes)
     read = ImageReader(images)
     inspected = _predictions(predictions, report.classes)
@@ -219,7 +221,7 @@ def inspect_run(
     explainer = _explainer(run, images, compute, notes) if heat_maps else None
     shown = [inspected[row] for row in (*mistakes, *uncertain)]
     shown = _with_pictures(shown, read, explainer, track, notes)
-    if features:
+    if features and report.folds is None:
         shown = _with_similar(shown, features.embeddings, read)
 
     embedding_map = None
@@ -243,7 +245,9 @@ def inspect_run(
         embedding_map=embedding_map,
         counts=_counts(features.embeddings) if features else {},
         shared=len(leaks(features)) if features else None,
-        float_comparison=_compare_with_float(run, features, cache, compute, notes),
+        float_comparison=(
+            None if report.folds else _compare_with_float(run, features, cache, compute, notes)
+        ),
         explanation=explainer.description if explainer else "",
         notes=tuple(notes),
     )
@@ -397,6 +401,13 @@ def _compare_with_float(
         interval95=proportion_interval(float_predictions.correct, Clusters.of(groups, len(after))),
         paired=paired,
     )
+
+
+def _as_tested(features: FeatureSet) -> FeatureSet:
+    """Return features with every image as a test image, as cross-validation uses them."""
+    embeddings = without_views(features.embeddings)
+    tested = replace(embeddings, splits=np.full(len(embeddings), "test"))
+    return replace(features, embeddings=tested)
 
 
 def _features(run: SavedRun, cache: Path, compute: Compute, notes: list[str]) -> FeatureSet | None:

@@ -102,7 +102,7 @@ def test_an_expression_finds_groups_in_the_paths_of_a_csv_file(tmp_path: Path) -
         ("patient([0-9]+", SpecError, "not a valid regular expression"),
         ("camera[0-9]", DataError, "matches no text in 48 of 48 names"),
         ("x*", DataError, "matches no text in 48 of 48 names"),
-        ("(benign|malignant)", DataError, "all 24 images of class 'benign' of scans are in group"),
+        ("(benign|malignant)", DataError, "scans: all 24 images of class 'benign' are in group"),
         ("[a-z]", DataError, "all 24 images of class 'benign'"),
     ],
 )
@@ -149,7 +149,7 @@ def test_the_same_folders_in_every_class_are_unclear_without_groups(tmp_path: Pa
             "path,label,group",
             [*(f"{row}.png,a,x{row}" for row in range(9)), "9.png,rare,y", "10.png,rare,y"],
             {},
-            "all 2 images of class 'rare' of set are in group 'y'",
+            "set: all 2 images of class 'rare' are in group 'y'",
         ),
         (
             "path,label,split,group",

@@ -1,0 +1,197 @@
+"""Accuracy over folds: its interval, and the comparison of classifiers on the same folds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from itertools import combinations
+from math import sqrt
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.stats import t
+
+from featkit.errors import DataError
+from featkit.evaluation.clusters import Clusters
+from featkit.evaluation.compare import LEVEL, format_comparison, holm
+from featkit.evaluation.intervals import Interval, wilson
+
+
+@dataclass(frozen=True)
+class FoldScores:
+    """Top-1 accuracy in each fold of a cross-validation.
+
+    Attributes:
+        folds: number of folds.
+        repeats: number of random divisions into folds.
+        accuracies: ``repeats * folds`` accuracies, by repeat, then by fold.
+        top1: mean over all repeats of the accuracy on the pooled out-of-fold predictions.
+        interval95: of ``top1``, see ``fold_interval``.
+        assignment: digest of the fold of every image in every repeat. Runs of equal digests have
+            the same folds.
+    """
+
+    folds: int
+    repeats: int
+    accuracies: tuple[float, ...]
+    top1: float
+    interval95: Interval
+    assignment: str
+
+
+def fold_interval(
+    correct: NDArray[np.bool_],
+    fold_of: NDArray[np.int64],
+    folds: int,
+    clusters: Clusters | None = None,
+) -> Interval:
+    """Return the 95 % interval of the accuracy on pooled out-of-fold predictions.
+
+    It is Wilson's interval at an effective number of images. The predictions of an image in several
+    repeats count as one, and images of a group as a group (see ``Clusters.effective_fraction``).
+    The classifiers of the folds differ in their training images: where the accuracies of the folds
+    vary by more than the sampling of test images explains, the excess is added to the variance,
+    times ``1 / (folds * repeats) + 1 / (folds - 1)`` as in the corrected resampled t-test, because
+    the training sets of the folds overlap.
+
+    Args:
+        correct: ``(repeats, n)`` whether each prediction is correct.
+        fold_of: ``(repeats, n)`` fold of each image.
+        folds: number of folds.
+        clusters: groups of the images; None for independent images.
+
+    Source: Nadeau and Bengio, "Inference for the generalization error", Machine Learning 52 (2003),
+    239-281; Bates, Hastie and Tibshirani, "Cross-validation: what does it estimate and how well
+    does it do it?", JASA 119 (2024), 1434-1445, on why the spread over images alone is too small.
+    """
+    repeats, n = correct.shape
+    share = float(correct.mean())
+    smoothed = (share * n + 2) / (n + 4)
+    single = smoothed * (1 - smoothed)
+    fraction = 1.0
+    if clusters is not None:
+        means = correct.mean(axis=0)
+        fraction = clusters.effective_fraction(means - means.mean(), single)
+        if not fraction:
+            return 0.0, 1.0
+    accuracies = fold_accuracies(correct, fold_of, folds)
+    expected = single / (fraction * n / folds)
+    excess = max(0.0, float(np.var(accuracies, ddof=1)) - expected)
+    added = excess * (1 / (folds * repeats) + 1 / (folds - 1))
+    variance = single / (fraction * n)
+    effective = fraction * n * variance / (variance + added)
+    return wilson(share * effective, effective)
+
+
+def fold_accuracies(
+    correct: NDArray[np.bool_], fold_of: NDArray[np.int64], folds: int
+) -> NDArray[np.float64]:
+    """Return the accuracy in each fold ``(repeats * folds,)``, by repeat, then by fold."""
+    found = []
+    for own_correct, own_folds in zip(correct, fold_of, strict=True):
+        sizes = np.bincount(own_folds, minlength=folds)
+        found.append(np.bincount(own_folds, own_correct, minlength=folds) / sizes)
+    return np.concatenate(found)
+
+
+@dataclass(frozen=True)
+class FoldComparison:
+    """Corrected resampled t-test of two classifiers on the same folds.
+
+    Attributes:
+        a, b: names of the classifiers.
+        folds, repeats: as in ``FoldScores``.
+        difference: mean over the folds of accuracy of ``a`` minus accuracy of ``b``.
+        interval95: its 95 % interval.
+        p: p-value of no difference.
+        p_holm: p-value after Holm correction for the number of pairs.
+        comparisons: number of pairs that ``p_holm`` is corrected for.
+    """
+
+    a: str
+    b: str
+    folds: int
+    repeats: int
+    difference: float
+    interval95: Interval
+    p: float
+    p_holm: float
+    comparisons: int = 1
+
+    @property
+    def significant(self) -> bool:
+        """Whether ``p_holm`` is below 0.05."""
+        return self.p_holm < LEVEL
+
+    @property
+    def sentence(self) -> str:
+        """The comparison in one line."""
+        text = format_comparison(
+            self.a,
+            self.b,
+            self.difference,
+            self.interval95,
+            p=self.p,
+            p_holm=self.p_holm,
+            comparisons=self.comparisons,
+        )
+        times = "" if self.repeats == 1 else f" x {self.repeats} repeats"
+        return f"{text}; corrected t-test over {self.folds} folds{times}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields and the sentence as values that JSON can hold."""
+        return {**asdict(self), "interval95": list(self.interval95), "sentence": self.sentence}
+
+
+def corrected_t_test(differences: NDArray[np.float64], folds: int) -> tuple[Interval, float]:
+    """Return the 95 % interval and the p-value of a mean difference over folds.
+
+    The variance of the mean of ``J`` differences is ``(1 / J + 1 / (folds - 1))`` times their
+    variance: the second term is the number of test images over that of training images, and stands
+    for the correlation of folds whose training sets overlap. Without it, repeating the folds would
+    make any difference significant.
+
+    Args:
+        differences: ``(J,)`` difference in each fold of each repeat.
+        folds: number of folds.
+
+    Source: Nadeau and Bengio (2003), see ``fold_interval``, section 3.2; Bouckaert and Frank,
+    "Evaluating the replicability of significance tests for comparing learning algorithms", PAKDD
+    2004, for repeated folds.
+    """
+    count, mean = len(differences), float(differences.mean())
+    error = sqrt((1 / count + 1 / (folds - 1)) * float(np.var(differences, ddof=1)))
+    half = float(t.ppf(0.975, count - 1)) * error
+    if error == 0:
+        return (mean, mean), float(mean == 0)
+    return (mean - half, mean + half), float(2 * t.sf(abs(mean) / error, count - 1))
+
+
+def compare_folds(runs: Mapping[str, FoldScores]) -> tuple[FoldComparison, ...]:
+    """Compare every two classifiers by the corrected resampled t-test, with Holm correction.
+
+    Args:
+        runs: scores by name.
+
+    Raises:
+        DataError: if two runs have different folds.
+    """
+    first_name, first = next(iter(runs.items()))
+    for name, run in runs.items():
+        if run.assignment != first.assignment:
+            raise DataError(
+                f"runs {first_name} and {name} have different folds: repeat one of them with the "
+                "--folds, --repeats, --seed and --group of the other"
+            )
+    pairs = []
+    for a, b in combinations(runs, 2):
+        differences = np.subtract(runs[a].accuracies, runs[b].accuracies)
+        interval, p = corrected_t_test(differences, first.folds)
+        mean = float(differences.mean())
+        pairs.append(FoldComparison(a, b, first.folds, first.repeats, mean, interval, p, p_holm=p))
+    corrected = holm([pair.p for pair in pairs])
+    return tuple(
+        replace(pair, p_holm=p, comparisons=len(pairs))
+        for pair, p in zip(pairs, corrected, strict=True)
+    )

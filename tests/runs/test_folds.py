@@ -1,0 +1,145 @@
+"""Cross-validation of heads: folds, protocol, reports and comparison."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import numpy as np
+import pytest
+from sklearn.model_selection import PredefinedSplit, StratifiedKFold, cross_val_predict
+
+import featkit
+from featkit.embeddings.base import Embeddings
+from featkit.errors import DataError, OptionsError
+from featkit.heads import make_head
+from featkit.runs.compare import compare_runs, read_run
+from featkit.runs.directory import save_run
+from featkit.runs.features import FeatureSet
+from featkit.runs.fit import FitConfig
+from featkit.runs.folds import assign_folds, fit_folds
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> FeatureSet:
+    """Return features of 120 digits of four classes."""
+    cache = tmp_path_factory.mktemp("cache")
+    options = {"backbone": "resnet18", "weights": "random", "resize": "32"}
+    run = featkit.fit("digits", limit="train=150,val=30,test=60", cache=cache, **options)
+    return run.source
+
+
+@pytest.mark.parametrize("head", ["knn:k=3", "linear", "prototypical"])
+def test_out_of_fold_predictions_are_those_of_scikit_learn(source: FeatureSet, head: str) -> None:
+    """``cross_val_predict`` on the same folds; the folds are those of ``StratifiedKFold``."""
+    run = fit_folds(source, head, folds=4, seed=3)
+    x, y = source.embeddings.x, source.embeddings.y
+    fold_of = run.folds.fold_of[0]
+    expected = cross_val_predict(make_head(head, seed=3), x, y, cv=PredefinedSplit(fold_of))
+    assert run.predictions.ids == source.embeddings.ids
+    assert np.array_equal(run.predictions.predicted, expected)
+    splitter = StratifiedKFold(4, shuffle=True, random_state=3)
+    for fold, (_, rows) in enumerate(splitter.split(x, y)):
+        assert np.array_equal(np.flatnonzero(fold_of == fold), rows)
+    assert run.report.top1 == pytest.approx(np.mean(expected == y))
+    assert run.report.n == len(y)
+
+
+def test_the_final_head_is_fitted_on_all_images(source: FeatureSet) -> None:
+    """And has a temperature, as the heads of the folds have."""
+    run = fit_folds(source, "knn:k=1", folds=3)
+    assert np.array_equal(run.head.predict(source.embeddings.x), source.embeddings.y)
+    assert run.report.provenance["n_train"] == len(source.embeddings)
+    assert run.report.temperature is not None
+    assert run.report.nll_calibrated < run.report.nll
+
+
+def test_the_protocol_in_each_fold_is_that_of_a_run(source: FeatureSet) -> None:
+    """Hyperparameters and threshold are chosen anew in each fold, without its test images."""
+    config = FitConfig(tune=True, reject=0.2)
+    run = fit_folds(source, "knn", folds=3, config=config)
+    assert run.search is not None
+    assert 0.5 < run.report.rejection.coverage < 1
+    assert run.report.provenance["tuned"]
+
+
+def test_repeats_divide_the_images_anew(source: FeatureSet) -> None:
+    """The first of them is a run without repeats; the mean is over all of them."""
+    once, thrice = (fit_folds(source, "knn", folds=3, repeats=repeats) for repeats in (1, 3))
+    assert once.id != thrice.id
+    assert np.array_equal(once.predictions.predicted, thrice.predictions.predicted)
+    assert once.report.interval95 == thrice.report.interval95
+    scores = thrice.report.folds
+    assert len(scores.accuracies) == 9
+    assert scores.top1 == pytest.approx(np.mean(thrice.folds.predicted == source.embeddings.y))
+    assert "out-of-fold predictions of 3 folds; over 3 repeats: top-1" in str(thrice.report)
+    assert not np.array_equal(thrice.folds.fold_of[0], thrice.folds.fold_of[1])
+
+
+def test_runs_on_folds_are_saved_and_compared(source: FeatureSet, tmp_path: Path) -> None:
+    """By McNemar's test on the pooled predictions and by the corrected t-test."""
+    paths = []
+    for head in ("knn:k=1", "prototypical"):
+        run = fit_folds(source, head, folds=3, repeats=2)
+        paths.append(save_run(run, tmp_path, {}))
+        assert read_run(paths[-1])[1].to_dict() == run.report.to_dict()
+    with (paths[0] / "folds.csv").open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 2 * len(source.embeddings)
+    assert {(row["repeat"], row["fold"]) for row in rows} == {
+        (str(repeat), str(fold)) for repeat in (1, 2) for fold in (1, 2, 3)
+    }
+    found = compare_runs(paths)
+    (pooled,), (resampled,) = found.pairs, found.folds
+    assert pooled.n == len(source.embeddings)
+    assert (resampled.folds, resampled.repeats) == (3, 2)
+    assert "corrected t-test over 3 folds x 2 repeats" in resampled.sentence
+    assert found.to_dict()["folds"][0]["p"] == resampled.p
+    other = save_run(fit_folds(source, "knn", folds=4), tmp_path, {})
+    with pytest.raises(DataError, match="different folds"):
+        compare_runs([paths[0], other])
+
+
+def with_labels(source: FeatureSet, y: list[int], groups: list[str] | None = None) -> Embeddings:
+    """Return the first embeddings with other labels."""
+    some = source.embeddings.take(np.arange(len(y)))
+    named = None if groups is None else np.array(groups)
+    return Embeddings(
+        some.x, np.array(y), some.ids, ("a", "b", "c"), some.splits, some.recipe, named
+    )
+
+
+@pytest.mark.parametrize(
+    ("y", "groups", "folds", "message"),
+    [
+        ([0, 0, 0, 1, 1, 1], None, 4, "--folds 4, but the largest class has 3 images"),
+        ([0, 0, 0, 1, 1, 1, 2], None, 2, "class 'c' has one image, which is in one fold only"),
+        ([0, 1] * 6, ["x", "x", "y", "y"] * 3, 3, "2 groups .x, y., too few for 3 splits or folds"),
+        ([0, 1] * 4, ["x", "z", "y", "z"] * 2, 2, "all 4 images of class 'b' are in group 'z'"),
+    ],
+)
+def test_images_that_cannot_be_divided_are_refused(
+    source: FeatureSet, y: list[int], groups: list[str] | None, folds: int, message: str
+) -> None:
+    """In one line that says what to do."""
+    with pytest.raises(DataError, match=message) as caught:
+        assign_folds(with_labels(source, y, groups), folds, seed=0)
+    assert "\n" not in str(caught.value)
+
+
+def test_no_fold_separates_a_group(source: FeatureSet) -> None:
+    """Each group is in one fold, and each class in several."""
+    y = [0, 1] * 60
+    groups = [f"g{row // 6}" for row in range(120)]
+    fold_of = assign_folds(with_labels(source, y, groups), 5, seed=1)
+    for group in set(groups):
+        assert len(set(fold_of[np.array(groups) == group])) == 1
+    assert np.bincount(fold_of).tolist() == [24] * 5
+
+
+def test_contradictory_options_are_refused() -> None:
+    """Before any work."""
+    with pytest.raises(OptionsError, match="give folds too"):
+        featkit.fit("digits", repeats=3)
+    with pytest.raises(OptionsError, match="leave out folds"):
+        featkit.fit("digits", folds=3, strict=True)
