@@ -100,7 +100,14 @@ def _fit_options(table: Path, cache: Path) -> dict[str, Any]:
     names = ("layer", "pool", "crop", "precision", "split", "limit", "intensity_range")
     names += ("augment", "views", "perturb", "balance", "subset", "batch_size", "workers")
     rest = dict.fromkeys((*names, "group", "allow_group_leak"))
-    flags = {"folds": None, "repeats": 1, "tune": False, "strict": False, "compile": False, "progress": False}
+    flags = {
+        "folds": None,
+        "repeats": 1,
+        "tune": False,
+        "strict": False,
+        "compile": False,
+        "progress": False,
+    }
     more = {"seed": 0, "device": "auto", "on_error": "fail", "cache": cache, "data": table}
     return {**rest, **flags, **more, **OPTIONS}
 
