@@ -81,7 +81,8 @@ class RunComparison:
         return data_frame(self._rows())
 
     def _repr_html_(self) -> str:
-        found = [pair.sentence for pair in (*self.pairs, *self.folds)]
+        found = [pair.sentence for pair in self.pairs]
+        found += [pair.sentence for pair in self.folds]
         pairs = "".join(f"<li>{escape(sentence)}</li>" for sentence in found)
         return f"{html_table(self._rows())}<ul>{pairs}</ul>"
 

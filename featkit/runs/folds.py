@@ -244,9 +244,7 @@ def _report(source: FeatureSet, found: _CrossValidation) -> Report:
         images.classes,
         train_counts=train_counts(final.splits.final),
         warnings=head_warnings(final, images),
-        provenance=run_provenance(
-            final, source, {"folds": found.folds, "repeats": len(pooled)}
-        ),
+        provenance=run_provenance(final, source, {"folds": found.folds, "repeats": len(pooled)}),
         cost={
             "fit_seconds": found.seconds,
             "predict_seconds": 0.0,
