@@ -759,8 +759,7 @@ def fit_heads(
         if seeds > 1:
             options = {**options, "seed": first_seed + offset}
         features = _load_features(options)
-        if not options["folds"]:
-            features = _check_copies(features, strict=options["strict"])
+        features = _check_copies(features, strict=options["strict"], folds=options["folds"])
         for head in heads:
             run = _fit_head(features, head, config, options)
             run = replace(run, name=_run_name(given, head, heads, seeds, options["seed"]))
@@ -796,11 +795,6 @@ def _check_folds(seeds: int, options: Mapping[str, Any]) -> None:
         return
     if seeds > 1:
         raise OptionsError("folds are repeated with repeats: leave out seeds")
-    if options["strict"]:
-        raise OptionsError(
-            "strict checks a test set for copies of training images: find them in all images with "
-            "`featkit audit`, or leave out folds"
-        )
 
 
 def _fit_head(
@@ -1048,19 +1042,23 @@ def expand_heads(heads: Sequence[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(found))
 
 
-def _check_copies(features: FeatureSet, *, strict: bool) -> FeatureSet:
+def _check_copies(features: FeatureSet, *, strict: bool, folds: int | None = None) -> FeatureSet:
     """Return the features with the test images that are copies of train or val images.
 
-    They are logged as warnings; with ``strict``, a DataError is raised.
+    With ``folds``, with the images that are copies of images of another fold. They are logged as
+    warnings; with ``strict``, a DataError is raised.
     """
     from featkit.runs.features import find_copies
+    from featkit.runs.folds import find_fold_copies
 
-    copies = find_copies(features)
+    if folds:
+        copies = find_fold_copies(features, folds, features.request.seed)
+    else:
+        copies = find_copies(features)
     warnings = copies.warnings()
     if warnings and strict:
-        raise DataError(
-            f"{'; '.join(warnings)}; remove them from one of the splits, or leave out --strict"
-        )
+        part = "the data" if folds else "one of the splits"
+        raise DataError(f"{'; '.join(warnings)}; remove them from {part}, or leave out --strict")
     for warning in warnings:
         log.warning(warning)
     return replace(features, copies=copies)

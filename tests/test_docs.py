@@ -69,6 +69,14 @@ def test_the_examples_of_the_readme_run(tmp_path, monkeypatch, capsys):
     assert 0.1 < float(probability) <= 1
 
 
+@pytest.mark.slow
+def test_the_example_of_folds_runs(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (block,) = fenced("python", (ROOT / "docs" / "folds.md").read_text(encoding="utf-8"))
+    exec(compile(block, "folds.md", "exec"), {})
+    assert capsys.readouterr().out.startswith("top-1 0.")
+
+
 @pytest.mark.parametrize(
     ("size", "resize", "crop"),
     [((301, 217), 256, (224, 224)), ((217, 217), 256, (224, 224)), ((131, 500), 256, (224, 224))]

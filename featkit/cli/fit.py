@@ -94,7 +94,8 @@ the head is fitted on train and validation together and evaluated once on the te
     "--strict",
     group="Data",
     is_flag=True,
-    help="Stop with an error if a test image has a copy or near copy in train or validation.",
+    help="Stop with an error if a test image has a copy or near copy in train or validation, or an "
+    "image in another fold.",
 )
 @option(
     "--folds",
@@ -185,7 +186,8 @@ def run_text(run: Run) -> str:
         lines.append(f"tuned over {tried} candidates: {chosen} ({score})")
     lines.append(summary(report))
     if report.rejection:
-        lines.append(_rejection_text(report.rejection))
+        images = "test images" if report.folds is None else "images"
+        lines.append(_rejection_text(report.rejection, images))
     if report.confused:
         pairs = [f"{pair.true} as {pair.predicted} ({pair.count})" for pair in report.confused[:3]]
         lines.append(f"most confused: {', '.join(pairs)}")
@@ -194,9 +196,9 @@ def run_text(run: Run) -> str:
     return visible_lines(lines)
 
 
-def _rejection_text(rejection: Rejection) -> str:
+def _rejection_text(rejection: Rejection, images: str) -> str:
     """Return the realised coverage beside the requested one, and the accuracy of the answers."""
-    text = f"answered {100 * rejection.coverage:.1f}% of test images"
+    text = f"answered {100 * rejection.coverage:.1f}% of {images}"
     if rejection.coverage_interval95 is not None:
         text += f" (95% CI {between(rejection.coverage_interval95)})"
     text += (

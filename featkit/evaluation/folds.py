@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from scipy.stats import t
 
 from featkit.errors import DataError
-from featkit.evaluation.clusters import Clusters
+from featkit.evaluation.clusters import Clusters, proportion_interval
 from featkit.evaluation.compare import LEVEL, format_comparison, holm
 from featkit.evaluation.intervals import Interval, wilson
 
@@ -26,6 +26,8 @@ class FoldScores:
         folds: number of folds.
         repeats: number of random divisions into folds.
         accuracies: ``repeats * folds`` accuracies, by repeat, then by fold.
+        sizes: number of images in each of these folds.
+        intervals95: interval of each of these accuracies, over its images or groups.
         top1: mean over all repeats of the accuracy on the pooled out-of-fold predictions.
         interval95: of ``top1``, see ``fold_interval``.
         assignment: digest of the fold of every image in every repeat. Runs of equal digests have
@@ -35,6 +37,8 @@ class FoldScores:
     folds: int
     repeats: int
     accuracies: tuple[float, ...]
+    sizes: tuple[int, ...]
+    intervals95: tuple[Interval, ...]
     top1: float
     interval95: Interval
     assignment: str
@@ -93,6 +97,43 @@ def fold_accuracies(
         sizes = np.bincount(own_folds, minlength=folds)
         found.append(np.bincount(own_folds, own_correct, minlength=folds) / sizes)
     return np.concatenate(found)
+
+
+def score_folds(
+    correct: NDArray[np.bool_],
+    fold_of: NDArray[np.int64],
+    folds: int,
+    clusters: Clusters | None = None,
+    *,
+    assignment: str,
+) -> FoldScores:
+    """Return the accuracy in each fold and over all folds, with intervals.
+
+    Args:
+        correct: ``(repeats, n)`` whether each prediction is correct.
+        fold_of: ``(repeats, n)`` fold of each image.
+        folds: number of folds.
+        clusters: groups of the images; None for independent images.
+        assignment: digest of the folds, see ``FoldScores``.
+    """
+    sizes: list[int] = []
+    intervals: list[Interval] = []
+    for own_correct, own_folds in zip(correct, fold_of, strict=True):
+        for fold in range(folds):
+            inside = own_folds == fold
+            sizes.append(int(inside.sum()))
+            own_clusters = clusters and clusters.take(inside)
+            intervals.append(proportion_interval(own_correct[inside], own_clusters))
+    return FoldScores(
+        folds=folds,
+        repeats=len(correct),
+        accuracies=tuple(fold_accuracies(correct, fold_of, folds).tolist()),
+        sizes=tuple(sizes),
+        intervals95=tuple(intervals),
+        top1=float(correct.mean()),
+        interval95=fold_interval(correct, fold_of, folds, clusters),
+        assignment=assignment,
+    )
 
 
 @dataclass(frozen=True)

@@ -319,7 +319,8 @@ def summary(report: Report) -> str:
     without = report.without_copies
     if without is None:
         return text
-    copies = f"{without.copies} copies of train or val images"
+    copied = "train or val images" if report.folds is None else "images of other folds"
+    copies = f"{without.copies} copies of {copied}"
     if without.top1 is None:
         return f"{text}; no test image is left without {copies}"
     top1 = _percent(without.top1, without.interval95)

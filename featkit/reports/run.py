@@ -18,6 +18,7 @@ from PIL import Image
 from featkit.embeddings.request import REQUEST_FIELDS, Request
 from featkit.errors import visible
 from featkit.evaluation.calibration import ReliabilityBin
+from featkit.evaluation.folds import FoldScores
 from featkit.evaluation.intervals import Interval, wilson
 from featkit.evaluation.metrics import clustered_order, most_confused
 from featkit.evaluation.projection import METHOD_NAMES
@@ -25,7 +26,7 @@ from featkit.evaluation.report import Report, summary
 from featkit.plots.cam import overlay
 from featkit.reports.components import Table, TableCell, colour_class, interval_cell, number_cell
 from featkit.reports.render import render
-from featkit.reports.wording import headline, interval_text, p_text
+from featkit.reports.wording import folds_text, headline, images_word, interval_text, p_text
 from featkit.runs.card import run_errors
 from featkit.runs.fit import package_versions
 from featkit.runs.names import network_name, run_title
@@ -112,6 +113,8 @@ class RunView:
         metrics: every metric in one line.
         warnings, notes: of the report, and about what is missing from the page.
         per_class: precision, recall and F1 of each class.
+        folds: accuracy in each fold of a cross-validation; None for a test set.
+        is_repeated: whether the images were divided into folds several times.
         class_names, matrix: names in the order of the confusion matrix, and its cells.
         is_clustered: whether that order is by similarity.
         confused: the most confused pairs: a sentence and examples.
@@ -128,6 +131,7 @@ class RunView:
         counts: images by class and split; None if unknown.
         data_sentences: about the data.
         candidates: hyperparameters tried; None if there was no search.
+        tuning: how they were chosen.
         curves: training curves of a trained network; None without them.
         facts: how the run was made, by name.
         commands: how to repeat and use it.
@@ -141,6 +145,8 @@ class RunView:
     warnings: Sequence[str]
     notes: Sequence[str]
     per_class: Table
+    folds: Table | None
+    is_repeated: bool
     class_names: Sequence[str]
     matrix: Sequence[MatrixCell]
     is_clustered: bool
@@ -159,6 +165,7 @@ class RunView:
     counts: Table | None
     data_sentences: Sequence[str]
     candidates: Table | None
+    tuning: str
     curves: Picture | None
     facts: Sequence[tuple[str, str]]
     commands: Sequence[tuple[str, str]]
@@ -178,12 +185,14 @@ def run_view(inspection: RunInspection) -> RunView:
     has_map = inspection.embedding_map is not None
     return RunView(
         title=f"{run.name or run_title(provenance)}: {inspection.data}",
-        lead=f"Run {run.path.name}, {len(run.classes)} classes, {report.n:,} test images",
+        lead=f"Run {run.path.name}, {len(run.classes)} classes, {_evaluated_on(report)}",
         headline=headline(report),
         metrics=summary(report),
         warnings=report.warnings,
         notes=inspection.notes,
         per_class=_per_class(report),
+        folds=_folds(report.folds),
+        is_repeated=report.folds is not None and report.folds.repeats > 1,
         class_names=[report.classes[label] for label in order],
         matrix=_matrix(report, order),
         is_clustered=len(order) > _CLUSTERED_FROM,
@@ -208,10 +217,48 @@ def run_view(inspection: RunInspection) -> RunView:
         counts=_counts(inspection.counts),
         data_sentences=_data_sentences(inspection),
         candidates=_candidates(inspection),
+        tuning=_tuning(report),
         curves=_curves(run.path),
         facts=_facts(inspection, provenance),
         commands=_commands(inspection),
         versions=package_versions(),
+    )
+
+
+def _evaluated_on(report: Report) -> str:
+    text = f"{report.n:,} {images_word(report)}"
+    return text if report.folds is None else f"{text}, {folds_text(report.folds)}"
+
+
+def _folds(folds: FoldScores | None) -> Table | None:
+    """Return the accuracy in each fold."""
+    if folds is None:
+        return None
+    rows = []
+    for place, top1 in enumerate(folds.accuracies):
+        repeat, fold = divmod(place, folds.folds)
+        name = f"fold {fold + 1}"
+        if folds.repeats > 1:
+            name = f"repeat {repeat + 1}, {name}"
+        rows.append(
+            [
+                TableCell(name, sort=place, is_header=True),
+                number_cell(f"{folds.sizes[place]:,}", folds.sizes[place]),
+                _percent_cell(top1),
+                interval_cell(top1, folds.intervals95[place], (0.0, 1.0)),
+            ]
+        )
+    columns = ["fold", "images", "accuracy (%)", "accuracy, 95% CI (0 to 100%)"]
+    return Table("Accuracy in each fold", columns, rows)
+
+
+def _tuning(report: Report) -> str:
+    """Return on which images hyperparameters were chosen."""
+    if report.folds is None:
+        return "Chosen on the validation set; the test set was not used."
+    return (
+        "The search of the final head. In each fold, hyperparameters were chosen anew on a part of "
+        "the training images; the images of the fold were not used."
     )
 
 
@@ -251,7 +298,7 @@ def _per_class(report: Report) -> Table:
         caption="Metrics of each class",
         columns=[
             "class",
-            "test images",
+            images_word(report),
             "recall (%)",
             "recall, 95% CI (0 to 100%)",
             "precision (%)",
@@ -348,10 +395,11 @@ def _rejection(report: Report) -> str:
     if found is None:
         return ""
     coverage = _percent_text(found.coverage, found.coverage_interval95)
+    chosen = "This threshold" if report.folds is None else "Each fold has its own, which"
     text = (
-        f"Images of a confidence below {100 * found.threshold:.1f}% are rejected as unknown. This "
-        f"threshold rejects {100 * found.share:.1f}% of the validation images. Of the {report.n:,} "
-        f"test images, {coverage} were not rejected (n = {found.answered:,})"
+        f"Images of a confidence below {100 * found.threshold:.1f}% are rejected as unknown. "
+        f"{chosen} rejects {100 * found.share:.1f}% of the validation images. Of the {report.n:,} "
+        f"{images_word(report)}, {coverage} were not rejected (n = {found.answered:,})"
     )
     if found.top1 is None:
         return f"{text}."
@@ -413,7 +461,7 @@ def _card(each: InspectedImage) -> PredictionCard:
         true=each.true,
         predicted=each.predicted,
         confidence=confidence,
-        picture=Picture(_jpeg(each.image, _SHOWN_SIDE), f"Test image {each.id}"),
+        picture=Picture(_jpeg(each.image, _SHOWN_SIDE), f"Image {each.id}"),
         heat_map=heat_map,
         similar=similar,
     )
@@ -490,7 +538,7 @@ def _map_caption(found: EmbeddingMap | None) -> str:
         return ""
     projection = found.projection
     return (
-        f"{METHOD_NAMES[projection.method]} of the features of {len(projection.rows):,} test "
+        f"{METHOD_NAMES[projection.method]} of the features of {len(projection.rows):,} "
         f"images, seed {projection.seed}. Trustworthiness {projection.trustworthiness:.2f} "
         f"({projection.neighbours} neighbours; 1 means that neighbours on the map are neighbours "
         "among the features). Distances between far groups mean nothing."
@@ -508,7 +556,7 @@ def _counts(counts: Mapping[str, Mapping[str, int]]) -> Table | None:
     for name, of_class in counts.items():
         cells = [number_cell(f"{of_class[split]:,}", of_class[split]) for split in splits]
         rows.append([TableCell(name, is_header=True), *cells])
-    return Table("Images of each class and split", ["class", *splits], rows)
+    return Table("Images of each class", ["class", *splits], rows)
 
 
 def _data_sentences(inspection: RunInspection) -> list[str]:
@@ -519,20 +567,26 @@ def _data_sentences(inspection: RunInspection) -> list[str]:
             for split, count in of_class.items():
                 totals[split] = totals.get(split, 0) + count
         parts = [f"{count:,} {split}" for split, count in totals.items()]
-        sentences.append(f"Images: {', '.join(parts)}.")
+        sentences.append(f"{'Images: ' if len(parts) > 1 else ''}{', '.join(parts)}.")
     if inspection.shared is not None:
         found = f"{inspection.shared} test images are" if inspection.shared else "No test image is"
         sentences.append(f"{found} also in train or val, byte for byte.")
-    without = inspection.report.without_copies
-    if without is not None:
-        text = f"{without.copies} test images have a copy or a near copy in train or val"
-        if without.top1 is not None:
-            text += (
-                f"; without them the accuracy is {_percent_text(without.top1, without.interval95)} "
-                f"instead of {100 * inspection.report.top1:.1f}%, n = {without.n:,}"
-            )
-        sentences.append(f"{text}. `featkit audit` lists them.")
-    return sentences
+    return [*sentences, *_copies(inspection.report)]
+
+
+def _copies(report: Report) -> list[str]:
+    """Return a sentence about images with copies, and the accuracy without them."""
+    without = report.without_copies
+    if without is None:
+        return []
+    others = "train or val" if report.folds is None else "another fold"
+    text = f"{without.copies} {images_word(report)} have a copy or a near copy in {others}"
+    if without.top1 is not None:
+        text += (
+            f"; without them the accuracy is {_percent_text(without.top1, without.interval95)} "
+            f"instead of {100 * report.top1:.1f}%, n = {without.n:,}"
+        )
+    return [f"{text}. `featkit audit` lists them."]
 
 
 def _candidates(inspection: RunInspection) -> Table | None:
@@ -555,12 +609,13 @@ def _candidates(inspection: RunInspection) -> Table | None:
 
 
 def _facts(inspection: RunInspection, provenance: Mapping[str, Any]) -> list[tuple[str, str]]:
-    run = inspection.run
+    run, folds = inspection.run, inspection.report.folds
     facts = [
         ("Head", run.head_spec),
         ("Network", _network(inspection)),
         ("Weights", str(provenance.get("weights", ""))),
         ("Seed", str(provenance.get("seed", ""))),
+        ("Evaluation", "" if folds is None else folds_text(folds)),
         ("Training images", str(provenance.get("n_train", ""))),
         ("Validation", str(provenance.get("val", ""))),
         ("Features", str(provenance.get("fingerprint", ""))[:12]),
@@ -595,4 +650,11 @@ def _fit_command(inspection: RunInspection) -> list[str]:
             command += [f"--{name}", str(provenance[name])]
     if provenance.get("tuned"):
         command.append("--tune")
+    if inspection.report.rejection is not None:
+        command += ["--reject", f"{inspection.report.rejection.share:g}"]
+    folds = inspection.report.folds
+    if folds is not None:
+        command += ["--folds", str(folds.folds)]
+        if folds.repeats > 1:
+            command += ["--repeats", str(folds.repeats)]
     return command

@@ -9,6 +9,7 @@ from featkit.ablation.conditions import LongTailRow
 from featkit.ablation.effects import DATA, PLAIN, Findings, Selection
 from featkit.evaluation.compare import format_p_value
 from featkit.evaluation.effects import METRICS, SEED, Average, Effect
+from featkit.evaluation.folds import FoldScores
 from featkit.evaluation.intervals import Interval
 from featkit.evaluation.report import Report
 from featkit.evaluation.standing import Standing
@@ -44,25 +45,44 @@ NO_SELECTION = (
 
 def headline(report: Report) -> str:
     """Return the accuracy with its interval in a sentence for people who know no statistics."""
-    low, high = report.interval95
-    images, expected = "test images", "new images of the same kind"
+    top1, (low, high) = report.top1, report.interval95
+    images, expected = f"{report.n:,} {images_word(report)}", "new images of the same kind"
     if report.test_groups is not None:
-        images = f"test images of {report.test_groups:,} groups"
+        images += f" of {report.test_groups:,} groups"
         expected = "images of new groups of the same kind"
+    if report.folds is None:
+        found = f"Of {images} that the classifier had not seen, it named the right class for"
+    else:
+        top1, (low, high) = report.folds.top1, report.folds.interval95
+        found = (
+            f"In {folds_text(report.folds)}, each of {images} was classified by a head fitted "
+            "without it. The class was right for"
+        )
     text = (
-        f"Of {report.n:,} {images} that the classifier had not seen, it named the right class "
-        f"for {100 * report.top1:.1f}%. On {expected}, expect between "
+        f"{found} {100 * top1:.1f}%. On {expected}, expect between "
         f"{100 * low:.1f} and {100 * high:.1f}% (95% confidence interval)."
     )
     without = report.without_copies
     if without is None or without.top1 is None or without.interval95 is None:
         return text
     low, high = without.interval95
+    copied = "training images" if report.folds is None else "images of other folds"
     return (
-        f"{text} However, {without.copies} of these images are copies of training images. For the "
+        f"{text} However, {without.copies} of these images are copies of {copied}. For the "
         f"other {without.n:,} it named the right class for {100 * without.top1:.1f}% "
         f"({100 * low:.1f} to {100 * high:.1f}%)."
     )
+
+
+def images_word(report: Report) -> str:
+    """Return what the evaluated images are: all of the data in a cross-validation."""
+    return "test images" if report.folds is None else "images"
+
+
+def folds_text(folds: FoldScores) -> str:
+    """Return the scheme of a cross-validation in words."""
+    text = f"{folds.folds}-fold cross-validation"
+    return text if folds.repeats == 1 else f"{text}, repeated {folds.repeats} times"
 
 
 def interval_text(interval: Interval) -> str:

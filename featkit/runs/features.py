@@ -67,6 +67,8 @@ class Copies:
         originals: id of the most similar train or val image of each of ``near``.
         cosines: cosine similarity of each of these pairs.
         n: number of test images.
+        folds: number of folds if all images were searched for copies in other folds; 0 for those
+            of a test set.
     """
 
     identical: tuple[str, ...]
@@ -74,6 +76,7 @@ class Copies:
     originals: tuple[str, ...]
     cosines: tuple[float, ...]
     n: int
+    folds: int = 0
 
     @property
     def ids(self) -> frozenset[str]:
@@ -82,18 +85,22 @@ class Copies:
 
     def warnings(self) -> list[str]:
         """Return a line about identical images, and one about near copies, if there are any."""
+        tested, others, identical = "test images", "train or val", "train or val images too"
+        if self.folds:
+            tested, others = "images", f"another of the {self.folds} folds"
+            identical = f"in {others} too"
         lines = []
         if self.identical:
             named = first_names(self.identical)
             lines.append(
-                f"{len(self.identical)} of {self.n} test images are train or val images too "
+                f"{len(self.identical)} of {self.n} {tested} are {identical} "
                 f"({named}): see `featkit audit`"
             )
         if self.near:
             pairs = zip(self.near, self.originals, self.cosines, strict=True)
             named = first_names([f"{a} and {b}, cosine {value:.3f}" for a, b, value in pairs], "; ")
             lines.append(
-                f"{len(self.near)} of {self.n} test images have a near copy in train or val "
+                f"{len(self.near)} of {self.n} {tested} have a near copy in {others} "
                 f"({named}): see `featkit audit`; the report has the accuracy without them"
             )
         return lines

@@ -15,13 +15,13 @@ from featkit.errors import DataError, SpecError
 from featkit.evaluation import evaluate
 from featkit.evaluation.calibration import apply_temperature, are_probabilities
 from featkit.evaluation.clusters import Clusters
-from featkit.evaluation.folds import FoldScores, fold_accuracies, fold_interval
+from featkit.evaluation.folds import fold_interval, score_folds
 from featkit.evaluation.predictions import Predictions
 from featkit.evaluation.report import Report
-from featkit.evaluation.scoring import reject
+from featkit.evaluation.scoring import accuracy_without, reject
 from featkit.images.augment import is_augmented_view, original_id
 from featkit.images.groups import check_class_groups, group_folds
-from featkit.runs.features import FeatureSet, refuse_trained_on
+from featkit.runs.features import Copies, FeatureSet, find_copies, refuse_trained_on
 from featkit.runs.fit import (
     FitConfig,
     FittedHead,
@@ -33,7 +33,7 @@ from featkit.runs.fit import (
     run_id,
     run_provenance,
 )
-from featkit.runs.splits import train_counts, whole_split
+from featkit.runs.splits import train_counts, whole_split, without_views
 from featkit.storage import digest, peak_memory_mb
 
 
@@ -111,12 +111,9 @@ def fit_folds(
         raise SpecError("--perturb changes test images, but --folds tests all: leave out one")
     refuse_trained_on(source, "folds")
     embeddings = source.embeddings
-    is_original = np.array([not is_augmented_view(name) for name in embeddings.ids])
-    images = embeddings.take(np.flatnonzero(is_original))
-    try:
-        fold_of = np.stack([assign_folds(images, folds, seed + each) for each in range(repeats)])
-    except DataError as error:
-        raise DataError(f"{source.path}: {error}") from error
+    images = without_views(embeddings)
+    drawn = [_named_folds(source, images, folds, seed + repeat) for repeat in range(repeats)]
+    fold_of = np.stack(drawn)
 
     start = time.perf_counter()
     pooled = []
@@ -148,6 +145,49 @@ def fit_folds(
     )
 
 
+def find_fold_copies(source: FeatureSet, folds: int, seed: int) -> Copies:
+    """Find images with a copy or near copy in another fold of the first repeat.
+
+    Args:
+        source: the features.
+        folds: number of folds.
+        seed: of the folds.
+
+    Raises:
+        DataError: if the images cannot be divided into folds, or a feature is not finite.
+        CacheError: if the cache file is missing or damaged.
+    """
+    images = without_views(source.embeddings)
+    fold_of = _named_folds(source, images, folds, seed)
+    identical: list[str] = []
+    near: list[tuple[str, str, float]] = []
+    for fold in range(folds):
+        splits = np.where(fold_of == fold, "test", "train")
+        part = replace(source, embeddings=replace(images, splits=splits))
+        found = find_copies(part)
+        identical += found.identical
+        near += zip(found.near, found.originals, found.cosines, strict=True)
+    near.sort(key=lambda pair: -pair[2])
+    return Copies(
+        identical=tuple(identical),
+        near=tuple(name for name, _, _ in near),
+        originals=tuple(original for _, original, _ in near),
+        cosines=tuple(cosine for _, _, cosine in near),
+        n=len(images),
+        folds=folds,
+    )
+
+
+def _named_folds(
+    source: FeatureSet, images: Embeddings, folds: int, seed: int
+) -> NDArray[np.int64]:
+    """Return the folds of the images; errors name the file of the features."""
+    try:
+        return assign_folds(images, folds, seed)
+    except DataError as error:
+        raise DataError(f"{source.path}: {error}") from error
+
+
 def assign_folds(images: Embeddings, folds: int, seed: int) -> NDArray[np.int64]:
     """Return the fold ``(n,)`` of each image: stratified, and in whole groups if there are groups.
 
@@ -176,6 +216,8 @@ def assign_folds(images: Embeddings, folds: int, seed: int) -> NDArray[np.int64]
         check_class_groups(images.y, images.groups.tolist(), images.classes, folds)
         groups = np.unique(images.groups, return_inverse=True)[1].astype(np.int64)
     fold_of = _stratified_folds(images.y, groups, folds, seed)
+    if len(np.unique(fold_of)) < folds:
+        raise DataError(f"the groups cannot be divided into {folds} folds: use fewer folds")
     for label in present.tolist():
         own = np.unique(fold_of[images.y == label])
         if len(own) == 1:
@@ -272,6 +314,10 @@ def _report(source: FeatureSet, found: _CrossValidation) -> Report:
             groups=images.groups,
         )
         report = replace(report, rejection=replace(rejection, threshold=final.threshold))
+    if source.copies and source.copies.ids:
+        copied = np.array([name in source.copies.ids for name in images.ids])
+        correct = pooled[0].raw.argmax(axis=1) == images.y
+        report = replace(report, without_copies=accuracy_without(correct, copied, images.groups))
     return _with_folds(report, found)
 
 
@@ -280,13 +326,7 @@ def _with_folds(report: Report, found: _CrossValidation) -> Report:
     images, folds, fold_of = found.images, found.folds, found.fold_of
     correct = np.stack([each.raw.argmax(axis=1) == images.y for each in found.pooled])
     clusters = Clusters.of(images.groups, len(images))
-    scores = FoldScores(
-        folds=folds,
-        repeats=len(correct),
-        accuracies=tuple(fold_accuracies(correct, fold_of, folds).tolist()),
-        top1=float(correct.mean()),
-        interval95=fold_interval(correct, fold_of, folds, clusters),
-        assignment=digest([*images.ids, *map(str, fold_of.ravel().tolist())]),
-    )
+    assignment = digest([*images.ids, *map(str, fold_of.ravel().tolist())])
+    scores = score_folds(correct, fold_of, folds, clusters, assignment=assignment)
     first = fold_interval(correct[:1], fold_of[:1], folds, clusters)
     return replace(report, interval95=first, folds=scores)

@@ -243,12 +243,12 @@ def inspect_run(
         uncertain=tuple(shown[len(mistakes) :]),
         confused=_confused(report, inspected, read),
         embedding_map=embedding_map,
-        counts=_counts(features.embeddings) if features else {},
-        shared=len(leaks(features)) if features else None,
+        counts=_counts(features.embeddings, folded=report.folds is not None) if features else {},
+        shared=len(leaks(features)) if features and report.folds is None else None,
         float_comparison=(
             None if report.folds else _compare_with_float(run, features, cache, compute, notes)
         ),
-        explanation=explainer.description if explainer else "",
+        explanation=_explanation(explainer, report),
         notes=tuple(notes),
     )
 
@@ -401,6 +401,14 @@ def _compare_with_float(
         interval95=proportion_interval(float_predictions.correct, Clusters.of(groups, len(after))),
         paired=paired,
     )
+
+
+def _explanation(explainer: RunExplainer | None, report: Report) -> str:
+    if explainer is None:
+        return ""
+    if report.folds is None:
+        return explainer.description
+    return f"{explainer.description}; of the head that was fitted on all images, these too"
 
 
 def _as_tested(features: FeatureSet) -> FeatureSet:
@@ -626,10 +634,13 @@ def _embedding_map(
     )
 
 
-def _counts(embeddings: Embeddings) -> dict[str, dict[str, int]]:
-    """Return the number of images of each class in each split."""
+def _counts(embeddings: Embeddings, *, folded: bool) -> dict[str, dict[str, int]]:
+    """Return the number of images of each class in each split, or of all if there are folds."""
     counts = {}
     for label, name in enumerate(embeddings.classes):
         of_class = embeddings.splits[embeddings.y == label]
+        if folded:
+            counts[name] = {"images": len(of_class)}
+            continue
         counts[name] = {split: int((of_class == split).sum()) for split in SPLITS}
     return counts

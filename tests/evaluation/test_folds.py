@@ -48,6 +48,38 @@ def test_intervals_over_folds_cover_the_accuracy_of_the_final_head(n: int, shift
     assert 0.93 <= covered / 400 <= 0.98
 
 
+def draw_groups(
+    rng: np.random.Generator, groups: int
+) -> tuple[NDArray[np.float64], NDArray[np.int64], NDArray[np.int64]]:
+    """Return images of three classes in groups of five, which share a random offset."""
+    codes = np.repeat(np.arange(groups), 5)
+    x, y = draw(rng, len(codes), 0)
+    y = codes % 3
+    x += 0.8 * rng.normal(size=(groups, 20))[codes]
+    x[np.arange(len(codes)), y] += 1.6
+    return x, y, codes
+
+
+def test_intervals_over_folds_of_groups_cover_where_those_over_images_do_not() -> None:
+    """400 simulated data sets of 90 groups; the truth is the accuracy on images of new groups."""
+    rng, clustered, independent = np.random.default_rng(0), 0, 0
+    new, truth, _ = draw_groups(rng, 2000)
+    for _ in range(400):
+        x, y, codes = draw_groups(rng, 90)
+        fold_of = rng.permutation(np.arange(90) % 5)[codes]
+        correct = np.empty(len(y), bool)
+        for fold in range(5):
+            own = fold_of == fold
+            correct[own] = predict(nearest_means(x[~own], y[~own], 3), x[own]) == y[own]
+        accuracy = np.mean(predict(nearest_means(x, y, 3), new) == truth)
+        low, high = fold_interval(correct[None], fold_of[None], 5, Clusters(codes, 90))
+        clustered += low <= accuracy <= high
+        low, high = fold_interval(correct[None], fold_of[None], 5)
+        independent += low <= accuracy <= high
+    assert 0.93 <= clustered / 400 <= 0.98
+    assert independent < clustered - 10
+
+
 def test_equal_folds_give_the_interval_of_independent_images() -> None:
     """Nothing is added where folds vary no more than by chance; repeats are no more images."""
     correct = np.arange(100) % 5 > 0

@@ -7,25 +7,30 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 from sklearn.model_selection import PredefinedSplit, StratifiedKFold, cross_val_predict
 
 import featkit
 from featkit.embeddings.base import Embeddings
-from featkit.errors import DataError, OptionsError
+from featkit.embeddings.pipeline import Compute
+from featkit.errors import DataError, OptionsError, SpecError
 from featkit.heads import make_head
+from featkit.reports.run import run_report, run_view
 from featkit.runs.compare import compare_runs, read_run
-from featkit.runs.directory import save_run
+from featkit.runs.directory import load_run, save_run
 from featkit.runs.features import FeatureSet
 from featkit.runs.fit import FitConfig
 from featkit.runs.folds import assign_folds, fit_folds
+from featkit.studies.inspect import inspect_run
+
+OPTIONS = {"backbone": "resnet18", "weights": "random", "resize": "32"}
 
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> FeatureSet:
-    """Return features of 120 digits of four classes."""
+    """Return features of 240 digits."""
     cache = tmp_path_factory.mktemp("cache")
-    options = {"backbone": "resnet18", "weights": "random", "resize": "32"}
-    run = featkit.fit("digits", limit="train=150,val=30,test=60", cache=cache, **options)
+    run = featkit.fit("digits", limit="train=150,val=30,test=60", cache=cache, **OPTIONS)
     return run.source
 
 
@@ -141,5 +146,46 @@ def test_contradictory_options_are_refused() -> None:
     """Before any work."""
     with pytest.raises(OptionsError, match="give folds too"):
         featkit.fit("digits", repeats=3)
-    with pytest.raises(OptionsError, match="leave out folds"):
-        featkit.fit("digits", folds=3, strict=True)
+    with pytest.raises(OptionsError, match="leave out seeds"):
+        featkit.api.fit_heads(["knn"], seeds=2, folds=3, repeats=1)
+    with pytest.raises(SpecError, match="folds=1: give an integer of 2 or more"):
+        featkit.fit("digits", folds=1)
+    with pytest.raises(SpecError, match="repeats=0: give an integer of 1 or more"):
+        featkit.fit("digits", folds=3, repeats=0)
+
+
+def test_copies_in_other_folds_are_found(source: FeatureSet, tmp_path: Path) -> None:
+    """Ten identical pictures with other names: half of a pair tells what the other half is."""
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 12, 16, 16, 3), dtype=np.uint8)
+    for label in range(2):
+        (tmp_path / "photos" / f"class {label}").mkdir(parents=True)
+        for number in range(12):
+            image = Image.fromarray(pixels[label, max(number, 4)])
+            image.save(tmp_path / "photos" / f"class {label}" / f"{number}.png")
+    options = {"head": "knn:k=1", "folds": 3, "cache": tmp_path, **OPTIONS}
+    run = featkit.fit(tmp_path / "photos", **options)
+    copied = [name for name in run.predictions.ids if int(Path(name).stem) <= 4]
+    assert sorted(run.source.copies.identical) == sorted(copied)
+    assert run.report.without_copies.copies == len(copied) == 10
+    assert "without 10 copies of images of other folds" in str(run.report)
+    with pytest.raises(DataError, match="10 of 24 images are in another of the 3 folds too"):
+        featkit.fit(tmp_path / "photos", strict=True, **options)
+
+
+def test_the_report_describes_folds(source: FeatureSet, tmp_path: Path) -> None:
+    """No sentence speaks of a test set, and the command repeats the run."""
+    config = FitConfig(tune=True, reject=0.2)
+    run = fit_folds(source, "knn", folds=3, repeats=2, config=config)
+    saved = load_run(save_run(run, tmp_path, {}))
+    inspection = inspect_run(saved, cache=source.path.parent, compute=Compute(), heat_maps=False)
+    view = run_view(inspection)
+    scores = run.report.folds
+    assert f"{100 * scores.top1:.1f}%" in view.headline
+    assert "In 3-fold cross-validation, repeated 2 times, each of 240 images" in view.headline
+    assert [row[0].text for row in view.folds.rows][3] == "repeat 2, fold 1"
+    assert sum(scores.sizes) == 2 * 240
+    (command,) = [text for name, text in view.commands if name == "Repeat the run"]
+    assert command.endswith("--head knn --tune --reject 0.2 --folds 3 --repeats 2")
+    page = run_report(inspection)
+    assert "test image" not in page
+    assert "test set" not in page
