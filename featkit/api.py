@@ -599,6 +599,7 @@ def _load_features(
     strict=FLAG,
     folds=integer(2),
     repeats=integer(1),
+    unknown=PATH,
     name=NAME,
 )
 def fit(
@@ -612,6 +613,7 @@ def fit(
     strict: bool = False,
     folds: int | None = None,
     repeats: int = 1,
+    unknown: PathLike | None = None,
     split: str | None = None,
     limit: str | None = None,
     intensity_range: str | None = None,
@@ -660,6 +662,8 @@ def fit(
             their split, each evaluated by a head that was fitted without it, and the final head is
             fitted on all of them; None to evaluate on the test set.
         repeats: number of random divisions into folds.
+        unknown: folder of images of none of the classes, anywhere below it; the report has how
+            well confidence tells them from test images, and with ``reject`` how many are accepted.
         split, limit, intensity_range, group, allow_group_leak, seed, augment, views, perturb:
             images, as for ``extract``.
         backbone, weights, layer, pool, resize, crop, precision, decode: network, as for
@@ -760,6 +764,8 @@ def fit_heads(
             options = {**options, "seed": first_seed + offset}
         features = _load_features(options)
         features = _check_copies(features, strict=options["strict"], folds=options["folds"])
+        if options["unknown"] is not None:
+            features = _with_unknown(features, options)
         for head in heads:
             run = _fit_head(features, head, config, options)
             run = replace(run, name=_run_name(given, head, heads, seeds, options["seed"]))
@@ -795,6 +801,8 @@ def _check_folds(seeds: int, options: Mapping[str, Any]) -> None:
         return
     if seeds > 1:
         raise OptionsError("folds are repeated with repeats: leave out seeds")
+    if options["unknown"] is not None:
+        raise OptionsError("unknown images are compared with a test set: leave out folds")
 
 
 def _fit_head(
@@ -1040,6 +1048,15 @@ def expand_heads(heads: Sequence[str]) -> tuple[str, ...]:
     for head in heads:
         found.extend([row.name for row in list_heads()] if head == "all" else [head])
     return tuple(dict.fromkeys(found))
+
+
+def _with_unknown(features: FeatureSet, options: Mapping[str, Any]) -> FeatureSet:
+    """Return the features with those of the images of none of the classes."""
+    from featkit.runs.features import load_unknown
+    from featkit.storage import user_path
+
+    found = load_unknown(user_path(str(options["unknown"])), features, _compute(options), log.info)
+    return replace(features, unknown=found)
 
 
 def _check_copies(features: FeatureSet, *, strict: bool, folds: int | None = None) -> FeatureSet:

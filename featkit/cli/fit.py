@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from featkit.cli.compare import print_comparison, print_folds
 from featkit.cli.options import (
     FiniteRange,
+    UserPath,
     balance_option,
     bundle_option,
     command,
@@ -41,7 +42,7 @@ Examples:
   featkit fit --head linear --tune --seeds 5 --strict
   featkit fit --data scans --group parent --head linear
   featkit fit --data scans --group parent --head linear --folds 5 --repeats 3
-  featkit fit --head linear --reject 0.05
+  featkit fit --head linear --reject 0.05 --unknown other-images
   featkit fit --head linear --subset longtail:if=50 --balance logit-adjust
   featkit fit --head linear --perturb gaussian_noise:level=strong
   featkit fit --cache cache/photos-resnet50-0123456789ab.h5
@@ -114,6 +115,14 @@ the head is fitted on train and validation together and evaluated once on the te
     metavar="R",
     help="Divide the images into folds R times.",
 )
+@option(
+    "--unknown",
+    group="Data",
+    type=UserPath(),
+    metavar="DIR",
+    help="Images of none of the classes: how well confidence tells them from test images, and with "
+    "--reject how many are accepted.",
+)
 @name_option
 @option(
     "--report",
@@ -176,6 +185,7 @@ def _print_results_json(found: FitResults) -> None:
 def run_text(run: Run) -> str:
     """Return the lines that describe a run: head, accuracy, most confused classes, cost."""
     from featkit.evaluation.report import summary
+    from featkit.evaluation.unknown import unknown_sentence
 
     report = run.report
     lines = [f"{run.head_spec} on {run.source.request.backbone}, weights {run.source.weights}"]
@@ -188,6 +198,8 @@ def run_text(run: Run) -> str:
     if report.rejection:
         images = "test images" if report.folds is None else "images"
         lines.append(_rejection_text(report.rejection, images))
+    if report.unknown:
+        lines.append(unknown_sentence(report.unknown))
     if report.confused:
         pairs = [f"{pair.true} as {pair.predicted} ({pair.count})" for pair in report.confused[:3]]
         lines.append(f"most confused: {', '.join(pairs)}")

@@ -15,6 +15,7 @@ from featkit.errors import DataError
 from featkit.evaluation.calibration import ReliabilityBin, Temperature
 from featkit.evaluation.folds import FoldScores
 from featkit.evaluation.intervals import Interval
+from featkit.evaluation.unknown import UnknownImages
 
 
 @dataclass(frozen=True)
@@ -138,6 +139,7 @@ class Report:
         nll_calibrated, ece_calibrated, reliability_calibrated: the same after temperature scaling,
             which changes no other number.
         rejection: coverage and selective accuracy at a confidence threshold, if requested.
+        unknown: rejection of images of none of the classes, if there are any.
         test_groups: number of groups of the test images, such as patients, which all intervals
             resample in place of images; None if the images count as independent.
         folds: accuracy over the folds of a cross-validation; all other numbers describe the pooled
@@ -169,6 +171,7 @@ class Report:
     ece_calibrated: float | None = None
     reliability_calibrated: tuple[ReliabilityBin, ...] = ()
     rejection: Rejection | None = None
+    unknown: UnknownImages | None = None
     test_groups: int | None = None
     folds: FoldScores | None = None
     without_copies: AccuracyWithout | None = None
@@ -245,13 +248,14 @@ _DATACLASS_FIELDS: Mapping[str, type] = {
     "reliability_calibrated": ReliabilityBin,
     "temperature": Temperature,
     "rejection": Rejection,
+    "unknown": UnknownImages,
     "folds": FoldScores,
     "without_copies": AccuracyWithout,
 }
 
 
-_OPTIONAL = ("test_groups", "recall_interval95", "folds")
-"""Fields that are written only if there are groups or folds."""
+_OPTIONAL = ("unknown", "test_groups", "recall_interval95", "folds")
+"""Fields that are written only if there are unknown images, groups or folds."""
 
 
 def _from_json_value(kind: type, values: Any) -> Any:

@@ -123,6 +123,7 @@ class RunView:
         calibration: a sentence about it.
         rejection: a sentence about the images that the run rejects as unknown; empty if it rejects
             none.
+        unknown: a sentence about images of none of the classes; empty without any.
         precision: sentences that compare a run of lower precision with float32; empty without.
         mistakes, uncertain: images with their predictions.
         explanation: how the heat maps were computed.
@@ -155,6 +156,7 @@ class RunView:
     reliability: Sequence[ReliabilityPoint]
     calibration: str
     rejection: str
+    unknown: str
     precision: Sequence[str]
     mistakes: Sequence[PredictionCard]
     uncertain: Sequence[PredictionCard]
@@ -207,6 +209,7 @@ def run_view(inspection: RunInspection) -> RunView:
         reliability=_reliability(report.reliability_calibrated or report.reliability),
         calibration=_calibration(report),
         rejection=_rejection(report),
+        unknown=_unknown(report),
         precision=_precision(inspection.float_comparison),
         mistakes=[_card(each) for each in inspection.mistakes],
         uncertain=[_card(each) for each in inspection.uncertain],
@@ -407,6 +410,22 @@ def _rejection(report: Report) -> str:
         f"{text}; of these, {_percent_text(found.top1, found.interval95)} were given the right "
         "class."
     )
+
+
+def _unknown(report: Report) -> str:
+    found = report.unknown
+    if found is None:
+        return ""
+    text = (
+        f"Images of none of the classes ({found.name}, n = {found.n:,}): the probability that a "
+        "test image has a higher confidence than such an image is "
+        f"{_percent_text(found.auroc, found.interval95)} (area under the ROC curve, "
+        f"{found.n_test:,} test images)."
+    )
+    if found.accepted is None:
+        return text
+    share = _percent_text(found.accepted / found.n, found.accepted_interval95)
+    return f"{text} {share} of them are not rejected by the threshold."
 
 
 def _precision(found: FloatComparison | None) -> list[str]:
@@ -652,6 +671,8 @@ def _fit_command(inspection: RunInspection) -> list[str]:
         command.append("--tune")
     if inspection.report.rejection is not None:
         command += ["--reject", f"{inspection.report.rejection.share:g}"]
+    if inspection.report.unknown is not None:
+        command += ["--unknown", inspection.report.unknown.data]
     folds = inspection.report.folds
     if folds is not None:
         command += ["--folds", str(folds.folds)]

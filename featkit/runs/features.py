@@ -10,23 +10,29 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from featkit.backbones.devices import INT8
 from featkit.backbones.saved import (
     check_not_trained_on,
     images_trained_on,
+    is_int8,
     saved_network,
     short_key,
 )
 from featkit.embeddings import store
 from featkit.embeddings.base import Embeddings
-from featkit.embeddings.extract import Extractor, read_with_splits
+from featkit.embeddings.extract import Extractor, read_with_splits, run_extractions
 from featkit.embeddings.index import indexed
 from featkit.embeddings.pipeline import Compute
 from featkit.embeddings.plan import content_keys, plan_extraction
-from featkit.embeddings.request import NO_EARLIER, Request, resolve
+from featkit.embeddings.request import IMAGE_FIELDS, NO_EARLIER, Request, resolve
 from featkit.embeddings.shards import RunTasks, extract_missing
-from featkit.errors import DataError, first_names
+from featkit.errors import DataError, SpecError, first_names
 from featkit.evaluation.audit import near_copies
 from featkit.images.augment import is_augmented_view
+from featkit.images.base import ImageSet
+from featkit.images.files import ImageEntry, from_entries
+from featkit.images.folder import list_image_files
+from featkit.images.intensity import IntensityRange
 from featkit.runs.splits import refuse_infinite
 
 
@@ -44,6 +50,7 @@ class FeatureSet:
         copies: test images that are copies or near copies of train or val images, if they were
             searched by ``find_copies``.
         image_notes: what was noticed when the images were listed, see ``ImageSet.notes``.
+        unknown: features of images of none of the classes, if there are any, by ``load_unknown``.
     """
 
     request: Request
@@ -54,6 +61,7 @@ class FeatureSet:
     notes: tuple[str, ...] = ()
     copies: Copies | None = None
     image_notes: tuple[str, ...] = ()
+    unknown: FeatureSet | None = None
 
 
 @dataclass(frozen=True)
@@ -159,6 +167,78 @@ def load_features(
         notes=tuple(notes),
         image_notes=images.notes,
     )
+
+
+def load_unknown(
+    folder: Path,
+    features: FeatureSet,
+    compute: Compute,
+    note: Callable[[str], None] = lambda text: None,
+) -> FeatureSet:
+    """Load the features of images of none of the classes, extracting them if they are not cached.
+
+    Args:
+        folder: its images are used, wherever below it they are.
+        features: of the images with classes; the network is theirs.
+        compute: as for ``load_features``.
+        note: called with each message.
+
+    Raises:
+        FeatkitError: if images or network are not available.
+        DataError: if one of the images is an image of ``features`` too, byte for byte, or one that
+            the network was trained on, or the network is not that of ``features`` any more.
+        SpecError: if the network is quantized for the images of ``features`` alone.
+    """
+    if features.request.precision in INT8 and not is_int8(features.request.backbone):
+        raise SpecError(
+            f"--precision {features.request.precision} quantizes the network for the images of "
+            f"{features.data}: for --unknown, save it with `featkit quantize` first, or use fp32"
+        )
+    # Images without a name of their data are never chosen as the newest ones in the cache.
+    own = Request()
+    source = {name: getattr(own, name) for name in IMAGE_FIELDS if name != "intensity_range"}
+    request = replace(features.request, **{**source, "data": ""})
+    images = _unlabelled(folder, features.request.intensity_range)
+    (done,) = run_extractions([request], images, features.path.parent, compute, note)
+    if done.skipped:
+        note(f"{len(done.skipped)} unknown images skipped: {', '.join(done.skipped)}")
+    embeddings = store.read(done.path)
+    if embeddings.recipe.network != features.embeddings.recipe.network:
+        raise DataError(
+            f"{features.path} was made by another network than {features.request.backbone} is now: "
+            "extract the features again, or leave out --unknown"
+        )
+    found = FeatureSet(request, embeddings, done.path, str(folder.resolve()), done.weights)
+    refuse_trained_on(found, "the evaluation of unknown images")
+    known = set(cached_keys(features))
+    shared = [
+        name for name, key in zip(embeddings.ids, cached_keys(found), strict=True) if key in known
+    ]
+    if shared:
+        raise DataError(
+            f"{len(shared)} of the {len(embeddings)} unknown images in {folder} are images of "
+            f"{features.data} too ({first_names(shared)}): give images of none of the classes"
+        )
+    return found
+
+
+def _unlabelled(folder: Path, intensity_range: str | None) -> ImageSet:
+    """Return all images of a folder, wherever they are below it.
+
+    Raises:
+        DataError: if it is not a folder, or contains no images.
+    """
+    if not folder.is_dir():
+        raise DataError(
+            f"{folder} is not a folder: --unknown takes a folder of images of none of the classes"
+        )
+    intensity = IntensityRange.parse(intensity_range) if intensity_range else None
+    paths, _ = list_image_files(folder)
+    entries = []
+    for path in paths:
+        name = Path(path).relative_to(folder).as_posix()
+        entries.append(ImageEntry(name, path, "unknown", "test"))
+    return from_entries(folder.resolve().name, entries, intensity=intensity)
 
 
 def _refuse_lost_groups(request: Request, path: Path) -> None:

@@ -21,6 +21,7 @@ from featkit.evaluation.metrics import balanced_accuracy, confusion_matrix
 from featkit.evaluation.predictions import Predictions
 from featkit.evaluation.report import Report
 from featkit.evaluation.scoring import accuracy_without, reject, rejection_threshold
+from featkit.evaluation.unknown import UnknownImages, score_unknown
 from featkit.heads import make_head
 from featkit.heads.balance import BalancedHead, check_correction
 from featkit.heads.search import Candidate, SearchResult, search, search_correction
@@ -402,6 +403,10 @@ def evaluate_head(fitted: FittedHead, source: FeatureSet) -> Run:
             groups=test.groups,
         )
         report = replace(report, rejection=rejection)
+    if source.unknown is not None:
+        report = replace(
+            report, unknown=_score_unknown(fitted, source.unknown, probabilities, test)
+        )
     if source.copies and source.copies.ids:
         copied = np.array([name in source.copies.ids for name in test.ids])
         without = accuracy_without(predictions.correct, copied, test.groups)
@@ -414,6 +419,23 @@ def evaluate_head(fitted: FittedHead, source: FeatureSet) -> Run:
         report=report,
         predictions=predictions,
         search=fitted.search,
+    )
+
+
+def _score_unknown(
+    fitted: FittedHead, unknown: FeatureSet, known: NDArray[np.float64], test: Embeddings
+) -> UnknownImages:
+    """Return how well a head rejects unknown images; ``known`` are its test scores ``(n, m)``."""
+    refuse_infinite(unknown.embeddings)
+    scores = np.asarray(fitted.head.predict_proba(unknown.embeddings.x), dtype=np.float64)
+    if fitted.temperature:
+        scores = apply_temperature(scores, fitted.temperature)
+    return score_unknown(
+        known.max(axis=1),
+        scores.max(axis=1),
+        data=unknown.data,
+        threshold=fitted.threshold,
+        groups=test.groups,
     )
 
 
@@ -511,6 +533,8 @@ def run_id(fitted: FittedHead, source: FeatureSet) -> str:
     parts = [embeddings.recipe.fingerprint, *embeddings.splits.tolist(), *chosen, RESULTS_VERSION]
     if embeddings.groups is not None:
         parts += ["groups", *embeddings.groups.tolist()]
+    if source.unknown is not None:
+        parts += ["unknown", source.unknown.embeddings.recipe.fingerprint]
     return digest(parts)[:12]
 
 

@@ -103,6 +103,7 @@ def _fit_options(table: Path, cache: Path) -> dict[str, Any]:
     flags = {
         "folds": None,
         "repeats": 1,
+        "unknown": None,
         "tune": False,
         "strict": False,
         "compile": False,
