@@ -2012,12 +2012,17 @@ def _fewshot_scores(
 
 
 @checked(
-    **_FEATURES, few=integer(1), decisions=_decisions_or_path(), apply=several(text("duplicates"))
+    **_FEATURES,
+    few=integer(1),
+    quality=FLAG,
+    decisions=_decisions_or_path(),
+    apply=several(text("duplicates")),
 )
 def audit(
     data: PathLike | None = None,
     *,
     few: int = 20,
+    quality: bool = True,
     decisions: PathLike | Sequence[Decision] | None = None,
     apply: Strings = (),
     split: str | None = None,
@@ -2046,11 +2051,15 @@ def audit(
     on_error: str = "fail",
     progress: bool = False,
 ) -> AuditResult:
-    """Find duplicates, label errors and small classes; image files are never changed.
+    """Find duplicates, label errors, small classes and images of odd quality.
+
+    Image files are never changed.
 
     Args:
         data: spec of the images; see ``fit`` for what None means.
         few: report classes with fewer train images than this.
+        quality: read every image once to find dark, bright, blurred ones, those with little
+            information, and those of an odd size or aspect ratio.
         decisions: what to do with images, for the list in ``out``: a CSV file with columns
             ``path,action,label`` (action ``keep``, ``relabel`` or ``drop``), or ``Decision``
             objects.
@@ -2086,7 +2095,13 @@ def audit(
     if isinstance(decisions, str | Path):
         decisions = read_decisions(Path(decisions))
     features = _load_features(options)
-    result = audit_features(features, few=few, progress=progress)
+    result = audit_features(
+        features,
+        few=few,
+        progress=progress,
+        images=_source_images(features) if quality else None,
+        threads=_compute(options).threads,
+    )
     for line in result.notes:
         log.warning(line)
     if listed:
@@ -2133,6 +2148,15 @@ def write_clean(
         path,
     )
     return cleaned
+
+
+def _source_images(features: FeatureSet) -> ImageSet | None:
+    """Return the images of features, unperturbed; log why if they are not there any more."""
+    try:
+        return features.request.source_only.load_images()
+    except FeatkitError as error:
+        log.info("no image quality: %s", error)
+        return None
 
 
 def _write_audit(result: AuditResult, out: Path) -> None:

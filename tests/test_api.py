@@ -77,7 +77,7 @@ SIGNATURES = {
     "fewshot": (
         f"data way shot query episodes head curve draws {EXTRACTION} cache out cluster {COMPUTE}"
     ),
-    "audit": f"data few decisions apply {EXTRACTION} cache out {COMPUTE}",
+    "audit": f"data few quality decisions apply {EXTRACTION} cache out {COMPUTE}",
     "profile": "backbones data head repeats warm_up split limit intensity_range group allow_group_leak seed augment views perturb weights resize crop cache out "
     f"{COMPUTE}",
     "finetune": f"data backbone {SCHEDULE}",

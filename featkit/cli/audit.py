@@ -55,6 +55,13 @@ Without --data or --backbone, the newest cache file that matches the other optio
     help="Maximum number of findings to print of each kind.",
 )
 @option(
+    "--quality/--no-quality",
+    group="Report",
+    default=True,
+    help="Read every image once to find dark, bright and blurred ones, those with little "
+    "information, and odd sizes and aspect ratios.",
+)
+@option(
     "--strict",
     group="Report",
     is_flag=True,
@@ -87,7 +94,7 @@ Without --data or --backbone, the newest cache file that matches the other optio
 )
 @json_option
 def audit(top: int, strict: bool, as_json: bool, **options: Any) -> None:
-    """Find duplicates, label errors and small classes.
+    """Find duplicates, label errors, small classes and images of odd quality.
 
     Reports identical images, near duplicates, labels that contradict both the nearest neighbours
     and a cross-validated head, and classes with few images, in all splits. Writes audit-<data>/
@@ -122,7 +129,7 @@ def _text(result: AuditResult, top: int, where: str) -> str:
     rows = []
     for kind, count in result.counts().items():
         across, differ = count.get("across_splits", ""), count.get("labels_differ", "")
-        rows.append([_TITLES[kind], count["found"], across, differ])
+        rows.append([_TITLES.get(kind, kind), count["found"], across, differ])
     header = ["finding", "found", "across splits", "labels differ"]
     images, classes = len(result.embeddings), len(result.embeddings.classes)
     parts = [
@@ -131,11 +138,14 @@ def _text(result: AuditResult, top: int, where: str) -> str:
         f"{_threshold(result)}\n"
         f"A small class has fewer than {result.few} train images, or none in test.",
     ]
+    if result.quality is not None:
+        parts[-1] += f"\n{result.quality.sentence()}"
     for kind, lines in result.findings().items():
         if not lines or not top:
             continue
         shown = [_cells(kind, finding) for finding in lines[:top]]
-        part = f"{_TITLES[kind]}\n{table(_HEADERS[kind], shown)}"
+        header = _HEADERS.get(kind, _QUALITY_HEADER)
+        part = f"{_TITLES.get(kind, kind)}\n{table(header, shown)}"
         if len(lines) > top:
             part += f"\n... and {len(lines) - top} more{where}"
         parts.append(part)
@@ -166,6 +176,8 @@ _HEADERS = {
     "suspect": ["odds", "image", "class", "suggested"],
     "small": ["class", "train images"],
 }
+_QUALITY_HEADER = ["deviations", "image", "class"]
+"""Of the findings about the quality of images."""
 
 
 def _cells(kind: str, finding: Finding) -> list[str]:
@@ -175,6 +187,8 @@ def _cells(kind: str, finding: Finding) -> list[str]:
     if kind == "small":
         return [finding.label, f"{finding.score:.0f}"]
     image = f"{finding.image} ({finding.split})"
+    if kind not in _HEADERS:
+        return [f"{finding.score:+.1f}", image, finding.label]
     if kind == "suspect":
         return [odds_text(finding.score), image, finding.label, finding.other_label]
     pair = [image, finding.label, f"{finding.other} ({finding.other_split})", finding.other_label]

@@ -45,7 +45,7 @@ SECTIONS: dict[str, dict[str, str]] = {
         "longtail": "Compare class-imbalance corrections.",
         "robustness": "Evaluate heads on corrupted test images.",
         "compare-frameworks": "Compare torch and TensorFlow on the same network.",
-        "audit": "Find duplicates, label errors and small classes.",
+        "audit": "Find duplicates, label errors and poor images.",
         "suggest": "Suggest which unlabelled images to label next.",
     },
     "Training and compression": {

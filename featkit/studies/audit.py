@@ -1,4 +1,4 @@
-"""Audit a data set: duplicates, near duplicates, label errors and small classes.
+"""Audit a data set: duplicates, label errors, small classes and images of odd quality.
 
 The statistics are in ``featkit.evaluation.audit``; this module applies them to the images of a
 feature set and lists what they found.
@@ -7,7 +7,7 @@ feature set and lists what they found.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from typing import Any
@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from featkit.embeddings.base import Embeddings
 from featkit.embeddings.request import Request
-from featkit.errors import DataError
+from featkit.errors import DataError, DecodeError
 from featkit.evaluation.audit import (
     LabelErrors,
     NearDuplicates,
@@ -35,8 +35,11 @@ from featkit.evaluation.audit import (
     stratified_folds,
 )
 from featkit.evaluation.display import data_frame, html_table
+from featkit.evaluation.quality import LIMIT, QualityLimit, outliers, quality_limits
 from featkit.heads import make_head
 from featkit.images.base import ImageSet
+from featkit.images.quality import MEASURES, measure
+from featkit.parallel import in_threads
 from featkit.runs.features import FeatureSet, cached_keys, leaks, refuse_trained_on
 from featkit.runs.splits import without_views
 from featkit.storage import csv_text
@@ -49,6 +52,23 @@ FEW = 20
 
 KINDS = ("identical", "near", "suspect", "small")
 """Kinds of findings: identical images, near duplicates, suspect labels, small classes."""
+
+QUALITY = ("dark", "bright", "blurred", "low information", "odd size", "odd aspect ratio")
+"""Kinds of findings about the quality of images, present if the images were measured."""
+
+# Column of the measure, and the sign of the deviations that count (0 for both).
+_QUALITY_OF = {
+    "dark": (0, -1),
+    "bright": (0, 1),
+    "blurred": (1, -1),
+    "low information": (2, -1),
+    "odd size": (3, 0),
+    "odd aspect ratio": (4, 0),
+}
+# Smaller differences are imperceptible: 9 grey levels, 26 % of the relative variance of the
+# Laplacian, 0.15 bits, 11 % of the pixels, 4 % of the aspect ratio.
+_QUALITY_FLOORS = (0.15, 0.1, 0.15, 0.15, 0.05)
+_QUALITY_SIDES = ((True, True), (True, False), (True, False), (True, True), (True, True))
 
 _HEAD = "linear"
 _FOLDS = 3
@@ -63,12 +83,12 @@ class Finding:
     """One line of an audit; fields that its kind does not have are empty.
 
     Attributes:
-        kind: one of ``KINDS``.
+        kind: one of ``KINDS`` or ``QUALITY``.
         image, split, label: an image and its class; of a small class, the label alone.
         other, other_split, other_label: the image it duplicates, or the class suggested for it.
         group: number of the group of duplicates; -1 for other kinds.
         score: cosine similarity of a near duplicate, odds of a suggested label, training images of
-            a small class.
+            a small class, robust standard deviations from the median image for odd quality.
 
     """
 
@@ -81,6 +101,53 @@ class Finding:
     other_label: str
     group: int
     score: float
+
+
+@dataclass(frozen=True)
+class ImageQuality:
+    """Measures of the quality of n images, and from where on they are findings.
+
+    Attributes:
+        values: ``(n, 5)`` measures, see ``images.quality.measure``; NaN where there is none.
+        limits: of each measure: median plus and minus 3.5 robust standard deviations.
+
+    """
+
+    values: NDArray[np.float64]
+    limits: tuple[QualityLimit, ...]
+
+    def found(self, kind: str) -> tuple[Rows, NDArray[np.float64]]:
+        """Return rows and deviations of the findings of one of ``QUALITY``, the largest first."""
+        column, sign = _QUALITY_OF[kind]
+        deviations = outliers(self.values[:, column], self.limits[column])
+        rows = np.flatnonzero(deviations if not sign else sign * deviations > 0)
+        rows = rows[np.argsort(-np.abs(deviations[rows]), kind="stable")]
+        return rows, deviations[rows]
+
+    def sentence(self) -> str:
+        """Return the limits in grey levels, bits and pixels."""
+        brightness, sharpness, information, size, aspect = self.limits
+        smallest, largest = (2 ** (_end(end) / 2) for end in (size.low, size.high))
+        narrow, wide = 2 ** _end(aspect.low), 2 ** _end(aspect.high)
+        return (
+            f"Quality: outside the median -/+ {LIMIT} robust standard deviations (1.4826 MAD), "
+            f"that is a mean grey level below\n{_grey(brightness.low)} or above "
+            f"{_grey(brightness.high)} of 255, a variance of the Laplacian below "
+            f"{10 ** _end(sharpness.low):.2g} of that of the grey levels,\nan entropy below "
+            f"{max(_end(information.low), 0):.1f} bits, fewer pixels than a square with sides of "
+            f"{smallest:.0f} or more than one of {largest:.0f},\nor a width / height below "
+            f"{narrow:.2f} or above {wide:.2f}."
+        )
+
+
+def _grey(log_odds: float | None) -> str:
+    """Return the grey level of log-odds of white."""
+    level = 256 / (1 + math.exp(-_end(log_odds))) - 0.5
+    return f"{min(max(level, 0), 255):.0f}"
+
+
+def _end(end: float | None) -> float:
+    return 0.0 if end is None else end
 
 
 @dataclass(frozen=True)
@@ -99,6 +166,7 @@ class AuditResult:
         sizes: ``(k, 2)`` number of images of each class in train and in test.
         few: threshold for small classes.
         notes: warnings, such as the number of labels that could not be checked.
+        quality: of the images; None if they were not measured.
 
     """
 
@@ -113,6 +181,7 @@ class AuditResult:
     sizes: Rows
     few: int
     notes: tuple[str, ...] = ()
+    quality: ImageQuality | None = None
 
     def findings(self) -> dict[str, list[Finding]]:
         """Return the findings of each kind, the most certain first."""
@@ -135,6 +204,16 @@ class AuditResult:
         for label in self.small:
             n_train = float(self.sizes[label, 0])
             found["small"].append(Finding("small", "", "", classes[label], "", "", "", -1, n_train))
+        return {**found, **self._quality_findings()}
+
+    def _quality_findings(self) -> dict[str, list[Finding]]:
+        if self.quality is None:
+            return {}
+        found: dict[str, list[Finding]] = {kind: [] for kind in QUALITY}
+        for kind in QUALITY:
+            rows, deviations = self.quality.found(kind)
+            for row, deviation in zip(rows, deviations.tolist(), strict=True):
+                found[kind].append(Finding(kind, *self._image(row), "", "", "", -1, deviation))
         return found
 
     def counts(self) -> dict[str, dict[str, int]]:
@@ -142,12 +221,15 @@ class AuditResult:
 
         Of duplicates also the number that cross splits, and that have different labels.
         """
-        return {
+        counts = {
             "identical": {"found": len(self.identical), **self._mixed(self.identical)},
             "near": {"found": len(self.near.pairs), **self._mixed(self.near.pairs)},
             "suspect": {"found": len(self.suspects.rows)},
             "small": {"found": len(self.small)},
         }
+        if self.quality is not None:
+            counts |= {kind: {"found": len(self.quality.found(kind)[0])} for kind in QUALITY}
+        return counts
 
     def rows_in(self, images: ImageSet) -> Rows:
         """Return the row of each audited image in ``images``, ``(n,)``.
@@ -155,16 +237,12 @@ class AuditResult:
         Raises:
             DataError: if one is missing there.
         """
-        place = {name: row for row, name in enumerate(images.ids)}
-        if not place.keys() >= set(self.embeddings.ids):
-            raise DataError(
-                f"{self.data} has changed since its features were extracted: extract them again"
-            )
-        return np.array([place[name] for name in self.embeddings.ids], np.int64)
+        return rows_of(images, self.embeddings.ids, self.data)
 
     def to_dict(self) -> dict[str, Any]:
         """Return all values as JSON can hold them."""
         near = self.near
+        limits = () if self.quality is None else self.quality.limits
         return {
             "data": self.data,
             "images": len(self.embeddings),
@@ -177,6 +255,7 @@ class AuditResult:
                 "median_cosine_threshold": near.cosine,
             },
             "few": self.few,
+            "quality_limits": [asdict(limit) for limit in limits],
             "notes": list(self.notes),
             "findings": self._rows(),
         }
@@ -217,8 +296,15 @@ class AuditResult:
         return {"across_splits": across_splits, "labels_differ": labels_differ}
 
 
-def audit(source: FeatureSet, *, few: int = FEW, progress: bool = False) -> AuditResult:
-    """Find duplicates, near duplicates, label errors and small classes in all splits.
+def audit(
+    source: FeatureSet,
+    *,
+    few: int = FEW,
+    progress: bool = False,
+    images: ImageSet | None = None,
+    threads: int = 1,
+) -> AuditResult:
+    """Find duplicates, label errors, small classes and images of odd quality in all splits.
 
     Labels are compared with the out-of-fold predictions of a linear head and with the labels of the
     nearest neighbours. Identical images count once, so that no copy of an image supports its label.
@@ -227,6 +313,9 @@ def audit(source: FeatureSet, *, few: int = FEW, progress: bool = False) -> Audi
         source: the features.
         few: report classes with fewer training images.
         progress: whether to show progress bars on stderr.
+        images: the images of the features, each of which is read to measure its quality; None to
+            leave quality out.
+        threads: number of threads that read images.
 
     Raises:
         CacheError: if the cache file is missing or damaged.
@@ -248,6 +337,12 @@ def audit(source: FeatureSet, *, few: int = FEW, progress: bool = False) -> Audi
         embeddings.take(distinct), neighbours, source.request.seed, track
     )
     small, sizes = small_classes(embeddings.y, embeddings.splits, len(embeddings.classes), few)
+    quality = None
+    if images is not None:
+        rows = rows_of(images, embeddings.ids, source.data)
+        track = partial(bar, desc="quality", unit="img")
+        quality, unread = _measure_quality(images, rows, threads, track)
+        notes = (*notes, *unread)
     return AuditResult(
         data=source.data,
         request=source.request,
@@ -260,7 +355,38 @@ def audit(source: FeatureSet, *, few: int = FEW, progress: bool = False) -> Audi
         sizes=sizes,
         few=few,
         notes=notes,
+        quality=quality,
     )
+
+
+def rows_of(images: ImageSet, ids: Sequence[str], data: str) -> Rows:
+    """Return the row of each audited image in ``images``, ``(n,)``.
+
+    Raises:
+        DataError: if one is missing there.
+    """
+    place = {name: row for row, name in enumerate(images.ids)}
+    if not place.keys() >= set(ids):
+        raise DataError(f"{data} has changed since its features were extracted: extract them again")
+    return np.array([place[name] for name in ids], np.int64)
+
+
+def _measure_quality(
+    images: ImageSet, rows: Rows, threads: int, track: Track
+) -> tuple[ImageQuality, tuple[str, ...]]:
+    """Return the quality of some rows of ``images``, and a warning if some cannot be read."""
+
+    def measure_row(row: int) -> NDArray[np.float64]:
+        try:
+            return measure(images.load(row))
+        except DecodeError:
+            return np.full(len(MEASURES), np.nan)
+
+    values = np.array(list(in_threads(measure_row, track(rows.tolist()), threads)))
+    limits = quality_limits(values, MEASURES, _QUALITY_FLOORS, _QUALITY_SIDES)
+    unread = int(np.isnan(values[:, 0]).sum())
+    notes = (f"the quality of {unread} images is unknown: they cannot be read",) if unread else ()
+    return ImageQuality(values, limits), notes
 
 
 def _label_errors(

@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import featkit
 from featkit.embeddings.pipeline import Compute
 from featkit.errors import DataError
 from featkit.runs.features import cached_keys, load_features
-from featkit.studies.audit import audit
+from featkit.studies.audit import QUALITY, audit
 
 
 @pytest.fixture
@@ -154,3 +155,66 @@ def test_edited_copies_of_real_photographs_are_near_duplicates(real_data, real_w
     found = {tuple(sorted((line.image, line.other))) for line in audit(source).findings()["near"]}
     assert len(expected & found) >= 11
     assert len(found - expected) <= 3
+
+
+def scenes(folder):
+    """Write 40 photos of about the same quality, and one of each kind that differs."""
+    rng = np.random.default_rng(0)
+    made = {}
+    for number in range(40):
+        low = rng.integers(0, 256, (12, 16, 3), dtype=np.uint8)
+        fine = np.asarray(Image.fromarray(low).resize((64, 48), Image.Resampling.BICUBIC))
+        made[f"{number}.png"] = np.clip(fine + rng.normal(0, 20, fine.shape), 0, 255)
+    usual = made["0.png"]
+    blurred = Image.fromarray(usual.astype(np.uint8)).resize((4, 3)).resize((64, 48))
+    made["dark.png"] = usual * 0.04
+    made["bright.png"] = 255 - usual * 0.04
+    made["blurred.png"] = np.asarray(blurred)
+    made["low information.png"] = np.where(usual > 254, 120, 130)
+    made["odd size.png"] = np.tile(usual, (5, 5, 1))
+    made["odd aspect ratio.png"] = np.tile(usual, (1, 3, 1))[:24]
+    for number, (name, pixels) in enumerate(made.items()):
+        parent = folder / ("even" if number % 2 else "odd")
+        parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels.astype(np.uint8)).save(parent / name)
+
+
+def test_images_of_odd_quality_are_found(tmp_path):
+    """Each kind is the first of its findings; the limits and deviations are stated."""
+    scenes(tmp_path / "set")
+    options = {"backbone": "resnet18", "weights": "random", "resize": "32"}
+    result = featkit.audit(tmp_path / "set", cache=tmp_path, **options)
+    found = result.findings()
+    for kind in QUALITY:
+        assert found[kind][0].image.endswith(f"/{kind}.png"), kind
+        assert abs(found[kind][0].score) > 3.5
+        assert result.counts()[kind]["found"] == len(found[kind]) <= 4
+    assert found["dark"][0].score < 0 < found["bright"][0].score
+    assert "3.5 robust standard deviations" in result.quality.sentence()
+    assert len(result.to_dict()["quality_limits"]) == 5
+    assert "dark,odd/dark.png" in result.to_csv()
+
+    plain = featkit.audit(tmp_path / "set", cache=tmp_path, quality=False, **options)
+    assert plain.quality is None
+    assert not plain.findings().keys() & set(QUALITY)
+
+
+def test_quality_is_left_out_if_the_images_are_gone(tmp_path, caplog):
+    """The features are cached; the other findings do not need the images."""
+    scenes(tmp_path / "set")
+    options = {"backbone": "resnet18", "weights": "random", "resize": "32"}
+    featkit.audit(tmp_path / "set", cache=tmp_path / "cache", quality=False, **options)
+    shutil.rmtree(tmp_path / "set")
+    (path,) = (tmp_path / "cache").glob("*.h5")
+    with caplog.at_level("INFO"):
+        assert featkit.audit(cache=path).quality is None
+    assert "no image quality" in caplog.text
+
+
+def test_an_unreadable_image_has_no_quality(opened, photos):
+    """It was readable when its features were extracted."""
+    source = opened()
+    images = source.request.source_only.load_images()
+    (photos / "red" / "0.png").write_bytes(b"no image")
+    result = audit(source, images=images)
+    assert result.notes[-1] == "the quality of 1 images is unknown: they cannot be read"

@@ -102,6 +102,7 @@ def _audit_once(settings: AppSettings, spec: str, backbone: str, stamp: object) 
             cache=settings.cache,
             device=settings.device,
             on_error="skip",
+            quality=False,
         )
 
 
