@@ -1,0 +1,20 @@
+# featkit on CPUs; docs/howto/docker.md says how to build and use it.
+FROM python:3.12-slim
+
+# A package index with CPU-only wheels of torch; empty: pip's default.
+ARG TORCH_INDEX=""
+
+WORKDIR /src
+COPY setup.cfg pyproject.toml README.md LICENSE ./
+COPY featkit ./featkit
+RUN python -m pip install --no-cache-dir ${TORCH_INDEX:+--extra-index-url "$TORCH_INDEX"} torch torchvision
+RUN python -m pip install --no-cache-dir ".[int8]"
+
+ENV FEATKIT_WEIGHTS=/weights \
+    FEATKIT_HOME=/work/.featkit \
+    PYTHONUNBUFFERED=1
+RUN useradd --create-home featkit && mkdir -p /work /weights && chown featkit /work
+USER featkit
+WORKDIR /work
+ENTRYPOINT ["featkit"]
+CMD ["--help"]

@@ -1,0 +1,191 @@
+"""Run the code blocks of the pages in docs/, and write what they print below them.
+
+    python -m tests.docs.pages docs/quickstart.md ...    # run and update the output of these pages
+
+A page is run from top to bottom in a folder of its own:
+
+- ``sh``: the lines are run in turn; `featkit` commands in this process, others by bash.
+- ``python``: the block is executed; all blocks of a page share their variables.
+- any block with ``title="NAME"`` is written to the file NAME and not run.
+- ``title="not run: REASON"``: neither.
+- ``text``, directly after a block that is run: what that block prints. ``<!-- first 5 -->`` or
+  ``<!-- last 5 -->`` before it keep that many lines.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import re
+import shlex
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+from click.testing import CliRunner
+
+from featkit.cli import main
+
+DOCS = Path(__file__).parents[2] / "docs"
+NOT_RUN = "not run: "
+_FENCE = re.compile(
+    r"(?:<!-- (?P<part>first|last) (?P<lines>\d+) -->\n)?"
+    r'^```(?P<language>\w+)(?: title="(?P<title>[^"]*)")?\n(?P<code>.*?)^```$',
+    flags=re.DOTALL | re.MULTILINE,
+)
+
+
+@dataclass(frozen=True)
+class Block:
+    """One fenced block of a page.
+
+    Attributes:
+        language: ``sh``, ``python``, ``text``, ``toml``, ...
+        title: text of ``title="..."``, or empty.
+        code: content.
+        start, end: position of the content in the page.
+        keep: ``(first or last, number of lines)`` of an output that is shortened, or None.
+        gap: text between the block before it and this one.
+    """
+
+    language: str
+    title: str
+    code: str
+    start: int
+    end: int
+    keep: tuple[str, int] | None
+    gap: str
+
+    @property
+    def runs(self) -> bool:
+        """Whether the block is run."""
+        return self.language in {"sh", "python"} and not self.title
+
+    @property
+    def reason(self) -> str:
+        """Why the block is not run; empty if there is no such reason."""
+        return self.title.removeprefix(NOT_RUN) if self.title.startswith(NOT_RUN) else ""
+
+
+def blocks(text: str) -> list[Block]:
+    """Return the fenced blocks of a page, in order."""
+    found, end = [], 0
+    for match in _FENCE.finditer(text):
+        keep = (match["part"], int(match["lines"])) if match["part"] else None
+        block = Block(
+            match["language"],
+            match["title"] or "",
+            match["code"],
+            match.start("code"),
+            match.end("code"),
+            keep,
+            text[end : match.start()],
+        )
+        found.append(block)
+        end = match.end()
+    return found
+
+
+def commands(code: str) -> list[str]:
+    """Return the commands of a shell block, with continued lines joined."""
+    lines = code.replace("\\\n", " ").splitlines()
+    return [line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")]
+
+
+def run_page(path: Path, folder: Path) -> Iterator[tuple[Block, str, Block | None]]:
+    """Run the blocks of a page in a folder, which must be the working directory.
+
+    Yields:
+        Each block that was run, what it printed to standard output, and the block with the
+        documented output, or None.
+
+    Raises:
+        AssertionError: if a command fails.
+    """
+    found = blocks(path.read_text(encoding="utf-8"))
+    variables: dict[str, Any] = {}
+    for block, following in zip(found, [*found[1:], None], strict=True):
+        if block.reason:
+            continue
+        if block.title:
+            Path(folder, block.title).write_text(block.code, encoding="utf-8")
+        elif block.runs:
+            where = f"{path.name}, line {line_of(path, block)}"
+            printed = _run_shell(block, where) if block.language == "sh" else ""
+            if block.language == "python":
+                printed = _run_python(block, where, variables)
+            documented = following
+            if following is None or following.language != "text" or following.gap.strip():
+                documented = None
+            yield block, printed, documented
+
+
+def line_of(path: Path, block: Block) -> int:
+    """Return the number of the first line of a block."""
+    return path.read_text(encoding="utf-8").count("\n", 0, block.start) + 1
+
+
+def _run_python(block: Block, where: str, variables: dict[str, Any]) -> str:
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        exec(compile(block.code, where, "exec"), variables)
+    return printed.getvalue()
+
+
+def _run_shell(block: Block, where: str) -> str:
+    return "".join(_run_command(line, where) for line in commands(block.code))
+
+
+def _run_command(line: str, where: str) -> str:
+    if line.startswith("featkit ") and not set("|>&;$") & set(line):
+        # In this process: starting Python with torch takes seconds.
+        words = [_expanded(word) for word in shlex.split(line, comments=True)[1:]]
+        result = CliRunner().invoke(main, list(chain.from_iterable(words)))
+        assert result.exit_code == 0, f"{where}: {line}\n{result.output}\n{result.exception!r}"
+        return result.stdout
+    line = re.sub(r"^python ", f"{shlex.quote(sys.executable)} ", line)
+    ended = subprocess.run(
+        ["bash", "-c", line], capture_output=True, text=True, encoding="utf-8", check=False
+    )
+    assert ended.returncode == 0, f"{where}: {line}\n{ended.stdout}\n{ended.stderr}"
+    return ended.stdout
+
+
+def _expanded(word: str) -> list[str]:
+    """Return the files that a word with a star stands for, as a shell does; else the word."""
+    return sorted(map(str, Path().glob(word))) or [word] if "*" in word else [word]
+
+
+def shortened(printed: str, keep: tuple[str, int] | None) -> str:
+    """Return the part of an output that a page shows, without spaces at the ends of lines."""
+    lines = [line.rstrip() for line in printed.strip("\n").splitlines()]
+    if keep and len(lines) > keep[1]:
+        lines = ["...", *lines[-keep[1] :]] if keep[0] == "last" else [*lines[: keep[1]], "..."]
+    return "\n".join(lines) + "\n"
+
+
+def update(path: Path, folder: Path) -> None:
+    """Run a page and write what its blocks print below them."""
+    text, moved = path.read_text(encoding="utf-8"), 0
+    for _, printed, documented in list(run_page(path, folder)):
+        if documented is None:
+            continue
+        new = shortened(printed, documented.keep)
+        text = text[: documented.start + moved] + new + text[documented.end + moved :]
+        moved += len(new) - len(documented.code)
+    path.write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    os.environ.pop("FEATKIT_WEIGHTS", None)
+    for name in sys.argv[1:]:
+        page = Path(name).resolve()
+        with tempfile.TemporaryDirectory() as scratch, contextlib.chdir(scratch):
+            os.environ["FEATKIT_HOME"] = str(Path(scratch, "home"))
+            update(page, Path(scratch))
