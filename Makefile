@@ -1,4 +1,5 @@
-# make demo | test | test-slow | test-all | coverage | lint | bench: each sets up .venv by itself, again only when the metadata changed.
+# make demo | test | test-slow | test-all | coverage | lint | bench | docs: each sets up .venv by itself, again only when the
+# metadata changed.
 PYTHON ?= python3
 ifeq ($(OS),Windows_NT)
 SCRIPTS := Scripts
@@ -12,7 +13,7 @@ READY := .venv/ready
 PYTEST := $(BIN)/pytest -n auto --dist worksteal
 COVERAGE := --cov=featkit --cov-branch --cov-report=term:skip-covered --cov-fail-under=80
 
-.PHONY: demo test coverage test-slow test-long test-all test-keras test-lowest lint bench format clean
+.PHONY: demo test coverage test-slow test-long test-all test-keras test-lowest lint bench docs format clean
 
 demo: $(READY)
 	PATH="$(CURDIR)/$(BIN):$$PATH" sh experiments/demo.sh
@@ -60,12 +61,16 @@ lint: $(READY)
 bench: $(READY)
 	for program in experiments/benchmarks/*.py; do echo "== $$program"; $(BIN)/python "$$program" || exit 1; done
 
+# The documentation, in site/. It reads the sources without importing torch, so that its environment is small.
+docs: .venv-docs/ready
+	NO_MKDOCS_2_WARNING=1 .venv-docs/$(SCRIPTS)/mkdocs build --strict
+
 format: $(READY)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf .venv .venv-lowest build dist *.egg-info
+	rm -rf .venv .venv-lowest .venv-docs site build dist *.egg-info
 
 $(READY): setup.cfg pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
@@ -73,3 +78,10 @@ $(READY): setup.cfg pyproject.toml
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[test]"
 	touch $(READY)
+
+# Packages of the extra `docs`, and click for the command line; not featkit itself, which needs torch.
+.venv-docs/ready: setup.cfg docs/requirements.py
+	$(PYTHON) -m venv .venv-docs
+	.venv-docs/$(SCRIPTS)/python -m pip install --quiet --disable-pip-version-check \
+		$$($(PYTHON) docs/requirements.py)
+	touch .venv-docs/ready

@@ -119,7 +119,8 @@ def make_head(spec: str | Spec, seed: int | None = None) -> Any:
     if has_seed and seed is not None and "seed" not in spec.options:
         given["seed"] = seed
     head = HEADS.make(spec, **given)
-    if hasattr(head, "_validate_params"):
+    # Estimators without constraints, which scikit-learn does not ask for, cannot be validated.
+    if hasattr(head, "_validate_params") and hasattr(head, "_parameter_constraints"):
         try:
             head._validate_params()
         except ValueError as error:

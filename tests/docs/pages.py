@@ -4,7 +4,7 @@
 
 A page is run from top to bottom in a folder of its own:
 
-- ``sh``: the lines are run in turn; `featkit` commands in this process, others by bash.
+- ``sh``: the lines are run in turn, and show what they print to standard output and error.
 - ``python``: the block is executed; all blocks of a page share their variables.
 - any block with ``title="NAME"`` is written to the file NAME and not run.
 - ``title="not run: REASON"``: neither.
@@ -98,12 +98,19 @@ def commands(code: str) -> list[str]:
     return [line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")]
 
 
-def run_page(path: Path, folder: Path) -> Iterator[tuple[Block, str, Block | None]]:
+def run_page(
+    path: Path, folder: Path, *, in_process: bool = True
+) -> Iterator[tuple[Block, str, Block | None]]:
     """Run the blocks of a page in a folder, which must be the working directory.
 
+    Args:
+        path: the page.
+        folder: the working directory.
+        in_process: whether `featkit` commands run in this process, which is several seconds faster
+            for each, but their peak memory is then that of all of them.
+
     Yields:
-        Each block that was run, what it printed to standard output, and the block with the
-        documented output, or None.
+        Each block that was run, what it printed, and the block with the documented output, or None.
 
     Raises:
         AssertionError: if a command fails.
@@ -117,8 +124,10 @@ def run_page(path: Path, folder: Path) -> Iterator[tuple[Block, str, Block | Non
             Path(folder, block.title).write_text(block.code, encoding="utf-8")
         elif block.runs:
             where = f"{path.name}, line {line_of(path, block)}"
-            printed = _run_shell(block, where) if block.language == "sh" else ""
-            if block.language == "python":
+            if block.language == "sh":
+                lines = commands(block.code)
+                printed = "".join(_run_command(line, where, in_process) for line in lines)
+            else:
                 printed = _run_python(block, where, variables)
             documented = following
             if following is None or following.language != "text" or following.gap.strip():
@@ -138,22 +147,23 @@ def _run_python(block: Block, where: str, variables: dict[str, Any]) -> str:
     return printed.getvalue()
 
 
-def _run_shell(block: Block, where: str) -> str:
-    return "".join(_run_command(line, where) for line in commands(block.code))
-
-
-def _run_command(line: str, where: str) -> str:
-    if line.startswith("featkit ") and not set("|>&;$") & set(line):
-        # In this process: starting Python with torch takes seconds.
-        words = [_expanded(word) for word in shlex.split(line, comments=True)[1:]]
-        result = CliRunner().invoke(main, list(chain.from_iterable(words)))
+def _run_command(line: str, where: str, in_process: bool) -> str:
+    words = shlex.split(line, comments=True)
+    if words[0] == "featkit" and in_process and ">" not in words:
+        result = CliRunner().invoke(main, list(chain.from_iterable(map(_expanded, words[1:]))))
         assert result.exit_code == 0, f"{where}: {line}\n{result.output}\n{result.exception!r}"
-        return result.stdout
-    line = re.sub(r"^python ", f"{shlex.quote(sys.executable)} ", line)
+        return result.output
+    python = shlex.quote(sys.executable)
+    line = re.sub(r"^featkit ", f"{python} -m featkit ", re.sub(r"^python ", f"{python} ", line))
     ended = subprocess.run(
-        ["bash", "-c", line], capture_output=True, text=True, encoding="utf-8", check=False
+        ["bash", "-c", line],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        encoding="utf-8",
+        check=False,
     )
-    assert ended.returncode == 0, f"{where}: {line}\n{ended.stdout}\n{ended.stderr}"
+    assert ended.returncode == 0, f"{where}: {line}\n{ended.stdout}"
     return ended.stdout
 
 
@@ -173,7 +183,7 @@ def shortened(printed: str, keep: tuple[str, int] | None) -> str:
 def update(path: Path, folder: Path) -> None:
     """Run a page and write what its blocks print below them."""
     text, moved = path.read_text(encoding="utf-8"), 0
-    for _, printed, documented in list(run_page(path, folder)):
+    for _, printed, documented in list(run_page(path, folder, in_process=False)):
         if documented is None:
             continue
         new = shortened(printed, documented.keep)

@@ -89,6 +89,19 @@ def test_a_plugin_adds_a_head(plugin):
     assert [info.name for info in listed.values() if not info.builtin] == ["nearest"]
 
 
+def test_a_plugin_needs_no_parameter_constraints(install):
+    code = """
+from sklearn.base import BaseEstimator, ClassifierMixin
+
+
+class Plain(ClassifierMixin, BaseEstimator):
+    def __init__(self, sharpness=1.0):
+        self.sharpness = sharpness
+"""
+    install("plain_plugin", code, "[featkit.heads]\nplain = plain_plugin:Plain\n")
+    assert make_head("plain:sharpness=3").sharpness == 3
+
+
 def test_list_heads_gives_summary_and_options():
     rows = {row.name: row for row in list_heads()}
     assert list(rows) == ["linear", "svm", "knn", "mlp", "prototypical"]
