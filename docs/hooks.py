@@ -5,6 +5,7 @@ mkdocs runs this file; it needs click and featkit's sources, but no torch.
 
 from __future__ import annotations
 
+import inspect
 import re
 import sys
 from html.parser import HTMLParser
@@ -110,7 +111,7 @@ def _command_lines(command: click.Command, name: str, parent: click.Context) -> 
     for option in command.params:
         record = option.get_help_record(context)
         group = getattr(option, "group", "Options")
-        if record and group != "Help":
+        if record and record[1] and group != "Help":
             groups.setdefault(group, []).append(_option_line(*record))
     for group, options in groups.items():
         lines += [f"**{group}**", "", *options, ""]
@@ -135,7 +136,7 @@ def _examples(epilog: str | None) -> list[str]:
 
 
 def _text(text: str | None) -> str:
-    return _escaped((text or "").replace("\b\n", "").strip())
+    return _escaped(inspect.cleandoc((text or "").replace("\b\n", "")))
 
 
 def _escaped(text: str) -> str:
