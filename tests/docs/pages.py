@@ -149,10 +149,15 @@ def _run_python(block: Block, where: str, variables: dict[str, Any]) -> str:
 
 def _run_command(line: str, where: str, in_process: bool) -> str:
     words = shlex.split(line, comments=True)
-    if words[0] == "featkit" and in_process and ">" not in words:
+    if words[0] == "featkit" and in_process:
+        target = words[-1] if words[-2] == ">" else None
+        words = words[:-2] if target else words
         result = CliRunner().invoke(main, list(chain.from_iterable(map(_expanded, words[1:]))))
         assert result.exit_code == 0, f"{where}: {line}\n{result.output}\n{result.exception!r}"
-        return result.output
+        if target is None:
+            return result.output
+        Path(target).write_text(result.stdout, encoding="utf-8")
+        return result.stderr
     python = shlex.quote(sys.executable)
     line = re.sub(r"^featkit ", f"{python} -m featkit ", re.sub(r"^python ", f"{python} ", line))
     ended = subprocess.run(
