@@ -4,10 +4,10 @@
 
 Deletes the most important pixels of test images first, and adds them to a blurred image first
 (Petsiuk, Das and Saenko, BMVC 2018), in the order of the class activation map of the predicted
-class and in the order of a random map of the same resolution. Prints the mean areas under the
+class and in the order of random maps of the same resolution. Prints the mean areas under the
 probability of the class, and the one-sided p-value of a paired Wilcoxon test that the map is more
-faithful than the random one. The scores of each image are appended to a CSV file, so that an
-interrupted measurement goes on.
+faithful than a random one, whose area is the mean over several random maps. The scores of each
+image are appended to a CSV file, so that an interrupted measurement goes on.
 """
 
 from __future__ import annotations
@@ -40,6 +40,7 @@ def main() -> None:
     parser.add_argument("--weights", default="random")
     parser.add_argument("--cache", type=Path, default=Path("cache"))
     parser.add_argument("--images", type=int, default=100)
+    parser.add_argument("--random-maps", type=int, default=5, help="for each image [%(default)s]")
     parser.add_argument("--heads", nargs="+", default=list(HEADS))
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("faithfulness.csv"))
@@ -95,21 +96,30 @@ def measure(heads: list[str], options: argparse.Namespace) -> None:
     done = {head: set(scores_of(options.out, head)["image"]) for head in heads}
     with options.out.open("a", newline="", encoding="utf-8") as file:
         for row in rows:
-            noise = rng.normal(size=(1, SIDE, SIDE)).astype(np.float32)
+            noise = rng.normal(size=(options.random_maps, SIDE, SIDE)).astype(np.float32)
             name = images.ids[row]
             missing = [head for head in heads if name not in done[head]]
             if not missing:
                 continue
             pixels = first.prepare(images.load(int(row)))
-            random_heat = resize_maps(noise, pixels.shape[:2])[0]
-            features = first.features(masked_images(pixels, random_heat, STEPS))
+            features = [
+                first.features(masked_images(pixels, heat, STEPS))
+                for heat in resize_maps(noise, pixels.shape[:2])
+            ]
             for head in missing:
                 explainer = explainers[head]
                 found = explainer.explain(pixels[None])[0]
                 column = explainer.column(found.label)
                 own = faithfulness(explainer.predict, pixels, found.heat, column, steps=STEPS)
-                random = curve_areas(explainer.probabilities(features)[:, column])
-                scores = (own.deletion, random.deletion, own.insertion, random.insertion)
+                random = [
+                    curve_areas(explainer.probabilities(rows)[:, column]) for rows in features
+                ]
+                scores = (
+                    own.deletion,
+                    np.mean([areas.deletion for areas in random]),
+                    own.insertion,
+                    np.mean([areas.insertion for areas in random]),
+                )
                 csv.writer(file).writerow([head, name, *scores])
                 file.flush()
 
