@@ -27,7 +27,7 @@ from featkit.embeddings.validation import (
     splits_digest,
 )
 from featkit.errors import CacheError, DecodeError
-from featkit.images.base import ImageSet
+from featkit.images.base import FileKey, ImageSet, SizedKey
 from featkit.images.decode import reduction
 from featkit.images.perturb import parse_perturbation
 from featkit.parallel import in_threads
@@ -136,8 +136,11 @@ def plan_extraction(
 
 def large_images(images: ImageSet, keys: Sequence[str], edge: int) -> frozenset[str]:
     """Return the content digests of JPEG files that are decoded at a fraction for ``edge``."""
+    if not isinstance(images.key, FileKey | SizedKey):
+        return frozenset()
+    jpeg_edge = images.key.jpeg_edge
     return frozenset(
-        key for row, key in enumerate(keys) if key and reduction(images.jpeg_edge(row), edge) > 1
+        key for row, key in enumerate(keys) if key and reduction(jpeg_edge(row), edge) > 1
     )
 
 

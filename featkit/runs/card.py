@@ -94,8 +94,7 @@ class Card:
         check_types(Request, content["request"])
         values = {
             "run": content["run"],
-            # Earlier versions decoded all images in full, and did not record it.
-            "request": Request.from_dict({"decode": "full", **content["request"]}),
+            "request": Request.from_dict(content["request"]),
             "recipe": Recipe(**content["recipe"]),
             "weights": content["weights"],
             "classes": content["classes"],

@@ -249,7 +249,9 @@ def _load_run(directory: Path) -> SavedRun:
         card.check_file(head_file)
         head = load_head(head_file)
         _check_labels(head, len(card.classes))
-    request, quantized = card.request, None
+    # Earlier versions decoded all images in full, and did not record it.
+    request = replace(card.request, decode=card.request.decode or "full")
+    quantized = None
     if any((directory / name).exists() for name in (NETWORK_FILE, INT8_CARD)):
         # The run has its own network, and the directory may have been moved since.
         request = replace(request, backbone=str(directory))
