@@ -750,7 +750,7 @@ def fit_heads(
     for head in heads:  # fail on an unknown head before features are extracted
         make_head(head)
     given = "" if name is None else NAME.check("name", name)
-    _check_folds(seeds, options)
+    _check_evaluation(seeds, options)
     config = FitConfig(
         tune=options["tune"],
         subset=options["subset"],
@@ -793,14 +793,26 @@ def _save_run(run: Run, out: Path) -> Path:
     return path
 
 
-def _check_folds(seeds: int, options: Mapping[str, Any]) -> None:
-    """Refuse options that contradict each other; raises OptionsError."""
+def _check_evaluation(seeds: int, options: Mapping[str, Any]) -> None:
+    """Refuse options that contradict each other, before features are extracted.
+
+    Raises:
+        OptionsError: if options contradict each other.
+        DataError: if the unknown images are not in a folder.
+    """
+    from featkit.runs.features import check_unknown
+    from featkit.storage import user_path
+
+    if options["unknown"] is not None:
+        check_unknown(user_path(str(options["unknown"])))
     if not options["folds"]:
         if options["repeats"] > 1:
             raise OptionsError("repeats are repetitions of folds: give folds too, such as 5")
         return
     if seeds > 1:
         raise OptionsError("folds are repeated with repeats: leave out seeds")
+    if options["perturb"]:
+        raise OptionsError("perturb changes test images, and folds test all images: leave out one")
     if options["unknown"] is not None:
         raise OptionsError("unknown images are compared with a test set: leave out folds")
 

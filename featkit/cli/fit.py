@@ -95,8 +95,8 @@ the head is fitted on train and validation together and evaluated once on the te
     "--strict",
     group="Data",
     is_flag=True,
-    help="Stop with an error if a test image has a copy or near copy in train or validation, or an "
-    "image in another fold.",
+    help="Stop with an error if a test image has a copy or near copy in train or validation "
+    "(with --folds: an image one in another fold).",
 )
 @option(
     "--folds",

@@ -222,16 +222,21 @@ def load_unknown(
     return found
 
 
+def check_unknown(folder: Path) -> None:
+    """Check that images of none of the classes are in a folder; raises DataError."""
+    if not folder.is_dir():
+        raise DataError(
+            f"{folder} is not a folder: --unknown takes a folder of images of none of the classes"
+        )
+
+
 def _unlabelled(folder: Path, intensity_range: str | None) -> ImageSet:
     """Return all images of a folder, wherever they are below it.
 
     Raises:
         DataError: if it is not a folder, or contains no images.
     """
-    if not folder.is_dir():
-        raise DataError(
-            f"{folder} is not a folder: --unknown takes a folder of images of none of the classes"
-        )
+    check_unknown(folder)
     intensity = IntensityRange.parse(intensity_range) if intensity_range else None
     paths, _ = list_image_files(folder)
     entries = []
