@@ -23,6 +23,8 @@ ROOT = DOCS.parent
 PAGES = sorted(DOCS.rglob("*.md"))
 GENERATED = {"reference/cli.md"}
 """Pages that docs/hooks.py makes when the site is built."""
+LONG = {"tutorials/compress.md"}
+"""Pages whose blocks take about a minute."""
 
 
 def name_of(page):
@@ -188,7 +190,15 @@ def shared_cache(tmp_path_factory):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("page", [page for page in PAGES if runnable(page)], ids=name_of)
+@pytest.mark.parametrize(
+    "page",
+    [
+        pytest.param(page, marks=pytest.mark.long if name_of(page) in LONG else ())
+        for page in PAGES
+        if runnable(page)
+    ],
+    ids=lambda page: name_of(page),
+)
 def test_blocks_of_a_page_run_and_print_what_it_shows(page, tmp_path, monkeypatch, shared_cache):
     """At least half of the lines agree but for numbers: times and rounding differ between machines."""
     monkeypatch.chdir(tmp_path)

@@ -11,7 +11,6 @@ import threading
 import time
 from dataclasses import replace
 
-import h5py
 import numpy as np
 import pytest
 
@@ -251,28 +250,3 @@ def rewrite(cache, ready):
             known._new[name] = values
         known.save()
         ready.set()
-
-
-@pytest.mark.slow
-def test_five_hundred_files_take_less_than_the_opening_of_twenty(cache):
-    """About 10 ms: the times are those of the processor, and compared with each other."""
-    first = sorted(cache.glob("*.h5"))[0]
-    for number in range(490):
-        shutil.copy(first, cache / f"copy{number}-{first.name}")
-    entries(cache)
-
-    def seconds(work):
-        times = []
-        for _ in range(5):
-            start = time.process_time()
-            work()
-            times.append(time.process_time() - start)
-        return min(times)
-
-    def open_twenty():
-        for path in sorted(cache.glob("*.h5"))[:20]:
-            with h5py.File(path):
-                store.describe(path)
-
-    assert len(entries(cache)[0]) == 500
-    assert seconds(lambda: entries(cache)) < seconds(open_twenty)
