@@ -197,13 +197,17 @@ def load_unknown(
     # Images without a name of their data are never chosen as the newest ones in the cache.
     own = Request()
     source = {name: getattr(own, name) for name in IMAGE_FIELDS if name != "intensity_range"}
-    request = replace(features.request, **{**source, "data": ""})
+    # A file of an earlier version does not say how its images were decoded: in full.
+    decode = features.request.decode or "full"
+    request = replace(features.request, **{**source, "data": "", "decode": decode})
     images = _unlabelled(folder, features.request.intensity_range)
     (done,) = run_extractions([request], images, features.path.parent, compute, note)
     if done.skipped:
         note(f"{len(done.skipped)} unknown images skipped: {', '.join(done.skipped)}")
     embeddings = store.read(done.path)
-    if embeddings.recipe.network != features.embeddings.recipe.network:
+    # A recipe is ``scaled`` only if the set has large JPEG files, which one of the two may lack.
+    recipe = replace(embeddings.recipe, decode=features.embeddings.recipe.decode)
+    if recipe.network != features.embeddings.recipe.network:
         raise DataError(
             f"{features.path} was made by another network than {features.request.backbone} is now: "
             "extract the features again, or leave out --unknown"
@@ -284,6 +288,8 @@ def _load_file(given: Mapping[str, Any], path: Path, compute: Compute) -> Featur
     entry = store.describe(path)
     chosen = {name: value for name, value in given.items() if value is not None}
     recorded = Request.from_dict(entry.provenance["request"])
+    # Earlier versions decoded all images in full, and did not record it.
+    recorded = replace(recorded, decode=recorded.decode or "full")
     if recorded.part:
         raise DataError(
             f"{path} holds the perturbed {recorded.part} images only: give its folder with --cache "

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 from PIL import Image, ImageOps
@@ -26,7 +27,7 @@ from featkit.backbones.saved import (
     short_key,
 )
 from featkit.embeddings.pipeline import Compute
-from featkit.errors import DataError
+from featkit.errors import DataError, StaleCacheError
 from featkit.evaluation import Report, summary
 from featkit.images.augment import is_augmented_view
 from featkit.runs.features import (
@@ -34,6 +35,7 @@ from featkit.runs.features import (
     cached_keys,
     find_copies,
     load_features,
+    load_unknown,
     refuse_seen,
     refuse_trained_on,
 )
@@ -255,3 +257,29 @@ def test_images_trained_on_are_known_however_the_network_is_given(
     request = {"backbone": "resnet18", "weights": "imagenet", **make(tmp_path, ["a" * 64])}
     assert images_trained_on(request["backbone"], request["weights"]) == {"a" * 16}
     assert images_trained_on("resnet18", "imagenet") == frozenset()
+
+
+def test_a_cache_file_of_an_earlier_version_was_decoded_in_full(tmp_path: Path) -> None:
+    """It does not say so, and there is a newer file of the same photos that were scaled."""
+    for number in range(4):
+        pixels = np.random.default_rng(number).integers(0, 256, (150, 160, 3), dtype=np.uint8)
+        label = tmp_path / "photos" / "ab"[number % 2]
+        for folder, shown in ((label, pixels), (tmp_path / "other", 255 - pixels)):
+            folder.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(shown).save(folder / f"{number}.jpg")
+    given = {"data": str(tmp_path / "photos"), **SMALL, "crop": "32"}
+    cache = tmp_path / "cache"
+    old = load_features({**given, "decode": "full"}, cache, Compute()).path
+    with h5py.File(old, "r+") as file:
+        text = file.attrs["provenance"]
+        assert text.count(', "decode": "full"') == 1
+        file.attrs["provenance"] = text.replace(', "decode": "full"', "")
+        del file.attrs["seal"]  # as in files of version 0.2
+    scaled = load_features({**given, "decode": "scaled"}, cache, Compute())
+    assert scaled.embeddings.recipe.decode == "scaled"
+    found = load_features({"backbone": "resnet18"}, old, Compute())
+    assert (found.path, found.request.decode) == (old, "full")
+    unknown = load_unknown(tmp_path / "other", load_features({}, old, Compute()), Compute())
+    assert unknown.embeddings.recipe.decode == "full"
+    with pytest.raises(StaleCacheError, match="decode: full cached, scaled requested"):
+        load_features({"decode": "scaled"}, old, Compute())

@@ -17,7 +17,7 @@ from featkit.embeddings.pipeline import Compute
 from featkit.errors import DataError, OptionsError, SpecError
 from featkit.evaluation.calibration import apply_temperature
 from featkit.evaluation.report import Report
-from featkit.runs.features import load_unknown
+from featkit.runs.features import load_features, load_unknown
 
 
 @pytest.fixture(scope="module")
@@ -96,3 +96,51 @@ def test_images_that_are_not_unknown_are_refused(folder: Path) -> None:
     quantized = replace(source, request=replace(source.request, precision="int8"))
     with pytest.raises(SpecError, match="featkit quantize"):
         load_unknown(folder / "other", quantized, Compute())
+
+
+def photo(path: Path, number: int, edge: int = 150) -> None:
+    """Write a JPEG file, large for networks that need at most a quarter of its edge."""
+    pixels = np.random.default_rng(number).integers(0, 256, (6, 8, 3), dtype=np.uint8)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    size = (edge * 4 // 3, edge)
+    Image.fromarray(pixels).resize(size, Image.Resampling.NEAREST).save(path, quality=90)
+
+
+LARGE, SMALL = 150, 60
+
+
+@pytest.mark.parametrize(
+    ("known", "unknown", "decode", "recorded"),
+    [
+        (LARGE, SMALL, None, ("scaled", "full")),
+        (SMALL, LARGE, None, ("full", "scaled")),
+        (LARGE, LARGE, None, ("scaled", "scaled")),
+        (LARGE, LARGE, "full", ("full", "full")),
+        (LARGE, LARGE, "earlier", ("full", "full")),
+    ],
+)
+def test_unknown_photos_are_decoded_as_the_known_ones(
+    tmp_path: Path, known: int, unknown: int, decode: str | None, recorded: tuple[str, str]
+) -> None:
+    """Large ones among them or not; the features of an earlier version do not say how."""
+    for number in range(4):
+        photo(tmp_path / "known" / "ab"[number % 2] / f"{number}.jpg", number, known)
+        photo(tmp_path / "other" / f"{number}.jpg", 10 + number, unknown)
+    given = {"data": str(tmp_path / "known"), "backbone": "resnet18", "weights": "random"}
+    given |= {"resize": "32", "crop": "32"}
+    chosen = "full" if decode == "earlier" else decode
+    features = load_features({**given, "decode": chosen}, tmp_path / "cache", Compute())
+    if decode == "earlier":
+        request = {**features.request.to_dict(), "decode": None}
+        features = replace(features, request=type(features.request).from_dict(request))
+    found = load_unknown(tmp_path / "other", features, Compute())
+    recipes = features.embeddings.recipe, found.embeddings.recipe
+    assert (recipes[0].decode, recipes[1].decode) == recorded
+
+
+def test_unknown_images_of_another_network_are_refused(folder: Path) -> None:
+    source = fit(folder).source
+    recipe = replace(source.embeddings.recipe, weights="0" * 64)
+    other = replace(source, embeddings=replace(source.embeddings, recipe=recipe))
+    with pytest.raises(DataError, match="was made by another network"):
+        load_unknown(folder / "other", other, Compute())
