@@ -170,13 +170,15 @@ def extract_shard(
     for group in group_by_images(requested):
         cuts = [_cut(request.images_only, shard.count, job) for request in group]
         plans = {}
-        keys: dict[Request, tuple[str, ...]] = {}
+        parts: dict[Request, tuple[ImageSet, tuple[str, ...]]] = {}
         for request, cut in zip(group, cuts, strict=True):
             results[request] = None
             if cut.sizes[shard.number - 1]:
-                images = request.images_only
-                keys[images] = keys.get(images) or content_keys(cut.part(shard), compute)
-                plans[request] = plan_shard(request, shard, cut, keys[images], cache)
+                name = request.images_only
+                if name not in parts:
+                    images = cut.part(shard)
+                    parts[name] = images, content_keys(images, compute)
+                plans[request] = plan_shard(request, shard, cut, *parts[name], cache=cache)
         done = execute_plans(list(plans.values()), compute, note)
         results.update(zip(plans, done, strict=True))
         for plan in plans.values():
@@ -194,7 +196,13 @@ def _remembered_cut(request: Request, count: int, job: str) -> Cut:
 
 
 def plan_shard(
-    request: Request, shard: Shard, cut: Cut, keys: tuple[str, ...], cache: Path
+    request: Request,
+    shard: Shard,
+    cut: Cut,
+    part: ImageSet,
+    keys: tuple[str, ...],
+    *,
+    cache: Path,
 ) -> ExtractionPlan:
     """Plan the file of one part.
 
@@ -202,6 +210,8 @@ def plan_shard(
         request: with a definite precision.
         shard: which part.
         cut: the whole image set.
+        part: the images of the part; the same object as ``keys`` was computed from, since it knows
+            the sizes of their files.
         keys: content digests of the images of the part.
         cache: folder of the cache files.
 
@@ -217,7 +227,7 @@ def plan_shard(
         )
     # Not what the cache has more of, which may change from one shard to the next.
     decode = request.decode or "scaled"
-    plan = plan_extraction(replace(request, decode=decode), cut.part(shard), keys, cache)
+    plan = plan_extraction(replace(request, decode=decode), part, keys, cache)
     images = cut.images
     whole = replace(
         plan.recipe,

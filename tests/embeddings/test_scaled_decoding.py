@@ -230,6 +230,21 @@ def test_shards_of_different_decoding_are_not_merged(album, tmp_path):
         merge_shards(paths, tmp_path)
 
 
+def test_a_file_of_a_shard_is_hashed_once_for_all_networks(album, tmp_path, monkeypatch):
+    hashed = []
+    file_content = files_module.file_content
+
+    def counted(path, intensity):
+        hashed.append(path)
+        return file_content(path, intensity)
+
+    monkeypatch.setattr(files_module, "file_content", counted)
+    requests = [request_of(album), request_of(album, layer="layer3")]
+    done = extract_shard(requests, Shard(1, 2), tmp_path, COMPUTE)
+    assert len(done) == 2
+    assert len(hashed) == len(set(hashed)) > 0
+
+
 def test_the_transformer_scales_large_photos(album, tmp_path):
     files = [str(path) for path in sorted(album.rglob("*.jpg"))]
     embedder = ImageEmbedder(**NETWORK, precision="fp32", cache=tmp_path, device="cpu")
