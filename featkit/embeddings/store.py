@@ -689,10 +689,13 @@ class Catalogue:
         if known is not None:
             with suppress(TypeError, ValueError):  # not written by featkit
                 values, recipe, provenance = known
-                return CacheEntry(
-                    path=path, recipe=Recipe(**recipe), provenance=provenance, **values
-                )
+                if not _may_be_virtual(provenance):
+                    return CacheEntry(
+                        path=path, recipe=Recipe(**recipe), provenance=provenance, **values
+                    )
         entry = describe(path)
+        if _may_be_virtual(entry.provenance):
+            return entry
         values = {name: getattr(entry, name) for name in _NUMBERS}
         remembered = [values, entry.recipe.to_dict(), dict(entry.provenance)]
         self._remembered.put(path.name, status, remembered)
@@ -704,6 +707,14 @@ class Catalogue:
             problem = self._remembered.save()
             if problem:
                 log.debug("no catalogue of the cache files can be written: %s", problem)
+
+
+def _may_be_virtual(provenance: Mapping[str, Any]) -> bool:
+    """Return whether a file was merged from shards.
+
+    If it is virtual, its own size and times do not change when one of its shards does.
+    """
+    return "shards" in provenance
 
 
 def check(path: Path, recipe: Recipe) -> list[str]:

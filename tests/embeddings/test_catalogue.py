@@ -11,6 +11,7 @@ import threading
 import time
 from dataclasses import replace
 
+import h5py
 import numpy as np
 import pytest
 
@@ -250,3 +251,17 @@ def rewrite(cache, ready):
             known._new[name] = values
         known.save()
         ready.set()
+
+
+def test_a_virtual_file_is_checked_each_time(cache, opened):
+    """Whether its shards are there is not seen in its own status; see test_shards for its checks."""
+    path = sorted(cache.glob("*.h5"))[0]
+    with h5py.File(path, "r+") as file:
+        provenance = {**json.loads(file.attrs["provenance"]), "shards": 3}
+        file.attrs["provenance"] = json.dumps(provenance)
+        del file.attrs["seal"]
+    for _ in range(2):
+        opened.clear()
+        assert len(entries(cache)[0]) == 10
+        assert path.name in opened
+    assert opened == [path.name]
