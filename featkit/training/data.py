@@ -365,9 +365,12 @@ def _training_views(prepared: PreparedTraining, augment: str | None) -> _Trainin
 
 
 def _frozen_request(prepared: PreparedTraining, body: TrainableBody) -> Request:
-    """Return the request of the frozen layers' output: embedding or unpooled feature map."""
+    """Return the request of the frozen layers' output: embedding or unpooled feature map.
+
+    Images are decoded in full, as they are where they are augmented, and for the evaluation.
+    """
     layer = frozen_output_layer(body.network, body.start)
-    request = prepared.config.request
+    request = replace(prepared.config.request, decode="full")
     if layer is None:
         return request
     return replace(request, layer=layer, pool="none", store="float16")
