@@ -13,7 +13,7 @@ from featkit.errors import DataError
 from featkit.evaluation.audit import Neighbours
 from featkit.evaluation.display import data_frame, html_table
 from featkit.evaluation.neighbours import nearest_rows
-from featkit.images.base import ImageSet, Pixels
+from featkit.images.base import ImageSet, KeyedLoad, Pixels
 from featkit.images.thumbnails import shrink
 from featkit.runs.directory import SavedRun
 from featkit.runs.predict import embed_images, unlabelled_images
@@ -116,10 +116,20 @@ def neighbours(
 
 def _remember(images: ImageSet, pictures: dict[int, Pixels]) -> ImageSet:
     """Return the same images; a small copy of each that is read is stored in ``pictures``."""
+    return replace(images, load=_remembering_load(images, pictures))
 
-    def load(row: int) -> Pixels:
-        pixels = images.load(row)
+
+def _remembering_load(images: ImageSet, pictures: dict[int, Pixels]) -> KeyedLoad:
+    def remember(row: int, pixels: Pixels) -> Pixels:
         pictures[row] = shrink(pixels, _THUMBNAIL)
         return pixels
 
-    return replace(images, load=load)
+    def load_with_key(row: int) -> tuple[Pixels, str]:
+        pixels, key = images.load_with_key(row)
+        return remember(row, pixels), key
+
+    return KeyedLoad(
+        lambda row: remember(row, images.load(row)),
+        load_with_key,
+        lambda edge: _remembering_load(images.decoded_for(edge), pictures),
+    )
