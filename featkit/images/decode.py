@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -286,10 +286,12 @@ def _decode_pixels(
             # The coefficients of a progressive file are held in memory whatever the size.
             if not image.info.get("progressive"):
                 size = image.width * image.height
-        with _one_large_image if size > _LARGE_PIXELS else nullcontext():
+        with _turn_of(size):
             has_16_bits = _has_16_bits(image)
             image.load()
-            _refuse_cut_off(data, image, factor)
+            may_lack_pixels = _refuse_cut_off(data, image)
+            if may_lack_pixels and factor == 1:
+                _refuse_missing_pixels(data, image)
             is_grey = image.mode.startswith("I")
             if has_16_bits and not is_grey and intensity is not None:
                 raise _PixelError(
@@ -300,7 +302,17 @@ def _decode_pixels(
                 level = 255 - int(pixels.min()) if _is_white_zero(image) else int(pixels.max())
                 if 0 < level <= _DARK:
                     on_dark(_describe_dark(name, level, is_grey=is_grey))
+    if may_lack_pixels and factor > 1:
+        # What is missing may be too fine to be seen at a fraction of the size.
+        with _open(data) as whole, _turn_of(whole.width * whole.height):
+            whole.load()
+            _refuse_missing_pixels(data, whole)
     return pixels
+
+
+def _turn_of(size: int) -> AbstractContextManager[object]:
+    """Return what is held while an image of so many pixels is decoded, see ``_one_large_image``."""
+    return _one_large_image if size > _LARGE_PIXELS else nullcontext()
 
 
 def _describe_dark(name: str, level: int, *, is_grey: bool) -> str:
@@ -350,29 +362,18 @@ def _explain(data: bytes, error: Exception) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
-def _refuse_cut_off(data: bytes, image: Image.Image, factor: int) -> None:
-    """Refuse a JPEG file that was cut off, and whose rest is grey.
+def _refuse_cut_off(data: bytes, image: Image.Image) -> bool:
+    """Refuse a JPEG file that was cut off; return whether its last pixels may be missing.
 
-    libjpeg only warns if the end of the image comes too early, and Pillow ignores that. The missing
-    pixels are medium grey: where the last pixel is, it is decoded again with more data before the
-    end, which changes the pixels unless they were complete.
+    These are found by ``_refuse_missing_pixels``, which decodes it again.
     """
     if image.format not in ("JPEG", "MPO"):
-        return
+        return False
     if lacks_end(data):
         raise _PixelError("truncated: the end of the JPEG data is missing")
     if image.info.get("progressive") and lacks_scans(data):
         raise _PixelError("truncated: the last scans of the progressive JPEG file are missing")
-    zeros = zeros_before_end(data)
-    if not zeros and not _ends_grey(image):
-        return
-    if factor == 1:
-        _refuse_missing_pixels(data, image, zeros)
-        return
-    # What is missing may be too fine to be seen at a fraction of the size.
-    with _open(data) as whole:
-        whole.load()
-        _refuse_missing_pixels(data, whole, zeros)
+    return zeros_before_end(data) is not None or _ends_grey(image)
 
 
 def _ends_grey(image: Image.Image) -> bool:
@@ -382,8 +383,18 @@ def _ends_grey(image: Image.Image) -> bool:
     return {127, 128}.issuperset(values)
 
 
-def _refuse_missing_pixels(data: bytes, image: Image.Image, zeros: tuple[int, int] | None) -> None:
-    """Refuse a JPEG file in which pixels are missing, see ``_refuse_cut_off``."""
+def _refuse_missing_pixels(data: bytes, image: Image.Image) -> None:
+    """Refuse a JPEG file in which pixels are missing.
+
+    libjpeg only warns if the end of the image comes too early, and Pillow ignores that. The missing
+    pixels are medium grey: where the last pixel is, it is decoded again with more data before the
+    end, which changes the pixels unless they were complete.
+
+    Args:
+        data: the file.
+        image: its image, decoded in full.
+    """
+    zeros = zeros_before_end(data)
     if zeros:
         _refuse_zeros(data, image, *zeros)
     if _ends_grey(image) and not _has_same_pixels(image, with_more_pixels(data)):

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+import featkit.images.decode as decode_module
 from featkit.errors import DecodeError
 from featkit.images.augment import add_augmented_views
 from featkit.images.containers import jpeg_size
@@ -139,6 +140,25 @@ def test_a_file_that_was_cut_off_is_refused_at_every_size(kind, kept):
         assert refuses(cut + end, EDGE) == refuses(cut + end, None)
         # The end of the last scan of a progressive file is not missed by libjpeg either.
         assert refuses(cut + end, EDGE) or (kind, kept) == ("progressive", 0.97)
+
+
+@pytest.mark.parametrize("edge", [EDGE, None])
+@pytest.mark.parametrize("progressive", [False, True])
+def test_a_large_image_that_ends_grey_is_decoded_again_in_its_turn(monkeypatch, progressive, edge):
+    """Only one large image is in memory at a time; the lock is not taken twice."""
+    held = []
+    check = decode_module._refuse_missing_pixels
+
+    def noted(data, image):
+        held.append((image.size, decode_module._one_large_image.locked()))
+        check(data, image)
+
+    monkeypatch.setattr(decode_module, "_LARGE_PIXELS", 150 * 129 - 1)
+    monkeypatch.setattr(decode_module, "_refuse_missing_pixels", noted)
+    data = jpeg(Image.new("RGB", (150, 129), (128, 128, 128)), progressive=progressive)
+    assert decode(data, "grey", edge=edge).shape == ((129, 150, 3) if edge is None else (17, 19, 3))
+    assert held == [((150, 129), True)]
+    assert not decode_module._one_large_image.locked()
 
 
 def test_a_size_that_pillow_does_not_find_is_no_reason_to_reduce(monkeypatch):
