@@ -92,6 +92,11 @@ class Model:
         """Range of grey values with which images have to be decoded."""
         return self._classifier.intensity
 
+    @property
+    def edge(self) -> int | None:
+        """Shorter edge for which large JPEG files have to be decoded; None to decode in full."""
+        return self._classifier.edge
+
     def classify(self, pixels: Pixels, name: str = "") -> Answer:
         """Return the five most probable classes of an image."""
         with network_lock:

@@ -8,6 +8,8 @@ from typing import Any
 
 from featkit.app.models import Evidence, Model
 from featkit.app.uploads import DecodedImage, GivenImage, read_given
+from featkit.images.base import Pixels
+from featkit.images.intensity import IntensityRange
 from featkit.runs.classifier import Answer
 from featkit.storage import csv_text
 
@@ -62,17 +64,22 @@ class SessionPredictions:
         classified = self._classified.get(image.key)
         if classified and (classified.decoded.error or models.keys() <= classified.answers.keys()):
             return classified
-        first = next(iter(models.values()), None)
-        pixels, decoded = read_given(image, first.intensity if first else None)
+        # In full: its size is shown.
+        intensity = next((model.intensity for model in models.values()), None)
+        pixels, decoded = read_given(image, intensity)
         classified = classified or self._classified.setdefault(
             image.key, ClassifiedImage(image, decoded)
         )
         if pixels is None:
             return classified
+        read: dict[tuple[IntensityRange | None, int | None], Pixels | None]
+        read = {(intensity, None): pixels}
         missing = {key: models[key] for key in models if key not in classified.answers}
         for key, model in missing.items():
-            if first and model.intensity != first.intensity:
-                pixels, _ = read_given(image, model.intensity)
+            decoding = (model.intensity, model.edge)
+            if decoding not in read:
+                read[decoding], _ = read_given(image, *decoding)
+            pixels = read[decoding]
             if pixels is not None:
                 classified.answers[key] = model.classify(pixels, image.name)
         return classified
@@ -83,7 +90,7 @@ class SessionPredictions:
             key for key in models if key in classified.answers and key not in classified.evidence
         ]
         for key in missing:
-            pixels, _ = read_given(classified.image, models[key].intensity)
+            pixels, _ = read_given(classified.image, models[key].intensity, models[key].edge)
             if pixels is not None:
                 classified.evidence[key] = models[key].evidence(pixels, classified.answers[key])
 

@@ -23,27 +23,31 @@ class GivenImage:
     Attributes:
         key: differs between images of different content.
         name: of the file.
-        decode: from an intensity range or None to the pixels. Raises DecodeError.
+        decode: from intensity range and shorter edge, see ``images.decode.decode``, to the pixels.
+            Raises DecodeError.
         true: name of its class, where it is known.
     """
 
     key: str
     name: str
-    decode: Callable[[IntensityRange | None], Pixels]
+    decode: Callable[[IntensityRange | None, int | None], Pixels]
     true: str | None = None
 
 
 def uploaded_image(name: str, data: bytes) -> GivenImage:
     """Return an uploaded file as an image; it is decoded when it is classified."""
     key = hashlib.sha256(name.encode("utf-8", "surrogatepass") + b"\0" + data).hexdigest()
-    return GivenImage(key, name, lambda intensity: decode(data, name, intensity))
+    return GivenImage(key, name, lambda intensity, edge: decode(data, name, intensity, edge=edge))
 
 
 def data_set_images(images: ImageSet, rows: list[int]) -> list[GivenImage]:
     """Return images of a data set, with their classes."""
 
-    def decoder(row: int) -> Callable[[IntensityRange | None], Pixels]:
-        return lambda intensity: images.load(row)
+    def decoder(row: int) -> Callable[[IntensityRange | None, int | None], Pixels]:
+        def load(intensity: IntensityRange | None, edge: int | None) -> Pixels:
+            return (images if edge is None else images.decoded_for(edge)).load(row)
+
+        return load
 
     given = []
     for row in rows:
@@ -69,11 +73,11 @@ class DecodedImage:
 
 
 def read_given(
-    image: GivenImage, intensity: IntensityRange | None = None
+    image: GivenImage, intensity: IntensityRange | None = None, edge: int | None = None
 ) -> tuple[Pixels | None, DecodedImage]:
-    """Decode an image; what is wrong with it is returned as text."""
+    """Decode an image, as ``images.decode.decode``; what is wrong with it is returned as text."""
     try:
-        pixels = image.decode(intensity)
+        pixels = image.decode(intensity, edge)
     except MemoryError:
         reason = f"{visible(image.name)} needs more memory than there is: use a smaller image"
         return None, DecodedImage(None, (0, 0), reason)

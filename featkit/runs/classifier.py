@@ -45,6 +45,8 @@ class OpenClassifier:
         title: head and network in a few words.
         classes: names of the classes that it can predict.
         intensity: range of grey values with which its images have to be decoded.
+        edge: shorter edge in pixels for which large JPEG files have to be decoded, see
+            ``images.decode.decode``; None for those that were decoded in full.
     """
 
     def __init__(
@@ -58,6 +60,7 @@ class OpenClassifier:
         probabilities: Callable[[NDArray[np.float32]], Floats],
         threshold: float,
         intensity: IntensityRange | None,
+        edge: int | None,
         run: SavedRun | None = None,
     ) -> None:
         self.path = path
@@ -65,6 +68,7 @@ class OpenClassifier:
         self.classes = classes
         self.run = run
         self.intensity = intensity
+        self.edge = edge
         self._prepare = prepare
         self._forward = forward
         self._probabilities = probabilities
@@ -134,6 +138,7 @@ def _open_run(run: SavedRun, device: str) -> OpenClassifier:
         probabilities=lambda features: head_probabilities(run, features),
         threshold=run.threshold,
         intensity=intensity_of(run.recipe.intensity),
+        edge=backbone.preprocess.edge if run.request.decode == "scaled" else None,
         run=run,
     )
 
@@ -154,4 +159,5 @@ def _open_exported(path: Path) -> OpenClassifier:
         probabilities=lambda scores: scores,
         threshold=metadata.threshold,
         intensity=intensity_of(metadata.recipe.get("intensity", "none")),
+        edge=metadata.preprocess.edge if metadata.recipe.get("decode") == "scaled" else None,
     )

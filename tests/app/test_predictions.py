@@ -55,6 +55,7 @@ def test_an_exported_file_answers_as_its_run_does(runs, project, tmp_path, test_
     featkit.export(runs[0], out=file, check=4, device="cpu")
     pixels = np.asarray(Image.open(test_file))
     exported, run = open_classifier(file), open_classifier(runs[0], "cpu")
+    assert exported.edge == run.edge == 64  # large photos are scaled
     expected = run.classify(pixels).prediction.top
     found = exported.classify(pixels).prediction.top
     assert [name for name, _ in found] == [name for name, _ in expected]
@@ -204,3 +205,64 @@ def test_disagreements_come_first_then_the_least_certain(models, settings):
     agreeing = [each.confidence(models) for each in ordered if not each.disagrees(models)]
     assert agreeing == sorted(agreeing)
     assert {each.image.true for each in classified} == set(CLASSES)
+
+
+def jpeg(pixels):
+    """Return an image as the bytes of a JPEG file."""
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "JPEG", quality=90)
+    return buffer.getvalue()
+
+
+@pytest.fixture(scope="module")
+def album(tmp_path_factory):
+    """Photos that are large for a network that needs 32 pixels, and runs of both decodings."""
+    folder = tmp_path_factory.mktemp("album")
+    for number in range(12):
+        path = folder / "photos" / ("test" if number < 4 else "train") / "ab"[number % 2]
+        path.mkdir(parents=True, exist_ok=True)
+        pixels = np.random.default_rng(number).integers(0, 256, (150, 200, 3), dtype=np.uint8)
+        (path / f"{number}.jpg").write_bytes(jpeg(pixels))
+    for decode in ("scaled", "full"):
+        featkit.fit(
+            folder / "photos",
+            backbone="resnet18",
+            weights="random",
+            resize="32",
+            crop="32",
+            precision="fp32",
+            device="cpu",
+            head="linear:C=100",
+            decode=decode,
+            cache=folder / "cache",
+            out=folder / decode,
+        )
+    return folder
+
+
+def run_of(album, decode):
+    (card,) = (album / decode).rglob("card.json")
+    return card.parent
+
+
+def confidences(prediction):
+    return dict(prediction.top)
+
+
+def test_large_photos_are_decoded_as_each_model_needs_it(album):
+    """As ``predict`` does; the size that is shown is that of the photo."""
+    file = album / "photos" / "test" / "a" / "0.jpg"
+    expected = {}
+    for decode in ("scaled", "full"):
+        (prediction,) = featkit.predict(run_of(album, decode), [file], device="cpu")
+        expected[decode] = confidences(prediction)
+    assert expected["scaled"]["a"] != pytest.approx(expected["full"]["a"], abs=1e-4)
+    images = featkit.load_images(album / "photos")
+    row = images.ids.index("test/a/0.jpg")
+    given = [uploaded_image("0.jpg", file.read_bytes()), *data_set_images(images, [row])]
+    models = {name: load_model(run_of(album, name), album / "cache", "cpu") for name in expected}
+    for each in SessionPredictions().classify(given, models):
+        assert each.decoded.size == (200, 150)
+        for name, values in expected.items():
+            found = confidences(each.answers[name].prediction)
+            assert found == pytest.approx(values, abs=1e-5)
