@@ -118,7 +118,9 @@ def train(settings: AppSettings, request: TrainingRequest, report: _Reporter) ->
 
     def on_run(run: Any) -> None:
         fitted.append(run.id)
-        result = f"{run_title(run.report.provenance)}: {headline(run.report)}"
+        # With the data: the same head may be fitted on images before and after cleaning.
+        title = f"{run_title(run.report.provenance)}, {run.source.data}"
+        result = f"{title}: {headline(run.report)}"
         report.update(results=(*report.state.results, result))
         if len(fitted) < len(request.heads):
             step(f"Fitting head {len(fitted) + 1} of {len(request.heads)}")

@@ -86,7 +86,7 @@ def test_a_training_runs_to_its_report(settings, started, capfd):
     assert state.error == ""
     assert len(state.runs) == 2
     names = [text.split(":")[0] for text in state.results]
-    assert names == ["linear on ResNet-18, untrained", "knn on ResNet-18, untrained"]
+    assert names == [f"{head} on ResNet-18, untrained, photos" for head in ("linear", "knn")]
     assert all("it named the right class for" in text for text in state.results)
     for run in state.runs:
         assert (Path(run) / "report.html").is_file()
@@ -98,7 +98,10 @@ def test_a_comparison_fits_the_baseline_first(settings, started, project):
     request = request_for(settings, baseline=str(project / "photos" / "train"))
     job = start_job(settings, request)
     main(job.folder)
-    assert len(read_job(job.folder).state.runs) == 2
+    state = read_job(job.folder).state
+    assert len(state.runs) == 2
+    names = [text.split(":")[0] for text in state.results]
+    assert names == [f"linear on ResNet-18, untrained, {data}" for data in ("train", "photos")]
     assert job_title(job) == "linear on resnet18, photos"
 
 
