@@ -168,22 +168,34 @@ def extract_shard(
     results: dict[Request, ExtractionResult | None] = {}
     requested = [request.for_device(compute.device) for request in requests]
     for group in group_by_images(requested):
-        cuts = [_cut(request.images_only, shard.count, job) for request in group]
-        plans = {}
-        parts: dict[Request, tuple[ImageSet, tuple[str, ...]]] = {}
-        for request, cut in zip(group, cuts, strict=True):
-            results[request] = None
-            if cut.sizes[shard.number - 1]:
-                name = request.images_only
-                if name not in parts:
-                    images = cut.part(shard)
-                    parts[name] = images, content_keys(images, compute)
-                plans[request] = plan_shard(request, shard, cut, *parts[name], cache=cache)
+        results.update(dict.fromkeys(group))
+        plans = _plan_group(group, shard, cache, compute, job=job)
         done = execute_plans(list(plans.values()), compute, note)
         results.update(zip(plans, done, strict=True))
         for plan in plans.values():
             _remove_superseded(plan.path, shard)
     return [results[request] for request in requested]
+
+
+def _plan_group(
+    group: Sequence[Request], shard: Shard, cache: Path, compute: Compute, *, job: str
+) -> dict[Request, ExtractionPlan]:
+    """Return the plans of one part of requests of the same images; none if it has no images.
+
+    Files are read once for all networks.
+    """
+    plans = {}
+    parts: dict[Request, tuple[ImageSet, tuple[str, ...]]] = {}
+    for request in group:
+        listed = request.images_only
+        cut = _cut(listed, shard.count, job)
+        if not cut.sizes[shard.number - 1]:
+            continue
+        if listed not in parts:
+            images = cut.part(shard)
+            parts[listed] = images, content_keys(images, compute)
+        plans[request] = plan_shard(request, shard, cut, *parts[listed], cache=cache)
+    return plans
 
 
 def _cut(request: Request, count: int, job: str) -> Cut:

@@ -279,13 +279,10 @@ def _decode_pixels(
         size = image.width * image.height
         if size > MAX_PIXELS:
             raise _PixelError(f"more than {MAX_PIXELS // 10**6} megapixels")
-        # The sizes differ only in damaged files.
-        factor = reduction(min(jpeg_edge(data), *image.size), edge)
-        if factor > 1:
-            image.draft(image.mode, (image.width // factor, image.height // factor))
-            # The coefficients of a progressive file are held in memory whatever the size.
-            if not image.info.get("progressive"):
-                size = image.width * image.height
+        factor = _reduce(data, image, edge)
+        # The coefficients of a progressive file are held in memory whatever the size.
+        if not image.info.get("progressive"):
+            size = image.width * image.height
         with _turn_of(size):
             has_16_bits = _has_16_bits(image)
             image.load()
@@ -308,6 +305,15 @@ def _decode_pixels(
             whole.load()
             _refuse_missing_pixels(data, whole)
     return pixels
+
+
+def _reduce(data: bytes, image: Image.Image, edge: int | None) -> int:
+    """Let a JPEG file be decoded at a fraction of its size; return by how much it is reduced."""
+    # The sizes differ only in damaged files.
+    factor = reduction(min(jpeg_edge(data), *image.size), edge)
+    if factor > 1:
+        image.draft(image.mode, (image.width // factor, image.height // factor))
+    return factor
 
 
 def _turn_of(size: int) -> AbstractContextManager[object]:
