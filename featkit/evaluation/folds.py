@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import t
 
 from featkit.errors import DataError
 from featkit.evaluation.clusters import Clusters, proportion_interval
@@ -201,6 +200,8 @@ def corrected_t_test(differences: NDArray[np.float64], folds: int) -> tuple[Inte
     "Evaluating the replicability of significance tests for comparing learning algorithms", PAKDD
     2004, for repeated folds.
     """
+    from scipy.stats import t  # takes a second, and most commands compare nothing
+
     count, mean = len(differences), float(differences.mean())
     error = sqrt((1 / count + 1 / (folds - 1)) * float(np.var(differences, ddof=1)))
     half = float(t.ppf(0.975, count - 1)) * error
