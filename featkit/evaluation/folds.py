@@ -184,7 +184,9 @@ class FoldComparison:
         return {**asdict(self), "interval95": list(self.interval95), "sentence": self.sentence}
 
 
-def corrected_t_test(differences: NDArray[np.float64], folds: int) -> tuple[Interval, float]:
+def corrected_t_test(
+    differences: NDArray[np.float64], folds: int, n: int
+) -> tuple[Interval, float]:
     """Return the 95 % interval and the p-value of a mean difference over folds.
 
     The variance of the mean of ``J`` differences is ``(1 / J + 1 / (folds - 1))`` times their
@@ -192,9 +194,15 @@ def corrected_t_test(differences: NDArray[np.float64], folds: int) -> tuple[Inte
     for the correlation of folds whose training sets overlap. Without it, repeating the folds would
     make any difference significant.
 
+    Few folds may have equal differences by chance. The variance of the differences is therefore at
+    least ``s * (1 - s) / m``, which is that of ``m = n / folds`` images per fold of which a share
+    ``s`` is predicted correctly by the better classifier alone: no smaller share gives this mean.
+    ``s = (abs(mean) * n + 1) / (n + 2)``, so that it is not 0 for equal classifiers.
+
     Args:
         differences: ``(J,)`` difference in each fold of each repeat.
         folds: number of folds.
+        n: number of images in all folds of one repeat.
 
     Source: Nadeau and Bengio (2003), see ``fold_interval``, section 3.2; Bouckaert and Frank,
     "Evaluating the replicability of significance tests for comparing learning algorithms", PAKDD
@@ -203,11 +211,13 @@ def corrected_t_test(differences: NDArray[np.float64], folds: int) -> tuple[Inte
     from scipy.stats import t  # takes a second, and most commands compare nothing
 
     count, mean = len(differences), float(differences.mean())
-    error = sqrt((1 / count + 1 / (folds - 1)) * float(np.var(differences, ddof=1)))
+    share = (abs(mean) * n + 1) / (n + 2)
+    least = share * (1 - share) / (n / folds)
+    variance = max(float(np.var(differences, ddof=1)), least)
+    error = sqrt((1 / count + 1 / (folds - 1)) * variance)
     half = float(t.ppf(0.975, count - 1)) * error
-    if error == 0:
-        return (mean, mean), float(mean == 0)
-    return (mean - half, mean + half), float(2 * t.sf(abs(mean) / error, count - 1))
+    interval = max(-1.0, mean - half), min(1.0, mean + half)
+    return interval, float(2 * t.sf(abs(mean) / error, count - 1))
 
 
 def compare_folds(runs: Mapping[str, FoldScores]) -> tuple[FoldComparison, ...]:
@@ -226,10 +236,11 @@ def compare_folds(runs: Mapping[str, FoldScores]) -> tuple[FoldComparison, ...]:
                 f"runs {first_name} and {name} have different folds: repeat one of them with the "
                 "--folds, --repeats, --seed and --group of the other"
             )
+    n = sum(first.sizes) // first.repeats
     pairs = []
     for a, b in combinations(runs, 2):
         differences = np.subtract(runs[a].accuracies, runs[b].accuracies)
-        interval, p = corrected_t_test(differences, first.folds)
+        interval, p = corrected_t_test(differences, first.folds, n)
         mean = float(differences.mean())
         pairs.append(FoldComparison(a, b, first.folds, first.repeats, mean, interval, p, p_holm=p))
     corrected = holm([pair.p for pair in pairs])

@@ -113,15 +113,38 @@ def test_the_corrected_t_test_is_the_paired_one_with_a_larger_variance() -> None
     """Its t value is smaller by the square root of 1 + J / (folds - 1)."""
     a, b = np.array([0.8, 0.9, 0.85, 0.7, 0.95]), np.array([0.7, 0.85, 0.8, 0.75, 0.8])
     plain = ttest_rel(a, b)
-    (low, high), p = corrected_t_test(a - b, 5)
+    (low, high), p = corrected_t_test(a - b, 5, 2000)
     assert p == pytest.approx(2 * t.sf(plain.statistic / np.sqrt(1 + 5 / 4), 4))
     assert (low + high) / 2 == pytest.approx(np.mean(a - b))
     assert low < 0 < high
-    assert corrected_t_test(np.zeros(5), 5) == ((0, 0), 1)
+
+
+def test_equal_differences_in_all_folds_are_no_proof() -> None:
+    """11 and 10 of 12 images in each of five folds, and two classifiers without errors."""
+    (low, high), p = corrected_t_test(np.full(5, 1 / 12), 5, 60)
+    assert p > 0.05
+    assert low < 0 < 0.2 < high
+    (low, high), p = corrected_t_test(np.zeros(5), 5, 100)
+    assert p == 1
+    assert -low == high > 0.02
+    # Many more images with the same differences do tell.
+    assert corrected_t_test(np.full(5, 1 / 12), 5, 6000)[1] < 0.001
+    # Intervals stay within the possible differences.
+    assert corrected_t_test(np.zeros(2), 2, 4)[0] == (-1, 1)
+
+
+@pytest.mark.parametrize(("folds", "own"), [(2, 20), (5, 12)])
+def test_equal_classifiers_rarely_differ_significantly(folds: int, own: int) -> None:
+    """1,000 simulated pairs that are right for 90 % of the images, independently."""
+    rng, rejected = np.random.default_rng(0), 0
+    for _ in range(1000):
+        a, b = rng.binomial(own, 0.9, (2, folds)) / own
+        rejected += corrected_t_test(a - b, folds, folds * own)[1] < 0.05
+    assert rejected / 1000 <= 0.05
 
 
 def test_repeats_do_not_make_every_difference_significant() -> None:
     """With 20 repeats of the same five differences the plain t-test rejects, this one does not."""
     differences = np.tile([0.02, -0.01, 0.03, 0.0, 0.01], 20)
     assert ttest_rel(differences, np.zeros(100)).pvalue < 0.001
-    assert corrected_t_test(differences, 5)[1] > 0.05
+    assert corrected_t_test(differences, 5, 2000)[1] > 0.05
