@@ -2163,12 +2163,18 @@ def write_clean(
 
 
 def _source_images(features: FeatureSet) -> ImageSet | None:
-    """Return the images of features, unperturbed; log why if they are not there any more."""
+    """Return the images of features, unperturbed; log why if they are not all there any more."""
+    from featkit.images.augment import is_augmented_view
+    from featkit.studies.audit import rows_of
+
+    names = [name for name in features.embeddings.ids if not is_augmented_view(name)]
     try:
-        return features.request.source_only.load_images()
+        images = features.request.source_only.load_images()
+        rows_of(images, names, features.data)
     except FeatkitError as error:
         log.info("no image quality: %s", error)
         return None
+    return images
 
 
 def _write_audit(result: AuditResult, out: Path) -> None:

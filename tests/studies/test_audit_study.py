@@ -204,8 +204,14 @@ def test_quality_is_left_out_if_the_images_are_gone(tmp_path, caplog):
     scenes(tmp_path / "set")
     options = {"backbone": "resnet18", "weights": "random", "resize": "32"}
     featkit.audit(tmp_path / "set", cache=tmp_path / "cache", quality=False, **options)
-    shutil.rmtree(tmp_path / "set")
     (path,) = (tmp_path / "cache").glob("*.h5")
+    (tmp_path / "set" / "odd" / "dark.png").unlink()
+    with caplog.at_level("INFO"):
+        assert featkit.audit(cache=path, out=tmp_path).quality is None
+    assert "no image quality: set has changed since its features were extracted" in caplog.text
+    assert (tmp_path / "audit-set" / "findings.csv").exists()
+    caplog.clear()
+    shutil.rmtree(tmp_path / "set")
     with caplog.at_level("INFO"):
         assert featkit.audit(cache=path).quality is None
     assert "no image quality" in caplog.text
