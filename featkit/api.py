@@ -763,7 +763,7 @@ def fit_heads(
         if seeds > 1:
             options = {**options, "seed": first_seed + offset}
         features = _load_features(options)
-        features = _check_copies(features, strict=options["strict"], folds=options["folds"])
+        features = _check_copies(features, options)
         if options["unknown"] is not None:
             features = _with_unknown(features, options)
         for head in heads:
@@ -1071,21 +1071,22 @@ def _with_unknown(features: FeatureSet, options: Mapping[str, Any]) -> FeatureSe
     return replace(features, unknown=found)
 
 
-def _check_copies(features: FeatureSet, *, strict: bool, folds: int | None = None) -> FeatureSet:
+def _check_copies(features: FeatureSet, options: Mapping[str, Any]) -> FeatureSet:
     """Return the features with the test images that are copies of train or val images.
 
-    With ``folds``, with the images that are copies of images of another fold. They are logged as
-    warnings; with ``strict``, a DataError is raised.
+    With ``folds``, with the images that are copies of images of another fold, in any repeat. They
+    are logged as warnings; with ``strict``, a DataError is raised.
     """
     from featkit.runs.features import find_copies
     from featkit.runs.folds import find_fold_copies
 
+    folds = options["folds"]
     if folds:
-        copies = find_fold_copies(features, folds, features.request.seed)
+        copies = find_fold_copies(features, folds, features.request.seed, options["repeats"])
     else:
         copies = find_copies(features)
     warnings = copies.warnings()
-    if warnings and strict:
+    if warnings and options["strict"]:
         part = "the data" if folds else "one of the splits"
         raise DataError(f"{'; '.join(warnings)}; remove them from {part}, or leave out --strict")
     for warning in warnings:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import time
 import warnings
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from itertools import product
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,7 +35,12 @@ from featkit.runs.fit import (
     run_id,
     run_provenance,
 )
-from featkit.runs.splits import train_counts, whole_split, without_views
+from featkit.runs.splits import (
+    train_counts,
+    untrained_class_warnings,
+    whole_split,
+    without_views,
+)
 from featkit.storage import digest, peak_memory_mb
 
 
@@ -62,6 +69,7 @@ class _CrossValidation:
         fold_of: ``(repeats, n)`` fold of each image.
         pooled: scores of each repeat.
         final: the head fitted on all images.
+        warnings: of the heads of the folds.
         seconds: duration of all fits.
     """
 
@@ -70,6 +78,7 @@ class _CrossValidation:
     fold_of: NDArray[np.int64]
     pooled: list[_PooledScores]
     final: FittedHead
+    warnings: list[str]
     seconds: float
 
 
@@ -117,17 +126,22 @@ def fit_folds(
 
     start = time.perf_counter()
     pooled = []
+    warned: Counter[str] = Counter()
     for repeat in range(repeats):
         heads = []
         for fold in range(folds):
             tested = {images.ids[row] for row in np.flatnonzero(fold_of[repeat] == fold)}
             part = replace(source, embeddings=_hold_out(embeddings, tested), copies=None)
             heads.append(fit_head(part, head_spec, seed, config))
+            warned.update(_fold_warnings(heads[-1], part))
             on_fold()
         pooled.append(_pool(heads, images, fold_of[repeat]))
     final = fit_head(source, head_spec, seed, config, whole_split(embeddings, seed, config.subset))
     seconds = time.perf_counter() - start
-    report = _report(source, _CrossValidation(images, folds, fold_of, pooled, final, seconds))
+    fitted = folds * repeats
+    lines = [f"in {count} of {fitted} folds: {text}" for text, count in warned.items()]
+    found = _CrossValidation(images, folds, fold_of, pooled, final, lines, seconds)
+    report = _report(source, found)
     predicted = np.stack([each.raw.argmax(axis=1) for each in pooled])
     confidence = np.stack([each.calibrated.max(axis=1) for each in pooled])
     assert report.folds is not None
@@ -145,29 +159,32 @@ def fit_folds(
     )
 
 
-def find_fold_copies(source: FeatureSet, folds: int, seed: int) -> Copies:
-    """Find images with a copy or near copy in another fold of the first repeat.
+def find_fold_copies(source: FeatureSet, folds: int, seed: int, repeats: int = 1) -> Copies:
+    """Find images with a copy or near copy in another fold of any repeat.
 
     Args:
         source: the features.
         folds: number of folds.
         seed: of the folds.
+        repeats: number of random divisions into folds.
 
     Raises:
         DataError: if the images cannot be divided into folds, or a feature is not finite.
         CacheError: if the cache file is missing or damaged.
     """
     images = without_views(source.embeddings)
-    fold_of = _named_folds(source, images, folds, seed)
-    identical: list[str] = []
-    near: list[tuple[str, str, float]] = []
-    for fold in range(folds):
+    identical: dict[str, None] = {}  # as an ordered set
+    most_similar: dict[str, tuple[str, float]] = {}
+    drawn = [_named_folds(source, images, folds, seed + repeat) for repeat in range(repeats)]
+    for fold_of, fold in product(drawn, range(folds)):
         splits = np.where(fold_of == fold, "test", "train")
-        part = replace(source, embeddings=replace(images, splits=splits))
-        found = find_copies(part)
-        identical += found.identical
-        near += zip(found.near, found.originals, found.cosines, strict=True)
-    near.sort(key=lambda pair: -pair[2])
+        found = find_copies(replace(source, embeddings=replace(images, splits=splits)))
+        identical |= dict.fromkeys(found.identical)
+        for name, original, cosine in zip(found.near, found.originals, found.cosines, strict=True):
+            if name not in most_similar or cosine > most_similar[name][1]:
+                most_similar[name] = original, cosine
+    near = [(name, *pair) for name, pair in most_similar.items() if name not in identical]
+    near.sort(key=lambda row: -row[2])
     return Copies(
         identical=tuple(identical),
         near=tuple(name for name, _, _ in near),
@@ -258,6 +275,15 @@ def _hold_out(embeddings: Embeddings, tested: set[str]) -> Embeddings:
     return replace(embeddings.take(np.array(rows, np.int64)), splits=np.array(splits))
 
 
+def _fold_warnings(fitted: FittedHead, source: FeatureSet) -> list[str]:
+    """Return the warnings of the head of a fold about its fit and its classes."""
+    tested, trained = source.embeddings.part("test"), fitted.splits.final
+    return [
+        *getattr(fitted.head, "warnings_", ()),
+        *untrained_class_warnings(tested.classes, tested.y, trained.y),
+    ]
+
+
 def _pool(heads: list[FittedHead], images: Embeddings, fold_of: NDArray[np.int64]) -> _PooledScores:
     shape = len(images), len(images.classes)
     pooled = _PooledScores(np.zeros(shape), np.zeros(shape), np.zeros(len(images)))
@@ -285,7 +311,7 @@ def _report(source: FeatureSet, found: _CrossValidation) -> Report:
         images.y,
         images.classes,
         train_counts=train_counts(final.splits.final),
-        warnings=head_warnings(final, images),
+        warnings=[*head_warnings(final, images), *found.warnings],
         provenance=run_provenance(final, source, {"folds": found.folds, "repeats": len(pooled)}),
         cost={
             "fit_seconds": found.seconds,

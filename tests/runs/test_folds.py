@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,8 +21,8 @@ from featkit.reports.run import run_report, run_view
 from featkit.runs.compare import compare_runs, read_run
 from featkit.runs.directory import load_run, save_run
 from featkit.runs.features import FeatureSet
-from featkit.runs.fit import FitConfig
-from featkit.runs.folds import assign_folds, fit_folds
+from featkit.runs.fit import FitConfig, FittedHead, fit_head
+from featkit.runs.folds import assign_folds, find_fold_copies, fit_folds
 from featkit.studies.inspect import inspect_run
 
 OPTIONS = {"backbone": "resnet18", "weights": "random", "resize": "32"}
@@ -172,6 +174,40 @@ def test_copies_in_other_folds_are_found(source: FeatureSet, tmp_path: Path) -> 
     assert "without 10 copies of images of other folds" in str(run.report)
     with pytest.raises(DataError, match="10 of 24 images are in another of the 3 folds too"):
         featkit.fit(tmp_path / "photos", strict=True, **options)
+
+
+def test_copies_in_other_folds_of_any_repeat_are_found(source: FeatureSet) -> None:
+    """Two images of equal features share a fold of the first repeat, but not of the second."""
+    y = source.embeddings.y
+    first, second = (assign_folds(source.embeddings, 3, seed) for seed in (0, 1))
+    twins = (y == y[0]) & (first == first[0]) & (second != second[0])
+    other = int(np.flatnonzero(twins)[0])
+    x = np.random.default_rng(0).normal(size=(len(y), 32))
+    x[other] = x[0]
+    changed = replace(source, embeddings=replace(source.embeddings, x=x))
+    assert not find_fold_copies(changed, 3, 0).ids
+    ids = source.embeddings.ids
+    assert find_fold_copies(changed, 3, 0, repeats=2).ids == {ids[0], ids[other]}
+
+
+def test_warnings_of_the_heads_of_folds_are_passed_on(
+    source: FeatureSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The final head has none: two of three heads of folds do not converge."""
+    fitted = []
+
+    def fit_and_warn(*args: Any) -> FittedHead:
+        found = fit_head(*args)
+        fitted.append(found)
+        if len(fitted) < 3:
+            found.head.warnings_ = ("linear did not converge in 7 iterations",)
+        return found
+
+    monkeypatch.setattr("featkit.runs.folds.fit_head", fit_and_warn)
+    run = fit_folds(source, "prototypical", folds=3)
+    assert len(fitted) == 4
+    assert run.report.warnings[-1] == "in 2 of 3 folds: linear did not converge in 7 iterations"
+    assert "converge" not in "".join(run.report.warnings[:-1])
 
 
 def test_the_report_describes_folds(source: FeatureSet, tmp_path: Path) -> None:
