@@ -63,11 +63,12 @@ def print_comparison(runs: Iterable[tuple[str, Report]], pairs: Iterable[PairedC
     from featkit.evaluation.standing import standings_of_pairs
 
     runs, pairs = list(runs), list(pairs)
-    standings = standings_of_pairs({name: report.top1 for name, report in runs}, pairs)
+    standings = standings_of_pairs({name: report.overall.top1 for name, report in runs}, pairs)
     rows = []
     for name, report in runs:
         found = standings.get(name)
-        numbers = [f"{100 * report.top1:.1f}", between(report.interval95), report.n]
+        whole = report.overall
+        numbers = [f"{100 * whole.top1:.1f}", between(whole.interval95), report.n]
         rows.append([name, *numbers, found.text if found else ""])
     right = ("top-1 %", "95% CI", "n")
     print_text(table(["run", *right, "compared with the best"], rows, right=right))

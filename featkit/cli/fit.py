@@ -196,8 +196,7 @@ def run_text(run: Run) -> str:
         lines.append(f"tuned over {tried} candidates: {chosen} ({score})")
     lines.append(summary(report))
     if report.rejection:
-        images = "test images" if report.folds is None else "images"
-        lines.append(_rejection_text(report.rejection, images))
+        lines.append(_rejection_text(report.rejection, folded=report.folds is not None))
     if report.unknown:
         lines.append(unknown_sentence(report.unknown))
     if report.confused:
@@ -208,15 +207,16 @@ def run_text(run: Run) -> str:
     return visible_lines(lines)
 
 
-def _rejection_text(rejection: Rejection, images: str) -> str:
+def _rejection_text(rejection: Rejection, *, folded: bool) -> str:
     """Return the realised coverage beside the requested one, and the accuracy of the answers."""
+    images, limit = "test images", f"confidence >= {rejection.threshold:.3f}"
+    if folded:
+        images = "images"
+        limit = f"the threshold of each fold (final head: {rejection.threshold:.3f})"
     text = f"answered {100 * rejection.coverage:.1f}% of {images}"
     if rejection.coverage_interval95 is not None:
         text += f" (95% CI {between(rejection.coverage_interval95)})"
-    text += (
-        f" at confidence >= {rejection.threshold:.3f}, chosen to answer "
-        f"{100 * (1 - rejection.share):.1f}% of validation images"
-    )
+    text += f" at {limit}, chosen to answer {100 * (1 - rejection.share):.1f}% of validation images"
     if rejection.top1 is None or rejection.interval95 is None:
         return text
     return (

@@ -101,6 +101,7 @@ def show(run: Path, path_only: bool, as_json: bool) -> None:
     if as_json:
         print_json(summary.to_dict())
         return
+    images = f"images in {summary.folds} folds" if summary.folds else "test images"
     lines = [
         f"name      {summary.name or '-'}",
         f"run       {summary.run}",
@@ -108,7 +109,7 @@ def show(run: Path, path_only: bool, as_json: bool) -> None:
         f"data      {summary.data}, {summary.classes} classes",
         f"model     {summary.head} on {summary.backbone}",
         f"top-1     {100 * summary.top1:.1f}% (95% CI {between(summary.interval95)}, "
-        f"n = {summary.n} test images)",
+        f"n = {summary.n} {images})",
         f"written   {summary.created} ({_age(summary.created)} ago)",
         f"size      {size(summary.bytes)}, {'with' if summary.bundled else 'without'} the weights "
         "of the network",

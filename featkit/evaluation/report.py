@@ -80,7 +80,8 @@ class Rejection:
 
     Attributes:
         share: fraction of validation images to reject.
-        threshold: confidence below which an image is rejected as unknown.
+        threshold: confidence below which an image is rejected as unknown; in a cross-validation
+            that of the final head, while the other values are at the threshold of each fold.
         answered: number of test images that are not rejected.
         coverage: their fraction of all test images. It differs from ``1 - share``: the threshold
             was chosen on other images, with a head that was fitted on fewer.
@@ -135,9 +136,10 @@ class Report:
         nll, ece: mean negative log-likelihood in nats and expected calibration error (15 bins of
             equal mass), see ``calibration``; None if the scores are not probabilities.
         reliability: bins of ``ece``, by ascending confidence.
-        temperature: temperature and smoothing fitted on the validation set; None without one.
+        temperature: temperature and smoothing fitted on the validation set; None without one. In a
+            cross-validation that of the final head.
         nll_calibrated, ece_calibrated, reliability_calibrated: the same after temperature scaling,
-            which changes no other number.
+            which changes no other number; in a cross-validation at the temperature of each fold.
         rejection: coverage and selective accuracy at a confidence threshold, if requested.
         unknown: rejection of images of none of the classes, if there are any.
         test_groups: number of groups of the test images, such as patients, which all intervals
@@ -183,6 +185,16 @@ class Report:
     def classes(self) -> tuple[str, ...]:
         """Class names, in the order of ``confusion``."""
         return tuple(row.name for row in self.per_class)
+
+    @property
+    def overall(self) -> Report | FoldScores:
+        """What has the ``top1`` and ``interval95`` to show: the mean over all repeats of folds."""
+        return self.folds or self
+
+    @property
+    def plotted_temperature(self) -> float | None:
+        """Temperature of all calibrated scores; None without one, or if each fold has its own."""
+        return self.temperature.value if self.temperature and self.folds is None else None
 
     def __str__(self) -> str:
         return summary(self)
@@ -313,7 +325,11 @@ def summary(report: Report) -> str:
         and report.ece_calibrated is not None
     ):
         calibrated = f"NLL {report.nll_calibrated:.3f}, ECE {_percent(report.ece_calibrated)}"
-        parts.append(f"at temperature {report.temperature.value:.3g} {calibrated}")
+        value = f"{report.temperature.value:.3g}"
+        if report.folds is None:
+            parts.append(f"at temperature {value} {calibrated}")
+        else:
+            parts.append(f"at the temperature of each fold (final head: {value}) {calibrated}")
     parts.append(f"n = {report.n}")
     text = ", ".join(parts)
     if report.test_groups is not None:

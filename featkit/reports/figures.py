@@ -58,7 +58,7 @@ def run_figures(run: Run) -> dict[str, bytes]:
             report.reliability,
             title=name,
             calibrated=report.reliability_calibrated,
-            temperature=report.temperature.value if report.temperature else None,
+            temperature=report.plotted_temperature,
         )
         files["reliability.png"] = png_bytes(figure)
     if run.search:

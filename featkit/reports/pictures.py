@@ -220,7 +220,7 @@ def reliability_plot(report: Report, *, title: str, style: Style = "screen") -> 
         report.reliability,
         title=title,
         calibrated=report.reliability_calibrated,
-        temperature=report.temperature.value if report.temperature else None,
+        temperature=report.plotted_temperature,
     )
     width = PAGE if report.reliability_calibrated else COLUMN
     return _finish(figure, rows, title=title, style=style, width=width)

@@ -31,7 +31,7 @@ from featkit.evaluation.effects import METRICS, Average
 from featkit.evaluation.intervals import Interval
 from featkit.evaluation.standing import Standing, standings_of_pairs
 from featkit.reports.summary import escape_markdown
-from featkit.reports.wording import metric_name
+from featkit.reports.wording import images_word, metric_name
 from featkit.runs.compare import RunComparison
 
 FORMATS = ("latex", "markdown")
@@ -285,19 +285,19 @@ def publication_table(
 
 def _comparison_table(comparison: RunComparison) -> PublicationTable:
     found = standings_of_pairs(
-        {name: report.top1 for name, report in comparison.runs}, comparison.pairs
+        {name: report.overall.top1 for name, report in comparison.runs}, comparison.pairs
     )
     rows = []
     for name, report in comparison.runs:
-        top1 = _percent(report.top1, report.interval95, found.get(name))
+        top1 = _percent(report.overall.top1, report.overall.interval95, found.get(name))
         balanced = _percent(report.balanced_accuracy, report.balanced_interval95)
         rows.append(([name], [top1, balanced]))
-    n = comparison.runs[0][1].n
+    n, images = comparison.runs[0][1].n, images_word(comparison.runs[0][1])
     blocks = [Block("", rows)]
     columns = ["top-1 accuracy", "balanced accuracy"]
     return PublicationTable(
         label="comparison",
-        caption=f"Accuracy on the same n = {n:,} test images, in % with 95% CI.",
+        caption=f"Accuracy on the same n = {n:,} {images}, in % with 95% CI.",
         notes=_notes(blocks, columns, comparison.note),
         names=["run"],
         numbers=columns,

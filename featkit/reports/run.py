@@ -398,10 +398,15 @@ def _rejection(report: Report) -> str:
     if found is None:
         return ""
     coverage = _percent_text(found.coverage, found.coverage_interval95)
-    chosen = "This threshold" if report.folds is None else "Each fold has its own, which"
-    text = (
-        f"Images of a confidence below {100 * found.threshold:.1f}% are rejected as unknown. "
-        f"{chosen} rejects {100 * found.share:.1f}% of the validation images. Of the {report.n:,} "
+    limit = f"{100 * found.threshold:.1f}%"
+    text = f"Images of a confidence below {limit} are rejected as unknown. This threshold"
+    if report.folds is not None:
+        text = (
+            "Images of a confidence below the threshold of their fold are rejected as unknown "
+            f"(final head: {limit}). Each threshold"
+        )
+    text += (
+        f" rejects {100 * found.share:.1f}% of the validation images. Of the {report.n:,} "
         f"{images_word(report)}, {coverage} were not rejected (n = {found.answered:,})"
     )
     if found.top1 is None:

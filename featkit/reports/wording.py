@@ -45,7 +45,7 @@ NO_SELECTION = (
 
 def headline(report: Report) -> str:
     """Return the accuracy with its interval in a sentence for people who know no statistics."""
-    top1, (low, high) = report.top1, report.interval95
+    top1, (low, high) = report.overall.top1, report.overall.interval95
     images, expected = f"{report.n:,} {images_word(report)}", "new images of the same kind"
     if report.test_groups is not None:
         images += f" of {report.test_groups:,} groups"
@@ -53,7 +53,6 @@ def headline(report: Report) -> str:
     if report.folds is None:
         found = f"Of {images} that the classifier had not seen, it named the right class for"
     else:
-        top1, (low, high) = report.folds.top1, report.folds.interval95
         found = (
             f"In {folds_text(report.folds)}, each of {images} was classified by a head fitted "
             "without it. The class was right for"
@@ -103,8 +102,8 @@ def average_text(average: Average) -> str:
 
 def accuracy_text(report: Report) -> str:
     """Return the top-1 accuracy with its interval and n, for the title of a figure."""
-    interval = f"95% CI {interval_text(report.interval95)}"
-    return f"top-1 accuracy {100 * report.top1:.1f}% ({interval}), n = {report.n}"
+    interval = f"95% CI {interval_text(report.overall.interval95)}"
+    return f"top-1 accuracy {100 * report.overall.top1:.1f}% ({interval}), n = {report.n}"
 
 
 def standing_text(standing: Standing | None) -> str:

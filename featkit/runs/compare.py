@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from featkit.errors import SpecError
+from featkit.errors import DataError, SpecError
 from featkit.evaluation import PairedComparison, Predictions, Report, compare
 from featkit.evaluation.display import data_frame, html_table
 from featkit.evaluation.effects import SEED, average, score_cells
@@ -89,8 +89,8 @@ class RunComparison:
     def _rows(self) -> list[dict[str, Any]]:
         rows = []
         for name, report in self.runs:
-            row = {"name": name, "n": report.n, "top1": report.top1}
-            rows.append({**row, "interval95": report.interval95})
+            row = {"name": name, "n": report.n, "top1": report.overall.top1}
+            rows.append({**row, "interval95": report.overall.interval95})
         return rows
 
 
@@ -164,7 +164,8 @@ def compare_runs(directories: Sequence[Path]) -> RunComparison:
     named = []
     for directory, name, (_, report, predictions) in zip(directories, names, loaded, strict=True):
         named.append((name, report, predictions, directory))
-    named.sort(key=lambda run: -run[1].top1)
+    _refuse_folds_and_tests(named)
+    named.sort(key=lambda run: -run[1].overall.top1)
     pairs = compare({name: predictions for name, _, predictions, _ in named})
     return RunComparison(
         tuple((name, report) for name, report, _, _ in named),
@@ -172,6 +173,24 @@ def compare_runs(directories: Sequence[Path]) -> RunComparison:
         tuple(directory for _, _, _, directory in named),
         _compare_folds({name: report for name, report, _, _ in named}),
     )
+
+
+def _refuse_folds_and_tests(
+    named: Sequence[tuple[str, Report, Predictions, Path]],
+) -> None:
+    """Refuse to compare runs evaluated by folds with others, unless their images are the same.
+
+    Raises:
+        DataError: if the images differ for this reason.
+    """
+    images = [set(predictions.ids) for _, _, predictions, _ in named]
+    folded = [name for name, report, _, _ in named if report.folds is not None]
+    tested = [name for name, report, _, _ in named if report.folds is None]
+    if folded and tested and any(each != images[0] for each in images):
+        raise DataError(
+            f"run {folded[0]} was evaluated by --folds on all images, and run {tested[0]} on test "
+            "images only: repeat one of them with or without --folds, as the other"
+        )
 
 
 def _compare_folds(reports: Mapping[str, Report]) -> tuple[FoldComparison, ...]:

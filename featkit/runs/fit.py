@@ -173,7 +173,7 @@ class Run:
     def _repr_html_(self) -> str:
         report = self.report
         row = {"run": self.id, "head": self.head_spec, "data": self.source.data, "n": report.n}
-        row |= {"top-1": report.top1, "95% CI": report.interval95}
+        row |= {"top-1": report.overall.top1, "95% CI": report.overall.interval95}
         row |= {
             "balanced accuracy": report.balanced_accuracy,
             "balanced 95% CI": report.balanced_interval95,

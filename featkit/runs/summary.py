@@ -27,10 +27,12 @@ class RunSummary:
         head: spec of the head.
         backbone: spec of the network.
         classes: number of classes.
-        n: number of test images.
-        top1, interval95: top-1 accuracy on them with its 95% confidence interval.
+        n: number of test images; in a cross-validation of all images.
+        top1, interval95: top-1 accuracy on them with its 95% confidence interval; in a
+            cross-validation the mean over all repeats.
         bytes: size of the files of the run.
         bundled: whether the weights of the network are among them.
+        folds: number of folds of a cross-validation; 0 for a test set.
     """
 
     run: str
@@ -46,6 +48,7 @@ class RunSummary:
     interval95: Interval
     bytes: int
     bundled: bool
+    folds: int = 0
 
     def to_dict(self) -> dict[str, Any]:
         """Return the values as JSON can represent them."""
@@ -71,10 +74,11 @@ def summarise_run(directory: Path) -> RunSummary:
         backbone=Path(request.backbone).name if is_path(request.backbone) else request.backbone,
         classes=len(card.classes),
         n=report.n,
-        top1=report.top1,
-        interval95=report.interval95,
+        top1=report.overall.top1,
+        interval95=report.overall.interval95,
         bytes=sum(_sizes(directory)),
         bundled=is_bundled(directory),
+        folds=report.folds.folds if report.folds else 0,
     )
 
 

@@ -145,11 +145,17 @@ def _check_same_test_images(path: Path, config: TrainingConfig) -> None:
     """Check that the teacher was not trained on test images of the student.
 
     Raises:
-        DataError: if it was evaluated on other test images.
+        DataError: if it was evaluated on other test images, or by folds.
     """
     images = config.request.load_images()
     student_test = {images.ids[row] for row in images.rows("test")}
-    teacher_test = set(read_run(path)[2].ids)
+    _, report, predictions = read_run(path)
+    if report.folds is not None:
+        raise DataError(
+            f"the teacher {path} was evaluated by --folds on all images and is fitted on all of "
+            "them, test images of the student too: use a run without --folds"
+        )
+    teacher_test = set(predictions.ids)
     if teacher_test != student_test:
         raise DataError(
             f"the teacher {path} was evaluated on other test images "

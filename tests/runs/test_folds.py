@@ -13,16 +13,20 @@ from PIL import Image
 from sklearn.model_selection import PredefinedSplit, StratifiedKFold, cross_val_predict
 
 import featkit
+from featkit.cli.fit import run_text
 from featkit.embeddings.base import Embeddings
 from featkit.embeddings.pipeline import Compute
 from featkit.errors import DataError, OptionsError, SpecError
 from featkit.heads import make_head
+from featkit.reports.publication import publication_table
 from featkit.reports.run import run_report, run_view
+from featkit.reports.wording import accuracy_text
 from featkit.runs.compare import compare_runs, read_run
 from featkit.runs.directory import load_run, save_run
 from featkit.runs.features import FeatureSet
-from featkit.runs.fit import FitConfig, FittedHead, fit_head
+from featkit.runs.fit import FitConfig, FittedHead, fit_head, fit_run
 from featkit.runs.folds import assign_folds, find_fold_copies, fit_folds
+from featkit.runs.summary import summarise_run
 from featkit.studies.inspect import inspect_run
 
 OPTIONS = {"backbone": "resnet18", "weights": "random", "resize": "32"}
@@ -97,6 +101,14 @@ def test_runs_on_folds_are_saved_and_compared(source: FeatureSet, tmp_path: Path
         (str(repeat), str(fold)) for repeat in (1, 2) for fold in (1, 2, 3)
     }
     found = compare_runs(paths)
+    for row, (_, report), path in zip(
+        found.to_dict()["runs"], found.runs, found.directories, strict=True
+    ):
+        shown = summarise_run(path)
+        assert row["top1"] == shown.top1 == report.folds.top1 != report.top1
+        assert row["interval95"] == shown.interval95 == report.folds.interval95
+        assert f"top-1 accuracy {100 * shown.top1:.1f}%" in accuracy_text(report)
+    assert "240 images, in %" in publication_table(found).caption
     (pooled,), (resampled,) = found.pairs, found.folds
     assert pooled.n == len(source.embeddings)
     assert (resampled.folds, resampled.repeats) == (3, 2)
@@ -105,6 +117,9 @@ def test_runs_on_folds_are_saved_and_compared(source: FeatureSet, tmp_path: Path
     other = save_run(fit_folds(source, "knn", folds=4), tmp_path, {})
     with pytest.raises(DataError, match="different folds"):
         compare_runs([paths[0], other])
+    tested = save_run(fit_run(source, "knn"), tmp_path, {})
+    with pytest.raises(DataError, match="evaluated by --folds on all images, and run knn on"):
+        compare_runs([paths[0], tested])
 
 
 def with_labels(source: FeatureSet, y: list[int], groups: list[str] | None = None) -> Embeddings:
@@ -224,6 +239,13 @@ def test_the_report_describes_folds(source: FeatureSet, tmp_path: Path) -> None:
     assert sum(scores.sizes) == 2 * 240
     (command,) = [text for name, text in view.commands if name == "Repeat the run"]
     assert command.endswith("--head knn --tune --reject 0.2 --folds 3 --repeats 2")
+    assert (
+        "below the threshold of their fold are rejected as unknown (final head: " in view.rejection
+    )
+    text = run_text(run)
+    assert ") at the threshold of each fold (final head: " in text
+    assert "at the temperature of each fold (final head: " in text
+    assert run.report.plotted_temperature is None
     page = run_report(inspection)
     assert "test image" not in page
     assert "test set" not in page
