@@ -9,11 +9,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from PIL import Image
 from sklearn.model_selection import PredefinedSplit, StratifiedKFold, cross_val_predict
 
 import featkit
 from featkit.cli.fit import run_text
+from featkit.cli.runs import runs
 from featkit.embeddings.base import Embeddings
 from featkit.embeddings.pipeline import Compute
 from featkit.errors import DataError, OptionsError, SpecError
@@ -27,7 +29,9 @@ from featkit.runs.features import FeatureSet
 from featkit.runs.fit import FitConfig, FittedHead, fit_head, fit_run
 from featkit.runs.folds import assign_folds, find_fold_copies, fit_folds
 from featkit.runs.summary import summarise_run
+from featkit.studies.distill import make_teacher
 from featkit.studies.inspect import inspect_run
+from featkit.training.config import TrainingConfig
 
 OPTIONS = {"backbone": "resnet18", "weights": "random", "resize": "32"}
 
@@ -223,6 +227,16 @@ def test_warnings_of_the_heads_of_folds_are_passed_on(
     assert len(fitted) == 4
     assert run.report.warnings[-1] == "in 2 of 3 folds: linear did not converge in 7 iterations"
     assert "converge" not in "".join(run.report.warnings[:-1])
+
+
+def test_a_run_on_folds_teaches_no_student(source: FeatureSet, tmp_path: Path) -> None:
+    """Its head is fitted on the test images of the student; and it is shown as what it is."""
+    path = save_run(fit_folds(source, "prototypical", folds=3), tmp_path, {})
+    config = TrainingConfig(request=source.request, cache=source.path.parent)
+    with pytest.raises(DataError, match="by --folds on all images and is fitted on all"):
+        make_teacher(str(path), "linear", config, Compute(), tmp_path)
+    shown = CliRunner().invoke(runs, ["show", str(path)])
+    assert "n = 240 images in 3 folds)" in shown.output
 
 
 def test_the_report_describes_folds(source: FeatureSet, tmp_path: Path) -> None:
