@@ -213,7 +213,7 @@ def load_unknown(
             "extract the features again, or leave out --unknown"
         )
     found = FeatureSet(request, embeddings, done.path, str(folder.resolve()), done.weights)
-    refuse_trained_on(found, "the evaluation of unknown images")
+    refuse_trained_on(found, "the evaluation of unknown images", "`featkit fit` without --unknown")
     known = set(cached_keys(features))
     shared = [
         name for name, key in zip(embeddings.ids, cached_keys(found), strict=True) if key in known
@@ -349,7 +349,11 @@ def refuse_seen(features: FeatureSet) -> None:
     check_not_trained_on(spec, features.data, test - others)
 
 
-def refuse_trained_on(features: FeatureSet, purpose: str) -> None:
+def refuse_trained_on(
+    features: FeatureSet,
+    purpose: str,
+    otherwise: str = "`featkit fit`, which evaluates on the test images",
+) -> None:
     """Refuse to use a network on any image that it was trained on, whatever its split.
 
     The features of a network separate the classes of its own training images better than those of
@@ -358,6 +362,7 @@ def refuse_trained_on(features: FeatureSet, purpose: str) -> None:
     Args:
         features: of all images.
         purpose: what uses them, for the error message, such as ``few-shot episodes``.
+        otherwise: what to do with the same images and network, for the error message.
 
     Raises:
         DataError: if one of the images was used for training the network.
@@ -377,7 +382,7 @@ def refuse_trained_on(features: FeatureSet, purpose: str) -> None:
         raise DataError(
             f"{spec} was trained on {len(seen)} of the {len(keys)} images of {features.data}, "
             f"and {purpose} would use all of them: use images that the network was not trained on "
-            "(--data), another --backbone, or `featkit fit`, which evaluates on the test images"
+            f"(--data), another --backbone, or {otherwise}"
         )
 
 

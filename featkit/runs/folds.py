@@ -118,7 +118,7 @@ def fit_folds(
     check_head(head_spec, config)
     if source.request.perturb:
         raise SpecError("--perturb changes test images, but --folds tests all: leave out one")
-    refuse_trained_on(source, "folds")
+    refuse_trained_on(source, "folds", "`featkit fit` without --folds")
     embeddings = source.embeddings
     images = without_views(embeddings)
     drawn = [_named_folds(source, images, folds, seed + repeat) for repeat in range(repeats)]
