@@ -292,7 +292,9 @@ def double_or_die(number):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("start_methods", [None, ["spawn"]], ids=["default", "spawn"])
-@pytest.mark.parametrize("deadly", [-1, -2], ids=["exit", "kill"])
+@pytest.mark.parametrize(
+    "deadly", [pytest.param(-1, marks=pytest.mark.long), -2], ids=["exit", "kill"]
+)
 def test_a_worker_that_dies_fails_its_own_task_only(deadly, start_methods, monkeypatch):
     """Windows has no other start method than spawn."""
     if start_methods:

@@ -254,6 +254,7 @@ print(load_backbone({directory!r}).build()(torch.ones(1, 3, 64, 64)).sum().item(
     assert float(done.stdout or "nan") == pytest.approx(expected, rel=1e-5), done.stderr
 
 
+@pytest.mark.long
 def test_a_quantized_network_is_a_backbone_that_profile_accepts(photos):
     done = call(
         "quantize", "resnet18", *FAST[:2], "--data", photos, "--resize", "32", "--keep-worst", "1"

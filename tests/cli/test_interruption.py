@@ -134,7 +134,7 @@ def test_a_signal_ends_extraction_in_one_line_and_keeps_the_features(tmp_path, n
 
 @posix
 @pytest.mark.slow
-@pytest.mark.parametrize("delay", [0.5, 6])
+@pytest.mark.parametrize("delay", [0.5, pytest.param(6, marks=pytest.mark.long)])
 def test_sigterm_ends_the_workers_of_a_grid(tmp_path, delay):
     options = ["ablate", "--data", "digits", "--weights", "random", "--resize", "32"]
     heads = ["--head", "mlp", "--head", "svm"]

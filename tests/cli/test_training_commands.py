@@ -406,6 +406,7 @@ def test_options_together_with_a_study_are_wrong_usage(tmp_path):
     assert "leave out --lr" in call("finetune", tmp_path / "study.toml", "--lr", "1", code=2).stderr
 
 
+@pytest.mark.long
 def test_trained_networks_are_shown_by_their_names(photos):
     """The name decides no id: the same training with --resume is renamed, not repeated."""
     options = ("finetune", "--data", photos, "--mode", "deep", "--views", "1", *SMALL)

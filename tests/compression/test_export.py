@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import subprocess
 import sys
@@ -109,8 +110,18 @@ def test_an_int8_network_is_exported_with_its_head(tiny, colours, tmp_path):
     assert not (tmp_path / "model.pt2").exists()
 
 
-@pytest.mark.parametrize("spec", ["linear", "svm", "knn", "knn:weights=uniform", "mlp:width=8"])
-@pytest.mark.parametrize("precision", ["fp32", "int8"])
+@pytest.mark.parametrize(
+    ("precision", "spec"),
+    [
+        *itertools.product(
+            ["fp32"], ["linear", "svm", "knn", "knn:weights=uniform", "mlp:width=8"]
+        ),
+        *itertools.product(["int8"], ["linear", "svm"]),
+        pytest.param("int8", "knn", marks=pytest.mark.long),
+        pytest.param("int8", "knn:weights=uniform", marks=pytest.mark.long),
+        pytest.param("int8", "mlp:width=8", marks=pytest.mark.long),
+    ],
+)
 def test_every_head_is_exported_with_its_probabilities_and_rejections(
     spec, precision, tiny, colours, tmp_path
 ):

@@ -23,7 +23,7 @@ ROOT = DOCS.parent
 PAGES = sorted(DOCS.rglob("*.md"))
 GENERATED = {"reference/cli.md"}
 """Pages that docs/hooks.py makes when the site is built."""
-LONG = {"tutorials/compress.md"}
+LONG = {"tutorials/compress.md", "tutorials/imbalanced.md"}
 """Pages whose blocks take about a minute."""
 
 

@@ -81,7 +81,7 @@ def test_frozen_norms_keep_their_running_statistics(trained, initial_state):
     assert not any(name.endswith(("running_mean", "running_var")) for name in changed)
 
 
-@pytest.mark.parametrize("mode", ["shallow", "deep", "full"])
+@pytest.mark.parametrize("mode", ["shallow", pytest.param("deep", marks=pytest.mark.long), "full"])
 def test_the_same_seed_gives_the_same_weights(trained, mode):
     one, other = (
         state(trained(mode=mode, augment="shift", mixup=0.2, cutmix=0.5, ema=0.9)) for _ in range(2)
@@ -128,7 +128,9 @@ class _StopError(Exception):
     pass
 
 
-@pytest.mark.parametrize("mode", ["shallow", "deep", pytest.param("full", marks=pytest.mark.long)])
+@pytest.mark.parametrize(
+    "mode", ["shallow", *(pytest.param(mode, marks=pytest.mark.long) for mode in ("deep", "full"))]
+)
 def test_an_interrupted_training_resumes_to_the_same_weights(
     make_config, tmp_path, mode, monkeypatch
 ):
