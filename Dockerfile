@@ -11,10 +11,10 @@ RUN python -m pip install --no-cache-dir ${TORCH_INDEX:+--extra-index-url "$TORC
 RUN python -m pip install --no-cache-dir ".[int8]"
 
 ENV FEATKIT_WEIGHTS=/weights \
-    FEATKIT_HOME=/work/.featkit \
+    FEATKIT_HOME=/data/.featkit \
     PYTHONUNBUFFERED=1
-RUN useradd --create-home featkit && mkdir -p /work /weights && chown featkit /work
+RUN useradd --create-home featkit && mkdir -p /data /weights && chown featkit /data
 USER featkit
-WORKDIR /work
+WORKDIR /data
 ENTRYPOINT ["featkit"]
 CMD ["--help"]
