@@ -6,7 +6,7 @@ on some file systems, a later change could have the same time.
 
 The file has a checksum and is replaced as a whole, so that readers see the old or the new one. Of
 two processes that write at the same time, one wins: the entries of the other are read again. A
-file that is damaged or of another version is made again, with a warning.
+file that is damaged or of another version is rebuilt, with a warning.
 """
 
 from __future__ import annotations

@@ -702,7 +702,7 @@ class Catalogue:
         return entry
 
     def save(self) -> None:
-        """Write new descriptions, if it is worth it; a folder that cannot be written is left."""
+        """Write new descriptions, unless there are few files; do nothing in a read-only folder."""
         if len(self._remembered) or self._remembered.new >= _WORTH_A_CATALOGUE:
             problem = self._remembered.save()
             if problem:

@@ -260,8 +260,8 @@ def _tuning(report: Report) -> str:
     if report.folds is None:
         return "Chosen on the validation set; the test set was not used."
     return (
-        "The search of the final head. In each fold, hyperparameters were chosen anew on a part of "
-        "the training images; the images of the fold were not used."
+        "The search of the final head. In each fold, hyperparameters were chosen separately, on a "
+        "part of the training images; the images of the fold were not used."
     )
 
 

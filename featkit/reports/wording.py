@@ -44,7 +44,7 @@ NO_SELECTION = (
 
 
 def headline(report: Report) -> str:
-    """Return the accuracy with its interval in a sentence for people who know no statistics."""
+    """Return the accuracy with its interval in a sentence that needs no knowledge of statistics."""
     top1, (low, high) = report.overall.top1, report.overall.interval95
     images, expected = f"{report.n:,} {images_word(report)}", "new images of the same kind"
     if report.test_groups is not None:

@@ -441,11 +441,14 @@ def _score_unknown(
 
 def head_warnings(fitted: FittedHead, test: Embeddings) -> list[str]:
     """Return what a reader must know about a fitted head and its training images."""
-    final = fitted.splits.final
+    return [*fit_warnings(fitted, test), *_constant_column_warnings(fitted.splits.final)]
+
+
+def fit_warnings(fitted: FittedHead, test: Embeddings) -> list[str]:
+    """Return the warnings of a fitted head, and the classes that it was not trained on."""
     return [
         *getattr(fitted.head, "warnings_", ()),
-        *untrained_class_warnings(test.classes, test.y, final.y),
-        *_constant_column_warnings(final),
+        *untrained_class_warnings(test.classes, test.y, fitted.splits.final.y),
     ]
 
 

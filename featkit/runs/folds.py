@@ -31,13 +31,13 @@ from featkit.runs.fit import (
     Run,
     check_head,
     fit_head,
+    fit_warnings,
     head_warnings,
     run_id,
     run_provenance,
 )
 from featkit.runs.splits import (
     train_counts,
-    untrained_class_warnings,
     whole_split,
     without_views,
 )
@@ -50,7 +50,7 @@ class _PooledScores:
 
     Attributes:
         raw, calibrated: ``(n, k)`` before and after temperature scaling; a class that a head was
-            not fitted on has score 0.
+            not fitted on has probability 0, or score ``-inf`` if scores are no probabilities.
         thresholds: ``(n,)`` rejection threshold of the fold of each image; 0 without one.
     """
 
@@ -133,7 +133,7 @@ def fit_folds(
             tested = {images.ids[row] for row in np.flatnonzero(fold_of[repeat] == fold)}
             part = replace(source, embeddings=_hold_out(embeddings, tested), copies=None)
             heads.append(fit_head(part, head_spec, seed, config))
-            warned.update(_fold_warnings(heads[-1], part))
+            warned.update(fit_warnings(heads[-1], part.embeddings.part("test")))
             on_fold()
         pooled.append(_pool(heads, images, fold_of[repeat]))
     final = fit_head(source, head_spec, seed, config, whole_split(embeddings, seed, config.subset))
@@ -273,15 +273,6 @@ def _hold_out(embeddings: Embeddings, tested: set[str]) -> Embeddings:
         rows.append(row)
         splits.append("test" if in_test else "train")
     return replace(embeddings.take(np.array(rows, np.int64)), splits=np.array(splits))
-
-
-def _fold_warnings(fitted: FittedHead, source: FeatureSet) -> list[str]:
-    """Return the warnings of the head of a fold about its fit and its classes."""
-    tested, trained = source.embeddings.part("test"), fitted.splits.final
-    return [
-        *getattr(fitted.head, "warnings_", ()),
-        *untrained_class_warnings(tested.classes, tested.y, trained.y),
-    ]
 
 
 def _pool(heads: list[FittedHead], images: Embeddings, fold_of: NDArray[np.int64]) -> _PooledScores:

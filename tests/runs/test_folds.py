@@ -70,7 +70,7 @@ def test_the_final_head_is_fitted_on_all_images(source: FeatureSet) -> None:
 
 
 def test_the_protocol_in_each_fold_is_that_of_a_run(source: FeatureSet) -> None:
-    """Hyperparameters and threshold are chosen anew in each fold, without its test images."""
+    """Hyperparameters and threshold are chosen separately in each fold, without its test images."""
     config = FitConfig(tune=True, reject=0.2)
     run = fit_folds(source, "knn", folds=3, config=config)
     assert run.search is not None
