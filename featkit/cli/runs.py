@@ -110,7 +110,7 @@ def show(run: Path, path_only: bool, as_json: bool) -> None:
         f"model     {summary.head} on {summary.backbone}",
         f"top-1     {100 * summary.top1:.1f}% (95% CI {between(summary.interval95)}, "
         f"n = {summary.n} {images})",
-        f"written   {summary.created} ({_age(summary.created)} ago)",
+        f"written   {_to_seconds(summary.created)} ({_age(summary.created)} ago)",
         f"size      {size(summary.bytes)}, {'with' if summary.bundled else 'without'} the weights "
         "of the network",
     ]
@@ -152,6 +152,14 @@ def remove(runs: tuple[Path, ...], yes: bool) -> None:
     for path in paths:
         remove_run(path)
         note(f"removed {path}")
+
+
+def _to_seconds(created: str) -> str:
+    """Return a date and time without the fraction of its second."""
+    try:
+        return datetime.fromisoformat(created).isoformat(timespec="seconds")
+    except ValueError:
+        return created
 
 
 def _age(created: str) -> str:

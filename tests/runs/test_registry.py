@@ -86,6 +86,15 @@ def test_the_newest_of_several_runs_with_a_name_is_taken_and_said(three, caplog)
     assert "2 runs are named flowers-v1: using the newest" in caplog.text
 
 
+def test_the_latest_of_runs_of_one_second_is_the_one_written_last():
+    # Runs of versions before 0.4 have whole seconds.
+    make("cccc11112222", "", "2026-01-01T00:00:00+00:00")
+    make("bbbb11112222", "", "2026-01-01T00:00:00.017+00:00")
+    last = make("aaaa11112222", "", "2026-01-01T00:00:00.120+00:00")
+    make("dddd11112222", "", "2026-01-01T00:00:00.003+00:00")
+    assert find_run("latest") == last
+
+
 def test_runs_are_found_from_another_folder_once_theirs_is_remembered(three, tmp_path, monkeypatch):
     folder = Path("experiments/runs")
     for _ in range(3):
