@@ -450,7 +450,11 @@ def extract(
         FeatkitError: if an option is unknown, or images or weights are not found or cannot be read.
 
     Example:
-        >>> embeddings = featkit.extract("photos", "resnet50")  # doctest: +SKIP
+        >>> embeddings = featkit.extract("photos", "resnet18", weights="random", resize=32)
+        >>> embeddings.x.shape
+        (24, 512)
+        >>> embeddings.classes
+        ('blue', 'green', 'red')
     """
     options = locals()
     from featkit.embeddings.extract import extract_embeddings
@@ -683,8 +687,11 @@ def fit(
             shared image.
 
     Example:
-        >>> run = featkit.fit("digits", weights="random", resize="32")  # doctest: +SKIP
-        >>> print(run.report)  # doctest: +SKIP
+        >>> run = featkit.fit("photos", head="knn:k=1", weights="random", resize=32, name="1-nn")
+        >>> run.report.n
+        4
+        >>> featkit.predict("1-nn", "new.png")[0].predicted
+        'red'
     """
     options = dict(locals())
     del options["head"]
@@ -959,7 +966,7 @@ def train(
 
     Example:
         >>> result = featkit.train("photos", minutes=2)  # doctest: +SKIP
-        >>> featkit.predict(result.name, "new.jpg")  # doctest: +SKIP
+        >>> featkit.predict(result.name, "new.png")  # doctest: +SKIP
     """
     options = dict(locals())
     from featkit.reports.figures import run_figures
@@ -1161,7 +1168,9 @@ def predict(
         DecodeError: if an image cannot be read.
 
     Example:
-        >>> featkit.predict("experiments/runs/photos/0123456789ab", "new.jpg")  # doctest: +SKIP
+        >>> (prediction,) = featkit.predict("colours", "new.png")
+        >>> prediction.predicted
+        'red'
     """
     compute = _compute(locals())
     from featkit.runs.predict import image_names
@@ -1208,6 +1217,11 @@ def load_run(run: PathLike | Run | SavedRun) -> SavedRun:
     Raises:
         RunError: if there is no such run, or a part is missing, cannot be read or was changed.
         HeadError: if the head file holds anything that is not on the trusted list.
+
+    Example:
+        >>> run = featkit.load_run("colours")
+        >>> run.head_spec
+        'prototypical'
     """
     from featkit.runs.directory import SavedRun
     from featkit.runs.directory import load_run as load
@@ -1295,6 +1309,11 @@ def compare(runs: Sequence[PathLike]) -> RunComparison:
         SpecError: if there are fewer than two runs, or one is given twice.
         RunError: if a path does not exist, or a run is damaged.
         DataError: if two runs were evaluated on different images or labels.
+
+    Example:
+        >>> comparison = featkit.compare(["colours", "neighbour"])
+        >>> len(comparison.runs)
+        2
     """
     from featkit.runs.compare import compare_runs
     from featkit.runs.registry import find_run
@@ -1444,7 +1463,10 @@ def ablate(
         FeatkitError: if no cell has a result.
 
     Example:
-        >>> result = featkit.ablate(data="photos", head=["linear", "svm"])  # doctest: +SKIP
+        >>> heads = ["prototypical", "knn:k=1"]
+        >>> result = featkit.ablate(data="photos", head=heads, weights="random", resize=32)
+        >>> len(result.cells)
+        2
     """
     options = locals()
     return run_study(ablation_grid(options), options)
@@ -1590,6 +1612,10 @@ def publication_table(
     Raises:
         SpecError: if the format is unknown.
         DataError: if no cell of a grid has a result.
+
+    Example:
+        >>> comparison = featkit.compare(["colours", "neighbour"])
+        >>> table = featkit.publication_table(comparison, format="markdown")
     """
     from featkit.registry import unknown
     from featkit.reports import publication
@@ -1953,6 +1979,12 @@ def fewshot(
     Raises:
         SpecError: if a head or a number of images is not valid.
         DataError: if too few classes have enough images, or the backbone was trained on an image.
+
+    Example:
+        >>> episodes = {"way": 3, "shot": 1, "query": 3, "episodes": 20}
+        >>> result = featkit.fewshot("photos", **episodes, weights="random", resize=32)
+        >>> len(result.rows)
+        2
     """
     options = locals()
     from featkit.reports.figures import fewshot_figures
@@ -2090,6 +2122,11 @@ def audit(
         DataError: if the backbone was trained on an image, there are fewer than two images, or a
             decision names an unknown image or class.
         OptionsError: if ``out`` ends in ``.csv`` and there is nothing to apply, or the reverse.
+
+    Example:
+        >>> result = featkit.audit("photos", weights="random", resize=32)
+        >>> result.n
+        24
     """
     options = locals()
     from featkit.studies.audit import audit as audit_features
@@ -2246,7 +2283,9 @@ def suggest(
         DecodeError: if an image cannot be read.
 
     Example:
-        >>> featkit.suggest("experiments/runs/photos/0123456789ab", "new")  # doctest: +SKIP
+        >>> suggestions = featkit.suggest("colours", "unlabelled", n=2)
+        >>> len(suggestions.images)
+        2
     """
     options = locals()
     from featkit.runs.predict import image_names
@@ -2337,7 +2376,9 @@ def neighbours(
         SpecError: if ``out`` has another ending.
 
     Example:
-        >>> featkit.neighbours("experiments/runs/photos/0123456789ab", "new.jpg")  # doctest: +SKIP
+        >>> found = featkit.neighbours("colours", "new.png", k=3)
+        >>> len(found.images)
+        1
     """
     options = locals()
     from featkit.plots.files import check_format
@@ -3486,6 +3527,10 @@ def report(
         RunError: if the run is not found or was changed.
         MissingExtraError: if the projection needs an extra that is not installed.
         StorageError: if the page cannot be written.
+
+    Example:
+        >>> featkit.report("colours", heat_maps=False).name
+        'report.html'
     """
     options = locals()
     from featkit.reports.run import run_report
@@ -3587,6 +3632,9 @@ def plot(
         OptionsError: if the kind needs a target or images and there are none.
         RunError: if the run is not found or was changed.
         DecodeError: if an image cannot be read.
+
+    Example:
+        >>> picture = featkit.plot("confusion", "colours", out="confusion.png")
     """
     options = dict(locals())
     from featkit.plots.files import check_format

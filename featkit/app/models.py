@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +30,8 @@ from featkit.studies.inspect import (
     similar_images,
 )
 
+_Result = TypeVar("_Result")
+
 SIMILAR = 4
 """Number of training images shown beside a prediction."""
 _THUMBNAIL = 112
@@ -34,6 +39,11 @@ _THUMBNAIL = 112
 network_lock = threading.RLock()
 """Held while a network is built or runs: torch.fx replaces methods of all modules while it traces
 one, so that a network which runs in another thread fails."""
+
+_network_thread = ThreadPoolExecutor(1, thread_name_prefix="featkit-network")
+"""Runs the networks of the page Try. Streamlit starts a thread for each run of a page, and in a new
+thread the first forward pass takes 0.1 s longer: OpenMP starts threads, and oneDNN has a cache for
+each thread."""
 
 
 @dataclass(frozen=True)
@@ -99,8 +109,7 @@ class Model:
 
     def classify(self, pixels: Pixels, name: str = "") -> Answer:
         """Return the five most probable classes of an image."""
-        with network_lock:
-            return self._classifier.classify(pixels, name)
+        return _run_network(partial(self._classifier.classify, pixels, name))
 
     def evidence(self, pixels: Pixels, answer: Answer) -> Evidence:
         """Return the heat map of the most probable class, and similar training images.
@@ -111,10 +120,12 @@ class Model:
         if run is None:
             note = "Exported files contain neither gradients nor training images."
             return Evidence(None, (), (note,))
+        return _run_network(partial(self._evidence, run, pixels, answer))
+
+    def _evidence(self, run: SavedRun, pixels: Pixels, answer: Answer) -> Evidence:
         notes: list[str] = []
-        with network_lock:
-            heat_map = self._heat_map(run, pixels, answer.prediction.predicted, notes)
-            similar = self._similar(run, answer.features, notes)
+        heat_map = self._heat_map(run, pixels, answer.prediction.predicted, notes)
+        similar = self._similar(run, answer.features, notes)
         return Evidence(heat_map, similar, tuple(notes))
 
     def warm_up(self) -> None:
@@ -148,6 +159,16 @@ class Model:
             notes.append(f"Similar training images are not available: {self._train}")
             return ()
         return () if features is None else self._train.similar(features)
+
+
+def _run_network(work: Callable[[], _Result]) -> _Result:
+    """Do work with a network, in the thread for it; return its result or raise its error."""
+
+    def locked() -> _Result:
+        with network_lock:
+            return work()
+
+    return _network_thread.submit(locked).result()
 
 
 class _TrainingImages:

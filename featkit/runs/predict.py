@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from featkit.deprecation import warn_deprecated
 from featkit.embeddings import pipeline
 from featkit.embeddings.extract import embed
 from featkit.embeddings.pipeline import Compute, FeatureBatch, Features, PipelineTarget, Rows
@@ -65,6 +66,18 @@ class Prediction:
     def answer(self) -> str:
         """Name of the predicted class, or ``unknown`` for a rejected image."""
         return UNKNOWN if self.rejected else self.predicted
+
+    @property
+    def file(self) -> str:
+        """Return the path; deprecated, use ``path``."""
+        warn_deprecated("Prediction.file", "Prediction.path", since="0.4", removed="0.6")
+        return self.path
+
+    @property
+    def unknown(self) -> bool:
+        """Return whether the image is rejected; deprecated, use ``rejected``."""
+        warn_deprecated("Prediction.unknown", "Prediction.rejected", since="0.4", removed="0.6")
+        return self.rejected
 
     def to_dict(self) -> dict[str, Any]:
         """Return the prediction in the schema of JSON and, in the same order, of CSV.

@@ -1,0 +1,44 @@
+"""The examples of docstrings run and give what they show."""
+
+from __future__ import annotations
+
+import doctest
+import shutil
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+
+import featkit
+
+PACKAGE = Path(featkit.__file__).parent
+NETWORK = {"weights": "random", "resize": 32}
+
+
+def modules_with_examples():
+    found = []
+    for path in sorted(PACKAGE.rglob("*.py")):
+        if ">>> " in path.read_text(encoding="utf-8"):
+            parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
+            found.append(".".join(parts))
+    return found
+
+
+@pytest.fixture
+def workplace(photos, monkeypatch):
+    """Work in a folder with images, one that is new, and two runs, as the examples expect."""
+    folder = photos.parent
+    monkeypatch.chdir(folder)
+    shutil.copytree(photos / "red", folder / "unlabelled")
+    shutil.copy(photos / "red" / "0.png", folder / "new.png")
+    featkit.fit("photos", head="prototypical", name="colours", **NETWORK)
+    featkit.fit("photos", head="knn:k=1", name="neighbour", **NETWORK)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", modules_with_examples())
+def test_the_examples_of_a_module_run(name, workplace, capsys):
+    names = {"featkit": featkit}
+    found = doctest.testmod(import_module(name), extraglobs=names, optionflags=doctest.ELLIPSIS)
+    assert found.failed == 0, capsys.readouterr().out
+    assert found.attempted > 0
