@@ -687,10 +687,10 @@ def fit(
             shared image.
 
     Example:
-        >>> run = featkit.fit("photos", head="knn:k=1", weights="random", resize=32, name="1-nn")
+        >>> run = featkit.fit("photos", head="knn:k=1", weights="random", resize=32)
         >>> run.report.n
         4
-        >>> featkit.predict("1-nn", "new.png")[0].predicted
+        >>> featkit.predict(run, "new.png")[0].predicted
         'red'
     """
     options = dict(locals())
@@ -1983,7 +1983,7 @@ def fewshot(
     Example:
         >>> episodes = {"way": 3, "shot": 1, "query": 3, "episodes": 20}
         >>> result = featkit.fewshot("photos", **episodes, weights="random", resize=32)
-        >>> len(result.rows)
+        >>> len(result.scores)
         2
     """
     options = locals()
@@ -2125,7 +2125,7 @@ def audit(
 
     Example:
         >>> result = featkit.audit("photos", weights="random", resize=32)
-        >>> result.n
+        >>> len(result.embeddings)
         24
     """
     options = locals()
@@ -2377,8 +2377,8 @@ def neighbours(
 
     Example:
         >>> found = featkit.neighbours("colours", "new.png", k=3)
-        >>> len(found.images)
-        1
+        >>> len(found.rows())
+        3
     """
     options = locals()
     from featkit.plots.files import check_format

@@ -8,11 +8,13 @@ from importlib import import_module
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 import featkit
 
 PACKAGE = Path(featkit.__file__).parent
 NETWORK = {"weights": "random", "resize": 32}
+RUNS = "experiments/runs"
 
 
 def modules_with_examples():
@@ -29,10 +31,12 @@ def workplace(photos, monkeypatch):
     """Work in a folder with images, one that is new, and two runs, as the examples expect."""
     folder = photos.parent
     monkeypatch.chdir(folder)
-    shutil.copytree(photos / "red", folder / "unlabelled")
+    (folder / "unlabelled").mkdir()
+    for level in (60, 120, 180):
+        Image.new("RGB", (24, 20), (level, 0, 0)).save(folder / "unlabelled" / f"{level}.png")
     shutil.copy(photos / "red" / "0.png", folder / "new.png")
-    featkit.fit("photos", head="prototypical", name="colours", **NETWORK)
-    featkit.fit("photos", head="knn:k=1", name="neighbour", **NETWORK)
+    featkit.fit("photos", head="prototypical", name="colours", out=RUNS, **NETWORK)
+    featkit.fit("photos", head="knn:k=1", name="neighbour", out=RUNS, **NETWORK)
 
 
 @pytest.mark.slow
