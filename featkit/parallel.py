@@ -1,12 +1,17 @@
-"""Work in threads, results in order."""
+"""Work in threads, results in order; threads of BLAS."""
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager
+from functools import cache
 from itertools import islice
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
+
+if TYPE_CHECKING:
+    from threadpoolctl import ThreadpoolController
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -42,3 +47,22 @@ def in_threads(
                     pending.append(pool.submit(function, item))
         finally:
             pool.shutdown(cancel_futures=True)
+
+
+def blas_threads(limit: int | None) -> AbstractContextManager[object]:
+    """Return a context in which the BLAS of NumPy and SciPy uses a number of threads.
+
+    Args:
+        limit: None to leave it as it is.
+    """
+    context: AbstractContextManager[object] = _blas().limit(limits=limit, user_api="blas")
+    return context
+
+
+@cache
+def _blas() -> ThreadpoolController:
+    """Return the BLAS of NumPy and SciPy. To look for it takes longer than to fit a small head."""
+    import scipy.linalg  # noqa: F401, loads the BLAS of SciPy
+    from threadpoolctl import ThreadpoolController
+
+    return ThreadpoolController()

@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from featkit.errors import DataError
 from featkit.evaluation.intervals import Interval
+from featkit.parallel import blas_threads
 from featkit.registry import unknown
 
 Features = NDArray[np.floating[Any]]
@@ -114,7 +114,7 @@ def run_episodes(
         sampled = _sample_grouped_episodes(y, groups, (way, shot, query), episodes, seed)
     accuracies = []
     # The matrix products are small: with several BLAS threads they are several times slower.
-    with threadpool_limits(1, user_api="blas"):
+    with blas_threads(1):
         for start in range(0, episodes, _BLOCK):
             block = sampled[start : start + _BLOCK]
             accuracies.append(evaluate(block[:, :, :shot], block[:, :, shot:]))

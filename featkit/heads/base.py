@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -13,10 +14,9 @@ from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
-from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from featkit.errors import HeadError
-from featkit.parallel import in_threads
+from featkit.parallel import blas_threads, in_threads
 from featkit.storage import available_cores
 
 Floats = NDArray[np.floating[Any]]
@@ -166,14 +166,14 @@ def checked_weights(sample_weight: Any, x: Floats) -> NDArray[np.float64]:
     return weights / mean if mean < 1 - 1e-9 else weights
 
 
-def single_threaded_blas() -> threadpool_limits:
+def single_threaded_blas() -> AbstractContextManager[object]:
     """Return a context in which BLAS uses one thread.
 
     The matrix products of a solver step are small: on a busy machine, threads that wait for each
     other make them four to ten times slower. Results also become independent of the number of
     cores.
     """
-    return threadpool_limits(1, user_api="blas")
+    return blas_threads(1)
 
 
 def fit_in_threads(function: Callable[[Item], Result], items: Sequence[Item]) -> Iterator[Result]:

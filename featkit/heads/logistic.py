@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from featkit.heads.base import UnfitDataError, single_threaded_blas
+from featkit.parallel import blas_threads
 
 Array = Any
 """A NumPy array, or a torch tensor on a device."""
@@ -108,7 +108,7 @@ def logistic_path(
     tols = np.broadcast_to(tol, len(cs))
     multithreaded = x.shape[0] * x.shape[1] * n_classes > MULTITHREADED_PRODUCT
     solutions: dict[int, Solution] = {}
-    with threadpool_limits(None if multithreaded else 1, user_api="blas"):
+    with blas_threads(None if multithreaded else 1):
         solver = _Solver(x, codes, n_classes, weights, Backend(device, dtype))
         for position in np.argsort(cs, kind="stable"):
             c = float(cs[position])
