@@ -6,7 +6,7 @@ Builds the wheel and the source distribution, and installs the wheel with one ex
 in environments of their own, which are removed again: seconds on the clock and of CPU time, size of
 the environment, and whether a command that needs the extra works in it, outside of the checkout.
 Each environment downloads its packages, gigabytes with torch for GPUs: without ``--extras`` nothing
-is installed.
+is installed. ``--uv`` installs with uv instead of pip, which keeps what it has downloaded.
 """
 
 from __future__ import annotations
@@ -99,6 +99,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--extras", nargs="+", default=[], help=f"all, or some of {list(CHECKS)}")
     parser.add_argument("--out", type=Path, help="JSON file for the figures; it is extended")
+    parser.add_argument("--uv", action="store_true", help="install with uv instead of pip")
     options = parser.parse_args()
     extras = list(CHECKS) if options.extras == ["all"] else options.extras
     if not extras:
@@ -112,9 +113,11 @@ def main() -> None:
         found = json.loads(options.out.read_text(encoding="utf-8"))
     print(f"{'extra':12}{'seconds':>9}{'CPU s':>8}{'MB':>8}  works")
     with tempfile.TemporaryDirectory() as folder:
-        wheel = build(Path(folder))
+        tools = Path(folder, "tools")
+        wheel = build(Path(folder), tools)
         for extra in extras:
-            measured = install(extra, wheel, Path(folder, "environment"), Path(folder, "empty"))
+            installer = [executables(tools) / "uv"] if options.uv else []
+            measured = install(extra, wheel, Path(folder), installer)
             found[extra] = measured
             works = "yes" if measured["works"] else "NO"
             print(
@@ -128,42 +131,61 @@ def main() -> None:
         sys.exit(1)
 
 
-def build(folder: Path) -> Path:
-    """Build source distribution and wheel from a copy of the tracked files; return the wheel."""
+def build(folder: Path, tools: Path) -> Path:
+    """Build source distribution and wheel from a copy of the tracked files; return the wheel.
+
+    Args:
+        folder: for the copy and for what is built.
+        tools: environment to make, for the packages that build and install.
+    """
     source = folder / "source"
     subprocess.run(["git", "clone", "--quiet", str(REPOSITORY), str(source)], check=True)
-    tools = folder / "tools"
     subprocess.run([sys.executable, "-m", "venv", str(tools)], check=True)
     python = executables(tools) / "python"
-    subprocess.run([python, "-m", "pip", "install", "--quiet", "build"], check=True)
-    subprocess.run([python, "-m", "build", "--outdir", str(folder / "dist"), source], check=True)
+    subprocess.run([python, "-m", "pip", "install", "--quiet", "build", "uv"], check=True)
+    command = [python, "-m", "build", "--outdir", str(folder / "dist"), str(source)]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     (wheel,) = (folder / "dist").glob("*.whl")
     return wheel
 
 
-def install(extra: str, wheel: Path, environment: Path, empty: Path) -> dict[str, object]:
-    """Install the wheel with an extra in a new environment, run its check, and remove both."""
-    start, used = time.perf_counter(), cpu_seconds()
-    subprocess.run([sys.executable, "-m", "venv", str(environment)], check=True)
+def install(extra: str, wheel: Path, folder: Path, uv: list[Path]) -> dict[str, object]:
+    """Install the wheel with an extra in a new environment, run its check, and remove both.
+
+    Args:
+        extra: name of the extra.
+        wheel: the file.
+        folder: for the environment, and for the folder in which the check runs.
+        uv: the program uv; empty to install with pip.
+    """
+    environment, empty = folder / "environment", folder / "empty"
     target = str(wheel) if extra == NONE else f"{wheel}[{extra}]"
     programs = executables(environment)
-    subprocess.run([programs / "python", "-m", "pip", "install", "--quiet", target], check=True)
+    start, used = time.perf_counter(), cpu_seconds()
+    subprocess.run([sys.executable, "-m", "venv", str(environment)], check=True)
+    pip = [*uv, "pip"] if uv else [programs / "python", "-m", "pip"]
+    place = ["--python", programs / "python"] if uv else []
+    subprocess.run([*pip, "install", "--quiet", *place, target], check=True)
     seconds, cpu = time.perf_counter() - start, cpu_seconds() - used
     megabytes = folder_bytes(environment) / 1e6
     empty.mkdir()
-    variables = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    variables["PATH"] = f"{programs}{os.pathsep}{variables['PATH']}"
-    variables["FEATKIT_HOME"] = str(empty / "home")
-    works = True
-    for command in CHECKS[extra]:
-        done = subprocess.run(command, cwd=empty, env=variables, capture_output=True, text=True)
-        if done.returncode != 0:
-            works = False
-            print(f"{extra}: {' '.join(command)[:200]}\n{done.stdout}\n{done.stderr}", flush=True)
-            break
+    works = check(extra, empty, programs)
     shutil.rmtree(environment)
     shutil.rmtree(empty)
     return {"seconds": seconds, "cpu_seconds": cpu, "megabytes": megabytes, "works": works}
+
+
+def check(extra: str, empty: Path, programs: Path) -> bool:
+    """Return whether the commands of an extra succeed; print the output of one that does not."""
+    variables = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    variables["PATH"] = f"{programs}{os.pathsep}{variables['PATH']}"
+    variables["FEATKIT_HOME"] = str(empty / "home")
+    for command in CHECKS[extra]:
+        done = subprocess.run(command, cwd=empty, env=variables, capture_output=True, text=True)
+        if done.returncode != 0:
+            print(f"{extra}: {' '.join(command)[:200]}\n{done.stdout}\n{done.stderr}", flush=True)
+            return False
+    return True
 
 
 def executables(environment: Path) -> Path:
