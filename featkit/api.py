@@ -72,6 +72,7 @@ if TYPE_CHECKING:
     from featkit.images.base import ImageSet
     from featkit.reports.pictures import Plot, Style
     from featkit.runs.compare import OverSeeds, RunComparison
+    from featkit.runs.costs import CostTable
     from featkit.runs.directory import SavedRun
     from featkit.runs.features import FeatureSet
     from featkit.runs.fit import FitConfig, Run
@@ -604,6 +605,7 @@ def _load_features(
     folds=integer(2),
     repeats=integer(1),
     unknown=PATH,
+    cost=PATH,
     name=NAME,
 )
 def fit(
@@ -618,6 +620,7 @@ def fit(
     folds: int | None = None,
     repeats: int = 1,
     unknown: PathLike | None = None,
+    cost: PathLike | None = None,
     split: str | None = None,
     limit: str | None = None,
     intensity_range: str | None = None,
@@ -668,6 +671,8 @@ def fit(
         repeats: number of random divisions into folds.
         unknown: folder of images of none of the classes, anywhere below it; the report has how
             well confidence tells them from test images, and with ``reject`` how many are accepted.
+        cost: CSV file with the cost of each predicted class (columns) for each true class (rows);
+            the report has the mean cost of an image. It changes no other number.
         split, limit, intensity_range, group, allow_group_leak, seed, augment, views, perturb:
             images, as for ``extract``.
         backbone, weights, layer, pool, resize, crop, precision, decode: network, as for
@@ -758,6 +763,7 @@ def fit_heads(
         make_head(head)
     given = "" if name is None else NAME.check("name", name)
     _check_evaluation(seeds, options)
+    table = _read_costs(options["cost"])
     config = FitConfig(
         tune=options["tune"],
         subset=options["subset"],
@@ -770,9 +776,9 @@ def fit_heads(
         if seeds > 1:
             options = {**options, "seed": first_seed + offset}
         features = _load_features(options)
-        features = _check_copies(features, options)
-        if options["unknown"] is not None:
-            features = _with_unknown(features, options)
+        costs = None if table is None else table.matrix(features.embeddings.classes)
+        config = replace(config, costs=costs)
+        features = _with_unknown(_check_copies(features, options), options)
         for head in heads:
             run = _fit_head(features, head, config, options)
             run = replace(run, name=_run_name(given, head, heads, seeds, options["seed"]))
@@ -787,6 +793,14 @@ def fit_heads(
     elif len(set(paths)) > 1:
         comparison = compare_runs(paths)
     return FitResults(tuple(runs), tuple(paths), comparison, summaries)
+
+
+def _read_costs(path: PathLike | None) -> CostTable | None:
+    """Read a file of costs; None without one."""
+    from featkit.runs.costs import read_costs
+    from featkit.storage import user_path
+
+    return None if path is None else read_costs(user_path(str(path)))
 
 
 def _save_run(run: Run, out: Path) -> Path:
@@ -1070,10 +1084,12 @@ def expand_heads(heads: Sequence[str]) -> tuple[str, ...]:
 
 
 def _with_unknown(features: FeatureSet, options: Mapping[str, Any]) -> FeatureSet:
-    """Return the features with those of the images of none of the classes."""
+    """Return the features with those of the images of none of the classes, if there are any."""
     from featkit.runs.features import load_unknown
     from featkit.storage import user_path
 
+    if options["unknown"] is None:
+        return features
     found = load_unknown(user_path(str(options["unknown"])), features, _compute(options), log.info)
     return replace(features, unknown=found)
 

@@ -35,7 +35,8 @@ def compare(runs: tuple[Path, ...], as_json: bool, **options: Any) -> None:
 
     For each pair: the difference in top-1 accuracy with its 95% confidence interval, and McNemar's
     test (mid-p) with Holm correction; over groups of images, if they have groups. Runs on the same
-    folds are compared by the corrected resampled t-test too.
+    folds are compared by the corrected resampled t-test too, and runs with the same --cost by the
+    difference of their mean costs.
     """
     from featkit import api
 
@@ -47,30 +48,34 @@ def compare(runs: tuple[Path, ...], as_json: bool, **options: Any) -> None:
         print_json(found.to_dict())
     elif not prints_table(options):
         print_comparison(found.runs, found.pairs)
-        print_folds(found)
+        print_further_pairs(found)
         if found.note:
             print_line(found.note)
 
 
-def print_folds(found: RunComparison) -> None:
-    """Print a line for each pair of runs that were evaluated on the same folds."""
-    for pair in found.folds:
-        print_line(pair.sentence)
+def print_further_pairs(found: RunComparison) -> None:
+    """Print a line for each pair of runs that were evaluated on the same folds, or with costs."""
+    for sentence in found.further_sentences:
+        print_line(sentence)
 
 
 def print_comparison(runs: Iterable[tuple[str, Report]], pairs: Iterable[PairedComparison]) -> None:
     """Print a table of runs in their order, and a line for each pair."""
+    from featkit.evaluation.costs import mean_cost_text
     from featkit.evaluation.standing import standings_of_pairs
 
     runs, pairs = list(runs), list(pairs)
     standings = standings_of_pairs({name: report.overall.top1 for name, report in runs}, pairs)
+    with_costs = any(report.decision_cost for _, report in runs)
     rows = []
     for name, report in runs:
         found = standings.get(name)
         whole = report.overall
         numbers = [f"{100 * whole.top1:.1f}", between(whole.interval95), report.n]
+        if with_costs:
+            numbers.append(mean_cost_text(report.decision_cost) if report.decision_cost else "")
         rows.append([name, *numbers, found.text if found else ""])
-    right = ("top-1 %", "95% CI", "n")
+    right = ["top-1 %", "95% CI", "n", *(["mean cost (95% CI)"] if with_costs else [])]
     print_text(table(["run", *right, "compared with the best"], rows, right=right))
     print_line("")
     for pair in pairs:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from featkit.cli.compare import print_comparison, print_folds
+from featkit.cli.compare import print_comparison, print_further_pairs
 from featkit.cli.options import (
     FiniteRange,
     UserPath,
@@ -43,6 +43,7 @@ Examples:
   featkit fit --data scans --group parent --head linear
   featkit fit --data scans --group parent --head linear --folds 5 --repeats 3
   featkit fit --head linear --reject 0.05 --unknown other-images
+  featkit fit --head linear --cost costs.csv
   featkit fit --head linear --subset longtail:if=50 --balance logit-adjust
   featkit fit --head linear --perturb gaussian_noise:level=strong
   featkit fit --cache cache/photos-resnet50-0123456789ab.h5
@@ -123,6 +124,14 @@ the head is fitted on train and validation together and evaluated once on the te
     help="Images of none of the classes: how well confidence tells them from test images, and with "
     "--reject how many are accepted.",
 )
+@option(
+    "--cost",
+    group="Output",
+    type=UserPath(),
+    metavar="CSV",
+    help="Report the mean cost of an image: a matrix with true classes in rows and predicted "
+    "classes in columns.",
+)
 @name_option
 @option(
     "--report",
@@ -165,7 +174,7 @@ def fit(
     if found.comparison:
         print_line("")
         print_comparison(found.comparison.runs, found.comparison.pairs)
-        print_folds(found.comparison)
+        print_further_pairs(found.comparison)
 
 
 def _print_results_json(found: FitResults) -> None:
@@ -184,6 +193,7 @@ def _print_results_json(found: FitResults) -> None:
 
 def run_text(run: Run) -> str:
     """Return the lines that describe a run: head, accuracy, most confused classes, cost."""
+    from featkit.evaluation.costs import cost_sentence
     from featkit.evaluation.report import summary
     from featkit.evaluation.unknown import unknown_sentence
 
@@ -199,6 +209,8 @@ def run_text(run: Run) -> str:
         lines.append(_rejection_text(report.rejection, folded=report.folds is not None))
     if report.unknown:
         lines.append(unknown_sentence(report.unknown))
+    if report.decision_cost:
+        lines.append(cost_sentence(report.decision_cost))
     if report.confused:
         pairs = [f"{pair.true} as {pair.predicted} ({pair.count})" for pair in report.confused[:3]]
         lines.append(f"most confused: {', '.join(pairs)}")

@@ -197,6 +197,41 @@ def _resampled_recall(
     return np.concatenate(means)
 
 
+def resampled_means(
+    values: NDArray[np.float64],
+    clusters: Clusters | None = None,
+    *,
+    resamples: int = 2000,
+    seed: int = 0,
+) -> NDArray[np.float64]:
+    """Return the mean of values in each bootstrap resample of the images, or of their groups.
+
+    Args:
+        values: ``(n,)``.
+        clusters: groups of the images; None for independent images.
+        resamples: number of resamples.
+        seed: of the resamples.
+
+    Returns:
+        ``(resamples,)`` means.
+
+    Source: Efron, "Bootstrap methods: another look at the jackknife", Ann. Statist. 7 (1979), 1-26;
+    of groups Field and Welsh (2007), see ``clustered_balanced_interval``.
+    """
+    if clusters is not None:
+        sums, sizes = clusters.sums(values), np.bincount(clusters.codes).astype(np.float64)
+        return _resampled_recall(sums[:, None], sizes[:, None], resamples, seed)
+    # Resampling images is one draw over their distinct values, so memory grows with these only.
+    distinct, counts = np.unique(values, return_counts=True)
+    n, rng = len(values), np.random.default_rng(seed)
+    block = max(1, _RESAMPLED_CELLS // len(distinct))
+    means = []
+    for start in range(0, resamples, block):
+        size = min(block, resamples - start)
+        means.append(rng.multinomial(n, counts / n, size=size) @ distinct / n)
+    return np.concatenate(means)
+
+
 def clustered_difference(
     correct_a: NDArray[np.bool_], correct_b: NDArray[np.bool_], clusters: Clusters
 ) -> tuple[Interval, float]:

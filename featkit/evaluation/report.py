@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from featkit.errors import DataError
 from featkit.evaluation.calibration import ReliabilityBin, Temperature
+from featkit.evaluation.costs import CostMatrix, DecisionCost
 from featkit.evaluation.folds import FoldScores
 from featkit.evaluation.intervals import Interval
 from featkit.evaluation.unknown import UnknownImages
@@ -142,6 +143,7 @@ class Report:
             which changes no other number; in a cross-validation at the temperature of each fold.
         rejection: coverage and selective accuracy at a confidence threshold, if requested.
         unknown: rejection of images of none of the classes, if there are any.
+        decision_cost: mean cost of an image by a cost matrix, if there is one.
         test_groups: number of groups of the test images, such as patients, which all intervals
             resample in place of images; None if the images count as independent.
         folds: accuracy over the folds of a cross-validation; all other numbers describe the pooled
@@ -174,6 +176,7 @@ class Report:
     reliability_calibrated: tuple[ReliabilityBin, ...] = ()
     rejection: Rejection | None = None
     unknown: UnknownImages | None = None
+    decision_cost: DecisionCost | None = None
     test_groups: int | None = None
     folds: FoldScores | None = None
     without_copies: AccuracyWithout | None = None
@@ -261,13 +264,14 @@ _DATACLASS_FIELDS: Mapping[str, type] = {
     "temperature": Temperature,
     "rejection": Rejection,
     "unknown": UnknownImages,
+    "decision_cost": DecisionCost,
     "folds": FoldScores,
     "without_copies": AccuracyWithout,
 }
 
 
-_OPTIONAL = ("unknown", "test_groups", "recall_interval95", "folds")
-"""Fields that are written only if there are unknown images, groups or folds."""
+_OPTIONAL = ("unknown", "decision_cost", "test_groups", "recall_interval95", "folds")
+"""Fields that are written only if there are unknown images, costs, groups or folds."""
 
 
 def _from_json_value(kind: type, values: Any) -> Any:
@@ -276,8 +280,14 @@ def _from_json_value(kind: type, values: Any) -> Any:
         return tuple(_from_json_value(kind, row) for row in values)
     arguments = {}
     for name, value in values.items():
-        arguments[name] = tuple(value) if isinstance(value, list) else value
+        is_matrix = name == "matrix"
+        arguments[name] = _from_json_value(CostMatrix, value) if is_matrix else _to_tuples(value)
     return kind(**arguments)
+
+
+def _to_tuples(value: Any) -> Any:
+    """Return lists, and lists inside of them, as tuples."""
+    return tuple(_to_tuples(each) for each in value) if isinstance(value, list) else value
 
 
 def _written_fields(value: Any) -> dict[str, Any]:

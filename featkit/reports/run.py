@@ -18,6 +18,7 @@ from PIL import Image
 from featkit.embeddings.request import REQUEST_FIELDS, Request
 from featkit.errors import visible
 from featkit.evaluation.calibration import ReliabilityBin
+from featkit.evaluation.costs import cost_sentence
 from featkit.evaluation.folds import FoldScores
 from featkit.evaluation.intervals import Interval, wilson
 from featkit.evaluation.metrics import clustered_order, most_confused
@@ -124,6 +125,7 @@ class RunView:
         rejection: a sentence about the images that the run rejects as unknown; empty if it rejects
             none.
         unknown: a sentence about images of none of the classes; empty without any.
+        costs: a sentence about the mean cost of an image; empty without a cost matrix.
         precision: sentences that compare a run of lower precision with float32; empty without.
         mistakes, uncertain: images with their predictions.
         explanation: how the heat maps were computed.
@@ -157,6 +159,7 @@ class RunView:
     calibration: str
     rejection: str
     unknown: str
+    costs: str
     precision: Sequence[str]
     mistakes: Sequence[PredictionCard]
     uncertain: Sequence[PredictionCard]
@@ -210,6 +213,7 @@ def run_view(inspection: RunInspection) -> RunView:
         calibration=_calibration(report),
         rejection=_rejection(report),
         unknown=_unknown(report),
+        costs=_costs(report),
         precision=_precision(inspection.float_comparison),
         mistakes=[_card(each) for each in inspection.mistakes],
         uncertain=[_card(each) for each in inspection.uncertain],
@@ -431,6 +435,13 @@ def _unknown(report: Report) -> str:
         return text
     share = _percent_text(found.accepted / found.n, found.accepted_interval95)
     return f"{text} {share} of them are not rejected by the threshold."
+
+
+def _costs(report: Report) -> str:
+    if report.decision_cost is None:
+        return ""
+    text = cost_sentence(report.decision_cost)
+    return f"{text[0].upper()}{text[1:]}."
 
 
 def _precision(found: FloatComparison | None) -> list[str]:
@@ -674,13 +685,20 @@ def _fit_command(inspection: RunInspection) -> list[str]:
             command += [f"--{name}", str(provenance[name])]
     if provenance.get("tuned"):
         command.append("--tune")
-    if inspection.report.rejection is not None:
-        command += ["--reject", f"{inspection.report.rejection.share:g}"]
-    if inspection.report.unknown is not None:
-        command += ["--unknown", inspection.report.unknown.data]
-    folds = inspection.report.folds
-    if folds is not None:
-        command += ["--folds", str(folds.folds)]
-        if folds.repeats > 1:
-            command += ["--repeats", str(folds.repeats)]
-    return command
+    return [*command, *_evaluation_options(inspection.report)]
+
+
+def _evaluation_options(report: Report) -> list[str]:
+    """Return the options of ``fit`` that say how a run is evaluated."""
+    options = []
+    if report.rejection is not None:
+        options += ["--reject", f"{report.rejection.share:g}"]
+    if report.unknown is not None:
+        options += ["--unknown", report.unknown.data]
+    if report.decision_cost is not None:
+        options += ["--cost", report.decision_cost.matrix.file]
+    if report.folds is not None:
+        options += ["--folds", str(report.folds.folds)]
+        if report.folds.repeats > 1:
+            options += ["--repeats", str(report.folds.repeats)]
+    return options

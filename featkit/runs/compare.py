@@ -14,6 +14,7 @@ import numpy as np
 
 from featkit.errors import DataError, SpecError
 from featkit.evaluation import PairedComparison, Predictions, Report, compare
+from featkit.evaluation.costs import CostComparison, compare_costs
 from featkit.evaluation.display import data_frame, html_table
 from featkit.evaluation.effects import SEED, average, score_cells
 from featkit.evaluation.folds import FoldComparison, compare_folds
@@ -47,12 +48,14 @@ class RunComparison:
         pairs: every two of them.
         folds: corrected t-test of every two of them, if all were evaluated on folds.
         directories: of the runs, in their order; empty for runs that were not read from disk.
+        costs: difference in mean cost of every two of them, if all have the same cost matrix.
     """
 
     runs: tuple[tuple[str, Report], ...]
     pairs: tuple[PairedComparison, ...]
     directories: tuple[Path, ...] = ()
     folds: tuple[FoldComparison, ...] = ()
+    costs: tuple[CostComparison, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Return runs and pairs as JSON can represent them."""
@@ -60,6 +63,8 @@ class RunComparison:
         values = {"runs": self._rows(), "pairs": pairs, "note": self.note}
         if self.folds:
             values["folds"] = [pair.to_dict() for pair in self.folds]
+        if self.costs:
+            values["costs"] = [pair.to_dict() for pair in self.costs]
         return values
 
     @property
@@ -70,7 +75,14 @@ class RunComparison:
         groups = self.pairs[0].groups if self.pairs else None
         if groups is not None:
             notes.append(f"Tests and intervals of differences resample {groups} groups of images.")
+        if not self.costs and any(report.decision_cost for _, report in self.runs):
+            notes.append("Mean costs are not compared: not all runs have the same cost matrix.")
         return " ".join(notes)
+
+    @property
+    def further_sentences(self) -> list[str]:
+        """Return a line for each pair of runs on the same folds, and of runs with costs."""
+        return [pair.sentence for pair in self.folds] + [pair.sentence for pair in self.costs]
 
     def to_frame(self) -> Any:
         """Return a ``pandas.DataFrame`` with one row per run.
@@ -82,7 +94,7 @@ class RunComparison:
 
     def _repr_html_(self) -> str:
         found = [pair.sentence for pair in self.pairs]
-        found += [pair.sentence for pair in self.folds]
+        found += self.further_sentences
         pairs = "".join(f"<li>{escape(sentence)}</li>" for sentence in found)
         return f"{html_table(self._rows())}<ul>{pairs}</ul>"
 
@@ -90,7 +102,11 @@ class RunComparison:
         rows = []
         for name, report in self.runs:
             row = {"name": name, "n": report.n, "top1": report.overall.top1}
-            rows.append({**row, "interval95": report.overall.interval95})
+            row["interval95"] = report.overall.interval95
+            if report.decision_cost is not None:
+                row["mean_cost"] = report.decision_cost.mean
+                row["cost_interval95"] = report.decision_cost.interval95
+            rows.append(row)
         return rows
 
 
@@ -172,6 +188,7 @@ def compare_runs(directories: Sequence[Path]) -> RunComparison:
         tuple(pairs),
         tuple(directory for _, _, _, directory in named),
         _compare_folds({name: report for name, report, _, _ in named}),
+        _compare_costs([(name, report, predictions) for name, report, predictions, _ in named]),
     )
 
 
@@ -201,6 +218,30 @@ def _compare_folds(reports: Mapping[str, Report]) -> tuple[FoldComparison, ...]:
     """
     scores = {name: report.folds for name, report in reports.items() if report.folds is not None}
     return compare_folds(scores) if len(scores) == len(reports) else ()
+
+
+def _compare_costs(
+    named: Sequence[tuple[str, Report, Predictions]],
+) -> tuple[CostComparison, ...]:
+    """Compare the mean costs of runs on the same images; nothing unless all have the same costs."""
+    costs, groups = {}, None
+    first = named[0][1]
+    if first.decision_cost is None:
+        return ()
+    matrix = first.decision_cost.matrix
+    place = {safe_cell(label): number for number, label in enumerate(first.classes)}
+    y = np.array([], np.int64)
+    for name, report, predictions in named:
+        own = report.decision_cost
+        if own is None or own.matrix.rows != matrix.rows or report.classes != first.classes:
+            return ()
+        order = np.argsort(np.asarray(predictions.ids, np.str_))
+        y = np.array([place[label] for label in predictions.y[order]], np.int64)
+        predicted = np.array([place[label] for label in predictions.predicted[order]], np.int64)
+        costs[name] = matrix.of(y, predicted)
+        if groups is None and predictions.groups is not None:
+            groups = predictions.groups[order]
+    return compare_costs(costs, matrix.typical_excess(y), groups)
 
 
 def _named_alike(

@@ -16,6 +16,7 @@ from featkit.embeddings.base import Embeddings
 from featkit.errors import DataError, SpecError
 from featkit.evaluation import Temperature, evaluate, fit_temperature
 from featkit.evaluation.calibration import apply_temperature, are_probabilities
+from featkit.evaluation.costs import CostMatrix, score_costs
 from featkit.evaluation.display import data_frame, html_table
 from featkit.evaluation.metrics import balanced_accuracy, confusion_matrix
 from featkit.evaluation.predictions import Predictions
@@ -60,6 +61,8 @@ class FitConfig:
             it.
         balance: spec of a correction for class imbalance, or None.
         reject: fraction of validation images to reject as unknown, or None to never reject.
+        costs: cost of each predicted class for each true class, which the evaluation reports; it
+            decides nothing.
         progress: called after each candidate that was evaluated.
     """
 
@@ -67,10 +70,11 @@ class FitConfig:
     subset: str | None = None
     balance: str | None = None
     reject: float | None = None
+    costs: CostMatrix | None = None
     progress: Callable[[Candidate], None] | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the options for a report, without rejection, which is recorded as a result."""
+        """Return the options for a report; rejection and costs are recorded with their results."""
         return {"tuned": self.tune, "subset": self.subset, "balance": self.balance}
 
 
@@ -407,6 +411,16 @@ def evaluate_head(fitted: FittedHead, source: FeatureSet) -> Run:
         report = replace(
             report, unknown=_score_unknown(fitted, source.unknown, probabilities, test)
         )
+    if fitted.config.costs is not None:
+        costs = score_costs(
+            probabilities,
+            test.y,
+            predicted=predictions.predicted,
+            columns=np.asarray(head.classes_),
+            matrix=fitted.config.costs,
+            groups=test.groups,
+        )
+        report = replace(report, decision_cost=costs)
     if source.copies and source.copies.ids:
         copied = np.array([name in source.copies.ids for name in test.ids])
         without = accuracy_without(predictions.correct, copied, test.groups)
@@ -538,6 +552,8 @@ def run_id(fitted: FittedHead, source: FeatureSet) -> str:
         parts += ["groups", *embeddings.groups.tolist()]
     if source.unknown is not None:
         parts += ["unknown", source.unknown.embeddings.recipe.fingerprint]
+    if config.costs is not None:
+        parts += ["costs", *map(str, config.costs.values.ravel().tolist())]
     return digest(parts)[:12]
 
 

@@ -17,6 +17,7 @@ from featkit.errors import DataError, SpecError
 from featkit.evaluation import evaluate
 from featkit.evaluation.calibration import apply_temperature, are_probabilities
 from featkit.evaluation.clusters import Clusters
+from featkit.evaluation.costs import score_costs
 from featkit.evaluation.folds import fold_interval, score_folds
 from featkit.evaluation.predictions import Predictions
 from featkit.evaluation.report import Report
@@ -331,6 +332,16 @@ def _report(source: FeatureSet, found: _CrossValidation) -> Report:
             groups=images.groups,
         )
         report = replace(report, rejection=replace(rejection, threshold=final.threshold))
+    if final.config.costs is not None:
+        costs = score_costs(
+            pooled[0].calibrated,
+            images.y,
+            predicted=pooled[0].raw.argmax(axis=1),
+            columns=np.arange(len(images.classes)),
+            matrix=final.config.costs,
+            groups=images.groups,
+        )
+        report = replace(report, decision_cost=costs)
     if source.copies and source.copies.ids:
         copied = np.array([name in source.copies.ids for name in images.ids])
         correct = pooled[0].raw.argmax(axis=1) == images.y
