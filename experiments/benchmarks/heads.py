@@ -3,6 +3,7 @@
     python experiments/benchmarks/heads.py [--cache FILE] [--rows N] [--values 45] [--repeat 3]
     python experiments/benchmarks/heads.py --cold [--fits 9]
     python experiments/benchmarks/heads.py --tune --cache FILE
+    python experiments/benchmarks/heads.py --single --cache FILE [--repeat 5]
 
 The baseline is ``LogisticRegression(warm_start=True)``, fitted from the smallest C to the largest:
 each fit starts from the solution of the one before it. Both solvers run at several tolerances, so
@@ -12,7 +13,8 @@ the C in question. They get the same float32 features, scaled as by the linear h
 one thread each; times are CPU seconds, medians of interleaved repetitions.
 
 ``--cold`` adds fits that start from zero, evenly spread over the path and extrapolated to all of
-it. ``--tune`` measures time and memory of `featkit fit --tune` for the five heads in one command.
+it. ``--tune`` measures time and memory of `featkit fit --tune` for the five heads in one command,
+``--single`` single fits of the linear head on small sets against scikit-learn at the same loss.
 Without ``--cache`` the features are synthetic: 2,000 x 512 in 101 classes with a spectrum that
 decays like that of ResNet-50.
 """
@@ -39,6 +41,7 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from threadpoolctl import threadpool_limits
 
+from featkit.heads.linear import LinearHead
 from featkit.heads.logistic import logistic_path
 from featkit.heads.scaling import apply_scale, fit_scale
 
@@ -281,6 +284,39 @@ def tune(cache: Path) -> None:
     print(f"wall time {seconds[0]:.1f} s, CPU time {seconds[1]:.1f} s, peak memory {peak:.0f} MiB")
 
 
+def compare_single_fits(file: Path, repeat: int) -> None:
+    """Print CPU time and loss of single fits on small parts of the cache, scaling included."""
+    every = cached(file, None)
+    rng = np.random.default_rng(0)
+    print("n     classes  featkit ms  scikit-learn ms  excess of the loss: featkit  scikit-learn")
+    for classes, n in ((2, 200), (17, 952), (101, 2000)):
+        some = rng.permutation(np.flatnonzero(every.codes < classes))[:n]
+        rows = Rows(every.x[some], np.unique(every.codes[some], return_inverse=True)[1])
+        times: dict[str, list[float]] = {"featkit": [], "scikit-learn": []}
+        for _ in range(repeat):
+            start = time.process_time()
+            head = LinearHead().fit(rows.x, rows.codes)
+            times["featkit"].append(time.process_time() - start)
+            start = time.process_time()
+            scaled = scale(rows)
+            model = LogisticRegression(C=head.C, tol=1e-6, max_iter=MAX_ITER)
+            model.fit(scaled.x, scaled.codes)
+            times["scikit-learn"].append(time.process_time() - start)
+        losses = []
+        for each in (head, model):
+            coef, intercept = np.atleast_2d(each.coef_), np.atleast_1d(each.intercept_)
+            if len(coef) == 1:  # scores of the first class are 0
+                coef, intercept = np.vstack([0 * coef, coef]), np.append(0, intercept)
+            losses.append(objective(scaled, Weights(head.C, coef, intercept, 0)))
+        best = min(losses)
+        print(
+            f"{len(some):<6}{classes:7}{1000 * np.median(times['featkit']):12.1f}"
+            f"{1000 * np.median(times['scikit-learn']):17.1f}"
+            f"{losses[0] / best - 1:29.1e}{losses[1] / best - 1:14.1e}",
+            flush=True,
+        )
+
+
 def measure(command: list[str]) -> tuple[tuple[float, float], float]:
     """Run a command; return its wall and CPU seconds, and its peak resident memory in MiB."""
     start = time.perf_counter()
@@ -310,11 +346,18 @@ def main() -> None:
     parser.add_argument(
         "--tune", action="store_true", help="measure `featkit fit --tune` on the cache instead"
     )
+    parser.add_argument(
+        "--single", action="store_true", help="measure single fits on small sets instead"
+    )
     options = parser.parse_args()
-    if options.tune:
+    if options.tune or options.single:
         if not options.cache:
-            parser.error("--tune needs --cache FILE")
-        tune(options.cache)
+            parser.error("--tune and --single need --cache FILE")
+        if options.tune:
+            tune(options.cache)
+        else:
+            with threadpool_limits(1):
+                compare_single_fits(options.cache, options.repeat)
         return
     rows = scale(cached(options.cache, options.rows) if options.cache else synthetic())
     cs = np.logspace(-6, 5, options.values)

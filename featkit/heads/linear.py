@@ -27,7 +27,7 @@ from featkit.heads.scaling import SCALES, apply_scale, fit_scale
 SEARCH_CS = np.logspace(-6, 5, 45)
 """Values of C in the search space."""
 
-WARM_UP = np.logspace(-6, 0, 13)
+WARM_UP = np.logspace(-4, 0, 5)
 """Fractions of C that are solved on the way to it, which is faster than starting from zero."""
 
 COARSE_TOLERANCE = 1e-3
