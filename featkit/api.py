@@ -404,8 +404,8 @@ def extract(
     """Extract features of images, or read them from the cache.
 
     Args:
-        data: spec of the images (``digits``, a folder, a CSV file, ``cifar10:root=DIR``), or an
-            ``ImageSet``.
+        data: spec of the images (``digits``, a folder, a CSV file, ``tar:PATTERN``,
+            ``cifar10:root=DIR``), or an ``ImageSet``.
         backbone: spec of the network: ``resnet50``, ``timm:NAME``, or a run directory.
         weights: ``imagenet``, ``IMAGENET1K_V2``, ``random[:SEED]`` or a weights file.
         layer: layer whose output is used; None for the output of global pooling.
@@ -422,8 +422,9 @@ def extract(
         intensity_range: values that become black and white in grey images of more than 8 bits,
             such as ``0:4095``.
         group: images that no split separates, such as those of one patient: ``parent`` for the
-            folder of the image inside its class folder, a column of the CSV file, a regular
-            expression for the path, or ``none``; None for the column ``group``, if there is one.
+            folder of the image inside its class folder, ``duplicates`` for near duplicates, a
+            column of the CSV file, a regular expression for the path, or ``none``; None for the
+            column ``group``, if there is one.
         allow_group_leak: whether the splits of the data may separate a group.
         seed: of the split, the sample and the augmentation.
         augment: ``basic``, ``light``, ``shift``, ``trivial``, ``auto`` or ``rand`` for augmented

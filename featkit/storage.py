@@ -831,6 +831,21 @@ def default_folder(path: str) -> Path | None:
         return None
 
 
+def data_folder() -> Path:
+    """Return the folder of downloaded data: ``$FEATKIT_DATA``, or one in the user's cache folder.
+
+    Raises:
+        DataError: if neither is known.
+    """
+    given = os.environ.get("FEATKIT_DATA")
+    if given:
+        return user_path(given)
+    folder = default_folder(f"{os.environ.get('XDG_CACHE_HOME') or '~/.cache'}/featkit/data")
+    if folder is None:
+        raise DataError("the home folder is not known: set FEATKIT_DATA or HOME, or give root=DIR")
+    return folder
+
+
 def available_cores() -> int:
     """Return the number of threads that this process may use for computing.
 

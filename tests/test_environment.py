@@ -15,11 +15,11 @@ from featkit import storage
 from featkit.arguments import PATH
 from featkit.backbones.weights import find_weights, hub_folder
 from featkit.errors import DataError, SpecError, StorageError, WeightsError
-from featkit.images.datasets import data_folder
 from featkit.storage import (
     LockHeldError,
     available_cores,
     cpu_quota,
+    data_folder,
     locked,
     publish,
     safe_name,

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from featkit.errors import DataError, RunError
+from featkit.images.archives import is_archive_spec
 from featkit.images.sources import SOURCES
 from featkit.runs.card import is_run
 
@@ -113,7 +114,7 @@ def check_settings(settings: AppSettings) -> None:
 
 def is_path_spec(spec: str) -> bool:
     """Return whether a spec of images is a path, not the name of a data source."""
-    return spec.partition(":")[0] not in SOURCES.names()
+    return spec.partition(":")[0] not in SOURCES.names() and not is_archive_spec(spec)
 
 
 def runs_below(paths: Sequence[Path]) -> list[Path]:

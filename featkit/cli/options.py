@@ -321,8 +321,8 @@ def _data_option(default: str) -> Decorator:
         group="Data",
         metavar="SPEC",
         help="Data set: digits (from scikit-learn), a folder with one subfolder per class, a CSV "
-        "file (path,label[,split,group]), or a torchvision data set such as "
-        "cifar10:root=DIR,download=true.",
+        "file (path,label[,split,group]; paths or URLs), tar files (tar:PATTERN, WebDataset's "
+        "naming), or a torchvision data set such as cifar10:root=DIR,download=true.",
         show_default=default,
     )
 
@@ -356,9 +356,10 @@ intensity_option = option(
 group_option = option(
     "--group",
     group="Data",
-    metavar="parent|REGEX|COLUMN",
+    metavar="parent|duplicates|REGEX|COLUMN",
     help="Keep the images of a group, such as a patient, on one side of every split, and compute "
-    "intervals over groups: parent: the folder inside the class folder; a column of the CSV file; "
+    "intervals over groups: parent: the folder inside the class folder; duplicates: near "
+    "duplicates, which are searched; a column of the CSV file; "
     "or a regular expression for the path, such as 'patient([0-9]+)'; none: ignore groups.",
     show_default="column group of a CSV file",
 )

@@ -291,7 +291,7 @@ class Extractor:
         # Not the remembered keys for ``with_key``: they may be those of an image that was replaced.
         key = images.key
         if isinstance(key, FileKey):
-            remembered: Callable[[int], str] = FileKey(key.files, memoize(key.read))
+            remembered: Callable[[int], str] = replace(key, read=memoize(key.read))
         else:
             remembered = memoize(key)
         return replace(images, load=_remember_last(images), key=remembered)

@@ -24,7 +24,7 @@ from featkit.storage import digest, safe_name
 log = logging.getLogger("featkit")
 
 VERSION = 2
-"""Version of the index and of what is in it (``images.decode.file_content``)."""
+"""Version of the index and of what is in it (``images.base.FileContent``)."""
 
 _FORMAT = "featkit index of image files"
 
@@ -72,17 +72,19 @@ class FileIndex:
         if not isinstance(key, FileKey):
             return images
         indexed_read = partial(self._content_of_row, key)
-        return replace(images, key=FileKey(key.files, indexed_read))
+        return replace(images, key=replace(key, read=indexed_read))
 
     def _content_of_row(self, key: FileKey, row: int) -> FileContent:
-        return self.content(key.files[row], partial(key.read, row))
+        member = key.members[row] if key.members else ""
+        return self.content(key.files[row], partial(key.read, row), member)
 
-    def content(self, path: str, read: Callable[[], FileContent]) -> FileContent:
+    def content(self, path: str, read: Callable[[], FileContent], member: str = "") -> FileContent:
         """Return the digest of a file and the size of a JPEG file; thread-safe.
 
         Args:
             path: the file; an empty text for an image without one.
             read: reads the file and returns its content.
+            member: name of the image in the file; empty if it is the file.
         """
         if not path:
             return read()
@@ -91,6 +93,8 @@ class FileIndex:
         except (OSError, ValueError):  # reading it raises an error that says what to do
             return read()
         name = path if path.startswith("/") else str(Path(path).absolute())
+        if member:
+            name = f"{name}//{member}"  # no path: absolute ones have single slashes
         known = self._remembered.get(name, status)
         if known is not None and not self._rehash:
             return FileContent(*known)

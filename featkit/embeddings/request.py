@@ -17,6 +17,7 @@ from featkit.backbones.weights import SUFFIXES, split_key
 from featkit.embeddings.store import entries
 from featkit.errors import CacheError, SpecError
 from featkit.images import load_images
+from featkit.images.archives import absolute_spec, is_archive_spec
 from featkit.images.augment import add_augmented_views
 from featkit.images.base import ImageSet
 from featkit.images.perturb import parse_perturbation, perturb_images, perturb_split
@@ -327,6 +328,8 @@ def _absolute(name: str, value: Any) -> Any:
     """Return the value of a field; a path in it becomes absolute."""
     if not value:
         return value
+    if name == "data" and is_archive_spec(value):
+        return absolute_spec(value)
     if name == "weights":
         file, key = split_key(value)
         if key:

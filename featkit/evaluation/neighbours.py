@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featkit.errors import DataError
-from featkit.evaluation.audit import Neighbours, most_similar, unit_rows
+from featkit.similarity import Neighbours, most_similar, unit_rows
 
 _BLOCK_NUMBERS = 2**24
 

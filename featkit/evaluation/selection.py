@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featkit.errors import DataError
-from featkit.evaluation.audit import unit_rows
+from featkit.similarity import unit_rows
 
 Rows = NDArray[np.int64]
 

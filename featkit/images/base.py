@@ -81,17 +81,19 @@ class SizedKey:
 
 @dataclass(frozen=True)
 class FileKey:
-    """Function from row number to the key of an image that is a file by itself.
+    """Function from row number to the key of an image that is a file, or a member of one.
 
     ``embeddings.index`` remembers such keys as long as the files do not change.
 
     Attributes:
         files: path of each image's file; an empty text for one that cannot be read.
         read: row number to the content, which depends on the bytes of that file only.
+        members: name of each image in its file; empty if the images are files by themselves.
     """
 
     files: tuple[str, ...]
     read: Callable[[int], FileContent]
+    members: tuple[str, ...] = ()
     _edges: dict[int, int] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __call__(self, row: int) -> str:
@@ -109,7 +111,9 @@ class FileKey:
     def take(self, rows: NDArray[np.int64]) -> FileKey:
         """Return the keys of the images at ``rows``."""
         return FileKey(
-            tuple(self.files[row] for row in rows), lambda row: self.read(int(rows[row]))
+            tuple(self.files[row] for row in rows),
+            lambda row: self.read(int(rows[row])),
+            tuple(self.members[row] for row in rows) if self.members else (),
         )
 
 

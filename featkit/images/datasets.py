@@ -17,7 +17,7 @@ from featkit.errors import DataError, SpecError
 from featkit.images.base import SPLITS, ImageSet, Pixels
 from featkit.images.decode import array_key
 from featkit.images.files import UNSPLIT, ImageEntry, from_entries
-from featkit.storage import default_folder, user_path
+from featkit.storage import data_folder, user_path
 
 _Parts = Mapping[str, Mapping[str, Any]]
 
@@ -64,21 +64,6 @@ def __getattr__(name: str) -> Callable[..., ImageSet]:
     if name not in _SETS:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return partial(load_dataset, name)
-
-
-def data_folder() -> Path:
-    """Return the folder of data sets: ``$FEATKIT_DATA``, or one in the user's cache folder.
-
-    Raises:
-        DataError: if neither is known.
-    """
-    given = os.environ.get("FEATKIT_DATA")
-    if given:
-        return user_path(given)
-    folder = default_folder(f"{os.environ.get('XDG_CACHE_HOME') or '~/.cache'}/featkit/data")
-    if folder is None:
-        raise DataError("the home folder is not known: set FEATKIT_DATA or HOME, or give root=DIR")
-    return folder
 
 
 def load_dataset(name: str, root: str | None = None, download: bool = False) -> ImageSet:

@@ -28,7 +28,7 @@ from PIL import (
 
 from featkit.errors import DecodeError, MissingExtraError
 from featkit.extras import require
-from featkit.images.base import FileContent, Pixels
+from featkit.images.base import Pixels
 from featkit.images.containers import (
     describe_content,
     image_format,
@@ -124,17 +124,7 @@ def file_key(path: str | Path, intensity: IntensityRange | None = None) -> str:
     Raises:
         DecodeError: if it is missing or cannot be read.
     """
-    return file_content(path, intensity).key
-
-
-def file_content(path: str | Path, intensity: IntensityRange | None = None) -> FileContent:
-    """Return ``content_key`` of a file's bytes, and the shorter edge of a JPEG file.
-
-    Raises:
-        DecodeError: if it is missing or cannot be read.
-    """
-    data = read_bytes(path)
-    return FileContent(content_key(data, intensity), jpeg_edge(data))
+    return content_key(read_bytes(path), intensity)
 
 
 def jpeg_edge(data: bytes) -> int:
@@ -200,17 +190,6 @@ def decode_file(
 ) -> Pixels:
     """Return the pixels of an image file as uint8 ``(h, w, 3)``; see ``decode``."""
     return decode(read_bytes(path), str(path), intensity, on_dark, edge)
-
-
-def decode_file_with_key(
-    path: str | Path,
-    intensity: IntensityRange | None = None,
-    on_dark: OnDark | None = None,
-    edge: int | None = None,
-) -> tuple[Pixels, str]:
-    """Return the pixels of an image file and ``content_key`` of the bytes that were decoded."""
-    data = read_bytes(path)
-    return decode(data, str(path), intensity, on_dark, edge), content_key(data, intensity)
 
 
 def decode(

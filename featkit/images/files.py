@@ -10,11 +10,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from featkit.errors import DataError, DecodeError
-from featkit.images.base import SPLITS, FileKey, ImageSet, KeyedLoad
-from featkit.images.decode import decode_file, decode_file_with_key, file_content
+from featkit.errors import DataError, DecodeError, visible
+from featkit.images.base import SPLITS, FileContent, FileKey, ImageSet, KeyedLoad, Pixels
+from featkit.images.decode import content_key, decode, jpeg_edge, read_bytes
 from featkit.images.intensity import IntensityRange
-from featkit.images.names import look_alike
+from featkit.images.names import look_alike, printable
+from featkit.images.remote import RemoteImage
 
 _log = logging.getLogger("featkit")
 
@@ -32,6 +33,8 @@ class ImageEntry(NamedTuple):
         split: ``train``, ``val`` or ``test``; empty if the source defines no splits.
         problem: message of the DecodeError that reading it raises; empty to read the file.
         group: group of the image, such as a patient; empty for none.
+        remote: where the file is downloaded from when it is read for the first time; None for a
+            local file.
     """
 
     id: str
@@ -40,6 +43,7 @@ class ImageEntry(NamedTuple):
     split: str
     problem: str = ""
     group: str = ""
+    remote: RemoteImage | None = None
 
 
 def from_entries(
@@ -48,6 +52,9 @@ def from_entries(
     classes: Sequence[str] | None = None,
     notes: Iterable[str] = (),
     intensity: IntensityRange | None = None,
+    *,
+    read: Callable[[int], bytes] | None = None,
+    members: Sequence[str] = (),
 ) -> ImageSet:
     """Return image files as an ImageSet.
 
@@ -59,6 +66,8 @@ def from_entries(
         classes: class names in order; None for sorted names, those of the training images first.
         notes: what was noticed when the files were listed, one line each.
         intensity: see ``featkit.images.decode.decode``.
+        read: function from row number to the bytes of the image; None to read its file.
+        members: name of each image in its file; empty if the images are files by themselves.
     """
     warn_once = _first_only(_log.warning)
     order = tuple(_classes(entries) if classes is None else classes)
@@ -66,17 +75,32 @@ def from_entries(
     files = [(entry.path, entry.problem) for entry in entries]
     has_groups = any(entry.group for entry in entries)
 
-    def path_of(row: int) -> str:
+    def bytes_of(row: int) -> bytes:
         path, problem = files[row]
         if problem:
             raise DecodeError(problem)
-        return path
+        remote = entries[row].remote
+        if remote is not None:
+            remote.download()
+        return read_bytes(path) if read is None else read(row)
+
+    def decoded(row: int, edge: int | None) -> tuple[Pixels, bytes]:
+        data, name = bytes_of(row), files[row][0]
+        if members:
+            name = f"{name}: member {visible(printable(members[row]))!r}"
+        return decode(data, name, intensity, warn_once, edge), data
+
+    def decoded_with_key(row: int, edge: int | None) -> tuple[Pixels, str]:
+        pixels, data = decoded(row, edge)
+        return pixels, content_key(data, intensity)
+
+    def content(row: int) -> FileContent:
+        data = bytes_of(row)
+        return FileContent(content_key(data, intensity), jpeg_edge(data))
 
     def load_for(edge: int | None) -> KeyedLoad:
         return KeyedLoad(
-            lambda row: decode_file(path_of(row), intensity, warn_once, edge),
-            lambda row: decode_file_with_key(path_of(row), intensity, warn_once, edge),
-            load_for,
+            lambda row: decoded(row, edge)[0], lambda row: decoded_with_key(row, edge), load_for
         )
 
     return ImageSet(
@@ -89,11 +113,12 @@ def from_entries(
         load=load_for(None),
         key=FileKey(
             tuple("" if entry.problem else entry.path for entry in entries),
-            lambda row: file_content(path_of(row), intensity),
+            content,
+            tuple(members),
         ),
         notes=tuple(notes),
         intensity="none" if intensity is None else str(intensity),
-        files=tuple(entry.path for entry in entries),
+        files=() if members else tuple(entry.path for entry in entries),
         groups=tuple(entry.group for entry in entries) if has_groups else (),
     )
 

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from featkit.errors import DataError, SpecError, first_names
 from featkit.images.base import SPLITS, ImageSet
+from featkit.images.duplicates import duplicate_groups
 from featkit.images.names import look_alike
 
 PARENT = "parent"
@@ -22,6 +23,9 @@ PARENT = "parent"
 
 NO_GROUPS = "none"
 """Spec of groups: images count as independent, even if the source defines groups."""
+
+DUPLICATES = "duplicates"
+"""Spec of groups: near duplicates of an image are in its group."""
 
 _MOST_FOLDS = 10
 """Most folds that a split is composed of."""
@@ -35,8 +39,9 @@ def assign_groups(images: ImageSet, spec: str) -> ImageSet:
     Args:
         images: images whose ids are relative paths with slashes.
         spec: ``parent``: the name of the folder of the image, below the folder of its class;
-            ``none``: no groups; else a regular expression that is searched for in the id: the group
-            is what its parentheses match, or all that it matches if it has none.
+            ``none``: no groups; ``duplicates``: each image with its near duplicates, see
+            ``duplicates.duplicate_groups``; else a regular expression that is searched for in the
+            id: the group is what its parentheses match, or all that it matches if it has none.
 
     Raises:
         SpecError: if it is not a valid regular expression.
@@ -45,6 +50,9 @@ def assign_groups(images: ImageSet, spec: str) -> ImageSet:
     """
     if spec == NO_GROUPS:
         return replace(images, groups=())
+    if spec == DUPLICATES:
+        groups, note = duplicate_groups(images)
+        return replace(images, groups=groups, notes=(*images.notes, note))
     if spec == PARENT:
         return replace(images, groups=tuple(_parents(images)))
     try:
@@ -54,21 +62,21 @@ def assign_groups(images: ImageSet, spec: str) -> ImageSet:
             f"--group {spec!r} is not a valid regular expression ({error}): give parent, a column "
             "of the CSV file, or an expression such as 'patient([0-9]+)'"
         ) from error
-    groups, unmatched = [], []
+    matched, unmatched = [], []
     for name in images.ids:
         found = pattern.search(name)
         if found is None or not any(found.groups() or (found.group(),)):
             unmatched.append(name)
             continue
         parts = [part for part in found.groups() if part] or [found.group()]
-        groups.append("/".join(parts))
+        matched.append("/".join(parts))
     if unmatched:
         raise DataError(
             f"--group {spec!r} matches no text in {len(unmatched)} of {len(images)} names of "
             f"images of {images.name}, such as {unmatched[0]!r}: correct the expression; it is "
             "searched for in the path relative to the data set"
         )
-    return replace(images, groups=tuple(groups))
+    return replace(images, groups=tuple(matched))
 
 
 def _parents(images: ImageSet) -> list[str]:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from featkit.arguments import FLAG, SEED, checked, one_of, text
 from featkit.errors import DataError, SpecError
 from featkit.images import datasets
+from featkit.images.archives import images_from_archives, is_archive_spec
 from featkit.images.base import SPLITS, ImageSet
 from featkit.images.decode import array_key
 from featkit.images.files import UNSPLIT
@@ -78,7 +79,8 @@ def load_images(
 
     Args:
         spec: a name with options (``digits``, ``cifar10:root=DIR``), a folder
-            ``root/[split/]<class>/*`` or a CSV file with columns ``path,label[,split,group]``. A
+            ``root/[split/]<class>/*``, a CSV file with columns ``path,label[,split,group]``, or
+            tar files ``tar:PATTERN`` (see ``featkit.images.archives.images_from_archives``). A
             folder with the name of a source is written ``./name``. What was passed over is in
             ``notes`` and logged.
         split: fractions such as ``70/15/15`` for a new stratified split; ``val`` to test on the
@@ -89,7 +91,8 @@ def load_images(
         intensity_range: ``0:4095``, the values that become black and white in grey image files of
             more than 8 bits per pixel; None for the range of the file format.
         group: groups of images that no split separates, such as patients: ``parent`` for the folder
-            of the image inside its class folder, the name of a column of the CSV file, a regular
+            of the image inside its class folder, ``duplicates`` for each image with its near
+            duplicates, the name of a column of the CSV file, a regular
             expression for the id (see ``featkit.images.groups.assign_groups``), ``none`` to ignore
             groups; None for those that the source defines.
         allow_group_leak: whether splits of the source may separate the images of a group.
@@ -137,6 +140,8 @@ def _open(spec: str, intensity: IntensityRange | None, group: str | None) -> Ima
 def _open_source(
     spec: str, intensity: IntensityRange | None, column: str | None, *, nested_groups: bool
 ) -> ImageSet:
+    if is_archive_spec(spec):
+        return images_from_archives(spec, intensity)
     name = spec.partition(":")[0].strip()
     if name in SOURCES.names():
         if intensity is not None:

@@ -12,10 +12,13 @@ from featkit.images.base import ImageSet
 from featkit.images.files import ImageEntry, check_labels, from_entries, note_look_alikes
 from featkit.images.intensity import IntensityRange
 from featkit.images.names import look_alike, normal_form, split_of
+from featkit.images.remote import is_url, remote_image
 from featkit.storage import read_csv, safe_name, without_apostrophe
 
 _COLUMNS = ("path", "label", "split", "group")
 _REQUIRED = ("path", "label")
+FILE_NAME = "file_name"
+"""Name of the column of paths in Hugging Face's ``imagefolder``."""
 _LIKE_SPLIT = ("fold", "partition", "phase", "set", "subset", "usage")
 """Columns that may hold splits under another name."""
 
@@ -28,8 +31,11 @@ def images_from_csv(
     Other columns are ignored, unless ``group`` names one, and so is the case of their names. Paths
     are relative to the CSV file, which is UTF-8, with or without a byte order mark. A path that
     does not exist is looked for with other spellings that look the same (Unicode NFC and NFD,
-    invisible characters, spaces at the ends) and with slashes in place of backslashes. Labels are
-    in normal form, without the apostrophe that ``with_apostrophe`` puts in front of formulas.
+    invisible characters, spaces at the ends) and with slashes in place of backslashes. A path may
+    be a URL (see ``featkit.images.remote``), which is downloaded when it is read for the first
+    time. Without a column ``path``, it is ``file_name``, as in the ``metadata.csv`` of Hugging
+    Face's ``imagefolder``. Labels are in normal form, without the apostrophe that
+    ``with_apostrophe`` puts in front of formulas.
     Splits may have the usual names, such as ``training``, ``dev`` or ``testing``.
 
     A file that is missing is an error when it is read, so that it can be skipped.
@@ -63,9 +69,15 @@ def images_from_csv(
             f"{len(finder.respelled)} paths are spelled differently on the disk (Unicode form, "
             f"invisible characters, spaces or slashes), such as {finder.respelled[0]!a}"
         )
-    name = path.resolve().parent.name if path.stem == "labels" else path.stem
+    is_general = path.stem == "labels" or _is_imagefolder(path)
+    name = path.resolve().parent.name if is_general else path.stem
     marked = _mark_missing(path, entries)
     return from_entries(safe_name(name), marked, notes=notes, intensity=intensity)
+
+
+def _is_imagefolder(path: Path) -> bool:
+    """Return whether a CSV file is the ``metadata.csv`` of a Hugging Face ``imagefolder``."""
+    return path.stem == "metadata" and "path" not in csv_columns(path)
 
 
 def _mark_missing(path: Path, entries: list[ImageEntry]) -> list[ImageEntry]:
@@ -130,7 +142,7 @@ def _columns(path: Path, header: Sequence[str], group: str | None) -> tuple[list
     Raises:
         DataError: if a column is missing or occurs twice.
     """
-    columns = [normal_form(column) for column in header]
+    columns = _with_path([normal_form(column) for column in header])
     for name in (*_COLUMNS, *([group.lower()] if group else [])):
         _check_column(path, header, columns, name)
     lower = [column.lower() for column in columns]
@@ -148,6 +160,14 @@ def _columns(path: Path, header: Sequence[str], group: str | None) -> tuple[list
     return [
         name if name in _COLUMNS else f"{place}: {name}" for place, name in enumerate(lower)
     ], notes
+
+
+def _with_path(columns: list[str]) -> list[str]:
+    """Return names of columns with ``path`` in place of ``file_name``, if there is no ``path``."""
+    lower = [column.lower() for column in columns]
+    if "path" in lower:
+        return columns
+    return ["path" if column == FILE_NAME else column for column in lower]
 
 
 def _check_column(path: Path, header: Sequence[str], columns: Sequence[str], name: str) -> None:
@@ -180,9 +200,12 @@ def _entry(
                 "usual names"
             )
         split = found
-    found_path = finder.find(row["path"], where)
     group = without_apostrophe(row.get("group", "").strip())
-    return ImageEntry(row["path"], found_path, label, split, group=group)
+    entry = ImageEntry(row["path"], "", label, split, group=group)
+    if is_url(entry.id):
+        remote = remote_image(entry.id, where)
+        return entry._replace(path=str(remote.local_path()), remote=remote)
+    return entry._replace(path=finder.find(entry.id, where))
 
 
 def _check_duplicates(path: Path, entries: Iterable[ImageEntry]) -> None:

@@ -28,6 +28,7 @@ from featkit.embeddings.request import IMAGE_FIELDS, NO_EARLIER, Request, resolv
 from featkit.embeddings.shards import RunTasks, extract_missing
 from featkit.errors import DataError, SpecError, first_names
 from featkit.evaluation.audit import near_copies
+from featkit.images.archives import archives_exist, is_archive_spec
 from featkit.images.augment import is_augmented_view
 from featkit.images.base import ImageSet
 from featkit.images.files import ImageEntry, from_entries
@@ -280,6 +281,8 @@ def _choices(given: Mapping[str, Any], request: Request, newest: Path | None) ->
 
 def _source_exists(request: Request) -> bool:
     """Return whether the images can still be read: a name is always known, a path must exist."""
+    if is_archive_spec(request.data):
+        return archives_exist(request.data)
     return not Path(request.data).is_absolute() or Path(request.data).exists()
 
 

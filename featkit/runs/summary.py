@@ -11,6 +11,7 @@ from typing import Any
 from featkit.backbones.saved import is_path
 from featkit.errors import RunError, StorageError
 from featkit.evaluation.intervals import Interval
+from featkit.images.archives import archive_name, is_archive_spec
 from featkit.runs.bundle import is_bundled
 from featkit.runs.card import CARD_FILE, HEAD_FILE, is_run, missing_run_message, read_card
 from featkit.runs.compare import read_run
@@ -84,6 +85,8 @@ def summarise_run(directory: Path) -> RunSummary:
 
 def _data_name(spec: str) -> str:
     """Return the short name of a data source, as ``featkit.images`` gives it to paths."""
+    if is_archive_spec(spec):
+        return archive_name(spec)
     if not is_path_like(spec):
         return spec.partition(":")[0] or "images"
     path = Path(spec)

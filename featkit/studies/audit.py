@@ -21,14 +21,7 @@ from featkit.embeddings.request import Request
 from featkit.errors import DataError, DecodeError
 from featkit.evaluation.audit import (
     LabelErrors,
-    NearDuplicates,
-    Neighbours,
-    Track,
-    connected_groups,
-    exact_duplicates,
     find_label_errors,
-    near_duplicates,
-    nearest_neighbours,
     neighbour_class_frequencies,
     pool_probabilities,
     small_classes,
@@ -42,6 +35,15 @@ from featkit.images.quality import MEASURES, measure
 from featkit.parallel import in_threads
 from featkit.runs.features import FeatureSet, cached_keys, leaks, refuse_trained_on
 from featkit.runs.splits import without_views
+from featkit.similarity import (
+    NearDuplicates,
+    Neighbours,
+    Track,
+    connected_groups,
+    exact_duplicates,
+    near_duplicates,
+    nearest_neighbours,
+)
 from featkit.storage import csv_text
 
 Rows = NDArray[np.int64]

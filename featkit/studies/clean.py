@@ -15,12 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featkit.errors import DataError
-from featkit.evaluation.audit import connected_groups
 from featkit.images.augment import is_augmented_view
 from featkit.images.base import SPLITS, ImageSet
 from featkit.images.names import normal_form
 from featkit.images.sources import check_splits
 from featkit.registry import unknown
+from featkit.similarity import connected_groups
 from featkit.storage import (
     csv_text,
     is_formula,

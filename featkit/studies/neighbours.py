@@ -10,7 +10,6 @@ from typing import Any
 from featkit.embeddings.base import Embeddings
 from featkit.embeddings.pipeline import Compute
 from featkit.errors import DataError
-from featkit.evaluation.audit import Neighbours
 from featkit.evaluation.display import data_frame, html_table
 from featkit.evaluation.neighbours import nearest_rows
 from featkit.images.base import ImageSet, KeyedLoad, Pixels
@@ -18,6 +17,7 @@ from featkit.images.thumbnails import shrink
 from featkit.runs.directory import SavedRun
 from featkit.runs.predict import embed_images, unlabelled_images
 from featkit.runs.splits import without_views
+from featkit.similarity import Neighbours
 from featkit.storage import csv_text
 from featkit.studies.inspect import run_features
 

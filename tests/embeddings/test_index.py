@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import threading
 import time
 from collections import Counter
 from pathlib import Path
@@ -54,13 +55,20 @@ def later(monkeypatch):
 def read_files(monkeypatch):
     """Count how often each file is read for its digest."""
     counts = Counter()
-    read = files_module.file_content
+    last = threading.local()
+    read, edge = files_module.read_bytes, files_module.jpeg_edge
 
-    def counted(path, intensity=None):
-        counts[Path(path).name] += 1
-        return read(path, intensity)
+    def read_and_remember(path):
+        last.name = Path(path).name
+        return read(path)
 
-    monkeypatch.setattr(files_module, "file_content", counted)
+    def counted(data):
+        """Count a file whose content is looked at, not one that is decoded."""
+        counts[last.name] += 1
+        return edge(data)
+
+    monkeypatch.setattr(files_module, "read_bytes", read_and_remember)
+    monkeypatch.setattr(files_module, "jpeg_edge", counted)
     return counts
 
 

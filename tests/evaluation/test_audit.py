@@ -7,19 +7,22 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from featkit import similarity
 from featkit.errors import DataError
 from featkit.evaluation import audit
 from featkit.evaluation.audit import (
-    connected_groups,
-    exact_duplicates,
     find_label_errors,
     near_copies,
-    near_duplicates,
-    nearest_neighbours,
     neighbour_class_frequencies,
     pool_probabilities,
     small_classes,
     stratified_folds,
+)
+from featkit.similarity import (
+    connected_groups,
+    exact_duplicates,
+    near_duplicates,
+    nearest_neighbours,
 )
 
 
@@ -55,7 +58,7 @@ def test_neighbours_do_not_depend_on_the_block_size(n, k, seed):
     """The cosines of a row exclude the row itself and are in descending order."""
     x = cloud(n, 5, seed)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(audit, "_BLOCK_NUMBERS", 3 * n)
+        patch.setattr(similarity, "BLOCK_NUMBERS", 3 * n)
         found = nearest_neighbours(x, k)
     unit = x / np.linalg.norm(x, axis=1, keepdims=True)
     whole = unit @ unit.T
@@ -252,7 +255,7 @@ def test_comparing_all_pairs_finds_the_same_copies(monkeypatch):
     is_test = np.concatenate([is_test, np.ones(9, bool)])
     usual = near_copies(x, is_test)
     monkeypatch.setattr(audit, "_MAX_CANDIDATES", -1.0)
-    monkeypatch.setattr(audit, "_BLOCK_NUMBERS", 40 * len(x))
+    monkeypatch.setattr(similarity, "BLOCK_NUMBERS", 40 * len(x))
     every = near_copies(x, is_test)
     assert len(usual.rows) == 9
     pairs = [

@@ -16,8 +16,9 @@ from scipy.io import savemat
 
 from featkit.errors import DataError, SpecError
 from featkit.images import load_images
-from featkit.images.datasets import _SETS, NAMES, data_folder
+from featkit.images.datasets import _SETS, NAMES
 from featkit.images.decode import decode_file, file_key
+from featkit.storage import data_folder
 
 RNG = np.random.default_rng(0)
 

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from featkit.errors import DataError, DecodeError
+from featkit.images import load_images
 from featkit.images.table import images_from_csv
 
 
@@ -253,3 +254,23 @@ def test_any_content_is_read_or_refused_in_one_line(tmp_path, content):
     except DataError as error:
         message = str(error)
     assert "\n" not in message
+
+
+def test_the_metadata_of_a_hugging_face_imagefolder_is_a_csv_source(tmp_path):
+    """``file_name`` is the path; the name is that of the folder; ``path`` takes precedence."""
+    folder = tmp_path / "scans"
+    (folder / "train").mkdir(parents=True)
+    lines = ["file_name,label,split"]
+    for number in range(8):
+        pixels = np.full((4, 4, 3), number, np.uint8)
+        Image.fromarray(pixels).save(folder / "train" / f"{number}.png")
+        lines.append(f"train/{number}.png,{'ab'[number % 2]},{'test' if number > 5 else 'train'}")
+    (folder / "metadata.csv").write_text("\n".join(lines), encoding="utf-8")
+    images = load_images(folder / "metadata.csv")
+    assert (images.name, images.ids[3]) == ("scans", "train/3.png")
+    assert [len(images.rows(split)) for split in ("train", "test")] == [6, 2]
+    text = "\n".join(lines).replace("file_name", "path").replace("split", "split,file_name", 1)
+    rows = text.splitlines()
+    rows = [rows[0], *(f"{row},other" for row in rows[1:])]
+    (folder / "metadata.csv").write_text("\n".join(rows), encoding="utf-8")
+    assert load_images(folder / "metadata.csv").name == "metadata"

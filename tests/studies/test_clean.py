@@ -14,8 +14,9 @@ from featkit.embeddings.base import Embeddings
 from featkit.embeddings.recipe import Recipe
 from featkit.embeddings.request import Request
 from featkit.errors import DataError, SpecError
-from featkit.evaluation.audit import LabelErrors, NearDuplicates
+from featkit.evaluation.audit import LabelErrors
 from featkit.runs.directory import save_run
+from featkit.similarity import NearDuplicates
 from featkit.studies.audit import AuditResult
 from featkit.studies.clean import (
     Decision,
