@@ -831,6 +831,15 @@ def default_folder(path: str) -> Path | None:
         return None
 
 
+OFFLINE_VARIABLE = "FEATKIT_OFFLINE"
+"""Environment variable that forbids downloads of weights, data sets and images if it is set."""
+
+
+def is_offline() -> bool:
+    """Return whether downloads are forbidden."""
+    return bool(os.environ.get(OFFLINE_VARIABLE))
+
+
 def data_folder() -> Path:
     """Return the folder of downloaded data: ``$FEATKIT_DATA``, or one in the user's cache folder.
 

@@ -59,6 +59,20 @@ finally:
     server.wait()
 """
 
+REMOTE = """
+import fsspec, pathlib, featkit
+from PIL import Image
+lines = ["path,label"]
+for number in range(12):
+    url = f"memory://{number}.png"
+    with fsspec.open(url, "wb") as file:
+        Image.new("RGB", (32, 32), (20 * number, 0, 0)).save(file, "PNG")
+    lines.append(f"{url},{number % 2}")
+pathlib.Path("list.csv").write_text("\\n".join(lines))
+print(len(featkit.extract("list.csv", weights="random", resize=32)))
+import s3fs
+"""
+
 INTELEX = """
 import sklearnex.svm, numpy
 x = numpy.random.default_rng(0).normal(size=(60, 4))
@@ -76,6 +90,7 @@ CHECKS: dict[str, list[list[str]]] = {
     "app": [["python", "-c", APP]],
     "cluster": [f"featkit extract --cluster local:2 {DIGITS}".split()],
     "heif": [["python", "-c", HEIF], f"featkit extract {PHOTOS}".split()],
+    "remote": [["python", "-c", REMOTE]],
     "longtail": [f"featkit longtail --balance smote --head linear --if 2 {DIGITS}".split()],
     "projection": [
         f"featkit fit --head prototypical {DIGITS}".split(),

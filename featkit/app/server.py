@@ -17,9 +17,9 @@ from featkit.app.settings import (
     available_runs,
     check_settings,
 )
-from featkit.backbones.weights import OFFLINE_VARIABLE
 from featkit.errors import FeatkitError, OptionsError
 from featkit.extras import require
+from featkit.storage import OFFLINE_VARIABLE
 
 ADDRESS = "127.0.0.1"
 PORT = 8501
@@ -83,7 +83,7 @@ def serve(settings: AppSettings, *, port: int | None = None, open_browser: bool 
     check_settings(settings)
     port = _free_port(port)
     os.environ[VARIABLE] = settings.to_json()
-    for name in (OFFLINE_VARIABLE, "HF_HUB_OFFLINE"):  # weights are not downloaded either
+    for name in (OFFLINE_VARIABLE, "HF_HUB_OFFLINE"):  # nothing is downloaded either
         os.environ.setdefault(name, "1")
     threading.Thread(target=_warm_up, args=(settings,), daemon=True).start()
     options = server_options(port, open_browser=open_browser)

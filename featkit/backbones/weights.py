@@ -18,7 +18,14 @@ from urllib.error import HTTPError, URLError
 
 from featkit.errors import SpecError, StorageError, WeightsError
 from featkit.registry import unknown
-from featkit.storage import default_folder, digest, file_sha256, user_path
+from featkit.storage import (
+    OFFLINE_VARIABLE,
+    default_folder,
+    digest,
+    file_sha256,
+    is_offline,
+    user_path,
+)
 
 FILES = {
     "resnet18": {"IMAGENET1K_V1": "resnet18-f37072fd.pth"},
@@ -47,9 +54,6 @@ DESCRIPTION_KEY = "featkit"
 DIGEST_KEY = "featkit.sha256"
 """Names in the header of a network saved by featkit. The digest covers weights and description;
 files of featkit 0.1 have none."""
-
-OFFLINE_VARIABLE = "FEATKIT_OFFLINE"
-"""Environment variable: if it is set, weights that are missing are not downloaded."""
 
 _TIMEOUT_SECONDS = 30.0
 _NOT_WRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS}
@@ -181,7 +185,7 @@ def download(url: str, path: Path) -> None:
             variable ``FEATKIT_OFFLINE`` is set.
         StorageError: if it cannot be written.
     """
-    if os.environ.get(OFFLINE_VARIABLE):
+    if is_offline():
         raise WeightsError(
             f"{path.name} is not on this machine, and {OFFLINE_VARIABLE} forbids to download it",
             fixes=_WITHOUT_DOWNLOAD,

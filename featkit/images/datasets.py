@@ -17,7 +17,7 @@ from featkit.errors import DataError, SpecError
 from featkit.images.base import SPLITS, ImageSet, Pixels
 from featkit.images.decode import array_key
 from featkit.images.files import UNSPLIT, ImageEntry, from_entries
-from featkit.storage import data_folder, user_path
+from featkit.storage import OFFLINE_VARIABLE, data_folder, is_offline, user_path
 
 _Parts = Mapping[str, Mapping[str, Any]]
 
@@ -99,12 +99,18 @@ def _load(
         raise _not_found(name, folder, "folder not found")
     from torchvision import datasets
 
+    allowed = download and not is_offline()
     try:
-        return _Part.of(getattr(datasets, attribute)(str(folder), download=download, **given))
+        return _Part.of(getattr(datasets, attribute)(str(folder), download=allowed, **given))
     except Exception as error:  # torchvision raises any exception of its parsers and downloads
         reason = " ".join(str(error).split()).partition(" You can use download")[0]
         if not download:
             raise _not_found(name, folder, reason) from error
+        if not allowed:
+            raise DataError(
+                f"{name} cannot be read from {folder} ({reason}), and {OFFLINE_VARIABLE} forbids "
+                f"to download it: use {name}:root=DIR"
+            ) from error
         raise DataError(
             f"{name} cannot be downloaded to {folder} ({reason}): check the network connection, or "
             f"download it elsewhere and use {name}:root=DIR"

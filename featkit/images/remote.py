@@ -18,7 +18,7 @@ from featkit.errors import DataError, DecodeError, FeatkitError, MissingExtraErr
 from featkit.extras import require
 from featkit.images.containers import describe_content, image_format
 from featkit.images.decode import MAX_BYTES
-from featkit.storage import data_folder, write_file
+from featkit.storage import OFFLINE_VARIABLE, data_folder, is_offline, write_file
 
 _HTTP = ("http", "https")
 _STORES = {"s3": "s3fs", "gs": "gcsfs", "az": "adlfs", "abfs": "adlfs", "memory": "fsspec"}
@@ -63,6 +63,8 @@ class RemoteImage(NamedTuple):
         path = self.local_path()
         if path.exists():
             return
+        if is_offline():
+            raise self._error(f"{OFFLINE_VARIABLE} forbids downloads")
         data = self._read()
         kind = describe_content(data)
         if image_format(data) is None and (kind or not data):

@@ -257,6 +257,12 @@ def test_a_folder_with_the_name_of_a_set_is_hinted_at(tmp_path, monkeypatch):
         load_images("mnist:root=nowhere")
 
 
+def test_nothing_is_downloaded_offline(tmp_path, monkeypatch):
+    monkeypatch.setenv("FEATKIT_OFFLINE", "1")
+    with pytest.raises(DataError, match="FEATKIT_OFFLINE forbids to download it: use cifar10:root"):
+        load_images(f"cifar10:root={tmp_path},download=true")
+
+
 def test_a_failed_download_is_an_error_of_one_line(tmp_path, monkeypatch):
     def fail(*_args, **_options):
         raise OSError("name resolution\nfailed")

@@ -100,6 +100,18 @@ def test_images_are_downloaded_once_and_used_like_files(server: Server, tmp_path
     assert len(server.requests) == 24
 
 
+def test_nothing_is_downloaded_offline(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images = load_images(write_list(tmp_path, [f"{address(server)}/{n}.png" for n in range(12)]))
+    images.load(0)
+    monkeypatch.setenv("FEATKIT_OFFLINE", "1")
+    images.load(0)  # there is a copy
+    with pytest.raises(DecodeError, match="FEATKIT_OFFLINE forbids downloads"):
+        images.load(1)
+    assert server.requests == ["/0.png"]
+
+
 @pytest.mark.parametrize(
     ("name", "message"),
     [
