@@ -55,15 +55,7 @@ def duplicate_groups(images: ImageSet) -> tuple[tuple[str, ...], str]:
     Args:
         images: all images of a source.
     """
-    status = _status(images)
-    if status is None:
-        groups = _array_groups(images)
-    else:
-        key = digest([_VERSION, images.intensity, *images.ids, *status])
-        groups = _remembered(key)
-        if len(groups) != len(images):
-            groups = _find_groups(images)
-            _remember(key, groups, status)
+    groups = _known_groups(images)
     sizes = [count for count in Counter(groups).values() if count > 1]
     note = f"no near duplicates among {len(images)} images: each is a group of its own"
     if sizes:
@@ -136,15 +128,23 @@ def _numbers(n: int, pairs: list[tuple[int, int]]) -> tuple[int, ...]:
 
 # Memory -------------------------------------------------------------------------------------------
 
-_found_in_arrays: dict[str, tuple[int, ...]] = {}
+_found: dict[str, tuple[int, ...]] = {}
+"""Groups that this process has found or read: a command lists its images several times."""
 
 
-def _array_groups(images: ImageSet) -> tuple[int, ...]:
-    """Return the groups of images that are no files; they are found once per process."""
-    key = digest([images.name, *(images.key(row) for row in range(len(images)))])
-    if key not in _found_in_arrays:
-        _found_in_arrays[key] = _find_groups(images)
-    return _found_in_arrays[key]
+def _known_groups(images: ImageSet) -> tuple[int, ...]:
+    """Return the groups of images, found anew unless they are remembered."""
+    status = _status(images)
+    content = [images.key(row) for row in range(len(images))] if status is None else status
+    key = digest([_VERSION, images.intensity, *images.ids, *content])
+    if key not in _found:
+        groups = () if status is None else _remembered(key)
+        if len(groups) != len(images):
+            groups = _find_groups(images)
+            if status is not None:
+                _remember(key, groups, status)
+        _found[key] = groups
+    return _found[key]
 
 
 def _status(images: ImageSet) -> list[str] | None:
