@@ -47,8 +47,8 @@ def duplicate_groups(images: ImageSet) -> tuple[tuple[str, ...], str]:
     An image that cannot be read is a group of its own. As the criterion finds at most ten
     duplicates of an image, it finds no groups in a video.
 
-    On Caltech-101 it finds 80 % of the pairs that ``audit`` finds by ResNet-18 features, and others
-    that follow each other.
+    On Caltech-101 it finds 179 of the 226 pairs that ``audit`` finds by ResNet-18 features, and 110
+    groups without such a pair, mostly of pictures that follow each other.
 
     The groups are remembered in ``data_folder() / "duplicates"`` as long as no file changes.
 
