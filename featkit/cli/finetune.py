@@ -107,12 +107,13 @@ def _run_study(study: Path, options: dict[str, Any], as_json: bool) -> None:
 
 def _table(rows: Sequence[Mapping[str, Any]]) -> str:
     has_top5 = any(row["top5"] is not None for row in rows)
-    columns = ("top-1 %", "95% CI", *(["top-5 %"] if has_top5 else []), "n", "epochs")
+    columns = ("top-1 %", "95% CI", *(["top-5 %"] if has_top5 else []), "loss", "n", "epochs")
     lines = []
     for row in rows:
         top5 = "" if row["top5"] is None else f"{100 * row['top5']:.1f}"
         interval = between((row["low"], row["high"]))
         top1 = f"{100 * row['top1']:.1f}"
-        numbers = [top1, interval, *([top5] if has_top5 else []), row["n"], row["epochs"]]
+        loss = f"{row['loss']:.3f}"
+        numbers = [top1, interval, *([top5] if has_top5 else []), loss, row["n"], row["epochs"]]
         lines.append([row["name"], *numbers])
     return table(["run", *columns], lines, right=columns)

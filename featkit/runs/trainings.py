@@ -71,7 +71,10 @@ def read_training_study(path: Path, cache: Path) -> TrainingStudy:
 
 
 def to_rows(runs: Mapping[str, TrainedRun]) -> list[dict[str, Any]]:
-    """Return a table of the runs: top-1 with its interval, top-5, number of test images, epochs."""
+    """Return a table of the runs: top-1 with its interval, top-5, test loss, test images, epochs.
+
+    The loss is the mean cross-entropy of the test images, in nats.
+    """
     rows = []
     for name, run in runs.items():
         low, high = run.report.interval95
@@ -84,6 +87,7 @@ def to_rows(runs: Mapping[str, TrainedRun]) -> list[dict[str, Any]]:
                 "low": low,
                 "high": high,
                 "top5": run.report.top5,
+                "loss": run.report.nll,
                 "epochs": len(run.history),
             }
         )
