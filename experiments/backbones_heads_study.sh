@@ -24,56 +24,60 @@ done
 python experiments/require.py "$data" $weights \
   --get "DATA=eurosat:download=true, or DATA=FOLDER with a folder per class" \
   --without "BACKBONES=\"resnet18\" needs only the weights of ResNet-18"
+first=${backbones%% *}
 last=${backbones##* }
 large="--resize 224x224 --crop none"
 small="--resize 64x64 --crop none"
 
-# Keep the table, the picture and the paired tests of a grid: keep GRID NAME
+# Keep the tables of the newest grid in a folder of results: keep FOLDER NAME
 keep() {
-  cp "$runs/$1"/*/*/summary.md "$study/$2.md"
-  cp "$runs/$1"/*/*/results.csv "$study/$2.csv"
+  newest=$(ls -td "$1"/*/ | grep -v /cells/ | head -n 1)
+  cp "$newest/summary.md" "$study/$2.md"
+  cp "$newest/results.csv" "$study/$2.csv"
 }
 
-# 1. Heads on frozen features, tuned.
-rm -rf "$runs"/*/ablate/*/summary.md "$runs"/*/longtail/*/summary.md
 # shellcheck disable=SC2086
 {
-  featkit ablate --data "$data" $options --weights imagenet $large --tune \
-    --head linear --head svm --head mlp --head knn --head prototypical --out "$runs/heads"
+  # 1. Heads on frozen features.
+  featkit ablate --data "$data" $options --weights imagenet $large --tune --head linear \
+    --head svm --head mlp --head knn --head prototypical --out "$runs/heads"
+  keep "$runs/heads/ablate" heads
 
   # 2. The protocol of the original: fixed hyperparameters, unscaled features.
-  featkit fit --data "$data" --backbone "$last" $large --out "$runs/original" \
-    --head svm:C=9,scale=none --head mlp:width=512 --head knn:k=3,metric=euclidean,weights=uniform \
-    --head prototypical:metric=euclidean,shrinkage=0 --head linear > "$study/original.txt"
+  featkit fit --data "$data" --backbone "$last" $large --head svm:C=9,scale=none \
+    --head mlp:width=512 --head knn:k=3,metric=euclidean,weights=uniform \
+    --head prototypical:metric=euclidean,shrinkage=1e-9 --head linear --out "$runs/original" \
+    > "$study/original.txt"
 
   # 3. Class imbalance: the largest class has 50 times as many images as the smallest one.
   featkit longtail --data "$data" --backbone "$last" --weights imagenet $large --if 50 --tune \
     --head linear --head svm --balance none --balance oversample --balance reweight \
     --seed 0 --seed 1 --seed 2 --out "$runs/longtail"
+  keep "$runs/longtail/longtail" longtail
 
   # 4. Three levels of corruption, for heads fitted on clean images, or on these and corrupted ones.
-  featkit ablate --data "$data" --backbone "$last" --weights imagenet $large --tune --head svm \
+  featkit ablate --data "$data" --backbone "$first" --weights imagenet $large --tune --head svm \
     --perturb none --perturb mixed:level=mild --perturb mixed:level=medium \
     --perturb mixed:level=strong --train-perturb none --train-perturb mixed:level=mild \
     --train-perturb mixed:level=medium --train-perturb mixed:level=strong --out "$runs/corrupted"
+  keep "$runs/corrupted/ablate" corrupted
 
   # 5. Augmentation: two augmented views of each train image are added.
-  first=${backbones%% *}
   for views in "" "--augment light --views 2"; do
     featkit fit --data "$data" --backbone "$first" $large $views --tune --head linear --head svm \
       --out "$runs/augmented"
   done
   featkit compare "$runs"/augmented/*/*/ > "$study/augmented.txt"
 
-  # 6. Frozen and fine-tuned at 64 pixels; --norm update lets BatchNorm drift while only the
-  # classifier is trained, as in the original.
-  common="--data $data --backbone $first $small --resume --out $runs/finetuned"
+  # 6. Frozen and fine-tuned at 64 pixels. With --norm update the running statistics of BatchNorm
+  # drift while only the classifier is trained, as in the original.
   featkit fit --data "$data" --backbone "$first" $small --tune --head svm --head linear \
     --out "$runs/finetuned"
-  featkit finetune $common --mode shallow --epochs 20 --lr 0.1 --name "classifier"
-  featkit finetune $common --mode shallow --norm update --augment light --views 0 --epochs 10 \
+  common="--data $data --backbone $first $small --resume --out $runs/finetuned"
+  featkit finetune $common --mode shallow --epochs 20 --lr 0.1
+  featkit finetune $common --mode shallow --norm update --augment light --views 0 --epochs 5 \
     --lr 0.1 --name "classifier, BatchNorm drifts"
-  featkit finetune $common --mode full --augment light --views 0 --epochs 20 --lr 0.002 \
-    --patience 5 --name "all layers"
+  featkit finetune $common --mode full --augment light --views 0 --epochs 8 --lr 0.002 \
+    --patience 3
   featkit compare "$runs"/finetuned/*/*/ > "$study/finetuned.txt"
 }
