@@ -46,7 +46,7 @@ keep() {
   # 2. The protocol of the original: fixed hyperparameters, unscaled features.
   featkit fit --data "$data" --backbone "$last" $large --head svm:C=9,scale=none \
     --head mlp:width=512 --head knn:k=3,metric=euclidean,weights=uniform \
-    --head prototypical:metric=euclidean,shrinkage=1e-9 --head linear --out "$runs/original" \
+    --head prototypical:metric=euclidean --head linear --out "$runs/original" \
     > "$study/original.txt"
 
   # 3. Class imbalance: the largest class has 50 times as many images as the smallest one.

@@ -1,0 +1,48 @@
+#!/bin/sh
+# Pet study: a fine-tuned ResNet-18, a larger teacher, distillation, int8 and unstructured pruning,
+# with a t-SNE projection, filters and a confusion matrix; then the same networks from scratch and
+# at 224 pixels with three seeds (experiments/distill.sh, hours on one core):
+#   sh experiments/pet_study.sh
+# FEATKIT_TEST_DATA is the folder of the data sets, FEATKIT_WEIGHTS the folder of the weights.
+# DATA is another data set, LIMIT its number of train images, TEACHER another network. The original:
+#   DATA=oxford-iiit-pet:download=true LIMIT=3680 TEACHER=resnet34 sh experiments/pet_study.sh
+# Images of 112 pixels and ten train images per class on average: minutes instead of hours on one
+# core. Hyperparameters are those of experiments/distill.sh; nothing is selected.
+# Finished trainings are not repeated, so that an interrupted study can be started again.
+set -eu
+
+study=experiments/pet_study
+runs=$study/runs
+data="${DATA:-${FEATKIT_TEST_DATA:-data}/caltech101}"
+teacher="${TEACHER:-resnet50}"
+python experiments/require.py "$data" --weights resnet18 --weights "$teacher" \
+  --get "https://data.caltech.edu/records/mzrjq-6wc02, or DATA=oxford-iiit-pet:download=true" \
+  --without "the training from scratch: featkit finetune --mode scratch --data DATA"
+
+images="--data $data --limit train=${LIMIT:-1010} --resize 128 --crop 112"
+path='import json, sys; print(json.load(sys.stdin)["path"])'
+# shellcheck disable=SC2086
+{
+  fitted=$(featkit fit $images --backbone "$teacher" --head linear --name teacher \
+    --out "$runs/teacher" --json | python -c "$path")
+  featkit distill $images --student resnet18 --teacher "$fitted" --mode deep --augment light \
+    --views 4 --epochs 20 --val 0 --resume --out "$runs/students" --json > "$runs/students.json"
+  tuned=$(python -c 'import json, sys; print(json.load(sys.stdin)["runs"]["alone"])' \
+    < "$runs/students.json")
+  distilled=$(python -c 'import json, sys; print(json.load(sys.stdin)["runs"]["distilled"])' \
+    < "$runs/students.json")
+  featkit compare "$fitted" "$tuned" "$distilled" > "$study/accuracy.txt"
+
+  for student in "$tuned" "$distilled"; do
+    featkit quantize "$student" --method percentile --bias-correct --out "$runs/int8"
+  done > "$study/int8.txt"
+  rm -rf "$runs/pruned"
+  featkit prune "$tuned" $images --head linear --sparsity 0.5 --sparsity 0.7 --sparsity 0.8 \
+    --sparsity 0.9 --sparsity 0.95 --out "$runs/pruned"
+  python experiments/pruning_figure.py "$study/pruning" "fine-tuned ResNet-18=$runs/pruned"
+
+  featkit plot projection "$tuned" --out "$study/projection.png"
+  featkit plot confusion "$tuned" --out "$study/confusion.png"
+  featkit plot filters "$tuned" --out "$study/filters.png"
+}
+sh experiments/distill.sh
