@@ -78,6 +78,6 @@ keep() {
   featkit finetune $common --mode shallow --norm update --augment light --views 0 --epochs 5 \
     --lr 0.1 --name "classifier, BatchNorm drifts"
   featkit finetune $common --mode full --augment light --views 0 --epochs 8 --lr 0.002 \
-    --patience 3
+    --patience 2
   featkit compare "$runs"/finetuned/*/*/ > "$study/finetuned.txt"
 }

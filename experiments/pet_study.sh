@@ -7,7 +7,8 @@
 # DATA is another data set, LIMIT its number of train images, TEACHER another network. The original:
 #   DATA=oxford-iiit-pet:download=true LIMIT=3680 TEACHER=resnet34 sh experiments/pet_study.sh
 # Images of 112 pixels and ten train images per class on average: minutes instead of hours on one
-# core. Hyperparameters are those of experiments/distill.sh; nothing is selected.
+# core. Hyperparameters are those of experiments/distill.sh, with half the epochs; nothing is
+# selected.
 # Finished trainings are not repeated, so that an interrupted study can be started again.
 set -eu
 
@@ -26,7 +27,7 @@ path='import json, sys; print(json.load(sys.stdin)["path"])'
   fitted=$(featkit fit $images --backbone "$teacher" --head linear --name teacher \
     --out "$runs/teacher" --json | python -c "$path")
   featkit distill $images --student resnet18 --teacher "$fitted" --mode deep --augment light \
-    --views 4 --epochs 20 --val 0 --resume --out "$runs/students" --json > "$runs/students.json"
+    --views 4 --epochs 10 --val 0 --resume --out "$runs/students" --json > "$runs/students.json"
   tuned=$(python -c 'import json, sys; print(json.load(sys.stdin)["runs"]["alone"])' \
     < "$runs/students.json")
   distilled=$(python -c 'import json, sys; print(json.load(sys.stdin)["runs"]["distilled"])' \
