@@ -1,14 +1,14 @@
 #!/bin/sh
 # Pet study: a fine-tuned ResNet-18, a larger teacher, distillation, int8 and unstructured pruning,
-# with a t-SNE projection, filters and a confusion matrix; then the same networks from scratch and
-# at 224 pixels with three seeds (experiments/distill.sh, hours on one core):
+# with a t-SNE projection, filters and a confusion matrix:
 #   sh experiments/pet_study.sh
 # FEATKIT_TEST_DATA is the folder of the data sets, FEATKIT_WEIGHTS the folder of the weights.
 # DATA is another data set, LIMIT its number of train images, TEACHER another network. The original:
 #   DATA=oxford-iiit-pet:download=true LIMIT=3680 TEACHER=resnet34 sh experiments/pet_study.sh
 # Images of 112 pixels and ten train images per class on average: minutes instead of hours on one
 # core. Hyperparameters are those of experiments/distill.sh, with half the epochs; nothing is
-# selected.
+# selected. experiments/distill.sh trains the same students at 224 pixels and from scratch, with
+# three seeds.
 # Finished trainings are not repeated, so that an interrupted study can be started again.
 set -eu
 
@@ -18,7 +18,7 @@ data="${DATA:-${FEATKIT_TEST_DATA:-data}/caltech101}"
 teacher="${TEACHER:-resnet50}"
 python experiments/require.py "$data" --weights resnet18 --weights "$teacher" \
   --get "https://data.caltech.edu/records/mzrjq-6wc02, or DATA=oxford-iiit-pet:download=true" \
-  --without "the training from scratch: featkit finetune --mode scratch --data DATA"
+  --without "the trainings from scratch: featkit finetune --mode scratch --data DATA"
 
 images="--data $data --limit train=${LIMIT:-1010} --resize 128 --crop 112"
 path='import json, sys; print(json.load(sys.stdin)["path"])'
@@ -46,4 +46,3 @@ path='import json, sys; print(json.load(sys.stdin)["path"])'
   featkit plot confusion "$tuned" --out "$study/confusion.png"
   featkit plot filters "$tuned" --out "$study/filters.png"
 }
-sh experiments/distill.sh
