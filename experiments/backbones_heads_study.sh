@@ -50,7 +50,7 @@ keep() {
     > "$study/original.txt"
 
   # 3. Class imbalance: the largest class has 50 times as many images as the smallest one.
-  featkit longtail --data "$data" --backbone "$last" --weights imagenet $large --if 50 --tune \
+  featkit longtail --data "$data" --backbone "$last" --weights imagenet $large --if 50 \
     --head linear --head svm --balance none --balance oversample --balance reweight \
     --seed 0 --seed 1 --seed 2 --out "$runs/longtail"
   keep "$runs/longtail/longtail" longtail
