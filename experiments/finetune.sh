@@ -4,7 +4,8 @@
 #   sh experiments/finetune.sh
 # FEATKIT_TEST_DATA is the folder of the data sets, FEATKIT_WEIGHTS the folder of the weights.
 # All train images are used for training, nothing is selected, and the test set is used once.
-# Interrupted trainings resume.
+# Interrupted trainings resume. Four epochs at the default learning rate are too few and too fast for
+# full fine-tuning: experiments/finetune_full.sh selects the epoch at a lower rate.
 set -eu
 
 runs=experiments/finetune/resnet18

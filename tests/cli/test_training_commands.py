@@ -378,7 +378,12 @@ def test_the_study_of_cifar100_runs_on_a_file_in_its_format(cifar100, tmp_path):
     assert len(list(Path("experiments/runs/cifar100").glob("*/network.safetensors"))) == 3
     Image.open(folder / "curves.png").verify()
     with (folder / "results.csv").open() as file:
-        assert [row["name"] for row in csv.DictReader(file)] == ["shallow", "deep", "scratch"]
+        rows = list(csv.DictReader(file))
+    assert [row["name"] for row in rows] == ["shallow", "deep", "scratch"]
+    for row in rows:
+        report = json.loads((folder.parent / row["run"] / "results.json").read_text())
+        assert float(row["loss"]) == pytest.approx(report["nll"])
+        assert f"{report['nll']:.3f}" in done.stdout
 
 
 @pytest.mark.parametrize(
