@@ -77,7 +77,7 @@ keep() {
   featkit finetune $common --mode shallow --epochs 20 --lr 0.1
   featkit finetune $common --mode shallow --norm update --augment light --views 0 --epochs 5 \
     --lr 0.1 --name "classifier, BatchNorm drifts"
-  featkit finetune $common --mode full --augment light --views 0 --epochs 8 --lr 0.002 \
+  featkit finetune $common --mode full --augment light --views 0 --epochs 6 --lr 0.002 \
     --patience 2
   featkit compare "$runs"/finetuned/*/*/ > "$study/finetuned.txt"
 }

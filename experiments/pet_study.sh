@@ -6,7 +6,7 @@
 # DATA is another data set, LIMIT its number of train images, TEACHER another network. The original:
 #   DATA=oxford-iiit-pet:download=true LIMIT=3680 TEACHER=resnet34 sh experiments/pet_study.sh
 # Images of 112 pixels and ten train images per class on average: minutes instead of hours on one
-# core. Hyperparameters are those of experiments/distill.sh, with half the epochs; nothing is
+# core. Hyperparameters are those of experiments/distill.sh, with half the epochs and views; nothing is
 # selected. experiments/distill.sh trains the same students at 224 pixels and from scratch, with
 # three seeds.
 # Finished trainings are not repeated, so that an interrupted study can be started again.
@@ -27,7 +27,7 @@ path='import json, sys; print(json.load(sys.stdin)["path"])'
   fitted=$(featkit fit $images --backbone "$teacher" --head linear --name teacher \
     --out "$runs/teacher" --json | python -c "$path")
   featkit distill $images --student resnet18 --teacher "$fitted" --mode deep --augment light \
-    --views 4 --epochs 10 --val 0 --resume --out "$runs/students" --json > "$runs/students.json"
+    --views 2 --epochs 10 --val 0 --resume --out "$runs/students" --json > "$runs/students.json"
   tuned=$(python -c 'import json, sys; print(json.load(sys.stdin)["runs"]["alone"])' \
     < "$runs/students.json")
   distilled=$(python -c 'import json, sys; print(json.load(sys.stdin)["runs"]["distilled"])' \
@@ -39,7 +39,7 @@ path='import json, sys; print(json.load(sys.stdin)["path"])'
   done > "$study/int8.txt"
   rm -rf "$runs/pruned"
   featkit prune "$tuned" $images --head linear --sparsity 0.5 --sparsity 0.7 --sparsity 0.8 \
-    --sparsity 0.9 --sparsity 0.95 --out "$runs/pruned"
+    --sparsity 0.9 --out "$runs/pruned"
   python experiments/pruning_figure.py "$study/pruning" "fine-tuned ResNet-18=$runs/pruned"
 
   featkit plot projection "$tuned" --out "$study/projection.png"
