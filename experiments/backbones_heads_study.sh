@@ -78,7 +78,7 @@ keep() {
   featkit compare "$runs"/finetuned/*/*/ > "$study/finetuned.txt"
 
   # 6. The protocol of the original: fixed hyperparameters, unscaled features.
-  featkit fit --data "$data" --backbone "$last" --resize 224x224 --crop none \
+  featkit fit --data "$data" --backbone "$first" --resize 224x224 --crop none \
     --head svm:C=9,scale=none --head mlp:width=512 --head knn:k=3,metric=euclidean,weights=uniform \
     --head prototypical:metric=euclidean --head linear --out "$runs/original" \
     > "$study/original.txt"

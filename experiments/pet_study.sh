@@ -4,11 +4,12 @@
 #   sh experiments/pet_study.sh
 # FEATKIT_TEST_DATA is the folder of the data sets, FEATKIT_WEIGHTS the folder of the weights.
 # DATA is another data set, LIMIT its number of train images, TEACHER another network. The original:
-#   DATA=oxford-iiit-pet:download=true LIMIT=3680 TEACHER=resnet34 sh experiments/pet_study.sh
-# Images of 112 pixels and ten train images per class on average: minutes instead of hours on one
-# core. Hyperparameters are those of experiments/distill.sh, with half the epochs and views; nothing is
-# selected. experiments/distill.sh trains the same students at 224 pixels and from scratch, with
-# three seeds.
+#   DATA=oxford-iiit-pet:download=true LIMIT=3680 TEACHER=resnet34 SIZE=224 \
+#     sh experiments/pet_study.sh
+# Images of 64 pixels (SIZE) and ten train images per class on average: minutes instead of hours on
+# one core. Hyperparameters are those of experiments/distill.sh, with half the epochs and views;
+# nothing is selected. experiments/distill.sh trains the same students at 224 pixels, and from
+# scratch at 64, with three seeds.
 # Finished trainings are not repeated, so that an interrupted study can be started again.
 set -eu
 
@@ -20,7 +21,7 @@ python experiments/require.py "$data" --weights resnet18 --weights "$teacher" \
   --get "https://data.caltech.edu/records/mzrjq-6wc02, or DATA=oxford-iiit-pet:download=true" \
   --without "the trainings from scratch: featkit finetune --mode scratch --data DATA"
 
-images="--data $data --limit train=${LIMIT:-1010} --resize 128 --crop 112"
+images="--data $data --limit train=${LIMIT:-1010} --resize ${SIZE:-64} --crop ${SIZE:-64}"
 path='import json, sys; print(json.load(sys.stdin)["path"])'
 # shellcheck disable=SC2086
 {
