@@ -22,17 +22,21 @@ python experiments/require.py "$data" --weights resnet18 --weights "$teacher" \
   --without "the trainings from scratch: featkit finetune --mode scratch --data DATA"
 
 images="--data $data --limit train=${LIMIT:-1010} --resize ${SIZE:-64} --crop ${SIZE:-64}"
-path='import json, sys; print(json.load(sys.stdin)["path"])'
+# Print a value of a JSON file: field PATH FILE
+field() {
+  python -c "import json, sys; print(json.load(open(sys.argv[1]))$1)" "$2"
+}
+
+mkdir -p "$runs"
 # shellcheck disable=SC2086
 {
-  fitted=$(featkit fit $images --backbone "$teacher" --head linear --name teacher \
-    --out "$runs/teacher" --json | python -c "$path")
+  featkit fit $images --backbone "$teacher" --head linear --name teacher --out "$runs/teacher" \
+    --json > "$runs/teacher.json"
+  fitted=$(field '["path"]' "$runs/teacher.json")
   featkit distill $images --student resnet18 --teacher "$fitted" --mode deep --augment light \
     --views 2 --epochs 10 --val 0 --resume --out "$runs/students" --json > "$runs/students.json"
-  tuned=$(python -c 'import json, sys; print(json.load(sys.stdin)["runs"]["alone"])' \
-    < "$runs/students.json")
-  distilled=$(python -c 'import json, sys; print(json.load(sys.stdin)["runs"]["distilled"])' \
-    < "$runs/students.json")
+  tuned=$(field '["runs"]["alone"]' "$runs/students.json")
+  distilled=$(field '["runs"]["distilled"]' "$runs/students.json")
   featkit compare "$fitted" "$tuned" "$distilled" > "$study/accuracy.txt"
 
   for student in "$tuned" "$distilled"; do
