@@ -15,6 +15,7 @@ set -eu
 
 study=experiments/backbones_heads_study
 runs=$study/runs
+mkdir -p "$runs"
 data="${DATA:-${FEATKIT_TEST_DATA:-data}/eurosat}"
 backbones="${BACKBONES:-resnet18 resnet50}"
 options="" weights=""
@@ -70,9 +71,9 @@ keep() {
   featkit fit --data "$data" --backbone "$first" $small --tune --head svm --head linear \
     --out "$runs/finetuned"
   common="--data $data --backbone $first $small --resume --out $runs/finetuned"
-  featkit finetune $common --mode shallow --epochs 20 --lr 0.1
+  featkit finetune $common --mode shallow --epochs 20
   featkit finetune $common --mode shallow --norm update --augment light --views 0 --epochs 5 \
-    --lr 0.1 --name "classifier, BatchNorm drifts"
+    --name "classifier, BatchNorm drifts"
   featkit finetune $common --mode full --augment light --views 0 --epochs 6 --lr 0.002 \
     --patience 2
   featkit compare "$runs"/finetuned/*/*/ > "$study/finetuned.txt"

@@ -11,6 +11,7 @@ folder=experiments/cifar_study
 study="${STUDY:-experiments/cifar10.toml}"
 name=$(basename "$study" .toml)
 runs=$folder/runs
+mkdir -p "$runs"
 if [ "$name" = cifar10 ]; then
   python experiments/require.py "${FEATKIT_TEST_DATA:-data}/cifar10" \
     --get "https://www.cs.toronto.edu/~kriz/cifar.html, as a folder cifar10 in FEATKIT_TEST_DATA" \

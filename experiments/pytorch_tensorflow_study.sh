@@ -8,6 +8,7 @@ set -eu
 
 study=experiments/pytorch_tensorflow_study
 runs=$study/runs
+mkdir -p "$runs"
 python experiments/require.py "${FEATKIT_TEST_DATA:-data}/cifar10" \
   --get "https://www.cs.toronto.edu/~kriz/cifar.html, as a folder cifar10 in FEATKIT_TEST_DATA"
 
