@@ -66,7 +66,13 @@ keep() {
   done
   featkit compare "$runs"/augmented/*/*/ > "$study/augmented.txt"
 
-  # 5. Frozen and fine-tuned at 64 pixels. With --norm update the running statistics of BatchNorm
+  # 5. The protocol of the original: fixed hyperparameters, unscaled features.
+  featkit fit --data "$data" --backbone "$first" --resize 224x224 --crop none \
+    --head svm:C=9,scale=none --head mlp:width=512 --head knn:k=3,metric=euclidean,weights=uniform \
+    --head prototypical:metric=euclidean --head linear --out "$runs/original" \
+    > "$study/original.txt"
+
+  # 6. Frozen and fine-tuned at 64 pixels. With --norm update the running statistics of BatchNorm
   # drift while only the classifier is trained, as in the original.
   featkit fit --data "$data" --backbone "$first" $small --tune --head svm --head linear \
     --out "$runs/finetuned"
@@ -77,10 +83,4 @@ keep() {
   featkit finetune $common --mode full --augment light --views 0 --epochs 6 --lr 0.002 \
     --patience 2
   featkit compare "$runs"/finetuned/*/*/ > "$study/finetuned.txt"
-
-  # 6. The protocol of the original: fixed hyperparameters, unscaled features.
-  featkit fit --data "$data" --backbone "$first" --resize 224x224 --crop none \
-    --head svm:C=9,scale=none --head mlp:width=512 --head knn:k=3,metric=euclidean,weights=uniform \
-    --head prototypical:metric=euclidean --head linear --out "$runs/original" \
-    > "$study/original.txt"
 }
