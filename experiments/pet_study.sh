@@ -41,7 +41,7 @@ mkdir -p "$runs"
 
   for student in "$tuned" "$distilled"; do
     featkit quantize "$student" --method percentile --bias-correct --out "$runs/int8"
-  done > "$study/int8.txt"
+  done > "$study/int8.txt" 2>&1
   rm -rf "$runs/pruned"
   featkit prune "$tuned" $images --head linear --sparsity 0.5 --sparsity 0.7 --sparsity 0.8 \
     --sparsity 0.9 --out "$runs/pruned"
