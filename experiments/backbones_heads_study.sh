@@ -5,10 +5,10 @@
 # FEATKIT_TEST_DATA is the folder of the data sets, FEATKIT_WEIGHTS the folder of the weights.
 # DATA is another data set (DATA=eurosat:download=true, or a folder of aerial images), BACKBONES are
 # other networks (BACKBONES="resnet18 resnet50 resnet101", whose weights are downloaded).
-# Images are squashed to 128 x 128 pixels, twice the size of EuroSAT's images: minutes on one core.
-# SIZE=224x224 is that of the original, whose protocol is always run at 224 x 224; fine-tuning is
-# compared at 64 x 64. Hyperparameters of heads are tuned on validation images, those of trainings
-# were fixed in advance.
+# Images are squashed to 128 x 128 pixels, and where new features are needed for each variant
+# (corruption, augmentation, fine-tuning) to 64 x 64, the size of EuroSAT's images: minutes on one
+# core. LARGE=224x224 SMALL=224x224 is the size of the original, whose protocol is always run at it.
+# Hyperparameters of heads are tuned on validation images, those of trainings were fixed in advance.
 # Finished extractions, cells and trainings are not repeated, so that an interrupted study can be
 # started again.
 set -eu
@@ -29,8 +29,8 @@ python experiments/require.py "$data" $weights \
   --without "BACKBONES=\"resnet18\" needs only the weights of ResNet-18"
 first=${backbones%% *}
 last=${backbones##* }
-large="--resize ${SIZE:-128x128} --crop none"
-small="--resize 64x64 --crop none"
+large="--resize ${LARGE:-128x128} --crop none"
+small="--resize ${SMALL:-64x64} --crop none"
 
 # Keep the tables of the newest grid in a folder of results: keep FOLDER NAME
 keep() {
@@ -53,7 +53,7 @@ keep() {
   keep "$runs/longtail/longtail" longtail
 
   # 3. Three levels of corruption, for heads fitted on clean images, or on these and corrupted ones.
-  featkit ablate --data "$data" --backbone "$first" --weights imagenet $large --tune --head svm \
+  featkit ablate --data "$data" --backbone "$first" --weights imagenet $small --tune --head svm \
     --perturb none --perturb mixed:level=mild --perturb mixed:level=medium \
     --perturb mixed:level=strong --train-perturb none --train-perturb mixed:level=mild \
     --train-perturb mixed:level=medium --train-perturb mixed:level=strong --out "$runs/corrupted"
@@ -61,7 +61,7 @@ keep() {
 
   # 4. Augmentation: two augmented views of each train image are added.
   for views in "" "--augment light --views 2"; do
-    featkit fit --data "$data" --backbone "$first" $large $views --tune --head linear --head svm \
+    featkit fit --data "$data" --backbone "$first" $small $views --tune --head linear --head svm \
       --out "$runs/augmented"
   done
   featkit compare "$runs"/augmented/*/*/ > "$study/augmented.txt"
