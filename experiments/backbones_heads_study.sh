@@ -32,11 +32,12 @@ last=${backbones##* }
 large="--resize ${LARGE:-128x128} --crop none"
 small="--resize ${SMALL:-64x64} --crop none"
 
-# Keep the tables of the newest grid in a folder of results: keep FOLDER NAME
+# Keep the tables of the newest grid in a folder of results, without the path of the images on this
+# machine: keep FOLDER NAME
 keep() {
   newest=$(ls -td "$1"/*/ | grep -v /cells/ | head -n 1)
-  cp "$newest/summary.md" "$study/$2.md"
-  cp "$newest/results.csv" "$study/$2.csv"
+  sed "s|$data|$(basename "$data")|g" "$newest/summary.md" > "$study/$2.md"
+  sed "s|$data|$(basename "$data")|g" "$newest/results.csv" > "$study/$2.csv"
 }
 
 # shellcheck disable=SC2086

@@ -67,7 +67,7 @@ def run_with_stubs(name, folder):
     """Run a script in a copy of experiments/ without results; return the file of its commands."""
     programs, record = folder / "programs", folder / "commands"
     programs.mkdir()
-    for program in ("featkit", "cp", "cat", "cut", "ls", "python", "xargs"):
+    for program in ("featkit", "cp", "cat", "cut", "ls", "python", "sed", "xargs"):
         text = RECORDER if program == "featkit" else SILENT
         (programs / program).write_text(text, encoding="utf-8")
         (programs / program).chmod(0o755)
