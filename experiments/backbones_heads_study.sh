@@ -5,9 +5,9 @@
 # FEATKIT_TEST_DATA is the folder of the data sets, FEATKIT_WEIGHTS the folder of the weights.
 # DATA is another data set (DATA=eurosat:download=true, or a folder of aerial images), BACKBONES are
 # other networks (BACKBONES="resnet18 resnet50 resnet101", whose weights are downloaded).
-# Images are squashed to 128 x 128 pixels, and where new features are needed for each variant
-# (corruption, augmentation, fine-tuning) to 64 x 64, the size of EuroSAT's images: minutes on one
-# core. LARGE=224x224 SMALL=224x224 is the size of the original, whose protocol is always run at it.
+# Images are squashed to 128 x 128 pixels, for fine-tuning and augmentation to 64 x 64, the size of
+# EuroSAT's images: minutes on one core. LARGE=224x224 SMALL=224x224 is the size of the original,
+# whose protocol is always run at it.
 # Hyperparameters of heads are tuned on validation images, those of trainings were fixed in advance.
 # Finished extractions, cells and trainings are not repeated, so that an interrupted study can be
 # started again.
@@ -54,7 +54,7 @@ keep() {
   keep "$runs/longtail/longtail" longtail
 
   # 3. Three levels of corruption, for heads fitted on clean images, or on these and corrupted ones.
-  featkit ablate --data "$data" --backbone "$first" --weights imagenet $small --tune --head svm \
+  featkit ablate --data "$data" --backbone "$first" --weights imagenet $large --tune --head svm \
     --perturb none --perturb mixed:level=mild --perturb mixed:level=medium \
     --perturb mixed:level=strong --train-perturb none --train-perturb mixed:level=mild \
     --train-perturb mixed:level=medium --train-perturb mixed:level=strong --out "$runs/corrupted"
