@@ -76,6 +76,7 @@ if TYPE_CHECKING:
     from featkit.runs.directory import SavedRun
     from featkit.runs.features import FeatureSet
     from featkit.runs.fit import FitConfig, Run
+    from featkit.runs.multilabel import MultiLabelRun
     from featkit.runs.predict import Prediction
     from featkit.runs.train import TrainedRun
     from featkit.storage import Content
@@ -215,8 +216,9 @@ def _run_or_path() -> Kind:
             return PATH.convert(value)
         from featkit.runs.directory import SavedRun
         from featkit.runs.fit import Run
+        from featkit.runs.multilabel import MultiLabelRun
 
-        return instance(Run, SavedRun).convert(value)
+        return instance(Run, MultiLabelRun, SavedRun).convert(value)
 
     return Kind("the path of a run directory, or a run", convert)
 
@@ -579,14 +581,25 @@ def explain_cache(
 
 
 def _load_features(
-    options: Mapping[str, Any], executor: ClusterExecutor | None = None
+    options: Mapping[str, Any],
+    executor: ClusterExecutor | None = None,
+    *,
+    multilabel: bool = False,
 ) -> FeatureSet:
-    """Find or extract the features that the options describe; log where they come from."""
+    """Find or extract the features that the options describe; log where they come from.
+
+    Images with several labels each are refused, unless ``multilabel``.
+    """
     from featkit.runs.features import load_features
 
     run = None if executor is None else executor.run
     features = load_features(
-        _request_options(options), Path(options["cache"]), _compute(options), log.info, run=run
+        _request_options(options),
+        Path(options["cache"]),
+        _compute(options),
+        log.info,
+        run=run,
+        multilabel=multilabel,
     )
     log.info("features: %s, weights: %s", features.path, features.weights)
     return features
@@ -648,7 +661,7 @@ def fit(
     compile: bool = False,
     on_error: str = "fail",
     progress: bool = False,
-) -> Run:
+) -> Run | MultiLabelRun:
     """Fit a head on features and evaluate it on the test set.
 
     Hyperparameters, temperature and rejection threshold are chosen on the validation set: the
@@ -685,7 +698,8 @@ def fit(
 
     Returns:
         The run: ``report`` (accuracy with confidence intervals, calibration, confusion), ``head``
-        and ``predictions``.
+        and ``predictions``. For images with several labels each a ``MultiLabelRun``, whose report
+        has the mean average precision.
 
     Raises:
         SpecError: if an option is unknown.
@@ -718,7 +732,7 @@ class FitResults:
         seeds: mean and interval over the seeds by head; empty for one seed.
     """
 
-    runs: tuple[Run, ...]
+    runs: tuple[Run | MultiLabelRun, ...]
     paths: tuple[Path, ...]
     comparison: RunComparison | None
     seeds: Mapping[str, OverSeeds]
@@ -740,7 +754,7 @@ def fit_heads(
     heads: Sequence[str],
     *,
     seeds: int = 1,
-    on_run: Callable[[Run], None] = lambda run: None,
+    on_run: Callable[[Run | MultiLabelRun], None] = lambda run: None,
     name: str | None = None,
     out: PathLike | None = None,
     **options: Any,
@@ -757,8 +771,9 @@ def fit_heads(
     """
     from featkit.heads import make_head
     from featkit.runs.compare import compare_runs
-    from featkit.runs.fit import FitConfig
+    from featkit.runs.fit import FitConfig, Run
 
+    given_heads = tuple(heads)
     heads = expand_heads(heads)
     for head in heads:  # fail on an unknown head before features are extracted
         make_head(head)
@@ -776,7 +791,9 @@ def fit_heads(
     for offset in range(seeds):
         if seeds > 1:
             options = {**options, "seed": first_seed + offset}
-        features = _load_features(options)
+        features = _load_features(options, multilabel=True)
+        if features.embeddings.multilabel:
+            heads = _multilabel_heads(heads, given_heads, config, seeds, options)
         costs = None if table is None else table.matrix(features.embeddings.classes)
         config = replace(config, costs=costs)
         features = _with_unknown(_check_copies(features, options), options)
@@ -790,7 +807,8 @@ def fit_heads(
     comparison = None
     summaries: dict[str, OverSeeds] = {}
     if seeds > 1:
-        summaries = _summarise_seeds(runs, heads, out)
+        own = [run for run in runs if isinstance(run, Run)]  # others have one seed
+        summaries = _summarise_seeds(own, heads, out)
     elif len(set(paths)) > 1:
         comparison = compare_runs(paths)
     return FitResults(tuple(runs), tuple(paths), comparison, summaries)
@@ -804,13 +822,54 @@ def _read_costs(path: PathLike | None) -> CostTable | None:
     return None if path is None else read_costs(user_path(str(path)))
 
 
-def _save_run(run: Run, out: Path) -> Path:
+def _multilabel_heads(
+    heads: Sequence[str],
+    given: Sequence[str],
+    config: FitConfig,
+    seeds: int,
+    options: Mapping[str, Any],
+) -> tuple[str, ...]:
+    """Return the heads to fit on images with several labels each.
+
+    Raises:
+        HeadError: if a head that was given by its name cannot give an image several labels.
+        OptionsError: if an option needs one label per image.
+    """
+    from featkit.errors import HeadError
+    from featkit.runs.multilabel import check_multilabel_config
+
+    for name in ("folds", "unknown", "cost"):
+        if options[name] is not None:
+            raise OptionsError(
+                f"{name} needs one label per image, and these images have several: leave it out"
+            )
+    if seeds > 1:
+        raise OptionsError(
+            "seeds needs one label per image, and these images have several: leave it out, or use "
+            "ablate with several seeds"
+        )
+    kept = []
+    for head in heads:
+        try:
+            check_multilabel_config(head, config)
+        except HeadError as error:
+            if head in given:
+                raise
+            log.info("%s is left out: %s", head, error)
+        else:
+            kept.append(head)
+    return tuple(kept)
+
+
+def _save_run(run: Run | MultiLabelRun, out: Path) -> Path:
     """Write the directory of a run with its figures."""
     # matplotlib is imported when the result is known: whoever waits for it has it a second earlier.
-    from featkit.reports.figures import run_figures
+    from featkit.reports.figures import multilabel_figures, run_figures
     from featkit.runs.directory import save_run
+    from featkit.runs.multilabel import MultiLabelRun
 
-    path = save_run(run, out, run_figures(run))
+    figures = multilabel_figures(run) if isinstance(run, MultiLabelRun) else run_figures(run)
+    path = save_run(run, out, figures)
     log.info("run: %s", path)
     return path
 
@@ -841,15 +900,20 @@ def _check_evaluation(seeds: int, options: Mapping[str, Any]) -> None:
 
 def _fit_head(
     features: FeatureSet, head: str, config: FitConfig, options: Mapping[str, Any]
-) -> Run:
+) -> Run | MultiLabelRun:
     """Fit and evaluate one head, on the test set or on folds; log its warnings."""
     from tqdm import tqdm
 
     from featkit.runs.fit import fit_run
     from featkit.runs.folds import fit_folds
+    from featkit.runs.multilabel import fit_labels
 
     seed, progress = features.request.seed, options["progress"]
-    if options["folds"]:
+    run: Run | MultiLabelRun
+    if features.embeddings.multilabel:
+        with _candidate_bar(progress and config.tune) as count:
+            run = fit_labels(features, head, seed=seed, config=replace(config, progress=count))
+    elif options["folds"]:
         folds, repeats = options["folds"], options["repeats"]
         with tqdm(total=folds * repeats, unit="fold", disable=not progress) as bar:
             run = fit_folds(
@@ -1224,7 +1288,7 @@ def _predict(
 
 
 @checked(run=_run_or_path())
-def load_run(run: PathLike | Run | SavedRun) -> SavedRun:
+def load_run(run: PathLike | Run | MultiLabelRun | SavedRun) -> SavedRun:
     """Load a run: head, class names, temperature and the description of its network.
 
     Args:
@@ -1240,23 +1304,24 @@ def load_run(run: PathLike | Run | SavedRun) -> SavedRun:
         >>> run.head_spec
         'prototypical'
     """
-    from featkit.runs.directory import SavedRun
+    from featkit.runs.directory import SavedRun, label_rules
     from featkit.runs.directory import load_run as load
     from featkit.runs.fit import Run
+    from featkit.runs.multilabel import MultiLabelRun
     from featkit.runs.registry import find_run
 
     if isinstance(run, SavedRun):
         return run
-    if not isinstance(run, Run):
-        return load(find_run(run))
-    recipe, report = run.source.embeddings.recipe, run.report
+    if not isinstance(run, Run | MultiLabelRun):
+        return load(find_run(run), multilabel=True)
+    recipe = run.source.embeddings.recipe
     quantized = None
     if recipe.calibration != "none":
         from featkit.embeddings.calibration import find_by_digest
 
         quantized = run.source.request.load_backbone().quantized
         quantized = quantized or find_by_digest(run.source.path.parent, recipe.calibration)
-    return SavedRun(
+    saved = SavedRun(
         path=Path(run.id),
         request=run.source.request,
         classes=run.source.embeddings.classes,
@@ -1264,10 +1329,25 @@ def load_run(run: PathLike | Run | SavedRun) -> SavedRun:
         head_spec=run.head_spec,
         recipe=recipe,
         quantized=quantized,
-        temperature=report.temperature,
-        threshold=report.rejection.threshold if report.rejection else 0.0,
         name=run.name,
     )
+    if isinstance(run, MultiLabelRun):
+        return replace(saved, classes=run.report.labels, labels=label_rules(run.report))
+    rejection = run.report.rejection
+    return replace(
+        saved,
+        temperature=run.report.temperature,
+        threshold=rejection.threshold if rejection else 0.0,
+    )
+
+
+def _load_plain_run(run: PathLike | Run | SavedRun) -> SavedRun:
+    """Load a run with one label per image; raises RunError for another one."""
+    from featkit.runs.directory import refuse_multilabel_run
+
+    saved = load_run(run)
+    refuse_multilabel_run(saved)
+    return saved
 
 
 @checked(run=PATH)
@@ -1390,7 +1470,7 @@ def export(
     from featkit.compression.export import SUFFIXES
     from featkit.runs.export import export_run
 
-    saved = load_run(run)
+    saved = _load_plain_run(run)
     if format not in SUFFIXES:
         from featkit.registry import unknown
 
@@ -2310,7 +2390,7 @@ def suggest(
 
     files = [images] if isinstance(images, str | Path) else list(images)
     name = Path(files[0]).resolve().name
-    saved = load_run(run)
+    saved = _load_plain_run(run)
     found = suggest_images(
         saved,
         image_names(files),
@@ -2407,7 +2487,7 @@ def neighbours(
     as_table = path is not None and path.suffix.lower() == ".csv"
     if path is not None and not as_table:
         check_format(path)
-    saved = load_run(run)
+    saved = _load_plain_run(run)
     names = image_names([images] if isinstance(images, str | Path) else images)
     similar = find_neighbours(saved, names, k, cache=Path(cache), compute=_compute(options))
     if path is not None and as_table:
@@ -3554,7 +3634,7 @@ def report(
     from featkit.storage import write_file
     from featkit.studies.inspect import inspect_run
 
-    saved = load_run(run)
+    saved = _load_plain_run(run)
     with _iteration_bar(f"{projection} of the test images", progress) as show:
         inspection = inspect_run(
             saved,
@@ -3700,10 +3780,10 @@ def _draw(
     if kind in ("filters", "feature-maps"):
         return _network_plot(kind, target, names, options)
     if kind == "cam":
-        return _cam_plot(load_run(target), names, options)
+        return _cam_plot(_load_plain_run(target), names, options)
     if kind == "neighbours":
-        return _neighbours_plot(load_run(target), names, options)
-    return _run_plot(kind, load_run(target), options)
+        return _neighbours_plot(_load_plain_run(target), names, options)
+    return _run_plot(kind, _load_plain_run(target), options)
 
 
 def _perturbations_plot(name: str, options: Mapping[str, Any]) -> Plot:
@@ -3765,7 +3845,7 @@ def _learning_curve_plot(target: PathLike | Run | SavedRun, options: Mapping[str
         directory = Path(target)
         scores, data = read_learning_curve(directory), directory.resolve().parent.name
     else:
-        scores, data = _computed_learning_curve(load_run(target), options)
+        scores, data = _computed_learning_curve(_load_plain_run(target), options)
     return learning_curve_plot(scores, data, style=options["style"])
 
 

@@ -17,11 +17,13 @@ import numpy as np
 
 from featkit.ablation.grid import AxisValue
 from featkit.errors import DataError, FeatkitError, MissingExtraError, RunError, WeightsError
+from featkit.evaluation.multilabel import MultiLabelReport, read_report
 from featkit.evaluation.predictions import Predictions
 from featkit.evaluation.report import Report
 from featkit.heads.balance import InapplicableError
 from featkit.runs.card import seal
 from featkit.runs.fit import Run
+from featkit.runs.multilabel import MultiLabelRun
 from featkit.storage import LockHeldError, locked, parse_json, read_file, storage_errors, write_file
 
 _LIMIT = 2**28
@@ -46,8 +48,9 @@ class CellResult:
         run: id of the same run made with `featkit fit`.
         report: None unless ``ok``.
         predictions: predictions on the test images; None unless ``ok``.
-        val_score: balanced accuracy on the validation set of a head fitted on train only; None if
-            there is no validation set.
+        val_score: balanced accuracy on the validation set of a head fitted on train only, or its
+            mean average precision with several labels per image; None if there is no validation
+            set.
         seconds: time of fitting and prediction; cells that share a fitted head each include its
             time.
     """
@@ -59,7 +62,7 @@ class CellResult:
     data: str = ""
     weights: str = ""
     run: str = ""
-    report: Report | None = None
+    report: Report | MultiLabelReport | None = None
     predictions: Predictions | None = None
     val_score: float | None = None
     seconds: float = 0.0
@@ -67,7 +70,10 @@ class CellResult:
     def to_row(self) -> dict[str, Any]:
         """Return a flat row as in ``results.csv``: axes, metrics with 95 % intervals, status."""
         row: dict[str, Any] = {**self.values, "status": self.status}
-        if self.report:
+        if isinstance(self.report, MultiLabelReport):
+            row |= _multilabel_columns(self.report)
+            row["val_mean_average_precision"] = self.val_score
+        elif self.report:
             report = self.report
             low, high = report.interval95
             balanced_low, balanced_high = report.balanced_interval95
@@ -88,6 +94,19 @@ class CellResult:
             "reason": self.reason,
             "log": self.log,
         }
+
+
+def _multilabel_columns(report: MultiLabelReport) -> dict[str, Any]:
+    """Return the metrics of several labels per image as columns of ``results.csv``."""
+    columns: dict[str, Any] = {"n": report.n}
+    found = {
+        "mean_average_precision": (report.mean_average_precision, report.interval95),
+        "micro_f1": (report.micro_f1, report.micro_interval95),
+        "macro_f1": (report.macro_f1, report.macro_interval95),
+    }
+    for name, (value, (low, high)) in found.items():
+        columns |= {name: value, f"{name}_low": low, f"{name}_high": high}
+    return columns
 
 
 @contextmanager
@@ -111,7 +130,7 @@ def lock_grid(folder: Path) -> Iterator[None]:
         yield
 
 
-def write_cell(folder: Path, name: str, run: Run, val_score: float | None) -> None:
+def write_cell(folder: Path, name: str, run: Run | MultiLabelRun, val_score: float | None) -> None:
     """Write a finished cell atomically.
 
     Raises:
@@ -128,7 +147,7 @@ def write_cell(folder: Path, name: str, run: Run, val_score: float | None) -> No
             "ids": predictions.ids,
             "y": predictions.y.tolist(),
             "predicted": predictions.predicted.tolist(),
-            **_groups_entry(predictions),
+            **_optional_entries(predictions),
         },
         "val_score": val_score,
         "cost": dict(run.report.cost),
@@ -140,9 +159,10 @@ def write_cell(folder: Path, name: str, run: Run, val_score: float | None) -> No
     _log_path(folder, name).unlink(missing_ok=True)
 
 
-def _groups_entry(predictions: Predictions) -> dict[str, Any]:
-    """Return the groups of the test images for the cell's file; nothing without groups."""
-    return {} if predictions.groups is None else {"groups": predictions.groups.tolist()}
+def _optional_entries(predictions: Predictions) -> dict[str, Any]:
+    """Return groups and scores of the test images for the cell's file, as far as there are any."""
+    found = {"groups": predictions.groups, "scores": predictions.scores}
+    return {name: values.tolist() for name, values in found.items() if values is not None}
 
 
 def read_cell(folder: Path, name: str, values: Mapping[str, AxisValue]) -> CellResult | None:
@@ -221,12 +241,19 @@ def _log_path(folder: Path, name: str) -> Path:
 
 def _parse_cell(content: Mapping[str, Any], values: Mapping[str, AxisValue]) -> CellResult:
     stored, cost = content["answers"], content["cost"]
-    report = replace(Report.from_dict(content["report"]), cost=cost)
+    report = replace(read_report(content["report"]), cost=cost)
     ids, y, predicted = (tuple(stored[name]) for name in ("ids", "y", "predicted"))
     if not len(ids) == len(y) == len(predicted) == report.n:
         raise ValueError(f"{len(y)} predictions, but {report.n} test images")
-    if not all(type(label) is int for label in (*y, *predicted)):
-        raise ValueError("a label is not a whole number")
+    # With several labels per image, the labels of an image are one text.
+    kind = str if isinstance(report, MultiLabelReport) else int
+    if not all(type(label) is kind for label in (*y, *predicted)):
+        raise ValueError(f"a label is not of type {kind.__name__}")
+    scores = None
+    if kind is str:
+        scores = np.array(stored["scores"], np.float64)
+        if scores.shape != (report.n,) or not np.isfinite(scores).all():
+            raise ValueError(f"{scores.shape} scores, but {report.n} test images")
     groups = None
     if "groups" in stored:
         groups = np.array(stored["groups"], np.str_)
@@ -240,7 +267,9 @@ def _parse_cell(content: Mapping[str, Any], values: Mapping[str, AxisValue]) -> 
         weights=str(content["weights"]),
         run=str(content["run"]),
         report=report,
-        predictions=Predictions(ids, np.array(y), np.array(predicted), groups=groups),
+        predictions=Predictions(
+            ids, np.array(y), np.array(predicted), groups=groups, scores=scores
+        ),
         val_score=None if content["val_score"] is None else float(content["val_score"]),
         seconds=float(cost["fit_seconds"]) + float(cost["predict_seconds"]),
     )

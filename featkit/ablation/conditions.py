@@ -44,7 +44,7 @@ from featkit.evaluation.effects import (
     score_cells,
 )
 from featkit.evaluation.intervals import Interval
-from featkit.evaluation.report import GroupAccuracy
+from featkit.evaluation.report import GroupAccuracy, Report
 from featkit.evaluation.standing import Standing
 from featkit.heads.balance import count_candidates
 from featkit.registry import Spec
@@ -239,7 +239,7 @@ def _group_accuracies(scored: Sequence[ScoredCell]) -> dict[str, Average]:
     """Return the accuracy on classes with many, medium and few training images, in this order."""
     reported: list[GroupAccuracy] = []
     for each in scored:
-        if each.cell.report and each.cell.report.groups:
+        if isinstance(each.cell.report, Report) and each.cell.report.groups:
             reported.extend(each.cell.report.groups)
     found = {}
     for name in GROUPS:

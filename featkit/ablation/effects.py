@@ -21,6 +21,7 @@ from featkit.evaluation.effects import (
     score_cells,
 )
 from featkit.evaluation.intervals import Interval
+from featkit.evaluation.multilabel import MultiLabelReport
 from featkit.evaluation.standing import Standing, standings
 from featkit.runs.names import distinct_names, network_name
 
@@ -76,7 +77,8 @@ class Findings:
 
     Attributes:
         name: name of the grid.
-        metric: ``balanced accuracy`` if training sets are imbalanced, else ``top-1``.
+        metric: ``balanced accuracy`` if training sets are imbalanced, ``mAP`` if images have
+            several labels, else ``top-1``.
         axes: values of each axis that varies; the others are compared with the first.
         same: value of each axis that does not vary.
         cells: all cells, best first, those without a result last.
@@ -176,6 +178,8 @@ def analyze_grid(
         elif found:
             same[axis] = found[0]
     metric = METRICS[1] if SUBSET in varying or BALANCE in varying else METRICS[0]
+    if any(isinstance(cell.report, MultiLabelReport) for cell in cells):
+        metric = METRICS[2]
     ordered = sorted(cells, key=lambda cell: _rank(cell, metric, values))
     scored = _score(ordered, metric)
     findings = Findings(
@@ -264,8 +268,8 @@ def _metric_of(cell: CellResult, metric: str) -> tuple[float, Interval]:
     if cell.report is None:
         raise ValueError(f"cell {dict(cell.values)} has no report")
     if metric == METRICS[1]:
-        return cell.report.balanced_accuracy, cell.report.balanced_interval95
-    return cell.report.top1, cell.report.interval95
+        return cell.report.second.value, cell.report.second.interval95
+    return cell.report.headline.value, cell.report.headline.interval95
 
 
 def _values_by_axis(
@@ -350,7 +354,7 @@ def _lacks_val_top1(cell: CellResult) -> bool:
 
 def _val_score(cell: CellResult, metric: str) -> float | None:
     """Return the metric of a cell on the validation set; None if it was not recorded."""
-    if metric == METRICS[1]:
+    if metric in METRICS[1:]:
         return cell.val_score
     top1: float | None = cell.report.provenance.get("val_top1") if cell.report else None
     return top1

@@ -10,8 +10,10 @@ from featkit.ablation.cells import SCHEMA
 from featkit.ablation.grid import AxisValue, Grid
 from featkit.embeddings.extract import Extractor
 from featkit.embeddings.request import Request
+from featkit.errors import SpecError
 from featkit.images.perturb import parse_perturbation
 from featkit.runs.fit import RESULTS_VERSION, FitConfig, check_head
+from featkit.runs.multilabel import check_multilabel_config
 from featkit.storage import digest, expand_variables
 
 _REQUEST_AXES = ("data", "backbone", "weights", "layer", "precision", "seed")
@@ -99,12 +101,29 @@ def plan_grid(grid: Grid, extractor: Extractor, without: Iterable[int] = ()) -> 
         try:
             features = cell_features(values, grid.fixed)
             name = cell_name(grid, values, features, extractor)
-            check_head(str(values["head"]), grid.fit_config(values))
+            check = check_head
+            if extractor.plan(features.clean).images.multilabel:
+                check = check_multilabel_config
+            check(str(values["head"]), grid.fit_config(values))
         except Exception as error:  # of any kind: it must not stop the other cells
             plan.unavailable.append(UnavailableCell(index, values, str(error), error))
         else:
             plan.cells.append(PlannedCell(index, values, features, name))
+    _refuse_both_kinds(plan, extractor)
     return plan
+
+
+def _refuse_both_kinds(plan: GridPlan, extractor: Extractor) -> None:
+    """Raise SpecError if some images of a grid have several labels, and others one."""
+    names: dict[bool, str] = {}
+    for cell in plan.cells:
+        images = extractor.plan(cell.features.clean).images
+        names[images.multilabel] = images.name
+    if len(names) > 1:
+        raise SpecError(
+            f"{names[True]} has several labels per image, and {names[False]} one: their metrics "
+            "cannot be compared, so run a grid for each"
+        )
 
 
 def cell_features(values: Mapping[str, AxisValue], fixed: Mapping[str, Any]) -> CellFeatures:
@@ -143,8 +162,9 @@ def cell_name(
         parts.append(extractor.plan(request).recipe.fingerprint if request else "none")
     images = extractor.plan(features.clean).images
     groups = ["groups", *images.groups] if images.groups else []
+    labels = ["multilabel"] if images.multilabel else []
     splits = images.splits.tolist()
-    return digest([*parts, *groups, *splits, RESULTS_VERSION, str(SCHEMA)])[:16]
+    return digest([*parts, *groups, *labels, *splits, RESULTS_VERSION, str(SCHEMA)])[:16]
 
 
 def _config_text(config: FitConfig) -> str:

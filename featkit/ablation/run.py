@@ -220,6 +220,7 @@ def _make_task(
         groups=pack_groups(plan.images.groups),
         views=extractor.path(views) if views else None,
         conditions=tuple(conditions),
+        multilabel=plan.images.multilabel,
     )
 
 

@@ -17,6 +17,7 @@ from featkit.ablation.conditions import (
 )
 from featkit.ablation.grid import AXES
 from featkit.ablation.run import AblationResult
+from featkit.evaluation.multilabel import MultiLabelReport
 from featkit.storage import Content, csv_text
 
 _COLUMNS = (
@@ -37,13 +38,29 @@ _COLUMNS = (
     *("many", "medium", "few", "val_balanced_accuracy"),
     *("weights_used", "run", "reason", "log"),
 )
-_LARGE = ("per_class", "confusion", "confused", "reliability", "reliability_calibrated")
+_MULTILABEL_COLUMNS = (
+    *AXES,
+    "status",
+    "n",
+    *("mean_average_precision", "mean_average_precision_low", "mean_average_precision_high"),
+    *("micro_f1", "micro_f1_low", "micro_f1_high", "macro_f1", "macro_f1_low", "macro_f1_high"),
+    *("standing", "standing_p_holm", "val_mean_average_precision"),
+    *("weights_used", "run", "reason", "log"),
+)
+_LARGE = (
+    "per_label",
+    "per_class",
+    "confusion",
+    "confused",
+    "reliability",
+    "reliability_calibrated",
+)
 """Parts of a report that are stored with its cell only."""
 
 
 def best_first(cells: Sequence[CellResult]) -> list[CellResult]:
-    """Return the cells by descending top-1 accuracy, those without a report last."""
-    return sorted(cells, key=lambda cell: -cell.report.top1 if cell.report else 1)
+    """Return the cells by descending top-1 accuracy or mAP, those without a report last."""
+    return sorted(cells, key=lambda cell: -cell.report.headline.value if cell.report else 1)
 
 
 def result_files(result: AblationResult, baseline: str = "") -> dict[str, Content]:
@@ -67,13 +84,18 @@ def result_files(result: AblationResult, baseline: str = "") -> dict[str, Conten
         if found:
             tables[name] = [row.to_dict() for row in found]
     files: dict[str, Content] = {
-        "results.csv": csv_text([result.row(cell) for cell in cells], _COLUMNS),
+        "results.csv": csv_text([result.row(cell) for cell in cells], _columns(cells)),
         "times.csv": csv_text([_time_row(cell) for cell in cells]),
         "results.json": _to_json(result, cells, tables),
     }
     for name, table in tables.items():
         files[f"{name}.csv"] = csv_text(table)
     return files
+
+
+def _columns(cells: Sequence[CellResult]) -> Sequence[str]:
+    several = any(isinstance(cell.report, MultiLabelReport) for cell in cells)
+    return _MULTILABEL_COLUMNS if several else _COLUMNS
 
 
 def _time_row(cell: CellResult) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +19,13 @@ from featkit.embeddings.base import Embeddings, unpack_groups, unpack_splits
 from featkit.embeddings.request import Request
 from featkit.heads.base import single_threaded_blas
 from featkit.runs.features import FeatureSet
-from featkit.runs.fit import FitConfig, FittedHead, evaluate_head, fit_head
+from featkit.runs.fit import FitConfig, FittedHead, Run, evaluate_head, fit_head
+from featkit.runs.multilabel import (
+    FittedLabels,
+    MultiLabelRun,
+    evaluate_multilabel,
+    fit_multilabel,
+)
 
 
 @dataclass(frozen=True)
@@ -53,6 +60,7 @@ class CellTask:
             machines and must be small.
         groups: group of each image, as ``splits``, see ``pack_groups``; empty without groups.
         views: cache file of perturbed views of the train images, or None.
+        multilabel: whether the images have several labels each.
         conditions: one per cell.
     """
 
@@ -66,6 +74,7 @@ class CellTask:
     groups: bytes
     views: Path | None
     conditions: tuple[CellCondition, ...]
+    multilabel: bool = False
 
 
 def run_task(task: CellTask) -> dict[int, CellResult]:
@@ -81,7 +90,8 @@ def run_task(task: CellTask) -> dict[int, CellResult]:
     with single_threaded_blas():
         try:
             source = _load_features(task)
-            fitted = fit_head(source, str(values["head"]), int(values["seed"]), task.config)
+            fit = fit_multilabel if task.multilabel else fit_head
+            fitted = fit(source, str(values["head"]), int(values["seed"]), task.config)
         except Exception as error:  # of any kind, MemoryError included: the other tasks must run
             return {cell.index: _failure(task, cell, error) for cell in task.conditions}
         for cell in task.conditions:
@@ -104,6 +114,7 @@ def _load_features(task: CellTask) -> FeatureSet:
         embeddings = replace(embeddings, groups=unpack_groups(task.groups)[valid])
     if task.views:
         embeddings = embeddings.append(_read(task.views)[0])
+    embeddings = replace(embeddings, multilabel=task.multilabel)
     return FeatureSet(task.request, embeddings, task.clean, task.data, task.weights)
 
 
@@ -118,15 +129,21 @@ def _evaluate_cell(
 ) -> None:
     """Evaluate a fitted head on the test images of one cell and write its file."""
     if cell.test is None:
-        write_cell(task.folder, cell.name, evaluate_head(fitted, source), fitted.val_score)
+        write_cell(task.folder, cell.name, _evaluate(fitted, source), fitted.val_score)
         return
     perturbed = store.read(cell.test)
     embeddings = source.embeddings.replace_test(perturbed)
-    run = evaluate_head(fitted, replace(source, request=cell.request, embeddings=embeddings))
+    run = _evaluate(fitted, replace(source, request=cell.request, embeddings=embeddings))
     cosine = mean_cosine(source.embeddings.part("test"), perturbed)
     provenance = {**run.report.provenance, "cosine_to_clean": cosine}
-    run = replace(run, report=replace(run.report, provenance=provenance))
-    write_cell(task.folder, cell.name, run, fitted.val_score)
+    report: Any = replace(run.report, provenance=provenance)
+    write_cell(task.folder, cell.name, replace(run, report=report), fitted.val_score)
+
+
+def _evaluate(fitted: FittedHead, source: FeatureSet) -> Run | MultiLabelRun:
+    if isinstance(fitted, FittedLabels):
+        return evaluate_multilabel(fitted, source)
+    return evaluate_head(fitted, source)
 
 
 def mean_cosine(clean: Embeddings, perturbed: Embeddings) -> dict[str, float]:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from featkit.evaluation import PairedComparison, Report
+    from featkit.evaluation.multilabel import MultiLabelReport
     from featkit.runs.compare import RunComparison
 
 EPILOG = """\b
@@ -35,8 +36,9 @@ def compare(runs: tuple[Path, ...], as_json: bool, **options: Any) -> None:
 
     For each pair: the difference in top-1 accuracy with its 95% confidence interval, and McNemar's
     test (mid-p) with Holm correction; over groups of images, if they have groups. Runs on the same
-    folds are compared by the corrected resampled t-test too, and runs with the same --cost by the
-    difference of their mean costs.
+    folds are compared by the corrected resampled t-test too, runs with the same --cost by the
+    difference of their mean costs, and runs on images with several labels by their mean average
+    precision (mAP).
     """
     from featkit import api
 
@@ -59,23 +61,26 @@ def print_further_pairs(found: RunComparison) -> None:
         print_line(sentence)
 
 
-def print_comparison(runs: Iterable[tuple[str, Report]], pairs: Iterable[PairedComparison]) -> None:
+def print_comparison(
+    runs: Iterable[tuple[str, Report | MultiLabelReport]], pairs: Iterable[PairedComparison]
+) -> None:
     """Print a table of runs in their order, and a line for each pair."""
     from featkit.evaluation.costs import mean_cost_text
     from featkit.evaluation.standing import standings_of_pairs
 
     runs, pairs = list(runs), list(pairs)
-    standings = standings_of_pairs({name: report.overall.top1 for name, report in runs}, pairs)
+    standings = standings_of_pairs({name: report.headline.value for name, report in runs}, pairs)
     with_costs = any(report.decision_cost for _, report in runs)
     rows = []
+    metric = ""
     for name, report in runs:
         found = standings.get(name)
-        whole = report.overall
-        numbers = [f"{100 * whole.top1:.1f}", between(whole.interval95), report.n]
+        metric, value, interval = report.headline
+        numbers = [f"{100 * value:.1f}", between(interval), report.n]
         if with_costs:
             numbers.append(mean_cost_text(report.decision_cost) if report.decision_cost else "")
         rows.append([name, *numbers, found.text if found else ""])
-    right = ["top-1 %", "95% CI", "n", *(["mean cost (95% CI)"] if with_costs else [])]
+    right = [f"{metric} %", "95% CI", "n", *(["mean cost (95% CI)"] if with_costs else [])]
     print_text(table(["run", *right, "compared with the best"], rows, right=right))
     print_line("")
     for pair in pairs:

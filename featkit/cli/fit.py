@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from featkit.evaluation.report import Rejection
     from featkit.runs.compare import OverSeeds
     from featkit.runs.fit import Run
+    from featkit.runs.multilabel import MultiLabelRun
 
 EPILOG = """\b
 Examples:
@@ -41,6 +42,7 @@ Examples:
   featkit fit --head knn:k=5,metric=cosine --json
   featkit fit --head linear --tune --seeds 5 --strict
   featkit fit --data scans --group parent --head linear
+  featkit fit --data scenes/labels.csv --head linear --head mlp
   featkit fit --data scans --group parent --head linear --folds 5 --repeats 3
   featkit fit --head linear --reject 0.05 --unknown other-images
   featkit fit --head linear --cost costs.csv
@@ -145,13 +147,16 @@ def fit(
 ) -> None:
     """Fit a head on cached features and evaluate it on the test set.
 
-    Several heads are compared with paired tests. Hyperparameters, temperature and rejection
+    Several heads are compared with paired tests. Images of a CSV file may have several labels each,
+    as in `bus;car`: the metric is then the mean average precision.
+
+    Hyperparameters, temperature and rejection
     threshold are chosen on the validation set; the test set is used once. Writes a run directory:
     card.json, results.json, predictions.csv, the head, and figures.
     """
     from featkit import api
 
-    def show(run: Run) -> None:
+    def show(run: Run | MultiLabelRun) -> None:
         if not as_json:
             print_text(run_text(run))
 
@@ -191,12 +196,42 @@ def _print_results_json(found: FitResults) -> None:
     print_json(values if len(values) > 1 else values[0])
 
 
-def run_text(run: Run) -> str:
+def multilabel_text(run: MultiLabelRun) -> str:
+    """Return the lines that describe a run: head, mean average precision, weakest labels, cost."""
+    from featkit.evaluation.multilabel import multilabel_summary
+
+    report = run.report
+    lines = [f"{run.head_spec} on {run.source.request.backbone}, weights {run.source.weights}"]
+    if run.candidates:
+        best = max(run.candidates, key=lambda each: each.mean_average_precision)
+        chosen = ", ".join(f"{name}={value}" for name, value in best.options.items())
+        score = f"validation mAP {100 * best.mean_average_precision:.1f}%"
+        lines.append(f"tuned over {len(run.candidates)} candidates: {chosen} ({score})")
+    lines.append(multilabel_summary(report))
+    rated = [
+        (label.average_precision, label)
+        for label in report.per_label
+        if label.average_precision is not None
+    ]
+    weakest = []
+    for value, label in sorted(rated, key=lambda pair: pair[0])[:3]:
+        interval = f", 95% CI {between(label.interval95)}" if label.interval95 else ""
+        weakest.append(f"{label.name} {100 * value:.1f} %{interval} (n = {label.n})")
+    lines.append(f"lowest average precision: {'; '.join(weakest)}")
+    seconds, memory = report.cost["fit_seconds"], report.cost["peak_memory_mb"]
+    lines.append(f"fitted in {seconds:.1f} s, peak memory {memory:.0f} MB")
+    return visible_lines(lines)
+
+
+def run_text(run: Run | MultiLabelRun) -> str:
     """Return the lines that describe a run: head, accuracy, most confused classes, cost."""
     from featkit.evaluation.costs import cost_sentence
     from featkit.evaluation.report import summary
     from featkit.evaluation.unknown import unknown_sentence
+    from featkit.runs.fit import Run
 
+    if not isinstance(run, Run):
+        return multilabel_text(run)
     report = run.report
     lines = [f"{run.head_spec} on {run.source.request.backbone}, weights {run.source.weights}"]
     if run.search:

@@ -249,13 +249,18 @@ def _unknown_time(estimate: Estimate) -> str:
     return "unknown; --measure measures the throughput of networks, if there are enough images"
 
 
-_NUMBERS = ("top-1 %", "95% CI", "balanced %", "n", "fit s")
+def _numbers(findings: Findings) -> tuple[str, ...]:
+    """Return the headers of ``_number_cells``."""
+    if findings.metric == "mAP":
+        return ("mAP %", "95% CI", "macro F1 %", "n", "fit s")
+    return ("top-1 %", "95% CI", "balanced %", "n", "fit s")
 
 
 def _table(cells: Sequence[CellResult], findings: Findings) -> str:
     """Return the table of cells, with values that all of them share in a line above."""
     from featkit.reports.wording import metric_name
 
+    numbers = _numbers(findings)
     places = [_place(cell, findings) for cell in cells]
     varying, constant = [], []
     for axis, value in places[0].items():
@@ -267,10 +272,10 @@ def _table(cells: Sequence[CellResult], findings: Findings) -> str:
     for cell, place in zip(cells, places, strict=True):
         rows.append([*_number_cells(cell), *(place[axis] for axis in varying)])
         if findings.standings:
-            rows[-1].insert(len(_NUMBERS), _standing(cell, findings))
+            rows[-1].insert(len(numbers), _standing(cell, findings))
     lines = [visible(", ".join(constant)), ""] if constant else []
     compared = ["compared"] if findings.standings else []
-    lines.append(table([*_NUMBERS, *compared, *varying], rows, right=_NUMBERS))
+    lines.append(table([*numbers, *compared, *varying], rows, right=numbers))
     if findings.standings:
         lines.append(
             f"best: highest {metric_name(findings)} on the same test and training set; tied: not "
@@ -307,9 +312,9 @@ def _number_cells(cell: CellResult) -> list[str]:
     if report is None:
         return [cell.status, "", "", "", ""]
     return [
-        f"{100 * report.top1:.1f}",
-        between(report.interval95),
-        f"{100 * report.balanced_accuracy:.1f}",
+        f"{100 * report.headline.value:.1f}",
+        between(report.headline.interval95),
+        f"{100 * report.second.value:.1f}",
         str(report.n),
         f"{report.cost['fit_seconds']:.1f}",
     ]

@@ -25,7 +25,8 @@ Examples:
 
 \b
 CSV and JSON have path, predicted, confidence, rejected, top2, confidence2, ...;
-with --all also p(CLASS) (in JSON: probabilities).
+with --all also p(CLASS) (in JSON: probabilities). Of a run with several labels per image they
+have path, predicted (such as bus;car, or (none)) and the probability of each label.
 """
 
 
@@ -96,6 +97,8 @@ def _expand_stdin(files: Sequence[str]) -> list[str]:
 
 def _table(predictions: Sequence[Prediction]) -> str:
     """Return one line per image: its class, its confidence, and the two next classes."""
+    if predictions and predictions[0].labels is not None:
+        return _label_table(predictions)
     rows = []
     for each in predictions:
         answer = f"unknown (perhaps {each.predicted})" if each.rejected else each.predicted
@@ -105,6 +108,17 @@ def _table(predictions: Sequence[Prediction]) -> str:
         rest = ", ".join(f"{name} {_percent(value)}" for name, value in others)
         rows.append([each.path, answer, _percent(each.confidence), rest])
     return table(["path", "predicted", "confidence", "next"], rows, right=("confidence",))
+
+
+def _label_table(predictions: Sequence[Prediction]) -> str:
+    """Return one line per image: its labels, and the most probable others."""
+    rows = []
+    for each in predictions:
+        found = [f"{name} {_percent(each.probabilities[name])}" for name in each.labels or ()]
+        others = [pair for pair in each.top if pair[0] not in (each.labels or ())][:2]
+        rest = ", ".join(f"{name} {_percent(value)}" for name, value in others)
+        rows.append([each.path, ", ".join(found) or "(none)", rest])
+    return table(["path", "labels", "next"], rows)
 
 
 def _percent(value: float) -> str:

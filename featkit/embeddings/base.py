@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from featkit.embeddings.recipe import Recipe
 from featkit.images.augment import original_id
 from featkit.images.base import SPLITS
+from featkit.images.multilabel import label_names, label_sets
 from featkit.registry import check_names
 from featkit.storage import digest
 
@@ -52,6 +53,7 @@ class Embeddings:
         recipe: what decided ``x``.
         groups: ``(n,)`` text, group of each image, such as its patient; None if the images count as
             independent. Groups are those of the source and not kept in the cache.
+        multilabel: whether a class is a set of labels, see ``images.multilabel``.
     """
 
     x: NDArray[np.float32]
@@ -61,6 +63,18 @@ class Embeddings:
     splits: NDArray[np.str_]
     recipe: Recipe
     groups: NDArray[np.str_] | None = None
+    multilabel: bool = False
+
+    @property
+    def label_names(self) -> tuple[str, ...]:
+        """Sorted labels of images with several labels: the k columns of ``targets``."""
+        return label_names(self.classes)
+
+    @property
+    def targets(self) -> NDArray[np.uint8]:
+        """Which labels each image has, ``(n, k)`` zeros and ones."""
+        targets: NDArray[np.uint8] = label_sets(self.classes)[self.y]
+        return targets
 
     def __len__(self) -> int:
         return len(self.y)
@@ -109,6 +123,7 @@ class Embeddings:
             splits=np.concatenate([self.splits, other.splits]),
             recipe=replace(self.recipe, images=images, perturb=other.recipe.perturb),
             groups=groups,
+            multilabel=self.multilabel,
         )
 
     def _groups_of(self, other: Embeddings) -> NDArray[np.str_]:

@@ -22,6 +22,7 @@ from featkit.embeddings.validation import images_digest, labels_digest
 from featkit.errors import DataError, FeatkitError, SpecError, StorageError
 from featkit.extras import require
 from featkit.images.base import SPLITS
+from featkit.images.multilabel import SEPARATOR, join_labels, parse_labels
 from featkit.storage import digest, file_sha256, locked, safe_name, write_csv, write_file
 
 FORMATS = (".csv", ".npz", ".parquet")
@@ -136,8 +137,13 @@ def _check_names(kind: str, names: Sequence[object]) -> None:
 
 def _publish(file: Path, cache: Path, table: FeatureTable) -> Path:
     x = table.x.astype(np.float32)
-    classes = tuple(sorted(set(table.labels)))
-    labels = np.searchsorted(np.array(classes), np.array(table.labels)).astype(np.int64)
+    names = table.labels
+    multilabel = any(SEPARATOR in name for name in names)  # as in a CSV file of images
+    if multilabel:
+        parsed = [parse_labels(name, f"row {row} of {file}") for row, name in enumerate(names)]
+        names = [join_labels(labels) for labels in parsed]
+    classes = tuple(sorted(set(names)))
+    labels = np.searchsorted(np.array(classes), np.array(names)).astype(np.int64)
     # The images are not known: their content digests are those of the features.
     keys = tuple(hashlib.sha256(row.tobytes()).hexdigest() for row in x)
     recipe = Recipe(
@@ -153,12 +159,14 @@ def _publish(file: Path, cache: Path, table: FeatureTable) -> Path:
         precision="fp32",
     )
     name = safe_name(file.stem)
-    provenance = {
+    provenance: dict[str, Any] = {
         "data": name,
         "request": Request(data="", backbone=recipe.backbone).to_dict(),
         "weights": f"imported from {file.name}",
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
     }
+    if multilabel:
+        provenance[store.MULTILABEL] = True
     splits = np.array(table.splits, np.str_)
     header = store.Header(recipe, tuple(table.ids), keys, labels, splits, classes, provenance)
     path = cache / f"{name}-import-{recipe.fingerprint[:12]}.h5"

@@ -101,13 +101,17 @@ def extract_embeddings(
 
 
 def read_with_splits(path: Path, images: ImageSet) -> Embeddings:
-    """Read a cache file with splits and groups of ``images``: one file serves every split."""
+    """Read a cache file with splits and groups of ``images``: one file serves every split.
+
+    Whether classes are sets of labels is a property of the source too: a folder may have a name
+    with a semicolon.
+    """
     embeddings = store.read(path)
     row_of = {name: row for row, name in enumerate(images.ids)}
     rows = np.array([row_of[name] for name in embeddings.ids], np.int64)
     splits = images.splits[rows].astype(np.str_)
     groups = np.array(images.groups, np.str_)[rows] if images.groups else None
-    return replace(embeddings, splits=splits, groups=groups)
+    return replace(embeddings, splits=splits, groups=groups, multilabel=images.multilabel)
 
 
 def run_extractions(

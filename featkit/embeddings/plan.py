@@ -294,9 +294,11 @@ def make_provenance(plan: ExtractionPlan, compute: Compute) -> dict[str, Any]:
     shard = {} if plan.part is None else {"shard": plan.part.to_dict()}
     # Their number only: the groups themselves are read from the source, as the splits are.
     groups = {"groups": len(set(plan.images.groups))} if plan.images.groups else {}
+    labels = {store.MULTILABEL: True} if plan.images.multilabel else {}
     return {
         **shard,
         **groups,
+        **labels,
         "data": name if is_folder_name(name) else safe_name(name),
         "request": plan.request.to_dict(),
         "weights": plan.backbone.weights,

@@ -49,6 +49,9 @@ Block = tuple[NDArray[np.int64], NDArray[np.float32]]
 StoredRow = tuple[Path, int]
 """A cache file and a row in it."""
 
+MULTILABEL = "multilabel"
+"""Key of the provenance of a file whose classes are sets of labels, see ``images.multilabel``."""
+
 _TEXT = h5py.string_dtype("utf-8")
 _CHUNK_BYTES = 2**18
 _CHECK_ROWS = 4096
@@ -578,6 +581,7 @@ def read_with_validity(
             classes=file.classes,
             splits=columns["splits"][valid],
             recipe=file.recipe,
+            multilabel=bool(file.provenance.get(MULTILABEL)),
         )
     return embeddings, valid
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import fsum
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -104,12 +105,28 @@ def reliability_bins(
         clusters: groups of the images, for the intervals; None for independent images.
     """
     best = scores.argmax(axis=1)
-    levels, level_of, counts = np.unique(
-        scores.max(axis=1), return_inverse=True, return_counts=True
-    )
+    return equal_mass_bins(scores.max(axis=1), columns[best] == y, bins=bins, clusters=clusters)
+
+
+def equal_mass_bins(
+    confidence: NDArray[np.floating[Any]],
+    correct: NDArray[np.bool_],
+    *,
+    bins: int = BINS,
+    clusters: Clusters | None = None,
+) -> tuple[ReliabilityBin, ...]:
+    """Return at most ``bins`` bins of equal size by ascending confidence, see ``reliability_bins``.
+
+    Args:
+        confidence: ``(n,)`` probability that a prediction is correct.
+        correct: ``(n,)`` whether it is.
+        bins: largest number of bins.
+        clusters: groups of the images, for the intervals; None for independent images.
+    """
+    levels, level_of, counts = np.unique(confidence, return_inverse=True, return_counts=True)
     middle = np.cumsum(counts) - (counts + 1) / 2
-    bin_of = (bins * middle / len(y)).astype(np.int64)[level_of]
-    confidence, correct = levels[level_of], columns[best] == y
+    bin_of = (bins * middle / len(correct)).astype(np.int64)[level_of]
+    confidence = levels[level_of]
     found = []
     for each in np.unique(bin_of):
         own = bin_of == each

@@ -36,6 +36,9 @@ class PairedComparison:
         comparisons: number of pairs that ``p_holm`` is corrected for.
         groups: number of groups of the test images, which interval and test resample; None if the
             images count as independent.
+        metric: what ``difference``, interval and p-value are about: top-1 accuracy, or the mean
+            average precision of images with several labels, see ``multilabel.compare_precision``; a
+            prediction is then correct if all its labels are.
     """
 
     a: str
@@ -49,6 +52,7 @@ class PairedComparison:
     p_holm: float
     comparisons: int = 1
     groups: int | None = None
+    metric: str = "top-1"
 
     @property
     def significant(self) -> bool:
@@ -76,6 +80,8 @@ class PairedComparison:
         values = {**asdict(self), "interval95": list(self.interval95), "sentence": self.sentence}
         if self.groups is None:
             del values["groups"]
+        if self.metric == "top-1":
+            del values["metric"]
         return values
 
 

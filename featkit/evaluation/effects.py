@@ -28,7 +28,7 @@ from featkit.evaluation.predictions import Predictions
 
 SEED = "seed"
 """The axis of repetitions: results are averaged over it, and its effect is not reported."""
-METRICS = ("top-1", "balanced accuracy")
+METRICS = ("top-1", "balanced accuracy", "mAP")
 
 _Floats = NDArray[np.float64]
 _PRIOR_IMAGES = 1.0
@@ -52,6 +52,7 @@ class CellScores:
             for balanced accuracy, 0 for top-1. The same class has the same number in every cell.
         units: ``(n,)`` numbers of the groups of the images, which are the sampled units in place of
             the images; the same number is the same group in every cell. None without groups.
+        linear: whether the scores are the linear terms of another metric than an accuracy.
     """
 
     place: Mapping[str, Hashable]
@@ -60,6 +61,7 @@ class CellScores:
     weights: _Floats
     strata: NDArray[np.int64]
     units: NDArray[np.int64] | None = None
+    linear: bool = False
 
     def errors(self) -> CellScores:
         """Return the same cell with the error rate in place of top-1 accuracy."""
@@ -163,7 +165,7 @@ def score_cells(
     Args:
         cells: axis values and predictions; the order of the cells and of the images does not
             matter.
-        metric: one of ``METRICS``.
+        metric: one of ``METRICS``; predictions with scores of their own keep these.
     """
     numbers: dict[Hashable, int] = {}
     classes: dict[Hashable, int] = {}
@@ -181,7 +183,9 @@ def score_cells(
             found = [classes.setdefault((data, label), len(classes)) for label in labels.tolist()]
             strata = np.array(found, np.int64)[codes]
         order = np.argsort(images)
-        scores = np.where(predictions.correct, weights, 0.0)
+        scores = predictions.scores
+        if scores is None:
+            scores = np.where(predictions.correct, weights, 0.0)
         units = None
         if predictions.groups is not None:
             named = ((data, group) for group in predictions.groups.tolist())
@@ -189,7 +193,15 @@ def score_cells(
                 [group_numbers.setdefault(name, len(group_numbers)) for name in named], np.int64
             )[order]
         scored.append(
-            CellScores(place, images[order], scores[order], weights[order], strata[order], units)
+            CellScores(
+                place,
+                images[order],
+                scores[order],
+                weights[order],
+                strata[order],
+                units,
+                linear=predictions.scores is not None,
+            )
         )
     return scored
 
@@ -267,7 +279,8 @@ def _effect(
     cells_a = [cell_a for cell_a, _ in matched]
     differences = [cell_a.scores - cell_b.scores for cell_a, cell_b in matched]
     mean = _MeanEstimate.of(differences, cells_a)
-    if len(matched) == 1 and np.all(cells_a[0].weights == 1):
+    is_accuracy = np.all(cells_a[0].weights == 1) and not cells_a[0].linear
+    if len(matched) == 1 and is_accuracy:
         only_a, only_b = int(np.sum(differences[0] > 0)), int(np.sum(differences[0] < 0))
         clusters = Clusters.of(cells_a[0].units, mean.n)
         if clusters is None:

@@ -22,6 +22,9 @@ class Predictions:
             where it is unknown.
         groups: ``(n,)`` group of each image, such as its patient; None if the images count as
             independent.
+        scores: ``(n,)`` terms of the metric that classifiers are compared by, whose mean is the
+            metric, such as those of the mean average precision of images with several labels; None
+            for top-1 accuracy: 1 for a correct prediction, else 0.
     """
 
     ids: Sequence[str]
@@ -29,6 +32,7 @@ class Predictions:
     predicted: NDArray[Any]
     confidence: NDArray[np.float64] | None = None
     groups: NDArray[np.str_] | None = None
+    scores: NDArray[np.float64] | None = None
 
     @property
     def correct(self) -> NDArray[np.bool_]:

@@ -6,7 +6,7 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -117,6 +117,20 @@ class AccuracyWithout:
     interval95: Interval | None
 
 
+class Headline(NamedTuple):
+    """The number by which runs are compared.
+
+    Attributes:
+        metric: its name in tables.
+        value: a fraction.
+        interval95: its 95 % interval.
+    """
+
+    metric: str
+    value: float
+    interval95: Interval
+
+
 @dataclass(frozen=True)
 class Report:
     """Metrics of a classifier on n test images: fractions in 0..1 with 95 % intervals.
@@ -195,6 +209,16 @@ class Report:
         return self.folds or self
 
     @property
+    def headline(self) -> Headline:
+        """The top-1 accuracy with its interval; of folds, the mean over all repeats."""
+        return Headline("top-1", self.overall.top1, self.overall.interval95)
+
+    @property
+    def second(self) -> Headline:
+        """The balanced accuracy with its interval."""
+        return Headline("balanced accuracy", self.balanced_accuracy, self.balanced_interval95)
+
+    @property
     def plotted_temperature(self) -> float | None:
         """Temperature of all calibrated scores; None without one, or if each fold has its own."""
         return self.temperature.value if self.temperature and self.folds is None else None
@@ -204,7 +228,7 @@ class Report:
 
     def to_dict(self) -> dict[str, Any]:
         """Return all fields except for ``cost`` as values that JSON can hold."""
-        values: dict[str, Any] = _to_json_value(self)
+        values: dict[str, Any] = to_json_value(self)
         del values["cost"]
         return values
 
@@ -230,7 +254,7 @@ class Report:
             known["confusion"] = np.array(known["confusion"], dtype=np.int64).reshape(k, k)
             for name, kind in _DATACLASS_FIELDS.items():
                 if known.get(name) is not None:
-                    known[name] = _from_json_value(kind, known[name])
+                    known[name] = read_fields(kind, known[name])
             return cls(**known)
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise DataError(
@@ -274,10 +298,10 @@ _OPTIONAL = ("unknown", "decision_cost", "test_groups", "recall_interval95", "fo
 """Fields that are written only if there are unknown images, costs, groups or folds."""
 
 
-def _from_json_value(kind: type, values: Any) -> Any:
+def read_fields(kind: type, values: Any) -> Any:
     """Return the dataclass instance, or the tuple of instances, that JSON values describe."""
     if isinstance(values, list):
-        return tuple(_from_json_value(kind, row) for row in values)
+        return tuple(read_fields(kind, row) for row in values)
     arguments = {}
     for name, value in values.items():
         is_matrix = name == "matrix"
@@ -299,19 +323,19 @@ def _written_fields(value: Any) -> dict[str, Any]:
     return values
 
 
-def _to_json_value(value: Any) -> Any:
+def to_json_value(value: Any) -> Any:
     """Return dataclasses, arrays and tuples as dicts and lists.
 
     Infinite values, NaN and unknown types become strings.
     """
     if is_dataclass(value) and not isinstance(value, type):
-        return _to_json_value(_written_fields(value))
+        return to_json_value(_written_fields(value))
     if isinstance(value, Mapping):
-        return {str(key): _to_json_value(item) for key, item in value.items()}
+        return {str(key): to_json_value(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_to_json_value(item) for item in value]
+        return [to_json_value(item) for item in value]
     if isinstance(value, np.ndarray | np.generic):
-        return _to_json_value(value.tolist())
+        return to_json_value(value.tolist())
     is_finite = not isinstance(value, float) or math.isfinite(value)
     return value if is_finite and isinstance(value, float | int | str | None) else str(value)
 

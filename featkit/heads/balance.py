@@ -21,7 +21,7 @@ from featkit.registry import Spec
 
 
 class InapplicableError(HeadError):
-    """A correction that the head does not support."""
+    """A correction, or a kind of labels, that the head does not support."""
 
 
 class BalancedHead(Head):

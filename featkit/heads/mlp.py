@@ -98,9 +98,21 @@ class MLPHead(LogitHead):
 
     def fit(self, X: Any, y: Any) -> MLPHead:
         """Fit on features ``(n, d)`` with labels ``(n,)``."""
+        x, codes = self._check_training_data(X, y)
+        self.fit_network(x, codes)
+        return self
+
+    def fit_network(self, x: Floats, y: NDArray[Any]) -> None:
+        """Fit scaling and weights on checked features ``(n, d)``.
+
+        Args:
+            x: the features.
+            y: ``(n,)`` numbers of the classes; or ``(n, k)`` zeros and ones, for ``k`` labels of
+                which an image has any number. The outputs are then the logits of sigmoids, and the
+                loss is the sum of the binary cross-entropies.
+        """
         from sklearn.neural_network import MLPClassifier  # imports half of scikit-learn
 
-        x, codes = self._check_training_data(X, y)
         self.centre_, spread = fit_scale(x, self.scale)
         # The learning rate and the initial weights assume unit variance per feature, while the
         # scaling makes the variances sum to 1.
@@ -118,10 +130,9 @@ class MLPHead(LogitHead):
         with single_threaded_blas(), warnings.catch_warnings():
             # Every fit ends with this warning, as the number of epochs is fixed.
             warnings.simplefilter("ignore", ConvergenceWarning)
-            network.fit(scaled, codes)
+            network.fit(scaled, y)
         self.hidden_coef_, self.coef_ = network.coefs_
         self.hidden_intercept_, self.intercept_ = network.intercepts_
-        return self
 
     @classmethod
     def trials(cls, x: Floats, y: NDArray[Any], x_val: Floats, seed: int = 0) -> Iterator[Trial]:

@@ -41,6 +41,7 @@ TRUSTED = (
     "featkit.heads.knn.KNNHead",
     "featkit.heads.linear.LinearHead",
     "featkit.heads.mlp.MLPHead",
+    "featkit.heads.multilabel.MultiLabelHead",
     "featkit.heads.prototypical.PrototypicalHead",
     "featkit.heads.svm.SVMHead",
 )

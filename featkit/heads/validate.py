@@ -9,13 +9,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featkit.errors import FeatkitError, HeadError
+from featkit.heads import HEADS
 from featkit.heads.balance import BalancedHead
 from featkit.heads.base import Head
 from featkit.heads.knn import KNNHead
 from featkit.heads.linear import LinearHead
 from featkit.heads.mlp import MLPHead
+from featkit.heads.multilabel import MultiLabelHead
 from featkit.heads.prototypical import PrototypicalHead
 from featkit.heads.svm import SVMHead
+from featkit.registry import Spec
 
 _COMMON = {"classes_", "n_features_in_", "feature_names_in_", "warnings_"}
 _OPTIONAL = {"feature_names_in_", "calibration_"}
@@ -38,6 +41,8 @@ def check_fitted_head(head: Any) -> None:
     try:
         if type(head) is BalancedHead:
             _check_balanced(head)
+        elif type(head) is MultiLabelHead:
+            _check_multilabel(head)
         elif type(head) in _SHAPES:
             _check_head(head)
     except (FeatkitError, ValueError, TypeError, AttributeError, OverflowError) as error:
@@ -56,6 +61,33 @@ def _check_balanced(head: BalancedHead) -> None:
         raise _InvalidHeadError("classes_ differ from those of head_")
     if inner.n_features_in_ != head.n_features_in_:
         raise _InvalidHeadError("n_features_in_ differs from that of head_")
+
+
+def _check_multilabel(head: MultiLabelHead) -> None:
+    _check_names(head, {*_COMMON, "heads_", "label_sets_"})
+    head._validate_params()
+    _check_common(head)
+    k, sets = len(head.classes_), head.label_sets_
+    if not np.array_equal(head.classes_, np.arange(k)):
+        raise _InvalidHeadError("classes_ must be the numbers of the labels")
+    if not (isinstance(sets, np.ndarray) and sets.dtype == np.uint8 and sets.ndim == 2):
+        raise _InvalidHeadError("label_sets_ must be an array (s, k) of zeros and ones")
+    if sets.shape[1] != k or not np.isin(sets, (0, 1)).all():
+        raise _InvalidHeadError(f"label_sets_ must be zeros and ones for {k} labels")
+    name = Spec.parse(head.head).name
+    single = {"linear": k, "mlp": k, "knn": len(sets)}
+    expected = [single[name]] if name in single else [2] * k
+    if not isinstance(head.heads_, list) or len(head.heads_) != len(expected):
+        raise _InvalidHeadError(f"heads_ must be a list of {len(expected)} heads")
+    for inner, classes in zip(head.heads_, expected, strict=True):
+        if type(inner) is not HEADS.get(name):
+            raise _InvalidHeadError(f"heads_ must be of type {name}")
+        if type(inner) in _SHAPES:
+            _check_head(inner)
+        if not np.array_equal(inner.classes_, np.arange(classes)):
+            raise _InvalidHeadError("classes_ differ from those of heads_")
+        if inner.n_features_in_ != head.n_features_in_:
+            raise _InvalidHeadError("n_features_in_ differs from that of heads_")
 
 
 def _check_head(head: Any) -> None:

@@ -142,6 +142,8 @@ class ImageSet:
             not files.
         groups: group of each image, such as a patient, an empty text for none; empty if the source
             defines no groups.
+        multilabel: whether each image has any number of labels. Its class is then its set of
+            labels, written as ``bus;car``, see ``featkit.images.multilabel``.
     """
 
     name: str
@@ -156,6 +158,7 @@ class ImageSet:
     intensity: str = "none"
     files: tuple[str, ...] = ()
     groups: tuple[str, ...] = ()
+    multilabel: bool = False
 
     def __len__(self) -> int:
         return len(self.ids)

@@ -55,6 +55,7 @@ def from_entries(
     *,
     read: Callable[[int], bytes] | None = None,
     members: Sequence[str] = (),
+    multilabel: bool = False,
 ) -> ImageSet:
     """Return image files as an ImageSet.
 
@@ -68,6 +69,8 @@ def from_entries(
         intensity: see ``featkit.images.decode.decode``.
         read: function from row number to the bytes of the image; None to read its file.
         members: name of each image in its file; empty if the images are files by themselves.
+        multilabel: whether the label of an entry is a set of labels, see
+            ``featkit.images.multilabel.join_labels``.
     """
     warn_once = _first_only(_log.warning)
     order = tuple(_classes(entries) if classes is None else classes)
@@ -120,6 +123,7 @@ def from_entries(
         intensity="none" if intensity is None else str(intensity),
         files=() if members else tuple(entry.path for entry in entries),
         groups=tuple(entry.group for entry in entries) if has_groups else (),
+        multilabel=multilabel,
     )
 
 

@@ -27,6 +27,8 @@ from featkit.images.groups import (
     refuse_leak,
 )
 from featkit.images.intensity import IntensityRange
+from featkit.images.iterative import iterative_split
+from featkit.images.multilabel import label_names, targets_of
 from featkit.images.splits import (
     FRACTIONS,
     TEST_ON_VAL,
@@ -37,7 +39,7 @@ from featkit.images.splits import (
     parse_split,
     stratified_split,
 )
-from featkit.images.table import csv_columns, images_from_csv
+from featkit.images.table import csv_columns, images_from_csv, line_of
 from featkit.registry import Registry, unknown
 from featkit.storage import user_path
 
@@ -120,8 +122,15 @@ def load_images(
             _log.info("%s: %s", images.name, images.notes[-1], extra={"once": True})
     elif images.groups and not allow_group_leak:
         refuse_leak(images)
-    check_splits(images)
-    return _limit(images, limits, seed) if limits else images
+    path = user_path(str(spec))
+    table = path if path.suffix.lower() == ".csv" and path.is_file() else None
+    check_splits(images, table)
+    if not limits:
+        return images
+    limited = _limit(images, limits, seed)
+    if images.multilabel:  # a limit below the number of labels leaves some of them out
+        check_splits(limited, table)
+    return limited
 
 
 def _open(spec: str, intensity: IntensityRange | None, group: str | None) -> ImageSet:
@@ -164,6 +173,11 @@ def _open_source(
 
 def _split(images: ImageSet, fractions: tuple[float, float, float], seed: int) -> ImageSet:
     rule = f"{format_split(fractions)}:seed={seed}"
+    if images.multilabel:
+        splits = iterative_split(targets_of(images), fractions, seed, images.groups)
+        notes = (_shares(images, splits),) if images.groups else ()
+        rule = f"{rule},groups" if images.groups else rule
+        return replace(images, splits=splits, split=rule, notes=(*images.notes, *notes))
     if not images.groups:
         splits = stratified_split(images.labels, fractions, seed)
         return replace(images, splits=splits, split=rule)
@@ -219,8 +233,13 @@ def _limit(images: ImageSet, limits: dict[str, int], seed: int) -> ImageSet:
     )
 
 
-def check_splits(images: ImageSet) -> None:
-    """Raise DataError unless a classifier can be fitted to the images and evaluated on them."""
+def check_splits(images: ImageSet, table: Path | None = None) -> None:
+    """Raise DataError unless a classifier can be fitted to the images and evaluated on them.
+
+    Args:
+        images: the images.
+        table: the CSV file that lists them, if there is one, for the error messages.
+    """
     train_classes = np.unique(images.labels[images.rows("train")])
     if len(train_classes) == 1:
         only = images.classes[train_classes[0]]
@@ -231,6 +250,9 @@ def check_splits(images: ImageSet) -> None:
     for split in ("train", "test"):
         if not len(images.rows(split)):
             raise _empty_split(images, split)
+    if images.multilabel:
+        _check_train_labels(images, table)
+        return
     for split in ("val", "test"):
         labels = images.labels[images.rows(split)]
         if len(labels) and not np.isin(labels, train_classes).any():
@@ -238,6 +260,30 @@ def check_splits(images: ImageSet) -> None:
                 f"no {split} image of {images.name} is of a class of the train images, but of "
                 f"{images.classes[labels[0]]!r} and the like: sort them into folders of the same "
                 "names, or make a new split with --split 70/15/15"
+            )
+
+
+def _check_train_labels(images: ImageSet, table: Path | None) -> None:
+    """Raise DataError unless some train images have each label, and others do not have it."""
+    targets, names = targets_of(images), label_names(images.classes)
+    train = targets[images.rows("train")]
+    for column, name in enumerate(names):
+        having, rows = int(train[:, column].sum()), np.flatnonzero(targets[:, column])
+        if having == len(train):
+            raise DataError(
+                f"all {having} train images of {images.name} have label {name!r}: add train images "
+                "without it, or remove the label"
+            )
+        if having == 0 and not len(rows):
+            raise DataError(
+                f"--limit keeps no image of {images.name} with label {name!r}: raise it"
+            )
+        if having == 0:
+            first = images.ids[rows[0]]
+            where = f"{first} of {images.name}" if table is None else line_of(table, first)
+            raise DataError(
+                f"{where} has label {name!r}, which no train image has: add train images with it, "
+                "remove the label, or make a new split with --split 70/15/15"
             )
 
 

@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 
 from featkit.errors import SpecError
 from featkit.images.base import SPLITS, ImageSet
+from featkit.images.iterative import iterative_split
+from featkit.images.multilabel import targets_of
 from featkit.registry import unknown
 
 FRACTIONS = (0.70, 0.15, 0.15)
@@ -128,13 +130,29 @@ def limit_rows(images: ImageSet, limits: Mapping[str, int], seed: int = 0) -> ND
 
     A limit above the size of a split keeps all of it. Every class keeps an image if the limit
     allows it. With the same seed, the sample of a smaller limit is a subset of that of a larger
-    one, except for rounding.
+    one, except for rounding, and unless images have several labels: each label then keeps its
+    share of the sample, by ``iterative_split``.
     """
     kept = []
     for index, split in enumerate(SPLITS):
+        if images.multilabel:
+            kept.append(_multilabel_sample(images, split, limits.get(split), seed))
+            continue
         rng = np.random.default_rng([seed, index])
         kept.append(_stratified_sample(images.rows(split), images.labels, limits.get(split), rng))
     return np.sort(np.concatenate(kept))
+
+
+def _multilabel_sample(
+    images: ImageSet, split: str, limit: int | None, seed: int
+) -> NDArray[np.int64]:
+    rows = images.rows(split)
+    if limit is None or limit >= len(rows):
+        return rows
+    share = limit / len(rows)
+    drawn = iterative_split(targets_of(images)[rows], (share, 1 - share, 0), seed)
+    kept: NDArray[np.int64] = rows[drawn == SPLITS[0]]
+    return kept
 
 
 def _stratified_sample(

@@ -11,14 +11,16 @@ from featkit.errors import DataError, SpecError
 from featkit.images.base import ImageSet
 from featkit.images.files import ImageEntry, check_labels, from_entries, note_look_alikes
 from featkit.images.intensity import IntensityRange
+from featkit.images.multilabel import NO_LABELS, SEPARATOR, join_labels, parse_labels
 from featkit.images.names import look_alike, normal_form, split_of
 from featkit.images.remote import is_url, remote_image
 from featkit.storage import read_csv, safe_name, without_apostrophe
 
 _COLUMNS = ("path", "label", "split", "group")
-_REQUIRED = ("path", "label")
 FILE_NAME = "file_name"
 """Name of the column of paths in Hugging Face's ``imagefolder``."""
+_INDICATOR = "label of "
+"""Start of the name of a column that says by 0 or 1 whether an image has a label."""
 _LIKE_SPLIT = ("fold", "partition", "phase", "set", "subset", "usage")
 """Columns that may hold splits under another name."""
 
@@ -28,15 +30,17 @@ def images_from_csv(
 ) -> ImageSet:
     """Return the images listed in a CSV file with columns ``path,label[,split,group]``.
 
-    Other columns are ignored, unless ``group`` names one, and so is the case of their names. Paths
-    are relative to the CSV file, which is UTF-8, with or without a byte order mark. A path that
-    does not exist is looked for with other spellings that look the same (Unicode NFC and NFD,
-    invisible characters, spaces at the ends) and with slashes in place of backslashes. A path may
-    be a URL (see ``featkit.images.remote``), which is downloaded when it is read for the first
-    time. Without a column ``path``, it is ``file_name``, as in the ``metadata.csv`` of Hugging
-    Face's ``imagefolder``. Labels are in normal form, without the apostrophe that
-    ``with_apostrophe`` puts in front of formulas.
-    Splits may have the usual names, such as ``training``, ``dev`` or ``testing``.
+    If a label has a semicolon, or there is a column of 0 and 1 for each label in place of the
+    column ``label``, images have several labels, see ``featkit.images.multilabel``. Other columns
+    are ignored, unless ``group`` names one, and so is the case of the names above. Paths are
+    relative to the CSV file, which is UTF-8, with or without a byte order mark. A path that does
+    not exist is looked for with other spellings that look the same (Unicode NFC and NFD, invisible
+    characters, spaces at the ends) and with slashes in place of backslashes. A path may be a URL
+    (see ``featkit.images.remote``), which is downloaded when it is read for the first time. Without
+    a column ``path``, it is ``file_name``, as in the ``metadata.csv`` of Hugging Face's
+    ``imagefolder``. Labels are in normal form, without the apostrophe that ``with_apostrophe`` puts
+    in front of formulas. Splits may have the usual names, such as ``training``, ``dev`` or
+    ``testing``.
 
     A file that is missing is an error when it is read, so that it can be skipped.
 
@@ -47,7 +51,8 @@ def images_from_csv(
 
     Raises:
         DataError: if a column is missing or occurs twice, only some images have a group, a file
-            occurs twice, a split is unknown, or all files are missing.
+            occurs twice, a split is unknown, a label of several is empty or repeated, or all files
+            are missing.
     """
     if group and group.lower() in _COLUMNS[:3]:
         raise SpecError(
@@ -59,10 +64,14 @@ def images_from_csv(
         raise DataError(f"{path} lists no images: add a line for each image below the header")
     splits = {row["split"] for _, row in lines if "split" in row}
     finder = _FileFinder(path.parent)
-    entries = [_entry(path, line, row, splits, finder) for line, row in lines]
+    labels, multilabel = _labels(path, lines)
+    entries = []
+    for (line, row), label in zip(lines, labels, strict=True):
+        entries.append(_entry(f"line {line} of {path}", row, label, splits, finder))
     _check_duplicates(path, entries)
     _check_groups(path, [line for line, _ in lines], entries, group)
-    check_labels(str(path), [entry.label for entry in entries])
+    if not multilabel:
+        check_labels(str(path), labels)
     notes += note_look_alikes(entry.id for entry in entries)
     if finder.respelled:
         notes.append(
@@ -72,7 +81,58 @@ def images_from_csv(
     is_general = path.stem == "labels" or _is_imagefolder(path)
     name = path.resolve().parent.name if is_general else path.stem
     marked = _mark_missing(path, entries)
-    return from_entries(safe_name(name), marked, notes=notes, intensity=intensity)
+    return from_entries(
+        safe_name(name), marked, notes=notes, intensity=intensity, multilabel=multilabel
+    )
+
+
+def line_of(path: Path, image_id: str) -> str:
+    """Return ``line 3 of FILE`` for the line that lists an image, to name it in an error."""
+    lines, _ = _lines(path, None)
+    for line, row in lines:
+        if row["path"] == image_id:
+            return f"line {line} of {path}"
+    return str(path)
+
+
+def _labels(path: Path, lines: Sequence[tuple[int, dict[str, str]]]) -> tuple[list[str], bool]:
+    """Return the class of each line, and whether it is a set of any number of labels."""
+    if "label" not in lines[0][1]:
+        return _indicated_labels(path, lines), True
+    cells = [without_apostrophe(row["label"]) for _, row in lines]
+    if not any(SEPARATOR in cell for cell in cells):
+        return [normal_form(cell) for cell in cells], False
+    found = []
+    for (line, _), cell in zip(lines, cells, strict=True):
+        found.append(parse_labels(cell, f"line {line} of {path}"))
+    check_labels(str(path), [label for labels in found for label in labels])
+    return [join_labels(labels) for labels in found], True
+
+
+def _indicated_labels(path: Path, lines: Sequence[tuple[int, dict[str, str]]]) -> list[str]:
+    """Return the labels of each line of a file with a column of 0 and 1 for each label."""
+    columns = {
+        name: without_apostrophe(name.removeprefix(_INDICATOR))
+        for name in lines[0][1]
+        if name.startswith(_INDICATOR)
+    }
+    check_labels(str(path), columns.values())
+    classes = []
+    for line, row in lines:
+        labels = []
+        for name, label in columns.items():
+            value = row[name].strip()
+            if value not in ("0", "1"):
+                raise DataError(
+                    f"line {line} of {path} has {row[name]!r} in the column of label {label!r}: "
+                    "write 1 for an image that has the label, else 0"
+                )
+            if value == "1":
+                labels.append(label)
+        classes.append(join_labels(labels))
+    if NO_LABELS in columns.values():
+        raise DataError(f"{path} has a label {NO_LABELS!r}, which is for none: rename the column")
+    return classes
 
 
 def _is_imagefolder(path: Path) -> bool:
@@ -133,7 +193,41 @@ def _lines(path: Path, group: str | None) -> tuple[list[tuple[int, dict[str, str
         notes.extend(found)
         return names
 
-    return read_csv(path, columns), notes
+    lines = read_csv(path, columns)
+    if lines and "label" not in lines[0][1]:
+        lines, found = _with_indicators(path, lines)
+        notes.extend(found)
+    return lines, notes
+
+
+def _with_indicators(
+    path: Path, lines: Sequence[tuple[int, dict[str, str]]]
+) -> tuple[list[tuple[int, dict[str, str]]], list[str]]:
+    """Mark the columns that start with 0 or 1 as columns of labels; return a note on the others.
+
+    Raises:
+        DataError: if there are fewer than two, or one has a semicolon in its name.
+    """
+    first = lines[0][1]
+    unused = {name: name.partition(": ")[2] for name in first if name not in _COLUMNS}
+    labels = {name: text for name, text in unused.items() if first[name].strip() in ("0", "1")}
+    if len(labels) < 2:
+        found = ", ".join([*(name for name in first if name in _COLUMNS), *unused.values()])
+        raise DataError(
+            f"{path} has no column 'label': expected path,label[,split], or a column of 0 and 1 "
+            f"for each label, found {found}"
+        )
+    for text in labels.values():
+        if SEPARATOR in text:
+            raise DataError(f"{path} has a label {text!r} with a semicolon: rename the column")
+    renamed = {name: f"{_INDICATOR}{text}" for name, text in labels.items()}
+    marked = []
+    for line, row in lines:
+        marked.append((line, {renamed.get(name, name): value for name, value in row.items()}))
+    others = [text for name, text in unused.items() if name not in labels]
+    if not others:
+        return marked, []
+    return marked, [f"columns without 0 and 1 are not used as labels: {', '.join(others)}"]
 
 
 def _columns(path: Path, header: Sequence[str], group: str | None) -> tuple[list[str], list[str]]:
@@ -157,17 +251,18 @@ def _columns(path: Path, header: Sequence[str], group: str | None) -> tuple[list
             f"column {similar[0]!r} is not used: if it holds the splits, rename it to split"
         )
     # Other columns are numbered, so that none of them can replace one that is used.
+    # Their names keep their case: without a column of labels, they may be labels themselves.
     return [
-        name if name in _COLUMNS else f"{place}: {name}" for place, name in enumerate(lower)
+        name if name in _COLUMNS else f"{place}: {columns[place]}"
+        for place, name in enumerate(lower)
     ], notes
 
 
 def _with_path(columns: list[str]) -> list[str]:
     """Return names of columns with ``path`` in place of ``file_name``, if there is no ``path``."""
-    lower = [column.lower() for column in columns]
-    if "path" in lower:
+    if any(column.lower() == "path" for column in columns):
         return columns
-    return ["path" if column == FILE_NAME else column for column in lower]
+    return ["path" if column.lower() == FILE_NAME else column for column in columns]
 
 
 def _check_column(path: Path, header: Sequence[str], columns: Sequence[str], name: str) -> None:
@@ -177,7 +272,7 @@ def _check_column(path: Path, header: Sequence[str], columns: Sequence[str], nam
             f"{path} has {len(matching)} columns {name!r} ({', '.join(map(repr, header))}): "
             "rename or remove all but one"
         )
-    if not matching and name in _REQUIRED:
+    if not matching and name == "path":
         found = ", ".join(columns) or "no columns"
         raise DataError(
             f"{path} has no column {name!r}: expected path,label[,split], found {found}"
@@ -185,10 +280,8 @@ def _check_column(path: Path, header: Sequence[str], columns: Sequence[str], nam
 
 
 def _entry(
-    path: Path, line: int, row: dict[str, str], splits: set[str], finder: _FileFinder
+    where: str, row: dict[str, str], label: str, splits: set[str], finder: _FileFinder
 ) -> ImageEntry:
-    where = f"line {line} of {path}"
-    label = normal_form(without_apostrophe(row["label"]))
     if not row["path"] or not label:
         raise DataError(f"{where} has an empty path or label: every image needs both")
     split = ""

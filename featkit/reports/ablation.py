@@ -38,16 +38,15 @@ from featkit.reports.figures import ablation_figures
 from featkit.reports.render import render
 from featkit.reports.summary import summary_markdown
 from featkit.reports.wording import (
-    METHODS,
     NO_SELECTION,
     average_text,
     basis_text,
     duration_text,
     effect_sentence,
     estimate_text,
-    group_sentences,
     interval_text,
     lead_parts,
+    method_paragraphs,
     metric_name,
     p_text,
     selection_sentence,
@@ -193,7 +192,7 @@ def ablation_view(
         n_selection_tests=len(selection_tests),
         cells=_all_cells(findings),
         problems=_problems(findings),
-        methods=[*METHODS, *group_sentences(findings)],
+        methods=method_paragraphs(findings),
         commands=commands,
         versions=versions,
     )
@@ -524,7 +523,7 @@ def _all_cells(findings: Findings) -> Table:
     """Return one row for every cell."""
     span = span_of(findings.score(cell)[1] for cell, _ in findings.scored)
     axes = list(findings.axes)
-    other_metric = METRICS[1] if findings.metric == METRICS[0] else METRICS[0]
+    other_metric = {METRICS[1]: METRICS[0], METRICS[2]: "macro F1"}.get(findings.metric, METRICS[1])
     columns = [
         *axes,
         f"{findings.metric}, % (95% CI)",
@@ -560,9 +559,8 @@ def _result_cells(findings: Findings, cell: CellResult, span: Range) -> list[Tab
         no_standing = TableCell(sort="", kind="standing")
         return [empty, TableCell(sort="", kind="chart"), no_standing, empty, empty, empty, status]
     value, interval = findings.score(cell)
-    other, other_interval = report.balanced_accuracy, report.balanced_interval95
-    if findings.metric == METRICS[1]:
-        other, other_interval = report.top1, report.interval95
+    shown = report.headline if findings.metric == METRICS[1] else report.second
+    other, other_interval = shown.value, shown.interval95
     return [
         number_cell(estimate_text(value, interval), value),
         interval_cell(value, interval, span),

@@ -19,10 +19,11 @@ from featkit.plots.curve import Line, plot_curve
 from featkit.plots.files import png_bytes
 from featkit.plots.heatmap import plot_heatmap
 from featkit.plots.pareto import ParetoPoint, plot_pareto
+from featkit.plots.precision import LabelPrecision, plot_average_precision
 from featkit.plots.reliability import plot_reliability
 from featkit.plots.search import plot_search
 from featkit.plots.training import History, plot_histories
-from featkit.reports.wording import accuracy_text
+from featkit.reports.wording import accuracy_text, metric_name
 from featkit.runs.names import readable, run_title
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from featkit.ablation.run import AblationResult
     from featkit.images.base import ImageSet, Pixels
     from featkit.runs.fit import Run
+    from featkit.runs.multilabel import MultiLabelRun
     from featkit.studies.audit import AuditResult, Finding
     from featkit.studies.fewshot import FewShotScore
     from featkit.studies.profile import NetworkProfile
@@ -69,6 +71,29 @@ def run_figures(run: Run) -> dict[str, bytes]:
         if "n_val" in report.provenance:
             title += f", n = {report.provenance['n_val']} validation images"
         figure = plot_search(candidates, title=title, metric=f"validation {metric}")
+        files["search.png"] = png_bytes(figure)
+    return files
+
+
+def multilabel_figures(run: MultiLabelRun) -> dict[str, bytes]:
+    """Draw the figures of a head for several labels per image.
+
+    Returns:
+        ``precision.png``: the average precision of each label; ``search.png`` if it was tuned.
+    """
+    report = run.report
+    name = run.name or run_title(report.provenance)
+    labels = []
+    for row in report.per_label:
+        if row.average_precision is not None and row.interval95 is not None:
+            labels.append(LabelPrecision(row.name, row.average_precision, row.interval95, row.n))
+    title = f"{name}: mAP {100 * report.mean_average_precision:.1f}%, n = {report.n}"
+    files = {"precision.png": png_bytes(plot_average_precision(labels, title=title))}
+    if run.candidates:
+        title = f"{name}: {len(run.candidates)} candidates, n = {report.provenance['n_val']}"
+        figure = plot_search(
+            run.candidates, title=f"{title} validation images", metric="validation mAP"
+        )
         files["search.png"] = png_bytes(figure)
     return files
 
@@ -248,7 +273,7 @@ def odds_text(odds: float) -> str:
 
 
 def ablation_figures(result: AblationResult) -> dict[str, bytes]:
-    """Draw ``heatmap.png``: top-1 accuracy by head (columns) and all other varying axes (rows).
+    """Draw ``heatmap.png``: accuracy or mAP by head (columns) and all other varying axes (rows).
 
     A cell of the figure is the mean over seeds and over perturbations of the test images, where
     these vary; its interval is drawn only if it represents one cell of the grid.
@@ -262,6 +287,7 @@ def ablation_figures(result: AblationResult) -> dict[str, bytes]:
         place = (rows.index(row), columns.index(str(cell.values["head"])))
         members.setdefault(place, []).append(cell)
 
+    several = result.findings.metric == "mAP"
     means, intervals, missing = _heatmap_values(members, (len(rows), len(columns)))
     means_over = f", mean over {' and '.join(pooled)}" if pooled else ""
     title = f"{result.grid.name}: {constant}{means_over}"
@@ -270,7 +296,7 @@ def ablation_figures(result: AblationResult) -> dict[str, bytes]:
         rows,
         columns,
         title=title,
-        label="top-1 accuracy",
+        label=metric_name(result.findings) if several else "top-1 accuracy",
         intervals=None if pooled else intervals,
         missing=missing.tolist(),
     )
@@ -292,8 +318,8 @@ def _heatmap_values(
     for place, cells in members.items():
         reports = [cell.report for cell in cells if cell.report]
         if reports:
-            means[place] = np.mean([report.top1 for report in reports])
-            intervals[place] = reports[0].interval95
+            means[place] = np.mean([report.headline.value for report in reports])
+            intervals[place] = reports[0].headline.interval95
         else:
             missing[place] = cells[0].status
     return means, intervals, missing

@@ -29,6 +29,7 @@ from featkit.ablation.run import AblationResult
 from featkit.errors import DataError, visible
 from featkit.evaluation.effects import METRICS, Average
 from featkit.evaluation.intervals import Interval
+from featkit.evaluation.multilabel import MultiLabelReport
 from featkit.evaluation.standing import Standing, standings_of_pairs
 from featkit.reports.summary import escape_markdown
 from featkit.reports.wording import images_word, metric_name
@@ -283,16 +284,55 @@ def publication_table(
     return _grid_table(findings)
 
 
+def _multilabel_table(
+    reports: Sequence[tuple[str, MultiLabelReport]], comparison: RunComparison
+) -> PublicationTable:
+    """Return the table of runs with several labels per image."""
+    values = {name: report.mean_average_precision for name, report in reports}
+    found = standings_of_pairs(values, comparison.pairs)
+    rows = []
+    for name, report in reports:
+        numbers = [
+            _percent(report.mean_average_precision, report.interval95, found.get(name)),
+            _percent(report.micro_f1, report.micro_interval95),
+            _percent(report.macro_f1, report.macro_interval95),
+        ]
+        rows.append(([name], numbers))
+    n, labels = reports[0][1].n, len(reports[0][1].per_label)
+    blocks = [Block("", rows)]
+    columns = ["mAP", "micro F1", "macro F1"]
+    return PublicationTable(
+        label="comparison",
+        caption=(
+            f"Mean average precision and F1 of {labels} labels on the same n = {n:,} test images, "
+            "in % with 95% CI."
+        ),
+        notes=_notes(blocks, columns, comparison.note),
+        names=["run"],
+        numbers=columns,
+        blocks=blocks,
+    )
+
+
 def _comparison_table(comparison: RunComparison) -> PublicationTable:
+    reports = []
+    several = []
+    for name, report in comparison.runs:
+        if isinstance(report, MultiLabelReport):
+            several.append((name, report))
+        else:
+            reports.append((name, report))
+    if several:
+        return _multilabel_table(several, comparison)
     found = standings_of_pairs(
-        {name: report.overall.top1 for name, report in comparison.runs}, comparison.pairs
+        {name: report.overall.top1 for name, report in reports}, comparison.pairs
     )
     rows = []
-    for name, report in comparison.runs:
+    for name, report in reports:
         top1 = _percent(report.overall.top1, report.overall.interval95, found.get(name))
         balanced = _percent(report.balanced_accuracy, report.balanced_interval95)
         rows.append(([name], [top1, balanced]))
-    n, images = comparison.runs[0][1].n, images_word(comparison.runs[0][1])
+    n, images = reports[0][1].n, images_word(reports[0][1])
     blocks = [Block("", rows)]
     columns = ["top-1 accuracy", "balanced accuracy"]
     return PublicationTable(

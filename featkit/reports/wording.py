@@ -37,6 +37,16 @@ METHODS = (
     "not significantly different from the best may still be worse than it.",
 )
 
+MULTILABEL_METHOD = (
+    "Images have several labels each. The metric is the mean average precision (mAP): the mean "
+    "over labels of the precision at the images with the label, ranked by its probability. It is close "
+    "to a mean over images of linear terms (delta method), which all intervals and paired tests "
+    "use in place of correct and wrong predictions; the interval of one cell is widened to the "
+    "Wilson interval at the number of images with the labels. The threshold and the calibration of "
+    "each label were chosen on the validation set."
+)
+"""How images with several labels each are evaluated."""
+
 NO_SELECTION = (
     "No classifier was selected on the validation set: this needs at least two classifiers, all "
     "with a validation score."
@@ -130,13 +140,19 @@ def duration_text(seconds: float) -> str:
     return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
 
 
+def method_paragraphs(findings: Findings) -> list[str]:
+    """Return paragraphs about protocol and statistics of a grid."""
+    labels = [MULTILABEL_METHOD] if findings.metric == METRICS[2] else []
+    return [*METHODS, *labels, *group_sentences(findings)]
+
+
 def metric_name(findings: Findings) -> str:
     """Return the metric of a grid in words: ``top-1 accuracy`` or ``balanced accuracy``."""
     return metric_in_words(findings.metric)
 
 
 def metric_in_words(metric: str) -> str:
-    """Return ``top-1 accuracy`` for ``top-1``; ``balanced accuracy`` as it is."""
+    """Return ``top-1 accuracy`` for ``top-1``; ``balanced accuracy`` and ``mAP`` as they are."""
     return "top-1 accuracy" if metric == METRICS[0] else metric
 
 

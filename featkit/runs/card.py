@@ -11,11 +11,14 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from featkit.arguments import printable_line
 from featkit.embeddings.recipe import Recipe
 from featkit.embeddings.request import Request
 from featkit.errors import DataError, RunError, SpecError
 from featkit.evaluation import Temperature
+from featkit.evaluation.multilabel import LabelCalibration
 from featkit.registry import check_types
 from featkit.storage import file_sha256, read_json
 
@@ -27,6 +30,44 @@ HEAD_FILE = "head.skops"
 _LIMIT = 2**26
 """Largest card in bytes: a million class names fit."""
 _FIX = "fit it again with `featkit fit`"
+
+
+@dataclass(frozen=True)
+class LabelRule:
+    """How the score of one of several labels per image becomes an answer.
+
+    Attributes:
+        threshold: calibrated probability from which on an image has the label.
+        calibration: of the score; None for none.
+    """
+
+    threshold: float
+    calibration: LabelCalibration | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the values as JSON can hold them."""
+        return {
+            "threshold": self.threshold,
+            "calibration": asdict(self.calibration) if self.calibration else None,
+        }
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> LabelRule:
+        """Read what ``to_dict`` returned.
+
+        Raises:
+            FeatkitError, KeyError, TypeError, ValueError: if something is missing or invalid.
+        """
+        stored, calibration = values["calibration"], None
+        if stored is not None:
+            check_types(LabelCalibration, stored)
+            calibration = LabelCalibration(**stored)
+            if not (calibration.slope > 0 and np.isfinite(calibration.intercept)):
+                raise ValueError("slope of a label must be positive")
+        threshold = float(values["threshold"])
+        if not 0 <= threshold <= 1:
+            raise ValueError(f"threshold {threshold} is not in 0..1")
+        return cls(threshold, calibration)
 
 
 @dataclass(frozen=True)
@@ -48,6 +89,8 @@ class Card:
         files: digest of each other file of the run; empty in runs of version 0.1.0.
         name: name that the user gave to the run, for tables and figures, see ``runs.names``; it is
             no part of the id. Empty if none was given, as in runs up to version 0.3.0.
+        labels: threshold and calibration of each of several labels per image, whose names are
+            ``classes``; empty for runs with one label per image.
     """
 
     run: str
@@ -63,10 +106,11 @@ class Card:
     created: str = ""
     files: Mapping[str, str] = field(default_factory=dict)
     name: str = ""
+    labels: tuple[LabelRule, ...] = ()
 
     def to_json(self) -> str:
         """Return the card as indented JSON with its checksum."""
-        content = {
+        content: dict[str, Any] = {
             "run": self.run,
             "request": self.request.to_dict(),
             "recipe": self.recipe.to_dict(),
@@ -80,6 +124,8 @@ class Card:
             "files": dict(self.files),
             "name": self.name,
         }
+        if self.labels:
+            content["labels"] = [rule.to_dict() for rule in self.labels]
         return json.dumps({**content, "sha256": seal(content)}, indent=2)
 
     @classmethod
@@ -106,9 +152,13 @@ class Card:
             "created": content.get("created", ""),
             "files": content.get("files", {}),
             "name": content.get("name", ""),
+            "labels": [LabelRule.from_dict(rule) for rule in content.get("labels", ())],
         }
         check_types(cls, values)
         values["classes"] = tuple(values["classes"])
+        values["labels"] = tuple(values["labels"])
+        if values["labels"] and len(values["labels"]) != len(values["classes"]):
+            raise ValueError("there must be a threshold for each label")
         card = cls(**values)
         if not card.classes or len(set(card.classes)) < len(card.classes):
             raise ValueError("classes must be different names")

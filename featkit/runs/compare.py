@@ -12,13 +12,15 @@ from typing import Any
 
 import numpy as np
 
-from featkit.errors import DataError, SpecError
+from featkit.errors import DataError, RunError, SpecError
 from featkit.evaluation import PairedComparison, Predictions, Report, compare
 from featkit.evaluation.costs import CostComparison, compare_costs
 from featkit.evaluation.display import data_frame, html_table
 from featkit.evaluation.effects import SEED, average, score_cells
 from featkit.evaluation.folds import FoldComparison, compare_folds
 from featkit.evaluation.intervals import Interval
+from featkit.evaluation.multilabel import MultiLabelReport, compare_precision, read_report
+from featkit.images.multilabel import multilabel_message
 from featkit.runs.card import read_card, run_errors
 from featkit.runs.directory import PREDICTIONS_FILE, RESULTS_FILE
 from featkit.runs.names import distinct_names, run_details, run_title
@@ -51,7 +53,7 @@ class RunComparison:
         costs: difference in mean cost of every two of them, if all have the same cost matrix.
     """
 
-    runs: tuple[tuple[str, Report], ...]
+    runs: tuple[tuple[str, Report | MultiLabelReport], ...]
     pairs: tuple[PairedComparison, ...]
     directories: tuple[Path, ...] = ()
     folds: tuple[FoldComparison, ...] = ()
@@ -101,8 +103,9 @@ class RunComparison:
     def _rows(self) -> list[dict[str, Any]]:
         rows = []
         for name, report in self.runs:
-            row = {"name": name, "n": report.n, "top1": report.overall.top1}
-            row["interval95"] = report.overall.interval95
+            key = "top1" if isinstance(report, Report) else "mean_average_precision"
+            row = {"name": name, "n": report.n, key: report.headline.value}
+            row["interval95"] = report.headline.interval95
             if report.decision_cost is not None:
                 row["mean_cost"] = report.decision_cost.mean
                 row["cost_interval95"] = report.decision_cost.interval95
@@ -174,15 +177,15 @@ def compare_runs(directories: Sequence[Path]) -> RunComparison:
         places.add(place)
     if len(directories) < 2:
         raise SpecError("a comparison needs two runs or more: give their directories")
-    loaded = _named_alike([read_run(directory) for directory in directories])
+    loaded = _named_alike([read_any_run(directory) for directory in directories])
     details = [run_details(report.provenance) for _, report, _ in loaded]
     names = distinct_names([name for name, _, _ in loaded], details)
     named = []
     for directory, name, (_, report, predictions) in zip(directories, names, loaded, strict=True):
         named.append((name, report, predictions, directory))
     _refuse_folds_and_tests(named)
-    named.sort(key=lambda run: -run[1].overall.top1)
-    pairs = compare({name: predictions for name, _, predictions, _ in named})
+    named.sort(key=lambda run: -run[1].headline.value)
+    pairs = _compare_alike({name: predictions for name, _, predictions, _ in named})
     return RunComparison(
         tuple((name, report) for name, report, _, _ in named),
         tuple(pairs),
@@ -192,8 +195,26 @@ def compare_runs(directories: Sequence[Path]) -> RunComparison:
     )
 
 
+def _compare_alike(runs: Mapping[str, Predictions]) -> tuple[PairedComparison, ...]:
+    """Compare runs by accuracy, or by mean average precision if they have several labels.
+
+    Raises:
+        DataError: if some have several labels per image and others one.
+    """
+    several = [name for name, predictions in runs.items() if predictions.scores is not None]
+    if not several:
+        return compare(runs)
+    for name in runs:
+        if name not in several:
+            raise DataError(
+                f"run {several[0]} has several labels per image, and run {name} one: compare runs "
+                "with the same labels"
+            )
+    return compare_precision(runs)
+
+
 def _refuse_folds_and_tests(
-    named: Sequence[tuple[str, Report, Predictions, Path]],
+    named: Sequence[tuple[str, Report | MultiLabelReport, Predictions, Path]],
 ) -> None:
     """Refuse to compare runs evaluated by folds with others, unless their images are the same.
 
@@ -201,8 +222,11 @@ def _refuse_folds_and_tests(
         DataError: if the images differ for this reason.
     """
     images = [set(predictions.ids) for _, _, predictions, _ in named]
-    folded = [name for name, report, _, _ in named if report.folds is not None]
-    tested = [name for name, report, _, _ in named if report.folds is None]
+    folded = []
+    for name, report, _, _ in named:
+        if isinstance(report, Report) and report.folds is not None:
+            folded.append(name)
+    tested = [name for name, _, _, _ in named if name not in folded]
     if folded and tested and any(each != images[0] for each in images):
         raise DataError(
             f"run {folded[0]} was evaluated by --folds on all images, and run {tested[0]} on test "
@@ -210,30 +234,35 @@ def _refuse_folds_and_tests(
         )
 
 
-def _compare_folds(reports: Mapping[str, Report]) -> tuple[FoldComparison, ...]:
+def _compare_folds(reports: Mapping[str, Report | MultiLabelReport]) -> tuple[FoldComparison, ...]:
     """Compare runs over their folds; return nothing unless all were evaluated on folds.
 
     Raises:
         DataError: if the folds differ.
     """
-    scores = {name: report.folds for name, report in reports.items() if report.folds is not None}
+    scores = {}
+    for name, report in reports.items():
+        if isinstance(report, Report) and report.folds is not None:
+            scores[name] = report.folds
     return compare_folds(scores) if len(scores) == len(reports) else ()
 
 
 def _compare_costs(
-    named: Sequence[tuple[str, Report, Predictions]],
+    named: Sequence[tuple[str, Report | MultiLabelReport, Predictions]],
 ) -> tuple[CostComparison, ...]:
     """Compare the mean costs of runs on the same images; nothing unless all have the same costs."""
     costs, groups = {}, None
     first = named[0][1]
-    if first.decision_cost is None:
+    if not isinstance(first, Report) or first.decision_cost is None:
         return ()
     matrix = first.decision_cost.matrix
     place = {safe_cell(label): number for number, label in enumerate(first.classes)}
     y = np.array([], np.int64)
     for name, report, predictions in named:
+        if not isinstance(report, Report) or report.classes != first.classes:
+            return ()
         own = report.decision_cost
-        if own is None or own.matrix.rows != matrix.rows or report.classes != first.classes:
+        if own is None or own.matrix.rows != matrix.rows:
             return ()
         order = np.argsort(np.asarray(predictions.ids, np.str_))
         y = np.array([place[label] for label in predictions.y[order]], np.int64)
@@ -245,8 +274,8 @@ def _compare_costs(
 
 
 def _named_alike(
-    loaded: Sequence[tuple[str, Report, Predictions]],
-) -> Sequence[tuple[str, Report, Predictions]]:
+    loaded: Sequence[tuple[str, Report | MultiLabelReport, Predictions]],
+) -> Sequence[tuple[str, Report | MultiLabelReport, Predictions]]:
     """Return runs with the paths of files as names of images, if their own names differ."""
     names = [set(predictions.ids) for _, _, predictions in loaded]
     if all(each == names[0] for each in names):
@@ -277,12 +306,25 @@ def read_run(directory: Path) -> tuple[str, Report, Predictions]:
     """Return name, report and predictions of a run directory, and verify their checksums.
 
     Raises:
+        RunError: if it is not a run directory, has several labels per image, or a file cannot be
+            read or was changed.
+    """
+    name, report, predictions = read_any_run(directory)
+    if isinstance(report, MultiLabelReport):
+        raise RunError(multilabel_message(str(directory), "this command"))
+    return name, report, predictions
+
+
+def read_any_run(directory: Path) -> tuple[str, Report | MultiLabelReport, Predictions]:
+    """Return what ``read_run`` does, also of a run with several labels per image.
+
+    Raises:
         RunError: if it is not a run directory, or a file cannot be read or was changed.
     """
     return read_directory(directory, lambda: _read_run(directory))
 
 
-def _read_run(directory: Path) -> tuple[str, Report, Predictions]:
+def _read_run(directory: Path) -> tuple[str, Report | MultiLabelReport, Predictions]:
     results, table = directory / RESULTS_FILE, directory / PREDICTIONS_FILE
     with run_errors(directory):
         for path in (results, table):
@@ -290,7 +332,7 @@ def _read_run(directory: Path) -> tuple[str, Report, Predictions]:
         card = read_card(directory)
         card.check_file(results)
         card.check_file(table)
-        report = Report.from_dict(read_json(results))
+        report = read_report(read_json(results))
         rows = list(csv.DictReader(io.StringIO(read_text(table), newline="")))
         name = card.name or run_title(report.provenance)
         predictions = _read_predictions(rows)
@@ -309,7 +351,12 @@ def _read_predictions(rows: Sequence[Mapping[str, str | None]]) -> Predictions:
         columns.append([safe_cell(value) for value in values])
     ids, y, predicted = columns
     confidence = np.array([float(row.get("confidence") or "nan") for row in rows])
+    scores = None
+    if rows and "score" in rows[0]:
+        scores = np.array([float(row["score"] or "nan") for row in rows])
+        if not np.isfinite(scores).all():
+            raise ValueError(f"{PREDICTIONS_FILE} has rows without score")
     groups = None
     if rows and "group" in rows[0]:
         groups = np.array([row["group"] or "" for row in rows], np.str_)
-    return Predictions(ids, np.array(y), np.array(predicted), confidence, groups)
+    return Predictions(ids, np.array(y), np.array(predicted), confidence, groups, scores)

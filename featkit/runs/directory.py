@@ -20,10 +20,21 @@ from featkit.embeddings.recipe import Recipe
 from featkit.embeddings.request import Request
 from featkit.errors import CacheError, RunError, WeightsError
 from featkit.evaluation import Temperature
+from featkit.evaluation.multilabel import MultiLabelReport
 from featkit.heads.persist import load_head, save_head
+from featkit.images.multilabel import multilabel_message
 from featkit.runs.bundle import bundled_backbone, missing_weights
-from featkit.runs.card import CARD_FILE, HEAD_FILE, Card, is_run, read_card, run_errors
+from featkit.runs.card import (
+    CARD_FILE,
+    HEAD_FILE,
+    Card,
+    LabelRule,
+    is_run,
+    read_card,
+    run_errors,
+)
 from featkit.runs.fit import Run
+from featkit.runs.multilabel import MultiLabelRun
 from featkit.runs.names import network_name, readable
 from featkit.runs.registry import remember_folder
 from featkit.storage import Content, csv_text, file_sha256, publish, read_directory, write_file
@@ -52,6 +63,8 @@ class SavedRun:
         temperature: temperature of the head's scores; None if there was no validation set.
         threshold: confidence below which an image is rejected as unknown; 0 for never.
         name: name that the user gave to the run; empty if none was given.
+        labels: threshold and calibration of each label of a run with several labels per image, in
+            the order of ``classes``; empty for one label per image.
     """
 
     path: Path
@@ -64,6 +77,12 @@ class SavedRun:
     temperature: Temperature | None = None
     threshold: float = 0.0
     name: str = ""
+    labels: tuple[LabelRule, ...] = ()
+
+    @property
+    def multilabel(self) -> bool:
+        """Whether the run gives an image several labels."""
+        return bool(self.labels)
 
     @property
     def title(self) -> str:
@@ -137,7 +156,7 @@ class SavedRun:
             raise WeightsError(message) from error
 
 
-def save_run(run: Run, out: Path, more: Mapping[str, Content]) -> Path:
+def save_run(run: Run | MultiLabelRun, out: Path, more: Mapping[str, Content]) -> Path:
     """Write the run directory ``out/<data>/<run id>/`` atomically and return its path.
 
     Args:
@@ -160,16 +179,19 @@ def save_run(run: Run, out: Path, more: Mapping[str, Content]) -> Path:
         digests = {name: file_sha256(path.with_name(name)) for name in names}
         path.write_text(_card(run, digests).to_json(), encoding="utf-8")
 
-    predictions = [
-        {**row, "confidence": f"{row['confidence']:.6f}"} for row in run.prediction_rows()
-    ]
+    if isinstance(run, MultiLabelRun):
+        predictions = [_rounded_scores(row) for row in run.prediction_rows()]
+    else:
+        predictions = [
+            {**row, "confidence": f"{row['confidence']:.6f}"} for row in run.prediction_rows()
+        ]
     files |= {
         HEAD_FILE: partial(save_head, run.head),
         RESULTS_FILE: json.dumps(run.to_dict(), indent=2),
         PREDICTIONS_FILE: csv_text(predictions),
         **more,
     }
-    if run.folds is not None:
+    if isinstance(run, Run) and run.folds is not None:
         rows = [{**row, "confidence": f"{row['confidence']:.6f}"} for row in run.fold_rows()]
         files[FOLDS_FILE] = csv_text(rows)
     calibration = run.source.embeddings.recipe.calibration
@@ -179,6 +201,15 @@ def save_run(run: Run, out: Path, more: Mapping[str, Content]) -> Path:
     publish(directory, files, own=list(earlier.files) if earlier else [])
     remember_folder(out)
     return directory
+
+
+def _rounded_scores(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a row with probabilities of six decimals, and the score as exact as it is."""
+    found = dict(row)
+    for name, value in row.items():
+        if isinstance(value, float):
+            found[name] = repr(value) if name == "score" else f"{value:.6f}"
+    return found
 
 
 def rename_run(directory: Path, name: str) -> None:
@@ -201,7 +232,7 @@ def _earlier_card(directory: Path) -> Card | None:
         return None
 
 
-def _read_quantized_network(run: Run, sha256: str) -> bytes:
+def _read_quantized_network(run: Run | MultiLabelRun, sha256: str) -> bytes:
     """Return the file of the int8 network of the features; a run needs it to predict."""
     cache = run.source.path.parent
     found = run.source.request.load_backbone().quantized or find_by_digest(cache, sha256)
@@ -213,8 +244,26 @@ def _read_quantized_network(run: Run, sha256: str) -> bytes:
     return found.path.read_bytes()
 
 
-def _card(run: Run, digests: Mapping[str, str]) -> Card:
+def _card(run: Run | MultiLabelRun, digests: Mapping[str, str]) -> Card:
+    if isinstance(run, MultiLabelRun):
+        rules = label_rules(run.report)
+        return replace(_plain_card(run, digests), classes=run.report.labels, labels=rules)
     report = run.report
+    rejection = report.rejection
+    return replace(
+        _plain_card(run, digests),
+        temperature=report.temperature,
+        threshold=rejection.threshold if rejection else 0.0,
+    )
+
+
+def label_rules(report: MultiLabelReport) -> tuple[LabelRule, ...]:
+    """Return threshold and calibration of each label of a report."""
+    return tuple(LabelRule(row.threshold, row.calibration) for row in report.per_label)
+
+
+def _plain_card(run: Run | MultiLabelRun, digests: Mapping[str, str]) -> Card:
+    """Return the card of a run without temperature and thresholds."""
     return Card(
         run=run.id,
         request=run.source.request,
@@ -223,9 +272,7 @@ def _card(run: Run, digests: Mapping[str, str]) -> Card:
         classes=run.source.embeddings.classes,
         head_spec=run.head_spec,
         head_sha256=digests[HEAD_FILE],
-        temperature=report.temperature,
-        threshold=report.rejection.threshold if report.rejection else 0.0,
-        cost=report.cost,
+        cost=run.report.cost,
         # With its fraction: "latest" tells runs of the same second apart.
         created=datetime.now(UTC).isoformat(timespec="microseconds"),
         files=digests,
@@ -233,14 +280,28 @@ def _card(run: Run, digests: Mapping[str, str]) -> Card:
     )
 
 
-def load_run(directory: Path) -> SavedRun:
+def load_run(directory: Path, *, multilabel: bool = False) -> SavedRun:
     """Read a run directory and verify the checksums of its card and its head.
 
+    Args:
+        directory: of the run.
+        multilabel: whether the run may have several labels per image.
+
     Raises:
-        RunError: if a file is missing, cannot be read or was changed.
+        RunError: if a file is missing, cannot be read or was changed; or if the run has several
+            labels per image, unless ``multilabel``.
         HeadError: if the head contains a type that is not on the list of trusted types.
     """
-    return read_directory(directory, lambda: _load_run(directory))
+    run = read_directory(directory, lambda: _load_run(directory))
+    if not multilabel:
+        refuse_multilabel_run(run)
+    return run
+
+
+def refuse_multilabel_run(run: SavedRun) -> None:
+    """Raise RunError if a run has several labels per image."""
+    if run.multilabel:
+        raise RunError(multilabel_message(str(run.path), "this command"))
 
 
 def _load_run(directory: Path) -> SavedRun:
@@ -269,6 +330,7 @@ def _load_run(directory: Path) -> SavedRun:
         temperature=card.temperature,
         threshold=float(card.threshold),
         name=card.name,
+        labels=card.labels,
     )
 
 

@@ -34,6 +34,7 @@ from featkit.images.base import ImageSet
 from featkit.images.files import ImageEntry, from_entries
 from featkit.images.folder import list_image_files
 from featkit.images.intensity import IntensityRange
+from featkit.images.multilabel import multilabel_message
 from featkit.runs.splits import refuse_infinite
 
 
@@ -110,7 +111,7 @@ class Copies:
             named = first_names([f"{a} and {b}, cosine {value:.3f}" for a, b, value in pairs], "; ")
             lines.append(
                 f"{len(self.near)} of {self.n} {tested} have a near copy in {others} "
-                f"({named}): see `featkit audit`; the report has the accuracy without them"
+                f"({named}): see `featkit audit`; the report has the results without them"
             )
         return lines
 
@@ -122,6 +123,7 @@ def load_features(
     note: Callable[[str], None] = lambda text: None,
     *,
     run: RunTasks | None = None,
+    multilabel: bool = False,
 ) -> FeatureSet:
     """Load the features that options describe, extracting them if they are not cached.
 
@@ -132,11 +134,26 @@ def load_features(
         note: called with each choice as soon as it is made, before features are extracted.
         run: extracts missing features in other processes, see ``extract_missing``; None for this
             process.
+        multilabel: whether the images may have several labels each.
 
     Raises:
         FeatkitError: if images, network or cache are not available; StaleCacheError if ``cache`` is
             a file that the given options would not make.
+        DataError: if the images have several labels, unless ``multilabel``.
     """
+    found = _load(given, cache, compute, note, run)
+    if found.embeddings.multilabel and not multilabel:
+        raise DataError(multilabel_message(found.data, "this command"))
+    return found
+
+
+def _load(
+    given: Mapping[str, Any],
+    cache: Path,
+    compute: Compute,
+    note: Callable[[str], None],
+    run: RunTasks | None,
+) -> FeatureSet:
     if cache.suffix == ".h5":
         return _load_file(given, cache, compute)
     request, newest = resolve(given, cache)

@@ -455,7 +455,7 @@ def _score_unknown(
 
 def head_warnings(fitted: FittedHead, test: Embeddings) -> list[str]:
     """Return what a reader must know about a fitted head and its training images."""
-    return [*fit_warnings(fitted, test), *_constant_column_warnings(fitted.splits.final)]
+    return [*fit_warnings(fitted, test), *constant_column_warnings(fitted.splits.final)]
 
 
 def fit_warnings(fitted: FittedHead, test: Embeddings) -> list[str]:
@@ -520,7 +520,7 @@ def evaluate_classifier(
     return report, predictions, calibrated
 
 
-def _constant_column_warnings(embeddings: Embeddings) -> list[str]:
+def constant_column_warnings(embeddings: Embeddings) -> list[str]:
     """Return a warning that names feature columns with a single value.
 
     Raises:
@@ -550,6 +550,8 @@ def run_id(fitted: FittedHead, source: FeatureSet) -> str:
     parts = [embeddings.recipe.fingerprint, *embeddings.splits.tolist(), *chosen, RESULTS_VERSION]
     if embeddings.groups is not None:
         parts += ["groups", *embeddings.groups.tolist()]
+    if embeddings.multilabel:
+        parts += ["multilabel"]
     if source.unknown is not None:
         parts += ["unknown", source.unknown.embeddings.recipe.fingerprint]
     if config.costs is not None:

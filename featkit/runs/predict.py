@@ -19,10 +19,12 @@ from featkit.embeddings.extract import embed
 from featkit.embeddings.pipeline import Compute, FeatureBatch, Features, PipelineTarget, Rows
 from featkit.errors import DataError, RunError
 from featkit.evaluation.calibration import apply_temperature
+from featkit.evaluation.multilabel import apply_calibrations
 from featkit.images.base import ImageSet
 from featkit.images.files import images_from_files
 from featkit.images.folder import list_image_files
 from featkit.images.intensity import IntensityRange
+from featkit.images.multilabel import join_labels
 from featkit.storage import csv_text, digest, safe_name, storage_errors
 
 if TYPE_CHECKING:
@@ -45,21 +47,24 @@ class Prediction:
         top: the most probable classes with their probabilities, best first.
         rejected: whether the probability of the first is below the rejection threshold of the run.
         probabilities: probability of every class; empty unless they were asked for.
+        labels: of an image with any number of labels, those whose probability reaches their
+            threshold, the most probable first; None for a run with one label per image.
     """
 
     path: str
     top: tuple[tuple[str, float], ...]
     rejected: bool = False
     probabilities: Mapping[str, float] = field(default_factory=dict)
+    labels: tuple[str, ...] | None = None
 
     @property
     def predicted(self) -> str:
-        """Name of the most probable class."""
-        return self.top[0][0]
+        """Name of the most probable class; all labels of an image with several, ``bus;car``."""
+        return self.top[0][0] if self.labels is None else join_labels(self.labels)
 
     @property
     def confidence(self) -> float:
-        """Probability of the most probable class."""
+        """Probability of the most probable class or label."""
         return self.top[0][1]
 
     @property
@@ -83,8 +88,16 @@ class Prediction:
         """Return the prediction in the schema of JSON and, in the same order, of CSV.
 
         That is ``path``, ``predicted``, ``confidence``, ``rejected``, then ``top2``,
-        ``confidence2`` and so on, and ``probabilities`` by class if they were asked for.
+        ``confidence2`` and so on, and ``probabilities`` by class if they were asked for. With
+        several labels per image, ``path``, ``predicted``, which are all labels that reach their
+        threshold, and the probabilities of all labels.
         """
+        if self.labels is not None:
+            return {
+                "path": self.path,
+                "predicted": self.predicted,
+                "probabilities": dict(self.probabilities),
+            }
         row: dict[str, Any] = {
             "path": self.path,
             "predicted": self.predicted,
@@ -171,6 +184,10 @@ def sort_into(predictions: Sequence[Prediction], folder: Path) -> dict[str, int]
     """
     target = folder.resolve()
     for prediction in predictions:
+        if prediction.labels is not None:
+            raise DataError(
+                "an image with several labels belongs into several folders: leave out --sort-into"
+            )
         if target in Path(prediction.path).resolve().parents:
             raise DataError(
                 f"{prediction.path} lies in {folder}, where the copies go: choose another folder"
@@ -239,6 +256,9 @@ def predict(
     scores = head_probabilities(run, features)
     names = [run.classes[label] for label in run.head.classes_]
     kept = [files[row] for row in rows]
+    if run.multilabel:
+        thresholds = [rule.threshold for rule in run.labels]
+        return label_predictions(kept, scores, names, thresholds, top=top)
     return top_classes(
         kept, scores, names, run.threshold, top=top, all_probabilities=all_probabilities
     )
@@ -285,6 +305,8 @@ def head_probabilities(
             f"{features.shape[1]}: fit it again with `featkit fit`"
         )
     scores: NDArray[np.float64] = run.head.predict_proba(features)
+    if run.multilabel:
+        return apply_calibrations(scores, [rule.calibration for rule in run.labels])
     return apply_temperature(scores, run.temperature) if run.temperature else scores
 
 
@@ -352,4 +374,23 @@ def top_classes(
         rejected = bool(row[columns[0]] < threshold)
         every = dict(zip(names, map(float, row), strict=True)) if all_probabilities else {}
         predictions.append(Prediction(file, classes, rejected, every))
+    return predictions
+
+
+def label_predictions(
+    files: Sequence[str],
+    scores: NDArray[np.floating[Any]],
+    names: Sequence[str],
+    thresholds: Sequence[float],
+    *,
+    top: int,
+) -> list[Prediction]:
+    """Return the labels of each file whose probability ``(n, k)`` reaches their threshold."""
+    predictions = []
+    best = np.argsort(-scores, axis=1, kind="stable")
+    for file, row, columns in zip(files, scores, best, strict=True):
+        classes = tuple((names[column], float(row[column])) for column in columns[:top])
+        found = tuple(names[column] for column in columns if row[column] >= thresholds[column])
+        every = dict(zip(names, map(float, row), strict=True))
+        predictions.append(Prediction(file, classes, False, every, found))
     return predictions

@@ -14,6 +14,7 @@ from featkit.errors import DataError
 from featkit.images.augment import is_augmented_view, original_id
 from featkit.images.base import SPLITS
 from featkit.images.groups import hold_out_groups, leak_text
+from featkit.images.iterative import iterative_split
 from featkit.images.splits import stratified_split
 from featkit.images.subsets import parse_subset
 
@@ -183,6 +184,12 @@ def _take_subset(embeddings: Embeddings, subset: str, seed: int) -> Embeddings:
 def _held_out_rows(train: Embeddings, seed: int) -> NDArray[np.bool_]:
     """Return which train rows ``(n,)`` are held out; every class keeps at least one image."""
     sources = [original_id(name) for name in train.ids]
+    if train.multilabel:
+        # Augmented views stay with their image as the images of a group do.
+        groups = sources if train.groups is None else train.groups
+        shares = (1 - VAL_SHARE, VAL_SHARE, 0.0)
+        drawn = iterative_split(train.targets, shares, seed, groups) == "val"
+        return np.asarray(drawn, bool)
     if train.groups is not None:
         return hold_out_groups(train.y, train.groups, VAL_SHARE, seed)
     _, first, image_of_row = np.unique(sources, return_index=True, return_inverse=True)

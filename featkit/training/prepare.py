@@ -27,6 +27,7 @@ from featkit.embeddings.validation import images_digest, labels_digest
 from featkit.errors import DataError, SpecError
 from featkit.images.base import ImageSet
 from featkit.images.groups import hold_out_groups
+from featkit.images.multilabel import refuse_multilabel
 from featkit.images.splits import stratified_split
 from featkit.storage import digest
 from featkit.training.config import TrainingConfig
@@ -109,7 +110,9 @@ def prepare(
     else:
         precision = resolve_precision(config.precision, compute.device)
     config = replace(config, request=request, precision=precision)
-    images = split_validation(request.load_images(), config.val, config.seed)
+    images = request.load_images()
+    refuse_multilabel(images, "the training of a network")
+    images = split_validation(images, config.val, config.seed)
     keys = content_keys(images, compute)
     backbone = request.load_backbone()
     train_or_val, test = np.flatnonzero(images.splits != "test"), images.rows("test")

@@ -237,11 +237,11 @@ def _show_comparison(runs: list[Path]) -> None:
         comparison = api.compare(runs)
         rows = []
         for name, report in comparison.runs:
-            low, high = report.interval95
+            metric, value, (low, high) = report.headline
             rows.append(
                 {
                     "run": name,
-                    "top-1 %": 100 * report.top1,
+                    f"{metric} %": 100 * value,
                     "from": 100 * low,
                     "to": 100 * high,
                     "n": report.n,
@@ -251,10 +251,11 @@ def _show_comparison(runs: list[Path]) -> None:
         st.dataframe(
             rows,
             hide_index=True,
-            column_config={"top-1 %": number, "from": number, "to": number},
-            alt="Top-1 accuracy with 95 % confidence intervals",
+            column_config={f"{metric} %": number, "from": number, "to": number},
+            alt=f"{metric} with 95 % confidence intervals",
         )
-        st.caption("Top-1 accuracy on the test images with its 95 % confidence interval.")
+        words = "Top-1 accuracy" if metric == "top-1" else "Mean average precision"
+        st.caption(f"{words} on the test images with its 95 % confidence interval.")
         for pair in comparison.pairs:
             st.markdown(f"- {plain(pair.sentence)}")
 
