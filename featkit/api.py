@@ -771,7 +771,7 @@ def fit_heads(
     """
     from featkit.heads import make_head
     from featkit.runs.compare import compare_runs
-    from featkit.runs.fit import FitConfig, Run
+    from featkit.runs.fit import FitConfig
 
     given_heads = tuple(heads)
     heads = expand_heads(heads)
@@ -792,8 +792,7 @@ def fit_heads(
         if seeds > 1:
             options = {**options, "seed": first_seed + offset}
         features = _load_features(options, multilabel=True)
-        if features.embeddings.multilabel:
-            heads = _multilabel_heads(heads, given_heads, config, seeds, options)
+        heads = _fitting_heads(features, heads, given_heads, config, seeds, options)
         costs = None if table is None else table.matrix(features.embeddings.classes)
         config = replace(config, costs=costs)
         features = _with_unknown(_check_copies(features, options), options)
@@ -807,8 +806,7 @@ def fit_heads(
     comparison = None
     summaries: dict[str, OverSeeds] = {}
     if seeds > 1:
-        own = [run for run in runs if isinstance(run, Run)]  # others have one seed
-        summaries = _summarise_seeds(own, heads, out)
+        summaries = _summarise_seeds(runs, heads, out)
     elif len(set(paths)) > 1:
         comparison = compare_runs(paths)
     return FitResults(tuple(runs), tuple(paths), comparison, summaries)
@@ -822,14 +820,15 @@ def _read_costs(path: PathLike | None) -> CostTable | None:
     return None if path is None else read_costs(user_path(str(path)))
 
 
-def _multilabel_heads(
+def _fitting_heads(
+    features: FeatureSet,
     heads: Sequence[str],
     given: Sequence[str],
     config: FitConfig,
     seeds: int,
     options: Mapping[str, Any],
 ) -> tuple[str, ...]:
-    """Return the heads to fit on images with several labels each.
+    """Return the heads to fit: of ``all``, those that can give images their several labels.
 
     Raises:
         HeadError: if a head that was given by its name cannot give an image several labels.
@@ -838,6 +837,8 @@ def _multilabel_heads(
     from featkit.errors import HeadError
     from featkit.runs.multilabel import check_multilabel_config
 
+    if not features.embeddings.multilabel:
+        return tuple(heads)
     for name in ("folds", "unknown", "cost"):
         if options[name] is not None:
             raise OptionsError(
@@ -1183,7 +1184,7 @@ def _check_copies(features: FeatureSet, options: Mapping[str, Any]) -> FeatureSe
 
 
 def _summarise_seeds(
-    runs: Sequence[Run], heads: Sequence[str], out: PathLike | None
+    runs: Sequence[Run | MultiLabelRun], heads: Sequence[str], out: PathLike | None
 ) -> dict[str, OverSeeds]:
     """Return mean and interval over the seeds of each head, and write them to ``out``."""
     from featkit.runs.compare import over_seeds

@@ -79,7 +79,8 @@ def _table(summaries: Sequence[RunSummary]) -> str:
     columns = ["name", "run", "data", "head", "top-1 %", "95% CI", "n", "age", "size"]
     rows = []
     for each in summaries:
-        top1, interval = f"{100 * each.top1:.1f}", between(each.interval95)
+        mark = "" if each.metric == "top-1" else f" {each.metric}"
+        top1, interval = f"{100 * each.top1:.1f}{mark}", between(each.interval95)
         what = [each.name or "-", each.run, each.data, f"{each.head} on {each.backbone}"]
         rows.append([*what, top1, interval, each.n, _age(each.created), size(each.bytes)])
     return table(columns, rows, right=columns[4:])
@@ -108,7 +109,7 @@ def show(run: Path, path_only: bool, as_json: bool) -> None:
         f"path      {summary.path}",
         f"data      {summary.data}, {summary.classes} classes",
         f"model     {summary.head} on {summary.backbone}",
-        f"top-1     {100 * summary.top1:.1f}% (95% CI {between(summary.interval95)}, "
+        f"{summary.metric:<9} {100 * summary.top1:.1f}% (95% CI {between(summary.interval95)}, "
         f"n = {summary.n} {images})",
         f"written   {_to_seconds(summary.created)} ({_age(summary.created)} ago)",
         f"size      {size(summary.bytes)}, {'with' if summary.bundled else 'without'} the weights "

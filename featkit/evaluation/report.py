@@ -305,7 +305,7 @@ def read_fields(kind: type, values: Any) -> Any:
     arguments = {}
     for name, value in values.items():
         is_matrix = name == "matrix"
-        arguments[name] = _from_json_value(CostMatrix, value) if is_matrix else _to_tuples(value)
+        arguments[name] = read_fields(CostMatrix, value) if is_matrix else _to_tuples(value)
     return kind(**arguments)
 
 

@@ -70,10 +70,7 @@ def _check_multilabel(head: MultiLabelHead) -> None:
     k, sets = len(head.classes_), head.label_sets_
     if not np.array_equal(head.classes_, np.arange(k)):
         raise _InvalidHeadError("classes_ must be the numbers of the labels")
-    if not (isinstance(sets, np.ndarray) and sets.dtype == np.uint8 and sets.ndim == 2):
-        raise _InvalidHeadError("label_sets_ must be an array (s, k) of zeros and ones")
-    if sets.shape[1] != k or not np.isin(sets, (0, 1)).all():
-        raise _InvalidHeadError(f"label_sets_ must be zeros and ones for {k} labels")
+    _check_label_sets(sets, k)
     name = Spec.parse(head.head).name
     single = {"linear": k, "mlp": k, "knn": len(sets)}
     expected = [single[name]] if name in single else [2] * k
@@ -82,12 +79,24 @@ def _check_multilabel(head: MultiLabelHead) -> None:
     for inner, classes in zip(head.heads_, expected, strict=True):
         if type(inner) is not HEADS.get(name):
             raise _InvalidHeadError(f"heads_ must be of type {name}")
-        if type(inner) in _SHAPES:
-            _check_head(inner)
-        if not np.array_equal(inner.classes_, np.arange(classes)):
-            raise _InvalidHeadError("classes_ differ from those of heads_")
-        if inner.n_features_in_ != head.n_features_in_:
-            raise _InvalidHeadError("n_features_in_ differs from that of heads_")
+        _check_inner(inner, classes, head.n_features_in_)
+
+
+def _check_label_sets(sets: Any, k: int) -> None:
+    if not (isinstance(sets, np.ndarray) and sets.dtype == np.uint8 and sets.ndim == 2):
+        raise _InvalidHeadError("label_sets_ must be an array (s, k) of zeros and ones")
+    if sets.shape[1] != k or not np.isin(sets, (0, 1)).all():
+        raise _InvalidHeadError(f"label_sets_ must be zeros and ones for {k} labels")
+
+
+def _check_inner(inner: Any, classes: int, features: int) -> None:
+    """Check one of the heads of several labels, with classes 0..classes-1."""
+    if type(inner) in _SHAPES:
+        _check_head(inner)
+    if not np.array_equal(inner.classes_, np.arange(classes)):
+        raise _InvalidHeadError("classes_ differ from those of heads_")
+    if inner.n_features_in_ != features:
+        raise _InvalidHeadError("n_features_in_ differs from that of heads_")
 
 
 def _check_head(head: Any) -> None:

@@ -125,12 +125,7 @@ def load_images(
     path = user_path(str(spec))
     table = path if path.suffix.lower() == ".csv" and path.is_file() else None
     check_splits(images, table)
-    if not limits:
-        return images
-    limited = _limit(images, limits, seed)
-    if images.multilabel:  # a limit below the number of labels leaves some of them out
-        check_splits(limited, table)
-    return limited
+    return _limit(images, limits, seed) if limits else images
 
 
 def _open(spec: str, intensity: IntensityRange | None, group: str | None) -> ImageSet:
@@ -228,6 +223,8 @@ def _test_on_val(images: ImageSet) -> ImageSet:
 
 def _limit(images: ImageSet, limits: dict[str, int], seed: int) -> ImageSet:
     part = images.take(limit_rows(images, limits, seed))
+    if images.multilabel:  # a limit below the number of labels leaves some of them out
+        check_splits(part)
     return (
         part if part.split == "own" else replace(part, split=f"{part.split},{format_limit(limits)}")
     )

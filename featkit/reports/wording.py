@@ -39,11 +39,11 @@ METHODS = (
 
 MULTILABEL_METHOD = (
     "Images have several labels each. The metric is the mean average precision (mAP): the mean "
-    "over labels of the precision at the images with the label, ranked by its probability. It is close "
-    "to a mean over images of linear terms (delta method), which all intervals and paired tests "
-    "use in place of correct and wrong predictions; the interval of one cell is widened to the "
-    "Wilson interval at the number of images with the labels. The threshold and the calibration of "
-    "each label were chosen on the validation set."
+    "over labels of the precision at the images with the label, ranked by its probability. It is "
+    "close to a mean over images of linear terms (delta method), which all intervals and paired "
+    "tests use in place of correct and wrong predictions; the interval of one cell is widened to "
+    "the Wilson interval at the number of images with the labels. The threshold and the "
+    "calibration of each label were chosen on the validation set."
 )
 """How images with several labels each are evaluated."""
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from featkit.errors import DataError, RunError, SpecError
 from featkit.evaluation import PairedComparison, Predictions, Report, compare
@@ -351,12 +352,19 @@ def _read_predictions(rows: Sequence[Mapping[str, str | None]]) -> Predictions:
         columns.append([safe_cell(value) for value in values])
     ids, y, predicted = columns
     confidence = np.array([float(row.get("confidence") or "nan") for row in rows])
-    scores = None
-    if rows and "score" in rows[0]:
-        scores = np.array([float(row["score"] or "nan") for row in rows])
-        if not np.isfinite(scores).all():
-            raise ValueError(f"{PREDICTIONS_FILE} has rows without score")
     groups = None
     if rows and "group" in rows[0]:
         groups = np.array([row["group"] or "" for row in rows], np.str_)
-    return Predictions(ids, np.array(y), np.array(predicted), confidence, groups, scores)
+    return Predictions(
+        ids, np.array(y), np.array(predicted), confidence, groups, _read_scores(rows)
+    )
+
+
+def _read_scores(rows: Sequence[Mapping[str, str | None]]) -> NDArray[np.float64] | None:
+    """Return the terms of the mean average precision; None for one label per image."""
+    if not rows or "score" not in rows[0]:
+        return None
+    scores = np.array([float(row["score"] or "nan") for row in rows])
+    if not np.isfinite(scores).all():
+        raise ValueError(f"{PREDICTIONS_FILE} has rows without score")
+    return scores

@@ -179,21 +179,14 @@ def save_run(run: Run | MultiLabelRun, out: Path, more: Mapping[str, Content]) -
         digests = {name: file_sha256(path.with_name(name)) for name in names}
         path.write_text(_card(run, digests).to_json(), encoding="utf-8")
 
-    if isinstance(run, MultiLabelRun):
-        predictions = [_rounded_scores(row) for row in run.prediction_rows()]
-    else:
-        predictions = [
-            {**row, "confidence": f"{row['confidence']:.6f}"} for row in run.prediction_rows()
-        ]
     files |= {
         HEAD_FILE: partial(save_head, run.head),
         RESULTS_FILE: json.dumps(run.to_dict(), indent=2),
-        PREDICTIONS_FILE: csv_text(predictions),
+        PREDICTIONS_FILE: csv_text([_rounded(row) for row in run.prediction_rows()]),
         **more,
     }
     if isinstance(run, Run) and run.folds is not None:
-        rows = [{**row, "confidence": f"{row['confidence']:.6f}"} for row in run.fold_rows()]
-        files[FOLDS_FILE] = csv_text(rows)
+        files[FOLDS_FILE] = csv_text([_rounded(row) for row in run.fold_rows()])
     calibration = run.source.embeddings.recipe.calibration
     if calibration != "none":
         files[INT8_FILE] = _read_quantized_network(run, calibration)
@@ -203,7 +196,7 @@ def save_run(run: Run | MultiLabelRun, out: Path, more: Mapping[str, Content]) -
     return directory
 
 
-def _rounded_scores(row: Mapping[str, Any]) -> dict[str, Any]:
+def _rounded(row: Mapping[str, Any]) -> dict[str, Any]:
     """Return a row with probabilities of six decimals, and the score as exact as it is."""
     found = dict(row)
     for name, value in row.items():

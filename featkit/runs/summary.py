@@ -11,10 +11,11 @@ from typing import Any
 from featkit.backbones.saved import is_path
 from featkit.errors import RunError, StorageError
 from featkit.evaluation.intervals import Interval
+from featkit.evaluation.report import Report
 from featkit.images.archives import archive_name, is_archive_spec
 from featkit.runs.bundle import is_bundled
 from featkit.runs.card import CARD_FILE, HEAD_FILE, is_run, missing_run_message, read_card
-from featkit.runs.compare import read_run
+from featkit.runs.compare import read_any_run
 from featkit.runs.registry import is_path_like
 
 
@@ -30,10 +31,12 @@ class RunSummary:
         classes: number of classes.
         n: number of test images; in a cross-validation of all images.
         top1, interval95: top-1 accuracy on them with its 95% confidence interval; in a
-            cross-validation the mean over all repeats.
+            cross-validation the mean over all repeats. With several labels per image, the mean
+            average precision, as ``metric`` says.
         bytes: size of the files of the run.
         bundled: whether the weights of the network are among them.
         folds: number of folds of a cross-validation; 0 for a test set.
+        metric: ``top-1`` or ``mAP``.
     """
 
     run: str
@@ -50,10 +53,14 @@ class RunSummary:
     bytes: int
     bundled: bool
     folds: int = 0
+    metric: str = "top-1"
 
     def to_dict(self) -> dict[str, Any]:
         """Return the values as JSON can represent them."""
-        return asdict(self)
+        values = asdict(self)
+        if values.pop("metric") != "top-1":
+            values["mean_average_precision"] = values.pop("top1")
+        return values
 
 
 def summarise_run(directory: Path) -> RunSummary:
@@ -63,7 +70,7 @@ def summarise_run(directory: Path) -> RunSummary:
         RunError: if its card is damaged, or its result is missing or was changed.
     """
     card = read_card(directory)
-    report = read_run(directory)[1]
+    report = read_any_run(directory)[1]
     request = card.request
     return RunSummary(
         run=card.run,
@@ -75,11 +82,12 @@ def summarise_run(directory: Path) -> RunSummary:
         backbone=Path(request.backbone).name if is_path(request.backbone) else request.backbone,
         classes=len(card.classes),
         n=report.n,
-        top1=report.overall.top1,
-        interval95=report.overall.interval95,
+        top1=report.headline.value,
+        interval95=report.headline.interval95,
         bytes=sum(_sizes(directory)),
         bundled=is_bundled(directory),
-        folds=report.folds.folds if report.folds else 0,
+        folds=report.folds.folds if isinstance(report, Report) and report.folds else 0,
+        metric=report.headline.metric,
     )
 
 

@@ -79,7 +79,7 @@ def test_candidates_of_the_search_have_scores_for_each_label(name):
 
 
 def test_prototypical_says_that_it_cannot():
-    with pytest.raises(HeadError, match="prototypical .* several labels: use linear, svm, knn"):
+    with pytest.raises(HeadError, match=r"prototypical .* several labels: use linear, svm, knn"):
         check_multilabel("prototypical")
 
 

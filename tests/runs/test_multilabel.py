@@ -34,7 +34,7 @@ def scenes(tmp_path_factory) -> Path:
         found = rng.random(3) < (0.5, 0.4, 0.3)
         for label, place in zip(found, ((12, 0), (12, 20), (0, 10)), strict=True):
             if label:
-                pixels[place[0] : place[0] + 12, place[1] : place[1] + 12] = 230
+                pixels[place[0] : place[0] + 12, place[1] : place[1] + 12] += 25
         Image.fromarray(pixels).save(folder / f"{row}.png")
         names = ";".join(np.array(LABELS)[found]) or "(none)"
         lines.append(f"{row}.png,{names},{'train' if row < 80 else 'test'}")
@@ -83,7 +83,8 @@ def test_the_run_directory_is_read_back(fitted):
         assert np.mean(predictions.scores) == pytest.approx(
             run.report.mean_average_precision, abs=1e-12
         )
-        rows = list(csv.DictReader((path / "predictions.csv").open()))
+        with (path / "predictions.csv").open() as file:
+            rows = list(csv.DictReader(file))
         assert [name for name in rows[0] if name.startswith("p(")] == [
             f"p({label})" for label in LABELS
         ]
@@ -116,7 +117,7 @@ def test_commands_print_labels_and_comparisons(fitted, scenes):
     compared = CliRunner().invoke(main, ["compare", *paths])
     assert "mAP %" in compared.output
     table = CliRunner().invoke(main, ["compare", *paths, "--markdown", "-"])
-    assert "micro F1" in table.output
+    assert "Micro F1" in table.output
 
 
 def test_several_heads_are_tuned_by_validation_map(fitted, scenes):
@@ -173,3 +174,36 @@ def test_all_heads_leave_out_those_that_cannot(fitted, scenes, caplog):
     )
     assert result.exit_code == 0, result.output
     assert len(list((work / "all").glob("*/*/card.json"))) == 4
+
+
+def test_a_grid_compares_heads_by_map_and_skips_those_that_cannot(fitted, scenes):
+    _, work = fitted
+    data, cache = str(scenes / "labels.csv"), str(work / "cache")
+    network = ["--backbone", "resnet18", "--weights", "random", "--resize", "32", "--crop", "32"]
+    heads = ["--head", "linear", "--head", "knn:k=3", "--head", "prototypical"]
+    out = ["--out", str(work / "grids")]
+    command = ["ablate", "--data", data, "--cache", cache, *network, *heads, *out]
+    result = CliRunner().invoke(main, command)
+    assert result.exit_code == 0, result.output
+    assert "mAP %" in result.output
+    folder = next((work / "grids").glob("*/*/results.csv")).parent
+    with (folder / "results.csv").open() as file:
+        rows = {row["head"]: row for row in csv.DictReader(file)}
+    assert rows["prototypical"]["status"] == "skipped"
+    for run in fitted[0].runs:
+        value = float(rows[run.head_spec]["mean_average_precision"])
+        assert value == pytest.approx(run.report.mean_average_precision, abs=1e-12)
+        assert rows[run.head_spec]["run"] == run.id
+    page = (folder / "report.html").read_text()
+    assert "Images have several labels each" in page
+    assert "mAP" in (folder / "summary.md").read_text()
+    again = CliRunner().invoke(main, command)
+    assert again.exit_code == 0, again.output
+
+
+def test_runs_are_listed_with_their_metric(fitted):
+    found, work = fitted
+    listed = CliRunner().invoke(main, ["runs", "ls", "--out", str(work / "runs")])
+    assert " mAP" in listed.output, listed.output
+    shown = CliRunner().invoke(main, ["runs", "show", str(found.paths[0])])
+    assert shown.output.count("mAP") == 1
