@@ -792,7 +792,7 @@ def fit_heads(
         if seeds > 1:
             options = {**options, "seed": first_seed + offset}
         features = _load_features(options, multilabel=True)
-        heads = _fitting_heads(features, heads, given_heads, config, seeds, options)
+        heads = _fitting_heads(features, heads, given_heads, config, seeds=seeds, options=options)
         costs = None if table is None else table.matrix(features.embeddings.classes)
         config = replace(config, costs=costs)
         features = _with_unknown(_check_copies(features, options), options)
@@ -825,6 +825,7 @@ def _fitting_heads(
     heads: Sequence[str],
     given: Sequence[str],
     config: FitConfig,
+    *,
     seeds: int,
     options: Mapping[str, Any],
 ) -> tuple[str, ...]:
