@@ -19,7 +19,6 @@ from featkit.errors import DataError
 from featkit.evaluation.calibration import calibration_error, equal_mass_bins
 from featkit.evaluation.clusters import Clusters
 from featkit.evaluation.compare import PairedComparison, compare, holm
-from featkit.evaluation.effects import METRICS, effects, score_cells
 from featkit.evaluation.intervals import Interval, wilson
 from featkit.evaluation.predictions import Predictions
 from featkit.evaluation.report import Headline, Report, read_fields, to_json_value
@@ -27,7 +26,7 @@ from featkit.evaluation.report import Headline, Report, read_fields, to_json_val
 Floats = NDArray[np.float64]
 Targets = NDArray[np.uint8]
 
-METRIC = METRICS[2]
+METRIC = "mAP"
 """Name of the mean average precision in tables."""
 
 SMOOTHING = 1e-3
@@ -292,6 +291,9 @@ def compare_precision(runs: Mapping[str, Predictions]) -> tuple[PairedComparison
     Raises:
         DataError: as ``compare``.
     """
+    # SciPy takes a second to import, and most commands compare nothing.
+    from featkit.evaluation.effects import effects, score_cells
+
     compared = []
     for pair in compare(runs):
         cells = score_cells([({"run": name}, runs[name]) for name in (pair.a, pair.b)])
