@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from featkit.errors import DataError, RunError, SpecError
 from featkit.evaluation import PairedComparison, Predictions, Report, compare
-from featkit.evaluation.costs import CostComparison, compare_costs
+from featkit.evaluation.costs import CostComparison, CostMatrix, compare_costs
 from featkit.evaluation.display import data_frame, html_table
 from featkit.evaluation.effects import SEED, average, score_cells
 from featkit.evaluation.folds import FoldComparison, compare_folds
@@ -252,19 +252,14 @@ def _compare_costs(
     named: Sequence[tuple[str, Report | MultiLabelReport, Predictions]],
 ) -> tuple[CostComparison, ...]:
     """Compare the mean costs of runs on the same images; nothing unless all have the same costs."""
-    costs, groups = {}, None
-    first = named[0][1]
-    if not isinstance(first, Report) or first.decision_cost is None:
+    shared = _shared_costs([report for _, report, _ in named])
+    if shared is None:
         return ()
-    matrix = first.decision_cost.matrix
-    place = {safe_cell(label): number for number, label in enumerate(first.classes)}
+    classes, matrix = shared
+    place = {safe_cell(label): number for number, label in enumerate(classes)}
+    costs, groups = {}, None
     y = np.array([], np.int64)
-    for name, report, predictions in named:
-        if not isinstance(report, Report) or report.classes != first.classes:
-            return ()
-        own = report.decision_cost
-        if own is None or own.matrix.rows != matrix.rows:
-            return ()
+    for name, _, predictions in named:
         order = np.argsort(np.asarray(predictions.ids, np.str_))
         y = np.array([place[label] for label in predictions.y[order]], np.int64)
         predicted = np.array([place[label] for label in predictions.predicted[order]], np.int64)
@@ -272,6 +267,20 @@ def _compare_costs(
         if groups is None and predictions.groups is not None:
             groups = predictions.groups[order]
     return compare_costs(costs, matrix.typical_excess(y), groups)
+
+
+def _shared_costs(
+    reports: Sequence[Report | MultiLabelReport],
+) -> tuple[tuple[str, ...], CostMatrix] | None:
+    """Return classes and cost matrix of reports; None if they differ, or one has none."""
+    found = []
+    for report in reports:
+        if not isinstance(report, Report) or report.decision_cost is None:
+            return None
+        found.append((report.classes, report.decision_cost.matrix))
+    classes, matrix = found[0]
+    alike = all((names, other.rows) == (classes, matrix.rows) for names, other in found)
+    return (classes, matrix) if alike else None
 
 
 def _named_alike(
