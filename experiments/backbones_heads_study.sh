@@ -8,7 +8,7 @@
 # Images are squashed to 128 x 128 pixels, for fine-tuning and augmentation to 64 x 64, the size of
 # EuroSAT's images: minutes on one core. LARGE=224x224 SMALL=224x224 is the size of the original,
 # whose protocol is always run at it.
-# Hyperparameters of heads are tuned on validation images, those of trainings were fixed in advance.
+# Hyperparameters of heads are tuned on validation images, those of trainings were set before the reported runs.
 # Finished extractions, cells and trainings are not repeated, so that an interrupted study can be
 # started again.
 set -eu
