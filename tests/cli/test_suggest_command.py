@@ -209,13 +209,13 @@ def test_each_query_is_decoded_once(run, unlabelled, monkeypatch):
     from featkit.images import files
 
     read_files = []
-    decode = files.decode_file
+    read = files.read_bytes
 
-    def counted(path, *rest):
+    def counted(path):
         read_files.append(Path(path))
-        return decode(path, *rest)
+        return read(path)
 
-    monkeypatch.setattr(files, "decode_file", counted)
+    monkeypatch.setattr(files, "read_bytes", counted)
     api.plot("neighbours", run, unlabelled, out="similar.png", count=1)
     assert sorted(path for path in read_files if path.parent == unlabelled) == sorted(
         unlabelled.iterdir()

@@ -14,6 +14,7 @@ from sklearn.tree import DecisionTreeClassifier
 from featkit.errors import HeadError
 from featkit.heads import HEADS, make_head
 from featkit.heads.balance import BalancedHead
+from featkit.heads.multilabel import MultiLabelHead
 from featkit.heads.persist import TRUSTED, load_head, save_head
 
 SPECS = ["linear", "svm", "svm:kernel=linear,gamma=0.5", "knn", "mlp:width=32", "prototypical"]
@@ -36,7 +37,7 @@ def no_pickle(monkeypatch):
 
 
 def test_trusted_types_are_the_built_in_heads():
-    own = {BalancedHead, *(HEADS.get(name) for name in HEADS.names())}
+    own = {BalancedHead, MultiLabelHead, *(HEADS.get(name) for name in HEADS.names())}
     assert set(TRUSTED) == {f"{head.__module__}.{head.__name__}" for head in own}
 
 

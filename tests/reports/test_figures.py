@@ -143,7 +143,7 @@ def test_a_grid_with_failed_cells_has_a_heat_map() -> None:
         CellResult({**values, "head": "knn", "seed": 1}, "failed", "out of memory"),
     ]
     grid = SimpleNamespace(name="study", values=lambda axis: {cell.values[axis] for cell in cells})
-    findings = SimpleNamespace(network_names={"resnet18": "ResNet-18"})
+    findings = SimpleNamespace(network_names={"resnet18": "ResNet-18"}, metric="top-1")
     result: Any = SimpleNamespace(grid=grid, cells=cells, findings=findings)
     assert ablation_figures(result)["heatmap.png"].startswith(PNG)
 

@@ -104,6 +104,7 @@ def _fit_options(table: Path, cache: Path) -> dict[str, Any]:
         "folds": None,
         "repeats": 1,
         "unknown": None,
+        "cost": None,
         "tune": False,
         "strict": False,
         "compile": False,
