@@ -146,13 +146,13 @@ def test_networks_get_the_size_that_each_of_them_needs(album, tmp_path):
 
 def test_a_photo_is_decoded_once_for_networks_that_need_the_same_size(album, tmp_path, monkeypatch):
     edges = []
-    decode = files_module.decode_file_with_key
+    decode = files_module.decode
 
-    def counted(path, intensity, on_dark, edge):
+    def counted(data, name, intensity, on_dark, edge):
         edges.append(edge)
-        return decode(path, intensity, on_dark, edge)
+        return decode(data, name, intensity, on_dark, edge)
 
-    monkeypatch.setattr(files_module, "decode_file_with_key", counted)
+    monkeypatch.setattr(files_module, "decode", counted)
     requests = [request_of(album), request_of(album, layer="layer3")]
     Extractor(tmp_path, COMPUTE).extract(requests)
     assert edges == [32] * 12
@@ -189,7 +189,7 @@ def test_an_interrupted_extraction_is_not_continued_with_the_other_decoding(
 def test_sizes_come_from_the_index_of_images(album, tmp_path, monkeypatch):
     monkeypatch.setattr("featkit.embeddings.remembered._YOUNG", -(10**18))  # no file is too young
     made = extract(album, tmp_path)
-    monkeypatch.setattr(files_module, "file_content", None)
+    monkeypatch.setattr(files_module, "read_bytes", None)
     assert extract(album, tmp_path).path == made.path
 
 
@@ -232,13 +232,13 @@ def test_shards_of_different_decoding_are_not_merged(album, tmp_path):
 
 def test_a_file_of_a_shard_is_hashed_once_for_all_networks(album, tmp_path, monkeypatch):
     hashed = []
-    file_content = files_module.file_content
+    jpeg_edge = files_module.jpeg_edge
 
-    def counted(path, intensity):
-        hashed.append(path)
-        return file_content(path, intensity)
+    def counted(data):  # called beside each digest of a file that is not decoded
+        hashed.append(data)
+        return jpeg_edge(data)
 
-    monkeypatch.setattr(files_module, "file_content", counted)
+    monkeypatch.setattr(files_module, "jpeg_edge", counted)
     requests = [request_of(album), request_of(album, layer="layer3")]
     done = extract_shard(requests, Shard(1, 2), tmp_path, COMPUTE)
     assert len(done) == 2

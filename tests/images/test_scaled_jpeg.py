@@ -14,7 +14,7 @@ import featkit.images.decode as decode_module
 from featkit.errors import DecodeError
 from featkit.images.augment import add_augmented_views
 from featkit.images.containers import jpeg_size
-from featkit.images.decode import HEADROOM, decode, file_content, jpeg_edge, reduction
+from featkit.images.decode import HEADROOM, decode, file_key, jpeg_edge, reduction
 from featkit.images.files import images_from_files
 from featkit.images.perturb import perturb_images
 
@@ -187,14 +187,14 @@ def test_only_large_jpeg_files_of_a_set_change_and_keys_never(files):
     assert [scaled.load(row).shape for row in range(3)] == [(17, 19, 3), (25, 30, 3), (129, 150, 3)]
     for row, path in enumerate(files):
         pixels, key = scaled.load_with_key(row)
-        assert key == images.key(row) == file_content(path).key
+        assert key == images.key(row) == file_key(path)
         np.testing.assert_array_equal(pixels, scaled.load(row))
 
 
 def test_the_size_is_kept_from_the_reading_of_the_key(files, monkeypatch):
     images = images_from_files(files)
     assert images.key(0)
-    monkeypatch.setattr("featkit.images.files.file_content", None)
+    monkeypatch.setattr("featkit.images.files.read_bytes", None)
     assert images.jpeg_edge(0) == 129
 
 
