@@ -46,6 +46,7 @@ keep() {
   featkit ablate --data "$data" $options --weights imagenet $large --tune --head linear \
     --head svm --head mlp --head knn --head prototypical --out "$runs/heads"
   keep "$runs/heads/ablate" heads
+  cp "$newest/heatmap.png" "$study/heads.png"
 
   # 2. Class imbalance: the largest class has 50 times as many images as the smallest one.
   featkit longtail --data "$data" --backbone "$last" --weights imagenet $large --if 50 \

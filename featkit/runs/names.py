@@ -116,12 +116,16 @@ def run_details(provenance: Mapping[str, Any]) -> dict[str, str]:
     """Return what may tell apart two runs with the same title, the most telling first."""
     request = provenance["request"]
     details = {"seed": provenance.get("seed"), "data": Path(str(request.get("data"))).name}
-    for name in ("layer", "pool", "resize", "crop", "limit", "split", "augment", "views"):
+    for name in ("layer", "pool", "resize", "crop", "limit", "split"):
         details[name] = request.get(name)
-    details["train images"] = provenance.get("n_train")
     training = provenance.get("training") or {}
-    for name in ("mode", "unfreeze", "epochs", "lr", "augment", "views"):
-        details.setdefault(name, training.get(name))
+    augmented = request if request.get("augment") else training
+    details["augment"] = augmented.get("augment") or "none"
+    if details["augment"] != "none":  # otherwise the number of views means nothing
+        details["views"] = augmented.get("views")
+    details["train images"] = provenance.get("n_train")
+    for name in ("mode", "unfreeze", "epochs", "lr"):
+        details[name] = training.get(name)
     return {name: str(value) for name, value in details.items() if value is not None}
 
 

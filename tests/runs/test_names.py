@@ -12,7 +12,14 @@ from featkit.backbones.base import Preprocess
 from featkit.backbones.saved import INT8_CARD, NETWORK_FILE, Int8Description, NetworkDescription
 from featkit.backbones.weights import DESCRIPTION_KEY
 from featkit.errors import SpecError
-from featkit.runs.names import NAME_FIELD, distinct_names, network_name, readable, run_title
+from featkit.runs.names import (
+    NAME_FIELD,
+    distinct_names,
+    network_name,
+    readable,
+    run_details,
+    run_title,
+)
 
 
 @pytest.mark.parametrize(
@@ -121,3 +128,13 @@ def test_other_names_are_refused_in_one_line(name):
     with pytest.raises(SpecError, match=r"^name=.*: give a name of 1 to 80 printable") as caught:
         NAME.check("name", name)
     assert not re.search(r"[\n\x1b]", str(caught.value))
+
+
+def test_runs_with_and_without_augmentation_are_told_apart_by_it():
+    plain = {"request": {"data": "photos", "views": 4}}
+    light = {"request": {"data": "photos", "augment": "light", "views": 2}}
+    trained = {"request": {"data": "photos", "views": 4}, "training": {"augment": "basic"}}
+    for provenances in ((plain, light, trained), (trained, light, plain)):
+        details = [run_details(each) for each in provenances]
+        found = distinct_names(["svm"] * 3, details)
+        assert set(found) == {"svm, augment none", "svm, augment light", "svm, augment basic"}
