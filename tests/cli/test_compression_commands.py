@@ -98,6 +98,7 @@ def test_a_failed_export_prints_one_line(photos, tmp_path):
     )
 
 
+@pytest.mark.long
 def test_pruned_networks_are_backbones_that_profile_compares(photos):
     done = call("prune", "resnet18", "--weights", "random", "--macs", "0.6")
     (narrow,) = done.stdout.split()
@@ -280,6 +281,7 @@ def test_a_quantized_network_is_a_backbone_that_profile_accepts(photos):
     assert "prune first, then quantize" in refused("prune", directory, "--macs", "0.5")
 
 
+@pytest.mark.long
 def test_a_run_is_quantized_with_its_head(photos):
     run = run_of(photos)
     done = call("quantize", run, "--bias-correct")

@@ -268,6 +268,7 @@ def test_weights_of_another_network_are_refused(photos, tmp_path):
     assert "is not a state dict of resnet18" in done.stderr
 
 
+@pytest.mark.long
 def test_a_student_is_compared_with_its_teacher_and_without_it(photos):
     fitted = call(
         "fit", "--data", photos, "--weights", "random:4", "--resize", "16", "--head", "prototypical"

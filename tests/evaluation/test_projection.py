@@ -72,7 +72,7 @@ def test_features_that_cannot_be_projected_are_refused(x, message):
     [
         "tsne",
         pytest.param("opentsne", marks=pytest.mark.slow),
-        pytest.param("umap", marks=pytest.mark.slow),
+        pytest.param("umap", marks=[pytest.mark.slow, pytest.mark.long]),
     ],
 )
 def test_iterations_are_reported_and_nothing_is_printed(method, capsys):
