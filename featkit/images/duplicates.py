@@ -48,7 +48,7 @@ def duplicate_groups(images: ImageSet) -> tuple[tuple[str, ...], str]:
     duplicates of an image, it finds no groups in a video.
 
     On Caltech-101 it finds 179 of the 226 pairs that ``audit`` finds by ResNet-18 features, and 110
-    groups without such a pair, mostly of pictures that follow each other.
+    groups without such a pair, which were not checked by eye.
 
     The groups are remembered in ``data_folder() / "duplicates"`` as long as no file changes.
 
