@@ -835,21 +835,17 @@ def _fitting_heads(
         HeadError: if a head that was given by its name cannot give an image several labels.
         OptionsError: if an option needs one label per image.
     """
-    from featkit.errors import HeadError
-    from featkit.runs.multilabel import check_multilabel_config
-
     if not features.embeddings.multilabel:
         return tuple(heads)
+    from featkit.errors import HeadError
+    from featkit.images.multilabel import one_label_message
+    from featkit.runs.multilabel import check_multilabel_config
+
     for name in ("folds", "unknown", "cost"):
         if options[name] is not None:
-            raise OptionsError(
-                f"{name} needs one label per image, and these images have several: leave it out"
-            )
+            raise OptionsError(one_label_message(name))
     if seeds > 1:
-        raise OptionsError(
-            "seeds needs one label per image, and these images have several: leave it out, or use "
-            "ablate with several seeds"
-        )
+        raise OptionsError(f"{one_label_message('seeds')}, or use ablate with several seeds")
     kept = []
     for head in heads:
         try:

@@ -17,9 +17,9 @@ from pathlib import Path
 
 import PIL
 
-from featkit.embeddings.remembered import Remembered, status_of
+from featkit.embeddings.remembered import Remembered
 from featkit.images.base import FileContent, FileKey, ImageSet
-from featkit.storage import digest, safe_name
+from featkit.storage import digest, file_status, safe_name
 
 log = logging.getLogger("featkit")
 
@@ -89,7 +89,7 @@ class FileIndex:
         if not path:
             return read()
         try:
-            status = status_of(path)
+            status = file_status(path)
         except (OSError, ValueError):  # reading it raises an error that says what to do
             return read()
         name = path if path.startswith("/") else str(Path(path).absolute())

@@ -14,7 +14,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 import threading
 import time
 from collections.abc import Collection, Mapping
@@ -22,25 +21,13 @@ from pathlib import Path
 from typing import Any
 
 from featkit.errors import StorageError
-from featkit.storage import parse_json, read_file, write_file
+from featkit.storage import FileStatus, is_young, parse_json, read_file, write_file
 
 log = logging.getLogger("featkit")
-
-Status = list[int]
-"""Size, times of the last changes of content and status in ns, and inode of a file."""
-
-_YOUNG = 2_000_000_000
-"""Nanoseconds: the resolution of time stamps on FAT, the coarsest."""
 
 _MAX_BYTES = 2**31
 _writing = threading.Lock()
 """Threads of one process would write the same temporary file."""
-
-
-def status_of(path: str) -> Status:
-    """Return the status of a file; raises OSError if there is none."""
-    found = os.stat(path)  # noqa: PTH116, pathlib takes three times as long
-    return [found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino]
 
 
 class Remembered:
@@ -74,7 +61,7 @@ class Remembered:
         """Number of entries that ``save`` would add or change."""
         return len(self._new)
 
-    def get(self, name: str, status: Status) -> list[Any] | None:
+    def get(self, name: str, status: FileStatus) -> list[Any] | None:
         """Return what was read from a file of this status, None if it must be read."""
         self._asked.add(name)
         known = self._known.get(name)
@@ -82,7 +69,7 @@ class Remembered:
             return None
         return known[len(status) :]
 
-    def put(self, name: str, status: Status, values: Collection[Any]) -> None:
+    def put(self, name: str, status: FileStatus, values: Collection[Any]) -> None:
         """Add what was read from a file, unless it is too young.
 
         Args:
@@ -90,7 +77,7 @@ class Remembered:
             status: of the file before it was read: a change in between gives it another one.
             values: JSON values.
         """
-        if max(status[1], status[2]) < self._started - _YOUNG:
+        if not is_young(status, self._started):
             self._new[name] = [*status, *values]
 
     def save(self) -> str:

@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from featkit.embeddings.base import Embeddings
 from featkit.embeddings.layout import StorageLayout, convert_features
 from featkit.embeddings.recipe import Part, Recipe, describe_differences
-from featkit.embeddings.remembered import Remembered, status_of
+from featkit.embeddings.remembered import Remembered
 from featkit.embeddings.validation import (
     COLUMNS,
     check_columns,
@@ -41,7 +41,7 @@ from featkit.embeddings.validation import (
     seal,
 )
 from featkit.errors import CacheError, StaleCacheError
-from featkit.storage import replace_file, storage_errors
+from featkit.storage import file_status, replace_file, storage_errors
 
 Block = tuple[NDArray[np.int64], NDArray[np.float32]]
 """Increasing rows ``(b,)`` and their features ``(b, d)``; rows in no block are unreadable."""
@@ -686,7 +686,7 @@ class Catalogue:
     def describe(self, path: Path) -> CacheEntry:
         """Return the description of a file of the folder; raises CacheError as ``describe``."""
         try:
-            status = status_of(str(path))
+            status = file_status(str(path))
         except OSError:  # opening it raises an error that says what to do
             return describe(path)
         known = self._remembered.get(path.name, status)

@@ -118,17 +118,30 @@ def format_comparison(
         a, b, difference, interval95 = b, a, -difference, (-interval95[1], -interval95[0])
     low, high = (100 * end for end in interval95)
     ends = f"95% CI {low:z.1f} to {high:z.1f}"
-    verdict = "significant" if p_holm < LEVEL else "not significant"
     compared = f"{a} - {b}: +{100 * difference:.1f} points"
-    if comparisons > 1:
-        correction = f"after Holm correction over {comparisons} pairs ({format_p_value(p_holm)})"
-        return (
-            f"{compared} (unadjusted {ends}), unadjusted {format_p_value(p)}; {verdict} "
-            f"{correction}"
-        )
-    if p_holm >= LEVEL and low > 0:
-        verdict += " by the exact test (the interval is approximate)"
-    return f"{compared} ({ends}), {format_p_value(p)}; {verdict}"
+    text = format_test(compared, ends, p=p, p_holm=p_holm, comparisons=comparisons)
+    if comparisons == 1 and p_holm >= LEVEL and low > 0:
+        text += " by the exact test (the interval is approximate)"
+    return text
+
+
+def format_test(compared: str, ends: str, *, p: float, p_holm: float, comparisons: int) -> str:
+    """Return a difference with its interval, p-value and verdict in one line.
+
+    Args:
+        compared: what is compared, with the difference.
+        ends: the 95 % interval in words; it is called unadjusted with several comparisons.
+        p: as for ``format_comparison``.
+        p_holm: the same.
+        comparisons: the same.
+    """
+    verdict = "significant" if p_holm < LEVEL else "not significant"
+    if comparisons == 1:
+        return f"{compared} ({ends}), {format_p_value(p)}; {verdict}"
+    return (
+        f"{compared} (unadjusted {ends}), unadjusted {format_p_value(p)}; {verdict} "
+        f"after Holm correction over {comparisons} pairs ({format_p_value(p_holm)})"
+    )
 
 
 def format_p_value(p: float) -> str:

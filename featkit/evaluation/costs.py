@@ -18,7 +18,7 @@ from featkit.evaluation.clusters import (
     resampled_means,
     sign_flip_p,
 )
-from featkit.evaluation.compare import LEVEL, format_p_value, holm
+from featkit.evaluation.compare import LEVEL, format_test, holm
 from featkit.evaluation.intervals import Interval, paired_interval
 
 _LEVEL = 0.95
@@ -331,14 +331,12 @@ class CostComparison:
         a, b, difference, (low, high) = self.a, self.b, self.difference, self.interval95
         if difference > 0:
             a, b, difference, low, high = b, a, -difference, -high, -low
-        verdict = "significant" if self.significant else "not significant"
-        ends = f"95% CI {low:z.3g} to {high:z.3g}"
-        text = f"mean cost of {a} - {b}: {difference:z.3g}"
-        if self.comparisons == 1:
-            return f"{text} ({ends}), {format_p_value(self.p)}; {verdict}"
-        return (
-            f"{text} (unadjusted {ends}), unadjusted {format_p_value(self.p)}; {verdict} after "
-            f"Holm correction over {self.comparisons} pairs ({format_p_value(self.p_holm)})"
+        return format_test(
+            f"mean cost of {a} - {b}: {difference:z.3g}",
+            f"95% CI {low:z.3g} to {high:z.3g}",
+            p=self.p,
+            p_holm=self.p_holm,
+            comparisons=self.comparisons,
         )
 
     def to_dict(self) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import json
 import logging
 import time
 from collections import Counter
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +23,16 @@ from featkit.similarity import (
     nearest_neighbours,
     unit_rows,
 )
-from featkit.storage import available_cores, data_folder, digest, read_json, write_file
+from featkit.storage import (
+    FileStatus,
+    available_cores,
+    data_folder,
+    digest,
+    file_status,
+    is_young,
+    read_json,
+    write_file,
+)
 
 _log = logging.getLogger("featkit")
 
@@ -32,8 +41,6 @@ SIDE = 16
 
 _VERSION = "1"
 """Increase it when the same images would get other groups."""
-_YOUNG = 2_000_000_000
-"""Nanoseconds: files that were changed less than this ago may change again with the same time."""
 
 
 def duplicate_groups(images: ImageSet) -> tuple[tuple[str, ...], str]:
@@ -133,34 +140,34 @@ _found: dict[str, tuple[int, ...]] = {}
 
 
 def _known_groups(images: ImageSet) -> tuple[int, ...]:
-    """Return the groups of images, found anew unless they are remembered."""
+    """Return the groups of images; they are searched unless they are remembered."""
+    began = time.time_ns()
     status = _status(images)
     content = [images.key(row) for row in range(len(images))] if status is None else status
-    key = digest([_VERSION, images.intensity, *images.ids, *content])
+    key = digest([_VERSION, images.intensity, *images.ids, *map(str, content)])
     if key not in _found:
         groups = () if status is None else _remembered(key)
         if len(groups) != len(images):
             groups = _find_groups(images)
-            if status is not None:
-                _remember(key, groups, status)
+            if status and all(each and not is_young(each, began) for each in status):
+                _remember(key, groups)
         _found[key] = groups
     return _found[key]
 
 
-def _status(images: ImageSet) -> list[str] | None:
-    """Return what changes if one of the files does; None for images that are no files."""
+def _status(images: ImageSet) -> list[FileStatus] | None:
+    """Return the status of each file, empty if it is missing; None for images without files."""
     if not isinstance(images.key, FileKey):
         return None
-    status_of = lru_cache(maxsize=None)(_file_status)
+    status_of = cache(_status_or_empty)
     return [status_of(path) for path in images.key.files]
 
 
-def _file_status(path: str) -> str:
+def _status_or_empty(path: str) -> FileStatus:
     try:
-        found = Path(path).stat()
+        return file_status(path)
     except (OSError, ValueError):
-        return "none"
-    return f"{found.st_size} {found.st_mtime_ns} {found.st_ctime_ns} {found.st_ino}"
+        return []
 
 
 def _memory(key: str) -> Path | None:
@@ -183,12 +190,9 @@ def _remembered(key: str) -> tuple[int, ...]:
     return tuple(groups) if is_list else ()
 
 
-def _remember(key: str, groups: tuple[int, ...], status: list[str]) -> None:
-    """Write the groups, unless a file is young or missing."""
+def _remember(key: str, groups: tuple[int, ...]) -> None:
     path = _memory(key)
-    now = time.time_ns()
-    times = [int(each.split()[2]) for each in set(status) if each != "none"]
-    if path is None or "none" in status or (times and now - max(times) < _YOUNG):
+    if path is None:
         return
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

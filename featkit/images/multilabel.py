@@ -99,6 +99,11 @@ def refuse_multilabel(images: ImageSet, what: str) -> None:
         raise DataError(multilabel_message(images.name, what))
 
 
+def one_label_message(option: str) -> str:
+    """Return the error message for an option that images with several labels do not have."""
+    return f"{option} needs one label per image, and these images have several: leave it out"
+
+
 def multilabel_message(name: str, what: str) -> str:
     """Return the error message for images or a run with several labels per image."""
     return (

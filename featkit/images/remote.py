@@ -7,7 +7,6 @@ import time
 from collections.abc import Iterator
 from contextlib import closing
 from hashlib import sha256
-from http.client import HTTPException
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 from urllib.error import HTTPError, URLError
@@ -87,9 +86,7 @@ class RemoteImage(NamedTuple):
             raise MissingExtraError(package, EXTRA) from error
         except FeatkitError:
             raise
-        except (OSError, HTTPException, ValueError) as error:
-            raise self._error(_reason(error)) from error
-        except Exception as error:  # the packages of stores raise exceptions of their own
+        except Exception as error:  # of the network; packages of stores raise those of their own
             raise self._error(_reason(error)) from error
         if expected is not None and expected.isdigit() and int(expected) != len(data):
             raise self._error(f"{len(data)} of {expected} bytes arrived")

@@ -25,7 +25,7 @@ from featkit.evaluation.multilabel import (
 )
 from featkit.evaluation.predictions import Predictions
 from featkit.heads.multilabel import MultiLabelHead, check_multilabel, multilabel_trials
-from featkit.images.multilabel import join_labels
+from featkit.images.multilabel import join_labels, one_label_message
 from featkit.registry import Spec
 from featkit.runs.features import FeatureSet, refuse_seen
 from featkit.runs.fit import (
@@ -161,9 +161,7 @@ def check_multilabel_config(head_spec: str, config: FitConfig) -> None:
     options = {"--subset": config.subset, "--balance": config.balance, "--reject": config.reject}
     for name, value in options.items():
         if value is not None:
-            raise SpecError(
-                f"{name} needs one label per image, and these images have several: leave it out"
-            )
+            raise SpecError(one_label_message(name))
     check_head(head_spec, config)
 
 

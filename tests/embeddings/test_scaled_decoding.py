@@ -187,7 +187,7 @@ def test_an_interrupted_extraction_is_not_continued_with_the_other_decoding(
 
 
 def test_sizes_come_from_the_index_of_images(album, tmp_path, monkeypatch):
-    monkeypatch.setattr("featkit.embeddings.remembered._YOUNG", -(10**18))  # no file is too young
+    monkeypatch.setattr("featkit.storage.YOUNG", -(10**18))  # no file is too young
     made = extract(album, tmp_path)
     monkeypatch.setattr(files_module, "read_bytes", None)
     assert extract(album, tmp_path).path == made.path

@@ -94,7 +94,7 @@ def test_groups_are_remembered_until_a_file_changes(
     images = load_images(root)
     expected = duplicate_groups(images)
     assert not data_folder.exists()  # the files are younger than two seconds
-    monkeypatch.setattr(duplicates, "_YOUNG", 0)
+    monkeypatch.setattr("featkit.storage.YOUNG", 0)
     duplicates._found.clear()
     assert duplicate_groups(images) == expected
     (memory,) = (data_folder / "duplicates").iterdir()
