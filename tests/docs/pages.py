@@ -34,6 +34,8 @@ from featkit.cli import main
 
 DOCS = Path(__file__).parents[2] / "docs"
 NOT_RUN = "not run: "
+SHOWN_FOLDER = "/home/me"
+"""Shown in place of the temporary folder in which a page is run."""
 _FENCE = re.compile(
     r"(?:<!-- (?P<part>first|last) (?P<lines>\d+) -->\n)?"
     r'^```(?P<language>\w+)(?: title="(?P<title>[^"]*)")?\n(?P<code>.*?)^```$',
@@ -191,7 +193,7 @@ def update(path: Path, folder: Path) -> None:
     for _, printed, documented in list(run_page(path, folder, in_process=False)):
         if documented is None:
             continue
-        new = shortened(printed, documented.keep)
+        new = shortened(printed.replace(str(folder.resolve()), SHOWN_FOLDER), documented.keep)
         text = text[: documented.start + moved] + new + text[documented.end + moved :]
         moved += len(new) - len(documented.code)
     path.write_text(text, encoding="utf-8")
