@@ -405,6 +405,11 @@ def _local_cluster(distributed: Any, workers: int, cores: int) -> Iterator[Any]:
         "distributed.nanny.pre-spawn-environ": dict.fromkeys(names, threads),
         # No task waits at a worker that may die of another one.
         "distributed.scheduler.worker-saturation": 1.0,
+        # Tasks take seconds: what Dask samples every 10 ms and checks every 20 ms by default costs
+        # a tenth of a core that the networks need.
+        "distributed.worker.profile.enabled": False,
+        "distributed.admin.tick.interval": "1s",
+        "distributed.admin.system-monitor.interval": "5s",
     }
     with (
         main_module_hidden(),
