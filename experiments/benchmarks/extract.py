@@ -5,7 +5,8 @@
 The baseline is the usual torchvision loop over a ``DataLoader``. All methods run in turn in each
 repetition, and medians are printed. "Limit" is the rate of cores that do nothing but read, decode,
 resize and compute: cores / (core-seconds of these stages per image). timm and embetter are measured
-if they are installed; thingsvision, which pins old versions of its dependencies, with
+if they are installed, and so are loops that an expert would write by hand around ONNX Runtime and
+OpenVINO; thingsvision, which pins old versions of its dependencies, with
 ``--thingsvision`` and the Python of an environment that has it. Without ``FEATKIT_TEST_DATA`` and
 ``FEATKIT_WEIGHTS`` nothing is measured.
 
@@ -26,7 +27,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import cycle, islice
 from pathlib import Path
@@ -214,6 +216,125 @@ def thingsvision_process(python: str, network: str, data: DataSet) -> Method:
     return run
 
 
+EXPERT_BATCH = 16
+
+
+def load_as_by_hand(file: Path) -> Pixels:
+    """Return the uint8 pixels ``(224, 224, 3)`` of an image as torchvision's transforms do."""
+    image = Image.open(file).convert("RGB")
+    scale = 256 / min(image.size)
+    size = max(256, int(image.width * scale)), max(256, int(image.height * scale))
+    image = image.resize(size, Image.Resampling.BILINEAR)
+    left, top = round((image.width - 224) / 2), round((image.height - 224) / 2)
+    return np.asarray(image.crop((left, top, left + 224, top + 224)))
+
+
+def normalise(batch: Pixels) -> np.ndarray:
+    """Return float32 ``(n, 3, 224, 224)`` as networks of torchvision expect it."""
+    mean = np.array((0.485, 0.456, 0.406), np.float32)
+    std = np.array((0.229, 0.224, 0.225), np.float32)
+    scaled = (batch / np.float32(255) - mean) / std
+    return np.ascontiguousarray(scaled.transpose(0, 3, 1, 2))
+
+
+def run_model(engine: str, model: bytes) -> Callable[[np.ndarray], np.ndarray]:
+    """Return the forward pass of an ONNX file on all cores."""
+    if engine == "onnxruntime":
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = available_cores()
+        session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+        name = session.get_inputs()[0].name
+        return lambda batch: session.run(None, {name: batch})[0]
+    import openvino
+
+    core = openvino.Core()
+    network = core.read_model(model)
+    shape = network.inputs[0].partial_shape
+    network.reshape([EXPERT_BATCH, *(shape[axis].get_length() for axis in range(1, 4))])
+    settings = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": available_cores()}
+    compiled = core.compile_model(network, "CPU", settings)
+
+    def run(batch: np.ndarray) -> np.ndarray:
+        full = np.resize(batch, (EXPERT_BATCH, *batch.shape[1:]))  # the last batch may be smaller
+        return compiled(full)[0][: len(batch)]
+
+    return run
+
+
+def float32_network(network: str) -> bytes:
+    """Return the ONNX file of torchvision's network with the weights of ``FEATKIT_WEIGHTS``."""
+    module = torchvision.models.get_model(network)
+    state = torch.load(Path(os.environ["FEATKIT_WEIGHTS"], f"{network}.pth"), weights_only=True)
+    module.load_state_dict(state)
+    module.fc = torch.nn.Identity()
+    count = torch.export.Dim("count", min=1, max=1024)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "network.onnx")
+        torch.onnx.export(
+            module.eval(),
+            (torch.zeros(2, 3, 224, 224),),
+            path,
+            dynamo=True,
+            dynamic_shapes=({0: count},),
+            external_data=False,
+            verbose=False,
+        )
+        return path.read_bytes()
+
+
+def expert_loop(
+    engine: str,
+    model: bytes,
+    prepare: Callable[[Pixels], np.ndarray],
+    data: DataSet,
+    cache: Path,
+) -> Method:
+    """Return what an expert writes by hand: threads decode, one network runs on all cores."""
+    run = run_model(engine, model)
+
+    def extract() -> None:
+        features, batch = [], []
+        with ThreadPoolExecutor(available_cores()) as pool:
+            for pixels in pool.map(load_as_by_hand, data.files):
+                batch.append(pixels)
+                if len(batch) == EXPERT_BATCH:
+                    features.append(run(prepare(np.stack(batch))))
+                    batch = []
+        if batch:
+            features.append(run(prepare(np.stack(batch))))
+        np.save(cache / "expert.npy", np.concatenate(features))
+
+    return timed(extract, len(data.files))
+
+
+def expert_loops(
+    network: str, data: DataSet, cache: Path, ways: Sequence[str]
+) -> dict[str, Method]:
+    """Return the loops by hand in the installed engines, in float32 and int8.
+
+    The int8 network is the one that ``featkit_extraction`` has calibrated.
+    """
+    methods: dict[str, Method] = {}
+    engines = [name for name in ("onnxruntime", "openvino") if importlib.util.find_spec(name)]
+    model = float32_network(network) if engines and "fp32" in ways else b""
+    for engine in engines:
+        if model:
+            methods[f"by hand, {engine} fp32"] = expert_loop(engine, model, normalise, data, cache)
+        precision = {"onnxruntime": "int8", "openvino": "int8-openvino"}[engine]
+        if precision in ways:
+            images = images_from_files(data.files)
+            request = Request(data="", backbone=network, precision=precision)
+            keys = content_keys(images, Compute())
+            plan = plan_extraction(request, images, keys, cache / precision)
+            quantized = plan.backbone.read_quantized()
+            methods[f"by hand, {engine} int8"] = expert_loop(
+                engine, quantized, np.ascontiguousarray, data, cache
+            )
+    return methods
+
+
 def other_libraries(network: str, data: DataSet, python: str | None) -> dict[str, Method]:
     """Return the installed libraries, on the same images and a network of the same architecture."""
     methods: dict[str, Method] = {}
@@ -280,6 +401,8 @@ def compare(network: str, data: DataSet, cache: Path, arguments: argparse.Namesp
     for variant in arguments.ways:
         folder = cache / variant
         methods[f"featkit {variant}"] = featkit_extraction(network, variant, data.files, folder)
+    if not arguments.no_peers:
+        methods |= expert_loops(network, data, cache, arguments.ways)
 
     seconds: dict[str, list[float]] = {name: [] for name in methods}
     stages: dict[str, list[dict[str, float]]] = {name: [] for name in methods}
@@ -296,7 +419,7 @@ def compare(network: str, data: DataSet, cache: Path, arguments: argparse.Namesp
     for name, values in seconds.items():
         median = statistics.median(values)
         print(
-            f"{data.name:10} {network:9} {name:20} {1 / median:7.1f} images/s "
+            f"{data.name:10} {network:9} {name:26} {1 / median:7.1f} images/s "
             f"{baseline / median:6.2f}x {format_stages(stages[name], 1 / median)}",
             flush=True,
         )
@@ -431,7 +554,9 @@ def parse_arguments() -> argparse.Namespace:
         "--thingsvision", metavar="PYTHON", help="Python of an environment with thingsvision"
     )
     parser.add_argument("--no-memory", action="store_true", help="skip peak memory and cache hit")
-    parser.add_argument("--no-peers", action="store_true", help="skip timm and embetter")
+    parser.add_argument(
+        "--no-peers", action="store_true", help="skip timm, embetter and the loops by hand"
+    )
     return parser.parse_args()
 
 
