@@ -792,7 +792,7 @@ def fit_heads(
         if seeds > 1:
             options = {**options, "seed": first_seed + offset}
         features = _load_features(options, multilabel=True)
-        heads = _fitting_heads(features, heads, given_heads, config, seeds=seeds, options=options)
+        heads = _fitting_heads(features, heads, given_heads, config, options)
         costs = None if table is None else table.matrix(features.embeddings.classes)
         config = replace(config, costs=costs)
         features = _with_unknown(_check_copies(features, options), options)
@@ -825,8 +825,6 @@ def _fitting_heads(
     heads: Sequence[str],
     given: Sequence[str],
     config: FitConfig,
-    *,
-    seeds: int,
     options: Mapping[str, Any],
 ) -> tuple[str, ...]:
     """Return the heads to fit: of ``all``, those that can give images their several labels.
@@ -841,11 +839,9 @@ def _fitting_heads(
     from featkit.images.multilabel import one_label_message
     from featkit.runs.multilabel import check_multilabel_config
 
-    for name in ("folds", "unknown", "cost"):
+    for name in ("unknown", "cost"):
         if options[name] is not None:
             raise OptionsError(one_label_message(name))
-    if seeds > 1:
-        raise OptionsError(f"{one_label_message('seeds')}, or use ablate with several seeds")
     kept = []
     for head in heads:
         try:
@@ -904,17 +900,17 @@ def _fit_head(
 
     from featkit.runs.fit import fit_run
     from featkit.runs.folds import fit_folds
+    from featkit.runs.label_folds import fit_label_folds
     from featkit.runs.multilabel import fit_labels
 
     seed, progress = features.request.seed, options["progress"]
+    several = features.embeddings.multilabel
     run: Run | MultiLabelRun
-    if features.embeddings.multilabel:
-        with _candidate_bar(progress and config.tune) as count:
-            run = fit_labels(features, head, seed=seed, config=replace(config, progress=count))
-    elif options["folds"]:
+    if options["folds"]:
         folds, repeats = options["folds"], options["repeats"]
+        evaluate = fit_label_folds if several else fit_folds
         with tqdm(total=folds * repeats, unit="fold", disable=not progress) as bar:
-            run = fit_folds(
+            run = evaluate(
                 features,
                 head,
                 folds=folds,
@@ -924,8 +920,9 @@ def _fit_head(
                 on_fold=bar.update,
             )
     else:
+        fit = fit_labels if several else fit_run
         with _candidate_bar(progress and config.tune) as count:
-            run = fit_run(features, head, seed=seed, config=replace(config, progress=count))
+            run = fit(features, head, seed=seed, config=replace(config, progress=count))
     for warning in run.report.warnings:
         log.warning(warning)
     return run
@@ -1451,7 +1448,8 @@ def export(
     """Export a run to one file that needs no featkit: network, head and temperature.
 
     The file is written only if it predicts the same classes and rejects the same images as the
-    run, with probabilities within 0.001.
+    run, with probabilities within 0.001. With several labels per image it gives the calibrated
+    probability of each label, and its metadata has their thresholds.
 
     Args:
         run: a run directory.
@@ -1468,7 +1466,7 @@ def export(
     from featkit.compression.export import SUFFIXES
     from featkit.runs.export import export_run
 
-    saved = _load_plain_run(run)
+    saved = load_run(run)
     if format not in SUFFIXES:
         from featkit.registry import unknown
 
@@ -3415,12 +3413,7 @@ def quantize(
         if run:
             network = QuantizedNetwork(file, result.description.sha256)
             compared = quantize_run(run, network, classifier, compute)
-            facts["classifier"] = {
-                "file": CLASSIFIER_FILE,
-                "top1": compared.after,
-                "top1_of_run": compared.before,
-                "difference": compared.paired.to_dict(),
-            }
+            facts["classifier"] = {"file": CLASSIFIER_FILE, **compared.to_dict()}
             files[CLASSIFIER_FILE] = classifier.read_bytes()
         files["quantize.json"] = json.dumps(facts, indent=2)
         publish(directory, files, own=[CLASSIFIER_FILE])
@@ -3449,7 +3442,7 @@ def _network_or_run(options: Mapping[str, Any]) -> tuple[Request, SavedRun | Non
             f"{spec} is a run with its own images and network: leave out --{min(given)}, "
             "or give --data"
         )
-    run = load(folder)
+    run = load(folder, multilabel=True)
     return replace(run.request, augment=None), run
 
 
@@ -3603,8 +3596,9 @@ def report(
 
     It shows accuracy with its interval, mistakes with class activation maps and similar training
     images, the confusion matrix, an interactive embedding map, calibration, the data, and how to
-    use and repeat the run. Images or features that are not available are left out, and the page
-    says so.
+    use and repeat the run. With several labels per image it shows the mean average precision, the
+    metrics and calibration of each label, and the labels that were missed and wrongly added. Images
+    or features that are not available are left out, and the page says so.
 
     Args:
         run: a run directory.
@@ -3628,25 +3622,32 @@ def report(
         'report.html'
     """
     options = locals()
+    from featkit.reports.labels import labels_report
     from featkit.reports.run import run_report
     from featkit.storage import write_file
     from featkit.studies.inspect import inspect_run
+    from featkit.studies.inspect_labels import inspect_labels
 
-    saved = _load_plain_run(run)
+    saved = load_run(run)
     with _iteration_bar(f"{projection} of the test images", progress) as show:
-        inspection = inspect_run(
-            saved,
-            cache=Path(cache),
-            compute=_compute(options),
-            projection=projection,
-            seed=seed,
-            heat_maps=heat_maps,
-            track=_batch_bar("class activation maps", progress),
-            report_iteration=show,
-        )
+        shared: dict[str, Any] = {
+            "cache": Path(cache),
+            "compute": _compute(options),
+            "projection": projection,
+            "seed": seed,
+            "heat_maps": heat_maps,
+            "track": _batch_bar("class activation maps", progress),
+            "report_iteration": show,
+        }
+        if saved.multilabel:
+            found = inspect_labels(saved, **shared)
+            page, notes = labels_report(found), found.notes
+        else:
+            inspection = inspect_run(saved, **shared)
+            page, notes = run_report(inspection), inspection.notes
     path = Path(out) if out is not None else saved.path / "report.html"
-    write_file(path, run_report(inspection))
-    for line in inspection.notes:
+    write_file(path, page)
+    for line in notes:
         log.warning(line)
     log.info("report: %s", path)
     return path

@@ -32,7 +32,6 @@ from featkit.ablation.effects import (
 )
 from featkit.errors import SpecError
 from featkit.evaluation.effects import (
-    METRICS,
     SEED,
     Average,
     CellScores,
@@ -44,6 +43,7 @@ from featkit.evaluation.effects import (
     score_cells,
 )
 from featkit.evaluation.intervals import Interval
+from featkit.evaluation.metrics import TOP1
 from featkit.evaluation.report import GroupAccuracy, Report
 from featkit.evaluation.standing import Standing
 from featkit.heads.balance import count_candidates
@@ -471,7 +471,7 @@ def _perturbed_scores(findings: Findings) -> list[CellScores]:
     """Return the top-1 scores of the cells with perturbed test images."""
     perturbed = [each.cell for each in findings.scored if not _is_clean(each)]
     inputs = [(cell.values, cell.predictions) for cell in perturbed if cell.predictions]
-    return score_cells(inputs, METRICS[0])
+    return score_cells(inputs, TOP1)
 
 
 def _by_classifier(scores: Iterable[CellScores]) -> dict[CellKey, list[CellScores]]:

@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 
 from featkit.ablation.cells import CellResult
 from featkit.evaluation.effects import (
-    METRICS,
     SEED,
     Average,
     CellScores,
@@ -21,6 +20,7 @@ from featkit.evaluation.effects import (
     score_cells,
 )
 from featkit.evaluation.intervals import Interval
+from featkit.evaluation.metrics import BALANCED_ACCURACY, MEAN_AVERAGE_PRECISION, TOP1
 from featkit.evaluation.multilabel import MultiLabelReport
 from featkit.evaluation.standing import Standing, standings
 from featkit.runs.names import distinct_names, network_name
@@ -68,7 +68,7 @@ class Selection:
     val: float
     test: Average
     versus: tuple[Effect, ...]
-    metric: str = METRICS[1]
+    metric: str = BALANCED_ACCURACY
 
 
 @dataclass(frozen=True)
@@ -177,9 +177,9 @@ def analyze_grid(
             varying[axis] = found
         elif found:
             same[axis] = found[0]
-    metric = METRICS[1] if SUBSET in varying or BALANCE in varying else METRICS[0]
+    metric = BALANCED_ACCURACY if SUBSET in varying or BALANCE in varying else TOP1
     if any(isinstance(cell.report, MultiLabelReport) for cell in cells):
-        metric = METRICS[2]
+        metric = MEAN_AVERAGE_PRECISION
     ordered = sorted(cells, key=lambda cell: _rank(cell, metric, values))
     scored = _score(ordered, metric)
     findings = Findings(
@@ -267,7 +267,7 @@ def _rank(
 def _metric_of(cell: CellResult, metric: str) -> tuple[float, Interval]:
     if cell.report is None:
         raise ValueError(f"cell {dict(cell.values)} has no report")
-    if metric == METRICS[1]:
+    if metric == BALANCED_ACCURACY:
         return cell.report.second.value, cell.report.second.interval95
     return cell.report.headline.value, cell.report.headline.interval95
 
@@ -331,8 +331,8 @@ def _select(findings: Findings) -> list[Selection]:
     """
     axes = [axis for axis in (DATA, SUBSET) if axis in findings.axes]
     candidates, metric = unperturbed(findings), findings.metric
-    if metric == METRICS[0] and any(_lacks_val_top1(each.cell) for each in candidates):
-        metric = METRICS[1]
+    if metric == TOP1 and any(_lacks_val_top1(each.cell) for each in candidates):
+        metric = BALANCED_ACCURACY
         candidates = _score([each.cell for each in candidates], metric)
     selections = []
     for values, cells in grouped(candidates, axes).items():
@@ -349,18 +349,18 @@ def _select(findings: Findings) -> list[Selection]:
 
 def _lacks_val_top1(cell: CellResult) -> bool:
     """Return whether balanced accuracy alone was recorded of the validation set."""
-    return cell.val_score is not None and _val_score(cell, METRICS[0]) is None
+    return cell.val_score is not None and _val_score(cell, TOP1) is None
 
 
 def _val_score(cell: CellResult, metric: str) -> float | None:
     """Return the metric of a cell on the validation set; None if it was not recorded."""
-    if metric in METRICS[1:]:
+    if metric in (BALANCED_ACCURACY, MEAN_AVERAGE_PRECISION):
         return cell.val_score
     top1: float | None = cell.report.provenance.get("val_top1") if cell.report else None
     return top1
 
 
-def mean_val_score(scored: Sequence[ScoredCell], metric: str = METRICS[1]) -> float | None:
+def mean_val_score(scored: Sequence[ScoredCell], metric: str = BALANCED_ACCURACY) -> float | None:
     """Return the mean metric of cells on the validation set; None if one of them has none."""
     scores = [_val_score(each.cell, metric) for each in scored]
     found = [score for score in scores if score is not None]

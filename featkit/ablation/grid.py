@@ -22,6 +22,9 @@ from featkit.storage import digest, read_toml
 AxisValue = str | int | bool
 """Value on an axis of a grid."""
 
+LONG_TAIL = "longtail"
+"""Name of the grid of a long-tail study."""
+
 AXES: Mapping[str, AxisValue] = {
     "data": "digits",
     "backbone": "resnet18",

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from featkit.ablation.cells import SCHEMA
-from featkit.ablation.grid import AxisValue, Grid
+from featkit.ablation.grid import LONG_TAIL, AxisValue, Grid
 from featkit.embeddings.extract import Extractor
 from featkit.embeddings.request import Request
 from featkit.errors import SpecError
+from featkit.images.multilabel import refuse_multilabel
 from featkit.images.perturb import parse_perturbation
 from featkit.runs.fit import RESULTS_VERSION, FitConfig, check_head
 from featkit.runs.multilabel import check_multilabel_config
@@ -102,7 +103,10 @@ def plan_grid(grid: Grid, extractor: Extractor, without: Iterable[int] = ()) -> 
             features = cell_features(values, grid.fixed)
             name = cell_name(grid, values, features, extractor)
             check = check_head
-            if extractor.plan(features.clean).images.multilabel:
+            images = extractor.plan(features.clean).images
+            if grid.name == LONG_TAIL:
+                refuse_multilabel(images, "a long-tail study")
+            if images.multilabel:
                 check = check_multilabel_config
             check(str(values["head"]), grid.fit_config(values))
         except Exception as error:  # of any kind: it must not stop the other cells

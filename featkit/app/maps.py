@@ -16,7 +16,7 @@ from featkit.embeddings.store import entries
 from featkit.errors import DataError, FeatkitError, visible
 from featkit.evaluation.projection import Projection, project
 from featkit.images.base import ImageSet
-from featkit.runs.compare import read_run
+from featkit.runs.compare import read_any_run
 from featkit.runs.directory import load_run
 from featkit.runs.features import FeatureSet, load_features
 from featkit.storage import csv_text, safe_cell
@@ -126,7 +126,7 @@ def map_of_file(path: Path, choice: MapChoice) -> FeatureMap:
         CacheError: if the file is damaged.
         DataError: if there are fewer than four images.
     """
-    return _map(load_features({}, path, Compute()), {}, choice)
+    return _map(load_features({}, path, Compute(), multilabel=True), {}, choice)
 
 
 def map_of_run(path: Path, cache: Path, choice: MapChoice) -> FeatureMap:
@@ -136,12 +136,13 @@ def map_of_run(path: Path, cache: Path, choice: MapChoice) -> FeatureMap:
         RunError: if the run was changed.
         DataError: if its features are not cached, or there are fewer than four images.
     """
-    run = load_run(path)
+    run = load_run(path, multilabel=True)
     features = cached_run_features(run, cache, Compute())
     if features is None:
         raise DataError(f"the features of {path} are not in {cache}: fit it again")
-    _, _, predictions = read_run(path)
-    class_of = {safe_cell(name): name for name in run.classes}
+    _, _, predictions = read_any_run(path)
+    # With several labels per image, a class is a set of labels, as among the features.
+    class_of = {safe_cell(name): name for name in features.embeddings.classes}
     predicted = {}
     for name, label in zip(predictions.ids, predictions.predicted, strict=True):
         predicted[name] = class_of.get(str(label), str(label))

@@ -112,7 +112,7 @@ class Model:
         return _run_network(partial(self._classifier.classify, pixels, name))
 
     def evidence(self, pixels: Pixels, answer: Answer) -> Evidence:
-        """Return the heat map of the most probable class, and similar training images.
+        """Return the heat map of the most probable class or label, and similar training images.
 
         What is not available is said in the notes; this does not fail.
         """
@@ -124,7 +124,7 @@ class Model:
 
     def _evidence(self, run: SavedRun, pixels: Pixels, answer: Answer) -> Evidence:
         notes: list[str] = []
-        heat_map = self._heat_map(run, pixels, answer.prediction.predicted, notes)
+        heat_map = self._heat_map(run, pixels, answer.prediction.most_probable, notes)
         similar = self._similar(run, answer.features, notes)
         return Evidence(heat_map, similar, tuple(notes))
 

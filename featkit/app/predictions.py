@@ -11,6 +11,7 @@ from featkit.app.uploads import DecodedImage, GivenImage, read_given
 from featkit.images.base import Pixels
 from featkit.images.intensity import IntensityRange
 from featkit.runs.classifier import Answer
+from featkit.runs.predict import prediction_rows
 from featkit.storage import csv_text
 
 
@@ -115,7 +116,7 @@ def predictions_csv(classified: Iterable[ClassifiedImage], titles: Mapping[str, 
         for key, title in titles.items():
             if key in each.answers:
                 answer = each.answers[key]
-                row = answer.prediction.to_dict()
+                (row,) = prediction_rows([answer.prediction])
                 row |= {"true": each.image.true, "milliseconds": answer.milliseconds}
                 rows.append({"model": title, **_rounded(row)})
     return csv_text(rows)

@@ -84,18 +84,24 @@ def picture_html(pixels: Pixels, alt: str) -> str:
 def answer_html(title: str, answer: Answer, true: str | None = None) -> str:
     """Return the prediction of a model as HTML: its answer, bars of the top classes, the time.
 
+    With several labels per image, those that reach their threshold have a check mark.
+
     Args:
         title: name of the model.
         answer: the prediction.
         true: the class of the image, where it is known.
     """
     prediction = answer.prediction
-    bars = Markup("").join(_bar(name, value) for name, value in prediction.top)
+    given = prediction.labels or ()
+    bars = Markup("").join(
+        _bar(f"✓ {name}" if name in given else name, value) for name, value in prediction.top
+    )
     verdict = Markup("")
     if prediction.rejected:
         verdict = Markup('<div class="fk-muted">below the rejection threshold</div>')
     if true is not None:
-        mark = "✓ right" if prediction.answer == true else f"✗ its class is {visible(true)}"
+        what = "its class is" if prediction.labels is None else "its labels are"
+        mark = "✓ right" if prediction.answer == true else f"✗ {what} {visible(true)}"
         verdict += Markup('<div class="fk-muted">{}</div>').format(mark)
     return str(
         Markup(

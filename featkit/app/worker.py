@@ -108,8 +108,6 @@ def train(settings: AppSettings, request: TrainingRequest, report: _Reporter) ->
         FeatkitError: if images, network or disk do not permit it.
     """
     from featkit import api
-    from featkit.images import load_images
-    from featkit.images.multilabel import refuse_multilabel
     from featkit.reports.wording import headline
     from featkit.runs.names import run_title
 
@@ -147,8 +145,6 @@ def train(settings: AppSettings, request: TrainingRequest, report: _Reporter) ->
     }
     paths: list[Path] = []
     for data in filter(None, (request.baseline, request.data)):
-        if data.lower().endswith(".csv"):  # only tables have several labels per image
-            refuse_multilabel(load_images(data), "training in the app")
         step("Extracting features, then fitting")
         fitted.clear()
         found = api.fit_heads(request.heads, on_run=on_run, **{**options, "data": data})

@@ -20,7 +20,8 @@ Examples:
 \b
 Input: float32 (n, 3, height, width), RGB in 0..1. Output: probabilities (n, classes).
 Metadata (JSON): classes, preprocessing (resize and crop; the graph normalises), threshold, head,
-recipe.
+recipe. With several labels per image also thresholds: the probability from which on an image has
+each of the labels in classes.
 """
 
 
@@ -55,14 +56,16 @@ def export(run: Path, **options: Any) -> None:
 
     The file contains network, head and temperature. It is written only if, on test images, it
     predicts the same classes and rejects the same images as the run, with probabilities within
-    0.001. Prints its path.
+    0.001. With several labels per image, its output is the calibrated probability of each label.
+    Prints its path.
     """
     from featkit import api
 
     exported = api.export(run, progress=interactive(), **options)
     found = exported.check
-    note(
-        f"same class for {found.n} of {found.n} test images, "
-        f"largest difference in probability {found.largest:.1e}"
-    )
+    answer = "labels" if found.multilabel else "class"
+    same = f"same {answer} for {found.n - found.near_threshold} of {found.n} test images"
+    if found.near_threshold:
+        same += " (the others have a probability within 0.001 of its threshold)"
+    note(f"{same}, largest difference in probability {found.largest:.1e}")
     print_line(exported.path)

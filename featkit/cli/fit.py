@@ -275,8 +275,9 @@ def _rejection_text(rejection: Rejection, *, folded: bool) -> str:
 def _seeds_text(summary: OverSeeds) -> str:
     low, high = (100 * end for end in summary.interval95)
     # Two seeds are too few to estimate the variance between seeds.
-    covered = "test images and seeds" if len(summary.top1) > 2 else "test images"
+    covered = "test images and seeds" if len(summary.values) > 2 else "test images"
+    interval = f"95% CI {low:.2f} to {high:.2f} over {covered}"
     return (
-        f"top-1 {100 * summary.mean:.2f}% (95% CI {low:.2f} to {high:.2f} over {covered}), "
+        f"{summary.metric} {100 * summary.mean:.2f}% ({interval}), "
         f"standard deviation {100 * summary.deviation:.2f}, n = {summary.n} test images"
     )

@@ -251,7 +251,9 @@ def _unknown_time(estimate: Estimate) -> str:
 
 def _numbers(findings: Findings) -> tuple[str, ...]:
     """Return the headers of ``_number_cells``."""
-    if findings.metric == "mAP":
+    from featkit.evaluation.metrics import MEAN_AVERAGE_PRECISION
+
+    if findings.metric == MEAN_AVERAGE_PRECISION:
         return ("mAP %", "95% CI", "macro F1 %", "n", "fit s")
     return ("top-1 %", "95% CI", "balanced %", "n", "fit s")
 

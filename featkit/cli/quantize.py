@@ -99,7 +99,8 @@ def quantize(backbone: str, as_json: bool, **options: Any) -> None:
     Calibrates on train images. Writes a directory with network.int8.onnx, network.json and
     quantize.json and prints the layers sorted by quantization error, and the path of the directory,
     which can be used as --backbone. For a run, also writes the classifier (network and head) as
-    model.onnx and compares its test accuracy with that of the run.
+    model.onnx and compares its test accuracy with that of the run, or its mean average precision
+    with several labels per image.
     """
     from featkit import api
 
@@ -129,7 +130,7 @@ def _note_accuracy(run: QuantizedRun) -> None:
     paired = run.paired
     low, high = (f"{100 * end:+.2f}" for end in paired.interval95)
     note(
-        f"top-1: run {100 * run.before:.2f}%, int8 {100 * run.after:.2f}%, difference "
+        f"{paired.metric}: run {100 * run.before:.2f}%, int8 {100 * run.after:.2f}%, difference "
         f"{100 * paired.difference:+.2f} points (95% CI {low} to {high}), n = {paired.n}"
     )
     if paired.difference < -_LARGE_LOSS:

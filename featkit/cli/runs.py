@@ -23,6 +23,7 @@ from featkit.cli.output import (
     visible_lines,
 )
 from featkit.errors import FeatkitError
+from featkit.evaluation.metrics import TOP1
 
 if TYPE_CHECKING:
     from featkit.runs.summary import RunSummary
@@ -79,7 +80,7 @@ def _table(summaries: Sequence[RunSummary]) -> str:
     columns = ["name", "run", "data", "head", "top-1 %", "95% CI", "n", "age", "size"]
     rows = []
     for each in summaries:
-        mark = "" if each.metric == "top-1" else f" {each.metric}"
+        mark = "" if each.metric == TOP1 else f" {each.metric}"
         top1, interval = f"{100 * each.top1:.1f}{mark}", between(each.interval95)
         what = [each.name or "-", each.run, each.data, f"{each.head} on {each.backbone}"]
         rows.append([*what, top1, interval, each.n, _age(each.created), size(each.bytes)])

@@ -12,9 +12,11 @@ from torch import Tensor, nn
 
 from featkit.compression.head_modules import (
     Kernel,
+    LabelColumns,
     PairDecisions,
     PairLogits,
     ScaledInput,
+    label_logits,
     squared_distances,
 )
 from featkit.errors import HeadError
@@ -22,6 +24,7 @@ from featkit.heads.balance import BalancedHead
 from featkit.heads.knn import KNNHead
 from featkit.heads.linear import LinearHead
 from featkit.heads.mlp import MLPHead
+from featkit.heads.multilabel import MultiLabelHead
 from featkit.heads.prototypical import PrototypicalHead
 from featkit.heads.svm import SVMHead
 
@@ -99,11 +102,14 @@ def make_class_scores(head: Any) -> ClassScores:
     others. So do SVMs, from their calibrated margins. The vote of KNN is constant almost
     everywhere: its score is the log odds of the class, from a Gaussian kernel density of the
     training features of each class, with the median squared distance to the k-th neighbour as
-    width.
+    width. A head for several labels per image has such a score for each label, against all images
+    without it.
 
     Raises:
         HeadError: if this kind of head is unknown, such as that of a plug-in.
     """
+    if isinstance(head, MultiLabelHead):
+        return _label_scores(head)
     if isinstance(head, BalancedHead):
         return make_class_scores(head.head_)
     if isinstance(head, LinearHead):
@@ -128,6 +134,24 @@ def make_class_scores(head: Any) -> ClassScores:
         f"{type(head).__name__} has no class activation maps: choose linear, svm, knn, mlp or "
         "prototypical"
     )
+
+
+def _label_scores(head: MultiLabelHead) -> ClassScores:
+    """Return the score of each label of a head for several labels per image."""
+    first = head.heads_[0]
+    if isinstance(first, LinearHead | MLPHead):
+        return ClassScores(nn.Sequential(*label_logits(first)).eval(), "logit")
+    if isinstance(first, KNNHead):
+        layers = [_ClassDensities(first), _SetOdds(head.label_sets_)]
+        return ClassScores(
+            _module(first, layers),
+            "log odds of label densities",
+            is_surrogate=True,
+            is_curved=True,
+        )
+    found = [make_class_scores(each) for each in head.heads_]
+    module = LabelColumns([each.module for each in found]).eval()
+    return found[0]._replace(module=module)
 
 
 def _module(head: Any, layers: list[nn.Module]) -> nn.Module:
@@ -161,6 +185,21 @@ class _LogOdds(nn.Module):
         own = torch.eye(classes, dtype=torch.bool, device=logits.device)
         others = logits[:, None, :].masked_fill(own, -math.inf)
         return logits - torch.logsumexp(others, dim=2)
+
+
+class _SetOdds(nn.Module):
+    """Log odds of each label ``(b, k)`` from the log densities ``(b, s)`` of sets of labels."""
+
+    def __init__(self, label_sets: NDArray[np.uint8]) -> None:
+        super().__init__()
+        has = np.where(label_sets.T == 1, 0.0, -np.inf).astype(np.float32)
+        lacks = np.where(label_sets.T == 0, 0.0, -np.inf).astype(np.float32)
+        self.has, self.lacks = nn.Buffer(torch.from_numpy(has)), nn.Buffer(torch.from_numpy(lacks))
+
+    def forward(self, densities: Tensor) -> Tensor:
+        sets = densities[:, None, :]
+        with_label = torch.logsumexp(sets + self.has, dim=2)
+        return with_label - torch.logsumexp(sets + self.lacks, dim=2)
 
 
 class _ClassDensities(nn.Module):

@@ -20,7 +20,11 @@ from featkit.backbones.batchnorm import fold_batchnorm
 from featkit.backbones.engines import open_engine
 from featkit.backbones.int8 import can_saturate
 from featkit.backbones.onnx_export import silence, write_onnx
-from featkit.compression.head_modules import PixelsToScores, make_scores_module
+from featkit.compression.head_modules import (
+    PixelsToScores,
+    make_labels_module,
+    make_scores_module,
+)
 from featkit.compression.onnx_reader import (
     ClassifierEngine,
     ExportMetadata,
@@ -34,6 +38,7 @@ from featkit.embeddings.recipe import Recipe
 from featkit.errors import SpecError
 from featkit.evaluation import Temperature
 from featkit.evaluation.calibration import apply_temperature
+from featkit.evaluation.multilabel import LabelCalibration, apply_calibrations
 from featkit.extras import require
 from featkit.images.base import ImageSet
 from featkit.registry import unknown
@@ -67,6 +72,9 @@ class Classifier:
         temperature: of the head's scores, or None.
         threshold: confidence below which an image is rejected; 0: never.
         recipe: of the embeddings that the head was fitted on.
+        labels: calibration of each label of an image with any number of labels, which are then the
+            ``classes``; empty for one label per image.
+        thresholds: of the labels; empty likewise.
     """
 
     backbone: Backbone
@@ -77,10 +85,19 @@ class Classifier:
     temperature: Temperature | None
     threshold: float
     recipe: Recipe
+    labels: tuple[LabelCalibration | None, ...] = ()
+    thresholds: tuple[float, ...] = ()
+
+    @property
+    def multilabel(self) -> bool:
+        """Whether an image has any number of labels."""
+        return bool(self.thresholds)
 
     def predict_proba(self, embeddings: NDArray[np.float32]) -> NDArray[np.float64]:
         """Return the probabilities ``(n, k)`` of embeddings ``(n, d)``."""
         scores: NDArray[np.float64] = self.head.predict_proba(embeddings)
+        if self.multilabel:
+            return apply_calibrations(scores, self.labels)
         return apply_temperature(scores, self.temperature) if self.temperature else scores
 
     def metadata(self) -> ExportMetadata:
@@ -93,7 +110,21 @@ class Classifier:
             head=self.head_spec,
             temperature=asdict(self.temperature) if self.temperature else None,
             recipe=self.recipe.to_dict(),
+            thresholds=self._file_thresholds() if self.multilabel else None,
         )
+
+    def _file_thresholds(self) -> tuple[float, ...]:
+        return tuple(max(0.0, each - _ROUNDING) for each in self.thresholds)
+
+    def scores_module(self) -> nn.Module:
+        """Return the module from embeddings ``(b, d)`` to probabilities ``(b, k)``.
+
+        Raises:
+            HeadError: if the head cannot be exported.
+        """
+        if self.multilabel:
+            return make_labels_module(self.head, self.labels)
+        return make_scores_module(self.head, self.temperature)
 
 
 @dataclass(frozen=True)
@@ -102,15 +133,21 @@ class ExportAgreement:
 
     Attributes:
         n: number of images.
-        differing: number of images with different predicted classes.
+        differing: number of images with different predicted classes. With several labels per image,
+            those of which a label differs whose probability is not within 0.001 of its threshold.
         largest: largest absolute difference of two probabilities; NaN if the file gives one.
         rejected_differently: number of images that only one of the two rejects as unknown.
+        near_threshold: number of other images with different labels, all of which have a
+            probability within 0.001 of their threshold.
+        multilabel: whether images have several labels.
     """
 
     n: int
     differing: int
     largest: float
     rejected_differently: int = 0
+    near_threshold: int = 0
+    multilabel: bool = False
 
     @property
     def equal(self) -> bool:
@@ -162,7 +199,7 @@ def export(
         if not agreement.equal:
             raise SpecError(
                 f"the {to} file differs from the run and was not kept: of {agreement.n} images, "
-                f"{agreement.differing} are predicted as another class, "
+                f"{agreement.differing} are predicted as another class or with other labels, "
                 f"{agreement.rejected_differently} are rejected by only one of the two, and "
                 f"probabilities differ by up to {agreement.largest:.1g} (accepted: "
                 f"{MAX_DIFFERENCE:g}); try another --format or head"
@@ -176,6 +213,8 @@ def compare(
 ) -> ExportAgreement:
     """Compare the predictions of a classifier and of an exported file, each from the pixels on."""
     _, expected, found = predict_with_both(classifier, engine, images, compute)
+    if classifier.multilabel:
+        return _compare_labels(classifier, expected, found)
     differing = expected.argmax(axis=1) != found.argmax(axis=1)
     rejected = expected.max(axis=1) < classifier.threshold
     rejected_by_file = found.max(axis=1) < classifier.metadata().threshold
@@ -184,6 +223,23 @@ def compare(
         differing=int(differing.sum()),
         largest=float(np.abs(expected - found).max()),
         rejected_differently=int((rejected != rejected_by_file).sum()),
+    )
+
+
+def _compare_labels(
+    classifier: Classifier, expected: NDArray[np.float64], found: NDArray[np.float32]
+) -> ExportAgreement:
+    """Compare the probabilities ``(n, k)`` of labels, and which of them reach their threshold."""
+    thresholds = np.asarray(classifier.thresholds)
+    other = (expected >= thresholds) != (found >= np.asarray(classifier.metadata().thresholds))
+    clear = other & (np.abs(expected - thresholds) > MAX_DIFFERENCE)
+    differing = clear.any(axis=1)
+    return ExportAgreement(
+        n=len(found),
+        differing=int(differing.sum()),
+        largest=float(np.abs(expected - found).max()),
+        near_threshold=int((other.any(axis=1) & ~differing).sum()),
+        multilabel=True,
     )
 
 
@@ -222,7 +278,7 @@ def predict_with_both(
 
 def _pixels_to_scores(classifier: Classifier) -> PixelsToScores:
     backbone = classifier.backbone
-    scores = make_scores_module(classifier.head, classifier.temperature)
+    scores = classifier.scores_module()
     network = fold_batchnorm(backbone.build())
     return PixelsToScores(network, backbone.preprocess, scores).eval()
 
@@ -261,7 +317,7 @@ def _write_int8_classifier(classifier: Classifier, path: Path) -> None:
             backbone.name,
         )
     width = network.graph.output[0].type.tensor_type.shape.dim[1].dim_value
-    head = make_scores_module(classifier.head, classifier.temperature)
+    head = classifier.scores_module()
     to_bytes = _module_to_onnx(_ToBytes(), _example_images(backbone), ("images", "bytes"))
     to_scores = _module_to_onnx(head, torch.zeros((2, width)), ("features", "probabilities"))
     try:

@@ -8,19 +8,23 @@ which are kept as logarithms until the end.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from featkit.backbones.base import Preprocess
 from featkit.errors import HeadError
 from featkit.evaluation import Temperature
+from featkit.evaluation.multilabel import SMOOTHING, LabelCalibration
 from featkit.heads.balance import BalancedHead
 from featkit.heads.knn import MIN_RELATIVE_DISTANCE, TIE_SHARE, TIE_SHARPNESS, KNNHead
 from featkit.heads.linear import LinearHead
 from featkit.heads.mlp import MLPHead
+from featkit.heads.multilabel import MultiLabelHead
 from featkit.heads.prototypical import PrototypicalHead
 from featkit.heads.svm import SVMHead
 
@@ -61,11 +65,83 @@ def make_scores_module(head: Any, temperature: Temperature | None) -> nn.Module:
     return nn.Sequential(*steps, nn.Softmax(dim=1)).eval()
 
 
+def make_labels_module(
+    head: MultiLabelHead, calibrations: Sequence[LabelCalibration | None]
+) -> nn.Module:
+    """Return a head for several labels as a module: embeddings to calibrated probabilities.
+
+    Args:
+        head: the fitted head; its embeddings are ``(b, d)``, the probabilities ``(b, k)``.
+        calibrations: of each label; None for a label whose scores stay as they are.
+
+    Raises:
+        HeadError: if this kind of head cannot be exported, such as that of a plug-in.
+    """
+    return nn.Sequential(_label_scores(head), _LabelCalibrations(calibrations)).eval()
+
+
+def _label_scores(head: MultiLabelHead) -> nn.Module:
+    """Return the module of the scores ``(b, k)`` of labels, before calibration."""
+    first = head.heads_[0]
+    if isinstance(first, LinearHead | MLPHead):
+        return nn.Sequential(*label_logits(first), nn.Sigmoid())
+    if isinstance(first, KNNHead):
+        return nn.Sequential(make_scores_module(first, None), _SetShares(head.label_sets_))
+    return LabelColumns([make_scores_module(each, None) for each in head.heads_])
+
+
+def label_logits(head: LinearHead | MLPHead) -> list[nn.Module]:
+    """Return the layers from embeddings ``(b, d)`` to the logit of each label ``(b, k)``."""
+    if isinstance(head, MLPHead):
+        hidden = Affine(head.hidden_coef_.T, head.hidden_intercept_)
+        return [ScaledInput(head), hidden, nn.ReLU(), Affine(head.coef_.T, head.intercept_)]
+    return [ScaledInput(head), Affine(head.coef_, head.intercept_)]
+
+
+class LabelColumns(nn.Module):
+    """Scores ``(b, k)`` of k binary heads: the second column of the scores of each."""
+
+    def __init__(self, heads: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self.heads = nn.ModuleList(heads)
+
+    def forward(self, embeddings: Tensor) -> Tensor:
+        """Return the scores for embeddings ``(b, d)``."""
+        return torch.cat([head(embeddings)[:, 1:] for head in self.heads], dim=1)
+
+
+class _SetShares(nn.Module):
+    """Sum of the shares ``(b, s)`` of the sets of labels that have each of k labels."""
+
+    def __init__(self, label_sets: NDArray[np.uint8]) -> None:
+        super().__init__()
+        self.label_sets = _buffer(label_sets)
+
+    def forward(self, shares: Tensor) -> Tensor:
+        return (shares @ self.label_sets).clamp(max=1)
+
+
+class _LabelCalibrations(nn.Module):
+    """Platt scaling of each label, as in ``evaluation.multilabel.apply_calibrations``."""
+
+    def __init__(self, calibrations: Sequence[LabelCalibration | None]) -> None:
+        super().__init__()
+        found = [each or LabelCalibration(1.0, 0.0) for each in calibrations]
+        self.slope = _buffer([each.slope for each in found])
+        self.intercept = _buffer([each.intercept for each in found])
+        self.is_calibrated = nn.Buffer(torch.tensor([each is not None for each in calibrations]))
+
+    def forward(self, scores: Tensor) -> Tensor:
+        logits = (scores + SMOOTHING).log() - (1 - scores + SMOOTHING).log()
+        calibrated = torch.sigmoid(self.slope * logits + self.intercept)
+        return torch.where(self.is_calibrated, calibrated, scores)
+
+
 def _layers(head: Any) -> list[nn.Module]:
     if isinstance(head, LinearHead | PrototypicalHead):
         return [_class_logits(head.coef_, head.intercept_)]
     if isinstance(head, MLPHead):
-        hidden = _Affine(head.hidden_coef_.T, head.hidden_intercept_)
+        hidden = Affine(head.hidden_coef_.T, head.hidden_intercept_)
         return [hidden, nn.ReLU(), _class_logits(head.coef_.T, head.intercept_)]
     if isinstance(head, SVMHead):
         return [Kernel(head), PairDecisions(head), PairLogits(head)]
@@ -98,18 +174,19 @@ class ScaledInput(nn.Module):
         return _unit(rows) if self.unit_length else rows
 
 
-class _Affine(nn.Module):
-    """Weights ``(k, d)`` and intercepts ``(k,)``."""
+class Affine(nn.Module):
+    """Linear layer with weights ``(k, d)`` and intercepts ``(k,)``."""
 
     def __init__(self, coef: Any, intercept: Any) -> None:
         super().__init__()
         self.coef, self.intercept = _buffer(coef), _buffer(intercept)
 
     def forward(self, rows: Tensor) -> Tensor:
+        """Return ``(b, k)`` for rows ``(b, d)``."""
         return rows @ self.coef.T + self.intercept
 
 
-def _class_logits(coef: Any, intercept: Any) -> _Affine:
+def _class_logits(coef: Any, intercept: Any) -> Affine:
     """Return the layer of the logits; one row of ``coef`` stands for the second of two classes.
 
     The mean over the classes is subtracted, which the softmax ignores: smaller numbers leave more
@@ -119,7 +196,7 @@ def _class_logits(coef: Any, intercept: Any) -> _Affine:
     if len(coef) == 1:
         coef = np.concatenate([0 * coef, coef])
         intercept = np.concatenate([0 * intercept, intercept])
-    return _Affine(coef - coef.mean(axis=0), intercept - intercept.mean())
+    return Affine(coef - coef.mean(axis=0), intercept - intercept.mean())
 
 
 class Kernel(nn.Module):

@@ -48,6 +48,8 @@ class ExportMetadata:
         head: spec of the head.
         temperature: fields of the ``Temperature`` applied to the scores, or None.
         recipe: of the embeddings that the head was fitted on.
+        thresholds: of an image with any number of labels, the probability from which on it has each
+            of the labels ``classes``; None for one label per image.
     """
 
     classes: tuple[str, ...]
@@ -57,6 +59,7 @@ class ExportMetadata:
     head: str
     temperature: Mapping[str, float] | None
     recipe: Mapping[str, Any]
+    thresholds: tuple[float, ...] | None = None
 
     @property
     def prepare(self) -> Callable[[NDArray[np.uint8]], NDArray[np.uint8]]:
@@ -67,6 +70,8 @@ class ExportMetadata:
         """Return the fields as JSON, by their names in the file."""
         fields = {"input": _INPUT, **asdict(self)}
         fields["preprocessing"] = fields.pop("preprocess")
+        if self.thresholds is None:
+            del fields["thresholds"]
         return {name: json.dumps(value) for name, value in fields.items()}
 
     @classmethod
@@ -87,6 +92,7 @@ class ExportMetadata:
             head=json.loads(texts["head"]),
             temperature=json.loads(texts["temperature"]),
             recipe=json.loads(texts["recipe"]),
+            thresholds=_read_thresholds(texts),
         )
         _check_metadata(metadata)
         return metadata
@@ -144,7 +150,8 @@ def load_exported(path: Path) -> ExportedClassifier:
             scores = session.run(None, {"images": to_model_input(pixels)})[0]
         except Exception as error:  # a malformed graph may fail with its first input
             raise RunError(f"{path} cannot be run ({_first_line(error)}): {again}") from error
-        if not _are_probabilities(scores, (len(pixels), len(metadata.classes))):
+        shape = len(pixels), len(metadata.classes)
+        if not _are_probabilities(scores, shape, sum_to_1=metadata.thresholds is None):
             raise RunError(f"{path} gives values that are not probabilities: {again}")
         probabilities: NDArray[np.float32] = scores
         return probabilities
@@ -161,8 +168,10 @@ def _check_metadata(metadata: ExportMetadata) -> None:
     classes = metadata.classes
     if not all(isinstance(name, str) for name in classes) or len(set(classes)) < len(classes):
         raise ValueError("classes must be different texts")
-    if len(classes) < 2:
+    if metadata.thresholds is None and len(classes) < 2:
         raise ValueError("classes must be two or more")
+    if metadata.thresholds is not None and len(metadata.thresholds) != len(classes):
+        raise ValueError("there must be a threshold for each label")
     if metadata.precision not in ("fp32", "int8"):
         raise ValueError(f"unknown precision {metadata.precision!r}")
     if not 0 <= _number(metadata.threshold) <= 1:
@@ -173,6 +182,22 @@ def _check_metadata(metadata: ExportMetadata) -> None:
         for value in metadata.temperature.values():
             _number(value)
     _check_preprocess(metadata.preprocess)
+
+
+def _read_thresholds(texts: Mapping[str, str]) -> tuple[float, ...] | None:
+    """Return the thresholds of labels; None for a file with one label per image.
+
+    Raises:
+        TypeError, ValueError: if they are not numbers in 0..1.
+    """
+    if "thresholds" not in texts:
+        return None
+    thresholds = json.loads(texts["thresholds"])
+    if not isinstance(thresholds, list) or not thresholds:
+        raise TypeError("thresholds must be a list of numbers")
+    if not all(0 <= _number(value) <= 1 for value in thresholds):
+        raise ValueError("thresholds must be in 0..1")
+    return tuple(map(float, thresholds))
 
 
 def _check_preprocess(preprocess: Preprocess) -> None:
@@ -210,12 +235,14 @@ def _check_signature(session: Any, metadata: ExportMetadata) -> None:
         raise ValueError(f"its outputs are {found_output} for {len(metadata.classes)} classes")
 
 
-def _are_probabilities(scores: Any, shape: tuple[int, int]) -> bool:
-    """Return whether an output of the file has the given shape, with rows that sum to 1."""
+def _are_probabilities(scores: Any, shape: tuple[int, int], *, sum_to_1: bool) -> bool:
+    """Return whether an output of the file has the given shape, and values in 0..1."""
     if not isinstance(scores, np.ndarray) or scores.shape != shape:
         return False
     # Comparisons with NaN are False.
     in_range = bool(((scores >= 0) & (scores <= 1 + 1e-5)).all())
+    if not sum_to_1:
+        return in_range
     return in_range and bool((np.abs(scores.sum(axis=1) - 1) < 1e-3).all())
 
 

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from featkit.errors import DataError
 from featkit.evaluation.clusters import Clusters, clustered_difference
 from featkit.evaluation.intervals import Interval, paired_interval
+from featkit.evaluation.metrics import TOP1
 from featkit.evaluation.predictions import Predictions
 
 LEVEL = 0.05
@@ -52,7 +53,7 @@ class PairedComparison:
     p_holm: float
     comparisons: int = 1
     groups: int | None = None
-    metric: str = "top-1"
+    metric: str = TOP1
 
     @property
     def significant(self) -> bool:
@@ -80,7 +81,7 @@ class PairedComparison:
         values = {**asdict(self), "interval95": list(self.interval95), "sentence": self.sentence}
         if self.groups is None:
             del values["groups"]
-        if self.metric == "top-1":
+        if self.metric == TOP1:
             del values["metric"]
         return values
 

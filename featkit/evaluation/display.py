@@ -34,6 +34,22 @@ def data_frame(rows: Sequence[Mapping[str, Any]]) -> Any:
     return pandas.DataFrame([dict(row) for row in rows], columns=column_names(rows))
 
 
+class PredictionTable:
+    """Base of runs, which have a row for each image."""
+
+    def prediction_rows(self) -> list[dict[str, Any]]:
+        """Return one row per image, by the name of the column."""
+        raise NotImplementedError
+
+    def to_frame(self) -> Any:
+        """Return the predictions as a ``pandas.DataFrame``, one row per test image.
+
+        Raises:
+            FeatkitError: if pandas is not installed.
+        """
+        return data_frame(self.prediction_rows())
+
+
 def _text(value: Any) -> str:
     if value is None:
         return ""

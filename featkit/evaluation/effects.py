@@ -24,11 +24,12 @@ from scipy.stats import t
 from featkit.evaluation.clusters import Clusters, clustered_difference
 from featkit.evaluation.compare import LEVEL, format_comparison, holm, mcnemar
 from featkit.evaluation.intervals import Interval, paired_interval
+from featkit.evaluation.metrics import BALANCED_ACCURACY, MEAN_AVERAGE_PRECISION, TOP1
 from featkit.evaluation.predictions import Predictions
 
 SEED = "seed"
 """The axis of repetitions: results are averaged over it, and its effect is not reported."""
-METRICS = ("top-1", "balanced accuracy", "mAP")
+METRICS = (TOP1, BALANCED_ACCURACY, MEAN_AVERAGE_PRECISION)
 
 _Floats = NDArray[np.float64]
 _PRIOR_IMAGES = 1.0
@@ -155,7 +156,7 @@ class Average:
 
 
 def score_cells(
-    cells: Iterable[tuple[Mapping[str, Hashable], Predictions]], metric: str = METRICS[0]
+    cells: Iterable[tuple[Mapping[str, Hashable], Predictions]], metric: str = TOP1
 ) -> list[CellScores]:
     """Return the scores of cells, given the value of each cell on every axis and its predictions.
 
@@ -177,7 +178,7 @@ def score_cells(
         for row, (name, label) in enumerate(zip(predictions.ids, y.tolist(), strict=True)):
             images[row] = numbers.setdefault((data, name, label), len(numbers))
         weights, strata = np.ones(len(y)), np.zeros(len(y), np.int64)
-        if metric == METRICS[1]:
+        if metric == BALANCED_ACCURACY:
             weights = _balanced_weights(y)
             labels, codes = np.unique(y, return_inverse=True)
             found = [classes.setdefault((data, label), len(classes)) for label in labels.tolist()]

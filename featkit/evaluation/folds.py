@@ -1,4 +1,4 @@
-"""Accuracy over folds: its interval, and the comparison of classifiers on the same folds."""
+"""Metrics over folds: their intervals, and the comparison of classifiers on the same folds."""
 
 from __future__ import annotations
 
@@ -41,6 +41,56 @@ class FoldScores:
     top1: float
     interval95: Interval
     assignment: str
+
+    @property
+    def values(self) -> tuple[float, ...]:
+        """The metric in each fold: ``accuracies``."""
+        return self.accuracies
+
+    @property
+    def units(self) -> float:
+        """Number of images that decide the metric of one repeat."""
+        return sum(self.sizes) // self.repeats
+
+
+@dataclass(frozen=True)
+class FoldPrecisions:
+    """Mean average precision in each fold of a cross-validation with several labels per image.
+
+    Attributes:
+        folds: number of folds.
+        repeats: number of random divisions into folds.
+        precisions: ``repeats * folds`` mean average precisions, by repeat, then by fold, each over
+            the labels that images of the fold have.
+        sizes: number of images in each of these folds.
+        intervals95: interval of each of these precisions, over its images or groups.
+        mean_average_precision: mean over all repeats of that of the pooled out-of-fold scores.
+        interval95: of ``mean_average_precision``, see ``evaluation.label_folds``.
+        effective: number of images that decide it, ``k ** 2 / sum(1 / n)`` for ``k`` labels of
+            ``n`` images.
+        assignment: digest of the fold of every image in every repeat. Runs of equal digests have
+            the same folds.
+    """
+
+    folds: int
+    repeats: int
+    precisions: tuple[float, ...]
+    sizes: tuple[int, ...]
+    intervals95: tuple[Interval, ...]
+    mean_average_precision: float
+    interval95: Interval
+    effective: float
+    assignment: str
+
+    @property
+    def values(self) -> tuple[float, ...]:
+        """The metric in each fold: ``precisions``."""
+        return self.precisions
+
+    @property
+    def units(self) -> float:
+        """Number of images that decide the metric of one repeat."""
+        return self.effective
 
 
 def fold_interval(
@@ -142,7 +192,8 @@ class FoldComparison:
     Attributes:
         a, b: names of the classifiers.
         folds, repeats: as in ``FoldScores``.
-        difference: mean over the folds of accuracy of ``a`` minus accuracy of ``b``.
+        difference: mean over the folds of the metric of ``a`` minus that of ``b``: accuracy, or
+            mean average precision with several labels per image.
         interval95: its 95 % interval.
         p: p-value of no difference.
         p_holm: p-value after Holm correction for the number of pairs.
@@ -185,7 +236,7 @@ class FoldComparison:
 
 
 def corrected_t_test(
-    differences: NDArray[np.float64], folds: int, n: int
+    differences: NDArray[np.float64], folds: int, n: float
 ) -> tuple[Interval, float]:
     """Return the 95 % interval and the p-value of a mean difference over folds.
 
@@ -202,7 +253,8 @@ def corrected_t_test(
     Args:
         differences: ``(J,)`` difference in each fold of each repeat.
         folds: number of folds.
-        n: number of images in all folds of one repeat.
+        n: number of images in all folds of one repeat; of a mean average precision, the effective
+            number.
 
     Source: Nadeau and Bengio (2003), see ``fold_interval``, section 3.2; Bouckaert and Frank,
     "Evaluating the replicability of significance tests for comparing learning algorithms", PAKDD
@@ -220,7 +272,9 @@ def corrected_t_test(
     return interval, float(2 * t.sf(abs(mean) / error, count - 1))
 
 
-def compare_folds(runs: Mapping[str, FoldScores]) -> tuple[FoldComparison, ...]:
+def compare_folds(
+    runs: Mapping[str, FoldScores | FoldPrecisions],
+) -> tuple[FoldComparison, ...]:
     """Compare every two classifiers by the corrected resampled t-test, with Holm correction.
 
     Args:
@@ -236,11 +290,10 @@ def compare_folds(runs: Mapping[str, FoldScores]) -> tuple[FoldComparison, ...]:
                 f"runs {first_name} and {name} have different folds: repeat one of them with the "
                 "--folds, --repeats, --seed and --group of the other"
             )
-    n = sum(first.sizes) // first.repeats
     pairs = []
     for a, b in combinations(runs, 2):
-        differences = np.subtract(runs[a].accuracies, runs[b].accuracies)
-        interval, p = corrected_t_test(differences, first.folds, n)
+        differences = np.subtract(runs[a].values, runs[b].values)
+        interval, p = corrected_t_test(differences, first.folds, first.units)
         mean = float(differences.mean())
         pairs.append(FoldComparison(a, b, first.folds, first.repeats, mean, interval, p, p_holm=p))
     corrected = holm([pair.p for pair in pairs])

@@ -13,6 +13,11 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+TOP1 = "top-1"
+"""Name of the top-1 accuracy in tables."""
+BALANCED_ACCURACY = "balanced accuracy"
+MEAN_AVERAGE_PRECISION = "mAP"
+
 Labels = NDArray[np.int64]
 Scores = NDArray[np.float64]
 

@@ -19,15 +19,14 @@ from featkit.errors import DataError
 from featkit.evaluation.calibration import calibration_error, equal_mass_bins
 from featkit.evaluation.clusters import Clusters
 from featkit.evaluation.compare import PairedComparison, compare, holm
+from featkit.evaluation.folds import FoldPrecisions
 from featkit.evaluation.intervals import Interval, wilson
+from featkit.evaluation.metrics import MEAN_AVERAGE_PRECISION
 from featkit.evaluation.predictions import Predictions
 from featkit.evaluation.report import Headline, Report, read_fields, to_json_value
 
 Floats = NDArray[np.float64]
 Targets = NDArray[np.uint8]
-
-METRIC = "mAP"
-"""Name of the mean average precision in tables."""
 
 SMOOTHING = 1e-3
 """Added to a probability and its complement before their logarithms are taken: scores of knn are
@@ -120,6 +119,9 @@ class MultiLabelReport:
             images; None if the images count as independent.
         without_copies: without test images that are copies of training images; None if there are
             none or they were not searched.
+        folds: mean average precision over the folds of a cross-validation; all other numbers
+            describe the pooled out-of-fold predictions of the first repeat, and thresholds and
+            calibrations of the labels are those of the final head. None for a test set.
         warnings, provenance, cost: as in ``Report``.
     """
 
@@ -137,14 +139,16 @@ class MultiLabelReport:
     ece_calibrated: float | None = None
     test_groups: int | None = None
     without_copies: PrecisionWithout | None = None
+    folds: FoldPrecisions | None = None
     warnings: tuple[str, ...] = ()
     provenance: Mapping[str, Any] = field(default_factory=dict)
     cost: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def headline(self) -> Headline:
-        """The mean average precision with its interval."""
-        return Headline(METRIC, self.mean_average_precision, self.interval95)
+        """The mean average precision with its interval; of folds, the mean over all repeats."""
+        shown = self.folds or self
+        return Headline(MEAN_AVERAGE_PRECISION, shown.mean_average_precision, shown.interval95)
 
     @property
     def second(self) -> Headline:
@@ -184,6 +188,8 @@ class MultiLabelReport:
             known["per_label"] = tuple(_label_from_dict(row) for row in known["per_label"])
             if known.get("without_copies") is not None:
                 known["without_copies"] = read_fields(PrecisionWithout, known["without_copies"])
+            if known.get("folds") is not None:
+                known["folds"] = read_fields(FoldPrecisions, known["folds"])
             return cls(**known)
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise DataError(
@@ -304,7 +310,7 @@ def compare_precision(runs: Mapping[str, Predictions]) -> tuple[PairedComparison
                 difference=effect.difference,
                 interval95=effect.interval95,
                 p=effect.p,
-                metric=METRIC,
+                metric=MEAN_AVERAGE_PRECISION,
             )
         )
     corrected = holm([pair.p for pair in compared])
@@ -386,6 +392,19 @@ def fit_threshold(target: Targets, score: Floats) -> float:
 # Evaluation ---------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
+class LabelAnswers:
+    """Answers of several heads, each on its own images, ``(n, k)`` each.
+
+    Attributes:
+        probabilities: calibrated probabilities of the labels.
+        predicted: whether the images were given the labels.
+    """
+
+    probabilities: Floats
+    predicted: NDArray[np.bool_]
+
+
 def evaluate_labels(
     scores: Floats,
     targets: Targets,
@@ -394,6 +413,7 @@ def evaluate_labels(
     thresholds: Sequence[float],
     calibrations: Sequence[LabelCalibration | None],
     train_counts: Sequence[int],
+    answers: LabelAnswers | None = None,
     groups: ArrayLike | None = None,
     warnings: Sequence[str] = (),
     provenance: Mapping[str, Any] | None = None,
@@ -408,6 +428,8 @@ def evaluate_labels(
         thresholds: of the calibrated probabilities, chosen on other images.
         calibrations: of each label, fitted on other images.
         train_counts: training images with each label.
+        answers: probabilities and labels in place of those that follow from ``scores``,
+            ``thresholds`` and ``calibrations``, which are then only recorded.
         groups: ``(n,)`` groups of the images; None for independent images.
         warnings: recorded as they are.
         provenance: recorded as it is.
@@ -420,8 +442,9 @@ def evaluate_labels(
     if not n:
         raise DataError("no test images: metrics need some")
     clusters = Clusters.of(groups, n)
-    calibrated = apply_calibrations(scores, calibrations)
-    predicted = calibrated >= np.asarray(thresholds)
+    if answers is None:
+        answers = answer_labels(scores, thresholds, calibrations)
+    calibrated, predicted = answers.probabilities, answers.predicted
     counts = _Counts(targets.astype(np.float64), predicted.astype(np.float64))
     rows = []
     for column, name in enumerate(names):
@@ -447,11 +470,11 @@ def evaluate_labels(
     return MultiLabelReport(
         n=n,
         mean_average_precision=float(np.mean(terms)),
-        interval95=_interval(terms, _effective_positives(targets), clusters),
+        interval95=metric_interval(terms, effective_positives(targets), clusters),
         micro_f1=float(np.mean(micro)),
-        micro_interval95=_interval(micro, n, clusters),
+        micro_interval95=metric_interval(micro, n, clusters),
         macro_f1=float(np.mean(macro)),
-        macro_interval95=_interval(macro, n, clusters),
+        macro_interval95=metric_interval(macro, n, clusters),
         per_label=tuple(rows),
         log_loss=_log_loss(targets, scores),
         ece=float(np.mean([row.ece for row in rows])),
@@ -464,6 +487,16 @@ def evaluate_labels(
     )
 
 
+def answer_labels(
+    scores: Floats,
+    thresholds: Sequence[float],
+    calibrations: Sequence[LabelCalibration | None],
+) -> LabelAnswers:
+    """Return the calibrated probabilities of scores ``(n, k)``, and the labels that they reach."""
+    probabilities = apply_calibrations(scores, calibrations)
+    return LabelAnswers(probabilities, probabilities >= np.asarray(thresholds))
+
+
 def precision_without(
     scores: Floats, targets: Targets, copied: NDArray[np.bool_], groups: ArrayLike | None = None
 ) -> PrecisionWithout:
@@ -474,11 +507,11 @@ def precision_without(
         return PrecisionWithout(int(copied.sum()), n, None, None)
     terms = mean_average_precision_terms(own, scores[kept])
     clusters = None if groups is None else Clusters.of(np.asarray(groups)[kept], n)
-    interval = _interval(terms, _effective_positives(own), clusters)
+    interval = metric_interval(terms, effective_positives(own), clusters)
     return PrecisionWithout(int(copied.sum()), n, float(np.mean(terms)), interval)
 
 
-def _effective_positives(targets: Targets) -> float:
+def effective_positives(targets: Targets) -> float:
     """Return the number of independent images whose mean varies as that over labels does."""
     positives = targets.sum(axis=0).astype(np.float64)
     positives = positives[positives > 0]
@@ -535,24 +568,29 @@ def _label_metrics(
     precision_terms = average_precision_terms(target, score) if n else None
     f1_terms = counts.f1_terms() if n + found else None
     effective = (n + found) / 2
+    interval95: Interval | None = None
+    if precision_terms is not None:
+        interval95 = metric_interval(precision_terms, n, clusters)
     return LabelMetrics(
         name=name,
         n=n,
         train=train,
         average_precision=None if precision_terms is None else float(np.mean(precision_terms)),
-        interval95=None if precision_terms is None else _interval(precision_terms, n, clusters),
+        interval95=interval95,
         threshold=threshold,
         precision=hits / found if found else None,
         recall=hits / n if n else None,
         f1=None if f1_terms is None else float(np.mean(f1_terms)),
-        f1_interval95=None if f1_terms is None else _interval(f1_terms, effective, clusters),
+        f1_interval95=None if f1_terms is None else metric_interval(f1_terms, effective, clusters),
         ece=_calibration_error(target, score),
         ece_calibrated=None if calibration is None else _calibration_error(target, calibrated),
         calibration=calibration,
     )
 
 
-def _interval(terms: Floats, effective: float, clusters: Clusters | None) -> Interval:
+def metric_interval(
+    terms: Floats, effective: float, clusters: Clusters | None, added: float = 0.0
+) -> Interval:
     """Return the 95 % interval of a metric from its linear terms ``(n,)``.
 
     It is the normal interval of their mean, widened to contain the Wilson interval of the same
@@ -564,19 +602,28 @@ def _interval(terms: Floats, effective: float, clusters: Clusters | None) -> Int
         terms: of the metric.
         effective: number of images that decide the metric, such as those that have a label.
         clusters: groups of the images.
+        added: variance from other sources than the images.
     """
-    n, value = len(terms), float(np.mean(terms))
-    value = min(1.0, max(0.0, value))
-    sums, units = terms - terms.mean(), n
-    if clusters is not None:
-        sums, units = clusters.sums(terms - terms.mean()), clusters.count
-        effective *= units / n
+    value = min(1.0, max(0.0, float(np.mean(terms))))
+    units = len(terms) if clusters is None else clusters.count
     if units < 2:
         return 0.0, 1.0
-    variance = units / (units - 1) * float(np.sum(sums**2)) / n**2
-    half = NormalDist().inv_cdf(0.975) * variance**0.5
+    own = terms_variance(terms, clusters)
+    effective *= units / len(terms)
+    if own > 0:
+        effective *= own / (own + added)
+    half = NormalDist().inv_cdf(0.975) * (own + added) ** 0.5
     floor, ceiling = wilson(value * effective, effective)
     return max(0.0, min(value - half, floor)), min(1.0, max(value + half, ceiling))
+
+
+def terms_variance(terms: Floats, clusters: Clusters | None) -> float:
+    """Return the variance of the mean of terms ``(n,)`` over images, or over groups of images."""
+    deviations = terms - terms.mean()
+    if clusters is not None:
+        deviations = clusters.sums(deviations)
+    units = len(deviations)
+    return units / (units - 1) * float(np.sum(deviations**2)) / len(terms) ** 2
 
 
 def _calibration_error(target: Targets, score: Floats) -> float:
@@ -604,6 +651,8 @@ def multilabel_summary(report: MultiLabelReport) -> str:
         )
     parts.append(f"n = {report.n}, {len(report.per_label)} labels")
     text = ", ".join(parts)
+    if report.folds is not None:
+        text += f"; {_folds_text(report.folds)}"
     if report.test_groups is not None:
         text += f"; images of {report.test_groups} groups, which the intervals resample"
     without = report.without_copies
@@ -613,6 +662,14 @@ def multilabel_summary(report: MultiLabelReport) -> str:
         return f"{text}; no labelled test image is left without {without.copies} copies"
     value = _percent(without.mean_average_precision, without.interval95)
     return f"{text}; without {without.copies} copies: mAP {value}, n = {without.n}"
+
+
+def _folds_text(folds: FoldPrecisions) -> str:
+    text = f"out-of-fold predictions of {folds.folds} folds"
+    if folds.repeats == 1:
+        return text
+    value = _percent(folds.mean_average_precision, folds.interval95)
+    return f"{text}; over {folds.repeats} repeats: mAP {value}"
 
 
 def _percent(share: float, interval: Interval | None = None) -> str:

@@ -16,6 +16,7 @@ from featkit.evaluation.calibration import ReliabilityBin, Temperature
 from featkit.evaluation.costs import CostMatrix, DecisionCost
 from featkit.evaluation.folds import FoldScores
 from featkit.evaluation.intervals import Interval
+from featkit.evaluation.metrics import BALANCED_ACCURACY, TOP1
 from featkit.evaluation.unknown import UnknownImages
 
 
@@ -211,12 +212,12 @@ class Report:
     @property
     def headline(self) -> Headline:
         """The top-1 accuracy with its interval; of folds, the mean over all repeats."""
-        return Headline("top-1", self.overall.top1, self.overall.interval95)
+        return Headline(TOP1, self.overall.top1, self.overall.interval95)
 
     @property
     def second(self) -> Headline:
         """The balanced accuracy with its interval."""
-        return Headline("balanced accuracy", self.balanced_accuracy, self.balanced_interval95)
+        return Headline(BALANCED_ACCURACY, self.balanced_accuracy, self.balanced_interval95)
 
     @property
     def plotted_temperature(self) -> float | None:

@@ -1,4 +1,4 @@
-"""Iterative stratification: random splits of images with several labels each."""
+"""Iterative stratification: random splits and folds of images with several labels each."""
 
 from __future__ import annotations
 
@@ -31,14 +31,45 @@ def iterative_split(
     Source: Sechidis, Tsoumakas and Vlahavas, "On the stratification of multi-label data", ECML PKDD
     2011, algorithm 1.
     """
+    return np.array(SPLITS)[_distribute(targets, fractions, seed, groups, train_first=True)]
+
+
+def iterative_folds(
+    targets: NDArray[np.uint8],
+    folds: int,
+    seed: int = 0,
+    groups: Sequence[str] | NDArray[np.str_] | None = None,
+) -> NDArray[np.int64]:
+    """Return a random fold of each image ``(n,)``, 0..folds-1, with a like share of each label.
+
+    Args:
+        targets: ``(n, k)`` zeros and ones, whether an image has a label.
+        folds: number of folds.
+        seed: of the random order.
+        groups: ``(n,)`` groups of images that no fold separates; None for independent images.
+
+    Source: as ``iterative_split``.
+    """
+    return _distribute(targets, [1 / folds] * folds, seed, groups, train_first=False)
+
+
+def _distribute(
+    targets: NDArray[np.uint8],
+    fractions: Sequence[float],
+    seed: int,
+    groups: Sequence[str] | NDArray[np.str_] | None,
+    *,
+    train_first: bool,
+) -> NDArray[np.int64]:
+    """Return the number of the part of each image ``(n,)``; see ``_Distribution``."""
     units = np.arange(len(targets))
     if groups is not None and len(groups):
         units = np.unique(np.asarray(groups), return_inverse=True)[1]
     sizes = np.bincount(units)
     counts = np.zeros((len(sizes), targets.shape[1]), np.int64)
     np.add.at(counts, units, targets)
-    assigned = _Distribution(counts, sizes, fractions, seed).assign()
-    return np.array(SPLITS)[assigned[units]]
+    assigned = _Distribution(counts, sizes, fractions, seed, train_first=train_first).assign()
+    return assigned[units]
 
 
 class _Distribution:
@@ -49,6 +80,7 @@ class _Distribution:
         sizes: ``(units,)`` images of each unit.
         fractions: of the splits.
         seed: of the random order.
+        train_first: whether the first split must have an image of every label.
     """
 
     def __init__(
@@ -57,6 +89,8 @@ class _Distribution:
         sizes: NDArray[np.int64],
         fractions: Sequence[float],
         seed: int,
+        *,
+        train_first: bool,
     ) -> None:
         self.counts, self.sizes = counts, sizes
         self.rng = np.random.default_rng(seed)
@@ -66,7 +100,7 @@ class _Distribution:
         self.needed = np.outer(counts.sum(axis=0), shares)
         self.room = _rounded(shares * sizes.sum())
         self.split_of = np.full(len(sizes), -1)
-        self.in_train = np.zeros(counts.shape[1], bool)
+        self.in_train = np.full(counts.shape[1], not train_first)
 
     def assign(self) -> NDArray[np.int64]:
         """Return the number of the split of each unit ``(units,)``."""

@@ -107,6 +107,6 @@ def one_label_message(option: str) -> str:
 def multilabel_message(name: str, what: str) -> str:
     """Return the error message for images or a run with several labels per image."""
     return (
-        f"{name} has several labels per image, and {what} needs one: use `featkit fit`, `compare`, "
-        "`predict` or `ablate`, or list one label for each image"
+        f"{name} has several labels per image, and {what} needs one: use `featkit fit`, `predict`, "
+        "`report`, `export`, `compare` or `ablate`, or list one label for each image"
     )

@@ -20,7 +20,8 @@ from featkit.ablation.effects import DATA, Findings, ScoredCell, grouped, unpert
 from featkit.ablation.run import AblationResult
 from featkit.ablation.tables import result_files
 from featkit.evaluation.compare import format_p_value
-from featkit.evaluation.effects import METRICS, SEED, Average, Effect
+from featkit.evaluation.effects import SEED, Average, Effect
+from featkit.evaluation.metrics import BALANCED_ACCURACY, MEAN_AVERAGE_PRECISION, TOP1
 from featkit.evaluation.standing import Standing
 from featkit.reports.components import (
     Range,
@@ -523,7 +524,8 @@ def _all_cells(findings: Findings) -> Table:
     """Return one row for every cell."""
     span = span_of(findings.score(cell)[1] for cell, _ in findings.scored)
     axes = list(findings.axes)
-    other_metric = {METRICS[1]: METRICS[0], METRICS[2]: "macro F1"}.get(findings.metric, METRICS[1])
+    others = {BALANCED_ACCURACY: TOP1, MEAN_AVERAGE_PRECISION: "macro F1"}
+    other_metric = others.get(findings.metric, BALANCED_ACCURACY)
     columns = [
         *axes,
         f"{findings.metric}, % (95% CI)",
@@ -559,7 +561,7 @@ def _result_cells(findings: Findings, cell: CellResult, span: Range) -> list[Tab
         no_standing = TableCell(sort="", kind="standing")
         return [empty, TableCell(sort="", kind="chart"), no_standing, empty, empty, empty, status]
     value, interval = findings.score(cell)
-    shown = report.headline if findings.metric == METRICS[1] else report.second
+    shown = report.headline if findings.metric == BALANCED_ACCURACY else report.second
     other, other_interval = shown.value, shown.interval95
     return [
         number_cell(estimate_text(value, interval), value),

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from featkit.evaluation.metrics import MEAN_AVERAGE_PRECISION
 from featkit.plots.confusion import plot_confusion
 from featkit.plots.contact import Section, Tile, plot_contact, thumbnail
 from featkit.plots.curve import Line, plot_curve
@@ -287,7 +288,7 @@ def ablation_figures(result: AblationResult) -> dict[str, bytes]:
         place = (rows.index(row), columns.index(str(cell.values["head"])))
         members.setdefault(place, []).append(cell)
 
-    several = result.findings.metric == "mAP"
+    several = result.findings.metric == MEAN_AVERAGE_PRECISION
     means, intervals, missing = _heatmap_values(members, (len(rows), len(columns)))
     means_over = f", mean over {' and '.join(pooled)}" if pooled else ""
     title = f"{result.grid.name}: {constant}{means_over}"

@@ -27,8 +27,9 @@ from featkit.ablation.effects import (
 )
 from featkit.ablation.run import AblationResult
 from featkit.errors import DataError, visible
-from featkit.evaluation.effects import METRICS, Average
+from featkit.evaluation.effects import Average
 from featkit.evaluation.intervals import Interval
+from featkit.evaluation.metrics import BALANCED_ACCURACY
 from featkit.evaluation.multilabel import MultiLabelReport
 from featkit.evaluation.standing import Standing, standings_of_pairs
 from featkit.reports.summary import escape_markdown
@@ -393,14 +394,14 @@ def _long_tail_table(findings: Findings) -> PublicationTable:
             rows.append(([*_shown(findings, row.values, axes), row.balance], numbers))
         means = [row.mean for row in members]
         blocks.append(Block(_heading(findings, dict(condition), means), rows))
-    columns = [METRICS[1], "gain", *groups]
+    columns = [BALANCED_ACCURACY, "gain", *groups]
     explanations = [
         "Gain: difference from no correction, in points.",
         *(f"{_capitalised(name)}: accuracy on classes with {_SIZES[name]}." for name in groups),
     ]
     return PublicationTable(
         label=_label(findings.name),
-        caption=_caption(findings, METRICS[1], [row.mean for row in found]),
+        caption=_caption(findings, BALANCED_ACCURACY, [row.mean for row in found]),
         notes=_notes(blocks, columns, *explanations),
         names=[*_headers(axes), "correction"],
         numbers=columns,

@@ -2,106 +2,41 @@
 
 from __future__ import annotations
 
-import base64
-import io
-import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from math import ceil, isnan, sqrt
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
-from PIL import Image
 
-from featkit.embeddings.request import REQUEST_FIELDS, Request
-from featkit.errors import visible
-from featkit.evaluation.calibration import ReliabilityBin
 from featkit.evaluation.costs import cost_sentence
-from featkit.evaluation.folds import FoldScores
-from featkit.evaluation.intervals import Interval, wilson
+from featkit.evaluation.intervals import wilson
 from featkit.evaluation.metrics import clustered_order, most_confused
-from featkit.evaluation.projection import METHOD_NAMES
 from featkit.evaluation.report import Report, summary
-from featkit.plots.cam import overlay
-from featkit.reports.components import Table, TableCell, colour_class, interval_cell, number_cell
+from featkit.reports.components import Table, TableCell, interval_cell, number_cell
 from featkit.reports.render import render
-from featkit.reports.wording import folds_text, headline, images_word, interval_text, p_text
-from featkit.runs.card import run_errors
-from featkit.runs.fit import package_versions
-from featkit.runs.names import network_name, run_title
-from featkit.storage import read_file
-from featkit.studies.inspect import (
-    EmbeddingMap,
-    FloatComparison,
-    InspectedImage,
-    RunInspection,
+from featkit.reports.run_parts import (
+    CLUSTERED_FROM,
+    MatrixCell,
+    Picture,
+    PredictionCard,
+    ReliabilityPoint,
+    counts_table,
+    folds_table,
+    map_caption,
+    map_data,
+    matrix_cells,
+    percent_cell,
+    percent_text,
+    prediction_card,
+    reliability_points,
+    run_commands,
+    run_facts,
+    training_curves,
 )
-
-_CLUSTERED_FROM = 20
-"""Number of classes above which the confusion matrix is ordered by similarity."""
-_JPEG_QUALITY = 72
-_SHOWN_SIDE = 144
-_SIMILAR_SIDE = 72
-_CURVES_FILE = "curves.png"
-_MAX_PNG_BYTES = 2**24
-
-
-@dataclass(frozen=True)
-class Picture:
-    """An image in the page.
-
-    Attributes:
-        uri: data URI; empty if the image cannot be read.
-        alt: its description.
-    """
-
-    uri: str
-    alt: str
-
-
-@dataclass(frozen=True)
-class PredictionCard:
-    """A test image with its prediction.
-
-    Attributes:
-        id: name of the image.
-        true, predicted: names of the classes.
-        confidence: in percent, as text; empty if unknown.
-        picture, heat_map: the image, and the image under its class activation map.
-        similar: most similar training images with a caption each.
-    """
-
-    id: str
-    true: str
-    predicted: str
-    confidence: str
-    picture: Picture
-    heat_map: Picture | None
-    similar: Sequence[tuple[Picture, str]]
-
-
-@dataclass(frozen=True)
-class MatrixCell:
-    """A cell of the confusion matrix that is not empty: place, size, CSS class and tooltip."""
-
-    row: int
-    column: int
-    colour: str
-    title: str
-    count: int
-
-
-@dataclass(frozen=True)
-class ReliabilityPoint:
-    """A bin of the reliability diagram, in percent of its width and height."""
-
-    x: float
-    y: float
-    low: float
-    high: float
-    title: str
+from featkit.reports.wording import folds_text, headline, images_word, interval_text, p_text
+from featkit.runs.fit import package_versions
+from featkit.runs.names import run_title
+from featkit.studies.inspect import FloatComparison, RunInspection
 
 
 @dataclass(frozen=True)
@@ -187,7 +122,6 @@ def run_view(inspection: RunInspection) -> RunView:
     report, run = inspection.report, inspection.run
     provenance = report.provenance
     order = _matrix_order(report)
-    has_map = inspection.embedding_map is not None
     return RunView(
         title=f"{run.name or run_title(provenance)}: {inspection.data}",
         lead=f"Run {run.path.name}, {len(run.classes)} classes, {_evaluated_on(report)}",
@@ -196,38 +130,38 @@ def run_view(inspection: RunInspection) -> RunView:
         warnings=report.warnings,
         notes=inspection.notes,
         per_class=_per_class(report),
-        folds=_folds(report.folds),
+        folds=folds_table(report.folds),
         is_repeated=report.folds is not None and report.folds.repeats > 1,
         class_names=[report.classes[label] for label in order],
         matrix=_matrix(report, order),
-        is_clustered=len(order) > _CLUSTERED_FROM,
+        is_clustered=len(order) > CLUSTERED_FROM,
         confused=[
             (
                 f"{pair.true} taken for {pair.predicted}: {pair.count} of {pair.total}",
-                [_card(each) for each in pair.examples],
+                [prediction_card(each) for each in pair.examples],
             )
             for pair in inspection.confused
         ],
         confusions=_confusions(report),
-        reliability=_reliability(report.reliability_calibrated or report.reliability),
+        reliability=reliability_points(report.reliability_calibrated or report.reliability),
         calibration=_calibration(report),
         rejection=_rejection(report),
         unknown=_unknown(report),
         costs=_costs(report),
         precision=_precision(inspection.float_comparison),
-        mistakes=[_card(each) for each in inspection.mistakes],
-        uncertain=[_card(each) for each in inspection.uncertain],
+        mistakes=[prediction_card(each) for each in inspection.mistakes],
+        uncertain=[prediction_card(each) for each in inspection.uncertain],
         n_mistakes=report.n - round(report.top1 * report.n),
         explanation=inspection.explanation,
-        map_data=_map_data(inspection.embedding_map, report) if has_map else None,
-        map_caption=_map_caption(inspection.embedding_map),
-        counts=_counts(inspection.counts),
+        map_data=map_data(inspection.embedding_map, report.classes),
+        map_caption=map_caption(inspection.embedding_map),
+        counts=counts_table(inspection.counts),
         data_sentences=_data_sentences(inspection),
         candidates=_candidates(inspection),
         tuning=_tuning(report),
-        curves=_curves(run.path),
-        facts=_facts(inspection, provenance),
-        commands=_commands(inspection),
+        curves=training_curves(run.path),
+        facts=run_facts(run, report),
+        commands=run_commands(run, report, _evaluation_options(report)),
         versions=package_versions(),
     )
 
@@ -237,28 +171,6 @@ def _evaluated_on(report: Report) -> str:
     return text if report.folds is None else f"{text}, {folds_text(report.folds)}"
 
 
-def _folds(folds: FoldScores | None) -> Table | None:
-    """Return the accuracy in each fold."""
-    if folds is None:
-        return None
-    rows = []
-    for place, top1 in enumerate(folds.accuracies):
-        repeat, fold = divmod(place, folds.folds)
-        name = f"fold {fold + 1}"
-        if folds.repeats > 1:
-            name = f"repeat {repeat + 1}, {name}"
-        rows.append(
-            [
-                TableCell(name, sort=place, is_header=True),
-                number_cell(f"{folds.sizes[place]:,}", folds.sizes[place]),
-                _percent_cell(top1),
-                interval_cell(top1, folds.intervals95[place], (0.0, 1.0)),
-            ]
-        )
-    columns = ["fold", "images", "accuracy (%)", "accuracy, 95% CI (0 to 100%)"]
-    return Table("Accuracy in each fold", columns, rows)
-
-
 def _tuning(report: Report) -> str:
     """Return on which images hyperparameters were chosen."""
     if report.folds is None:
@@ -266,14 +178,6 @@ def _tuning(report: Report) -> str:
     return (
         "The search of the final head. In each fold, hyperparameters were chosen separately, on a "
         "part of the training images; the images of the fold were not used."
-    )
-
-
-def _network(inspection: RunInspection) -> str:
-    request = inspection.run.request
-    made_by = str(inspection.report.provenance["weights"])
-    return network_name(
-        request.backbone, weights=request.weights, precision=request.precision, made_by=made_by
     )
 
 
@@ -295,10 +199,10 @@ def _per_class(report: Report) -> Table:
             [
                 TableCell(metrics.name, is_header=True),
                 number_cell(f"{metrics.n:,}", metrics.n),
-                _percent_cell(metrics.recall),
+                percent_cell(metrics.recall),
                 recall,
-                _percent_cell(metrics.precision),
-                _percent_cell(metrics.f1),
+                percent_cell(metrics.precision),
+                percent_cell(metrics.f1),
             ]
         )
     return Table(
@@ -315,13 +219,9 @@ def _per_class(report: Report) -> Table:
     )
 
 
-def _percent_cell(value: float | None) -> TableCell:
-    return number_cell("", "") if value is None else number_cell(f"{100 * value:.1f}", value)
-
-
 def _matrix_order(report: Report) -> list[int]:
     order = np.arange(len(report.classes))
-    if len(order) > _CLUSTERED_FROM:
+    if len(order) > CLUSTERED_FROM:
         order = clustered_order(report.confusion)
     return [int(label) for label in order]
 
@@ -329,23 +229,13 @@ def _matrix_order(report: Report) -> list[int]:
 def _matrix(report: Report, order: Sequence[int]) -> list[MatrixCell]:
     """Return the cells of the confusion matrix that are not zero."""
     confusion = report.confusion[np.ix_(order, order)]
-    totals = np.maximum(confusion.sum(axis=1), 1)
+    totals = confusion.sum(axis=1)
     names = [report.classes[label] for label in order]
-    cells = []
-    for row, column in np.argwhere(confusion > 0).tolist():
-        count = int(confusion[row, column])
-        share = count / totals[row]
-        cells.append(
-            MatrixCell(
-                row=row,
-                column=column,
-                # The square root, so that a few percent differ from zero.
-                colour=colour_class(max(0.12, sqrt(share)), (0.0, 1.0)),
-                title=f"{names[row]}, predicted {names[column]}: {count} of {totals[row]}",
-                count=count,
-            )
-        )
-    return cells
+
+    def title(row: int, column: int, count: int) -> str:
+        return f"{names[row]}, predicted {names[column]}: {count} of {totals[row]}"
+
+    return matrix_cells(confusion, totals, title)
 
 
 def _confusions(report: Report) -> Table:
@@ -369,24 +259,6 @@ def _confusions(report: Report) -> Table:
 # Calibration --------------------------------------------------------------------------------------
 
 
-def _reliability(bins: Sequence[ReliabilityBin]) -> list[ReliabilityPoint]:
-    points = []
-    for each in bins:
-        low, high = each.interval95
-        points.append(
-            ReliabilityPoint(
-                x=100 * each.confidence,
-                y=100 * (1 - each.accuracy),
-                low=100 * (1 - low),
-                high=100 * (1 - high),
-                title=f"confidence {100 * each.confidence:.1f}%, accuracy "
-                f"{100 * each.accuracy:.1f}% ({interval_text(each.interval95)}), "
-                f"{each.count} images",
-            )
-        )
-    return points
-
-
 def _calibration(report: Report) -> str:
     error = report.ece_calibrated if report.ece_calibrated is not None else report.ece
     if error is None:
@@ -401,7 +273,7 @@ def _rejection(report: Report) -> str:
     found = report.rejection
     if found is None:
         return ""
-    coverage = _percent_text(found.coverage, found.coverage_interval95)
+    coverage = percent_text(found.coverage, found.coverage_interval95)
     limit = f"{100 * found.threshold:.1f}%"
     text = f"Images of a confidence below {limit} are rejected as unknown. This threshold"
     if report.folds is not None:
@@ -416,7 +288,7 @@ def _rejection(report: Report) -> str:
     if found.top1 is None:
         return f"{text}."
     return (
-        f"{text}; of these, {_percent_text(found.top1, found.interval95)} were given the right "
+        f"{text}; of these, {percent_text(found.top1, found.interval95)} were given the right "
         "class."
     )
 
@@ -428,12 +300,12 @@ def _unknown(report: Report) -> str:
     text = (
         f"Images of none of the classes ({found.name}, n = {found.n:,}): the probability that a "
         "test image has a higher confidence than such an image is "
-        f"{_percent_text(found.auroc, found.interval95)} (area under the ROC curve, "
+        f"{percent_text(found.auroc, found.interval95)} (area under the ROC curve, "
         f"{found.n_test:,} test images)."
     )
     if found.accepted is None:
         return text
-    share = _percent_text(found.accepted / found.n, found.accepted_interval95)
+    share = percent_text(found.accepted / found.n, found.accepted_interval95)
     return f"{text} {share} of them are not rejected by the threshold."
 
 
@@ -461,7 +333,7 @@ def _precision(found: FloatComparison | None) -> list[str]:
     equal = "" if paired.p < 0.001 else "= "
     sentences.append(
         f"The same head, fitted on the {found.precision} features, names the right class for "
-        f"{_percent_text(found.top1, found.interval95)} of the test images from their float32 "
+        f"{percent_text(found.top1, found.interval95)} of the test images from their float32 "
         "features. "
         f"Difference {found.precision} - float32: {100 * paired.difference:+z.1f} percentage "
         f"points (95% CI {interval_text(paired.interval95)}, p {equal}{p_text(paired.p)}, n = "
@@ -470,128 +342,7 @@ def _precision(found: FloatComparison | None) -> list[str]:
     return sentences
 
 
-def _percent_text(share: float, interval: Interval | None) -> str:
-    """Return a fraction in percent, with its interval if it is known."""
-    text = f"{100 * share:.1f}%"
-    return text if interval is None else f"{text} ({interval_text(interval)})"
-
-
-# Pictures -----------------------------------------------------------------------------------------
-
-
-def _card(each: InspectedImage) -> PredictionCard:
-    heat_map = None
-    if each.image is not None and each.heat is not None:
-        heat_map = Picture(
-            _jpeg(overlay(each.image, each.heat), _SHOWN_SIDE),
-            f"Evidence for {each.predicted} in {each.id}",
-        )
-    similar = []
-    for other in each.similar:
-        picture = Picture(_jpeg(other.image, _SIMILAR_SIDE), f"Training image {other.id}")
-        similar.append((picture, f"{other.label}, cosine {other.cosine:.2f}"))
-    confidence = "" if isnan(each.confidence) else f"{100 * each.confidence:.0f}%"
-    return PredictionCard(
-        id=each.id,
-        true=each.true,
-        predicted=each.predicted,
-        confidence=confidence,
-        picture=Picture(_jpeg(each.image, _SHOWN_SIDE), f"Image {each.id}"),
-        heat_map=heat_map,
-        similar=similar,
-    )
-
-
-def _jpeg(pixels: NDArray[np.uint8] | None, side: int) -> str:
-    """Return an image as data URI, its longer side at most ``side`` pixels; empty without one."""
-    if pixels is None:
-        return ""
-    image = Image.fromarray(pixels)
-    image.thumbnail((side, side))
-    buffer = io.BytesIO()
-    image.save(buffer, "JPEG", quality=_JPEG_QUALITY, optimize=True)
-    return _data_uri(buffer.getvalue(), "image/jpeg")
-
-
-def _data_uri(content: bytes, kind: str) -> str:
-    return f"data:{kind};base64,{base64.b64encode(content).decode('ascii')}"
-
-
-def _curves(directory: Path) -> Picture | None:
-    path = directory / _CURVES_FILE
-    if not path.is_file():
-        return None
-    with run_errors(directory):
-        content = read_file(path, _MAX_PNG_BYTES)
-    return Picture(_data_uri(content, "image/png"), "Loss and accuracy by epoch")
-
-
-# Embedding map ------------------------------------------------------------------------------------
-
-
-def _map_data(found: EmbeddingMap | None, report: Report) -> dict[str, Any]:
-    """Return what the script draws: whole numbers, names, and one image of all thumbnails.
-
-    Positions are between 0 and 1000 in both directions.
-    """
-    assert found is not None
-    positions = found.projection.positions
-    low, high = positions.min(axis=0), positions.max(axis=0)
-    scale = 1000 / max(float((high - low).max()), np.finfo(np.float64).tiny)
-    placed = ((positions - (low + high) / 2) * scale + 500).round().astype(int)
-    place_of = {name: label for label, name in enumerate(report.classes)}
-    shown = [found.images[row] for row in found.projection.rows]
-    data: dict[str, Any] = {
-        "x": placed[:, 0].tolist(),
-        "y": placed[:, 1].tolist(),
-        "true": [place_of[each.true] for each in shown],
-        "predicted": [place_of[each.predicted] for each in shown],
-        "names": [visible(each.id) for each in shown],
-        "classes": [visible(name) for name in report.classes],
-    }
-    if found.thumbnails:
-        side = len(found.thumbnails[0])
-        across = ceil(sqrt(len(found.thumbnails)))
-        data["sprite"] = _jpeg(_sprite(found.thumbnails, across), side * across)
-        data["side"], data["across"], data["pictures"] = side, across, len(found.thumbnails)
-    return data
-
-
-def _sprite(thumbnails: Sequence[NDArray[np.uint8]], across: int) -> NDArray[np.uint8]:
-    """Return one image with all thumbnails, ``across`` in a row."""
-    side = len(thumbnails[0])
-    rows = ceil(len(thumbnails) / across)
-    sprite = np.zeros((rows * side, across * side, 3), np.uint8)
-    for number, thumbnail in enumerate(thumbnails):
-        row, column = divmod(number, across)
-        sprite[row * side : (row + 1) * side, column * side : (column + 1) * side] = thumbnail
-    return sprite
-
-
-def _map_caption(found: EmbeddingMap | None) -> str:
-    if found is None:
-        return ""
-    projection = found.projection
-    return (
-        f"{METHOD_NAMES[projection.method]} of the features of {len(projection.rows):,} "
-        f"images, seed {projection.seed}. Trustworthiness {projection.trustworthiness:.2f} "
-        f"({projection.neighbours} neighbours; 1 means that neighbours on the map are neighbours "
-        "among the features). Distances between far groups mean nothing."
-    )
-
-
 # Data and search ----------------------------------------------------------------------------------
-
-
-def _counts(counts: Mapping[str, Mapping[str, int]]) -> Table | None:
-    if not counts:
-        return None
-    splits = list(next(iter(counts.values())))
-    rows = []
-    for name, of_class in counts.items():
-        cells = [number_cell(f"{of_class[split]:,}", of_class[split]) for split in splits]
-        rows.append([TableCell(name, is_header=True), *cells])
-    return Table("Images of each class", ["class", *splits], rows)
 
 
 def _data_sentences(inspection: RunInspection) -> list[str]:
@@ -618,7 +369,7 @@ def _copies(report: Report) -> list[str]:
     text = f"{without.copies} {images_word(report)} have a copy or a near copy in {others}"
     if without.top1 is not None:
         text += (
-            f"; without them the accuracy is {_percent_text(without.top1, without.interval95)} "
+            f"; without them the accuracy is {percent_text(without.top1, without.interval95)} "
             f"instead of {100 * report.top1:.1f}%, n = {without.n:,}"
         )
     return [f"{text}. `featkit audit` lists them."]
@@ -643,51 +394,6 @@ def _candidates(inspection: RunInspection) -> Table | None:
     return Table("Hyperparameters tried, evaluated on the validation set", columns, rows)
 
 
-def _facts(inspection: RunInspection, provenance: Mapping[str, Any]) -> list[tuple[str, str]]:
-    run, folds = inspection.run, inspection.report.folds
-    facts = [
-        ("Head", run.head_spec),
-        ("Network", _network(inspection)),
-        ("Weights", str(provenance.get("weights", ""))),
-        ("Seed", str(provenance.get("seed", ""))),
-        ("Evaluation", "" if folds is None else folds_text(folds)),
-        ("Training images", str(provenance.get("n_train", ""))),
-        ("Validation", str(provenance.get("val", ""))),
-        ("Features", str(provenance.get("fingerprint", ""))[:12]),
-    ]
-    return [(name, value) for name, value in facts if value]
-
-
-def _commands(inspection: RunInspection) -> list[tuple[str, str]]:
-    run = inspection.run
-    directory = shlex.quote(str(run.path))
-    commands = [
-        ("Classify new images", f"featkit predict {directory} IMAGE..."),
-        ("Export to ONNX", f"featkit export {directory} --out model.onnx"),
-    ]
-    if not inspection.report.provenance.get("begun_with"):
-        commands.append(("Repeat the run", shlex.join(_fit_command(inspection))))
-    return commands
-
-
-def _fit_command(inspection: RunInspection) -> list[str]:
-    """Return the command that fits the run, with every option that is not the default."""
-    request, provenance = inspection.run.request, inspection.report.provenance
-    default = Request()
-    command = ["featkit", "fit", "--data", request.data, "--backbone", request.backbone]
-    for name in REQUEST_FIELDS:
-        value = getattr(request, name)
-        if name not in ("data", "backbone", "store") and value != getattr(default, name):
-            command += [f"--{name}", str(value)]
-    command += ["--head", inspection.run.head_spec]
-    for name in ("balance", "subset"):
-        if provenance.get(name):
-            command += [f"--{name}", str(provenance[name])]
-    if provenance.get("tuned"):
-        command.append("--tune")
-    return [*command, *_evaluation_options(inspection.report)]
-
-
 def _evaluation_options(report: Report) -> list[str]:
     """Return the options of ``fit`` that say how a run is evaluated."""
     options = []
@@ -697,8 +403,4 @@ def _evaluation_options(report: Report) -> list[str]:
         options += ["--unknown", report.unknown.data]
     if report.decision_cost is not None:
         options += ["--cost", report.decision_cost.matrix.file]
-    if report.folds is not None:
-        options += ["--folds", str(report.folds.folds)]
-        if report.folds.repeats > 1:
-            options += ["--repeats", str(report.folds.repeats)]
     return options

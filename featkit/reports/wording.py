@@ -8,9 +8,11 @@ from collections.abc import Hashable, Sequence
 from featkit.ablation.conditions import LongTailRow
 from featkit.ablation.effects import DATA, PLAIN, Findings, Selection
 from featkit.evaluation.compare import format_p_value
-from featkit.evaluation.effects import METRICS, SEED, Average, Effect
-from featkit.evaluation.folds import FoldScores
+from featkit.evaluation.effects import SEED, Average, Effect
+from featkit.evaluation.folds import FoldPrecisions, FoldScores
 from featkit.evaluation.intervals import Interval
+from featkit.evaluation.metrics import MEAN_AVERAGE_PRECISION, TOP1
+from featkit.evaluation.multilabel import MultiLabelReport
 from featkit.evaluation.report import Report
 from featkit.evaluation.standing import Standing
 from featkit.runs.splits import GROUP_LEAK
@@ -53,8 +55,10 @@ NO_SELECTION = (
 )
 
 
-def headline(report: Report) -> str:
-    """Return the accuracy with its interval in a sentence that needs no knowledge of statistics."""
+def headline(report: Report | MultiLabelReport) -> str:
+    """Return the metric with its interval in a sentence that needs no knowledge of statistics."""
+    if isinstance(report, MultiLabelReport):
+        return _label_headline(report)
     top1, (low, high) = report.overall.top1, report.overall.interval95
     images, expected = f"{report.n:,} {images_word(report)}", "new images of the same kind"
     if report.test_groups is not None:
@@ -83,12 +87,39 @@ def headline(report: Report) -> str:
     )
 
 
-def images_word(report: Report) -> str:
+def _label_headline(report: MultiLabelReport) -> str:
+    """Return the mean average precision with its interval in words."""
+    value, (low, high) = report.headline.value, report.headline.interval95
+    images, expected = f"{report.n:,} {images_word(report)}", "new images of the same kind"
+    if report.test_groups is not None:
+        images += f" of {report.test_groups:,} groups"
+        expected = "images of new groups of the same kind"
+    found = f"On {images} that the classifier had not seen"
+    if report.folds is not None:
+        found = f"In {folds_text(report.folds)}, on {images}, each by a head fitted without it"
+    text = (
+        f"{found}, the mean average precision (mAP) over {len(report.per_label)} labels is "
+        f"{100 * value:.1f}%: if images are ranked by the probability of a label, this is the "
+        f"average share of right images among the first ones. On {expected}, expect between "
+        f"{100 * low:.1f} and {100 * high:.1f}% (95% confidence interval)."
+    )
+    without = report.without_copies
+    if without is None or without.mean_average_precision is None or without.interval95 is None:
+        return text
+    copied = "training images" if report.folds is None else "images of other folds"
+    return (
+        f"{text} However, {without.copies} of these images are copies of {copied}. Without them "
+        f"the mAP is {100 * without.mean_average_precision:.1f}% "
+        f"({interval_text(without.interval95)}%)."
+    )
+
+
+def images_word(report: Report | MultiLabelReport) -> str:
     """Return what the evaluated images are: all of the data in a cross-validation."""
     return "test images" if report.folds is None else "images"
 
 
-def folds_text(folds: FoldScores) -> str:
+def folds_text(folds: FoldScores | FoldPrecisions) -> str:
     """Return the scheme of a cross-validation in words."""
     text = f"{folds.folds}-fold cross-validation"
     return text if folds.repeats == 1 else f"{text}, repeated {folds.repeats} times"
@@ -142,7 +173,7 @@ def duration_text(seconds: float) -> str:
 
 def method_paragraphs(findings: Findings) -> list[str]:
     """Return paragraphs about protocol and statistics of a grid."""
-    labels = [MULTILABEL_METHOD] if findings.metric == METRICS[2] else []
+    labels = [MULTILABEL_METHOD] if findings.metric == MEAN_AVERAGE_PRECISION else []
     return [*METHODS, *labels, *group_sentences(findings)]
 
 
@@ -153,7 +184,7 @@ def metric_name(findings: Findings) -> str:
 
 def metric_in_words(metric: str) -> str:
     """Return ``top-1 accuracy`` for ``top-1``; ``balanced accuracy`` and ``mAP`` as they are."""
-    return "top-1 accuracy" if metric == METRICS[0] else metric
+    return "top-1 accuracy" if metric == TOP1 else metric
 
 
 def basis_text(average: Average) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,13 @@ from featkit.errors import RunError
 from featkit.images.base import Pixels
 from featkit.images.intensity import IntensityRange
 from featkit.runs.directory import SavedRun, load_run
-from featkit.runs.predict import Prediction, head_probabilities, intensity_of, top_classes
+from featkit.runs.predict import (
+    Prediction,
+    head_probabilities,
+    intensity_of,
+    label_predictions,
+    top_classes,
+)
 
 Floats = NDArray[np.floating[Any]]
 
@@ -42,6 +48,7 @@ class OpenClassifier:
     Attributes:
         path: the run directory or the exported file.
         run: the run; None for an exported file.
+        multilabel: whether it gives an image any number of labels, which ``classes`` names.
         title: head and network in a few words.
         classes: names of the classes that it can predict.
         intensity: range of grey values with which its images have to be decoded.
@@ -59,6 +66,7 @@ class OpenClassifier:
         forward: Callable[[NDArray[np.uint8]], NDArray[np.float32]],
         probabilities: Callable[[NDArray[np.float32]], Floats],
         threshold: float,
+        thresholds: Sequence[float] | None = None,
         intensity: IntensityRange | None,
         edge: int | None,
         run: SavedRun | None = None,
@@ -73,6 +81,8 @@ class OpenClassifier:
         self._forward = forward
         self._probabilities = probabilities
         self._threshold = threshold
+        self._thresholds = thresholds
+        self.multilabel = thresholds is not None
         self._lock = threading.Lock()
 
     def classify(self, pixels: Pixels, name: str = "", *, top: int = 5) -> Answer:
@@ -92,7 +102,12 @@ class OpenClassifier:
             outputs = self._forward(self._prepare(pixels)[None])
             scores = self._probabilities(outputs)
             milliseconds = 1000 * (time.perf_counter() - start)
-        (prediction,) = top_classes([name], scores, self.classes, self._threshold, top=top)
+        if self._thresholds is None:
+            (prediction,) = top_classes([name], scores, self.classes, self._threshold, top=top)
+        else:
+            (prediction,) = label_predictions(
+                [name], scores, self.classes, self._thresholds, top=top
+            )
         return Answer(prediction, outputs[0] if self.run else None, milliseconds)
 
 
@@ -108,7 +123,11 @@ def open_classifier(path: Path, device: str = "auto") -> OpenClassifier:
         WeightsError: if the weights are not those that the head was fitted with.
         MissingExtraError: if its runtime is not installed.
     """
-    return _open_exported(path) if path.suffix == ".onnx" else _open_run(load_run(path), device)
+    return (
+        _open_exported(path)
+        if path.suffix == ".onnx"
+        else _open_run(load_run(path, multilabel=True), device)
+    )
 
 
 def _open_run(run: SavedRun, device: str) -> OpenClassifier:
@@ -137,6 +156,7 @@ def _open_run(run: SavedRun, device: str) -> OpenClassifier:
         forward=engine,
         probabilities=lambda features: head_probabilities(run, features),
         threshold=run.threshold,
+        thresholds=[rule.threshold for rule in run.labels] if run.multilabel else None,
         intensity=intensity_of(run.recipe.intensity),
         edge=backbone.preprocess.edge if run.request.decode == "scaled" else None,
         run=run,
@@ -158,6 +178,7 @@ def _open_exported(path: Path) -> OpenClassifier:
         forward=exported.engine,
         probabilities=lambda scores: scores,
         threshold=metadata.threshold,
+        thresholds=metadata.thresholds,
         intensity=intensity_of(metadata.recipe.get("intensity", "none")),
         edge=metadata.preprocess.edge if metadata.recipe.get("decode") == "scaled" else None,
     )

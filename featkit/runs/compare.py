@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -13,15 +13,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from featkit.errors import DataError, RunError, SpecError
+from featkit.errors import DataError, RunError, SpecError, visible
 from featkit.evaluation import PairedComparison, Predictions, Report, compare
 from featkit.evaluation.costs import CostComparison, CostMatrix, compare_costs
 from featkit.evaluation.display import data_frame, html_table
 from featkit.evaluation.effects import SEED, average, score_cells
-from featkit.evaluation.folds import FoldComparison, compare_folds
+from featkit.evaluation.folds import FoldComparison, FoldPrecisions, FoldScores, compare_folds
 from featkit.evaluation.intervals import Interval
+from featkit.evaluation.metrics import MEAN_AVERAGE_PRECISION, TOP1
 from featkit.evaluation.multilabel import MultiLabelReport, compare_precision, read_report
-from featkit.images.multilabel import multilabel_message
+from featkit.images.multilabel import NO_LABELS, SEPARATOR, multilabel_message
 from featkit.runs.card import read_card, run_errors
 from featkit.runs.directory import PREDICTIONS_FILE, RESULTS_FILE
 from featkit.runs.names import distinct_names, run_details, run_title
@@ -116,31 +117,46 @@ class RunComparison:
 
 @dataclass(frozen=True)
 class OverSeeds:
-    """Top-1 accuracy over several seeds of the split and of the head.
+    """Metric over several seeds of the split and of the head.
 
     Attributes:
-        top1: of each seed.
+        values: metric of each seed: top-1 accuracy, or mean average precision with several labels
+            per image.
         mean, deviation: mean and standard deviation (n - 1).
         interval95: of the mean, over test images and seeds, see ``evaluation.effects.average``; of
             two seeds over test images only.
         n: number of distinct test images of all seeds.
+        metric: its name.
     """
 
-    top1: tuple[float, ...]
+    values: tuple[float, ...]
     mean: float
     deviation: float
     interval95: Interval
     n: int
+    metric: str = TOP1
+
+    @property
+    def top1(self) -> tuple[float, ...]:
+        """Top-1 accuracy of each seed; empty for another metric."""
+        return self.values if self.metric == TOP1 else ()
 
     def to_dict(self) -> dict[str, Any]:
         """Return the values as JSON can represent them."""
-        values = asdict(self)
-        values["images"] = values.pop("n")  # "n" is the number of test images of each run
-        return {**values, "seeds": len(self.top1)}
+        return {
+            "top1" if self.metric == TOP1 else "mean_average_precision": self.values,
+            "mean": self.mean,
+            "deviation": self.deviation,
+            "interval95": self.interval95,
+            "images": self.n,  # "n" is the number of test images of each run
+            "seeds": len(self.values),
+        }
 
 
 def over_seeds(predictions: Sequence[Predictions]) -> OverSeeds:
-    """Return mean, standard deviation and interval of the top-1 accuracy over seeds.
+    """Return mean, standard deviation and interval of the metric over seeds.
+
+    It is the top-1 accuracy, or with several labels per image the mean average precision.
 
     The test images of several seeds may be the same, may overlap or may differ. In none of these
     cases are the accuracies independent values, as Student's t over the seeds would assume: random
@@ -151,9 +167,16 @@ def over_seeds(predictions: Sequence[Predictions]) -> OverSeeds:
     """
     cells = [({SEED: seed}, each) for seed, each in enumerate(predictions)]
     pooled = average(score_cells(cells))
-    top1 = [float(np.mean(each.correct)) for each in predictions]
-    deviation = float(np.std(top1, ddof=1))
-    return OverSeeds(tuple(top1), float(np.mean(top1)), deviation, pooled.interval95, pooled.n)
+    terms = [each.correct if each.scores is None else each.scores for each in predictions]
+    values = [float(np.mean(each)) for each in terms]
+    return OverSeeds(
+        tuple(values),
+        float(np.mean(values)),
+        float(np.std(values, ddof=1)),
+        pooled.interval95,
+        pooled.n,
+        TOP1 if predictions[0].scores is None else MEAN_AVERAGE_PRECISION,
+    )
 
 
 def compare_runs(directories: Sequence[Path]) -> RunComparison:
@@ -225,7 +248,7 @@ def _refuse_folds_and_tests(
     images = [set(predictions.ids) for _, _, predictions, _ in named]
     folded = []
     for name, report, _, _ in named:
-        if isinstance(report, Report) and report.folds is not None:
+        if report.folds is not None:
             folded.append(name)
     tested = [name for name, _, _, _ in named if name not in folded]
     if folded and tested and any(each != images[0] for each in images):
@@ -241,9 +264,9 @@ def _compare_folds(reports: Mapping[str, Report | MultiLabelReport]) -> tuple[Fo
     Raises:
         DataError: if the folds differ.
     """
-    scores = {}
+    scores: dict[str, FoldScores | FoldPrecisions] = {}
     for name, report in reports.items():
-        if isinstance(report, Report) and report.folds is not None:
+        if report.folds is not None:
             scores[name] = report.folds
     return compare_folds(scores) if len(scores) == len(reports) else ()
 
@@ -349,6 +372,59 @@ def _read_run(directory: Path) -> tuple[str, Report | MultiLabelReport, Predicti
         if len(rows) != report.n:
             raise ValueError(f"{len(rows)} predictions, but {report.n} test images")
     return name, report, predictions
+
+
+@dataclass(frozen=True)
+class LabelPredictions:
+    """Predictions of a run with several labels per image, ``(n, k)`` each.
+
+    Attributes:
+        targets: whether an image has a label, zeros and ones.
+        predicted: whether it was given the label.
+        probabilities: calibrated probability of the label, with six decimals.
+    """
+
+    targets: NDArray[np.uint8]
+    predicted: NDArray[np.uint8]
+    probabilities: NDArray[np.float64]
+
+
+def read_label_predictions(directory: Path, predictions: Predictions) -> LabelPredictions:
+    """Return the labels and probabilities in a run directory with several labels per image.
+
+    Args:
+        directory: of the run, which ``read_any_run`` has verified.
+        predictions: that it returned.
+
+    Raises:
+        RunError: if a label or a probability is missing.
+    """
+    with run_errors(directory):
+        names = read_card(directory).classes
+        text = read_text(directory / PREDICTIONS_FILE)
+        rows = list(csv.DictReader(io.StringIO(text, newline="")))
+        columns = [[row[safe_cell(f"p({name})")] for row in rows] for name in names]
+        probabilities = np.array(columns, np.float64).T
+        if not ((probabilities >= 0) & (probabilities <= 1)).all():
+            raise ValueError(f"{PREDICTIONS_FILE} has values that are not probabilities")
+        return LabelPredictions(
+            _parse_sets(predictions.y, names),
+            _parse_sets(predictions.predicted, names),
+            probabilities,
+        )
+
+
+def _parse_sets(cells: NDArray[Any], names: Sequence[str]) -> NDArray[np.uint8]:
+    """Return which labels ``(n, k)`` stand in cells such as ``bus;car``."""
+    column_of = {visible(name): column for column, name in enumerate(names)}
+    for column, name in enumerate(names):
+        # The apostrophe of a formula is in front of the first label of the cell.
+        column_of.setdefault(f"'{visible(name)}", column)
+    sets = np.zeros((len(cells), len(names)), np.uint8)
+    for row, cell in enumerate(cells.tolist()):
+        if cell != NO_LABELS:
+            sets[row, [column_of[label] for label in cell.split(SEPARATOR)]] = 1
+    return sets
 
 
 def _read_predictions(rows: Sequence[Mapping[str, str | None]]) -> Predictions:

@@ -185,7 +185,7 @@ def save_run(run: Run | MultiLabelRun, out: Path, more: Mapping[str, Content]) -
         PREDICTIONS_FILE: csv_text([_rounded(row) for row in run.prediction_rows()]),
         **more,
     }
-    if isinstance(run, Run) and run.folds is not None:
+    if run.folds is not None:
         files[FOLDS_FILE] = csv_text([_rounded(row) for row in run.fold_rows()])
     calibration = run.source.embeddings.recipe.calibration
     if calibration != "none":

@@ -48,6 +48,8 @@ def classifier_of(run: SavedRun) -> Classifier:
         threshold=run.threshold,
         # As the run decodes: its own images may have been small.
         recipe=replace(run.recipe, decode=run.request.decode or "full"),
+        labels=tuple(rule.calibration for rule in run.labels),
+        thresholds=tuple(rule.threshold for rule in run.labels),
     )
 
 

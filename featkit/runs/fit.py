@@ -17,7 +17,7 @@ from featkit.errors import DataError, SpecError
 from featkit.evaluation import Temperature, evaluate, fit_temperature
 from featkit.evaluation.calibration import apply_temperature, are_probabilities
 from featkit.evaluation.costs import CostMatrix, score_costs
-from featkit.evaluation.display import data_frame, html_table
+from featkit.evaluation.display import PredictionTable, html_table
 from featkit.evaluation.metrics import balanced_accuracy, confusion_matrix
 from featkit.evaluation.predictions import Predictions
 from featkit.evaluation.report import Report
@@ -94,7 +94,7 @@ class FoldPredictions:
 
 
 @dataclass(frozen=True)
-class Run:
+class Run(PredictionTable):
     """A fitted head and its evaluation on the test set.
 
     Attributes:
@@ -165,14 +165,6 @@ class Run:
                     }
                 )
         return rows
-
-    def to_frame(self) -> Any:
-        """Return the predictions as a ``pandas.DataFrame``, one row per test image.
-
-        Raises:
-            FeatkitError: if pandas is not installed.
-        """
-        return data_frame(self.prediction_rows())
 
     def _repr_html_(self) -> str:
         report = self.report

@@ -24,6 +24,7 @@ from featkit.evaluation.report import Report
 from featkit.evaluation.scoring import accuracy_without, reject
 from featkit.images.augment import is_augmented_view, original_id
 from featkit.images.groups import check_class_groups, group_folds
+from featkit.images.iterative import iterative_folds
 from featkit.runs.features import Copies, FeatureSet, find_copies, refuse_trained_on
 from featkit.runs.fit import (
     FitConfig,
@@ -122,7 +123,7 @@ def fit_folds(
     refuse_trained_on(source, "folds", "`featkit fit` without --folds")
     embeddings = source.embeddings
     images = without_views(embeddings)
-    drawn = [_named_folds(source, images, folds, seed + repeat) for repeat in range(repeats)]
+    drawn = [named_folds(source, images, folds, seed + repeat) for repeat in range(repeats)]
     fold_of = np.stack(drawn)
 
     start = time.perf_counter()
@@ -132,7 +133,7 @@ def fit_folds(
         heads = []
         for fold in range(folds):
             tested = {images.ids[row] for row in np.flatnonzero(fold_of[repeat] == fold)}
-            part = replace(source, embeddings=_hold_out(embeddings, tested), copies=None)
+            part = replace(source, embeddings=hold_out(embeddings, tested), copies=None)
             heads.append(fit_head(part, head_spec, seed, config))
             warned.update(fit_warnings(heads[-1], part.embeddings.part("test")))
             on_fold()
@@ -176,7 +177,7 @@ def find_fold_copies(source: FeatureSet, folds: int, seed: int, repeats: int = 1
     images = without_views(source.embeddings)
     identical: dict[str, None] = {}  # as an ordered set
     most_similar: dict[str, tuple[str, float]] = {}
-    drawn = [_named_folds(source, images, folds, seed + repeat) for repeat in range(repeats)]
+    drawn = [named_folds(source, images, folds, seed + repeat) for repeat in range(repeats)]
     for fold_of, fold in product(drawn, range(folds)):
         splits = np.where(fold_of == fold, "test", "train")
         found = find_copies(replace(source, embeddings=replace(images, splits=splits)))
@@ -196,9 +197,7 @@ def find_fold_copies(source: FeatureSet, folds: int, seed: int, repeats: int = 1
     )
 
 
-def _named_folds(
-    source: FeatureSet, images: Embeddings, folds: int, seed: int
-) -> NDArray[np.int64]:
+def named_folds(source: FeatureSet, images: Embeddings, folds: int, seed: int) -> NDArray[np.int64]:
     """Return the folds of the images; errors name the file of the features."""
     try:
         return assign_folds(images, folds, seed)
@@ -215,8 +214,10 @@ def assign_folds(images: Embeddings, folds: int, seed: int) -> NDArray[np.int64]
         seed: of the random division.
 
     Raises:
-        DataError: if there are too few images or groups, or a class is in one fold only.
+        DataError: if there are too few images or groups, or a class or label is in one fold only.
     """
+    if images.multilabel:
+        return _label_folds(images, folds, seed)
     sizes = np.bincount(images.y, minlength=len(images.classes))
     present = np.flatnonzero(sizes)
     if folds > sizes.max():
@@ -247,6 +248,37 @@ def assign_folds(images: Embeddings, folds: int, seed: int) -> NDArray[np.int64]
     return fold_of
 
 
+def _label_folds(images: Embeddings, folds: int, seed: int) -> NDArray[np.int64]:
+    """Return the fold ``(n,)`` of images with several labels each, by iterative stratification.
+
+    Raises:
+        DataError: as ``assign_folds``, or if no image of a fold has a label.
+    """
+    units = len(images) if images.groups is None else len(np.unique(images.groups))
+    what = "images" if images.groups is None else "groups"
+    if folds > units:
+        raise DataError(f"--folds {folds}, but there are {units} {what}: use fewer folds")
+    targets, names = images.targets, images.label_names
+    for column in np.flatnonzero(targets.sum(axis=0) == 1).tolist():
+        raise DataError(
+            f"label {names[column]!r} has one image, which is in one fold only, so that it cannot "
+            "be both trained and tested: add images, or leave the label out"
+        )
+    fold_of = iterative_folds(targets, folds, seed, images.groups)
+    for column, name in enumerate(names):
+        own = np.unique(fold_of[targets[:, column] == 1])
+        if len(own) == 1:
+            raise DataError(
+                f"all images with label {name!r} are in fold {own[0] + 1}, because of its few "
+                "groups, so that it cannot be both trained and tested: use fewer folds, or another "
+                "--seed"
+            )
+    for fold in range(folds):
+        if not targets[fold_of == fold].any():
+            raise DataError(f"no image of fold {fold + 1} has a label: use fewer folds")
+    return fold_of
+
+
 def _stratified_folds(
     y: NDArray[np.int64], groups: NDArray[np.int64], folds: int, seed: int
 ) -> NDArray[np.int64]:
@@ -264,7 +296,7 @@ def _stratified_folds(
     return fold_of
 
 
-def _hold_out(embeddings: Embeddings, tested: set[str]) -> Embeddings:
+def hold_out(embeddings: Embeddings, tested: set[str]) -> Embeddings:
     """Return embeddings with some images as test images, without the augmented views of these."""
     rows, splits = [], []
     for row, name in enumerate(embeddings.ids):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -12,10 +12,11 @@ from numpy.typing import NDArray
 
 from featkit.embeddings.base import Embeddings
 from featkit.errors import DataError, SpecError
-from featkit.evaluation.display import data_frame, html_table
+from featkit.evaluation.display import PredictionTable, html_table
 from featkit.evaluation.multilabel import (
     LabelCalibration,
     MultiLabelReport,
+    answer_labels,
     apply_calibrations,
     evaluate_labels,
     fit_calibration,
@@ -80,7 +81,22 @@ class FittedLabels(FittedHead):
 
 
 @dataclass(frozen=True)
-class MultiLabelRun:
+class LabelFoldPredictions:
+    """Out-of-fold predictions of every repeat of a cross-validation.
+
+    Attributes:
+        fold_of: ``(repeats, n)`` fold of each image, in the order of ``MultiLabelRun.predictions``.
+        predicted: ``(repeats, n, k)`` whether an image was given a label.
+        probabilities: ``(repeats, n, k)`` calibrated probabilities.
+    """
+
+    fold_of: NDArray[np.int64]
+    predicted: NDArray[np.bool_]
+    probabilities: NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class MultiLabelRun(PredictionTable):
     """A head for several labels per image and its evaluation on the test set.
 
     Attributes:
@@ -93,6 +109,8 @@ class MultiLabelRun:
         probabilities: ``(n, k)`` calibrated probabilities of the labels of the test images.
         candidates: of the hyperparameter search; empty without one.
         name: name for tables and figures, which decides nothing; empty for a composed one.
+        folds: predictions of every repeat of a cross-validation, of which ``predictions`` and
+            ``probabilities`` are the first; None for a run with a test set.
     """
 
     id: str
@@ -104,6 +122,7 @@ class MultiLabelRun:
     probabilities: NDArray[np.float64]
     candidates: tuple[LabelCandidate, ...] = ()
     name: str = ""
+    folds: LabelFoldPredictions | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return the content of ``results.json``: reproducible, so without times."""
@@ -129,18 +148,26 @@ class MultiLabelRun:
             }
             if found.groups is not None:
                 values["group"] = str(found.groups[row])
-            for name, value in zip(self.report.labels, self.probabilities[row], strict=True):
-                values[f"p({name})"] = float(value)
-            rows.append(values)
+            rows.append(values | _probability_columns(self.report.labels, self.probabilities[row]))
         return rows
 
-    def to_frame(self) -> Any:
-        """Return the predictions as a ``pandas.DataFrame``, one row per test image.
-
-        Raises:
-            FeatkitError: if pandas is not installed.
-        """
-        return data_frame(self.prediction_rows())
+    def fold_rows(self) -> list[dict[str, Any]]:
+        """Return a row per image and repeat: id, labels, probabilities, repeat and fold from 1."""
+        if self.folds is None:
+            return []
+        names, found, rows = self.report.labels, self.folds, []
+        for repeat, fold_of in enumerate(found.fold_of):
+            for row, image_id in enumerate(self.predictions.ids):
+                values: dict[str, Any] = {
+                    "repeat": repeat + 1,
+                    "fold": int(fold_of[row]) + 1,
+                    "id": image_id,
+                    "true": str(self.predictions.y[row]),
+                    "predicted": found_labels(names, found.predicted[repeat, row]),
+                }
+                values |= _probability_columns(names, found.probabilities[repeat, row])
+                rows.append(values)
+        return rows
 
     def _repr_html_(self) -> str:
         report = self.report
@@ -148,6 +175,13 @@ class MultiLabelRun:
         row |= {"mAP": report.mean_average_precision, "95% CI": report.interval95}
         row |= {"micro F1": report.micro_f1, "macro F1": report.macro_f1}
         return html_table([row])
+
+
+def _probability_columns(
+    names: Sequence[str], probabilities: NDArray[np.float64]
+) -> dict[str, float]:
+    """Return the probability of each label by the name of its column."""
+    return {f"p({name})": float(value) for name, value in zip(names, probabilities, strict=True)}
 
 
 def check_multilabel_config(head_spec: str, config: FitConfig) -> None:
@@ -189,14 +223,27 @@ def fit_labels(
 
 
 def fit_multilabel(
-    source: FeatureSet, head_spec: str, seed: int, config: FitConfig
+    source: FeatureSet,
+    head_spec: str,
+    seed: int,
+    config: FitConfig,
+    splits: DataSplits | None = None,
 ) -> FittedLabels:
-    """Fit a head, calibrations and thresholds without the test set; see ``fit_labels``."""
+    """Fit a head, calibrations and thresholds without the test set; see ``fit_labels``.
+
+    Args:
+        source: the features.
+        head_spec: spec of the head.
+        seed: of the held-out validation images and of the head.
+        config: how it is fitted.
+        splits: rows to use in place of those that ``make_splits`` returns.
+    """
     check_multilabel_config(head_spec, config)
     spec = Spec.parse(head_spec)
-    refuse_seen(source)
+    if splits is None:
+        refuse_seen(source)
     try:
-        splits = make_splits(source.embeddings, seed)
+        splits = splits or make_splits(source.embeddings, seed)
         _check_labels(splits.fit)
     except DataError as error:
         raise DataError(f"{source.path}: {error}") from error
@@ -293,8 +340,13 @@ def evaluate_multilabel(fitted: FittedLabels, source: FeatureSet) -> MultiLabelR
         calibrations=fitted.calibrations,
         train_counts=without_views(final).targets.sum(axis=0).tolist(),
         groups=test.groups,
-        warnings=[*_warnings(fitted, test)],
-        provenance=_provenance(fitted, source),
+        warnings=[
+            *head_warnings(fitted, test),
+            *group_warnings(source.embeddings.groups, source.embeddings.splits),
+        ],
+        provenance=label_provenance(
+            fitted, source, group_facts(source.embeddings.groups, source.embeddings.splits)
+        ),
         cost={
             "fit_seconds": fitted.seconds,
             "predict_seconds": seconds,
@@ -305,23 +357,36 @@ def evaluate_multilabel(fitted: FittedLabels, source: FeatureSet) -> MultiLabelR
         copied = np.array([name in source.copies.ids for name in test.ids])
         without = precision_without(scores, targets, copied, test.groups)
         report = replace(report, without_copies=without)
-    probabilities = apply_calibrations(scores, fitted.calibrations)
-    predicted = probabilities >= np.asarray(fitted.thresholds)
+    answers = answer_labels(scores, fitted.thresholds, fitted.calibrations)
     return MultiLabelRun(
         id=run_id(fitted, source),
         source=source,
         head_spec=fitted.head_spec,
         head=fitted.head,
         report=report,
-        predictions=Predictions(
-            test.ids,
-            np.array([test.classes[label] for label in test.y], np.str_),
-            np.array([found_labels(names, row) for row in predicted], np.str_),
-            groups=test.groups,
-            scores=mean_average_precision_terms(targets, scores),
-        ),
-        probabilities=probabilities,
+        predictions=label_predictions(test, scores, answers.predicted),
+        probabilities=answers.probabilities,
         candidates=fitted.candidates,
+    )
+
+
+def label_predictions(
+    test: Embeddings, scores: NDArray[np.float64], predicted: NDArray[np.bool_]
+) -> Predictions:
+    """Return the sets of labels of images with the terms of the mean average precision.
+
+    Args:
+        test: the images.
+        scores: ``(n, k)``, before calibration.
+        predicted: ``(n, k)`` whether an image was given a label.
+    """
+    names = test.label_names
+    return Predictions(
+        test.ids,
+        np.array([test.classes[label] for label in test.y], np.str_),
+        np.array([found_labels(names, row) for row in predicted], np.str_),
+        groups=test.groups,
+        scores=mean_average_precision_terms(test.targets, scores),
     )
 
 
@@ -330,10 +395,15 @@ def found_labels(names: tuple[str, ...], found: NDArray[np.bool_]) -> str:
     return join_labels(name for name, is_found in zip(names, found, strict=True) if is_found)
 
 
-def _warnings(fitted: FittedLabels, test: Embeddings) -> list[str]:
+def head_warnings(fitted: FittedLabels, test: Embeddings) -> list[str]:
     """Return what a reader must know about a fitted head and its images."""
-    source, names = fitted.source.embeddings, test.label_names
-    found = [*fitted.head.warnings_, *constant_column_warnings(fitted.splits.final)]
+    constant = constant_column_warnings(fitted.splits.final)
+    return [*fitted.head.warnings_, *constant, *label_warnings(fitted, test)]
+
+
+def label_warnings(fitted: FittedLabels, test: Embeddings) -> list[str]:
+    """Return which labels lack test images or validation images."""
+    names, found = test.label_names, []
     untested = [name for name, n in zip(names, test.targets.sum(axis=0), strict=True) if n == 0]
     if untested:
         found.append(f"no test image has label {', '.join(untested)}: it has no average precision")
@@ -346,11 +416,13 @@ def _warnings(fitted: FittedLabels, test: Embeddings) -> list[str]:
             found.append(
                 f"too few validation images to calibrate the probabilities of {', '.join(raw)}"
             )
-    return [*found, *group_warnings(source.groups, source.splits)]
+    return found
 
 
-def _provenance(fitted: FittedLabels, source: FeatureSet) -> dict[str, Any]:
-    embeddings = source.embeddings
-    facts = run_provenance(fitted, source, group_facts(embeddings.groups, embeddings.splits))
+def label_provenance(
+    fitted: FittedLabels, source: FeatureSet, evaluated: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return what a report records about how a head was fitted, and ``evaluated``: on what."""
+    facts = run_provenance(fitted, source, evaluated)
     del facts["val_balanced_accuracy"], facts["val_top1"]
     return {**facts, "val_mean_average_precision": fitted.val_score}

@@ -63,6 +63,11 @@ class Prediction:
         return self.top[0][0] if self.labels is None else join_labels(self.labels)
 
     @property
+    def most_probable(self) -> str:
+        """Name of the most probable class or label."""
+        return self.top[0][0]
+
+    @property
     def confidence(self) -> float:
         """Probability of the most probable class or label."""
         return self.top[0][1]
@@ -332,6 +337,8 @@ def predict_exported(
     if not len(rows):
         return []
     kept = [files[row] for row in rows]
+    if metadata.thresholds is not None:
+        return label_predictions(kept, scores, metadata.classes, metadata.thresholds, top=top)
     return top_classes(
         kept,
         scores,

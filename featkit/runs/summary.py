@@ -11,7 +11,7 @@ from typing import Any
 from featkit.backbones.saved import is_path
 from featkit.errors import RunError, StorageError
 from featkit.evaluation.intervals import Interval
-from featkit.evaluation.report import Report
+from featkit.evaluation.metrics import TOP1
 from featkit.images.archives import archive_name, is_archive_spec
 from featkit.runs.bundle import is_bundled
 from featkit.runs.card import CARD_FILE, HEAD_FILE, is_run, missing_run_message, read_card
@@ -53,12 +53,12 @@ class RunSummary:
     bytes: int
     bundled: bool
     folds: int = 0
-    metric: str = "top-1"
+    metric: str = TOP1
 
     def to_dict(self) -> dict[str, Any]:
         """Return the values as JSON can represent them."""
         values = asdict(self)
-        if values.pop("metric") != "top-1":
+        if values.pop("metric") != TOP1:
             values["mean_average_precision"] = values.pop("top1")
         return values
 
@@ -86,7 +86,7 @@ def summarise_run(directory: Path) -> RunSummary:
         interval95=report.headline.interval95,
         bytes=sum(_sizes(directory)),
         bundled=is_bundled(directory),
-        folds=report.folds.folds if isinstance(report, Report) and report.folds else 0,
+        folds=report.folds.folds if report.folds else 0,
         metric=report.headline.metric,
     )
 

@@ -14,8 +14,8 @@ from featkit.backbones.base import Preprocess
 from featkit.backbones.explain import ActivationMapper, resize_maps
 from featkit.compression.class_scores import ClassScores, make_class_scores
 from featkit.errors import SpecError
-from featkit.evaluation.calibration import apply_temperature
 from featkit.runs.directory import SavedRun
+from featkit.runs.predict import head_probabilities
 
 Floats = NDArray[np.float32]
 Pixels = NDArray[np.uint8]
@@ -38,7 +38,7 @@ class ClassActivationMap:
             against it, in units of the score.
         label: name of the class that is explained.
         probability: calibrated probability of the class.
-        predicted: name of the predicted class.
+        predicted: name of the predicted class; of several labels per image, the most probable.
     """
 
     image: Pixels
@@ -99,8 +99,7 @@ class RunExplainer:
 
     def probabilities(self, features: Floats) -> Scores:
         """Return calibrated probabilities ``(b, k)`` from features ``(b, d)``."""
-        scores = np.asarray(self._run.head.predict_proba(features), np.float64)
-        return apply_temperature(scores, self._run.temperature) if self._run.temperature else scores
+        return np.asarray(head_probabilities(self._run, features), np.float64)
 
     def explain(
         self, pixels: Pixels, classes: Sequence[str | None] | None = None

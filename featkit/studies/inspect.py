@@ -75,9 +75,11 @@ class InspectedImage:
         true, predicted: names of its class and of the predicted one.
         confidence: calibrated probability of the predicted class; NaN where the head has none.
         image: thumbnail; None if the image cannot be read.
-        heat: ``(h, w)`` class activation map of the predicted class for ``image``, which is then
-            the part of the image that the network sees; None without one.
+        heat: ``(h, w)`` class activation map of ``explained`` for ``image``, which is then the part
+            of the image that the network sees; None without one.
         similar: most similar training images.
+        label: of an image with several labels, the one that was missed or wrongly added, whose
+            probability ``confidence`` is; empty for one label per image.
     """
 
     id: str
@@ -87,6 +89,12 @@ class InspectedImage:
     image: Pixels | None = None
     heat: NDArray[np.float32] | None = None
     similar: tuple[SimilarImage, ...] = ()
+    label: str = ""
+
+    @property
+    def explained(self) -> str:
+        """Name of the class or label that a class activation map explains."""
+        return self.label or self.predicted
 
 
 @dataclass(frozen=True)
@@ -207,10 +215,10 @@ def inspect_run(
     """
     _, report, predictions = read_run(run.path)
     notes: list[str] = []
-    features = _features(run, cache, compute, notes)
+    features = available_features(run, cache, compute, notes)
     if features and report.folds is not None:
-        features = _as_tested(features)
-    images = _images(run, predictions, notes)
+        features = as_tested(features)
+    images = available_images(run, predictions, notes)
     read = ImageReader(images)
     inspected = _predictions(predictions, report.classes)
 
@@ -218,11 +226,11 @@ def inspect_run(
     confidence = _confidence(predictions)
     mistakes = _most_confident_mistakes(predictions, MAX_SHOWN)
     uncertain = right[np.argsort(confidence[right], kind="stable")][: MAX_SHOWN // 2]
-    explainer = _explainer(run, images, compute, notes) if heat_maps else None
+    explainer = open_explainer(run, images, compute, notes) if heat_maps else None
     shown = [inspected[row] for row in (*mistakes, *uncertain)]
-    shown = _with_pictures(shown, read, explainer, track, notes)
+    shown = with_pictures(shown, read, explainer, track, notes)
     if features and report.folds is None:
-        shown = _with_similar(shown, features.embeddings, read)
+        shown = with_similar(shown, features.embeddings, read)
 
     embedding_map = None
     if features:
@@ -233,7 +241,7 @@ def inspect_run(
             max_rows=MAX_MAP_POINTS,
             report_iteration=report_iteration,
         )
-        embedding_map = _embedding_map(features, inspected, read, compute_projection, notes)
+        embedding_map = map_embeddings(features, inspected, read, compute_projection, notes)
     return RunInspection(
         run=run,
         report=report,
@@ -248,7 +256,7 @@ def inspect_run(
         float_comparison=(
             None if report.folds else _compare_with_float(run, features, cache, compute, notes)
         ),
-        explanation=_explanation(explainer, report),
+        explanation=explanation_of(explainer, folded=report.folds is not None),
         notes=tuple(notes),
     )
 
@@ -274,13 +282,13 @@ def inspect_mistakes(
     if not total:
         raise DataError("every test image was classified correctly: there are no mistakes to draw")
     notes: list[str] = []
-    images = _images(run, predictions, notes)
+    images = available_images(run, predictions, notes)
     if images is None:
         raise DataError(notes[0])
-    explainer = _explainer(run, images, compute, notes)
+    explainer = open_explainer(run, images, compute, notes)
     inspected = _predictions(predictions, run.classes)
     chosen = [inspected[row] for row in _most_confident_mistakes(predictions, count)]
-    shown = _with_pictures(chosen, ImageReader(images), explainer, track, notes)
+    shown = with_pictures(chosen, ImageReader(images), explainer, track, notes)
     return shown, total, explainer.description if explainer else ""
 
 
@@ -342,7 +350,10 @@ def run_features(run: SavedRun, cache: Path, compute: Compute) -> FeatureSet:
         FeatkitError: if they are not cached and cannot be extracted.
     """
     found = cached_run_features(run, cache, compute)
-    return found or load_features(run.request.to_dict(), _cache_folder(cache), compute)
+    if found is not None:
+        return found
+    given, folder = run.request.to_dict(), _cache_folder(cache)
+    return load_features(given, folder, compute, multilabel=run.multilabel)
 
 
 def cached_run_features(run: SavedRun, cache: Path, compute: Compute) -> FeatureSet | None:
@@ -352,7 +363,9 @@ def cached_run_features(run: SavedRun, cache: Path, compute: Compute) -> Feature
         CacheError: if the cache file is damaged.
     """
     cached = _cached_file(run.recipe, cache)
-    return None if cached is None else load_features({}, cached, compute)
+    if cached is None:
+        return None
+    return load_features({}, cached, compute, multilabel=run.multilabel)
 
 
 def _cache_folder(cache: Path) -> Path:
@@ -403,22 +416,26 @@ def _compare_with_float(
     )
 
 
-def _explanation(explainer: RunExplainer | None, report: Report) -> str:
+def explanation_of(explainer: RunExplainer | None, *, folded: bool) -> str:
+    """Return how class activation maps were computed; empty without any."""
     if explainer is None:
         return ""
-    if report.folds is None:
+    if not folded:
         return explainer.description
     return f"{explainer.description}; of the head that was fitted on all images, these too"
 
 
-def _as_tested(features: FeatureSet) -> FeatureSet:
+def as_tested(features: FeatureSet) -> FeatureSet:
     """Return features with every image as a test image, as cross-validation uses them."""
     embeddings = without_views(features.embeddings)
     tested = replace(embeddings, splits=np.full(len(embeddings), "test"))
     return replace(features, embeddings=tested)
 
 
-def _features(run: SavedRun, cache: Path, compute: Compute, notes: list[str]) -> FeatureSet | None:
+def available_features(
+    run: SavedRun, cache: Path, compute: Compute, notes: list[str]
+) -> FeatureSet | None:
+    """Return the features of a run; without them None, and a note that says why."""
     try:
         return run_features(run, cache, compute)
     except FeatkitError as error:
@@ -426,14 +443,14 @@ def _features(run: SavedRun, cache: Path, compute: Compute, notes: list[str]) ->
         return None
 
 
-def _images(run: SavedRun, predictions: Predictions, notes: list[str]) -> ImageSet | None:
+def available_images(run: SavedRun, predictions: Predictions, notes: list[str]) -> ImageSet | None:
     """Return the images of the run's data, if they are still there."""
     try:
         images = run.request.load_images()
     except FeatkitError as error:
         notes.append(f"The images are not available, so none is shown ({error}).")
         return None
-    missing = len(set(predictions.ids) - _rows_by_cell(images.ids).keys())
+    missing = len(set(predictions.ids) - rows_by_cell(images.ids).keys())
     if missing:
         notes.append(
             f"{missing} of {len(predictions.ids)} test images are not in {run.request.data} any "
@@ -442,9 +459,10 @@ def _images(run: SavedRun, predictions: Predictions, notes: list[str]) -> ImageS
     return images
 
 
-def _explainer(
+def open_explainer(
     run: SavedRun, images: ImageSet | None, compute: Compute, notes: list[str]
 ) -> RunExplainer | None:
+    """Return what computes class activation maps; without it None, and a note that says why."""
     if images is None:
         return None
     try:
@@ -454,7 +472,7 @@ def _explainer(
         return None
 
 
-def _rows_by_cell(names: Sequence[str]) -> dict[str, int]:
+def rows_by_cell(names: Sequence[str]) -> dict[str, int]:
     """Return the row of each name, by the text that stands for it in ``predictions.csv``."""
     return {safe_cell(name): row for row, name in enumerate(names)}
 
@@ -468,7 +486,7 @@ class ImageReader:
 
     def __init__(self, images: ImageSet | None) -> None:
         self._images = images
-        self._rows = _rows_by_cell(images.ids) if images else {}
+        self._rows = rows_by_cell(images.ids) if images else {}
 
     @property
     def has_images(self) -> bool:
@@ -500,7 +518,7 @@ class ImageReader:
         return list(in_threads(read, names, available_cores()))
 
 
-def _with_pictures(
+def with_pictures(
     shown: Sequence[InspectedImage],
     read: ImageReader,
     explainer: RunExplainer | None,
@@ -523,29 +541,28 @@ def _explained(
     batch: Sequence[InspectedImage], read: ImageReader, explainer: RunExplainer
 ) -> list[InspectedImage]:
     """Return images with pixels and maps; those that cannot be read stay as they are."""
-    pixels_of = {}
-    for each in batch:
+    explained = list(batch)
+    places, prepared = [], []
+    for place, each in enumerate(batch):
         pixels = read(each.id)
         if pixels is not None:
-            pixels_of[each.id] = explainer.prepare(pixels)
-    readable = [each for each in batch if each.id in pixels_of]
-    if not readable:
-        return list(batch)
-    stack = np.stack([pixels_of[each.id] for each in readable])
-    maps = explainer.explain(stack, [each.predicted for each in readable])
-    explained = {}
-    for each, found in zip(readable, maps, strict=True):
-        explained[each.id] = replace(each, image=found.image, heat=found.heat)
-    return [explained.get(each.id, each) for each in batch]
+            places.append(place)
+            prepared.append(explainer.prepare(pixels))
+    if not places:
+        return explained
+    maps = explainer.explain(np.stack(prepared), [batch[place].explained for place in places])
+    for place, found in zip(places, maps, strict=True):
+        explained[place] = replace(batch[place], image=found.image, heat=found.heat)
+    return explained
 
 
-def _with_similar(
+def with_similar(
     shown: Sequence[InspectedImage], embeddings: Embeddings, read: ImageReader
 ) -> list[InspectedImage]:
     """Return the images with their most similar training images."""
     train = without_views(embeddings.take(np.flatnonzero(embeddings.splits != "test")))
     test = embeddings.part("test")
-    row_of = _rows_by_cell(test.ids)
+    row_of = rows_by_cell(test.ids)
     known = [each for each in shown if each.id in row_of]
     if not known or not len(train):
         return list(shown)
@@ -601,7 +618,7 @@ def _confused(
     return tuple(pairs)
 
 
-def _embedding_map(
+def map_embeddings(
     features: FeatureSet,
     inspected: Sequence[InspectedImage],
     read: ImageReader,
@@ -610,7 +627,7 @@ def _embedding_map(
 ) -> EmbeddingMap | None:
     """Return the projection of the test images, with thumbnails."""
     test = features.embeddings.part("test")
-    row_of = _rows_by_cell(test.ids)
+    row_of = rows_by_cell(test.ids)
     known = tuple(each for each in inspected if each.id in row_of)
     x = test.x[[row_of[each.id] for each in known]]
     try:

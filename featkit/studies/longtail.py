@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from featkit.ablation.grid import AxisValue, Grid
+from featkit.ablation.grid import LONG_TAIL, AxisValue, Grid
 from featkit.errors import SpecError
 from featkit.heads import CORRECTIONS
 
@@ -28,5 +28,5 @@ def longtail_grid(
     subsets = tuple(f"longtail:if={factor:g}" for factor in factors)
     corrections = tuple(given.get("balance") or CORRECTIONS.names())
     return Grid(
-        "longtail", {"subset": subsets, "tune": (True,), **given, "balance": corrections}, fixed
+        LONG_TAIL, {"subset": subsets, "tune": (True,), **given, "balance": corrections}, fixed
     )

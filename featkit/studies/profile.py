@@ -136,7 +136,7 @@ def parse_network(text: str) -> NetworkSpec:
         return NetworkSpec(text, Request(data="", backbone=spec), precision or "int8")
     folder = user_path(spec)
     if (folder / "card.json").is_file() and not (folder / NETWORK_FILE).is_file():
-        run = load_run(folder)
+        run = load_run(folder, multilabel=True)  # only its network is used
         return NetworkSpec(text, replace(run.request, data=""), precision or run.request.precision)
     return NetworkSpec(text, Request(data="", backbone=spec), precision or "fp32")
 
@@ -255,7 +255,13 @@ def evaluate_network(network: NetworkSpec, config: ProfileConfig, compute: Compu
     own = {name: values[name] for name in _NETWORK_FIELDS}
     precision = "fp32" if network.precision == "torch" else network.precision
     images = {name: value for name, value in config.given.items() if name not in own}
-    features = load_features({**images, **own, "precision": precision}, config.cache, compute)
+    given = {**images, **own, "precision": precision}
+    features = load_features(given, config.cache, compute, multilabel=True)
+    if features.embeddings.multilabel:
+        raise DataError(
+            f"{features.data} has several labels per image, and --head needs one: leave out "
+            "--head, and evaluate each network by `featkit fit --backbone`"
+        )
     return fit_run(features, config.head, seed=features.request.seed)
 
 

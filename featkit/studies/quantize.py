@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from featkit.backbones.base import QuantizedNetwork
 from featkit.backbones.quantization import QuantizationConfig
@@ -14,6 +16,10 @@ from featkit.compression.onnx_reader import load_exported
 from featkit.embeddings.pipeline import Compute
 from featkit.embeddings.request import Request
 from featkit.evaluation import PairedComparison, Predictions, compare
+from featkit.evaluation.metrics import TOP1
+from featkit.evaluation.multilabel import compare_precision, mean_average_precision_terms
+from featkit.images.base import ImageSet
+from featkit.images.multilabel import targets_of
 from featkit.runs.directory import SavedRun
 from featkit.runs.export import classifier_of, run_test_images
 from featkit.runs.names import network_name
@@ -23,17 +29,27 @@ _CHECKED_IMAGES = 256
 
 @dataclass(frozen=True)
 class QuantizedRun:
-    """Accuracy of a run before and after quantization.
+    """Metric of a run before and after quantization.
 
     Attributes:
-        before: top-1 of the run on its test images.
-        after: top-1 of the int8 file on the same images.
+        before: top-1 accuracy of the run on its test images; with several labels per image, the
+            mean average precision.
+        after: the same of the int8 file.
         paired: the second minus the first.
     """
 
     before: float
     after: float
     paired: PairedComparison
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the values as JSON can hold them, by the name of the metric."""
+        name = "top1" if self.paired.metric == TOP1 else "mean_average_precision"
+        return {
+            name: self.after,
+            f"{name}_of_run": self.before,
+            "difference": self.paired.to_dict(),
+        }
 
 
 def quantized_name(
@@ -79,6 +95,8 @@ def quantize_run(
         classifier, file.engine, images, compute, prepare=file.metadata.prepare
     )
     ids = [images.ids[row] for row in rows]
+    if run.multilabel:
+        return _compare_precision(images.take(rows), before, np.asarray(after, np.float64))
     # The head may lack classes of the images: compare names, not positions.
     classes = np.array(classifier.classes)
     y = np.array(images.classes)[images.labels[rows]]
@@ -88,5 +106,23 @@ def quantize_run(
     return QuantizedRun(
         before=float(run_predictions.correct.mean()),
         after=float(int8_predictions.correct.mean()),
+        paired=paired,
+    )
+
+
+def _compare_precision(
+    images: ImageSet, before: NDArray[np.float64], after: NDArray[np.float64]
+) -> QuantizedRun:
+    """Compare probabilities ``(n, k)`` of labels by the mean average precision."""
+    targets = targets_of(images)
+    found, sets = {}, images.labels
+    for name, scores in (("int8", after), ("run", before)):
+        terms = mean_average_precision_terms(targets, scores)
+        # The sets of labels only say that both are about the same images.
+        found[name] = Predictions(images.ids, sets, sets, scores=terms)
+    (paired,) = compare_precision(found)
+    return QuantizedRun(
+        before=float(np.mean(found["run"].scores)),
+        after=float(np.mean(found["int8"].scores)),
         paired=paired,
     )

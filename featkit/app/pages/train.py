@@ -35,6 +35,7 @@ from featkit.app.training import (
 )
 from featkit.app.views import error_text, plain, sandboxed_html
 from featkit.errors import FeatkitError
+from featkit.evaluation.metrics import TOP1
 from featkit.images.base import ImageSet
 from featkit.storage import read_text
 
@@ -254,7 +255,7 @@ def _show_comparison(runs: list[Path]) -> None:
             column_config={f"{metric} %": number, "from": number, "to": number},
             alt=f"{metric} with 95 % confidence intervals",
         )
-        words = "Top-1 accuracy" if metric == "top-1" else "Mean average precision"
+        words = "Top-1 accuracy" if metric == TOP1 else "Mean average precision"
         st.caption(f"{words} on the test images with its 95 % confidence interval.")
         for pair in comparison.pairs:
             st.markdown(f"- {plain(pair.sentence)}")

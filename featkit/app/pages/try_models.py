@@ -196,5 +196,5 @@ def _explain(
         with errors_shown():
             predictions.explain(classified, {key: models[key]})
         if key in classified.evidence:
-            label = classified.answers[key].prediction.predicted
+            label = classified.answers[key].prediction.most_probable
             place.html(evidence_html(classified.evidence[key], label))
