@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
+from featkit.evaluation.intervals import Interval
 from featkit.evaluation.metrics import MEAN_AVERAGE_PRECISION, clustered_order
 from featkit.evaluation.multilabel import LabelMetrics, MultiLabelReport, multilabel_summary
 from featkit.reports.components import Table, TableCell, interval_cell, number_cell
@@ -29,7 +30,7 @@ from featkit.reports.run_parts import (
     run_commands,
     run_facts,
 )
-from featkit.reports.wording import folds_text, headline, images_word
+from featkit.reports.wording import folds_text, headline, images_word, interval_text
 from featkit.runs.fit import package_versions
 from featkit.runs.names import run_title
 from featkit.studies.inspect_labels import LabelInspection
@@ -136,7 +137,7 @@ def labels_view(inspection: LabelInspection) -> LabelsView:
         explanation=inspection.explanation,
         matrix_names=[cells[place] for place in order],
         matrix=_matrix(inspection, order),
-        is_clustered=len(order) > CLUSTERED_FROM,
+        is_clustered=len(names) > CLUSTERED_FROM,
         confusions=_confusions(inspection),
         pairs=_pairs(inspection),
         calibration=_calibration(report),
@@ -186,8 +187,7 @@ def _per_label(report: MultiLabelReport) -> Table:
         "threshold (%)",
         "precision (%)",
         "recall (%)",
-        "F1 (%)",
-        "F1, 95% CI (0 to 100%)",
+        "F1 (%), 95% CI",
     ]
     return Table("Metrics of each label", columns, rows)
 
@@ -202,12 +202,16 @@ def _label_row(label: LabelMetrics) -> list[TableCell]:
         percent_cell(label.threshold),
         percent_cell(label.precision),
         percent_cell(label.recall),
-        percent_cell(label.f1),
-        _bar(label.f1, label.f1_interval95),
+        _with_interval(label.f1, label.f1_interval95),
     ]
 
 
-def _bar(value: float | None, interval: tuple[float, float] | None) -> TableCell:
+def _with_interval(value: float | None, interval: Interval | None) -> TableCell:
+    cell = percent_cell(value)
+    return cell if interval is None else replace(cell, detail=interval_text(interval))
+
+
+def _bar(value: float | None, interval: Interval | None) -> TableCell:
     if value is None or interval is None:
         return TableCell("no image", -1.0, "chart")
     return interval_cell(value, interval, (0.0, 1.0))
@@ -228,7 +232,7 @@ def _matrix_order(inspection: LabelInspection) -> list[int]:
     """Return the order of labels in the confusion matrix, by similarity if there are many."""
     k = len(inspection.report.labels)
     order = np.arange(k)
-    if k >= CLUSTERED_FROM:
+    if k > CLUSTERED_FROM:
         order = clustered_order(inspection.confusion[:k, :k])
     return [*(int(label) for label in order), k]
 
@@ -281,13 +285,14 @@ def _pairs(inspection: LabelInspection) -> Table | None:
         together, given = int(true[first, second]), int(predicted[first, second])
         if not together and not given:
             continue
+        difference = given - together
         rows.append(
             [
                 TableCell(names[first], is_header=True),
                 TableCell(names[second]),
                 number_cell(f"{together:,}", together),
                 number_cell(f"{given:,}", given),
-                number_cell(f"{given - together:+,}", given - together),
+                number_cell(f"{difference:+,}" if difference else "0", difference),
             ]
         )
     rows.sort(key=lambda row: -float(row[2].sort or 0))

@@ -145,7 +145,9 @@ def folds_table(folds: FoldScores | FoldPrecisions | None) -> Table | None:
     """Return the metric in each fold; None without folds."""
     if folds is None:
         return None
-    metric = "accuracy" if isinstance(folds, FoldScores) else MEAN_AVERAGE_PRECISION
+    metric, caption = MEAN_AVERAGE_PRECISION, f"{MEAN_AVERAGE_PRECISION} in each fold"
+    if isinstance(folds, FoldScores):
+        metric, caption = "accuracy", "Accuracy in each fold"
     rows = []
     for place, value in enumerate(folds.values):
         repeat, fold = divmod(place, folds.folds)
@@ -161,7 +163,10 @@ def folds_table(folds: FoldScores | FoldPrecisions | None) -> Table | None:
             ]
         )
     columns = ["fold", "images", f"{metric} (%)", f"{metric}, 95% CI (0 to 100%)"]
-    return Table(f"{metric[0].upper()}{metric[1:]} in each fold", columns, rows)
+    caption = f"{metric} in each fold"
+    return Table(
+        "Accuracy in each fold" if isinstance(folds, FoldScores) else caption, columns, rows
+    )
 
 
 def reliability_points(

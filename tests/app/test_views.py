@@ -121,3 +121,14 @@ def test_messages_give_no_advice_about_options_of_the_command_line():
 )
 def test_times_are_given_in_words(seconds, text):
     assert time_text(seconds) == text
+
+
+def test_labels_that_reach_their_threshold_have_a_check_mark():
+    top = (("car", 0.9), (HOSTILE, 0.7), ("bus", 0.2))
+    prediction = Prediction("a.png", top, labels=("car", HOSTILE))
+    html = answer_html("model", Answer(prediction, None, 1.0), true="car")
+    text = re.sub("<[^>]*>", " ", html)
+    assert text.count("✓") == 2
+    assert "✓ car" in text
+    assert "its labels are car" in text
+    assert "script" not in tags(html)

@@ -13,12 +13,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from featkit.backbones.onnx_export import write_onnx
-from featkit.compression.head_modules import make_scores_module
+from featkit.compression.class_scores import make_class_scores
+from featkit.compression.head_modules import make_labels_module, make_scores_module
 from featkit.errors import HeadError
 from featkit.evaluation import Temperature
 from featkit.evaluation.calibration import apply_temperature
+from featkit.evaluation.multilabel import LabelCalibration, apply_calibrations
 from featkit.heads import make_head
 from featkit.heads.balance import BalancedHead
+from featkit.heads.multilabel import MultiLabelHead
 
 SPECS = [
     "linear",
@@ -134,3 +137,51 @@ def test_a_corrected_head_is_exported_as_the_inner_head(blobs):
 def test_an_unknown_kind_of_head_is_refused():
     with pytest.raises(HeadError, match="str cannot be exported: choose linear"):
         make_scores_module("nearest", None)
+
+
+def labelled(k=3):
+    """Return features with targets, of which one label is much rarer than the others."""
+    rng = np.random.default_rng(7)
+    targets = (rng.random((90, k)) < (0.5, 0.4, 0.1)[:k]).astype(np.uint8)
+    centres = rng.normal(size=(k, 8))
+    x = targets @ centres + 0.7 * rng.normal(size=(90, 8)) + 2
+    return x.astype(np.float32), targets
+
+
+@pytest.mark.parametrize("spec", ["linear", "mlp:epochs=3,width=8", "svm", "knn:k=3", "knn"])
+def test_a_module_gives_the_calibrated_probabilities_of_labels(spec):
+    x, targets = labelled()
+    head = MultiLabelHead(head=spec).fit(x, targets)
+    calibrations = [LabelCalibration(1.7, -0.4), None, LabelCalibration(0.3, 2.0)]
+    rows = np.concatenate([x, x + np.float32(0.3)])
+    expected = apply_calibrations(head.predict_proba(rows), calibrations)
+    with torch.no_grad():
+        module = make_labels_module(head, calibrations)
+        found = module(torch.from_numpy(rows)).numpy()
+    assert found.dtype == np.float32
+    assert np.abs(found - expected).max() < 1e-4
+
+
+@pytest.mark.parametrize("spec", ["linear", "mlp:epochs=3,width=8", "svm", "knn:k=3"])
+def test_the_score_of_a_label_rises_with_its_probability(spec):
+    x, targets = labelled()
+    head = MultiLabelHead(head=spec).fit(x, targets)
+    scores = make_class_scores(head)
+    with torch.no_grad():
+        found = scores.module(torch.from_numpy(x)).numpy()
+    probabilities = head.predict_proba(x)
+    assert found.shape == probabilities.shape
+    for column in range(3):
+        correlation = np.corrcoef(found[:, column], probabilities[:, column])[0, 1]
+        assert correlation > 0.6
+    gradients = scores.gradients(x, np.full(len(x), 2))
+    assert gradients.shape == x.shape
+    assert np.abs(gradients).max() > 0
+
+
+def test_labels_of_a_head_of_a_plug_in_cannot_be_exported():
+    x, targets = labelled()
+    head = MultiLabelHead(head="linear").fit(x, targets)
+    head.heads_ = [object()]
+    with pytest.raises(HeadError, match="cannot be exported"):
+        make_labels_module(head, [None] * 3)

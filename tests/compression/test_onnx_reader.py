@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
@@ -224,3 +224,29 @@ def test_a_folder_or_a_large_file_is_refused(tmp_path):
         file.truncate(2**32)
     with pytest.raises(RunError, match="cannot be read"):
         load_exported(tmp_path / "large.onnx")
+
+
+LABELS = replace(METADATA, temperature=None, threshold=0.0, thresholds=(0.25, 0.5))
+
+
+def test_probabilities_of_labels_need_not_sum_to_1(tmp_path):
+    path = tmp_path / "model.onnx"
+    sealed(path, constant_scores([0.9, 0.8]), LABELS)
+    exported = load_exported(path)
+    assert exported.metadata.thresholds == (0.25, 0.5)
+    assert exported.engine(PIXELS) == pytest.approx(np.array([[0.9, 0.8]] * 3))
+    sealed(path, constant_scores([0.9, 1.2]), LABELS)
+    with pytest.raises(RunError, match="not probabilities"):
+        load_exported(path).engine(PIXELS)
+
+
+@pytest.mark.parametrize("thresholds", [(0.5,), (0.5, 1.5), (0.5, "a"), (0.5, True), ()], ids=str)
+def test_invalid_thresholds_are_refused(thresholds, tmp_path):
+    path = tmp_path / "model.onnx"
+    sealed(path, constant_scores([0.9, 0.1]), replace(LABELS, thresholds=thresholds))
+    with pytest.raises(RunError, match="threshold"):
+        load_exported(path)
+
+
+def test_files_with_one_label_per_image_have_no_thresholds():
+    assert "thresholds" not in METADATA.to_properties()

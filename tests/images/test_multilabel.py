@@ -11,7 +11,7 @@ from PIL import Image
 
 from featkit.errors import DataError
 from featkit.images import load_images
-from featkit.images.iterative import iterative_split
+from featkit.images.iterative import iterative_folds, iterative_split
 from featkit.images.multilabel import (
     join_labels,
     label_names,
@@ -168,6 +168,30 @@ def test_groups_stay_together_and_labels_keep_about_their_shares():
         assert len(set(splits[5 * group : 5 * group + 5])) == 1
     shares = targets[splits == "test"].sum(axis=0) / targets.sum(axis=0)
     assert np.abs(shares[:4] - 0.15).max() < 0.1
+
+
+@pytest.mark.parametrize("folds", [2, 5, 7])
+def test_folds_have_the_same_size_and_share_of_every_label(folds):
+    rng = np.random.default_rng(3)
+    targets = (rng.random((301, 6)) < (0.5, 0.3, 0.1, 0.05, 0.03, 0.02)).astype(np.uint8)
+    fold_of = iterative_folds(targets, folds, seed=1)
+    sizes = np.bincount(fold_of, minlength=folds)
+    assert sizes.max() - sizes.min() <= 1
+    for column in targets.T:
+        counts = np.bincount(fold_of[column == 1], minlength=folds)
+        assert counts.max() - counts.min() <= 3
+    assert np.array_equal(fold_of, iterative_folds(targets, folds, seed=1))
+    assert not np.array_equal(fold_of, iterative_folds(targets, folds, seed=2))
+
+
+def test_folds_do_not_separate_groups():
+    rng = np.random.default_rng(4)
+    targets = (rng.random((120, 3)) < 0.4).astype(np.uint8)
+    groups = [f"patient {row // 6}" for row in range(120)]
+    fold_of = iterative_folds(targets, 4, groups=groups)
+    assert len(np.unique(fold_of)) == 4
+    for rows in np.arange(120).reshape(-1, 6):
+        assert len(set(fold_of[rows].tolist())) == 1
 
 
 def test_names_of_sets_are_sorted_and_split_again():

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-from inspect import signature
 from pathlib import Path
 
 import numpy as np
@@ -12,45 +11,38 @@ import pytest
 from click.testing import CliRunner
 from PIL import Image
 from sklearn.metrics import average_precision_score
+from sklearn.model_selection import PredefinedSplit, cross_val_predict
 
 import featkit
 from featkit.cli.main import main
 from featkit.errors import FeatkitError
-from featkit.runs.compare import read_any_run
+from featkit.heads.multilabel import MultiLabelHead
+from featkit.images.iterative import iterative_folds
+from featkit.runs.classifier import open_classifier
+from featkit.runs.compare import read_any_run, read_label_predictions
 from featkit.runs.multilabel import MultiLabelRun
-
-NETWORK = {"backbone": "resnet18", "weights": "random", "resize": "32", "crop": "32"}
-LABELS = ("left", "right", "top")
+from featkit.runs.summary import summarise_run
+from tests.scenes import LABELS, NETWORK, fit_scenes, write_scenes
 
 
 @pytest.fixture(scope="module")
 def scenes(tmp_path_factory) -> Path:
     """Write images with a bright square for each of their labels, and a table."""
-    folder = tmp_path_factory.mktemp("scenes")
-    rng = np.random.default_rng(0)
-    lines = ["path,label,split"]
-    for row in range(120):
-        pixels = rng.integers(0, 90, (32, 32, 3)).astype(np.uint8)
-        found = rng.random(3) < (0.5, 0.4, 0.3)
-        for label, place in zip(found, ((12, 0), (12, 20), (0, 10)), strict=True):
-            if label:
-                pixels[place[0] : place[0] + 12, place[1] : place[1] + 12] += 25
-        Image.fromarray(pixels).save(folder / f"{row}.png")
-        names = ";".join(np.array(LABELS)[found]) or "(none)"
-        lines.append(f"{row}.png,{names},{'train' if row < 80 else 'test'}")
-    (folder / "labels.csv").write_text("\n".join(lines) + "\n")
-    return folder
+    return write_scenes(tmp_path_factory.mktemp("scenes")).parent
 
 
 @pytest.fixture(scope="module")
 def fitted(scenes, tmp_path_factory) -> tuple[featkit.api.FitResults, Path]:
     """Fit two heads and write their runs."""
     work = tmp_path_factory.mktemp("work")
-    parameters = signature(featkit.fit).parameters
-    defaults = {name: each.default for name, each in parameters.items() if name != "head"}
-    options = {**defaults, **NETWORK, "data": scenes / "labels.csv", "cache": work / "cache"}
-    found = featkit.api.fit_heads(["linear", "knn:k=3"], **{**options, "out": work / "runs"})
-    return found, work
+    return fit_scenes(scenes / "labels.csv", work, ["linear", "knn:k=3"]), work
+
+
+@pytest.fixture(scope="module")
+def folded(scenes, fitted) -> featkit.api.FitResults:
+    """Cross-validate two heads."""
+    heads = ["linear", "knn:k=3"]
+    return fit_scenes(scenes / "labels.csv", fitted[1], heads, folds=4, repeats=2)
 
 
 def test_a_run_has_the_mean_average_precision_of_scikit_learn(fitted):
@@ -133,14 +125,14 @@ def test_several_heads_are_tuned_by_validation_map(fitted, scenes):
     ("options", "message"),
     [
         ({"head": "prototypical"}, "prototypical .* cannot give it several labels"),
-        ({"folds": 3}, "folds needs one label per image"),
+        ({"folds": 200}, "--folds 200, but there are 120 images: use fewer folds"),
         ({"reject": 0.1}, "--reject needs one label per image"),
         ({"balance": "reweight"}, "--balance needs one label per image"),
         ({"subset": "kshot:k=2"}, "--subset needs one label per image"),
     ],
-    ids=["prototypical", "folds", "reject", "balance", "subset"],
+    ids=["prototypical", "too many folds", "reject", "balance", "subset"],
 )
-def test_options_that_need_one_label_say_so(fitted, scenes, options, message):
+def test_options_that_do_not_fit_say_so(fitted, scenes, options, message):
     _, work = fitted
     with pytest.raises(FeatkitError, match=message):
         featkit.fit(scenes / "labels.csv", cache=work / "cache", **NETWORK, **options)
@@ -207,3 +199,149 @@ def test_runs_are_listed_with_their_metric(fitted):
     assert " mAP" in listed.output, listed.output
     shown = CliRunner().invoke(main, ["runs", "show", str(found.paths[0])])
     assert shown.output.count("mAP") == 1
+
+
+def test_labels_and_probabilities_are_read_from_the_run_directory(fitted):
+    found, _ = fitted
+    run, path = found.runs[0], found.paths[0]
+    _, _, predictions = read_any_run(path)
+    read = read_label_predictions(path, predictions)
+    test = run.source.embeddings.part("test")
+    assert np.array_equal(read.targets, test.targets)
+    thresholds = [label.threshold for label in run.report.per_label]
+    assert np.array_equal(read.predicted, run.probabilities >= np.asarray(thresholds))
+    assert np.allclose(read.probabilities, run.probabilities, atol=1e-6)
+
+
+def test_out_of_fold_scores_are_those_of_scikit_learn(folded):
+    run = folded.runs[1]
+    images = run.source.embeddings
+    fold_of = run.folds.fold_of[0]
+    assert np.array_equal(fold_of, iterative_folds(images.targets, 4, 0))
+    expected = cross_val_predict(
+        MultiLabelHead(head="knn:k=3"),
+        images.x,
+        images.targets,
+        cv=PredefinedSplit(fold_of),
+        method="predict_proba",
+    )
+    precision = average_precision_score(images.targets, expected, average="macro")
+    assert run.report.mean_average_precision == pytest.approx(precision, abs=1e-9)
+    assert run.report.n == len(images) == 120
+
+
+def test_a_cross_validation_has_a_metric_for_each_fold_and_one_over_all(folded):
+    run, path = folded.runs[0], folded.paths[0]
+    report = run.report
+    folds = report.folds
+    assert (folds.folds, folds.repeats, sum(folds.sizes)) == (4, 2, 240)
+    assert len(folds.precisions) == len(folds.intervals95) == 8
+    assert report.headline.value == folds.mean_average_precision
+    low, high = folds.interval95
+    assert low < folds.mean_average_precision < high
+    _, read, predictions = read_any_run(path)
+    assert read.to_dict() == json.loads(json.dumps(report.to_dict()))
+    assert read.folds == folds
+    assert np.mean(predictions.scores) == pytest.approx(report.mean_average_precision, abs=1e-12)
+    assert summarise_run(path).folds == 4
+    with (path / "folds.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 240
+    assert {"repeat", "fold", "id", "true", "predicted", "p(left)"} <= set(rows[0])
+    (pair,) = folded.comparison.folds
+    assert pair.difference == pytest.approx(
+        np.mean(folds.precisions) - np.mean(folded.runs[1].report.folds.precisions), abs=1e-12
+    )
+    assert "corrected t-test over 4 folds x 2 repeats" in pair.sentence
+    (predicted,) = featkit.predict(path, Path(run.source.request.data).parent / "0.png")
+    assert set(predicted.probabilities) == set(LABELS)
+
+
+def test_folds_and_a_test_set_are_not_compared(fitted, folded):
+    with pytest.raises(FeatkitError, match="evaluated by --folds on all images"):
+        featkit.compare([fitted[0].paths[0], folded.paths[0]])
+
+
+def test_several_seeds_have_a_mean_map_with_an_interval(fitted, scenes):
+    _, work = fitted
+    table = work / "seeds.csv"
+    rows = [line.rsplit(",", 1)[0] for line in (scenes / "labels.csv").read_text().splitlines()]
+    table.write_text("\n".join([rows[0], *(f"{scenes}/{row}" for row in rows[1:])]))
+    found = fit_scenes(table, work, ["knn:k=3"], seeds=3)
+    summary = found.seeds["knn:k=3"]
+    values = [run.report.mean_average_precision for run in found.runs]
+    assert summary.values == pytest.approx(values, abs=1e-12)
+    assert len(set(values)) > 1
+    assert summary.metric == "mAP"
+    assert summary.interval95[0] < summary.mean < summary.interval95[1]
+    written = json.loads(next((work / "runs").glob("seeds/seeds-*/results.json")).read_text())
+    assert written["mean_average_precision"] == pytest.approx(values)
+    assert "top1" not in written
+
+
+def test_an_open_classifier_gives_the_labels_of_predict(fitted, scenes):
+    path = fitted[0].paths[0]
+    (expected,) = featkit.predict(path, scenes / "90.png", device="cpu")
+    with Image.open(scenes / "90.png") as image:
+        pixels = np.asarray(image)
+    classifier = open_classifier(path, "cpu")
+    found = classifier.classify(pixels).prediction
+    assert classifier.multilabel
+    assert found.labels == expected.labels
+    assert found.most_probable == expected.top[0][0]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("head", ["linear", "knn:k=3"])
+def test_an_exported_file_gives_the_labels_of_its_run(head, scenes, fitted, tmp_path):
+    pytest.importorskip("onnxruntime")
+    found = fit_scenes(scenes / "labels.csv", fitted[1], [head])
+    exported = featkit.export(found.paths[0], out=tmp_path / "model.onnx", check=40, device="cpu")
+    assert exported.check.multilabel
+    assert exported.check.largest < 1e-4
+    files = [scenes / f"{row}.png" for row in range(80, 120)]
+    from_run = featkit.predict(found.paths[0], files, device="cpu")
+    from_file = featkit.predict(exported.path, files, device="cpu")
+    for ours, theirs in zip(from_run, from_file, strict=True):
+        assert ours.labels == theirs.labels
+        assert list(ours.probabilities) == list(theirs.probabilities)
+        values = [list(each.probabilities.values()) for each in (ours, theirs)]
+        assert np.allclose(*values, atol=1e-3)
+    with Image.open(files[0]) as image:
+        answer = open_classifier(exported.path).classify(np.asarray(image))
+    assert answer.prediction.labels == from_file[0].labels
+
+
+@pytest.mark.long
+def test_a_quantized_run_is_compared_by_map(fitted, tmp_path):
+    pytest.importorskip("onnxruntime")
+    found, _ = fitted
+    model = featkit.quantize(found.paths[0], out=tmp_path, device="cpu")
+    facts = json.loads((model.path / "quantize.json").read_text())["classifier"]
+    run = found.runs[0].report.mean_average_precision
+    assert facts["mean_average_precision_of_run"] == pytest.approx(run, abs=0.02)
+    assert facts["difference"]["metric"] == "mAP"
+    assert abs(facts["difference"]["difference"]) < 0.2
+
+
+def test_a_long_tail_study_says_what_to_do(fitted, scenes):
+    _, work = fitted
+    data, cache = str(scenes / "labels.csv"), str(work / "cache")
+    network = ["--backbone", "resnet18", "--weights", "random", "--resize", "32", "--crop", "32"]
+    command = ["longtail", "--data", data, "--cache", cache, *network, "--out", str(work / "tail")]
+    result = CliRunner().invoke(main, command)
+    assert result.exit_code == 1
+    assert "several labels per image, and a long-tail study needs one" in result.output
+    assert "--subset" not in result.output
+
+
+def test_a_robustness_study_uses_the_map(fitted, scenes):
+    _, work = fitted
+    data, cache = str(scenes / "labels.csv"), str(work / "cache")
+    network = ["--backbone", "resnet18", "--weights", "random", "--resize", "32", "--crop", "32"]
+    options = ["--head", "knn:k=3", "--family", "contrast", "--level", "strong"]
+    out = ["--out", str(work / "robust")]
+    command = ["robustness", "--data", data, "--cache", cache, *network, *options, *out]
+    result = CliRunner().invoke(main, command)
+    assert result.exit_code == 0, result.output
+    assert "mAP" in result.output
