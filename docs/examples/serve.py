@@ -47,12 +47,22 @@ class Model:
         return pixels.transpose(2, 0, 1)[None] / 255
 
     def predict(self, content: bytes) -> dict[str, object]:
-        """Return class, confidence and whether the image is rejected as unknown."""
+        """Return class, confidence and whether the image is rejected as unknown.
+
+        With several labels per image: those that reach their threshold, and all probabilities.
+        """
         pixels = self.prepare(Image.open(io.BytesIO(content)))
         scores = self.session.run(None, {"images": pixels})[0][0]
+        classes, thresholds = self.metadata["classes"], self.metadata.get("thresholds")
+        if thresholds is not None:
+            probabilities = [round(float(score), 6) for score in scores]
+            return {
+                "labels": [classes[place] for place in np.flatnonzero(scores >= thresholds)],
+                "probabilities": dict(zip(classes, probabilities, strict=True)),
+            }
         threshold = self.metadata.get("threshold")
         return {
-            "predicted": self.metadata["classes"][scores.argmax()],
+            "predicted": classes[scores.argmax()],
             "confidence": round(float(scores.max()), 6),
             "rejected": bool(threshold is not None and scores.max() < threshold),
         }

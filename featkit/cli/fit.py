@@ -150,9 +150,9 @@ def fit(
     Several heads are compared with paired tests. Images of a CSV file may have several labels each,
     as in `bus;car`: the metric is then the mean average precision.
 
-    Hyperparameters, temperature and rejection
-    threshold are chosen on the validation set; the test set is used once. Writes a run directory:
-    card.json, results.json, predictions.csv, the head, and figures.
+    Hyperparameters, temperature and rejection threshold are chosen on the validation set; the test
+    set is used once. Writes a run directory: card.json, results.json, predictions.csv, the head,
+    and figures.
     """
     from featkit import api
 

@@ -163,10 +163,7 @@ def folds_table(folds: FoldScores | FoldPrecisions | None) -> Table | None:
             ]
         )
     columns = ["fold", "images", f"{metric} (%)", f"{metric}, 95% CI (0 to 100%)"]
-    caption = f"{metric} in each fold"
-    return Table(
-        "Accuracy in each fold" if isinstance(folds, FoldScores) else caption, columns, rows
-    )
+    return Table(caption, columns, rows)
 
 
 def reliability_points(

@@ -115,14 +115,11 @@ def _compare_precision(
 ) -> QuantizedRun:
     """Compare probabilities ``(n, k)`` of labels by the mean average precision."""
     targets = targets_of(images)
-    found, sets = {}, images.labels
+    found, means = {}, []
     for name, scores in (("int8", after), ("run", before)):
         terms = mean_average_precision_terms(targets, scores)
         # The sets of labels only say that both are about the same images.
-        found[name] = Predictions(images.ids, sets, sets, scores=terms)
+        found[name] = Predictions(images.ids, images.labels, images.labels, scores=terms)
+        means.append(float(terms.mean()))
     (paired,) = compare_precision(found)
-    return QuantizedRun(
-        before=float(np.mean(found["run"].scores)),
-        after=float(np.mean(found["int8"].scores)),
-        paired=paired,
-    )
+    return QuantizedRun(before=means[1], after=means[0], paired=paired)

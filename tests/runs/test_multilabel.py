@@ -292,7 +292,7 @@ def test_an_open_classifier_gives_the_labels_of_predict(fitted, scenes):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("head", ["linear", "knn:k=3"])
+@pytest.mark.parametrize("head", ["knn:k=3"])
 def test_an_exported_file_gives_the_labels_of_its_run(head, scenes, fitted, tmp_path):
     pytest.importorskip("onnxruntime")
     found = fit_scenes(scenes / "labels.csv", fitted[1], [head])
