@@ -23,7 +23,6 @@ from featkit.cli.output import (
     visible_lines,
 )
 from featkit.errors import FeatkitError
-from featkit.evaluation.metrics import TOP1
 
 if TYPE_CHECKING:
     from featkit.runs.summary import RunSummary
@@ -77,6 +76,8 @@ def list_all(out: Path | None, as_json: bool) -> None:
 
 
 def _table(summaries: Sequence[RunSummary]) -> str:
+    from featkit.evaluation.metrics import TOP1
+
     columns = ["name", "run", "data", "head", "top-1 %", "95% CI", "n", "age", "size"]
     rows = []
     for each in summaries:
