@@ -1395,7 +1395,9 @@ def compare(runs: Sequence[PathLike]) -> RunComparison:
 
     Returns:
         The runs, best first, and for each pair the difference of top-1 accuracy with its 95%
-        confidence interval and McNemar's test with Holm correction.
+        confidence interval and McNemar's test with Holm correction. Runs on the same folds are
+        compared by the corrected resampled t-test too, runs on folds with runs on a test set over
+        the images that all were evaluated on.
 
     Raises:
         SpecError: if there are fewer than two runs, or one is given twice.

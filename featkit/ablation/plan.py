@@ -13,7 +13,7 @@ from featkit.embeddings.request import Request
 from featkit.errors import SpecError
 from featkit.images.multilabel import refuse_multilabel
 from featkit.images.perturb import parse_perturbation
-from featkit.runs.fit import RESULTS_VERSION, FitConfig, check_head
+from featkit.runs.fit import RESULTS_VERSION, FitConfig, check_head, group_parts
 from featkit.runs.multilabel import check_multilabel_config
 from featkit.storage import digest, expand_variables
 
@@ -165,7 +165,7 @@ def cell_name(
     for request in (features.clean, features.train_views, features.test):
         parts.append(extractor.plan(request).recipe.fingerprint if request else "none")
     images = extractor.plan(features.clean).images
-    groups = ["groups", *images.groups] if images.groups else []
+    groups = group_parts(str(values["head"]), images.groups) if images.groups else []
     labels = ["multilabel"] if images.multilabel else []
     splits = images.splits.tolist()
     return digest([*parts, *groups, *labels, *splits, RESULTS_VERSION, str(SCHEMA)])[:16]

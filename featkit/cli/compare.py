@@ -12,11 +12,11 @@ from featkit.cli.output import between, print_json, print_line, print_text, tabl
 from featkit.cli.table_files import check_table_options, prints_table, table_options, write_tables
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     from featkit.evaluation import PairedComparison, Report
     from featkit.evaluation.multilabel import MultiLabelReport
-    from featkit.runs.compare import RunComparison
+    from featkit.runs.compare import CommonAccuracy, RunComparison
 
 EPILOG = """\b
 Examples:
@@ -36,9 +36,10 @@ def compare(runs: tuple[Path, ...], as_json: bool, **options: Any) -> None:
 
     For each pair: the difference in top-1 accuracy with its 95% confidence interval, and McNemar's
     test (mid-p) with Holm correction; over groups of images, if they have groups. Runs on the same
-    folds are compared by the corrected resampled t-test too, runs with the same --cost by the
-    difference of their mean costs, and runs on images with several labels by their mean average
-    precision (mAP).
+    folds are compared by the corrected resampled t-test too. A run on folds is compared with one on
+    a test set over the images that both were evaluated on. Runs with the same --cost are compared
+    by the difference of their mean costs too, and runs on images with several labels by their mean
+    average precision (mAP).
     """
     from featkit import api
 
@@ -49,7 +50,7 @@ def compare(runs: tuple[Path, ...], as_json: bool, **options: Any) -> None:
     if as_json:
         print_json(found.to_dict())
     elif not prints_table(options):
-        print_comparison(found.runs, found.pairs)
+        print_comparison(found.runs, found.pairs, found.common)
         print_further_pairs(found)
         if found.note:
             print_line(found.note)
@@ -62,25 +63,41 @@ def print_further_pairs(found: RunComparison) -> None:
 
 
 def print_comparison(
-    runs: Iterable[tuple[str, Report | MultiLabelReport]], pairs: Iterable[PairedComparison]
+    runs: Iterable[tuple[str, Report | MultiLabelReport]],
+    pairs: Iterable[PairedComparison],
+    common: Sequence[CommonAccuracy] = (),
 ) -> None:
-    """Print a table of runs in their order, and a line for each pair."""
+    """Print a table of runs in their order, and a line for each pair.
+
+    Args:
+        runs: name and report of each run.
+        pairs: every two of them.
+        common: accuracy of each run on the images of the pairs, if these are not all of its images.
+    """
     from featkit.evaluation.costs import mean_cost_text
     from featkit.evaluation.standing import standings_of_pairs
 
     runs, pairs = list(runs), list(pairs)
-    standings = standings_of_pairs({name: report.headline.value for name, report in runs}, pairs)
+    values = {name: report.headline.value for name, report in runs}
+    if common:
+        values = {name: each.top1 for (name, _), each in zip(runs, common, strict=True)}
+    standings = standings_of_pairs(values, pairs)
     with_costs = any(report.decision_cost for _, report in runs)
     rows = []
     metric = ""
-    for name, report in runs:
+    for row, (name, report) in enumerate(runs):
         found = standings.get(name)
         metric, value, interval = report.headline
         numbers = [f"{100 * value:.1f}", between(interval), report.n]
         if with_costs:
             numbers.append(mean_cost_text(report.decision_cost) if report.decision_cost else "")
+        if common:
+            top1, interval, _ = common[row]
+            numbers += [f"{100 * top1:.1f}", between(interval)]
         rows.append([name, *numbers, found.text if found else ""])
     right = [f"{metric} %", "95% CI", "n", *(["mean cost (95% CI)"] if with_costs else [])]
+    if common:
+        right += [f"on {common[0].n} common", "its 95% CI"]
     print_text(table(["run", *right, "compared with the best"], rows, right=right))
     print_line("")
     for pair in pairs:

@@ -39,3 +39,14 @@ class Predictions:
         """Whether each prediction is correct, ``(n,)``."""
         correct: NDArray[np.bool_] = np.asarray(self.y) == np.asarray(self.predicted)
         return correct
+
+    def take(self, rows: NDArray[np.int64]) -> Predictions:
+        """Return the predictions at ``rows``; the mean of their ``scores`` is no metric of them."""
+        return Predictions(
+            [self.ids[row] for row in rows.tolist()],
+            np.asarray(self.y)[rows],
+            np.asarray(self.predicted)[rows],
+            None if self.confidence is None else self.confidence[rows],
+            None if self.groups is None else self.groups[rows],
+            None if self.scores is None else self.scores[rows],
+        )

@@ -12,10 +12,11 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 from sklearn.utils._param_validation import Interval
+from sklearn.utils.validation import has_fit_parameter
 
 from featkit.errors import HeadError
 from featkit.heads import CORRECTIONS, make_head, parse_correction
-from featkit.heads.base import Floats, Head, Trial
+from featkit.heads.base import Floats, Head, Trial, checked_groups
 from featkit.heads.corrections import Correction
 from featkit.registry import Spec
 
@@ -58,8 +59,16 @@ class BalancedHead(Head):
         self.correction = correction
         self.seed = seed
 
-    def fit(self, X: Any, y: Any) -> BalancedHead:
+    __metadata_request__fit: ClassVar[dict[str, bool]] = {"groups": True}
+
+    def fit(self, X: Any, y: Any, groups: Any = None) -> BalancedHead:
         """Fit on features ``(n, d)`` with labels ``(n,)``.
+
+        Args:
+            X: features.
+            y: labels.
+            groups: ``(n,)`` group of each sample, such as its patient, for heads whose ``fit``
+                accepts groups; None for independent samples.
 
         Raises:
             SpecError: if the head, the correction or one of their options is unknown.
@@ -68,8 +77,16 @@ class BalancedHead(Head):
         x, codes = self._check_training_data(X, y)
         correction = _make_correction(parse_correction(self.correction))
         head = make_head(self.head, seed=self.seed)
-        self.head_ = correction.fit(head, x, self.classes_[codes], self.seed)
+        labels = self.classes_[codes]
+        if groups is None:
+            self.head_ = correction.fit(head, x, labels, self.seed)
+        else:
+            groups = checked_groups(groups, len(x))
+            trained = correction.train_with_groups(head, x, labels, self.seed, groups)
+            self.head_ = correction.adjust(trained, x, labels)
         self.warnings_ = tuple(getattr(self.head_, "warnings_", ()))
+        if groups is not None and has_fit_parameter(head, "groups"):
+            self.warnings_ += _ignored_groups(correction, self.head, self.correction)
         return self
 
     def predict_proba(self, X: Any) -> NDArray[np.float64]:
@@ -77,11 +94,13 @@ class BalancedHead(Head):
         x = self._check_features(X)
         return np.asarray(self.head_.predict_proba(x), np.float64)
 
-    def trials(self, x: Floats, y: NDArray[Any], x_val: Floats) -> Iterator[Trial]:
+    def trials(
+        self, x: Floats, y: NDArray[Any], x_val: Floats, groups: Any = None
+    ) -> Iterator[Trial]:
         """Yield the scores on ``x_val (m, d)`` for all values of the correction's unset options.
 
         A head that is only adjusted after training is trained once, on ``x (n, d)`` with labels
-        ``y (n,)``.
+        ``y (n,)`` and ``groups`` as in ``fit``.
         """
         self._validate_params()
         trained = None
@@ -89,7 +108,8 @@ class BalancedHead(Head):
             correction = _make_correction(spec)
             training_differs = type(correction).train is not Correction.train
             if trained is None or training_differs:
-                trained = correction.train(make_head(self.head, seed=self.seed), x, y, self.seed)
+                head = make_head(self.head, seed=self.seed)
+                trained = correction.train_with_groups(head, x, y, self.seed, groups)
             fitted = correction.adjust(deepcopy(trained), x, y)
             options = {"head": self.head, "correction": str(spec)}
             yield Trial(options, fitted.predict_proba(x_val))
@@ -97,6 +117,16 @@ class BalancedHead(Head):
     def _validate_params(self) -> None:
         super()._validate_params()
         check_correction(self.head, self.correction)
+
+
+def _ignored_groups(correction: Correction, head: str, name: str) -> tuple[str, ...]:
+    """Return a warning on a correction of a plug-in that does not know groups."""
+    if correction.takes_groups():
+        return ()
+    return (
+        f"correction {name} does not pass groups on: the folds in which {head} is calibrated may "
+        "separate images of a group, so that its probabilities may be too high",
+    )
 
 
 def check_correction(head: str, correction: str) -> None:

@@ -13,7 +13,12 @@ from scipy.special import softmax
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils.multiclass import check_classification_targets
-from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
+from sklearn.utils.validation import (
+    _check_sample_weight,
+    check_is_fitted,
+    has_fit_parameter,
+    validate_data,
+)
 
 from featkit.errors import HeadError
 from featkit.parallel import blas_threads, in_threads
@@ -164,6 +169,46 @@ def checked_weights(sample_weight: Any, x: Floats) -> NDArray[np.float64]:
     positive = weights[weights > 0]
     mean = float(positive.mean()) if len(positive) else 1.0
     return weights / mean if mean < 1 - 1e-9 else weights
+
+
+def fit_with_groups(head: Any, x: Floats, y: NDArray[Any], groups: Any, **options: Any) -> Any:
+    """Fit a head, with the groups of its samples if its ``fit`` accepts them.
+
+    Args:
+        head: the unfitted head.
+        x: training features ``(n, d)``.
+        y: labels ``(n,)``.
+        groups: ``(n,)`` group of each sample, such as its patient; None for independent samples.
+        options: for ``fit``, such as sample weights.
+
+    Returns:
+        The fitted head.
+    """
+    if groups is not None and has_fit_parameter(head, "groups"):
+        options["groups"] = groups
+    return head.fit(x, y, **options)
+
+
+def checked_groups(groups: Any, n: int) -> NDArray[Any]:
+    """Return the group of each of n samples as an array ``(n,)``.
+
+    Raises:
+        UnfitDataError: if there are more or fewer, or one is missing (None or NaN).
+    """
+    values = np.asarray(groups)
+    if values.shape != (n,):
+        raise UnfitDataError(
+            f"groups of shape {values.shape} for {n} samples: give one group for each sample"
+        )
+    if values.dtype.kind in "fO":
+        # Only NaN differs from itself.
+        missing = [row for row, each in enumerate(values.tolist()) if each is None or each != each]
+        if missing:
+            raise UnfitDataError(
+                f"sample {missing[0]} has no group ({len(missing)} of {n} have none): give each "
+                "one, a group of its own if it belongs to no other sample"
+            )
+    return values
 
 
 def single_threaded_blas() -> AbstractContextManager[object]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -12,7 +13,7 @@ from scipy.special import logsumexp, softmax
 from sklearn.utils.validation import has_fit_parameter
 
 from featkit.errors import MissingExtraError, SpecError
-from featkit.heads.base import Floats, UnfitDataError
+from featkit.heads.base import Floats, UnfitDataError, fit_with_groups
 from featkit.heads.linear import LinearHead
 from featkit.heads.mlp import MLPHead
 from featkit.heads.prototypical import PrototypicalHead
@@ -48,9 +49,22 @@ class Correction:
         """
         return self.adjust(self.train(head, x, y, seed), x, y)
 
-    def train(self, head: Any, x: Floats, y: Labels, seed: int) -> Any:
+    def train_with_groups(self, head: Any, x: Floats, y: Labels, seed: int, groups: Any) -> Any:
+        """Return the trained head; groups are passed to ``train`` if it accepts them.
+
+        A head may keep the samples of a group together in the folds of its calibration.
+        """
+        if groups is None or not self.takes_groups():
+            return self.train(head, x, y, seed)
+        return self.train(head, x, y, seed, groups)
+
+    def takes_groups(self) -> bool:
+        """Return whether ``train`` has a parameter ``groups``: that of a plug-in may have none."""
+        return "groups" in inspect.signature(self.train).parameters
+
+    def train(self, head: Any, x: Floats, y: Labels, seed: int, groups: Any = None) -> Any:
         """Return the trained head."""
-        return head.fit(x, y)
+        return fit_with_groups(head, x, y, groups)
 
     def adjust(self, head: Any, x: Floats, y: Labels) -> Any:
         """Return the trained head after a correction that depends on its training data."""
@@ -72,11 +86,11 @@ class Reweight(Correction):
         """Return whether ``fit`` of the head accepts sample weights."""
         return bool(has_fit_parameter(head, "sample_weight"))
 
-    def train(self, head: Any, x: Floats, y: Labels, seed: int) -> Any:
+    def train(self, head: Any, x: Floats, y: Labels, seed: int, groups: Any = None) -> Any:
         """Return the head, trained with sample weights."""
         codes, counts = class_counts(y)
         weights = self._class_weights(counts)[codes]
-        return head.fit(x, y, sample_weight=weights / weights.mean())
+        return fit_with_groups(head, x, y, groups, sample_weight=weights / weights.mean())
 
     def _class_weights(self, counts: NDArray[np.int64]) -> Floats:
         """Return the unnormalised weight of each class ``(k,)``."""
@@ -121,7 +135,7 @@ class ClassAware(Correction):
     long-tailed recognition", ICLR 2020, section 4.1 (cRT).
     """
 
-    def train(self, head: Any, x: Floats, y: Labels, seed: int) -> Any:
+    def train(self, head: Any, x: Floats, y: Labels, seed: int, groups: Any = None) -> Any:
         """Return the head, trained on the drawn samples."""
         codes, counts = class_counts(y)
         size = self._class_size(counts)
@@ -131,7 +145,8 @@ class ClassAware(Correction):
             members = np.flatnonzero(codes == code)
             drawn.append(_draw(members, size, rng))
         rows = np.sort(np.concatenate(drawn))
-        return head.fit(x[rows], y[rows])
+        own = None if groups is None else np.asarray(groups)[rows]
+        return fit_with_groups(head, x[rows], y[rows], own)
 
     def _class_size(self, counts: NDArray[np.int64]) -> int:
         """Return the number of samples to draw from each class."""
@@ -157,12 +172,13 @@ class Smote(Correction):
     """Grow each class to the size of the largest by interpolating between neighbours.
 
     Uses imbalanced-learn with 5 neighbours of the same class, or one fewer than the smallest class
-    has images.
+    has images. A synthetic sample lies between two samples, which may be of different groups: with
+    groups, a head is therefore calibrated on the real samples only.
 
     Source: Chawla et al., "SMOTE: synthetic minority over-sampling technique", JAIR 2002.
     """
 
-    def train(self, head: Any, x: Floats, y: Labels, seed: int) -> Any:
+    def train(self, head: Any, x: Floats, y: Labels, seed: int, groups: Any = None) -> Any:
         """Return the head, trained on the real and the synthetic samples.
 
         Raises:
@@ -181,7 +197,13 @@ class Smote(Correction):
                 "use oversample instead"
             )
         sampler = SMOTE(k_neighbors=min(5, int(counts.min()) - 1), random_state=seed)
-        return head.fit(*sampler.fit_resample(x, y))
+        grown, labels = sampler.fit_resample(x, y)
+        own = None
+        if groups is not None:
+            # Synthetic samples follow the real ones.
+            synthetic = np.full(len(labels) - len(y), "")
+            own = np.concatenate([np.asarray(groups).astype(np.str_), synthetic])
+        return fit_with_groups(head, grown, labels, own)
 
 
 # Adjustments of the fitted classifier
@@ -323,11 +345,11 @@ class NearestMean(Correction):
         """Return whether the head is linear, or a nearest class mean already."""
         return isinstance(head, LinearHead | PrototypicalHead)
 
-    def train(self, head: Any, x: Floats, y: Labels, seed: int) -> Any:
+    def train(self, head: Any, x: Floats, y: Labels, seed: int, groups: Any = None) -> Any:
         """Return a fitted prototypical head."""
         if not isinstance(head, PrototypicalHead):
             head = PrototypicalHead(scale=head.scale)
-        return head.fit(x, y)
+        return fit_with_groups(head, x, y, groups)
 
 
 def class_counts(y: Labels) -> tuple[NDArray[np.intp], NDArray[np.int64]]:

@@ -17,7 +17,14 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 
 from featkit.heads import HEADS, make_head
 from featkit.heads.balance import InapplicableError
-from featkit.heads.base import Floats, InvalidFeaturesError, Trial, UnfitDataError, fit_in_threads
+from featkit.heads.base import (
+    Floats,
+    InvalidFeaturesError,
+    Trial,
+    UnfitDataError,
+    fit_in_threads,
+    fit_with_groups,
+)
 from featkit.registry import Spec
 
 Targets = NDArray[np.uint8]
@@ -64,8 +71,16 @@ class MultiLabelHead(BaseEstimator):  # type: ignore[misc]
         self.head = head
         self.seed = seed
 
-    def fit(self, X: Any, y: Any) -> MultiLabelHead:
+    __metadata_request__fit: ClassVar[dict[str, bool]] = {"groups": True}
+
+    def fit(self, X: Any, y: Any, groups: Any = None) -> MultiLabelHead:
         """Fit on features ``(n, d)`` with targets ``(n, k)``, zeros and ones.
+
+        Args:
+            X: features.
+            y: targets.
+            groups: ``(n,)`` group of each sample, such as its patient, for heads whose ``fit``
+                accepts groups; None for independent samples.
 
         Raises:
             SpecError: if the head or one of its options is unknown.
@@ -85,15 +100,17 @@ class MultiLabelHead(BaseEstimator):  # type: ignore[misc]
         elif name == "mlp":
             self.heads_ = [self._fit_mlp(x, targets)]
         else:
-            fitted = list(fit_in_threads(partial(self._fit_binary, x), list(targets.T)))
+            fit_label = partial(self._fit_binary, x, groups)
+            fitted = list(fit_in_threads(fit_label, list(targets.T)))
             self.warnings_ = _shared_warnings(fitted)
             self.heads_ = [_stacked(fitted)] if name == "linear" else fitted
             return self
         self.warnings_ = tuple(getattr(self.heads_[0], "warnings_", ()))
         return self
 
-    def _fit_binary(self, x: Floats, target: Targets) -> Any:
-        return make_head(self.head, seed=self.seed).fit(x, target.astype(np.int64))
+    def _fit_binary(self, x: Floats, groups: Any, target: Targets) -> Any:
+        head = make_head(self.head, seed=self.seed)
+        return fit_with_groups(head, x, target.astype(np.int64), groups)
 
     def _fit_mlp(self, x: Floats, targets: Targets) -> Any:
         head = make_head(self.head, seed=self.seed)

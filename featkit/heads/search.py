@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from featkit.errors import HeadError
 from featkit.heads import HEADS, make_head
 from featkit.heads.balance import BalancedHead
-from featkit.heads.base import Floats, Trial
+from featkit.heads.base import Floats, Trial, fit_with_groups
 from featkit.registry import Spec
 
 MIN_PROBABILITY = np.finfo(np.float64).eps
@@ -78,6 +78,7 @@ def search(
     y_val: NDArray[Any],
     *,
     seed: int = 0,
+    groups: NDArray[Any] | None = None,
     progress: Callable[[Candidate], None] | None = None,
 ) -> SearchResult:
     """Search the hyperparameters of a head, selecting by top-1 accuracy on the validation set.
@@ -93,6 +94,7 @@ def search(
         x_val: validation features ``(m, d)``.
         y_val: validation labels ``(m,)``; samples of a label that is not in ``y`` count as errors.
         seed: for heads that have a ``seed`` parameter.
+        groups: ``(n,)`` group of each training sample, for heads whose ``fit`` accepts groups.
         progress: called after each candidate.
 
     Raises:
@@ -100,14 +102,14 @@ def search(
         HeadError: if there are no validation samples, or the head cannot be fitted.
     """
     _require_validation_data(y_val, head_name)
-    found = _select(
-        _head_trials(head_name, x, y, x_val, seed), "top1", np.unique(y), y_val, progress
-    )
+    trials = _head_trials(head_name, x, y, x_val, seed=seed, groups=groups)
+    found = _select(trials, "top1", np.unique(y), y_val, progress)
     if not getattr(HEADS.get(head_name), "SCORES_OF_TRIALS_DIFFER", False):
         return found
     # The temperature is fitted on these scores: they must be those of a fitted head.
     best = make_head(Spec(head_name, None, found.best.options), seed=seed)
-    return replace(found, scores=best.fit(x, y).predict_proba(x_val))
+    fitted = fit_with_groups(best, x, y, groups)
+    return replace(found, scores=fitted.predict_proba(x_val))
 
 
 def search_correction(
@@ -117,6 +119,7 @@ def search_correction(
     x_val: Floats,
     y_val: NDArray[Any],
     *,
+    groups: NDArray[Any] | None = None,
     progress: Callable[[Candidate], None] | None = None,
 ) -> SearchResult:
     """Search the unset options of a correction and select the best by balanced validation accuracy.
@@ -127,6 +130,7 @@ def search_correction(
         y: training labels ``(n,)``.
         x_val: validation features ``(m, d)``.
         y_val: validation labels ``(m,)``.
+        groups: ``(n,)`` group of each training sample, for heads whose ``fit`` accepts groups.
         progress: called after each candidate.
 
     Raises:
@@ -134,7 +138,8 @@ def search_correction(
         HeadError: if there are no validation samples, or the correction does not apply to the head.
     """
     _require_validation_data(y_val, head.correction)
-    return _select(head.trials(x, y, x_val), "balanced_accuracy", np.unique(y), y_val, progress)
+    trials = head.trials(x, y, x_val, groups)
+    return _select(trials, "balanced_accuracy", np.unique(y), y_val, progress)
 
 
 def _require_validation_data(y_val: NDArray[Any], name: str) -> None:
@@ -146,7 +151,13 @@ def _require_validation_data(y_val: NDArray[Any], name: str) -> None:
 
 
 def _head_trials(
-    head_name: str, x: Floats, y: NDArray[Any], x_val: Floats, seed: int
+    head_name: str,
+    x: Floats,
+    y: NDArray[Any],
+    x_val: Floats,
+    *,
+    seed: int,
+    groups: NDArray[Any] | None,
 ) -> Iterator[Trial]:
     head: Any = HEADS.get(head_name)
     # An inherited ``trials`` does not count: a plug-in that extends a built-in head may have other
@@ -154,7 +165,8 @@ def _head_trials(
     if "trials" in vars(head):
         yield from head.trials(x, y, x_val, seed)
     else:
-        yield Trial({}, make_head(head_name, seed=seed).fit(x, y).predict_proba(x_val))
+        fitted = fit_with_groups(make_head(head_name, seed=seed), x, y, groups)
+        yield Trial({}, fitted.predict_proba(x_val))
 
 
 def _select(

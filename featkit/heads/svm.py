@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import warnings
 from collections.abc import Iterator
 from functools import partial
 from importlib import import_module
@@ -26,6 +27,7 @@ from featkit.heads.base import (
     Trial,
     UnfitDataError,
     binary_to_two_columns,
+    checked_groups,
     checked_weights,
     fit_in_threads,
     logits_to_scores,
@@ -69,7 +71,7 @@ class _TrainingData(NamedTuple):
         kernel: their kernel values ``(n, n)``; None for too many rows.
         codes: positions of the labels in ``classes_``, ``(n,)``.
         weights: sample weights ``(n,)``.
-        folds: fold of each row ``(n,)``, see ``_folds``.
+        folds: fold of each row ``(n,)``, see ``_folds``; -1 for a row that is left out.
     """
 
     scaled: Floats
@@ -96,6 +98,10 @@ class SVMHead(LogitHead):
     Kernel values are computed as matrix products: all of them before fitting, for up to 16,384
     rows, and in blocks of rows for prediction. With more rows the solver evaluates the kernel
     itself; scikit-learn-intelex is used there if it is installed.
+
+    If ``fit`` gets groups, such as patients, no group is in two folds of the calibration. With
+    scikit-learn's metadata routing, meta-estimators such as ``GridSearchCV`` pass their ``groups``
+    on to ``fit``, unless ``set_fit_request(groups=False)`` says otherwise.
 
     Parameters
     ----------
@@ -138,6 +144,8 @@ class SVMHead(LogitHead):
     SCORES_OF_TRIALS_DIFFER: ClassVar[bool] = True
     """``trials`` gives other scores than a fitted head, but predicts the same classes."""
 
+    __metadata_request__fit: ClassVar[dict[str, bool]] = {"groups": True}
+
     _parameter_constraints: ClassVar[dict[str, Any]] = {
         "C": [Interval(Real, 0, None, closed="neither")],
         "kernel": [StrOptions({"rbf", "linear"})],
@@ -158,18 +166,28 @@ class SVMHead(LogitHead):
         self.gamma = gamma
         self.scale = scale
 
-    def fit(self, X: Any, y: Any, sample_weight: Any = None) -> SVMHead:
+    def fit(self, X: Any, y: Any, sample_weight: Any = None, groups: Any = None) -> SVMHead:
         """Fit on features ``(n, d)`` with labels ``(n,)`` and sample weights ``(n,)``.
 
+        Args:
+            X: features.
+            y: labels.
+            sample_weight: weight of each sample; None for equal weights.
+            groups: ``(n,)`` group of each sample, such as its patient; None for independent
+                samples. The calibration leaves out samples whose group is an empty text.
+
         Raises:
-            UnfitDataError: if all samples of a class have weight zero.
+            UnfitDataError: if all samples of a class have weight zero, or a group is missing.
         """
-        self._calibrate(self._fit_machines(X, y, sample_weight))
+        self._calibrate(self._fit_machines(X, y, sample_weight, groups))
         return self
 
-    def _fit_machines(self, X: Any, y: Any, sample_weight: Any = None) -> _TrainingData:
+    def _fit_machines(
+        self, X: Any, y: Any, sample_weight: Any = None, groups: Any = None
+    ) -> _TrainingData:
         """Fit the scaling and the pairwise machines; return what the calibration needs."""
         x, codes = self._check_training_data(X, y)
+        group_of = None if groups is None else checked_groups(groups, len(x))
         weights = checked_weights(sample_weight, x)
         # libsvm ignores samples of weight zero too, but then renumbers the remaining ones, which
         # would make its indices of support vectors wrong here.
@@ -190,7 +208,8 @@ class SVMHead(LogitHead):
             kernel = None
             support = self._fit_machine(machine, np.asarray(scaled, np.float64), codes, weights)
         self.support_vectors_ = scaled[support]
-        return _TrainingData(scaled, kernel, codes, weights, _folds(x, codes))
+        folds = _folds(x, codes) if group_of is None else _group_folds(group_of[positive], codes)
+        return _TrainingData(scaled, kernel, codes, weights, folds)
 
     @classmethod
     def trials(cls, x: Floats, y: NDArray[Any], x_val: Floats, seed: int = 0) -> Iterator[Trial]:
@@ -263,11 +282,16 @@ class SVMHead(LogitHead):
 
     def _calibrate(self, data: _TrainingData) -> None:
         """Fit the slope of the scores by cross-validation."""
-        kernel, codes, weights, folds = data.kernel, data.codes, data.weights, data.folds
-        if kernel is None:
-            kept = _subset(folds, codes)
-            codes, weights, folds = codes[kept], weights[kept], folds[kept]
+        kept = np.flatnonzero(data.folds >= 0)
+        if data.kernel is None:
+            kept = kept[_subset(data.folds[kept], data.codes[kept])]
+        codes, weights, folds = data.codes[kept], data.weights[kept], data.folds[kept]
+        if data.kernel is None:
             kernel = self._kernel(data.scaled[kept], data.scaled[kept])
+        elif len(kept) < len(data.folds):
+            kernel = data.kernel[np.ix_(kept, kept)]
+        else:
+            kernel = data.kernel
         logits = np.full((len(codes), len(self.classes_)), -np.inf)
         n_held = 0
         for fold in range(FOLDS):
@@ -371,6 +395,32 @@ def _folds(x: Floats, codes: NDArray[np.intp]) -> NDArray[np.intp]:
         members = np.flatnonzero(codes == code)
         distinct, ranks = np.unique(digests[members], return_inverse=True)
         folds[members] = (ranks + int(distinct[0], 16) % FOLDS) % FOLDS
+    return folds
+
+
+def _group_folds(groups: NDArray[Any], codes: NDArray[np.intp]) -> NDArray[np.intp]:
+    """Return the fold of each row ``(n,)``, stratified, in whole groups; -1 for an empty group.
+
+    The folds do not depend on the order of the rows. With fewer groups than ``FOLDS`` there are as
+    many folds as groups.
+    """
+    from sklearn.model_selection import StratifiedGroupKFold  # imports half of scikit-learn
+
+    folds = np.full(len(codes), -1, np.intp)
+    rows = np.flatnonzero(groups != "") if groups.dtype.kind in "UO" else np.arange(len(codes))
+    if not len(rows):
+        return folds
+    labels, own = codes[rows], groups[rows]
+    count = min(FOLDS, len(np.unique(own)), int(np.bincount(labels).max()))
+    folds[rows] = 0
+    if count < 2:
+        return folds
+    splitter = StratifiedGroupKFold(count)
+    with warnings.catch_warnings():
+        # A class with fewer images than folds is missing in some of them, which is no problem.
+        warnings.filterwarnings("ignore", "The least populated class", UserWarning)
+        for fold, (_, held) in enumerate(splitter.split(np.zeros((len(rows), 1)), labels, own)):
+            folds[rows[held]] = fold
     return folds
 
 

@@ -315,6 +315,23 @@ def _multilabel_table(
     )
 
 
+def _common_table(comparison: RunComparison, found: Mapping[str, Standing]) -> PublicationTable:
+    """Return the table of runs on folds and on test sets, on the images that all have."""
+    rows = []
+    for (name, _), common in zip(comparison.runs, comparison.common, strict=True):
+        rows.append(([name], [_percent(common.top1, common.interval95, found.get(name))]))
+    blocks = [Block("", rows)]
+    columns = ["top-1 accuracy"]
+    return PublicationTable(
+        label="comparison",
+        caption=f"Accuracy on the same n = {comparison.common[0].n:,} images, in % with 95% CI.",
+        notes=_notes(blocks, columns, comparison.note),
+        names=["run"],
+        numbers=columns,
+        blocks=blocks,
+    )
+
+
 def _comparison_table(comparison: RunComparison) -> PublicationTable:
     reports = []
     several = []
@@ -325,9 +342,9 @@ def _comparison_table(comparison: RunComparison) -> PublicationTable:
             reports.append((name, report))
     if several:
         return _multilabel_table(several, comparison)
-    found = standings_of_pairs(
-        {name: report.overall.top1 for name, report in reports}, comparison.pairs
-    )
+    found = standings_of_pairs(comparison.values, comparison.pairs)
+    if comparison.common:
+        return _common_table(comparison, found)
     rows = []
     for name, report in reports:
         top1 = _percent(report.overall.top1, report.overall.interval95, found.get(name))

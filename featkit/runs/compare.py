@@ -8,13 +8,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from html import escape
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from featkit.errors import DataError, RunError, SpecError, visible
 from featkit.evaluation import PairedComparison, Predictions, Report, compare
+from featkit.evaluation.clusters import Clusters, proportion_interval
 from featkit.evaluation.costs import CostComparison, CostMatrix, compare_costs
 from featkit.evaluation.display import data_frame, html_table
 from featkit.evaluation.effects import SEED, average, score_cells
@@ -36,11 +37,28 @@ from featkit.storage import (
     without_apostrophe,
 )
 
+_NamedRun = tuple[str, Report | MultiLabelReport, Predictions, Path]
+"""Name, report, predictions and directory of a run."""
+
 UNEQUAL_DATA = (
     "Heads are fitted on the training and validation images, trained networks on the training "
     "images only."
 )
 """Note on a comparison of heads with trained networks."""
+
+
+class CommonAccuracy(NamedTuple):
+    """Top-1 accuracy of a run on the images that it is compared on.
+
+    Attributes:
+        top1: the accuracy.
+        interval95: its 95 % interval, over images or groups.
+        n: number of these images.
+    """
+
+    top1: float
+    interval95: Interval
+    n: int
 
 
 @dataclass(frozen=True)
@@ -50,9 +68,11 @@ class RunComparison:
     Attributes:
         runs: name and report of each run.
         pairs: every two of them.
-        folds: corrected t-test of every two of them, if all were evaluated on folds.
+        folds: corrected t-test of every two of them that were evaluated on the same folds.
         directories: of the runs, in their order; empty for runs that were not read from disk.
         costs: difference in mean cost of every two of them, if all have the same cost matrix.
+        common: accuracy of each run on the images that all of them were evaluated on, which
+            ``pairs`` and ``costs`` are about; empty if these are all images of each run.
     """
 
     runs: tuple[tuple[str, Report | MultiLabelReport], ...]
@@ -60,6 +80,15 @@ class RunComparison:
     directories: tuple[Path, ...] = ()
     folds: tuple[FoldComparison, ...] = ()
     costs: tuple[CostComparison, ...] = ()
+    common: tuple[CommonAccuracy, ...] = ()
+
+    @property
+    def values(self) -> dict[str, float]:
+        """The metric of each run on the images that they are compared on, by name."""
+        if self.common:
+            names = [name for name, _ in self.runs]
+            return {name: each.top1 for name, each in zip(names, self.common, strict=True)}
+        return {name: report.headline.value for name, report in self.runs}
 
     def to_dict(self) -> dict[str, Any]:
         """Return runs and pairs as JSON can represent them."""
@@ -73,15 +102,36 @@ class RunComparison:
 
     @property
     def note(self) -> str:
-        """Return what a reader must know: different training images, groups of test images."""
+        """Return what a reader must know: training images, groups, common images, folds."""
         trained = ["training" in report.provenance for _, report in self.runs]
         notes = [UNEQUAL_DATA] if any(trained) and not all(trained) else []
         groups = self.pairs[0].groups if self.pairs else None
         if groups is not None:
             notes.append(f"Tests and intervals of differences resample {groups} groups of images.")
+        notes += self._fold_notes()
         if not self.costs and any(report.decision_cost for _, report in self.runs):
             notes.append("Mean costs are not compared: not all runs have the same cost matrix.")
         return " ".join(notes)
+
+    def _fold_notes(self) -> list[str]:
+        """Return what pairs of runs on different folds, or on folds and a test set, are about."""
+        folded = _folded([(name, report) for name, report in self.runs])
+        notes = []
+        if self.common:
+            tested = [name for name, _ in self.runs if name not in folded]
+            notes.append(
+                f"Differences are over the {self.common[0].n} images that all runs were evaluated "
+                "on, each by a classifier that was not trained on it: test images of "
+                f"{_listed(tested)}, out-of-fold predictions of {_listed(list(folded))}."
+            )
+        if len({scores.assignment for scores in folded.values()}) > 1:
+            notes.append(
+                f"{_listed(list(folded))} have different folds. The paired tests over images hold, "
+                "but the corrected resampled t-test needs the same folds and is left out for such "
+                "runs: for it, repeat one with the --folds, --repeats, --seed and --group of the "
+                "other."
+            )
+        return notes
 
     @property
     def further_sentences(self) -> list[str]:
@@ -112,7 +162,27 @@ class RunComparison:
                 row["mean_cost"] = report.decision_cost.mean
                 row["cost_interval95"] = report.decision_cost.interval95
             rows.append(row)
+        for row, common in zip(rows, self.common, strict=False):
+            row["common_n"] = common.n
+            row["common_top1"] = common.top1
+            row["common_interval95"] = common.interval95
         return rows
+
+
+def _folded(
+    runs: Sequence[tuple[str, Report | MultiLabelReport]],
+) -> dict[str, FoldScores | FoldPrecisions]:
+    """Return the scores of the runs that were evaluated on folds, by name."""
+    found: dict[str, FoldScores | FoldPrecisions] = {}
+    for name, report in runs:
+        if report.folds is not None:
+            found[name] = report.folds
+    return found
+
+
+def _listed(names: Sequence[str]) -> str:
+    """Return names as text: ``a, b and c``."""
+    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
 
 
 @dataclass(frozen=True)
@@ -188,6 +258,10 @@ def compare_runs(directories: Sequence[Path]) -> RunComparison:
     Runs on a folder and on a CSV file that lists its images name them differently. If the names of
     the test images differ, runs are paired by the files of the images.
 
+    Runs on folds have a prediction of every image by a head that was not trained on it, whatever
+    the folds. They are compared with runs on a test set over the images that all of them were
+    evaluated on.
+
     Raises:
         SpecError: if there are fewer than two runs, or one is given twice.
         RunError: if a directory is not a run directory, or has no predictions.
@@ -207,15 +281,21 @@ def compare_runs(directories: Sequence[Path]) -> RunComparison:
     named = []
     for directory, name, (_, report, predictions) in zip(directories, names, loaded, strict=True):
         named.append((name, report, predictions, directory))
-    _refuse_folds_and_tests(named)
-    named.sort(key=lambda run: -run[1].headline.value)
+    named, is_part = _on_common_images(named)
+    if is_part:
+        named.sort(key=lambda run: -float(np.mean(run[2].correct)))
+    else:
+        named.sort(key=lambda run: -run[1].headline.value)
+    reports = tuple((name, report) for name, report, _, _ in named)
     pairs = _compare_alike({name: predictions for name, _, predictions, _ in named})
+    common = [_common_accuracy(predictions) for _, _, predictions, _ in named] if is_part else []
     return RunComparison(
-        tuple((name, report) for name, report, _, _ in named),
+        reports,
         tuple(pairs),
         tuple(directory for _, _, _, directory in named),
-        _compare_folds({name: report for name, report, _, _ in named}),
+        compare_folds(_folded(reports)),
         _compare_costs([(name, report, predictions) for name, report, predictions, _ in named]),
+        tuple(common),
     )
 
 
@@ -237,38 +317,46 @@ def _compare_alike(runs: Mapping[str, Predictions]) -> tuple[PairedComparison, .
     return compare_precision(runs)
 
 
-def _refuse_folds_and_tests(
-    named: Sequence[tuple[str, Report | MultiLabelReport, Predictions, Path]],
-) -> None:
-    """Refuse to compare runs evaluated by folds with others, unless their images are the same.
+def _on_common_images(named: list[_NamedRun]) -> tuple[list[_NamedRun], bool]:
+    """Return the predictions of runs on folds and on test sets for the images that all have.
+
+    Every prediction is of a classifier that was not trained on the image, so that they can be
+    compared wherever all runs have one.
+
+    Returns:
+        The runs, and whether predictions of any were left out. Runs that are all on folds, or all
+        on test sets, are returned as they are.
 
     Raises:
-        DataError: if the images differ for this reason.
+        DataError: if there is no such image.
     """
     images = [set(predictions.ids) for _, _, predictions, _ in named]
-    folded = []
-    for name, report, _, _ in named:
-        if report.folds is not None:
-            folded.append(name)
+    folded = _folded([(name, report) for name, report, _, _ in named])
     tested = [name for name, _, _, _ in named if name not in folded]
-    if folded and tested and any(each != images[0] for each in images):
+    several = any(predictions.scores is not None for _, _, predictions, _ in named)
+    if several or not folded or not tested or all(each == images[0] for each in images):
+        return named, False
+    common = set.intersection(*images)
+    if not common:
         raise DataError(
-            f"run {folded[0]} was evaluated by --folds on all images, and run {tested[0]} on test "
-            "images only: repeat one of them with or without --folds, as the other"
+            f"run {next(iter(folded))} was evaluated by --folds and run {tested[0]} on a test set, "
+            "and no image was evaluated by all of the runs: there is none that no classifier was "
+            "trained on; compare runs on the same data"
         )
+    restricted = []
+    for name, report, predictions, directory in named:
+        rows = [row for row, image in enumerate(predictions.ids) if image in common]
+        restricted.append((name, report, predictions.take(np.array(rows, np.int64)), directory))
+    return restricted, True
 
 
-def _compare_folds(reports: Mapping[str, Report | MultiLabelReport]) -> tuple[FoldComparison, ...]:
-    """Compare runs over their folds; return nothing unless all were evaluated on folds.
-
-    Raises:
-        DataError: if the folds differ.
-    """
-    scores: dict[str, FoldScores | FoldPrecisions] = {}
-    for name, report in reports.items():
-        if report.folds is not None:
-            scores[name] = report.folds
-    return compare_folds(scores) if len(scores) == len(reports) else ()
+def _common_accuracy(predictions: Predictions) -> CommonAccuracy:
+    """Return the top-1 accuracy of predictions with its interval."""
+    correct = predictions.correct
+    clusters = Clusters.of(predictions.groups, len(correct))
+    return CommonAccuracy(
+        float(correct.mean()), proportion_interval(correct, clusters), len(correct)
+    )
 
 
 def _compare_costs(

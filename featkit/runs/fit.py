@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from sklearn.utils.validation import has_fit_parameter
 
 from featkit.embeddings.base import Embeddings
 from featkit.errors import DataError, SpecError
@@ -23,8 +24,9 @@ from featkit.evaluation.predictions import Predictions
 from featkit.evaluation.report import Report
 from featkit.evaluation.scoring import accuracy_without, reject, rejection_threshold
 from featkit.evaluation.unknown import UnknownImages, score_unknown
-from featkit.heads import make_head
+from featkit.heads import HEADS, make_head
 from featkit.heads.balance import BalancedHead, check_correction
+from featkit.heads.base import fit_with_groups
 from featkit.heads.search import Candidate, SearchResult, search, search_correction
 from featkit.images.subsets import parse_subset
 from featkit.registry import Spec
@@ -303,7 +305,8 @@ def fit_head(
             "no validation images to choose the rejection threshold on: leave out --reject"
         )
 
-    head = _make_head(final_spec, correction, seed).fit(splits.final.x, splits.final.y)
+    final = splits.final
+    head = fit_with_groups(_make_head(final_spec, correction, seed), final.x, final.y, final.groups)
     return FittedHead(
         source=source,
         head_spec=str(spec),
@@ -348,7 +351,7 @@ def _score_validation(head: Any, splits: DataSplits) -> _ValidationScores | None
     fit, val = splits.fit, splits.val
     if not len(val) or len(np.unique(fit.y)) < 2:
         return None
-    head.fit(fit.x, fit.y)
+    fit_with_groups(head, fit.x, fit.y, fit.groups)
     scores = np.asarray(head.predict_proba(val.x), dtype=np.float64)
     return _ValidationScores(scores, np.asarray(head.classes_))
 
@@ -365,8 +368,19 @@ def _tune(spec: Spec, splits: DataSplits, seed: int, config: FitConfig) -> Searc
     fit, val = splits.fit, splits.val
     if config.balance:
         head = BalancedHead(head=str(spec), correction=config.balance, seed=seed)
-        return search_correction(head, fit.x, fit.y, val.x, val.y, progress=config.progress)
-    return search(spec.name, fit.x, fit.y, val.x, val.y, seed=seed, progress=config.progress)
+        return search_correction(
+            head, fit.x, fit.y, val.x, val.y, groups=fit.groups, progress=config.progress
+        )
+    return search(
+        spec.name,
+        fit.x,
+        fit.y,
+        val.x,
+        val.y,
+        seed=seed,
+        groups=fit.groups,
+        progress=config.progress,
+    )
 
 
 def evaluate_head(fitted: FittedHead, source: FeatureSet) -> Run:
@@ -541,7 +555,7 @@ def run_id(fitted: FittedHead, source: FeatureSet) -> str:
     ]
     parts = [embeddings.recipe.fingerprint, *embeddings.splits.tolist(), *chosen, RESULTS_VERSION]
     if embeddings.groups is not None:
-        parts += ["groups", *embeddings.groups.tolist()]
+        parts += group_parts(fitted.head_spec, embeddings.groups.tolist())
     if embeddings.multilabel:
         parts += ["multilabel"]
     if source.unknown is not None:
@@ -549,6 +563,20 @@ def run_id(fitted: FittedHead, source: FeatureSet) -> str:
     if config.costs is not None:
         parts += ["costs", *map(str, config.costs.values.ravel().tolist())]
     return digest(parts)[:12]
+
+
+def group_parts(head_spec: str, groups: Sequence[str]) -> list[str]:
+    """Return what groups add to the id of a run and to the name of a cell.
+
+    Heads whose ``fit`` accepts groups were fitted without them up to version 0.4.0, so that their
+    runs have other numbers now.
+
+    Args:
+        head_spec: spec of the head.
+        groups: of all images.
+    """
+    used = has_fit_parameter(HEADS.get(Spec.parse(head_spec).name), "groups")
+    return ["groups", *groups, *(["grouped calibration"] if used else [])]
 
 
 def package_versions() -> dict[str, str]:

@@ -259,12 +259,12 @@ def fit_multilabel(
     calibrations: tuple[LabelCalibration | None, ...] = (None,) * k
     val_score = None
     if len(val) and val.targets.any():
-        head = MultiLabelHead(head=str(spec), seed=seed).fit(fit.x, fit.targets)
+        head = MultiLabelHead(head=str(spec), seed=seed).fit(fit.x, fit.targets, fit.groups)
         scores = head.predict_proba(val.x)
         val_score = float(np.mean(mean_average_precision_terms(val.targets, scores)))
         calibrations, thresholds = _calibrate(val.targets, scores)
     head = MultiLabelHead(head=str(spec), seed=seed)
-    head.fit(splits.final.x, splits.final.targets)
+    head.fit(splits.final.x, splits.final.targets, splits.final.groups)
     return FittedLabels(
         source=source,
         head_spec=head_spec,

@@ -14,11 +14,14 @@ from PIL import Image
 from sklearn.model_selection import PredefinedSplit, StratifiedKFold, cross_val_predict
 
 import featkit
+from featkit.cli.compare import print_comparison
 from featkit.cli.fit import run_text
 from featkit.cli.runs import runs
 from featkit.embeddings.base import Embeddings
 from featkit.embeddings.pipeline import Compute
 from featkit.errors import DataError, OptionsError, SpecError
+from featkit.evaluation.compare import mcnemar
+from featkit.evaluation.intervals import wilson
 from featkit.heads import make_head
 from featkit.reports.publication import publication_table
 from featkit.reports.run import run_report, run_view
@@ -118,12 +121,87 @@ def test_runs_on_folds_are_saved_and_compared(source: FeatureSet, tmp_path: Path
     assert (resampled.folds, resampled.repeats) == (3, 2)
     assert "corrected t-test over 3 folds x 2 repeats" in resampled.sentence
     assert found.to_dict()["folds"][0]["p"] == resampled.p
-    other = save_run(fit_folds(source, "knn", folds=4), tmp_path, {})
-    with pytest.raises(DataError, match="different folds"):
-        compare_runs([paths[0], other])
-    tested = save_run(fit_run(source, "knn"), tmp_path, {})
-    with pytest.raises(DataError, match="evaluated by --folds on all images, and run knn on"):
-        compare_runs([paths[0], tested])
+    assert found.note == ""
+
+
+@pytest.mark.parametrize("other", [{"folds": 4}, {"folds": 3, "repeats": 2}, {"seed": 1}], ids=str)
+def test_runs_on_different_folds_are_compared_by_their_pooled_predictions(
+    source: FeatureSet, tmp_path: Path, other: dict[str, int]
+) -> None:
+    """Each prediction is of a head that was fitted without the image; a t-test has no meaning."""
+    first = fit_folds(source, "knn:k=1", folds=3)
+    second = fit_folds(source, "prototypical", **{"folds": 3, **other})
+    paths = [save_run(run, tmp_path, {}) for run in (first, second)]
+    found = compare_runs(paths)
+    (pair,) = found.pairs
+    right, wrong = first.predictions.correct, second.predictions.correct
+    assert pair.n == len(source.embeddings)
+    only = {int(np.sum(right & ~wrong)), int(np.sum(wrong & ~right))}
+    assert {pair.only_a, pair.only_b} == only
+    assert pair.p == mcnemar(pair.only_a, pair.only_b)
+    assert found.folds == ()
+    assert found.common == ()
+    assert "have different folds. The paired tests over images hold, but" in found.note
+    assert "--folds, --repeats, --seed and --group" in found.to_dict()["note"]
+
+
+def test_of_three_runs_those_on_the_same_folds_are_compared_over_folds(
+    source: FeatureSet, tmp_path: Path
+) -> None:
+    """With Holm correction over the tests that are made: three pooled ones and one of folds."""
+    runs = [fit_folds(source, head, folds=3) for head in ("knn:k=1", "prototypical")]
+    runs.append(fit_folds(source, "knn:k=3", folds=4))
+    found = compare_runs([save_run(run, tmp_path, {}) for run in runs])
+    assert [pair.comparisons for pair in found.pairs] == [3, 3, 3]
+    (resampled,) = found.folds
+    assert {resampled.a, resampled.b}.isdisjoint({"knn:k=3 on ResNet-18, untrained"})
+    assert resampled.p_holm == resampled.p
+    assert "left out for such runs" in found.note
+
+
+def test_a_run_on_folds_is_compared_with_one_on_a_test_set_over_its_test_images(
+    source: FeatureSet, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Both have a prediction of these by a head that was not trained on them."""
+    folded = fit_folds(source, "knn:k=1", folds=3, repeats=2)
+    tested = fit_run(source, "prototypical")
+    paths = [save_run(run, tmp_path, {}) for run in (folded, tested)]
+    found = compare_runs(paths)
+    (pair,) = found.pairs
+    rows = [folded.predictions.ids.index(name) for name in tested.predictions.ids]
+    top1 = {True: float(np.mean(folded.predictions.correct[rows])), False: tested.report.top1}
+    assert pair.n == tested.report.n < folded.report.n
+    assert abs(pair.difference) == pytest.approx(abs(top1[True] - top1[False]))
+    for (_, report), common in zip(found.runs, found.common, strict=True):
+        assert common.top1 == pytest.approx(top1[report.folds is not None])
+        assert common.interval95 == pytest.approx(wilson(common.top1 * common.n, common.n))
+    assert found.folds == ()
+    assert f"over the {tested.report.n} images that all runs were evaluated on" in found.note
+    first = found.to_dict()["runs"][0]
+    assert first["common_top1"] == max(top1.values())
+    table = publication_table(found)
+    assert f"same n = {tested.report.n} images" in table.caption
+    assert table.numbers == ["top-1 accuracy"]
+    print_comparison(found.runs, found.pairs, found.common)
+    assert f"on {tested.report.n} common" in capsys.readouterr().out
+
+
+def test_runs_on_folds_and_on_other_images_are_refused(source: FeatureSet, tmp_path: Path) -> None:
+    """Without a common image; and if true classes of common images differ."""
+    embeddings = source.embeddings
+    train, test = (np.flatnonzero(embeddings.splits == split) for split in ("train", "test"))
+    without_test = replace(source, embeddings=embeddings.take(train))
+    folded = save_run(fit_folds(without_test, "knn", folds=3), tmp_path / "a", {})
+    tested = save_run(fit_run(source, "knn:k=1"), tmp_path, {})
+    with pytest.raises(DataError, match="no image was evaluated by all of the runs") as raised:
+        compare_runs([folded, tested])
+    assert "\n" not in str(raised.value)
+    y = embeddings.y.copy()
+    y[test[0]] = (y[test[0]] + 1) % len(embeddings.classes)
+    relabelled = replace(source, embeddings=replace(embeddings, y=y))
+    folded = save_run(fit_folds(relabelled, "knn", folds=3), tmp_path / "b", {})
+    with pytest.raises(DataError, match="different true classes for 1 of"):
+        compare_runs([folded, tested])
 
 
 def with_labels(source: FeatureSet, y: list[int], groups: list[str] | None = None) -> Embeddings:
