@@ -984,6 +984,7 @@ class TrainResult:
     decode=text("full"),
     split=text("70/15/15"),
     seed=SEED,
+    cost=PATH,
     bundle=FLAG,
     cache=PATH,
     out=PATH,
@@ -1000,6 +1001,7 @@ def train(
     decode: str | None = None,
     split: str | None = None,
     seed: int = 0,
+    cost: PathLike | None = None,
     bundle: bool = False,
     cache: PathLike = "cache",
     out: PathLike = OUT,
@@ -1026,6 +1028,8 @@ def train(
         weights: of the network, as for ``extract``.
         resize: size of the images, as for ``extract``.
         decode: how large JPEG files are decoded, as for ``extract``.
+        cost: file with the cost of each error, as for ``fit``: the report has the mean cost of an
+            image; the choice does not depend on it.
         bundle: whether the weights of the network are put into the run, see ``bundle``.
         split, seed, cache, device, batch_size, workers, compile, on_error, progress: as for
             ``extract``.
@@ -1059,6 +1063,7 @@ def train(
     )
 
     clock = Clock(60 * minutes)
+    table = _read_costs(cost)
     if name is not None and not overwrite:
         check_name_is_free(name)
     timer = ExtractionTimer(clock, log.info)
@@ -1066,12 +1071,13 @@ def train(
     given = {**_request_options(options), "data": str(photos)}
     first = {**given, "backbone": given["backbone"] or FIRST_NETWORK}
     features, problems = read_photos(first, Path(cache), compute, log.info)
+    costs = None if table is None else table.matrix(features.embeddings.classes)
     clock.reserve = finishing_seconds(features, timer.seconds_per_image)
     clock.allow_search()
     second = SecondNetwork(given, Path(cache), compute, clock, log.info, timer.seconds_per_image)
     with _search_bar(clock, progress) as on_candidate:
         selection = select(features, clock, second=second, say=log.info, on_candidate=on_candidate)
-    trained = evaluate_selection(selection, problems)
+    trained = evaluate_selection(selection, problems, costs)
     earlier = _runs_named(name) if name is not None and overwrite else []
     title = name if name is not None else free_name(features.data)
     run = replace(trained.run, name=title)
@@ -2624,7 +2630,7 @@ def profile(
 # Training -----------------------------------------------------------------------------------------
 
 
-@checked(**_training_kinds())
+@checked(**_training_kinds(), cost=PATH)
 def finetune(
     data: PathLike | None = None,
     *,
@@ -2661,6 +2667,7 @@ def finetune(
     precision: str | None = None,
     frozen_precision: str | None = None,
     name: str | None = None,
+    cost: PathLike | None = None,
     resume: bool = False,
     device: str = "auto",
     cache: PathLike = "cache",
@@ -2684,6 +2691,8 @@ def finetune(
         weights, resize, crop, split, limit, intensity_range, group, allow_group_leak, seed: as for
             ``extract``.
         name: name of the network for tables and figures; None for a composed one.
+        cost: file with the cost of each error, as for ``fit``: the report has the mean cost of an
+            image; the training does not depend on it.
         resume: resume from the last checkpoint of the same training.
         device, cache, progress: as for ``extract``.
         out: folder for results.
@@ -2700,8 +2709,9 @@ def finetune(
     options = locals()
     compute = _training_compute(options)
     config = _training_config(options)
+    table = _read_costs(cost)
     with _process_group(compute) as processes:
-        return _train(config, compute, Path(out), resume, processes, name=name or "")
+        return _train(config, compute, Path(out), resume, processes, name=name or "", table=table)
 
 
 @checked(
@@ -2880,6 +2890,7 @@ def _train(
     group: ProcessGroup,
     *,
     name: str,
+    table: CostTable | None = None,
 ) -> TrainedRun | None:
     """Train one network, or return the run of the same training that is finished already."""
     from featkit.reports.figures import training_figures
@@ -2890,13 +2901,14 @@ def _train(
     note = _first_process_log(group)
     prepared = replace(prepare(config, compute), name=name)
     images = prepared.images
+    costs = None if table is None else table.matrix(images.classes)
     counts = []
     for split in ("train", "val", "test"):
         counts.append(f"{int((images.splits == split).sum()):,} {split}")
     classes = len(images.classes)
     note(f"{images.name}: {', '.join(counts)}, {classes} classes; {prepared.description.label}")
     if resume:
-        run = find_finished(prepared, out)
+        run = find_finished(prepared, out, costs)
         if run:
             note(f"already finished: {run.path}")
             return None if group.rank else run
@@ -2908,7 +2920,7 @@ def _train(
         )
     with _training_callbacks(config.epochs, compute.progress, group) as callbacks:
         execution = ExecutionConfig(compute, resume=resume, callbacks=callbacks, group=group)
-        run = train_run(prepared, execution, out, training_figures)
+        run = train_run(prepared, execution, out, training_figures, costs=costs)
     if run:
         note(f"run: {run.path}")
     return run

@@ -11,6 +11,7 @@ from typing import Any
 
 from featkit.errors import DataError, RunError
 from featkit.images.archives import is_archive_spec
+from featkit.images.remote import is_url
 from featkit.images.sources import SOURCES
 from featkit.runs.card import is_run
 
@@ -114,7 +115,8 @@ def check_settings(settings: AppSettings) -> None:
 
 def is_path_spec(spec: str) -> bool:
     """Return whether a spec of images is a path, not the name of a data source."""
-    return spec.partition(":")[0] not in SOURCES.names() and not is_archive_spec(spec)
+    is_named = spec.partition(":")[0] in SOURCES.names()
+    return not (is_named or is_archive_spec(spec) or is_url(spec))
 
 
 def runs_below(paths: Sequence[Path]) -> list[Path]:

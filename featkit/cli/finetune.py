@@ -13,6 +13,7 @@ from featkit.cli.options import (
     backbone_option,
     cache_option,
     command,
+    cost_option,
     json_option,
     name_option,
     out_option,
@@ -25,6 +26,7 @@ Examples:
   featkit finetune --data photos --backbone resnet18
   featkit finetune --data photos --mode full --epochs 15 --lr 0.005 --augment trivial
   featkit finetune --data photos --mode deep --unfreeze 1 --views 8 --val 0
+  featkit finetune --data photos --cost costs.csv
   featkit finetune --data photos --mode shallow --augment basic --views 0 --norm update
   featkit finetune --mode scratch --backbone resnet18:stem=small --resize 16 --epochs 7
   featkit finetune --data photos --backbone keras:resnet50
@@ -58,6 +60,7 @@ study.toml:
 @training_options
 @cache_option
 @name_option
+@cost_option
 @out_option
 @json_option
 def finetune(study: Path | None, as_json: bool, **options: Any) -> None:
@@ -70,6 +73,7 @@ def finetune(study: Path | None, as_json: bool, **options: Any) -> None:
     TensorFlow, and the trained network can be used in both frameworks.
     """
     from featkit import api
+    from featkit.evaluation.costs import cost_sentence
     from featkit.evaluation.report import summary
 
     options["progress"] = interactive()
@@ -83,6 +87,8 @@ def finetune(study: Path | None, as_json: bool, **options: Any) -> None:
             print_json({**found, **run.report.to_dict()})
         else:
             print_text(summary(run.report))
+            if run.report.decision_cost:
+                print_text(cost_sentence(run.report.decision_cost))
         return
     _run_study(study, options, as_json)
 

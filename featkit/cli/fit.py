@@ -11,6 +11,7 @@ from featkit.cli.options import (
     balance_option,
     bundle_option,
     command,
+    cost_option,
     integers,
     name_option,
     option,
@@ -126,14 +127,7 @@ the head is fitted on train and validation together and evaluated once on the te
     help="Images of none of the classes: how well confidence tells them from test images, and with "
     "--reject how many are accepted.",
 )
-@option(
-    "--cost",
-    group="Output",
-    type=UserPath(),
-    metavar="CSV",
-    help="Report the mean cost of an image: a matrix with true classes in rows and predicted "
-    "classes in columns.",
-)
+@cost_option
 @name_option
 @option(
     "--report",

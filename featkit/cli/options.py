@@ -315,14 +315,24 @@ def stack(*decorators: Decorator) -> Decorator:
 # Data ---------------------------------------------------------------------------------------------
 
 
+cost_option = option(
+    "--cost",
+    group="Output",
+    type=UserPath(),
+    metavar="CSV",
+    help="Report the mean cost of an image: a matrix with true classes in rows and predicted "
+    "classes in columns.",
+)
+
+
 def _data_option(default: str) -> Decorator:
     return option(
         "--data",
         group="Data",
         metavar="SPEC",
-        help="Data set: digits (from scikit-learn), a folder with one subfolder per class, a CSV "
-        "file (path,label[,split,group]; paths or URLs), tar files (tar:PATTERN, WebDataset's "
-        "naming), or a torchvision data set such as cifar10:root=DIR,download=true.",
+        help="Data set: digits (from scikit-learn), a folder with one subfolder per class, or its "
+        "URL, a CSV file (path,label[,split,group]; paths or URLs), tar files (tar:PATTERN, "
+        "WebDataset's naming), or a torchvision data set such as cifar10:root=DIR,download=true.",
         show_default=default,
     )
 

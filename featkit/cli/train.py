@@ -15,6 +15,7 @@ from featkit.cli.options import (
     cache_option,
     command,
     compute_options_with_default,
+    cost_option,
     decode_option,
     json_option,
     option,
@@ -67,6 +68,7 @@ without train, val and test folders above them, or any other source that --data 
     help="Name of the run.",
     show_default="name of the folder",
 )
+@cost_option
 @option("--overwrite", group="Output", is_flag=True, help="Replace the run with this name.")
 @bundle_option
 @json_option
@@ -90,7 +92,8 @@ def train(photos: str, as_json: bool, **options: Any) -> None:
 
 
 def result_text(result: TrainResult) -> str:
-    """Return the five lines that end a training: how good, what it confuses, what to do next."""
+    """Return the lines that end a training: how good, what it confuses, what to do next."""
+    from featkit.evaluation.costs import cost_sentence
     from featkit.studies.train import next_step
 
     report = result.run.report
@@ -106,6 +109,8 @@ def result_text(result: TrainResult) -> str:
         "predict": f"featkit predict {_quoted(result.name)} PHOTO_OR_FOLDER",
         "look at": _written(result),
     }
+    if report.decision_cost:
+        lines["cost"] = cost_sentence(report.decision_cost)
     width = min(100, shutil.get_terminal_size((80, 24)).columns)
     texts = [_wrapped(name, visible(text), width) for name, text in lines.items()]
     return "\n".join(texts)

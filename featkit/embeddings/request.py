@@ -21,6 +21,7 @@ from featkit.images.archives import absolute_spec, is_archive_spec
 from featkit.images.augment import add_augmented_views
 from featkit.images.base import ImageSet
 from featkit.images.perturb import parse_perturbation, perturb_images, perturb_split
+from featkit.images.remote import is_url
 from featkit.images.sources import SOURCES
 from featkit.registry import check_names
 from featkit.storage import user_path
@@ -330,6 +331,8 @@ def _absolute(name: str, value: Any) -> Any:
         return value
     if name == "data" and is_archive_spec(value):
         return absolute_spec(value)
+    if name == "data" and is_url(value):
+        return value
     if name == "weights":
         file, key = split_key(value)
         if key:

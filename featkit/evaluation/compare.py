@@ -17,11 +17,25 @@ from featkit.evaluation.metrics import TOP1
 from featkit.evaluation.predictions import Predictions
 
 LEVEL = 0.05
-"""Significance level of ``PairedComparison.significant``: family-wise error rate over all pairs."""
+"""Significance level of ``HolmTest.significant``: family-wise error rate over all pairs."""
+
+
+class HolmTest:
+    """Base class of tests whose p-value is corrected for their number by Holm's method.
+
+    It is no dataclass, so that the order of the fields is that of the derived classes.
+    """
+
+    p_holm: float
+
+    @property
+    def significant(self) -> bool:
+        """Whether ``p_holm`` is below 0.05."""
+        return self.p_holm < LEVEL
 
 
 @dataclass(frozen=True)
-class PairedComparison:
+class PairedComparison(HolmTest):
     """Comparison of two classifiers on the same n test images.
 
     Attributes:
@@ -54,11 +68,6 @@ class PairedComparison:
     comparisons: int = 1
     groups: int | None = None
     metric: str = TOP1
-
-    @property
-    def significant(self) -> bool:
-        """Whether ``p_holm`` is below 0.05."""
-        return self.p_holm < LEVEL
 
     @property
     def sentence(self) -> str:

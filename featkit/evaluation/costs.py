@@ -18,7 +18,7 @@ from featkit.evaluation.clusters import (
     resampled_means,
     sign_flip_p,
 )
-from featkit.evaluation.compare import LEVEL, format_test, holm
+from featkit.evaluation.compare import HolmTest, format_test, holm
 from featkit.evaluation.intervals import Interval, paired_interval
 
 _LEVEL = 0.95
@@ -298,7 +298,7 @@ def _with_interval(value: float, interval: Interval | None) -> str:
 
 
 @dataclass(frozen=True)
-class CostComparison:
+class CostComparison(HolmTest):
     """Paired comparison of the mean costs of two classifiers on the same n test images.
 
     Attributes:
@@ -319,11 +319,6 @@ class CostComparison:
     p: float
     p_holm: float
     comparisons: int = 1
-
-    @property
-    def significant(self) -> bool:
-        """Whether ``p_holm`` is below 0.05."""
-        return self.p_holm < LEVEL
 
     @property
     def sentence(self) -> str:

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from scipy.stats import t
 
 from featkit.evaluation.clusters import Clusters, clustered_difference
-from featkit.evaluation.compare import LEVEL, format_comparison, holm, mcnemar
+from featkit.evaluation.compare import HolmTest, format_comparison, holm, mcnemar
 from featkit.evaluation.intervals import Interval, paired_interval
 from featkit.evaluation.metrics import BALANCED_ACCURACY, MEAN_AVERAGE_PRECISION, TOP1
 from featkit.evaluation.predictions import Predictions
@@ -70,7 +70,7 @@ class CellScores:
 
 
 @dataclass(frozen=True)
-class Effect:
+class Effect(HolmTest):
     """Difference of a metric between two values of an axis, over their matched cells.
 
     Attributes:
@@ -97,11 +97,6 @@ class Effect:
     p: float
     p_holm: float
     comparisons: int = 1
-
-    @property
-    def significant(self) -> bool:
-        """Whether ``p_holm`` is below 0.05."""
-        return self.p_holm < LEVEL
 
     def better_first(self) -> Effect:
         """Return the same comparison with the value of the higher metric as ``a``."""

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featkit.evaluation.clusters import Clusters, proportion_interval
-from featkit.evaluation.compare import LEVEL, format_comparison, holm
+from featkit.evaluation.compare import HolmTest, format_comparison, holm
 from featkit.evaluation.intervals import Interval, wilson
 
 
@@ -185,7 +185,7 @@ def score_folds(
 
 
 @dataclass(frozen=True)
-class FoldComparison:
+class FoldComparison(HolmTest):
     """Corrected resampled t-test of two classifiers on the same folds.
 
     Attributes:
@@ -208,11 +208,6 @@ class FoldComparison:
     p: float
     p_holm: float
     comparisons: int = 1
-
-    @property
-    def significant(self) -> bool:
-        """Whether ``p_holm`` is below 0.05."""
-        return self.p_holm < LEVEL
 
     @property
     def sentence(self) -> str:

@@ -73,6 +73,20 @@ class _Sample:
                 return member
         return None
 
+    def images(self, *, has_labels: bool) -> list[_Member]:
+        """Return the members that are images.
+
+        Args:
+            has_labels: whether the image's class is in a member beside it, so that the image must
+                have the whole key as its name. In a packed folder ``photo.v1.jpg`` is an image too,
+                unless there is a ``photo.jpg``, which it then belongs to.
+        """
+        image = self.image()
+        if image is not None:
+            return [image]
+        members = [] if has_labels else list(self.members.values())
+        return [member for member in members if is_image(member.name)]
+
 
 def _is_image_ending(ending: str) -> bool:
     """Return whether an ending is that of the image: ``jpg``, but not ``seg.png`` beside it."""
@@ -104,8 +118,9 @@ def images_from_archives(spec: str, intensity: IntensityRange | None = None) -> 
     Members of one key belong together: ``0001.jpg`` with ``0001.cls`` (number or name of the
     class), else ``0001.json`` (an object with ``label``, and maybe ``split`` and ``group``), else
     ``0001.txt`` (name of the class). Without any such member, the class is the folder of the image
-    in the archive. The split is that of the JSON member, else that which the names of all files
-    begin with, such as ``train-0001.tar``. Ids are ``FILE/KEY.jpg``.
+    in the archive, and the name of an image may have dots. The split is that of the JSON member,
+    else that which the names of all files begin with, such as ``train-0001.tar``. Ids are
+    ``FILE/KEY.jpg``.
 
     Args:
         spec: ``tar:PATTERN``: a path with ``*``, ``?``, ``[...]``, ``{0000..0009}`` or ``{a,b}``.
@@ -169,16 +184,17 @@ def _collect(archive: _Archive, name: str, split: str, found: _Found, *, has_lab
     """
     found.passed_over.update(archive.passed_over)
     for key, sample in archive.samples.items():
-        image = sample.image()
-        if image is None:
+        images = sample.images(has_labels=has_labels)
+        if not images:
             found.passed_over.update(f".{ending}" for ending in sample.members)
             continue
         entry = _entry(archive, key, sample, has_labels=has_labels)
-        image_id = f"{name}/{printable(image.name)}"
-        found.entries.append(
-            entry._replace(id=image_id, path=archive.path, split=entry.split or split)
-        )
-        found.places.append((archive, image))
+        for image in images:
+            image_id = f"{name}/{printable(image.name)}"
+            found.entries.append(
+                entry._replace(id=image_id, path=archive.path, split=entry.split or split)
+            )
+            found.places.append((archive, image))
 
 
 def is_archive_spec(spec: str) -> bool:

@@ -144,6 +144,8 @@ class ImageSet:
             defines no groups.
         multilabel: whether each image has any number of labels. Its class is then its set of
             labels, written as ``bus;car``, see ``featkit.images.multilabel``.
+        urls: URL of each image, of which ``files`` has the path of the local copy, an empty text
+            for a local file; empty if no image is at a URL.
     """
 
     name: str
@@ -159,6 +161,7 @@ class ImageSet:
     files: tuple[str, ...] = ()
     groups: tuple[str, ...] = ()
     multilabel: bool = False
+    urls: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -241,6 +244,7 @@ class ImageSet:
             ),
             files=tuple(self.files[row] for row in rows) if self.files else (),
             groups=tuple(self.groups[row] for row in rows) if self.groups else (),
+            urls=tuple(self.urls[row] for row in rows) if self.urls else (),
         )
 
     def _take_load(self, rows: NDArray[np.int64]) -> KeyedLoad:
@@ -302,7 +306,7 @@ def check_image_set(images: ImageSet) -> None:
             f"an ImageSet of {n} ids has labels {labels.shape} and splits {splits.shape}: "
             f"give arrays of shape ({n},)"
         )
-    for name in ("files", "groups"):
+    for name in ("files", "groups", "urls"):
         if len(getattr(images, name)) not in (0, n):
             raise DataError(
                 f"an ImageSet of {n} ids has {len(getattr(images, name))} {name}: give {n} or none"

@@ -39,6 +39,9 @@ _log = logging.getLogger("featkit")
 SIDE = 16
 """Side in pixels of the small copies."""
 
+_REPORT_SECONDS = 5.0
+"""Seconds between two lines on how many images were read."""
+
 _VERSION = "1"
 """Increase it when the same images would get other groups."""
 
@@ -103,9 +106,13 @@ def _find_groups(images: ImageSet) -> tuple[int, ...]:
 
     keys: list[str] = []
     x = np.empty((n, SIDE * SIDE * 3), np.float32)
+    reported = time.monotonic()
     for row, (key, values) in enumerate(in_threads(described, range(n), available_cores())):
         keys.append(key)
         x[row] = values
+        if time.monotonic() > reported + _REPORT_SECONDS:
+            reported = time.monotonic()
+            _log.info("%s: %d of %d images read", images.name, row + 1, n)
     identical = [
         (int(rows[0]), int(other)) for rows in exact_duplicates(keys) for other in rows[1:]
     ]

@@ -123,8 +123,15 @@ def from_entries(
         intensity="none" if intensity is None else str(intensity),
         files=() if members else tuple(entry.path for entry in entries),
         groups=tuple(entry.group for entry in entries) if has_groups else (),
+        urls=_urls(entries),
         multilabel=multilabel,
     )
+
+
+def _urls(entries: Sequence[ImageEntry]) -> tuple[str, ...]:
+    """Return the URL of each image, an empty text for a local file; nothing without any URL."""
+    urls = tuple(entry.remote.url if entry.remote else "" for entry in entries)
+    return urls if any(urls) else ()
 
 
 def _first_only(report: Callable[[str], None]) -> Callable[[str], None]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -80,24 +80,35 @@ class Folder:
 
     def _read(self) -> None:
         for entry in _scan(self.path):
-            name = entry.name
-            if _is_folder(entry):
-                self._add_folder(entry)
-            elif name[0] == ".":
-                # "._1.jpg" holds macOS metadata of 1.jpg.
-                if is_image(name) and not name.startswith("._"):
-                    self.passed_over[f"hidden {ending(name)}"] += 1
-            elif is_image(name):
-                self.images[name] = entry.path
-            elif not is_system_file(name):
-                self.passed_over[ending(name)] += 1
+            is_folder = _is_folder(entry)
+            linked = is_folder and entry.is_symlink()
+            self.add(entry.name, entry.path, is_folder=is_folder, linked=linked)
 
-    def _add_folder(self, entry: os.DirEntry[str]) -> None:
-        if is_foreign(entry.name):
-            self.passed_over[f"{entry.name}/"] += 1
-        elif entry.name[0] != ".":
-            prefix = f"{self.prefix}{entry.name}/"
-            self.folders.append(Folder(entry.name, entry.path, prefix, entry.is_symlink()))
+    def add(self, name: str, path: str, *, is_folder: bool, linked: bool = False) -> None:
+        """Add a file or a folder, or count it as passed over.
+
+        Args:
+            name: its name; those of a folder are added in order.
+            path: its path or URL.
+            is_folder: whether it is a folder.
+            linked: whether it is a symbolic link to a folder.
+        """
+        if is_folder:
+            self._add_folder(name, path, linked)
+        elif name[0] == ".":
+            # "._1.jpg" holds macOS metadata of 1.jpg.
+            if is_image(name) and not name.startswith("._"):
+                self.passed_over[f"hidden {ending(name)}"] += 1
+        elif is_image(name):
+            self.images[name] = path
+        elif not is_system_file(name):
+            self.passed_over[ending(name)] += 1
+
+    def _add_folder(self, name: str, path: str, linked: bool) -> None:
+        if is_foreign(name):
+            self.passed_over[f"{name}/"] += 1
+        elif name[0] != ".":
+            self.folders.append(Folder(name, path, f"{self.prefix}{name}/", linked))
 
     def walk(self) -> Iterator[Folder]:
         """Yield this folder and all below it, without linked ones."""
@@ -209,15 +220,35 @@ def images_from_folder(
         DataError: if there are no class folders, if a class folder holds images that cannot be read
             and no others, or if it is not clear which folders are the classes.
     """
-    top = Folder.read(root)
-    reader = _LayoutReader(root, nested_groups)
+    name = safe_name(root.resolve().name)
+    return images_below(Folder.read(root), name, intensity, nested_groups=nested_groups)
+
+
+def images_below(
+    top: Folder,
+    name: str,
+    intensity: IntensityRange | None,
+    *,
+    nested_groups: bool,
+    change: Callable[[ImageEntry], ImageEntry] = lambda entry: entry,
+) -> ImageSet:
+    """Return the images of a folder that was read, see ``images_from_folder``.
+
+    Args:
+        top: the folder.
+        name: of the image set.
+        intensity: as for ``images_from_folder``.
+        nested_groups: the same.
+        change: applied to each image, such as one at a URL, which is downloaded.
+    """
+    reader = _LayoutReader(nested_groups)
     entries = reader.read(top)
-    check_labels(str(root), [entry.label for entry in entries])
+    check_labels(top.path, [entry.label for entry in entries])
     reader.notes += note_look_alikes(entry.id for entry in entries)
     passed_over = describe_passed_over(top.all_passed_over() + reader.outside)
     notes = ([passed_over] if passed_over else []) + reader.notes
-    name = safe_name(root.resolve().name)
-    return from_entries(name, sorted(entries), notes=notes, intensity=intensity)
+    changed = [change(entry) for entry in sorted(entries)]
+    return from_entries(name, changed, notes=notes, intensity=intensity)
 
 
 class _LayoutReader:
@@ -228,8 +259,7 @@ class _LayoutReader:
         outside: number of images outside the class folders, by description.
     """
 
-    def __init__(self, root: Path, nested_groups: bool) -> None:
-        self.root = root
+    def __init__(self, nested_groups: bool) -> None:
         self.nested_groups = nested_groups
         self.notes: list[str] = []
         self.outside: Counter[str] = Counter()
@@ -312,7 +342,7 @@ class _LayoutReader:
         if base.images:
             raise DataError(
                 f"{base.path} contains images but no class folders: sort them into "
-                f"{Path(base.path, '<class>')}"
+                f"{base.path.rstrip('/')}/<class>"
             )
         passed_over = describe_passed_over(base.all_passed_over())
         because = f" ({passed_over})" if passed_over else ""

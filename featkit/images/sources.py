@@ -29,6 +29,7 @@ from featkit.images.groups import (
 from featkit.images.intensity import IntensityRange
 from featkit.images.iterative import iterative_split
 from featkit.images.multilabel import label_names, targets_of
+from featkit.images.remote import is_url
 from featkit.images.splits import (
     FRACTIONS,
     TEST_ON_VAL,
@@ -40,6 +41,7 @@ from featkit.images.splits import (
     stratified_split,
 )
 from featkit.images.table import csv_columns, images_from_csv, line_of
+from featkit.images.url_folder import images_from_url
 from featkit.registry import Registry, unknown
 from featkit.storage import user_path
 
@@ -81,10 +83,10 @@ def load_images(
 
     Args:
         spec: a name with options (``digits``, ``cifar10:root=DIR``), a folder
-            ``root/[split/]<class>/*``, a CSV file with columns ``path,label[,split,group]``, or
-            tar files ``tar:PATTERN`` (see ``featkit.images.archives.images_from_archives``). A
-            folder with the name of a source is written ``./name``. What was passed over is in
-            ``notes`` and logged.
+            ``root/[split/]<class>/*``, its URL (see ``featkit.images.url_folder.images_from_url``),
+            a CSV file with columns ``path,label[,split,group]``, or tar files ``tar:PATTERN`` (see
+            ``featkit.images.archives.images_from_archives``). A folder with the name of a source is
+            written ``./name``. What was passed over is in ``notes`` and logged.
         split: fractions such as ``70/15/15`` for a new stratified split; ``val`` to test on the
             val images of a source without test images; None keeps the splits of the source, or
             makes 70/15/15 if it defines none.
@@ -131,7 +133,7 @@ def load_images(
 def _open(spec: str, intensity: IntensityRange | None, group: str | None) -> ImageSet:
     """Return the images of a source with their groups."""
     path = user_path(spec)
-    is_table = path.is_file() and path.suffix.lower() == ".csv"
+    is_table = not is_url(spec) and path.is_file() and path.suffix.lower() == ".csv"
     column = group if group and is_table and group.lower() in csv_columns(path) else None
     images = _open_source(spec, intensity, column, nested_groups=group == PARENT)
     if group and not column:
@@ -155,6 +157,8 @@ def _open_source(
             )
         images: ImageSet = SOURCES.make(spec)
         return images
+    if is_url(spec):
+        return images_from_url(spec, intensity, nested_groups=nested_groups)
     path = user_path(spec)
     if spec and path.is_dir():
         return images_from_folder(path, intensity, nested_groups=nested_groups)

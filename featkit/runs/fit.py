@@ -417,16 +417,7 @@ def evaluate_head(fitted: FittedHead, source: FeatureSet) -> Run:
         report = replace(
             report, unknown=_score_unknown(fitted, source.unknown, probabilities, test)
         )
-    if fitted.config.costs is not None:
-        costs = score_costs(
-            probabilities,
-            test.y,
-            predicted=predictions.predicted,
-            columns=np.asarray(head.classes_),
-            matrix=fitted.config.costs,
-            groups=test.groups,
-        )
-        report = replace(report, decision_cost=costs)
+    report = report_costs(report, fitted.config.costs, head, predictions, probabilities)
     if source.copies and source.copies.ids:
         copied = np.array([name in source.copies.ids for name in test.ids])
         without = accuracy_without(predictions.correct, copied, test.groups)
@@ -440,6 +431,35 @@ def evaluate_head(fitted: FittedHead, source: FeatureSet) -> Run:
         predictions=predictions,
         search=fitted.search,
     )
+
+
+def report_costs(
+    report: Report,
+    costs: CostMatrix | None,
+    head: Any,
+    predictions: Predictions,
+    probabilities: NDArray[np.float64],
+) -> Report:
+    """Return a report with the mean cost of an image; the report itself without costs.
+
+    Args:
+        report: of a classifier on the test images.
+        costs: cost of each predicted class for each true class, or None.
+        head: the classifier.
+        predictions: on the test images.
+        probabilities: ``(n, m)`` its scores on the test images after temperature scaling.
+    """
+    if costs is None:
+        return report
+    found = score_costs(
+        probabilities,
+        predictions.y,
+        predicted=predictions.predicted,
+        columns=np.asarray(head.classes_),
+        matrix=costs,
+        groups=predictions.groups,
+    )
+    return replace(report, decision_cost=found)
 
 
 def _score_unknown(

@@ -13,6 +13,8 @@ from featkit.errors import RunError, StorageError
 from featkit.evaluation.intervals import Interval
 from featkit.evaluation.metrics import TOP1
 from featkit.images.archives import archive_name, is_archive_spec
+from featkit.images.remote import is_url
+from featkit.images.url_folder import folder_name
 from featkit.runs.bundle import is_bundled
 from featkit.runs.card import CARD_FILE, HEAD_FILE, is_run, missing_run_message, read_card
 from featkit.runs.compare import read_any_run
@@ -95,6 +97,8 @@ def _data_name(spec: str) -> str:
     """Return the short name of a data source, as ``featkit.images`` gives it to paths."""
     if is_archive_spec(spec):
         return archive_name(spec)
+    if is_url(spec):
+        return folder_name(spec.rstrip("/"))
     if not is_path_like(spec):
         return spec.partition(":")[0] or "images"
     path = Path(spec)

@@ -22,13 +22,14 @@ from featkit.embeddings.pipeline import Compute
 from featkit.embeddings.plan import content_keys, make_recipe
 from featkit.errors import DataError, RunError, TrainingError
 from featkit.evaluation import Temperature, fit_temperature
+from featkit.evaluation.costs import CostMatrix
 from featkit.evaluation.report import Report
 from featkit.heads.linear import LinearHead
 from featkit.runs.card import CARD_FILE, read_card, run_errors
 from featkit.runs.compare import read_run
 from featkit.runs.directory import rename_run, save_run
 from featkit.runs.features import FeatureSet
-from featkit.runs.fit import Run, evaluate_classifier, package_versions
+from featkit.runs.fit import Run, evaluate_classifier, package_versions, report_costs
 from featkit.runs.predict import gathered
 from featkit.runs.splits import group_facts, group_warnings, untrained_class_warnings
 from featkit.storage import Content, LockHeldError, csv_text, locked, read_text
@@ -84,11 +85,19 @@ def has_checkpoint(prepared: PreparedTraining, out: Path) -> bool:
     return False
 
 
-def find_finished(prepared: PreparedTraining, out: Path) -> TrainedRun | None:
+def find_finished(
+    prepared: PreparedTraining, out: Path, costs: CostMatrix | None = None
+) -> TrainedRun | None:
     """Return the run of the same training if it has finished before, or None.
 
+    Args:
+        prepared: the training.
+        out: folder of the results.
+        costs: what its evaluation must report, or None.
+
     Raises:
-        RunError: if its directory cannot be read, or the test images have changed.
+        RunError: if its directory cannot be read, the test images have changed, or it was evaluated
+            without these costs.
     """
     path = out / prepared.images.name / prepared.id
     if not (path / CARD_FILE).exists():
@@ -101,13 +110,25 @@ def find_finished(prepared: PreparedTraining, out: Path) -> TrainedRun | None:
     for name in (HISTORY_FILE, NETWORK_FILE):
         with run_errors(path):
             card.check_file(path / name)
+    report = read_run(path)[1]
+    found = None if report.decision_cost is None else report.decision_cost.matrix.rows
+    if costs is not None and found != costs.rows:
+        raise RunError(
+            f"{path} has finished, and was evaluated with {'no' if found is None else 'other'} "
+            "costs: leave out --cost, or train again without --resume"
+        )
     if prepared.name:
         rename_run(path, prepared.name)
-    return TrainedRun(read_run(path)[1], read_history(path / HISTORY_FILE), path)
+    return TrainedRun(report, read_history(path / HISTORY_FILE), path)
 
 
 def train_run(
-    prepared: PreparedTraining, execution: ExecutionConfig, out: Path, draw: Draw
+    prepared: PreparedTraining,
+    execution: ExecutionConfig,
+    out: Path,
+    draw: Draw,
+    *,
+    costs: CostMatrix | None = None,
 ) -> TrainedRun | None:
     """Train a network, evaluate it on the test set, and save it.
 
@@ -116,6 +137,7 @@ def train_run(
         execution: device, callbacks, processes; its folder is set here.
         out: folder of the results.
         draw: draws the figures.
+        costs: cost of each predicted class for each true class, which the evaluation reports.
 
     Returns:
         None in all but the main process.
@@ -125,7 +147,7 @@ def train_run(
         result = finetune(prepared, replace(execution, folder=folder))
         if not execution.group.is_main:
             return None
-        return publish_trained(result, execution.compute, out, draw)
+        return publish_trained(result, execution.compute, out, draw, costs=costs)
 
 
 @contextmanager
@@ -158,7 +180,14 @@ def _remove_if_empty(folder: Path) -> None:
         folder.rmdir()
 
 
-def publish_trained(result: TrainingResult, compute: Compute, out: Path, draw: Draw) -> TrainedRun:
+def publish_trained(
+    result: TrainingResult,
+    compute: Compute,
+    out: Path,
+    draw: Draw,
+    *,
+    costs: CostMatrix | None = None,
+) -> TrainedRun:
     """Evaluate a trained network, write its run directory and remove its checkpoints.
 
     Raises:
@@ -169,7 +198,7 @@ def publish_trained(result: TrainingResult, compute: Compute, out: Path, draw: D
     with tempfile.TemporaryDirectory(prefix="featkit-") as folder:
         file = Path(folder, NETWORK_FILE)
         save_network(result.network, prepared.description, file)
-        run = evaluate_trained(result, file, compute, out)
+        run = evaluate_trained(result, file, compute, out, costs=costs)
         files: dict[str, Content] = {
             NETWORK_FILE: partial(shutil.copyfile, file),
             HISTORY_FILE: csv_text(list(history_rows(result.history))),
@@ -180,7 +209,14 @@ def publish_trained(result: TrainingResult, compute: Compute, out: Path, draw: D
     return TrainedRun(run.report, history, path)
 
 
-def evaluate_trained(result: TrainingResult, file: Path, compute: Compute, out: Path) -> Run:
+def evaluate_trained(
+    result: TrainingResult,
+    file: Path,
+    compute: Compute,
+    out: Path,
+    *,
+    costs: CostMatrix | None = None,
+) -> Run:
     """Evaluate a trained network on the test images, through the engine that embeds images.
 
     Args:
@@ -188,6 +224,7 @@ def evaluate_trained(result: TrainingResult, file: Path, compute: Compute, out: 
         file: where it is saved.
         compute: how the embeddings are extracted.
         out: folder of the results.
+        costs: cost of each predicted class for each true class, or None.
 
     Raises:
         DataError: if there are no test images.
@@ -203,7 +240,7 @@ def evaluate_trained(result: TrainingResult, file: Path, compute: Compute, out: 
     counts = np.bincount(train_labels, minlength=len(images.classes))
     request = replace(config.request, backbone=str(directory), weights="imagenet", augment=None)
     head_spec = _describe_training(prepared)
-    report, predictions, _ = evaluate_classifier(
+    report, predictions, probabilities = evaluate_classifier(
         head,
         test,
         temperature=_fit_temperature(head, _extract(prepared, file, "val", compute)),
@@ -231,6 +268,7 @@ def evaluate_trained(result: TrainingResult, file: Path, compute: Compute, out: 
         fit_seconds=sum(epoch.seconds for epoch in result.history),
         seed=config.seed,
     )
+    report = report_costs(report, costs, head, predictions, probabilities)
     features = FeatureSet(request, test, directory, images.name, prepared.description.label)
     return Run(prepared.id, features, head_spec, head, report, predictions, name=prepared.name)
 

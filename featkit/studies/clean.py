@@ -98,7 +98,7 @@ class CleanData:
 
         Args:
             folder: of the CSV file. Paths of images in it or below it are relative to it, those of
-                others are absolute.
+                others are absolute; images that were downloaded are listed by their URL.
 
         Raises:
             DataError: if the name of a file is not UTF-8.
@@ -108,7 +108,7 @@ class CleanData:
         for row, file in enumerate(resolve_folders(map(Path, images.files))):
             rows.append(
                 {
-                    "path": _listed_path(file, base),
+                    "path": (images.urls and images.urls[row]) or _listed_path(file, base),
                     "label": images.classes[images.labels[row]],
                     "split": str(images.splits[row]),
                     "group": images.groups[row],

@@ -20,6 +20,7 @@ from featkit.embeddings.pipeline import Compute
 from featkit.embeddings.request import Request
 from featkit.errors import WeightsError
 from featkit.evaluation.compare import PairedComparison, compare
+from featkit.evaluation.costs import CostMatrix
 from featkit.evaluation.report import Report
 from featkit.heads import make_head
 from featkit.heads.search import Candidate
@@ -523,10 +524,20 @@ class SecondNetwork:
 # Evaluation ---------------------------------------------------------------------------------------
 
 
-def evaluate_selection(selection: Selection, problems: Sequence[str]) -> TrainedClassifier:
-    """Evaluate the chosen classifier on the test images, and compare the others with it."""
+def evaluate_selection(
+    selection: Selection, problems: Sequence[str], costs: CostMatrix | None = None
+) -> TrainedClassifier:
+    """Evaluate the chosen classifier on the test images, and compare the others with it.
+
+    Args:
+        selection: what was tried.
+        problems: of the photos, one line each.
+        costs: cost of each predicted class for each true class, which the report of the chosen
+            classifier has; None for none.
+    """
     best = selection.best
-    run = evaluate_head(best.fitted, best.fitted.source)
+    fitted = replace(best.fitted, config=replace(best.fitted.config, costs=costs))
+    run = evaluate_head(fitted, fitted.source)
     predictions = {best.name: run.predictions}
     others = {}
     for attempt in selection.attempts:

@@ -77,6 +77,31 @@ def test_a_trained_network_can_be_used_as_a_backbone(photos, tmp_path):
     assert json.loads(call("predict", moved, image, "--json").stdout) == before
 
 
+def test_a_training_reports_the_mean_cost_of_an_image(photos):
+    """It does not change the training; a finished run is not evaluated anew with other costs."""
+    classes = sorted(path.name for path in photos.iterdir())
+    rows = [
+        f"{true}," + ",".join("0" if true == each else "7" for each in classes) for true in classes
+    ]
+    Path("costs.csv").write_text("\n".join([f"true,{','.join(classes)}", *rows]))
+    Path("other.csv").write_text(Path("costs.csv").read_text().replace("7", "8"))
+    arguments = ["finetune", "--data", photos, "--mode", "shallow", "--views", "0", *SMALL]
+    plain = run_of(call(*arguments))
+    before = json.loads((plain / "results.json").read_text())
+    done = call(*arguments, "--resume", "--cost", "costs.csv", code=1)
+    assert "was evaluated with no costs: leave out --cost" in done.stderr
+    done = call(*arguments, "--cost", "costs.csv")
+    assert run_of(done) == plain
+    assert "mean cost" in done.stdout
+    results = json.loads((plain / "results.json").read_text())
+    assert results.pop("decision_cost")["mean"] == pytest.approx(7 * (1 - before["top1"]))
+    assert results == before
+    assert "already finished" in call(*arguments, "--resume", "--cost", "costs.csv").stderr
+    assert "with other costs" in call(*arguments, "--resume", "--cost", "other.csv", code=1).stderr
+    Path("other.csv").write_text("true,a,b\na,0,1\nb,1,0\n")
+    assert "'a' is not a class" in call(*arguments, "--cost", "other.csv", code=1).stderr
+
+
 def test_a_trained_network_can_be_fine_tuned_again(photos):
     first = run_of(call("finetune", "--data", photos, "--mode", "full", *SMALL))
     second = call(

@@ -137,6 +137,27 @@ def test_text_and_folders_are_labels_too(tmp_path: Path) -> None:
     assert images.labels.tolist() == [0, 1] * 4
 
 
+def test_names_of_images_in_packed_folders_may_have_dots(tmp_path: Path) -> None:
+    """They are the images of the unpacked folder, but for those beside an image of the same key."""
+    members = {}
+    for label in ("cat", "dog"):
+        for number in range(6):
+            members[f"{label}/photo.v{number}.png"] = png(number)
+        members[f"{label}/other.png"] = png(9)
+        members[f"{label}/other.seg.png"] = png(10)
+    images = load_images(f"tar:{write_tar(tmp_path / 'a.tar', members)}")
+    expected = [f"a.tar/{name}" for name in members if "seg" not in name]
+    assert sorted(images.ids) == sorted(expected)
+    row = images.ids.index("a.tar/dog/photo.v3.png")
+    assert images.load(row)[0, 0, 0] == 3
+    assert images.classes[images.labels[row]] == "dog"
+    assert "2 other members of the tar files are passed over (2 .seg.png)" in images.notes
+    labelled = {**members, "cat/photo.cls": b"cat", "cat/other.cls": b"cat"}
+    labelled |= {"dog/other.cls": b"dog", "dog/more.cls": b"dog", "dog/more.png": png(1)}
+    with_labels = load_images(f"tar:{write_tar(tmp_path / 'b.tar', labelled)}", split="50/0/50")
+    assert not any("photo" in name for name in with_labels.ids)
+
+
 def test_other_members_are_passed_over_and_counted(tmp_path: Path) -> None:
     """Masks, files of systems, links: nothing outside of the archive is ever read."""
     path = tmp_path / "x.tar"

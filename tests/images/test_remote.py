@@ -1,4 +1,4 @@
-"""Images at URLs in CSV files."""
+"""Images at URLs in CSV files: downloads, further tries, and errors."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ import io
 import socket
 import threading
 from collections.abc import Iterator
+from email.message import Message
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from urllib.error import HTTPError
 
 import numpy as np
 import pytest
@@ -29,6 +31,9 @@ class Server(ThreadingHTTPServer):
 
     daemon_threads = True
     requests: list[str]
+    failures: dict[str, list[int]]
+    """By path, the answers before the right one: a status, 0 to close the connection, 1 to send
+    one byte too few."""
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -38,6 +43,18 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         self.server.requests.append(self.path)
+        status = 200
+        if left := self.server.failures.get(self.path):
+            status = left.pop(0)
+        if status == 0:
+            self.close_connection = True
+            return
+        if status > 200:
+            self.send_response(status)
+            self.send_header("Retry-After", "0")
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+            return
         name = self.path.strip("/").partition(".")[0]
         if name == "wait":
             threading.Event().wait(1.5)
@@ -46,7 +63,8 @@ class Handler(BaseHTTPRequestHandler):
             return
         body = png(int(name)) if name.isdigit() else b"<html>Please log in</html>"
         self.send_response(200)
-        self.send_header("Content-Length", str(len(body) + (10 if name == "short" else 0)))
+        missing = 10 if name == "short" or status == 1 else 0
+        self.send_header("Content-Length", str(len(body) + missing))
         self.end_headers()
         self.wfile.write(body)
 
@@ -58,6 +76,7 @@ class Handler(BaseHTTPRequestHandler):
 def server() -> Iterator[Server]:
     server = Server(("127.0.0.1", 0), Handler)
     server.requests = []
+    server.failures = {}
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
     thread.start()
     yield server
@@ -69,6 +88,7 @@ def server() -> Iterator[Server]:
 @pytest.fixture(autouse=True)
 def data_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("FEATKIT_DATA", str(tmp_path / "data"))
+    monkeypatch.setattr(remote, "_FIRST_WAIT", 0.001)
     return tmp_path / "data"
 
 
@@ -134,6 +154,77 @@ def test_a_wrong_answer_names_line_and_url(
     assert not list(data_folder.rglob("*"))
 
 
+@pytest.mark.parametrize(
+    "failures",
+    [
+        pytest.param([503], id="503"),
+        pytest.param([500, 429], id="500 and 429"),
+        pytest.param([0, 0], id="closed connections"),
+        pytest.param([1], id="incomplete"),
+    ],
+)
+def test_errors_that_pass_are_tried_again(
+    server: Server, tmp_path: Path, failures: list[int]
+) -> None:
+    images = load_images(write_list(tmp_path, [f"{address(server)}/{n}.png" for n in range(8)]))
+    server.failures["/5.png"] = list(failures)
+    assert images.load(5)[0, 0].tolist() == [5, 5, 5]
+    assert server.requests == ["/5.png"] * (len(failures) + 1)
+
+
+def test_after_three_tries_one_line_says_so(server: Server, tmp_path: Path) -> None:
+    images = load_images(write_list(tmp_path, [f"{address(server)}/{n}.png" for n in range(8)]))
+    server.failures["/5.png"] = [502, 503, 504, 200]
+    with pytest.raises(DecodeError, match=r"the server answers 504 .* \(tried 3 times\)") as raised:
+        images.load(5)
+    assert "line 7 of" in str(raised.value)
+    assert "\n" not in str(raised.value)
+    assert len(server.requests) == 3
+
+
+@pytest.mark.parametrize("status", [401, 403, 404, 410])
+def test_errors_that_do_not_pass_are_not_tried_again(
+    server: Server, tmp_path: Path, status: int
+) -> None:
+    images = load_images(write_list(tmp_path, [f"{address(server)}/{n}.png" for n in range(8)]))
+    server.failures["/5.png"] = [status]
+    with pytest.raises(DecodeError, match=rf"the server answers {status} [^(]*; check"):
+        images.load(5)
+    assert len(server.requests) == 1
+
+
+def test_the_time_of_all_tries_is_limited(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There is no further try that would begin after the limit."""
+    images = load_images(write_list(tmp_path, [f"{address(server)}/{n}.png" for n in range(8)]))
+    server.failures["/5.png"] = [503] * 3
+    monkeypatch.setattr(remote, "_LONGEST", 5.0)
+    monkeypatch.setattr(remote, "_FIRST_WAIT", 6.0)
+    with pytest.raises(DecodeError, match=r"503 [^(]*; check"):
+        images.load(5)
+    assert len(server.requests) == 1
+
+
+def test_a_server_may_ask_to_wait(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """``Retry-After`` in seconds is used up to a limit; dates are not read."""
+    waits: list[float] = []
+    monkeypatch.setattr(remote.time, "sleep", waits.append)
+    asked = iter(["3", "4000", "Fri, 31 Dec 1999 23:59:59 GMT"])
+
+    def refuse(url: str) -> None:
+        headers = Message()
+        headers["Retry-After"] = next(asked)
+        raise HTTPError(url, 503, "Service Unavailable", headers, io.BytesIO())
+
+    monkeypatch.setattr(remote, "_open", refuse)
+    with pytest.raises(remote.TransferError, match="tried 3 times"):
+        remote.read_url("http://host/1.png")
+    assert waits == [3.0, remote._LONGEST_WAIT]
+
+
 def test_an_unreachable_host_and_a_silent_one(
     server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -144,9 +235,9 @@ def test_an_unreachable_host_and_a_silent_one(
     monkeypatch.setattr(remote, "TIMEOUT", 0.3)
     urls = [f"http://127.0.0.1:{port}/1.png", f"{address(server)}/wait.png"]
     images = load_images(write_list(tmp_path, [*urls, *[f"{address(server)}/{n}" for n in "1234"]]))
-    with pytest.raises(DecodeError, match="refused"):
+    with pytest.raises(DecodeError, match=r"refused[^(]*;"):  # at the first try
         images.load(images.ids.index(urls[0]))
-    with pytest.raises(DecodeError, match="no answer within 0 seconds"):
+    with pytest.raises(DecodeError, match=r"no answer within 0 seconds \(tried 3 times\)"):
         images.load(images.ids.index(urls[1]))
 
 

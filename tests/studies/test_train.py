@@ -11,6 +11,7 @@ import pytest
 
 from featkit.embeddings.request import Request
 from featkit.errors import DataError
+from featkit.evaluation.costs import CostMatrix
 from featkit.heads.search import Candidate
 from featkit.runs.features import Copies, FeatureSet
 from featkit.studies.train import (
@@ -117,6 +118,17 @@ def test_the_chosen_one_is_compared_with_the_others_by_paired_tests(features):
     assert all(pair.comparisons == 2 for pair in trained.pairs)
     assert trained.run.report.n == 80
     assert set(trained.to_dict()["others"]) == {pair.b for pair in trained.pairs}
+
+
+def test_costs_are_reported_of_the_chosen_one_and_choose_nothing(features):
+    selection = select(features, stopped_clock(100), heads=FAST_HEADS)
+    k = len(features.embeddings.classes)
+    matrix = CostMatrix(tuple(tuple(3.0 * (a != b) for a in range(k)) for b in range(k)), "c.csv")
+    trained, plain = (evaluate_selection(selection, (), costs) for costs in (matrix, None))
+    found = trained.run.report
+    assert found.decision_cost.mean == pytest.approx(3 * (1 - found.top1))
+    assert replace(found, decision_cost=None).to_dict() == plain.run.report.to_dict()
+    assert trained.pairs == plain.pairs
 
 
 def test_classes_of_two_images_are_used_and_said(vectors):
