@@ -80,7 +80,7 @@ SIGNATURES = {
     "audit": f"data few quality decisions apply {EXTRACTION} cache out {COMPUTE}",
     "profile": "backbones data head repeats warm_up split limit intensity_range group allow_group_leak seed augment views perturb weights resize crop cache out "
     f"{COMPUTE}",
-    "finetune": f"data backbone {SCHEDULE}",
+    "finetune": f"data backbone cost {SCHEDULE}",
     "compare_frameworks": "data backbone mode seeds weights resize crop split limit deep_limit intensity_range group allow_group_leak seed augment "
     "views val epochs batch_size optimiser lr images repeats cache out progress",
     "distill": f"data teacher teacher_head student loss temperature alpha beta distance alone {SCHEDULE}",
@@ -92,7 +92,7 @@ SIGNATURES = {
     "bundle": "run",
     "suggest": f"run images n seed cache out {COMPUTE}",
     "neighbours": f"run images k cache out {COMPUTE}",
-    "train": f"photos minutes name overwrite backbone weights resize decode split seed bundle cache out {COMPUTE}",
+    "train": f"photos minutes name overwrite backbone weights resize decode split seed cost bundle cache out {COMPUTE}",
     "publication_table": "result format baseline",
     "report": f"run out projection heat_maps seed cache {COMPUTE}",
     "plot": f"kind target images out label colour method thumbnails count seed dpi style weights cache {COMPUTE}",

@@ -78,10 +78,9 @@ def print_comparison(
     from featkit.evaluation.standing import standings_of_pairs
 
     runs, pairs = list(runs), list(pairs)
-    values = {name: report.headline.value for name, report in runs}
-    if common:
-        values = {name: each.top1 for (name, _), each in zip(runs, common, strict=True)}
-    standings = standings_of_pairs(values, pairs)
+    values = [each.top1 for each in common] or [report.headline.value for _, report in runs]
+    names = [name for name, _ in runs]
+    standings = standings_of_pairs(dict(zip(names, values, strict=True)), pairs)
     with_costs = any(report.decision_cost for _, report in runs)
     rows = []
     metric = ""
@@ -91,10 +90,7 @@ def print_comparison(
         numbers = [f"{100 * value:.1f}", between(interval), report.n]
         if with_costs:
             numbers.append(mean_cost_text(report.decision_cost) if report.decision_cost else "")
-        if common:
-            top1, interval, _ = common[row]
-            numbers += [f"{100 * top1:.1f}", between(interval)]
-        rows.append([name, *numbers, found.text if found else ""])
+        rows.append([name, *numbers, *_common_cells(common, row), found.text if found else ""])
     right = [f"{metric} %", "95% CI", "n", *(["mean cost (95% CI)"] if with_costs else [])]
     if common:
         right += [f"on {common[0].n} common", "its 95% CI"]
@@ -102,3 +98,10 @@ def print_comparison(
     print_line("")
     for pair in pairs:
         print_line(pair.sentence)
+
+
+def _common_cells(common: Sequence[CommonAccuracy], row: int) -> list[str]:
+    """Return accuracy and interval of a run on common images; nothing if there are none."""
+    if not common:
+        return []
+    return [f"{100 * common[row].top1:.1f}", between(common[row].interval95)]

@@ -87,6 +87,15 @@ class _Sample:
         members = [] if has_labels else list(self.members.values())
         return [member for member in members if is_image(member.name)]
 
+    def unused(self, images: Sequence[_Member], *, has_labels: bool) -> list[str]:
+        """Return the endings of members that are passed over.
+
+        Beside an image they may hold its label, unless there are no labels.
+        """
+        if images and has_labels:
+            return []
+        return [f".{ending}" for ending, each in self.members.items() if each not in images]
+
 
 def _is_image_ending(ending: str) -> bool:
     """Return whether an ending is that of the image: ``jpg``, but not ``seg.png`` beside it."""
@@ -185,8 +194,8 @@ def _collect(archive: _Archive, name: str, split: str, found: _Found, *, has_lab
     found.passed_over.update(archive.passed_over)
     for key, sample in archive.samples.items():
         images = sample.images(has_labels=has_labels)
+        found.passed_over.update(sample.unused(images, has_labels=has_labels))
         if not images:
-            found.passed_over.update(f".{ending}" for ending in sample.members)
             continue
         entry = _entry(archive, key, sample, has_labels=has_labels)
         for image in images:

@@ -108,18 +108,23 @@ def _tree(url: str) -> Folder:
     top = Folder(folder_name(url), url)
     level = [top]
     for _ in range(_DEEPEST):
-        urls = [f"{folder.path}/" for folder in level]
-        for folder, items in zip(level, in_threads(_list, urls, _THREADS), strict=True):
-            for item in items:
-                folder.add(printable(item.name), item.url.rstrip("/"), is_folder=item.is_folder)
-        level = [below for folder in level for below in folder.folders]
-        if not level:
-            break
-    else:
+        level = _read_level(level)
+    if level:
         raise DataError(f"{visible(url)} has folders nested in more than {_DEEPEST} levels")
     if not (top.images or top.folders or top.passed_over):
         raise DataError(_empty(url))
     return top
+
+
+def _read_level(folders: list[Folder]) -> list[Folder]:
+    """Read what is directly in some folders; return the folders in them."""
+    urls = [f"{folder.path}/" for folder in folders]
+    below: list[Folder] = []
+    for folder, items in zip(folders, in_threads(_list, urls, _THREADS), strict=True):
+        for item in items:
+            folder.add(printable(item.name), item.url.rstrip("/"), is_folder=item.is_folder)
+        below += folder.folders
+    return below
 
 
 def _empty(url: str) -> str:
@@ -147,7 +152,7 @@ def _list(url: str) -> list[_Item]:
     except FeatkitError:
         raise
     except FileNotFoundError as error:
-        raise DataError(f"{visible(url)} does not exist: correct it") from error
+        raise DataError(f"{visible(url.rstrip('/'))} does not exist: correct it") from error
     except ImportError as error:
         raise missing_store(url) from error
     except Exception as error:  # packages of stores raise those of their own
@@ -157,8 +162,8 @@ def _list(url: str) -> list[_Item]:
 
 def _failed(url: str, reason: str) -> str:
     return (
-        f"{visible(url)} cannot be listed: {visible(reason)}; check the URL and the network "
-        "connection"
+        f"{visible(url.rstrip('/'))} cannot be listed: {visible(reason)}; check the URL and the "
+        "network connection"
     )
 
 

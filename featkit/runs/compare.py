@@ -267,6 +267,31 @@ def compare_runs(directories: Sequence[Path]) -> RunComparison:
         RunError: if a directory is not a run directory, or has no predictions.
         DataError: if two runs were evaluated on different images or labels.
     """
+    named, is_part = _on_common_images(_load_named(directories))
+    accuracy = {name: _common_accuracy(found) for name, _, found, _ in named} if is_part else {}
+    if is_part:
+        named.sort(key=lambda run: -accuracy[run[0]].top1)
+    else:
+        named.sort(key=lambda run: -run[1].headline.value)
+    reports = tuple((name, report) for name, report, _, _ in named)
+    pairs = _compare_alike({name: predictions for name, _, predictions, _ in named})
+    return RunComparison(
+        reports,
+        tuple(pairs),
+        tuple(directory for _, _, _, directory in named),
+        compare_folds(_folded(reports)),
+        _compare_costs([(name, report, predictions) for name, report, predictions, _ in named]),
+        tuple(accuracy[name] for name, _ in reports if name in accuracy),
+    )
+
+
+def _load_named(directories: Sequence[Path]) -> list[_NamedRun]:
+    """Return the runs of directories with different names.
+
+    Raises:
+        SpecError: if there are fewer than two, or one is given twice.
+        RunError: if a directory is not a run directory, or has no predictions.
+    """
     places: set[Path] = set()
     for directory in directories:
         place = directory.resolve()
@@ -281,22 +306,7 @@ def compare_runs(directories: Sequence[Path]) -> RunComparison:
     named = []
     for directory, name, (_, report, predictions) in zip(directories, names, loaded, strict=True):
         named.append((name, report, predictions, directory))
-    named, is_part = _on_common_images(named)
-    if is_part:
-        named.sort(key=lambda run: -float(np.mean(run[2].correct)))
-    else:
-        named.sort(key=lambda run: -run[1].headline.value)
-    reports = tuple((name, report) for name, report, _, _ in named)
-    pairs = _compare_alike({name: predictions for name, _, predictions, _ in named})
-    common = [_common_accuracy(predictions) for _, _, predictions, _ in named] if is_part else []
-    return RunComparison(
-        reports,
-        tuple(pairs),
-        tuple(directory for _, _, _, directory in named),
-        compare_folds(_folded(reports)),
-        _compare_costs([(name, report, predictions) for name, report, predictions, _ in named]),
-        tuple(common),
-    )
+    return named
 
 
 def _compare_alike(runs: Mapping[str, Predictions]) -> tuple[PairedComparison, ...]:

@@ -212,7 +212,7 @@ def routing() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("routing")
-@pytest.mark.parametrize("head", ["linear", HEAD, "knn:k=1", "prototypical"])
+@pytest.mark.parametrize("head", ["linear", HEAD])
 def test_a_search_over_groups_passes_them_to_the_folds_and_to_the_head(
     head: str, tmp_path: Any, calibrations: Calibrations
 ) -> None:

@@ -86,6 +86,18 @@ def test_images_without_duplicates_are_groups_of_their_own(tmp_path: Path) -> No
     assert note.startswith("1 groups of 2 to 2 near duplicates (2 of 44 images)")
 
 
+def test_a_long_search_says_how_far_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(duplicates, "_REPORT_SECONDS", -1.0)
+    images = load_images(write_photos(tmp_path / "photos", copies=0, singles=6))
+    with caplog.at_level("INFO", "featkit"):
+        duplicate_groups(images)
+    lines = [line for line in caplog.messages if line.endswith("images read")]
+    assert len(lines) == len(images)
+    assert lines[-1] == f"photos: {len(images)} of {len(images)} images read"
+
+
 def test_groups_are_remembered_until_a_file_changes(
     tmp_path: Path, data_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
