@@ -59,6 +59,7 @@ class BalancedHead(Head):
         self.correction = correction
         self.seed = seed
 
+    # Read by scikit-learn's metadata routing: groups are passed on to ``fit`` unless refused.
     __metadata_request__fit: ClassVar[dict[str, bool]] = {"groups": True}
 
     def fit(self, X: Any, y: Any, groups: Any = None) -> BalancedHead:

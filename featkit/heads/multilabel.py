@@ -71,6 +71,7 @@ class MultiLabelHead(BaseEstimator):  # type: ignore[misc]
         self.head = head
         self.seed = seed
 
+    # Read by scikit-learn's metadata routing: groups are passed on to ``fit`` unless refused.
     __metadata_request__fit: ClassVar[dict[str, bool]] = {"groups": True}
 
     def fit(self, X: Any, y: Any, groups: Any = None) -> MultiLabelHead:

@@ -144,6 +144,7 @@ class SVMHead(LogitHead):
     SCORES_OF_TRIALS_DIFFER: ClassVar[bool] = True
     """``trials`` gives other scores than a fitted head, but predicts the same classes."""
 
+    # Read by scikit-learn's metadata routing: groups are passed on to ``fit`` unless refused.
     __metadata_request__fit: ClassVar[dict[str, bool]] = {"groups": True}
 
     _parameter_constraints: ClassVar[dict[str, Any]] = {

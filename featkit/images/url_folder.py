@@ -161,6 +161,12 @@ def _list(url: str) -> list[_Item]:
 
 
 def _failed(url: str, reason: str) -> str:
+    if is_http(url):
+        return (
+            f"{visible(url.rstrip('/'))} cannot be listed: {visible(reason)}; check the URL; if "
+            "the server shows no page with links to what is in the folder, list the URLs of the "
+            "images in a CSV file with path,label"
+        )
     return (
         f"{visible(url.rstrip('/'))} cannot be listed: {visible(reason)}; check the URL and the "
         "network connection"
