@@ -148,7 +148,7 @@ class Registry(Generic[T]):
         """
         spec = Spec.parse(spec) if isinstance(spec, str) else spec
         factory = self.get(spec.name)
-        signature = inspect.signature(factory)
+        signature = signature_of(factory)
         known = [name for name in signature.parameters if name not in given]
         for option in spec.options:
             if option not in known:
@@ -174,6 +174,12 @@ class Registry(Generic[T]):
                 f"({type(error).__name__}: {error}): update, reinstall or uninstall the plug-in"
             ) from error
         return factory
+
+
+@cache
+def signature_of(factory: Callable[..., Any]) -> inspect.Signature:
+    """Return the signature of a factory; kept, since a grid asks for the same ones in each cell."""
+    return inspect.signature(factory)
 
 
 @cache

@@ -188,12 +188,14 @@ def _too_large(path: str | Path, size: int, limit: int) -> OSError:
     return OSError(errno.EFBIG, reason, str(path))
 
 
-def write_file(path: Path, content: Content) -> None:
+def write_file(path: Path, content: Content, *, flush: bool = True) -> None:
     """Write a file atomically: readers see the old file or the whole new one.
 
     Args:
         path: the file; its folder is created if needed.
         content: text (UTF-8), bytes, or a function that writes the file at the path it is given.
+        flush: whether the file is on the disk when this returns. Without it, a power failure may
+            leave an empty file or none; a process that is killed leaves a whole one either way.
 
     Raises:
         StorageError: if the disk is full or cannot be written; ``path`` is then unchanged.
@@ -203,9 +205,13 @@ def write_file(path: Path, content: Content) -> None:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             _write_content(temporary, content)
-            replace_file(temporary, path)
-        finally:
+            if flush:
+                replace_file(temporary, path)
+            else:
+                temporary.replace(path)
+        except BaseException:
             temporary.unlink(missing_ok=True)
+            raise
 
 
 def _short_name(name: str) -> str:
@@ -969,10 +975,9 @@ def peak_memory_mb() -> float:
     """Return the largest resident memory of this process so far, in megabytes (10^6 bytes)."""
     import psutil
 
-    status = Path("/proc/self/status")
-    if status.exists():
+    with suppress(OSError), open("/proc/self/status", "rb") as status:  # noqa: PTH123, Linux
         # Not getrusage: after fork and exec its maximum includes the memory of the parent process.
-        found = re.search(r"VmHWM:\s+(\d+) kB", status.read_text(encoding="utf-8"))
+        found = re.search(rb"VmHWM:\s+(\d+) kB", status.read())
         if found:
             return 1024 * int(found[1]) / 1e6
     memory = psutil.Process().memory_info()

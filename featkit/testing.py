@@ -25,8 +25,8 @@ def check_head(head: Any, *, persist: bool = True) -> None:
 
     The head is fitted on features of three classes whose labels are not 0, 1, 2, in float32 and
     float64. Scores must have one column per entry of ``classes_`` and be finite, predictions must
-    agree with them, the same seed must give the same scores, and the head must separate classes
-    that are far apart.
+    agree with them, the same seed must give the same scores, the features must stay as they are,
+    and the head must separate classes that are far apart.
 
     Args:
         head: the unfitted estimator, or its class or factory, which is called without arguments.
@@ -47,6 +47,8 @@ def check_head(head: Any, *, persist: bool = True) -> None:
         fitted = _clone(head).fit(features, y)
         assert fitted is not None, f"{name}.fit() must return the head"
         scores = _check_scores(name, fitted, features, labels)
+        same = (features == x.astype(dtype)).all()
+        assert same, f"{name} changes the features that it is given: other heads use them too"
         accuracy = float(np.mean(fitted.predict(features) == y))
         assert accuracy > 0.9, (
             f"{name} predicts only {100 * accuracy:.0f}% of its training data correctly, "

@@ -58,9 +58,16 @@ class Random(NearestMean):
         return self.classes_[self.last_.argmax(axis=1)]
 
 
+class ChangesFeatures(NearestMean):
+    def fit(self, X, y):
+        X -= X.mean(axis=0)
+        return super().fit(X, y)
+
+
 @pytest.mark.parametrize(
     ("head", "message"),
     [
+        (ChangesFeatures, "changes the features"),
         (LabelsAsPositions, "predict\\(\\) differs"),
         (OneColumn, "returns shape"),
         (NotFinite, "not finite"),

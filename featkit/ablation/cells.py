@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gzip
-import io
+import hashlib
 import json
 import traceback
 import zlib
@@ -133,6 +133,9 @@ def lock_grid(folder: Path) -> Iterator[None]:
 def write_cell(folder: Path, name: str, run: Run | MultiLabelRun, val_score: float | None) -> None:
     """Write a finished cell atomically.
 
+    It is not flushed to the disk: a cell that a power failure damages is computed again, as its
+    checksum does not match.
+
     Raises:
         StorageError: if the disk is full or cannot be written.
     """
@@ -152,11 +155,37 @@ def write_cell(folder: Path, name: str, run: Run | MultiLabelRun, val_score: flo
         "val_score": val_score,
         "cost": dict(run.report.cost),
     }
-    # Through JSON once, so that the checksum covers exactly what will be read back.
-    content = json.loads(json.dumps(content))
-    sealed = json.dumps({**content, "sha256": seal(content)}).encode()
-    write_file(_cell_path(folder, name), gzip.compress(sealed, compresslevel=6, mtime=0))
+    packed = gzip.compress(_sealed(content), compresslevel=6, mtime=0)
+    write_file(_cell_path(folder, name), packed, flush=False)
     _log_path(folder, name).unlink(missing_ok=True)
+
+
+def _sealed(content: Mapping[str, Any]) -> bytes:
+    """Return canonical JSON that ends in its checksum, which is that of ``seal``."""
+    text = json.dumps(content, sort_keys=True).encode()
+    return text[:-1] + _SEAL % hashlib.sha256(text).hexdigest().encode()
+
+
+_SEAL = b', "sha256": "%s"}'
+_SEAL_BYTES = len(_SEAL % bytes(64))
+
+
+def _read_sealed(text: bytes) -> Any:
+    """Return the content of a cell; None if its checksum does not match.
+
+    Raises:
+        KeyError, TypeError, ValueError: if it is no JSON object with a checksum.
+    """
+    content = parse_json(text)
+    # Cells of version 0.4 and earlier are not in canonical order.
+    intact = text == _with_seal(text) or content["sha256"] == seal(content)
+    return content if intact else None
+
+
+def _with_seal(text: bytes) -> bytes:
+    """Return a text of ``_sealed`` with the checksum that it should have."""
+    start = text[:-_SEAL_BYTES]
+    return start + _SEAL % hashlib.sha256(start + b"}").hexdigest().encode()
 
 
 def _optional_entries(predictions: Predictions) -> dict[str, Any]:
@@ -173,15 +202,15 @@ def read_cell(folder: Path, name: str, values: Mapping[str, AxisValue]) -> CellR
     """
     path = _cell_path(folder, name)
     try:
-        content = parse_json(_decompress(read_file(path, _LIMIT)))
-        if content["sha256"] != seal(content):
+        content = _read_sealed(_decompress(read_file(path, _LIMIT)))
+        if content is None:
             raise RunError(f"{path} was changed after it was written")
         return _parse_cell(content, values)
     except FileNotFoundError:
         return None
     except KeyError as error:
         raise RunError(f"{path} cannot be read ({error} is missing)") from error
-    except (OSError, EOFError, zlib.error, DataError, *_INVALID) as error:
+    except (OSError, zlib.error, DataError, *_INVALID) as error:
         raise RunError(f"{path} cannot be read ({error or type(error).__name__})") from error
 
 
@@ -191,11 +220,17 @@ _INVALID = (AttributeError, OverflowError, TypeError, ValueError)
 
 def _decompress(data: bytes) -> bytes:
     """Decompress a file of at most ``_LIMIT`` bytes; raises ValueError for a larger one."""
-    with gzip.GzipFile(fileobj=io.BytesIO(data)) as file:
-        content = file.read(_LIMIT + 1)
+    file = zlib.decompressobj(wbits=_GZIP)
+    content = file.decompress(data, _LIMIT + 1)
     if len(content) > _LIMIT:
         raise ValueError(f"more than {_LIMIT / 1e6:,.0f} MB")
+    if not file.eof or file.unused_data:
+        raise ValueError("its end is missing or followed by other data")
     return content
+
+
+_GZIP = 16 + zlib.MAX_WBITS
+"""Argument of ``zlib`` for the format of gzip, with its checksum."""
 
 
 def count_cells(folder: Path) -> int:

@@ -29,10 +29,11 @@ from featkit.ablation.plan import (
     group_by_head,
     plan_grid,
 )
-from featkit.ablation.worker import CellCondition, CellTask, run_task
+from featkit.ablation.worker import CellCondition, CellSource, CellTask, run_task
 from featkit.embeddings.base import pack_groups, pack_splits
 from featkit.embeddings.extract import Extractor
 from featkit.embeddings.pipeline import Compute
+from featkit.embeddings.request import Request
 from featkit.embeddings.shards import extract_missing
 from featkit.errors import RunError
 from featkit.evaluation.display import data_frame, html_table
@@ -148,16 +149,19 @@ def _run_cells(
     # known only after the network has been calibrated, so that a cell may turn out to be finished.
     pending = _pending_cells(grid, extractor, folder, results, config.note)
 
-    tasks = [_make_task(grid, cells, extractor, folder) for cells in group_by_head(pending)]
+    tasks = _make_tasks(grid, pending, extractor, folder)
     total = len(results) + len(pending)
-    _report_progress(config, results, total, len(tasks))
+    failures = sum(result.status == "failed" for result in results.values())
+    _report_progress(config, len(results), failures, total, len(tasks))
     with closing(executor.run(run_task, tasks)) as finished_tasks:
         for done, finished in enumerate(finished_tasks, 1):
             task = tasks[finished.index]
             failed = {} if finished.worker_died else finished.result
             for cell in task.conditions:
-                results[cell.index] = failed.get(cell.index) or _read_result(task, cell)
-            _report_progress(config, results, total, len(tasks) - done)
+                result = failed.get(cell.index) or _read_result(task, cell)
+                results[cell.index] = result
+                failures += result.status == "failed"
+            _report_progress(config, len(results), failures, total, len(tasks) - done)
     return results
 
 
@@ -195,31 +199,41 @@ def _unavailable_result(folder: Path, cell: UnavailableCell) -> CellResult:
     return replace(result, data=str(cell.values["data"]))
 
 
-def _make_task(
-    grid: Grid, cells: Sequence[PlannedCell], extractor: Extractor, folder: Path
-) -> CellTask:
-    """Return the task of cells that share a fitted head."""
-    first = cells[0]
-    plan = extractor.plan(first.features.clean)
-    conditions = []
-    for cell in cells:
-        request, test = plan.request.absolute, None
-        if cell.features.test:
-            request = replace(request, perturb=cell.features.test.perturb)
-            test = extractor.path(cell.features.test)
-        conditions.append(CellCondition(cell.index, cell.name, cell.values, request, test))
-    views = first.features.train_views
-    return CellTask(
-        folder=folder,
-        config=grid.fit_config(first.values),
+def _make_tasks(
+    grid: Grid, pending: Sequence[PlannedCell], extractor: Extractor, folder: Path
+) -> list[CellTask]:
+    """Return a task for all cells that share a fitted head."""
+    sources: dict[tuple[Request, Request | None], CellSource] = {}
+    tasks = []
+    for cells in group_by_head(pending):
+        features = cells[0].features
+        key = features.clean, features.train_views
+        if key not in sources:
+            sources[key] = _cell_source(*key, extractor)
+        source = sources[key]
+        conditions = []
+        for cell in cells:
+            request, test = source.request, None
+            if cell.features.test:
+                request = replace(request, perturb=cell.features.test.perturb)
+                test = extractor.path(cell.features.test)
+            conditions.append(CellCondition(cell.index, cell.name, cell.values, request, test))
+        config = grid.fit_config(cells[0].values)
+        tasks.append(CellTask(folder, config, source, tuple(conditions)))
+    return tasks
+
+
+def _cell_source(clean: Request, views: Request | None, extractor: Extractor) -> CellSource:
+    """Return the features that heads are fitted on, as a worker reads them."""
+    plan = extractor.plan(clean)
+    return CellSource(
         request=plan.request.absolute,
         data=plan.images.name,
         weights=plan.backbone.weights,
-        clean=extractor.path(first.features.clean),
+        clean=extractor.path(clean),
         splits=pack_splits(plan.images.splits),
         groups=pack_groups(plan.images.groups),
         views=extractor.path(views) if views else None,
-        conditions=tuple(conditions),
         multilabel=plan.images.multilabel,
     )
 
@@ -231,11 +245,10 @@ def _read_result(task: CellTask, cell: CellCondition) -> CellResult:
         return result
     error = RunError("the worker process of this cell died: it was killed or ran out of memory")
     failed = failed_cell(task.folder, cell.name, cell.values, error)
-    return replace(failed, data=task.data, weights=task.weights)
+    return replace(failed, data=task.source.data, weights=task.source.weights)
 
 
 def _report_progress(
-    config: AblationConfig, results: dict[int, CellResult], total: int, tasks_left: int
+    config: AblationConfig, done: int, failed: int, total: int, tasks_left: int
 ) -> None:
-    failed = sum(result.status == "failed" for result in results.values())
-    config.progress(Progress(total, len(results), failed, running=min(config.jobs, tasks_left)))
+    config.progress(Progress(total, done, failed, running=min(config.jobs, tasks_left)))

@@ -19,13 +19,14 @@ from featkit.embeddings.base import Embeddings, unpack_groups, unpack_splits
 from featkit.embeddings.request import Request
 from featkit.heads.base import single_threaded_blas
 from featkit.runs.features import FeatureSet
-from featkit.runs.fit import FitConfig, FittedHead, Run, evaluate_head, fit_head
+from featkit.runs.fit import FitConfig, FittedHead, Run, evaluate_head, fit_head, splits_of
 from featkit.runs.multilabel import (
     FittedLabels,
     MultiLabelRun,
     evaluate_multilabel,
     fit_multilabel,
 )
+from featkit.runs.splits import DataSplits
 
 
 @dataclass(frozen=True)
@@ -48,12 +49,10 @@ class CellCondition:
 
 
 @dataclass(frozen=True)
-class CellTask:
-    """A head to fit, and the cells that it is evaluated for.
+class CellSource:
+    """The features that a head is fitted on, which many tasks share.
 
     Attributes:
-        folder: folder of the cell files.
-        config: how the head is fitted.
         request, data, weights: as in ``FeatureSet``.
         clean: cache file of all clean images.
         splits: split of each image of ``clean``, see ``pack_splits``: tasks may be sent to other
@@ -61,11 +60,8 @@ class CellTask:
         groups: group of each image, as ``splits``, see ``pack_groups``; empty without groups.
         views: cache file of perturbed views of the train images, or None.
         multilabel: whether the images have several labels each.
-        conditions: one per cell.
     """
 
-    folder: Path
-    config: FitConfig
     request: Request
     data: str
     weights: str
@@ -73,8 +69,24 @@ class CellTask:
     splits: bytes
     groups: bytes
     views: Path | None
-    conditions: tuple[CellCondition, ...]
     multilabel: bool = False
+
+
+@dataclass(frozen=True)
+class CellTask:
+    """A head to fit, and the cells that it is evaluated for.
+
+    Attributes:
+        folder: folder of the cell files.
+        config: how the head is fitted.
+        source: what it is fitted on.
+        conditions: one per cell.
+    """
+
+    folder: Path
+    config: FitConfig
+    source: CellSource
+    conditions: tuple[CellCondition, ...]
 
 
 def run_task(task: CellTask) -> dict[int, CellResult]:
@@ -89,9 +101,8 @@ def run_task(task: CellTask) -> dict[int, CellResult]:
     values = task.conditions[0].values
     with single_threaded_blas():
         try:
-            source = _load_features(task)
-            fit = fit_multilabel if task.multilabel else fit_head
-            fitted = fit(source, str(values["head"]), int(values["seed"]), task.config)
+            source = _load_features(task.source)
+            fitted = _fit(task, source, str(values["head"]), int(values["seed"]))
         except Exception as error:  # of any kind, MemoryError included: the other tasks must run
             return {cell.index: _failure(task, cell, error) for cell in task.conditions}
         for cell in task.conditions:
@@ -102,20 +113,35 @@ def run_task(task: CellTask) -> dict[int, CellResult]:
     return failed
 
 
+def _fit(task: CellTask, source: FeatureSet, head: str, seed: int) -> FittedHead | FittedLabels:
+    if task.source.multilabel:
+        return fit_multilabel(source, head, seed, task.config)
+    splits = _splits(task.source, seed, task.config.subset)
+    return fit_head(source, head, seed, task.config, splits)
+
+
+@lru_cache(maxsize=1)
+def _splits(source: CellSource, seed: int, subset: str | None) -> DataSplits:
+    """Return the splits of a task; consecutive ones differ in their heads."""
+    return splits_of(_load_features(source), seed, subset)
+
+
 def _failure(task: CellTask, cell: CellCondition, error: Exception) -> CellResult:
     result = failed_cell(task.folder, cell.name, cell.values, error)
-    return replace(result, data=task.data, weights=task.weights)
+    return replace(result, data=task.source.data, weights=task.source.weights)
 
 
-def _load_features(task: CellTask) -> FeatureSet:
-    embeddings, valid = _read(task.clean)
-    embeddings = replace(embeddings, splits=unpack_splits(task.splits)[valid])
-    if task.groups:
-        embeddings = replace(embeddings, groups=unpack_groups(task.groups)[valid])
-    if task.views:
-        embeddings = embeddings.append(_read(task.views)[0])
-    embeddings = replace(embeddings, multilabel=task.multilabel)
-    return FeatureSet(task.request, embeddings, task.clean, task.data, task.weights)
+@lru_cache(maxsize=1)
+def _load_features(source: CellSource) -> FeatureSet:
+    """Load features; consecutive tasks of a worker mostly need the same ones."""
+    embeddings, valid = _read(source.clean)
+    embeddings = replace(embeddings, splits=unpack_splits(source.splits)[valid])
+    if source.groups:
+        embeddings = replace(embeddings, groups=unpack_groups(source.groups)[valid])
+    if source.views:
+        embeddings = embeddings.append(_read(source.views)[0])
+    embeddings = replace(embeddings, multilabel=source.multilabel)
+    return FeatureSet(source.request, embeddings, source.clean, source.data, source.weights)
 
 
 @lru_cache(maxsize=2)
@@ -125,7 +151,7 @@ def _read(path: Path) -> tuple[Embeddings, NDArray[np.bool_]]:
 
 
 def _evaluate_cell(
-    task: CellTask, cell: CellCondition, fitted: FittedHead, source: FeatureSet
+    task: CellTask, cell: CellCondition, fitted: FittedHead | FittedLabels, source: FeatureSet
 ) -> None:
     """Evaluate a fitted head on the test images of one cell and write its file."""
     if cell.test is None:
@@ -140,7 +166,7 @@ def _evaluate_cell(
     write_cell(task.folder, cell.name, replace(run, report=report), fitted.val_score)
 
 
-def _evaluate(fitted: FittedHead, source: FeatureSet) -> Run | MultiLabelRun:
+def _evaluate(fitted: FittedHead | FittedLabels, source: FeatureSet) -> Run | MultiLabelRun:
     if isinstance(fitted, FittedLabels):
         return evaluate_multilabel(fitted, source)
     return evaluate_head(fitted, source)

@@ -85,7 +85,7 @@ class Embeddings:
             self,
             x=self.x[rows],
             y=self.y[rows],
-            ids=tuple(self.ids[row] for row in rows),
+            ids=tuple(map(self.ids.__getitem__, rows.tolist())),
             splits=self.splits[rows],
             groups=None if self.groups is None else self.groups[rows],
         )

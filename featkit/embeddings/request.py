@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
-from featkit.arguments import FLAG, MAX_SEED, integer, text
+from featkit.arguments import FLAG, MAX_SEED, Kind, integer, text
 from featkit.backbones import load_backbone
 from featkit.backbones.base import Backbone
 from featkit.backbones.devices import INT8, resolve_precision
@@ -114,14 +115,13 @@ class Request:
             size = getattr(self, name)
             if isinstance(size, int) and not isinstance(size, bool):
                 object.__setattr__(self, name, str(size))
-        for each in fields(self):
-            value = getattr(self, each.name)
+        for name, default, kind in _checks():
+            value = getattr(self, name)
             if isinstance(value, Path):
                 value = str(value)
-            if value is None and each.default is None:
+            if value is None and default is None:
                 continue
-            kind = _KINDS.get(each.name, text(str(each.default or "none")))
-            object.__setattr__(self, each.name, kind.check(each.name, value))
+            object.__setattr__(self, name, kind.check(name, value))
         if self.decode is not None:
             check_names("decode", [self.decode], DECODINGS)
 
@@ -136,7 +136,9 @@ class Request:
 
         Groups and decoding are left out where none were requested, as in earlier versions.
         """
-        values = {name: _absolute(name, value) for name, value in asdict(self).items()}
+        values = {}
+        for name, _, _ in _checks():
+            values[name] = _absolute(name, getattr(self, name))
         for name in ("group", "allow_group_leak", "decode"):
             if values[name] is None:
                 del values[name]
@@ -227,6 +229,16 @@ class Request:
             resize=self.resize,
             crop=self.crop,
         )
+
+
+@cache
+def _checks() -> list[tuple[str, Any, Kind]]:
+    """Return name, default value and kind of each field of a request."""
+    checks = []
+    for each in fields(Request):
+        kind = _KINDS.get(each.name, text(str(each.default or "none")))
+        checks.append((each.name, each.default, kind))
+    return checks
 
 
 SOURCE_FIELDS = tuple(each.name for each in fields(Request) if each.metadata == _SOURCE)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from math import fsum
 from typing import Any
 
@@ -16,11 +17,12 @@ from numpy.typing import NDArray
 
 from featkit.errors import DataError
 from featkit.evaluation.clusters import Clusters, proportion_interval
-from featkit.evaluation.intervals import Interval
+from featkit.evaluation.intervals import Interval, wilson
 from featkit.evaluation.metrics import Labels, Scores, own_columns
 
 BINS = 15
 _SMALLEST = float(np.finfo(np.float64).eps)
+_SUM_TOLERANCE = 1e-5
 TEMPERATURES = (1e-3, 1e3)
 """Smallest and largest temperature that ``fit_temperature`` returns."""
 SMOOTHINGS = (float(np.finfo(np.float64).tiny), _SMALLEST, 1e-6, 1e-4, 1e-3, 1e-2)
@@ -62,7 +64,10 @@ class Temperature:
 
 def are_probabilities(scores: Scores) -> bool:
     """Return whether scores are non-negative with rows that sum to 1, up to float32 rounding."""
-    return bool((scores >= 0).all() and np.allclose(scores.sum(axis=1), 1, rtol=0, atol=1e-5))
+    if not (scores >= 0).all():
+        return False
+    # A sum that is NaN or infinite makes the comparison false.
+    return bool(np.abs(scores.sum(axis=1) - 1).max(initial=0) <= _SUM_TOLERANCE)
 
 
 def nll(scores: Scores, y: Labels, columns: Labels) -> float:
@@ -127,13 +132,20 @@ def equal_mass_bins(
     middle = np.cumsum(counts) - (counts + 1) / 2
     bin_of = (bins * middle / len(correct)).astype(np.int64)[level_of]
     confidence = levels[level_of]
+    # The images in the order of their bins, in which each bin is a slice.
+    order = np.argsort(bin_of, kind="stable")
+    confidences, are_correct = confidence[order].tolist(), correct[order].tolist()
+    ends = (np.flatnonzero(np.diff(bin_of[order])) + 1).tolist()
     found = []
-    for each in np.unique(bin_of):
-        own = bin_of == each
-        own_clusters = None if clusters is None else clusters.take(own)
-        count, hits = int(own.sum()), int(correct[own].sum())
-        interval = proportion_interval(correct[own], own_clusters)
-        found.append(ReliabilityBin(fsum(confidence[own]) / count, hits / count, count, interval))
+    for start, end in pairwise([0, *ends, len(order)]):
+        count, hits = end - start, sum(are_correct[start:end])
+        if clusters is None:
+            interval = wilson(hits, count)
+        else:
+            rows = order[start:end]
+            interval = proportion_interval(correct[rows], clusters.take(rows))
+        mean = fsum(confidences[start:end]) / count
+        found.append(ReliabilityBin(mean, hits / count, count, interval))
     return tuple(found)
 
 
@@ -233,14 +245,14 @@ def apply_temperature(scores: Scores, temperature: Temperature) -> Scores:
     Raises:
         DataError: if the temperature or its smoothing is not a positive number.
     """
-    from scipy.special import softmax
-
     if not (0 < temperature.value < np.inf and 0 < temperature.smoothing < np.inf):
         raise DataError(
             f"{temperature} is invalid: value and smoothing must be positive numbers, as "
             "fit_temperature returns them"
         )
-    calibrated: Scores = softmax(_logits(scores, temperature.smoothing) / temperature.value, axis=1)
+    # The softmax; the maximum of each row of logits is 0.
+    exponentials = np.exp(_logits(scores, temperature.smoothing) / temperature.value)
+    calibrated: Scores = exponentials / exponentials.sum(axis=1, keepdims=True)
     best = scores.argmax(axis=1)
     # Scores that differ in the last digit can become equal, which would change the prediction to
     # the first of them.

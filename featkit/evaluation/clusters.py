@@ -46,7 +46,7 @@ class Clusters:
             raise DataError(f"groups {codes.shape} do not match {n} images: give a group for each")
         return cls(codes.astype(np.int64), len(names))
 
-    def take(self, rows: NDArray[np.bool_]) -> Clusters:
+    def take(self, rows: NDArray[np.bool_] | NDArray[np.intp]) -> Clusters:
         """Return the clusters of some of the images."""
         names, codes = np.unique(self.codes[rows], return_inverse=True)
         return Clusters(codes.astype(np.int64), len(names))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from math import sqrt
 from statistics import NormalDist
 
@@ -36,11 +37,14 @@ def wilson(successes: float, n: float, level: float = 0.95) -> Interval:
             f"no interval for {successes} correct of {n} predictions: give 0 <= successes <= n and "
             "n > 0"
         )
-    z2 = NormalDist().inv_cdf((1 + level) / 2) ** 2
+    z2 = _normal_quantile((1 + level) / 2) ** 2
     share = successes / n
     centre = (share + z2 / (2 * n)) / (1 + z2 / n)
     half = sqrt(z2 * (share * (1 - share) / n + z2 / (4 * n * n))) / (1 + z2 / n)
     return max(0.0, min(share, centre - half)), min(1.0, max(share, centre + half))
+
+
+_normal_quantile = lru_cache(maxsize=16)(NormalDist().inv_cdf)
 
 
 def balanced_interval(
@@ -76,12 +80,28 @@ def balanced_interval(
         raise DataError("no test images: balanced accuracy has no interval without them")
     order = np.lexsort((hits, totals))
     hits, totals = hits[order], totals[order]
-    means = _resampled_means(hits, totals, resamples, np.random.default_rng(seed))
-    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    low, high = _percentiles(
+        tuple(hits.tolist()), tuple(totals.tolist()), level, resamples=resamples, seed=seed
+    )
     effective = len(totals) ** 2 / float(np.sum(1 / totals))
     share = min(1.0, float(np.mean(hits / totals)))
     floor, ceiling = wilson(share * effective, effective, level)
-    return min(float(low), floor), max(float(high), ceiling)
+    return min(low, floor), max(high, ceiling)
+
+
+@lru_cache(maxsize=256)
+def _percentiles(
+    hits: tuple[int, ...], totals: tuple[int, ...], level: float, *, resamples: int, seed: int
+) -> Interval:
+    """Return the percentiles of the bootstrap of balanced accuracy.
+
+    Kept, as classifiers of a grid often have the same numbers on a small test set, and resampling
+    takes longer than everything else in their evaluation.
+    """
+    rng = np.random.default_rng(seed)
+    means = _resampled_means(np.array(hits), np.array(totals), resamples, rng)
+    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
 
 
 def _resampled_means(
@@ -132,7 +152,7 @@ def paired_interval(only_a: float, only_b: float, n: float, level: float = 0.95)
             f"no interval for counts of {only_a} and {only_b} of {n} images: give non-negative "
             "counts of at most n > 0 images"
         )
-    z = NormalDist().inv_cdf((1 + level) / 2)
+    z = _normal_quantile((1 + level) / 2)
     return -_upper_end(only_b, only_a, n, z), _upper_end(only_a, only_b, n, z)
 
 

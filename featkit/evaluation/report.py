@@ -303,10 +303,12 @@ def read_fields(kind: type, values: Any) -> Any:
     """Return the dataclass instance, or the tuple of instances, that JSON values describe."""
     if isinstance(values, list):
         return tuple(read_fields(kind, row) for row in values)
-    arguments = {}
+    arguments = dict(values)
     for name, value in values.items():
-        is_matrix = name == "matrix"
-        arguments[name] = read_fields(CostMatrix, value) if is_matrix else _to_tuples(value)
+        if name == "matrix":
+            arguments[name] = read_fields(CostMatrix, value)
+        elif isinstance(value, list):
+            arguments[name] = _to_tuples(value)
     return kind(**arguments)
 
 
@@ -329,7 +331,10 @@ def to_json_value(value: Any) -> Any:
 
     Infinite values, NaN and unknown types become strings.
     """
-    if is_dataclass(value) and not isinstance(value, type):
+    kind = type(value)
+    if kind in _PLAIN_TYPES:  # first, as most values of a report are
+        return value if kind is not float or math.isfinite(value) else str(value)
+    if is_dataclass(value) and kind is not type:
         return to_json_value(_written_fields(value))
     if isinstance(value, Mapping):
         return {str(key): to_json_value(item) for key, item in value.items()}
@@ -338,7 +343,10 @@ def to_json_value(value: Any) -> Any:
     if isinstance(value, np.ndarray | np.generic):
         return to_json_value(value.tolist())
     is_finite = not isinstance(value, float) or math.isfinite(value)
-    return value if is_finite and isinstance(value, float | int | str | None) else str(value)
+    return value if is_finite and isinstance(value, float | int | str) else str(value)
+
+
+_PLAIN_TYPES = {str, float, int, bool, type(None)}
 
 
 def summary(report: Report) -> str:

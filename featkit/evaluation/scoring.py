@@ -109,18 +109,19 @@ def evaluate(
     predicted = metrics.predict(table, named)
     counts = metrics.confusion_matrix(truth, predicted, len(classes))
     totals = counts.sum(axis=1)
+    per_class = metrics.per_class(counts)
     correct, n = predicted == truth, len(truth)
     clusters = Clusters.of(groups, n)
     return Report(
         n=n,
         top1=int(correct.sum()) / n,
         top5=metrics.top_k(table, truth, named, 5) if len(classes) > 5 else None,
-        balanced_accuracy=metrics.balanced_accuracy(counts),
-        macro_f1=metrics.macro_f1(counts),
+        balanced_accuracy=float(np.nanmean(per_class.recall)),
+        macro_f1=float(np.nanmean(per_class.f1)),
         interval95=proportion_interval(correct, clusters),
         balanced_interval95=_balanced_interval(counts, correct, truth, clusters, seed),
         per_class=_class_metrics(
-            classes, totals, metrics.per_class(counts), _recall_intervals(correct, truth, clusters)
+            classes, totals, per_class, _recall_intervals(correct, truth, clusters)
         ),
         confusion=counts,
         confused=_confused_pairs(counts, list(map(str, classes))),

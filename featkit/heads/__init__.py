@@ -12,7 +12,7 @@ from typing import Any
 
 from featkit.arguments import SEED, checked, one_of, text
 from featkit.errors import SpecError
-from featkit.registry import Registry, Spec
+from featkit.registry import Registry, Spec, signature_of
 
 __all__ = [
     "BUILTIN_HEADS",
@@ -115,7 +115,7 @@ def make_head(spec: str | Spec, seed: int | None = None) -> Any:
     """
     spec = Spec.parse(spec) if isinstance(spec, str) else spec
     given: dict[str, Any] = {}
-    has_seed = "seed" in inspect.signature(HEADS.get(spec.name)).parameters
+    has_seed = "seed" in signature_of(HEADS.get(spec.name)).parameters
     if has_seed and seed is not None and "seed" not in spec.options:
         given["seed"] = seed
     head = HEADS.make(spec, **given)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 
 import numpy as np
@@ -22,7 +22,8 @@ AUGMENTATIONS = ("basic", "light", "shift", "trivial", "auto", "rand")
 MOST_VIEWS = 100
 _AREA, _LIGHT_AREA, _RATIO = (0.08, 1.0), (0.5, 1.0), (3 / 4, 4 / 3)
 _EDGE = 256
-_NAME = re.compile(r"#view[1-9]\d*$")
+_MARK = "#view"
+_NAME = re.compile(rf"{_MARK}[1-9]\d*$")
 
 
 def add_augmented_views(images: ImageSet, how: str, views: int, seed: int = 0) -> ImageSet:
@@ -86,9 +87,14 @@ def is_augmented_view(name: str) -> bool:
     return bool(_NAME.search(name))
 
 
+def are_augmented_views(names: Iterable[str]) -> NDArray[np.bool_]:
+    """Return which of the ids ``(n,)`` are those of augmented views."""
+    return np.array([found is not None for found in map(_NAME.search, names)], bool)
+
+
 def original_id(name: str) -> str:
     """Return the id of the image that a view was made from; the id itself if it is not a view."""
-    return _NAME.sub("", name)
+    return _NAME.sub("", name) if _MARK in name else name
 
 
 def augment_image(pixels: Pixels, how: str, rng: np.random.Generator) -> NDArray[np.uint8]:

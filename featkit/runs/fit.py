@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, lru_cache
 from importlib.metadata import version
 from typing import Any
 
@@ -236,16 +236,34 @@ def check_head(head_spec: str, config: FitConfig) -> None:
             hyperparameters of the head are both given and to be tuned.
         InapplicableError: if the head does not support the correction.
     """
+    _check_specs(head_spec, config.balance, config.subset, tune=config.tune)
+
+
+@lru_cache(maxsize=1024)  # a grid checks each cell three times: twice in its plan, and when it runs
+def _check_specs(head_spec: str, balance: str | None, subset: str | None, *, tune: bool) -> None:
     spec = Spec.parse(head_spec)
     make_head(spec)
-    if config.balance:
-        check_correction(head_spec, config.balance)
-    elif config.tune and spec.options:
+    if balance:
+        check_correction(head_spec, balance)
+    elif tune and spec.options:
         raise SpecError(
             f"--tune chooses the options of {spec.name}: give {spec.name} without options"
         )
-    if config.subset:
-        parse_subset(config.subset)
+    if subset:
+        parse_subset(subset)
+
+
+def splits_of(source: FeatureSet, seed: int, subset: str | None) -> DataSplits:
+    """Return the rows that a head is fitted and evaluated on.
+
+    Raises:
+        DataError: if test images were used for training the network, or there are too few images.
+    """
+    refuse_seen(source)
+    try:
+        return make_splits(source.embeddings, seed, subset)
+    except DataError as error:
+        raise DataError(f"{source.path}: {error}") from error
 
 
 def fit_head(
@@ -262,17 +280,12 @@ def fit_head(
         head_spec: spec of the head.
         seed: of the held-out validation images and of the head.
         config: how it is fitted.
-        splits: rows to use in place of those that ``make_splits`` returns.
+        splits: rows to use in place of those that ``splits_of`` returns.
     """
     spec = Spec.parse(head_spec)
     check_head(head_spec, config)  # before any other work
     if splits is None:
-        refuse_seen(source)
-        try:
-            splits = make_splits(source.embeddings, seed, config.subset)
-        except DataError as error:
-            raise DataError(f"{source.path}: {error}") from error
-
+        splits = splits_of(source, seed, config.subset)
     start = time.perf_counter()
     found: SearchResult | None = None
     final_spec, correction = spec, config.balance

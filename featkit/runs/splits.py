@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from featkit.embeddings.base import Embeddings
 from featkit.errors import DataError
-from featkit.images.augment import is_augmented_view, original_id
+from featkit.images.augment import are_augmented_views, original_id
 from featkit.images.base import SPLITS
 from featkit.images.groups import hold_out_groups, leak_text
 from featkit.images.iterative import iterative_split
@@ -67,12 +67,13 @@ def make_splits(embeddings: Embeddings, seed: int, subset: str | None = None) ->
         embeddings = _take_subset(embeddings, subset, seed)
         _refuse_too_few(embeddings)
     train, val, test = (embeddings.part(name) for name in ("train", "val", "test"))
+    if len(val) and subset:
+        return DataSplits(train, val, test, train, own_val=True)
     train_and_val = embeddings.take(np.flatnonzero(embeddings.splits != "test"))
     if len(val):
-        final = train if subset else train_and_val
-        return DataSplits(train, val, test, final, own_val=True)
+        return DataSplits(train, val, test, train_and_val, own_val=True)
     held_out = _held_out_rows(train, seed)
-    is_original = np.array([not is_augmented_view(name) for name in train.ids])
+    is_original = ~are_augmented_views(train.ids)
     return DataSplits(
         fit=train.take(np.flatnonzero(~held_out)),
         val=train.take(np.flatnonzero(held_out & is_original)),
@@ -95,7 +96,7 @@ def whole_split(embeddings: Embeddings, seed: int, subset: str | None = None) ->
     if subset:
         train = _take_subset(train, subset, seed)
     held_out = _held_out_rows(train, seed)
-    is_original = np.array([not is_augmented_view(name) for name in train.ids])
+    is_original = ~are_augmented_views(train.ids)
     return DataSplits(
         fit=train.take(np.flatnonzero(~held_out)),
         val=train.take(np.flatnonzero(held_out & is_original)),
@@ -107,24 +108,25 @@ def whole_split(embeddings: Embeddings, seed: int, subset: str | None = None) ->
 
 def _refuse_too_few(embeddings: Embeddings) -> None:
     """Raise DataError if there are fewer than two classes in train, or no test image."""
-    train, test = embeddings.part("train"), embeddings.part("test")
-    classes = len(np.unique(train.y))
-    if classes < 2 or not len(test):
+    train = embeddings.splits == "train"
+    tested = int(np.count_nonzero(embeddings.splits == "test"))
+    classes = len(np.unique(embeddings.y[train]))
+    if classes < 2 or not tested:
         raise DataError(
-            f"too few images: {len(train)} train images of {classes} classes, {len(test)} test "
+            f"too few images: {int(train.sum())} train images of {classes} classes, {tested} test "
             "images; at least two classes in train and one test image are needed"
         )
 
 
 def train_counts(embeddings: Embeddings) -> NDArray[np.int64]:
     """Return the number of images of each class ``(k,)``, without augmented views."""
-    return np.bincount(without_views(embeddings).y, minlength=len(embeddings.classes))
+    originals = embeddings.y[~are_augmented_views(embeddings.ids)]
+    return np.bincount(originals, minlength=len(embeddings.classes))
 
 
 def without_views(embeddings: Embeddings) -> Embeddings:
     """Return the embeddings of the original images, without augmented views."""
-    rows = [row for row, name in enumerate(embeddings.ids) if not is_augmented_view(name)]
-    return embeddings.take(np.array(rows, np.int64))
+    return embeddings.take(np.flatnonzero(~are_augmented_views(embeddings.ids)))
 
 
 def untrained_class_warnings(
@@ -173,7 +175,7 @@ def group_facts(groups: NDArray[np.str_] | None, splits: NDArray[np.str_]) -> di
 def _take_subset(embeddings: Embeddings, subset: str, seed: int) -> Embeddings:
     """Return the embeddings without train images, and their views, outside the subset."""
     is_train = embeddings.splits == "train"
-    is_original = np.array([not is_augmented_view(name) for name in embeddings.ids])
+    is_original = ~are_augmented_views(embeddings.ids)
     originals = np.flatnonzero(is_train & is_original)
     chosen = parse_subset(subset)(embeddings.y[originals], seed, embeddings.classes)
     names = {embeddings.ids[row] for row in originals[chosen]}

@@ -86,6 +86,22 @@ def test_a_cell_that_unpacks_to_too_much_is_refused(tmp_path, monkeypatch, cell)
         read(tmp_path, gzip.compress(b" " * 20_000))
 
 
+def test_a_cell_whose_end_is_missing_or_that_has_more_data_is_refused(tmp_path, cell):
+    for data in (cell[:-1], cell + cell):
+        with pytest.raises(RunError, match="its end is missing"):
+            read(tmp_path, data)
+
+
+def test_a_cell_in_another_order_of_keys_is_read_as_in_earlier_versions(tmp_path, cell):
+    content = json.loads(gzip.decompress(cell))
+    assert content["sha256"] == seal(content)
+    reordered = dict(reversed(content.items()))
+    found = read(tmp_path, gzip.compress(json.dumps(reordered).encode()))
+    assert found.to_row() == read(tmp_path, cell).to_row()
+    with pytest.raises(RunError, match="was changed"):
+        read(tmp_path, gzip.compress(json.dumps({**reordered, "run": "0"}).encode()))
+
+
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes")
 def test_a_named_pipe_is_refused_and_removed(tmp_path):
     os.mkfifo(tmp_path / "cell.json.gz")

@@ -381,7 +381,7 @@ def test_a_task_without_its_cache_file_fails_all_of_its_cells(
     grid, work_without_cache, monkeypatch
 ):
     def run_without_cache_file(task):
-        task.clean.unlink()
+        task.source.clean.unlink()
         return run_task(task)
 
     monkeypatch.setattr(ablate, "run_task", run_without_cache_file)
