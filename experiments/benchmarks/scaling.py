@@ -25,6 +25,7 @@ import tempfile
 import threading
 import time
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +48,7 @@ from featkit.embeddings.shards import (
 )
 from featkit.embeddings.validation import SHARDS, images_digest, labels_digest
 from featkit.embeddings.verify import verify
-from featkit.storage import peak_memory_mb
+from featkit.storage import SequenceDigest, peak_memory_mb
 
 
 def main() -> None:
@@ -136,30 +137,15 @@ class SyntheticShard:
 
 def make_shard(task: SyntheticShard) -> str:
     """Write a synthetic shard unless it exists; return its path."""
-    names = [f"image{row:09d}.jpg" for row in range(task.rows)]
-    parts = parts_of(names, task.shard.count)
-    sizes = tuple(np.bincount(parts, minlength=task.shard.count).tolist())
-    labels = np.arange(task.rows) % 10
-    classes = tuple(f"class {number}" for number in range(10))
+    parts, sizes, whole = synthetic_set(task.rows, task.shard.count)
     rows = np.flatnonzero(parts == task.shard.number - 1)
-    ids = tuple(names[row] for row in rows)
+    labels = rows % len(SYNTHETIC_CLASSES)
+    ids = tuple(synthetic_name(row) for row in rows.tolist())
     keys = tuple(f"{row:064x}" for row in rows.tolist())
-    whole = Recipe(
-        images=images_digest(names, ()),
-        labels=labels_digest(classes, labels),
-        split="none",
-        perturb="none",
-        backbone="synthetic",
-        weights="none",
-        layer="none",
-        pool="none",
-        preprocess={},
-        precision="fp32",
-    )
     recipe = replace(
         whole,
         images=images_digest(ids, keys),
-        labels=labels_digest(classes, labels[rows]),
+        labels=labels_digest(SYNTHETIC_CLASSES, labels),
     )
     part = Part(task.shard.number, task.shard.count, sizes, whole, rows)
     folder = task.cache / SHARDS / f"synthetic-{whole.fingerprint[:12]}"
@@ -170,14 +156,44 @@ def make_shard(task: SyntheticShard) -> str:
         recipe=recipe,
         ids=ids,
         keys=keys,
-        labels=labels[rows],
+        labels=labels,
         splits=np.full(len(rows), "train"),
-        classes=classes,
+        classes=SYNTHETIC_CLASSES,
         provenance={"data": "synthetic", "request": {"data": ""}, "shard": part.to_dict()},
         positions=rows,
     )
     store.write(path, header, synthetic_blocks(len(rows), task.width, task.shard.number))
     return str(path)
+
+
+SYNTHETIC_CLASSES = tuple(f"class {number}" for number in range(10))
+
+
+def synthetic_name(row: int) -> str:
+    """Return the name of a synthetic image."""
+    return f"image{row:09d}.jpg"
+
+
+@lru_cache(maxsize=1)
+def synthetic_set(rows: int, count: int) -> tuple[Any, tuple[int, ...], Recipe]:
+    """Return the part of each of ``rows`` images, the sizes of the parts, and their recipe."""
+    parts = parts_of(map(synthetic_name, range(rows)), count)
+    names = SequenceDigest()
+    for first in range(0, rows, 4096):
+        names.update([synthetic_name(row) for row in range(first, min(rows, first + 4096))])
+    whole = Recipe(
+        images=names.hexdigest(),
+        labels=labels_digest(SYNTHETIC_CLASSES, np.arange(rows) % len(SYNTHETIC_CLASSES)),
+        split="none",
+        perturb="none",
+        backbone="synthetic",
+        weights="none",
+        layer="none",
+        pool="none",
+        preprocess={},
+        precision="fp32",
+    )
+    return parts, tuple(np.bincount(parts, minlength=count).tolist()), whole
 
 
 def synthetic_blocks(rows: int, width: int, seed: int) -> Any:

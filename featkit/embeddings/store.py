@@ -224,7 +224,7 @@ class NewFile:
         """
         for name, values in block.items():
             kind = _TYPES.get(name)
-            stored = values.astype(kind) if kind in ("S64", "S5") else values
+            stored = values.astype(kind, copy=False) if kind in ("S64", "S5") else values
             self.hdf5[name][first : first + len(values)] = stored
         self.hdf5.flush()
         self.check()
