@@ -338,14 +338,19 @@ def _on_common_images(named: list[_NamedRun]) -> tuple[list[_NamedRun], bool]:
         on test sets, are returned as they are.
 
     Raises:
-        DataError: if there is no such image.
+        DataError: if there is no such image, or if images have several labels.
     """
     images = [set(predictions.ids) for _, _, predictions, _ in named]
     folded = _folded([(name, report) for name, report, _, _ in named])
     tested = [name for name, _, _, _ in named if name not in folded]
     several = any(predictions.scores is not None for _, _, predictions, _ in named)
-    if several or not folded or not tested or all(each == images[0] for each in images):
+    if not folded or not tested or all(each == images[0] for each in images):
         return named, False
+    if several:  # the terms of a mean average precision are relative to all images of its run
+        raise DataError(
+            f"run {next(iter(folded))} was evaluated by --folds on all images, and run {tested[0]} "
+            "on test images only: repeat one of them with or without --folds, as the other"
+        )
     common = set.intersection(*images)
     if not common:
         raise DataError(
