@@ -1423,8 +1423,7 @@ def compare(runs: Sequence[PathLike]) -> RunComparison:
 
 def _without_other_folders(directories: Sequence[Path]) -> list[Path]:
     """Leave out folders that hold no file of a run, such as results of ``audit``, and log them."""
-    from featkit.runs.card import CARD_FILE, HEAD_FILE
-    from featkit.runs.directory import PREDICTIONS_FILE
+    from featkit.runs.card import CARD_FILE, HEAD_FILE, PREDICTIONS_FILE
 
     runs: list[Path] = []
     others: list[Path] = []
@@ -3934,7 +3933,7 @@ def _run_plot(kind: str, run: SavedRun, options: Mapping[str, Any]) -> Plot:
     """Draw a picture of the evaluation of a run."""
     from featkit.reports.pictures import confusion_plot, mistakes_plot, reliability_plot
     from featkit.reports.wording import accuracy_text
-    from featkit.runs.compare import read_run
+    from featkit.runs.results import read_run
     from featkit.studies.inspect import inspect_mistakes
 
     title, report, predictions = read_run(run.path)

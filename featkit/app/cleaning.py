@@ -11,8 +11,8 @@ import numpy as np
 from featkit.errors import DataError
 from featkit.evaluation.compare import PairedComparison, compare
 from featkit.evaluation.predictions import Predictions
-from featkit.runs.compare import read_run
 from featkit.runs.directory import load_run
+from featkit.runs.results import read_run
 from featkit.storage import csv_text, digest, safe_cell, safe_name, without_apostrophe, write_file
 from featkit.studies.audit import AuditResult
 from featkit.studies.clean import Decision, read_decisions, suggest_decisions

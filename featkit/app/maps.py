@@ -16,9 +16,9 @@ from featkit.embeddings.store import entries
 from featkit.errors import DataError, FeatkitError, visible
 from featkit.evaluation.projection import Projection, project
 from featkit.images.base import ImageSet
-from featkit.runs.compare import read_any_run
 from featkit.runs.directory import load_run
 from featkit.runs.features import FeatureSet, load_features
+from featkit.runs.results import read_any_run
 from featkit.storage import csv_text, safe_cell
 from featkit.studies.inspect import ImageReader, cached_run_features
 

@@ -19,7 +19,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import t
 
 from featkit.evaluation.clusters import Clusters, clustered_difference
 from featkit.evaluation.compare import HolmTest, format_comparison, holm, mcnemar
@@ -493,6 +492,8 @@ class _MeanEstimate:
             total: sum of their values.
             squares: sum of the squares of their values.
         """
+        from scipy.stats import t  # takes a second, and most commands average nothing
+
         n = self.effective + added
         centre = (self.effective * self.value + total) / n
         extra = (squares + self.effective * self.value**2 - n * centre**2) / n**2

@@ -26,6 +26,10 @@ RUNS_FOLDER = Path("experiments/runs")
 """Default folder for results."""
 CARD_FILE = "card.json"
 HEAD_FILE = "head.skops"
+PREDICTIONS_FILE = "predictions.csv"
+RESULTS_FILE = "results.json"
+FOLDS_FILE = "folds.csv"
+"""Out-of-fold predictions of every repeat."""
 
 _LIMIT = 2**26
 """Largest card in bytes: a million class names fit."""

@@ -26,7 +26,10 @@ from featkit.images.multilabel import multilabel_message
 from featkit.runs.bundle import bundled_backbone, missing_weights
 from featkit.runs.card import (
     CARD_FILE,
+    FOLDS_FILE,
     HEAD_FILE,
+    PREDICTIONS_FILE,
+    RESULTS_FILE,
     Card,
     LabelRule,
     is_run,
@@ -41,11 +44,6 @@ from featkit.storage import Content, csv_text, file_sha256, publish, read_direct
 
 if TYPE_CHECKING:
     from featkit.runs.predict import Prediction
-
-PREDICTIONS_FILE = "predictions.csv"
-RESULTS_FILE = "results.json"
-FOLDS_FILE = "folds.csv"
-"""Out-of-fold predictions of every repeat."""
 
 
 @dataclass(frozen=True)

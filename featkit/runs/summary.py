@@ -17,8 +17,8 @@ from featkit.images.remote import is_url
 from featkit.images.url_folder import folder_name
 from featkit.runs.bundle import is_bundled
 from featkit.runs.card import CARD_FILE, HEAD_FILE, is_run, missing_run_message, read_card
-from featkit.runs.compare import read_any_run
 from featkit.runs.registry import is_path_like
+from featkit.runs.results import read_any_run
 
 
 @dataclass(frozen=True)

@@ -26,11 +26,11 @@ from featkit.evaluation.costs import CostMatrix
 from featkit.evaluation.report import Report
 from featkit.heads.linear import LinearHead
 from featkit.runs.card import CARD_FILE, read_card, run_errors
-from featkit.runs.compare import read_run
 from featkit.runs.directory import rename_run, save_run
 from featkit.runs.features import FeatureSet
 from featkit.runs.fit import Run, evaluate_classifier, package_versions, report_costs
 from featkit.runs.predict import gathered
+from featkit.runs.results import read_run
 from featkit.runs.splits import group_facts, group_warnings, untrained_class_warnings
 from featkit.storage import Content, LockHeldError, csv_text, locked, read_text
 from featkit.training.checkpoint import CHECKPOINT_FILE

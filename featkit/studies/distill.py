@@ -18,10 +18,10 @@ from featkit.errors import DataError, SpecError
 from featkit.evaluation import PairedComparison, Predictions, Report, compare
 from featkit.evaluation.effects import SEED, Effect, adjusted, effects, score_cells
 from featkit.runs.card import read_card
-from featkit.runs.compare import read_run
 from featkit.runs.directory import load_run, save_run
 from featkit.runs.features import load_features
 from featkit.runs.fit import fit_run
+from featkit.runs.results import read_run
 from featkit.runs.train import Draw, TrainedRun, checkpoint_folder, publish_trained, training_folder
 from featkit.storage import digest
 from featkit.training.config import TrainingConfig

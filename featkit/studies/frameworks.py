@@ -25,7 +25,7 @@ from featkit.evaluation import Predictions, compare
 from featkit.evaluation.compare import PairedComparison
 from featkit.evaluation.effects import SEED, Effect, adjusted, effects, score_cells
 from featkit.registry import Spec, check_names, unknown
-from featkit.runs.compare import read_run
+from featkit.runs.results import read_run
 from featkit.runs.train import TrainedRun
 from featkit.storage import available_cores
 from featkit.training.config import TrainingConfig

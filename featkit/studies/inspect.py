@@ -27,10 +27,10 @@ from featkit.heads.search import Candidate
 from featkit.images.base import SPLITS, ImageSet, Pixels
 from featkit.images.thumbnails import shrink, square
 from featkit.parallel import in_threads
-from featkit.runs.card import run_errors
-from featkit.runs.compare import read_run
-from featkit.runs.directory import RESULTS_FILE, SavedRun
+from featkit.runs.card import RESULTS_FILE, run_errors
+from featkit.runs.directory import SavedRun
 from featkit.runs.features import FeatureSet, leaks, load_features
+from featkit.runs.results import read_run
 from featkit.runs.splits import without_views
 from featkit.storage import available_cores, read_json, safe_cell
 from featkit.studies.explain import RunExplainer

@@ -25,11 +25,11 @@ from featkit.evaluation.multilabel import MultiLabelReport
 from featkit.evaluation.predictions import Predictions
 from featkit.evaluation.projection import project
 from featkit.images.base import SPLITS
-from featkit.runs.card import run_errors
-from featkit.runs.compare import LabelPredictions, read_any_run, read_label_predictions
-from featkit.runs.directory import RESULTS_FILE, SavedRun
+from featkit.runs.card import RESULTS_FILE, run_errors
+from featkit.runs.directory import SavedRun
 from featkit.runs.features import leaks
 from featkit.runs.multilabel import LabelCandidate
+from featkit.runs.results import LabelPredictions, read_any_run, read_label_predictions
 from featkit.storage import read_json
 from featkit.studies.inspect import (
     MAX_MAP_POINTS,

@@ -70,7 +70,7 @@ def test_help_imports_none_of_the_large_packages(arguments: list[str]) -> None:
 
 @pytest.mark.parametrize(
     "arguments",
-    [["cache", "ls"], ["models"]],
+    [["cache", "ls"], ["models"], ["runs", "ls", "--out", "."]],
     ids=" ".join,
 )
 def test_listing_needs_no_network_and_no_statistics(arguments: list[str], folder: Path) -> None:

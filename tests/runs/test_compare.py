@@ -14,10 +14,11 @@ from featkit.errors import DataError, RunError, SpecError
 from featkit.evaluation import Predictions
 from featkit.evaluation.intervals import wilson
 from featkit.runs.card import read_card
-from featkit.runs.compare import RunComparison, compare_runs, over_seeds, read_run
+from featkit.runs.compare import RunComparison, compare_runs, over_seeds
 from featkit.runs.directory import save_run
 from featkit.runs.features import load_features
 from featkit.runs.fit import FitConfig, fit_run
+from featkit.runs.results import read_run
 
 
 @pytest.fixture

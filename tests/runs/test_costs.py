@@ -18,9 +18,10 @@ from featkit.embeddings.pipeline import Compute
 from featkit.errors import DataError
 from featkit.evaluation.report import Report
 from featkit.reports.run import run_report
-from featkit.runs.compare import compare_runs, read_run
+from featkit.runs.compare import compare_runs
 from featkit.runs.costs import read_costs
 from featkit.runs.directory import load_run
+from featkit.runs.results import read_run
 from featkit.studies.inspect import inspect_run
 
 OPTIONS = {

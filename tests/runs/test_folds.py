@@ -26,11 +26,12 @@ from featkit.heads import make_head
 from featkit.reports.publication import publication_table
 from featkit.reports.run import run_report, run_view
 from featkit.reports.wording import accuracy_text
-from featkit.runs.compare import compare_runs, read_run
+from featkit.runs.compare import compare_runs
 from featkit.runs.directory import load_run, save_run
 from featkit.runs.features import FeatureSet
 from featkit.runs.fit import FitConfig, FittedHead, fit_head, fit_run
 from featkit.runs.folds import assign_folds, find_fold_copies, fit_folds
+from featkit.runs.results import read_run
 from featkit.runs.summary import summarise_run
 from featkit.studies.distill import make_teacher
 from featkit.studies.inspect import inspect_run

@@ -19,8 +19,8 @@ from featkit.errors import FeatkitError
 from featkit.heads.multilabel import MultiLabelHead
 from featkit.images.iterative import iterative_folds
 from featkit.runs.classifier import open_classifier
-from featkit.runs.compare import read_any_run, read_label_predictions
 from featkit.runs.multilabel import MultiLabelRun
+from featkit.runs.results import read_any_run, read_label_predictions
 from featkit.runs.summary import summarise_run
 from tests.scenes import LABELS, NETWORK, fit_scenes, write_scenes
 

@@ -13,7 +13,7 @@ from PIL import Image
 import featkit
 from featkit.embeddings.pipeline import Compute
 from featkit.errors import DataError
-from featkit.runs.compare import read_run
+from featkit.runs.results import read_run
 from featkit.studies import inspect
 from featkit.studies.inspect import inspect_mistakes, inspect_run, run_features
 
