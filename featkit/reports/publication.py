@@ -289,24 +289,25 @@ def _multilabel_table(
     reports: Sequence[tuple[str, MultiLabelReport]], comparison: RunComparison
 ) -> PublicationTable:
     """Return the table of runs with several labels per image."""
-    values = {name: report.mean_average_precision for name, report in reports}
+    values = {name: report.headline.value for name, report in reports}
     found = standings_of_pairs(values, comparison.pairs)
     rows = []
     for name, report in reports:
         numbers = [
-            _percent(report.mean_average_precision, report.interval95, found.get(name)),
+            _percent(report.headline.value, report.headline.interval95, found.get(name)),
             _percent(report.micro_f1, report.micro_interval95),
             _percent(report.macro_f1, report.macro_interval95),
         ]
         rows.append(([name], numbers))
-    n, labels = reports[0][1].n, len(reports[0][1].per_label)
+    first = reports[0][1]
+    n, labels = first.n, len(first.per_label)
     blocks = [Block("", rows)]
     columns = ["mAP", "micro F1", "macro F1"]
     return PublicationTable(
         label="comparison",
         caption=(
-            f"Mean average precision and F1 of {labels} labels on the same n = {n:,} test images, "
-            "in % with 95% CI."
+            f"Mean average precision and F1 of {labels} labels on the same n = {n:,} "
+            f"{images_word(first)}, in % with 95% CI."
         ),
         notes=_notes(blocks, columns, comparison.note),
         names=["run"],

@@ -167,7 +167,7 @@ def profile(
     networks = _with_image_size(networks, config)
     runs: list[Run | None] = [None] * len(networks)
     if "data" in config.given:
-        runs = [evaluate_network(each, config, compute) for each in networks]
+        runs = [evaluate_network(each, config, compute, "--data") for each in networks]
     backbones = [_load_backbone(each, run) for each, run in zip(networks, runs, strict=True)]
     # Sizes come before the timings: they fail at once where a network cannot be run.
     sizes = [_size(each, backbone) for each, backbone in zip(networks, backbones, strict=True)]
@@ -249,8 +249,20 @@ def _add_accuracy(
     return replace(profile, drift=_embedding_drift(first, run), difference=difference)
 
 
-def evaluate_network(network: NetworkSpec, config: ProfileConfig, compute: Compute) -> Run:
-    """Fit the head on the embeddings of the training images and evaluate it on the test images."""
+def evaluate_network(
+    network: NetworkSpec, config: ProfileConfig, compute: Compute, option: str
+) -> Run:
+    """Fit the head on the embeddings of the training images and evaluate it on the test images.
+
+    Args:
+        network: the network.
+        config: the head and the images.
+        compute: how images are read and embedded.
+        option: of the command, without which no head is fitted; named in the error message.
+
+    Raises:
+        DataError: if images have several labels each.
+    """
     values = network.request.to_dict()
     own = {name: values[name] for name in _NETWORK_FIELDS}
     precision = "fp32" if network.precision == "torch" else network.precision
@@ -259,8 +271,9 @@ def evaluate_network(network: NetworkSpec, config: ProfileConfig, compute: Compu
     features = load_features(given, config.cache, compute, multilabel=True)
     if features.embeddings.multilabel:
         raise DataError(
-            f"{features.data} has several labels per image, and --head needs one: leave out "
-            "--head, and evaluate each network by `featkit fit --backbone`"
+            f"{features.data} has several labels per image, and the accuracy of a network needs "
+            f"one: leave out {option}, and use `featkit fit --backbone` for the mean average "
+            "precision"
         )
     return fit_run(features, config.head, seed=features.request.seed)
 

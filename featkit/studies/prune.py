@@ -139,7 +139,8 @@ def _evaluate(
     values = request.to_dict()
     images = {name: value for name, value in values.items() if name not in ("backbone", "weights")}
     config = ProfileConfig(head=head, given=images, cache=cache)
-    return evaluate_network(NetworkSpec(network.backbone, network, "auto"), config, compute)
+    spec = NetworkSpec(network.backbone, network, "auto")
+    return evaluate_network(spec, config, compute, "--head")
 
 
 def step_rows(steps: Sequence[PruningStep]) -> Rows:

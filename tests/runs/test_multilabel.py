@@ -335,6 +335,22 @@ def test_a_long_tail_study_says_what_to_do(fitted, scenes):
     assert "--subset" not in result.output
 
 
+@pytest.mark.parametrize(
+    ("command", "option"),
+    [(["profile"], "--data"), (["prune", "--sparsity", "0.5", "--head", "linear"], "--head")],
+    ids=["profile", "prune"],
+)
+def test_the_accuracy_of_networks_needs_one_label(fitted, scenes, command, option, tmp_path):
+    _, work = fitted
+    data = ["--data", str(scenes / "labels.csv"), "--cache", str(work / "cache")]
+    network = ["--weights", "random", "--resize", "32", "--crop", "32"]
+    out = ["--out", str(tmp_path)] if command[0] == "prune" else []
+    given = [command[0], "resnet18", *command[1:], *data, *network, *out]
+    result = CliRunner().invoke(main, given)
+    assert result.exit_code == 1, result.output
+    assert f"the accuracy of a network needs one: leave out {option}" in result.output
+
+
 def test_a_robustness_study_uses_the_map(fitted, scenes):
     _, work = fitted
     data, cache = str(scenes / "labels.csv"), str(work / "cache")
