@@ -10,8 +10,11 @@ COPY featkit ./featkit
 RUN python -m pip install --no-cache-dir ${TORCH_INDEX:+--extra-index-url "$TORCH_INDEX"} torch torchvision
 RUN python -m pip install --no-cache-dir ".[int8]"
 
+# With --user, the home folder may not be writable: downloaded weights and data sets are kept beside the results.
 ENV FEATKIT_WEIGHTS=/weights \
     FEATKIT_HOME=/data/.featkit \
+    XDG_CACHE_HOME=/data/.featkit/cache \
+    MPLCONFIGDIR=/tmp/matplotlib \
     PYTHONUNBUFFERED=1
 RUN useradd --create-home featkit && mkdir -p /data /weights && chown featkit /data
 USER featkit

@@ -13,7 +13,7 @@ READY := .venv/ready
 PYTEST := $(BIN)/pytest -n auto --dist worksteal
 COVERAGE := --cov=featkit --cov-branch --cov-report=term:skip-covered --cov-fail-under=80
 
-.PHONY: demo test coverage test-slow test-long test-all test-keras test-lowest lint bench docs format clean
+.PHONY: demo test coverage coverage-all test-slow test-long test-all test-keras test-lowest lint bench docs format clean
 
 demo: $(READY)
 	PATH="$(CURDIR)/$(BIN):$$PATH" sh experiments/demo.sh
@@ -25,6 +25,10 @@ test: $(READY)
 # The fast tests with branch coverage, which makes them take nearly twice as long.
 coverage: $(READY)
 	$(PYTEST) -m "not slow and not keras" $(COVERAGE)
+
+# Fast and slow tests, and the processes that they start, in one measurement: about as long as both together, twice.
+coverage-all: $(READY)
+	$(PYTEST) -m "not long and not keras" $(COVERAGE) --cov-config=.coveragerc-all
 
 # Interrupted processes, trainings, exports.
 test-slow: $(READY)
