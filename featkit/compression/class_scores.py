@@ -11,13 +11,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from featkit.compression.head_modules import (
-    Kernel,
     LabelColumns,
-    PairDecisions,
-    PairLogits,
     ScaledInput,
     label_logits,
     squared_distances,
+    svm_layers,
 )
 from featkit.errors import HeadError
 from featkit.heads.balance import BalancedHead
@@ -123,7 +121,7 @@ def make_class_scores(head: Any) -> ClassScores:
         layers = [hidden, nn.ReLU(), _Logits(head.coef_.T, head.intercept_)]
         return ClassScores(_module(head, layers), "logit")
     if isinstance(head, SVMHead):
-        layers = [Kernel(head), PairDecisions(head), PairLogits(head), _LogOdds()]
+        layers = [*svm_layers(head), _LogOdds()]
         return ClassScores(_module(head, layers), "log odds", is_curved=True)
     if isinstance(head, KNNHead):
         layers = [_ClassDensities(head), _LogOdds()]

@@ -144,12 +144,20 @@ def _layers(head: Any) -> list[nn.Module]:
         hidden = Affine(head.hidden_coef_.T, head.hidden_intercept_)
         return [hidden, nn.ReLU(), _class_logits(head.coef_.T, head.intercept_)]
     if isinstance(head, SVMHead):
-        return [Kernel(head), PairDecisions(head), PairLogits(head)]
+        return svm_layers(head)
     if isinstance(head, KNNHead):
         return [_Neighbours(head)]
     raise HeadError(
         f"{type(head).__name__} cannot be exported: choose linear, svm, knn, mlp or prototypical"
     )
+
+
+def svm_layers(head: SVMHead) -> list[nn.Module]:
+    """Return the layers from scaled rows ``(b, d)`` to logits ``(b, k)`` of an SVM."""
+    if hasattr(head, "coef_"):  # approximate: one machine for each class
+        slope = float(head.calibration_[0])
+        return [Kernel(head), _class_logits(slope * head.coef_, slope * head.intercept_)]
+    return [Kernel(head), PairDecisions(head), PairLogits(head)]
 
 
 class ScaledInput(nn.Module):

@@ -20,6 +20,7 @@ from sklearn.utils.validation import (
     validate_data,
 )
 
+from featkit.blocks import all_finite, is_large
 from featkit.errors import HeadError
 from featkit.parallel import blas_threads, in_threads
 from featkit.storage import available_cores
@@ -82,7 +83,11 @@ class Head(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
                 f"Multilabel and multioutput targets are not supported. y has shape {shape}: "
                 "give one label per row"
             )
-        x, y = validate_data(self, X, y, dtype=(np.float64, np.float32))
+        # The check of scikit-learn would keep all pages of a memory-mapped array in memory.
+        in_blocks = isinstance(X, np.ndarray) and is_large(X) and all_finite(X)
+        x, y = validate_data(
+            self, X, y, dtype=(np.float64, np.float32), ensure_all_finite=not in_blocks
+        )
         with warnings.catch_warnings():
             # Few-shot training sets legitimately have almost as many classes as samples.
             warnings.filterwarnings(

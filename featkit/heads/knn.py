@@ -13,6 +13,7 @@ from scipy.special import softmax
 from sklearn.utils import gen_batches
 from sklearn.utils._param_validation import Interval, StrOptions
 
+from featkit.blocks import is_large, release_pages, row_blocks
 from featkit.heads.base import Floats, Head, Trial, UnfitDataError
 from featkit.heads.scaling import SCALES, apply_scale, fit_scale, unit_norm
 
@@ -27,7 +28,13 @@ TIE_SHARPNESS = 8.0
 """Factor of these distances, relative to their mean over the classes, in a softmax."""
 
 BLOCK_VALUES = 2**22
-"""Distances per block of rows in prediction: 32 MiB."""
+"""Distances per block of rows in prediction: 32 MiB; 16 MiB in a large search."""
+
+SEARCHED_AT_ONCE = 256
+"""Rows of a large search that are predicted at once."""
+
+SPARE = 8
+"""Rows more than k whose distances a large search computes exactly."""
 
 SEARCH_KS = (1, 3, 5, 10, 20, 50, 100, 200)
 SEARCH_WEIGHTS = {
@@ -139,7 +146,15 @@ class KNNHead(Head):
                 "choose a smaller k"
             )
         self.centre_, self.spread_ = fit_scale(x, self.scale)
-        self.rows_, self.codes_ = self._scaled(x), codes
+        if is_large(x):
+            # Sorted by class, so that the search needs no other copy.
+            order = np.argsort(codes, kind="stable")
+            self.rows_, self.codes_ = np.empty(x.shape, x.dtype), codes[order]
+            for part, block in row_blocks(order[:, None], BLOCK_VALUES // x.shape[1]):
+                self.rows_[part] = self._scaled(x[block[:, 0]])
+                release_pages(x)
+        else:
+            self.rows_, self.codes_ = self._scaled(x), codes
         return self
 
     @classmethod
@@ -169,6 +184,8 @@ class KNNHead(Head):
         """Return the k nearest training rows of features ``(n, d)``."""
         from sklearn.metrics import euclidean_distances  # imports half of scikit-learn
 
+        if is_large(self.rows_):
+            return self._neighbours_in_blocks(self._scaled(self._check_features(X)))
         x = self._scaled(self._check_features(X)).astype(np.float64)
         # Rows are sorted by class, so that the rows of a class are adjacent.
         order = np.argsort(self.codes_, kind="stable")
@@ -182,6 +199,68 @@ class KNNHead(Head):
             class_distances = np.minimum.reduceat(distances, class_starts, axis=1)
             blocks.append(Neighbours(nearest, codes[places], class_distances))
         return Neighbours(*(np.concatenate(parts) for parts in zip(*blocks, strict=True)))
+
+    def _neighbours_in_blocks(self, x: Floats) -> Neighbours:
+        """Return the neighbours of scaled features ``(n, d)`` among rows too many to be copied.
+
+        Squared distances to blocks of rows are computed in float32. Those of the nearest
+        ``k + SPARE`` rows are computed again without subtracting large numbers, in float64, and
+        decide which of them are the k nearest.
+        """
+        order = np.argsort(self.codes_, kind="stable")
+        # ``fit`` sorts the rows of large arrays; a head of an earlier version did not.
+        rows = self.rows_ if (np.diff(self.codes_) >= 0).all() else self.rows_[order]
+        codes = self.codes_[order]
+        lengths = np.einsum("nd,nd->n", rows, rows)
+        blocks = []
+        for own in gen_batches(len(x), SEARCHED_AT_ONCE):
+            queries = x[own].astype(rows.dtype, copy=False)
+            places, class_squares = self._search(queries, rows, lengths, codes)
+            differences = rows[places].astype(np.float64) - x[own][:, None]
+            exact = np.sqrt(np.einsum("nkd,nkd->nk", differences, differences))
+            nearest, columns = _smallest(exact, self.k)
+            found = codes[np.take_along_axis(places, columns, axis=1)]
+            class_distances = np.sqrt(np.maximum(class_squares, 0)).astype(np.float64)
+            # Of the nearest rows the exact distance is known, which matters close to zero.
+            rows_of = np.arange(len(found))[:, None]
+            class_distances[rows_of, found] = np.inf
+            np.minimum.at(class_distances, (rows_of, found), nearest)
+            blocks.append(Neighbours(nearest, found, class_distances))
+        return Neighbours(*(np.concatenate(parts) for parts in zip(*blocks, strict=True)))
+
+    def _search(
+        self, queries: Floats, rows: Floats, lengths: Floats, codes: NDArray[np.intp]
+    ) -> tuple[NDArray[np.intp], Floats]:
+        """Return the nearest ``k + SPARE`` rows of each query, and squared class distances.
+
+        Args:
+            queries: ``(b, d)``.
+            rows: ``(n, d)``, sorted by class.
+            lengths: their squared lengths ``(n,)``.
+            codes: their classes ``(n,)``.
+        """
+        wanted = min(self.k + SPARE, len(rows))
+        own = np.einsum("nd,nd->n", queries, queries)[:, None]
+        class_squares = np.full((len(queries), len(self.classes_)), np.inf, rows.dtype)
+        best = np.empty((len(queries), 0), rows.dtype)
+        places = np.empty((len(queries), 0), np.intp)
+        for part in gen_batches(len(rows), max(wanted, BLOCK_VALUES // SEARCHED_AT_ONCE)):
+            squares = queries @ rows[part].T
+            squares *= -2
+            squares += lengths[part]
+            squares += own
+            present, starts = np.unique(codes[part], return_index=True)
+            closest = np.minimum.reduceat(squares, starts, axis=1)
+            class_squares[:, present] = np.minimum(class_squares[:, present], closest)
+            kept = min(wanted, squares.shape[1])
+            columns = np.argpartition(squares, kept - 1, axis=1)[:, :kept]
+            best = np.hstack([best, np.take_along_axis(squares, columns, axis=1)])
+            places = np.hstack([places, columns + part.start])
+            if best.shape[1] > wanted:
+                columns = np.argpartition(best, wanted - 1, axis=1)[:, :wanted]
+                best = np.take_along_axis(best, columns, axis=1)
+                places = np.take_along_axis(places, columns, axis=1)
+        return places, class_squares
 
     def _scores(self, neighbours: Neighbours) -> NDArray[np.float64]:
         """Return the scores ``(n, n_classes)``: shares of the votes, ties broken by distance."""

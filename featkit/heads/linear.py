@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted
 
+from featkit.blocks import is_large
 from featkit.errors import HeadError
 from featkit.heads.base import (
     Floats,
@@ -22,13 +23,18 @@ from featkit.heads.base import (
     logits_to_scores,
 )
 from featkit.heads.logistic import logistic_path
-from featkit.heads.scaling import SCALES, apply_scale, fit_scale
+from featkit.heads.scaling import SCALES, ScaledRows, apply_scale, fit_scale
+from featkit.heads.streamed import fit_streamed, log_loss
+from featkit.parallel import blas_threads
 
 SEARCH_CS = np.logspace(-6, 5, 45)
 """Values of C in the search space."""
 
 WARM_UP = np.logspace(-4, 0, 5)
 """Fractions of C that are solved on the way to it, which is faster than starting from zero."""
+
+START_ROWS = 50_000
+"""Rows that the fit of a large array starts with."""
 
 COARSE_TOLERANCE = 1e-3
 """Tolerance, relative to the objective, of solutions that are compared or start other fits."""
@@ -89,6 +95,9 @@ class LinearHead(LogitHead):
         x, codes = self._check_training_data(X, y)
         weights = None if sample_weight is None else checked_weights(sample_weight, x)
         self.centre_, self.spread_ = fit_scale(x, self.scale, weights)
+        if is_large(x):
+            self._fit_in_blocks(x, codes, weights)
+            return self
         final_tolerance = 1e-5 if x.dtype == np.float32 else 1e-10
         path = logistic_path(
             apply_scale(x, self.scale, self.centre_, self.spread_),
@@ -104,6 +113,47 @@ class LinearHead(LogitHead):
         if not final.converged:
             self.warnings_ = (f"linear did not converge in {self.n_iter_} iterations",)
         return self
+
+    def _fit_in_blocks(
+        self, x: Floats, codes: NDArray[np.intp], weights: NDArray[np.float64] | None
+    ) -> None:
+        """Fit on features that are not copied, starting from the solution for a part of them."""
+        k, n = len(self.classes_), len(x)
+        rows = np.sort(np.random.default_rng(0).choice(n, min(n, START_ROWS), replace=False))
+        some_weights = None if weights is None else weights[rows]
+        total, some = (n, len(rows)) if weights is None else (weights.sum(), weights[rows].sum())
+        scaled = ScaledRows(x, self.scale, self.centre_, self.spread_)
+        start = logistic_path(
+            scaled[rows],
+            codes[rows],
+            self.C * total / some * WARM_UP,
+            n_classes=k,
+            sample_weight=some_weights,
+            tol=COARSE_TOLERANCE,
+            max_iter=self.max_iter,
+        )[-1]
+        coef, intercept = start.coef, start.intercept
+        if k == 2:  # opposite rows, with half the penalty
+            coef, intercept = np.vstack([-coef, coef]) / 2, np.append(-intercept, intercept) / 2
+        with blas_threads(None):
+            fit = fit_streamed(
+                scaled,
+                codes,
+                log_loss,
+                n_classes=k,
+                penalty=(2 if k == 2 else 1) / (self.C * total),
+                weights=weights,
+                start=(coef, intercept),
+                tol=1e-5,
+                max_iter=self.max_iter,
+            )
+        coef, intercept = fit.coef - fit.coef.mean(axis=0), fit.intercept - fit.intercept.mean()
+        if k == 2:
+            coef, intercept = coef[1:] - coef[:1], intercept[1:] - intercept[:1]
+        self.coef_, self.intercept_ = coef.astype(x.dtype), intercept.astype(x.dtype)
+        self.n_iter_ = start.n_iter + fit.n_iter
+        if not fit.converged:
+            self.warnings_ = (f"linear did not converge in {self.n_iter_} iterations",)
 
     @classmethod
     def from_weights(cls, coef: Floats, intercept: Floats, classes: NDArray[Any]) -> LinearHead:

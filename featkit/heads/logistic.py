@@ -399,7 +399,7 @@ class RotatedRows:
         n, d = x.shape
         self._block_rows = max(1, BLOCK_VALUES // d)
         self._centre = 0.0
-        self._centre = sum(weights[part].T @ block for part, block in self._blocks())[0]
+        self._centre = sum(weights[part].T @ block for part, block in self.blocks())[0]
         self._basis = backend.send(np.eye(d))
         if isinstance(x, np.ndarray) and not isinstance(x, np.memmap):
             ones = backend.send(np.ones((n, 1)))
@@ -413,14 +413,14 @@ class RotatedRows:
         if self._held is not None:
             return self._held @ theta
         plain = self._basis @ theta[:-1]
-        blocks = [block @ plain for _, block in self._blocks()]
+        blocks = [block @ plain for _, block in self.blocks()]
         return self._backend.xp.concatenate(blocks) + theta[-1]
 
     def transposed_product(self, residual: Array) -> Array:
         """Return the product ``(r + 1, k)`` of the transposed rows with residuals ``(n, k)``."""
         if self._held is not None:
             return self._held.T @ residual
-        product = self._basis.T @ sum(block.T @ residual[part] for part, block in self._blocks())
+        product = self._basis.T @ sum(block.T @ residual[part] for part, block in self.blocks())
         return self._backend.xp.concatenate([product, residual.sum(0)[None]])
 
     def rotate(self, weights: Array) -> Array:
@@ -430,7 +430,7 @@ class RotatedRows:
             rows = self._held[:, :-1]
             covariance = rows.T @ (rows * share)
         else:
-            plain = sum(block.T @ (block * share[part]) for part, block in self._blocks())
+            plain = sum(block.T @ (block * share[part]) for part, block in self.blocks())
             covariance = self._basis.T @ plain @ self._basis
         values, rotation = self._backend.eigh(covariance)
         self._apply(rotation)
@@ -443,13 +443,27 @@ class RotatedRows:
         coef = self._backend.fetch(self._basis @ theta[:-1]).T
         return coef, self._backend.fetch(theta[-1]) - coef @ self._backend.fetch(self._centre)
 
+    def to_principal_axes(self, coef: Any, intercept: Any) -> Array:
+        """Return weights ``(r + 1, k)`` for those of the original features ``(k, d)``, ``(k,)``."""
+        weights = self._backend.send(np.asarray(coef).T)
+        own = self._backend.send(np.asarray(intercept)) + self._centre @ weights
+        return self._backend.xp.concatenate([self._basis.T @ weights, own[None]])
+
+    def plain(self, theta: Array) -> tuple[Array, Array]:
+        """Return the weights ``(d, k)`` for rows of ``blocks``, and the intercepts ``(k,)``."""
+        return self._basis @ theta[:-1], theta[-1]
+
+    def rotated(self, product: Array) -> Array:
+        """Return the product ``(r, k)`` of the transposed rows, from that of rows of ``blocks``."""
+        return self._basis.T @ product
+
     def _apply(self, rotation: Array) -> None:
         self._basis = self._basis @ rotation
         if self._held is not None:
             rotated = self._held[:, :-1] @ rotation
             self._held = self._backend.xp.concatenate([rotated, self._held[:, -1:]], 1)
 
-    def _blocks(self) -> Iterator[tuple[slice, Array]]:
+    def blocks(self) -> Iterator[tuple[slice, Array]]:
         """Yield blocks of centred rows with their positions."""
         for start in range(0, self._x.shape[0], self._block_rows):
             part = slice(start, start + self._block_rows)

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils._param_validation import Interval, StrOptions
 
+from featkit.blocks import BLOCK_VALUES, is_large
 from featkit.heads.base import (
     Floats,
     LogitHead,
@@ -20,7 +21,7 @@ from featkit.heads.base import (
     fit_in_threads,
     single_threaded_blas,
 )
-from featkit.heads.scaling import SCALES, apply_scale, fit_scale
+from featkit.heads.scaling import SCALES, ScaledRows, apply_scale, fit_scale
 
 LEARNING_RATE = 5e-4
 
@@ -126,13 +127,30 @@ class MLPHead(LogitHead):
             n_iter_no_change=self.epochs,  # never stop early
             random_state=self.seed,
         )
-        scaled = apply_scale(x, self.scale, self.centre_, self.spread_)
         with single_threaded_blas(), warnings.catch_warnings():
             # Every fit ends with this warning, as the number of epochs is fixed.
             warnings.simplefilter("ignore", ConvergenceWarning)
-            network.fit(scaled, y)
+            if is_large(x):
+                self._fit_in_blocks(network, x, y)
+            else:
+                network.fit(apply_scale(x, self.scale, self.centre_, self.spread_), y)
         self.hidden_coef_, self.coef_ = network.coefs_
         self.hidden_intercept_, self.intercept_ = network.intercepts_
+
+    def _fit_in_blocks(self, network: Any, x: Floats, y: NDArray[Any]) -> None:
+        """Train on features that are not copied: in each epoch, on parts of them drawn at random.
+
+        A part holds rows from anywhere, as those of an array may be sorted by class.
+        """
+        rng = np.random.default_rng(self.seed)
+        scaled = ScaledRows(x, self.scale, self.centre_, self.spread_)
+        size = max(1, BLOCK_VALUES // x.shape[1])
+        classes = np.unique(y) if y.ndim == 1 else np.arange(y.shape[1])
+        for _ in range(self.epochs):
+            order = rng.permutation(len(x))
+            for first in range(0, len(x), size):
+                rows = np.sort(order[first : first + size])  # reads a file forwards
+                network.partial_fit(scaled[rows], y[rows], classes=classes)
 
     @classmethod
     def trials(cls, x: Floats, y: NDArray[Any], x_val: Floats, seed: int = 0) -> Iterator[Trial]:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import _check_sample_weight
 
+from featkit.blocks import is_large, row_blocks
 from featkit.heads.base import Floats, LogitHead, Trial, UnfitDataError
 from featkit.heads.scaling import SCALES, apply_scale, fit_scale, unit_norm
 
@@ -116,19 +117,45 @@ class PrototypicalHead(LogitHead):
             label = self.classes_[totals.argmin()]
             raise UnfitDataError(f"all images of class {label} have sample weight zero")
         self.centre_, self.spread_ = fit_scale(x, self.scale, weights)
+        if is_large(x):
+            return self._fit_means_in_blocks(x, codes, weights)
         scaled = self._scaled(x)
         means = []
         for code in range(len(totals)):
             members = codes == code
             means.append(np.average(scaled[members], axis=0, weights=weights[members]))
         class_means = np.stack(means)
-        prototypes = unit_norm(class_means) if self.metric == "cosine" else class_means
-        self.prototypes_ = prototypes.astype(x.dtype)
+        self._set_prototypes(class_means, x.dtype)
         if self.metric != "mahalanobis":
             return None
         deviations = scaled - class_means[codes]
         weighted = deviations * np.sqrt(weights / weights.sum())[:, None]
         covariance: NDArray[np.float64] = weighted.T @ weighted
+        return covariance
+
+    def _set_prototypes(self, class_means: Floats, dtype: Any) -> None:
+        prototypes = unit_norm(class_means) if self.metric == "cosine" else class_means
+        self.prototypes_ = prototypes.astype(dtype)
+
+    def _fit_means_in_blocks(
+        self, x: Floats, codes: NDArray[np.intp], weights: NDArray[np.float64]
+    ) -> NDArray[np.float64] | None:
+        """Do what ``_fit_means`` does with features that are not copied."""
+        k, d = len(self.classes_), x.shape[1]
+        sums = np.zeros((k, d))
+        for part, block in row_blocks(x):
+            members = np.zeros((k, len(block)), x.dtype)
+            members[codes[part], np.arange(len(block))] = weights[part]
+            sums += members @ self._scaled(block)
+        class_means = sums / np.bincount(codes, weights)[:, None]
+        self._set_prototypes(class_means, x.dtype)
+        if self.metric != "mahalanobis":
+            return None
+        covariance = np.zeros((d, d))
+        shares = np.sqrt(weights / weights.sum())[:, None]
+        for part, block in row_blocks(x):
+            deviations = (self._scaled(block) - class_means[codes[part]]) * shares[part]
+            covariance += deviations.T @ deviations
         return covariance
 
     def _fit_weights(self, covariance: NDArray[np.float64] | None) -> None:

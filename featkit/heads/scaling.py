@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from featkit.blocks import is_large, release_pages, row_blocks
+
 Floats = NDArray[np.floating[Any]]
 
 SCALES = ("root", "l2", "standard", None)
@@ -41,11 +43,14 @@ def fit_scale(x: Floats, scale: str | None, weights: Floats | None = None) -> tu
     d = x.shape[1]
     if scale is None:
         return np.zeros(d, x.dtype), np.ones(d, x.dtype)
-    x = _scale_rows(x, scale)
     weights = np.ones(len(x)) if weights is None else weights / weights.sum() * len(x)
-    centre = weights @ x / len(x)
-    deviations = x - centre
-    variance = np.einsum("n,nd,nd->d", weights, deviations, deviations) / len(x)
+    if is_large(x):
+        centre, variance = _moments_of_blocks(x, scale, weights)
+    else:
+        rows = _scale_rows(x, scale)
+        centre = weights @ rows / len(x)
+        deviations = rows - centre
+        variance = np.einsum("n,nd,nd->d", weights, deviations, deviations) / len(x)
     # The variance of a constant column is not exactly zero: its mean is rounded.
     rounding = (10 * np.finfo(x.dtype).eps * centre) ** 2
     variance[variance <= rounding] = 0
@@ -56,6 +61,38 @@ def fit_scale(x: Floats, scale: str | None, weights: Floats | None = None) -> tu
         spread = np.sqrt(np.full(d, variance.sum()))
     spread[spread == 0] = 1
     return centre.astype(x.dtype), spread.astype(x.dtype)
+
+
+def _moments_of_blocks(
+    x: Floats, scale: str, weights: Floats
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return mean and variance ``(d,)`` of the scaled rows, from two passes over blocks of them."""
+    centre, variance = np.zeros(x.shape[1]), np.zeros(x.shape[1])
+    for part, block in row_blocks(x):
+        centre += weights[part] @ _scale_rows(block, scale)
+    centre /= len(x)
+    for part, block in row_blocks(x):
+        deviations = _scale_rows(block, scale) - centre.astype(x.dtype)
+        variance += weights[part] @ deviations**2
+    return centre, variance / len(x)
+
+
+class ScaledRows:
+    """Rows of a large array, scaled as ``apply_scale`` does when they are read.
+
+    Attributes:
+        shape, dtype: those of the array ``(n, d)``.
+    """
+
+    def __init__(self, x: Floats, scale: str | None, centre: Floats, spread: Floats) -> None:
+        self.shape, self.dtype = x.shape, x.dtype
+        self._x, self._scaling = x, (scale, centre, spread)
+
+    def __getitem__(self, rows: Any) -> Floats:
+        """Return the scaled rows at a slice or at row numbers."""
+        scaled = apply_scale(self._x[rows], *self._scaling)
+        release_pages(self._x)
+        return scaled
 
 
 def apply_scale(x: Floats, scale: str | None, centre: Floats, spread: Floats) -> Floats:

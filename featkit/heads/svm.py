@@ -6,8 +6,6 @@ import hashlib
 import warnings
 from collections.abc import Iterator
 from functools import partial
-from importlib import import_module
-from importlib.util import find_spec
 from itertools import groupby, product
 from numbers import Real
 from operator import itemgetter
@@ -21,6 +19,7 @@ from sklearn.svm import SVC
 from sklearn.utils import gen_batches
 from sklearn.utils._param_validation import Interval, StrOptions
 
+from featkit.blocks import is_large, release_pages, row_blocks
 from featkit.heads.base import (
     Floats,
     LogitHead,
@@ -33,10 +32,21 @@ from featkit.heads.base import (
     logits_to_scores,
     single_threaded_blas,
 )
-from featkit.heads.scaling import SCALES, apply_scale, fit_scale, unit_norm
+from featkit.heads.scaling import SCALES, ScaledRows, apply_scale, fit_scale, unit_norm
+from featkit.heads.streamed import fit_streamed, squared_hinge
+from featkit.parallel import blas_threads
 
 MAX_KERNEL_ROWS = 16_384
-"""Training rows up to which the complete kernel matrix is precomputed in ``fit``: 2 GiB."""
+"""Training rows up to which the machines are exact, from a kernel matrix of float64: 2 GiB."""
+
+LANDMARKS = 2_048
+"""Landmarks of the Nystroem approximation for more rows."""
+
+MAX_APPROXIMATE_ROWS = 2**18
+"""Training rows that its weights are fitted on: their features take 2 GiB of float32."""
+
+SMALLEST_EIGENVALUE = 1e-5
+"""Of the kernel matrix of the landmarks, relative to the largest: directions below are dropped."""
 
 BLOCK_VALUES = 2**22
 """Kernel values per block of rows in prediction: 32 MiB."""
@@ -67,18 +77,43 @@ class _TrainingData(NamedTuple):
     """Training data of the calibration.
 
     Attributes:
-        scaled: scaled features ``(n, d)``.
-        kernel: their kernel values ``(n, n)``; None for too many rows.
+        kernel: kernel values of the samples ``(n, n)``.
         codes: positions of the labels in ``classes_``, ``(n,)``.
         weights: sample weights ``(n,)``.
         folds: fold of each row ``(n,)``, see ``_folds``; -1 for a row that is left out.
     """
 
-    scaled: Floats
-    kernel: NDArray[np.float64] | None
+    kernel: NDArray[np.float64]
     codes: NDArray[np.intp]
     weights: NDArray[np.float64]
     folds: NDArray[np.intp]
+
+
+class _Samples(NamedTuple):
+    """Checked training data: features ``(n, d)``; class codes, weights and groups ``(n,)``."""
+
+    x: Floats
+    codes: NDArray[np.intp]
+    weights: NDArray[np.float64]
+    groups: NDArray[Any] | None
+
+
+class _ApproximateData(NamedTuple):
+    """Training data of an approximate machine.
+
+    Attributes:
+        features: ``(n, r)``, in which the kernel is linear.
+        landmarks: scaled rows ``(m, d)``.
+        whitening: ``(m, r)``: ``features`` are the kernel values of the landmarks times it.
+        samples: the n samples.
+        total: number of training images, of which n were drawn.
+    """
+
+    features: Floats
+    landmarks: Floats
+    whitening: Floats
+    samples: _Samples
+    total: int
 
 
 class SVMHead(LogitHead):
@@ -96,8 +131,14 @@ class SVMHead(LogitHead):
     exchanged.
 
     Kernel values are computed as matrix products: all of them before fitting, for up to 16,384
-    rows, and in blocks of rows for prediction. With more rows the solver evaluates the kernel
-    itself; scikit-learn-intelex is used there if it is installed.
+    rows, and in blocks of rows for prediction.
+
+    With more rows the machine is approximate, and ``warnings_`` says so: the kernel is that of
+    2,048 landmarks drawn from the training images (Nystroem), and one linear machine with squared
+    hinge loss is fitted for each class against the rest, as scikit-learn's ``LinearSVC`` does, on
+    at most 262,144 rows drawn with equal chance. The logit of a class is its decision value times a
+    slope, which is fitted on about 1,000 training images that the machines were not trained on.
+    With a linear kernel the features themselves take the place of the landmarks.
 
     If ``fit`` gets groups, such as patients, no group is in two folds of the calibration. With
     scikit-learn's metadata routing, meta-estimators such as ``GridSearchCV`` pass their ``groups``
@@ -120,11 +161,14 @@ class SVMHead(LogitHead):
     classes_ : ndarray of shape (k,)
         Sorted training labels; the columns of the scores.
     support_vectors_ : ndarray of shape (s, d)
-        Scaled support vectors, class by class.
+        Scaled support vectors, class by class; the landmarks of an approximate machine.
     n_support_ : ndarray of shape (k,)
         Number of support vectors of each class.
     dual_coef_, intercept_ : ndarray of shape (k - 1, s), (k * (k - 1) / 2,)
         Coefficients and intercepts of the pairwise machines, in the order of libsvm.
+    coef_, intercept_ : ndarray of shape (k, s), (k,)
+        In the place of ``n_support_``, ``dual_coef_`` and ``intercept_``, those of an approximate
+        machine: of the kernel values of the landmarks.
     gamma_ : float
         Coefficient of the RBF kernel.
     calibration_ : ndarray of shape (1,)
@@ -132,10 +176,12 @@ class SVMHead(LogitHead):
     centre_, spread_ : ndarray of shape (d,)
         Parameters of the scaling.
     warnings_ : tuple of str
-        Whether there were too few images for the cross-validation, and a default slope is used.
+        Whether there were too few images for the cross-validation, and a default slope is used;
+        whether the machine is approximate.
 
     References
     ----------
+    Williams and Seeger, "Using the Nystroem method to speed up kernel machines", NIPS 2000.
     Platt, "Probabilistic outputs for support vector machines and comparisons to regularized
     likelihood methods", Advances in Large Margin Classifiers 1999.
     Chang and Lin, "LIBSVM: a library for support vector machines", ACM TIST 2011.
@@ -180,37 +226,107 @@ class SVMHead(LogitHead):
         Raises:
             UnfitDataError: if all samples of a class have weight zero, or a group is missing.
         """
-        self._calibrate(self._fit_machines(X, y, sample_weight, groups))
+        samples = self._check_samples(X, y, sample_weight, groups)
+        for name in ("coef_", "dual_coef_", "n_support_"):  # of an earlier fit
+            vars(self).pop(name, None)
+        if len(samples.x) > MAX_KERNEL_ROWS:
+            self._fit_weights(self._approximate(samples))
+        else:
+            self._calibrate(self._fit_machines(samples))
         return self
 
-    def _fit_machines(
+    def _check_samples(
         self, X: Any, y: Any, sample_weight: Any = None, groups: Any = None
-    ) -> _TrainingData:
-        """Fit the scaling and the pairwise machines; return what the calibration needs."""
+    ) -> _Samples:
+        """Return all samples that have any weight."""
         x, codes = self._check_training_data(X, y)
         group_of = None if groups is None else checked_groups(groups, len(x))
         weights = checked_weights(sample_weight, x)
         # libsvm ignores samples of weight zero too, but then renumbers the remaining ones, which
         # would make its indices of support vectors wrong here.
         positive = weights > 0
-        x, codes, weights = x[positive], codes[positive], weights[positive]
+        if not positive.all():
+            x, codes, weights = x[positive], codes[positive], weights[positive]
+            group_of = None if group_of is None else group_of[positive]
         if missing := set(range(len(self.classes_))) - set(codes.tolist()):
             label = self.classes_[min(missing)]
             raise UnfitDataError(f"all images of class {label} have sample weight zero")
+        return _Samples(x, codes, weights, group_of)
+
+    def _fit_machines(self, samples: _Samples) -> _TrainingData:
+        """Fit the scaling and the pairwise machines; return what the calibration needs."""
+        x, codes, weights, groups = samples
         scaled = self._fit_scale(x, weights)
-        if len(x) <= MAX_KERNEL_ROWS:
-            precomputed = self._kernel(scaled, scaled)
-            support = self._fit_machine(SVC(kernel="precomputed"), precomputed, codes, weights)
-            kernel: NDArray[np.float64] | None = precomputed
-        else:
-            # scikit-learn-intelex uses all cores, but does not speed up a precomputed kernel.
-            package = "sklearnex.svm" if find_spec("sklearnex") else "sklearn.svm"
-            machine = import_module(package).SVC(kernel=self.kernel, gamma=self.gamma_)
-            kernel = None
-            support = self._fit_machine(machine, np.asarray(scaled, np.float64), codes, weights)
+        kernel = self._kernel(scaled, scaled)
+        support = self._fit_machine(SVC(kernel="precomputed"), kernel, codes, weights)
         self.support_vectors_ = scaled[support]
-        folds = _folds(x, codes) if group_of is None else _group_folds(group_of[positive], codes)
-        return _TrainingData(scaled, kernel, codes, weights, folds)
+        folds = _folds(x, codes) if groups is None else _group_folds(groups, codes)
+        return _TrainingData(kernel, codes, weights, folds)
+
+    def _approximate(self, samples: _Samples) -> _ApproximateData:
+        """Fit the scaling and choose the landmarks; return features in which the kernel is linear.
+
+        The features of the kernel matrix ``K`` of the landmarks and the kernel values ``k`` of a
+        row are ``K^(-1/2) k``.
+        """
+        x, codes, weights, groups = samples
+        rng = np.random.default_rng(0)
+        rows = np.arange(len(x))
+        if len(x) > MAX_APPROXIMATE_ROWS:
+            rows = _draw(rng, codes, MAX_APPROXIMATE_ROWS)
+        self._fit_scale_parameters(x, weights)
+        scaled = self._scaled(x[rows])
+        release_pages(x)
+        own_groups = None if groups is None else groups[rows]
+        drawn = _Samples(scaled, codes[rows], weights[rows], own_groups)
+        if self.kernel == "linear":
+            landmarks = np.eye(x.shape[1], dtype=x.dtype)
+            return _ApproximateData(scaled, landmarks, landmarks, drawn, len(x))
+        landmarks = scaled[np.sort(rng.choice(len(rows), min(LANDMARKS, len(rows)), replace=False))]
+        with blas_threads(None):
+            values, vectors = np.linalg.eigh(self._kernel(landmarks, landmarks))
+            kept = values > SMALLEST_EIGENVALUE * values[-1]
+            whitening = (vectors[:, kept] / np.sqrt(values[kept])).astype(scaled.dtype)
+            features = np.empty((len(scaled), whitening.shape[1]), scaled.dtype)
+            for block in gen_batches(len(scaled), max(1, BLOCK_VALUES // len(landmarks))):
+                kernel = self._kernel(scaled[block], landmarks).astype(scaled.dtype)
+                features[block] = kernel @ whitening
+        return _ApproximateData(features, landmarks, whitening, drawn, len(x))
+
+    def _fit_weights(self, data: _ApproximateData) -> None:
+        """Fit the linear machines and the slope of an approximate machine."""
+        features, (_, codes, weights, groups) = data.features, data.samples
+        k = len(self.classes_)
+        held = _held_out(codes) if groups is None else _held_out_groups(groups, codes)
+        fitted = ~held
+        # A view that is not an array: the solver would copy one.
+        source = ScaledRows(features, None, features[0], features[0])
+        with blas_threads(None):
+            fit = fit_streamed(
+                source,
+                codes,
+                squared_hinge,
+                n_classes=k,
+                penalty=1 / (self.C * float(weights[fitted].sum())),
+                weights=weights * fitted,
+                tol=1e-5,
+            )
+        values = features[held] @ fit.coef.T + fit.intercept
+        slope = _fit_slope(values, codes[held], weights[held]) if held.any() else DEFAULT_SLOPE
+        self.support_vectors_ = data.landmarks
+        self.coef_, self.intercept_ = fit.coef @ data.whitening.T.astype(np.float64), fit.intercept
+        self.calibration_ = np.array([slope])
+        method = "a linear kernel"
+        if self.kernel != "linear":
+            method = f"the Nystroem approximation with {len(data.landmarks)} landmarks"
+        part = "" if len(codes) == data.total else f", on {len(codes)} of them"
+        self.warnings_ = (
+            f"svm is approximate: {data.total} training images are more than the "
+            f"{MAX_KERNEL_ROWS} of an exact fit, so that one machine per class was fitted with "
+            f"{method}{part}",
+        )
+        if not fit.converged:
+            self.warnings_ += (f"svm did not converge in {fit.n_iter} iterations",)
 
     @classmethod
     def trials(cls, x: Floats, y: NDArray[Any], x_val: Floats, seed: int = 0) -> Iterator[Trial]:
@@ -220,11 +336,14 @@ class SVMHead(LogitHead):
         the default slope (``SCORES_OF_TRIALS_DIFFER``). ``seed`` is unused.
         """
         if len(x) > MAX_KERNEL_ROWS:
-            for (scale, gamma), C in product(SEARCH_KERNELS, SEARCH_CS):
-                head = cls(C=C, gamma=gamma, scale=scale)
-                head._fit_machines(x, y)
-                head.calibration_ = np.array([DEFAULT_SLOPE])
-                yield Trial({"scale": scale, "gamma": gamma, "C": C}, head.predict_proba(x_val))
+            for scale, gamma in SEARCH_KERNELS:
+                head = cls(gamma=gamma, scale=scale)
+                data = head._approximate(head._check_samples(x, y))
+                for C in SEARCH_CS:
+                    head.C = C
+                    head._fit_weights(data)
+                    options = {"scale": scale, "gamma": gamma, "C": C}
+                    yield Trial(options, head.predict_proba(x_val))
             return
         for scale, group in groupby(SEARCH_KERNELS, key=itemgetter(0)):
             shared = cls(scale=scale)
@@ -244,18 +363,27 @@ class SVMHead(LogitHead):
 
     def _fit_scale(self, x: Floats, weights: NDArray[np.float64] | None = None) -> Floats:
         """Fit the scaling and set ``gamma_``; return the scaled features ``(n, d)``."""
+        self._fit_scale_parameters(x, weights)
+        return self._scaled(x)
+
+    def _fit_scale_parameters(self, x: Floats, weights: NDArray[np.float64] | None = None) -> None:
         self.centre_, self.spread_ = fit_scale(x, self.scale, weights)
-        scaled = self._scaled(x)
         if self.gamma != "scale":
             self.gamma_ = float(self.gamma)
         elif self.scale is not None:
             self.gamma_ = 1.0  # the scaling made the mean 0 and the total variance 1
         else:
             # As in scikit-learn, of all values: it includes the differences between column means.
-            mean = np.average(scaled.mean(axis=1), weights=weights)
-            total = float(np.average(((scaled - mean) ** 2).sum(axis=1), weights=weights))
+            blocks = row_blocks(x) if is_large(x) else [(slice(None), x)]
+            means, squares = np.empty(len(x), x.dtype), np.empty(len(x), x.dtype)
+            for part, block in blocks:
+                means[part] = block.mean(axis=1)
+            mean = np.average(means, weights=weights)
+            blocks = row_blocks(x) if is_large(x) else [(slice(None), x)]
+            for part, block in blocks:
+                squares[part] = ((block - mean) ** 2).sum(axis=1)
+            total = float(np.average(squares, weights=weights))
             self.gamma_ = 1 / total if total > 0 else 1.0
-        return scaled
 
     def _scaled(self, x: Floats) -> Floats:
         return apply_scale(x, self.scale, self.centre_, self.spread_)
@@ -264,7 +392,8 @@ class SVMHead(LogitHead):
         """Return the kernel values ``(n, m)`` of scaled features ``(n, d)`` and ``(m, d)``."""
         if self.kernel == "linear":
             return np.asarray(a, np.float64) @ np.asarray(b, np.float64).T
-        return _rbf(_squared_distances(a, b), self.gamma_)
+        distances = _squared_distances(a, b)
+        return _rbf(distances, self.gamma_, out=distances)
 
     def _fit_machine(
         self,
@@ -283,16 +412,11 @@ class SVMHead(LogitHead):
 
     def _calibrate(self, data: _TrainingData) -> None:
         """Fit the slope of the scores by cross-validation."""
+        kernel = data.kernel
         kept = np.flatnonzero(data.folds >= 0)
-        if data.kernel is None:
-            kept = kept[_subset(data.folds[kept], data.codes[kept])]
         codes, weights, folds = data.codes[kept], data.weights[kept], data.folds[kept]
-        if data.kernel is None:
-            kernel = self._kernel(data.scaled[kept], data.scaled[kept])
-        elif len(kept) < len(data.folds):
-            kernel = data.kernel[np.ix_(kept, kept)]
-        else:
-            kernel = data.kernel
+        if len(kept) < len(data.folds):
+            kernel = kernel[np.ix_(kept, kept)]
         logits = np.full((len(codes), len(self.classes_)), -np.inf)
         n_held = 0
         for fold in range(FOLDS):
@@ -323,6 +447,8 @@ class SVMHead(LogitHead):
         self.calibration_ = np.array([slope])
 
     def _logits(self, x: Floats) -> Floats:
+        if hasattr(self, "coef_"):
+            return np.concatenate(list(self._value_blocks(x)))
         k = len(self.n_support_)
         return np.concatenate([_one_vs_rest(pairs, k) for pairs in self._pair_blocks(x)])
 
@@ -333,6 +459,8 @@ class SVMHead(LogitHead):
         if calibration is None:  # a file of version 0.1.0
             return logits_to_scores(self._logits(x))
         slope = float(calibration[0])
+        if hasattr(self, "coef_"):
+            return logits_to_scores(slope * self._logits(x))
         return np.concatenate([_scores(pairs, slope) for pairs in self._pair_blocks(x)])
 
     def predict(self, X: Any) -> NDArray[Any]:
@@ -347,6 +475,12 @@ class SVMHead(LogitHead):
         scaled, vectors = self._scaled(x), self.support_vectors_.astype(np.float64)
         for block in gen_batches(len(scaled), self._block_rows(len(vectors))):
             yield self._pair_values(self._kernel(scaled[block], vectors))
+
+    def _value_blocks(self, x: Floats) -> Iterator[NDArray[np.float64]]:
+        """Yield the decision values ``(b, k)`` of an approximate machine."""
+        for block in gen_batches(len(x), max(1, BLOCK_VALUES // len(self.support_vectors_))):
+            kernel = self._kernel(self._scaled(x[block]), self.support_vectors_)
+            yield kernel @ self.coef_.T + self.intercept_
 
     def _block_rows(self, n_vectors: int) -> int:
         """Return the number of rows whose kernel and pairwise values fit into a block."""
@@ -425,16 +559,47 @@ def _group_folds(groups: NDArray[Any], codes: NDArray[np.intp]) -> NDArray[np.in
     return folds
 
 
-def _subset(folds: NDArray[np.intp], codes: NDArray[np.intp]) -> NDArray[np.intp]:
-    """Return at most about ``MAX_KERNEL_ROWS / 2`` row numbers with every class and fold."""
-    step = -(-2 * len(codes) // MAX_KERNEL_ROWS)
-    order = np.lexsort((folds, codes))
+def _ranks(codes: NDArray[np.intp]) -> NDArray[np.intp]:
+    """Return the number of earlier rows of the same class, ``(n,)``."""
+    order = np.argsort(codes, kind="stable")
+    counts = np.bincount(codes)
     ranks = np.empty(len(codes), np.intp)
-    for code in np.unique(codes):
-        members = order[codes[order] == code]
-        ranks[members] = np.arange(len(members))
-    # The first images of each class are kept: small classes would lose all others.
-    return np.flatnonzero((ranks % step == 0) | (ranks < FOLDS))
+    ranks[order] = np.arange(len(codes)) - np.repeat(np.cumsum(counts) - counts, counts)
+    return ranks
+
+
+def _draw(rng: np.random.Generator, codes: NDArray[np.intp], size: int) -> NDArray[np.intp]:
+    """Return ``size`` row numbers drawn with equal chance, and the first ones of each class."""
+    drawn = rng.choice(len(codes), size, replace=False)
+    return np.union1d(drawn, np.flatnonzero(_ranks(codes) < FOLDS))
+
+
+def _held_out(codes: NDArray[np.intp]) -> NDArray[np.bool_]:
+    """Return which rows ``(n,)`` the slope is fitted on: about 1,000, the same share of classes."""
+    step = max(2, len(codes) // ENOUGH_IMAGES)
+    held: NDArray[np.bool_] = _ranks(codes) % step == step - 1
+    return held
+
+
+def _held_out_groups(groups: NDArray[Any], codes: NDArray[np.intp]) -> NDArray[np.bool_]:
+    """Return which rows ``(n,)`` the slope is fitted on: whole groups, about 1,000 rows or half.
+
+    Rows of an empty group are not among them, nor groups without which a class has no rows.
+    """
+    names, group_of = np.unique(groups, return_inverse=True)
+    counts = np.bincount(group_of)
+    order = np.random.default_rng(0).permutation(len(names))
+    wanted = min(ENOUGH_IMAGES, len(codes) // 2)
+    chosen = order[np.cumsum(counts[order]) <= max(wanted, counts[order[0]])]
+    is_chosen = np.zeros(len(names), bool)
+    is_chosen[chosen] = True
+    if names.dtype.kind in "UO":
+        is_chosen &= names != ""
+    held: NDArray[np.bool_] = is_chosen[group_of]
+    lost = np.setdiff1d(codes, codes[~held])
+    is_chosen[group_of[np.isin(codes, lost)]] = False
+    held = is_chosen[group_of]
+    return held
 
 
 def _smallest_margins(pairs: NDArray[np.float64], k: int) -> NDArray[np.float64]:
@@ -517,9 +682,11 @@ def _squared_distances(a: Floats, b: Floats) -> NDArray[np.float64]:
     return np.maximum(distances, 0, out=distances)
 
 
-def _rbf(distances: NDArray[np.float64], gamma: float) -> NDArray[np.float64]:
-    """Return ``exp(-gamma distances)``, allocating a single array."""
-    kernel: NDArray[np.float64] = distances * -gamma
+def _rbf(
+    distances: NDArray[np.float64], gamma: float, out: NDArray[np.float64] | None = None
+) -> NDArray[np.float64]:
+    """Return ``exp(-gamma distances)`` in ``out``, or in a single new array."""
+    kernel: NDArray[np.float64] = np.multiply(distances, -gamma, out=out)
     return np.exp(kernel, out=kernel)
 
 

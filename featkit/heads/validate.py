@@ -104,6 +104,8 @@ def _check_head(head: Any) -> None:
     _check_common(head)
     shapes = {**_scaling_shapes(head), **_SHAPES[type(head)](head)}
     integers = _INTEGERS.get(type(head), ())
+    if isinstance(head, SVMHead) and "coef_" in vars(head):
+        integers = ()
     _check_names(head, {*_COMMON, *shapes, *integers, *_SCALARS.get(type(head), ())})
     for name, shape in shapes.items():
         if name in vars(head):
@@ -208,14 +210,16 @@ def _knn_shapes(head: KNNHead) -> Shapes:
 
 def _svm_shapes(head: SVMHead) -> Shapes:
     k, s = len(head.classes_), len(head.support_vectors_)
+    vectors = {"support_vectors_": (s, head.n_features_in_), "calibration_": (1,)}
+    if "coef_" in vars(head):  # approximate
+        return {**vectors, "coef_": (k, s), "intercept_": (k,)}
     counts = _check_integers("n_support_", head.n_support_, (k,), s + 1)
     if counts.sum() != s:
         raise _InvalidHeadError("n_support_ must sum to the number of support_vectors_")
     return {
-        "support_vectors_": (s, head.n_features_in_),
+        **vectors,
         "dual_coef_": (k - 1, s),
         "intercept_": (k * (k - 1) // 2,),
-        "calibration_": (1,),
     }
 
 

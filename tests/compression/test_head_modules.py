@@ -19,7 +19,7 @@ from featkit.errors import HeadError
 from featkit.evaluation import Temperature
 from featkit.evaluation.calibration import apply_temperature
 from featkit.evaluation.multilabel import LabelCalibration, apply_calibrations
-from featkit.heads import make_head
+from featkit.heads import make_head, svm
 from featkit.heads.balance import BalancedHead
 from featkit.heads.multilabel import MultiLabelHead
 
@@ -66,6 +66,16 @@ def test_a_module_gives_the_probabilities_of_its_head(spec, k, blobs):
         found = answers(head, rows, temperature)
         assert found.dtype == np.float32
         np.testing.assert_allclose(found, expected_scores(head, rows, temperature), atol=1e-4)
+
+
+@pytest.mark.parametrize("k", [2, 4])
+@pytest.mark.parametrize("spec", ["svm", "svm:kernel=linear,scale=standard"])
+def test_a_module_gives_the_probabilities_of_an_approximate_svm(spec, k, blobs, monkeypatch):
+    x, y = blobs(k)
+    monkeypatch.setattr(svm, "MAX_KERNEL_ROWS", len(x) - 1)
+    head = make_head(spec).fit(x, y)
+    assert "approximate" in head.warnings_[0]
+    np.testing.assert_allclose(answers(head, x), head.predict_proba(x), atol=1e-3)
 
 
 @cache

@@ -1,7 +1,3 @@
-import sys
-from importlib.machinery import ModuleSpec
-from types import ModuleType
-
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -10,11 +6,11 @@ from hypothesis.extra import numpy as hnp
 from scipy.special import softmax
 from sklearn.datasets import load_digits
 from sklearn.metrics import roc_auc_score
-from sklearn.svm import SVC
+from sklearn.svm import SVC, LinearSVC
 
 from featkit.evaluation.calibration import ece
 from featkit.heads import make_head, svm
-from featkit.heads.persist import save_head
+from featkit.heads.persist import load_head, save_head
 from featkit.heads.scaling import apply_scale, fit_scale
 from featkit.heads.search import search
 
@@ -77,34 +73,64 @@ def test_block_size_does_not_change_decision_values(digits, monkeypatch):
 
 
 @pytest.mark.parametrize("spec", ["svm", "svm:kernel=linear,scale=standard"])
-def test_fitting_without_kernel_matrix_gives_the_same_values(spec, digits, monkeypatch):
+@pytest.mark.parametrize("classes", [2, 10])
+def test_more_rows_than_a_kernel_matrix_holds_are_fitted_approximately(
+    spec, classes, digits, monkeypatch, tmp_path
+):
+    """It says so, predicts nearly the same classes, and is the same after saving and loading."""
     x, y, points = digits
-    expected = make_head(spec).fit(x, y).decision_function(points)
-    monkeypatch.setattr(svm, "MAX_KERNEL_ROWS", 100)
-    np.testing.assert_allclose(
-        make_head(spec).fit(x, y).decision_function(points), expected, rtol=0, atol=1e-6
-    )
+    x, y = x[y < 3 * classes], y[y < 3 * classes]
+    points = points[load_digits().target[400:700] < classes]
+    exact = make_head(spec).fit(x, y)
+    monkeypatch.setattr(svm, "MAX_KERNEL_ROWS", 50)
+    monkeypatch.setattr(svm, "ENOUGH_IMAGES", 40)
+    head = make_head(spec).fit(x, y)
+    assert head.warnings_[0].startswith(f"svm is approximate: {len(x)} training images are more")
+    assert np.mean(head.predict(points) == exact.predict(points)) > 0.9
+    scores = head.predict_proba(points)
+    np.testing.assert_array_equal(head.classes_[scores.argmax(axis=1)], head.predict(points))
+    truth = 3 * load_digits().target[400:700]
+    assert ece(scores, truth[truth < 3 * classes], head.classes_) < 0.15
+    save_head(head, tmp_path / "head.skops")
+    np.testing.assert_array_equal(load_head(tmp_path / "head.skops").predict_proba(points), scores)
 
 
-def test_fitting_without_kernel_matrix_uses_scikit_learn_intelex_if_installed(digits, monkeypatch):
-    """Not with a kernel matrix, which it does not speed up."""
-    x, y, _ = digits
-    fitted = []
+def test_with_all_rows_as_landmarks_the_weights_are_those_of_linear_svc(digits, monkeypatch):
+    """On the same kernel: only the loss of images that are held out for the slope is missing."""
+    x, y, points = digits
+    monkeypatch.setattr(svm, "MAX_KERNEL_ROWS", 50)
+    monkeypatch.setattr(svm, "_held_out", lambda codes: np.zeros(len(codes), bool))
+    head = make_head("svm:kernel=linear").fit(x, y)
+    scale = fit_scale(x, "root")
+    scaled = [apply_scale(rows, "root", *scale).astype(float) for rows in (x, points)]
+    machine = LinearSVC(C=3.0, intercept_scaling=1000.0, tol=1e-6, max_iter=100_000)
+    expected = machine.fit(scaled[0], y).decision_function(scaled[1])
+    values = head.decision_function(points)
+    np.testing.assert_allclose(values, expected, rtol=0, atol=0.1)
+    assert np.mean(values.argmax(axis=1) == expected.argmax(axis=1)) > 0.99
 
-    class Intel(SVC):
-        def fit(self, *data):
-            fitted.append(self.kernel)
-            return super().fit(*data)
 
-    package, module = ModuleType("sklearnex"), ModuleType("sklearnex.svm")
-    package.__spec__, module.SVC = ModuleSpec("sklearnex", None), Intel
-    monkeypatch.setitem(sys.modules, "sklearnex", package)
-    monkeypatch.setitem(sys.modules, "sklearnex.svm", module)
-    make_head("svm").fit(x, y)
-    assert fitted == []
-    monkeypatch.setattr(svm, "MAX_KERNEL_ROWS", 100)
-    make_head("svm").fit(x, y)
-    assert fitted == ["rbf"]
+def test_groups_are_held_out_whole_for_the_slope_and_no_class_is_lost(monkeypatch):
+    codes = np.repeat([0, 1, 2], [60, 60, 5])
+    groups = np.concatenate([np.arange(120) // 6, np.full(5, 100)]).astype(str)
+    groups[:6] = ""
+    monkeypatch.setattr(svm, "ENOUGH_IMAGES", 40)
+    held = svm._held_out_groups(groups, codes)
+    assert 20 <= held.sum() <= 40
+    assert not set(groups[held]) & set(groups[~held])
+    assert not held[:6].any()
+    assert set(codes[~held]) == {0, 1, 2}
+
+
+def test_an_approximate_fit_draws_rows_of_every_class(digits, monkeypatch):
+    x, y, points = digits
+    monkeypatch.setattr(svm, "MAX_KERNEL_ROWS", 50)
+    monkeypatch.setattr(svm, "MAX_APPROXIMATE_ROWS", 200)
+    monkeypatch.setattr(svm, "LANDMARKS", 60)
+    head = make_head("svm").fit(x, y, groups=np.arange(len(x)) // 3)
+    assert len(head.classes_) == 10
+    assert "with 60 landmarks, on 2" in head.warnings_[0]
+    assert len(set(head.predict(points).tolist())) == 10
 
 
 @pytest.mark.parametrize("classes", [2, 10])
