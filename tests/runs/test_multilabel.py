@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import runpy
 from pathlib import Path
 
 import numpy as np
@@ -310,6 +311,10 @@ def test_an_exported_file_gives_the_labels_of_its_run(head, scenes, fitted, tmp_
     with Image.open(files[0]) as image:
         answer = open_classifier(exported.path).classify(np.asarray(image))
     assert answer.prediction.labels == from_file[0].labels
+    service = runpy.run_path(str(Path(__file__).parents[2] / "docs" / "examples" / "serve.py"))
+    served = service["Model"](str(exported.path)).predict(files[0].read_bytes())
+    assert set(served["labels"]) == set(from_file[0].labels)
+    assert served["probabilities"] == pytest.approx(dict(from_file[0].probabilities), abs=1e-3)
 
 
 @pytest.mark.long
