@@ -73,12 +73,6 @@ print(len(featkit.extract("list.csv", weights="random", resize=32)))
 import s3fs
 """
 
-INTELEX = """
-import sklearnex.svm, numpy
-x = numpy.random.default_rng(0).normal(size=(60, 4))
-print(sklearnex.svm.SVC().fit(x, x[:, 0] > 0).score(x, x[:, 0] > 0))
-"""
-
 PHOTOS = "--data photos --weights random --resize 32 --cache cache"
 
 CHECKS: dict[str, list[list[str]]] = {
@@ -102,7 +96,6 @@ CHECKS: dict[str, list[list[str]]] = {
         ["sh", "-c", "featkit cache export cache/digits-*.h5 digits.parquet"],
     ],
     "zstd": [f"featkit extract --store zstd {DIGITS}".split()],
-    "intelex": [["python", "-c", INTELEX]],
     "docs": [f"mkdocs build --strict --site-dir site -f {REPOSITORY / 'mkdocs.yml'}".split()],
     "test": [["pytest", "-q", str(REPOSITORY / "tests" / "test_errors.py")]],
 }

@@ -184,9 +184,10 @@ class KNNHead(Head):
         """Return the k nearest training rows of features ``(n, d)``."""
         from sklearn.metrics import euclidean_distances  # imports half of scikit-learn
 
+        checked = self._check_features(X)
         if is_large(self.rows_):
-            return self._neighbours_in_blocks(self._scaled(self._check_features(X)))
-        x = self._scaled(self._check_features(X)).astype(np.float64)
+            return self._neighbours_in_blocks(self._scaled(checked))
+        x = self._scaled(checked).astype(np.float64)
         # Rows are sorted by class, so that the rows of a class are adjacent.
         order = np.argsort(self.codes_, kind="stable")
         rows, codes = self.rows_[order].astype(np.float64), self.codes_[order]
