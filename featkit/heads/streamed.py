@@ -74,7 +74,7 @@ def log_loss(logits: Floats, codes: NDArray[np.intp], weights: Floats) -> BlockT
     residual = powers * weights
     curvature = np.diag(residual.sum(axis=0, dtype=np.float64)) - powers.T @ residual
     residual[rows, codes] -= weights[:, 0]
-    return BlockTerms(loss, residual, curvature)
+    return BlockTerms(loss, residual, np.asarray(curvature, np.float64))
 
 
 def squared_hinge(logits: Floats, codes: NDArray[np.intp], weights: Floats) -> BlockTerms:

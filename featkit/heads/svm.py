@@ -228,7 +228,8 @@ class SVMHead(LogitHead):
         """
         samples = self._check_samples(X, y, sample_weight, groups)
         for name in ("coef_", "dual_coef_", "n_support_"):  # of an earlier fit
-            vars(self).pop(name, None)
+            if hasattr(self, name):
+                delattr(self, name)
         if len(samples.x) > MAX_KERNEL_ROWS:
             self._fit_weights(self._approximate(samples))
         else:
@@ -336,14 +337,7 @@ class SVMHead(LogitHead):
         the default slope (``SCORES_OF_TRIALS_DIFFER``). ``seed`` is unused.
         """
         if len(x) > MAX_KERNEL_ROWS:
-            for scale, gamma in SEARCH_KERNELS:
-                head = cls(gamma=gamma, scale=scale)
-                data = head._approximate(head._check_samples(x, y))
-                for C in SEARCH_CS:
-                    head.C = C
-                    head._fit_weights(data)
-                    options = {"scale": scale, "gamma": gamma, "C": C}
-                    yield Trial(options, head.predict_proba(x_val))
+            yield from cls._approximate_trials(x, y, x_val)
             return
         for scale, group in groupby(SEARCH_KERNELS, key=itemgetter(0)):
             shared = cls(scale=scale)
@@ -360,6 +354,18 @@ class SVMHead(LogitHead):
                 heads = [cls(C=C, gamma=gamma, scale=scale) for C in SEARCH_CS]
                 for C, scores in zip(SEARCH_CS, fit_in_threads(score, heads), strict=True):
                     yield Trial({"scale": scale, "gamma": gamma, "C": C}, scores)
+
+    @classmethod
+    def _approximate_trials(cls, x: Floats, y: NDArray[Any], x_val: Floats) -> Iterator[Trial]:
+        """Do what ``trials`` does on more rows than a kernel matrix holds."""
+        for scale, gamma in SEARCH_KERNELS:
+            head = cls(gamma=gamma, scale=scale)
+            data = head._approximate(head._check_samples(x, y))
+            for C in SEARCH_CS:
+                head.C = C
+                head._fit_weights(data)
+                options = {"scale": scale, "gamma": gamma, "C": C}
+                yield Trial(options, head.predict_proba(x_val))
 
     def _fit_scale(self, x: Floats, weights: NDArray[np.float64] | None = None) -> Floats:
         """Fit the scaling and set ``gamma_``; return the scaled features ``(n, d)``."""
