@@ -752,16 +752,15 @@ class _Merge:
         shard = self._shards[0]
         labels.update(shard.classes)
         for first, block in self._blocks(("ids",), _COLUMN_ROWS):
-            for texts in _texts(block["ids"]):
-                names.update(texts)
-                images.update(texts)
+            _update(names, block["ids"])
+            _update(images, block["ids"])
             if write:
                 self._new.write_block(first, block)
         rest = tuple(name for name in _COLUMNS if name != "ids")
         for first, block in self._blocks(rest, _COLUMN_ROWS):
-            for found, name in ((images, "keys"), (labels, "labels"), (splits, "splits")):
-                for texts in _texts(block[name]):
-                    found.update(texts)
+            _update(images, block["keys"])
+            _update(labels, block["labels"])
+            _update(splits, block["splits"])
             valid.update(block["valid"].tobytes())
             self.invalid += int(np.count_nonzero(~block["valid"]))
             if write:
@@ -838,10 +837,10 @@ class _Merge:
 _COLUMNS = ("ids", "labels", "keys", "splits", "valid", "checksums")
 
 
-def _texts(values: NDArray[Any]) -> Iterator[list[str]]:
-    """Yield values as text, some at a time: as text they take several times the memory."""
+def _update(digest: SequenceDigest, values: NDArray[Any]) -> None:
+    """Append values as text, some at a time: as text they take several times the memory."""
     for first in range(0, len(values), _TEXT_ROWS):
-        yield values[first : first + _TEXT_ROWS].astype(np.str_).tolist()
+        digest.update(values[first : first + _TEXT_ROWS].astype(np.str_).tolist())
 
 
 _TEXT_ROWS = 4096

@@ -331,10 +331,9 @@ def to_json_value(value: Any) -> Any:
 
     Infinite values, NaN and unknown types become strings.
     """
-    kind = type(value)
-    if kind in _PLAIN_TYPES:  # first, as most values of a report are
-        return value if kind is not float or math.isfinite(value) else str(value)
-    if is_dataclass(value) and kind is not type:
+    if type(value) in _PLAIN_TYPES:  # first, as most values of a report are
+        return _finite(value)
+    if is_dataclass(value) and not isinstance(value, type):
         return to_json_value(_written_fields(value))
     if isinstance(value, Mapping):
         return {str(key): to_json_value(item) for key, item in value.items()}
@@ -342,8 +341,12 @@ def to_json_value(value: Any) -> Any:
         return [to_json_value(item) for item in value]
     if isinstance(value, np.ndarray | np.generic):
         return to_json_value(value.tolist())
-    is_finite = not isinstance(value, float) or math.isfinite(value)
-    return value if is_finite and isinstance(value, float | int | str) else str(value)
+    return _finite(value) if isinstance(value, float | int | str) else str(value)
+
+
+def _finite(value: Any) -> Any:
+    """Return a plain value; NaN and infinity as text."""
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
 _PLAIN_TYPES = {str, float, int, bool, type(None)}
