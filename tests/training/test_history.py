@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from featkit.api import _epoch_line
+from featkit.api.progress import epoch_line
 from featkit.training.history import (
     EpochRecord,
     batch_sums,
@@ -29,7 +29,7 @@ def record(classes: int) -> EpochRecord:
 def test_top5_is_absent_for_five_classes_or_fewer(classes: int, has_top5: bool) -> None:
     """In the line of an epoch, in history.csv, in its numbers, and after a checkpoint."""
     found = record(classes)
-    assert ("top-5" in _epoch_line(found, 2)) == has_top5
+    assert ("top-5" in epoch_line(found, 2)) == has_top5
     (row,) = history_rows([found])
     assert (row["train_top5"] != "") == (row["val_top5"] != "") == has_top5
     (numbers,) = history_numbers([found])
@@ -39,4 +39,4 @@ def test_top5_is_absent_for_five_classes_or_fewer(classes: int, has_top5: bool) 
 
 def test_a_loss_of_zero_is_not_printed_as_minus_zero() -> None:
     score = score_from_sums(torch.tensor([-0.0, 12.0, 12.0, 12.0], dtype=torch.float64))
-    assert "loss 0.000" in _epoch_line(EpochRecord(0, 1.0, score, None, 1.0), 2)
+    assert "loss 0.000" in epoch_line(EpochRecord(0, 1.0, score, None, 1.0), 2)
