@@ -35,7 +35,7 @@ class Calibrations:
     """The rows and folds of every calibration; rows of a group are known by their content."""
 
     groups: dict[bytes, str] = field(default_factory=dict)
-    seen: list[Any] = field(default_factory=list)
+    seen: list[tuple[Rows, NDArray[np.intp]]] = field(default_factory=list)
 
     def expect(self, x: Rows, groups: NDArray[np.str_]) -> None:
         for row, group in zip(x, groups.tolist(), strict=True):
@@ -45,9 +45,9 @@ class Calibrations:
     def crossing(self) -> int:
         """Number of groups with rows in two folds of a calibration, of rows that are used in it."""
         count = 0
-        for data in self.seen:
+        for rows, folds_of_rows in self.seen:
             folds: dict[str, set[int]] = {}
-            for row, fold in zip(data.scaled, data.folds.tolist(), strict=True):
+            for row, fold in zip(rows, folds_of_rows.tolist(), strict=True):
                 group = self.groups.get(row.tobytes())
                 if group is None:  # a synthetic sample
                     assert fold == -1
@@ -60,13 +60,14 @@ class Calibrations:
 @pytest.fixture
 def calibrations(monkeypatch: pytest.MonkeyPatch) -> Calibrations:
     found = Calibrations()
-    calibrate = SVMHead._calibrate
+    fit_machines = SVMHead._fit_machines
 
-    def record(head: SVMHead, data: Any) -> None:
-        found.seen.append(data)
-        calibrate(head, data)
+    def record(head: SVMHead, samples: Any) -> Any:
+        data = fit_machines(head, samples)
+        found.seen.append((samples.x, data.folds))
+        return data
 
-    monkeypatch.setattr(SVMHead, "_calibrate", record)
+    monkeypatch.setattr(SVMHead, "_fit_machines", record)
     return found
 
 
