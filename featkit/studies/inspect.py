@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -47,6 +46,7 @@ _THUMBNAIL = 160
 """Longest side of a thumbnail, in pixels."""
 
 Track = Callable[[Sequence[int]], Iterable[int]]
+_Candidate = TypeVar("_Candidate")
 
 
 @dataclass(frozen=True)
@@ -234,18 +234,19 @@ def inspect_run(
 
     embedding_map = None
     if features:
-        compute_projection = partial(
-            project,
+        embedding_map = map_embeddings(
+            features,
+            inspected,
+            read,
+            notes,
             method=projection,
             seed=seed,
-            max_rows=MAX_MAP_POINTS,
             report_iteration=report_iteration,
         )
-        embedding_map = map_embeddings(features, inspected, read, compute_projection, notes)
     return RunInspection(
         run=run,
         report=report,
-        search=_read_search(run),
+        search=read_search(run, Candidate),
         data=features.data if features else Path(run.request.data).name,
         mistakes=tuple(shown[: len(mistakes)]),
         uncertain=tuple(shown[len(mistakes) :]),
@@ -308,15 +309,19 @@ def read_images(run: SavedRun, names: Iterable[str]) -> dict[str, Pixels]:
     return {name: pixels for name, pixels in found.items() if pixels is not None}
 
 
-def _read_search(run: SavedRun) -> tuple[Candidate, ...]:
+def read_search(run: SavedRun, kind: Callable[..., _Candidate]) -> tuple[_Candidate, ...]:
     """Return the candidates of the hyperparameter search of a run; empty if there was none.
+
+    Args:
+        run: the run.
+        kind: class of its candidates.
 
     Raises:
         RunError: if the results of the run are damaged.
     """
     with run_errors(run.path):
         results = read_json(run.path / RESULTS_FILE)
-        return tuple(Candidate(**candidate) for candidate in results.get("search", []))
+        return tuple(kind(**candidate) for candidate in results.get("search", []))
 
 
 def _predictions(predictions: Predictions, classes: Sequence[str]) -> list[InspectedImage]:
@@ -622,16 +627,25 @@ def map_embeddings(
     features: FeatureSet,
     inspected: Sequence[InspectedImage],
     read: ImageReader,
-    compute_projection: Callable[[NDArray[np.float32]], Projection],
     notes: list[str],
+    *,
+    method: str,
+    seed: int,
+    report_iteration: Callable[[int, int], None] | None,
 ) -> EmbeddingMap | None:
-    """Return the projection of the test images, with thumbnails."""
+    """Return the projection of the test images, with thumbnails; the options are of ``project``."""
     test = features.embeddings.part("test")
     row_of = rows_by_cell(test.ids)
     known = tuple(each for each in inspected if each.id in row_of)
     x = test.x[[row_of[each.id] for each in known]]
     try:
-        projection = compute_projection(x)
+        projection = project(
+            x,
+            method=method,
+            seed=seed,
+            max_rows=MAX_MAP_POINTS,
+            report_iteration=report_iteration,
+        )
     except DataError as error:
         notes.append(f"There is no embedding map ({error}).")
         return None
@@ -655,9 +669,12 @@ def _counts(embeddings: Embeddings, *, folded: bool) -> dict[str, dict[str, int]
     """Return the number of images of each class in each split, or of all if there are folds."""
     counts = {}
     for label, name in enumerate(embeddings.classes):
-        of_class = embeddings.splits[embeddings.y == label]
-        if folded:
-            counts[name] = {"images": len(of_class)}
-            continue
-        counts[name] = {split: int((of_class == split).sum()) for split in SPLITS}
+        counts[name] = split_counts(embeddings.splits[embeddings.y == label], folded=folded)
     return counts
+
+
+def split_counts(splits: NDArray[np.str_], *, folded: bool) -> dict[str, int]:
+    """Return the number of images in each split, or of all if there are folds."""
+    if folded:
+        return {"images": len(splits)}
+    return {split: int((splits == split).sum()) for split in SPLITS}

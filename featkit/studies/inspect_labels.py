@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -23,16 +22,11 @@ from featkit.evaluation.label_errors import (
 )
 from featkit.evaluation.multilabel import MultiLabelReport
 from featkit.evaluation.predictions import Predictions
-from featkit.evaluation.projection import project
-from featkit.images.base import SPLITS
-from featkit.runs.card import RESULTS_FILE, run_errors
 from featkit.runs.directory import SavedRun
 from featkit.runs.features import leaks
 from featkit.runs.multilabel import LabelCandidate
 from featkit.runs.results import LabelPredictions, read_any_run, read_label_predictions
-from featkit.storage import read_json
 from featkit.studies.inspect import (
-    MAX_MAP_POINTS,
     MAX_SHOWN,
     EmbeddingMap,
     ImageReader,
@@ -44,6 +38,8 @@ from featkit.studies.inspect import (
     explanation_of,
     map_embeddings,
     open_explainer,
+    read_search,
+    split_counts,
     with_pictures,
     with_similar,
 )
@@ -149,20 +145,20 @@ def inspect_labels(
         )
     embedding_map = None
     if features:
-        compute_projection = partial(
-            project,
+        embedding_map = map_embeddings(
+            features,
+            _whole_predictions(predictions),
+            read,
+            notes,
             method=projection,
             seed=seed,
-            max_rows=MAX_MAP_POINTS,
             report_iteration=report_iteration,
         )
-        mapped = _whole_predictions(predictions)
-        embedding_map = map_embeddings(features, mapped, read, compute_projection, notes)
     groups = None if predictions.groups is None else predictions.groups.tolist()
     return LabelInspection(
         run=run,
         report=report,
-        search=_read_search(run),
+        search=read_search(run, LabelCandidate),
         data=features.data if features else Path(run.request.data).name,
         missed=tuple(shown[: len(missed)]),
         added=tuple(shown[len(missed) :]),
@@ -177,7 +173,7 @@ def inspect_labels(
         ),
         embedding_map=embedding_map,
         counts=_counts(features.embeddings, folded=folded) if features else {},
-        images=_images(features.embeddings, folded=folded) if features else {},
+        images=split_counts(features.embeddings.splits, folded=folded) if features else {},
         shared=len(leaks(features)) if features and not folded else None,
         explanation=explanation_of(explainer, folded=folded),
         notes=tuple(notes),
@@ -215,28 +211,10 @@ def _whole_predictions(predictions: Predictions) -> list[InspectedImage]:
     return [InspectedImage(name, true, given, float("nan")) for name, true, given in rows]
 
 
-def _read_search(run: SavedRun) -> tuple[LabelCandidate, ...]:
-    """Return the candidates of the hyperparameter search of a run; empty if there was none."""
-    with run_errors(run.path):
-        results = read_json(run.path / RESULTS_FILE)
-        return tuple(LabelCandidate(**candidate) for candidate in results.get("search", []))
-
-
 def _counts(embeddings: Embeddings, *, folded: bool) -> dict[str, dict[str, int]]:
     """Return the number of images with each label in each split, or in all if there are folds."""
     targets = embeddings.targets
     counts = {}
     for column, name in enumerate(embeddings.label_names):
-        has = targets[:, column] == 1
-        if folded:
-            counts[name] = {"images": int(has.sum())}
-            continue
-        counts[name] = {split: int((has & (embeddings.splits == split)).sum()) for split in SPLITS}
+        counts[name] = split_counts(embeddings.splits[targets[:, column] == 1], folded=folded)
     return counts
-
-
-def _images(embeddings: Embeddings, *, folded: bool) -> dict[str, int]:
-    """Return the number of images in each split, or of all if there are folds."""
-    if folded:
-        return {"images": len(embeddings)}
-    return {split: int((embeddings.splits == split).sum()) for split in SPLITS}

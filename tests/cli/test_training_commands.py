@@ -78,7 +78,7 @@ def test_a_trained_network_can_be_used_as_a_backbone(photos, tmp_path):
 
 
 def test_a_training_reports_the_mean_cost_of_an_image(photos):
-    """It does not change the training; a finished run is not evaluated anew with other costs."""
+    """It does not change the training; a finished run is not evaluated again with other costs."""
     classes = sorted(path.name for path in photos.iterdir())
     rows = [
         f"{true}," + ",".join("0" if true == each else "7" for each in classes) for true in classes
