@@ -860,6 +860,10 @@ def default_folder(path: str) -> Path | None:
         return None
 
 
+HOME_VARIABLE = "FEATKIT_HOME"
+"""Environment variable with the folder of what featkit remembers about this machine: the list of
+folders for results, and the engines that were chosen."""
+
 OFFLINE_VARIABLE = "FEATKIT_OFFLINE"
 """Environment variable that forbids downloads of weights, data sets and images if it is set."""
 

@@ -107,15 +107,17 @@ def featkit_extraction(network: str, variant: str, files: list[Path], cache: Pat
 
     Args:
         network: spec of the backbone.
-        variant: precision, followed by ``compiled`` for a compiled network.
+        variant: precision, followed by ``compiled`` for a compiled network, or by ``onnxruntime``
+            for a float32 network in ONNX Runtime.
         files: the images.
         cache: folder of the cache file, which is deleted before each run.
     """
-    precision, *compiled = variant.split()
+    precision = variant.split()[0]
     images = images_from_files(files)
     request = Request(data="", backbone=network, precision=precision)
-    compute = Compute(device="cpu", compiled=bool(compiled))
-    first = 64 if compiled else 0
+    is_compiled = variant.endswith("compiled")
+    compute = Compute(device="cpu", compiled=is_compiled, engine=engine_of(variant))
+    first = 64 if is_compiled else 0
     started: list[float] = []
 
     def timed_load(load: KeyedLoad) -> KeyedLoad:
@@ -136,6 +138,11 @@ def featkit_extraction(network: str, variant: str, files: list[Path], cache: Pat
 
     run()
     return run
+
+
+def engine_of(variant: str) -> str:
+    """Return the engine of a float32 network, see ``featkit_extraction``."""
+    return "onnxruntime" if variant.endswith("onnxruntime") else "torch"
 
 
 def timm_loop(network: str, files: list[Path]) -> Method:
@@ -347,24 +354,23 @@ def other_libraries(network: str, data: DataSet, python: str | None) -> dict[str
     return methods
 
 
-def measure_stages(
-    network: str, precision: str, files: list[Path], cache: Path
-) -> dict[str, float]:
+def measure_stages(network: str, variant: str, files: list[Path], cache: Path) -> dict[str, float]:
     """Return core-seconds per image of each stage, measured on one core with up to 64 images.
 
     An int8 network is the one that ``featkit_extraction`` has calibrated.
 
     Args:
         network: spec of the backbone.
-        precision: of the network.
+        variant: see ``featkit_extraction``.
         files: the images.
         cache: folder of the cache file.
     """
+    precision = variant.split()[0]
     images = images_from_files(files)
     request = Request(data="", backbone=network, precision=precision)
     backbone = plan_extraction(request, images, content_keys(images, Compute()), cache).backbone
     preprocess = backbone.preprocess.for_precision(precision)
-    engine = open_engine(backbone, precision=precision)
+    engine = open_engine(backbone, precision=precision, engine=engine_of(variant))
     files = files[:64]
     times = [time.perf_counter()]
 
@@ -411,8 +417,7 @@ def compare(network: str, data: DataSet, cache: Path, arguments: argparse.Namesp
             seconds[name].append(run())
             if name.startswith("featkit"):
                 variant = name.removeprefix("featkit ")
-                precision = variant.split()[0]
-                measured = measure_stages(network, precision, data.files, cache / variant)
+                measured = measure_stages(network, variant, data.files, cache / variant)
                 stages[name].append(measured)
 
     baseline = statistics.median(seconds["torchvision"])
@@ -547,8 +552,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--ways",
         nargs="+",
-        default=["fp32", "bf16", "bf16 compiled", *INT8],
-        help="precisions of featkit, 'PRECISION compiled' for a compiled network [%(default)s]",
+        default=["fp32", "fp32 onnxruntime", "bf16", "bf16 compiled", *INT8],
+        help="precisions of featkit, 'PRECISION compiled' for a compiled network, "
+        "'fp32 onnxruntime' for float32 in ONNX Runtime [%(default)s]",
     )
     parser.add_argument(
         "--thingsvision", metavar="PYTHON", help="Python of an environment with thingsvision"

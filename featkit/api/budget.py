@@ -102,6 +102,7 @@ def train(
     device: str = "auto",
     batch_size: int | None = None,
     workers: int | None = None,
+    engine: str = "auto",
     compile: bool = False,
     on_error: str = "skip",
     progress: bool = False,
@@ -207,7 +208,16 @@ def _remove_replaced(earlier: Sequence[Path], path: Path) -> None:
 
 def _report_in_time(path: Path, clock: Clock, options: Mapping[str, Any]) -> Path:
     """Write the report of a new run, without class activation maps if the time is up."""
-    compute = ("cache", "device", "batch_size", "workers", "compile", "on_error", "progress")
+    compute = (
+        "cache",
+        "device",
+        "batch_size",
+        "workers",
+        "engine",
+        "compile",
+        "on_error",
+        "progress",
+    )
     shared = {name: options[name] for name in compute}
     heat_maps = clock.left > 0
     if not heat_maps:

@@ -62,6 +62,7 @@ def extract(
     device: str = "auto",
     batch_size: int | None = None,
     workers: int | None = None,
+    engine: str = "auto",
     compile: bool = False,
     on_error: str = "fail",
     rehash: bool = False,
@@ -103,6 +104,8 @@ def extract(
         device: ``auto``, ``cpu``, ``cuda`` or ``mps``.
         batch_size: images per forward pass.
         workers: threads that read and decode images.
+        engine: of float32 networks on a CPU: ``torch``, ``onnxruntime``, or ``auto`` for the
+            faster one, which is measured before the first long extraction and remembered.
         compile: whether to compile the network with ``torch.compile``.
         on_error: ``fail`` at the first image that cannot be read, or ``skip`` it.
         rehash: whether to read every image file to learn whether it has changed, instead of those

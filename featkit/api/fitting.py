@@ -72,6 +72,7 @@ def fit(
     device: str = "auto",
     batch_size: int | None = None,
     workers: int | None = None,
+    engine: str = "auto",
     compile: bool = False,
     on_error: str = "fail",
     progress: bool = False,

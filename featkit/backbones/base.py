@@ -25,7 +25,7 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 _MAX_PIXELS = 100_000_000
 _MAX_EDGE = 9999
-_MAX_ONNX_BYTES = 2**31
+MAX_ONNX_BYTES = 2**31
 """Protobuf messages, and therefore ONNX files with their weights inside, cannot be larger."""
 _FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 
@@ -184,6 +184,8 @@ class Backbone:
         framework: what runs it in float32, ``torch`` or ``keras``.
         build_keras: () -> a ``keras.Model`` from normalised float32 ``(b, h, w, 3)`` to ``(b, d)``,
             if the framework is Keras.
+        reload: () -> the same backbone with the digest that its weights have now; None for one that
+            was not loaded by ``load_backbone``.
     """
 
     name: str
@@ -196,11 +198,16 @@ class Backbone:
     quantized: QuantizedNetwork | None = None
     framework: str = "torch"
     build_keras: Callable[[], Any] | None = None
+    reload: Callable[[], Backbone] | None = None
 
     @property
     def trained(self) -> bool:
         """Whether the weights are trained; results of random ones are labelled as such."""
         return not self.digest.startswith("random:")
+
+    def weights_changed(self) -> bool:
+        """Return whether the weights were replaced since they were located."""
+        return self.reload is not None and self.reload().digest != self.digest
 
     def read_quantized(self) -> bytes:
         """Read the file of ``quantized`` and check its digest.
@@ -215,7 +222,7 @@ class Backbone:
             )
         path, digest = self.quantized
         try:
-            data = read_file(path, _MAX_ONNX_BYTES)
+            data = read_file(path, MAX_ONNX_BYTES)
         except OSError as error:
             raise WeightsError(
                 f"cannot read {path} ({error.strerror}): extract with --precision int8 again"

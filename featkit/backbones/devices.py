@@ -26,6 +26,9 @@ CHECK_VARIABLE = "FEATKIT_INT8_CHECK"
 
 _BF16_CPU_FLAGS = {"avx512_bf16", "amx_bf16", "bf16"}
 _CPU_INFO = Path("/proc/cpuinfo")
+_GPU_FILES = ("nvidiactl", "nvhost-ctrl", "nvmap", "dxg", "kfd")
+"""Files in /dev of drivers that give torch a GPU: NVIDIA's cards, its boards (two), Windows under
+Linux, AMD's cards."""
 _INT8_CPU_FLAGS = (
     "amx_int8",
     "avx512_vnni",
@@ -74,7 +77,7 @@ def warn_of_slow_bf16(device: str) -> None:
     Args:
         device: ``cpu``, ``cuda`` or ``mps``.
     """
-    is_known = device == "cuda" or (device == "cpu" and bool(_cpu_flags()))
+    is_known = device == "cuda" or (device == "cpu" and bool(cpu_flags()))
     if is_known and not _has_bf16(device):
         log.warning(
             "this %s has no instructions for bf16, which is up to 8 times slower than fp32: use "
@@ -92,8 +95,8 @@ def pick_device(device: str = "auto") -> str:
     """
     if device not in DEVICES:
         raise unknown("device", device, list(DEVICES))
-    if device == "cpu":
-        return device
+    if device == "cpu" or (device == "auto" and not _may_have_gpu()):
+        return "cpu"
     import torch
 
     available = {
@@ -130,7 +133,7 @@ def instruction_set() -> str:
     8-bit numbers in 16 bits.
     """
     machine = platform.machine().lower()
-    flags = _cpu_flags()
+    flags = cpu_flags()
     for flag in _INT8_CPU_FLAGS:
         if flag in flags:
             return f"{machine} {flag}"
@@ -170,7 +173,7 @@ def _has_bf16(device: str) -> bool:
 
         if torch.cuda.is_available():
             return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    return device in ("auto", "cpu") and bool(_BF16_CPU_FLAGS & _cpu_flags())
+    return device in ("auto", "cpu") and bool(_BF16_CPU_FLAGS & cpu_flags())
 
 
 def _has_nvidia_driver() -> bool:
@@ -180,7 +183,15 @@ def _has_nvidia_driver() -> bool:
     return Path("/dev/nvidiactl").exists()
 
 
-def _cpu_flags() -> set[str]:
+def _may_have_gpu() -> bool:
+    """Return whether torch could have a GPU here; without one, it need not be imported."""
+    system = platform.system()
+    if system == "Linux":
+        return any(Path("/dev", name).exists() for name in _GPU_FILES)
+    return system == "Darwin" or _has_nvidia_driver()
+
+
+def cpu_flags() -> set[str]:
     """Return the instruction sets of the first CPU as Linux lists them; empty on other systems.
 
     The line is called ``flags`` on x86 and ``Features`` on ARM.

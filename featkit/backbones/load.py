@@ -117,7 +117,17 @@ def load_backbone(
                 f"plug-in backbone {spec!r} returned {type(backbone).__name__}, "
                 "not a featkit Backbone: fix its factory function"
             )
-    return replace(backbone, preprocess=override(backbone.preprocess, resize, crop))
+    reload = partial(
+        load_backbone,
+        spec,
+        weights=weights,
+        layer=layer,
+        pool=pool,
+        resize=resize,
+        crop=crop,
+    )
+    preprocess = override(backbone.preprocess, resize, crop)
+    return replace(backbone, preprocess=preprocess, reload=reload)
 
 
 def _as_text(size: str | int | None) -> str | None:

@@ -12,8 +12,31 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from featkit.backbones.base import Backbone
+from featkit.backbones.batchnorm import fold_batchnorm
 from featkit.errors import SpecError
 from featkit.extras import require
+
+
+class NetworkOnPixels(nn.Module):
+    """Normalisation and a network with folded BatchNorms: uint8 ``(b, h, w, 3)`` to ``(b, d)``."""
+
+    def __init__(self, backbone: Backbone) -> None:
+        super().__init__()
+        self.network = fold_batchnorm(backbone.build())
+        self.preprocess = backbone.preprocess
+
+    def prepare(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Return the input of the network, ``(b, 3, h, w)``."""
+        batch: torch.Tensor = self.preprocess.normalise(
+            pixels.permute(0, 3, 1, 2).to(torch.float32)
+        )
+        return batch
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Return features ``(b, d)`` of uint8 ``(b, h, w, 3)``."""
+        features: torch.Tensor = self.network(self.prepare(pixels))
+        return features
 
 
 def write_onnx(

@@ -19,7 +19,6 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from featkit.backbones.base import Backbone
-from featkit.backbones.batchnorm import fold_batchnorm
 from featkit.backbones.engines.onnx import OnnxEngine
 from featkit.backbones.int8 import (
     CHECKED_IMAGES,
@@ -28,7 +27,7 @@ from featkit.backbones.int8 import (
     compare_with_float32,
     warn_or_refuse,
 )
-from featkit.backbones.onnx_export import silence, write_onnx
+from featkit.backbones.onnx_export import NetworkOnPixels, silence, write_onnx
 from featkit.errors import SpecError
 from featkit.extras import require
 from featkit.registry import unknown
@@ -133,7 +132,7 @@ def quantize(
     batch_size = _HISTOGRAM_BATCH if config.method in _HISTOGRAM_METHODS else _BATCH
     starts = range(0, len(pixels), batch_size)
     batches = [np.stack(pixels[start : start + batch_size]) for start in starts]
-    network = _NetworkOnPixels(backbone).eval()
+    network = NetworkOnPixels(backbone).eval()
     checked = np.stack(pixels[:CHECKED_IMAGES])
     # Before biases are corrected, in place.
     expected = _run_in_batches(network, checked)
@@ -199,7 +198,7 @@ def _quantize_file(
 
 
 def _correct_quantized_layers(
-    network: _NetworkOnPixels, batches: Sequence[NDArray[np.uint8]], config: QuantizationConfig
+    network: NetworkOnPixels, batches: Sequence[NDArray[np.uint8]], config: QuantizationConfig
 ) -> None:
     """Correct the biases of the layers that do not stay in float32."""
     layers = layers_with_weights(network.network)
@@ -283,24 +282,6 @@ def _rounding_error(layer: Layer, bits: int) -> Layer:
     error.weight = nn.Parameter(difference, requires_grad=False)
     error.bias = None
     return error
-
-
-class _NetworkOnPixels(nn.Module):
-    """Normalisation and a network with folded BatchNorms: uint8 ``(b, h, w, 3)`` to ``(b, d)``."""
-
-    def __init__(self, backbone: Backbone) -> None:
-        super().__init__()
-        self.network = fold_batchnorm(backbone.build())
-        self.preprocess = backbone.preprocess
-
-    def prepare(self, pixels: Tensor) -> Tensor:
-        """Return the input of the network, ``(b, 3, h, w)``."""
-        batch: Tensor = self.preprocess.normalise(pixels.permute(0, 3, 1, 2).to(torch.float32))
-        return batch
-
-    def forward(self, pixels: Tensor) -> Tensor:
-        features: Tensor = self.network(self.prepare(pixels))
-        return features
 
 
 def _nodes_of(path: Path, layers: Sequence[str]) -> list[str]:

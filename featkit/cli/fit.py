@@ -161,7 +161,7 @@ def fit(
         for path in found.paths:
             api.bundle(path)
     if report:
-        compute = ("cache", "device", "batch_size", "workers", "compile", "on_error")
+        compute = ("cache", "device", "batch_size", "workers", "engine", "compile", "on_error")
         shared = {name: options[name] for name in compute}
         for path in found.paths:
             api.report(path, progress=interactive(), **shared)

@@ -108,7 +108,7 @@ ADVANCED = frozenset(
         ),
         # network and the loader of its images
         *("pool", "resize", "crop", "layer", "precision", "frozen_precision", "decode"),
-        *("batch_size", "workers", "compile", "on_error", "jobs", "warm_up"),
+        *("batch_size", "workers", "engine", "compile", "on_error", "jobs", "warm_up"),
         # training
         *(
             "alpha",
@@ -562,6 +562,14 @@ _loader_options = stack(
         type=integers(1),
         help="Threads that read and decode images.",
         show_default="one per core",
+    ),
+    option(
+        "--engine",
+        group="Compute",
+        type=click.Choice(["auto", "torch", "onnxruntime"]),
+        default="auto",
+        help="Engine of float32 networks on a CPU; auto is the faster one, measured before the "
+        "first long extraction and remembered.",
     ),
     option(
         "--compile",

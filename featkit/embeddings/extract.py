@@ -443,9 +443,10 @@ def _make_files(
             resumed = sum(key in journal for key in set(plan.keys))
             opened.append(OpenPlan(plan, journal, cached, resumed))
         try:
-            embed_pending(pending_images(opened), opened, compute)
+            engines = embed_pending(pending_images(opened), opened, compute)
             for each in opened:
-                results[each.plan.path] = _publish(each, compute)
+                engine = engines.get(each.plan.journal)
+                results[each.plan.path] = _publish(each, compute, engine)
         except KeyboardInterrupt as interrupt:
             count = sum(map(len, journals.values()))
             if count:
@@ -480,17 +481,20 @@ def pending_images(opened: Sequence[OpenPlan]) -> list[PendingImage]:
 
 def embed_pending(
     pending: Sequence[PendingImage], opened: Sequence[OpenPlan], compute: Compute
-) -> None:
+) -> dict[Path, str]:
     """Embed images batch by batch and append the features to the journals that need them.
 
     Images that cannot be read are left out with ``compute.on_error`` ``skip``.
+
+    Returns:
+        What ran each network, by the file of its journal; empty if no image was embedded.
 
     Raises:
         DecodeError: for the first image that cannot be read, with ``compute.on_error`` ``fail``.
         StorageError: if the disk is full.
     """
     if not pending:
-        return
+        return {}
     networks: dict[Path, OpenPlan] = {}
     for each in opened:
         networks.setdefault(each.plan.journal, each)
@@ -504,10 +508,13 @@ def embed_pending(
 
     names = tuple(image.name for image in pending)
     images = replace(opened[0].plan.images, ids=names, load=load)
+    engines: dict[Path, str] = {}
     for number, batch in enumerate(embed(images, passes, compute)):
         if number == 0:
             _refuse_changed_weights(networks.values())
+            engines = dict(zip(networks, batch.engines, strict=True))
         _append_batch(batch, pending, networks.values())
+    return engines
 
 
 def _append_batch(
@@ -529,7 +536,7 @@ def _refuse_changed_weights(networks: Iterable[OpenPlan]) -> None:
         WeightsError: if the digest is not that of the recipe any more.
     """
     for each in networks:
-        if each.plan.request.load_backbone().digest != each.plan.backbone.digest:
+        if each.plan.backbone.weights_changed():
             raise WeightsError(
                 f"the weights of {each.plan.backbone.name} were changed while they were read: "
                 "extract again"
@@ -553,15 +560,22 @@ def embed(
     if not total:
         return
     from featkit.backbones.devices import device_for, one_thread_per_worker
-    from featkit.backbones.engines import open_engine
+    from featkit.backbones.engines import Workload, open_engine
 
     on_cpu = device_for([precision for _, precision, _ in networks], compute.device) == "cpu"
     targets = []
+    engines = []
     for backbone, precision, rows in networks:
         preprocess = backbone.preprocess.for_precision(precision)
         engine = open_engine(
-            backbone, precision=precision, device=compute.device, compiled=compute.compiled
+            backbone,
+            precision=precision,
+            device=compute.device,
+            compiled=compute.compiled,
+            engine=compute.engine,
+            workload=Workload(len(rows), min(compute.threads, max(1, len(rows)))),
         )
+        engines.append(engine.name)
         target = pipeline.PipelineTarget(preprocess, engine, rows)
         if precision in INT8:
             from featkit.backbones.int8 import check_on_this_machine
@@ -579,7 +593,7 @@ def embed(
             for (backbone, precision, _), output in zip(networks, batch.outputs, strict=True):
                 if output is not None:
                     refuse_not_finite(images, backbone, precision, output)
-            yield batch
+            yield replace(batch, engines=tuple(engines))
             done += batch.size
             bar.update(batch.size)
             if compute.on_batch is not None:
@@ -632,7 +646,7 @@ def refuse_not_finite(
     raise DataError(f"{where}, first in layer {layer}: check the weights or use other ones")
 
 
-def _publish(each: OpenPlan, compute: Compute) -> ExtractionResult:
+def _publish(each: OpenPlan, compute: Compute, engine: str | None) -> ExtractionResult:
     """Write the cache file of a plan whose readable images are all embedded."""
     plan, images = each.plan, each.plan.images
     rows, skipped = [], []
@@ -652,7 +666,7 @@ def _publish(each: OpenPlan, compute: Compute) -> ExtractionResult:
         labels=images.labels,
         splits=images.splits,
         classes=images.classes,
-        provenance=make_provenance(plan, compute),
+        provenance=make_provenance(plan, compute, engine),
         positions=None if plan.part is None else plan.part.positions,
     )
     changes = count_changes(plan)

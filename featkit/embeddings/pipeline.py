@@ -14,8 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featkit.arguments import FLAG, integer, text
+from featkit.backbones.engines import ENGINES
 from featkit.errors import DecodeError, SpecError
 from featkit.parallel import in_threads
+from featkit.registry import check_names
 from featkit.storage import available_cores
 
 ON_ERROR = ("fail", "skip")
@@ -34,6 +36,8 @@ class Compute:
 
     Attributes:
         device: ``auto``, ``cpu``, ``cuda`` or ``mps``.
+        engine: of float32 networks on a CPU: ``torch``, ``onnxruntime``, or ``auto`` for the one
+            that is faster here, once that has been measured, see ``backbones.engines.choice``.
         batch_size: images per forward pass; None for a default that depends on the device.
         workers: threads that read, decode and, on a CPU, compute; None for one per core.
         compiled: whether to compile the networks with ``torch.compile`` first, which takes seconds
@@ -47,6 +51,7 @@ class Compute:
     """
 
     device: str = "auto"
+    engine: str = "auto"
     batch_size: int | None = None
     workers: int | None = None
     compiled: bool = False
@@ -64,6 +69,7 @@ class Compute:
                 object.__setattr__(self, name, count)
         for name in ("compiled", "rehash", "progress"):
             FLAG.check(name, getattr(self, name))
+        check_names("engine", [self.engine], ENGINES)
         if self.on_error not in ON_ERROR:
             raise SpecError(f"on_error={self.on_error!r}: use one of {', '.join(ON_ERROR)}")
 
@@ -105,11 +111,13 @@ class FeatureBatch:
             batch is for it.
         failed: the error of each row whose image cannot be read.
         size: number of images.
+        engines: what runs each target's network, see ``Engine.name``.
     """
 
     outputs: list[tuple[Rows, Features] | None]
     failed: dict[int, DecodeError]
     size: int
+    engines: tuple[str, ...] = ()
 
 
 def run(

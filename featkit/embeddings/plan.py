@@ -287,9 +287,18 @@ def compare_images(
     return changes
 
 
-def make_provenance(plan: ExtractionPlan, compute: Compute) -> dict[str, Any]:
-    """Return what is recorded about an extraction without being part of its recipe."""
+def make_provenance(
+    plan: ExtractionPlan, compute: Compute, engine: str | None = None
+) -> dict[str, Any]:
+    """Return what is recorded about an extraction without being part of its recipe.
+
+    Args:
+        plan: the extraction.
+        compute: its options.
+        engine: what ran the network; None if all features were cached.
+    """
     packages = ("featkit", "torch", "torchvision", "pillow", "numpy")
+    runtimes = [engine] if engine in ("onnxruntime", "openvino") else []
     name = plan.images.name
     shard = {} if plan.part is None else {"shard": plan.part.to_dict()}
     # Their number only: the groups themselves are read from the source, as the splits are.
@@ -304,8 +313,9 @@ def make_provenance(plan: ExtractionPlan, compute: Compute) -> dict[str, Any]:
         "weights": plan.backbone.weights,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "device": compute.device,
+        **({} if engine is None else {"engine": engine}),
         "batch_size": compute.batch_size,
         "host": platform.node(),
         "instruction_set": instruction_set(),
-        "versions": {name: version(name) for name in packages},
+        "versions": {name: version(name) for name in [*packages, *runtimes]},
     }

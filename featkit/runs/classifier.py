@@ -23,6 +23,7 @@ from featkit.runs.predict import (
     label_predictions,
     top_classes,
 )
+from featkit.storage import available_cores
 
 Floats = NDArray[np.floating[Any]]
 
@@ -132,11 +133,17 @@ def open_classifier(path: Path, device: str = "auto") -> OpenClassifier:
 
 def _open_run(run: SavedRun, device: str) -> OpenClassifier:
     from featkit.backbones.devices import INT8
-    from featkit.backbones.engines import open_engine
+    from featkit.backbones.engines import Workload, open_engine
 
     backbone = run.load_backbone()
     precision = run.request.precision
-    engine = open_engine(backbone, precision=precision, device=device)
+    engine = open_engine(
+        backbone,
+        precision=precision,
+        device=device,
+        engine="auto",
+        workload=Workload(threads=available_cores()),
+    )
     if precision in INT8:
         from featkit.backbones.int8 import check_on_this_machine
 

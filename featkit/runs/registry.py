@@ -21,13 +21,10 @@ from featkit.runs.card import (
     RUNS_FOLDER,
     is_run,
 )
-from featkit.storage import default_folder, read_json, read_text, user_path
+from featkit.storage import HOME_VARIABLE, default_folder, read_json, read_text, user_path
 
 LATEST = "latest"
 """Stands for the run that was written last."""
-
-HOME_VARIABLE = "FEATKIT_HOME"
-"""Environment variable with the folder of the list of result folders."""
 
 LIST_FILE = "runs.txt"
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from featkit import __version__
 from featkit.backbones.devices import DEVICES, instruction_set, pick_device, resolve_precision
+from featkit.backbones.engines.choice import remembered_choices
 from featkit.backbones.int8 import products_saturate
 from featkit.backbones.weights import FILES, hub_folder, search_weights
 from featkit.errors import FeatkitError, MissingExtraError, SpecError, WeightsError
@@ -54,7 +55,7 @@ def examine(cache: Path) -> list[Finding]:
         cache: folder of the embeddings cache.
     """
     found: list[Finding] = []
-    for look in (_versions, _machine, _devices, _int8, _weights, _extras, _runs):
+    for look in (_versions, _machine, _devices, _engines, _int8, _weights, _extras, _runs):
         found.extend(look())
     found.append(_cache(cache))
     return found
@@ -94,6 +95,18 @@ def _devices() -> Iterator[Finding]:
     yield Finding(
         "devices", f"{', '.join(available)}; auto is {best} in {resolve_precision('auto', best)}"
     )
+
+
+def _engines() -> Iterator[Finding]:
+    chosen = remembered_choices()
+    for choice in chosen:
+        yield Finding("engine", str(choice))
+    if not chosen:
+        yield Finding(
+            "engine",
+            "float32 networks run in torch until ONNX Runtime (extra int8) was measured to be "
+            "faster, before the first long extraction or with --engine onnxruntime",
+        )
 
 
 def _int8() -> Iterator[Finding]:

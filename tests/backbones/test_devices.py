@@ -13,12 +13,24 @@ from featkit.errors import SpecError
 
 
 def test_auto_picks_the_first_available_device(monkeypatch):
+    monkeypatch.setattr("featkit.backbones.devices._may_have_gpu", lambda: True)
     for there in ("cuda", "mps", "cpu"):
         monkeypatch.setattr(torch.cuda, "is_available", lambda there=there: there == "cuda")
         monkeypatch.setattr(torch.backends.mps, "is_available", lambda there=there: there == "mps")
         assert pick_device("auto") == there
         assert pick_device(there) == there
         assert pick_device("cpu") == "cpu"
+
+
+def test_without_a_driver_of_a_gpu_torch_is_not_imported():
+    code = """
+import sys
+import featkit.backbones.devices as devices
+devices._may_have_gpu = lambda: False
+assert devices.pick_device("auto") == "cpu"
+assert "torch" not in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_an_unavailable_device_is_rejected(monkeypatch):
@@ -49,7 +61,7 @@ def test_auto_precision_is_one_that_every_device_supports():
 def test_bf16_without_instructions_for_it_is_a_warning(
     flags, precision, warns, monkeypatch, caplog
 ):
-    monkeypatch.setattr("featkit.backbones.devices._cpu_flags", lambda: flags)
+    monkeypatch.setattr("featkit.backbones.devices.cpu_flags", lambda: flags)
     open_engine(load_backbone("resnet18", weights="random"), precision=precision, device="cpu")
     assert ("no instructions for bf16, which is up to 8 times slower" in caplog.text) == warns
 

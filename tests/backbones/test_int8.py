@@ -16,10 +16,10 @@ from torch import nn
 
 from featkit.backbones import int8, load_backbone
 from featkit.backbones.base import Backbone, Preprocess, QuantizedNetwork
-from featkit.backbones.devices import CHECK_VARIABLE, _cpu_flags, instruction_set
+from featkit.backbones.devices import CHECK_VARIABLE, cpu_flags, instruction_set
 from featkit.backbones.engines import open_engine
+from featkit.backbones.engines.noise import smooth_noise
 from featkit.backbones.engines.onnx import OnnxEngine
-from featkit.backbones.engines.openvino import smooth_noise
 from featkit.backbones.int8 import (
     Int8Record,
     can_saturate,
@@ -108,7 +108,7 @@ def _nothing_checked(monkeypatch):
 
 
 def test_the_probe_agrees_with_the_instruction_set():
-    flags = _cpu_flags()
+    flags = cpu_flags()
     if {"avx512_vnni", "avx_vnni"} & flags:
         assert not products_saturate()
     elif "avx2" in flags:

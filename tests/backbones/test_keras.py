@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 
 from featkit.backbones import load_backbone
 from featkit.backbones.engines import open_engine
-from featkit.backbones.engines.openvino import smooth_noise
+from featkit.backbones.engines.noise import smooth_noise
 from featkit.backbones.resnet_modules import make_resnet, narrow
 from featkit.backbones.saved import NetworkDescription, save_network
 from featkit.backbones.state_dict import seeded
@@ -235,7 +235,7 @@ def test_the_torch_back_end_gives_the_same_features_and_nothing_is_logged(tmp_pa
         "import sys, numpy as np\n"
         "from featkit.backbones import load_backbone\n"
         "from featkit.backbones.engines import open_engine\n"
-        "from featkit.backbones.engines.openvino import smooth_noise\n"
+        "from featkit.backbones.engines.noise import smooth_noise\n"
         f"backbone = load_backbone('keras:resnet18', weights={weights!r}, resize='64x64')\n"
         "features = open_engine(backbone, device='cpu')(smooth_noise(2, (64, 64)))\n"
         "np.save(sys.argv[1], features)\n"

@@ -110,7 +110,14 @@ def _fit_options(table: Path, cache: Path) -> dict[str, Any]:
         "compile": False,
         "progress": False,
     }
-    more = {"seed": 0, "device": "auto", "on_error": "fail", "cache": cache, "data": table}
+    more = {
+        "seed": 0,
+        "device": "auto",
+        "engine": "auto",
+        "on_error": "fail",
+        "cache": cache,
+        "data": table,
+    }
     return {**rest, **flags, **more, **OPTIONS}
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Self
 
@@ -16,15 +17,32 @@ ForwardPass = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
 """An engine or a function, from resized uint8 ``(b, h, w, 3)`` to float32 ``(b, d)``."""
 
 
+@dataclass(frozen=True)
+class Workload:
+    """What an engine is opened for.
+
+    Attributes:
+        images: number of images that will go through the network.
+        workers: threads that call the engine at the same time.
+        threads: threads that each call may use.
+    """
+
+    images: int = 1
+    workers: int = 1
+    threads: int = 1
+
+
 class Engine(ABC):
     """Run the forward pass of one network, in one framework, at one precision.
 
     An engine may be called from several threads at once.
 
     Attributes:
+        name: what runs the network: ``torch``, ``onnxruntime``, ``openvino`` or ``keras``.
         properties: metadata of the network's file, if it is an ONNX file.
     """
 
+    name: str
     properties: Mapping[str, str] = MappingProxyType({})
 
     @classmethod

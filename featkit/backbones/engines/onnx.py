@@ -1,4 +1,4 @@
-"""Run networks quantized to int8 in ONNX Runtime."""
+"""Run networks in ONNX Runtime: those quantized to int8, and converted ones in float32."""
 
 from __future__ import annotations
 
@@ -15,16 +15,41 @@ from featkit.extras import require
 
 
 class OnnxEngine(Engine):
-    """Run ``backbone.quantized`` in ONNX Runtime, on one thread for each thread that calls it.
+    """Run an ONNX file in ONNX Runtime.
 
     Args:
         data: bytes of an ONNX file from uint8 ``pixels`` to float32 features.
         title: name of the network, for the error message.
-        optimized: see ``open_session``.
+        optimized, threads, trusted: see ``open_session``.
+
+    Raises:
+        SpecError: if ONNX Runtime cannot run the file.
+        WeightsError, MissingExtraError: as ``open_session``.
     """
 
-    def __init__(self, data: bytes, title: str, *, optimized: bool = True) -> None:
-        self._session = open_session(data, title, optimized=optimized)
+    name = "onnxruntime"
+
+    def __init__(
+        self,
+        data: bytes,
+        title: str,
+        *,
+        optimized: bool = True,
+        threads: int = 1,
+        trusted: bool = False,
+    ) -> None:
+        try:
+            self._session = open_session(
+                data, title, optimized=optimized, threads=threads, trusted=trusted
+            )
+        except FeatkitError:
+            raise
+        except Exception as error:  # ONNX and ONNX Runtime raise types of their own
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise SpecError(
+                f"ONNX Runtime cannot run {title} ({reason}): use another version of onnxruntime, "
+                "or --precision fp32 --engine torch"
+            ) from error
         self.properties = self._session.get_modelmeta().custom_metadata_map
 
     @classmethod
@@ -33,17 +58,7 @@ class OnnxEngine(Engine):
     ) -> Self:
         """Open the quantized network: see ``Engine.open``."""
         check_cpu(device)
-        title = f"the int8 network of {backbone.name}"
-        try:
-            return cls(backbone.read_quantized(), title)
-        except FeatkitError:
-            raise
-        except Exception as error:  # ONNX and ONNX Runtime raise types of their own
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise SpecError(
-                f"ONNX Runtime cannot run {title} ({reason}): use another version of onnxruntime, "
-                "or --precision fp32"
-            ) from error
+        return cls(backbone.read_quantized(), f"the int8 network of {backbone.name}")
 
     def __call__(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Return float32 ``(b, d)`` for uint8 ``(b, h, w, 3)``."""
@@ -59,8 +74,10 @@ def check_cpu(device: str) -> None:
         )
 
 
-def open_session(data: bytes, title: str, *, optimized: bool = True) -> Any:
-    """Open an ONNX file in ONNX Runtime, on one thread: featkit runs one batch on each core.
+def open_session(
+    data: bytes, title: str, *, optimized: bool = True, threads: int = 1, trusted: bool = False
+) -> Any:
+    """Open an ONNX file in ONNX Runtime, by default on one thread: featkit uses one for each core.
 
     Sums of int8 products are exact on every processor, also where ONNX Runtime by default lets
     them saturate (x86 without VNNI, weights of 8 bits): ``featkit.backbones.int8``.
@@ -70,12 +87,28 @@ def open_session(data: bytes, title: str, *, optimized: bool = True) -> Any:
         title: name of the network, for the error message.
         optimized: whether ONNX Runtime optimises the graph; without, quantized layers are computed
             in float32 on rounded values.
+        threads: threads of one forward pass.
+        trusted: whether the file was made here: it is not checked, and ONNX not imported.
 
     Raises:
         WeightsError: if the file refers to weights in other files, or contains loops.
         MissingExtraError: if ONNX or ONNX Runtime is not installed.
     """
     runtime = require("onnxruntime", "int8")
+    if not trusted:
+        _refuse_unsafe(data, title)
+    options = runtime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    options.add_session_config_entry("session.x64quantprecision", "1")
+    if not optimized:
+        options.graph_optimization_level = runtime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    return runtime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+
+
+def _refuse_unsafe(data: bytes, title: str) -> None:
+    """Raise WeightsError if an ONNX file refers to other files, or could run for ever."""
     model = require("onnx", "int8").load_model_from_string(data)
     # A file from elsewhere could read any file of this machine through its external tensors.
     for location in _external_locations(model):
@@ -87,13 +120,6 @@ def open_session(data: bytes, title: str, *, optimized: bool = True) -> Any:
         raise WeightsError(
             f"{title} contains {name}, which could run for ever, and is refused: create it again"
         )
-    options = runtime.SessionOptions()
-    options.intra_op_num_threads = options.inter_op_num_threads = 1
-    options.log_severity_level = 3
-    options.add_session_config_entry("session.x64quantprecision", "1")
-    if not optimized:
-        options.graph_optimization_level = runtime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    return runtime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
 
 
 def _external_locations(message: Any) -> Iterator[str]:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from featkit.backbones.base import Backbone
 from featkit.backbones.devices import refuse_int8
 from featkit.backbones.engines.base import Engine, ForwardPass
+from featkit.backbones.engines.noise import smooth_noise
 from featkit.backbones.engines.onnx import OnnxEngine, check_cpu
 from featkit.errors import SpecError
 from featkit.extras import require
@@ -37,6 +38,8 @@ class OpenVinoEngine(Engine):
         SpecError: if OpenVINO cannot run the network.
         MissingExtraError: if OpenVINO is not installed.
     """
+
+    name = "openvino"
 
     def __init__(self, data: bytes, crop: tuple[int, int], title: str) -> None:
         runtime = require("openvino", "openvino")
@@ -99,30 +102,6 @@ class OpenVinoEngine(Engine):
                 f"features of OpenVINO and ONNX Runtime differ for {self._title} "
                 f"(relative distance {distance:.2f}): use --precision int8"
             )
-
-
-def smooth_noise(count: int, size: tuple[int, int], seed: int = 0) -> NDArray[np.uint8]:
-    """Return coloured noise of which low frequencies dominate: uint8 ``(count, h, w, 3)``.
-
-    The amplitude falls a little faster with the frequency f than the 1 / f of natural images
-    (Field, "Relations between the statistics of natural images and the response properties of
-    cortical cells", JOSA A 4, 1987). It excites a network as much as photographs do, so that
-    saturation shows; white noise does not.
-    """
-    height, width = size
-    rng = np.random.default_rng(seed)
-    frequency = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.rfftfreq(width)[None])
-    amplitude = np.maximum(frequency, 1 / max(size)) ** -1.5
-
-    def layers(number: int) -> NDArray[np.float64]:
-        white = np.fft.rfft2(rng.standard_normal((count, number, height, width)))
-        smooth = np.fft.irfft2(white * amplitude, size)
-        scaled: NDArray[np.float64] = smooth / smooth.std(axis=(2, 3), keepdims=True)
-        return scaled.transpose(0, 2, 3, 1)
-
-    # One layer of brightness and a weaker one of each colour.
-    values = 127 + 55 * (layers(1) + 0.5 * layers(3))
-    return np.clip(values, 0, 255).astype(np.uint8)
 
 
 def _compile(

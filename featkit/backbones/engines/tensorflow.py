@@ -23,6 +23,8 @@ class KerasEngine(Engine):
         preprocess: its normalisation.
     """
 
+    name = "keras"
+
     def __init__(
         self, forward: Callable[[NDArray[np.float32]], Any], preprocess: Preprocess
     ) -> None:

@@ -27,6 +27,8 @@ class TorchEngine(Engine):
         device: where it runs.
     """
 
+    name = "torch"
+
     def __init__(
         self,
         module: Callable[[torch.Tensor], torch.Tensor],
