@@ -17,7 +17,8 @@ import torch
 from featkit.backbones import load_backbone
 from featkit.backbones.base import Backbone
 from featkit.backbones.engines import Workload, choice, open_engine
-from featkit.backbones.engines.choice import EngineChoice, engine_folder
+from featkit.backbones.engines.choice import EngineChoice
+from featkit.backbones.engines.machine import engine_folder
 from featkit.errors import SpecError
 
 pytest.importorskip("onnx")

@@ -20,6 +20,7 @@ from featkit.backbones.devices import CHECK_VARIABLE, cpu_flags, instruction_set
 from featkit.backbones.engines import open_engine
 from featkit.backbones.engines.noise import smooth_noise
 from featkit.backbones.engines.onnx import OnnxEngine
+from featkit.backbones.engines.openvino import OpenVinoEngine
 from featkit.backbones.int8 import (
     Int8Record,
     can_saturate,
@@ -127,6 +128,22 @@ def test_seven_bits_are_right_in_every_program_on_every_processor(quantized):
 @pytest.mark.slow
 def test_seven_bits_are_right_in_openvino(quantized):
     assert similarity(open_engine(quantized(7), precision="int8-openvino"), quantized(7)) > 0.999
+
+
+@pytest.mark.slow
+def test_openvino_is_compared_with_onnx_runtime_once(quantized, monkeypatch):
+    """Unless they differ and the user continues in spite of it."""
+    compared = []
+
+    def check(engine, reference):
+        compared.append(reference.name)
+        return len(compared) > 1
+
+    monkeypatch.setattr(OpenVinoEngine, "check_against", check)
+    for _ in range(3):
+        engine = open_engine(quantized(7), precision="int8-openvino")
+        assert Int8Record.from_properties(engine.properties) is not None
+    assert compared == ["onnxruntime", "onnxruntime"]
 
 
 @pytest.mark.slow

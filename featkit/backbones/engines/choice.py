@@ -12,11 +12,9 @@ import hashlib
 import json
 import logging
 import os
-import platform
 import tempfile
 import time
 from dataclasses import asdict, dataclass, fields
-from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
@@ -26,20 +24,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featkit.backbones.base import MAX_ONNX_BYTES, Backbone
-from featkit.backbones.devices import cpu_flags, one_thread_per_worker
+from featkit.backbones.devices import one_thread_per_worker
 from featkit.backbones.engines.base import Engine, ForwardPass, Workload
+from featkit.backbones.engines.machine import engine_folder, machine_key
 from featkit.backbones.engines.noise import smooth_noise
 from featkit.backbones.engines.onnx import OnnxEngine
 from featkit.errors import FeatkitError, SpecError, StorageError
 from featkit.parallel import in_threads
 from featkit.storage import (
-    HOME_VARIABLE,
-    default_folder,
-    digest,
     read_file,
     read_json,
     storage_errors,
-    user_path,
     write_file,
 )
 
@@ -186,14 +181,6 @@ def remembered_choices() -> list[EngineChoice]:
     return found
 
 
-def engine_folder() -> Path | None:
-    """Return the folder of choices and converted networks; None if no home folder is known."""
-    given = os.environ.get(HOME_VARIABLE)
-    if given:
-        return user_path(given) / "engines"
-    return default_folder(f"{os.environ.get('XDG_CACHE_HOME') or '~/.cache'}/featkit/engines")
-
-
 def examine(
     backbone: Backbone, torch_engine: ForwardPass, workers: int
 ) -> tuple[EngineChoice, bytes]:
@@ -319,14 +306,12 @@ class _Place:
         if folder is None:
             return None
         preprocess = backbone.preprocess
-        parts = {
-            "schema": _SCHEMA,
-            "network": [backbone.name, backbone.digest, backbone.layer, backbone.pool],
-            "input": [preprocess.crop, preprocess.mean, preprocess.std],
-            "versions": [version(name) for name in ("featkit", "torch", "onnxruntime")],
-            "machine": [platform.machine(), platform.processor(), sorted(cpu_flags())],
-        }
-        return cls(folder, digest([json.dumps(parts, sort_keys=True)])[:24])
+        parts = [
+            _SCHEMA,
+            [backbone.name, backbone.digest, backbone.layer, backbone.pool],
+            [preprocess.crop, preprocess.mean, preprocess.std],
+        ]
+        return cls(folder, machine_key(parts, ["torch", "onnxruntime"]))
 
     @property
     def choice_file(self) -> Path:

@@ -96,7 +96,7 @@ def open_session(
     """
     runtime = require("onnxruntime", "int8")
     if not trusted:
-        _refuse_unsafe(data, title)
+        check_model(data, title)
     options = runtime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
@@ -107,8 +107,13 @@ def open_session(
     return runtime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
 
 
-def _refuse_unsafe(data: bytes, title: str) -> None:
-    """Raise WeightsError if an ONNX file refers to other files, or could run for ever."""
+def check_model(data: bytes, title: str) -> dict[str, str]:
+    """Check an ONNX file from any source without running it; return its metadata.
+
+    Raises:
+        WeightsError: if the file refers to weights in other files, or contains loops.
+        MissingExtraError: if ONNX is not installed.
+    """
     model = require("onnx", "int8").load_model_from_string(data)
     # A file from elsewhere could read any file of this machine through its external tensors.
     for location in _external_locations(model):
@@ -120,6 +125,7 @@ def _refuse_unsafe(data: bytes, title: str) -> None:
         raise WeightsError(
             f"{title} contains {name}, which could run for ever, and is refused: create it again"
         )
+    return {entry.key: entry.value for entry in model.metadata_props}
 
 
 def _external_locations(message: Any) -> Iterator[str]:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+import logging
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
@@ -12,11 +15,14 @@ from numpy.typing import NDArray
 from featkit.backbones.base import Backbone
 from featkit.backbones.devices import refuse_int8
 from featkit.backbones.engines.base import Engine, ForwardPass
+from featkit.backbones.engines.machine import engine_folder, machine_key
 from featkit.backbones.engines.noise import smooth_noise
-from featkit.backbones.engines.onnx import OnnxEngine, check_cpu
-from featkit.errors import SpecError
+from featkit.backbones.engines.onnx import OnnxEngine, check_cpu, check_model
+from featkit.errors import FeatkitError, SpecError, StorageError
 from featkit.extras import require
-from featkit.storage import available_cores
+from featkit.storage import available_cores, write_file
+
+log = logging.getLogger("featkit")
 
 _CHUNK = 8
 """Images in one forward pass. With AVX-512, 2 to 32 are equally fast, and 1 is 5 % slower."""
@@ -61,17 +67,26 @@ class OpenVinoEngine(Engine):
     def open(
         cls, backbone: Backbone, *, precision: str, device: str, compiled: bool = False
     ) -> Self:
-        """Open the quantized network and check it against ONNX Runtime: see ``Engine.open``."""
+        """Open the quantized network: see ``Engine.open``.
+
+        The first time on a machine, it is compared with ONNX Runtime.
+        """
         check_cpu(device)
-        # ONNX Runtime's engine also refuses files that refer to others.
-        reference = OnnxEngine.open(backbone, precision=precision, device=device, compiled=compiled)
-        engine = cls(
-            backbone.read_quantized(),
-            backbone.preprocess.crop,
-            f"the int8 network of {backbone.name}",
-        )
-        engine.properties = reference.properties
-        engine.check_against(reference)
+        data, title = backbone.read_quantized(), f"the int8 network of {backbone.name}"
+        try:
+            properties = check_model(data, title)
+        except FeatkitError:
+            raise
+        except Exception as error:  # ONNX raises types of its own
+            raise SpecError(f"{title} is no ONNX file: quantize it again") from error
+        engine = cls(data, backbone.preprocess.crop, title)
+        engine.properties = properties
+        agreed = _agreement_file(data)
+        if agreed is not None and agreed.is_file():
+            return engine
+        # Not remembered if the user chose to continue in spite of a difference.
+        if engine.check_against(OnnxEngine(data, title, trusted=True)):
+            _remember(agreed)
         return engine
 
     def __call__(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
@@ -86,8 +101,8 @@ class OpenVinoEngine(Engine):
         ]
         return np.concatenate(features)
 
-    def check_against(self, reference: ForwardPass) -> None:
-        """Compare the features of a few synthetic images with those of another engine.
+    def check_against(self, reference: ForwardPass) -> bool:
+        """Return whether features of a few synthetic images agree with those of another engine.
 
         Raises:
             SpecError: if they differ by more than rounding can explain, as on x86 processors
@@ -97,11 +112,32 @@ class OpenVinoEngine(Engine):
         expected = reference(pixels)
         distance = float(np.linalg.norm(self(pixels) - expected) / np.linalg.norm(expected))
         # Not "distance >= ...", which would accept NaN.
-        if not distance < _MAX_DISTANCE:
+        agree = distance < _MAX_DISTANCE
+        if not agree:
             refuse_int8(
                 f"features of OpenVINO and ONNX Runtime differ for {self._title} "
                 f"(relative distance {distance:.2f}): use --precision int8"
             )
+        return agree
+
+
+def _agreement_file(data: bytes) -> Path | None:
+    """Return the file that exists if a network agreed with ONNX Runtime on this machine."""
+    folder = engine_folder()
+    if folder is None:
+        return None
+    sha256 = hashlib.sha256(data).hexdigest()
+    return folder / "openvino" / machine_key([sha256], ["openvino", "onnxruntime"])
+
+
+def _remember(agreed: Path | None) -> None:
+    """Create the file of an agreement; without it, the next comparison takes a second again."""
+    if agreed is None:
+        return
+    try:
+        write_file(agreed, "")
+    except StorageError as error:
+        log.info("the comparison with ONNX Runtime is not remembered: %s", error)
 
 
 def _compile(
