@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from featkit.errors import MissingExtraError
@@ -32,3 +33,15 @@ def is_installed(module: str) -> bool:
     except ImportError:
         return False
     return True
+
+
+def package_version(package: str) -> str:
+    """Return the version of a package, ``unknown`` if none of that name is installed.
+
+    A module may come from a package of another name, such as ``onnxruntime`` from
+    ``onnxruntime-gpu``.
+    """
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "unknown"

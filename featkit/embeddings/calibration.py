@@ -11,7 +11,6 @@ import json
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,6 +23,7 @@ from featkit.embeddings import store
 from featkit.embeddings.pipeline import Compute
 from featkit.embeddings.recipe import Recipe
 from featkit.errors import CacheError, DataError, DecodeError, visible
+from featkit.extras import package_version
 from featkit.images.base import ImageSet
 from featkit.parallel import in_threads
 from featkit.storage import digest, file_sha256, replace_file, safe_name, storage_errors
@@ -232,7 +232,7 @@ def _publish(
 ) -> None:
     """Rename the network by its digest, then its JSON file, which marks it as complete."""
     sha256 = file_sha256(file)
-    versions = {package: version(package) for package in ("torch", "onnx", "onnxruntime")}
+    versions = {name: package_version(name) for name in ("torch", "onnx", "onnxruntime")}
     content = {
         "network": task.network,
         "images": images,

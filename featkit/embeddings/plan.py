@@ -7,7 +7,6 @@ import platform
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
-from importlib.metadata import version
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -27,6 +26,7 @@ from featkit.embeddings.validation import (
     splits_digest,
 )
 from featkit.errors import CacheError, DecodeError
+from featkit.extras import package_version
 from featkit.images.base import FileKey, ImageSet, SizedKey
 from featkit.images.decode import reduction
 from featkit.images.perturb import parse_perturbation
@@ -317,5 +317,5 @@ def make_provenance(
         "batch_size": compute.batch_size,
         "host": platform.node(),
         "instruction_set": instruction_set(),
-        "versions": {name: version(name) for name in [*packages, *runtimes]},
+        "versions": {name: package_version(name) for name in [*packages, *runtimes]},
     }

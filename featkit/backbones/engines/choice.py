@@ -120,8 +120,8 @@ def open_fastest(backbone: Backbone, workload: Workload) -> Engine:
     Raises:
         FeatkitError: as ``TorchEngine.open``.
     """
-    place = _Place.of(backbone)
-    if place is None or not _is_available():
+    place = _Place.of(backbone) if _is_available() else None
+    if place is None:
         return _open_torch(backbone)
     choice = place.read()
     if choice is not None:

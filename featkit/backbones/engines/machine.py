@@ -6,11 +6,11 @@ import json
 import os
 import platform
 from collections.abc import Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from featkit.backbones.devices import cpu_flags
+from featkit.extras import package_version
 from featkit.storage import HOME_VARIABLE, default_folder, digest, user_path
 
 
@@ -31,7 +31,7 @@ def machine_key(parts: Sequence[Any], packages: Sequence[str]) -> str:
     """
     values = {
         "parts": list(parts),
-        "versions": [version(name) for name in ("featkit", *packages)],
+        "versions": [package_version(name) for name in ("featkit", *packages)],
         "machine": [platform.machine(), platform.processor(), sorted(cpu_flags())],
     }
     return digest([json.dumps(values, sort_keys=True)])[:24]
