@@ -55,7 +55,7 @@ PUBLIC = [
 ]
 
 EXTRACTION = "split limit intensity_range group allow_group_leak seed augment views perturb backbone weights layer pool resize crop precision decode"
-COMPUTE = "device batch_size workers compile on_error progress"
+COMPUTE = "device batch_size workers engine compile on_error progress"
 GRID = (
     "data split limit intensity_range group allow_group_leak seed subset augment views perturb train_perturb backbone weights layer pool resize crop "
     f"precision head tune balance jobs cluster cache out {COMPUTE}"

@@ -15,7 +15,7 @@ Options that many functions share:
 
     Files: ``cache`` is the folder of the embeddings cache, ``out`` the folder for results.
 
-    Compute: ``device``, ``batch_size``, ``workers``, ``compile``, ``on_error``: see
+    Compute: ``device``, ``batch_size``, ``workers``, ``engine``, ``compile``, ``on_error``: see
     ``featkit.embeddings.pipeline.Compute``.
 """
 

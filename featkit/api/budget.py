@@ -126,7 +126,7 @@ def train(
         cost: file with the cost of each error, as for ``fit``: the report has the mean cost of an
             image; the choice does not depend on it.
         bundle: whether the weights of the network are put into the run, see ``bundle``.
-        split, seed, cache, device, batch_size, workers, compile, on_error, progress: as for
+        split, seed, cache, device, batch_size, workers, engine, compile, on_error, progress: as for
             ``extract``.
         out: folder for results.
 

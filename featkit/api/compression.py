@@ -105,8 +105,8 @@ def prune(
         name: name of the pruned network for tables and figures, to which the sparsity is added if
             there are several steps; None for a composed one.
         data, split, limit, intensity_range, group, allow_group_leak, seed, augment, views, perturb,
-            weights, resize, crop, cache, device, batch_size, workers, compile, on_error, progress:
-            as for ``fit``.
+            weights, resize, crop, cache, device, batch_size, workers, engine, compile, on_error,
+            progress: as for ``fit``.
         out: folder for results.
 
     Returns:
@@ -300,8 +300,8 @@ def quantize(
         bias_correct: correct biases for the mean error of weight rounding.
         name: name of the int8 network for tables and figures; None for a composed one.
         data, split, limit, intensity_range, group, allow_group_leak, seed, augment, views, perturb,
-            weights, layer, resize, crop, device, batch_size, workers, compile, on_error, progress:
-            as for ``fit``.
+            weights, layer, resize, crop, device, batch_size, workers, engine, compile, on_error,
+            progress: as for ``fit``.
         out: folder for results.
 
     Raises:

@@ -109,7 +109,7 @@ def fit(
         name: name of the run for tables and figures; None for a composed one.
         cache: folder of the embeddings cache, or one file in it.
         out: folder in which a run directory is written; None to write nothing.
-        device, batch_size, workers, compile, on_error, progress: as for ``extract``.
+        device, batch_size, workers, engine, compile, on_error, progress: as for ``extract``.
 
     Returns:
         The run: ``report`` (accuracy with confidence intervals, calibration, confusion), ``head``

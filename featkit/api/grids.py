@@ -92,7 +92,7 @@ def ablate(
         jobs: heads fitted in parallel; None for one per core.
         cluster: ``local:4``, ``tcp://host:8786`` or a scheduler file: extract features and fit
             heads on the workers of a Dask cluster; None for this machine.
-        cache, device, batch_size, workers, compile, on_error, progress: as for ``extract``.
+        cache, device, batch_size, workers, engine, compile, on_error, progress: as for ``extract``.
         out: folder for results.
 
     Returns:
@@ -161,8 +161,8 @@ def longtail(
         balance: corrections to compare; None for all.
         split, limit, intensity_range, group, allow_group_leak, seed, augment, views, perturb,
             train_perturb, backbone, weights, layer, pool, resize, crop, precision, head, jobs,
-            cluster, cache, out, device, batch_size, workers, compile, on_error, progress: as for
-            ``ablate``.
+            cluster, cache, out, device, batch_size, workers, engine, compile, on_error, progress:
+            as for ``ablate``.
     """
     options = locals()
     return run_study(longtail_grid(options), options)
@@ -225,8 +225,8 @@ def robustness(
             first.
         split, limit, intensity_range, group, allow_group_leak, seed, subset, augment, views,
             train_perturb, backbone, weights, layer, pool, resize, crop, precision, head, tune,
-            balance, jobs, cluster, cache, out, device, batch_size, workers, compile, on_error,
-            progress: as for ``ablate``.
+            balance, jobs, cluster, cache, out, device, batch_size, workers, engine, compile,
+            on_error, progress: as for ``ablate``.
     """
     options = locals()
     return run_study(robustness_grid(options), options, baseline)

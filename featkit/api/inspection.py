@@ -141,7 +141,7 @@ def fewshot(
         cluster: as for ``ablate``: heads are evaluated on the workers of a Dask cluster.
         split, limit, intensity_range, group, allow_group_leak, seed, augment, views, perturb,
             backbone, weights, layer, pool, resize, crop, precision, decode, cache, device,
-            batch_size, workers, compile, on_error, progress: as for ``fit``.
+            batch_size, workers, engine, compile, on_error, progress: as for ``fit``.
 
     Raises:
         SpecError: if a head or a number of images is not valid.
@@ -284,7 +284,7 @@ def audit(
             nothing.
         split, limit, intensity_range, group, allow_group_leak, seed, augment, views, perturb,
             backbone, weights, layer, pool, resize, crop, precision, decode, cache, device,
-            batch_size, workers, compile, on_error, progress: as for ``fit``.
+            batch_size, workers, engine, compile, on_error, progress: as for ``fit``.
 
     Raises:
         DataError: if the backbone was trained on an image, there are fewer than two images, or a
@@ -444,7 +444,7 @@ def suggest(
         cache: folder of the embeddings cache.
         out: folder in which ``suggest-<folder>`` is written (``suggestions.csv``,
             ``contact.png``); None to write nothing.
-        device, batch_size, workers, compile, on_error, progress: as for ``extract``.
+        device, batch_size, workers, engine, compile, on_error, progress: as for ``extract``.
 
     Raises:
         RunError: if the run is not found or was changed.
@@ -537,7 +537,7 @@ def neighbours(
             are not there.
         out: file to write, ending in ``.csv``, or in ``.png``, ``.svg`` or ``.pdf`` for a picture
             with the CSV beside it; None to write nothing.
-        device, batch_size, workers, compile, on_error, progress: as for ``extract``.
+        device, batch_size, workers, engine, compile, on_error, progress: as for ``extract``.
 
     Raises:
         RunError: if the run is not found or was changed.
@@ -660,8 +660,8 @@ def profile(
         weights: of the networks that are given by name; None for ``imagenet``.
         out: folder in which tables and figure are written; None to write nothing.
         split, limit, intensity_range, group, allow_group_leak, seed, augment, views, perturb,
-            resize, crop, cache, device, batch_size, workers, compile, on_error, progress: as for
-            ``fit``.
+            resize, crop, cache, device, batch_size, workers, engine, compile, on_error, progress:
+            as for ``fit``.
     """
     options = locals()
     from featkit.reports.figures import profile_figures

@@ -85,7 +85,7 @@ def report(
         heat_maps: whether class activation maps are computed.
         seed: of the projection.
         cache: folder of the embeddings cache.
-        device, batch_size, workers, compile, on_error, progress: as for ``extract``.
+        device, batch_size, workers, engine, compile, on_error, progress: as for ``extract``.
 
     Returns:
         The path of the page.
@@ -197,7 +197,7 @@ def plot(
             (175 mm), text of 8 points, embedded fonts, and the title among the notes.
         weights: of a network that is given by name.
         cache: folder of the embeddings cache.
-        device, batch_size, workers, compile, on_error, progress: as for ``extract``.
+        device, batch_size, workers, engine, compile, on_error, progress: as for ``extract``.
 
     Returns:
         ``figure`` (matplotlib), ``rows`` (the numbers) and ``notes``.

@@ -52,7 +52,7 @@ def predict(
         all_probabilities: whether each prediction has the probability of every class too.
         sort_into: folder into which the images are copied, with one subfolder for each predicted
             class and ``unknown`` for rejected images; None for no copies.
-        device, batch_size, workers, compile, on_error, progress: as for ``extract``.
+        device, batch_size, workers, engine, compile, on_error, progress: as for ``extract``.
 
     Returns:
         One prediction per image; images that cannot be read are left out with ``on_error="skip"``.
@@ -277,7 +277,7 @@ def export(
         format: ``onnx`` or ``torch``.
         out: the file; None for ``model.onnx`` or ``model.pt2`` in the run directory.
         check: number of test images on which the file is verified.
-        device, batch_size, workers, compile, on_error, progress: as for ``extract``.
+        device, batch_size, workers, engine, compile, on_error, progress: as for ``extract``.
 
     Raises:
         HeadError: if the head cannot be exported.
