@@ -31,14 +31,14 @@ from featkit.backbones.devices import instruction_set
 PER_CLASS = 12
 NETWORK = ["--backbone", "resnet18", "--weights", "random", "--precision", "fp32"]
 IMAGES = ["--data", "photos", *NETWORK]
-TWO = ["--data", "two", *NETWORK]
+FOUR = ["--data", "four", *NETWORK]
 COMMANDS = {
     "--help": ["--help"],
     "models": ["models"],
     "cache ls": ["cache", "ls"],
     "runs ls": ["runs", "ls"],
-    "extract, 2 images, new cache": ["extract", *TWO, "--engine", "torch", "--cache", "torch-{}"],
-    "extract, 2 images, new cache, ONNX Runtime": ["extract", *TWO, "--cache", "onnx-{}"],
+    "extract, 4 images, new cache": ["extract", *FOUR, "--engine", "torch", "--cache", "torch-{}"],
+    "extract, 4 images, new cache, ONNX Runtime": ["extract", *FOUR, "--cache", "onnx-{}"],
     "extract, cache hit": ["extract", *IMAGES],
     "fit, cache hit": ["fit", *IMAGES, "--head", "linear"],
     "predict one image": ["predict", "latest", "photos/a/0.png", "--engine", "torch"],
@@ -56,8 +56,9 @@ def make_images(folder):
         for number in range(PER_CLASS):
             pixels = np.clip(rng.normal(level, 40, (240, 320, 3)), 0, 255).astype(np.uint8)
             Image.fromarray(pixels).save(folder / "photos" / name / f"{number}.png")
-        (folder / "two" / name).mkdir(parents=True)
-        shutil.copy(folder / "photos" / name / "0.png", folder / "two" / name)
+        (folder / "four" / name).mkdir(parents=True)
+        for number in range(2):
+            shutil.copy(folder / "photos" / name / f"{number}.png", folder / "four" / name)
 
 
 def measure(arguments, folder):
@@ -93,7 +94,7 @@ def main():
         folder = Path(name)
         make_images(folder)
         measure(COMMANDS["fit, cache hit"], folder)
-        measure(["extract", *TWO, "--engine", "onnxruntime", "--cache", "first"], folder)
+        measure(["extract", *FOUR, "--engine", "onnxruntime", "--cache", "first"], folder)
         measure(["export", "latest", "--out", "model.onnx"], folder)
         time.sleep(3)  # images that have only just been written are read again
         measure(COMMANDS["extract, cache hit"], folder)

@@ -355,3 +355,33 @@ def test_a_file_of_images_with_any_name_can_be_read(name, tmp_path, colours):
     done = run_extraction(REQUEST, images, tmp_path, Compute())
     assert len(store.read(done.path)) == 2
     assert ".." not in store.describe(done.path).provenance["data"]
+
+
+def test_engines_share_a_recipe_and_the_file_says_which_one_ran(tmp_path, colours):
+    """Images can be added with either: features agree to rounding."""
+    pytest.importorskip("onnxscript")
+    pytest.importorskip("onnxruntime")
+    options = {**FAST, "layer": "layer1.0"}
+    few, all_images = colours(8), colours(12)
+    for name, compute in (("torch", Compute(engine="torch")), ("mixed", Compute())):
+        extract(few, cache=tmp_path / name, compute=compute, **options)
+    by_torch = extract(
+        all_images, cache=tmp_path / "torch", compute=Compute(engine="torch"), **options
+    )
+    mixed = extract(
+        all_images, cache=tmp_path / "mixed", compute=Compute(engine="onnxruntime"), **options
+    )
+    assert by_torch.recipe == mixed.recipe
+    np.testing.assert_array_equal(mixed.x[:8], by_torch.x[:8])  # copied from the first file
+    assert not np.array_equal(mixed.x[8:], by_torch.x[8:])
+    np.testing.assert_allclose(mixed.x, by_torch.x, atol=1e-5 * np.abs(by_torch.x).max())
+    for name, engine in (("torch", "torch"), ("mixed", "onnxruntime")):
+        path = store.find(tmp_path / name, mixed.recipe)
+        provenance = store.describe(path).provenance
+        assert provenance["engine"] == engine
+        assert ("onnxruntime" in provenance["versions"]) == (engine == "onnxruntime")
+
+
+def test_an_unknown_engine_is_refused():
+    with pytest.raises(SpecError, match="unknown engine 'fast'"):
+        Compute(engine="fast")
