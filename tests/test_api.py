@@ -67,7 +67,7 @@ SCHEDULE = (
 )
 SIGNATURES = {
     "extract": f"data {EXTRACTION} store cache rehash cluster {COMPUTE}",
-    "fit": f"data head tune balance subset reject strict folds repeats unknown cost {EXTRACTION} name cache out {COMPUTE}",
+    "fit": f"data head tune balance subset reject strict folds repeats unknown cost {EXTRACTION} store name cache out {COMPUTE}",
     "predict": f"run files top all_probabilities sort_into {COMPUTE}",
     "compare": "runs",
     "export": f"run format out check {COMPUTE}",

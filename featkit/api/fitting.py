@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     repeats=integer(1),
     unknown=PATH,
     cost=PATH,
+    store=text("float16"),
     name=NAME,
 )
 def fit(
@@ -66,6 +67,7 @@ def fit(
     crop: str | int | None = None,
     precision: str | None = None,
     decode: str | None = None,
+    store: str | None = None,
     name: str | None = None,
     cache: PathLike = "cache",
     out: PathLike | None = None,
@@ -106,6 +108,7 @@ def fit(
             images, as for ``extract``.
         backbone, weights, layer, pool, resize, crop, precision, decode: network, as for
             ``extract``.
+        store: storage format of the features, as for ``extract``.
         name: name of the run for tables and figures; None for a composed one.
         cache: folder of the embeddings cache, or one file in it.
         out: folder in which a run directory is written; None to write nothing.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -162,7 +163,7 @@ def resolve_data(settings: AppSettings, spec: str) -> str:
     if not inside:
         raise DataError(
             f"{spec or 'no path'} was not named when the app was started: start it with "
-            f"`featkit app --data {spec or 'FOLDER'}`"
+            f"`featkit app --data {shlex.quote(spec or 'FOLDER')}`"
         )
     if not path.is_dir():
         raise DataError(f"{spec} is not a folder: give a folder of images")
@@ -178,7 +179,9 @@ def resolve_run(settings: AppSettings, text: str) -> Path:
     for path in available_runs(settings):
         if str(path) == text:
             return path
-    raise RunError(f"{text} is not among the runs of this app: start it with `featkit app {text}`")
+    raise RunError(
+        f"{text} is not among the runs of this app: start it with `featkit app {shlex.quote(text)}`"
+    )
 
 
 def available_runs(settings: AppSettings) -> list[Path]:

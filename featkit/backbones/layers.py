@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
+import shlex
 from collections import Counter
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -85,7 +86,7 @@ def extract_layer(network: nn.Module, name: str, layer: str, pool: str) -> Featu
     if layer not in layers:
         blocks = [block for block, _ in network.named_children() if block in layers]
         suggestions = [*blocks, *difflib.get_close_matches(layer, layers, n=5)]
-        kind = f"layer of {name} (all by `featkit models --layers {name}`)"
+        kind = f"layer of {name} (all by `featkit models --layers {shlex.quote(name)}`)"
         raise unknown(kind, layer, list(dict.fromkeys(suggestions)))
     # Not torchvision's create_feature_extractor: it also traces the network in train mode, where
     # some networks compute something else (LeViT), and a copy of its result is in train mode, so

@@ -16,6 +16,7 @@ from featkit.cli.options import (
     network_options,
     option,
     rehash_option,
+    store_option,
 )
 from featkit.cli.output import interactive, note, print_line, size
 from featkit.errors import OptionsError
@@ -55,14 +56,7 @@ Examples:
 @compute_options
 @rehash_option
 @cluster_option
-@option(
-    "--store",
-    group="Output",
-    metavar="FORMAT",
-    help="Storage format: float32 or float16, compression with gzip or zstd, or both: "
-    "float16,zstd.",
-    show_default="float32",
-)
+@store_option
 @option(
     "--explain",
     group="Output",

@@ -15,6 +15,7 @@ from featkit.cli.options import (
     integers,
     name_option,
     option,
+    store_option,
     study_options,
     subset_option,
 )
@@ -128,6 +129,7 @@ the head is fitted on train and validation together and evaluated once on the te
     "--reject how many are accepted.",
 )
 @cost_option
+@store_option
 @name_option
 @option(
     "--report",

@@ -108,7 +108,7 @@ ADVANCED = frozenset(
         ),
         # network and the loader of its images
         *("pool", "resize", "crop", "layer", "precision", "frozen_precision", "decode"),
-        *("batch_size", "workers", "engine", "compile", "on_error", "jobs", "warm_up"),
+        *("batch_size", "workers", "engine", "compile", "on_error", "jobs", "warm_up", "store"),
         # training
         *(
             "alpha",
@@ -631,6 +631,14 @@ cache_or_file_option = option(
     default="cache",
     metavar="DIR|FILE",
     help="Directory of cached embeddings, or one cache file.",
+)
+store_option = option(
+    "--store",
+    group="Output",
+    metavar="FORMAT",
+    help="Storage format of embeddings: float32 or float16, compression with gzip or zstd, or "
+    "both: float16,zstd.",
+    show_default="float32",
 )
 out_option = option(
     "--out",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import shutil
 import textwrap
 from typing import TYPE_CHECKING, Any
@@ -106,7 +107,7 @@ def result_text(result: TrainResult) -> str:
         ),
         "confuses": ", ".join(pairs) if pairs else "nothing: every test image is right",
         "next": next_step(result.trained),
-        "predict": f"featkit predict {_quoted(result.name)} PHOTO_OR_FOLDER",
+        "predict": f"featkit predict {shlex.quote(result.name)} PHOTO_OR_FOLDER",
         "look at": _written(result),
     }
     if report.decision_cost:
@@ -134,15 +135,9 @@ def _compared(result: TrainResult) -> str:
 
 def _written(result: TrainResult) -> str:
     if result.report is None:
-        return f"{result.path} (`featkit report {_quoted(result.name)}` writes a page about it)"
+        return f"{result.path} (`featkit report {shlex.quote(result.name)}` writes a page about it)"
     model = f", ONNX file {result.model.name} beside it" if result.model else ""
     return f"{result.report}{model}"
-
-
-def _quoted(name: str) -> str:
-    import shlex
-
-    return shlex.quote(name)
 
 
 def _wrapped(label: str, text: str, width: int) -> str:

@@ -13,6 +13,7 @@ import hashlib
 import json
 import os
 import re
+import shlex
 import struct
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -101,7 +102,7 @@ def damaged(path: Path, reason: object) -> CacheError:
         text = f"{text} is missing"
     return CacheError(
         f"{path} is damaged or not an embeddings file ({text[:300]}): remove it with "
-        f"`featkit cache rm {path}` and extract again"
+        f"`featkit cache rm {shlex.quote(str(path))}` and extract again"
     )
 
 

@@ -153,7 +153,7 @@ def labels_view(inspection: LabelInspection) -> LabelsView:
         candidates=_candidates(inspection),
         tuning=_tuning(report),
         facts=run_facts(run, report),
-        commands=run_commands(run, report, []),
+        commands=run_commands(run, report),
         versions=package_versions(),
     )
 

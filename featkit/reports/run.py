@@ -161,7 +161,7 @@ def run_view(inspection: RunInspection) -> RunView:
         tuning=_tuning(report),
         curves=training_curves(run.path),
         facts=run_facts(run, report),
-        commands=run_commands(run, report, _evaluation_options(report)),
+        commands=run_commands(run, report),
         versions=package_versions(),
     )
 
@@ -392,15 +392,3 @@ def _candidates(inspection: RunInspection) -> Table | None:
         )
     columns = ["hyperparameters", "top-1 on val (%)", "difference from best (points)", "NLL"]
     return Table("Hyperparameters tried, evaluated on the validation set", columns, rows)
-
-
-def _evaluation_options(report: Report) -> list[str]:
-    """Return the options of ``fit`` that say how a run is evaluated."""
-    options = []
-    if report.rejection is not None:
-        options += ["--reject", f"{report.rejection.share:g}"]
-    if report.unknown is not None:
-        options += ["--unknown", report.unknown.data]
-    if report.decision_cost is not None:
-        options += ["--cost", report.decision_cost.matrix.file]
-    return options

@@ -15,7 +15,6 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from featkit.embeddings.request import REQUEST_FIELDS, Request
 from featkit.errors import visible
 from featkit.evaluation.calibration import ReliabilityBin
 from featkit.evaluation.folds import FoldPrecisions, FoldScores
@@ -28,6 +27,7 @@ from featkit.plots.cam import overlay
 from featkit.reports.components import Table, TableCell, colour_class, interval_cell, number_cell
 from featkit.reports.wording import folds_text, interval_text
 from featkit.runs.card import run_errors
+from featkit.runs.commands import fit_command
 from featkit.runs.directory import SavedRun
 from featkit.runs.names import network_name
 from featkit.storage import read_file
@@ -346,48 +346,14 @@ def run_facts(run: SavedRun, report: Report | MultiLabelReport) -> list[tuple[st
     return [(name, value) for name, value in facts if value]
 
 
-def run_commands(
-    run: SavedRun, report: Report | MultiLabelReport, evaluation: Sequence[str]
-) -> list[tuple[str, str]]:
-    """Return how to use and repeat a run: headings and commands.
-
-    Args:
-        run: the run.
-        report: its evaluation.
-        evaluation: options of ``fit`` that say how it is evaluated, other than folds.
-    """
+def run_commands(run: SavedRun, report: Report | MultiLabelReport) -> list[tuple[str, str]]:
+    """Return how to use and repeat a run: headings and commands."""
     directory = shlex.quote(str(run.path))
     commands = [
         ("Classify new images", f"featkit predict {directory} IMAGE..."),
         ("Export to ONNX", f"featkit export {directory} --out model.onnx"),
     ]
-    if not report.provenance.get("begun_with"):
-        command = [*_fit_command(run, report.provenance), *evaluation, *_fold_options(report)]
-        commands.append(("Repeat the run", shlex.join(command)))
+    repeat = fit_command(run, report)
+    if repeat is not None:
+        commands.append(("Repeat the run", shlex.join(repeat)))
     return commands
-
-
-def _fit_command(run: SavedRun, provenance: Mapping[str, Any]) -> list[str]:
-    """Return the command that fits the run, with every option that is not the default."""
-    request, default = run.request, Request()
-    command = ["featkit", "fit", "--data", request.data, "--backbone", request.backbone]
-    for name in REQUEST_FIELDS:
-        value = getattr(request, name)
-        if name not in ("data", "backbone", "store") and value != getattr(default, name):
-            command += [f"--{name}", str(value)]
-    command += ["--head", run.head_spec]
-    for name in ("balance", "subset"):
-        if provenance.get(name):
-            command += [f"--{name}", str(provenance[name])]
-    if provenance.get("tuned"):
-        command.append("--tune")
-    return command
-
-
-def _fold_options(report: Report | MultiLabelReport) -> list[str]:
-    if report.folds is None:
-        return []
-    options = ["--folds", str(report.folds.folds)]
-    if report.folds.repeats > 1:
-        options += ["--repeats", str(report.folds.repeats)]
-    return options

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from datetime import datetime
 from pathlib import Path
 
@@ -172,7 +173,7 @@ def _choose_training(settings: AppSettings, spec: str) -> None:
         if default_weights(backbone) == RANDOM:
             text += (
                 f" ImageNet weights of {backbone} are not on this machine, and the app downloads "
-                f"nothing: `featkit extract --backbone {backbone}` does."
+                f"nothing: `featkit extract --backbone {shlex.quote(backbone)}` does."
             )
         st.warning(text)
     if st.button("Train", type="primary", key="train_start", icon=":material/play_arrow:"):
