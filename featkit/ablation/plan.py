@@ -165,7 +165,8 @@ def cell_name(
     for request in (features.clean, features.train_views, features.test):
         parts.append(extractor.plan(request).recipe.fingerprint if request else "none")
     images = extractor.plan(features.clean).images
-    groups = group_parts(str(values["head"]), images.groups) if images.groups else []
+    has_views = bool(features.clean.augment or features.train_views)
+    groups = group_parts(str(values["head"]), images.groups, has_views=has_views)
     labels = ["multilabel"] if images.multilabel else []
     splits = images.splits.tolist()
     return digest([*parts, *groups, *labels, *splits, RESULTS_VERSION, str(SCHEMA)])[:16]

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featkit.embeddings.recipe import Recipe
-from featkit.images.augment import original_id
+from featkit.images.augment import has_augmented_views, original_id
 from featkit.images.base import SPLITS
 from featkit.images.multilabel import label_names, label_sets
 from featkit.registry import check_names
@@ -75,6 +75,17 @@ class Embeddings:
         """Which labels each image has, ``(n, k)`` zeros and ones."""
         targets: NDArray[np.uint8] = label_sets(self.classes)[self.y]
         return targets
+
+    @property
+    def inner_groups(self) -> NDArray[np.str_] | None:
+        """Group of each image, ``(n,)``, that no split of these images may separate.
+
+        Without groups of the source, the augmented views of an image are a group; None if there are
+        no views either.
+        """
+        if self.groups is not None or not has_augmented_views(self.ids):
+            return self.groups
+        return np.array([original_id(name) for name in self.ids], np.str_)
 
     def __len__(self) -> int:
         return len(self.y)

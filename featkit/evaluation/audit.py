@@ -182,12 +182,31 @@ def _most_similar_pairs(
     return np.concatenate(rows), np.concatenate(originals), np.concatenate(cosines)
 
 
-def neighbour_class_frequencies(neighbours: Neighbours, y: Labels, k: int) -> Probabilities:
-    """Return the fraction of each of ``k`` classes among the neighbours of each row, ``(n, k)``."""
+def neighbour_class_frequencies(
+    neighbours: Neighbours, y: Labels, k: int, groups: NDArray[np.str_] | None = None
+) -> Probabilities:
+    """Return the fraction of each of ``k`` classes among the neighbours of each row, ``(n, k)``.
+
+    Args:
+        neighbours: of the rows.
+        y: ``(n,)`` classes.
+        k: number of classes.
+        groups: ``(n,)`` group of each row, or None. Neighbours of the same group, which may share
+            a wrong label, do not count; a row without others has equal fractions.
+    """
     rows, size = neighbours.rows.shape
-    cells = (np.arange(rows)[:, None] * k + y[neighbours.rows]).ravel()
-    frequencies: Probabilities = np.bincount(cells, minlength=rows * k).reshape(rows, k) / size
-    return frequencies
+    cells = np.arange(rows)[:, None] * k + y[neighbours.rows]
+    if groups is None:
+        frequencies: Probabilities = (
+            np.bincount(cells.ravel(), minlength=rows * k).reshape(rows, k) / size
+        )
+        return frequencies
+    codes = np.unique(groups, return_inverse=True)[1]
+    counts = codes[neighbours.rows] != codes[:, None]
+    found = np.bincount(cells[counts], minlength=rows * k).reshape(rows, k).astype(np.float64)
+    found[~counts.any(axis=1)] = 1.0
+    shares: Probabilities = found / found.sum(axis=1, keepdims=True)
+    return shares
 
 
 def pool_probabilities(estimates: Sequence[tuple[Probabilities, float]]) -> Probabilities:

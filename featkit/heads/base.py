@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
+from inspect import signature
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -192,6 +193,26 @@ def fit_with_groups(head: Any, x: Floats, y: NDArray[Any], groups: Any, **option
     if groups is not None and has_fit_parameter(head, "groups"):
         options["groups"] = groups
     return head.fit(x, y, **options)
+
+
+def trials_with_groups(
+    head: Any, x: Floats, y: NDArray[Any], x_val: Floats, *, seed: int, groups: Any
+) -> Iterator[Trial]:
+    """Yield the trials of a class of heads, with the groups of its samples if it accepts them.
+
+    Args:
+        head: the class.
+        x: training features ``(n, d)``.
+        y: labels ``(n,)``.
+        x_val: validation features ``(m, d)``.
+        seed: of the head.
+        groups: ``(n,)`` group of each training sample; None for independent samples.
+    """
+    options = {}
+    if groups is not None and "groups" in signature(head.trials).parameters:
+        options["groups"] = groups
+    found: Iterator[Trial] = head.trials(x, y, x_val, seed, **options)
+    return found
 
 
 def checked_groups(groups: Any, n: int) -> NDArray[Any]:

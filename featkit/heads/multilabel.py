@@ -24,6 +24,7 @@ from featkit.heads.base import (
     UnfitDataError,
     fit_in_threads,
     fit_with_groups,
+    trials_with_groups,
 )
 from featkit.registry import Spec
 
@@ -162,7 +163,13 @@ def check_multilabel(head: str) -> None:
 
 
 def multilabel_trials(
-    name: str, x: Floats, targets: Targets, x_val: Floats, seed: int = 0
+    name: str,
+    x: Floats,
+    targets: Targets,
+    x_val: Floats,
+    seed: int = 0,
+    *,
+    groups: NDArray[Any] | None = None,
 ) -> Iterator[Trial]:
     """Yield the scores ``(m, k)`` of all candidates of a head in its search space.
 
@@ -175,10 +182,12 @@ def multilabel_trials(
         targets: training targets ``(n, k)``.
         x_val: validation features ``(m, d)``.
         seed: for heads that have a ``seed`` parameter.
+        groups: ``(n,)`` group of each training sample, for heads that accept groups.
     """
     head: Any = HEADS.get(name)
     if "trials" not in vars(head):
-        yield Trial({}, MultiLabelHead(head=name, seed=seed).fit(x, targets).predict_proba(x_val))
+        fitted = MultiLabelHead(head=name, seed=seed).fit(x, targets, groups)
+        yield Trial({}, fitted.predict_proba(x_val))
     elif name == "knn":
         sets, codes = _label_sets(targets)
         for options, scores in head.trials(x, codes, x_val, seed):
@@ -191,7 +200,10 @@ def multilabel_trials(
             scores = MultiLabelHead(head=spec, seed=seed).fit(x, targets).predict_proba(x_val)
             yield Trial(options, scores)
     else:
-        by_label = [head.trials(x, target.astype(np.int64), x_val, seed) for target in targets.T]
+        by_label = [
+            trials_with_groups(head, x, target.astype(np.int64), x_val, seed=seed, groups=groups)
+            for target in targets.T
+        ]
         for trials in zip(*by_label, strict=True):
             scores = np.column_stack([trial.scores[:, 1] for trial in trials])
             yield Trial(trials[0].options, scores)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from featkit.errors import HeadError
 from featkit.heads import HEADS, make_head
 from featkit.heads.balance import BalancedHead
-from featkit.heads.base import Floats, Trial, fit_with_groups
+from featkit.heads.base import Floats, Trial, fit_with_groups, trials_with_groups
 from featkit.registry import Spec
 
 MIN_PROBABILITY = np.finfo(np.float64).eps
@@ -163,7 +163,7 @@ def _head_trials(
     # An inherited ``trials`` does not count: a plug-in that extends a built-in head may have other
     # options.
     if "trials" in vars(head):
-        yield from head.trials(x, y, x_val, seed)
+        yield from trials_with_groups(head, x, y, x_val, seed=seed, groups=groups)
     else:
         fitted = fit_with_groups(make_head(head_name, seed=seed), x, y, groups)
         yield Trial({}, fitted.predict_proba(x_val))

@@ -330,14 +330,17 @@ class SVMHead(LogitHead):
             self.warnings_ += (f"svm did not converge in {fit.n_iter} iterations",)
 
     @classmethod
-    def trials(cls, x: Floats, y: NDArray[Any], x_val: Floats, seed: int = 0) -> Iterator[Trial]:
+    def trials(
+        cls, x: Floats, y: NDArray[Any], x_val: Floats, seed: int = 0, groups: Any = None
+    ) -> Iterator[Trial]:
         """Yield the scores on ``x_val (m, d)`` of all candidates fitted on ``x (n, d)``, ``y``.
 
         Distances are computed once for each scaling, and the kernel once for all C. The scores have
-        the default slope (``SCORES_OF_TRIALS_DIFFER``). ``seed`` is unused.
+        the default slope (``SCORES_OF_TRIALS_DIFFER``). ``seed`` is unused; ``groups`` are kept
+        together where rows are held out, which only many rows need.
         """
         if len(x) > MAX_KERNEL_ROWS:
-            yield from cls._approximate_trials(x, y, x_val)
+            yield from cls._approximate_trials(x, y, x_val, groups)
             return
         for scale, group in groupby(SEARCH_KERNELS, key=itemgetter(0)):
             shared = cls(scale=scale)
@@ -356,11 +359,13 @@ class SVMHead(LogitHead):
                     yield Trial({"scale": scale, "gamma": gamma, "C": C}, scores)
 
     @classmethod
-    def _approximate_trials(cls, x: Floats, y: NDArray[Any], x_val: Floats) -> Iterator[Trial]:
+    def _approximate_trials(
+        cls, x: Floats, y: NDArray[Any], x_val: Floats, groups: Any
+    ) -> Iterator[Trial]:
         """Do what ``trials`` does on more rows than a kernel matrix holds."""
         for scale, gamma in SEARCH_KERNELS:
             head = cls(gamma=gamma, scale=scale)
-            data = head._approximate(head._check_samples(x, y))
+            data = head._approximate(head._check_samples(x, y, groups=groups))
             for C in SEARCH_CS:
                 head.C = C
                 head._fit_weights(data)

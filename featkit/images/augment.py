@@ -87,6 +87,11 @@ def is_augmented_view(name: str) -> bool:
     return bool(_NAME.search(name))
 
 
+def has_augmented_views(names: Iterable[str]) -> bool:
+    """Return whether one of the ids is that of an augmented view."""
+    return any(_MARK in name and is_augmented_view(name) for name in names)
+
+
 def are_augmented_views(names: Iterable[str]) -> NDArray[np.bool_]:
     """Return which of the ids ``(n,)`` are those of augmented views."""
     return np.array([found is not None for found in map(_NAME.search, names)], bool)

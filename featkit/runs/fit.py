@@ -28,6 +28,7 @@ from featkit.heads import HEADS, make_head
 from featkit.heads.balance import BalancedHead, check_correction
 from featkit.heads.base import fit_with_groups
 from featkit.heads.search import Candidate, SearchResult, search, search_correction
+from featkit.images.augment import has_augmented_views
 from featkit.images.subsets import parse_subset
 from featkit.registry import Spec
 from featkit.runs.features import FeatureSet, refuse_seen
@@ -319,7 +320,9 @@ def fit_head(
         )
 
     final = splits.final
-    head = fit_with_groups(_make_head(final_spec, correction, seed), final.x, final.y, final.groups)
+    head = fit_with_groups(
+        _make_head(final_spec, correction, seed), final.x, final.y, final.inner_groups
+    )
     return FittedHead(
         source=source,
         head_spec=str(spec),
@@ -364,7 +367,7 @@ def _score_validation(head: Any, splits: DataSplits) -> _ValidationScores | None
     fit, val = splits.fit, splits.val
     if not len(val) or len(np.unique(fit.y)) < 2:
         return None
-    fit_with_groups(head, fit.x, fit.y, fit.groups)
+    fit_with_groups(head, fit.x, fit.y, fit.inner_groups)
     scores = np.asarray(head.predict_proba(val.x), dtype=np.float64)
     return _ValidationScores(scores, np.asarray(head.classes_))
 
@@ -382,7 +385,7 @@ def _tune(spec: Spec, splits: DataSplits, seed: int, config: FitConfig) -> Searc
     if config.balance:
         head = BalancedHead(head=str(spec), correction=config.balance, seed=seed)
         return search_correction(
-            head, fit.x, fit.y, val.x, val.y, groups=fit.groups, progress=config.progress
+            head, fit.x, fit.y, val.x, val.y, groups=fit.inner_groups, progress=config.progress
         )
     return search(
         spec.name,
@@ -391,7 +394,7 @@ def _tune(spec: Spec, splits: DataSplits, seed: int, config: FitConfig) -> Searc
         val.x,
         val.y,
         seed=seed,
-        groups=fit.groups,
+        groups=fit.inner_groups,
         progress=config.progress,
     )
 
@@ -587,8 +590,8 @@ def run_id(fitted: FittedHead, source: FeatureSet) -> str:
         str(config.reject),
     ]
     parts = [embeddings.recipe.fingerprint, *embeddings.splits.tolist(), *chosen, RESULTS_VERSION]
-    if embeddings.groups is not None:
-        parts += group_parts(fitted.head_spec, embeddings.groups.tolist())
+    groups = [] if embeddings.groups is None else embeddings.groups.tolist()
+    parts += group_parts(fitted.head_spec, groups, has_views=has_augmented_views(embeddings.ids))
     if embeddings.multilabel:
         parts += ["multilabel"]
     if source.unknown is not None:
@@ -598,17 +601,22 @@ def run_id(fitted: FittedHead, source: FeatureSet) -> str:
     return digest(parts)[:12]
 
 
-def group_parts(head_spec: str, groups: Sequence[str]) -> list[str]:
-    """Return what groups add to the id of a run and to the name of a cell.
+def group_parts(head_spec: str, groups: Sequence[str], *, has_views: bool) -> list[str]:
+    """Return what groups and views add to the id of a run and to the name of a cell.
 
     Heads whose ``fit`` accepts groups were fitted without them up to version 0.4.0, so that their
-    runs have other numbers now.
+    runs have other numbers now, also those on augmented views, which are groups since then.
 
     Args:
         head_spec: spec of the head.
-        groups: of all images.
+        groups: of all images; empty for none.
+        has_views: whether there are augmented views of images.
     """
+    if not groups and not has_views:
+        return []
     used = has_fit_parameter(HEADS.get(Spec.parse(head_spec).name), "groups")
+    if not groups:
+        return ["grouped views"] if used else []
     return ["groups", *groups, *(["grouped calibration"] if used else [])]
 
 

@@ -259,12 +259,12 @@ def fit_multilabel(
     calibrations: tuple[LabelCalibration | None, ...] = (None,) * k
     val_score = None
     if len(val) and val.targets.any():
-        head = MultiLabelHead(head=str(spec), seed=seed).fit(fit.x, fit.targets, fit.groups)
+        head = MultiLabelHead(head=str(spec), seed=seed).fit(fit.x, fit.targets, fit.inner_groups)
         scores = head.predict_proba(val.x)
         val_score = float(np.mean(mean_average_precision_terms(val.targets, scores)))
         calibrations, thresholds = _calibrate(val.targets, scores)
     head = MultiLabelHead(head=str(spec), seed=seed)
-    head.fit(splits.final.x, splits.final.targets, splits.final.groups)
+    head.fit(splits.final.x, splits.final.targets, splits.final.inner_groups)
     return FittedLabels(
         source=source,
         head_spec=head_spec,
@@ -305,7 +305,8 @@ def _tune(
         raise DataError("no validation images with labels to tune on: leave out --tune")
     found = []
     targets = val.targets
-    for options, scores in multilabel_trials(name, fit.x, fit.targets, val.x, seed):
+    trials = multilabel_trials(name, fit.x, fit.targets, val.x, seed, groups=fit.inner_groups)
+    for options, scores in trials:
         value = float(np.mean(mean_average_precision_terms(targets, scores)))
         found.append(LabelCandidate(options, value))
         if progress:

@@ -31,6 +31,7 @@ from featkit.evaluation.display import data_frame, html_table
 from featkit.evaluation.quality import LIMIT, QualityLimit, outliers, quality_limits
 from featkit.heads import make_head
 from featkit.images.base import ImageSet
+from featkit.images.groups import group_folds
 from featkit.images.quality import MEASURES, measure
 from featkit.parallel import in_threads
 from featkit.runs.features import FeatureSet, cached_keys, leaks, refuse_trained_on
@@ -403,17 +404,55 @@ def _label_errors(
         notes.append(f"{left_out} labels not checked: fewer than {_FOLDS} images in their class")
     if len(np.unique(y[checked])) < 2:
         notes.append("no label checked: fewer than two classes are large enough")
-        none = np.empty(0, np.int64)
-        return LabelErrors(none, none, np.empty(0)), tuple(notes)
+        return _no_label_errors(notes)
     part = embeddings.take(checked)
-    probabilities, warnings = out_of_fold_probabilities(part.x, part.y, k, seed=seed, track=track)
-    frequencies = neighbour_class_frequencies(neighbours, y, k)[checked]
+    fold, in_one_fold = _folds_of_labels(part, seed)
+    if len(in_one_fold):
+        names = ", ".join(embeddings.classes[label] for label in in_one_fold)
+        notes.append(f"labels of {names} not checked: their groups are too few for {_FOLDS} folds")
+        is_kept = ~np.isin(part.y, in_one_fold)
+        checked, part, fold = checked[is_kept], part.take(np.flatnonzero(is_kept)), fold[is_kept]
+        if len(np.unique(part.y)) < 2:
+            return _no_label_errors(notes)
+    probabilities, warnings = out_of_fold_probabilities(
+        part.x, part.y, k, seed=seed, track=track, fold=fold
+    )
+    frequencies = neighbour_class_frequencies(neighbours, y, k, embeddings.inner_groups)[checked]
     errors = find_label_errors(pool_with_neighbours(probabilities, frequencies), part.y)
     return replace(errors, rows=checked[errors.rows]), (*notes, *warnings)
 
 
+def _no_label_errors(notes: Sequence[str]) -> tuple[LabelErrors, tuple[str, ...]]:
+    none = np.empty(0, np.int64)
+    return LabelErrors(none, none, np.empty(0)), tuple(notes)
+
+
+def _folds_of_labels(embeddings: Embeddings, seed: int) -> tuple[Rows, Rows]:
+    """Return the fold of each image ``(n,)``, and the classes all of whose images are in one fold.
+
+    A head that never saw a class cannot say whether a label of it is right. That happens only with
+    groups, which no fold separates.
+    """
+    y, groups = embeddings.y, embeddings.inner_groups
+    if groups is None:
+        return stratified_folds(y, _FOLDS, seed), np.empty(0, np.int64)
+    numbers = np.unique(groups, return_inverse=True)[1].astype(np.int64)
+    fold = np.zeros(len(y), np.int64)
+    folds = min(_FOLDS, int(numbers.max()) + 1)
+    if folds > 1:
+        fold = group_folds(y, numbers, folds, seed)
+    of_class = [label for label in np.unique(y) if len(np.unique(fold[y == label])) < 2]
+    return fold, np.array(of_class, np.int64)
+
+
 def out_of_fold_probabilities(
-    x: NDArray[np.float32], y: Rows, k: int, *, seed: int = 0, track: Track = iter
+    x: NDArray[np.float32],
+    y: Rows,
+    k: int,
+    *,
+    seed: int = 0,
+    track: Track = iter,
+    fold: Rows | None = None,
 ) -> tuple[NDArray[np.float64], tuple[str, ...]]:
     """Return out-of-fold class probabilities of a linear head.
 
@@ -423,15 +462,17 @@ def out_of_fold_probabilities(
         k: number of classes.
         seed: of the folds.
         track: passes the folds on, and may show how many are done.
+        fold: ``(n,)`` fold of each row, counted from 0; None for three stratified folds.
 
     Returns:
         Probabilities ``(n, k)``, and the warnings of the heads.
 
     """
-    fold = stratified_folds(y, _FOLDS, seed)
+    if fold is None:
+        fold = stratified_folds(y, _FOLDS, seed)
     probabilities = np.zeros((len(y), k))
     warnings: dict[str, None] = {}
-    for number in track(range(_FOLDS)):
+    for number in track(range(int(fold.max()) + 1)):
         held_out = fold == number
         head = make_head(_HEAD, seed=seed).fit(x[~held_out], y[~held_out])
         probabilities[np.ix_(held_out, head.classes_)] = head.predict_proba(x[held_out])

@@ -23,8 +23,13 @@ from featkit.heads.corrections import Correction
 from featkit.heads.multilabel import MultiLabelHead
 from featkit.heads.search import search, search_correction
 from featkit.heads.svm import SVMHead
+from featkit.images.augment import original_id
 from featkit.runs.features import FeatureSet, load_features
 from featkit.runs.fit import FitConfig, fit_run, group_parts
+from featkit.runs.folds import fit_folds
+from featkit.runs.label_folds import fit_label_folds
+from featkit.runs.multilabel import fit_labels as fit_labels_run
+from featkit.runs.splits import make_splits, whole_split
 
 HEAD = "svm:scale=none"
 Rows = NDArray[np.float32]
@@ -275,7 +280,81 @@ def test_runs_on_grouped_images_keep_groups_together_in_the_calibration(
     assert calibrations.crossing == 0
 
 
+@pytest.fixture
+def augmented(tmp_path: Any) -> FeatureSet:
+    given = {"data": "digits", "weights": "random", "resize": "16", "layer": "layer1"}
+    given |= {"limit": "train=60,test=30", "augment": "shift"}
+    return load_features({**given, "views": 2}, tmp_path / "cache", Compute())
+
+
+def two_labels(source: FeatureSet) -> FeatureSet:
+    """Return the same images with the labels ``odd`` and ``large``."""
+    embeddings = source.embeddings
+    digits = np.array([int(name) for name in embeddings.classes])[embeddings.y]
+    sets = np.array(["(none)", "odd", "large", "large;odd"])[digits % 2 + 2 * (digits > 4)]
+    classes, y = np.unique(sets, return_inverse=True)
+    changed = replace(
+        embeddings, y=y.astype(np.int64), classes=tuple(classes.tolist()), multilabel=True
+    )
+    return replace(source, embeddings=changed)
+
+
+def check_inner_splits(source: FeatureSet, calibrations: Calibrations) -> None:
+    """Fit in every way that divides training images; no image may have views on two sides."""
+    embeddings = source.embeddings
+    originals = np.array([original_id(name) for name in embeddings.ids])
+    calibrations.expect(embeddings.x, originals)
+    ways: list[Callable[[], Any]] = [
+        lambda: fit_run(source, HEAD),
+        lambda: fit_run(source, "svm", config=FitConfig(tune=True)),
+        lambda: fit_run(source, HEAD, config=FitConfig(balance="effective", tune=True)),
+        lambda: fit_run(source, HEAD, config=FitConfig(balance="oversample")),
+        lambda: fit_folds(source, HEAD, folds=2, seed=1),
+        lambda: fit_labels_run(two_labels(source), HEAD),
+        lambda: fit_labels_run(two_labels(source), "svm", config=FitConfig(tune=True)),
+        lambda: fit_label_folds(two_labels(source), HEAD, folds=2),
+    ]
+    for way in ways:
+        calibrations.seen.clear()
+        way()
+        assert calibrations.seen
+        assert calibrations.crossing == 0
+    for splits in (make_splits(embeddings, 3), whole_split(embeddings, 3)):
+        fitted, held = (
+            {original_id(name) for name in part.ids} for part in (splits.fit, splits.val)
+        )
+        assert held
+        assert not fitted & held
+
+
+def test_views_of_an_image_are_on_one_side_of_every_inner_split(
+    augmented: FeatureSet, calibrations: Calibrations
+) -> None:
+    assert augmented.embeddings.groups is None
+    assert len(augmented.embeddings.part("train")) == 180
+    check_inner_splits(augmented, calibrations)
+
+
+def test_views_of_an_image_are_of_its_group(
+    augmented: FeatureSet, calibrations: Calibrations
+) -> None:
+    groups = np.array([f"g{original_id(name)}" for name in augmented.embeddings.ids])
+    embeddings = replace(augmented.embeddings, groups=groups)
+    assert embeddings.inner_groups is groups
+    check_inner_splits(replace(augmented, embeddings=embeddings), calibrations)
+
+
+def test_images_without_groups_and_views_are_independent(grouped: FeatureSet) -> None:
+    assert replace(grouped.embeddings, groups=None).inner_groups is None
+
+
 def test_only_runs_of_heads_that_use_groups_have_other_ids() -> None:
     """Their numbers differ from those of version 0.4.0, and those of other heads do not."""
-    assert group_parts("linear", ["a", "b"]) == ["groups", "a", "b"]
-    assert group_parts("svm:C=3", ["a", "b"]) == ["groups", "a", "b", "grouped calibration"]
+    for has_views in (False, True):
+        linear = group_parts("linear", ["a", "b"], has_views=has_views)
+        assert linear == ["groups", "a", "b"]
+        svm = group_parts("svm:C=3", ["a", "b"], has_views=has_views)
+        assert svm == ["groups", "a", "b", "grouped calibration"]
+        assert group_parts("linear", [], has_views=has_views) == []
+    assert group_parts("svm", [], has_views=False) == []
+    assert group_parts("svm", [], has_views=True) == ["grouped views"]

@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -15,7 +16,8 @@ import featkit
 from featkit.embeddings.pipeline import Compute
 from featkit.errors import DataError
 from featkit.runs.features import cached_keys, load_features
-from featkit.studies.audit import QUALITY, audit
+from featkit.similarity import nearest_neighbours
+from featkit.studies.audit import QUALITY, _folds_of_labels, _label_errors, audit
 
 
 @pytest.fixture
@@ -224,3 +226,73 @@ def test_an_unreadable_image_has_no_quality(opened, photos):
     (photos / "red" / "0.png").write_bytes(b"no image")
     result = audit(source, images=images)
     assert result.notes[-1] == "the quality of 1 images is unknown: they cannot be read"
+
+
+# Groups -------------------------------------------------------------------------------------------
+
+
+def grouped_images(classes=4, groups=6, size=5, dim=16, seed=0):
+    """Return features, labels and groups: images of a group resemble each other."""
+    rng = np.random.default_rng(seed)
+    centres = 3 * rng.normal(size=(classes, dim))
+    y = np.repeat(np.arange(classes), groups * size)
+    group = np.repeat(np.arange(classes * groups), size)
+    own = 2 * rng.normal(size=(classes * groups, dim))[group]
+    x = centres[y] + own + 0.1 * rng.normal(size=(len(y), dim))
+    return x.astype(np.float32), y.astype(np.int64), group
+
+
+def audited(opened, x, y, group):
+    """Audit features with labels and groups; None for no groups."""
+    source = opened()
+    n = len(y)
+    embeddings = replace(
+        source.embeddings,
+        x=x,
+        y=y,
+        ids=tuple(f"{row}.png" for row in range(n)),
+        classes=tuple(f"c{label}" for label in range(y.max() + 1)),
+        splits=np.full(n, "train"),
+        groups=None if group is None else np.array([f"g{each}" for each in group]),
+    )
+    neighbours = nearest_neighbours(x)
+    return _label_errors(embeddings, neighbours, 0, iter)
+
+
+def test_a_group_with_a_wrong_label_is_found(opened):
+    """Images of the group in another fold, and its own neighbours, would confirm the label."""
+    x, y, group = grouped_images()
+    wrong = group == 7
+    given = np.where(wrong, (y + 1) % 4, y)
+    without, _ = audited(opened, x, given, None)
+    found, notes = audited(opened, x, given, group)
+    assert notes == ()
+    assert set(np.flatnonzero(wrong)) <= set(found.rows.tolist())
+    assert not set(np.flatnonzero(wrong)) & set(without.rows.tolist())
+
+
+def test_labels_of_a_class_of_one_group_are_not_checked(opened):
+    """A head that never saw the class would call all of its labels wrong."""
+    x, y, group = grouped_images()
+    group = np.where(y == 2, 99, group)
+    found, notes = audited(opened, x, y, group)
+    assert notes == ("labels of c2 not checked: their groups are too few for 3 folds",)
+    assert not set(np.flatnonzero(y == 2)) & set(found.rows.tolist())
+    found, notes = audited(opened, x, y, np.zeros_like(y))
+    assert len(found.rows) == 0
+    assert "c0, c1, c2, c3 not checked" in notes[0]
+
+
+def test_no_group_is_in_two_folds_of_the_label_check(opened):
+    x, y, group = grouped_images(size=4)
+    embeddings = replace(
+        opened().embeddings,
+        x=x,
+        y=y,
+        ids=tuple(map(str, range(len(y)))),
+        groups=np.array([f"g{each}" for each in group]),
+    )
+    fold, lost = _folds_of_labels(embeddings, 0)
+    assert len(lost) == 0
+    assert set(fold.tolist()) == {0, 1, 2}
+    assert all(len(set(fold[group == each].tolist())) == 1 for each in set(group.tolist()))
