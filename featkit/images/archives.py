@@ -81,9 +81,9 @@ class _Sample:
                 have the whole key as its name. In a packed folder ``photo.v1.jpg`` is an image too,
                 unless there is a ``photo.jpg``, which it then belongs to.
         """
-        image = self.image()
-        if image is not None:
-            return [image]
+        named = [each for ending, each in self.members.items() if _is_image_ending(ending)]
+        if named:
+            return named
         members = [] if has_labels else list(self.members.values())
         return [member for member in members if is_image(member.name)]
 
@@ -127,9 +127,9 @@ def images_from_archives(spec: str, intensity: IntensityRange | None = None) -> 
     Members of one key belong together: ``0001.jpg`` with ``0001.cls`` (number or name of the
     class), else ``0001.json`` (an object with ``label``, and maybe ``split`` and ``group``), else
     ``0001.txt`` (name of the class). Without any such member, the class is the folder of the image
-    in the archive, and the name of an image may have dots. The split is that of the JSON member,
-    else that which the names of all files begin with, such as ``train-0001.tar``. Ids are
-    ``FILE/KEY.jpg``.
+    in the archive, the name of an image may have dots, and ``1.jpg`` and ``1.png`` are two
+    images. The split is that of the JSON member, else that which the names of all files begin with,
+    such as ``train-0001.tar``. Ids are ``FILE/KEY.jpg``.
 
     Args:
         spec: ``tar:PATTERN``: a path with ``*``, ``?``, ``[...]``, ``{0000..0009}`` or ``{a,b}``.
@@ -197,6 +197,8 @@ def _collect(archive: _Archive, name: str, split: str, found: _Found, *, has_lab
         found.passed_over.update(sample.unused(images, has_labels=has_labels))
         if not images:
             continue
+        if has_labels:
+            _refuse_two_images(archive.path, key, images)
         entry = _entry(archive, key, sample, has_labels=has_labels)
         for image in images:
             image_id = f"{name}/{printable(image.name)}"
@@ -429,14 +431,23 @@ def _add(
     key = member.name[: len(member.name) - len(name)] + stem
     ending = ending.lower()
     sample = samples.setdefault(key, _Sample())
-    image = sample.image()
-    is_second = ending in sample.members or (image is not None and _is_image_ending(ending))
-    if is_second:
+    if ending in sample.members:
         raise DataError(
-            f"{path} has a second member of key {visible(printable(key))!r}, "
-            f"{visible(printable(member.name))!r}: give each image a key of its own"
+            f"{path} has a second member {visible(printable(member.name))!r} (upper and lower case "
+            "of an ending are the same): write it again with each member once"
         )
     sample.members[ending] = member
+
+
+def _refuse_two_images(path: str, key: str, images: Sequence[_Member]) -> None:
+    """Raise DataError if several images have one key, and so the same label members."""
+    if len(images) > 1:
+        first, second = (visible(printable(image.name)) for image in images[:2])
+        raise DataError(
+            f"{path} has {len(images)} images of key {visible(printable(key))!r}, {first!r} and "
+            f"{second!r}: a label belongs to one image, so give each image a key (its name up to "
+            "the first dot) and a label of its own, or leave out all but one"
+        )
 
 
 def _read_labels(path: str, file: IO[bytes], sample: _Sample, labels: dict[str, bytes]) -> None:

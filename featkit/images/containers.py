@@ -185,6 +185,16 @@ _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 """Markers of the segment with the size of the image (ITU-T T.81, table B.1)."""
 
 
+def has_sequential_scan(data: bytes) -> bool:
+    """Return whether a JPEG file is sequential and Huffman-coded, as most are; not progressive."""
+    for marker, _, _ in _jpeg_segments(data):
+        if marker in _FRAMES:
+            return marker in (0xC0, 0xC1)
+        if marker == 0xDA:
+            return False
+    return False
+
+
 def jpeg_size(data: bytes) -> tuple[int, int] | None:
     """Return width and height in pixels of a JPEG file as it is stored; None if it is none.
 

@@ -31,6 +31,7 @@ from featkit.extras import require
 from featkit.images.base import Pixels
 from featkit.images.containers import (
     describe_content,
+    has_sequential_scan,
     image_format,
     jpeg_size,
     lacks_end,
@@ -87,6 +88,13 @@ _REDUCTIONS = (8, 4, 2)
 
 OnDark = Callable[[str], None]
 """Called with a warning about a 16-bit image that uses a small part of its range."""
+
+_NO_CODE = b"\xff\x00" * 8
+"""Eight bytes of ones in compressed pixels: as many as libjpeg reads ahead. No Huffman code is all
+ones (ITU-T T.81, C.2)."""
+
+_MARK = (3, 251, 7, 89)
+"""Pixel that is unlikely in an image."""
 
 _Convert = Callable[[Image.Image], NDArray[np.uint8]]
 
@@ -243,6 +251,63 @@ def decode(
     raise _unreadable(name, _explain(data, reason)) from reason
 
 
+class _HeldBackEnd(BytesIO):
+    """A JPEG file from which the marker of its end is read last.
+
+    libjpeg fills missing pixels with grey where it finds the marker too early, and Pillow ignores
+    its warning. Before the marker, this file gives a few bytes more that no code begins with: a
+    decoder that has all pixels does not use them. One that has not waits for further bytes, so that
+    rows of the image are missing when it reads on.
+
+    Attributes:
+        lacks_rows: whether the last row of the image was missing while the first one was there:
+            the file ends too early. A decoder of several scans writes no row before the end.
+    """
+
+    def __init__(self, data: bytes) -> None:
+        super().__init__(data)
+        self.lacks_rows = False
+        self._end = data.rfind(b"\xff\xd9")
+        self._image: Image.Image | None = None
+        self._is_padded = False
+
+    def hold_back(self, image: Image.Image) -> None:
+        """Hold the end back from the decoder of an image, which has been opened from this file."""
+        if self._end > 0:
+            self._image = image
+
+    def read(self, size: int | None = -1) -> bytes:
+        """Return the next bytes."""
+        image = self._image
+        if image is None or size is None or size < 0:
+            return super().read(size)
+        left = self._end - self.tell()
+        if left > 0:
+            if self.tell() == 0:
+                self._mark(image)
+            return super().read(min(size, left))
+        if not self._is_padded:
+            self._is_padded = True
+            return _NO_CODE
+        self._image = None
+        self.lacks_rows = not self._is_marked(image, 0) and self._is_marked(image, image.height - 1)
+        return super().read(size)
+
+    @staticmethod
+    def _mark(image: Image.Image) -> None:
+        """Write pixels to the first and the last row, which the decoder overwrites."""
+        bands = len(image.getbands())
+        ink = _MARK[:bands] if bands > 1 else _MARK[0]
+        for top in (0, image.height - 1):
+            image.im.paste(ink, (0, top, image.width, top + 1))
+
+    @staticmethod
+    def _is_marked(image: Image.Image, row: int) -> bool:
+        found = image.im.getpixel((image.width - 1, row))
+        values = found if isinstance(found, tuple) else (found,)
+        return tuple(values) == _MARK[: len(values)]
+
+
 class _PixelError(ValueError):
     """The reason why pixels cannot be used, whatever the metadata."""
 
@@ -264,10 +329,10 @@ def _decode_pixels(
             size = image.width * image.height
         with _turn_of(size):
             has_16_bits = _has_16_bits(image)
-            image.load()
-            may_lack_pixels = _refuse_cut_off(data, image)
+            lacks_rows = _load(image)
+            may_lack_pixels = _refuse_cut_off(data, image) or lacks_rows
             if may_lack_pixels and factor == 1:
-                _refuse_missing_pixels(data, image)
+                _refuse_missing_pixels(data, image, lacks_rows=lacks_rows)
             is_grey = image.mode.startswith("I")
             if has_16_bits and not is_grey and intensity is not None:
                 raise _PixelError(
@@ -282,8 +347,19 @@ def _decode_pixels(
         # What is missing may be too fine to be seen at a fraction of the size.
         with _open(data) as whole, _turn_of(whole.width * whole.height):
             whole.load()
-            _refuse_missing_pixels(data, whole)
+            _refuse_missing_pixels(data, whole, lacks_rows=lacks_rows)
     return pixels
+
+
+def _load(image: Image.Image) -> bool:
+    """Read the pixels; return whether the decoder waited for more at the end of a JPEG file."""
+    file = getattr(image, "fp", None)
+    if not isinstance(file, _HeldBackEnd):
+        image.load()
+        return False
+    file.hold_back(image)
+    image.load()
+    return file.lacks_rows
 
 
 def _reduce(data: bytes, image: Image.Image, edge: int | None) -> int:
@@ -313,6 +389,8 @@ def _open(data: bytes) -> Image.Image:
     kind = image_format(data)
     if kind == "HEIF":
         return _open_heif(data)
+    if kind == "JPEG" and has_sequential_scan(data):
+        return _OPENERS[kind](_HeldBackEnd(data), "")
     if kind in _OPENERS:
         return _OPENERS[kind](BytesIO(data), "")
     return Image.open(BytesIO(data), formats=_FORMATS)
@@ -368,21 +446,23 @@ def _ends_grey(image: Image.Image) -> bool:
     return {127, 128}.issuperset(values)
 
 
-def _refuse_missing_pixels(data: bytes, image: Image.Image) -> None:
+def _refuse_missing_pixels(data: bytes, image: Image.Image, *, lacks_rows: bool) -> None:
     """Refuse a JPEG file in which pixels are missing.
 
-    libjpeg only warns if the end of the image comes too early, and Pillow ignores that. The missing
-    pixels are medium grey: where the last pixel is, it is decoded again with more data before the
-    end, which changes the pixels unless they were complete.
+    libjpeg only warns if the end of the image comes too early, and Pillow ignores that. Where the
+    last pixel is medium grey, as missing ones are, or the decoder waited for more, the file is
+    decoded again with more data before the end, which changes the pixels unless they were complete.
 
     Args:
         data: the file.
         image: its image, decoded in full.
+        lacks_rows: whether the decoder waited for more pixels at the end of the file.
     """
     zeros = zeros_before_end(data)
     if zeros:
         _refuse_zeros(data, image, *zeros)
-    if _ends_grey(image) and not _has_same_pixels(image, with_more_pixels(data)):
+    may_lack = lacks_rows or _ends_grey(image)
+    if may_lack and not _has_same_pixels(image, with_more_pixels(data)):
         raise _PixelError("truncated: the JPEG data ends before the last pixel")
 
 

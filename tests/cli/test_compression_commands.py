@@ -19,6 +19,7 @@ from featkit.backbones import load_backbone
 from featkit.backbones.saved import network_file, read_description
 from featkit.cli import main
 from featkit.runs.names import network_name
+from tests.scenes import write_scenes
 
 pytestmark = pytest.mark.slow
 
@@ -343,6 +344,28 @@ def test_quantize_without_train_images_prints_one_line(photos):
     assert "unknown layer with weights 'layer9'" in refused(
         *arguments, "--resize", "32", "--keep-fp32", "layer9"
     )
+
+
+def test_compression_looks_at_images_and_not_at_their_several_labels(tmp_path):
+    """Sets of labels are no classes; what needs one label per image says so."""
+    table = write_scenes(tmp_path, train=12, test=8)
+    one_label = tmp_path / "one.csv"
+    lines = table.read_text().splitlines()
+    parts = [line.split(",") for line in lines[1:]]
+    rows = [f"{name},{'ab'[number % 2]},{split}" for number, (name, _, split) in enumerate(parts)]
+    one_label.write_text("\n".join([lines[0], *rows]) + "\n")
+    names = []
+    for data in (table, one_label):
+        given = ("resnet18", *FAST, "--data", data)
+        pruned = call("prune", *given, "--sparsity", "0.5", "--calibrate", "8")
+        quantized = call("quantize", *given, "--images", "8")
+        names.append([Path(done.stdout.split()[-1]).name for done in (pruned, quantized)])
+    assert names[0] == names[1]
+    for options in (("--head", "linear"), ("--epochs", "1")):
+        given = ("prune", "resnet18", *FAST, "--data", table, "--sparsity", "0.6", *options)
+        done = call(*given, code=1)
+        assert "several labels per image" in done.stderr
+        assert done.stdout == ""
 
 
 @pytest.mark.long

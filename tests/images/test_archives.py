@@ -247,6 +247,17 @@ def test_a_file_that_changes_while_it_is_in_use_is_not_read(tmp_path: Path) -> N
     assert len(load_images(f"tar:{tmp_path / 'x.tar'}")) == 6
 
 
+def test_images_of_one_stem_in_a_packed_folder_are_two_images(tmp_path: Path) -> None:
+    """As in the same folder on a disk; only label members belong to one image of a key."""
+    names = ["cat/1.png", "cat/1.jpg", "cat/2.v1.png", *(f"dog/{row}.png" for row in range(3))]
+    members = [(name, png(number)) for number, name in enumerate(names)]
+    images = load_images(f"tar:{write_tar(tmp_path / 'x.tar', members)}", split="50/0/50")
+    assert sorted(images.ids) == sorted(f"x.tar/{name}" for name in names)
+    row = images.ids.index("x.tar/cat/1.jpg")
+    assert images.load(row).max() == 1
+    assert images.classes == ("cat", "dog")
+
+
 @pytest.mark.parametrize(
     ("members", "message"),
     [
@@ -258,12 +269,12 @@ def test_a_file_that_changes_while_it_is_in_use_is_not_read(tmp_path: Path) -> N
         pytest.param({"1.png": png(1), "1.cls": b" "}, "'1' has no label", id="empty label"),
         pytest.param(
             {"1.png": png(1), "1.cls": b"0", "1.jpg": png(2)},
-            "second member of key '1', '1.jpg'",
+            "2 images of key '1', '1.png' and '1.jpg': a label belongs to one image",
             id="two images",
         ),
         pytest.param(
             [("1.png", png(1)), ("1.cls", b"0"), ("1.cls", b"1")],
-            "second member of key '1', '1.cls'",
+            "second member '1.cls'",
             id="twice",
         ),
         pytest.param({"1.png": png(1), "1.json": b"{"}, "'1.json' is not JSON", id="json"),

@@ -16,6 +16,7 @@ from PIL import Image, ImageCms
 
 from featkit.errors import DecodeError
 from featkit.images.decode import (
+    _MARK,
     MAX_BYTES,
     array_key,
     content_key,
@@ -435,6 +436,39 @@ def test_a_jpeg_file_that_was_cut_off_is_refused(photo, options, rest):
     for part in (0.1, 0.3, 0.5, 0.7):
         with pytest.raises(DecodeError, match="truncated"):
             decode(data[: start + int(part * (len(data) - start))] + rest, "cut")
+
+
+@pytest.mark.parametrize("options", [*JPEGS[:4], *JPEGS[6:]], ids=str)
+@pytest.mark.parametrize("edge", [None, 16])
+def test_a_jpeg_file_without_its_last_block_is_refused(photo, options, edge):
+    """Its last pixels are not grey: libjpeg completes the block in which the data end."""
+    options = {"mode": "RGB", "quality": 95, **options}
+    data = encoded(photo.convert(options.pop("mode")), "JPEG", **options)
+    for lost in (120, 70, 40):
+        cut = data[: -2 - lost].rstrip(b"\xff") + b"\xff\xd9"
+        with pytest.raises(DecodeError, match="truncated"):
+            decode(cut, "cut", edge=edge)
+
+
+@pytest.mark.parametrize("options", JPEGS, ids=str)
+@pytest.mark.parametrize("size", [(1, 1), (7, 1), (1, 40), (190, 130), (33, 17)])
+@pytest.mark.parametrize("rest", [b"", b"\0", b"trailer \xff\xd9"], ids=len)
+def test_pixels_of_a_complete_jpeg_file_are_those_of_pillow(photo, options, size, rest):
+    options = {"mode": "RGB", "quality": 80, **options}
+    data = encoded(photo.resize(size).convert(options.pop("mode")), "JPEG", **options)
+    with Image.open(BytesIO(data)) as image:
+        expected = np.asarray(image.convert("RGB"))
+    assert np.array_equal(decode(data + rest, "whole"), expected)
+
+
+def test_an_image_of_the_colour_that_marks_missing_rows_is_read():
+    for mode, colour in (("RGB", _MARK[:3]), ("L", _MARK[0])):
+        data = encoded(Image.new(mode, (40, 30), colour), "JPEG", quality=100, subsampling=0)
+        assert near(decode(data, "flat"), Image.new(mode, (40, 30), colour).convert("RGB"), 2)
+    split = Image.new("L", (40, 32), 200)
+    split.paste(_MARK[0], (0, 16, 40, 32))
+    data = encoded(split, "JPEG", quality=100)
+    assert decode(data, "split")[-1, -1].tolist() == [_MARK[0]] * 3
 
 
 @pytest.mark.parametrize("options", [*JPEGS[:4], *JPEGS[6:]], ids=str)

@@ -149,9 +149,9 @@ def test_a_large_image_that_ends_grey_is_decoded_again_in_its_turn(monkeypatch, 
     held = []
     check = decode_module._refuse_missing_pixels
 
-    def noted(data, image):
+    def noted(data, image, *, lacks_rows):
         held.append((image.size, decode_module._one_large_image.locked()))
-        check(data, image)
+        check(data, image, lacks_rows=lacks_rows)
 
     monkeypatch.setattr(decode_module, "_LARGE_PIXELS", 150 * 129 - 1)
     monkeypatch.setattr(decode_module, "_refuse_missing_pixels", noted)
