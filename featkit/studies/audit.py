@@ -472,7 +472,7 @@ def out_of_fold_probabilities(
         fold = stratified_folds(y, _FOLDS, seed)
     probabilities = np.zeros((len(y), k))
     warnings: dict[str, None] = {}
-    for number in track(range(int(fold.max()) + 1)):
+    for number in track(np.unique(fold).tolist()):
         held_out = fold == number
         head = make_head(_HEAD, seed=seed).fit(x[~held_out], y[~held_out])
         probabilities[np.ix_(held_out, head.classes_)] = head.predict_proba(x[held_out])
