@@ -52,7 +52,7 @@ OTHER = Request(
 
 FITTED = {"head": "svm:C=9,kernel=rbf", "balance": "logit_adjust:tau=0.3", "subset": "kshot:k=5"}
 NO_EFFECT = {
-    *("cache", "out", "device", "batch_size", "workers", "compile", "on_error"),
+    *("cache", "out", "device", "batch_size", "workers", "engine", "compile", "on_error"),
     *("strict", "report", "bundle", "as_json", "seeds"),
 }
 """Options of fit that change no number of a run; of several seeds, each run has its own seed."""
