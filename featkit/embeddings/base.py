@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from featkit.blocks import select_rows
 from featkit.embeddings.recipe import Recipe
 from featkit.images.augment import has_augmented_views, original_id
 from featkit.images.base import SPLITS
@@ -45,7 +46,8 @@ class Embeddings:
     """Features of n images, one row each, with their labels and splits.
 
     Attributes:
-        x: ``(n, d)`` float32.
+        x: ``(n, d)`` float32. Features of a large cache file (more than 2^26 numbers, 256 MiB)
+            are a ``blocks.RowView``, which reads the rows that are asked for.
         y: ``(n,)`` int64, positions in ``classes``.
         ids: names of the images, length n.
         classes: class names; a subset need not contain every class.
@@ -91,10 +93,13 @@ class Embeddings:
         return len(self.y)
 
     def take(self, rows: NDArray[np.int64]) -> Embeddings:
-        """Return the images at ``rows``; classes and recipe stay the same."""
+        """Return the images at ``rows``; classes and recipe stay the same.
+
+        Many features of a large cache file stay there.
+        """
         return replace(
             self,
-            x=self.x[rows],
+            x=select_rows(self.x, rows),
             y=self.y[rows],
             ids=tuple(map(self.ids.__getitem__, rows.tolist())),
             splits=self.splits[rows],

@@ -24,10 +24,13 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
+from featkit import blocks
+from featkit.blocks import RowView, row_blocks
 from featkit.embeddings.base import Embeddings
 from featkit.embeddings.layout import StorageLayout, convert_features
 from featkit.embeddings.recipe import Part, Recipe, describe_differences
 from featkit.embeddings.remembered import Remembered
+from featkit.embeddings.stored import DecodedRows, PlainRows, version_of
 from featkit.embeddings.validation import (
     COLUMNS,
     check_columns,
@@ -55,6 +58,7 @@ MULTILABEL = "multilabel"
 _TEXT = h5py.string_dtype("utf-8")
 _CHUNK_BYTES = 2**18
 _CHECK_ROWS = 4096
+_KEYS_AT_ONCE = 2**16
 
 log = logging.getLogger(__name__)
 
@@ -393,7 +397,13 @@ class CacheFile:
         return self._columns
 
     def _read_columns(self) -> dict[str, Any]:
-        columns = self._read_slices(slice(None))
+        columns = self._read_slices(slice(None), [name for name in COLUMNS if name != "keys"])
+        # In blocks, as an array of texts takes four bytes for each letter.
+        keys: list[str] = []
+        for first in range(0, self.rows, _KEYS_AT_ONCE):
+            part = slice(first, first + _KEYS_AT_ONCE)
+            keys += _READERS["keys"](self._datasets["keys"], part).tolist()
+        columns["keys"] = np.array(keys, object)
         if self._places is not None:
             columns = {name: values[self._places] for name, values in columns.items()}
         return {**columns, "ids": columns["ids"].tolist(), "keys": columns["keys"].tolist()}
@@ -450,11 +460,49 @@ class CacheFile:
         """
         features, intact = self.read_intact(rows)
         if not intact.all():
-            names = np.array(self.columns["ids"], object)[rows][~intact]
-            raise damaged(
-                self.path, f"the features of {len(names)} images, {names[0]} the first, are damaged"
-            )
+            raise self._damaged_features(np.array(self.columns["ids"], object)[rows][~intact])
         return features
+
+    def _damaged_features(self, names: Sequence[str]) -> CacheError:
+        return damaged(
+            self.path, f"the features of {len(names)} images, {names[0]} the first, are damaged"
+        )
+
+    def view_rows(self) -> RowView | None:
+        """Return the features of all readable images, which stay in the file.
+
+        All of them are read and checked once, block by block. They are read again without the file
+        being open. None for a virtual dataset, whose rows are in other files.
+
+        Raises:
+            CacheError: if one of them is damaged.
+        """
+        features = self._datasets["embeddings"]
+        if features.is_virtual or self._places is not None:
+            return None
+        with read_errors(self.path):
+            version = version_of(self.path.stat())
+            places = _chunk_places(features)
+        source: DecodedRows | PlainRows = DecodedRows(self.path, features.shape, version)
+        if places is not None:
+            source = PlainRows(
+                self.path,
+                features.shape,
+                version,
+                stored=features.dtype,
+                chunk_rows=features.chunks[0] if features.chunks else self.rows,
+                places=places,
+            )
+        columns = self.columns
+        wrong: list[int] = []
+        # Through the source, which checks that it finds the rows where they are.
+        for part, block in row_blocks(RowView(source)):
+            intact = _are_intact(block, columns["valid"][part], columns["checksums"][part])
+            wrong += (np.flatnonzero(~intact) + part.start).tolist()
+        if wrong:
+            raise self._damaged_features([columns["ids"][row] for row in wrong])
+        valid = columns["valid"]
+        return RowView(source, None if valid.all() else np.flatnonzero(valid))
 
     def read_intact(
         self, rows: NDArray[np.int64] | slice
@@ -481,6 +529,32 @@ class CacheFile:
         found = np.empty((len(places), self.width), features.dtype)
         found[increasing] = features[places[increasing]]
         return found
+
+
+def _chunk_places(features: Any) -> NDArray[np.int64] | None:
+    """Return the position in the file of each chunk of whole rows, in bytes.
+
+    None if rows cannot be read there: they are compressed, or some were never written.
+    """
+    properties = features.id.get_create_plist()
+    if properties.get_nfilters() or features.file.userblock_size:
+        return None
+    rows, width = features.shape
+    if features.chunks is None:
+        place = features.id.get_offset()
+        return None if place is None else np.array([place], np.int64)
+    chunk_rows, chunk_width = features.chunks
+    chunk_iter = getattr(features.id, "chunk_iter", None)  # h5py may be built without it
+    if chunk_width != width or chunk_iter is None:
+        return None
+    places = np.full(-(-rows // chunk_rows), -1, np.int64)
+
+    def note(chunk: Any) -> None:
+        if chunk.byte_offset is not None and not chunk.filter_mask:
+            places[chunk.chunk_offset[0] // chunk_rows] = chunk.byte_offset
+
+    chunk_iter(note)
+    return None if (places < 0).any() else places
 
 
 def _are_intact(
@@ -573,9 +647,8 @@ def read_with_validity(
     with open_file(path, recipe) as file:
         columns = file.columns
         valid = columns["valid"]
-        stored = file.read_rows(slice(None))
         embeddings = Embeddings(
-            x=_as_float32(stored if valid.all() else stored[valid]),
+            x=_valid_features(file, valid),
             y=columns["labels"][valid],
             ids=tuple(compress(columns["ids"], valid)),
             classes=file.classes,
@@ -584,6 +657,16 @@ def read_with_validity(
             multilabel=bool(file.provenance.get(MULTILABEL)),
         )
     return embeddings, valid
+
+
+def _valid_features(file: CacheFile, valid: NDArray[np.bool_]) -> Any:
+    """Return the features of readable images, as a ``RowView`` if they are many."""
+    if file.rows * file.width > blocks.VIEW_VALUES:
+        view = file.view_rows()
+        if view is not None:
+            return view
+    stored = file.read_rows(slice(None))
+    return _as_float32(stored if valid.all() else stored[valid])
 
 
 def _as_float32(stored: Any) -> NDArray[np.float32]:

@@ -6,7 +6,7 @@ class probabilities whose rows sum to 1.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,12 +15,14 @@ from numpy.typing import NDArray
 from scipy.special import softmax
 
 from featkit import similarity
+from featkit.blocks import RowView, row_blocks
 from featkit.similarity import (
     NEIGHBOURS,
     Labels,
     Neighbours,
     Probabilities,
     distance_ratio,
+    most_similar,
     nearest_of_unit_rows,
     unit_rows,
 )
@@ -33,6 +35,8 @@ _CAP = 0.75
 """Quantile of the distances to neighbours that bounds the threshold of near copies."""
 _DIMENSIONS = 64
 """Dimensions of the projection that excludes most pairs of images before they are compared."""
+_ROWS_PER_PASS = 2**15
+"""Rows that are compared with all rows of a large file while these are read once."""
 _MAX_CANDIDATES = 0.05
 """Fraction of the pairs of a block from which it is faster to compare all of them."""
 
@@ -107,19 +111,20 @@ def near_copies(
     n, k = len(x), min(NEIGHBOURS, len(x) - 1) // 2 * 2
     if not len(tests) or not len(others) or k < 2:
         return NearCopies(none, none, np.empty(0), 1.0)
-    unit = unit_rows(x)
+    unit = RowView(_UnitRows(x)) if isinstance(x, RowView) else unit_rows(x)
     sample = np.random.default_rng(seed).permutation(n)[:_SAMPLE]
-    sampled = nearest_of_unit_rows(unit, k, sample).distances
+    sampled = _nearest(unit, k, sample).distances
     ratio, _ = distance_ratio(sampled, chance / n)
     if not ratio:
         return NearCopies(none, none, np.empty(0), 1.0)
     limit, median = ratio * np.quantile(sampled[:, -1], [_CAP, 0.5])
-    rows, originals, cosines = _most_similar_pairs(
-        unit, tests, others, _projection(unit, sample), 1 - float(limit) ** 2 / 2
+    search = _pairs_in_blocks if isinstance(unit, RowView) else _most_similar_pairs
+    rows, originals, cosines = search(
+        unit, tests, others, _directions(unit[sample]), 1 - float(limit) ** 2 / 2
     )
     involved, place = np.unique(np.concatenate([rows, originals]), return_inverse=True)
     if len(involved):
-        spread = nearest_of_unit_rows(unit, k, involved).distances[:, -1][place]
+        spread = _nearest(unit, k, involved).distances[:, -1][place]
         distances = np.sqrt(np.maximum(2 - 2 * cosines, 0))
         close = distances <= ratio * np.minimum(spread[: len(rows)], spread[len(rows) :])
         rows, originals, cosines = rows[close], originals[close], cosines[close]
@@ -128,15 +133,69 @@ def near_copies(
     return NearCopies(rows[order], originals[order], cosines[order], threshold)
 
 
-def _projection(unit: NDArray[np.floating[Any]], sample: Labels) -> NDArray[np.floating[Any]]:
+class _UnitRows:
+    """Rows of a ``RowView`` scaled to length 1 when they are read; see ``blocks.RowSource``."""
+
+    def __init__(self, x: RowView) -> None:
+        self.shape, self.dtype = x.shape, x.dtype
+        self._x = x
+
+    def read(self, rows: Labels) -> NDArray[np.floating[Any]]:
+        """Return the rows ``(b, d)`` at row numbers ``(b,)``."""
+        return unit_rows(self._x[rows])
+
+
+def _batches(n: int, size: int) -> Iterator[slice]:
+    """Yield slices of ``size`` rows that cover ``n`` rows."""
+    for first in range(0, n, size):
+        yield slice(first, min(n, first + size))
+
+
+def _nearest(unit: Any, k: int, of: Labels) -> Neighbours:
+    """Return the ``k`` nearest other rows of the rows ``of``; features ``unit`` have length 1."""
+    if not isinstance(unit, RowView):
+        return nearest_of_unit_rows(unit, k, of)
+    parts = [_nearest_in_blocks(unit, k, of[part]) for part in _batches(len(of), _ROWS_PER_PASS)]
+    return Neighbours(*(np.concatenate(found) for found in zip(*parts, strict=True)))
+
+
+def _nearest_in_blocks(unit: RowView, k: int, of: Labels) -> tuple[Labels, Probabilities]:
+    """Do what ``nearest_of_unit_rows`` does, reading all rows once."""
+    queries = unit[of]
+    rows, cosines = np.empty((len(of), 0), np.int64), np.empty((len(of), 0))
+    for part, block in row_blocks(unit):
+        places, values = [], []
+        size = max(1, similarity.BLOCK_NUMBERS // len(block))
+        for own in _batches(len(of), size):
+            products = queries[own] @ block.T
+            columns = of[own] - part.start
+            inside = (columns >= 0) & (columns < len(block))
+            products[np.flatnonzero(inside), columns[inside]] = -np.inf
+            found = most_similar(products, min(k, len(block)))
+            places.append(found[0] + part.start)
+            values.append(found[1])
+        rows = np.hstack([rows, np.concatenate(places)])
+        cosines = np.hstack([cosines, np.concatenate(values)])
+        columns, cosines = most_similar(cosines, min(k, cosines.shape[1]))
+        rows = np.take_along_axis(rows, columns, axis=1)
+    return rows, cosines
+
+
+def _directions(rows: NDArray[np.floating[Any]]) -> NDArray[np.floating[Any]]:
+    """Return the ``r`` leading directions ``(r, d)`` of a sample of rows ``(m, d)``."""
+    dimensions = min(_DIMENSIONS, *rows.shape)
+    found: NDArray[np.floating[Any]] = np.linalg.svd(rows, full_matrices=False)[2][:dimensions]
+    return found
+
+
+def _projection(
+    unit: NDArray[np.floating[Any]], directions: NDArray[np.floating[Any]]
+) -> NDArray[np.floating[Any]]:
     """Return ``(n, r + 1)`` coordinates whose products are upper bounds of cosines.
 
-    These are the coordinates in the ``r`` leading directions of the sampled rows, and the length of
-    the rest of each row.
+    These are the coordinates in ``r`` directions, and the length of the rest of each row.
     """
-    dimensions = min(_DIMENSIONS, len(sample), unit.shape[1])
-    basis = np.linalg.svd(unit[sample], full_matrices=False)[2][:dimensions]
-    coordinates = unit @ basis.T
+    coordinates = unit @ directions.T
     rest = np.sqrt(np.maximum(1 - (coordinates**2).sum(axis=1), 0))
     return np.column_stack([coordinates, rest]).astype(unit.dtype)
 
@@ -145,7 +204,7 @@ def _most_similar_pairs(
     unit: NDArray[np.floating[Any]],
     tests: Labels,
     others: Labels,
-    bounds: NDArray[np.floating[Any]],
+    directions: NDArray[np.floating[Any]],
     cosine: float,
 ) -> tuple[Labels, Labels, Probabilities]:
     """Return test rows, the most similar other row of each, and cosines, of at least ``cosine``.
@@ -154,32 +213,83 @@ def _most_similar_pairs(
         unit: ``(n, d)`` features of length 1.
         tests: ``(a,)`` rows of the test set.
         others: ``(b,)`` all other rows.
-        bounds: from ``_projection``.
+        directions: from ``_directions``.
         cosine: smallest cosine.
     """
+    bounds = _projection(unit, directions)
     rows, originals, cosines = [], [], []
-    bound = cosine - 1e-5  # rounding of float32
     other_bounds = bounds[others]
     size = max(1, similarity.BLOCK_NUMBERS // (4 * len(others)))
     for start in range(0, len(tests), size):
         own = tests[start : start + size]
-        block = (bounds[own] @ other_bounds.T).ravel()
-        candidates = np.flatnonzero(block >= bound)
-        if len(candidates) > _MAX_CANDIDATES * block.size:
-            block = (unit[own] @ unit[others].T).ravel()
-            candidates = np.flatnonzero(block >= cosine)
-            values = block[candidates]
-            first, second = np.divmod(candidates, len(others))
-        else:
-            first, second = np.divmod(candidates, len(others))
-            values = np.einsum("ij,ij->i", unit[own[first]], unit[others[second]])
-        order = np.lexsort((-second, values, first))
-        best = order[np.flatnonzero(np.diff(first[order], append=-1))]
-        best = best[values[best] >= cosine]
-        rows.append(own[first[best]])
-        originals.append(others[second[best]])
-        cosines.append(values[best].astype(np.float64))
+        found = _most_similar_of(unit[own], bounds[own] @ other_bounds.T, unit, others, cosine)
+        rows.append(own[found[0]])
+        originals.append(others[found[1]])
+        cosines.append(found[2].astype(np.float64))
     return np.concatenate(rows), np.concatenate(originals), np.concatenate(cosines)
+
+
+def _most_similar_of(
+    own: NDArray[np.floating[Any]],
+    bounds: NDArray[np.floating[Any]],
+    unit: NDArray[np.floating[Any]],
+    others: Labels | slice,
+    cosine: float,
+) -> tuple[Labels, Labels, NDArray[np.floating[Any]]]:
+    """Return the most similar pair of each of some rows, if its cosine is at least ``cosine``.
+
+    Args:
+        own: ``(a, d)`` rows of length 1.
+        bounds: ``(a, b)`` upper bounds of their cosines with the other rows.
+        unit: ``(n, d)`` rows of length 1.
+        others: which of these are the ``b`` other rows.
+        cosine: smallest cosine.
+
+    Returns:
+        Positions in ``own``, positions in the other rows, and cosines.
+    """
+    width = bounds.shape[1]
+    flat = bounds.ravel()
+    candidates = np.flatnonzero(flat >= cosine - 1e-5)  # rounding of float32
+    if len(candidates) > _MAX_CANDIDATES * flat.size:
+        flat = (own @ unit[others].T).ravel()
+        candidates = np.flatnonzero(flat >= cosine)
+        values = flat[candidates]
+        first, second = np.divmod(candidates, width)
+    else:
+        first, second = np.divmod(candidates, width)
+        rows = unit[second] if isinstance(others, slice) else unit[others[second]]
+        values = np.einsum("ij,ij->i", own[first], rows)
+    order = np.lexsort((-second, values, first))
+    best = order[np.flatnonzero(np.diff(first[order], append=-1))]
+    best = best[values[best] >= cosine]
+    return first[best], second[best], values[best]
+
+
+def _pairs_in_blocks(
+    unit: RowView,
+    tests: Labels,
+    others: Labels,
+    directions: NDArray[np.floating[Any]],
+    cosine: float,
+) -> tuple[Labels, Labels, Probabilities]:
+    """Do what ``_most_similar_pairs`` does with rows that are read block by block."""
+    best, originals = np.full(len(tests), -np.inf), np.zeros(len(tests), np.int64)
+    for batch in _batches(len(tests), _ROWS_PER_PASS):
+        rows = unit[tests[batch]]
+        bounds = _projection(rows, directions)
+        for part, block in row_blocks(unit.select(others)):
+            other_bounds = _projection(block, directions).T
+            for own in _batches(len(rows), max(1, similarity.BLOCK_NUMBERS // len(block))):
+                first, second, values = _most_similar_of(
+                    rows[own], bounds[own] @ other_bounds, block, slice(None), cosine
+                )
+                places = first + own.start + batch.start
+                better = values > best[places]
+                best[places[better]] = values[better]
+                originals[places[better]] = others[part][second[better]]
+    found = np.flatnonzero(np.isfinite(best))
+    return tests[found], originals[found], best[found]
 
 
 def neighbour_class_frequencies(

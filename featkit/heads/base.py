@@ -16,12 +16,14 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import (
     _check_sample_weight,
+    check_consistent_length,
     check_is_fitted,
+    column_or_1d,
     has_fit_parameter,
     validate_data,
 )
 
-from featkit.blocks import all_finite, is_large
+from featkit.blocks import RowView, all_finite, is_large, row_blocks
 from featkit.errors import HeadError
 from featkit.parallel import blas_threads, in_threads
 from featkit.storage import available_cores
@@ -84,11 +86,14 @@ class Head(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
                 f"Multilabel and multioutput targets are not supported. y has shape {shape}: "
                 "give one label per row"
             )
-        # The check of scikit-learn would keep all pages of a memory-mapped array in memory.
-        in_blocks = isinstance(X, np.ndarray) and is_large(X) and all_finite(X)
-        x, y = validate_data(
-            self, X, y, dtype=(np.float64, np.float32), ensure_all_finite=not in_blocks
-        )
+        if isinstance(X, RowView) and is_large(X):
+            x, y = self._check_view(X, y)
+        else:
+            # The check of scikit-learn would keep all pages of a memory-mapped array in memory.
+            in_blocks = isinstance(X, np.ndarray) and is_large(X) and all_finite(X)
+            x, y = validate_data(
+                self, X, y, dtype=(np.float64, np.float32), ensure_all_finite=not in_blocks
+            )
         with warnings.catch_warnings():
             # Few-shot training sets legitimately have almost as many classes as samples.
             warnings.filterwarnings(
@@ -103,6 +108,12 @@ class Head(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
                 "but the training data has 1 class"
             )
         return x, codes
+
+    def _check_view(self, X: RowView, y: Any) -> tuple[Any, NDArray[Any]]:
+        """Do what ``validate_data`` does with features that stay in their file, and are finite."""
+        validate_data(self, X[:1], dtype=(np.float64, np.float32))
+        check_consistent_length(X, y)
+        return X, column_or_1d(y, warn=True)
 
     def _check_features(self, X: Any) -> Floats:
         """Validate the features ``(n, d)`` given for prediction.
@@ -193,6 +204,14 @@ def fit_with_groups(head: Any, x: Floats, y: NDArray[Any], groups: Any, **option
     if groups is not None and has_fit_parameter(head, "groups"):
         options["groups"] = groups
     return head.fit(x, y, **options)
+
+
+def predict_scores(head: Any, x: Any) -> NDArray[np.float64]:
+    """Return the scores ``(n, k)`` of features ``(n, d)``; a ``RowView`` is read in blocks."""
+    if not isinstance(x, RowView):
+        return np.asarray(head.predict_proba(x), np.float64)
+    parts = [np.asarray(head.predict_proba(block), np.float64) for _, block in row_blocks(x)]
+    return np.concatenate(parts)
 
 
 def trials_with_groups(

@@ -13,9 +13,9 @@ from scipy.special import softmax
 from sklearn.utils import gen_batches
 from sklearn.utils._param_validation import Interval, StrOptions
 
-from featkit.blocks import is_large, release_pages, row_blocks
+from featkit.blocks import RowView, is_large, release_pages, row_blocks
 from featkit.heads.base import Floats, Head, Trial, UnfitDataError
-from featkit.heads.scaling import SCALES, apply_scale, fit_scale, unit_norm
+from featkit.heads.scaling import SCALES, ScaledRows, apply_scale, fit_scale, unit_norm
 
 MIN_RELATIVE_DISTANCE = 1e-4
 """Lower bound of distances relative to the farthest neighbour: that of a copy is zero. It is above
@@ -31,7 +31,10 @@ BLOCK_VALUES = 2**22
 """Distances per block of rows in prediction: 32 MiB; 16 MiB in a large search."""
 
 SEARCHED_AT_ONCE = 256
-"""Rows of a large search that are predicted at once."""
+"""Rows of a large search that are compared with a block at once."""
+
+SEARCH_VALUES = 2**25
+"""Numbers that a large search keeps of the rows that it predicts in one pass over all rows."""
 
 SPARE = 8
 """Rows more than k whose distances a large search computes exactly."""
@@ -60,6 +63,71 @@ class Neighbours(NamedTuple):
     def first(self, k: int) -> Neighbours:
         """Return the same for a smaller k."""
         return Neighbours(self.distances[:, :k], self.codes[:, :k], self.class_distances)
+
+
+class _Nearest:
+    """Nearest of the rows that were seen so far, by squared distances in the type of the rows.
+
+    Args:
+        x: ``(b, d)`` whose neighbours are searched.
+        wanted: number m of neighbours.
+        n_classes: number of classes.
+        dtype: type of the rows.
+
+    Attributes:
+        x: as given.
+        places: numbers of the nearest rows ``(b, m)``, in no order.
+        class_squares: squared distance to the nearest row of each class, ``(b, n_classes)``.
+    """
+
+    def __init__(self, x: Floats, wanted: int, n_classes: int, dtype: Any) -> None:
+        self.x = x
+        self._queries = x.astype(dtype, copy=False)
+        self._lengths = np.einsum("nd,nd->n", self._queries, self._queries)[:, None]
+        self._wanted = wanted
+        self._best = np.empty((len(x), 0), dtype)
+        self.places = np.empty((len(x), 0), np.intp)
+        self.class_squares = np.full((len(x), n_classes), np.inf, dtype)
+
+    def add(
+        self, rows: Floats, lengths: Floats, places: NDArray[np.intp], codes: NDArray[np.intp]
+    ) -> None:
+        """Compare with more rows.
+
+        Args:
+            rows: ``(n, d)``, sorted by class.
+            lengths: their squared lengths ``(n,)``.
+            places: their numbers ``(n,)``.
+            codes: their classes ``(n,)``.
+        """
+        squares = self._queries @ rows.T
+        squares *= -2
+        squares += lengths
+        squares += self._lengths
+        present, starts = np.unique(codes, return_index=True)
+        closest = np.minimum.reduceat(squares, starts, axis=1)
+        self.class_squares[:, present] = np.minimum(self.class_squares[:, present], closest)
+        kept = min(self._wanted, squares.shape[1])
+        columns = np.argpartition(squares, kept - 1, axis=1)[:, :kept]
+        self._best = np.hstack([self._best, np.take_along_axis(squares, columns, axis=1)])
+        self.places = np.hstack([self.places, places[columns]])
+        if self._best.shape[1] > self._wanted:
+            columns = np.argpartition(self._best, self._wanted - 1, axis=1)[:, : self._wanted]
+            self._best = np.take_along_axis(self._best, columns, axis=1)
+            self.places = np.take_along_axis(self.places, columns, axis=1)
+
+
+class _ScaledSource(ScaledRows):
+    """Training rows that stay in their file, scaled as ``KNNHead`` does when they are read."""
+
+    def __init__(self, x: RowView, head: KNNHead) -> None:
+        super().__init__(x, head.scale, head.centre_, head.spread_)
+        self._to_unit_length = head.metric == "cosine"
+
+    def read(self, rows: NDArray[np.int64]) -> Floats:
+        """Return the scaled rows ``(b, d)`` at row numbers ``(b,)``."""
+        scaled = self[rows]
+        return unit_norm(scaled) if self._to_unit_length else scaled
 
 
 class KNNHead(Head):
@@ -93,7 +161,8 @@ class KNNHead(Head):
     classes_ : ndarray of shape (k,)
         Sorted training labels; the columns of the scores.
     rows_ : ndarray of shape (n, d)
-        Scaled training features, of unit length if the metric is cosine.
+        Scaled training features, of unit length if the metric is cosine. A ``blocks.RowView`` of
+        many features in a cache file, which must then stay where it is until the head is saved.
     codes_ : ndarray of shape (n,)
         Their positions in ``classes_``.
     centre_, spread_ : ndarray of shape (d,)
@@ -146,7 +215,9 @@ class KNNHead(Head):
                 "choose a smaller k"
             )
         self.centre_, self.spread_ = fit_scale(x, self.scale)
-        if is_large(x):
+        if isinstance(x, RowView):
+            self.rows_, self.codes_ = RowView(_ScaledSource(x, self)), codes
+        elif is_large(x):
             # Sorted by class, so that the search needs no other copy.
             order = np.argsort(codes, kind="stable")
             self.rows_, self.codes_ = np.empty(x.shape, x.dtype), codes[order]
@@ -208,60 +279,45 @@ class KNNHead(Head):
         ``k + SPARE`` rows are computed again without subtracting large numbers, in float64, and
         decide which of them are the k nearest.
         """
-        order = np.argsort(self.codes_, kind="stable")
-        # ``fit`` sorts the rows of large arrays; a head of an earlier version did not.
-        rows = self.rows_ if (np.diff(self.codes_) >= 0).all() else self.rows_[order]
-        codes = self.codes_[order]
-        lengths = np.einsum("nd,nd->n", rows, rows)
         blocks = []
-        for own in gen_batches(len(x), SEARCHED_AT_ONCE):
-            queries = x[own].astype(rows.dtype, copy=False)
-            places, class_squares = self._search(queries, rows, lengths, codes)
-            differences = rows[places].astype(np.float64) - x[own][:, None]
-            exact = np.sqrt(np.einsum("nkd,nkd->nk", differences, differences))
-            nearest, columns = _smallest(exact, self.k)
-            found = codes[np.take_along_axis(places, columns, axis=1)]
-            class_distances = np.sqrt(np.maximum(class_squares, 0)).astype(np.float64)
-            # Of the nearest rows the exact distance is known, which matters close to zero.
-            rows_of = np.arange(len(found))[:, None]
-            class_distances[rows_of, found] = np.inf
-            np.minimum.at(class_distances, (rows_of, found), nearest)
-            blocks.append(Neighbours(nearest, found, class_distances))
+        values_of_one = len(self.classes_) + 4 * (self.k + SPARE)
+        for part in gen_batches(len(x), max(SEARCHED_AT_ONCE, SEARCH_VALUES // values_of_one)):
+            for found in self._search(x[part]):
+                blocks.append(self._exact(found))
         return Neighbours(*(np.concatenate(parts) for parts in zip(*blocks, strict=True)))
 
-    def _search(
-        self, queries: Floats, rows: Floats, lengths: Floats, codes: NDArray[np.intp]
-    ) -> tuple[NDArray[np.intp], Floats]:
-        """Return the nearest ``k + SPARE`` rows of each query, and squared class distances.
-
-        Args:
-            queries: ``(b, d)``.
-            rows: ``(n, d)``, sorted by class.
-            lengths: their squared lengths ``(n,)``.
-            codes: their classes ``(n,)``.
-        """
+    def _search(self, x: Floats) -> list[_Nearest]:
+        """Return the nearest ``k + SPARE`` rows of features ``(n, d)``; all rows are read once."""
+        rows = self.rows_
         wanted = min(self.k + SPARE, len(rows))
-        own = np.einsum("nd,nd->n", queries, queries)[:, None]
-        class_squares = np.full((len(queries), len(self.classes_)), np.inf, rows.dtype)
-        best = np.empty((len(queries), 0), rows.dtype)
-        places = np.empty((len(queries), 0), np.intp)
-        for part in gen_batches(len(rows), max(wanted, BLOCK_VALUES // SEARCHED_AT_ONCE)):
-            squares = queries @ rows[part].T
-            squares *= -2
-            squares += lengths[part]
-            squares += own
-            present, starts = np.unique(codes[part], return_index=True)
-            closest = np.minimum.reduceat(squares, starts, axis=1)
-            class_squares[:, present] = np.minimum(class_squares[:, present], closest)
-            kept = min(wanted, squares.shape[1])
-            columns = np.argpartition(squares, kept - 1, axis=1)[:, :kept]
-            best = np.hstack([best, np.take_along_axis(squares, columns, axis=1)])
-            places = np.hstack([places, columns + part.start])
-            if best.shape[1] > wanted:
-                columns = np.argpartition(best, wanted - 1, axis=1)[:, :wanted]
-                best = np.take_along_axis(best, columns, axis=1)
-                places = np.take_along_axis(places, columns, axis=1)
-        return places, class_squares
+        searches = [
+            _Nearest(x[own], wanted, len(self.classes_), rows.dtype)
+            for own in gen_batches(len(x), SEARCHED_AT_ONCE)
+        ]
+        size = max(wanted, BLOCK_VALUES // SEARCHED_AT_ONCE)
+        for part, block in row_blocks(rows, size * rows.shape[1]):
+            places, codes = np.arange(part.start, part.stop), self.codes_[part]
+            if (np.diff(codes) < 0).any():
+                order = np.argsort(codes, kind="stable")
+                places, codes, block = places[order], codes[order], block[order]
+            lengths = np.einsum("nd,nd->n", block, block)
+            for search in searches:
+                search.add(block, lengths, places, codes)
+        return searches
+
+    def _exact(self, found: _Nearest) -> Neighbours:
+        """Return the k nearest of the rows that were found, by exact distances."""
+        rows = self.rows_[found.places.ravel()].reshape(*found.places.shape, -1)
+        differences = rows.astype(np.float64) - found.x[:, None]
+        exact = np.sqrt(np.einsum("nkd,nkd->nk", differences, differences))
+        nearest, columns = _smallest(exact, self.k)
+        codes = self.codes_[np.take_along_axis(found.places, columns, axis=1)]
+        class_distances = np.sqrt(np.maximum(found.class_squares, 0)).astype(np.float64)
+        # Of the nearest rows the exact distance is known, which matters close to zero.
+        rows_of = np.arange(len(codes))[:, None]
+        class_distances[rows_of, codes] = np.inf
+        np.minimum.at(class_distances, (rows_of, codes), nearest)
+        return Neighbours(nearest, codes, class_distances)
 
     def _scores(self, neighbours: Neighbours) -> NDArray[np.float64]:
         """Return the scores ``(n, n_classes)``: shares of the votes, ties broken by distance."""

@@ -203,6 +203,7 @@ class LinearHead(LogitHead):
             x_val: features ``(m, d)`` to score; the columns of the scores are ``np.unique(y)``.
             seed: unused; the solver is deterministic.
         """
+        x = np.asarray(x)  # the paths of all scalings work on copies
 
         def solve_path(scale: str | None) -> list[Trial]:
             head = cls(scale=scale)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import sys
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from copy import copy
 from functools import cache
 from importlib import import_module
 from io import BytesIO
@@ -17,8 +18,10 @@ from zipfile import ZIP_STORED, ZipFile
 
 import numpy as np
 import sklearn
+from sklearn.base import BaseEstimator
 from sklearn.exceptions import InconsistentVersionWarning
 
+from featkit.blocks import RowView, row_blocks
 from featkit.errors import HeadError
 from featkit.heads import HEADS
 from featkit.heads.archive import UnknownNodeError, read_archive
@@ -35,6 +38,9 @@ MAX_OBJECTS = 2**20
 
 MAX_DEPTH = 50
 """Largest depth of objects in objects."""
+
+_MARK = 0x5EED
+"""Second dimension of empty arrays that stand for a ``RowView`` until it is written."""
 
 TRUSTED = (
     "featkit.heads.balance.BalancedHead",
@@ -64,8 +70,10 @@ def save_head(head: Any, path: Path, trusted: Iterable[str] = ()) -> None:
         HeadError: if the head cannot be stored without pickle, or contains a type that
             ``load_head`` would not trust.
     """
+    views: list[RowView] = []
     try:
-        data = _skops().dumps({"scikit-learn": sklearn.__version__, "head": head})
+        stored = _without_views(head, views)
+        data = _skops().dumps({"scikit-learn": sklearn.__version__, "head": stored})
         _check_archive(data)
     except Exception as error:  # attributes of a plug-in may raise anything
         raise HeadError(
@@ -74,7 +82,62 @@ def save_head(head: Any, path: Path, trusted: Iterable[str] = ()) -> None:
     untrusted = set(_skops().get_untrusted_types(data=data)) - _trusted_types(trusted)
     if untrusted:
         raise HeadError(f"{_type_name(head)} cannot be saved to {path}: {_describe(untrusted)}")
-    path.write_bytes(data)
+    if views:
+        _write_with_views(data, views, path)
+    else:
+        path.write_bytes(data)
+
+
+def _without_views(value: Any, views: list[RowView]) -> Any:
+    """Return a head with an empty array of a marked shape in place of each ``RowView``.
+
+    Args:
+        value: the head, or an attribute of it.
+        views: those that were found are appended.
+
+    Returns:
+        The head itself if it has none, else a copy.
+    """
+    if isinstance(value, RowView):
+        views.append(value)
+        return np.empty((0, _MARK, len(views) - 1), value.dtype)
+    before = len(views)
+    if isinstance(value, list):
+        replaced = [_without_views(each, views) for each in value]
+        return value if len(views) == before else replaced
+    if not isinstance(value, BaseEstimator):
+        return value
+    attributes = {name: _without_views(each, views) for name, each in vars(value).items()}
+    if len(views) == before:
+        return value
+    copied = copy(value)
+    vars(copied).update(attributes)
+    return copied
+
+
+def _write_with_views(data: bytes, views: Sequence[RowView], path: Path) -> None:
+    """Write a skops file whose marked empty arrays are replaced by the rows of views."""
+    with ZipFile(BytesIO(data)) as source, ZipFile(path, "w", ZIP_STORED) as archive:
+        for part in source.infolist():
+            content = source.read(part)
+            view = _marked_view(content, views) if part.filename.endswith(".npy") else None
+            if view is None:
+                archive.writestr(part, content)
+                continue
+            header = {"descr": view.dtype.str, "fortran_order": False, "shape": view.shape}
+            with archive.open(part.filename, "w", force_zip64=True) as stream:
+                np.lib.format.write_array_header_1_0(stream, header)
+                for _, block in row_blocks(view):
+                    stream.write(np.ascontiguousarray(block).data)
+
+
+def _marked_view(content: bytes, views: Sequence[RowView]) -> RowView | None:
+    """Return the view that an array in NumPy's format stands for, if it does."""
+    stream = BytesIO(content)
+    if np.lib.format.read_magic(stream) != (1, 0):
+        return None
+    shape = np.lib.format.read_array_header_1_0(stream)[0]
+    return views[shape[2]] if shape[:2] == (0, _MARK) and len(shape) == 3 else None
 
 
 def load_head(path: Path, trusted: Iterable[str] = ()) -> Any:

@@ -18,6 +18,7 @@ from featkit.backbones.saved import (
     saved_network,
     short_key,
 )
+from featkit.blocks import select_rows
 from featkit.embeddings import store
 from featkit.embeddings.base import Embeddings
 from featkit.embeddings.extract import Extractor, read_with_splits, run_extractions
@@ -412,9 +413,11 @@ def leaks(features: FeatureSet) -> NDArray[np.int64]:
     Raises:
         CacheError: if the cache file is missing or damaged.
     """
-    keys = np.array(cached_keys(features))
+    keys = cached_keys(features)
     is_test = features.embeddings.splits == "test"
-    return np.flatnonzero(is_test & np.isin(keys, keys[~is_test]))
+    others = {keys[row] for row in np.flatnonzero(~is_test).tolist()}
+    found = [row for row in np.flatnonzero(is_test).tolist() if keys[row] in others]
+    return np.array(found, np.int64)
 
 
 def find_copies(features: FeatureSet) -> Copies:
@@ -435,12 +438,12 @@ def find_copies(features: FeatureSet) -> Copies:
         clean = store.read(features.path)
         split_of = dict(zip(ids, splits.tolist(), strict=True))
         rows = [row for row, name in enumerate(clean.ids) if name in split_of]
-        ids, x = tuple(clean.ids[row] for row in rows), clean.x[rows]
+        ids, x = tuple(clean.ids[row] for row in rows), select_rows(clean.x, rows)
         splits = np.array([split_of[name] for name in ids])
     excluded = {embeddings.ids[row] for row in identical}
     kept = np.array([name not in excluded and not is_augmented_view(name) for name in ids], bool)
     rows_kept = np.flatnonzero(kept)
-    found = near_copies(x[rows_kept], splits[rows_kept] == "test")
+    found = near_copies(select_rows(x, rows_kept), splits[rows_kept] == "test")
     return Copies(
         identical=tuple(embeddings.ids[row] for row in identical),
         near=tuple(ids[row] for row in rows_kept[found.rows]),

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.utils.validation import has_fit_parameter
 
+from featkit.blocks import row_blocks
 from featkit.embeddings.base import Embeddings
 from featkit.errors import DataError, SpecError
 from featkit.evaluation import Temperature, evaluate, fit_temperature
@@ -26,7 +27,7 @@ from featkit.evaluation.scoring import accuracy_without, reject, rejection_thres
 from featkit.evaluation.unknown import UnknownImages, score_unknown
 from featkit.heads import HEADS, make_head
 from featkit.heads.balance import BalancedHead, check_correction
-from featkit.heads.base import fit_with_groups
+from featkit.heads.base import fit_with_groups, predict_scores
 from featkit.heads.search import Candidate, SearchResult, search, search_correction
 from featkit.images.augment import has_augmented_views
 from featkit.images.subsets import parse_subset
@@ -368,7 +369,7 @@ def _score_validation(head: Any, splits: DataSplits) -> _ValidationScores | None
     if not len(val) or len(np.unique(fit.y)) < 2:
         return None
     fit_with_groups(head, fit.x, fit.y, fit.inner_groups)
-    scores = np.asarray(head.predict_proba(val.x), dtype=np.float64)
+    scores = predict_scores(head, val.x)
     return _ValidationScores(scores, np.asarray(head.classes_))
 
 
@@ -483,7 +484,7 @@ def _score_unknown(
 ) -> UnknownImages:
     """Return how well a head rejects unknown images; ``known`` are its test scores ``(n, m)``."""
     refuse_infinite(unknown.embeddings)
-    scores = np.asarray(fitted.head.predict_proba(unknown.embeddings.x), dtype=np.float64)
+    scores = predict_scores(fitted.head, unknown.embeddings.x)
     if fitted.temperature:
         scores = apply_temperature(scores, fitted.temperature)
     return score_unknown(
@@ -535,7 +536,7 @@ def evaluate_classifier(
         The report, the predictions, and the scores ``(n, m)`` after temperature scaling.
     """
     start = time.perf_counter()
-    scores = np.asarray(head.predict_proba(test.x), dtype=np.float64)
+    scores = predict_scores(head, test.x)
     predict_seconds = time.perf_counter() - start
     columns = np.asarray(head.classes_)
     report = evaluate(
@@ -568,8 +569,11 @@ def constant_column_warnings(embeddings: Embeddings) -> list[str]:
     Raises:
         DataError: if all columns are constant.
     """
-    columns = np.flatnonzero((embeddings.x == embeddings.x[0]).all(axis=0))
-    dim = embeddings.x.shape[1]
+    first, dim = embeddings.x[0], embeddings.x.shape[1]
+    constant = np.ones(dim, bool)
+    for _, block in row_blocks(embeddings.x):
+        constant &= (block == first).all(axis=0)
+    columns = np.flatnonzero(constant)
     if len(columns) == dim:
         raise DataError(
             "all images have the same features, so no head can be fitted: choose another --layer"

@@ -25,6 +25,7 @@ from featkit.evaluation.multilabel import (
     precision_without,
 )
 from featkit.evaluation.predictions import Predictions
+from featkit.heads.base import predict_scores
 from featkit.heads.multilabel import MultiLabelHead, check_multilabel, multilabel_trials
 from featkit.images.multilabel import join_labels, one_label_message
 from featkit.registry import Spec
@@ -260,7 +261,7 @@ def fit_multilabel(
     val_score = None
     if len(val) and val.targets.any():
         head = MultiLabelHead(head=str(spec), seed=seed).fit(fit.x, fit.targets, fit.inner_groups)
-        scores = head.predict_proba(val.x)
+        scores = predict_scores(head, val.x)
         val_score = float(np.mean(mean_average_precision_terms(val.targets, scores)))
         calibrations, thresholds = _calibrate(val.targets, scores)
     head = MultiLabelHead(head=str(spec), seed=seed)
@@ -330,7 +331,7 @@ def evaluate_multilabel(fitted: FittedLabels, source: FeatureSet) -> MultiLabelR
     test, final = source.embeddings.part("test"), fitted.splits.final
     refuse_infinite(test)
     start = time.perf_counter()
-    scores = fitted.head.predict_proba(test.x)
+    scores = predict_scores(fitted.head, test.x)
     seconds = time.perf_counter() - start
     names, targets = test.label_names, test.targets
     report = evaluate_labels(
