@@ -26,8 +26,6 @@ VIEW_VALUES = 2**26
 """Numbers from which features stay in their file: 256 MiB of float32, which are 131,072 rows of 512
 numbers."""
 
-_ARRAY_ATTRIBUTES = frozenset(dir(np.ndarray))
-
 
 class RowSource(Protocol):
     """Rows of numbers that can be read; ``shape (n, d)`` and ``dtype`` are those of all rows."""
@@ -52,7 +50,7 @@ class RowView(NDArrayOperatorsMixin):
         rows: ``(n,)`` numbers of the rows of the source, in any order; None for all.
     """
 
-    ndim = 2
+    ndim, device = 2, "cpu"
 
     def __init__(self, source: RowSource, rows: NDArray[np.int64] | None = None) -> None:
         self._source, self._rows = source, rows
@@ -99,9 +97,12 @@ class RowView(NDArrayOperatorsMixin):
 
     def __getattr__(self, name: str) -> Any:
         # Not for other names: libraries ask for those of data frames and sparse matrices.
-        if name.startswith("_") or name not in _ARRAY_ATTRIBUTES:
+        if name.startswith("_") or not hasattr(np.ndarray, name):
             raise AttributeError(f"{type(self).__name__} has no attribute {name}")
-        return getattr(np.asarray(self), name)
+        if not callable(getattr(np.ndarray, name)):
+            return getattr(np.asarray(self), name)
+        # Nothing is read to learn that there is such a method.
+        return lambda *values, **options: getattr(np.asarray(self), name)(*values, **options)
 
     def select(self, rows: Any) -> RowView:
         """Return a view of some of the rows; nothing is read."""

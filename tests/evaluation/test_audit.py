@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from featkit import similarity
+from featkit import blocks, similarity
+from featkit.blocks import RowView
 from featkit.errors import DataError
 from featkit.evaluation import audit
 from featkit.evaluation.audit import (
@@ -275,3 +276,31 @@ def test_degenerate_features_have_no_near_copies(x):
     is_test = np.arange(len(x)) % 2 == 0
     assert len(near_copies(x.astype(np.float32), is_test).rows) == 0
     assert len(near_copies(x.astype(np.float32), np.zeros(len(x), bool)).rows) == 0
+
+
+class Source:
+    """Rows that can only be read some at a time."""
+
+    def __init__(self, x):
+        self.x, self.shape, self.dtype = x, x.shape, x.dtype
+
+    def read(self, rows):
+        assert len(rows) <= 300, "most rows were read at once"
+        return self.x[rows]
+
+
+@pytest.mark.parametrize("share", [0.0, 1.0], ids=["few candidates", "many candidates"])
+def test_near_copies_of_rows_in_a_file_are_those_of_an_array(share, monkeypatch):
+    x = with_copies(cloud(900), copies=2)
+    is_test = np.random.default_rng(3).random(len(x)) < 0.3
+    expected = near_copies(x, is_test)
+    assert len(expected.rows) > 5
+    monkeypatch.setattr(audit, "_MAX_CANDIDATES", share)
+    monkeypatch.setattr(audit, "_ROWS_PER_PASS", 100)
+    monkeypatch.setattr(similarity, "BLOCK_NUMBERS", 60 * 40)
+    monkeypatch.setattr(blocks, "BLOCK_VALUES", 12 * 70)
+    found = near_copies(RowView(Source(x)), is_test)
+    assert found.rows.tolist() == expected.rows.tolist()
+    assert found.originals.tolist() == expected.originals.tolist()
+    np.testing.assert_allclose(found.cosines, expected.cosines, rtol=0, atol=1e-6)
+    assert found.cosine == pytest.approx(expected.cosine, abs=1e-6)

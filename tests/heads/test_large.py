@@ -5,7 +5,11 @@ import pytest
 from sklearn.datasets import load_digits
 
 from featkit import blocks
-from featkit.heads import linear, make_head
+from featkit.blocks import RowView
+from featkit.heads import knn, linear, logistic, make_head, parse_correction
+from featkit.heads.balance import BalancedHead
+from featkit.heads.base import predict_scores
+from featkit.heads.persist import load_head, save_head
 
 SPECS = {
     "linear": 2e-2,
@@ -28,6 +32,10 @@ def lower_limits(monkeypatch):
     monkeypatch.setattr(blocks, "LARGE_VALUES", 1000)
     monkeypatch.setattr(blocks, "BLOCK_VALUES", 64 * 130)
     monkeypatch.setattr(linear, "START_ROWS", 300)
+    monkeypatch.setattr(logistic, "BLOCK_VALUES", 64 * 140)
+    monkeypatch.setattr(knn, "BLOCK_VALUES", 20 * 110)
+    monkeypatch.setattr(knn, "SEARCH_VALUES", 70 * 100)
+    monkeypatch.setattr(knn, "SEARCHED_AT_ONCE", 20)
 
 
 @pytest.mark.parametrize("classes", [2, 10])
@@ -77,3 +85,93 @@ def test_numbers_that_are_not_finite_are_refused_in_blocks(digits, monkeypatch):
     lower_limits(monkeypatch)
     with pytest.raises(ValueError, match="NaN"):
         make_head("prototypical").fit(x, y)
+
+
+class Source:
+    """Rows that can only be read some at a time."""
+
+    def __init__(self, x):
+        self.x, self.shape, self.dtype = x, x.shape, x.dtype
+
+    def read(self, rows):
+        assert len(rows) <= 500, "most rows were read at once"
+        return self.x[rows]
+
+
+VIEW_SPECS = (*SPECS, "knn:scale=standard", "linear:scale=none", "prototypical:scale=l2")
+
+
+@pytest.mark.parametrize("spec", VIEW_SPECS)
+def test_rows_in_a_file_are_fitted_as_an_array_and_never_read_at_once(spec, digits, monkeypatch):
+    x, y, points = digits
+    lower_limits(monkeypatch)
+    expected = make_head(spec).fit(x, y).predict_proba(points)
+    head = make_head(spec).fit(RowView(Source(x)), y)
+    np.testing.assert_allclose(head.predict_proba(points), expected, rtol=0, atol=1e-6)
+    assert head.n_features_in_ == 64
+    np.testing.assert_array_equal(head.classes_, np.unique(y))
+
+
+@pytest.mark.parametrize("head", ["linear", "knn", "mlp:epochs=2", "prototypical"])
+@pytest.mark.parametrize("correction", ["none", "oversample", "logit-adjust"])
+def test_corrections_take_rows_in_a_file(head, correction, digits, monkeypatch):
+    x, y, points = digits
+    if correction == "logit-adjust" and not head.startswith(("linear", "mlp")):
+        pytest.skip("the correction does not apply to the head")
+    lower_limits(monkeypatch)
+
+    class AnySource(Source):
+        def read(self, rows):
+            return self.x[rows]
+
+    spec = str(parse_correction(correction))
+    expected = BalancedHead(head=head, correction=spec).fit(x, y).predict_proba(points)
+    found = BalancedHead(head=head, correction=spec).fit(RowView(AnySource(x)), y)
+    np.testing.assert_allclose(found.predict_proba(points), expected, rtol=0, atol=1e-6)
+
+
+def test_fewer_rows_in_a_file_are_fitted_as_an_array_is(digits):
+    x, y, points = digits
+
+    class AnySource(Source):
+        def read(self, rows):
+            return self.x[rows]
+
+    for spec in ("linear", "knn", "prototypical"):
+        expected = make_head(spec).fit(x, y).predict_proba(points)
+        found = make_head(spec).fit(RowView(AnySource(x)), y).predict_proba(points)
+        np.testing.assert_array_equal(found, expected)
+
+
+def test_labels_of_rows_in_a_file_are_checked(digits, monkeypatch):
+    x, y, _ = digits
+    lower_limits(monkeypatch)
+    for wrong, message in [
+        (y[:-1], "inconsistent numbers of samples"),
+        (np.zeros(len(x)), "at least two classes"),
+        (y + 0.5, "Unknown label type"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            make_head("prototypical").fit(RowView(Source(x)), wrong)
+
+
+def test_a_knn_head_of_rows_in_a_file_is_saved_and_loaded(digits, monkeypatch, tmp_path):
+    x, y, points = digits
+    lower_limits(monkeypatch)
+    for head in (make_head("knn"), BalancedHead(head="knn:scale=root")):
+        head.fit(RowView(Source(x)), y)
+        save_head(head, tmp_path / "head.skops")
+        loaded = load_head(tmp_path / "head.skops")
+        rows = (loaded.head_ if isinstance(head, BalancedHead) else loaded).rows_
+        assert isinstance(rows, np.ndarray)
+        assert rows.shape == x.shape
+        expected = head.predict_proba(points)
+        np.testing.assert_allclose(loaded.predict_proba(points), expected, rtol=0, atol=1e-7)
+
+
+def test_scores_of_rows_in_a_file_are_those_of_an_array(digits, monkeypatch):
+    x, y, points = digits
+    head = make_head("linear").fit(x, y)
+    monkeypatch.setattr(blocks, "BLOCK_VALUES", 64 * 50)
+    found = predict_scores(head, RowView(Source(points)))
+    np.testing.assert_allclose(found, head.predict_proba(points), rtol=0, atol=1e-6)
