@@ -134,6 +134,11 @@ class RowView(NDArrayOperatorsMixin):
         return rows if self._rows is None else self._rows[rows]
 
 
+def is_view(x: Any) -> bool:
+    """Return whether the rows of ``x`` are not in memory."""
+    return isinstance(x, RowView)
+
+
 def select_rows(x: Any, rows: Any) -> Any:
     """Return some rows of ``x (n, d)``: a view of a ``RowView``, if they are many; else an array.
 

@@ -460,7 +460,8 @@ class CacheFile:
         """
         features, intact = self.read_intact(rows)
         if not intact.all():
-            raise self._damaged_features(np.array(self.columns["ids"], object)[rows][~intact])
+            names = np.array(self.columns["ids"], object)[rows][~intact].tolist()
+            raise self._damaged_features(names)
         return features
 
     def _damaged_features(self, names: Sequence[str]) -> CacheError:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from scipy.special import softmax
 
 from featkit import similarity
-from featkit.blocks import RowView, row_blocks
+from featkit.blocks import RowView, is_view, row_blocks
 from featkit.similarity import (
     NEIGHBOURS,
     Labels,
@@ -74,7 +74,7 @@ class LabelErrors:
 
 
 def near_copies(
-    x: NDArray[np.floating[Any]],
+    x: NDArray[np.floating[Any]] | RowView,
     is_test: NDArray[np.bool_],
     *,
     chance: float = CHANCE_COPIES,
@@ -111,14 +111,14 @@ def near_copies(
     n, k = len(x), min(NEIGHBOURS, len(x) - 1) // 2 * 2
     if not len(tests) or not len(others) or k < 2:
         return NearCopies(none, none, np.empty(0), 1.0)
-    unit = RowView(_UnitRows(x)) if isinstance(x, RowView) else unit_rows(x)
+    unit: Any = RowView(_UnitRows(x)) if isinstance(x, RowView) else unit_rows(x)
     sample = np.random.default_rng(seed).permutation(n)[:_SAMPLE]
     sampled = _nearest(unit, k, sample).distances
     ratio, _ = distance_ratio(sampled, chance / n)
     if not ratio:
         return NearCopies(none, none, np.empty(0), 1.0)
     limit, median = ratio * np.quantile(sampled[:, -1], [_CAP, 0.5])
-    search = _pairs_in_blocks if isinstance(unit, RowView) else _most_similar_pairs
+    search = _pairs_in_blocks if is_view(unit) else _most_similar_pairs
     rows, originals, cosines = search(
         unit, tests, others, _directions(unit[sample]), 1 - float(limit) ** 2 / 2
     )

@@ -13,7 +13,7 @@ from scipy.special import softmax
 from sklearn.utils import gen_batches
 from sklearn.utils._param_validation import Interval, StrOptions
 
-from featkit.blocks import RowView, is_large, release_pages, row_blocks
+from featkit.blocks import RowView, is_large, is_view, release_pages, row_blocks
 from featkit.heads.base import Floats, Head, Trial, UnfitDataError
 from featkit.heads.scaling import SCALES, ScaledRows, apply_scale, fit_scale, unit_norm
 
@@ -120,7 +120,7 @@ class _Nearest:
 class _ScaledSource(ScaledRows):
     """Training rows that stay in their file, scaled as ``KNNHead`` does when they are read."""
 
-    def __init__(self, x: RowView, head: KNNHead) -> None:
+    def __init__(self, x: Any, head: KNNHead) -> None:
         super().__init__(x, head.scale, head.centre_, head.spread_)
         self._to_unit_length = head.metric == "cosine"
 
@@ -215,7 +215,9 @@ class KNNHead(Head):
                 "choose a smaller k"
             )
         self.centre_, self.spread_ = fit_scale(x, self.scale)
-        if isinstance(x, RowView):
+        self.rows_: Any
+        self.codes_: NDArray[np.intp]
+        if is_view(x):
             self.rows_, self.codes_ = RowView(_ScaledSource(x, self)), codes
         elif is_large(x):
             # Sorted by class, so that the search needs no other copy.

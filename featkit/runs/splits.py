@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from featkit.blocks import RowView
+from featkit.blocks import is_view
 from featkit.embeddings.base import Embeddings
 from featkit.errors import DataError
 from featkit.images.augment import are_augmented_views, original_id
@@ -212,7 +212,7 @@ def refuse_infinite(embeddings: Embeddings) -> None:
     Raises:
         DataError: naming the first column and image.
     """
-    if isinstance(embeddings.x, RowView):  # they were checked when the file was opened
+    if is_view(embeddings.x):  # they were checked when the file was opened
         return
     not_finite = ~np.isfinite(embeddings.x)
     if not_finite.any():
