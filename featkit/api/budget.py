@@ -117,14 +117,14 @@ def train(
     Args:
         photos: a folder with one subfolder per class, or another spec of images.
         minutes: time budget. If the features alone take longer, the fastest head is still fitted.
-        name: of the run; None for that of the folder.
+        name: name of the run; None for the name of the folder.
         overwrite: whether a run with this name is replaced.
-        backbone: the only network that is tried; None for ResNet-18, then ResNet-50.
-        weights: of the network, as for ``extract``.
+        backbone: network to use; None to try ResNet-18 and, if there is time, ResNet-50.
+        weights: weights of the network, as for ``extract``.
         resize: size of the images, as for ``extract``.
         decode: how large JPEG files are decoded, as for ``extract``.
         cost: file with the cost of each error, as for ``fit``: the report has the mean cost of an
-            image; the choice does not depend on it.
+            image; the choice of the classifier does not depend on it.
         bundle: whether the weights of the network are put into the run, see ``bundle``.
         split, seed, cache, device, batch_size, workers, engine, compile, on_error, progress: as for
             ``extract``.
@@ -162,10 +162,11 @@ def train(
     if name is not None and not overwrite:
         check_name_is_free(name)
     timer = ExtractionTimer(clock, log.info)
-    compute = replace(make_compute(options), on_batch=timer)
+    compute = make_compute(options)
     given = {**request_options(options), "data": str(photos)}
     first = {**given, "backbone": given["backbone"] or FIRST_NETWORK}
-    features, problems = read_photos(first, Path(cache), compute, log.info)
+    timed = replace(compute, on_batch=timer)
+    features, problems = read_photos(first, Path(cache), timed, log.info)
     costs = None if table is None else table.matrix(features.embeddings.classes)
     clock.reserve = finishing_seconds(features, timer.seconds_per_image)
     clock.allow_search()

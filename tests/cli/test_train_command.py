@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+import featkit
 from featkit.cli import main
+from tests.docs.sample import write_weights
 
 
 @pytest.mark.slow
@@ -44,3 +46,14 @@ def test_a_folder_becomes_a_named_run_with_report_and_model(photos, tmp_path, mo
     assert found["name"] == "flowers-v1"
     assert Path(found["path"]).is_dir()
     assert not run.exists()
+
+
+@pytest.mark.slow
+def test_a_second_network_is_tried_if_its_weights_are_there(photos, tmp_path, monkeypatch):
+    """Its features are extracted after those of the first, whose speed alone is measured."""
+    write_weights(tmp_path)
+    monkeypatch.setenv("FEATKIT_WEIGHTS", str(tmp_path / "weights"))
+    monkeypatch.chdir(tmp_path)
+    result = featkit.train(photos, minutes=0.5, resize="32")
+    names = [attempt.name for attempt in result.trained.selection.attempts]
+    assert {name.rpartition(" ")[2] for name in names} == {"resnet18", "resnet50"}
