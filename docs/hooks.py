@@ -23,6 +23,8 @@ from featkit.cli.main import SECTIONS, main  # noqa: E402
 
 CLI_PAGE = "reference/cli.md"
 _OUTSIDE = re.compile(r"(!?)\[([^\]]*)\]\(((?:\.\./)+[\w/.-]+)(#[\w-]+)?\)")
+_FOR_TESTS = re.compile(r'(?<=\w) title="(?:not run: [^"]*|example data)"$', re.MULTILINE)
+"""Titles of code blocks that say whether and how the tests run them."""
 _PICTURES = {".png", ".jpg", ".svg"}
 
 
@@ -44,8 +46,9 @@ def on_files(files: Files, config: Any) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str:
-    """Rewrite links to files outside of docs/, which are not part of the site."""
+    """Rewrite links to files outside of docs/, and leave out what is meant for the tests."""
     docs = Path(config.docs_dir)
+    markdown = _FOR_TESTS.sub("", markdown)
 
     def rewrite(match: re.Match[str]) -> str:
         bang, text, target, _ = match.groups()

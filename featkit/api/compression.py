@@ -285,9 +285,9 @@ def quantize(
 ) -> QuantizedModel:
     """Quantize a network, or a run of ``fit`` or ``finetune``, to int8.
 
-    The int8 network is written to ``out/quantize`` and can be used as a backbone. Of a run without
-    ``data``, the run's own images are used, and the whole classifier is written as ``model.onnx``
-    and compared with the run.
+    The int8 network is written to ``out/quantize`` and can be used as a backbone. Of a run, the
+    whole classifier is also written, as ``model.onnx``, and compared with the run; without
+    ``data`` the run's own images are used.
 
     Args:
         backbone: spec of a network, or a run directory.
@@ -303,6 +303,10 @@ def quantize(
             weights, layer, resize, crop, device, batch_size, workers, engine, compile, on_error,
             progress: as for ``fit``.
         out: folder for results.
+
+    Returns:
+        The directory of the int8 network, the quantization error of each layer, and for a run the
+        accuracy of the int8 classifier and of the run.
 
     Raises:
         SpecError: if the network is quantized already, a layer or method is unknown, or its

@@ -91,17 +91,19 @@ def fit(
         head: ``linear``, ``svm``, ``knn``, ``mlp``, ``prototypical`` or a plug-in, with
             hyperparameters such as ``svm:C=9``.
         tune: choose the hyperparameters of the head, or with ``balance`` those of the correction,
-            on validation.
+            on the validation set.
         balance: class-imbalance correction, such as ``logit-adjust``.
         subset: part of train to fit on, such as ``longtail:if=50`` or ``kshot:k=5``.
-        reject: fraction of validation images whose confidence is too low to answer.
+        reject: fraction of validation images that are rejected because of their low confidence,
+            which determines the threshold; None to reject none.
         strict: refuse data with test images that are copies or near copies of train or val images.
         folds: evaluate by cross-validation with this many folds: all images are used, whatever
             their split, each evaluated by a head that was fitted without it, and the final head is
             fitted on all of them; None to evaluate on the test set.
         repeats: number of random divisions into folds.
-        unknown: folder of images of none of the classes, anywhere below it; the report has how
-            well confidence tells them from test images, and with ``reject`` how many are accepted.
+        unknown: folder of images of none of the classes, in any subfolders; the report says how
+            well the confidence tells them from test images, and with ``reject`` how many of them
+            are accepted.
         cost: CSV file with the cost of each predicted class (columns) for each true class (rows);
             the report has the mean cost of an image. It changes no other number.
         split, limit, intensity_range, group, allow_group_leak, seed, augment, views, perturb:
@@ -116,8 +118,8 @@ def fit(
 
     Returns:
         The run: ``report`` (accuracy with confidence intervals, calibration, confusion), ``head``
-        and ``predictions``. For images with several labels each a ``MultiLabelRun``, whose report
-        has the mean average precision.
+        and ``predictions``. If images have several labels, a ``MultiLabelRun``, whose report has
+        the mean average precision.
 
     Raises:
         SpecError: if an option is unknown.

@@ -152,7 +152,7 @@ def longtail(
     """Compare class-imbalance corrections on long-tailed training sets.
 
     A grid of imbalance factors, corrections and heads; see ``ablate``. Hyperparameters of
-    corrections are tuned on validation.
+    corrections are tuned on the validation set.
 
     Args:
         data: spec of the images, or several.
@@ -163,6 +163,13 @@ def longtail(
             train_perturb, backbone, weights, layer, pool, resize, crop, precision, head, jobs,
             cluster, cache, out, device, batch_size, workers, engine, compile, on_error, progress:
             as for ``ablate``.
+
+    Returns:
+        The grid and a result for each cell, as of ``ablate``.
+
+    Raises:
+        SpecError: if an option is not valid.
+        FeatkitError: if no cell has a result.
     """
     options = locals()
     return run_study(longtail_grid(options), options)
@@ -219,14 +226,21 @@ def robustness(
 
     Args:
         data: spec of the images, or several.
-        family: corruptions, such as ``fog``; none for all.
-        level: severities ``mild``, ``medium``, ``strong``; none for all three.
-        baseline: backbone whose errors are the unit of the mean corruption error; empty for the
-            first.
+        family: corruptions, such as ``fog``; empty for all.
+        level: severities ``mild``, ``medium``, ``strong``; empty for all three.
+        baseline: backbone by whose errors those of the others are divided in the mean corruption
+            error; empty for the first.
         split, limit, intensity_range, group, allow_group_leak, seed, subset, augment, views,
             train_perturb, backbone, weights, layer, pool, resize, crop, precision, head, tune,
             balance, jobs, cluster, cache, out, device, batch_size, workers, engine, compile,
             on_error, progress: as for ``ablate``.
+
+    Returns:
+        The grid and a result for each cell, as of ``ablate``.
+
+    Raises:
+        SpecError: if an option is not valid.
+        FeatkitError: if no cell has a result.
     """
     options = locals()
     return run_study(robustness_grid(options), options, baseline)
@@ -240,7 +254,7 @@ def robustness(
 def publication_table(
     result: AblationResult | RunComparison, *, format: str = "latex", baseline: str = ""
 ) -> str:
-    """Return the table of a comparison for a paper: best in bold, ties with it marked.
+    """Return a comparison as a table for a paper, with the best in bold and ties with it marked.
 
     Numbers are in percent with one decimal and a 95% confidence interval. A tie is a result that is
     not significantly different from the best by paired tests with Holm correction; the caption

@@ -143,6 +143,10 @@ def fewshot(
             backbone, weights, layer, pool, resize, crop, precision, decode, cache, device,
             batch_size, workers, engine, compile, on_error, progress: as for ``fit``.
 
+    Returns:
+        A score for each head and number of shots: the mean accuracy over episodes with its 95%
+        confidence interval; with ``curve`` also the learning curve.
+
     Raises:
         SpecError: if a head or a number of images is not valid.
         DataError: if too few classes have enough images, or the backbone was trained on an image.
@@ -285,6 +289,9 @@ def audit(
         split, limit, intensity_range, group, allow_group_leak, seed, augment, views, perturb,
             backbone, weights, layer, pool, resize, crop, precision, decode, cache, device,
             batch_size, workers, engine, compile, on_error, progress: as for ``fit``.
+
+    Returns:
+        The findings, by row of the features that they are based on.
 
     Raises:
         DataError: if the backbone was trained on an image, there are fewer than two images, or a
@@ -431,7 +438,7 @@ def suggest(
     on_error: str = "fail",
     progress: bool = False,
 ) -> Suggestions:
-    """Suggest which unlabelled images to label next: uncertain ones that differ from each other.
+    """Suggest which unlabelled images to label next: uncertain images that differ from each other.
 
     Images of the run's own data, and copies of other images byte for byte, are left out and
     counted. The method is that of ``evaluation.selection.select_batch``.
@@ -440,11 +447,14 @@ def suggest(
         run: a run directory.
         images: folders of unlabelled images, or image files.
         n: number of images to suggest; all of them if there are fewer.
-        seed: of the selection.
+        seed: seed of the selection.
         cache: folder of the embeddings cache.
         out: folder in which ``suggest-<folder>`` is written (``suggestions.csv``,
             ``contact.png``); None to write nothing.
         device, batch_size, workers, engine, compile, on_error, progress: as for ``extract``.
+
+    Returns:
+        The suggested images, the most uncertain first, and how many images were left out.
 
     Raises:
         RunError: if the run is not found or was changed.
@@ -527,17 +537,21 @@ def neighbours(
     on_error: str = "fail",
     progress: bool = False,
 ) -> SimilarImages:
-    """Find the training images of a run that are most similar to images.
+    """Find the training images of a run that are most similar to given images.
 
     Args:
         run: a run directory.
         images: image files, and folders of images.
-        k: number of similar images for each of them; all if there are fewer.
+        k: number of similar images for each image; all if there are fewer.
         cache: folder of the embeddings cache; the training images are needed only if their features
             are not there.
         out: file to write, ending in ``.csv``, or in ``.png``, ``.svg`` or ``.pdf`` for a picture
             with the CSV beside it; None to write nothing.
         device, batch_size, workers, engine, compile, on_error, progress: as for ``extract``.
+
+    Returns:
+        For each image, its ``k`` most similar training images and their cosine similarities, the
+        most similar first.
 
     Raises:
         RunError: if the run is not found or was changed.
@@ -653,15 +667,23 @@ def profile(
 
     Args:
         backbones: specs, each with an optional ``@PRECISION``; the first is the reference.
-        data: spec of the images on which ``head`` is evaluated; None for none.
+        data: spec of the images on which ``head`` is evaluated; None to measure no accuracy.
         head: spec of the head.
         repeats: timed repeats.
-        warm_up: untimed repeats before them.
-        weights: of the networks that are given by name; None for ``imagenet``.
+        warm_up: untimed repeats before the timed ones.
+        weights: weights of the networks that are given by name; None for ``imagenet``.
         out: folder in which tables and figure are written; None to write nothing.
         split, limit, intensity_range, group, allow_group_leak, seed, augment, views, perturb,
             resize, crop, cache, device, batch_size, workers, engine, compile, on_error, progress:
             as for ``fit``.
+
+    Returns:
+        Parameters, MACs, size, memory and latency of each network; with ``data`` also the accuracy
+        and the drift of the features from those of the first network.
+
+    Raises:
+        SpecError: if a network or precision is unknown, or a network is given twice.
+        DataError: if a network was trained on a test image, or there are several labels per image.
     """
     options = locals()
     from featkit.reports.figures import profile_figures

@@ -83,7 +83,7 @@ def report(
         out: path of the page; None for ``report.html`` in the run directory.
         projection: method of the embedding map: ``tsne``, ``pca``, ``opentsne`` or ``umap``.
         heat_maps: whether class activation maps are computed.
-        seed: of the projection.
+        seed: seed of the projection.
         cache: folder of the embeddings cache.
         device, batch_size, workers, engine, compile, on_error, progress: as for ``extract``.
 
@@ -187,15 +187,15 @@ def plot(
         out: file to write, ending in ``.png``, ``.svg`` or ``.pdf``; the numbers are written
             beside it as CSV. None to write nothing.
         label: class that ``cam`` explains; None for the predicted one.
-        colour: what the colours of ``projection`` are: ``class``, ``prediction`` or ``error``.
+        colour: what the colours of ``projection`` show: ``class``, ``prediction`` or ``error``.
         method: of ``projection``: ``tsne``, ``pca``, ``opentsne`` or ``umap``.
         thumbnails: whether ``projection`` draws images where there is space.
         count: number of mistakes (None: 25) or of similar images (None: 5).
-        seed: of the projection, the perturbations or the learning curve.
+        seed: seed of the projection, the perturbations or the learning curve.
         dpi: dots per inch of a PNG.
         style: ``screen``, or ``paper`` for an article: as wide as a column (85 mm) or a page
             (175 mm), text of 8 points, embedded fonts, and the title among the notes.
-        weights: of a network that is given by name.
+        weights: weights of a network that is given by name.
         cache: folder of the embeddings cache.
         device, batch_size, workers, engine, compile, on_error, progress: as for ``extract``.
 

@@ -166,12 +166,15 @@ def load_plain_run(run: PathLike | Run | SavedRun) -> SavedRun:
 
 @checked(run=PATH)
 def bundle(run: PathLike) -> Path:
-    """Write the weights of a run's network into its directory, and return the new file.
+    """Write the weights of a run's network into its directory.
 
-    The directory then predicts on another machine with nothing else than featkit.
+    The directory is then all that another machine with featkit needs in order to predict.
 
     Args:
         run: its name, ``latest``, its id or the start of one of them, or its directory.
+
+    Returns:
+        The path of the new file.
 
     Raises:
         RunError: if there is no such run.
@@ -278,6 +281,9 @@ def export(
         out: the file; None for ``model.onnx`` or ``model.pt2`` in the run directory.
         check: number of test images on which the file is verified.
         device, batch_size, workers, engine, compile, on_error, progress: as for ``extract``.
+
+    Returns:
+        The path of the file, and how its predictions agree with those of the run.
 
     Raises:
         HeadError: if the head cannot be exported.

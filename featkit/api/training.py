@@ -178,6 +178,10 @@ def compare_frameworks(
             views, val, epochs, batch_size, optimiser, lr: as for ``finetune``.
         cache, out, progress: as for ``finetune``.
 
+    Returns:
+        Differences of the outputs by layer, speed and memory of both frameworks, and for each mode
+        the accuracies with a paired test over seeds.
+
     Raises:
         SpecError: if an option is unknown, or the backbone is none of torchvision's.
         MissingExtraError: if TensorFlow is not installed.
@@ -446,6 +450,12 @@ def distill(
     Returns:
         Reports, paired tests and the fraction of the gap that distillation closes; None in a
         distributed process that is not the first.
+
+    Raises:
+        SpecError: if an option is unknown or out of range.
+        DataError: if there are no test images, or the teacher has other classes or was trained on
+            a test image.
+        TrainingError: if the loss is not finite, or a checkpoint belongs to another training.
     """
     options = dict(locals())
     options["backbone"] = options.pop("student")

@@ -22,7 +22,7 @@ Examples:
 def bundle(run: Path) -> None:
     """Put the weights of the network into the directory of a run.
 
-    A copy of the directory then predicts on another machine with nothing else than featkit. The
+    The directory is then all that another machine with featkit needs in order to predict. The
     weights are stored as safetensors, their SHA-256 in the card of the run. Prints the directory.
     """
     from featkit import api

@@ -57,7 +57,7 @@ Examples:
     "--curve",
     group="Episodes",
     metavar="K,K...",
-    help="Learning curve: also fit on K train images per class and evaluate on the test set.",
+    help="Also fit on K train images per class and evaluate on the test set (learning curve).",
     show_default="off",
 )
 @option(

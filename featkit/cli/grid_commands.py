@@ -64,8 +64,7 @@ grid_options = stack(
         "--measure",
         group="Output",
         is_flag=True,
-        help="With --dry-run: run a few batches of images through the networks to estimate the "
-        "time of extraction.",
+        help="Measure the throughput of networks for the time that --dry-run estimates.",
     ),
     cache_option,
     compute_options,

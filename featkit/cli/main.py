@@ -35,7 +35,7 @@ SECTIONS: dict[str, dict[str, str]] = {
     "Heads and evaluation": {
         "fit": "Fit a head and evaluate it on the test set.",
         "compare": "Compare runs with paired tests.",
-        "neighbours": "Find the training images most similar to images.",
+        "neighbours": "Find training images that resemble given images.",
         "report": "Write the report of a run as one HTML page.",
         "plot": "Draw a picture of a run, a network or an image.",
     },

@@ -47,10 +47,10 @@ Examples:
 def neighbours(
     run: Path, images: tuple[str, ...], as_json: bool, as_csv: bool, **options: Any
 ) -> None:
-    """Find the training images of a run that are most similar to images.
+    """Find the training images of a run that are most similar to given images.
 
-    RUN is a run directory, IMAGE an image file or a folder of images. Similarity is the cosine of
-    the features.
+    RUN is a run (its name, `latest`, its id or its directory), IMAGE an image file or a folder of
+    images. Similarity is the cosine of the features.
     """
     from featkit import api
 

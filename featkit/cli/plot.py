@@ -11,7 +11,7 @@ from featkit.cli.options import cache_option, command, compute_options, option
 from featkit.cli.output import interactive, print_line
 
 EPILOG = """\b
-Kinds for a run directory:
+Kinds for a run:
   projection     features of the test images in two dimensions
   confusion      confusion matrix
   reliability    reliability diagram
@@ -20,7 +20,7 @@ Kinds for a run directory:
   learning-curve test accuracy of the head over the number of training images
   cam            class activation maps of IMAGES, with deletion and insertion scores
   neighbours     the training images most similar to IMAGES
-Kinds for a network (its name, or a run directory):
+Kinds for a network (its name, or a run):
   filters        kernels of the first convolution
   feature-maps   channels after each stage, for the first of IMAGES
 Kinds for the folder of a study:
@@ -73,7 +73,7 @@ Examples:
     group="Report",
     type=click.Choice(["class", "prediction", "error"]),
     default="class",
-    help="What the colours of projection are.",
+    help="What the colours of projection show.",
 )
 @option("--thumbnails", group="Report", is_flag=True, help="Draw images in projection.")
 @option(
@@ -107,8 +107,9 @@ def plot(
 ) -> None:
     """Draw one picture of a run, a network, a study or an image.
 
-    KIND is one of the kinds below, TARGET a run directory, for some kinds the name of a network,
-    the folder of a study or an image, and IMAGES are image files or folders.
+    KIND is one of the kinds below. TARGET is what it shows: a run (its name, `latest`, its id or
+    its directory), a network, the folder of a study, or an image. IMAGES are image files or
+    folders.
     """
     from featkit import api
 

@@ -44,16 +44,17 @@ Use the pruned network as a backbone:
     multiple=True,
     type=FiniteRange(),
     metavar="FRACTION",
-    help="Unstructured magnitude pruning: fraction of the weights to set to zero. Repeatable: the "
-    "network is pruned step by step. Zero weights do not reduce latency on ordinary hardware.",
+    help="Fraction of the weights to set to zero, those of the smallest magnitude (unstructured "
+    "pruning). Repeatable: the network is pruned step by step. Zero weights do not reduce latency "
+    "on ordinary hardware.",
 )
 @option(
     "--macs",
     group="Pruning",
     type=FiniteRange(),
     metavar="FRACTION",
-    help="Structured pruning: remove channels until this fraction of the multiply-accumulate "
-    "operations (MACs) remains.",
+    help="Fraction of the multiply-accumulate operations (MACs) that remains after channels are "
+    "removed (structured pruning).",
 )
 @option(
     "--by",

@@ -45,11 +45,11 @@ Examples:
 def report(run: Path, **options: Any) -> None:
     """Write the report of a run as one HTML page.
 
-    RUN is a run directory. The page opens from disk without a network: accuracy with its interval,
-    mistakes with class activation maps and similar training images, the confusion matrix, an
-    interactive embedding map, calibration, the data, and how to use and repeat the run. With
-    several labels per image: the mean average precision, the metrics and calibration of each label,
-    and the labels that were missed and wrongly added.
+    RUN is a run (its name, `latest`, its id or its directory). The page opens from disk without a
+    network: accuracy with its interval, mistakes with class activation maps and similar training
+    images, the confusion matrix, an interactive embedding map, calibration, the data, and how to
+    use and repeat the run. With several labels per image: the mean average precision, the metrics
+    and calibration of each label, and the labels that were missed and wrongly added.
     """
     from featkit import api
 

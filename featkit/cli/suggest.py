@@ -56,10 +56,10 @@ image is chosen from each group of similar ones (k-means, Zhdanov 2019).
 def suggest(run: Path, images: tuple[str, ...], top: int, as_json: bool, **options: Any) -> None:
     """Suggest which unlabelled images to label next.
 
-    RUN is a run directory, FOLDER holds unlabelled images; image files may be given too. Suggests
-    images that the classifier is least certain about and that differ from each other. Images of
-    the run's own data and identical copies are left out and counted. Writes suggest-<folder>/ with
-    suggestions.csv and contact.png.
+    RUN is a run (its name, `latest`, its id or its directory), FOLDER holds unlabelled images;
+    image files may be given too. Suggests images that the classifier is least certain about and
+    that differ from each other. Images of the run's own data and identical copies are left out and
+    counted. Writes suggest-<folder>/ with suggestions.csv and contact.png.
     """
     from featkit import api
 

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from featkit.cli.options import (
+    BACKBONE_HELP,
     FiniteRange,
-    backbone_option,
     bundle_option,
     cache_option,
     command,
@@ -56,7 +56,13 @@ without train, val and test folders above them, or any other source that --data 
 )
 @split_option
 @seed_option
-@backbone_option
+@option(
+    "--backbone",
+    group="Backbone",
+    metavar="SPEC",
+    help=BACKBONE_HELP,
+    show_default="resnet18, then resnet50",
+)
 @weights_option
 @resize_option
 @decode_option
@@ -75,11 +81,11 @@ without train, val and test folders above them, or any other source that --data 
 @json_option
 @compute_options_with_default("skip")
 def train(photos: str, as_json: bool, **options: Any) -> None:
-    """Train a classifier of photos, and say how good it is.
+    """Train a classifier of photos, and report how good it is.
 
     Extracts features with a pretrained network, tunes all heads on validation images as far as
-    the time allows, chooses one, tests it once, and writes a run with a report and an ONNX file.
-    Ctrl-C while heads are tried continues with the best so far.
+    the time allows, chooses one, evaluates it once on the test images, and writes a run with a
+    report and an ONNX file. Ctrl-C while heads are tried continues with the best so far.
     """
     from featkit import api
 

@@ -8,7 +8,7 @@ images of its linear terms, so that all tests and intervals for means over image
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from statistics import NormalDist
 from typing import Any
 
@@ -675,9 +675,3 @@ def _folds_text(folds: FoldPrecisions) -> str:
 def _percent(share: float, interval: Interval | None = None) -> str:
     interval_text = f" ({100 * interval[0]:.1f} to {100 * interval[1]:.1f})" if interval else ""
     return f"{100 * share:.1f} %{interval_text}"
-
-
-def label_rows(report: MultiLabelReport) -> list[dict[str, Any]]:
-    """Return the metrics of each label as flat rows of a table, the best first."""
-    ranked = sorted(report.per_label, key=lambda row: -(row.average_precision or 0.0))
-    return [asdict(row) for row in ranked]

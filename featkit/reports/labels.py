@@ -30,7 +30,7 @@ from featkit.reports.run_parts import (
     run_commands,
     run_facts,
 )
-from featkit.reports.wording import folds_text, headline, images_word, interval_text
+from featkit.reports.wording import evaluated_on, headline, images_word, interval_text
 from featkit.runs.fit import package_versions
 from featkit.runs.names import run_title
 from featkit.studies.inspect_labels import LabelInspection
@@ -123,7 +123,7 @@ def labels_view(inspection: LabelInspection) -> LabelsView:
         diagrams.append((name, reliability_points(bins, _AXES)))
     return LabelsView(
         title=f"{run.name or run_title(report.provenance)}: {inspection.data}",
-        lead=f"Run {run.path.name}, {len(names)} labels, {_evaluated_on(report)}",
+        lead=f"Run {run.path.name}, {len(names)} labels, {evaluated_on(report)}",
         headline=headline(report),
         metrics=multilabel_summary(report),
         warnings=report.warnings,
@@ -156,11 +156,6 @@ def labels_view(inspection: LabelInspection) -> LabelsView:
         commands=run_commands(run, report),
         versions=package_versions(),
     )
-
-
-def _evaluated_on(report: MultiLabelReport) -> str:
-    text = f"{report.n:,} {images_word(report)}"
-    return text if report.folds is None else f"{text}, {folds_text(report.folds)}"
 
 
 def _tuning(report: MultiLabelReport) -> str:

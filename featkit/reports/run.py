@@ -33,7 +33,7 @@ from featkit.reports.run_parts import (
     run_facts,
     training_curves,
 )
-from featkit.reports.wording import folds_text, headline, images_word, interval_text, p_text
+from featkit.reports.wording import evaluated_on, headline, images_word, interval_text, p_text
 from featkit.runs.fit import package_versions
 from featkit.runs.names import run_title
 from featkit.studies.inspect import FloatComparison, RunInspection
@@ -124,7 +124,7 @@ def run_view(inspection: RunInspection) -> RunView:
     order = _matrix_order(report)
     return RunView(
         title=f"{run.name or run_title(provenance)}: {inspection.data}",
-        lead=f"Run {run.path.name}, {len(run.classes)} classes, {_evaluated_on(report)}",
+        lead=f"Run {run.path.name}, {len(run.classes)} classes, {evaluated_on(report)}",
         headline=headline(report),
         metrics=summary(report),
         warnings=report.warnings,
@@ -164,11 +164,6 @@ def run_view(inspection: RunInspection) -> RunView:
         commands=run_commands(run, report),
         versions=package_versions(),
     )
-
-
-def _evaluated_on(report: Report) -> str:
-    text = f"{report.n:,} {images_word(report)}"
-    return text if report.folds is None else f"{text}, {folds_text(report.folds)}"
 
 
 def _tuning(report: Report) -> str:

@@ -125,6 +125,12 @@ def folds_text(folds: FoldScores | FoldPrecisions) -> str:
     return text if folds.repeats == 1 else f"{text}, repeated {folds.repeats} times"
 
 
+def evaluated_on(report: Report | MultiLabelReport) -> str:
+    """Return the number of evaluated images, and the scheme of a cross-validation."""
+    text = f"{report.n:,} {images_word(report)}"
+    return text if report.folds is None else f"{text}, {folds_text(report.folds)}"
+
+
 def interval_text(interval: Interval) -> str:
     """Return the ends of an interval of fractions in percent or percentage points."""
     return f"{100 * interval[0]:z.1f} to {100 * interval[1]:z.1f}"

@@ -7,6 +7,8 @@ A page is run from top to bottom in a folder of its own:
 - ``sh``: the lines are run in turn, and show what they print to standard output and error.
 - ``python``: the block is executed; all blocks of a page share their variables.
 - any block with ``title="NAME"`` is written to the file NAME and not run.
+- ``title="example data"``: a ``sh`` block that is run on photos, tables, weights and runs that
+  ``tests/docs/sample.py`` writes, by ``tests/docs/test_commands.py``.
 - ``title="not run: REASON"``: neither.
 - ``text``, directly after a block that is run: what that block prints. ``<!-- first 5 -->`` or
   ``<!-- last 5 -->`` before it keep that many lines.
@@ -34,6 +36,7 @@ from featkit.cli import main
 
 DOCS = Path(__file__).parents[2] / "docs"
 NOT_RUN = "not run: "
+EXAMPLE_DATA = "example data"
 SHOWN_FOLDER = "/home/me"
 """Shown in place of the temporary folder in which a page is run."""
 _FENCE = re.compile(
@@ -68,6 +71,11 @@ class Block:
     def runs(self) -> bool:
         """Whether the block is run."""
         return self.language in {"sh", "python"} and not self.title
+
+    @property
+    def needs_data(self) -> bool:
+        """Whether the block is run on example data."""
+        return self.title == EXAMPLE_DATA
 
     @property
     def reason(self) -> str:
@@ -120,7 +128,7 @@ def run_page(
     found = blocks(path.read_text(encoding="utf-8"))
     variables: dict[str, Any] = {}
     for block, following in zip(found, [*found[1:], None], strict=True):
-        if block.reason:
+        if block.reason or block.needs_data:
             continue
         if block.title:
             Path(folder, block.title).write_text(block.code, encoding="utf-8")
@@ -128,9 +136,9 @@ def run_page(
             where = f"{path.name}, line {line_of(path, block)}"
             if block.language == "sh":
                 lines = commands(block.code)
-                printed = "".join(_run_command(line, where, in_process) for line in lines)
+                printed = "".join(run_command(line, where, in_process) for line in lines)
             else:
-                printed = _run_python(block, where, variables)
+                printed = run_python(block.code, where, variables)
             documented = following
             if following is None or following.language != "text" or following.gap.strip():
                 documented = None
@@ -142,14 +150,20 @@ def line_of(path: Path, block: Block) -> int:
     return path.read_text(encoding="utf-8").count("\n", 0, block.start) + 1
 
 
-def _run_python(block: Block, where: str, variables: dict[str, Any]) -> str:
+def run_python(code: str, where: str, variables: dict[str, Any]) -> str:
+    """Run code that shares variables with what ran before; return what it prints."""
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed):
-        exec(compile(block.code, where, "exec"), variables)
+        exec(compile(code, where, "exec"), variables)
     return printed.getvalue()
 
 
-def _run_command(line: str, where: str, in_process: bool) -> str:
+def run_command(line: str, where: str, in_process: bool = True) -> str:
+    """Run a command line, in this process if it is featkit's; return what it prints.
+
+    Raises:
+        AssertionError: if it fails.
+    """
     words = shlex.split(line, comments=True)
     if words[0] == "featkit" and in_process:
         target = words[-1] if words[-2] == ">" else None

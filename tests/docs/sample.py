@@ -30,15 +30,16 @@ COLOURS = {
     "tulip": (60, 160, 70),
 }
 """Classes and the colour of their images."""
-PER_CLASS = 60
-"""Images of a class: `longtail --if 50` needs 50 of the largest one."""
+PER_CLASS = 75
+"""Images of a class: `longtail --if 50` needs 50 training images of the largest one."""
 RESIZE = "32"
 
 
 def write_image(path: Path, colour: Iterable[int], rng: np.random.Generator) -> None:
-    """Write an image of coarse noise around a colour."""
+    """Write an image of coarse noise around a colour, which varies."""
     noise = rng.normal(0, 45, (6, 6, 3)).repeat(7, axis=0).repeat(6, axis=1)
-    pixels = (np.array(tuple(colour)) + noise).clip(0, 255).astype(np.uint8)
+    centre = np.array(tuple(colour)) + rng.normal(0, 35, 3)
+    pixels = (centre + noise).clip(0, 255).astype(np.uint8)
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(pixels).save(path)
 
