@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
+from itertools import pairwise
 
 import pytest
 
@@ -121,7 +122,7 @@ def test_the_parts_of_the_readme_have_all_its_commands():
     text = "\n" + README.read_text(encoding="utf-8")
     ends = list(README_PARTS.values())
     assert text.startswith("\n" + ends[0][0])
-    assert all(one[1] == other[0] for one, other in zip(ends, ends[1:], strict=False))
+    assert all(one[1] == other[0] for one, other in pairwise(ends))
     rest = text[text.index(f"\n{ends[-1][1]}") :]
     assert not [block for block in blocks(rest) if block.runs]
 
