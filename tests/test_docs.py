@@ -21,6 +21,7 @@ from featkit.cli import main
 from featkit.compression.onnx_reader import to_model_input
 from featkit.images import load_images
 from featkit.images.decode import decode_file
+from featkit.images.perturb import PERTURBATIONS
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -147,6 +148,10 @@ def test_readme_points_at_files_that_are_there():
     for target in re.findall(r"\]\(([^)#]+)\)", README):
         if "://" not in target:
             assert (ROOT / target).exists(), target
+
+
+def test_readme_has_the_number_of_corruptions():
+    assert f"# {len(PERTURBATIONS)} corruptions" in README
 
 
 def test_contributing_names_files_that_are_there():

@@ -166,7 +166,9 @@ def test_every_extra_is_in_the_table_of_extras():
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_blocks_that_are_not_run_say_why(page):
     for block in blocks(text_of(page)):
-        if block.language in {"sh", "python"} and block.title and not block.reason:
+        if block.needs_data:
+            assert block.language == "sh"
+        elif block.language in {"sh", "python"} and block.title and not block.reason:
             assert re.fullmatch(r"[\w.]+\.py", block.title), block.title
         if block.title.startswith("not run"):
             assert len(block.reason) > 8
