@@ -35,7 +35,7 @@ FEW_FAILED = 2
 """Cells of a grid that may fail: a class of one image is too small for `smote`."""
 
 FLOWERS = "featkit fit --data photos --backbone resnet50 --head knn --name flowers-v"
-SCENES = "featkit fit --data scenes/labels.csv --head linear --name scenes-"
+SCENES = "featkit fit --data scenes/labels.csv --head {0} --name scenes-{0}"
 BEFORE = {
     "README.md": {
         "featkit cache merge": ["featkit extract --data photos --backbone resnet50 --shard 2/2"],
@@ -45,7 +45,7 @@ BEFORE = {
     "runs.md": {"featkit runs ls": [FLOWERS + "1"]},
     "clean.md": {"featkit suggest": [FLOWERS + "1"]},
     "weights.md": {"featkit bundle": [FLOWERS.replace("flowers-v", "shop-v1")]},
-    "labels.md": {"featkit compare": [SCENES + "linear", SCENES + "svm"]},
+    "labels.md": {"featkit compare": [SCENES.format("linear"), SCENES.format("svm")]},
 }
 """Commands of featkit that make what a page takes for granted, by page and next command."""
 
