@@ -274,8 +274,8 @@ def look_alike(text: str) -> str:
     Compared to ``normal_form``, joiners and variation selectors are removed, and spaces of any kind
     and number are one space.
     """
-    if text.isascii() and text.isprintable() and " " not in text:
-        return text
+    if text.isascii() and text.isprintable():
+        return " ".join(text.split())
     visible = []
     for letter in normal_form(text):
         if letter not in _JOINERS and not 0xFE00 <= ord(letter) <= 0xFE0F:
