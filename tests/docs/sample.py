@@ -54,6 +54,7 @@ def write_images(folder: Path) -> None:
             patient = f"patient{number // 4}"
             path = folder / "scans" / name / patient / f"{patient}_{number % 4:02}.jpg"
             write_image(path, colour, rng)
+            write_image(folder / "xrays" / name / path.name, colour, rng)
         for number in range(12):
             split = "train" if number < 8 else "test"
             write_image(
