@@ -332,7 +332,7 @@ def to_json_value(value: Any) -> Any:
     Infinite values, NaN and unknown types become strings.
     """
     if type(value) in _PLAIN_TYPES:  # first, as most values of a report are
-        return _finite(value)
+        return value
     if is_dataclass(value) and not isinstance(value, type):
         return to_json_value(_written_fields(value))
     if isinstance(value, Mapping):
@@ -340,16 +340,14 @@ def to_json_value(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [to_json_value(item) for item in value]
     if isinstance(value, np.ndarray | np.generic):
-        return to_json_value(value.tolist())
-    return _finite(value) if isinstance(value, float | int | str) else str(value)
+        # Integers, such as those of a confusion matrix, need not be looked at one by one.
+        return value.tolist() if value.dtype.kind in "biu" else to_json_value(value.tolist())
+    if isinstance(value, float):
+        return value if math.isfinite(value) else str(value)
+    return value if isinstance(value, int | str) else str(value)
 
 
-def _finite(value: Any) -> Any:
-    """Return a plain value; NaN and infinity as text."""
-    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
-
-
-_PLAIN_TYPES = {str, float, int, bool, type(None)}
+_PLAIN_TYPES = {str, int, bool, type(None)}
 
 
 def summary(report: Report) -> str:
