@@ -659,7 +659,7 @@ name_option = option(
     group="Output",
     metavar="TEXT",
     help="Name for commands, tables and figures.",
-    show_default="made from network, head and options",
+    show_default="from its options",
 )
 json_option = option("--json", "as_json", group="Output", is_flag=True, help="Print JSON.")
 

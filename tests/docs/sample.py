@@ -151,6 +151,8 @@ def quick(line: str) -> str:
         assert inner is not None, line
         command = inner
     known = {option.name for option in command.params}
+    if words[1] == "quantize" and "--data" not in words:
+        known.discard("resize")  # a run has its own images and network
     for name, value in QUICK.items():
         if name in known and not re.search(rf"--{name}|\.toml", line):
             words += [f"--{name}", value]
