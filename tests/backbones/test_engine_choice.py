@@ -239,7 +239,7 @@ def test_the_measured_rates_are_logged(quick, rates, caplog):
     assert "resnet18: onnxruntime (torch " in caplog.text
 
 
-def test_a_remembered_network_runs_without_torch(quick, tmp_path):
+def test_a_remembered_network_runs_without_torch(quick, rates, tmp_path):
     """As `predict` of one image does."""
     open_engine(small(), engine="onnxruntime")
     file = tmp_path / "pixels.npy"
