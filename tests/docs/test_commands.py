@@ -39,7 +39,11 @@ SCENES = "featkit fit --data scenes/labels.csv --head {0} --name scenes-{0}"
 BEFORE = {
     "README.md": {
         "featkit cache merge": ["featkit extract --data photos --backbone resnet50 --shard 2/2"],
-        "featkit compare flowers-v1": [FLOWERS + "1", FLOWERS + "2"],
+        # Another head: the same one would be the same run, under another name.
+        "featkit compare flowers-v1": [
+            FLOWERS + "1",
+            FLOWERS.replace("knn", "prototypical") + "2",
+        ],
     },
     "pictures.md": {"featkit report": [FLOWERS + "1"]},
     "runs.md": {"featkit runs ls": [FLOWERS + "1"]},
