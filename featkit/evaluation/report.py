@@ -341,10 +341,16 @@ def to_json_value(value: Any) -> Any:
         return [to_json_value(item) for item in value]
     if isinstance(value, np.ndarray | np.generic):
         # Integers, such as those of a confusion matrix, need not be looked at one by one.
-        return value.tolist() if value.dtype.kind in "biu" else to_json_value(value.tolist())
-    if isinstance(value, float):
-        return value if math.isfinite(value) else str(value)
-    return value if isinstance(value, int | str) else str(value)
+        plain = value.tolist()
+        return plain if value.dtype.kind in "biu" else to_json_value(plain)
+    return _finite(value)
+
+
+def _finite(value: Any) -> Any:
+    """Return a number or a text; NaN, infinity and values of other types as text."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    return value if isinstance(value, float | int | str) else str(value)
 
 
 _PLAIN_TYPES = {str, int, bool, type(None)}
