@@ -864,6 +864,12 @@ HOME_VARIABLE = "FEATKIT_HOME"
 """Environment variable with the folder of what featkit remembers about this machine: the list of
 folders for results, and the engines that were chosen."""
 
+
+def cache_folder(name: str) -> Path | None:
+    """Return a folder of featkit in the user's cache folder; None if no home folder is known."""
+    return default_folder(f"{os.environ.get('XDG_CACHE_HOME') or '~/.cache'}/featkit/{name}")
+
+
 OFFLINE_VARIABLE = "FEATKIT_OFFLINE"
 """Environment variable that forbids downloads of weights, data sets and images if it is set."""
 
@@ -882,7 +888,7 @@ def data_folder() -> Path:
     given = os.environ.get("FEATKIT_DATA")
     if given:
         return user_path(given)
-    folder = default_folder(f"{os.environ.get('XDG_CACHE_HOME') or '~/.cache'}/featkit/data")
+    folder = cache_folder("data")
     if folder is None:
         raise DataError("the home folder is not known: set FEATKIT_DATA or HOME, or give root=DIR")
     return folder

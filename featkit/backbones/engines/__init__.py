@@ -12,7 +12,6 @@ __all__ = ["ENGINES", "Engine", "ForwardPass", "Workload", "open_engine"]
 
 ENGINES = ("auto", "torch", "onnxruntime")
 
-
 _ONE_IMAGE = Workload()
 
 

@@ -162,7 +162,7 @@ def open_onnxruntime(backbone: Backbone, workload: Workload) -> Engine:
             return kept
     choice, data = examine(backbone, _open_torch(backbone), workload.workers)
     if choice.reason:
-        raise SpecError(f"ONNX Runtime cannot run {choice.reason}: use --engine torch")
+        raise SpecError(f"--engine onnxruntime: {choice.reason}; --engine torch runs it")
     if place is not None:
         place.remember(backbone, choice, data)
     return OnnxEngine(data, backbone.name, threads=workload.threads)
@@ -208,7 +208,7 @@ def examine(
     distance = relative_distance(found, expected)
     # Not "distance > ...", which would accept NaN.
     if not distance <= AGREEMENT:
-        reason = f"{backbone.name} with the features of torch: they differ by {distance:.0e}"
+        reason = f"features of {backbone.name} differ from those of torch by {distance:.0e}"
         return EngineChoice(backbone.name, "torch", 0.0, 0.0, distance, reason=reason), b""
     seconds: dict[str, list[float]] = {"torch": [], "onnxruntime": []}
     with one_thread_per_worker() as start:

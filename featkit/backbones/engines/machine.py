@@ -11,7 +11,7 @@ from typing import Any
 
 from featkit.backbones.devices import cpu_flags
 from featkit.extras import package_version
-from featkit.storage import HOME_VARIABLE, default_folder, digest, user_path
+from featkit.storage import HOME_VARIABLE, cache_folder, digest, user_path
 
 
 def engine_folder() -> Path | None:
@@ -19,7 +19,7 @@ def engine_folder() -> Path | None:
     given = os.environ.get(HOME_VARIABLE)
     if given:
         return user_path(given) / "engines"
-    return default_folder(f"{os.environ.get('XDG_CACHE_HOME') or '~/.cache'}/featkit/engines")
+    return cache_folder("engines")
 
 
 def machine_key(parts: Sequence[Any], packages: Sequence[str]) -> str:

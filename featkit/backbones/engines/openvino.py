@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import threading
 from collections.abc import Callable
@@ -12,7 +11,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from featkit.backbones.base import Backbone
+from featkit.backbones.base import Backbone, QuantizedNetwork
 from featkit.backbones.devices import refuse_int8
 from featkit.backbones.engines.base import Engine, ForwardPass
 from featkit.backbones.engines.machine import engine_folder, machine_key
@@ -81,7 +80,7 @@ class OpenVinoEngine(Engine):
             raise SpecError(f"{title} is no ONNX file: quantize it again") from error
         engine = cls(data, backbone.preprocess.crop, title)
         engine.properties = properties
-        agreed = _agreement_file(data)
+        agreed = _agreement_file(backbone.quantized)
         if agreed is not None and agreed.is_file():
             return engine
         # Not remembered if the user chose to continue in spite of a difference.
@@ -121,13 +120,12 @@ class OpenVinoEngine(Engine):
         return agree
 
 
-def _agreement_file(data: bytes) -> Path | None:
+def _agreement_file(network: QuantizedNetwork | None) -> Path | None:
     """Return the file that exists if a network agreed with ONNX Runtime on this machine."""
     folder = engine_folder()
-    if folder is None:
+    if folder is None or network is None:
         return None
-    sha256 = hashlib.sha256(data).hexdigest()
-    return folder / "openvino" / machine_key([sha256], ["openvino", "onnxruntime"])
+    return folder / "openvino" / machine_key([network.digest], ["openvino", "onnxruntime"])
 
 
 def _remember(agreed: Path | None) -> None:
