@@ -331,14 +331,17 @@ def to_json_value(value: Any) -> Any:
 
     Infinite values, NaN and unknown types become strings.
     """
-    if type(value) in _PLAIN_TYPES:  # first, as most values of a report are
+    # First, as most values of a report are.
+    if type(value) in _PLAIN_TYPES:
         return value
+    if type(value) is float:
+        return value if math.isfinite(value) else str(value)
     if is_dataclass(value) and not isinstance(value, type):
         return to_json_value(_written_fields(value))
-    if isinstance(value, Mapping):
-        return {str(key): to_json_value(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [to_json_value(item) for item in value]
+    if isinstance(value, Mapping):
+        return {str(key): to_json_value(item) for key, item in value.items()}
     if isinstance(value, np.ndarray | np.generic):
         # Integers, such as those of a confusion matrix, need not be looked at one by one.
         plain = value.tolist()
