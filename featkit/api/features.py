@@ -17,6 +17,7 @@ from featkit.api.options import (
     make_request,
     request_options,
 )
+from featkit.api.progress import iteration_bar
 from featkit.arguments import checked, text
 from featkit.errors import DataError, OptionsError
 
@@ -297,11 +298,12 @@ def check_copies(features: FeatureSet, options: Mapping[str, Any]) -> FeatureSet
     from featkit.runs.features import find_copies
     from featkit.runs.folds import find_fold_copies
 
-    folds = options["folds"]
-    if folds:
-        copies = find_fold_copies(features, folds, features.request.seed, options["repeats"])
-    else:
-        copies = find_copies(features)
+    folds, repeats, seed = options["folds"], options["repeats"], features.request.seed
+    with iteration_bar("search for near copies", options["progress"]) as show:
+        if folds:
+            copies = find_fold_copies(features, folds, seed, repeats, show)
+        else:
+            copies = find_copies(features, show)
     warnings = copies.warnings()
     if warnings and options["strict"]:
         part = "the data" if folds else "one of the splits"

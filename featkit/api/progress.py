@@ -118,7 +118,7 @@ def batch_bar(name: str, visible: bool) -> Callable[[Sequence[Any]], Iterable[An
 
 @contextmanager
 def iteration_bar(name: str, visible: bool) -> Iterator[Callable[[int, int], None] | None]:
-    """Show a bar on stderr of the iterations of a projection, from the first one on."""
+    """Show a bar on stderr of the steps of a computation, from the first one on."""
     from tqdm import tqdm
 
     if not visible:
@@ -128,7 +128,7 @@ def iteration_bar(name: str, visible: bool) -> Iterator[Callable[[int, int], Non
 
     def show(done: int, total: int) -> None:
         nonlocal bar
-        bar = bar or tqdm(desc=name, unit="it", total=total, leave=False)
+        bar = bar or tqdm(desc=name, total=total, unit_scale=total >= 10**6, leave=False)
         bar.update(done - bar.n)
 
     try:

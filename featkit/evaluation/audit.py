@@ -6,7 +6,7 @@ class probabilities whose rows sum to 1.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -79,6 +79,7 @@ def near_copies(
     *,
     chance: float = CHANCE_COPIES,
     seed: int = 0,
+    progress: Callable[[int, int], None] | None = None,
 ) -> NearCopies:
     """Return the test rows that have a near copy among the other rows.
 
@@ -105,6 +106,7 @@ def near_copies(
         is_test: ``(n,)`` whether a row is in the test set.
         chance: number of test rows expected to be found by chance if there are no copies.
         seed: of the sample.
+        progress: called with the number of pairs that were compared, and of all pairs.
     """
     none = np.empty(0, np.int64)
     tests, others = np.flatnonzero(is_test), np.flatnonzero(~is_test)
@@ -119,8 +121,9 @@ def near_copies(
         return NearCopies(none, none, np.empty(0), 1.0)
     limit, median = ratio * np.quantile(sampled[:, -1], [_CAP, 0.5])
     search = _pairs_in_blocks if is_view(unit) else _most_similar_pairs
+    cosine = 1 - float(limit) ** 2 / 2
     rows, originals, cosines = search(
-        unit, tests, others, _directions(unit[sample]), 1 - float(limit) ** 2 / 2
+        unit, tests, others, _directions(unit[sample]), cosine, progress=progress
     )
     involved, place = np.unique(np.concatenate([rows, originals]), return_inverse=True)
     if len(involved):
@@ -206,6 +209,8 @@ def _most_similar_pairs(
     others: Labels,
     directions: NDArray[np.floating[Any]],
     cosine: float,
+    *,
+    progress: Callable[[int, int], None] | None = None,
 ) -> tuple[Labels, Labels, Probabilities]:
     """Return test rows, the most similar other row of each, and cosines, of at least ``cosine``.
 
@@ -215,6 +220,7 @@ def _most_similar_pairs(
         others: ``(b,)`` all other rows.
         directions: from ``_directions``.
         cosine: smallest cosine.
+        progress: as for ``near_copies``.
     """
     bounds = _projection(unit, directions)
     rows, originals, cosines = [], [], []
@@ -226,6 +232,8 @@ def _most_similar_pairs(
         rows.append(own[found[0]])
         originals.append(others[found[1]])
         cosines.append(found[2].astype(np.float64))
+        if progress:
+            progress((start + len(own)) * len(others), len(tests) * len(others))
     return np.concatenate(rows), np.concatenate(originals), np.concatenate(cosines)
 
 
@@ -272,6 +280,8 @@ def _pairs_in_blocks(
     others: Labels,
     directions: NDArray[np.floating[Any]],
     cosine: float,
+    *,
+    progress: Callable[[int, int], None] | None = None,
 ) -> tuple[Labels, Labels, Probabilities]:
     """Do what ``_most_similar_pairs`` does with rows that are read block by block."""
     best, originals = np.full(len(tests), -np.inf), np.zeros(len(tests), np.int64)
@@ -288,6 +298,9 @@ def _pairs_in_blocks(
                 better = values > best[places]
                 best[places[better]] = values[better]
                 originals[places[better]] = others[part][second[better]]
+            if progress:
+                compared = batch.start * len(others) + len(rows) * part.stop
+                progress(compared, len(tests) * len(others))
     found = np.flatnonzero(np.isfinite(best))
     return tests[found], originals[found], best[found]
 

@@ -420,11 +420,15 @@ def leaks(features: FeatureSet) -> NDArray[np.int64]:
     return np.array(found, np.int64)
 
 
-def find_copies(features: FeatureSet) -> Copies:
+def find_copies(features: FeatureSet, progress: Callable[[int, int], None] | None = None) -> Copies:
     """Find test images that are copies or near copies of train or val images.
 
     Near copies are found by their features, see ``evaluation.audit.near_copies``; those of
     augmented views do not count. Perturbed test images are compared before the perturbation.
+
+    Args:
+        features: of all images.
+        progress: called with the number of pairs that were compared, and of all pairs.
 
     Raises:
         CacheError: if the cache file is missing or damaged.
@@ -443,7 +447,8 @@ def find_copies(features: FeatureSet) -> Copies:
     excluded = {embeddings.ids[row] for row in identical}
     kept = np.array([name not in excluded and not is_augmented_view(name) for name in ids], bool)
     rows_kept = np.flatnonzero(kept)
-    found = near_copies(select_rows(x, rows_kept), splits[rows_kept] == "test")
+    is_test = splits[rows_kept] == "test"
+    found = near_copies(select_rows(x, rows_kept), is_test, progress=progress)
     return Copies(
         identical=tuple(embeddings.ids[row] for row in identical),
         near=tuple(ids[row] for row in rows_kept[found.rows]),

@@ -161,7 +161,13 @@ def fit_folds(
     )
 
 
-def find_fold_copies(source: FeatureSet, folds: int, seed: int, repeats: int = 1) -> Copies:
+def find_fold_copies(
+    source: FeatureSet,
+    folds: int,
+    seed: int,
+    repeats: int = 1,
+    progress: Callable[[int, int], None] | None = None,
+) -> Copies:
     """Find images with a copy or near copy in another fold of any repeat.
 
     Args:
@@ -169,6 +175,7 @@ def find_fold_copies(source: FeatureSet, folds: int, seed: int, repeats: int = 1
         folds: number of folds.
         seed: of the folds.
         repeats: number of random divisions into folds.
+        progress: called with the number of folds that were searched, and of all folds.
 
     Raises:
         DataError: if the images cannot be divided into folds, or a feature is not finite.
@@ -178,13 +185,15 @@ def find_fold_copies(source: FeatureSet, folds: int, seed: int, repeats: int = 1
     identical: dict[str, None] = {}  # as an ordered set
     most_similar: dict[str, tuple[str, float]] = {}
     drawn = [named_folds(source, images, folds, seed + repeat) for repeat in range(repeats)]
-    for fold_of, fold in product(drawn, range(folds)):
+    for done, (fold_of, fold) in enumerate(product(drawn, range(folds)), 1):
         splits = np.where(fold_of == fold, "test", "train")
         found = find_copies(replace(source, embeddings=replace(images, splits=splits)))
         identical |= dict.fromkeys(found.identical)
         for name, original, cosine in zip(found.near, found.originals, found.cosines, strict=True):
             if name not in most_similar or cosine > most_similar[name][1]:
                 most_similar[name] = original, cosine
+        if progress:
+            progress(done, folds * repeats)
     near = [(name, *pair) for name, pair in most_similar.items() if name not in identical]
     near.sort(key=lambda row: -row[2])
     return Copies(

@@ -249,6 +249,16 @@ def test_copies_within_a_split_and_scaled_features_do_not_matter():
     assert len(one.rows) == 1
 
 
+def assert_complete(calls, is_test):
+    """Assert that the progress of a search grows up to the number of all pairs."""
+    pairs = int(is_test.sum()) * int((~is_test).sum())
+    assert {total for _, total in calls} == {pairs}
+    done = [compared for compared, _ in calls]
+    assert done == sorted(set(done))
+    assert len(done) > 2
+    assert done[-1] == pairs
+
+
 def test_comparing_all_pairs_finds_the_same_copies(monkeypatch):
     """As where the bound excludes too few pairs; in blocks of a few rows as well."""
     x, is_test = uneven(3)
@@ -257,7 +267,9 @@ def test_comparing_all_pairs_finds_the_same_copies(monkeypatch):
     usual = near_copies(x, is_test)
     monkeypatch.setattr(audit, "_MAX_CANDIDATES", -1.0)
     monkeypatch.setattr(similarity, "BLOCK_NUMBERS", 40 * len(x))
-    every = near_copies(x, is_test)
+    calls = []
+    every = near_copies(x, is_test, progress=lambda *pairs: calls.append(pairs))
+    assert_complete(calls, is_test)
     assert len(usual.rows) == 9
     pairs = [
         dict(zip(found.rows.tolist(), found.originals.tolist(), strict=True))
@@ -299,7 +311,9 @@ def test_near_copies_of_rows_in_a_file_are_those_of_an_array(share, monkeypatch)
     monkeypatch.setattr(audit, "_ROWS_PER_PASS", 100)
     monkeypatch.setattr(similarity, "BLOCK_NUMBERS", 60 * 40)
     monkeypatch.setattr(blocks, "BLOCK_VALUES", 12 * 70)
-    found = near_copies(RowView(Source(x)), is_test)
+    calls = []
+    found = near_copies(RowView(Source(x)), is_test, progress=lambda *pairs: calls.append(pairs))
+    assert_complete(calls, is_test)
     assert found.rows.tolist() == expected.rows.tolist()
     assert found.originals.tolist() == expected.originals.tolist()
     np.testing.assert_allclose(found.cosines, expected.cosines, rtol=0, atol=1e-6)
