@@ -13,7 +13,7 @@ from scipy.special import logsumexp, softmax
 from sklearn.utils.validation import has_fit_parameter
 
 from featkit.errors import MissingExtraError, SpecError
-from featkit.heads.base import Floats, UnfitDataError, fit_with_groups
+from featkit.heads.base import Floats, fit_with_groups
 from featkit.heads.linear import LinearHead
 from featkit.heads.mlp import MLPHead
 from featkit.heads.prototypical import PrototypicalHead
@@ -172,7 +172,8 @@ class Smote(Correction):
     """Grow each class to the size of the largest by interpolating between neighbours.
 
     Uses imbalanced-learn with 5 neighbours of the same class, or one fewer than the smallest class
-    has images. A synthetic sample lies between two samples, which may be of different groups: with
+    of two images or more has. The image of a class with a single one, which has no neighbour, is
+    repeated. A synthetic sample lies between two samples, which may be of different groups: with
     groups, a head is therefore calibrated on the real samples only.
 
     Source: Chawla et al., "SMOTE: synthetic minority over-sampling technique", JAIR 2002.
@@ -183,26 +184,30 @@ class Smote(Correction):
 
         Raises:
             MissingExtraError: if imbalanced-learn is not installed.
-            UnfitDataError: if a class has a single sample.
         """
         try:
             from imblearn.over_sampling import SMOTE
         except ImportError:
             raise MissingExtraError("imbalanced-learn", "longtail") from None
-        _, counts = class_counts(y)
-        if counts.min() < 2:
-            label = np.unique(y)[counts.argmin()]
-            raise UnfitDataError(
-                f"smote needs two images of each class, but class {label} has 1: "
-                "use oversample instead"
+        codes, counts = class_counts(y)
+        size = counts.max()
+        grown, labels = x, y
+        if size > 1:
+            several = np.unique(y)[(counts > 1) & (counts < size)].tolist()
+            sampler = SMOTE(
+                sampling_strategy=dict.fromkeys(several, int(size)),
+                k_neighbors=min(5, int(counts[counts > 1].min()) - 1),
+                random_state=seed,
             )
-        sampler = SMOTE(k_neighbors=min(5, int(counts.min()) - 1), random_state=seed)
-        grown, labels = sampler.fit_resample(x, y)
+            grown, labels = sampler.fit_resample(x, y)
+        single = np.repeat(np.flatnonzero(counts[codes] == 1), size - 1)
         own = None
         if groups is not None:
             # Synthetic samples follow the real ones.
             synthetic = np.full(len(labels) - len(y), "")
             own = np.concatenate([np.asarray(groups).astype(np.str_), synthetic])
+            own = np.concatenate([own, own[single]])
+        grown, labels = np.concatenate([grown, x[single]]), np.concatenate([labels, y[single]])
         return fit_with_groups(head, grown, labels, own)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType
+from typing import Any
 
 import numpy as np
 import pytest
@@ -220,37 +220,36 @@ def test_sampling_depends_on_the_seed_only_and_crt_is_class_aware(rows, points):
     np.testing.assert_array_equal(scores(rows, points, "crt"), scores(rows, points, "class_aware"))
 
 
-class Grown:
-    """The signature of imbalanced-learn's SMOTE."""
-
-    def __init__(self, *, k_neighbors: int, random_state: int) -> None:
-        self.arguments = k_neighbors, random_state
-
-    def fit_resample(self, x: Floats, y: NDArray[np.int64]) -> tuple[Floats, NDArray[np.int64]]:
-        assert self.arguments == (4, 0)
-        return np.concatenate([x, x[y == 4]]), np.concatenate([y, y[y == 4]])
-
-
-def test_smote_calls_imbalanced_learn(rows, points, monkeypatch):
+def test_smote_is_that_of_imbalanced_learn(rows, points):
     """With fewer neighbours than the smallest class has images."""
-    package, module = ModuleType("imblearn"), ModuleType("imblearn.over_sampling")
-    module.SMOTE = Grown
-    monkeypatch.setitem(sys.modules, "imblearn", package)
-    monkeypatch.setitem(sys.modules, "imblearn.over_sampling", module)
-    twice = np.concatenate([np.arange(47), np.flatnonzero(LABELS == 4)])
-    expected = make_head(PLAIN).fit(rows[twice], LABELS[twice]).predict_proba(points)
+    over_sampling = pytest.importorskip("imblearn.over_sampling")
+    grown, labels = over_sampling.SMOTE(k_neighbors=4, random_state=0).fit_resample(rows, LABELS)
+    assert np.unique(labels, return_counts=True)[1].tolist() == [30, 30, 30]
+    expected = make_head(PLAIN).fit(grown, labels).predict_proba(points)
     np.testing.assert_array_equal(scores(rows, points, "smote"), expected)
-    with pytest.raises(
-        HeadError, match=r"^smote needs two images of each class, but class 4 has 1: use oversample"
-    ):
-        scores(rows[:43], points, "smote", y=LABELS[:43])
 
 
-def test_smote_grows_every_class_to_the_largest(rows):
-    """If imbalanced-learn is installed."""
+@pytest.mark.parametrize("counts", [(30, 12, 1), (6, 1, 2, 1), (1, 2), (1, 1)])
+def test_smote_repeats_the_image_of_a_class_with_one(counts):
     pytest.importorskip("imblearn")
-    seen = CORRECTIONS.make("smote").fit(RowsSeen(), rows, LABELS, 0)
-    assert set(np.bincount(seen.y)) == {0, 30}
+    y = np.repeat(np.arange(len(counts)), counts)
+    x = np.random.default_rng(0).normal(size=(len(y), 4))
+    seen = AllSeen()
+    CORRECTIONS.make("smote").train(seen, x, y, 0, np.arange(len(y)).astype(str))
+    assert set(np.bincount(seen.y)) == {max(counts)}
+    np.testing.assert_array_equal(seen.x[: len(y)], x)
+    for label in np.flatnonzero(np.array(counts) == 1):
+        repeated = seen.y == label
+        assert len(np.unique(seen.x[repeated], axis=0)) == 1
+        assert set(seen.groups[repeated]) == {str(np.flatnonzero(y == label)[0])}
+
+
+class AllSeen:
+    """Mock head that records its training data and their groups."""
+
+    def fit(self, x: Floats, y: NDArray[np.int64], groups: Any = None) -> AllSeen:
+        self.x, self.y, self.groups = x, y, groups
+        return self
 
 
 def test_smote_without_its_extra_raises_an_error_that_names_it(rows, points, monkeypatch):
