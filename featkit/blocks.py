@@ -128,8 +128,9 @@ class RowView(NDArrayOperatorsMixin):
                 rows = rows.astype(np.int64)
             if rows.ndim != 1 or rows.dtype.kind not in "iu":
                 raise IndexError("rows are chosen by a slice, or by integers or booleans")
-            if len(rows) and not -n <= rows.min() <= rows.max() < n:
-                raise IndexError(f"row {rows.max()} of {n}")
+            outside = rows[(rows < -n) | (rows >= n)]
+            if len(outside):
+                raise IndexError(f"row {outside[0]} of {n}")
             rows = np.where(rows < 0, rows + n, rows)
         return rows if self._rows is None else self._rows[rows]
 

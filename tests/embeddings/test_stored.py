@@ -75,6 +75,20 @@ def test_a_large_file_is_a_view_of_the_same_rows(layout, tmp_path, lower_limits,
         np.testing.assert_array_equal(part.x[rows], array.part(split).x[rows])
 
 
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_rows_are_read_in_any_order_any_number_of_times(layout, tmp_path, lower_limits):
+    write(tmp_path / "a.h5", features(), layout)
+    view = store.read(tmp_path / "a.h5").x
+    whole = view[:]
+    rng = np.random.default_rng(4)
+    wanted = [[0, 0, 2], [5, 5, 7], [7, 5, 5], [1, 1, 4, 4], [3], [2, 2, 2], []]
+    for size in (3, 10, 100, 2000):
+        wanted += [rng.integers(0, size, size).tolist() for _ in range(20)]
+    for rows in wanted:
+        rows = np.array(rows, np.int64) % N
+        np.testing.assert_array_equal(view[rows], whole[rows], str(rows[:10]))
+
+
 def test_rows_are_read_from_a_contiguous_dataset(tmp_path, lower_limits):
     x = features()
     write(tmp_path / "a.h5", x)
