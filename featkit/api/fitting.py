@@ -190,11 +190,13 @@ def fit_heads(
         options: the other options of ``fit``.
     """
     from featkit.heads import make_head
+    from featkit.registry import Spec
     from featkit.runs.compare import compare_runs
     from featkit.runs.fit import FitConfig
 
-    given_heads = tuple(heads)
-    heads = expand_heads(heads)
+    # In canonical form, such as C=0.001 for C=1e-3, as runs have them.
+    given_heads = tuple(str(Spec.parse(head)) for head in heads)
+    heads = expand_heads(given_heads)
     for head in heads:  # fail on an unknown head before features are extracted
         make_head(head)
     given = "" if name is None else NAME.check("name", name)

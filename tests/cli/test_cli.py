@@ -335,6 +335,12 @@ def test_fit_over_seeds_gives_their_mean(photos):
     assert len(found["runs"]) == len(set(found["runs"])) == found["seeds"] == 3
 
 
+@pytest.mark.parametrize("head", ["knn:k=05", "knn:temperature=1e-1,k=1", "knn:scale=None"])
+def test_a_head_may_be_spelled_in_any_way_over_seeds(photos, head):
+    done = call("fit", "--data", photos, *FAST, "--head", head, "--seeds", "2", "--json")
+    assert len(json.loads(done.stdout)["runs"]) == 2
+
+
 def test_strict_refuses_an_image_in_train_and_test(photos):
     for split in ("train", "test"):
         for kind in ("blue", "red"):
