@@ -33,7 +33,7 @@ from featkit.heads.base import (
     single_threaded_blas,
 )
 from featkit.heads.scaling import SCALES, ScaledRows, apply_scale, fit_scale, unit_norm
-from featkit.heads.streamed import fit_streamed, squared_hinge
+from featkit.heads.streamed import StreamedFit, fit_streamed, squared_hinge
 from featkit.parallel import blas_threads
 
 MAX_KERNEL_ROWS = 16_384
@@ -57,8 +57,13 @@ FOLDS = 3
 ENOUGH_IMAGES = 1_000
 """Held-out images after which no further fold is fitted: the calibration has a single parameter."""
 
+MAX_HELD_OUT = 0.1
+"""Share of the rows up to which an approximate machine does without those that are held out."""
+
 DEFAULT_SLOPE = 8.0
 """Slope of the scores without a cross-validation, which is close to that of Caltech-101."""
+
+UNCALIBRATED = "svm: too few images to calibrate the scores, which use a default"
 
 SLOPES = (1e-3, 1e4)
 """Smallest and largest slope."""
@@ -296,24 +301,15 @@ class SVMHead(LogitHead):
 
     def _fit_weights(self, data: _ApproximateData) -> None:
         """Fit the linear machines and the slope of an approximate machine."""
-        features, (_, codes, weights, groups) = data.features, data.samples
-        k = len(self.classes_)
-        held = _held_out(codes) if groups is None else _held_out_groups(groups, codes)
-        fitted = ~held
-        # A view that is not an array: the solver would copy one.
-        source = ScaledRows(features, None, features[0], features[0])
-        with blas_threads(None):
-            fit = fit_streamed(
-                source,
-                codes,
-                squared_hinge,
-                n_classes=k,
-                penalty=1 / (self.C * float(weights[fitted].sum())),
-                weights=weights * fitted,
-                tol=1e-5,
-            )
-        values = features[held] @ fit.coef.T + fit.intercept
-        slope = _fit_slope(values, codes[held], weights[held]) if held.any() else DEFAULT_SLOPE
+        features, (x, codes, weights, groups) = data.features, data.samples
+        held = _held_out(x, codes) if groups is None else _held_out_groups(groups, codes)
+        fit = self._fit_linear(data, ~held)
+        slope = DEFAULT_SLOPE
+        if held.any():
+            values = features[held] @ fit.coef.T + fit.intercept
+            slope = _fit_slope(values, codes[held], weights[held])
+        if held.mean() > MAX_HELD_OUT:  # large groups
+            fit = self._fit_linear(data, np.ones(len(codes), bool))
         self.support_vectors_ = data.landmarks
         self.coef_, self.intercept_ = fit.coef @ data.whitening.T.astype(np.float64), fit.intercept
         self.calibration_ = np.array([slope])
@@ -328,6 +324,24 @@ class SVMHead(LogitHead):
         )
         if not fit.converged:
             self.warnings_ += (f"svm did not converge in {fit.n_iter} iterations",)
+        if not held.any():
+            self.warnings_ += (UNCALIBRATED,)
+
+    def _fit_linear(self, data: _ApproximateData, fitted: NDArray[np.bool_]) -> StreamedFit:
+        """Fit the linear machines of an approximate machine on the rows ``fitted (n,)``."""
+        features, weights = data.features, data.samples.weights
+        # A view that is not an array: the solver would copy one.
+        source = ScaledRows(features, None, features[0], features[0])
+        with blas_threads(None):
+            return fit_streamed(
+                source,
+                data.samples.codes,
+                squared_hinge,
+                n_classes=len(self.classes_),
+                penalty=1 / (self.C * float(weights[fitted].sum())),
+                weights=weights * fitted,
+                tol=1e-5,
+            )
 
     @classmethod
     def trials(
@@ -454,7 +468,7 @@ class SVMHead(LogitHead):
             slope = _fit_slope(logits[known], codes[known], weights[known])
         else:
             slope = DEFAULT_SLOPE
-            self.warnings_ = ("svm: too few images to calibrate the scores, which use a default",)
+            self.warnings_ = (UNCALIBRATED,)
         self.calibration_ = np.array([slope])
 
     def _logits(self, x: Floats) -> Floats:
@@ -534,14 +548,18 @@ def _folds(x: Floats, codes: NDArray[np.intp]) -> NDArray[np.intp]:
     must not be in two of them, and neither the order of the samples nor the unit of the features
     may matter.
     """
-    rows = unit_norm(x) + 0.0  # no negative zeros
-    digests = np.array([hashlib.sha256(row.tobytes()).hexdigest()[:16] for row in rows])
+    digests = _digests(unit_norm(x) + 0.0)  # no negative zeros
     folds = np.empty(len(codes), np.intp)
     for code in np.unique(codes):
         members = np.flatnonzero(codes == code)
         distinct, ranks = np.unique(digests[members], return_inverse=True)
         folds[members] = (ranks + int(distinct[0], 16) % FOLDS) % FOLDS
     return folds
+
+
+def _digests(rows: Floats) -> NDArray[np.str_]:
+    """Return 16 hex digits over the content of each row, ``(n,)``."""
+    return np.array([hashlib.sha256(row.tobytes()).hexdigest()[:16] for row in rows])
 
 
 def _group_folds(groups: NDArray[Any], codes: NDArray[np.intp]) -> NDArray[np.intp]:
@@ -585,27 +603,40 @@ def _draw(rng: np.random.Generator, codes: NDArray[np.intp], size: int) -> NDArr
     return np.union1d(drawn, np.flatnonzero(_ranks(codes) < FOLDS))
 
 
-def _held_out(codes: NDArray[np.intp]) -> NDArray[np.bool_]:
-    """Return which rows ``(n,)`` the slope is fitted on: about 1,000, the same share of classes."""
+def _held_out(x: Floats, codes: NDArray[np.intp]) -> NDArray[np.bool_]:
+    """Return which rows ``(n,)`` the slope is fitted on: about 1,000, the same share of classes.
+
+    Of equal rows, such as those that a correction repeats, all are held out or none.
+    """
     step = max(2, len(codes) // ENOUGH_IMAGES)
-    held: NDArray[np.bool_] = _ranks(codes) % step == step - 1
+    digests = _digests(x)
+    held = np.zeros(len(codes), bool)
+    for code in np.unique(codes):
+        members = np.flatnonzero(codes == code)
+        ranks = np.unique(digests[members], return_inverse=True)[1]
+        held[members] = ranks % step == step - 1
     return held
 
 
 def _held_out_groups(groups: NDArray[Any], codes: NDArray[np.intp]) -> NDArray[np.bool_]:
-    """Return which rows ``(n,)`` the slope is fitted on: whole groups, about 1,000 rows or half.
+    """Return which rows ``(n,)`` the slope is fitted on: whole groups, up to 1,000 rows or half.
 
-    Rows of an empty group are not among them, nor groups without which a class has no rows.
+    If every group is larger, it is the smallest one. Rows of an empty group are not among them, nor
+    groups without which a class has no rows.
     """
     names, group_of = np.unique(groups, return_inverse=True)
     counts = np.bincount(group_of)
-    order = np.random.default_rng(0).permutation(len(names))
-    wanted = min(ENOUGH_IMAGES, len(codes) // 2)
-    chosen = order[np.cumsum(counts[order]) <= max(wanted, counts[order[0]])]
-    is_chosen = np.zeros(len(names), bool)
-    is_chosen[chosen] = True
+    candidates = np.random.default_rng(0).permutation(len(names))
     if names.dtype.kind in "UO":
-        is_chosen &= names != ""
+        candidates = candidates[names[candidates] != ""]
+    is_chosen = np.zeros(len(names), bool)
+    left = min(ENOUGH_IMAGES, len(codes) // 2)
+    for group in candidates.tolist():
+        if counts[group] <= left:
+            is_chosen[group] = True
+            left -= counts[group]
+    if len(candidates) and not is_chosen.any():
+        is_chosen[candidates[counts[candidates].argmin()]] = True
     held: NDArray[np.bool_] = is_chosen[group_of]
     lost = np.setdiff1d(codes, codes[~held])
     is_chosen[group_of[np.isin(codes, lost)]] = False

@@ -8,8 +8,9 @@ from sklearn.datasets import load_digits
 from sklearn.metrics import roc_auc_score
 from sklearn.svm import SVC, LinearSVC
 
-from featkit.evaluation.calibration import ece
+from featkit.evaluation.calibration import ece, nll
 from featkit.heads import make_head, svm
+from featkit.heads.balance import BalancedHead
 from featkit.heads.persist import load_head, save_head
 from featkit.heads.scaling import apply_scale, fit_scale
 from featkit.heads.search import search
@@ -99,7 +100,7 @@ def test_with_all_rows_as_landmarks_the_weights_are_those_of_linear_svc(digits, 
     """On the same kernel: only the loss of images that are held out for the slope is missing."""
     x, y, points = digits
     monkeypatch.setattr(svm, "MAX_KERNEL_ROWS", 50)
-    monkeypatch.setattr(svm, "_held_out", lambda codes: np.zeros(len(codes), bool))
+    monkeypatch.setattr(svm, "_held_out", lambda x, codes: np.zeros(len(codes), bool))
     head = make_head("svm:kernel=linear").fit(x, y)
     scale = fit_scale(x, "root")
     scaled = [apply_scale(rows, "root", *scale).astype(float) for rows in (x, points)]
@@ -120,6 +121,57 @@ def test_groups_are_held_out_whole_for_the_slope_and_no_class_is_lost(monkeypatc
     assert not set(groups[held]) & set(groups[~held])
     assert not held[:6].any()
     assert set(codes[~held]) == {0, 1, 2}
+
+
+@pytest.mark.parametrize(
+    ("sizes", "expected"),
+    [((3700, 300), {1}), ((1000, 1000, 1000), {0}), ((2900, *[10] * 20), set(range(1, 11)))],
+    ids=["one large group", "three equal groups", "many small groups"],
+)
+def test_at_most_the_wanted_rows_are_held_out_or_the_smallest_group(sizes, expected, monkeypatch):
+    """Whatever the groups are called."""
+    monkeypatch.setattr(svm, "ENOUGH_IMAGES", 100)
+    codes = np.arange(sum(sizes)) % 5
+    for letters in ("abcdefghijklmnopqrstuvwxyz", "zyxwvutsrqponmlkjihgfedcba"):
+        groups = np.repeat(list(letters[: len(sizes)]), sizes)
+        held = svm._held_out_groups(groups, codes)
+        assert held.sum() == sum(sizes[group] for group in expected)
+        assert all(len(set(held[groups == group])) == 1 for group in set(groups))
+
+
+def test_a_machine_is_fitted_on_large_groups_that_were_held_out(monkeypatch):
+    """Its weights are those of a fit without groups."""
+    monkeypatch.setattr(svm, "MAX_KERNEL_ROWS", 100)
+    rng = np.random.default_rng(0)
+    y = rng.integers(0, 3, 300)
+    x = (rng.normal(size=(3, 8))[y] + rng.normal(size=(300, 8))).astype(np.float32)
+    monkeypatch.setattr(svm, "ENOUGH_IMAGES", 20)
+    grouped = make_head("svm").fit(x, y, groups=np.arange(300) % 3)
+    monkeypatch.setattr(svm, "_held_out", lambda x, codes: np.zeros(len(codes), bool))
+    plain = make_head("svm").fit(x, y)
+    np.testing.assert_array_equal(grouped.coef_, plain.coef_)
+    assert grouped.calibration_[0] != svm.DEFAULT_SLOPE
+    assert plain.calibration_[0] == svm.DEFAULT_SLOPE
+    assert svm.UNCALIBRATED in plain.warnings_
+    assert svm.UNCALIBRATED not in grouped.warnings_
+
+
+def test_copies_of_an_image_are_held_out_together(monkeypatch):
+    """Such as those of oversampling: the slope would be that of images that were fitted."""
+    monkeypatch.setattr(svm, "MAX_KERNEL_ROWS", 1000)
+    rng = np.random.default_rng(0)
+    y = (rng.random(2200) < 0.1).astype(np.int64)
+    x = rng.normal(size=(2200, 64)).astype(np.float32)
+    x[:, 0] += 0.8 * y
+    x[1] = x[0]
+    held = svm._held_out(x, np.zeros(2200, np.intp))
+    assert held[0] == held[1]
+    assert 900 < held.sum() < 1200
+    truth = (rng.random(4000) < 0.5).astype(np.int64)
+    points = rng.normal(size=(4000, 64)).astype(np.float32)
+    points[:, 0] += 0.8 * truth
+    head = BalancedHead(head="svm", correction="oversample").fit(x, y)
+    assert nll(head.predict_proba(points), truth, head.classes_) < 0.72
 
 
 def test_an_approximate_fit_draws_rows_of_every_class(digits, monkeypatch):
