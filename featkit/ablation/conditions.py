@@ -42,7 +42,7 @@ from featkit.evaluation.effects import (
     mean_ratio,
     score_cells,
 )
-from featkit.evaluation.intervals import Interval
+from featkit.evaluation.intervals import Interval, effective_images
 from featkit.evaluation.metrics import TOP1
 from featkit.evaluation.report import GroupAccuracy, Report
 from featkit.evaluation.standing import Standing
@@ -238,21 +238,33 @@ def _correction_gains(by_balance: Mapping[str, list[ScoredCell]]) -> dict[Hashab
 def _group_accuracies(scored: Sequence[ScoredCell]) -> dict[str, Average]:
     """Return the accuracy on classes with many, medium and few training images, in this order."""
     reported: list[GroupAccuracy] = []
+    independent = True
     for each in scored:
-        if isinstance(each.cell.report, Report) and each.cell.report.groups:
-            reported.extend(each.cell.report.groups)
+        report = each.cell.report
+        if isinstance(report, Report) and report.groups:
+            reported.extend(report.groups)
+            independent = independent and report.test_groups is None
     found = {}
     for name in GROUPS:
         rows = [row for row in reported if row.name == name]
         if rows:
-            found[name] = _average_of_groups(rows)
+            found[name] = _average_of_groups(rows, independent=independent)
     return found
 
 
-def _average_of_groups(rows: Sequence[GroupAccuracy]) -> Average:
-    """Return the mean over seeds of the accuracy on one group of classes."""
-    hits = [round(row.top1 * row.n) for row in rows]
-    return average_accuracies(hits, [row.n for row in rows])
+def _average_of_groups(rows: Sequence[GroupAccuracy], *, independent: bool) -> Average:
+    """Return the mean over seeds of the accuracy on one group of classes.
+
+    If its images are not independent, such as those of a patient, they count as the smaller number
+    of independent ones that their intervals stand for.
+    """
+    if independent:
+        return average_accuracies(
+            [round(row.top1 * row.n) for row in rows], [row.n for row in rows]
+        )
+    totals = [max(1, int(effective_images(row.top1, row.interval95))) for row in rows]
+    hits = [row.top1 * total for row, total in zip(rows, totals, strict=True)]
+    return replace(average_accuracies(hits, totals), n=max(row.n for row in rows))
 
 
 # Perturbed test images

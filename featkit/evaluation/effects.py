@@ -325,20 +325,21 @@ def average(cells: Sequence[CellScores]) -> Average:
     return Average(value, interval, len(cells), mean.seeds, mean.n, mean.groups)
 
 
-def average_accuracies(hits: Sequence[int], totals: Sequence[int]) -> Average:
+def average_accuracies(hits: Sequence[float], totals: Sequence[int]) -> Average:
     """Return the mean over seeds of accuracies of which only the counts are known.
 
     The images of the seeds are taken to be the same, with the same predictions. This gives the
     widest interval.
 
     Args:
-        hits: number of correct predictions, for each seed.
+        hits: number of correct predictions, for each seed; may be fractional if the number of test
+            images is an effective one.
         totals: number of test images, for each seed.
     """
     cells = []
     for seed, (correct, n) in enumerate(zip(hits, totals, strict=True)):
         images = np.arange(n)
-        right = (images < correct).astype(float)
+        right = np.clip(correct - images, 0.0, 1.0)
         same = np.zeros(n, np.int64)
         cells.append(CellScores({SEED: seed}, images, right, np.ones(n), same))
     return average(cells)

@@ -44,6 +44,25 @@ def wilson(successes: float, n: float, level: float = 0.95) -> Interval:
     return max(0.0, min(share, centre - half)), min(1.0, max(share, centre + half))
 
 
+def effective_images(share: float, interval: Interval, level: float = 0.95) -> float:
+    """Return the number of images for which ``wilson`` gives an interval of a proportion.
+
+    Args:
+        share: the proportion, such as the accuracy on images in groups.
+        interval: Wilson's interval at an effective number of images, which is returned; 0 for the
+            interval from 0 to 1.
+        level: its confidence level.
+    """
+    width = min(1.0, interval[1] - interval[0])
+    # Wilson's half width solved for z**2 / n, of which a quadratic equation has one positive root.
+    linear, constant = 2 * width**2 - 4 * share * (1 - share), width**2
+    leading = 1 - constant
+    if leading <= 0:
+        return 0.0
+    ratio = (linear + sqrt(linear**2 + 4 * leading * constant)) / (2 * leading)
+    return float(_normal_quantile((1 + level) / 2) ** 2 / ratio)
+
+
 _normal_quantile = lru_cache(maxsize=16)(NormalDist().inv_cdf)
 
 

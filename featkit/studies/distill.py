@@ -16,6 +16,7 @@ from featkit.backbones.saved import is_path
 from featkit.embeddings.pipeline import Compute
 from featkit.errors import DataError, SpecError
 from featkit.evaluation import PairedComparison, Predictions, Report, compare
+from featkit.evaluation.clusters import Clusters
 from featkit.evaluation.effects import SEED, Effect, adjusted, effects, score_cells
 from featkit.runs.card import read_card
 from featkit.runs.directory import load_run, save_run
@@ -59,7 +60,7 @@ class DistillationResult:
         pairs: every two of them on the same test images.
         gap: fraction of the accuracy gap between the student alone and the teacher that
             distillation closes; None without the student alone, or if the teacher is not better.
-        gap_interval: 95 % bootstrap interval over the test images, or None.
+        gap_interval: 95 % bootstrap interval over the test images, or over their groups; or None.
     """
 
     runs: Mapping[str, Path]
@@ -244,18 +245,35 @@ def compare_students(runs: Mapping[str, Path], seed: int = 0) -> DistillationRes
         by_name = dict(zip(predictions[run].ids, predictions[run].correct.tolist(), strict=True))
         correct.append([by_name[name] for name in names])
     table = np.array(correct, dtype=float)
-    gap = _gap_closed(table)
-    rng = np.random.default_rng(seed)
+    gap, groups = _gap_closed(table), predictions["teacher"].groups
+    if groups is not None:
+        group_of = dict(zip(predictions["teacher"].ids, groups.tolist(), strict=True))
+        clusters = Clusters.of([group_of[name] for name in names], len(names))
+        if clusters is not None:
+            table = np.array([clusters.sums(row) for row in table])
+    return replace(result, gap=gap, gap_interval=None if gap is None else _interval(table, seed))
+
+
+def _interval(table: NDArray[np.float64], seed: int) -> tuple[float, float] | None:
+    """Return the bootstrap interval of the fraction of the gap that is closed.
+
+    Args:
+        table: ``(3, n)``, as for ``_gap_closed``; the columns are resampled.
+        seed: of the bootstrap.
+
+    Returns:
+        The interval; None without a gap in many samples, where the ratio has no meaningful one.
+    """
+    rng, n = np.random.default_rng(seed), table.shape[1]
     samples = []
     for _ in range(_BOOTSTRAP_SAMPLES):
-        sample = _gap_closed(table[:, rng.integers(len(names), size=len(names))])
+        sample = _gap_closed(table[:, rng.integers(n, size=n)])
         if sample is not None:
             samples.append(sample)
-    # Without a gap in many samples, the ratio has no meaningful interval.
-    if gap is None or len(samples) < 0.95 * _BOOTSTRAP_SAMPLES:
-        return replace(result, gap=gap)
+    if len(samples) < 0.95 * _BOOTSTRAP_SAMPLES:
+        return None
     low, high = np.quantile(samples, [0.025, 0.975])
-    return replace(result, gap=gap, gap_interval=(float(low), float(high)))
+    return float(low), float(high)
 
 
 def compare_over_seeds(runs: Mapping[int, Mapping[str, Path]]) -> list[Effect]:
@@ -283,7 +301,8 @@ def _gap_closed(table: NDArray[np.float64]) -> float | None:
     """Return the fraction of the gap that is closed, or None without a gap.
 
     Args:
-        table: ``(3, n)`` whether teacher, student alone and distilled student are correct.
+        table: ``(3, n)`` whether teacher, student alone and distilled student are correct, or how
+            many images of a group are: the sizes of the groups cancel out.
     """
     teacher, alone, distilled = table.mean(axis=1)
     if teacher <= alone:

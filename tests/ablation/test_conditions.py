@@ -16,6 +16,7 @@ from featkit.ablation.conditions import (
 from featkit.ablation.effects import analyze_grid
 from featkit.ablation.grid import AXES, Grid
 from featkit.evaluation import evaluate
+from featkit.evaluation.intervals import wilson
 from featkit.evaluation.predictions import Predictions
 from featkit.reports.ablation import write_report
 from featkit.reports.wording import tuning_notes
@@ -60,6 +61,29 @@ def test_gains_are_over_no_correction_on_the_same_images():
     assert groups == [1.0, 1.0, pytest.approx(0.8)]
     row = smote.to_dict()
     assert (row["gain"], row["gain_low"], row["few"]) == (smote.gain.difference, low, groups[2])
+
+
+@pytest.mark.parametrize("seeds", [1, 3])
+def test_accuracies_on_shots_account_for_groups_of_images(seeds):
+    """All images of a patient are right or wrong: their number does not narrow the interval."""
+    y = np.tile([0, 1], 200)
+    patients = np.repeat(np.arange(20), 20)
+    predicted = np.where(np.isin(patients, [2, 3, 5, 7, 11]), 1 - y, y)
+    counts = {"train_counts": [500, 10], "groups": patients}
+    report = evaluate(np.eye(2)[predicted], y, ("a", "b"), **counts)
+    predictions = Predictions(tuple(map(str, range(400))), y, predicted, groups=patients)
+    grid = replace(TAIL_GRID, axes={**TAIL_GRID.axes, "seed": tuple(range(seeds))})
+    cells = [
+        CellResult(values, "ok", report=report, predictions=predictions) for values in grid.cells()
+    ]
+    row = long_tail(analyze(grid, cells))[0]
+    for name in ("many", "few"):
+        found = row.groups[name]
+        reported = next(each for each in report.groups if each.name == name)
+        assert found.value == pytest.approx(reported.top1) == 0.75
+        assert found.interval95 == pytest.approx(reported.interval95, abs=0.05)
+        assert found.interval95[1] - found.interval95[0] > 2.5 * np.diff(wilson(150, 200))
+        assert (found.n, found.seeds) == (200, seeds)
 
 
 def test_tuned_corrections_are_named_with_the_number_of_values_tried():

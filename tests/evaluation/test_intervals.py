@@ -8,7 +8,12 @@ from scipy.optimize import minimize_scalar
 from scipy.stats import binom
 
 from featkit.errors import DataError
-from featkit.evaluation.intervals import balanced_interval, paired_interval, wilson
+from featkit.evaluation.intervals import (
+    balanced_interval,
+    effective_images,
+    paired_interval,
+    wilson,
+)
 
 counts = st.integers(1, 5000).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n)))
 classes = st.lists(
@@ -24,6 +29,18 @@ def test_wilson_contains_the_proportion_and_stays_within_0_and_1(case: tuple[int
     low, high = wilson(right, n)
     assert 0 <= low <= right / n <= high <= 1
     assert low < high
+
+
+@given(st.floats(0, 1), st.floats(0.01, 1e6), st.sampled_from([0.9, 0.95]))
+def test_the_number_of_images_follows_from_the_interval_of_wilson(
+    share: float, n: float, level: float
+) -> None:
+    interval = wilson(share * n, n, level)
+    assert effective_images(share, interval, level) == pytest.approx(n, rel=1e-3)
+
+
+def test_the_interval_from_0_to_1_stands_for_no_image() -> None:
+    assert effective_images(0.7, (0.0, 1.0)) == 0
 
 
 @given(counts, st.integers(2, 10))
