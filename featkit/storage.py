@@ -17,6 +17,7 @@ import math
 import os
 import platform
 import re
+import secrets
 import shutil
 import stat
 import sys
@@ -200,7 +201,10 @@ def write_file(path: Path, content: Content, *, flush: bool = True) -> None:
     Raises:
         StorageError: if the disk is full or cannot be written; ``path`` is then unchanged.
     """
-    temporary = path.with_name(f".{_short_name(path.name)}.{os.getpid()}.tmp")
+    # Threads, and processes of several machines or containers that share the folder, each write a
+    # file of their own.
+    unique = f"{os.getpid()}-{secrets.token_hex(4)}"
+    temporary = path.with_name(f".{_short_name(path.name)}.{unique}.tmp")
     with storage_errors(path):
         try:
             path.parent.mkdir(parents=True, exist_ok=True)

@@ -8,6 +8,7 @@ import os
 import socket
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -90,6 +91,25 @@ def test_a_file_is_replaced_whole_or_kept(tmp_path):
     write_file(path, b"new")
     assert path.read_text() == "new"
     assert names(path.parent) == ["file"]
+
+
+def test_threads_that_write_the_same_file_do_not_mix_their_contents(tmp_path):
+    """As processes with the same number do, in two containers with a common folder."""
+    path = tmp_path / "file"
+    contents = {letter * 300_000 for letter in "abc"}
+    write_file(path, "a" * 300_000)
+    seen = set()
+
+    def write(content):
+        for _ in range(30):
+            write_file(path, content, flush=False)
+            seen.add(path.read_text())
+
+    with ThreadPoolExecutor(3) as pool:
+        for done in [pool.submit(write, content) for content in contents]:
+            done.result()
+    assert seen <= contents
+    assert names(tmp_path) == ["file"]
 
 
 def test_a_lock_is_held_until_the_block_ends_and_leaves_no_file(tmp_path):

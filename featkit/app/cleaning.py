@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -13,7 +14,15 @@ from featkit.evaluation.compare import PairedComparison, compare
 from featkit.evaluation.predictions import Predictions
 from featkit.runs.directory import load_run
 from featkit.runs.results import read_run
-from featkit.storage import csv_text, digest, safe_cell, safe_name, without_apostrophe, write_file
+from featkit.storage import (
+    csv_text,
+    digest,
+    locked,
+    safe_cell,
+    safe_name,
+    without_apostrophe,
+    write_file,
+)
 from featkit.studies.audit import AuditResult
 from featkit.studies.clean import Decision, read_decisions, suggest_decisions
 
@@ -118,21 +127,24 @@ class DecisionBook:
         Raises:
             StorageError: if the disk is full.
         """
-        known = self.read()
-        for decision in decisions:
-            known[decision.path] = decision
-        self._write(known)
+        with self._changing() as known:
+            for decision in decisions:
+                known[decision.path] = decision
 
     def forget(self, names: Sequence[str]) -> None:
         """Remove the decisions about some images."""
-        known = self.read()
-        for name in names:
-            known.pop(name, None)
-        self._write(known)
+        with self._changing() as known:
+            for name in names:
+                known.pop(name, None)
 
-    def _write(self, decisions: Mapping[str, Decision]) -> None:
-        rows = [decision.to_dict() for decision in decisions.values()]
-        write_file(self._path, csv_text(rows, _COLUMNS))
+    @contextmanager
+    def _changing(self) -> Iterator[dict[str, Decision]]:
+        """Yield the decisions, which are written when the block ends; two pages take turns."""
+        with locked(self._path.with_suffix(".lock"), on_wait=lambda owner: None):
+            known = self.read()
+            yield known
+            rows = [decision.to_dict() for decision in known.values()]
+            write_file(self._path, csv_text(rows, _COLUMNS))
 
 
 def compare_on_same_images(before: Path, after: Path) -> PairedComparison:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -60,6 +61,18 @@ def test_decisions_are_kept_in_a_file(tmp_path):
     book.forget(["b.png", "unknown"])
     assert list(book.read()) == ["=a.png"]
     assert DecisionBook(tmp_path, "other").read() == {}
+
+
+def test_decisions_of_two_pages_at_the_same_time_are_all_kept(tmp_path):
+    names = [f"{row}.png" for row in range(60)]
+
+    def decide(name):
+        DecisionBook(tmp_path, "photos").decide([Decision(name, "drop")])
+
+    with ThreadPoolExecutor(4) as pool:
+        for done in [pool.submit(decide, name) for name in names]:
+            done.result()
+    assert sorted(DecisionBook(tmp_path, "photos").read()) == sorted(names)
 
 
 def test_runs_before_and_after_are_compared_on_the_same_files(audited):
