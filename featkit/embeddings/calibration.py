@@ -43,12 +43,15 @@ class CalibratedNetwork:
     Attributes:
         network: digest of the quantized backbone, weights, layer and preprocessing.
         images: digest of the contents of the images it was calibrated on.
+        keys: start of the content digest of each of them; empty for networks of featkit 0.4.0 and
+            earlier, which did not record it.
         file: the network and its digest.
         recorded: whether the processor that made it is recorded (not in featkit 0.1).
     """
 
     network: str
     images: str
+    keys: frozenset[str]
     file: QuantizedNetwork
     recorded: bool
 
@@ -99,11 +102,12 @@ def find_by_digest(cache: Path, sha256: str) -> QuantizedNetwork | None:
     return None
 
 
-def find_calibrated(task: CalibrationTask, data: str, cache: Path) -> QuantizedNetwork | None:
+def find_calibrated(task: CalibrationTask, data: str, cache: Path) -> CalibratedNetwork | None:
     """Return the calibrated int8 network that an extraction must use, or None if there is none yet.
 
-    That is the network which the data set was last extracted with, so that images can be added
-    without a new calibration; otherwise one that was calibrated on the same train images. Networks
+    That is the network which the data set was last extracted with, so that images can be added, and
+    split with another seed, without a new calibration and extraction; ``seen_in_test`` counts its
+    images in a test set. Otherwise it is one that was calibrated on the same train images. Networks
     of featkit 0.1 are not used on processors on which their sums saturate.
 
     Args:
@@ -115,15 +119,25 @@ def find_calibrated(task: CalibrationTask, data: str, cache: Path) -> QuantizedN
     candidates = _usable_networks(network, cache)
     if not candidates:
         return None
-    by_digest = {known.file.digest: known.file for known in candidates}
+    by_digest = {known.file.digest: known for known in candidates}
     recent = _last_calibration(data, network, cache, by_digest) if data else None
     if recent:
         return recent
     images = digest(task.train_keys())
     for known in candidates:
         if known.images == images:
-            return known.file
+            return known
     return None
+
+
+def seen_in_test(known: CalibratedNetwork, task: CalibrationTask) -> int:
+    """Return how many images that a network was calibrated on are test images of an extraction."""
+    tested = {task.keys[row][:_KEY] for row in task.images.rows("test")}
+    return len(known.keys & tested)
+
+
+_KEY = 16
+"""Characters of a content digest that are recorded for each image."""
 
 
 def _usable_networks(network: str, cache: Path) -> list[CalibratedNetwork]:
@@ -139,8 +153,8 @@ def _usable_networks(network: str, cache: Path) -> list[CalibratedNetwork]:
 
 
 def _last_calibration(
-    data: str, network: str, cache: Path, by_digest: Mapping[str, QuantizedNetwork]
-) -> QuantizedNetwork | None:
+    data: str, network: str, cache: Path, by_digest: Mapping[str, CalibratedNetwork]
+) -> CalibratedNetwork | None:
     """Return the int8 network of the newest cache file of a data set, among those that exist."""
     for entry in store.entries(cache)[0]:
         same_data = entry.provenance["request"]["data"] == data
@@ -175,7 +189,7 @@ def calibrate(task: CalibrationTask, cache: Path, compute: Compute) -> None:
         with tempfile.TemporaryDirectory(prefix=".", dir=folder) as scratch:
             file = Path(scratch, "network.onnx")
             record = quantize(task.backbone, pixels, file)
-            _publish(file, folder, task, digest(keys), record)
+            _publish(file, folder, task, keys, record)
 
 
 def read_pixels(
@@ -228,14 +242,15 @@ def _network_digest(recipe: Recipe) -> str:
 
 
 def _publish(
-    file: Path, folder: Path, task: CalibrationTask, images: str, record: Int8Record
+    file: Path, folder: Path, task: CalibrationTask, keys: Sequence[str], record: Int8Record
 ) -> None:
     """Rename the network by its digest, then its JSON file, which marks it as complete."""
     sha256 = file_sha256(file)
     versions = {name: package_version(name) for name in ("torch", "onnx", "onnxruntime")}
     content = {
         "network": task.network,
-        "images": images,
+        "images": digest(keys),
+        "keys": [key[:_KEY] for key in keys],
         "sha256": sha256,
         "record": asdict(record),
         "versions": versions,
@@ -258,11 +273,12 @@ def _list_networks(cache: Path) -> list[CalibratedNetwork]:
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
             network, images, sha256 = (content[name] for name in ("network", "images", "sha256"))
-            if not all(isinstance(value, str) for value in (network, images, sha256)):
+            keys = content.get("keys", [])
+            if not all(isinstance(value, str) for value in (network, images, sha256, *keys)):
                 raise TypeError("its digests are not text")
             file = QuantizedNetwork(path.with_suffix(".onnx"), sha256)
             recorded = bool(content.get("record"))
-            known = CalibratedNetwork(network, images, file, recorded)
+            known = CalibratedNetwork(network, images, frozenset(keys), file, recorded)
         except OSError as error:
             # The file may be intact: its removal is not advised.
             raise CacheError(

@@ -14,7 +14,12 @@ from typing import Any
 from featkit.backbones.base import Backbone
 from featkit.backbones.devices import INT8, instruction_set
 from featkit.embeddings import store
-from featkit.embeddings.calibration import CalibrationTask, find_calibrated
+from featkit.embeddings.calibration import (
+    CalibratedNetwork,
+    CalibrationTask,
+    find_calibrated,
+    seen_in_test,
+)
 from featkit.embeddings.layout import StorageLayout
 from featkit.embeddings.pipeline import Compute
 from featkit.embeddings.recipe import Part, Recipe
@@ -169,9 +174,12 @@ def _plan(
     if request.precision in INT8:
         if backbone.quantized is None:
             task = CalibrationTask(backbone, images, keys, dtype)
-            quantized = find_calibrated(task, request.to_dict()["data"], cache)
-            backbone = replace(backbone, quantized=quantized)
-            pending = None if quantized else task
+            known = find_calibrated(task, request.to_dict()["data"], cache)
+            if known is None:
+                pending = task
+            else:
+                backbone = replace(backbone, quantized=known.file)
+                _note_calibration(known, task)
         calibration = backbone.quantized.digest if backbone.quantized else "none"
     recipe = make_recipe(
         images,
@@ -194,6 +202,21 @@ def _plan(
         journal=cache / f".{stem}-{recipe.network[:12]}.partial",
         calibration=pending,
     )
+
+
+def _note_calibration(known: CalibratedNetwork, task: CalibrationTask) -> None:
+    """Tell that an int8 network was calibrated on images that are test images by now."""
+    count = seen_in_test(known, task)
+    if count:
+        log.warning(
+            "%d of the %d images on which the int8 network of %s was calibrated, without their "
+            "labels, are test images of this split: use another --cache to calibrate on its train "
+            "images",
+            count,
+            len(known.keys),
+            task.images.name,
+            extra={"once": True},
+        )
 
 
 def make_recipe(

@@ -68,6 +68,19 @@ def test_added_images_use_the_calibrated_network_of_the_others(photos, tmp_path)
     assert len(calibrations(tmp_path)) == 1
 
 
+def test_images_of_the_calibration_that_another_seed_tests_on_are_counted(photos, tmp_path, caplog):
+    """The features of all seeds are those of one network."""
+    before = run(photos, tmp_path)
+    assert "calibrated" not in caplog.text
+    other = replace(request(photos), seed=1)
+    first, images = request(photos).load_images(), other.load_images()
+    with caplog.at_level("WARNING", "featkit"):
+        (after,) = run_extractions([other], images, tmp_path, COMPUTE)
+    assert after.path == before.path
+    both = set(first.rows("train").tolist()) & set(images.rows("test").tolist())
+    assert f"{len(both)} of the {len(first.rows('train'))} images on which the int8" in caplog.text
+
+
 def test_without_its_network_the_whole_file_is_a_miss(photos, tmp_path):
     before = run(photos, tmp_path)
     shutil.rmtree(tmp_path / "calibration")
