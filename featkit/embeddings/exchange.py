@@ -23,7 +23,16 @@ from featkit.errors import DataError, FeatkitError, SpecError, StorageError
 from featkit.extras import require
 from featkit.images.base import SPLITS
 from featkit.images.multilabel import SEPARATOR, join_labels, parse_labels
-from featkit.storage import digest, file_sha256, locked, safe_name, write_csv, write_file
+from featkit.storage import (
+    digest,
+    file_sha256,
+    locked,
+    safe_name,
+    with_apostrophe,
+    without_apostrophe,
+    write_csv,
+    write_file,
+)
 
 FORMATS = (".csv", ".npz", ".parquet")
 _COLUMNS = ("id", "label", "split")
@@ -187,14 +196,24 @@ def _class_names(embeddings: Embeddings) -> list[str]:
 
 
 def _to_csv(embeddings: Embeddings, path: Path) -> None:
+    """Write a CSV file.
+
+    Invisible characters are not escaped, as ``import_file`` must find the same names. Names that a
+    spreadsheet would take for a formula start with an apostrophe, which it removes.
+    """
+    ids = [with_apostrophe(name) for name in embeddings.ids]
+    names = [with_apostrophe(name) for name in _class_names(embeddings)]
+
     def rows() -> Iterator[list[Any]]:
-        names, splits = _class_names(embeddings), embeddings.splits
+        splits = embeddings.splits
         for row, values in enumerate(embeddings.x):
-            yield [embeddings.ids[row], names[row], splits[row], *map(str, values)]
+            yield [ids[row], names[row], splits[row], *map(str, values)]
 
     columns = [*_COLUMNS, *(f"x{column}" for column in range(embeddings.x.shape[1]))]
     with path.open("w", newline="", encoding="utf-8") as file:
-        write_csv(file, columns, rows())
+        # Without quotes, csv takes a carriage return for the end of a line.
+        quote_all = any("\r" in name for name in (*ids, *embeddings.classes))
+        write_csv(file, columns, rows(), quote_all=quote_all)
 
 
 def _from_csv(path: Path) -> FeatureTable:
@@ -208,7 +227,8 @@ def _from_csv(path: Path) -> FeatureTable:
     for row in rows:
         features.append([_number(row[position]) for position in numbers])
     splits = column("split") if "split" in header else [SPLITS[0]] * len(rows)
-    return FeatureTable(column("id"), column("label"), splits, np.array(features))
+    ids, labels = ([without_apostrophe(cell) for cell in column(name)] for name in ("id", "label"))
+    return FeatureTable(ids, labels, splits, np.array(features))
 
 
 def _number(text: str) -> float:

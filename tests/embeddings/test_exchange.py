@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import sys
 import zipfile
 from contextlib import suppress
@@ -19,6 +20,7 @@ from featkit import extract
 from featkit.embeddings import exchange, store
 from featkit.embeddings.exchange import export_file, import_file
 from featkit.errors import DataError, MissingExtraError, SpecError, StorageError
+from featkit.storage import is_formula
 
 FAST = {"backbone": "resnet18", "weights": "random", "resize": "32"}
 
@@ -43,6 +45,23 @@ def test_exported_features_are_imported_unchanged(suffix, file, tmp_path):
         before.splits.tolist(),
     )
     assert after.recipe.backbone == f"import:vectors.{suffix}"
+
+
+def test_any_name_survives_a_csv_file_in_which_none_is_a_formula(tmp_path):
+    names = ["=HYPERLINK(1)", "'=1+1", "@SUM(1)", "a\rb", 'c"d,e', "-1", "'f", " g ", "-x"]
+    x = np.arange(2.0 * len(names), dtype=np.float32).reshape(len(names), 2)
+    labels = np.arange(len(names))
+    np.savez(tmp_path / "v.npz", embeddings=x, labels=labels, ids=names, classes=names)
+    first = import_file(tmp_path / "v.npz", tmp_path / "cache")
+    export_file(first, tmp_path / "w.csv")
+    with (tmp_path / "w.csv").open(newline="", encoding="utf-8") as file:
+        for row in list(csv.reader(file))[1:]:
+            assert not is_formula(row[0])
+            assert not is_formula(row[1])
+    before, after = store.read(first), store.read(import_file(tmp_path / "w.csv", tmp_path))
+    assert after.ids == before.ids == tuple(names)
+    assert [after.classes[label] for label in after.y] == names
+    np.testing.assert_array_equal(after.x, x)
 
 
 def test_exported_files_are_read_by_pandas_and_numpy(file, tmp_path):
