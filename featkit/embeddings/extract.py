@@ -689,23 +689,28 @@ def _publish(each: OpenPlan, compute: Compute, engine: str | None) -> Extraction
 def _gather_features(each: OpenPlan, rows: list[int]) -> Iterator[store.Block]:
     """Yield the features of ``rows`` in blocks, from other cache files and the journal."""
     first, step = 0, 1
-    while first < len(rows):
-        block = rows[first : first + step]
-        features = _read_features(each, [each.plan.keys[row] for row in block])
-        yield np.array(block), features
-        first += step
-        # The first block has one row, which gives the width of the features.
-        step = max(1, min(_COPY_ROWS, _COPY_NUMBERS // features.shape[1]))
+    with store.open_places() as read_cached:
+        while first < len(rows):
+            block = rows[first : first + step]
+            features = _read_features(each, [each.plan.keys[row] for row in block], read_cached)
+            yield np.array(block), features
+            first += step
+            # The first block has one row, which gives the width of the features.
+            step = max(1, min(_COPY_ROWS, _COPY_NUMBERS // features.shape[1]))
 
 
-def _read_features(each: OpenPlan, keys: list[str]) -> NDArray[np.float32]:
+def _read_features(
+    each: OpenPlan,
+    keys: list[str],
+    read_cached: Callable[[Sequence[store.StoredRow]], NDArray[np.float32]],
+) -> NDArray[np.float32]:
     """Return the features ``(len(keys), d)`` of images, from other cache files and the journal."""
     in_cache = np.array([key in each.cached for key in keys])
     cached = [each.cached[key] for key in keys if key in each.cached]
     new = [key for key in keys if key not in each.cached]
     if not cached:
         return each.journal.read(new)
-    from_cache = store.read_rows(cached)
+    from_cache = read_cached(cached)
     features = np.empty((len(keys), from_cache.shape[1]), np.float32)
     features[in_cache] = from_cache
     if new:

@@ -14,7 +14,7 @@ import json
 import logging
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from itertools import compress
 from pathlib import Path
@@ -917,19 +917,39 @@ def _intact_rows(entry: CacheEntry, keys: Set[str]) -> dict[str, StoredRow]:
 
 
 def read_rows(places: Sequence[StoredRow]) -> NDArray[np.float32]:
-    """Return the features ``(len(places), d)`` of rows of any files.
+    """Return the features ``(len(places), d)`` of rows of any files, at least one.
 
     Raises:
         CacheError: as ``open_file`` does, and if one of the rows is damaged.
     """
-    features: dict[StoredRow, NDArray[np.float32]] = {}
-    for path in {path for path, _ in places}:
-        rows = sorted({row for other, row in places if other == path})
-        with open_file(path) as file:
-            stored = _as_float32(file.read_rows(np.array(rows)))
-        for row, values in zip(rows, stored, strict=True):
-            features[path, row] = values
-    return np.stack([features[place] for place in places])
+    with open_places() as read:
+        return read(places)
+
+
+@contextmanager
+def open_places() -> Iterator[Callable[[Sequence[StoredRow]], NDArray[np.float32]]]:
+    """Yield what ``read_rows`` does for many calls: each file is opened and checked once.
+
+    The function must be called from one thread at a time.
+    """
+    with ExitStack() as stack:
+        readers: dict[Path, Callable[[NDArray[np.int64]], NDArray[np.floating[Any]]]] = {}
+
+        def read(places: Sequence[StoredRow]) -> NDArray[np.float32]:
+            positions: dict[Path, list[int]] = {}
+            for position, (path, _) in enumerate(places):
+                positions.setdefault(path, []).append(position)
+            features = np.empty((0, 0), np.float32)
+            for path, own in positions.items():
+                if path not in readers:
+                    readers[path] = stack.enter_context(open_rows(path))
+                stored = readers[path](np.array([places[position][1] for position in own]))
+                if not features.size:
+                    features = np.empty((len(places), stored.shape[1]), np.float32)
+                features[own] = stored
+            return features
+
+        yield read
 
 
 @contextmanager

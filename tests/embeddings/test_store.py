@@ -193,6 +193,21 @@ def test_features_are_found_by_content_in_files_of_the_same_network_only(tmp_pat
     assert store.locate(tmp_path, replace(RECIPE, weights="others"), keys) == {}
 
 
+def test_files_are_opened_once_for_many_rows(tmp_path, monkeypatch):
+    """To open one reads and checks the names of all of its images."""
+    files = [tmp_path / "a.h5", tmp_path / "b.h5"]
+    for path in files:
+        write(path)
+    opened, open_file = [], store.open_file
+    monkeypatch.setattr(store, "open_file", lambda path, *_: opened.append(path) or open_file(path))
+    with store.open_places() as read:
+        for row in range(6):
+            np.testing.assert_array_equal(
+                read([(files[0], row), (files[1], 5 - row)]), vectors()[[row, 5 - row]]
+            )
+    assert opened == files
+
+
 def test_rows_are_read_in_the_requested_order(tmp_path):
     write(tmp_path / "a.h5")
     write(tmp_path / "b.h5", [(np.arange(6), -vectors())])
