@@ -361,7 +361,7 @@ def test_engines_share_a_recipe_and_the_file_says_which_one_ran(tmp_path, colour
     """Images can be added with either: features agree to rounding."""
     pytest.importorskip("onnxscript")
     pytest.importorskip("onnxruntime")
-    options = {**FAST, "layer": "layer1.0"}
+    options = {**FAST, "layer": "layer1.0", "precision": "fp32"}
     few, all_images = colours(8), colours(12)
     for name, compute in (("torch", Compute(engine="torch")), ("mixed", Compute())):
         extract(few, cache=tmp_path / name, compute=compute, **options)
