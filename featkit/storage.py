@@ -796,15 +796,19 @@ def safe_name(name: str) -> str:
     """Return ``name`` as a file name of letters, digits, dots, dashes and underscores.
 
     A name of more than 120 characters is shortened, and ends in a digest of the whole: names of
-    networks and fingerprints are appended to it, and file systems allow 255 bytes.
+    networks and fingerprints are appended to it, and file systems allow 255 bytes. Names of devices
+    on Windows, such as ``aux`` and ``nul.txt``, start with an underscore.
     """
     safe = re.sub(r"[^A-Za-z0-9._-]+", "_", name).strip("._") or "images"
+    if _DEVICE.fullmatch(safe.partition(".")[0]):
+        safe = f"_{safe}"
     if len(safe) <= _LONGEST_PART:
         return safe
     return f"{safe[: _LONGEST_PART - 9]}-{digest([name])[:8]}"
 
 
 _LONGEST_PART = 120
+_DEVICE = re.compile("con|prn|aux|nul|com[0-9]|lpt[0-9]", re.IGNORECASE)
 
 
 def user_path(path: str | os.PathLike[str]) -> Path:

@@ -303,6 +303,14 @@ def test_names_of_files_are_safe():
         "images",
         "r_sum_-1.0",
     ]
+    # Windows cannot create files with the names of devices.
+    assert [safe_name(name) for name in ("Aux", "nul.txt", "COM1", "com10", "auxiliary")] == [
+        "_Aux",
+        "_nul.txt",
+        "_COM1",
+        "com10",
+        "auxiliary",
+    ]
 
 
 def test_memory_and_cores_are_plausible():

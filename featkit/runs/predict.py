@@ -197,24 +197,34 @@ def sort_into(predictions: Sequence[Prediction], folder: Path) -> dict[str, int]
             raise DataError(
                 f"{prediction.path} lies in {folder}, where the copies go: choose another folder"
             )
+    labels = {prediction.predicted for prediction in predictions}
     counts: dict[str, int] = {}
     with storage_errors(folder):
+        folder_of = _class_folders(labels, folder)
         for prediction in predictions:
-            name = UNKNOWN if prediction.rejected else _class_folder(prediction.predicted)
+            name = UNKNOWN if prediction.rejected else folder_of[prediction.predicted]
             (folder / name).mkdir(parents=True, exist_ok=True)
             _copy_beside(Path(prediction.path), folder / name)
             counts[name] = counts.get(name, 0) + 1
     return dict(sorted(counts.items()))
 
 
-def _class_folder(label: str) -> str:
-    """Return the name of a folder for a class.
+def _class_folders(labels: Iterable[str], folder: Path) -> dict[str, str]:
+    """Return the name of a folder for each class, inside of ``folder``.
 
-    Different classes never share one, and none has that of rejected images.
+    Different classes never share one, also where ``Cat`` and ``cat`` are the same name, and none
+    has that of rejected images.
     """
-    name = safe_name(label)
-    is_own_name = name == label and name.casefold() != UNKNOWN
-    return name if is_own_name else f"{name}-{digest([label])[:6]}"
+    names = {UNKNOWN: UNKNOWN}
+    if folder.exists():
+        names |= {path.name.casefold(): path.name for path in folder.iterdir()}
+    found = {}
+    for label in sorted(labels):
+        name = safe_name(label)
+        taken = names.setdefault(name.casefold(), name)
+        is_own_name = name == label == taken and name != UNKNOWN
+        found[label] = name if is_own_name else f"{name}-{digest([label])[:6]}"
+    return found
 
 
 def _copy_beside(source: Path, folder: Path) -> None:

@@ -114,6 +114,19 @@ def test_a_class_called_unknown_does_not_share_the_folder_of_rejected_images(tmp
     assert all(name == "unknown" or name.startswith("Unknown-") for name in counts)
 
 
+def test_classes_that_differ_in_case_only_do_not_share_a_folder(tmp_path):
+    """As on macOS and Windows, also if one of them was copied before."""
+    path = image(tmp_path / "in" / "1.jpg", b"1")
+    for labels in (["cat"], ["Cat", "CAT", "cat"], ["Cat", "aux", "Nul"]):
+        predictions = [Prediction(path, ((label, 0.9),)) for label in labels]
+        counts = sort_into(predictions, tmp_path / "out")
+        assert list(counts.values()) == [1] * len(labels)
+    names = [folder.name for folder in (tmp_path / "out").iterdir()]
+    assert len({name.casefold() for name in names}) == len(names) == 5
+    assert "cat" in names
+    assert all(name.casefold() not in ("aux", "nul") for name in names)
+
+
 def test_a_loaded_run_predicts_as_the_function_does(photos, tmp_path):
     run = featkit.fit(
         photos,
