@@ -381,13 +381,13 @@ class OpenPlan:
         plan: the plan.
         journal: the open journal, shared by all plans with the same network.
         cached: where features of its images are in other cache files, by image key.
-        resumed: number of features that an interrupted extraction left in the journal.
+        resumed: keys of images whose features only an interrupted extraction left, in the journal.
     """
 
     plan: ExtractionPlan
     journal: Journal
     cached: dict[str, store.StoredRow]
-    resumed: int
+    resumed: frozenset[str]
 
     def has_features(self, key: str) -> bool:
         """Return whether the features of an image are in a cache file or in the journal."""
@@ -440,8 +440,8 @@ def _make_files(
                 continue
             journal = journals[plan.journal]
             cached = plan.locate_cached()
-            resumed = sum(key in journal for key in set(plan.keys))
-            opened.append(OpenPlan(plan, journal, cached, resumed))
+            resumed = {key for key in plan.keys if key in journal and key not in cached}
+            opened.append(OpenPlan(plan, journal, cached, frozenset(resumed)))
         try:
             engines = embed_pending(pending_images(opened), opened, compute)
             for each in opened:
@@ -673,14 +673,15 @@ def _publish(each: OpenPlan, compute: Compute, engine: str | None) -> Extraction
     layout = StorageLayout.parse(plan.request.store)
     store.write(plan.path, header, _gather_features(each, rows), layout)
     reused = sum(plan.keys[row] in each.cached for row in rows)
+    resumed = sum(plan.keys[row] in each.resumed for row in rows)
     return ExtractionResult(
         plan.path,
         plan.backbone.weights,
         plan.recipe.precision,
         hit=False,
-        embedded=len(rows) - reused - each.resumed,
+        embedded=len(rows) - reused - resumed,
         reused=reused,
-        resumed=each.resumed,
+        resumed=resumed,
         skipped=tuple(skipped),
         changes=changes,
     )

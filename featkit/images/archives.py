@@ -312,7 +312,10 @@ def _status(path: str) -> tuple[int, int]:
 def _names(paths: Sequence[str]) -> list[str]:
     """Return the shortest different names of files: relative to their common folder."""
     absolute = [str(Path(path).absolute()) for path in paths]
-    folder = os.path.commonpath([os.path.dirname(path) for path in absolute])  # noqa: PTH120
+    try:
+        folder = os.path.commonpath([os.path.dirname(path) for path in absolute])  # noqa: PTH120
+    except ValueError:  # on several drives of Windows
+        return [printable(Path(path).as_posix()) for path in absolute]
     return [printable(Path(path).relative_to(folder).as_posix()) for path in absolute]
 
 
