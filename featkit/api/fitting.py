@@ -190,12 +190,10 @@ def fit_heads(
         options: the other options of ``fit``.
     """
     from featkit.heads import make_head
-    from featkit.registry import Spec
     from featkit.runs.compare import compare_runs
     from featkit.runs.fit import FitConfig
 
-    # In canonical form, such as C=0.001 for C=1e-3, as runs have them.
-    given_heads = tuple(str(Spec.parse(head)) for head in heads)
+    given_heads = _canonical_specs(heads)
     heads = expand_heads(given_heads)
     for head in heads:  # fail on an unknown head before features are extracted
         make_head(head)
@@ -232,6 +230,13 @@ def fit_heads(
     elif len(set(paths)) > 1:
         comparison = compare_runs(paths)
     return FitResults(tuple(runs), tuple(paths), comparison, summaries)
+
+
+def _canonical_specs(heads: Sequence[str]) -> tuple[str, ...]:
+    """Return specs as runs have them, such as ``linear:C=0.001`` for ``linear:C=1e-3``."""
+    from featkit.registry import Spec
+
+    return tuple(str(Spec.parse(head)) for head in heads)
 
 
 def _read_costs(path: PathLike | None) -> CostTable | None:

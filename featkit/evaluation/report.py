@@ -335,7 +335,7 @@ def to_json_value(value: Any) -> Any:
     if type(value) in _PLAIN_TYPES:
         return value
     if type(value) is float:
-        return value if math.isfinite(value) else str(value)
+        return _finite(value)
     if is_dataclass(value) and not isinstance(value, type):
         return to_json_value(_written_fields(value))
     if isinstance(value, list | tuple):
