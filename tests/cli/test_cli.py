@@ -363,7 +363,7 @@ def test_compare_reports_significant_differences(photos):
 
 
 def test_the_name_of_a_run_is_shown_and_decides_no_id(photos):
-    options = ("fit", "--data", photos, *FAST, "--head")
+    options = ("fit", "--data", photos, *FAST, "--precision", "fp32", "--head")
     call(*options, "prototypical")
     (directory,) = Path("experiments/runs/photos").iterdir()
     files = {path.name: path.read_bytes() for path in directory.glob("*.[cj]s[vo]*")}

@@ -97,6 +97,7 @@ def made(tmp_path_factory):
         weights="random",
         resize="64",
         crop="64",
+        precision="fp32",
         cache=folder / "cache",
     )
     (directory,) = (folder / "runs" / "photos").glob("*/")

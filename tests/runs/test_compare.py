@@ -29,6 +29,7 @@ def source(tmp_path):
         "resize": "32",
         "limit": "train=150,test=120",
         "layer": "layer1",
+        "precision": "fp32",
     }
     return load_features(given, tmp_path / "cache", Compute())
 

@@ -35,6 +35,7 @@ def fitted(tmp_path_factory):
         weights="random",
         resize="64",
         crop="64",
+        precision="fp32",
         head="linear",
         cache=folder / "cache",
         out=folder / "runs",
