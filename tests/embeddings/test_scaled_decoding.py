@@ -50,7 +50,8 @@ def album(tmp_path):
 
 
 def request_of(folder, **options):
-    return Request(data=str(folder), **{**NETWORK, **options}).for_device("cpu")
+    given = {"precision": "fp32", **NETWORK, **options}
+    return Request(data=str(folder), **given).for_device("cpu")
 
 
 def extract(folder, cache, **options):
@@ -254,7 +255,7 @@ def test_the_transformer_scales_large_photos(album, tmp_path):
     found = embedder.transform(files)
     np.testing.assert_array_equal(found[:4], some)
     images = images_from_files(files)
-    request = replace(request_of(""), data="", precision="fp32")
+    request = replace(request_of(""), data="")
     expected = store.read(run_extractions([request], images, tmp_path / "x", COMPUTE)[0].path)
     np.testing.assert_allclose(found, expected.x, rtol=1e-4, atol=1e-5)
 
