@@ -181,10 +181,11 @@ def fewshot(
         if embeddings.groups is not None:
             groups = len(set(embeddings.groups.tolist()))
             log.info(_EPISODE_GROUPS)
+        options["curve"] = _curve_shots(embeddings, curve)
         if executor is None:
             scores, points = _fewshot_scores(embeddings, heads, shots, config, options)
         else:
-            plan = FewShotPlan(heads, shots, tuple(curve), draws, config)
+            plan = FewShotPlan(heads, shots, options["curve"], draws, config)
             scores, points = scores_elsewhere(
                 embeddings, plan, executor.run, folder, progress=progress
             )
@@ -200,6 +201,22 @@ _EPISODE_GROUPS = (
     "groups: no group of images has support and query images in one episode; intervals of the "
     "learning curve resample groups"
 )
+
+
+def _curve_shots(embeddings: Embeddings, curve: Sequence[int]) -> tuple[int, ...]:
+    """Return the numbers of images of a learning curve; log which were more than there are."""
+    from featkit.runs.splits import without_views
+    from featkit.studies.fewshot import available_shots
+
+    shots = available_shots(without_views(embeddings.part("train")).y, curve)
+    missing = sorted(set(curve) - set(shots))
+    if missing:
+        log.warning(
+            "no class has %s training images: the learning curve ends at %d, all images",
+            " or ".join(map(str, missing)),
+            max(shots),
+        )
+    return tuple(shots)
 
 
 def _fewshot_scores(

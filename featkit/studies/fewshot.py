@@ -171,7 +171,8 @@ def learning_curve(
 def curve_shots(labels: NDArray[np.int64]) -> list[int]:
     """Return numbers of training images per class for a learning curve: 1, 2, 5, 10, 20, ...
 
-    The last one is the first that reaches the median number of images per class.
+    The last one is the first that reaches the median number of images per class, or the number of
+    images of the largest class if that is smaller.
 
     Args:
         labels: ``(n,)`` labels of the training images.
@@ -184,8 +185,21 @@ def curve_shots(labels: NDArray[np.int64]) -> list[int]:
         for step in (1, 2, 5):
             shots.append(int(step * scale))
             if shots[-1] >= typical:
-                return shots
+                return available_shots(labels, shots)
     return shots
+
+
+def available_shots(labels: NDArray[np.int64], shots: Sequence[int]) -> list[int]:
+    """Return numbers of training images per class, none of which is larger than every class.
+
+    Larger ones stand for all images, and become the number of images of the largest class.
+
+    Args:
+        labels: ``(n,)`` labels of the training images.
+        shots: the numbers.
+    """
+    largest = int(np.bincount(labels).max(initial=1))
+    return list(dict.fromkeys(min(shot, largest) for shot in shots))
 
 
 def read_learning_curve(directory: Path) -> list[FewShotScore]:

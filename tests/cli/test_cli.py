@@ -416,6 +416,12 @@ def test_fewshot_prints_episodes_and_a_learning_curve(photos):
     assert "test accuracy, 2 draws, n = 4 test images" in done.stdout
     (directory,) = Path("experiments/runs/photos").iterdir()
     assert {path.name for path in directory.iterdir()} == {"curve.png", "results.json"}
+    done = call("fewshot", *given, "--curve", "1,50,500", "--draws", "2", "--json")
+    (largest,) = {point["shot"] for point in json.loads(done.stdout)["curve"]} - {1}
+    assert largest < 50
+    assert f"no class has 50 or 500 training images: the learning curve ends at {largest}" in (
+        done.stderr
+    )
     assert "9 ways need 9 classes" in call("fewshot", *given[:-6], "--way", "9", code=1).stderr
     assert "not a list of positive integers" in call("fewshot", "--shot", "x", code=1).stderr
 

@@ -78,7 +78,13 @@ def test_the_interval_of_a_learning_curve_includes_the_sample_of_test_images(vec
 
 @pytest.mark.parametrize(
     ("counts", "shots"),
-    [([], [1]), ([1, 1], [1]), ([6, 6, 6], [1, 2, 5, 10]), ([3, 30, 31], [1, 2, 5, 10, 20, 50])],
+    [
+        ([], [1]),
+        ([1, 1], [1]),
+        ([6, 6, 6], [1, 2, 5, 6]),
+        ([3, 30, 31], [1, 2, 5, 10, 20, 31]),
+        ([3, 30, 310], [1, 2, 5, 10, 20, 50]),
+    ],
 )
 def test_a_learning_curve_reaches_the_median_number_of_images_of_a_class(counts, shots):
     labels = np.repeat(np.arange(len(counts)), counts)
