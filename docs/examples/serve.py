@@ -19,6 +19,26 @@ Image.MAX_IMAGE_PIXELS = 50_000_000  # Pillow refuses images of twice as many
 FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 
 
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Return an image of any mode as RGB, as featkit does.
+
+    Grey of 16 bits is divided by 257, so that white stays white; Pillow's own conversion makes
+    everything above 255 white. Transparent pixels are composited on white.
+
+    Raises:
+        ValueError: if the mode does not define which value is white.
+    """
+    if image.mode.startswith("I;16"):
+        grey = np.rint(np.asarray(image, np.float64) / 257)
+        image = Image.fromarray(grey.astype(np.uint8))
+    if image.mode in ("I", "F"):
+        raise ValueError(f"mode {image.mode} does not say which value is white")
+    if image.has_transparency_data:
+        rgba = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
+    return image.convert("RGB")
+
+
 class Model:
     """An exported run: network, head, temperature, class names and preprocessing in one file."""
 
@@ -32,7 +52,7 @@ class Model:
     def prepare(self, image: Image.Image) -> np.ndarray:
         """Return pixels ``(1, 3, h, w)`` from 0 to 1, resized and cropped as featkit does."""
         preprocessing = self.metadata["preprocessing"]
-        image = ImageOps.exif_transpose(image).convert("RGB")
+        image = to_rgb(ImageOps.exif_transpose(image))
         size = preprocessing["resize"]
         if isinstance(size, int):  # of the shorter edge
             shorter = min(image.size)

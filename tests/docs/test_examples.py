@@ -19,6 +19,7 @@ from PIL import Image
 
 import featkit
 from featkit.backbones.base import Preprocess
+from featkit.images.decode import decode_file
 from tests.docs.pages import DOCS
 
 EXAMPLES = DOCS / "examples"
@@ -69,6 +70,30 @@ def post(port, path, content, headers=()):
         return answer.status, json.loads(answer.read())
     finally:
         connection.close()
+
+
+def test_the_http_service_converts_images_as_featkit_does(tmp_path):
+    convert = runpy.run_path(str(EXAMPLES / "serve.py"))["to_rgb"]
+    rng = np.random.default_rng(0)
+    grey = rng.integers(0, 2**16, (20, 30), dtype=np.uint16)
+    colours = rng.integers(0, 256, (20, 30, 4), dtype=np.uint8)
+    palette = Image.fromarray(colours[..., :3]).quantize(8)
+    images = {
+        "16-bit.png": (Image.fromarray(grey), {}),
+        "transparent.png": (Image.fromarray(colours), {}),
+        "grey-alpha.png": (Image.fromarray(colours[..., :2], "LA"), {}),
+        "palette.png": (palette, {"transparency": 3}),
+        "grey.png": (Image.fromarray(colours[..., 0]), {}),
+        "1-bit.png": (Image.fromarray(colours[..., 0]).convert("1"), {}),
+        "cmyk.jpg": (Image.fromarray(colours[..., :3]).convert("CMYK"), {}),
+    }
+    for name, (image, options) in images.items():
+        image.save(tmp_path / name, **options)
+        with Image.open(tmp_path / name) as stored:
+            found = np.asarray(convert(stored))
+        np.testing.assert_array_equal(found, decode_file(tmp_path / name), name)
+    with pytest.raises(ValueError, match="which value is white"):
+        convert(Image.fromarray(np.ones((2, 2), np.float32)))
 
 
 def test_the_http_service_answers_as_featkit_predict(exported):
