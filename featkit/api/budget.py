@@ -145,7 +145,7 @@ def train(
     from featkit.reports.figures import run_figures
     from featkit.runs.bundle import bundle_run
     from featkit.runs.directory import save_run
-    from featkit.runs.registry import check_name_is_free, free_name
+    from featkit.runs.registry import check_name, check_name_is_free, free_name
     from featkit.studies.train import (
         FIRST_NETWORK,
         Clock,
@@ -159,8 +159,8 @@ def train(
 
     clock = Clock(60 * minutes)
     table = _read_costs(cost)
-    if name is not None and not overwrite:
-        check_name_is_free(name)
+    if name is not None:
+        check_name(name) if overwrite else check_name_is_free(name)
     timer = ExtractionTimer(clock, log.info)
     compute = make_compute(options)
     given = {**request_options(options), "data": str(photos)}
@@ -175,7 +175,8 @@ def train(
         selection = select(features, clock, second=second, say=log.info, on_candidate=on_candidate)
     trained = evaluate_selection(selection, problems, costs)
     earlier = _runs_named(name) if name is not None and overwrite else []
-    title = name if name is not None else free_name(features.data)
+    own = Path(out) / features.data / trained.run.id
+    title = name if name is not None else free_name(features.data, own)
     run = replace(trained.run, name=title)
     content = json.dumps(trained.to_dict(), indent=2)
     path = save_run(run, Path(out), {**run_figures(run), "train.json": content})

@@ -192,12 +192,14 @@ def fit_heads(
     from featkit.heads import make_head
     from featkit.runs.compare import compare_runs
     from featkit.runs.fit import FitConfig
+    from featkit.runs.registry import check_name
 
     given_heads = _canonical_specs(heads)
     heads = expand_heads(given_heads)
     for head in heads:  # fail on an unknown head before features are extracted
         make_head(head)
     given = "" if name is None else NAME.check("name", name)
+    check_name(given)
     _check_evaluation(seeds, options)
     table = _read_costs(options["cost"])
     config = FitConfig(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -44,6 +45,8 @@ from featkit.storage import Content, csv_text, file_sha256, publish, read_direct
 
 if TYPE_CHECKING:
     from featkit.runs.predict import Prediction
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -169,6 +172,8 @@ def save_run(run: Run | MultiLabelRun, out: Path, more: Mapping[str, Content]) -
     earlier = _earlier_card(directory)
     if earlier and not run.name:  # a run that is repeated keeps its name
         run = replace(run, name=earlier.name)
+    if earlier and earlier.name not in ("", run.name):
+        log.info("the run was named %s before, and is %s now", earlier.name, run.name)
     files: dict[str, Content] = {}
 
     def write_card(path: Path) -> None:

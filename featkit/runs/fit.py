@@ -40,6 +40,7 @@ from featkit.runs.splits import (
     make_splits,
     refuse_infinite,
     train_counts,
+    untested_class_warnings,
     untrained_class_warnings,
 )
 from featkit.storage import digest, peak_memory_mb
@@ -498,7 +499,12 @@ def _score_unknown(
 
 def head_warnings(fitted: FittedHead, test: Embeddings) -> list[str]:
     """Return what a reader must know about a fitted head and its training images."""
-    return [*fit_warnings(fitted, test), *constant_column_warnings(fitted.splits.final)]
+    final = fitted.splits.final
+    return [
+        *fit_warnings(fitted, test),
+        *untested_class_warnings(test.classes, test.y, final.y),
+        *constant_column_warnings(final),
+    ]
 
 
 def fit_warnings(fitted: FittedHead, test: Embeddings) -> list[str]:

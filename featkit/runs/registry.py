@@ -193,9 +193,15 @@ def find_network(spec: str) -> str:
     return spec
 
 
-def free_name(name: str) -> str:
-    """Return a name that no run has yet: the given one, or with a number at its end."""
-    used = {entry.name for entry in list_runs()} | {LATEST}
+def free_name(name: str, own: Path) -> str:
+    """Return a name that no other run has: the given one, or with a number at its end.
+
+    Args:
+        name: the name.
+        own: directory of the run that gets it, which may have it already.
+    """
+    own = own.resolve()
+    used = {entry.name for entry in list_runs() if entry.path != own} | {LATEST}
     free, number = name, 1
     while free in used:
         number += 1
@@ -252,8 +258,8 @@ def _names(entries: Sequence[RunEntry]) -> str:
     return ", ".join([*(entry.short for entry in entries[:_MOST_NAMED]), *more])
 
 
-def check_name_is_free(name: str) -> None:
-    """Refuse a name that a run has already, or that cannot be told from other references.
+def check_name(name: str) -> None:
+    """Refuse a name that cannot be told from other references to runs.
 
     Raises:
         RunError: with what to do.
@@ -262,6 +268,15 @@ def check_name_is_free(name: str) -> None:
         raise RunError(f"{LATEST} stands for the newest run: choose another name")
     if is_path_like(name):
         raise RunError(f"{name} looks like a path: choose a name without / and not beginning so")
+
+
+def check_name_is_free(name: str) -> None:
+    """Refuse a name that a run has already, or that cannot be told from other references.
+
+    Raises:
+        RunError: with what to do.
+    """
+    check_name(name)
     for entry in list_runs():
         if entry.name == name:
             raise RunError(

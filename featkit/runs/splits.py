@@ -140,6 +140,24 @@ def untrained_class_warnings(
     return [f"no training image of {', '.join(names)}: every test image of it is misclassified"]
 
 
+def untested_class_warnings(
+    classes: Sequence[str], tested: NDArray[np.int64], trained: NDArray[np.int64]
+) -> list[str]:
+    """Return a warning that names the classes with train images but no test images."""
+    names = [classes[label] for label in np.setdiff1d(trained, tested)]
+    if not names:
+        return []
+    if len(names) <= _NAMED:
+        known = "its accuracy is" if len(names) == 1 else "their accuracy is"
+        return [f"no test image of {', '.join(names)}: {known} not known"]
+    listed = ", ".join(names[:_NAMED])
+    return [f"no test image of {len(names)} classes ({listed}, ...): their accuracy is not known"]
+
+
+_NAMED = 5
+"""Classes that a warning names."""
+
+
 def group_warnings(groups: NDArray[np.str_] | None, splits: NDArray[np.str_]) -> list[str]:
     """Return warnings on groups of images, such as patients, that make the accuracy doubtful.
 

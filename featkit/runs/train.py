@@ -31,7 +31,12 @@ from featkit.runs.features import FeatureSet
 from featkit.runs.fit import Run, evaluate_classifier, package_versions, report_costs
 from featkit.runs.predict import gathered
 from featkit.runs.results import read_run
-from featkit.runs.splits import group_facts, group_warnings, untrained_class_warnings
+from featkit.runs.splits import (
+    group_facts,
+    group_warnings,
+    untested_class_warnings,
+    untrained_class_warnings,
+)
 from featkit.storage import Content, LockHeldError, csv_text, locked, read_text
 from featkit.training.checkpoint import CHECKPOINT_FILE
 from featkit.training.finetune import TrainingResult, finetune
@@ -247,6 +252,7 @@ def evaluate_trained(
         train_counts=counts,
         warnings=[
             *untrained_class_warnings(images.classes, test.y, np.flatnonzero(counts)),
+            *untested_class_warnings(images.classes, test.y, np.flatnonzero(counts)),
             *group_warnings(np.array(images.groups, np.str_), images.splits),
         ],
         provenance={

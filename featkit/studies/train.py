@@ -557,6 +557,12 @@ def next_step(trained: TrainedClassifier) -> str:
             "accuracy is too high: look at them with `featkit audit`, remove them, train again"
         )
     report = trained.run.report
+    untested = [each.name for each in report.per_class if not each.n]
+    if untested:
+        return (
+            f"add photos of {untested[0]}: none of them is a test image, so that its accuracy is "
+            "not known"
+        )
     weak = [each for each in report.per_class if each.n and (each.recall or 0.0) < report.top1]
     if report.confused and weak:
         worst = min(weak, key=lambda each: (each.recall or 0.0, -each.n))

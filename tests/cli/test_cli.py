@@ -372,7 +372,12 @@ def test_the_name_of_a_run_is_shown_and_decides_no_id(photos):
     for name in ("results.json", "predictions.csv"):
         assert (directory / name).read_bytes() == files[name]
     call(*options, "prototypical")  # a repeated run keeps its name
+    for name in ("latest", "../x", "a/b"):
+        assert "choose a" in call(*options, "prototypical", "--name", name, code=1).stderr
     assert json.loads((directory / "card.json").read_text())["name"] == "Colours_1 & more"
+    done = call(*options, "prototypical", "--name", "other")
+    assert "the run was named Colours_1 & more before, and is other now" in done.stderr
+    call(*options, "prototypical", "--name", "Colours_1 & more")
     call(*options, "knn:k=1")
     runs = sorted(Path("experiments/runs/photos").iterdir())
     found = json.loads(call("compare", *runs, "--json").stdout)["runs"]

@@ -11,7 +11,13 @@ import pytest
 
 from featkit.errors import RunError
 from featkit.runs import registry
-from featkit.runs.registry import check_name_is_free, find_network, find_run, list_runs
+from featkit.runs.registry import (
+    check_name_is_free,
+    find_network,
+    find_run,
+    free_name,
+    list_runs,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -122,6 +128,13 @@ def test_names_that_cannot_refer_to_a_run_are_refused(three, name):
     with pytest.raises(RunError, match="choose"):
         check_name_is_free(name)
     check_name_is_free("flowers-v9")
+
+
+def test_a_run_that_is_made_again_keeps_its_name(three):
+    assert free_name("flowers-v1", three[0]) == "flowers-v1"
+    assert free_name("flowers-v1", three[1]) == "flowers-v1-2"
+    assert free_name("latest", three[0]) == "latest-2"
+    assert free_name("new", three[0]) == "new"
 
 
 def test_a_network_is_found_by_the_name_of_its_run(three):

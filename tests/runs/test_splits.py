@@ -10,7 +10,12 @@ import pytest
 from featkit import extract
 from featkit.errors import DataError, SpecError
 from featkit.images.augment import add_augmented_views
-from featkit.runs.splits import make_splits, train_counts, without_views
+from featkit.runs.splits import (
+    make_splits,
+    train_counts,
+    untested_class_warnings,
+    without_views,
+)
 
 
 def test_fit_val_and_test_share_no_image(vectors):
@@ -21,6 +26,18 @@ def test_fit_val_and_test_share_no_image(vectors):
     assert set(parts.final.ids) == fit | val
     assert len(val) == 8
     assert not parts.own_val
+
+
+def test_classes_without_a_test_image_are_named():
+    names = [f"class {number}" for number in range(9)]
+    everything, two = np.arange(9), np.array([0, 1])
+    assert untested_class_warnings(names, everything, everything) == []
+    assert untested_class_warnings(names, np.arange(8), everything) == [
+        "no test image of class 8: its accuracy is not known"
+    ]
+    (warning,) = untested_class_warnings(names, two, everything)
+    assert warning.startswith("no test image of 7 classes (class 2, class 3, class 4, class 5, ")
+    assert untested_class_warnings(names, two, two) == []
 
 
 def test_a_validation_split_of_the_data_is_kept(vectors):
