@@ -311,14 +311,18 @@ def _check_evaluation(seeds: int, options: Mapping[str, Any]) -> None:
         check_unknown(user_path(str(options["unknown"])))
     if not options["folds"]:
         if options["repeats"] > 1:
-            raise OptionsError("repeats are repetitions of folds: give folds too, such as 5")
+            raise OptionsError("--repeats are repetitions of folds: give --folds too, such as 5")
         return
     if seeds > 1:
-        raise OptionsError("folds are repeated with repeats: leave out seeds")
+        raise OptionsError("--folds are repeated with --repeats: leave out --seeds")
+    if options["split"] is not None:
+        log.warning("--split has no effect: --folds test all images")
     if options["perturb"]:
-        raise OptionsError("perturb changes test images, and folds test all images: leave out one")
+        raise OptionsError(
+            "--perturb changes test images, and --folds test all images: leave out one"
+        )
     if options["unknown"] is not None:
-        raise OptionsError("unknown images are compared with a test set: leave out folds")
+        raise OptionsError("--unknown images are compared with a test set: leave out --folds")
 
 
 def _fit_head(

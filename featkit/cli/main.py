@@ -129,7 +129,9 @@ class CommandGroup(click.Group):
             with _visible_usage_errors(), exhaustion_reported(), _system_errors_reported():
                 return super().invoke(ctx)
         except OptionsError as error:
-            raise click.UsageError(_message(error, self, ctx), ctx) from error
+            command = _running(self, ctx)
+            usage = click.Context(command, ctx, command.name) if command else ctx
+            raise click.UsageError(_message(error, self, ctx), usage) from error
         except FeatkitError as error:
             raise click.ClickException(_message(error, self, ctx)) from error
         except KeyboardInterrupt as interrupt:
@@ -197,9 +199,14 @@ _QUOTED_COMMAND = re.compile(r"`featkit [^`]*`")
 _OPTION = re.compile(r"(?<![\w-])--[a-z][a-z0-9-]*")
 
 
+def _running(group: click.Group, ctx: click.Context) -> click.Command | None:
+    """Return the subcommand that is running."""
+    return group.get_command(ctx, ctx.invoked_subcommand or "")
+
+
 def _option_names(group: click.Group, ctx: click.Context) -> set[str]:
     """Return the option names of the subcommand that is running."""
-    command = group.get_command(ctx, ctx.invoked_subcommand or "")
+    command = _running(group, ctx)
     commands = list(command.commands.values()) if isinstance(command, click.Group) else [command]
     names: set[str] = set()
     for each in commands:

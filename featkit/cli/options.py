@@ -664,8 +664,14 @@ name_option = option(
 json_option = option("--json", "as_json", group="Output", is_flag=True, help="Print JSON.")
 
 feature_options = stack(
-    data_options,
-    backbone_option,
+    data_options_with_default("that of the newest cache file, else digits"),
+    option(
+        "--backbone",
+        group="Backbone",
+        metavar="SPEC",
+        help=BACKBONE_HELP,
+        show_default="that of the newest cache file, else resnet18",
+    ),
     network_options,
     layer_option,
     cache_or_file_option,

@@ -244,11 +244,11 @@ def test_no_fold_separates_a_group(source: FeatureSet) -> None:
 
 def test_contradictory_options_are_refused() -> None:
     """Before any work."""
-    with pytest.raises(OptionsError, match="give folds too"):
+    with pytest.raises(OptionsError, match="give --folds too"):
         featkit.fit("digits", repeats=3)
-    with pytest.raises(OptionsError, match="leave out seeds"):
+    with pytest.raises(OptionsError, match="leave out --seeds"):
         featkit.api.fit_heads(["knn"], seeds=2, folds=3, repeats=1, unknown=None)
-    with pytest.raises(OptionsError, match="folds test all images"):
+    with pytest.raises(OptionsError, match="--folds test all images"):
         featkit.fit("digits", folds=3, perturb="fog:level=strong")
     with pytest.raises(SpecError, match="folds=1: give an integer of 2 or more"):
         featkit.fit("digits", folds=1)
