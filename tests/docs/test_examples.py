@@ -35,6 +35,7 @@ def exported(tmp_path_factory):
         "backbone": "resnet18",
         "weights": "random",
         "resize": "32",
+        "precision": "fp32",
         "cache": folder / "cache",
     }
     featkit.fit("digits", head="prototypical", limit="train=200,test=50", out=folder, **options)
