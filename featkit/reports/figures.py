@@ -7,13 +7,12 @@ statistic.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from featkit.evaluation.metrics import MEAN_AVERAGE_PRECISION
+from featkit.ablation.grid import AXES, AxisValue
 from featkit.plots.confusion import plot_confusion
 from featkit.plots.contact import Section, Tile, plot_contact, thumbnail
 from featkit.plots.curve import Line, plot_curve
@@ -31,6 +30,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from featkit.ablation.cells import CellResult
+    from featkit.ablation.effects import Findings
     from featkit.ablation.run import AblationResult
     from featkit.images.base import ImageSet, Pixels
     from featkit.runs.fit import Run
@@ -274,13 +274,15 @@ def odds_text(odds: float) -> str:
 
 
 def ablation_figures(result: AblationResult) -> dict[str, bytes]:
-    """Draw ``heatmap.png``: accuracy or mAP by head (columns) and all other varying axes (rows).
+    """Draw ``heatmap.png``: the metric by head (columns) and all other varying axes (rows).
 
-    A cell of the figure is the mean over seeds and over perturbations of the test images, where
-    these vary; its interval is drawn only if it represents one cell of the grid.
+    The metric is the one by which the study compares. A cell of the figure is the mean over seeds
+    and over perturbations of the test images, where these vary; its interval is drawn only if it
+    represents one cell of the grid.
     """
+    findings = result.findings
     pooled = [axis for axis in ("seed", "perturb") if len(result.grid.values(axis)) > 1]
-    row_names, constant = _heatmap_rows(result.cells, result.findings.network_names)
+    row_names, constant = _heatmap_rows(result.cells, findings)
     rows = list(dict.fromkeys(row_names))
     columns = list(dict.fromkeys(str(cell.values["head"]) for cell in result.cells))
     members: dict[tuple[int, int], list[CellResult]] = {}
@@ -288,8 +290,7 @@ def ablation_figures(result: AblationResult) -> dict[str, bytes]:
         place = (rows.index(row), columns.index(str(cell.values["head"])))
         members.setdefault(place, []).append(cell)
 
-    several = result.findings.metric == MEAN_AVERAGE_PRECISION
-    means, intervals, missing = _heatmap_values(members, (len(rows), len(columns)))
+    means, intervals, missing = _heatmap_values(members, (len(rows), len(columns)), findings)
     means_over = f", mean over {' and '.join(pooled)}" if pooled else ""
     title = f"{result.grid.name}: {constant}{means_over}"
     figure = plot_heatmap(
@@ -297,7 +298,7 @@ def ablation_figures(result: AblationResult) -> dict[str, bytes]:
         rows,
         columns,
         title=title,
-        label=metric_name(result.findings) if several else "top-1 accuracy",
+        label=metric_name(findings),
         intervals=None if pooled else intervals,
         missing=missing.tolist(),
     )
@@ -305,76 +306,67 @@ def ablation_figures(result: AblationResult) -> dict[str, bytes]:
 
 
 def _heatmap_values(
-    members: Mapping[tuple[int, int], Sequence[CellResult]], shape: tuple[int, int]
+    members: Mapping[tuple[int, int], Sequence[CellResult]],
+    shape: tuple[int, int],
+    findings: Findings,
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.object_]]:
-    """Return mean accuracies, intervals of the first cells, and texts where there is no result.
+    """Return mean metrics, intervals of the first cells, and texts where there is no result.
 
     Args:
         members: cells of the grid by row and column of the figure.
         shape: rows and columns of the figure.
+        findings: of the grid.
     """
     means = np.full(shape, np.nan)
     intervals = np.full((*shape, 2), np.nan)
     missing = np.full(shape, "", dtype=object)
     for place, cells in members.items():
-        reports = [cell.report for cell in cells if cell.report]
-        if reports:
-            means[place] = np.mean([report.headline.value for report in reports])
-            intervals[place] = reports[0].headline.interval95
+        scores = [findings.score(cell) for cell in cells if cell.report]
+        if scores:
+            means[place] = np.mean([value for value, _ in scores])
+            intervals[place] = scores[0][1]
         else:
             missing[place] = cells[0].status
     return means, intervals, missing
 
 
-def _heatmap_rows(
-    cells: Sequence[CellResult], network_names: Mapping[str, str]
-) -> tuple[list[str], str]:
+def _heatmap_rows(cells: Sequence[CellResult], findings: Findings) -> tuple[list[str], str]:
     """Return the row name of each cell, and the constant values for the title."""
-    named = _with_short_names(cells, network_names)
     varying: list[str] = []
     constant: list[str] = []
-    for axis in cells[0].values:
+    for axis, first in cells[0].values.items():
         if axis in ("head", "seed", "perturb"):
             continue
-        texts = {_axis_text(cell, axis) for cell in named}
-        if len(texts) > 1:
+        if any(cell.values[axis] != first for cell in cells):
             varying.append(axis)
-        else:
-            constant.extend(texts - {""})
+        elif first != AXES[axis] or axis in _ALWAYS_NAMED:
+            constant.append(_axis_text(findings, axis, first))
 
     names = []
-    for cell in named:
-        shown = filter(None, [_axis_text(cell, axis) for axis in varying])
-        names.append(" ".join(shown) or _axis_text(cell, "backbone"))
-    return names, " ".join(constant)
-
-
-def _with_short_names(
-    cells: Sequence[CellResult], network_names: Mapping[str, str]
-) -> list[CellResult]:
-    """Return all cells with the short name of their images, if known, and that of their network."""
-    # A skipped cell has no short name of its images; another cell with the same images does.
-    short_names = {cell.values["data"]: cell.data for cell in cells if cell.data}
-    named = []
     for cell in cells:
-        backbone = str(cell.values["backbone"])
-        values = {**cell.values, "backbone": network_names.get(backbone, backbone)}
-        named.append(replace(cell, values=values, data=short_names.get(cell.values["data"], "")))
-    return named
+        shown = [_axis_text(findings, axis, cell.values[axis]) for axis in varying or ["backbone"]]
+        names.append(", ".join(shown))
+    return names, ", ".join(constant)
 
 
-_DEFAULTS = {"precision": "auto", "subset": "all", "train_perturb": "none", "balance": "none"}
+_ALWAYS_NAMED = ("data", "backbone", "weights")
+"""Axes that the title of the heat map names even if they have their default value."""
+
+_DEFAULT_TEXTS: Mapping[str, str] = {
+    "layer": "default layer",
+    "precision": "automatic precision",
+    "subset": "all training images",
+    "train_perturb": "trained on clean images",
+    "balance": "no correction",
+}
+"""Names of the default values of axes, of which the value alone would be unclear."""
 
 
-def _axis_text(cell: CellResult, axis: str) -> str:
-    """Return a value of an axis for the heat map; defaults are empty."""
-    value = cell.values[axis]
-    if axis == "data":
-        return cell.data
-    if axis == "weights" and str(value).startswith("random"):
-        return f"{value} (untrained)"
+def _axis_text(findings: Findings, axis: str, value: AxisValue) -> str:
+    """Return the text for a value of an axis in the heat map."""
     if axis == "tune":
-        return "tuned" if value else ""
-    if value == _DEFAULTS.get(axis):
-        return ""
-    return f"trained on {value}" if axis == "train_perturb" else str(value)
+        return "tuned" if value else "not tuned"
+    if axis in _DEFAULT_TEXTS and value == AXES[axis]:
+        return _DEFAULT_TEXTS[axis]
+    shown = findings.shown(axis, value)
+    return f"trained on {shown}" if axis == "train_perturb" else shown

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,6 +11,8 @@ import pytest
 from matplotlib.figure import Figure
 
 from featkit.ablation.cells import CellResult
+from featkit.ablation.grid import AXES, Grid
+from featkit.ablation.run import AblationResult
 from featkit.evaluation import evaluate
 from featkit.heads.search import Candidate, SearchResult
 from featkit.plots.search import plot_search
@@ -123,29 +126,78 @@ def test_pruning_steps_are_a_curve() -> None:
     assert sparsity_figures({"pruned": rows}, "svm on photos")["steps.png"].startswith(PNG)
 
 
+def ablation_result(cells: list[CellResult]) -> Any:
+    axes = {name: list(dict.fromkeys(cell.values[name] for cell in cells)) for name in AXES}
+    return AblationResult(Grid("study", axes), tuple(cells))
+
+
+def grid_cell(**values: Any) -> CellResult:
+    given = {**AXES, "data": "photos", "weights": "random", **values}
+    return CellResult(given, "ok", data="photos", report=report())
+
+
+def drawn_heatmap(cells: list[CellResult], monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """Return the arguments that the heat map of a grid is drawn from."""
+    drawn = SimpleNamespace()
+
+    def draw(values: Any, rows: Any, columns: Any, **given: Any) -> Figure:
+        drawn.__dict__.update(given, values=values, rows=rows, columns=columns)
+        return Figure()
+
+    monkeypatch.setattr(figures, "plot_heatmap", draw)
+    ablation_figures(ablation_result(cells))
+    return drawn
+
+
 def test_a_grid_with_failed_cells_has_a_heat_map() -> None:
-    values = {
-        "data": "photos",
-        "backbone": "resnet18",
-        "weights": "random",
-        "layer": "",
-        "precision": "auto",
-        "seed": 0,
-        "subset": "all",
-        "train_perturb": "fog",
-        "head": "svm",
-        "balance": "none",
-        "tune": True,
-        "perturb": "none",
-    }
-    cells = [
-        CellResult(values, "ok", data="photos", report=report()),
-        CellResult({**values, "head": "knn", "seed": 1}, "failed", "out of memory"),
+    failed = CellResult({**AXES, "head": "knn", "seed": 1}, "failed", "out of memory")
+    cells = [grid_cell(head="svm", train_perturb="fog", tune=True), failed]
+    assert ablation_figures(ablation_result(cells))["heatmap.png"].startswith(PNG)
+
+
+@pytest.mark.parametrize(
+    ("axis", "other", "names"),
+    [
+        ("balance", "reweight", ["no correction", "reweight"]),
+        ("layer", "layer3", ["default layer", "layer3"]),
+        ("precision", "int8", ["automatic precision", "int8"]),
+        ("subset", "longtail:if=5", ["all training images", "longtail:if=5"]),
+        ("train_perturb", "fog", ["trained on clean images", "trained on fog"]),
+        ("tune", True, ["not tuned", "tuned"]),
+        ("backbone", "resnet50", ["ResNet-18", "ResNet-50"]),
+        ("head", "svm", ["ResNet-18"]),
+    ],
+)
+def test_rows_of_the_heat_map_are_named_after_what_varies(
+    axis: str, other: Any, names: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cells = [grid_cell(), grid_cell(**{axis: other})]
+    drawn = drawn_heatmap(cells, monkeypatch)
+    assert drawn.rows == names
+    network = "" if axis == "backbone" else "ResNet-18, "
+    assert drawn.title == f"study: photos, {network}random (untrained)"
+
+
+def test_data_without_a_result_has_a_row_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    cells = [grid_cell(), CellResult({**AXES, "data": "missing"}, "failed")]
+    assert drawn_heatmap(cells, monkeypatch).rows == [
+        "photos, random (untrained)",
+        "missing, imagenet",
     ]
-    grid = SimpleNamespace(name="study", values=lambda axis: {cell.values[axis] for cell in cells})
-    findings = SimpleNamespace(network_names={"resnet18": "ResNet-18"}, metric="top-1")
-    result: Any = SimpleNamespace(grid=grid, cells=cells, findings=findings)
-    assert ablation_figures(result)["heatmap.png"].startswith(PNG)
+
+
+def test_the_heat_map_shows_the_metric_that_the_study_compares_by(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    uneven = replace(report(), balanced_accuracy=0.25, balanced_interval95=(0.2, 0.3))
+    cells = [replace(grid_cell(balance=name), report=uneven) for name in ("none", "reweight")]
+    drawn = drawn_heatmap(cells, monkeypatch)
+    assert drawn.label == "balanced accuracy"
+    np.testing.assert_array_equal(drawn.values, [[0.25], [0.25]])
+    np.testing.assert_array_equal(drawn.intervals[0, 0], [0.2, 0.3])
+    drawn = drawn_heatmap([replace(cell, report=uneven) for cell in (grid_cell(),)], monkeypatch)
+    assert drawn.label == "top-1 accuracy"
+    assert drawn.values == uneven.top1
 
 
 @pytest.mark.parametrize(("odds", "text"), [(1.26, "1.3 : 1"), (9.94, "9.9 : 1"), (12.4, "12 : 1")])
