@@ -67,11 +67,14 @@ def plot_heatmap(
 
 
 def _scale(percent: NDArray[np.float64]) -> Normalize:
-    """Return the colour scale: at least five points, so that noise does not stand out."""
+    """Return the colour scale within 0 to 100: five points or more, so that noise is not seen."""
     found = percent[~np.isnan(percent)]
     low, high = (found.min(), found.max()) if len(found) else (0.0, 100.0)
     missing = max(0.0, 5 - (high - low)) / 2
-    return Normalize(low - missing, high + missing)
+    low, high = low - missing, high + missing
+    # Values outside of 0 to 100 % do not exist: move the scale instead of cutting it.
+    moved = max(0.0, -low) - max(0.0, high - 100)
+    return Normalize(low + moved, high + moved)
 
 
 def _name_ticks(axes: Axes, rows: Sequence[str], columns: Sequence[str]) -> None:

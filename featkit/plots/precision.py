@@ -56,7 +56,7 @@ def plot_average_precision(labels: Sequence[LabelPrecision], *, title: str) -> F
     names = shorten([label.name for label in ascending], _MAX_NAME)
     ticks = [drawable(f"{name}, n = {x.n}") for name, x in zip(names, ascending, strict=True)]
     axes.set_yticks(places, ticks, fontsize=8, **literal_text())
-    axes.set(xlim=(-0.02, 1.02), ylim=(-0.7, len(ascending) - 0.3))
+    axes.set(xlim=(0, 1), ylim=(-0.7, len(ascending) - 0.3))
     axes.set_xlabel("average precision (%), 95% CI")
     percent_axis(axes.xaxis, decimals=0)
     axes.grid(axis="x", color="0.92", linewidth=0.7)

@@ -98,7 +98,7 @@ def _draw_points(axes: Axes, bins: Sequence[ReliabilityBin]) -> None:
         label="accuracy, 95% CI",
         zorder=3,
     )
-    axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
+    axes.set(xlim=(0, 1), ylim=(0, 1))
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_locator(MultipleLocator(0.2))
         percent_axis(axis, decimals=0)

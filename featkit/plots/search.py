@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from featkit.plots.curve import Line, plot_curve
-from featkit.plots.style import drawable, literal_text, set_title, shorten
+from featkit.plots.style import drawable, literal_text, percent_axis, set_title, shorten
 
 _MAX_NAME = 60
 _WIDTH = 7.0
@@ -64,16 +64,17 @@ def _bars(candidates: Candidates, title: str, label: str) -> Figure:
     for options, _ in ascending:
         described = ", ".join(f"{name} {value}" for name, value in options.items())
         names.append(described or "defaults")
-    percent = [100 * score for _, score in ascending]
+    scores = [score for _, score in ascending]
     figure = Figure(figsize=(_WIDTH, 1.2 + 0.24 * len(names)), layout="constrained")
     axes = figure.subplots()
-    axes.barh(range(len(names)), percent, color="#3182bd", height=0.7)
+    axes.barh(range(len(names)), scores, color="#3182bd", height=0.7)
     labels = [drawable(name) for name in shorten(names, _MAX_NAME)]
     axes.set_yticks(range(len(names)), labels, fontsize=8, **literal_text())
     axes.set_xlabel(label)
     # Start below the lowest bar instead of at zero, so that small differences can be seen.
-    margin = max(1.0, 0.3 * (max(percent) - min(percent)))
-    axes.set_xlim(max(0.0, min(percent) - margin), None)
+    margin = max(0.01, 0.3 * (max(scores) - min(scores)))
+    axes.set_xlim(min(scores) - margin, None)
+    percent_axis(axes.xaxis)
     axes.spines[["top", "right"]].set_visible(False)
     set_title(axes, title, width=_WIDTH)
     return figure

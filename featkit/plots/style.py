@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from matplotlib import colormaps
 from matplotlib.axes import Axes
-from matplotlib.axis import Axis
+from matplotlib.axis import Axis, XAxis
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties, findfont, get_font, get_font_names
 from matplotlib.ticker import PercentFormatter
@@ -73,13 +73,21 @@ def literal_text() -> dict[str, Any]:
 
 
 def percent_axis(axis: Axis, *, decimals: int | None = None) -> None:
-    """Show the ticks of an axis of fractions in percent; the axis label names the unit.
+    """Show an axis of fractions in percent, between 0 and 100; the axis label names the unit.
+
+    Call this after everything was drawn: margins around the data are cut at 0 and 100 %.
 
     Args:
         axis: ``axes.xaxis`` or ``axes.yaxis``.
         decimals: number of decimals; None for as many as the ticks need.
     """
     axis.set_major_formatter(PercentFormatter(1, decimals, symbol=""))
+    low, high = axis.get_view_interval()
+    set_limits = axis.axes.set_xlim if isinstance(axis, XAxis) else axis.axes.set_ylim
+    set_limits(max(0.0, low), min(1.0, high))
+    # Markers and bars at 0 or 100 % would be cut in half.
+    for artist in (*axis.axes.lines, *axis.axes.collections):
+        artist.set_clip_on(False)
 
 
 def add_grid(axes: Axes, which: Literal["both", "x", "y"] = "both") -> None:

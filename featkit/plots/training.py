@@ -91,8 +91,8 @@ def _draw(axes: Axes, history: History, part: str, colour: object) -> None:
 
 def _finish(axes: Axes, label: str, *, is_percent: bool) -> None:
     if is_percent:
+        axes.set_ylim(top=1)
         percent_axis(axes.yaxis)
-        axes.set_ylim(top=1.01)
     else:
         axes.set_ylim(bottom=0)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))

@@ -166,13 +166,19 @@ def interval_cell(
 
 
 def span_of(intervals: Iterable[Range], *, zero: bool = False) -> Range:
-    """Return a range that holds all intervals with a margin, and zero if asked."""
+    """Return a range that holds all intervals with a margin.
+
+    Args:
+        intervals: of fractions, or of differences of fractions.
+        zero: whether they are differences; the range then holds zero, else it ends at 0 and 1.
+    """
     ends = list(chain.from_iterable(intervals))
     if zero:
         ends.append(0.0)
     low, high = min(ends, default=0.0), max(ends, default=1.0)
     margin = max(0.04 * (high - low), 0.002)
-    return low - margin, high + margin
+    low, high = low - margin, high + margin
+    return (low, high) if zero else (max(0.0, low), min(1.0, high))
 
 
 def colour_class(value: float, span: Range) -> str:

@@ -80,3 +80,15 @@ def test_long_names_fit() -> None:
 def test_small_differences_do_not_span_the_whole_colour_scale() -> None:
     figure = plot_heatmap(np.array([[0.9, 0.91]]), ["a"], ["b", "c"], title="t", label="top-1")
     assert figure.axes[0].images[0].get_clim() == pytest.approx((88, 93))
+
+
+@pytest.mark.parametrize(
+    ("values", "limits"),
+    [([0.99, 1.0], (95, 100)), ([0.0, 0.01], (0, 5)), ([0.0, 1.0], (0, 100)), ([1.0], (95, 100))],
+)
+def test_the_colour_scale_stays_within_0_and_100(
+    values: list[float], limits: tuple[float, float]
+) -> None:
+    names = [str(value) for value in values]
+    figure = plot_heatmap(np.array([values]), ["a"], names, title="t", label="top-1")
+    assert figure.axes[0].images[0].get_clim() == pytest.approx(limits)

@@ -36,7 +36,7 @@ def test_the_numeric_option_with_most_values_is_the_x_axis():
 def test_candidates_without_such_an_option_are_bars_with_the_best_on_top(tried):
     (axes,) = plot_search(tried, title="head").axes
     widths = [bar.get_width() for bar in axes.patches]
-    assert widths == sorted(100 * top1 for _, top1 in tried)
+    assert widths == sorted(top1 for _, top1 in tried)
 
 
 def test_option_names_are_drawn_literally():
