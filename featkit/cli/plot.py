@@ -10,6 +10,21 @@ import click
 from featkit.cli.options import cache_option, command, compute_options, option
 from featkit.cli.output import interactive, print_line
 
+HELP = """Draw one picture of a run, a network, a study or an image.
+
+KIND is one of these, explained by --help-all:
+
+\b
+  run      projection, confusion, reliability, mistakes, curves,
+           learning-curve, cam, neighbours
+  network  filters, feature-maps
+  study    pareto, learning-curve
+  image    perturbations
+
+TARGET is what it shows: a run (its name, `latest`, its id or its directory), a network, the
+folder of a study, or an image. IMAGES are image files or folders.
+"""
+
 EPILOG = """\b
 Kinds for a run:
   projection     features of the test images in two dimensions
@@ -42,7 +57,7 @@ Examples:
 """
 
 
-@command(epilog=EPILOG)
+@command(help=HELP, epilog=EPILOG)
 @click.argument("kind")
 @click.argument("target", required=False)
 @click.argument("images", nargs=-1)
@@ -59,7 +74,8 @@ Examples:
     group="Output",
     type=click.Choice(["screen", "paper"]),
     default="screen",
-    help="paper: as wide as a column or page of an article, 8-point text, no title.",
+    help="Style for a screen or for print; paper: as wide as a column or page of an article, "
+    "8-point text, no title.",
 )
 @option(
     "--method",
@@ -105,12 +121,7 @@ Examples:
 def plot(
     kind: str, target: str | None, images: tuple[str, ...], out: Path | None, **options: Any
 ) -> None:
-    """Draw one picture of a run, a network, a study or an image.
-
-    KIND is one of the kinds below. TARGET is what it shows: a run (its name, `latest`, its id or
-    its directory), a network, the folder of a study, or an image. IMAGES are image files or
-    folders.
-    """
+    """Draw one picture; ``HELP`` is the text for users."""
     from featkit import api
 
     files = list(images)

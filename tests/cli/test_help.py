@@ -8,6 +8,7 @@ import click
 import pytest
 from click.testing import CliRunner
 
+from featkit.api import PLOT_KINDS
 from featkit.cli import main
 from featkit.cli.main import COMMANDS, SECTIONS
 from featkit.cli.messages import has_colour
@@ -60,6 +61,16 @@ def test_help_all_explains_what_the_help_only_lists():
         assert f"\n  {name} " in done.output
         assert f"\n  {name} " not in short
     assert "Advanced" not in done.output
+
+
+@pytest.mark.parametrize("width", [80, 100])
+def test_the_short_help_of_plot_lists_all_kinds(width):
+    done = CliRunner().invoke(main, ["plot", "--help"], terminal_width=width)
+    block = done.output.partition("KIND is")[2].partition("TARGET")[0]
+    listed = re.findall(r"[\w-]+", block.partition("run")[2])
+    kinds = set(listed) - {"network", "study", "image"}
+    assert kinds == set(PLOT_KINDS)
+    assert "Kinds for a run" not in done.output
 
 
 def test_quiet_leaves_results_warnings_and_errors(photos, tmp_path, monkeypatch):
