@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -38,12 +38,23 @@ class Line:
         x: ``(m,)`` values such as shots or C; positive on a logarithmic axis.
         y: ``(m,)`` fractions, NaN where there is no result.
         intervals: ``(m, 2)`` lower and upper ends, drawn as a band; None for no band.
+        muted: whether the line is drawn thin and grey, behind the others.
     """
 
     name: str
     x: NDArray[np.float64]
     y: NDArray[np.float64]
     intervals: NDArray[np.float64] | None = None
+    muted: bool = False
+
+
+@dataclass(frozen=True)
+class Mark:
+    """A ring around one point of a figure, named in the legend."""
+
+    name: str
+    x: float
+    y: float
 
 
 def plot_curve(
@@ -53,39 +64,73 @@ def plot_curve(
     x_label: str,
     y_label: str,
     scale: Literal["log", "linear"] = "log",
+    note: str = "",
+    legend_title: str = "",
+    mark: Mark | None = None,
 ) -> Figure:
     """Draw fractions in percent over a range of values, such as a learning curve over shots.
 
     Args:
         lines: one or more; several are distinguished by colour and marker and named in a legend.
+            A line with an empty name is not named.
         title: wrapped to the width of the plot.
         x_label: label of the x axis.
         y_label: label of the y axis.
         scale: of the x axis.
+        note: written below the title.
+        legend_title: written above the names of the lines.
+        mark: a point to draw a ring around.
     """
-    has_legend = len(lines) > 1
+    has_legend = len(lines) > 1 or mark is not None
     width = _SIZE[0] + (_LEGEND_WIDTH if has_legend else 0)
     figure = Figure(figsize=(width, _SIZE[1]), layout="constrained")
     axes = figure.subplots()
-    names = shorten([line.name for line in lines], _MAX_NAME)
-    for index, (line, name) in enumerate(zip(lines, names, strict=True)):
-        colour = series_colour(index, len(lines))
-        order = np.argsort(line.x, kind="stable")
-        x, y = line.x[order], line.y[order]
+    coloured = [line for line in lines if not line.muted]
+    for index, line in enumerate(coloured):
         marker = _MARKERS[index % len(_MARKERS)]
-        axes.plot(x, y, color=colour, marker=marker, markersize=4.5, linewidth=1.5, label=name)
-        if line.intervals is not None:
-            low, high = line.intervals[order].T
-            axes.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0)
+        _draw_line(axes, line, series_colour(index, len(coloured)), marker, zorder=3 - index / 100)
+    for line in lines:
+        if line.muted:
+            _draw_line(axes, line, "0.8", None, zorder=1.5)
+    if mark is not None:
+        axes.plot(
+            mark.x,
+            mark.y,
+            color="black",
+            marker="o",
+            markersize=11,
+            markerfacecolor="none",
+            linestyle="none",
+            label=drawable(mark.name),
+            zorder=4,
+        )
     _label_tried_values(axes, np.unique(np.concatenate([line.x for line in lines])), scale)
     percent_axis(axes.yaxis)
     axes.set_xlabel(drawable(x_label), **literal_text())
     axes.set_ylabel(drawable(y_label), **literal_text())
     add_grid(axes)
     if has_legend:
-        add_legend(axes)
-    set_title(axes, title, width=_SIZE[0])
+        add_legend(axes, title=legend_title)
+    set_title(axes, title, width=_SIZE[0], note=note)
     return figure
+
+
+def _draw_line(axes: Axes, line: Line, colour: Any, marker: str | None, *, zorder: float) -> None:
+    order = np.argsort(line.x, kind="stable")
+    x, y = line.x[order], line.y[order]
+    axes.plot(
+        x,
+        y,
+        color=colour,
+        marker=marker,
+        markersize=4.5,
+        linewidth=0.8 if line.muted else 1.5,
+        zorder=zorder,
+        label=shorten([line.name], _MAX_NAME)[0],
+    )
+    if line.intervals is not None:
+        low, high = line.intervals[order].T
+        axes.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0)
 
 
 def _label_tried_values(

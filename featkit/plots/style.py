@@ -97,10 +97,18 @@ def add_grid(axes: Axes, which: Literal["both", "x", "y"] = "both") -> None:
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def add_legend(axes: Axes) -> None:
+def add_legend(axes: Axes, *, title: str = "") -> None:
     """Draw the legend to the right of the axes, its names as literal text."""
-    legend = axes.legend(loc="center left", bbox_to_anchor=(1.02, 0.5), frameon=False, fontsize=8)
-    for text in legend.get_texts():
+    legend = axes.legend(
+        loc="center left",
+        bbox_to_anchor=(1.02, 0.5),
+        frameon=False,
+        fontsize=8,
+        title=drawable(title),
+        title_fontsize=8,
+        alignment="left",
+    )
+    for text in (legend.get_title(), *legend.get_texts()):
         text.set(**literal_text())
 
 
@@ -111,15 +119,25 @@ def series_colour(index: int, count: int) -> tuple[float, float, float, float]:
     return colormaps["turbo"](index / (count - 1))
 
 
-def set_title(axes: Axes, title: str, *, width: float) -> None:
-    """Set the title above the left edge of the axes, wrapped to ``width`` inches."""
-    axes.set_title(_wrapped(title, width), loc="left", fontsize=11, **literal_text())
+def set_title(axes: Axes, title: str, *, width: float, note: str = "") -> None:
+    """Set the title above the left edge of the axes, wrapped to ``width`` inches.
+
+    Args:
+        axes: of a figure.
+        title: any text.
+        width: in inches.
+        note: written below the title, on lines of its own.
+    """
+    axes.set_title(_wrapped(title, width, note), loc="left", fontsize=11, **literal_text())
 
 
-def set_figure_title(figure: Figure, title: str, *, width: float) -> None:
-    """Set the title above all axes of a figure, wrapped to ``width`` inches."""
-    figure.suptitle(_wrapped(title, width), x=0.02, ha="left", fontsize=11, **literal_text())
+def set_figure_title(figure: Figure, title: str, *, width: float, note: str = "") -> None:
+    """Set the title above all axes of a figure, as ``set_title`` does above one."""
+    figure.suptitle(_wrapped(title, width, note), x=0.02, ha="left", fontsize=11, **literal_text())
 
 
-def _wrapped(title: str, width: float) -> str:
-    return "\n".join(textwrap.wrap(drawable(title), width=max(20, int(width / 0.095))))
+def _wrapped(title: str, width: float, note: str) -> str:
+    lines: list[str] = []
+    for text in (title, note):
+        lines += textwrap.wrap(drawable(text), width=max(20, int(width / 0.095)))
+    return "\n".join(lines)

@@ -71,7 +71,9 @@ def run_figures(run: Run) -> dict[str, bytes]:
         title = f"{name}: {len(candidates)} candidates"
         if "n_val" in report.provenance:
             title += f", n = {report.provenance['n_val']} validation images"
-        figure = plot_search(candidates, title=title, metric=f"validation {metric}")
+        figure = plot_search(
+            candidates, title=title, metric=f"validation {metric}", chosen=search.best_index
+        )
         files["search.png"] = png_bytes(figure)
     return files
 
@@ -92,8 +94,12 @@ def multilabel_figures(run: MultiLabelRun) -> dict[str, bytes]:
     files = {"precision.png": png_bytes(plot_average_precision(labels, title=title))}
     if run.candidates:
         title = f"{name}: {len(run.candidates)} candidates, n = {report.provenance['n_val']}"
+        scores = [each.mean_average_precision for each in run.candidates]
         figure = plot_search(
-            run.candidates, title=f"{title} validation images", metric="validation mAP"
+            run.candidates,
+            title=f"{title} validation images",
+            metric="validation mAP",
+            chosen=scores.index(max(scores)),
         )
         files["search.png"] = png_bytes(figure)
     return files

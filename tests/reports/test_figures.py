@@ -73,9 +73,10 @@ def test_the_search_shows_the_metric_that_the_best_candidate_was_selected_by(
     """Balanced accuracy if a correction was tuned; n is that of the validation set."""
     drawn = []
 
-    def draw(candidates: Any, *, title: str, metric: str) -> Figure:
+    def draw(candidates: Any, *, title: str, metric: str, chosen: int) -> Figure:
         drawn.append(([score for _, score in candidates], metric))
-        return plot_search(candidates, title=title, metric=metric)
+        assert chosen == 0
+        return plot_search(candidates, title=title, metric=metric, chosen=chosen)
 
     monkeypatch.setattr(figures, "plot_search", draw)
     tried = [Candidate({"tau": value}, 0.5, 1.0, value / 4) for value in (1.0, 2.0, 3.0)]
