@@ -37,7 +37,8 @@ def plot_projection(
         groups: ``(n,)`` positions in ``names``.
         names: of the groups, such as classes.
         title: wrapped to the width of the plot.
-        thumbnails: one small image per point; drawn instead of points where there is space.
+        thumbnails: one small image per point; drawn instead of points where there is space, in a
+            frame of the colour of the group.
     """
     figure = Figure(figsize=_SIZE, layout="constrained")
     axes = figure.subplots()
@@ -60,7 +61,8 @@ def plot_projection(
     axes.set_yticks([])
     axes.set_aspect("equal", "datalim")
     if thumbnails:
-        _draw_thumbnails(axes, positions, thumbnails)
+        colours = {group: series_colour(index, len(present)) for index, group in enumerate(present)}
+        _draw_thumbnails(axes, positions, thumbnails, [colours[group] for group in groups.tolist()])
     if len(present) <= _MAX_LEGEND:
         add_legend(axes)
     else:
@@ -102,17 +104,21 @@ def _name_groups(
 
 
 def _draw_thumbnails(
-    axes: Axes, positions: NDArray[np.float64], thumbnails: Sequence[NDArray[np.uint8]]
+    axes: Axes,
+    positions: NDArray[np.float64],
+    thumbnails: Sequence[NDArray[np.uint8]],
+    colours: Sequence[tuple[float, float, float, float]],
 ) -> None:
-    """Draw the thumbnail of one point in each occupied cell of a grid."""
+    """Draw the thumbnail of one point in each occupied cell of a grid, in a frame of its colour."""
     low = positions.min(axis=0)
     cell = max(float(np.ptp(positions, axis=0).max()) / _THUMBNAILS_ACROSS, 1e-12)
     taken: set[tuple[int, int]] = set()
-    for (x, y), image in zip(positions, thumbnails, strict=False):
+    for (x, y), image, colour in zip(positions, thumbnails, colours, strict=False):
         place = (int((x - low[0]) // cell), int((y - low[1]) // cell))
         if place in taken:
             continue
         taken.add(place)
         zoom = 20 / max(image.shape[:2])
-        box = AnnotationBbox(OffsetImage(image, zoom=zoom), (x, y), frameon=False, pad=0)
+        frame = {"edgecolor": colour, "facecolor": colour, "linewidth": 2.5}
+        box = AnnotationBbox(OffsetImage(image, zoom=zoom), (x, y), pad=0, bboxprops=frame)
         axes.add_artist(box)
