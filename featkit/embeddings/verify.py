@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import compress
 from pathlib import Path
 
@@ -18,6 +19,8 @@ from featkit.embeddings.recipe import describe_differences
 from featkit.embeddings.request import Request
 from featkit.embeddings.validation import SHARDS
 from featkit.errors import CacheError, FeatkitError
+from featkit.images.augment import original_id
+from featkit.images.base import ImageSet
 from featkit.storage import lock_owner
 
 _ROWS = 4096
@@ -59,17 +62,41 @@ def _changed_images(header: store.Header, compute: Compute) -> list[str]:
     if not request.data:
         return []
     try:
-        images = request.load_images()
+        # A training adds views that its request does not name: only their originals are compared.
+        images = replace(request, augment=None).load_images()
         keys = content_keys(images, compute)
     except FeatkitError as error:
         return [f"the images cannot be compared: {error}"]
+    before = _original_images(header)
+    changes = compare_images(list(before), list(before.values()), images.ids, keys)
+    changes["new"] = _expected_images(header, images, changes["new"])
     lines = []
-    for kind, names in compare_images(header.ids, header.keys, images.ids, keys).items():
-        if kind == "new" and header.positions is not None:
-            continue  # images of other shards
+    for kind, names in changes.items():
         for name in names:
             lines.append(f"{name} is {kind} since the file was made")
     return lines
+
+
+def _original_images(header: store.Header) -> dict[str, str]:
+    """Return the content digest of each image of a cache file by name, without augmented views."""
+    names = set(header.ids)
+    found = {}
+    for name, key in zip(header.ids, header.keys, strict=True):
+        original = original_id(name)
+        if original == name or original not in names:
+            found[name] = key
+    return found
+
+
+def _expected_images(header: store.Header, images: ImageSet, new: list[str]) -> list[str]:
+    """Return those of the new images that the file would hold if it were made again."""
+    if header.positions is not None:
+        return []  # images of other shards
+    if "test" in header.splits:
+        return new
+    # Every image source has test images: this file is that of a training, which never reads them.
+    test = {images.ids[row] for row in images.rows("test")}
+    return [name for name in new if name not in test]
 
 
 def explain(plan: ExtractionPlan) -> str:
