@@ -25,6 +25,5 @@ def _run_name(path: Path, changed: int) -> str:
     """Return the name of a run whose card was changed at a time; pages ask for it very often."""
     card = read_card(path)
     data = Path(card.request.data).name or "images"
-    backbone = Path(card.request.backbone).name
-    described = f"{card.head_spec} on {backbone}, {data}"
+    described = f"{card.head_spec} on {card.network}, {data}"
     return f"{card.name}: {described}" if card.name else f"{described} ({card.run[:6]})"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import glob
 import hashlib
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -14,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from featkit.arguments import printable_line
+from featkit.backbones.saved import is_path
 from featkit.embeddings.recipe import Recipe
 from featkit.embeddings.request import Request
 from featkit.errors import DataError, RunError, SpecError
@@ -111,6 +113,18 @@ class Card:
     files: Mapping[str, str] = field(default_factory=dict)
     name: str = ""
     labels: tuple[LabelRule, ...] = ()
+
+    @property
+    def network(self) -> str:
+        """Short name of the network; of a trained run that of the network it was trained from."""
+        spec = self.request.backbone
+        if not is_path(spec):
+            return spec
+        name = Path(spec).name
+        if name != self.run:
+            return name
+        # The request of a trained run is for the run itself, see ``PreparedTraining.description``.
+        return re.sub(rf"-\w+-{re.escape(self.run[:8])}$", "", self.recipe.backbone)
 
     def to_json(self) -> str:
         """Return the card as indented JSON with its checksum."""

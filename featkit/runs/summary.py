@@ -8,7 +8,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from featkit.backbones.saved import is_path
 from featkit.errors import RunError, StorageError
 from featkit.evaluation.intervals import Interval
 from featkit.evaluation.metrics import TOP1
@@ -29,7 +28,8 @@ class RunSummary:
         run, name, path, created: as in ``RunEntry``; the path is text.
         data: name of the images.
         head: spec of the head.
-        backbone: spec of the network.
+        backbone: spec of the network, or name of a saved one; of a trained run that of the network
+            it was trained from.
         classes: number of classes.
         n: number of test images; in a cross-validation of all images.
         top1, interval95: top-1 accuracy on them with its 95% confidence interval; in a
@@ -73,15 +73,14 @@ def summarise_run(directory: Path) -> RunSummary:
     """
     card = read_card(directory)
     report = read_any_run(directory)[1]
-    request = card.request
     return RunSummary(
         run=card.run,
         name=card.name,
         path=str(directory.resolve()),
         created=card.created,
-        data=_data_name(request.data),
+        data=_data_name(card.request.data),
         head=card.head_spec,
-        backbone=Path(request.backbone).name if is_path(request.backbone) else request.backbone,
+        backbone=card.network,
         classes=len(card.classes),
         n=report.n,
         top1=report.headline.value,

@@ -17,6 +17,7 @@ import torchvision
 from click.testing import CliRunner
 from PIL import Image
 
+from featkit.app.runs import run_name
 from featkit.cli import main
 from featkit.runs.names import network_name
 from featkit.training import loop
@@ -75,6 +76,18 @@ def test_a_trained_network_can_be_used_as_a_backbone(photos, tmp_path):
     moved = shutil.move(run, tmp_path / "elsewhere")
     shutil.rmtree("cache")
     assert json.loads(call("predict", moved, image, "--json").stdout) == before
+
+
+def test_trained_runs_are_listed_by_the_network_that_they_were_trained_from(photos):
+    first = run_of(call("finetune", "--data", photos, "--mode", "deep", "--views", "1", *SMALL))
+    again = ("finetune", "--data", photos, "--mode", "shallow", "--epochs", "1", "--backbone")
+    second = run_of(call(*again, first))
+    listed = json.loads(call("runs", "ls", "--json").stdout)
+    deep = f"resnet18:stem=small-deep-{first.name[:8]}"
+    expected = {first.name: "resnet18:stem=small", second.name: deep}
+    assert {each["run"]: each["backbone"] for each in listed} == expected
+    assert "deep fine-tuning on resnet18:stem=small" in call("runs", "ls").stdout
+    assert "deep fine-tuning on resnet18:stem=small, photos" in run_name(str(first))
 
 
 def test_a_training_reports_the_mean_cost_of_an_image(photos):
