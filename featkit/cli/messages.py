@@ -64,11 +64,16 @@ def shown_messages() -> Iterator[None]:
     test, does not get these messages from later calls of the Python API.
     """
     logger = logging.getLogger("featkit")
-    level, handler = logger.level, EchoHandler()
+    level, propagate, handler = logger.level, logger.propagate, EchoHandler()
     logger.setLevel(logging.INFO)
     logger.addHandler(handler)
+    if not logging.getLogger().handlers:
+        # ONNX Runtime calls logging.basicConfig when its quantization is imported: that handler
+        # would print each message again. Handlers of the calling program still get them.
+        logger.propagate = False
     try:
         yield
     finally:
         logger.removeHandler(handler)
         logger.setLevel(level)
+        logger.propagate = propagate
