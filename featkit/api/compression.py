@@ -355,6 +355,7 @@ def _network_or_run(options: Mapping[str, Any]) -> tuple[Request, SavedRun | Non
 
     Raises:
         SpecError: if options change the images or the network of a run.
+        DataError: if the images of a run are no longer where they were.
     """
     from featkit.runs.card import is_run
     from featkit.runs.directory import load_run as load
@@ -371,6 +372,7 @@ def _network_or_run(options: Mapping[str, Any]) -> tuple[Request, SavedRun | Non
             "or give --data"
         )
     run = load(folder, multilabel=True)
+    run.check_images()
     return replace(run.request, augment=None), run
 
 

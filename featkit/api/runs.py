@@ -254,13 +254,21 @@ def _without_other_folders(directories: Sequence[Path]) -> list[Path]:
     return runs
 
 
-@checked(**COMPUTE_OPTIONS, run=run_or_path(), format=text("onnx"), out=PATH, check=integer(1))
+@checked(
+    **COMPUTE_OPTIONS,
+    run=run_or_path(),
+    format=text("onnx"),
+    out=PATH,
+    check=integer(0),
+    data=PATH,
+)
 def export(
     run: PathLike | SavedRun,
     *,
     format: str = "onnx",
     out: PathLike | None = None,
     check: int = 256,
+    data: PathLike | None = None,
     device: str = "auto",
     batch_size: int | None = None,
     workers: int | None = None,
@@ -279,18 +287,24 @@ def export(
         run: a run directory.
         format: ``onnx`` or ``torch``.
         out: the file; None for ``model.onnx`` or ``model.pt2`` in the run directory.
-        check: number of test images on which the file is verified.
+        check: largest number of test images on which the file is verified; 0 for none: the file is
+            written unverified.
+        data: images whose test images are used to verify it, such as the new folder of images that
+            were moved; None for those of the run.
         device, batch_size, workers, engine, compile, on_error, progress: as for ``extract``.
 
     Returns:
         The path of the file, and how its predictions agree with those of the run.
 
     Raises:
+        DataError: if the images of the run are no longer where they were.
         HeadError: if the head cannot be exported.
+        OptionsError: if images are given to verify nothing.
         SpecError: if the file gives other answers.
     """
     compute = make_compute(locals())
     from featkit.compression.export import SUFFIXES
+    from featkit.errors import OptionsError
     from featkit.runs.export import export_run
 
     saved = load_run(run)
@@ -299,17 +313,23 @@ def export(
 
         raise unknown("format", format, list(SUFFIXES))
     path = Path(out) if out is not None else saved.path / f"model{SUFFIXES[format]}"
+    if not check and data is not None:
+        raise OptionsError("--check 0 verifies nothing: leave out --data or --check 0")
     if saved.request.precision == "bf16":
         log.info("the run uses bf16, the file fp32: verified against the run in fp32")
     if saved.request.precision == "int8-openvino":
         log.info("the run uses OpenVINO: verified against the run in ONNX Runtime")
-    found = export_run(saved, path, to=format, most=check, compute=compute)
+    images = None if data is None else str(data)
+    found = export_run(saved, path, to=format, most=check, data=images, compute=compute)
     return ExportedRun(path, found)
 
 
 @dataclass(frozen=True)
 class ExportedRun:
-    """An exported run: the file, and the comparison of its predictions with those of the run."""
+    """An exported run: the file, and the comparison of its predictions with those of the run.
+
+    The comparison is None if the file was not verified.
+    """
 
     path: Path
-    check: ExportAgreement
+    check: ExportAgreement | None

@@ -175,7 +175,7 @@ def compare_on_same_images(before: Path, after: Path) -> PairedComparison:
 def _test_predictions(run: Path) -> dict[str, tuple[str, str]]:
     """Return true and predicted class of each test image, by the resolved path of its file."""
     _, _, predictions = read_run(run)
-    images = load_run(run).request.load_images()
+    images = load_run(run).load_images()
     if not images.files:
         raise DataError(f"the images of {run} are not single files and cannot be compared")
     file_of = {

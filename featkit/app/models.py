@@ -185,7 +185,7 @@ class _TrainingImages:
             raise DataError(f"their features are not in {cache}")
         self._train = without_views(features.embeddings.part("train"))
         try:
-            images = run.request.load_images()
+            images = run.load_images()
         except FeatkitError:  # the names and classes are known all the same
             images = None
         self._thumbnail = partial(ImageReader(images).thumbnail, side=_THUMBNAIL)

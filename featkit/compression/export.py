@@ -159,11 +159,11 @@ class ExportAgreement:
 def export(
     classifier: Classifier,
     path: Path,
-    images: ImageSet,
+    images: ImageSet | None,
     *,
     to: str = "onnx",
     compute: Compute | None = None,
-) -> ExportAgreement:
+) -> ExportAgreement | None:
     """Export a classifier; the file is only kept if it gives the same answers as the original.
 
     These are the predicted classes, the rejections, and the probabilities to within 0.001.
@@ -171,9 +171,12 @@ def export(
     Args:
         classifier: network, head, temperature.
         path: the file.
-        images: images on which the predictions are compared.
+        images: images on which the predictions are compared; None to compare none.
         to: ``onnx``, or ``torch`` for a program of torch.export (not for int8).
         compute: how the images are read.
+
+    Returns:
+        The comparison; None without images.
 
     Raises:
         SpecError: if the format is unknown or cannot hold this classifier, or an answer differs.
@@ -195,8 +198,10 @@ def export(
         else:
             _write_torch_program(classifier, file)
             engine = _open_torch_program(file)
-        agreement = compare(classifier, engine, images, compute or Compute(device="cpu"))
-        if not agreement.equal:
+        agreement = None
+        if images is not None:
+            agreement = compare(classifier, engine, images, compute or Compute(device="cpu"))
+        if agreement is not None and not agreement.equal:
             raise SpecError(
                 f"the {to} file differs from the run and was not kept: of {agreement.n} images, "
                 f"{agreement.differing} are predicted as another class or with other labels, "

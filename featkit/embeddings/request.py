@@ -18,7 +18,7 @@ from featkit.backbones.weights import SUFFIXES, split_key
 from featkit.embeddings.store import entries
 from featkit.errors import CacheError, SpecError
 from featkit.images import load_images
-from featkit.images.archives import absolute_spec, is_archive_spec
+from featkit.images.archives import absolute_spec, archives_exist, is_archive_spec
 from featkit.images.augment import add_augmented_views
 from featkit.images.base import ImageSet
 from featkit.images.perturb import parse_perturbation, perturb_images, perturb_split
@@ -197,6 +197,13 @@ class Request:
     def source_only(self) -> Request:
         """The request for the same unchanged images of the source through the default network."""
         return Request(**{name: getattr(self, name) for name in SOURCE_FIELDS})
+
+    @property
+    def source_exists(self) -> bool:
+        """Whether the images can still be read: a name is always known, a path must exist."""
+        if is_archive_spec(self.data):
+            return archives_exist(self.data)
+        return not Path(self.data).is_absolute() or Path(self.data).exists()
 
     def load_images(self) -> ImageSet:
         """Load the images; raises as ``featkit.images.load_images`` does."""

@@ -19,10 +19,11 @@ from featkit.embeddings.calibration import find_by_digest
 from featkit.embeddings.pipeline import Compute
 from featkit.embeddings.recipe import Recipe
 from featkit.embeddings.request import Request
-from featkit.errors import CacheError, RunError, WeightsError
+from featkit.errors import CacheError, DataError, RunError, WeightsError
 from featkit.evaluation import Temperature
 from featkit.evaluation.multilabel import MultiLabelReport
 from featkit.heads.persist import load_head, save_head
+from featkit.images.base import ImageSet
 from featkit.images.multilabel import multilabel_message
 from featkit.runs.bundle import bundled_backbone, missing_weights
 from featkit.runs.card import (
@@ -126,6 +127,35 @@ class SavedRun:
         return predict(
             self, names, compute or Compute(), top=top, all_probabilities=all_probabilities
         )
+
+    def check_images(self, *fixes: str) -> None:
+        """Check that the images of the run are still where they were.
+
+        Args:
+            fixes: what else can be done if they are not.
+
+        Raises:
+            DataError: if they are not, or were given in memory.
+        """
+        if not self.request.data:
+            raise DataError(
+                f"the images of {self.path} were given in memory, not by --data",
+                fixes=["fit again with --data", *fixes],
+            )
+        if not self.request.source_exists:
+            raise DataError(
+                f"the images of {self.path} are no longer at {self.request.data}",
+                fixes=["move them back", *fixes],
+            )
+
+    def load_images(self) -> ImageSet:
+        """Load the images that the run was fitted and evaluated on.
+
+        Raises:
+            DataError: if they are no longer where they were, or cannot be used.
+        """
+        self.check_images()
+        return self.request.load_images()
 
     def load_backbone(self) -> Backbone:
         """Load the network that extracted the features.

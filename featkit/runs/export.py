@@ -16,24 +16,44 @@ from featkit.runs.directory import SavedRun
 
 
 def export_run(
-    run: SavedRun, path: Path, *, to: str = "onnx", most: int = 256, compute: Compute
-) -> ExportAgreement:
+    run: SavedRun,
+    path: Path,
+    *,
+    to: str = "onnx",
+    most: int = 256,
+    data: str | None = None,
+    compute: Compute,
+) -> ExportAgreement | None:
     """Export a run to one file and verify its predictions.
 
     Neither format computes in bf16: such a run is exported and verified in fp32. A run in OpenVINO
     is verified in ONNX Runtime.
 
     Args:
-        run: the run; its images must still exist.
+        run: the run.
         path: the file.
         to: ``onnx`` or ``torch``.
-        most: maximum number of test images for the verification, spread over the classes.
+        most: maximum number of test images for the verification, spread over the classes; 0 for no
+            verification.
+        data: spec of the images whose test images are used; None for those of the run, which must
+            still exist.
         compute: device and batch size of the verification.
 
+    Returns:
+        The comparison; None without verification.
+
     Raises:
+        DataError: if the images of the run are no longer where they were.
         FeatkitError: as ``featkit.compression.export.export``.
     """
-    return export(classifier_of(run), path, run_test_images(run, most), to=to, compute=compute)
+    images = None
+    if most:
+        if data is None:
+            run.check_images(
+                "give their new folder with --data", "write the file unverified with --check 0"
+            )
+        images = run_test_images(run, most, data)
+    return export(classifier_of(run), path, images, to=to, compute=compute)
 
 
 def classifier_of(run: SavedRun) -> Classifier:
@@ -53,21 +73,24 @@ def classifier_of(run: SavedRun) -> Classifier:
     )
 
 
-def run_test_images(run: SavedRun, most: int | None = None) -> ImageSet:
+def run_test_images(run: SavedRun, most: int | None = None, data: str | None = None) -> ImageSet:
     """Return the test images of a run.
 
     Args:
         run: the run.
         most: maximum number, spread over the classes; None for all.
+        data: spec of images that are split as those of the run, and used instead of them; or None.
 
     Raises:
-        DataError: if the images were given in memory, or there are no test images.
+        DataError: if the images are no longer where they were, were given in memory, or there are
+            no test images.
     """
-    if not run.request.data:
-        raise DataError(
-            f"the images of {run.path} were given in memory, not by --data: fit again with --data"
-        )
-    images = replace(run.request, augment=None).load_images()
+    request = replace(run.request, augment=None)
+    if data is None:
+        run.check_images()
+    else:
+        request = replace(request, data=data)
+    images = request.load_images()
     rows = images.rows("test")
     if not len(rows):
         raise DataError(f"{images.name} has no test images")

@@ -29,7 +29,6 @@ from featkit.embeddings.request import IMAGE_FIELDS, NO_EARLIER, Request, resolv
 from featkit.embeddings.shards import RunTasks, extract_missing
 from featkit.errors import DataError, SpecError, first_names
 from featkit.evaluation.audit import near_copies
-from featkit.images.archives import archives_exist, is_archive_spec
 from featkit.images.augment import is_augmented_view
 from featkit.images.base import ImageSet
 from featkit.images.files import ImageEntry, from_entries
@@ -159,7 +158,7 @@ def _load(
         return _load_file(given, cache, compute)
     request, newest = resolve(given, cache)
     request = request.for_device(compute.device)
-    if newest and not _source_exists(request) and not request.perturb:
+    if newest and not request.source_exists and not request.perturb:
         _refuse_lost_groups(request, newest)
         text = f"{request.data} not found: using the features in {newest} as they are"
         note(text)
@@ -297,13 +296,6 @@ def _choices(given: Mapping[str, Any], request: Request, newest: Path | None) ->
     return [f"using {', '.join(chosen)}"] if chosen else []
 
 
-def _source_exists(request: Request) -> bool:
-    """Return whether the images can still be read: a name is always known, a path must exist."""
-    if is_archive_spec(request.data):
-        return archives_exist(request.data)
-    return not Path(request.data).is_absolute() or Path(request.data).exists()
-
-
 def _load_file(given: Mapping[str, Any], path: Path, compute: Compute) -> FeatureSet:
     """Load one cache file; with options, only if they would make the same file."""
     entry = store.describe(path)
@@ -320,7 +312,7 @@ def _load_file(given: Mapping[str, Any], path: Path, compute: Compute) -> Featur
     data, weights = entry.provenance["data"], entry.provenance["weights"]
     if not chosen and not entry.provenance.get("groups"):
         return FeatureSet(request, store.read(path), path, data, weights)
-    if not _source_exists(request):
+    if not request.source_exists:
         _refuse_lost_groups(request, path)
     if not chosen:
         return FeatureSet(

@@ -302,7 +302,7 @@ def _most_confident_mistakes(predictions: Predictions, count: int) -> NDArray[np
 def read_images(run: SavedRun, names: Iterable[str]) -> dict[str, Pixels]:
     """Read images of the data of a run by name; those that cannot be read are left out."""
     try:
-        read = ImageReader(run.request.load_images())
+        read = ImageReader(run.load_images())
     except FeatkitError:
         return {}
     found = {name: read(name) for name in names}
@@ -357,6 +357,7 @@ def run_features(run: SavedRun, cache: Path, compute: Compute) -> FeatureSet:
     found = cached_run_features(run, cache, compute)
     if found is not None:
         return found
+    run.check_images()
     given, folder = run.request.to_dict(), _cache_folder(cache)
     return load_features(given, folder, compute, multilabel=run.multilabel)
 
@@ -451,7 +452,7 @@ def available_features(
 def available_images(run: SavedRun, predictions: Predictions, notes: list[str]) -> ImageSet | None:
     """Return the images of the run's data, if they are still there."""
     try:
-        images = run.request.load_images()
+        images = run.load_images()
     except FeatkitError as error:
         notes.append(f"The images are not available, so none is shown ({error}).")
         return None

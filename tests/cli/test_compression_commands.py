@@ -87,6 +87,34 @@ def test_export_then_predict_with_the_file(photos):
     assert from_file[0]["confidence"] == pytest.approx(from_run[0]["confidence"], abs=1e-5)
 
 
+def test_a_run_whose_photos_were_moved_is_exported(photos, tmp_path):
+    run = run_of(photos)
+    moved = photos.rename(tmp_path / "moved")
+    lost = f"the images of {run.resolve()} are no longer at {photos}: move them back"
+    other = "give their new folder with --data, or write the file unverified with --check 0"
+    assert f"Error: {lost}, or {other}\n" in refused("export", run.resolve())
+    done = call("export", run, "--data", moved, "--out", "a.onnx")
+    assert "same class for 4 of 4 test images" in done.stderr
+    done = call("export", run, "--check", "0", "--out", "b.onnx")
+    assert "not verified (--check 0): the file was not compared with the run" in done.stderr
+    assert Path("a.onnx").stat().st_size == Path("b.onnx").stat().st_size
+    done = call("export", run, "--check", "0", "--data", moved, code=2)
+    assert "leave out --data or --check 0" in done.stderr
+
+
+def test_commands_that_need_the_photos_of_a_run_say_that_they_were_moved(photos, tmp_path):
+    run = run_of(photos).resolve()
+    moved = photos.rename(tmp_path / "moved")
+    lost = f"the images of {run} are no longer at {photos}: move them back"
+    image = moved / "red" / "0.png"
+    call("neighbours", run, image)  # the features of the train images are cached
+    Path("cache").rename("other")
+    assert f"Error: {lost}\n" in refused("neighbours", run, image)
+    assert f"Error: {lost}\n" in refused("quantize", run)
+    done = call("report", run)
+    assert f"The images are not available, so none is shown ({lost})." in done.stderr
+
+
 def test_a_failed_export_prints_one_line(photos, tmp_path):
     run = run_of(photos)
     shutil.move(photos, tmp_path / "elsewhere")
