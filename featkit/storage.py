@@ -84,6 +84,7 @@ def storage_errors(path: Path) -> Iterator[None]:
 
 _FULL = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)}
 _FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS}
+_NO_FOLDER = {errno.ENOENT, errno.ENOTDIR}
 
 
 def write_failure(error: OSError) -> str:
@@ -95,6 +96,8 @@ def write_failure(error: OSError) -> str:
         return f"{reason}; free disk space or choose another folder"
     if error.errno in _FORBIDDEN:
         return f"{reason}; choose a folder that you may write to"
+    if error.errno in _NO_FOLDER:
+        return f"{reason}; choose another folder"
     return f"{reason}; free disk space or choose another folder"
 
 

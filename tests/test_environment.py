@@ -310,6 +310,8 @@ def test_images_in_a_folder_with_a_long_name_are_extracted(photos):
         (errno.EACCES, "choose a folder that you may write to"),
         (errno.ENOSPC, "free disk space"),
         (errno.EIO, "free disk space"),
+        (errno.ENOENT, "No such file or directory; choose another folder"),
+        (errno.ENOTDIR, "Not a directory; choose another folder"),
     ],
 )
 def test_the_advice_fits_the_reason(tmp_path, monkeypatch, code, advice):

@@ -315,10 +315,10 @@ def export(
     path = Path(out) if out is not None else saved.path / f"model{SUFFIXES[format]}"
     if not check and data is not None:
         raise OptionsError("--check 0 verifies nothing: leave out --data or --check 0")
-    if saved.request.precision == "bf16":
-        log.info("the run uses bf16, the file fp32: verified against the run in fp32")
-    if saved.request.precision == "int8-openvino":
-        log.info("the run uses OpenVINO: verified against the run in ONNX Runtime")
+    if check and saved.request.precision == "bf16":
+        log.info("the run uses bf16, the file fp32: it will be compared with the run in fp32")
+    if check and saved.request.precision == "int8-openvino":
+        log.info("the run uses OpenVINO: the file will be compared with it in ONNX Runtime")
     images = None if data is None else str(data)
     found = export_run(saved, path, to=format, most=check, data=images, compute=compute)
     return ExportedRun(path, found)

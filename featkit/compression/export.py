@@ -170,7 +170,7 @@ def export(
 
     Args:
         classifier: network, head, temperature.
-        path: the file.
+        path: the file; its folder is created if needed.
         images: images on which the predictions are compared; None to compare none.
         to: ``onnx``, or ``torch`` for a program of torch.export (not for int8).
         compute: how the images are read.
@@ -187,6 +187,8 @@ def export(
     if to not in SUFFIXES:
         raise unknown("format", to, list(SUFFIXES))
     # The folder of the target, so that the checked file can be published by a rename.
+    with storage_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
     with (
         storage_errors(path),
         tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder,

@@ -19,7 +19,7 @@ from featkit.embeddings.base import Embeddings
 from featkit.embeddings.recipe import Recipe
 from featkit.embeddings.request import Request
 from featkit.embeddings.validation import images_digest, labels_digest
-from featkit.errors import DataError, FeatkitError, SpecError, StorageError
+from featkit.errors import DataError, FeatkitError, SpecError
 from featkit.extras import require
 from featkit.images.base import SPLITS
 from featkit.images.multilabel import SEPARATOR, join_labels, parse_labels
@@ -60,6 +60,8 @@ class FeatureTable:
 def export_file(file: Path, out: Path) -> None:
     """Write the features of a cache file to ``out``, a ``.csv``, ``.npz`` or ``.parquet`` file.
 
+    Its folder is created if needed.
+
     CSV and Parquet have the columns ``id``, ``label`` (name of the class), ``split`` and ``x0``,
     ``x1``, ...; npz the arrays ``embeddings`` ``(n, d)``, ``labels`` (positions in ``classes``),
     ``ids``, ``splits``, ``classes`` and ``recipe`` (JSON).
@@ -71,8 +73,6 @@ def export_file(file: Path, out: Path) -> None:
         MissingExtraError: for Parquet, if pyarrow is not installed.
     """
     write = {".csv": _to_csv, ".npz": _to_npz, ".parquet": _to_parquet}[_format(out)]
-    if not out.parent.is_dir():
-        raise StorageError(f"cannot write {out}: folder {out.parent} not found; create it first")
     embeddings = store.read(file)
     write_file(out, lambda path: write(embeddings, path))
 

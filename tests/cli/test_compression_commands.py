@@ -87,6 +87,15 @@ def test_export_then_predict_with_the_file(photos):
     assert from_file[0]["confidence"] == pytest.approx(from_run[0]["confidence"], abs=1e-5)
 
 
+def test_export_creates_the_folder_of_the_file(photos):
+    run = run_of(photos)
+    call("export", run, "--out", "new/sub/model.onnx")
+    assert [path.name for path in Path("new/sub").iterdir()] == ["model.onnx"]
+    Path("file").touch()
+    (line,) = refused("export", run, "--out", "file/sub/model.onnx").splitlines()
+    assert line == "Error: cannot write file/sub/model.onnx: Not a directory; choose another folder"
+
+
 def test_a_run_whose_photos_were_moved_is_exported(photos, tmp_path):
     run = run_of(photos)
     moved = photos.rename(tmp_path / "moved")

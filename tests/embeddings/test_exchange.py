@@ -19,7 +19,7 @@ from pyarrow import parquet
 from featkit import extract
 from featkit.embeddings import exchange, store
 from featkit.embeddings.exchange import export_file, import_file
-from featkit.errors import DataError, MissingExtraError, SpecError, StorageError
+from featkit.errors import DataError, MissingExtraError, SpecError
 from featkit.storage import is_formula
 
 FAST = {"backbone": "resnet18", "weights": "random", "resize": "32"}
@@ -228,13 +228,16 @@ def test_pickled_arrays_are_not_read(tmp_path):
         import_file(tmp_path / "v.npz", tmp_path / "cache")
 
 
-def test_an_unknown_format_a_missing_file_and_a_missing_folder_are_refused(file, tmp_path):
+def test_an_unknown_format_and_a_missing_file_are_refused(file, tmp_path):
     with pytest.raises(SpecError, match=r"\*\.csv, \*\.npz, \*\.parquet"):
         export_file(file, tmp_path / "v.xlsx")
     with pytest.raises(DataError, match="not found"):
         import_file(tmp_path / "v.npz", tmp_path)
-    with pytest.raises(StorageError):
-        export_file(file, tmp_path / "nowhere" / "v.npz")
+
+
+def test_a_missing_folder_is_created(file, tmp_path):
+    export_file(file, tmp_path / "new" / "sub" / "v.npz")
+    assert [path.name for path in (tmp_path / "new" / "sub").iterdir()] == ["v.npz"]
 
 
 def test_parquet_without_pyarrow_names_the_extra(file, tmp_path, monkeypatch):
