@@ -84,6 +84,8 @@ def _varying(options: Sequence[Mapping[str, Any]]) -> list[str]:
 
 def _value_text(options: Mapping[str, Any], name: str) -> str:
     value = options.get(name, "default")
+    if value is None:
+        return "none"
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
