@@ -70,7 +70,7 @@ SIGNATURES = {
     "fit": f"data head tune balance subset reject strict folds repeats unknown cost {EXTRACTION} store name cache out {COMPUTE}",
     "predict": f"run files top all_probabilities sort_into {COMPUTE}",
     "compare": "runs",
-    "export": f"run format out check {COMPUTE}",
+    "export": f"run format out check data {COMPUTE}",
     "ablate": f"grid {GRID}",
     "longtail": f"factors {GRID.replace(' tune', '')}",
     "robustness": f"family level baseline {GRID.replace(' perturb', '')}",

@@ -48,7 +48,7 @@ def test_the_numeric_option_with_most_values_is_the_x_axis():
     figure = plot_search(ALONG_C, title="linear")
     (axes,) = figure.axes
     assert axes.get_xlabel() == "C"
-    assert legend_of(axes) == ["root", "None"]
+    assert legend_of(axes) == ["root", "none"]
     assert axes.get_legend().get_title().get_text() == "scale"
 
 
