@@ -161,7 +161,8 @@ def test_a_folder_that_is_no_run_is_refused(command, unlabelled):
 def test_a_run_without_its_images_and_features_is_refused(command, run, unlabelled):
     shutil.rmtree("cache")
     line = last_line(call(command, run, unlabelled, code=1))
-    assert "neither a folder nor a CSV file" in line
+    assert "the images of " in line
+    assert "are no longer at " in line
 
 
 @pytest.mark.usefixtures("without_photos")

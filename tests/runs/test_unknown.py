@@ -90,7 +90,7 @@ def test_images_that_are_not_unknown_are_refused(folder: Path) -> None:
         fit(folder, unknown=folder / "empty")
     with pytest.raises(DataError, match="absent is not a folder: --unknown takes"):
         fit(folder, unknown=folder / "absent")
-    with pytest.raises(OptionsError, match="leave out folds"):
+    with pytest.raises(OptionsError, match="leave out --folds"):
         fit(folder, unknown=folder / "other", folds=3)
     source = fit(folder).source
     quantized = replace(source, request=replace(source.request, precision="int8"))
