@@ -249,11 +249,17 @@ def test_an_operator_that_the_runtime_lacks_is_reported(exported, classifier):
         load_exported(sealed(exported, model, classifier))
 
 
-def test_an_unknown_format_or_a_missing_folder_is_refused(classifier, colours, tmp_path):
+def test_an_unknown_format_or_a_file_in_place_of_a_folder_is_refused(classifier, colours, tmp_path):
     with pytest.raises(SpecError, match="unknown format 'tflite'"):
         export(classifier, tmp_path / "model.tflite", colours(8), to="tflite")
+    (tmp_path / "file").touch()
     with pytest.raises(StorageError, match="choose another folder"):
-        export(classifier, tmp_path / "missing" / "model.onnx", colours(8))
+        export(classifier, tmp_path / "file" / "model.onnx", colours(8))
+
+
+def test_a_missing_folder_is_made(classifier, colours, tmp_path):
+    export(classifier, tmp_path / "a" / "b" / "model.onnx", colours(8))
+    assert (tmp_path / "a" / "b" / "model.onnx").is_file()
 
 
 def test_the_check_uses_the_given_compute(classifier, colours, tmp_path):
