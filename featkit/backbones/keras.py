@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable
-from contextlib import suppress
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib import import_module
@@ -163,10 +164,45 @@ def import_keras() -> Any:
     # where it is imported (by torch.fx) after TensorFlow.
     with suppress(ImportError):
         import_module("triton")
-    require(module, EXTRA, package)
-    if backend == "tensorflow" and not verbose:
-        logging.getLogger("tensorflow").setLevel(logging.ERROR)
-    return require("keras", EXTRA)
+    if backend != "tensorflow" or verbose:
+        require(module, EXTRA, package)
+        return require("keras", EXTRA)
+    with _without_start_messages():
+        require(module, EXTRA, package)
+        keras = require("keras", EXTRA)
+    logging.getLogger("tensorflow").setLevel(logging.ERROR)
+    return keras
+
+
+@contextmanager
+def _without_start_messages() -> Iterator[None]:
+    """Leave out what TensorFlow writes to stderr before its log level applies.
+
+    On processors for which it uses oneDNN by default, it says so whenever it is imported. All other
+    lines are written when the block ends.
+    """
+    try:
+        saved = os.dup(2)
+    except OSError:  # closed
+        yield
+        return
+    with tempfile.TemporaryFile() as file:
+        os.dup2(file.fileno(), 2)
+        try:
+            yield
+        finally:
+            os.dup2(saved, 2)
+            os.close(saved)
+            file.seek(0)
+            for line in file:
+                if not any(message in line for message in _START_MESSAGES):
+                    os.write(2, line)
+
+
+_START_MESSAGES = (
+    b"All log messages before absl::InitializeLog() is called",
+    b"oneDNN custom operations are on",
+)
 
 
 @dataclass(frozen=True)

@@ -53,7 +53,8 @@ def test_a_network_trained_in_one_framework_is_used_in_the_other(tmp_path):
     assert "new.png" in call("predict", run, "new.png").output  # in torch
     accuracies = {}
     for spec in (str(run), f"keras:{run}"):
-        done = call("fit", *IMAGES, "--backbone", spec, "--head", "prototypical", "--json")
+        options = ("--backbone", spec, "--precision", "fp32", "--head", "prototypical", "--json")
+        done = call("fit", *IMAGES, *options)
         accuracies[spec] = json.loads(done.stdout)
     first, second = accuracies.values()
     assert first["confusion"] == second["confusion"]
