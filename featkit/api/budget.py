@@ -160,7 +160,8 @@ def train(
     clock = Clock(60 * minutes)
     table = _read_costs(cost)
     if name is not None:
-        check_name(name) if overwrite else check_name_is_free(name)
+        check = check_name if overwrite else check_name_is_free
+        check(name)
     timer = ExtractionTimer(clock, log.info)
     compute = make_compute(options)
     given = {**request_options(options), "data": str(photos)}

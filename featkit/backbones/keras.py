@@ -9,7 +9,7 @@ import logging
 import os
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib import import_module
@@ -164,13 +164,12 @@ def import_keras() -> Any:
     # where it is imported (by torch.fx) after TensorFlow.
     with suppress(ImportError):
         import_module("triton")
-    if backend != "tensorflow" or verbose:
-        require(module, EXTRA, package)
-        return require("keras", EXTRA)
-    with _without_start_messages():
+    quiet = backend == "tensorflow" and not verbose
+    with _without_start_messages() if quiet else nullcontext():
         require(module, EXTRA, package)
         keras = require("keras", EXTRA)
-    logging.getLogger("tensorflow").setLevel(logging.ERROR)
+    if quiet:
+        logging.getLogger("tensorflow").setLevel(logging.ERROR)
     return keras
 
 

@@ -460,9 +460,14 @@ BACKBONE_HELP = (
     "TensorFlow."
 )
 
-backbone_option = option(
-    "--backbone", group="Backbone", metavar="SPEC", help=BACKBONE_HELP, show_default="resnet18"
-)
+
+def _backbone_option(default: str) -> Decorator:
+    return option(
+        "--backbone", group="Backbone", metavar="SPEC", help=BACKBONE_HELP, show_default=default
+    )
+
+
+backbone_option = _backbone_option("resnet18")
 weights_option = option(
     "--weights",
     group="Backbone",
@@ -665,13 +670,7 @@ json_option = option("--json", "as_json", group="Output", is_flag=True, help="Pr
 
 feature_options = stack(
     data_options_with_default("that of the newest cache file, else digits"),
-    option(
-        "--backbone",
-        group="Backbone",
-        metavar="SPEC",
-        help=BACKBONE_HELP,
-        show_default="that of the newest cache file, else resnet18",
-    ),
+    _backbone_option("that of the newest cache file, else resnet18"),
     network_options,
     layer_option,
     cache_or_file_option,

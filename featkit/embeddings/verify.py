@@ -89,7 +89,7 @@ def _original_images(header: store.Header) -> dict[str, str]:
 
 
 def _expected_images(header: store.Header, images: ImageSet, new: list[str]) -> list[str]:
-    """Return those of the new images that the file would hold if it were made again."""
+    """Return those of the new images that the file would contain if it were extracted again."""
     if header.positions is not None:
         return []  # images of other shards
     if "test" in header.splits:

@@ -53,13 +53,13 @@ def plot_search(
     varying = [name for name in names if name != x_option]
     points: dict[str, list[tuple[float, float]]] = {}
     for options, score in candidates:
-        name = ", ".join(_value_text(options, option) for option in varying)
+        name = _line_name(options, varying)
         points.setdefault(name, []).append((float(options[x_option]), score))
     mark, chosen_line = None, ""
     if chosen is not None:
         options, score = candidates[chosen]
         mark = Mark("chosen", float(options[x_option]), score)
-        chosen_line = ", ".join(_value_text(options, option) for option in varying)
+        chosen_line = _line_name(options, varying)
     return plot_curve(
         _lines(points, chosen_line),
         title=title,
@@ -69,6 +69,11 @@ def plot_search(
         legend_title=", ".join(varying),
         mark=mark,
     )
+
+
+def _line_name(options: Mapping[str, Any], varying: Sequence[str]) -> str:
+    """Return the values of the options that tell the lines apart."""
+    return ", ".join(_value_text(options, name) for name in varying)
 
 
 def _chosen_text(options: Mapping[str, Any], score: float) -> str:
@@ -101,11 +106,12 @@ def _lines(points: Mapping[str, Sequence[tuple[float, float]]], first: str) -> l
     rest = len(ordered) - _MOST_NAMED
     lines = []
     for place, name in enumerate(ordered):
+        x, y = np.array(points[name]).T
         muted = place >= _MOST_NAMED
+        label = name
         if muted:
-            name = f"{rest} others" if place == _MOST_NAMED else ""
-        x, y = np.array(points[ordered[place]]).T
-        lines.append(Line(name, x, y, muted=muted))
+            label = f"{rest} others" if place == _MOST_NAMED else ""
+        lines.append(Line(label, x, y, muted=muted))
     return lines
 
 
